@@ -1,0 +1,81 @@
+"""A batch: views by modality and name, and what goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mmssl.core.sample import Fault
+
+Views = Mapping[str, Tensor]
+Needs = Mapping[str, Mapping[str, int]]
+"""What an objective or evaluator wants made: modality -> kind of view -> how many. `{"m": {"crop": 2}}` gives crop0, crop1."""
+
+
+def merge_needs(*many: Needs) -> dict[str, dict[str, int]]:
+    """The smallest needs that cover all of the given ones: views of equal kind are shared, so counts take the maximum."""
+    merged: dict[str, dict[str, int]] = {}
+    for needs in many:
+        for modality, kinds in needs.items():
+            for kind, count in kinds.items():
+                slot = merged.setdefault(modality, {})
+                slot[kind] = max(slot.get(kind, 0), count)
+    return merged
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of B samples. `batch["audio"]["crop0"]` is [B, ...]; sample i stands in row i everywhere.
+
+    Attributes:
+        views: modality -> view name -> tensor [B, ...].
+        index: [B] int64, dense number of the sample in its data set.
+        keys: B sample keys, for people.
+        present: modality -> [B] bool, only for modalities that some sample of the batch lacks.
+        lengths: modality -> [B] int64, only for views padded in dimension 1: how many entries are real.
+        faults: samples of this batch that were replaced, with the reason.
+    """
+
+    views: Mapping[str, Views]
+    index: Tensor
+    keys: tuple[str, ...] = ()
+    present: Mapping[str, Tensor] = field(default_factory=dict)
+    lengths: Mapping[str, Tensor] = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
+
+    def __getitem__(self, modality: str) -> Views:
+        return self.views[modality]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply `function` to every tensor; used to move, pin and slice."""
+        return replace(
+            self,
+            views={m: {name: function(x) for name, x in views.items()} for m, views in self.views.items()},
+            index=function(self.index),
+            present={m: function(x) for m, x in self.present.items()},
+            lengths={m: function(x) for m, x in self.lengths.items()},
+        )
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch on `device`."""
+        return self.map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (the DataLoader calls this by name)."""
+        return self.map(lambda x: x.pin_memory())
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Samples start ... stop-1 as a batch of their own."""
+        part = self.map(lambda x: x[start:stop])
+        return replace(part, keys=self.keys[start:stop])
+
+    def chunks(self, size: int) -> Iterator[Batch]:
+        """Consecutive batches of at most `size` samples; together they are this batch."""
+        for start in range(0, len(self), size):
+            yield self.rows(start, start + size)

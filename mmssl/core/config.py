@@ -1,0 +1,85 @@
+"""The strict base of every config, and durations.
+
+A Config stands beside the class that it builds, is frozen, refuses unknown keys and does not convert types: `"3"` is not 3.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, strict, no unknown keys, defaults validated too."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+_UNITS = {"step": "steps", "sample": "samples", "epoch": "epochs", "percent": "percent", "%": "percent"}
+_DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z%]+)\s*")
+
+
+class Duration:
+    """A length of training, written `"2000 steps"`, `"1.5 epochs"`, `"12.8e6 samples"` or `"10 percent"`.
+
+    An epoch is one pass over the training samples; percent is of the whole run. The loop sees steps only.
+    """
+
+    def __init__(self, text: str) -> None:
+        match = _DURATION.fullmatch(text)
+        unit = _UNITS.get(match[2].lower().removesuffix("s") or "") if match else None
+        if match is None or unit is None:
+            raise ValueError(
+                f"got {text!r}, wanted a number and a unit: steps, samples, epochs or percent, as in '2000 steps'"
+            )
+        self.amount = float(match[1].replace("_", ""))
+        self.unit = unit
+
+    def steps(self, *, batch_size: int, epoch_samples: int, total_steps: int | None = None) -> int:
+        """Length in optimizer steps, rounded up.
+
+        Args:
+            batch_size: samples of the global batch.
+            epoch_samples: samples of one pass over the training data.
+            total_steps: steps of the whole run; needed for percent only.
+
+        Raises:
+            ValueError: percent without a known total.
+        """
+        if self.unit == "percent":
+            if total_steps is None:
+                raise ValueError(
+                    f"{self} needs the length of the run, and is itself that length: give steps, samples or epochs"
+                )
+            return math.ceil(self.amount / 100 * total_steps)
+        if self.unit == "steps":
+            return math.ceil(self.amount)
+        # An epoch holds whole batches only: the remainder of the samples rotates between epochs and is never lost for good.
+        if self.unit == "epochs":
+            return max(1, math.ceil(self.amount * (epoch_samples // batch_size)))
+        return math.ceil(self.amount / batch_size)
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {self.unit}"
+
+    def __repr__(self) -> str:
+        return f"Duration({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Duration) and (self.amount, self.unit) == (other.amount, other.unit)
+
+    def __hash__(self) -> int:
+        return hash((self.amount, self.unit))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from_text = core_schema.no_info_after_validator_function(cls, core_schema.str_schema(strict=True))
+        return core_schema.json_or_python_schema(
+            json_schema=from_text,
+            python_schema=core_schema.union_schema([core_schema.is_instance_schema(cls), from_text]),
+            serialization=core_schema.to_string_ser_schema(),
+        )

@@ -1,0 +1,117 @@
+"""Every collective of the project, with and without gradient. In one process each is the identity.
+
+Convention: a criterion returns this process' share, such that the *mean* over processes is the loss of the global batch, and
+data parallelism averages gradients. Under it the backward pass of `gather` sums the cotangents of all processes, and both
+encoder and temperature gradients equal those of one process on the global batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """W, the number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process' number, 0 ... W-1."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def gather(x: Tensor) -> Tensor:
+    """[B, ...] of each process -> [G, ...] in the order of ranks, with gradient. B must be equal everywhere."""
+    return _Gather.apply(x) if world_size() > 1 else x
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over processes, on every process, with gradient: the cotangents of all processes are summed too."""
+    return _Total.apply(x) if world_size() > 1 else x
+
+
+@torch.no_grad()
+def gather_detached(x: Tensor) -> Tensor:
+    """[B, ...] of each process -> [G, ...] in the order of ranks, without gradient."""
+    if world_size() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def total_detached(x: Tensor) -> Tensor:
+    """The sum over processes, on every process, without gradient; `x` itself is left alone."""
+    x = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+@torch.no_grad()
+def gather_uneven(x: Tensor) -> Tensor:
+    """Rows of all processes in the order of ranks, where each may have another number of them, without gradient."""
+    if world_size() == 1:
+        return x.detach()
+    counts = gather_detached(torch.tensor([len(x)], device=x.device)).tolist()
+    padded = x.new_zeros((max(counts), *x.shape[1:]))
+    padded[: len(x)] = x
+    parts = gather_detached(padded[None])
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One small picklable value of each process, in the order of ranks. Travels between our own processes only."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def any_process(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """Whether the flag is set on any process: all take the same branch."""
+    return bool(total_detached(torch.tensor([float(flag)], device=device)).item() > 0)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        return gather_detached(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # [G, ...] cotangents of each process -> the sum of their slices for this process' rows, [B, ...].
+        gradient = gradient.contiguous()
+        if dist.get_backend() == "nccl":
+            out = gradient.new_empty((ctx.rows, *gradient.shape[1:]))
+            dist.reduce_scatter_tensor(out, gradient)
+            return out
+        return total_detached(gradient)[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return total_detached(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total_detached(gradient.contiguous())

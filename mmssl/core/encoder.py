@@ -1,0 +1,139 @@
+"""The encoder protocol, and the model that is left when training is over."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.core.config import Config
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder says about B inputs.
+
+    Attributes:
+        pooled: [B, D], one vector a sample, before any head.
+        tokens: [B, T, D] or None, content tokens in reading order, without class or other prefix tokens.
+        grid: shape that the T tokens had before flattening, e.g. (rows, columns); None if tokens were dropped or have none.
+        hidden: block outputs [B, T', D] where an encoder was built to give them.
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None = None
+    grid: tuple[int, ...] | None = None
+    hidden: tuple[Tensor, ...] | None = None
+
+
+class Encoder(nn.Module, ABC):
+    """One modality's network: raw views in, `Features` out.
+
+    The input is the raw view as the data floor makes it (uint8 pixels, token ids, waveforms): `prepare` turns it into what the
+    first layer sees, on the device, so that an encoder carries its own statistics and front-end wherever it goes.
+
+    Attributes:
+        width: D, the size of `pooled` and of each token.
+        grid: shape of the token grid of a full-size input; None if there are no tokens.
+        capabilities: subset of {"tokens", "mask_drop", "mask_replace"}: gives tokens; accepts `keep`; accepts `replace`.
+    """
+
+    TOKENS: ClassVar[str] = "tokens"
+    MASK_DROP: ClassVar[str] = "mask_drop"
+    MASK_REPLACE: ClassVar[str] = "mask_replace"
+
+    width: int
+    grid: tuple[int, ...] | None = None
+    capabilities: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def prepare(self, x: Tensor) -> Tensor:
+        """Turn a raw view [B, ...] into the tensor that the first layer sees: normalised pixels, a spectrogram, ids as they are."""
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+    ) -> Features:
+        """Encode raw views.
+
+        Args:
+            x: [B, ...] raw view; prepared inside.
+            keep: [B, T_keep] int64, positions of the content tokens that are encoded; the others are dropped after the
+                position embedding, before the first block. Needs the capability "mask_drop".
+            replace: (mask [B, T] bool, value broadcastable to [B, T, D]): embedded content tokens under the mask give way to
+                the value before the position embedding is added. Needs the capability "mask_replace".
+        """
+
+    @abstractmethod
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Every parameter once, grouped from the input (first) to the output (last): for layer-wise rates and partial locking."""
+
+
+class EncoderConfig(Config):
+    """What every encoder's config has.
+
+    Attributes:
+        weights: file to start from (safetensors, or a `.pt` state dict, read without pickled code); None: from scratch.
+        frozen: keep the whole encoder as it is: no gradient, evaluation mode (LiT's locked tower).
+        unlocked_layers: with `frozen`, how many of the last layer groups are trained all the same.
+    """
+
+    weights: Path | None = None
+    frozen: bool = False
+    unlocked_layers: int = 0
+
+
+def freeze(encoder: Encoder, unlocked_layers: int = 0) -> None:
+    """Take all parameters but those of the last `unlocked_layers` groups out of training."""
+    groups = encoder.layers()
+    for group in groups[: len(groups) - unlocked_layers]:
+        for parameter in group:
+            parameter.requires_grad_(False)
+
+
+class EmbeddingModel(nn.Module):
+    """Encoders and the heads that lead into a shared space: all that evaluators, embedding and export see of a trained model.
+
+    Args:
+        encoders: modality -> encoder.
+        heads: modality -> head into the shared space; empty for objectives that have none.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+        self.heads = nn.ModuleDict(heads)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def features(self, modality: str, x: Tensor) -> Tensor:
+        """Pooled encoder features [B, D] of raw views [B, ...], float32, before any head: what linear probes see."""
+        return self._encoder(modality)(x).pooled.float()  # type: ignore[no-any-return]
+
+    def embed(self, modality: str, x: Tensor) -> Tensor:
+        """Unit-norm embeddings [B, E] of raw views [B, ...] in the shared space, float32.
+
+        Raises:
+            ValueError: the objective that trained this model has no shared space for the modality.
+        """
+        pooled = self._encoder(modality)(x).pooled
+        if modality not in self.heads:
+            raise ValueError(
+                f"no shared space for {modality!r}: this model was trained with heads for {sorted(self.heads) or 'no modality'}; "
+                "zero-shot and retrieval need an objective that aligns modalities, such as clip"
+            )
+        return F.normalize(self.heads[modality](pooled).float(), dim=-1)
+
+    def _encoder(self, modality: str) -> nn.Module:
+        if modality not in self.encoders:
+            raise ValueError(f"no encoder for {modality!r}: this model has {sorted(self.encoders)}")
+        return self.encoders[modality]

@@ -1,0 +1,50 @@
+"""Errors for people: each says what it got, what it wanted, where, and what to do. The class decides the exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MmsslError(Exception):
+    """Base of every error that a user can cause or cure. Shown as one message, without a traceback."""
+
+    exit_code = 1
+
+
+class RecipeError(MmsslError):
+    """A recipe, an override or a command line that cannot mean anything."""
+
+    exit_code = 2
+
+
+class DataError(MmsslError):
+    """Shards or samples that are missing, damaged or not what the recipe says."""
+
+    exit_code = 3
+
+
+class CheckpointError(MmsslError):
+    """A checkpoint that is missing, damaged, or made by another recipe."""
+
+    exit_code = 4
+
+
+class NumericError(MmsslError):
+    """Numbers that stopped being finite and did not recover."""
+
+    exit_code = 5
+
+
+class Interrupted(MmsslError):
+    """The run was asked to stop, saved itself and stops. `signal_number` decides between 130 and 143."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def did_you_mean(got: str, allowed: Iterable[str]) -> str:
+    """Return `, did you mean 'x'?` for the nearest allowed name, or an empty string."""
+    near = difflib.get_close_matches(got, list(allowed), n=1, cutoff=0.6)
+    return f", did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,167 @@
+"""The objective protocol in two halves, and the one module that is wrapped and trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.core.batch import Batch, Needs
+from mmssl.core.encoder import Encoder
+
+Latents = dict[str, Tensor]
+"""Named tensors that `encode` hands to `criterion`; dimension 0 of every one is the sample, so they can be cut and joined."""
+
+
+class Reduction(IntEnum):
+    """How a loss couples samples; composites take the strongest of their children.
+
+    LOCAL: a mean over samples: plain accumulation and data parallelism are exact.
+    GATHER: sees the samples of all processes, e.g. as negatives.
+    STATISTIC: sees statistics of the whole global batch.
+    """
+
+    LOCAL = 0
+    GATHER = 1
+    STATISTIC = 2
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where in the run a step stands, and the encoders, which objectives share and therefore do not own.
+
+    Attributes:
+        encoders: modality -> encoder.
+        step: 0-based optimizer step.
+        total_steps: length of the run in steps.
+    """
+
+    encoders: Mapping[str, Encoder]
+    step: int = 0
+    total_steps: int = 1
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the run that is done, in [0, 1)."""
+        return self.step / max(1, self.total_steps)
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Scalar loss terms, whose sum is minimised, and detached scalars to log.
+
+    Every process returns its own share: the mean of the totals over processes is the loss of the global batch.
+    """
+
+    terms: Mapping[str, Tensor]
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        """The scalar that is differentiated."""
+        return torch.stack([term.float() for term in self.terms.values()]).sum()
+
+
+class Objective(nn.Module, ABC):
+    """What is learned: heads, teachers, queues, centres and temperatures as parameters and persistent buffers, and two functions.
+
+    `encode` works on each sample alone (dimension 0 of all latents is the sample), on this process alone: running it in
+    micro-batches and joining the results changes nothing. `criterion` couples samples and processes, in float32 with autocast
+    off. From this split follow cached gradients, data parallelism and their tests, for every objective at once.
+    """
+
+    reduction: Reduction
+
+    @abstractmethod
+    def needs(self) -> Needs:
+        """Views that `encode` reads: modality -> kind -> count."""
+
+    def requires(self) -> Mapping[str, frozenset[str]]:
+        """Encoder capabilities that this objective cannot do without: modality -> capabilities. Checked at build."""
+        return {}
+
+    def heads(self) -> Mapping[str, nn.Module]:
+        """Heads into the shared space, [B, D] -> [B, E], for evaluators; empty where the objective aligns nothing."""
+        return {}
+
+    @abstractmethod
+    def encode(self, batch: Batch, ctx: StepContext) -> Latents:
+        """Encoders, heads, targets: sample by sample."""
+
+    @abstractmethod
+    def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
+        """The loss of the global batch, from this process' latents (float32)."""
+
+    def before_update(self, ctx: StepContext) -> None:
+        """Gradients are final and not yet clipped: cancel or scale some."""
+
+    def after_update(self, latents: Latents, ctx: StepContext) -> None:
+        """The optimizer has stepped: clamp temperatures, move teachers, fill queues. Latents come detached."""
+
+    def refresh(self, batches: Iterable[Batch], ctx: StepContext) -> None:
+        """See the whole data set now and then (clustering)."""
+
+
+def check_capabilities(objective: Objective, encoders: Mapping[str, Encoder]) -> None:
+    """Refuse an objective whose encoders are missing or cannot do what it needs.
+
+    Raises:
+        ValueError: says which encoder lacks what.
+    """
+    for modality in objective.needs():
+        if modality not in encoders:
+            raise ValueError(f"objective needs an encoder for {modality!r}, and the recipe has {sorted(encoders)}")
+    for modality, wanted in objective.requires().items():
+        lacking = wanted - encoders[modality].capabilities
+        if lacking:
+            raise ValueError(
+                f"{type(objective).__name__} needs an encoder for {modality!r} with {sorted(wanted)}, and "
+                f"{type(encoders[modality]).__name__} has {sorted(encoders[modality].capabilities) or 'none of them'}: "
+                f"it lacks {sorted(lacking)}; a vision transformer has them all"
+            )
+
+
+class Learner(nn.Module):
+    """Encoders and objective as one module: the thing that is wrapped (DDP, FSDP, compile), optimised and saved.
+
+    Encoders are here and not inside the objective because several objectives may share them (SLIP), and a shared tensor must
+    have one name in a checkpoint.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], objective: Objective) -> None:
+        super().__init__()
+        check_capabilities(objective, encoders)
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.objective = objective
+
+    def context(self, step: int = 0, total_steps: int = 1) -> StepContext:
+        """The context of one step with this learner's encoders."""
+        return StepContext(dict(self.encoders.items()), step, total_steps)  # type: ignore[arg-type]
+
+    def forward(self, batch: Batch, step: int = 0, total_steps: int = 1) -> tuple[LossOutput, Latents]:
+        """Both halves on one batch. `criterion` runs in float32, whatever the autocast around."""
+        ctx = self.context(step, total_steps)
+        latents = self.objective.encode(batch, ctx)
+        return self.criterion(latents, ctx), latents
+
+    def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
+        """The second half alone, in float32 with autocast off."""
+        device = next(self.parameters()).device.type
+        with torch.autocast(device, enabled=False):
+            exact = {
+                name: x.float() if x.is_floating_point() and x.dtype != torch.float64 else x
+                for name, x in latents.items()
+            }
+            return self.objective.criterion(exact, ctx)
+
+    def train(self, mode: bool = True) -> Learner:
+        """As usual, but encoders without a trainable parameter stay in evaluation mode: their statistics must not move."""
+        super().train(mode)
+        for encoder in self.encoders.values():
+            if not any(parameter.requires_grad for parameter in encoder.parameters()):
+                encoder.eval()
+        return self

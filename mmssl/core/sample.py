@@ -1,0 +1,45 @@
+"""One sample between the shard and the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a sample lies: its identity is (source, shard, ordinal), never its key, which may repeat."""
+
+    source: str
+    shard: str
+    ordinal: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"sample {self.ordinal} at byte {self.offset} of {self.shard}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A decoded sample: `values[modality]` is whatever that modality decodes to; absent modalities have no entry."""
+
+    key: str
+    origin: Origin
+    index: int  # dense number within the data set, 0 ... N-1
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A sample that could not be used as it is, why, and which sample took its place (None: none did)."""
+
+    key: str
+    origin: Origin
+    field: str
+    reason: str  # a short name to count by: "undecodable", "missing", "too_large", ...
+    detail: str
+    substitute: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.reason} {self.field!r} of key {self.key!r} ({self.origin}): {self.detail}"

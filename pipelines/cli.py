@@ -1,0 +1,68 @@
+"""The `mmssl` command: verbs, and the one place where errors become messages and exit codes.
+
+Exit codes: 0 fine, 2 usage or recipe, 3 data, 4 checkpoint, 5 numeric failure, 130/143 interrupted and saved.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from mmssl.core.errors import MmsslError
+
+app = typer.Typer(
+    name="mmssl",
+    help="Pretrain multimodal contrastive models on WebDataset shards, and evaluate them honestly.",
+    epilog="Start here: mmssl quickstart",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code; errors that a user can cure are shown as one message."""
+    try:
+        code = application(args=arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted before the run could save anything", file=sys.stderr)
+        return 130
+    except MmsslError as error:
+        rank = os.environ.get("RANK")
+        who = "error" if rank is None else f"error on process {rank}"
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]{who}:[/] {escape(str(error))}", highlight=False)
+        return error.exit_code
+
+
+def single(command: Callable[..., Any]) -> None:
+    """`python -m pipelines.VERB`: run one verb as a program of its own."""
+    alone = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    alone.command()(command)
+    sys.exit(guarded(alone))
+
+
+def main() -> None:
+    """Entry point of the `mmssl` script."""
+    from pipelines import doctor, embed, evaluate, pretrain, quickstart, shards
+
+    app.command("quickstart")(quickstart.quickstart)
+    app.command("pretrain")(pretrain.pretrain)
+    app.command("evaluate")(evaluate.evaluate)
+    app.command("embed")(embed.embed)
+    app.add_typer(shards.app, name="shards")
+    app.command("doctor")(doctor.doctor)
+    sys.exit(guarded(app))

@@ -1,0 +1,143 @@
+"""`mmssl doctor`: what this machine has, and what would get in the way of a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+# Oldest versions without a known hole that matters here (loaders that run code, decoders that overflow).
+OLDEST_SAFE = {"torch": "2.10", "transformers": "5.3", "accelerate": "1.15", "pillow": "12.2"}
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "accelerate",
+    "transformers",
+    "open_clip_torch",
+    "timm",
+    "webdataset",
+    "simplejpeg",
+    "pillow",
+    "numpy",
+)
+GIB = 2**30
+
+
+class Finding(NamedTuple):
+    """One line of the diagnosis."""
+
+    state: Literal["ok", "note", "bad"]
+    what: str
+    detail: str
+
+
+def doctor() -> None:
+    """Check versions, decoders, devices, disk and limits. Exit code 2 if something would stop a run.
+
+    Example: `mmssl doctor`
+    """
+    findings = list(examine())
+    table = Table(show_header=False, box=None)
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[bold red]bad[/]"}
+    for finding in findings:
+        table.add_row(marks[finding.state], finding.what, finding.detail)
+    Console().print(table)
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(2)
+
+
+def examine() -> Iterator[Finding]:
+    """Everything that doctor looks at, one finding after the other."""
+    yield Finding(
+        "ok" if sys.version_info >= (3, 11) else "bad", "python", f"{platform.python_version()}, wanted 3.11 or newer"
+    )
+    yield from _versions()
+    yield from _imports()
+    yield from _devices()
+    yield from _resources()
+
+
+def _versions() -> Iterator[Finding]:
+    from packaging.version import Version
+
+    for package in PACKAGES:
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("bad", package, "not installed: pip install . installs all that is needed")
+            continue
+        oldest = OLDEST_SAFE.get(package)
+        if oldest and Version(version) < Version(oldest):
+            yield Finding("bad", package, f"{version} has known security holes: use {oldest} or newer")
+        else:
+            yield Finding("ok", package, version)
+
+
+def _imports() -> Iterator[Finding]:
+    # torchaudio refuses to load beside a torch of another CUDA version, and then transformers fails too.
+    for module in ("torchvision", "torchaudio", "simplejpeg", "soundfile"):
+        try:
+            __import__(module)
+            yield Finding("ok", f"import {module}", "works")
+        except Exception as error:  # whatever an import raises is the finding
+            yield Finding(
+                "bad", f"import {module}", f"{type(error).__name__}: {error}; are its version and torch's a pair?"
+            )
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("ok", "cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    if not torch.cuda.is_available():
+        yield Finding("note", "gpu", "none that torch can use: runs go on the CPU")
+        return
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: set training.precision to fp16"
+        yield Finding("ok", f"gpu {i}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, {bf16}")
+
+
+def _resources() -> Iterator[Finding]:
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free / GIB
+    yield Finding("ok" if free > 5 else "note", "disk", f"{free:.0f} GiB free in {here}")
+    yield Finding(
+        "ok" if os.access(here, os.W_OK) else "bad",
+        "run folder",
+        "writable" if os.access(here, os.W_OK) else f"cannot write in {here}",
+    )
+    shared = Path("/dev/shm")  # noqa: S108 - looked at, not written to
+    if shared.exists():
+        size = shutil.disk_usage(shared).total / GIB
+        state: Literal["ok", "note"] = "ok" if size > 1 else "note"
+        yield Finding(
+            state,
+            "shared memory",
+            f"{size:.1f} GiB in {shared}"
+            + ("" if size > 1 else ": data workers may run out; data.workers=0 does without"),
+        )
+    if os.name == "posix":
+        import resource
+
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        yield Finding("ok" if files >= 1024 else "note", "open files", f"at most {files}")
+    for name in ("WDS_SECURE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        if name in os.environ:
+            yield Finding("note", name, os.environ[name])
+
+
+if __name__ == "__main__":
+    from pipelines.cli import single
+
+    single(doctor)
