@@ -1,0 +1,229 @@
+"""Auditing shards: what `mmssl shards check` does. It looks at everything and does not stop at the first problem.
+
+A fault is what a loader would refuse or lose: a damaged archive, a member that does not decode or is there twice, a caption without
+text, a field that a sample lacks. A warning is what trains, but perhaps not as meant: equal images, captions that are cut, fewer
+shards than workers. Of a damaged archive the samples before the damage are still examined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mmssl.core.sample import Fault, Origin
+from mmssl.data.check_report import CheckReport, Duplicates, FieldReport, Spread
+from mmssl.data.check_shard import SOURCE, Findings, examine
+from mmssl.data.image import ImageConfig
+from mmssl.data.label import LabelConfig
+from mmssl.data.modality import Modality
+from mmssl.data.shard_list import expand
+from mmssl.data.shard_writer import Progress, in_order
+from mmssl.data.text import TextConfig
+from mmssl.data.tokenizers import ClipTokenizerConfig
+
+MAX_LISTED = 1000  # faults in a report; all are counted
+EXPECTED_SHARE = 0.75  # a field that so many samples have is missing in the others
+MAX_EXAMPLES = 20
+
+
+def check(
+    shards: Sequence[str | Path],
+    modalities: Mapping[str, Modality] | None = None,
+    *,
+    required: Collection[str] | None = None,
+    limit: int | None = None,
+    workers: int | None = None,
+    context_length: int = 77,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Audit local shards. Takes about half a kilobyte of memory a sample, to find what is there twice.
+
+    Args:
+        shards: paths, folders, globs, brace patterns.
+        modalities: what decodes which members; every sample must have each. None: pictures, `.txt` (one caption a line),
+            `.cls` and `.json` are decoded, other members are only counted.
+        required: extensions that every sample must have. None: without `modalities`, those that three quarters have.
+        limit: read and decode the first so many samples of each shard only; the others are counted.
+        workers: loader workers of the run that is planned, to compare with the number of shards.
+        context_length: tokens of CLIP from which captions count as cut.
+        threads: shards that are examined at the same time.
+        progress: called with (shards done, shards in all).
+
+    Raises:
+        DataError: a pattern without files; what is wrong with the files themselves is in the report.
+    """
+    paths = expand(shards)
+    decoders = _decoders(modalities)
+
+    def one(number: int) -> Findings:
+        return examine(paths[number], decoders, limit)
+
+    total = _Total(context_length)
+    for number, findings in enumerate(in_order(one, range(len(paths)), threads)):
+        total.add(findings)
+        if progress is not None:
+            progress(number + 1, len(paths))
+    groups = _expected(total, modalities, required)
+    total.add_missing(groups)
+    return total.report(paths, workers, groups)
+
+
+def default_modalities() -> dict[str, Modality]:
+    """Decoders for members of the usual names."""
+    return {
+        "image": ImageConfig(size=32).build("image"),
+        "text": TextConfig(captions="lines").build("text"),
+        "label": LabelConfig().build("label"),
+    }
+
+
+def _decoders(modalities: Mapping[str, Modality] | None) -> dict[str, Modality | None]:
+    """Extension -> what decodes it; None: JSON, which is only parsed."""
+    decoders: dict[str, Modality | None] = {} if modalities is not None else {"json": None}
+    for modality in (default_modalities() if modalities is None else modalities).values():
+        decoders.update(dict.fromkeys(modality.extensions, modality))
+    return decoders
+
+
+def _expected(
+    total: _Total, modalities: Mapping[str, Modality] | None, required: Collection[str] | None
+) -> dict[str, tuple[str, ...]]:
+    """What every sample should have: name -> extensions, of which one is enough."""
+    if required is not None:
+        return {extension: (extension,) for extension in required}
+    if modalities is not None:
+        return {name: modality.extensions for name, modality in modalities.items()}
+    usual = {"image": default_modalities()["image"].extensions}
+    groups = usual | {extension: (extension,) for extension in total.sizes if extension not in usual["image"]}
+    share = {name: sum(map(total.having.__getitem__, group)) / max(1, total.samples) for name, group in groups.items()}
+    return {name: group for name, group in groups.items() if share[name] >= EXPECTED_SHARE}
+
+
+class _Total:
+    """The findings of all shards."""
+
+    def __init__(self, context_length: int) -> None:
+        # One token longer than the limit, so that a caption that just fits differs from one that is cut.
+        self.tokenizer = ClipTokenizerConfig(context_length=context_length + 1).build()
+        self.context_length = context_length
+        self.findings: list[Findings] = []
+        self.sizes: dict[str, list[int]] = {}
+        self.having: Counter[str] = Counter()
+        self.decoded: Counter[str] = Counter()
+        self.fault_counts: Counter[str] = Counter()
+        self.faults: list[Fault] = []
+        self.keys: Counter[str] = Counter()
+        self.image_sizes: list[tuple[int, int]] = []
+        self.words: list[int] = []
+        self.truncated = 0
+        self.samples = self.examined = self.ignored = 0
+        self.images = _Seen()
+        self.captions = _Seen()
+
+    def add(self, found: Findings) -> None:
+        self.findings.append(found)
+        self.samples += len(found.samples)
+        self.examined += found.examined
+        self.ignored += found.ignored
+        self.decoded += found.decoded
+        for extension, sizes in found.sizes.items():
+            self.sizes.setdefault(extension, []).extend(sizes)
+        for key, _, extensions in found.samples:
+            self.having.update(extensions)
+            self.keys[key] += 1
+        self.add_faults(found.faults)
+        shard = len(self.findings) - 1
+        for digest, height, width, number in found.images:
+            self.image_sizes.append((height, width))
+            self.images.add(digest, "an image", (shard, number))
+        for caption, number in found.captions:
+            self.words.append(len(caption.split()))
+            self.captions.add(caption.encode(), repr(caption[:60]), (shard, number))
+        if found.captions:
+            ids = self.tokenizer([caption for caption, _ in found.captions])
+            self.truncated += int((ids.argmax(1) == self.context_length).sum())  # the end mark has the largest id
+        found.images, found.captions = [], []
+
+    def add_faults(self, faults: Iterable[Fault]) -> None:
+        for fault in faults:
+            self.fault_counts[f"{fault.reason} {fault.field}"] += 1
+            if len(self.faults) < MAX_LISTED:
+                self.faults.append(fault)
+
+    def key(self, place: tuple[int, int]) -> str:
+        shard, number = place
+        return self.findings[shard].samples[number][0]
+
+    def add_missing(self, groups: Mapping[str, tuple[str, ...]]) -> None:
+        for found in self.findings:
+            for number, (key, offset, extensions) in enumerate(found.samples):
+                for name, group in groups.items():
+                    if not set(group) & set(extensions):
+                        got, wanted = (", ".join(f".{one}" for one in some) for some in (extensions, group))
+                        origin = Origin(SOURCE, str(found.path), number, offset)
+                        self.add_faults([Fault(key, origin, name, "missing", f"got {got}, wanted {wanted}")])
+
+    def report(self, paths: Sequence[Path], workers: int | None, groups: Mapping[str, tuple[str, ...]]) -> CheckReport:
+        present = [[extension for extension in group if extension in self.sizes] for group in groups.values()]
+        expected = {group[0] for group in present if len(group) == 1}  # of several, each sample has one or the other
+        return CheckReport(
+            shards=len(paths),
+            shard_samples=tuple(len(found.samples) for found in self.findings),
+            samples=self.samples,
+            examined=self.examined,
+            bytes=sum(path.stat().st_size for path in paths),
+            fields={
+                name: FieldReport(self.having[name], name in expected, self.decoded[name], Spread.of(sizes))
+                for name, sizes in sorted(self.sizes.items())
+            },
+            fault_counts=dict(self.fault_counts.most_common()),
+            faults=tuple(self.faults),
+            warnings=tuple(self._warnings(len(paths), workers)),
+            width=Spread.of([width for _, width in self.image_sizes]),
+            height=Spread.of([height for height, _ in self.image_sizes]),
+            words=Spread.of(self.words),
+            captions=len(self.words),
+            truncated=self.truncated,
+            context_length=self.context_length,
+            duplicate_images=self.images.summary(self.key),
+            duplicate_captions=self.captions.summary(self.key),
+        )
+
+    def _warnings(self, shards: int, workers: int | None) -> Iterable[str]:
+        if workers is not None and shards < workers:
+            yield f"{shards} shards for {workers} workers: loaders that deal out whole shards leave some workers idle"
+        if self.images.extra:
+            yield f"{self.images.extra} images are there more than once: equal images are false negatives, or leak between splits"
+        if self.truncated:
+            yield f"{self.truncated} captions are longer than {self.context_length} tokens of CLIP and will be cut"
+        repeated = sum(count > 1 for count in self.keys.values())
+        if repeated:
+            yield f"{repeated} keys occur more than once: loaders that merge by key may mix their samples"
+        if self.ignored:
+            yield f"{self.ignored} members have no extension and belong to no sample"
+
+
+class _Seen:
+    """Counts equal things without keeping them. A place is (number of the shard, number of the sample in it)."""
+
+    def __init__(self) -> None:
+        self.first: dict[bytes, tuple[int, int]] = {}
+        self.repeated: set[bytes] = set()
+        self.examples: list[tuple[str, tuple[int, int], tuple[int, int]]] = []
+        self.extra = 0
+
+    def add(self, data: bytes, what: str, place: tuple[int, int]) -> None:
+        digest = hashlib.sha256(data).digest()[:16]
+        first = self.first.setdefault(digest, place)
+        if first != place:  # a sample may say one thing twice
+            self.extra += 1
+            if digest not in self.repeated and len(self.examples) < MAX_EXAMPLES:
+                self.examples.append((what, first, place))
+            self.repeated.add(digest)
+
+    def summary(self, key: Callable[[tuple[int, int]], str]) -> Duplicates:
+        examples = tuple((what, key(first), key(second)) for what, first, second in self.examples)
+        return Duplicates(self.extra, len(self.repeated), examples)

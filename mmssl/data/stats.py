@@ -1,0 +1,201 @@
+"""Figures of a data set: what `mmssl shards stats` does. A sample of the samples is read, evenly spread over all shards.
+
+For picking an image size, a context length, the mean and standard deviation of normalisation, and for knowing what one core
+can load.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmssl.data.check import default_modalities
+from mmssl.data.check_report import Spread, aligned
+from mmssl.data.image import ImageModality
+from mmssl.data.index import ShardIndex
+from mmssl.data.modality import DecodeError, Modality
+from mmssl.data.shard_writer import Progress
+from mmssl.data.text import TextModality
+from mmssl.data.tokenizers import ClipTokenizerConfig
+
+MAX_TOKENS = 1024  # longer captions count as so long
+
+
+@dataclass(frozen=True)
+class StatsReport:
+    """Figures of a data set; spreads are over the sampled samples, except `fields`.
+
+    Attributes:
+        shards, samples, bytes: of the whole set.
+        sampled: samples that were read and decoded.
+        undecodable: members among them that could not be decoded, and are left out.
+        fields: extension -> spread of sizes in bytes, over all samples.
+        width, height: of pictures in pixels.
+        mean, std: of pixels from 0 to 1 for red, green and blue, each picture with the same weight; None without pictures.
+        words, tokens: of captions; tokens are CLIP's, with start and end.
+        classes: label -> how often it was met.
+        read_rate, decode_rate: samples a second of this process on one thread for reading, and for decoding what was read.
+        rate: of both, one after the other.
+    """
+
+    shards: int
+    samples: int
+    bytes: int
+    sampled: int
+    undecodable: int
+    fields: Mapping[str, Spread]
+    width: Spread
+    height: Spread
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    words: Spread
+    tokens: Spread
+    classes: Mapping[int, int]
+    read_rate: float
+    decode_rate: float
+    rate: float
+
+    def to_json(self) -> str:
+        """Everything, as a JSON object."""
+        return json.dumps(asdict(self), indent=1)
+
+    def table(self) -> str:
+        """The figures for people, lines of text."""
+        rows: list[tuple[str, Any]] = [
+            (
+                "samples",
+                f"{self.samples:,} in {self.shards} shards of {self.bytes:,} bytes; {self.sampled:,} looked at",
+            ),
+            *((f".{name}", f"in {spread.count:,}, {spread.text('bytes')}") for name, spread in self.fields.items()),
+        ]
+        if self.mean is not None and self.std is not None:
+            rows += [("width", self.width.text("pixels")), ("height", self.height.text("pixels"))]
+            rows += [("mean", _list(self.mean)), ("std", _list(self.std))]
+        if self.words.count:
+            rows += [("caption words", self.words.text()), ("CLIP tokens", self.tokens.text())]
+        if self.classes:
+            counts = list(self.classes.values())
+            rows.append(("classes", f"{len(counts)}, {min(counts):,} to {max(counts):,} samples each"))
+        speed = f"{self.rate:,.0f} samples/s on one thread (reading {self.read_rate:,.0f}, decoding {self.decode_rate:,.0f})"
+        rows.append(("speed", speed))
+        if self.undecodable:
+            rows.append(("undecodable", f"{self.undecodable:,} members: see `mmssl shards check`"))
+        return "\n".join(aligned(rows))
+
+
+def stats(
+    shards: Sequence[str | Path],
+    modalities: Mapping[str, Modality] | None = None,
+    *,
+    sample: int = 2000,
+    progress: Progress | None = None,
+) -> StatsReport:
+    """Measure a data set.
+
+    Args:
+        shards: paths, folders, globs, brace patterns.
+        modalities: what decodes which members; None: pictures, `.txt` (one caption a line) and `.cls`.
+        sample: how many samples are read and decoded.
+        progress: called with (samples done, samples to do).
+
+    Raises:
+        ValueError: `sample` is below 1.
+        DataError: shards that cannot be used.
+    """
+    if sample < 1:
+        raise ValueError(f"got sample={sample}, wanted at least 1")
+    index = ShardIndex.open(shards)
+    chosen = np.unique(np.linspace(0, len(index) - 1, min(sample, len(index))).round().astype(int))
+    tally = _Tally(default_modalities() if modalities is None else modalities)
+    for done, ordinal in enumerate(chosen.tolist(), 1):
+        tally.add(index, ordinal)
+        if progress is not None and (done % 100 == 0 or done == len(chosen)):
+            progress(done, len(chosen))
+    return tally.report(index, len(chosen))
+
+
+class _Tally:
+    """Sums over the samples that were looked at."""
+
+    def __init__(self, modalities: Mapping[str, Modality]) -> None:
+        self.decoders = {extension: one for one in modalities.values() for extension in one.extensions}
+        self.tokenizer = ClipTokenizerConfig(context_length=MAX_TOKENS).build()
+        self.sizes: list[tuple[int, int]] = []
+        self.moments: list[np.ndarray] = []  # of each picture, [2, 3]: mean and mean square of each channel
+        self.words: list[int] = []
+        self.tokens: list[int] = []
+        self.labels: Counter[int] = Counter()
+        self.undecodable = 0
+        self.reading = self.decoding = 0.0
+
+    def add(self, index: ShardIndex, ordinal: int) -> None:
+        start = time.perf_counter()
+        try:
+            fields = index.read(ordinal).fields
+        except DecodeError:
+            self.undecodable += 1
+            return
+        finally:
+            self.reading += time.perf_counter() - start
+        for extension, data in fields.items():
+            if extension not in self.decoders:
+                continue
+            start = time.perf_counter()
+            try:
+                value = self.decoders[extension].decode(data, extension)
+            except DecodeError:
+                self.undecodable += 1
+                continue
+            finally:
+                self.decoding += time.perf_counter() - start
+            self._measure(self.decoders[extension], value)
+
+    def _measure(self, modality: Modality, value: Any) -> None:
+        if isinstance(modality, ImageModality):
+            self.sizes.append(value.shape[:2])
+            pixels = value.reshape(-1, 3).astype(np.float32) / 255
+            self.moments.append(np.stack([pixels.mean(0, dtype=np.float64), (pixels**2).mean(0, dtype=np.float64)]))
+        elif isinstance(modality, TextModality):
+            self.words += [len(caption.split()) for caption in value]
+            self.tokens += (self.tokenizer(value).argmax(1) + 1).tolist()  # the end mark has the largest id
+        elif isinstance(value, int):
+            self.labels[value] += 1
+
+    def report(self, index: ShardIndex, sampled: int) -> StatsReport:
+        sizes: dict[str, list[int]] = {}
+        for ordinal in range(len(index)):
+            for extension, _, size in index.members(ordinal):
+                sizes.setdefault(extension, []).append(size)
+        mean = std = None
+        if self.moments:
+            first, second = np.mean(self.moments, axis=0)
+            mean, std = tuple(first.tolist()), tuple(np.sqrt(np.maximum(second - first**2, 0)).tolist())
+        return StatsReport(
+            shards=len(index.shards),
+            samples=len(index),
+            bytes=sum(path.stat().st_size for path in index.shards),
+            sampled=sampled,
+            undecodable=self.undecodable,
+            fields={name: Spread.of(one) for name, one in sorted(sizes.items())},
+            width=Spread.of([width for _, width in self.sizes]),
+            height=Spread.of([height for height, _ in self.sizes]),
+            mean=mean,
+            std=std,
+            words=Spread.of(self.words),
+            tokens=Spread.of(self.tokens),
+            classes=dict(sorted(self.labels.items())),
+            read_rate=sampled / self.reading,
+            decode_rate=sampled / self.decoding if self.decoding else 0.0,
+            rate=sampled / (self.reading + self.decoding),
+        )
+
+
+def _list(values: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{value:.4f}" for value in values) + "]"
