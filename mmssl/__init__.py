@@ -1,3 +1,31 @@
-"""mmssl: pretrain multimodal contrastive models on WebDataset shards, and evaluate them honestly."""
+"""mmssl: pretrain multimodal contrastive models on WebDataset shards, and evaluate them honestly.
+
+    model = mmssl.load("runs/first")
+    embeddings = model.encode(image=["cat.jpg"], text=["a photo of a cat"])
+
+`mmssl.Recipe` is the type of a run; `mmssl.find_recipe(path_or_name)` reads one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmssl.recipe.recipe import Recipe
+    from mmssl.recipe.run_folder import Model, find_recipe, load
 
 __version__ = "0.1.0"
+__all__ = ["Model", "Recipe", "__version__", "find_recipe", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, loaded when first used: `import mmssl` stays quick."""
+    if name == "Recipe":
+        from mmssl.recipe.recipe import Recipe
+
+        return Recipe
+    if name in ("Model", "find_recipe", "load"):
+        from mmssl.recipe import run_folder
+
+        return getattr(run_folder, name)
+    raise AttributeError(f"module 'mmssl' has no attribute {name!r}")

@@ -8,14 +8,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mmssl.core.errors import MmsslError
+from mmssl.core.errors import MmsslError, RecipeError, did_you_mean
+
+T = TypeVar("T", bound=str)
+
+# Typer carries a Click of its own, and makes the base of its usage errors public through this one only.
+UsageError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 app = typer.Typer(
     name="mmssl",
@@ -33,12 +37,12 @@ def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int
     try:
         code = application(args=arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
+    except UsageError as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted before the run could save anything", file=sys.stderr)
         return 130
     except MmsslError as error:
@@ -48,6 +52,18 @@ def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int
         return error.exit_code
 
 
+def one_of(option: str, value: str, allowed: tuple[T, ...]) -> T:
+    """The value of an option that takes one of a few words.
+
+    Raises:
+        RecipeError: it is none of them.
+    """
+    for word in allowed:
+        if word == value:
+            return word
+    raise RecipeError(f"{option}: got {value!r}{did_you_mean(value, allowed)}; allowed: {', '.join(allowed)}")
+
+
 def single(command: Callable[..., Any]) -> None:
     """`python -m pipelines.VERB`: run one verb as a program of its own."""
     alone = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -55,8 +71,8 @@ def single(command: Callable[..., Any]) -> None:
     sys.exit(guarded(alone))
 
 
-def main() -> None:
-    """Entry point of the `mmssl` script."""
+def full() -> typer.Typer:
+    """The application with all its verbs."""
     from pipelines import doctor, embed, evaluate, pretrain, quickstart, shards
 
     app.command("quickstart")(quickstart.quickstart)
@@ -65,4 +81,9 @@ def main() -> None:
     app.command("embed")(embed.embed)
     app.add_typer(shards.app, name="shards")
     app.command("doctor")(doctor.doctor)
-    sys.exit(guarded(app))
+    return app
+
+
+def main() -> None:
+    """Entry point of the `mmssl` script."""
+    sys.exit(guarded(full()))

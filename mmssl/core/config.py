@@ -5,6 +5,7 @@ A Config stands beside the class that it builds, is frozen, refuses unknown keys
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -58,10 +59,9 @@ class Duration:
             return math.ceil(self.amount / 100 * total_steps)
         if self.unit == "steps":
             return math.ceil(self.amount)
-        # An epoch holds whole batches only: the remainder of the samples rotates between epochs and is never lost for good.
-        if self.unit == "epochs":
-            return max(1, math.ceil(self.amount * (epoch_samples // batch_size)))
-        return math.ceil(self.amount / batch_size)
+        # Epochs follow each other without a gap, and batches cross their borders: nothing is dropped, so samples are what counts.
+        samples = self.amount * epoch_samples if self.unit == "epochs" else self.amount
+        return math.ceil(samples / batch_size)
 
     def __str__(self) -> str:
         return f"{self.amount:g} {self.unit}"
@@ -77,9 +77,11 @@ class Duration:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        from_text = core_schema.no_info_after_validator_function(cls, core_schema.str_schema(strict=True))
-        return core_schema.json_or_python_schema(
-            json_schema=from_text,
-            python_schema=core_schema.union_schema([core_schema.is_instance_schema(cls), from_text]),
-            serialization=core_schema.to_string_ser_schema(),
+        return core_schema.no_info_plain_validator_function(
+            cls._validated, serialization=core_schema.to_string_ser_schema()
         )
+
+    @classmethod
+    def _validated(cls, value: Any) -> Duration:
+        # Not a str schema: defaults, which are durations already, are validated in the mode of the document around them.
+        return value if isinstance(value, cls) else cls(value if isinstance(value, str) else json.dumps(value))

@@ -90,8 +90,16 @@ class EncoderConfig(Config):
 
 
 def freeze(encoder: Encoder, unlocked_layers: int = 0) -> None:
-    """Take all parameters but those of the last `unlocked_layers` groups out of training."""
+    """Take all parameters but those of the last `unlocked_layers` groups out of training.
+
+    Raises:
+        ValueError: the encoder has fewer groups.
+    """
     groups = encoder.layers()
+    if not 0 <= unlocked_layers <= len(groups):
+        raise ValueError(
+            f"got unlocked_layers {unlocked_layers}, wanted 0 to {len(groups)}, the encoder's layer groups"
+        )
     for group in groups[: len(groups) - unlocked_layers]:
         for parameter in group:
             parameter.requires_grad_(False)
@@ -115,9 +123,24 @@ class EmbeddingModel(nn.Module):
         """Where the parameters are."""
         return next(self.parameters()).device
 
+    def require(self, modality: str, *, shared_space: bool) -> None:
+        """Say what is missing before work begins.
+
+        Raises:
+            ValueError: no encoder for the modality, or no head into a shared space where one is asked for.
+        """
+        if modality not in self.encoders:
+            raise ValueError(f"no encoder for {modality!r}: this model has {sorted(self.encoders)}")
+        if shared_space and modality not in self.heads:
+            raise ValueError(
+                f"no shared space for {modality!r}: this model was trained with heads for {sorted(self.heads) or 'no modality'}; "
+                "comparing modalities needs an objective that aligns them"
+            )
+
     def features(self, modality: str, x: Tensor) -> Tensor:
         """Pooled encoder features [B, D] of raw views [B, ...], float32, before any head: what linear probes see."""
-        return self._encoder(modality)(x).pooled.float()  # type: ignore[no-any-return]
+        self.require(modality, shared_space=False)
+        return self.encoders[modality](x).pooled.float()  # type: ignore[no-any-return]
 
     def embed(self, modality: str, x: Tensor) -> Tensor:
         """Unit-norm embeddings [B, E] of raw views [B, ...] in the shared space, float32.
@@ -125,15 +148,5 @@ class EmbeddingModel(nn.Module):
         Raises:
             ValueError: the objective that trained this model has no shared space for the modality.
         """
-        pooled = self._encoder(modality)(x).pooled
-        if modality not in self.heads:
-            raise ValueError(
-                f"no shared space for {modality!r}: this model was trained with heads for {sorted(self.heads) or 'no modality'}; "
-                "zero-shot and retrieval need an objective that aligns modalities, such as clip"
-            )
-        return F.normalize(self.heads[modality](pooled).float(), dim=-1)
-
-    def _encoder(self, modality: str) -> nn.Module:
-        if modality not in self.encoders:
-            raise ValueError(f"no encoder for {modality!r}: this model has {sorted(self.encoders)}")
-        return self.encoders[modality]
+        self.require(modality, shared_space=True)
+        return F.normalize(self.heads[modality](self.encoders[modality](x).pooled).float(), dim=-1)

@@ -1,0 +1,58 @@
+"""Class labels: members with one whole number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+
+_NUMBER = re.compile(rb"\s*([0-9]{1,18})\s*")
+
+
+class LabelModality(Modality):
+    """Numbers of classes."""
+
+    def decode(self, data: bytes, extension: str, window: Any = None) -> int:
+        """The number.
+
+        Raises:
+            DecodeError: "undecodable": not a whole number from 0, in digits.
+        """
+        match = _NUMBER.fullmatch(data)
+        if match is None:
+            raise DecodeError(
+                "undecodable", f".{extension} holds {data[:40]!r}, wanted the number of a class, from 0, in digits"
+            )
+        return int(match[1])
+
+
+class LabelConfig(ModalityConfig):
+    """Class labels, by default in members `.cls`, as WebDataset writes them."""
+
+    kind: Literal["label"] = "label"
+
+    def build(self, name: str) -> LabelModality:
+        """The modality under the name that the recipe gives it."""
+        return LabelModality(name, self.extensions or ("cls",), {"value": LabelView(), "eval": LabelView()})
+
+
+class LabelView(View):
+    """int64 scalar []."""
+
+    def draw(self, value: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Nothing: this view has no chance in it."""
+        return {}
+
+    def __call__(self, value: int, parameters: Mapping[str, Any]) -> Tensor:
+        """The number as a tensor."""
+        return torch.tensor(value, dtype=torch.int64)
+
+    def blank(self) -> Tensor:
+        """-1, which is no class."""
+        return torch.tensor(-1, dtype=torch.int64)

@@ -1,0 +1,135 @@
+"""What the data floor asks of a modality: decode bytes once, then make any number of views.
+
+Each view comes from a record of parameters, so that it can be logged and made again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import field_validator
+from torch import Tensor
+
+from mmssl.core.config import Config
+from mmssl.core.errors import did_you_mean
+
+
+class DecodeError(Exception):
+    """Bytes that do not hold what they should: a property of the data, the same on every attempt.
+
+    Attributes:
+        reason: a short name to count by: "undecodable", "missing", "empty", "duplicate", "too_large".
+        detail: what was got and what was wanted.
+        field: the member that it is about, where the one who decodes does not know it anyway.
+    """
+
+    def __init__(self, reason: str, detail: str, field: str = "") -> None:
+        super().__init__(reason, detail, field)
+        self.reason = reason
+        self.detail = detail
+        self.field = field
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class View(ABC):
+    """One way to turn a decoded value into a tensor, in two halves: all chance in `draw`, all work in the call.
+
+    Attributes:
+        ragged: whether dimension 0 differs between samples; such views are padded in a batch, and the batch has their lengths.
+    """
+
+    ragged: ClassVar[bool] = False
+
+    @abstractmethod
+    def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
+        """Parameters of one view of `value`: plain numbers, strings and lists, so that they can be logged and replayed."""
+
+    @abstractmethod
+    def __call__(self, value: Any, parameters: Mapping[str, Any]) -> Tensor:
+        """The view. A pure function of the value and the parameters."""
+
+    @abstractmethod
+    def blank(self) -> Tensor:
+        """What stands in the row of a sample that lacks the modality: shape and dtype of the view, without content."""
+
+
+class Modality(ABC):
+    """The only place that knows an encoding: which members of a shard it reads, how to decode them, and which views there are.
+
+    Objects are picklable and never change after they were built: workers get copies.
+
+    Args:
+        name: the modality's name in the recipe, and in every batch.
+        extensions: members that it reads, in order of preference: of several in one sample the first is taken.
+        views: kind of view -> view. "eval" is deterministic, and what evaluators see.
+
+    Raises:
+        ValueError: no extension, or no view "eval".
+    """
+
+    def __init__(self, name: str, extensions: tuple[str, ...], views: Mapping[str, View]) -> None:
+        if not extensions or "eval" not in views:
+            raise ValueError(
+                f"modality {name!r} needs an extension and a view 'eval', got {extensions} and {sorted(views)}"
+            )
+        self.name = name
+        self.extensions = extensions
+        self.views = dict(views)
+
+    @abstractmethod
+    def decode(self, data: bytes, extension: str, window: Any = None) -> Any:
+        """Decode a member.
+
+        Args:
+            data: all bytes of the member.
+            extension: its extension as written in the shard, in lower case.
+            window: the part to decode, in the unit of the modality's time axis; None: all of it. Ignored without such an axis.
+
+        Raises:
+            DecodeError: the bytes do not hold what they should.
+        """
+
+    def view(self, kind: str) -> View:
+        """The view of that kind.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if kind not in self.views:
+            raise ValueError(
+                f"modality {self.name!r} has no view {kind!r}{did_you_mean(kind, self.views)}: it has {sorted(self.views)}; "
+                "an objective or evaluator needs it, so add it to the modality's `views` in the recipe"
+            )
+        return self.views[kind]
+
+
+class ModalityConfig(Config, ABC):
+    """What every modality's config has.
+
+    Attributes:
+        extensions: members of a sample that hold the modality, in order of preference, written as WebDataset names them: without
+            the first dot, in lower case (`jpg`, `caption.txt`). None: the modality's usual ones.
+    """
+
+    extensions: tuple[str, ...] | None = None
+
+    @field_validator("extensions")
+    @classmethod
+    def _plain(cls, extensions: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for extension in extensions or ():
+            if not extension or extension != extension.lower().strip().lstrip("."):
+                raise ValueError(
+                    f"got the extension {extension!r}, wanted lower case without a leading dot, as in 'jpg'"
+                )
+        if extensions == ():
+            raise ValueError("got no extension: name at least one, or leave `extensions` out")
+        return extensions
+
+    @abstractmethod
+    def build(self, name: str) -> Modality:
+        """The modality under the name that the recipe gives it."""

@@ -1,0 +1,149 @@
+"""What workers do: a key (epoch, sample number) to a row of views, and rows to a batch. They hold no state of the stream."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch.utils.data import Dataset
+
+from mmssl.core.batch import Batch, Needs
+from mmssl.core.errors import DataError
+from mmssl.core.sample import Fault
+from mmssl.core.seeding import generator
+from mmssl.data.collate import Row, collate
+from mmssl.data.decode import BadSample, load_sample, make_views
+from mmssl.data.index import ShardIndex
+from mmssl.data.modality import Modality
+
+_log = logging.getLogger(__name__)
+
+OnError = Literal["raise", "substitute", "skip"]
+JUDGE_AFTER = 500  # samples before the share of faults means something
+_SUBSTITUTES = 10
+_LOGGED = 20
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample without a row."""
+
+    faults: tuple[Fault, ...]
+
+
+class Rows(Dataset[Any]):
+    """Map-style data set: (epoch, sample number) -> Row, Skipped, or a DataError as a value.
+
+    Args:
+        modalities: those that `needs` names.
+        on_error: see `TrainStream` and `EvalStream`.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        modalities: Mapping[str, Modality],
+        needs: Needs,
+        seed: int,
+        on_error: OnError,
+        optional: tuple[str, ...],
+    ) -> None:
+        self.index = index
+        self.modalities = modalities
+        self.needs = needs
+        self.seed = seed
+        self.on_error = on_error
+        self.optional = optional
+
+    def __getitem__(self, ticket: tuple[int, int]) -> Row | Skipped | DataError:
+        epoch, ordinal = ticket
+        faults: list[Fault] = []
+        for attempt in range(1 + _SUBSTITUTES):
+            chosen = self._chosen(epoch, ordinal, attempt)
+            try:
+                sample = load_sample(self.index, chosen, self.modalities, self.optional)
+            except BadSample as bad:
+                faults.append(bad.fault)
+                if self.on_error == "skip":
+                    return Skipped(tuple(faults))
+                if self.on_error == "raise":
+                    return DataError(
+                        f"{bad}\nFind all such samples with `mmssl shards check` and write the shards without them, or let others "
+                        "take their place with `data.on_error: substitute`."
+                    )
+                continue
+            except DataError as error:
+                return error
+            try:
+                views = make_views(
+                    sample, self.modalities, self.needs, (self.seed, epoch, *self.index.identity(ordinal))
+                )
+            except Exception as error:
+                error.add_note(f"in key {sample.key!r}, {sample.origin}")
+                raise
+            name = f"{sample.key} ({sample.origin})"
+            return Row(chosen, sample.key, views, tuple(replace(fault, substitute=name) for fault in faults))
+        return DataError(
+            f"{faults[0]}\n{_SUBSTITUTES} samples drawn to take its place cannot be used either, the last: {faults[-1]}"
+        )
+
+    def _chosen(self, epoch: int, ordinal: int, attempt: int) -> int:
+        if attempt == 0:
+            return ordinal
+        return int(generator(self.seed, "substitute", epoch, ordinal, attempt).integers(len(self.index)))
+
+
+class Collate:
+    """Rows to a batch; the first error among them instead, if there is one."""
+
+    def __init__(self, modalities: Mapping[str, Modality], needs: Needs) -> None:
+        self.modalities = modalities
+        self.needs = needs
+
+    def __call__(self, items: Sequence[Row | Skipped | DataError]) -> Batch | DataError:
+        for item in items:
+            if isinstance(item, DataError):
+                return item
+        rows = [item for item in items if isinstance(item, Row)]
+        skipped = [fault for item in items if isinstance(item, Skipped) for fault in item.faults]
+        return collate(rows, self.modalities, self.needs, skipped)
+
+
+class Judge:
+    """Counts and logs faults, and decides when there are too many.
+
+    Args:
+        max_failures: share of faults among samples that is borne.
+        counts: faults by reason, kept up to date here.
+    """
+
+    def __init__(self, max_failures: float, counts: Counter[str]) -> None:
+        self.max_failures = max_failures
+        self.counts = counts
+        self.samples = 0
+
+    def __call__(self, samples: int, faults: Sequence[Fault]) -> None:
+        """Take note of a batch.
+
+        Raises:
+            DataError: the share of faults is too high.
+        """
+        self.samples += samples
+        for fault in faults:
+            logged = self.counts.total()
+            if logged < _LOGGED:
+                _log.warning("%s%s", fault, f"; in its place: {fault.substitute}" if fault.substitute else "")
+            elif logged == _LOGGED:
+                _log.warning("further samples that cannot be used are counted and not shown")
+            self.counts[fault.reason] += 1
+        total = self.counts.total()
+        if self.samples >= JUDGE_AFTER and total > self.max_failures * self.samples:
+            reasons = ", ".join(f"{reason}: {n}" for reason, n in self.counts.most_common())
+            last = f"; the last: {faults[-1]}" if faults else ""
+            raise DataError(
+                f"{total} of {self.samples} samples cannot be used ({reasons}), more than the share of {self.max_failures:g} that "
+                f"is borne (`max_failures`){last}\nSee them all with `mmssl shards check`."
+            )

@@ -1,0 +1,164 @@
+"""Tokenizers behind one small face: texts in, int64 [n, T] out, padded on the right.
+
+Picklable for workers: a copy loads its vocabulary on first use.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mmssl.core.config import Config
+from mmssl.core.errors import RecipeError
+
+
+class Tokenizer(ABC):
+    """Texts to token ids.
+
+    Attributes:
+        context_length: T, tokens of every text; longer ones are cut on the right.
+        vocab_size: ids are below this number.
+        pad_id: id behind the end of a text.
+    """
+
+    context_length: int
+    vocab_size: int
+    pad_id: int
+
+    @abstractmethod
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Ids [n, T] int64 of n texts."""
+
+
+class ClipTokenizer(Tokenizer):
+    """CLIP's byte-pair encoding as open_clip ships it: lower case, start 49406, end 49407, padded with 0.
+
+    Of a text that is cut the last token is still the end mark.
+    """
+
+    vocab_size = 49408
+    pad_id = 0
+    MAX_CACHED_WORDS = 500_000
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"context_length": self.context_length}
+
+    @cached_property
+    def _encoder(self) -> Any:
+        return _simple_tokenizer()()
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Ids [n, T] int64 of n texts."""
+        encoder = self._encoder
+        if len(encoder.cache) > self.MAX_CACHED_WORDS:  # every word of the web would end up in it
+            del self._encoder
+            encoder = self._encoder
+        out = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
+        for row, text in zip(out, texts, strict=True):
+            ids = [encoder.sot_token_id, *encoder.encode(text), encoder.eot_token_id][: self.context_length]
+            ids[-1] = encoder.eot_token_id
+            row[: len(ids)] = torch.tensor(ids)
+        return out
+
+
+class HfTokenizer(Tokenizer):
+    """A tokenizer of transformers, from a local folder; nothing is fetched and no code of the folder is run."""
+
+    def __init__(self, path: Path, context_length: int) -> None:
+        self.path = path
+        self.context_length = context_length
+        self.vocab_size = len(self._encoder)
+        self.pad_id = int(self._encoder.pad_token_id)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_encoder"}
+
+    @cached_property
+    def _encoder(self) -> Any:
+        from transformers import AutoTokenizer
+
+        if not self.path.is_dir():
+            raise RecipeError(
+                f"no tokenizer folder {self.path}, wanted one as transformers' `save_pretrained` writes it"
+            )
+        try:
+            encoder = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise RecipeError(f"{self.path} holds no tokenizer that transformers can load: {error}") from error
+        if encoder.pad_token_id is None:
+            raise RecipeError(
+                f"the tokenizer in {self.path} has no padding token: set one (`pad_token`) and save it again"
+            )
+        encoder.padding_side = encoder.truncation_side = "right"
+        return encoder
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Ids [n, T] int64 of n texts."""
+        if not texts:
+            return torch.zeros(0, self.context_length, dtype=torch.int64)
+        ids = self._encoder(list(texts), padding="max_length", truncation=True, max_length=self.context_length)[
+            "input_ids"
+        ]
+        return torch.tensor(ids, dtype=torch.int64).reshape(len(texts), self.context_length)
+
+
+class ClipTokenizerConfig(Config):
+    """CLIP's tokenizer."""
+
+    kind: Literal["clip"] = "clip"
+    context_length: int = Field(default=77, ge=3)
+
+    def build(self) -> ClipTokenizer:
+        """The tokenizer."""
+        return ClipTokenizer(self.context_length)
+
+
+class HfTokenizerConfig(Config):
+    """A tokenizer of transformers.
+
+    Attributes:
+        path: local folder, as `save_pretrained` writes it.
+    """
+
+    kind: Literal["hf"] = "hf"
+    path: Path
+    context_length: int = Field(ge=3)
+
+    def build(self) -> HfTokenizer:
+        """The tokenizer, loaded.
+
+        Raises:
+            RecipeError: the folder is missing, or has no tokenizer with a padding token.
+        """
+        return HfTokenizer(self.path, self.context_length)
+
+
+TokenizerConfig = Annotated[ClipTokenizerConfig | HfTokenizerConfig, Field(discriminator="kind")]
+
+
+def _simple_tokenizer() -> Any:
+    """open_clip's class, from its file alone: importing the package costs each worker seconds and every model that it knows."""
+    module = sys.modules.get("open_clip.tokenizer")
+    if module is None:
+        package = importlib.util.find_spec("open_clip")
+        folders = package.submodule_search_locations if package else None
+        if not folders:
+            raise RecipeError("CLIP's tokenizer needs the package open_clip_torch: install it")
+        spec = importlib.util.spec_from_file_location("mmssl_clip_tokenizer", Path(folders[0]) / "tokenizer.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module.SimpleTokenizer

@@ -1,0 +1,41 @@
+"""From raw pictures to what the first layer sees; shared by all picture encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+Channels = tuple[float, float, float]
+
+OPENAI_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Pixels(nn.Module):
+    """Scales uint8 [B, 3, H, W] to [0, 1], or takes floats in [0, 1], and normalises: (x - mean) / std for each channel.
+
+    The statistics follow the module to its device and are no part of its state: they belong to the config.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(
+                f"got mean {list(mean)} and std {list(std)}, wanted three numbers each, and every std above 0"
+            )
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] uint8 or float in [0, 1] -> [B, 3, H, W] float."""
+        if x.ndim != 4 or x.shape[1] != 3 or not (x.dtype == torch.uint8 or x.is_floating_point()):
+            raise ValueError(
+                f"got {x.dtype} {list(x.shape)}, wanted pictures as uint8, or as floats in [0, 1], of shape [B, 3, H, W]"
+            )
+        x = x.to(self.mean.dtype) / 255 if x.dtype == torch.uint8 else x.to(self.mean.dtype)
+        return (x - self.mean) / self.std

@@ -1,0 +1,40 @@
+"""Learned position tables: one row for each prefix token, then one for each cell of the grid in reading order."""
+
+from __future__ import annotations
+
+from math import isqrt, prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Grid = tuple[int, int]
+
+
+def resize_positions(table: Tensor, old: Grid, new: Grid, prefix: int) -> Tensor:
+    """Bicubic, antialiased resampling of the grid rows of a table; prefix rows stay (open_clip's way).
+
+    Args:
+        table: [prefix + rows * columns of `old`, D].
+        old: grid of the table.
+        new: grid that is wanted.
+        prefix: number of leading rows that belong to no cell.
+
+    Returns:
+        [prefix + rows * columns of `new`, D]; the table itself if the grids are equal.
+    """
+    if old == new:
+        return table
+    cells = table[prefix:].float().T.reshape(1, -1, *old)  # [1, D, rows, columns]
+    cells = F.interpolate(cells, size=new, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([table[:prefix], cells[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)])
+
+
+def fit_positions(state: dict[str, Tensor], name: str, grid: Grid, prefix: int) -> None:
+    """Resample `state[name]` to `grid` in place where it was made for another square grid; leave anything else alone."""
+    table = state.get(name)
+    if table is None or len(table) == prefix + prod(grid):
+        return
+    side = isqrt(len(table) - prefix)
+    if side**2 == len(table) - prefix:
+        state[name] = resize_positions(table, (side, side), grid, prefix)

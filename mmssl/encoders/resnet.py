@@ -1,0 +1,229 @@
+"""CLIP's residual network (arXiv:2103.00020, section 2.4): three-layer stem, blurred strides, attention pooling.
+
+Parameters bear the names that OpenAI's CLIP and open_clip give them, so that their checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from mmssl.core.encoder import Encoder, EncoderConfig, Features
+from mmssl.encoders.adapter import refuse_masks
+from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
+from mmssl.encoders.positions import Grid, fit_positions, resize_positions
+from mmssl.encoders.weights import finish
+
+
+class ResNetConfig(EncoderConfig):
+    """Settings of a residual network; the defaults are CLIP's RN50.
+
+    The stem divides the resolution by 4, each stage after the first by 2 more. For small pictures take fewer stages:
+    `layers: [2, 2]` sees 32 pixels as 4 x 4 cells.
+
+    Attributes:
+        size: pixels of a side of the pictures that it is made for; a multiple of the whole stride.
+        layers: blocks of each stage, one to four stages.
+        channels: channels of the first stage inside its blocks; they double with each stage, and blocks put out four times as many.
+        pool: "attention" pools by one query, CLIP's way; "mean" takes the mean of the feature map.
+        heads: of the attention pooling; None: one for 64 channels.
+        output_dim: D with attention pooling, whose last layer leads there; None: half the channels of the feature map (1024 for
+            RN50). With "mean", D is the channels of the feature map.
+        mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
+    """
+
+    kind: Literal["resnet"] = "resnet"
+    size: int = Field(default=224, gt=0)
+    layers: tuple[int, ...] = Field(default=(3, 4, 6, 3), min_length=1, max_length=4)
+    channels: int = Field(default=64, gt=0, multiple_of=2)
+    pool: Literal["attention", "mean"] = "attention"
+    heads: int | None = Field(default=None, gt=0)
+    output_dim: int | None = Field(default=None, gt=0)
+    mean: Channels = OPENAI_MEAN
+    std: Channels = OPENAI_STD
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a side of a cell of the last feature map."""
+        return int(2 ** (len(self.layers) + 1))
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of the last feature map."""
+        return int(self.channels * 4 * 2 ** (len(self.layers) - 1))
+
+    @property
+    def pool_heads(self) -> int:
+        """Heads of the attention pooling."""
+        return self.heads or max(1, self.feature_dim // 64)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if min(self.layers) < 1:
+            raise ValueError(f"layers {list(self.layers)}: every stage needs a block")
+        if self.size % self.stride:
+            raise ValueError(
+                f"size {self.size} is not a multiple of the stride {self.stride} of {len(self.layers)} stages"
+            )
+        if self.pool == "mean" and not (self.output_dim is None and self.heads is None):
+            raise ValueError(
+                f"pool: mean has no heads and no output_dim (its width is {self.feature_dim}): leave both out"
+            )
+        if self.pool == "attention" and self.feature_dim % self.pool_heads:
+            raise ValueError(
+                f"heads {self.pool_heads} do not divide the {self.feature_dim} channels of the feature map"
+            )
+        return self
+
+    def build(self) -> ResNet:
+        """Build it, load `weights` (own, or a whole open_clip checkpoint; positions resampled to this grid), freeze."""
+        encoder = ResNet(self)
+        finish(
+            encoder, self, adapt=lambda state: fit_positions(state, "attnpool.positional_embedding", encoder.grid, 1)
+        )
+        return encoder
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolution and a shortcut; strides are average pools, which do not alias."""
+
+    def __init__(self, incoming: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(incoming, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * channels)
+        # Starts as the shortcut alone, as open_clip's does.
+        nn.init.zeros_(self.bn3.weight)
+        self.downsample: nn.Module = nn.Identity()
+        if stride > 1 or incoming != 4 * channels:
+            layers = {"-1": nn.AvgPool2d(stride), "0": nn.Conv2d(incoming, 4 * channels, 1, bias=False)}
+            self.downsample = nn.Sequential()
+            for name, layer in (layers | {"1": nn.BatchNorm2d(4 * channels)}).items():
+                self.downsample.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, 4 channels, H / stride, W / stride]."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(self.pool(y)))
+        return F.relu(y + self.downsample(x))
+
+
+class AttentionPool(nn.Module):
+    """One attention step whose query is the mean of the feature map (arXiv:2103.00020, section 2.4).
+
+    Only the query of the mean is computed, as the others would be thrown away. Cells get what the mean would get if it looked at
+    them alone, which is how dense features are read from such a network (MaskCLIP, arXiv:2112.01071).
+    """
+
+    def __init__(self, width: int, heads: int, output_dim: int, grid: Grid) -> None:
+        super().__init__()
+        self.heads = heads
+        self.grid = grid
+        self.positional_embedding = nn.Parameter(torch.randn(grid[0] * grid[1] + 1, width) * width**-0.5)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, output_dim)
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):
+            nn.init.normal_(layer.weight, std=width**-0.5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, rows, columns] -> pooled [B, D] and tokens [B, T, D]."""
+        grid = (x.shape[2], x.shape[3])
+        x = x.flatten(2).transpose(1, 2)  # [B, T, C]
+        x = torch.cat([x.mean(1, keepdim=True), x], dim=1)
+        x = x + resize_positions(self.positional_embedding, self.grid, grid, prefix=1)
+        values = self.v_proj(x)
+        q, k, v = (
+            y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.q_proj(x[:, :1]), self.k_proj(x), values)
+        )
+        pooled = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1)
+        return self.c_proj(pooled), self.c_proj(values[:, 1:])
+
+
+class ResNet(Encoder):
+    """Pictures [B, 3, H, W] -> pooled [B, D] and the cells of the last feature map as tokens [B, T, D].
+
+    Batch statistics are those of the process' own micro-batch. Every parameter gets a gradient from `pooled`; at the start those
+    inside blocks are zero, since the last norm of each block starts at zero.
+    """
+
+    capabilities = frozenset({Encoder.TOKENS})
+    grid: Grid
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.grid = (config.size // config.stride,) * 2
+        self.stride = config.stride
+        self.pixels = Pixels(config.mean, config.std)
+        half = config.channels // 2
+        self.conv1 = nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(half)
+        self.conv2 = nn.Conv2d(half, half, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = nn.Conv2d(half, config.channels, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(config.channels)
+        incoming = config.channels
+        self.stages: list[str] = []
+        for number, blocks in enumerate(config.layers):
+            channels = config.channels * 2**number
+            stage = nn.Sequential()
+            for block in range(blocks):
+                stage.append(Bottleneck(incoming, channels, stride=2 if number > 0 and block == 0 else 1))
+                incoming = 4 * channels
+            self.stages.append(f"layer{number + 1}")
+            self.add_module(self.stages[-1], stage)
+        self.attnpool = None
+        self.width = config.feature_dim
+        if config.pool == "attention":
+            self.width = config.output_dim or config.feature_dim // 2
+            self.attnpool = AttentionPool(config.feature_dim, config.pool_heads, self.width, self.grid)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """uint8, or float in [0, 1], [B, 3, H, W] -> normalised float."""
+        return self.pixels(x)  # type: ignore[no-any-return]
+
+    def forward(
+        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+    ) -> Features:
+        """See `Encoder.forward`. H and W are multiples of the whole stride.
+
+        Raises:
+            ValueError: masks are given, or `x` are not pictures of such a size.
+        """
+        refuse_masks(self, keep, replace)
+        x = self.prepare(x)
+        if x.shape[2] % self.stride or x.shape[3] % self.stride:
+            raise ValueError(
+                f"got pictures of {x.shape[2]} x {x.shape[3]} pixels, wanted multiples of the stride {self.stride}"
+            )
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
+        for stage in self.stages:
+            x = self.get_submodule(stage)(x)
+        grid = (x.shape[2], x.shape[3])
+        if self.attnpool is None:
+            tokens = x.flatten(2).transpose(1, 2)
+            return Features(tokens.mean(1), tokens, grid)
+        pooled, tokens = self.attnpool(x)
+        return Features(pooled, tokens, grid)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """The stem; each block; the attention pooling."""
+        stem = [
+            p
+            for layer in (self.conv1, self.bn1, self.conv2, self.bn2, self.conv3, self.bn3)
+            for p in layer.parameters()
+        ]
+        blocks = [list(block.parameters()) for stage in self.stages for block in self.get_submodule(stage).children()]
+        return [stem, *blocks, *([list(self.attnpool.parameters())] if self.attnpool is not None else [])]

@@ -1,0 +1,179 @@
+"""The vision transformer of CLIP (arXiv:2010.11929, arXiv:2103.00020), with masks for masked pretraining."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from mmssl.core.encoder import Encoder, EncoderConfig, Features
+from mmssl.encoders.open_clip_names import to_open_clip
+from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
+from mmssl.encoders.positions import fit_positions, resize_positions
+from mmssl.encoders.transformer import Activation, Transformer
+from mmssl.encoders.weights import finish
+
+
+class VisionTransformerConfig(EncoderConfig):
+    """Settings of a vision transformer; the defaults are ViT-B/16 as CLIP has it.
+
+    Attributes:
+        size: pixels of a side of the pictures that it is made for; others work too, by resampled positions.
+        patch_size: pixels of a side of a patch; divides `size`.
+        width: D.
+        depth: number of blocks.
+        heads: attention heads; divides `width`.
+        mlp_ratio: width of the mlps in units of D.
+        pool: "cls" takes the class token, "mean" the mean of the patch tokens.
+        class_token: whether there is one.
+        pre_norm: a norm before the first block, as in CLIP.
+        activation: "gelu", or "quick_gelu" for OpenAI's weights.
+        layer_scale: initial factor of each residual branch; None: none.
+        drop_path: stochastic depth of the last block, growing linearly from 0 in the first.
+        dropout: of each residual branch.
+        patch_dropout: share of patches left out in training (FLIP, arXiv:2212.00794); the encoder draws them itself.
+        checkpointing: recompute blocks in backward: less memory, a third more work.
+        hidden: how many of the last block outputs to give as `Features.hidden`.
+        mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
+    """
+
+    kind: Literal["vit"] = "vit"
+    size: int = Field(default=224, gt=0)
+    patch_size: int = Field(default=16, gt=0)
+    width: int = Field(default=768, gt=0)
+    depth: int = Field(default=12, gt=0)
+    heads: int = Field(default=12, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    pool: Literal["cls", "mean"] = "cls"
+    class_token: bool = True
+    pre_norm: bool = True
+    activation: Activation = "gelu"
+    layer_scale: float | None = None
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    patch_dropout: float = Field(default=0.0, ge=0, lt=1)
+    checkpointing: bool = False
+    hidden: int = Field(default=0, ge=0)
+    mean: Channels = OPENAI_MEAN
+    std: Channels = OPENAI_STD
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.size % self.patch_size:
+            raise ValueError(f"size {self.size} is not a multiple of patch_size {self.patch_size}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.pool == "cls" and not self.class_token:
+            raise ValueError("pool: cls takes the class token, and class_token: false leaves it out; use pool: mean")
+        if self.hidden > self.depth:
+            raise ValueError(f"hidden {self.hidden} is more than the depth {self.depth}")
+        return self
+
+    def build(self) -> VisionTransformer:
+        """Build it, load `weights` (own, or a whole open_clip checkpoint; positions resampled to this grid), freeze."""
+        encoder = VisionTransformer(self)
+        prefix = int(self.class_token)
+        finish(
+            encoder,
+            self,
+            alias=to_open_clip,
+            ignore=("proj",),  # open_clip's projection into the shared space stands inside its tower
+            adapt=lambda state: fit_positions(state, "positional_embedding", encoder.grid, prefix),
+        )
+        return encoder
+
+
+class VisionTransformer(Encoder):
+    """Pictures [B, 3, H, W] -> pooled [B, D] and patch tokens [B, T, D], both after the final norm.
+
+    Every parameter gets a gradient from `pooled`. The head into the shared space is the objective's.
+    """
+
+    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE})
+    grid: tuple[int, int]
+
+    def __init__(self, config: VisionTransformerConfig) -> None:
+        super().__init__()
+        self.width = config.width
+        self.patch_size = config.patch_size
+        self.grid = (config.size // config.patch_size,) * 2
+        self.pool = config.pool
+        self.patch_dropout = config.patch_dropout
+        self.hidden = config.hidden
+        self.pixels = Pixels(config.mean, config.std)
+        self.patch_embedding = nn.Conv2d(3, self.width, config.patch_size, config.patch_size, bias=False)
+        scale = self.width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(self.width)) if config.class_token else None
+        self.prefix = int(config.class_token)
+        rows = self.prefix + self.grid[0] * self.grid[1]
+        self.positional_embedding = nn.Parameter(scale * torch.randn(rows, self.width))
+        self.norm_pre = nn.LayerNorm(self.width) if config.pre_norm else nn.Identity()
+        self.blocks = Transformer(
+            self.width,
+            config.depth,
+            config.heads,
+            mlp_ratio=config.mlp_ratio,
+            activation=config.activation,
+            layer_scale=config.layer_scale,
+            drop_path=config.drop_path,
+            dropout=config.dropout,
+            checkpointing=config.checkpointing,
+        )
+        self.norm_post = nn.LayerNorm(self.width)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """uint8, or float in [0, 1], [B, 3, H, W] -> normalised float."""
+        return self.pixels(x)  # type: ignore[no-any-return]
+
+    def forward(
+        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+    ) -> Features:
+        """See `Encoder.forward`. H and W are multiples of the patch size; T is their product in patches, T_keep with `keep`.
+
+        In training, `patch_dropout` drops tokens too, unless `keep` is given.
+
+        Raises:
+            ValueError: not pictures, or of a size that patches do not tile.
+        """
+        x, grid = self._patches(self.prepare(x))
+        if replace is not None:
+            mask, value = replace
+            x = torch.where(mask[..., None], value.to(x.dtype), x)
+        positions = resize_positions(self.positional_embedding, self.grid, grid, self.prefix)
+        x = x + positions[self.prefix :]
+        if keep is None and self.training and self.patch_dropout:
+            keep = self._draw_patches(x)
+        if keep is not None:
+            x = torch.take_along_dim(x, keep[..., None], dim=1)
+        if self.class_embedding is not None:
+            x = torch.cat([(self.class_embedding + positions[0]).expand(x.shape[0], 1, -1), x], dim=1)
+        x, hidden = self.blocks(self.norm_pre(x), hidden=self.hidden)
+        x = self.norm_post(x)
+        tokens = x[:, self.prefix :]
+        pooled = x[:, 0] if self.pool == "cls" else tokens.mean(1)
+        return Features(pooled, tokens, grid if keep is None else None, hidden if self.hidden else None)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Embeddings and the norm before the blocks; each block; the final norm."""
+        embeddings = [self.class_embedding, self.positional_embedding, *self.patch_embedding.parameters()]
+        first = [*(parameter for parameter in embeddings if parameter is not None), *self.norm_pre.parameters()]
+        blocks = [list(block.parameters()) for block in self.blocks]
+        return [first, *blocks, list(self.norm_post.parameters())]
+
+    def _patches(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        # [B, 3, H, W] -> [B, T, D] in reading order, and the grid
+        height, width = x.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"got pictures of {height} x {width} pixels, wanted multiples of the patch size {self.patch_size}"
+            )
+        x = self.patch_embedding(x)
+        return x.flatten(2).transpose(1, 2), (height // self.patch_size, width // self.patch_size)
+
+    def _draw_patches(self, x: Tensor) -> Tensor:
+        # Positions [B, T_keep] in reading order, a set of its own for each sample, drawn where the tokens are.
+        count = max(1, int(x.shape[1] * (1 - self.patch_dropout)))
+        noise = torch.rand(x.shape[:2], device=x.device)
+        return noise.topk(count, dim=1).indices.sort(dim=1).values

@@ -1,0 +1,213 @@
+"""The recipe: everything that decides a run, and the objects built from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from mmssl.core.batch import Needs
+from mmssl.core.config import Duration
+from mmssl.core.distributed import world_size
+from mmssl.core.encoder import Encoder
+from mmssl.core.errors import RecipeError, did_you_mean
+from mmssl.core.evaluator import Evaluator
+from mmssl.core.objective import Learner
+from mmssl.core.seeding import fold
+from mmssl.data.modality import Modality
+from mmssl.data.stream import DataConfig
+from mmssl.recipe.start import start_objective, weights_file
+from mmssl.recipe.strict_yaml import scalar
+from mmssl.recipe.suite import evaluation_modalities
+from mmssl.recipe.unions import EncoderUnion, EvaluatorUnion, ModalityUnion, ObjectiveUnion
+from mmssl.recipe.validate import read, validate_text
+from mmssl.training.launch import Launch
+from mmssl.training.run import Run, TrainingConfig
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+class Recipe(TrainingConfig):
+    """A complete run: how to train (see `TrainingConfig`: optimizer, schedule, precision, save, log, ...), and what on what.
+
+    Attributes:
+        name: of the run, and of its folder below `output`.
+        seed: of weights, order, augmentations and dropout.
+        duration: length of the run, e.g. "32 epochs" or "12.8e6 samples".
+        batch_size: samples of the global batch, over all processes.
+        modalities: name -> how its bytes are decoded and which views can be made.
+        data: the training shards and how they are read.
+        encoders: modality -> network.
+        objective: what is learned; often a weighted sum.
+        evaluators: name -> what is measured, and how often.
+        weights: whole trained model to start from: a run folder, a checkpoint folder, or a CLIP checkpoint of open_clip with
+            encoders of kinds vit or resnet and text_transformer. Encoders with `weights` of their own keep to those.
+        output: folder that holds run folders.
+    """
+
+    name: str
+    seed: int = Field(default=0, ge=0)
+    duration: Duration
+    batch_size: int = Field(ge=1)
+    modalities: dict[str, ModalityUnion] = Field(min_length=1)
+    data: DataConfig
+    encoders: dict[str, EncoderUnion] = Field(min_length=1)
+    objective: ObjectiveUnion
+    evaluators: dict[str, EvaluatorUnion] = Field(default_factory=dict)
+    weights: Path | None = None
+    output: Path = Field(default=Path("runs"), validate_default=False)
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"got {name!r}, wanted letters, digits, '_', '.' and '-' only: it becomes a folder")
+        return name
+
+    @field_validator("duration")
+    @classmethod
+    def _has_a_length(cls, duration: Duration) -> Duration:
+        if duration.unit == "percent":
+            raise ValueError(
+                f"got '{duration}', and the length of a run cannot be a share of itself: give steps, samples or epochs"
+            )
+        return duration
+
+    @field_validator("modalities", "encoders", "evaluators")
+    @classmethod
+    def _words(cls, mapping: dict[str, Any]) -> dict[str, Any]:
+        for name in mapping:
+            if not WORD.fullmatch(name):
+                raise ValueError(
+                    f"got the name {name!r}, wanted letters, digits and '_', so that key paths and metrics stay readable"
+                )
+        return mapping
+
+    @model_validator(mode="after")
+    def _encoders_have_modalities(self) -> Recipe:
+        for name in self.encoders:
+            if name not in self.modalities:
+                raise ValueError(
+                    f"encoders.{name} has no modality of that name{did_you_mean(name, self.modalities)}; "
+                    f"modalities: {', '.join(self.modalities)}"
+                )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.output / self.name
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML that reads back to an equal recipe."""
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+    def build_modalities(self) -> dict[str, Modality]:
+        """Decoders and views, by name."""
+        return {name: config.build(name) for name, config in self.modalities.items()}
+
+    def build_learner(self, modalities: Mapping[str, Modality]) -> Learner:
+        """Encoders and objective with freshly drawn (or loaded) weights: a pure function of the recipe.
+
+        Args:
+            modalities: from `build_modalities`; must make the views that the objective needs.
+
+        Raises:
+            RecipeError: parts that do not fit each other, or that would have no effect.
+            CheckpointError: `weights` that cannot be loaded.
+        """
+        start = weights_file(self.weights) if self.weights is not None else None
+        encoders: dict[str, Encoder] = {}
+        for name, config in self.encoders.items():
+            torch.manual_seed(fold(self.seed, "weights", "encoders", name))
+            try:
+                encoders[name] = config.model_copy(update={"weights": config.weights or start}).build()
+            except ValueError as error:
+                raise RecipeError(f"encoders.{name}: {error}") from error
+        torch.manual_seed(fold(self.seed, "weights", "objective"))
+        try:
+            learner = Learner(encoders, self.objective.build(encoders))
+        except ValueError as error:
+            raise RecipeError(f"objective: {error}") from error
+        if start is not None:
+            start_objective(learner.objective, start)
+        self._check_views(learner.objective.needs(), modalities)
+        return learner
+
+    def build_evaluators(self, modalities: Mapping[str, Modality]) -> dict[str, tuple[Evaluator, Duration | None]]:
+        """Evaluators by name, and how often each runs (None: at the end only)."""
+        available = evaluation_modalities(modalities)
+        return {name: (config.build(available), config.every) for name, config in self.evaluators.items()}
+
+    def assemble(self, launch: Launch) -> Run:
+        """Build the whole run for this process.
+
+        Raises:
+            RecipeError: parts that do not fit each other. DataError: shards that cannot be used. CheckpointError: `weights`.
+        """
+        modalities = self.build_modalities()
+        learner = self.build_learner(modalities)
+        if self.batch_size % world_size():
+            raise RecipeError(
+                f"batch_size: got {self.batch_size} for {world_size()} processes, wanted a multiple of their number: "
+                "it is the global batch, and every process takes an equal share"
+            )
+        stream = self.data.build(modalities, learner.objective.needs(), batch_size=self.batch_size, seed=self.seed)
+        length = {"batch_size": self.batch_size, "epoch_samples": stream.epoch_samples}
+        total_steps = self.duration.steps(**length)
+        return self.build(
+            learner,
+            stream,
+            self.build_evaluators(modalities),
+            launch,
+            self.folder,
+            self.to_yaml(),
+            seed=self.seed,
+            total_steps=total_steps,
+            to_steps=lambda duration: duration.steps(**length, total_steps=total_steps),
+        )
+
+    def _check_views(self, needs: Needs, modalities: Mapping[str, Modality]) -> None:
+        mistakes = list(self._view_mistakes(needs, modalities))
+        if mistakes:
+            raise RecipeError("\n  ".join(["the recipe's parts do not fit", *mistakes]))
+
+    def _view_mistakes(self, needs: Needs, modalities: Mapping[str, Modality]) -> Iterator[str]:
+        for name in self.encoders.keys() - needs.keys():
+            yield f"encoders.{name}: the objective does not use it: remove it, or add it to the objective"
+        for name, kinds in needs.items():
+            for kind in kinds.keys() - modalities[name].views.keys():
+                yield (
+                    f"modalities.{name}.views: the objective needs {kind!r}{did_you_mean(kind, modalities[name].views)}; "
+                    f"there are: {', '.join(sorted(modalities[name].views))}"
+                )
+        for name, config in self.modalities.items():
+            declared = config.model_dump().get("views") or {}
+            for kind in declared.keys() - needs.get(name, {}).keys() - {"eval"}:
+                yield f"modalities.{name}.views.{kind}: the objective does not use it, so it would have no effect: remove it"
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and validate a recipe file.
+
+    Raises:
+        RecipeError: with every mistake, one a line.
+    """
+    return validate_text(Recipe, read(path), str(path), overrides)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.2 would read as a number, e.g. '1e5', which YAML 1.1's rules leave bare."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if isinstance(scalar(text), str) else "'")
+
+
+_Dumper.add_representer(str, _text)

@@ -1,0 +1,183 @@
+"""What a run leaves behind: shipped recipes by name, what may change at a resume, and a trained model ready for use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import mmssl
+from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.errors import CheckpointError, RecipeError, did_you_mean
+from mmssl.data.modality import DecodeError, Modality
+from mmssl.recipe.recipe import Recipe, load_recipe
+from mmssl.recipe.validate import validate_text
+from mmssl.training.checkpoint import FOLDER, checkpoints, load_weights, read_recipe, resolve
+from mmssl.training.tensors import load_exactly
+
+# What a resumed run may change: how it is watched, saved and fed, and how fast and how long it learns. All else would make the
+# weights, optimizer state or sample order of the checkpoint mean something different.
+CHANGEABLE = (
+    "name", "output", "duration", "schedule", "optimizer.lr", "optimizer.weight_decay", "optimizer.encoder_lr",
+    "precision", "device", "clip_norm", "max_bad_steps", "save", "log", "evaluators",
+    "data.shards", "data.workers", "data.prefetch", "data.timeout", "data.start_method", "data.max_failures",
+)  # fmt: skip
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> file of every recipe that comes with mmssl, e.g. "image_text/vit_b_32"."""
+    inside = Path(mmssl.__file__).parent / "configs"
+    folder = inside if inside.is_dir() else Path(mmssl.__file__).parent.parent / "configs"
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def find_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a YAML path or of a shipped name, with overrides.
+
+    Raises:
+        RecipeError: no such file or name, or mistakes in it.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return load_recipe(path, overrides)
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise RecipeError(
+            f"no file {name!r} and no shipped recipe of that name{did_you_mean(name, shipped)}; shipped: {', '.join(shipped)}"
+        )
+    return load_recipe(shipped[name], overrides)
+
+
+def check_resumable(recipe: Recipe, resume: str) -> None:
+    """Refuse to continue a checkpoint with a recipe that gives its state another meaning.
+
+    Args:
+        recipe: what is to be run.
+        resume: "auto", "never", or the path of a checkpoint or run folder.
+
+    Raises:
+        CheckpointError: lists every difference that is not allowed.
+    """
+    if resume == "never" or (resume == "auto" and not checkpoints(recipe.folder / FOLDER)):
+        return
+    checkpoint = resolve(recipe.folder if resume == "auto" else Path(resume), "last")
+    refuse_other_recipe(saved_recipe(checkpoint), recipe, checkpoint)
+
+
+def refuse_other_recipe(saved: Recipe, wanted: Recipe, checkpoint: Path) -> None:
+    """The comparison of `check_resumable`."""
+    before, after = _flat(saved.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
+    different = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    refused = [key for key in different if not any(key == free or key.startswith(f"{free}.") for free in CHANGEABLE)]
+    if refused:
+        lines = [f"  {key}: saved {before.get(key, 'absent')!r}, now {after.get(key, 'absent')!r}" for key in refused]
+        raise CheckpointError(
+            "\n".join([f"{checkpoint} was made by another recipe and cannot be continued by this one:", *lines])
+            + "\nuse the saved recipe.yaml, or start afresh under another name=..."
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {key: leaf for name, child in value.items() for key, leaf in _flat(child, f"{prefix}{name}.").items()}
+    return {prefix.removesuffix("."): value}
+
+
+class Model:
+    """A trained model: encoders, heads, and the decoders and evaluation views that go with them.
+
+    Attributes:
+        recipe: what it was trained with.
+        checkpoint: folder that it was loaded from.
+        embedding: the encoders and heads, for evaluators.
+        modalities: name -> decoder and views.
+    """
+
+    def __init__(self, recipe: Recipe, checkpoint: Path, embedding: EmbeddingModel) -> None:
+        self.recipe = recipe
+        self.checkpoint = checkpoint
+        self.embedding = embedding
+        self.modalities: Mapping[str, Modality] = recipe.build_modalities()
+
+    @torch.inference_mode()
+    def encode(self, *, batch_size: int = 64, **inputs: Any) -> dict[str, Tensor]:
+        """Unit-norm embeddings of raw inputs in the shared space.
+
+        Args:
+            batch_size: how many inputs pass the encoder at once.
+            **inputs: modality -> list of inputs (or one): file paths, bytes, or what the modality decodes to (for pictures
+                uint8 [H, W, 3] arrays, for text strings).
+
+        Returns:
+            modality -> float32 [B, E] on the CPU.
+
+        Raises:
+            ValueError: unknown modality, or an input that cannot be decoded (named by its position).
+        """
+        return {name: self._encode_one(name, values, batch_size) for name, values in inputs.items()}
+
+    def _encode_one(self, name: str, values: Any, batch_size: int) -> Tensor:
+        if name not in self.recipe.encoders:
+            raise ValueError(f"no encoder for {name!r}; this model has {', '.join(self.recipe.encoders)}")
+        modality = self.modalities[name]
+        items = list(values) if isinstance(values, list | tuple) else [values]
+        views = []
+        for i, item in enumerate(items):
+            try:
+                views.append(_single_view(modality, _decoded(modality, item)))
+            except (DecodeError, OSError) as error:
+                raise ValueError(f"{name} input {i}: {error}") from error
+        parts = [
+            self.embedding.embed(name, torch.stack(views[i : i + batch_size]).to(self.embedding.device)).cpu()
+            for i in range(0, len(views), batch_size)
+        ]
+        return torch.cat(parts)
+
+
+def _decoded(modality: Modality, item: Any) -> Any:
+    """What a file path, bytes or a string hold; anything else counts as decoded already."""
+    if isinstance(item, str) and not (Path(item).suffix[1:].lower() in modality.extensions and Path(item).is_file()):
+        item = item.encode()
+    if isinstance(item, str | Path):
+        return modality.decode(Path(item).read_bytes(), Path(item).suffix[1:].lower())
+    return modality.decode(item, modality.extensions[0]) if isinstance(item, bytes) else item
+
+
+def _single_view(modality: Modality, value: Any) -> Tensor:
+    view = modality.view("eval")
+    x = view(value, {})
+    return x[0] if view.ragged else x
+
+
+def load(
+    path: str | Path, *, which: Literal["best", "last"] = "best", device: str | torch.device = "cpu", ema: bool = True
+) -> Model:
+    """Load a trained model from a run folder or a checkpoint folder.
+
+    Args:
+        path: run folder (its best checkpoint, or the last if there is no best) or checkpoint folder.
+        which: "best" or "last", for run folders.
+        device: where the model goes.
+        ema: take the averaged weights if the run kept them.
+
+    Raises:
+        CheckpointError: missing, damaged or unreadable checkpoint.
+    """
+    checkpoint = resolve(Path(path), which)
+    recipe = saved_recipe(checkpoint)
+    from_scratch = {name: config.model_copy(update={"weights": None}) for name, config in recipe.encoders.items()}
+    learner = recipe.model_copy(update={"encoders": from_scratch, "weights": None}).build_learner(
+        recipe.build_modalities()
+    )
+    load_exactly(learner, load_weights(checkpoint, use_ema=ema), checkpoint)
+    embedding = EmbeddingModel(dict(learner.encoders.items()), learner.objective.heads())
+    embedding.requires_grad_(False).eval().to(device)
+    return Model(recipe, checkpoint, embedding)
+
+
+def saved_recipe(checkpoint: Path) -> Recipe:
+    """The recipe that stands in a checkpoint."""
+    return validate_text(Recipe, read_recipe(checkpoint), str(checkpoint / "recipe.yaml"))

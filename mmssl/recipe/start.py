@@ -1,0 +1,56 @@
+"""Starting a run from a whole trained model: its encoders, heads and temperatures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from mmssl.core.errors import CheckpointError
+from mmssl.core.objective import Objective
+from mmssl.encoders.weights import read_state
+from mmssl.interop.open_clip import from_open_clip
+from mmssl.training.checkpoint import resolve
+from mmssl.training.tensors import load_exactly
+
+OURS = "objective."
+
+
+def weights_file(path: Path) -> Path:
+    """The file with the tensors: a run or checkpoint folder stands for its averaged weights, or its weights.
+
+    Raises:
+        CheckpointError: a folder without a valid checkpoint, or no such file.
+    """
+    if path.is_dir():
+        folder = resolve(path)
+        averaged = folder / "ema.safetensors"
+        return averaged if averaged.exists() else folder / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"weights: got {str(path)!r}, wanted a run folder, a checkpoint folder or a weights file")
+    return path
+
+
+def start_objective(objective: Objective, path: Path) -> None:
+    """Load heads and temperatures from a file of `weights_file`: one of ours, or a CLIP checkpoint of open_clip.
+
+    Raises:
+        CheckpointError: the file does not hold what the objective wants; lists the differences.
+    """
+    state = read_state(path)
+    tensors = {name.removeprefix(OURS): tensor for name, tensor in state.items() if name.startswith(OURS)}
+    load_exactly(objective, tensors or _from_open_clip(state, objective), path)
+
+
+def _from_open_clip(state: dict[str, Tensor], objective: Objective) -> dict[str, Tensor]:
+    clip = from_open_clip(state)
+    wanted = objective.state_dict()
+    tensors = {f"projections.{name}.linear.weight": weight for name, weight in clip["heads"].items()}
+    scales = [name for name in wanted if name.startswith("logit_scale.")]
+    if len(scales) != 1:
+        raise CheckpointError(
+            f"weights: a CLIP checkpoint has one temperature, and the objective has {len(scales)}: it fits the objective clip "
+            "with one pair; for others give each encoder its `weights`"
+        )
+    # A residual network's projection lies in its attention pooling; its head is then the identity, which has no weight.
+    return {name: x for name, x in tensors.items() if name in wanted} | {scales[0]: clip["logit_scale"]}

@@ -1,0 +1,66 @@
+"""Every variant that a recipe can name, one explicit line each: this file is the registry."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from mmssl.data.image import ImageConfig
+from mmssl.data.label import LabelConfig
+from mmssl.data.text import TextConfig
+from mmssl.encoders.hf_ import HfTextConfig, HfVisionConfig
+from mmssl.encoders.open_clip_ import OpenClipConfig
+from mmssl.encoders.resnet import ResNetConfig
+from mmssl.encoders.text_transformer import TextTransformerConfig
+from mmssl.encoders.timm_ import TimmConfig
+from mmssl.encoders.vit import VisionTransformerConfig
+from mmssl.evaluation.linear_probe import LinearProbeConfig
+from mmssl.evaluation.retrieval import RetrievalConfig
+from mmssl.evaluation.zero_shot import ZeroShotConfig
+from mmssl.objectives.clip import ClipConfig
+from mmssl.objectives.mae import MaeConfig
+from mmssl.objectives.simclr import SimClrConfig
+from mmssl.objectives.weighted import WeightedConfig
+
+KIND = Field(discriminator="kind")
+
+ModalityUnion = Annotated[
+    ImageConfig
+    | TextConfig
+    | LabelConfig,
+    KIND,
+]  # fmt: skip
+
+EncoderUnion = Annotated[
+    VisionTransformerConfig
+    | ResNetConfig
+    | TextTransformerConfig
+    | TimmConfig
+    | OpenClipConfig
+    | HfTextConfig
+    | HfVisionConfig,
+    KIND,
+]  # fmt: skip
+
+SingleObjectiveUnion = Annotated[
+    ClipConfig
+    | SimClrConfig
+    | MaeConfig,
+    KIND,
+]  # fmt: skip
+
+ObjectiveUnion = Annotated[
+    ClipConfig
+    | SimClrConfig
+    | MaeConfig
+    | WeightedConfig[SingleObjectiveUnion],
+    KIND,
+]  # fmt: skip
+
+EvaluatorUnion = Annotated[
+    ZeroShotConfig
+    | RetrievalConfig
+    | LinearProbeConfig,
+    KIND,
+]  # fmt: skip

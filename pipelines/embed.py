@@ -1,0 +1,68 @@
+"""`mmssl embed`: write the embeddings of shards, for search and analysis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def embed(
+    checkpoint: Annotated[Path, typer.Argument(help="A run folder or a checkpoint folder.")],
+    shards: Annotated[list[str], typer.Option(help="Folder, path or brace pattern; may be given several times.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the arrays; made if needed.")],
+    modality: Annotated[
+        list[str] | None, typer.Option(help="May be given several times. Default: all of the shared space.")
+    ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Pooled encoder features before any head, not embeddings.")
+    ] = False,
+    half: Annotated[bool, typer.Option("--half", help="Write float16 instead of float32.")] = False,
+    which: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint of a run folder.")] = "best",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples encoded at a time.")] = 256,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
+) -> None:
+    """Embed shards: `DIR/<modality>.npy` [rows, E] of unit norm, `DIR/<modality>.samples.npy` [rows] with the number of the
+    sample of each row, `DIR/keys.txt` with a key a line, and `DIR/manifest.json`.
+
+    A sample with several captions gives several rows; one that lacks a modality, or cannot be decoded, gives none and is counted.
+
+    Examples:
+
+    `mmssl embed runs/vit_b_32 --shards 'test/{000000..000007}.tar' --out embeddings`
+
+    `accelerate launch --num_processes 8 -m pipelines.embed runs/vit_b_32 --shards test --out embeddings`
+    """
+    from mmssl.evaluation.embed import write_embeddings
+    from mmssl.recipe.run_folder import load
+    from mmssl.training.console import say
+    from mmssl.training.launch import Launch
+    from pipelines.cli import one_of
+
+    launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
+    try:
+        model = load(checkpoint, which=one_of("--which", which, ("best", "last")), device=launch.device)
+        written = write_embeddings(
+            model.embedding,
+            model.modalities,
+            shards,
+            out,
+            wanted=modality or list(model.recipe.encoders if features else model.embedding.heads),
+            features=features,
+            half=half,
+            batch_size=batch_size,
+            workers=workers,
+            source={"checkpoint": str(model.checkpoint), "recipe": model.recipe.name},
+        )
+        for name, rows in written.items():
+            say(f"{name}: {rows} rows in {out / f'{name}.npy'}")
+    finally:
+        launch.close()
+
+
+if __name__ == "__main__":
+    from pipelines.cli import single
+
+    single(embed)

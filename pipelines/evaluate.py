@@ -1,0 +1,143 @@
+"""`mmssl evaluate`: measure a checkpoint on shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from mmssl.core.evaluator import Evaluator, Score
+    from mmssl.recipe.run_folder import Model
+
+Results = dict[str, dict[str, "Score"]]
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run folder or a checkpoint folder.")],
+    suite: Annotated[Path | None, typer.Argument(help="A YAML file with `evaluators:`, as in a recipe.")] = None,
+    zero_shot: Annotated[
+        str | None, typer.Option(metavar="SHARDS", help="Classify these samples (with .cls) by prompts.")
+    ] = None,
+    classnames: Annotated[
+        str | None, typer.Option(metavar="FILE|A,B,...", help="For --zero-shot: class names, one a line, or listed.")
+    ] = None,
+    templates: Annotated[
+        str, typer.Option(metavar="FILE|simple|plain", help="For --zero-shot: sentences with {} for the name.")
+    ] = "simple",
+    retrieval: Annotated[str | None, typer.Option(metavar="SHARDS", help="Search these samples both ways.")] = None,
+    linear_probe: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="TRAIN TEST", help="Fit a linear classifier on TRAIN, measure it on TEST."),
+    ] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="What is classified. Default: the first that is not text.")
+    ] = None,
+    pair: Annotated[
+        str | None, typer.Option(metavar="A,B", help="For --retrieval. Default: the first two of the shared space.")
+    ] = None,
+    which: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint of a run folder.")] = "best",
+    ema: Annotated[bool, typer.Option(help="Take averaged weights where the run kept them.")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples encoded at a time.")] = 256,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores here, as JSON.")] = None,
+) -> None:
+    """Measure a trained model: zero-shot classification, retrieval, linear probe.
+
+    SHARDS are a folder, a path or a brace pattern; flags add to what the suite names.
+
+    Examples:
+
+    `mmssl evaluate runs/vit_b_32 suite.yaml --out results.json`
+
+    `mmssl evaluate runs/vit_b_32 --zero-shot 'test/{000000..000007}.tar' --classnames classnames.txt`
+
+    `mmssl evaluate runs/vit_b_32 --retrieval test --linear-probe train test`
+
+    `accelerate launch --num_processes 8 -m pipelines.evaluate runs/vit_b_32 suite.yaml`
+    """
+    from mmssl.core.distributed import is_main
+    from mmssl.evaluation.report import write_results
+    from mmssl.recipe.run_folder import load
+    from mmssl.recipe.suite import Suite, evaluation_modalities
+    from mmssl.recipe.validate import read, validate_text
+    from mmssl.training.launch import Launch
+    from pipelines.cli import one_of
+
+    choice: Literal["best", "last"] = one_of("--which", which, ("best", "last"))
+    launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
+    try:
+        model = load(checkpoint, which=choice, device=launch.device, ema=ema)
+        wanted = _from_flags(model, zero_shot, classnames, templates, retrieval, linear_probe, modality, pair)
+        for values in wanted.values():
+            values |= {"batch_size": batch_size, "workers": workers}
+        evaluators = {} if suite is None else validate_text(Suite, read(suite), str(suite)).evaluators
+        evaluators |= validate_text(Suite, json.dumps({"evaluators": wanted}), "command line").evaluators
+        if not evaluators:
+            raise typer.BadParameter("nothing to measure: name a suite, --zero-shot, --retrieval or --linear-probe")
+        modalities = evaluation_modalities(model.modalities)
+        results = measure(model, {name: config.build(modalities) for name, config in evaluators.items()})
+        if is_main() and out is not None:
+            write_results(out, {"checkpoint": str(model.checkpoint), **results})
+    finally:
+        launch.close()
+
+
+def measure(model: Model, evaluators: dict[str, Evaluator]) -> Results:
+    """Run evaluators one after the other and print their scores; every process of a launch must call."""
+    from mmssl.training.console import say
+
+    results: Results = {}
+    for name, evaluator in evaluators.items():
+        say(f"{name} ...")
+        results[name] = dict(evaluator.evaluate(model.embedding))
+        for metric, value in results[name].items():
+            say(f"  {metric} {value:.4f}" if isinstance(value, float) else f"  {metric} {value}")
+    return results
+
+
+def _from_flags(
+    model: Model,
+    zero_shot: str | None,
+    classnames: str | None,
+    templates: str,
+    retrieval: str | None,
+    linear_probe: tuple[str, str] | None,
+    modality: str | None,
+    pair: str | None,
+) -> dict[str, dict[str, Any]]:
+    """Evaluators as a suite would write them."""
+    from mmssl.data.text import TextModality
+
+    texts = [name for name in model.recipe.encoders if isinstance(model.modalities[name], TextModality)]
+    others = [name for name in model.recipe.encoders if name not in texts]
+    classified = modality or next(iter(others), "")
+    wanted: dict[str, dict[str, Any]] = {}
+    if zero_shot is not None:
+        if classnames is None:
+            raise typer.BadParameter(
+                "--zero-shot needs --classnames: a file with one name a line, or names,with,commas"
+            )
+        names = classnames if Path(classnames).is_file() or "," not in classnames else classnames.split(",")
+        wanted["zero_shot"] = {
+            "kind": "zero_shot", "shards": [zero_shot], "modality": classified, "prompts": next(iter(texts), "text"),
+            "classnames": names, "templates": templates,
+        }  # fmt: skip
+    if retrieval is not None:
+        both = pair.split(",") if pair else [*model.embedding.heads][:2]
+        wanted["retrieval"] = {"kind": "retrieval", "shards": [retrieval], "pair": both}
+    if linear_probe is not None:
+        train, test = linear_probe
+        wanted["linear_probe"] = {
+            "kind": "linear_probe", "train_shards": [train], "shards": [test], "modality": classified
+        }  # fmt: skip
+    return wanted
+
+
+if __name__ == "__main__":
+    from pipelines.cli import single
+
+    single(evaluate)

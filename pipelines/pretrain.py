@@ -1,0 +1,109 @@
+"""`mmssl pretrain`: train a recipe, from the start or from where it stopped."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mmssl.core.evaluator import Score
+    from mmssl.recipe.recipe import Recipe
+
+RECIPE = "A YAML file, or the name of a shipped recipe such as image_text/vit_b_32."
+RESUME = (
+    "auto: go on from the newest valid checkpoint of the run folder, or start; never: start, and refuse a folder that holds "
+    "checkpoints; or the PATH of a checkpoint or run folder to go on from."
+)
+DRY_RUN = "Build everything, take one step on one batch, say what the run would be, write nothing."
+
+
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help=RECIPE)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Changes to the recipe.")
+    ] = None,
+    resume: Annotated[str, typer.Option(metavar="auto|never|PATH", help=RESUME)] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
+) -> None:
+    """Pretrain a model on your shards.
+
+    Examples:
+
+    `mmssl pretrain image_text/vit_b_32 data.shards='["shards/{000000..000099}.tar"]' batch_size=256`
+
+    `mmssl pretrain my_recipe.yaml optimizer.lr=3e-4 name=lower_rate --dry-run`
+
+    `accelerate launch --num_processes 8 -m pipelines.pretrain my_recipe.yaml`
+
+    `torchrun --nproc-per-node 8 -m pipelines.pretrain my_recipe.yaml`
+    """
+    from mmssl.recipe.run_folder import find_recipe
+
+    wanted = find_recipe(recipe, overrides or [])
+    if dry_run:
+        try_out(wanted)
+    else:
+        run(wanted, resume)
+
+
+def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
+    """Train a recipe to its end in this process (one of several under a launcher), and write its report.
+
+    Returns:
+        The latest scores, "<evaluator>/<metric>".
+    """
+    from mmssl.core.distributed import is_main
+    from mmssl.recipe.run_folder import check_resumable
+    from mmssl.training.checkpoint import FOLDER, checkpoints
+    from mmssl.training.console import say
+    from mmssl.training.lock import on_main
+    from pipelines.reporting import report_run
+
+    launch = recipe.launch()
+    try:
+        say(f"run folder {recipe.folder}")
+        on_main(lambda: check_resumable(recipe, resume))
+        scores = recipe.assemble(launch).train(resume)
+        if is_main() and checkpoints(recipe.folder / FOLDER):
+            say(f"finished; report in {report_run(recipe)}")
+        return scores
+    finally:
+        launch.close()
+
+
+def try_out(recipe: Recipe) -> None:
+    """One step on one batch: what the run would be, without writing anything."""
+    from mmssl.training.console import say
+    from mmssl.training.optim import describe_groups
+
+    launch = recipe.launch()
+    try:
+        built = recipe.assemble(launch)
+        state = built.state
+        say(f"recipe {recipe.name!r}: {state.total_steps} steps of {recipe.batch_size} samples, {launch.device}")
+        for name, encoder in state.learner.encoders.items():
+            count = sum(p.numel() for p in encoder.parameters())
+            trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+            say(f"encoder {name}: {type(encoder).__name__}, {count:,} parameters, {trained:,} trained")
+        say(describe_groups(state.optimizer))
+        state.learner.train()
+        batch = next(iter(state.stream)).to(launch.device)
+        for modality, views in batch.views.items():
+            for name, view in views.items():
+                say(f"view {modality}/{name}: {view.dtype} {list(view.shape)}")
+        started = time.monotonic()
+        scalars = built.step(state, batch).scalars()
+        seconds = time.monotonic() - started
+        say("  ".join(f"{name} {value:.4g}" for name, value in scalars.items()))
+        say(f"one step, the first and slowest: {seconds:.2f} s; nothing was written")
+        state.stream.close()
+    finally:
+        launch.close()
+
+
+if __name__ == "__main__":
+    from pipelines.cli import single
+
+    single(pretrain)

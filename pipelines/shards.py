@@ -1,0 +1,157 @@
+"""`mmssl shards`: make, index, audit and measure WebDataset shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.progress import progress_bar
+
+app = typer.Typer(
+    help="Make, index, audit and measure WebDataset shards.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SHARDS = Annotated[list[str], typer.Argument(help="Folders, paths, globs or brace patterns.")]
+JSON = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the findings here, as JSON.")]
+
+
+@app.command()
+def pack(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder with a folder a class; .csv, .tsv or .parquet; saved Hugging Face data set; .npz."),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="Caption for samples with a class, with {} for its name; may be given several times."),
+    ] = None,
+    captions: Annotated[bool, typer.Option(help="Write captions made from class names.")] = True,
+    shard_size: Annotated[float, typer.Option(min=0.001, help="Close a shard at so many MB.")] = 256.0,
+    shard_samples: Annotated[int, typer.Option(min=1, help="Close a shard at so many samples.")] = 10_000,
+    max_side: Annotated[
+        int | None, typer.Option(min=1, help="Re-encode pictures whose longer side is longer, to this many pixels.")
+    ] = None,
+    shuffle: Annotated[bool, typer.Option(help="Mix the order of samples.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order and of the choice of captions.")] = 0,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MEANING=NAME", help="Which column of a table means what, as in caption=title."),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that relative paths in a table start from.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split of a saved Hugging Face data set.")] = None,
+    on_error: Annotated[
+        str, typer.Option(metavar="raise|skip", help="What to do with rows that are unusable.")
+    ] = "raise",
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read and encode.")] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another packing in OUT.")] = False,
+) -> None:
+    """Pack a data set into shards: deterministic, resumable, media copied byte for byte.
+
+    Examples:
+
+    `mmssl shards pack photos/ shards/train --template 'a photo of a {}'`
+
+    `mmssl shards pack pairs.csv shards/train --column image=file --column caption=title`
+
+    `mmssl shards pack cifar10-train.npz shards/cifar10/train`
+    """
+    from mmssl.core.errors import RecipeError
+    from mmssl.data.pack import PackConfig
+    from mmssl.data.pack import pack as write
+    from mmssl.recipe.validate import validate_text
+    from mmssl.training.console import say
+
+    columns = dict(item.partition("=")[::2] for item in column or [])
+    if not captions and template:
+        raise RecipeError("--template and --no-captions: templates would have no effect: leave one of the two out")
+    values = {
+        "shard_bytes": int(shard_size * 2**20),
+        "shard_samples": shard_samples,
+        "templates": (template or None) if captions else [],
+        "max_side": max_side,
+        "shuffle": seed if shuffle else None,
+        "columns": columns,
+        "split": split,
+        "on_error": on_error,
+    }
+    config = validate_text(PackConfig, json.dumps(values), "command line")
+    with progress_bar("packing") as progress:
+        manifest = write(source, out, config, root=root, workers=workers, overwrite=overwrite, progress=progress)
+    say(f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.skipped} rows left out; see {out}")
+
+
+@app.command()
+def index(shards: SHARDS) -> None:
+    """Write the index of each shard beside it, so that runs start at once. Runs that lack it make it.
+
+    Example: `mmssl shards index 'shards/train/{000000..000099}.tar'`
+    """
+    from mmssl.data.shard_list import expand
+    from mmssl.data.shard_table import write_sidecar
+    from mmssl.training.console import say
+
+    paths = expand(shards)
+    with progress_bar("indexing") as progress:
+        for i, path in enumerate(paths, start=1):
+            write_sidecar(path)
+            progress(i, len(paths))
+    say(f"indexed {len(paths)} shards")
+
+
+@app.command()
+def check(
+    shards: SHARDS,
+    limit: Annotated[int | None, typer.Option(min=1, help="Decode only so many samples.")] = None,
+    require: Annotated[list[str] | None, typer.Option(help="Extension that every sample must have.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Say whether there is work for so many workers.")] = None,
+    context_length: Annotated[int, typer.Option(min=2, help="Tokens that captions are cut to.")] = 77,
+    threads: Annotated[int, typer.Option(min=1, help="Shards that are read at a time.")] = 2,
+    json_file: JSON = None,
+) -> None:
+    """Audit shards: damage, undecodable or missing members, duplicates, captions. Exit code 3 if something is wrong.
+
+    Example: `mmssl shards check 'shards/train/{000000..000099}.tar' --require jpg --require txt`
+    """
+    from mmssl.data.check import check as audit
+
+    with progress_bar("checking") as progress:
+        report = audit(
+            shards,
+            required=require or None,
+            limit=limit,
+            workers=workers,
+            context_length=context_length,
+            threads=threads,
+            progress=progress,
+        )
+    print(report.table())
+    if json_file is not None:
+        json_file.write_text(report.to_json() + "\n")
+    if not report.ok:
+        raise typer.Exit(3)
+
+
+@app.command()
+def stats(
+    shards: SHARDS,
+    sample: Annotated[int, typer.Option(min=1, help="How many samples are read and decoded.")] = 2000,
+    json_file: JSON = None,
+) -> None:
+    """Measure shards: sizes, picture statistics for normalisation, caption lengths, classes, speed of reading.
+
+    Example: `mmssl shards stats 'shards/train/{000000..000099}.tar'`
+    """
+    from mmssl.data.stats import stats as measure
+
+    with progress_bar("measuring") as progress:
+        report = measure(shards, sample=sample, progress=progress)
+    print(report.table())
+    if json_file is not None:
+        json_file.write_text(report.to_json() + "\n")

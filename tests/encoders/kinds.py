@@ -1,0 +1,127 @@
+"""Every kind of encoder at a size for tests, with inputs for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmssl.core.encoder import Encoder, EncoderConfig
+from mmssl.encoders.hf_ import HfTextConfig, HfVisionConfig
+from mmssl.encoders.open_clip_ import OpenClipConfig
+from mmssl.encoders.resnet import ResNetConfig
+from mmssl.encoders.text_transformer import TextTransformerConfig
+from mmssl.encoders.timm_ import TimmConfig
+from mmssl.encoders.vit import VisionTransformerConfig
+
+START, END, VOCABULARY, CONTEXT = 97, 98, 99, 12
+TINY: dict[str, Any] = {"width": 32, "depth": 2, "heads": 4}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": CONTEXT,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+HF_VIT = {
+    "model_type": "vit",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+HF_CLIP = {
+    "model_type": "clip",
+    "projection_dim": 16,
+    "text_config": BERT
+    | {"model_type": "clip_text_model", "eos_token_id": END, "bos_token_id": START, "pad_token_id": 0},
+    "vision_config": HF_VIT | {"model_type": "clip_vision_model"},
+}
+OPEN_CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 32, "heads": 4, "layers": 2},
+}
+
+KINDS: dict[str, EncoderConfig] = {
+    "vit": VisionTransformerConfig(size=32, patch_size=8, **TINY),
+    "vit_mean": VisionTransformerConfig(
+        size=32,
+        patch_size=8,
+        **TINY,
+        pool="mean",
+        class_token=False,
+        pre_norm=False,
+        activation="quick_gelu",
+        layer_scale=0.5,
+    ),
+    "resnet": ResNetConfig(size=64, layers=(1, 1, 1, 1), channels=8),
+    "resnet_mean": ResNetConfig(size=32, layers=(2, 1), channels=8, pool="mean"),
+    "text_transformer": TextTransformerConfig(vocab_size=VOCABULARY, context_length=CONTEXT, **TINY),
+    "text_transformer_mean": TextTransformerConfig(
+        vocab_size=VOCABULARY, context_length=CONTEXT, **TINY, pool="mean", causal=False
+    ),
+    "timm_vit": TimmConfig(model="test_vit", size=32),
+    "timm_resnet": TimmConfig(model="test_resnet", size=64),
+    "timm_convnext": TimmConfig(model="test_convnext", size=64),
+    "open_clip_image": OpenClipConfig(model="local-dir:{folder}", tower="image"),
+    "open_clip_text": OpenClipConfig(model="local-dir:{folder}", tower="text"),
+    "hf_bert": HfTextConfig(config=BERT, pool="mean"),
+    "hf_clip_text": HfTextConfig(config=HF_CLIP, pool="eos"),
+    "hf_vit": HfVisionConfig(config=HF_VIT, pool="cls"),
+    "hf_clip_vision": HfVisionConfig(config=HF_CLIP, pool="pooler"),
+}
+
+
+def config_of(name: str, folder: Path, **changes: Any) -> EncoderConfig:
+    """The config of a kind; open_clip's reads its model file from `folder`."""
+    config = KINDS[name]
+    if isinstance(config, OpenClipConfig):
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP, "preprocess_cfg": {}}))
+        changes["model"] = f"local-dir:{folder}"
+    return type(config).model_validate(config.model_dump() | changes)
+
+
+def build(name: str, folder: Path, **changes: Any) -> Encoder:
+    """An encoder with random weights, everywhere: zeros of the start hide mistakes."""
+    torch.manual_seed(0)
+    encoder: Encoder = config_of(name, folder, **changes).build()  # type: ignore[attr-defined]
+    stir(encoder)
+    return encoder
+
+
+def stir(encoder: Encoder) -> None:
+    """Add noise to every parameter."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def is_text(name: str) -> bool:
+    """Whether a kind reads ids."""
+    return "text" in name or "bert" in name
+
+
+def inputs(name: str, count: int = 3, seed: int = 2) -> Tensor:
+    """uint8 pictures, or ids of texts of different lengths, padded with 0."""
+    generator = torch.Generator().manual_seed(seed)
+    if not is_text(name):
+        size = 64 if ("resnet" in name and "mean" not in name) or "convnext" in name else 32
+        return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    ids = torch.randint(1, START, (count, CONTEXT), generator=generator)
+    ids[:, 0] = START
+    for row in range(count):
+        end = 3 + row % (CONTEXT - 4)
+        ids[row, end] = END
+        ids[row, end + 1 :] = 0
+    return ids

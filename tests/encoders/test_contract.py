@@ -1,0 +1,280 @@
+"""What every encoder promises, for every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmssl.core.encoder import Encoder
+from tests.encoders.kinds import KINDS, build, config_of, inputs, is_text, stir
+
+EVERY = pytest.mark.parametrize("name", KINDS)
+CHECKPOINTED = pytest.mark.parametrize(
+    "name",
+    [
+        "vit",
+        "vit_mean",
+        "text_transformer",
+        "timm_vit",
+        "timm_convnext",
+        "open_clip_image",
+        "open_clip_text",
+        "hf_bert",
+        "hf_vit",
+    ],
+)
+# Softmax does not see what is added to all keys, so these have no gradient but rounding.
+KEY_BIASES = ("k_proj.bias", "key.bias")
+
+
+@EVERY
+def test_shapes_are_as_announced(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path).eval()
+    features = encoder(inputs(name))
+    assert features.pooled.shape == (3, encoder.width)
+    assert features.pooled.dtype == torch.float32
+    assert features.pooled.std(0).max() > 0  # it depends on the input
+    if Encoder.TOKENS in encoder.capabilities:
+        assert features.tokens is not None
+        assert encoder.grid is not None
+        assert features.grid == encoder.grid
+        assert features.tokens.shape == (3, torch.tensor(encoder.grid).prod(), encoder.width)
+    else:
+        assert features.tokens is None
+        assert encoder.grid is None
+
+
+@EVERY
+def test_configs_survive_json(name: str) -> None:
+    config = KINDS[name]
+    assert type(config).model_validate_json(config.model_dump_json()) == config
+
+
+@EVERY
+def test_layers_hold_every_parameter_once(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path)
+    layers = encoder.layers()
+    listed = [id(parameter) for group in layers for parameter in group]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {id(parameter) for parameter in encoder.parameters()}
+    assert all(layers)
+    assert len(layers) >= 3
+
+
+@EVERY
+def test_layers_go_from_input_to_output(name: str, tmp_path: Path) -> None:
+    """Locking all but the last group leaves the input's gradient path cut: only that group is reached."""
+    encoder = build(name, tmp_path, frozen=True, unlocked_layers=1)
+    trained = {id(parameter) for parameter in encoder.parameters() if parameter.requires_grad}
+    assert trained
+    assert trained <= {id(parameter) for parameter in encoder.layers()[-1]}
+    loss(encoder, name).backward()
+    used = {id(parameter) for parameter in encoder.parameters() if parameter.grad is not None}
+    assert used == trained
+
+
+@EVERY
+def test_every_trained_parameter_gets_a_gradient_from_pooled(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path)
+    loss(encoder, name).backward()
+    for parameter_name, parameter in encoder.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, parameter_name
+            if not parameter_name.endswith(KEY_BIASES):
+                assert parameter.grad.abs().max() > 0, parameter_name
+
+
+@EVERY
+def test_samples_do_not_influence_each_other_in_evaluation(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path).eval()
+    x = inputs(name, 4)
+    with torch.no_grad():
+        together = encoder(x)
+        for row in range(4):
+            alone = encoder(x[row : row + 1])
+            torch.testing.assert_close(alone.pooled, together.pooled[row : row + 1], atol=1e-5, rtol=1e-5)
+            if together.tokens is not None:
+                torch.testing.assert_close(alone.tokens, together.tokens[row : row + 1], atol=1e-5, rtol=1e-5)
+
+
+@EVERY
+def test_evaluation_is_deterministic_and_state_is_complete(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path)
+    encoder(inputs(name))  # moves running statistics, where there are any
+    encoder.eval()
+    other: Encoder = config_of(name, tmp_path).build()  # type: ignore[attr-defined]
+    with torch.no_grad():
+        first = encoder(inputs(name)).pooled
+        assert not torch.equal(other.eval()(inputs(name)).pooled, first)
+        other.load_state_dict(encoder.state_dict())
+        assert torch.equal(encoder(inputs(name)).pooled, first)
+        assert torch.equal(other(inputs(name)).pooled, first)
+
+
+@EVERY
+def test_bytes_and_fractions_give_the_same_features(name: str, tmp_path: Path) -> None:
+    if is_text(name):
+        assert torch.equal(build(name, tmp_path).prepare(inputs(name)), inputs(name))
+        return
+    encoder = build(name, tmp_path).eval()
+    x = inputs(name)
+    assert torch.equal(encoder(x).pooled, encoder(x.float() / 255).pooled)
+    black = encoder.prepare(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))[0, :, 0, 0]
+    white = encoder.prepare(torch.full((1, 3, 4, 4), 255, dtype=torch.uint8))[0, :, 0, 0]
+    assert (white - black > 1).all()  # divided by 255 and by a deviation below 1
+    assert (black < 0).all()
+    with pytest.raises(ValueError, match="wanted pictures"):
+        encoder(x.long())
+
+
+@EVERY
+def test_low_precision_runs(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path).eval()
+    with torch.no_grad():
+        exact = encoder(inputs(name)).pooled
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = encoder(inputs(name)).pooled.float()
+    assert torch.nn.functional.cosine_similarity(rough, exact).min() > 0.99
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet", "text_transformer", "text_transformer_mean"])
+def test_graphs_hold_for_any_batch_size(name: str, tmp_path: Path) -> None:
+    """Nothing looks at values or fixes the number of samples while a graph is made: what compiling and exporting need."""
+    encoder = build(name, tmp_path).eval()
+    dimensions = ({0: torch.export.Dim("samples", min=2, max=64)},)
+    graph = torch.export.export(_Pooled(encoder), (inputs(name),), dynamic_shapes=dimensions).module()
+    torch.testing.assert_close(graph(inputs(name, 5)), encoder(inputs(name, 5)).pooled)
+
+
+@EVERY
+def test_frozen_means_untouched(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path, frozen=True)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert not encoder(inputs(name)).pooled.requires_grad
+
+
+@EVERY
+def test_unlocked_layers_must_mean_something(name: str, tmp_path: Path) -> None:
+    groups = len(build(name, tmp_path).layers())
+    with pytest.raises(ValueError, match=f"got unlocked_layers {groups + 1} and frozen true: wanted 0 to {groups}"):
+        build(name, tmp_path, frozen=True, unlocked_layers=groups + 1)
+    with pytest.raises(ValueError, match="frozen false"):
+        build(name, tmp_path, unlocked_layers=1)
+
+
+@CHECKPOINTED
+def test_checkpointing_changes_work_and_not_gradients(name: str, tmp_path: Path) -> None:
+    gradients, calls = {}, {}
+    for checkpointing in (False, True):
+        encoder = build(name, tmp_path, checkpointing=checkpointing)
+        encoder.train()
+        seen: list[nn.Module] = []
+        for module in encoder.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.register_forward_hook(lambda module, args, out, seen=seen: seen.append(module))
+        loss(encoder, name).backward()
+        gradients[checkpointing] = [p.grad for p in encoder.parameters() if p.requires_grad]
+        calls[checkpointing] = len(seen)
+    assert calls[True] > calls[False] > 0
+    for one, other in zip(gradients[False], gradients[True], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@EVERY
+def test_masks_are_refused_by_those_who_cannot(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path).eval()
+    keep, replace = torch.zeros(3, 1, dtype=torch.int64), (torch.zeros(3, 12, dtype=torch.bool), torch.zeros(()))
+    if Encoder.MASK_DROP not in encoder.capabilities:
+        with pytest.raises(ValueError, match=r"mask_drop|no 'keep'"):
+            encoder(inputs(name), keep=keep)
+    if Encoder.MASK_REPLACE not in encoder.capabilities:
+        with pytest.raises(ValueError, match="no 'replace'"):
+            encoder(inputs(name), replace=replace)
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_mean"])
+def test_dropped_tokens_have_no_influence(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path).eval()
+    x = inputs(name).float() / 255
+    keep = torch.tensor([[0, 5, 15], [5, 2, 3], [9, 0, 12]])
+    features = encoder(x, keep=keep)
+    assert features.tokens is not None
+    assert features.tokens.shape == (3, 3, 32)
+    assert features.grid is None
+
+    other = change_patches(x, keep, inside=False)
+    assert torch.equal(encoder(other, keep=keep).pooled, features.pooled)
+    assert not torch.allclose(encoder(change_patches(x, keep, inside=True), keep=keep).pooled, features.pooled)
+
+    order = encoder(x, keep=keep.flip(1))
+    torch.testing.assert_close(order.pooled, features.pooled, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(order.tokens, features.tokens.flip(1), atol=1e-5, rtol=1e-5)
+    everything = torch.arange(16).expand(3, -1)
+    torch.testing.assert_close(encoder(x, keep=everything).tokens, encoder(x).tokens)
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_mean"])
+def test_replaced_patches_have_no_influence(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path).eval()
+    x = inputs(name).float() / 255
+    hidden = torch.tensor([[0, 5, 15], [5, 2, 3], [9, 0, 12]])
+    mask = torch.zeros(3, 16, dtype=torch.bool).scatter(1, hidden, True)
+    value = torch.randn(32, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    features = encoder(x, replace=(mask, value))
+    assert features.grid == (4, 4)
+    assert torch.equal(encoder(change_patches(x, hidden, inside=True), replace=(mask, value)).pooled, features.pooled)
+    assert not torch.allclose(encoder(x, replace=(mask, value + 1)).pooled, features.pooled)
+    assert not torch.allclose(encoder(x).pooled, features.pooled)
+    torch.testing.assert_close(encoder(x, replace=(torch.zeros_like(mask), value)).pooled, encoder(x).pooled)
+    features.pooled.square().sum().backward()
+    assert value.grad is not None
+    assert value.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["text_transformer", "text_transformer_mean"])
+def test_replaced_words_have_no_influence(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path).eval()
+    ids = inputs(name)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    mask[:, 1] = True
+    value = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    other = ids.clone()
+    other[:, 1] = 7
+    replaced = encoder(ids, replace=(mask, value)).pooled
+    assert torch.equal(encoder(other, replace=(mask, value)).pooled, replaced)
+    assert not torch.allclose(encoder(other).pooled, encoder(ids).pooled)
+    assert not torch.allclose(encoder(ids, replace=(mask, value + 1)).pooled, replaced)
+
+
+class _Pooled(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x).pooled
+
+
+def loss(encoder: Encoder, name: str) -> Tensor:
+    """A sum of pooled features with random factors, which no normalisation can cancel."""
+    pooled = encoder(inputs(name)).pooled
+    return (pooled * torch.randn(pooled.shape, generator=torch.Generator().manual_seed(4))).sum()
+
+
+def change_patches(x: Tensor, patches: Tensor, *, inside: bool) -> Tensor:
+    """Invert the 8 x 8 patches with these numbers, or all others."""
+    chosen = torch.zeros(len(x), 16, dtype=torch.bool).scatter(1, patches, True)
+    chosen = chosen if inside else ~chosen
+    area = chosen.view(-1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    return torch.where(area, 1 - x, x)
+
+
+def test_noise_reaches_every_parameter(tmp_path: Path) -> None:
+    """The other tests lean on `stir`."""
+    encoder: Encoder = config_of("resnet", tmp_path).build()  # type: ignore[attr-defined]
+    before = [parameter.clone() for parameter in encoder.parameters()]
+    stir(encoder)
+    assert all(not torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))

@@ -1,0 +1,37 @@
+"""Resampling of position tables."""
+
+from __future__ import annotations
+
+import torch
+
+from mmssl.encoders.positions import fit_positions, resize_positions
+
+
+def test_equal_grids_change_nothing() -> None:
+    table = torch.randn(13, 4)
+    assert resize_positions(table, (3, 4), (3, 4), prefix=1) is table
+
+
+def test_prefix_stays_and_a_plane_stays_a_plane() -> None:
+    rows, columns = torch.meshgrid(torch.linspace(0, 1, 8), torch.linspace(0, 1, 8), indexing="ij")
+    table = torch.cat([torch.full((1, 2), 7.0), torch.stack([rows.flatten(), columns.flatten()], dim=1)])
+    smaller = resize_positions(table, (8, 8), (4, 2), prefix=1)
+    assert smaller.shape == (9, 2)
+    assert smaller[0].tolist() == [7, 7]
+    grid = smaller[1:].unflatten(0, (4, 2))
+    # rows differ in the first number only, columns in the second: nothing was transposed
+    assert (grid[1:, :, 0] > grid[:-1, :, 0] + 0.1).all()
+    assert (grid[:, 1, 1] > grid[:, 0, 1] + 0.1).all()
+    torch.testing.assert_close(grid[:, 0, 0], grid[:, 1, 0])
+    torch.testing.assert_close(grid[0, :, 1], grid[3, :, 1])
+
+
+def test_only_square_tables_of_another_size_are_fitted() -> None:
+    state = {"a": torch.randn(10, 4), "b": torch.randn(8, 4), "c": torch.randn(17, 4)}
+    before = dict(state)
+    for name in ("a", "b", "c", "missing"):
+        fit_positions(state, name, (4, 4), prefix=1)
+    assert state["a"].shape == (17, 4)  # 3 x 3 cells and one more
+    assert state["b"] is before["b"]  # 7 cells are no square: left for the error message
+    assert state["c"] is before["c"]
+    assert set(state) == set(before)

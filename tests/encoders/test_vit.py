@@ -1,0 +1,113 @@
+"""The vision transformer's own options; its parity with open_clip stands in tests/interop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from mmssl.encoders.vit import VisionTransformer, VisionTransformerConfig
+from tests.encoders.kinds import stir
+
+
+def vit(**changes: object) -> VisionTransformer:
+    torch.manual_seed(0)
+    settings = {"size": 32, "patch_size": 8, "width": 32, "depth": 3, "heads": 4} | changes
+    encoder = VisionTransformerConfig.model_validate(settings).build()
+    stir(encoder)
+    return encoder
+
+
+def pictures(height: int = 32, width: int = 32, count: int = 2) -> torch.Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 30}, "size 30 is not a multiple of patch_size 8"),
+        ({"heads": 5}, "width 32 is not a multiple of heads 5"),
+        ({"class_token": False}, "use pool: mean"),
+        ({"hidden": 4}, "hidden 4 is more than the depth 3"),
+        ({"patch_dropout": 1.0}, "less than 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        vit(**changes)
+
+
+def test_other_sizes_use_resampled_positions() -> None:
+    encoder = vit().eval()
+    features = encoder(pictures(48, 16))
+    assert features.grid == (6, 2)
+    assert features.tokens is not None
+    assert features.tokens.shape == (2, 12, 32)
+    with pytest.raises(ValueError, match="got pictures of 36 x 32 pixels, wanted multiples of the patch size 8"):
+        encoder(pictures(36, 32))
+    # The same weights in an encoder made for that size, whose table was resampled beforehand, say the same.
+    table = encoder.positional_embedding
+    cells = torch.nn.functional.interpolate(
+        table[1:].T.reshape(1, 32, 4, 4), size=(8, 8), mode="bicubic", antialias=True, align_corners=False
+    )
+    larger = vit(size=64).eval()
+    state = encoder.state_dict() | {"positional_embedding": torch.cat([table[:1], cells[0].flatten(1).T])}
+    larger.load_state_dict(state)
+    torch.testing.assert_close(larger(pictures(64, 64)).pooled, encoder(pictures(64, 64)).pooled)
+
+
+def test_mean_pooling_is_the_mean_of_the_tokens() -> None:
+    features = vit(pool="mean")(pictures())
+    assert features.tokens is not None
+    torch.testing.assert_close(features.pooled, features.tokens.mean(1))
+
+
+def test_hidden_gives_the_last_block_outputs() -> None:
+    encoder = vit(hidden=2).eval()
+    features = encoder(pictures())
+    assert features.hidden is not None
+    assert [tuple(x.shape) for x in features.hidden] == [(2, 17, 32)] * 2
+    torch.testing.assert_close(encoder.norm_post(features.hidden[-1])[:, 0], features.pooled)
+    torch.testing.assert_close(encoder.blocks[2](features.hidden[0]), features.hidden[1])
+    assert vit()(pictures()).hidden is None
+
+
+def test_patch_dropout_drops_in_training_only() -> None:
+    encoder = vit(patch_dropout=0.5)
+    features = encoder(pictures(count=64))
+    assert features.tokens is not None
+    assert features.tokens.shape == (64, 8, 32)
+    assert features.grid is None
+    full = encoder.eval()(pictures())
+    assert full.grid == (4, 4)
+    torch.testing.assert_close(full.pooled, vit().eval()(pictures()).pooled)
+
+
+def test_patch_dropout_draws_each_set_alike_and_in_reading_order() -> None:
+    encoder = vit(patch_dropout=0.75)
+    torch.manual_seed(0)
+    drawn = encoder._draw_patches(torch.zeros(4000, 16, 32))
+    assert drawn.shape == (4000, 4)
+    assert (drawn.diff(dim=1) > 0).all()
+    share = torch.bincount(drawn.flatten(), minlength=16) / 4000
+    assert (share - 0.25).abs().max() < 0.04  # five standard deviations
+    assert len({tuple(row.tolist()) for row in drawn[:50]}) > 40
+
+
+def test_an_objective_that_keeps_tokens_overrules_patch_dropout() -> None:
+    encoder = vit(patch_dropout=0.5)
+    keep = torch.arange(16).expand(2, -1)
+    features = encoder(pictures(), keep=keep)
+    assert features.tokens is not None
+    assert features.tokens.shape == (2, 16, 32)
+
+
+def test_token_statistics_of_a_new_encoder_are_sane() -> None:
+    """Depth does not blow the residual stream up: twelve blocks add no more than the embeddings themselves hold."""
+    torch.manual_seed(0)
+    encoder = VisionTransformerConfig(size=64, patch_size=8, width=96, depth=12, heads=4, hidden=12).build()
+    hidden = encoder(pictures(64, 64)).hidden
+    assert hidden is not None
+    first, last = hidden[0].pow(2).mean().sqrt(), hidden[-1].pow(2).mean().sqrt()
+    assert 0.5 < first < 2
+    assert last / first < 2

@@ -1,0 +1,134 @@
+"""What goes wrong is said in one message, with the exit code of its kind, and nothing is lost."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from tests.pipelines.conftest import World
+
+
+def shard(path: Path, samples: list[dict[str, object]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with webdataset.TarWriter(str(path)) as writer:
+        for i, sample in enumerate(samples):
+            writer.write({"__key__": f"{i:04d}", **sample})
+    return f"data.shards=[{json.dumps(str(path))}]"
+
+
+def picture() -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40), (200, 30, 30)).save(file, "jpeg")
+    return file.getvalue()
+
+
+GOOD = {"jpg": picture(), "txt": "a red square"}
+
+
+def says(capfd: pytest.CaptureFixture[str], *words: str) -> None:
+    said = capfd.readouterr().err
+    for word in words:
+        assert word in said, said
+    assert "Traceback" not in said
+
+
+def test_misspelt_keys(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert world.pretrain("optimizer.lrr=1", f"output={tmp_path}") == 2
+    says(capfd, "optimizer.lrr", "did you mean 'lr'")
+    assert world.mmssl("pretrain", "image_text/vit_b32") == 2
+    says(capfd, "did you mean 'image_text/vit_b_32'")
+    assert world.mmssl("pretrian") == 2
+
+
+def test_options_without_effect(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert world.pretrain("modalities.image.views.extra={kind: simclr}", f"output={tmp_path}") == 2
+    says(capfd, "modalities.image.views.extra", "no effect")
+    assert world.pretrain("encoders.image.unlocked_layers=1", f"output={tmp_path}") == 2
+    assert world.pretrain("step={kind: accumulated, micro_batches: 2}", f"output={tmp_path}") == 2
+    says(capfd, "negatives")
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_and_empty_shards(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert world.pretrain('data.shards=["nowhere/{000..003}.tar"]', f"output={tmp_path}") == 3
+    says(capfd, "nowhere/000.tar")
+    (tmp_path / "empty.tar").write_bytes(b"")
+    assert world.pretrain(f"data.shards=[{json.dumps(str(tmp_path / 'empty.tar'))}]", f"output={tmp_path}") == 3
+    says(capfd, "empty.tar")
+
+
+def test_sample_without_caption(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    where = shard(tmp_path / "s.tar", [GOOD] * 20 + [{"jpg": picture()}] + [GOOD] * 20)
+    assert world.pretrain(where, f"output={tmp_path}") == 3
+    says(capfd, "missing", "0020", "s.tar")
+
+
+def test_undecodable_picture(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    where = shard(tmp_path / "s.tar", [GOOD] * 20 + [{"jpg": b"not a picture", "txt": "x"}] + [GOOD] * 20)
+    assert world.pretrain(where, f"output={tmp_path}") == 3
+    says(capfd, "undecodable", "0020", "s.tar")
+    substitute = ("data.on_error=substitute", "data.max_failures=0.5", "name=substituted")
+    assert world.pretrain(where, f"output={tmp_path}", *substitute) == 0
+    says(capfd, "undecodable")
+
+
+def test_fewer_shards_than_workers_is_fine(world: World, tmp_path: Path) -> None:
+    where = shard(tmp_path / "s.tar", [GOOD] * 20)
+    assert world.pretrain(where, f"output={tmp_path}", "data.workers=2", "duration=2 steps", "evaluators={}") == 0
+
+
+def test_batch_larger_than_the_data(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert world.pretrain("batch_size=4096", f"output={tmp_path}") == 3
+    says(capfd, "4096", "64 samples")
+
+
+def test_templates_without_placeholder(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    templates = tmp_path / "templates.txt"
+    templates.write_text("a photo of a {}\na photo\n")
+    flags = ("--zero-shot", world.shards / "test", "--classnames", "a,b", "--templates", templates)
+    assert world.mmssl("evaluate", world.run, *flags) in (2, 3)
+    says(capfd, "templates.txt", "2", "{}")
+
+
+def test_wrong_checkpoint_for_the_recipe(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    world.copy_of_run(tmp_path / "tiny")
+    assert world.pretrain(f"output={tmp_path}", "encoders.image.width=48", "duration=9 steps") == 4
+    says(capfd, "encoders.image.width: saved 32, now 48")
+    assert world.mmssl("evaluate", tmp_path, "--retrieval", world.shards / "test") == 4
+    says(capfd, "no checkpoint")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damaged_checkpoint(world: World, tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    run = world.copy_of_run(tmp_path / "tiny")
+    file = run / "checkpoints/step_00000006/model.safetensors"
+    data = bytearray(file.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    file.unlink() if damage == "remove" else file.write_bytes(data[:-1] if damage == "cut" else data)
+    newest = run / "checkpoints/step_00000006"
+    assert world.mmssl("evaluate", newest, "--retrieval", world.shards / "test") == 4
+    says(capfd, "model.safetensors")
+    assert world.pretrain(f"output={tmp_path}") == 0
+    said = capfd.readouterr().err
+    assert "step 3" in said, "the newest valid one is taken, and that is said"
+    assert "model.safetensors" in said
+
+
+def test_run_folder_that_cannot_be_written(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert world.pretrain(f"output={tmp_path / 'file'}") == 2
+    says(capfd, str(tmp_path / "file"))
+
+
+def test_numbers_that_explode(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    explode = ("optimizer.lr=1e30", "duration=40 steps", "max_bad_steps=3", "schedule.warmup=0 steps", "evaluators={}")
+    assert world.pretrain(f"output={tmp_path}", *explode) == 5
+    says(capfd, "not finite", "bad_batches.jsonl")
+    assert (tmp_path / "tiny/bad_batches.jsonl").read_text().count("keys") == 3

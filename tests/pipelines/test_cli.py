@@ -1,0 +1,133 @@
+"""The command line, as a user would run it: verbs, files, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mmssl
+from mmssl.training.checkpoint import checkpoints
+from tests.pipelines.conftest import World
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_promises(world: World) -> None:
+    assert [path.name for path in checkpoints(world.run / "checkpoints")] == ["step_00000006", "step_00000003"]
+    report = (world.run / "report.html").read_text()
+    assert "image to text" in report
+    metrics = lines(world.run / "metrics.jsonl")
+    assert [m["step"] for m in metrics if "loss" in m][-1] == 6
+    assert any("retrieval/image_to_text_R@1" in m for m in metrics)
+    resolved = mmssl.find_recipe(str(world.run / "checkpoints/step_00000006/recipe.yaml"))
+    assert resolved == mmssl.find_recipe(str(world.recipe))
+
+
+def test_the_saved_recipe_runs_as_it_is(world: World, tmp_path: Path) -> None:
+    saved = world.run / "checkpoints/step_00000006/recipe.yaml"
+    assert world.mmssl("pretrain", saved, f"output={tmp_path}") == 0
+    first, again = (lines(folder / "metrics.jsonl") for folder in (world.run, tmp_path / "tiny"))
+    losses = [[m["loss"] for m in run if "loss" in m] for run in (first, again)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) >= 3
+
+
+def test_resume_goes_on_and_never_refuses(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    world.copy_of_run(tmp_path / "tiny")
+    assert world.pretrain(f"output={tmp_path}", "duration=8 steps") == 0
+    assert (tmp_path / "tiny/checkpoints/step_00000008").is_dir()
+    assert "at step 6" in capfd.readouterr().err
+    assert world.mmssl("pretrain", world.recipe, f"output={tmp_path}", "--resume", "never") == 2
+    assert world.mmssl("pretrain", world.recipe, f"output={tmp_path / 'new'}", "--resume", world.run) == 0
+    assert (
+        world.mmssl("pretrain", world.recipe, f"output={tmp_path / 'new'}", "duration=7 steps", "--resume", world.run)
+        == 0
+    )
+    assert (tmp_path / "new/tiny/checkpoints/step_00000007").is_dir()
+
+
+def test_dry_run_writes_nothing(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert world.mmssl("pretrain", world.recipe, f"output={tmp_path / 'dry'}", "--dry-run") == 0
+    assert not (tmp_path / "dry").exists()
+    said = capfd.readouterr().err
+    assert "view image/crop0: torch.uint8 [16, 3, 32, 32]" in said
+    assert "6 steps of 16 samples" in said
+
+
+def test_evaluate_by_flags_and_by_suite(world: World, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join("zero one two three four five six seven eight nine".split()))
+    shards, out = world.shards, tmp_path / "results.json"
+    flags = ["--zero-shot", shards / "test", "--classnames", names, "--retrieval", shards / "test"]
+    probe = ["--linear-probe", shards / "train", shards / "test"]
+    assert world.mmssl("evaluate", world.run, *flags, *probe, "--out", out) == 0
+    results = json.loads(out.read_text())
+    assert results["zero_shot"]["chance"] == 0.1
+    assert results["retrieval"]["n"] == 32
+    assert 0 <= results["linear_probe"]["acc1"] <= 1
+    suite = tmp_path / "suite.yaml"
+    kind = {"kind": "retrieval", "shards": [str(shards / "test")], "pair": ["image", "text"]}
+    suite.write_text(json.dumps({"evaluators": {"retrieval": kind}}))
+    checkpoint = world.run / "checkpoints/step_00000006"
+    assert world.mmssl("evaluate", checkpoint, suite, "--out", out) == 0
+    assert json.loads(out.read_text())["retrieval"] == results["retrieval"]
+    assert world.mmssl("evaluate", world.run) == 2
+
+
+def test_embed_equals_the_python_face(world: World, tmp_path: Path) -> None:
+    assert world.mmssl("embed", world.run, "--shards", world.shards / "test", "--out", tmp_path) == 0
+    images, owners = np.load(tmp_path / "image.npy"), np.load(tmp_path / "image.samples.npy")
+    keys = (tmp_path / "keys.txt").read_text().split()
+    assert images.shape == (32, 16)
+    assert owners.tolist() == list(range(32))
+    assert len(keys) == 32
+    assert json.loads((tmp_path / "manifest.json").read_text())["rows"] == {"image": 32, "text": 32}
+    model = mmssl.load(world.run)
+    from mmssl.data.index import ShardIndex
+
+    sample = ShardIndex.open([str(world.shards / "test")]).read(5)
+    embedded = model.encode(image=sample.fields["jpg"], text=sample.fields["txt"].decode())
+    np.testing.assert_allclose(embedded["image"][0].numpy(), images[5], atol=1e-5)
+    np.testing.assert_allclose(embedded["text"][0].numpy(), np.load(tmp_path / "text.npy")[5], atol=1e-5)
+
+
+def test_shards_verbs(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "small.npz", images=pixels, labels=np.arange(12) % 3, classes=np.array(["cat", "dog", "owl"]))
+    out = tmp_path / "packed"
+    assert world.mmssl("shards", "pack", tmp_path / "small.npz", out, "--template", "a picture of a {}") == 0
+    assert world.mmssl("shards", "index", out) == 0
+    assert world.mmssl("shards", "check", out, "--json", tmp_path / "check.json") == 0
+    assert json.loads((tmp_path / "check.json").read_text())["samples"] == 12
+    assert world.mmssl("shards", "stats", out, "--json", tmp_path / "stats.json") == 0
+    assert world.mmssl("shards", "pack", tmp_path / "small.npz", out, "--template", "no place") == 3
+    data = (out / "000000.tar").read_bytes()
+    (out / "000000.tar").write_bytes(data[: len(data) // 2])
+    assert world.mmssl("shards", "check", out) == 3
+    capfd.readouterr()
+
+
+def test_doctor(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    assert world.mmssl("doctor") == 0
+    assert "torch" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["quickstart", "pretrain", "evaluate", "embed", "doctor"])
+def test_help_shows_examples(world: World, verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert world.mmssl(verb, "--help") == 0
+    assert f"mmssl {verb}" in capfd.readouterr().out
+
+
+def test_start_up_does_not_import_torch() -> None:
+    """`mmssl --help` answers at once."""
+    code = (
+        "import sys; from pipelines import cli; cli.guarded(cli.full(), ['--help']); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

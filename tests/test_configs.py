@@ -1,0 +1,141 @@
+"""Every shipped recipe is complete: it reads, resolves, builds and takes a finite step with a tiny model on tiny data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+
+from mmssl.core.encoder import EmbeddingModel
+from mmssl.data import digit_scenes
+from mmssl.interop.open_clip import ClipState, to_open_clip
+from mmssl.recipe.recipe import Recipe
+from mmssl.recipe.run_folder import find_recipe, shipped_recipes
+from mmssl.recipe.strict_yaml import parse
+from mmssl.recipe.validate import validate_text
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+COUNT = 10
+NAMES = sorted(shipped_recipes())
+EMBEDDING = 64
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    digit_scenes.write(folder, train=32, validation=16, test=16, shards=2)
+    return folder
+
+
+def test_all_recipes_are_counted() -> None:
+    assert len(list(CONFIGS.rglob("*.yaml"))) == len(list(CONFIGS.rglob("*.y*ml"))) == len(NAMES) == COUNT
+    assert {name.split("/")[0] for name in NAMES} == {"quickstart", "image_text", "image"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_resolved_recipe_reads_back_equal(name: str) -> None:
+    recipe = find_recipe(name)
+    assert validate_text(Recipe, recipe.to_yaml(), "resolved") == recipe
+    assert recipe.name in (name.split("/")[-1], name.replace("/", "_"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_says_how_to_run_it(name: str) -> None:
+    first = [line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert any(f"pretrain {name}" in line for line in first), "the command that runs it stands atop each recipe"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_builds_and_steps(name: str, shards: Path, tmp_path: Path) -> None:
+    values = tiny(parse((CONFIGS / f"{name}.yaml").read_text(), name).value, shards, tmp_path)
+    recipe = validate_text(Recipe, json.dumps(values), name)
+    weights = provide_weights(values, tmp_path)
+    launch = recipe.launch()
+    run = recipe.assemble(launch)
+    try:
+        for part, tensors in weights.items():
+            state = run.state.learner.encoders[part].state_dict()
+            assert all((state[key] == tensor).all() for key, tensor in tensors.items()), (
+                f"{part} starts from its weights"
+            )
+        before = {key: value.clone() for key, value in run.state.learner.state_dict().items()}
+        run.state.learner.train()
+        batch = next(iter(run.state.stream))
+        for group in run.state.optimizer.param_groups:
+            group["lr"] = 1e-3
+        report = run.step(run.state, batch)
+        assert report.finite
+        assert math.isfinite(report.scalars()["loss"])
+        moved = {key for key, value in run.state.learner.state_dict().items() if not value.equal(before[key])}
+        assert moved
+        frozen = {part for part, config in recipe.encoders.items() if config.frozen}
+        assert not [key for key in moved if key.split(".")[1] in frozen], "a locked tower does not move"
+        model = EmbeddingModel(dict(run.state.learner.encoders.items()), run.state.learner.objective.heads())
+        assert set(model.heads) == ({"image", "text"} if name.split("/")[0] != "image" else set())
+    finally:
+        run.state.stream.close()
+        launch.close()
+
+
+def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
+    """The same recipe with all sizes brought down and its data turned to the tiny shards."""
+    splits = {"shards": "test", "train_shards": "train"}
+    if key in splits:
+        return [str(shards / splits[key])]
+    if isinstance(value, list):
+        return [tiny(item, shards, folder) for item in value]
+    if not isinstance(value, dict):
+        return value
+    small = {name: tiny(item, shards, folder, name) for name, item in value.items()}
+    if key != "tokenizer":  # whose kinds are named like other things
+        small |= SIZES.get(str(small.get("kind")), {})
+    small |= {name: str(folder / path) for name, path in small.items() if name == "weights" and isinstance(path, str)}
+    if "modalities" in small:
+        small |= {"batch_size": 8, "duration": "1 steps", "precision": "fp32", "device": "cpu", "output": str(folder)}
+        small |= {"log": {"trackers": []}, "data": {"shards": [str(shards / "train")], "workers": 0}}
+    return {name: item for name, item in small.items() if (small.get("kind"), name) not in DROPPED}
+
+
+DROPPED = {("timm", "size")}
+SIZES: Mapping[str, dict[str, Any]] = {
+    "image": {"size": 64},
+    "order": {"patch_size": 16},
+    "vit": {"size": 64, "patch_size": 16, "width": 32, "depth": 3, "heads": 2},
+    "resnet": {"size": 64, "layers": [1, 1, 1, 1], "channels": 8, "output_dim": EMBEDDING, "heads": 2},
+    "timm": {"model": "test_vit"},
+    "text_transformer": {"width": 32, "depth": 2, "heads": 2},
+    "clip": {"embedding": EMBEDDING},
+    "mlp": {"hidden": 32},
+    "mae": {"patch_values": 3 * 16 * 16, "decoder": {"width": 16, "depth": 1, "heads": 1}},
+}
+
+
+def provide_weights(values: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the weights files that a recipe starts from; returns what each encoder must then hold."""
+    scratch = {
+        **values,
+        "seed": 1,
+        "weights": None,
+        "encoders": {name: {k: v for k, v in e.items() if k != "weights"} for name, e in values["encoders"].items()},
+    }
+    recipe = validate_text(Recipe, json.dumps(scratch), "scratch")
+    learner = recipe.build_learner(recipe.build_modalities())
+    states = {name: encoder.state_dict() for name, encoder in learner.encoders.items()}
+    expected = {}
+    for name, encoder in values["encoders"].items():
+        if encoder.get("weights"):
+            safetensors.torch.save_file(states[name], encoder["weights"])
+            expected[name] = states[name]
+    if values.get("weights"):
+        heads = {name: head.linear.weight for name, head in learner.objective.heads().items()}
+        scale = learner.objective.state_dict()["logit_scale.image-text"]
+        clip = ClipState(image=states["image"], text=states["text"], heads=heads, logit_scale=scale, logit_bias=None)
+        tensors = {key: tensor.detach().contiguous() for key, tensor in to_open_clip(clip).items()}
+        safetensors.torch.save_file(tensors, values["weights"])
+        expected = states
+    return expected
