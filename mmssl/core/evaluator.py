@@ -23,5 +23,5 @@ class Evaluator(ABC):
 
         Raises:
             ValueError: the model lacks a modality or a shared space that this evaluator needs.
-            DataError: the shards cannot be used; or an embedding is not finite (named by key).
+            DataError: the shards cannot be used. NumericError: an embedding is not finite (named by key).
         """

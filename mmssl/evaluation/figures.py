@@ -1,0 +1,137 @@
+"""Pictures for reports, as data URIs: charts of curves, and thumbnails encoded anew from pixels."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Curve = Sequence[tuple[float, float]]
+"""(step, value) pairs."""
+
+CHARTS = (
+    ("Loss", r"(.+/)?(chance_)?loss(/.+)?"),
+    ("In-batch accuracy", r".+accuracy"),
+    ("Scale of the logits", r"(.+/)?(logit_)?scale"),
+    ("Gradient norm", r"grad_norm(/.+)?"),
+    ("Learning rate", r"lr"),
+    ("Samples per second", r"samples_per_second"),
+    ("Share of time waiting for data", r"data_wait"),
+)
+"""Title and names (whole match) of charts that hold several curves; every other name of training has its own."""
+
+SCORE_CHARTS = (
+    ("Accuracy", r".+/(acc1|mean_per_class_recall)"),
+    ("Retrieval, R@k", r".+/.+_R@\d+"),
+)
+"""The same for scores; their other numbers stand in the table."""
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6d4c1d", "#555555")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+
+LONGEST = 600
+"""Points of a curve that are drawn."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves that share their axes."""
+
+    title: str
+    curves: Mapping[str, Curve]
+
+
+def charts(curves: Mapping[str, Curve], evaluators: Sequence[str] = ()) -> list[Chart]:
+    """Curves sorted into charts. Curves of one point, and leftovers that never move, are left out.
+
+    Args:
+        curves: metric -> points.
+        evaluators: names before "/" that mark a score.
+    """
+    left = {name: curve for name, curve in curves.items() if len(curve) > 1 and name != "samples"}
+    scores = {name for name in left if name.split("/")[0] in evaluators}
+    found = []
+    for title, pattern in (*CHARTS, *SCORE_CHARTS):
+        wanted = scores if (title, pattern) in SCORE_CHARTS else left.keys() - scores
+        names = [name for name in left if name in wanted and re.fullmatch(pattern, name)]
+        if names:
+            found.append(Chart(title, {name: left.pop(name) for name in names}))
+    for name, curve in left.items():
+        if name not in scores and len({value for _, value in curve}) > 1:
+            found.append(Chart(name, {name: curve}))
+    return found
+
+
+def chart_uri(chart: Chart) -> str:
+    """An SVG of the curves as a data URI. Names are drawn as outlines, so no font and no markup of theirs gets in."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "mmssl", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (name, curve) in enumerate(chart.curves.items()):
+            steps, values = zip(*thinned(curve), strict=True)
+            reference = "chance" in name
+            axes.plot(
+                steps,
+                values,
+                color="#999999" if reference else COLOURS[i % len(COLOURS)],
+                linestyle="--" if reference else "-",
+                linewidth=1.4,
+                label=_plain(name),
+            )
+        axes.set_xlabel("step")
+        axes.grid(color="#e6e6e6", linewidth=0.6)
+        if len(chart.curves) > 1:
+            for text in axes.legend(frameon=False, fontsize=7).get_texts():
+                text.set_parse_math(False)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return _uri("image/svg+xml", file.getvalue())
+
+
+def thinned(curve: Curve, most: int = LONGEST) -> list[tuple[float, float]]:
+    """At most about `most` points, by averaging neighbours; short curves stay as they are."""
+    size = math.ceil(len(curve) / most)
+    parts = [curve[start : start + size] for start in range(0, len(curve), size)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def picture_uri(picture: Tensor, side: int = 160) -> str:
+    """Pixels uint8 [3, H, W] as a data URI, at most `side` wide and high: small ones exactly (PNG), others as JPEG.
+
+    The file is made here from pixels alone: nothing of the original file, such as where it was taken, comes along.
+    """
+    from PIL import Image
+
+    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
+    image.thumbnail((side, side))
+    file = io.BytesIO()
+    if max(image.size) <= 64:
+        image.save(file, "PNG", optimize=True)
+        return _uri("image/png", file.getvalue())
+    image.save(file, "JPEG", quality=85)
+    return _uri("image/jpeg", file.getvalue())
+
+
+def heat(value: float, low: float, high: float) -> tuple[str, str]:
+    """Colours (#rrggbb) of a cell and its text: white at `low`, dark blue at `high`."""
+    share = min(1.0, max(0.0, (value - low) / (high - low) if high > low else 0.0))
+    white, blue = (250, 251, 253), (8, 64, 129)
+    mixed = [round(a + (b - a) * share) for a, b in zip(white, blue, strict=True)]
+    return "#" + "".join(f"{part:02x}" for part in mixed), "#ffffff" if share > 0.5 else "#26323d"
+
+
+def _plain(name: str) -> str:
+    """A name for a legend: matplotlib hides labels that begin with `_`, has few letters, and copies them into comments."""
+    return re.sub(r"[^\w/@.,:+ -]", "?", name, flags=re.ASCII).lstrip("_")
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,247 @@
+"""Exact ranks without the matrix of all scores: tiles are scored, compared and forgotten. Pure functions of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TILE = {"cpu": (512, 2048), "cuda": (8192, 16384)}
+"""Rows and columns scored at a time: on a CPU a tile stays near the cache, on a GPU it fills the chip (512 MiB)."""
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Matrix products in true float32: no autocast, no TF32, no bfloat16 passes; the caller's settings come back after."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How Q queries of one direction fared.
+
+    Attributes:
+        positives: [Q] int64, number of right candidates; 0 for a query that cannot succeed and is left out of every mean.
+        ranks: [Q, R] int64, rank among *all* candidates of the best, second best ... right one, 1 is best; NEVER where a query
+            has fewer. Column 0 is the rank of the best right candidate, with no right one before it.
+        best: [Q] float32, score of the best right candidate; -inf without one.
+        tied: [Q] bool, whether a wrong candidate has exactly that score.
+    """
+
+    positives: Tensor
+    ranks: Tensor
+    best: Tensor
+    tied: Tensor
+
+
+NEVER = torch.iinfo(torch.int64).max
+"""The rank of a candidate that is not there."""
+
+
+@torch.no_grad()
+def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rank of the true class of each sample, and whether another class ties with it.
+
+    rank = 1 + #(score > true score) + #(score == true score of a lower class number).
+
+    Args:
+        embeddings: [N, E] float32.
+        classifier: [K, E] float32.
+        labels: [N] int64, in 0 ... K-1.
+
+    Returns:
+        ranks [N] int64, tied [N] bool.
+    """
+    order = torch.arange(len(classifier), device=labels.device)
+    ranks, tied = [], []
+    size = max(1, 2**24 // len(classifier))
+    padded, columns = _padded(classifier, 64)
+    for rows, own in zip(torch.split(embeddings, size), torch.split(labels, size), strict=True):
+        with exact_products():
+            scores = (rows @ padded.T)[:, :columns]
+        true = scores.gather(1, own[:, None])
+        equal = scores == true
+        ranks.append(1 + (scores > true).sum(1) + (equal & (order < own[:, None])).sum(1))
+        tied.append(equal.sum(1) > 1)
+    return torch.cat(ranks), torch.cat(tied)
+
+
+@torch.no_grad()
+def pair_ranks(
+    a: Tensor, owner_a: Tensor, b: Tensor, owner_b: Tensor, *, depth: int = 10, tile: tuple[int, int] | None = None
+) -> tuple[Ranks, Ranks]:
+    """Ranks of both directions, a -> b and b -> a, from one matrix product a tile.
+
+    A candidate is right when it has the query's owner. The slow form, for one query q and its right candidates P sorted by
+    (score descending, position), is: rank of P[r] = 1 + r + #(wrong c: score(c) > score(P[r]) or equal and c before P[r]).
+
+    Owners ascend, so right candidates lie near the diagonal and whole tiles beside it are wrong candidates that all stand
+    before, or all after, the right ones: one comparison counts them, ties included. The tiles of the diagonal are scored
+    twice, with the same operands and shapes, so that a right candidate's score is bit for bit the one that it is compared with.
+
+    Args:
+        a: [Na, E] float32.
+        owner_a: [Na] int64, ascending: which sample each row belongs to.
+        b: [Nb, E] float32.
+        owner_b: [Nb] int64, ascending.
+        depth: R, how many right candidates of a query are ranked: recall@k needs the k best.
+        tile: rows and columns at a time; None: by device.
+
+    Raises:
+        ValueError: owners do not ascend.
+    """
+    for owner in (owner_a, owner_b):
+        if (owner.diff() < 0).any():
+            raise ValueError("got owners out of order, wanted them ascending: rows stand in the order of their samples")
+    sweep = _Sweep(a, owner_a, b, owner_b, tile or TILE.get(a.device.type, TILE["cpu"]), depth)
+    with exact_products():
+        for place in sweep.places():
+            if place.side == 0:
+                sweep.find(place)
+        sweep.forward.settle()
+        sweep.backward.settle()
+        for place in sweep.places():
+            sweep.count(place)
+    return sweep.forward.result(), sweep.backward.result()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One tile: rows of a, columns of b, and where b's owners lie: -1 all before the rows' owners, 1 all after, 0 mixed."""
+
+    rows: slice
+    columns: slice
+    side: int
+
+
+class _Direction:
+    """Queries of one direction: scores of their right candidates, then counts of wrong ones above each."""
+
+    def __init__(self, owner: Tensor, candidates: Tensor, depth: int) -> None:
+        self.first = torch.searchsorted(candidates, owner)
+        self.positives = torch.searchsorted(candidates, owner, right=True) - self.first
+        self.depth = depth
+        slots = max(1, int(self.positives.max()))
+        self.scores = torch.full((len(owner), slots), -torch.inf, device=owner.device)
+        self.order = self.above = self.positives.new_zeros(len(owner), 0)
+        self.tied = torch.zeros(len(owner), dtype=torch.bool, device=owner.device)
+
+    def settle(self) -> None:
+        """All right candidates are scored: keep the best ones, best first, equal ones in their order."""
+        self.scores, slot = self.scores.sort(dim=1, descending=True, stable=True)
+        self.scores, slot = self.scores[:, : self.depth].contiguous(), slot[:, : self.depth]
+        self.order = self.first[:, None] + slot
+        missing = torch.arange(slot.shape[1], device=slot.device) >= self.positives[:, None]
+        # No score is above +inf: a slot without a candidate counts nothing.
+        self.scores[missing] = torch.inf
+        self.above = torch.zeros_like(slot)
+
+    def count_wrong(self, queries: slice, scores: Tensor, scratch: Tensor, *, before: bool) -> None:
+        """Count in a tile [queries, candidates] of wrong candidates only, that all stand before or all after the right ones."""
+        compare = torch.ge if before else torch.gt
+        for slot in range(self.scores.shape[1]):
+            compare(scores, self.scores[queries, slot, None], out=scratch)
+            self.above[queries, slot] += scratch.sum(1).long()
+        torch.eq(scores, self.scores[queries, 0, None], out=scratch)
+        self.tied[queries] |= scratch.sum(1) > 0
+
+    def count_mixed(self, queries: slice, start: int, scores: Tensor, right: Tensor) -> None:
+        """Count in a tile that holds right candidates too; `start` is the position of its first candidate."""
+        position = torch.arange(start, start + scores.shape[1], device=scores.device)
+        for slot in range(self.scores.shape[1]):
+            own = self.scores[queries, slot, None]
+            equal = (scores == own) & ~right
+            above = ((scores > own) & ~right) | (equal & (position < self.order[queries, slot, None]))
+            self.above[queries, slot] += above.sum(1)
+            if slot == 0:
+                self.tied[queries] |= equal.any(1)
+
+    def result(self) -> Ranks:
+        """The ranks, once every tile was counted."""
+        slot = torch.arange(self.above.shape[1], device=self.above.device)
+        ranks = torch.where(slot < self.positives[:, None], self.above + slot + 1, NEVER)
+        best = torch.where(self.positives > 0, self.scores[:, 0], -torch.inf)
+        return Ranks(self.positives, ranks, best, self.tied & (self.positives > 0))
+
+
+class _Sweep:
+    """One pass over all tiles; `forward` has the rows of a as queries, `backward` those of b."""
+
+    def __init__(
+        self, a: Tensor, owner_a: Tensor, b: Tensor, owner_b: Tensor, tile: tuple[int, int], depth: int
+    ) -> None:
+        self.owner_a, self.owner_b = owner_a, owner_b
+        self.tile = (min(tile[0], _round_up(len(a), 64)), min(tile[1], _round_up(len(b), 64)))
+        # All products have one shape: kernels chosen by shape round differently, and equal embeddings must score equally.
+        self.a, _ = _padded(a, self.tile[0])
+        self.b, _ = _padded(b, self.tile[1])
+        self.out = torch.empty(self.tile, device=a.device)
+        self.scratch = torch.empty(self.tile[0] * self.tile[1], device=a.device)
+        self.forward = _Direction(owner_a, owner_b, depth)
+        self.backward = _Direction(owner_b, owner_a, depth)
+
+    def places(self) -> Iterator[_Place]:
+        """Every tile, row by row."""
+        column_bounds = self._bounds(self.owner_b, self.tile[1])
+        for rows, row_low, row_high in self._bounds(self.owner_a, self.tile[0]):
+            for columns, column_low, column_high in column_bounds:
+                side = -1 if column_high < row_low else 1 if column_low > row_high else 0
+                yield _Place(rows, columns, side)
+
+    def find(self, place: _Place) -> None:
+        """Take the scores of the right candidates out of a mixed tile, for both directions."""
+        scores, right = self._score(place), self._right(place)
+        row, column = right.nonzero(as_tuple=True)
+        values = scores[row, column]
+        row, column = row + place.rows.start, column + place.columns.start
+        self.forward.scores[row, column - self.forward.first[row]] = values
+        self.backward.scores[column, row - self.backward.first[column]] = values
+
+    def count(self, place: _Place) -> None:
+        """Count the wrong candidates of a tile for both directions."""
+        scores = self._score(place)
+        if place.side == 0:
+            right = self._right(place)
+            self.forward.count_mixed(place.rows, place.columns.start, scores, right)
+            self.backward.count_mixed(place.columns, place.rows.start, scores.T, right.T)
+            return
+        # A comparison written as float32 and summed is exact below 2**24, and faster than a sum of booleans.
+        scratch = self.scratch[: scores.numel()].view(scores.shape)
+        self.forward.count_wrong(place.rows, scores, scratch, before=place.side < 0)
+        self.backward.count_wrong(place.columns, scores.T, scratch.T, before=place.side > 0)
+
+    def _score(self, place: _Place) -> Tensor:
+        rows, columns = place.rows, place.columns
+        whole_rows = self.a[rows.start : rows.start + self.tile[0]]
+        whole_columns = self.b[columns.start : columns.start + self.tile[1]]
+        torch.mm(whole_rows, whole_columns.T, out=self.out)
+        return self.out[: rows.stop - rows.start, : columns.stop - columns.start]
+
+    def _right(self, place: _Place) -> Tensor:
+        return self.owner_a[place.rows, None] == self.owner_b[None, place.columns]
+
+    @staticmethod
+    def _bounds(owner: Tensor, size: int) -> list[tuple[slice, int, int]]:
+        """Slices of at most `size` rows, each with its lowest and highest owner."""
+        owners = owner.tolist()
+        stops = [min(start + size, len(owners)) for start in range(0, len(owners), size)]
+        return [(slice(i * size, stop), owners[i * size], owners[stop - 1]) for i, stop in enumerate(stops)]
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _padded(x: Tensor, multiple: int) -> tuple[Tensor, int]:
+    """`x` with zero rows up to a multiple, and how many rows are real."""
+    short = _round_up(len(x), multiple) - len(x)
+    return (torch.cat([x, x.new_zeros(short, x.shape[1])]) if short else x.contiguous()), len(x)

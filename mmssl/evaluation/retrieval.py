@@ -1,0 +1,200 @@
+"""Retrieval between two modalities, both ways, with several items of a modality in one sample (captions)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.errors import DataError
+from mmssl.core.evaluator import Evaluator, Score
+from mmssl.data.modality import Modality
+from mmssl.evaluation.common import (
+    Collected,
+    EvaluatorConfig,
+    Items,
+    agreed,
+    collect_shards,
+    inference,
+    require_modalities,
+    require_usable,
+    warn_of_ties,
+)
+from mmssl.evaluation.ranking import Ranks, pair_ranks
+from mmssl.evaluation.statistics import clustered_bootstrap
+
+
+class RetrievalConfig(EvaluatorConfig):
+    """Configures retrieval.
+
+    Attributes:
+        pair: the two modalities; each is searched with the other.
+        ks: cut-offs of the recalls.
+        resamples: bootstrap draws of the interval of R@1, over samples.
+        seed: of these draws.
+    """
+
+    kind: Literal["retrieval"] = "retrieval"
+    pair: tuple[str, str]
+    ks: tuple[int, ...] = (1, 5, 10)
+    resamples: int = Field(default=2000, ge=100)
+    seed: int = 0
+
+    @field_validator("pair")
+    @classmethod
+    def _two(cls, pair: tuple[str, str]) -> tuple[str, str]:
+        if pair[0] == pair[1]:
+            raise ValueError(
+                f"got the pair {list(pair)}, wanted two different modalities: everything would find itself"
+            )
+        return pair
+
+    @field_validator("ks")
+    @classmethod
+    def _positive(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
+            raise ValueError(f"got the cut-offs {list(ks)}, wanted different numbers from 1 up")
+        return ks
+
+    def build(self, modalities: Mapping[str, Modality]) -> Retrieval:
+        require_modalities(modalities, self.pair)
+        return Retrieval(self, modalities)
+
+
+class Retrieval(Evaluator):
+    """Looks for each item's own sample in the other modality. Scores: see `retrieval_scores`."""
+
+    def __init__(self, config: RetrievalConfig, modalities: Mapping[str, Modality]) -> None:
+        self.config = config
+        self.modalities = modalities
+
+    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
+        config = self.config
+        data = self.collect(model)
+        with inference(model):
+            scores = retrieval_scores(data, config.pair, ks=config.ks, resamples=config.resamples, seed=config.seed)
+        for a, b in (config.pair, config.pair[::-1]):
+            warn_of_ties(f"retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
+        yield from agreed(scores).items()
+
+    def collect(self, model: EmbeddingModel) -> Collected:
+        """Embeddings of both modalities of all samples, on every process; the report's gallery starts from these too."""
+        config = self.config
+        for name in config.pair:
+            model.require(name, shared_space=True)
+        with inference(model):
+            encode = {name: lambda x, name=name: model.embed(name, x) for name in config.pair}
+            return collect_shards(
+                config,
+                self.modalities,
+                encode,
+                model.device,
+                optional=config.pair,
+                shards=config.shards,
+                limit=config.max_samples,
+            )
+
+
+def retrieval_scores(
+    data: Collected, pair: tuple[str, str], *, ks: tuple[int, ...] = (1, 5, 10), resamples: int = 2000, seed: int = 0
+) -> dict[str, Score]:
+    """Scores of both directions, and of the data.
+
+    For each direction, e.g. `a_to_b_`:
+        R@k: share of queries with at least one right candidate among the k best (what papers on CLIP call recall);
+        recall@k: mean share of a query's right candidates that are among the k best (equal to R@k where there is one);
+        MRR: mean of 1 / rank of the best right candidate; mean_rank; median_rank (a half is rounded down, as in open_clip);
+        R@1_ci95_low, _high: bootstrap over samples, so that the items of one sample count as one draw;
+        R@1_chance: what random scores give;  R@1_ceiling: what the best model could give, where items repeat between samples;
+        tie_rate: share of queries whose best right candidate ties with a wrong one;  n_queries.
+    Of the data: n (samples with both), n_excluded (with one or none: no query, but still
+    candidates), n_skipped (could not be decoded), n_<modality> (items),
+    n_duplicate_<modality> (items that another sample has too), bootstrap_seed, and note where k exceeds the candidates.
+
+    Raises:
+        NumericError: an embedding is not finite, or zero.
+        DataError: no sample has both modalities.
+    """
+    a, b = (data[name] for name in pair)
+    for name in pair:
+        require_usable(data[name].rows, data[name].owner, data.keys, f"the embedding of {name!r}", unit=True)
+    both = torch.isin(a.owner, b.owner)
+    n = len(torch.unique(a.owner[both]))
+    if not n:
+        raise DataError(f"no sample has both {pair[0]!r} and {pair[1]!r}: check the evaluator's `shards`")
+    scores: dict[str, Score] = {"n": n, "n_excluded": len(data.keys) - n, "n_skipped": data.skipped}
+    for name, items in zip(pair, (a, b), strict=True):
+        scores[f"n_{name}"] = len(items.owner)
+        scores[f"n_duplicate_{name}"] = duplicates(items)
+    forward, backward = pair_ranks(a.rows, a.owner, b.rows, b.owner, depth=max(ks))
+    for (query, found), ranks, queries, candidates in (
+        (pair, forward, a, b),
+        (pair[::-1], backward, b, a),
+    ):
+        prefix = f"{query}_to_{found}_"
+        for name, value in direction_scores(ranks, queries.owner, len(candidates.owner), ks, resamples, seed).items():
+            scores[prefix + name] = value
+        scores[prefix + "R@1_ceiling"] = ceiling(queries, candidates)
+    fewest = min(len(a.owner), len(b.owner))
+    if max(ks) > fewest:
+        scores["note"] = f"k above the number of candidates ({fewest}) counts as that number"
+    return scores | {"bootstrap_seed": seed}
+
+
+def direction_scores(
+    ranks: Ranks, owner: Tensor, candidates: int, ks: tuple[int, ...], resamples: int, seed: int
+) -> dict[str, Score]:
+    """Scores of one direction; queries without a right candidate are left out. See `retrieval_scores`."""
+    can = ranks.positives > 0
+    positives, every, owner = ranks.positives[can], ranks.ranks[can], owner[can]
+    best = every[:, 0]
+    n = len(best)
+    scores: dict[str, Score] = {f"R@{k}": int((best <= k).sum()) / n for k in ks}
+    for k in ks:
+        scores[f"recall@{k}"] = float(((every <= k).sum(1).double() / positives).mean())
+    hits = (best == 1).long()
+    cluster = torch.unique_consecutive(owner, return_inverse=True)[1]
+    hit_sums = torch.zeros(int(cluster[-1]) + 1, dtype=torch.long, device=hits.device).index_add_(0, cluster, hits)
+    low, high = clustered_bootstrap(hit_sums, torch.bincount(cluster), resamples=resamples, seed=seed)
+    return scores | {
+        "MRR": float((1 / best.double()).mean()),
+        "mean_rank": float(best.double().mean()),
+        "median_rank": math.floor(best.double().quantile(0.5)),
+        "R@1_ci95_low": low,
+        "R@1_ci95_high": high,
+        "R@1_chance": float(positives.double().mean()) / candidates,
+        "tie_rate": int(ranks.tied[can].sum()) / n,
+        "n_queries": n,
+    }
+
+
+def duplicates(items: Items) -> int:
+    """How many items another sample has too, byte for byte: the tie between them is no fault of the model."""
+    pairs = torch.unique(torch.stack([items.digest, items.owner], 1), dim=0)
+    _, inverse, samples = torch.unique(pairs[:, 0], return_inverse=True, return_counts=True)
+    shared = pairs[samples[inverse] > 1, 0]
+    return int(torch.isin(items.digest, shared).sum())
+
+
+def ceiling(queries: Items, candidates: Items) -> float:
+    """The best R@1 that any model can reach under the tie rule: below 1 where items repeat between samples.
+
+    Equal queries get one answer, so only those of one sample can be right; of equal candidates the first wins every tie, so only
+    its sample can be right. The bound is the sum, over distinct queries, of the most copies in one sample that owns such a first
+    candidate, divided by the number of queries.
+    """
+    order = candidates.digest.sort(stable=True)
+    first = order.indices[torch.cat([torch.ones_like(order.values[:1]), order.values.diff()]) != 0]
+    can = torch.isin(queries.owner, candidates.owner)
+    pairs = torch.stack([queries.digest, queries.owner], 1)[can]
+    distinct, copies = torch.unique(pairs, dim=0, return_counts=True)
+    copies = copies * torch.isin(distinct[:, 1], candidates.owner[first])
+    groups = torch.unique(distinct[:, 0], return_inverse=True)[1]
+    most = torch.zeros(int(groups.max()) + 1, dtype=copies.dtype, device=copies.device)
+    most.scatter_reduce_(0, groups, copies, "amax")
+    return int(most.sum()) / len(pairs)

@@ -1,0 +1,108 @@
+"""Numbers about numbers: proportions with intervals, recalls by class, summaries of ranks. Pure functions of tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl.core.evaluator import Score
+from mmssl.core.seeding import generator
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Score interval (low, high) of a proportion of n independent trials (Wilson 1927); sane at 0 and at n.
+
+    Raises:
+        ValueError: no trial, or more successes than trials.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"got {successes} successes of {n} trials, wanted 0 <= successes <= n and n >= 1")
+    share, square = successes / n, z * z / n
+    centre = (share + square / 2) / (1 + square)
+    half = z / (1 + square) * math.sqrt(share * (1 - share) / n + square / (4 * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered_bootstrap(
+    hits: Tensor, counts: Tensor, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval (low, high) of sum(hits) / sum(counts) when whole clusters are drawn again, not single queries.
+
+    The captions of one picture succeed or fail together; drawing them one by one gives an interval that is too narrow. The
+    ratio depends only on how often each distinct pair (hits, count) is drawn, so one multinomial draw over the distinct pairs
+    is the same bootstrap as drawing N clusters, at a cost that does not grow with N.
+
+    Args:
+        hits: [N] successful queries of each cluster.
+        counts: [N] queries of each cluster, >= hits.
+        resamples: number of bootstrap draws.
+        seed: key of the draws; the same seed gives the same interval.
+        level: confidence level.
+    """
+    if len(hits) != len(counts) or not (counts > 0).any():
+        raise ValueError(
+            f"got {len(hits)} hits and {len(counts)} counts, wanted one of each for every cluster, some above 0"
+        )
+    pairs, frequency = torch.unique(torch.stack([hits.cpu(), counts.cpu()], 1).double(), dim=0, return_counts=True)
+    n = len(hits)
+    draws = generator(seed, "clustered_bootstrap").multinomial(n, frequency.numpy() / n, size=resamples)
+    sums = draws @ pairs.numpy()
+    ratios = sums[:, 0] / np.maximum(sums[:, 1], 1)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def class_recalls(hits: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """Recall of each class; None for a class that has no sample.
+
+    Args:
+        hits: [N] bool, whether the sample was named right.
+        labels: [N] int64, in 0 ... classes-1.
+        classes: K.
+    """
+    n = torch.bincount(labels, minlength=classes).tolist()
+    right = torch.bincount(labels[hits], minlength=classes).tolist()
+    return [good / of if of else None for good, of in zip(right, n, strict=True)]
+
+
+def classification_scores(ranks: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Score]:
+    """Scores of a classifier from the rank of the true class of each sample.
+
+    acc1 and acc5 are shares of ranks <= 1 and <= 5 (acc5 is None below five classes); mean_per_class_recall is the mean over
+    the classes that occur (scikit-learn's balanced accuracy), and absent_classes lists the others; the interval is Wilson's.
+
+    Args:
+        ranks: [N] int64, 1 is best.
+        labels: [N] int64, in 0 ... K-1.
+        names: K class names.
+    """
+    n, classes = len(ranks), len(names)
+    right = ranks == 1
+    low, high = wilson(int(right.sum()), n)
+    recalls = class_recalls(right, labels, classes)
+    seen = [recall for recall in recalls if recall is not None]
+    absent = [name for name, recall in zip(names, recalls, strict=True) if recall is None]
+    return {
+        "acc1": int(right.sum()) / n,
+        "acc1_ci95_low": low,
+        "acc1_ci95_high": high,
+        "acc5": int((ranks <= 5).sum()) / n if classes >= 5 else None,
+        "mean_per_class_recall": sum(seen) / len(seen),
+        "absent_classes": shorten(absent) or None,
+        "chance": 1 / classes,
+        "classes": classes,
+        "n": n,
+    }
+
+
+def shorten(names: Sequence[str], limit: int = 20) -> str:
+    """Names in one line, the first `limit` of them."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

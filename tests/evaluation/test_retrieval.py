@@ -1,0 +1,173 @@
+"""Retrieval: known models, several captions, repeated captions, and the naive matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import Tensor
+
+from mmssl.core.errors import DataError, NumericError
+from mmssl.evaluation.retrieval import RetrievalConfig, ceiling, duplicates, retrieval_scores
+from tests.evaluation.world import collected, colour_shards, configured, items, knowing_model, modalities
+
+PAIR = ("image", "text")
+
+
+def scores_of(image: Tensor, text: Tensor, owner: Tensor | None = None, **more: Any) -> dict[str, Any]:
+    data = collected(len(image), image=items(image), text=items(text, owner))
+    return retrieval_scores(data, PAIR, **more)
+
+
+def naive(queries: Tensor, candidates: Tensor, right: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
+    """The matrix of all scores, sorted; for queries that have a right candidate. No ties."""
+    can = right.any(1)
+    order = (queries @ candidates.T)[can].argsort(dim=1, descending=True)
+    found = right[can].gather(1, order)
+    first = found.int().argmax(1) + 1
+    expected = {f"R@{k}": found[:, :k].any(1).double().mean().item() for k in ks}
+    expected |= {f"recall@{k}": (found[:, :k].sum(1).double() / found.sum(1)).mean().item() for k in ks}
+    expected["MRR"] = (1 / first.double()).mean().item()
+    expected["mean_rank"] = first.double().mean().item()
+    expected["median_rank"] = int(first.double().quantile(0.5))
+    return expected
+
+
+def test_scores_are_those_of_the_naive_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    owner = torch.arange(150).repeat_interleave(torch.randint(0, 6, (150,), generator=generator))
+    image = F.normalize(torch.randn(150, 24, generator=generator), dim=-1)
+    text = F.normalize(image[owner] + 0.9 * torch.randn(len(owner), 24, generator=generator), dim=-1)
+    scores = scores_of(image, text, owner)
+    right = torch.arange(150)[:, None] == owner
+    for prefix, expected in (
+        ("image_to_text_", naive(image, text, right, (1, 5, 10))),
+        ("text_to_image_", naive(text, image, right.T, (1, 5, 10))),
+    ):
+        assert {name: scores[prefix + name] for name in expected} == pytest.approx(expected, abs=1e-9)
+        assert scores[prefix + "R@1_ci95_low"] < scores[prefix + "R@1"] < scores[prefix + "R@1_ci95_high"]
+    n = len(owner.unique())
+    assert (scores["n"], scores["n_excluded"], scores["n_image"], scores["n_text"]) == (n, 150 - n, 150, len(owner))
+    assert scores["image_to_text_n_queries"] == n
+    assert scores["image_to_text_R@5"] > scores["image_to_text_recall@5"]
+
+
+def test_pairs_score_as_in_open_clip() -> None:
+    from open_clip_train.train import get_clip_metrics
+
+    generator = torch.Generator().manual_seed(1)
+    image = F.normalize(torch.randn(200, 16, generator=generator), dim=-1)
+    text = F.normalize(image + 0.8 * torch.randn(200, 16, generator=generator), dim=-1)
+    expected = get_clip_metrics(image, text, torch.tensor(1.0))
+    scores = scores_of(image, text)
+    assert {name: scores[name] for name in expected} == pytest.approx({k: float(v) for k, v in expected.items()})
+
+
+def test_a_perfect_model_scores_one() -> None:
+    scores = scores_of(torch.eye(40), torch.eye(40))
+    assert all(scores[f"{way}_R@1"] == 1 == scores[f"{way}_MRR"] for way in ("image_to_text", "text_to_image"))
+
+
+def test_a_random_model_scores_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.randn(2, 2000, 8, generator=generator), dim=-1)
+    scores = scores_of(x[0], x[1], resamples=100)
+    assert scores["image_to_text_R@1_chance"] == 1 / 2000
+    assert scores["text_to_image_R@10"] < 0.015
+    assert scores["text_to_image_mean_rank"] == pytest.approx(1000, rel=0.06)
+
+
+@pytest.mark.parametrize("captions", [1, 5])
+def test_a_collapsed_model_scores_chance(captions: int) -> None:
+    n = 60
+    point = F.normalize(torch.randn(48, generator=torch.Generator().manual_seed(0)), dim=0)
+    owner = torch.arange(n).repeat_interleave(captions)
+    scores = scores_of(point.expand(n, -1), point.expand(len(owner), -1), owner)
+    assert scores["image_to_text_R@1"] == scores["text_to_image_R@1"] == pytest.approx(1 / n)
+    assert scores["image_to_text_tie_rate"] == scores["text_to_image_tie_rate"] == 1
+
+
+def test_recall_and_hit_rate_differ_with_several_captions() -> None:
+    """The picture's five captions: one points to it, four point away."""
+    image = torch.eye(2)
+    text = torch.tensor([[1.0, 0], *[[-1.0, 0]] * 4, *[[0, 1.0]] * 5])
+    scores = scores_of(image, text, torch.arange(2).repeat_interleave(5))
+    assert scores["image_to_text_R@1"] == 1
+    assert scores["image_to_text_recall@1"] == pytest.approx(0.2)
+    assert scores["image_to_text_recall@5"] == pytest.approx((0.2 + 1) / 2)
+
+
+def test_k_beyond_the_candidates_is_all_of_them() -> None:
+    scores = scores_of(torch.eye(3), torch.eye(3).flip(0), ks=(1, 50))
+    assert scores["image_to_text_R@50"] == scores["text_to_image_R@50"] == 1
+    assert scores["note"] == "k above the number of candidates (3) counts as that number"
+    assert "note" not in scores_of(torch.eye(3), torch.eye(3), ks=(1, 3))
+
+
+def test_repeated_captions_are_counted_and_bound_the_score() -> None:
+    """Four pictures; the caption "x" stands for the first three, and the second has one of its own besides."""
+    owner = torch.tensor([0, 1, 1, 2, 3])
+    text = items(torch.eye(5), owner, digest=torch.tensor([7, 7, 8, 7, 9]))
+    image = items(torch.eye(4), digest=torch.arange(4))
+    assert (duplicates(text), duplicates(image)) == (3, 0)
+    assert ceiling(text, image) == 3 / 5  # of the three "x" one can be right; the two others both
+    assert ceiling(image, text) == 3 / 4  # the third picture's only caption loses the tie with the first "x"
+
+
+def test_captions_repeated_within_a_sample_are_no_duplicates() -> None:
+    text = items(torch.eye(3), torch.tensor([0, 0, 1]), digest=torch.tensor([5, 5, 6]))
+    assert duplicates(text) == 0
+    assert ceiling(text, items(torch.eye(2))) == 1
+
+
+def test_the_ceiling_is_reached() -> None:
+    """A perfect model on repeated captions scores exactly the ceiling, both ways."""
+    owner = torch.arange(30)
+    digest = torch.arange(30) % 12
+    text = torch.eye(12)[digest]
+    image = F.normalize(text + 0.1 * torch.eye(30)[:, :12].roll(1, 1), dim=-1)
+    data = collected(30, image=items(image), text=items(text, owner, digest))
+    scores = retrieval_scores(data, PAIR)
+    for way in ("image_to_text", "text_to_image"):
+        assert scores[f"{way}_R@1"] <= scores[f"{way}_R@1_ceiling"] == 12 / 30
+    assert scores["image_to_text_R@1"] == 12 / 30
+
+
+def test_embeddings_that_are_not_finite_are_refused_by_key() -> None:
+    text = torch.eye(4)
+    text[3, 0] = torch.inf
+    with pytest.raises(NumericError, match="'text' of key 'key3'"):
+        scores_of(torch.eye(4), text)
+
+
+def test_no_pair_at_all_is_an_error() -> None:
+    data = collected(2, image=items(torch.eye(2)[:1]), text=items(torch.eye(2)[:1], torch.tensor([1])))
+    with pytest.raises(DataError, match="no sample has both 'image' and 'text'"):
+        retrieval_scores(data, PAIR)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"pair": ["a", "a"]}, "two different"),
+        ({"pair": ["a", "b"], "ks": [0]}, "from 1 up"),
+        ({"pair": ["a", "b"], "ks": [1, 1]}, "different numbers"),
+    ],
+)
+def test_bad_configs_are_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        configured(RetrievalConfig, shards=["x"], **values)
+
+
+def test_from_shards_to_scores(tmp_path: Path) -> None:
+    """Sixteen pictures of eight colours with one to three captions: the model knows the colour, and no more."""
+    config = configured(RetrievalConfig, shards=colour_shards(tmp_path, 16), pair=["picture", "words"], batch_size=5)
+    scores = dict(config.build(modalities()).evaluate(knowing_model()))
+    assert (scores["n"], scores["n_picture"], scores["n_words"]) == (16, 16, 31)
+    assert scores["n_duplicate_picture"] == 0
+    assert scores["words_to_picture_R@5"] == 1
+    assert scores["words_to_picture_R@1"] <= scores["words_to_picture_R@1_ceiling"] < 1

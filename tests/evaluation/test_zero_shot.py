@@ -1,0 +1,212 @@
+"""Zero-shot: known models score what they must, open_clip's classifier is ours, and bad lists are refused by their place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from mmssl.core.errors import DataError, NumericError, RecipeError
+from mmssl.evaluation.zero_shot import TEMPLATES, ZeroShotConfig, build_classifier, fill, score
+from tests.evaluation.world import (
+    NAMES,
+    collected,
+    colour_sample,
+    colour_shards,
+    configured,
+    items,
+    knowing_model,
+    modalities,
+    write_shard,
+)
+
+TEN = [f"c{i}" for i in range(10)]
+
+
+def run(embeddings: Tensor, labels: Tensor, classifier: Tensor) -> dict[str, Any]:
+    names = [f"c{i}" for i in range(len(classifier))]
+    return score(collected(len(labels), m=items(embeddings), y=items(labels)), "m", "y", classifier, names)
+
+
+def test_a_perfect_model_scores_one() -> None:
+    labels = torch.arange(40) % 10
+    scores = run(torch.eye(10)[labels], labels, torch.eye(10))
+    assert (scores["acc1"], scores["acc5"], scores["mean_per_class_recall"], scores["tie_rate"]) == (1, 1, 1, 0)
+    assert scores["acc1_ci95_low"] < 1 == scores["acc1_ci95_high"]
+
+
+def test_a_random_model_scores_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4000) % 10
+    scores = run(torch.randn(4000, 16, generator=generator), labels, torch.randn(10, 16, generator=generator))
+    assert scores["acc1"] == pytest.approx(0.1, abs=0.02)
+    assert scores["acc5"] == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("collapsed", ["samples", "prompts", "both"])
+def test_a_collapsed_model_scores_chance(collapsed: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 10
+    point = F.normalize(torch.randn(48, generator=generator), dim=0)
+    embeddings = torch.randn(200, 48, generator=generator) if collapsed == "prompts" else point.expand(200, -1)
+    prompts = torch.randn(10, 48, generator=generator) if collapsed == "samples" else point.expand(10, -1)
+    scores = run(embeddings, labels, prompts)
+    assert scores["acc1"] == scores["mean_per_class_recall"] == pytest.approx(0.1)
+    assert scores["acc5"] == pytest.approx(0.5)
+    assert scores["tie_rate"] == (0 if collapsed == "samples" else 1)
+
+
+def test_samples_without_a_label_are_excluded_and_counted() -> None:
+    embeddings = torch.eye(10)
+    labels = items(torch.tensor([2, 7]), owner=torch.tensor([2, 7]))
+    scores = score(collected(10, m=items(embeddings), y=labels), "m", "y", torch.eye(10), TEN)
+    assert (scores["n"], scores["n_excluded"], scores["acc1"]) == (2, 8, 1)
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_labels_that_are_no_class_are_refused_by_key(label: int) -> None:
+    with pytest.raises(DataError, match=rf"'key1' .* label {label}, wanted 0 \.\.\. 9"):
+        run(torch.eye(10)[:3], torch.tensor([0, label, 2]), torch.eye(10))
+
+
+def test_embeddings_that_are_not_finite_are_refused_by_key() -> None:
+    embeddings = torch.eye(10)
+    embeddings[4, 2] = torch.nan
+    with pytest.raises(NumericError, match="'key4'"):
+        run(embeddings, torch.arange(10), torch.eye(10))
+
+
+def test_no_label_at_all_is_an_error() -> None:
+    data = collected(2, m=items(torch.eye(2)[:1]), y=items(torch.tensor([1]), owner=torch.tensor([1])))
+    with pytest.raises(DataError, match="no sample has both 'm' and 'y'"):
+        score(data, "m", "y", torch.eye(2), ["a", "b"])
+
+
+class FakeClip(nn.Module):
+    """What open_clip's builder asks of a model: sentences stand for themselves as ids."""
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__()
+        self.vectors = vectors
+
+    def encode_text(self, ids: Tensor, normalize: bool = False) -> Tensor:
+        rows = self.vectors[ids]
+        return F.normalize(rows, dim=-1) if normalize else rows
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_the_classifier_is_open_clips(batch_size: int) -> None:
+    import open_clip
+
+    names, templates = [f"thing {i}" for i in range(11)], ("a {}.", "the {}!", "{} here")
+    sentences = [fill(template, name) for name in names for template in templates]
+    ids = {sentence: i for i, sentence in enumerate(sentences)}
+    vectors = torch.randn(len(sentences), 24, generator=torch.Generator().manual_seed(0)) * 3
+
+    def tokenize(texts: Sequence[str]) -> Tensor:
+        return torch.tensor([ids[text] for text in texts])
+
+    expected = open_clip.build_zero_shot_classifier(
+        FakeClip(vectors),
+        tokenizer=tokenize,
+        classnames=names,
+        templates=templates,
+        num_classes_per_batch=4,
+        device="cpu",
+    )
+    ours = build_classifier(lambda texts: vectors[tokenize(texts)], names, templates, batch_size)
+    assert (ours.T - expected).abs().max() < 1e-6
+    legacy = open_clip.build_zero_shot_classifier_legacy(FakeClip(vectors), tokenize, names, templates, device="cpu")
+    assert (ours.T - legacy).abs().max() < 1e-6
+
+
+def test_placeholders_are_filled_and_other_braces_stay() -> None:
+    assert fill("a {} and a {c} in {braces}", "{x}") == "a {x} and a {x} in {braces}"
+
+
+def make(tmp_path: Path, **values: Any) -> ZeroShotConfig:
+    common = {"shards": [str(tmp_path)], "modality": "picture", "prompts": "words", "classnames": list(NAMES)}
+    return configured(ZeroShotConfig, **{**common, **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"templates": ["a {}", "no place"]}, r"templates\[1\]: 'no place'"),
+        ({"templates": []}, "got no template"),
+        ({"classnames": ["a", "b", " A "]}, r"classnames\[2\].*already \(classnames\[0\]\)"),
+        ({"classnames": ["a"]}, "at least two"),
+        ({"classnames": ["a", " "]}, r"classnames\[1\]: the class name is empty"),
+    ],
+)
+def test_bad_lists_are_refused_in_the_recipe(tmp_path: Path, values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        make(tmp_path, **values)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "says"),
+    [
+        ("templates", "a {}\na photo\n", "bad.txt, line 2: 'a photo'"),
+        ("templates", "", "got no template"),
+        ("classnames", "one\ntwo\n\nthree\n", "bad.txt, line 3: the class name is empty"),
+        ("classnames", "one\ntwo\nOne\n", r"bad.txt, line 3.*already \(.*bad.txt, line 1\)"),
+    ],
+)
+def test_bad_files_are_refused_with_file_and_line(tmp_path: Path, field: str, text: str, says: str) -> None:
+    (tmp_path / "bad.txt").write_text(text)
+    with pytest.raises(RecipeError, match=says):
+        make(tmp_path, **{field: str(tmp_path / "bad.txt")}).build(modalities())
+
+
+def test_a_missing_template_file_names_the_lists_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"No such file.*\['plain', 'simple'\]"):
+        make(tmp_path, templates="smple").build(modalities())
+
+
+def test_prompts_must_be_text(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'picture' is not text"):
+        make(tmp_path, prompts="picture").build(modalities())
+
+
+def test_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("red \ngreen\n\n", encoding="utf-8-sig")
+    (tmp_path / "templates.txt").write_text("a {c}\n{}")
+    evaluator = make(tmp_path, classnames=str(tmp_path / "names.txt"), templates=str(tmp_path / "templates.txt")).build(
+        modalities()
+    )
+    assert evaluator.classnames == ("red", "green")
+    assert evaluator.templates == ("a {c}", "{}")
+
+
+def test_the_shipped_templates_can_be_used() -> None:
+    for name, templates in TEMPLATES.items():
+        assert len({fill(template, name) for template in templates}) == len(templates)
+        assert all(name in fill(template, name) for template in templates)
+
+
+def test_from_shards_to_scores(tmp_path: Path) -> None:
+    config = make(tmp_path, shards=colour_shards(tmp_path, 16), labels="label", batch_size=5, every="10 steps")
+    scores = dict(config.build(modalities()).evaluate(knowing_model()))
+    assert scores["acc1"] == 1
+    assert (scores["n"], scores["n_excluded"], scores["classes"]) == (13, 3, 8)
+
+
+def test_a_label_beyond_the_names_is_refused_from_shards(tmp_path: Path) -> None:
+    key, fields = colour_sample(3)
+    shard = write_shard(tmp_path / "a.tar", [colour_sample(0), (key, {**fields, "cls": b"8"})])
+    with pytest.raises(DataError, match=r"'sample003'.*label 8"):
+        list(make(tmp_path, shards=[str(shard)]).build(modalities()).evaluate(knowing_model()))
+
+
+def test_a_model_without_shared_space_is_refused(tmp_path: Path) -> None:
+    model = knowing_model()
+    del model.heads["words"]
+    with pytest.raises(ValueError, match="no shared space for 'words'"):  # before any shard is opened
+        list(make(tmp_path, shards=["nowhere"]).build(modalities()).evaluate(model))
