@@ -190,7 +190,9 @@ class ResNet(Encoder):
 
     def prepare(self, x: Tensor) -> Tensor:
         """uint8, or float in [0, 1], [B, 3, H, W] -> normalised float."""
-        return self.pixels(x)  # type: ignore[no-any-return]
+        # Convolutions are about twice as fast with channels last, on CPUs too.
+        pixels: Tensor = self.pixels(x)
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     def forward(
         self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None

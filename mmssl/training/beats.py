@@ -1,0 +1,281 @@
+"""What happens now and then between steps: logging, evaluating, saving."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Literal
+
+from mmssl.core.config import Config
+from mmssl.core.distributed import gather_objects, is_main
+from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.errors import CheckpointError, RecipeError, did_you_mean
+from mmssl.core.evaluator import Evaluator, Score
+from mmssl.training.console import say
+from mmssl.training.jsonl import JsonLines, finite
+from mmssl.training.launch import Launch
+from mmssl.training.lock import on_main
+from mmssl.training.state import Best, TrainState
+from mmssl.training.step import StepReport
+from mmssl.training.store import CheckpointStore
+
+INPUT_BOUND = 0.1  # share of time waiting for data from which a faster input would speed the run up by a tenth or more
+
+
+class Every:
+    """When a beat is due: every so many steps, every so many minutes, or both.
+
+    The main process' clock decides for all: its wish travels as a vote of the step.
+    """
+
+    def __init__(
+        self, steps: int | None = None, minutes: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        if steps is not None and steps < 1:
+            raise ValueError(f"got a beat every {steps} steps, wanted at least 1")
+        self.steps, self.minutes, self._clock = steps, minutes, clock
+        self._last = clock()
+
+    def wish(self) -> bool:
+        """Whether this process' clock says that the minutes are over; only the main process' counts."""
+        return is_main() and self.minutes is not None and self._clock() - self._last >= 60 * self.minutes
+
+    def due(self, step: int, wished: bool) -> bool:
+        """Whether to beat after `step` steps, given the joined wishes; restarts the clock if so."""
+        due = wished or (self.steps is not None and step % self.steps == 0)
+        if due:
+            self._last = self._clock()
+        return due
+
+
+class Beat(ABC):
+    """Something that all processes do together between two steps."""
+
+    def __init__(self, every: Every) -> None:
+        self.every = every
+        self._done_at = -1
+
+    @abstractmethod
+    def beat(self, state: TrainState, report: StepReport | None) -> None:
+        """Do it. `report` is that of the step; None for a step of an earlier session."""
+
+    def after_step(self, state: TrainState, report: StepReport, wished: bool) -> None:
+        """Do it if it is due."""
+        if self.every.due(state.step, wished):
+            self.once(state, report)
+
+    def once(self, state: TrainState, report: StepReport | None) -> None:
+        """Do it unless it was done at this step."""
+        if self._done_at != state.step:
+            self._done_at = state.step
+            self.beat(state, report)
+
+
+class LogBeat(Beat):
+    """Writes the last step's numbers to `metrics.jsonl`, the trackers and the console.
+
+    Args:
+        every: when.
+        metrics: the file.
+        launch: for its trackers.
+    """
+
+    def __init__(self, every: Every, metrics: JsonLines, launch: Launch) -> None:
+        super().__init__(every)
+        self.metrics, self._launch = metrics, launch
+        self._waited = self._worked = 0.0
+        self._samples = self._step = 0
+
+    def timed(self, waited: float, worked: float) -> None:
+        """Count the seconds of one iteration: waiting for the batch, and all else."""
+        self._waited += waited
+        self._worked += worked
+
+    def beat(self, state: TrainState, report: StepReport | None) -> None:
+        """See the base."""
+        assert report is not None
+        state.join_faults()
+        scalars = report.scalars()
+        if not is_main():
+            return
+        seconds = self._waited + self._worked
+        speed = (state.samples - self._samples) / seconds if seconds > 0 else 0.0
+        waiting = self._waited / seconds if seconds > 0 else 0.0
+        remaining = (state.total_steps - state.step) * seconds / max(1, state.step - self._step)
+        record = {
+            **scalars,
+            "lr": state.optimizer.param_groups[0]["lr"] / state.optimizer.param_groups[0]["lr_scale"],
+            "samples": state.samples,
+            "skipped_steps": state.skipped_steps,
+            **{f"skipped/{reason}": count for reason, count in state.faults.items()},
+            "samples_per_second": speed,
+            "data_wait": waiting,
+        }
+        self.metrics.append({"step": state.step, **record})
+        self._launch.track(record, state.step)
+        say(_line(state, scalars, speed, waiting, remaining))
+        self._waited = self._worked = 0.0
+        self._samples, self._step = state.samples, state.step
+
+    def start(self, state: TrainState) -> None:
+        """Begin a session at the state's step."""
+        self._samples, self._step = state.samples, state.step
+
+
+def _line(state: TrainState, scalars: dict[str, float], speed: float, waiting: float, remaining: float) -> str:
+    """One line for the console."""
+    verdict = "input-bound" if waiting >= INPUT_BOUND else "compute-bound"
+    pieces = [
+        f"step {state.step}/{state.total_steps}",
+        " ".join(f"{name} {value:.4g}" for name, value in scalars.items()),
+        f"{speed:.0f} samples/s",
+        f"waiting for data {waiting:.0%}, {verdict}",
+        f"ETA {timedelta(seconds=round(remaining))}",
+        f"{state.skipped_steps} steps skipped (not finite)" if state.skipped_steps else "",
+        "samples skipped: " + ", ".join(f"{n} {reason}" for reason, n in state.faults.items()) if state.faults else "",
+    ]
+    return " | ".join(piece for piece in pieces if piece)
+
+
+class BestConfig(Config):
+    """Keep the checkpoint with the best score of one metric, "<evaluator>/<metric>"."""
+
+    metric: str
+    mode: Literal["max", "min"] = "max"
+
+    def is_better(self, value: float, best: Best | None) -> bool:
+        """Whether a score beats the best so far; a change of the watched metric starts anew."""
+        if best is None or best.metric != self.metric:
+            return True
+        return value > best.value if self.mode == "max" else value < best.value
+
+
+class EvaluateBeat(Beat):
+    """Runs one evaluator on the averaged learner, or on the learner itself where no average is kept.
+
+    In float32, as `mmssl evaluate` does, so that both give the same scores.
+
+    Args:
+        every: when.
+        name: what its scores are called by, "<name>/<metric>".
+        evaluator: what to run.
+        metrics: file to write scores to.
+        launch: for its trackers.
+        best: metric to watch, if it is one of this evaluator's.
+
+    Raises:
+        RecipeError: the watched metric is none of the evaluator's.
+    """
+
+    def __init__(
+        self,
+        every: Every,
+        name: str,
+        evaluator: Evaluator,
+        metrics: JsonLines,
+        launch: Launch,
+        best: BestConfig | None = None,
+    ) -> None:
+        super().__init__(every)
+        self.name, self.metrics = name, metrics
+        self._evaluator, self._launch = evaluator, launch
+        self._best = best if best is not None and best.metric.split("/")[0] == name else None
+
+    def beat(self, state: TrainState, report: StepReport | None) -> None:
+        """See the base."""
+        learner = state.ema.module if state.ema is not None else state.learner
+        model = EmbeddingModel(dict(learner.encoders.items()), learner.objective.heads()).eval()
+        mine = {f"{self.name}/{metric}": score for metric, score in self._evaluator.evaluate(model)}
+        state.learner.train()
+        # One process' words for all: scores that differ in their last bit must not send processes different ways.
+        scores: dict[str, Score] = {name: finite(score) for name, score in gather_objects(mine)[0].items()}
+        self._note(state, scores, state.step)
+        if is_main():
+            self.metrics.append({"step": state.step, **scores})
+            self._launch.track({k: v for k, v in scores.items() if isinstance(v, int | float)}, state.step)
+            shown = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items())
+            say(f"step {state.step}/{state.total_steps} | {shown}")
+
+    def catch_up(self, state: TrainState) -> None:
+        """After a resume: take the scores so far from the file, and evaluate if the step is due and was not evaluated."""
+        for record in on_main(self.metrics.read):
+            scores = {name: score for name, score in record.items() if name.startswith(f"{self.name}/")}
+            if scores:
+                self._note(state, scores, record["step"])
+                self._done_at = record["step"]
+        if state.step > 0 and self.every.due(state.step, state.step >= state.total_steps):
+            self.once(state, None)
+
+    def _note(self, state: TrainState, scores: dict[str, Score], step: int) -> None:
+        state.scores.update(scores)
+        if self._best is None:
+            return
+        metric = self._best.metric
+        if metric not in scores:
+            raise RecipeError(
+                f"save.best.metric: got {metric!r}{did_you_mean(metric, scores)}; scores: {sorted(scores)}"
+            )
+        value = scores[metric]
+        if isinstance(value, int | float) and self._best.is_better(value, state.best):
+            state.best = Best(metric, float(value), step)
+
+
+class SaveBeat(Beat):
+    """Writes checkpoints: when due, when a score is the best so far, at the end and when stopped.
+
+    A disk that is full must not end a run that may go on: a failed save is reported and tried again when next due. Three
+    failures in a row, or one at the end, are an error; what was saved before stays.
+
+    Args:
+        every: when.
+        store: where to.
+    """
+
+    MOST_FAILURES = 3
+
+    def __init__(self, every: Every, store: CheckpointStore) -> None:
+        super().__init__(every)
+        self.store = store
+        self._failures, self._saved_at = 0, -1
+
+    def beat(self, state: TrainState, report: StepReport | None) -> None:
+        """See the base."""
+        self._save(state, self._failures + 1 >= self.MOST_FAILURES)
+
+    def must(self, state: TrainState) -> None:
+        """Save this step, unless it is saved already.
+
+        Raises:
+            CheckpointError: it cannot be saved.
+        """
+        if self._saved_at != state.step:
+            self._save(state, True)
+
+    def mark_best(self, state: TrainState) -> None:
+        """If this step has the best score so far, save it unless it is saved, and keep it."""
+        if state.best is None or state.best.step != state.step:
+            return
+        if self._saved_at != state.step:
+            self.once(state, None)
+        if self._saved_at == state.step:
+            try:
+                on_main(lambda: self.store.mark_best(state.step))
+            except OSError as error:
+                say(f"step {state.step}: cannot be marked as the best: {error}")
+
+    def _save(self, state: TrainState, last_chance: bool) -> None:
+        state.join_faults()
+        try:
+            on_main(lambda: self.store.save(state))
+        except OSError as error:
+            self._failures += 1
+            message = (
+                f"step {state.step}: the checkpoint could not be saved: {error}; older ones in {self.store.folder} stay"
+            )
+            if last_chance:
+                raise CheckpointError(message) from error
+            say(message)
+        else:
+            self._failures, self._saved_at = 0, state.step

@@ -1,0 +1,119 @@
+"""The loop: batch, rate, step, beats. Everything that it calls is a part that was built before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from mmssl.core.batch import Batch
+from mmssl.core.distributed import gather_objects, is_main
+from mmssl.core.errors import DataError, Interrupted, MmsslError, NumericError
+from mmssl.training.beats import EvaluateBeat, LogBeat, SaveBeat
+from mmssl.training.console import ProgressBar, say, show_counts
+from mmssl.training.jsonl import JsonLines
+from mmssl.training.launch import Launch
+from mmssl.training.optim import set_rate
+from mmssl.training.signals import HANDLED, StopSignals
+from mmssl.training.state import TrainState
+from mmssl.training.step import GradientStep, StepReport
+
+
+def train(
+    state: TrainState,
+    step: GradientStep,
+    factor: Callable[[int], float],
+    log: LogBeat,
+    save: SaveBeat,
+    evaluations: Sequence[EvaluateBeat],
+    launch: Launch,
+    bad_batches: JsonLines,
+    max_bad_steps: int = 10,
+) -> None:
+    """Train from where `state` stands to its last step, save and evaluate.
+
+    Args:
+        state: moves.
+        step: computes and applies gradients.
+        factor: the schedule: multiplier of the peak rate at a 0-based step.
+        log, save, evaluations: what happens now and then, in this order: a step is safe before its evaluation, which may take
+            long, begins; a resumed run evaluates what was not.
+        launch: the device.
+        bad_batches: where the keys of batches go whose loss or gradient was not finite.
+        max_bad_steps: how many of those in a row end the run.
+
+    Raises:
+        Interrupted: SIGTERM or SIGINT came; the run is saved.
+        NumericError: too many steps in a row were not finite; the last checkpoint is as it was.
+        CheckpointError: saving failed three times in a row, or at the end.
+        DataError: the stream ended or cannot be read.
+    """
+    state.learner.train()
+    log.start(state)
+    with StopSignals() as stop, ProgressBar(state.total_steps) as bar:
+        for evaluation in evaluations:
+            evaluation.catch_up(state)
+        save.mark_best(state)
+        batches = iter(state.stream)
+        while state.step < state.total_steps:
+            started = time.monotonic()
+            batch = _fetch(batches, launch)
+            fetched = time.monotonic()
+            set_rate(state.optimizer, factor(state.step))
+            votes = [*stop.votes(), *(beat.every.wish() for beat in (log, save, *evaluations))]
+            report = _step(step, state, batch, votes)
+            if report.finite and state.ema is not None:
+                state.ema.update(state.learner)
+            state.advance(batch, report.finite)
+            if not report.finite:
+                _note_bad(state, batch, report, bad_batches, max_bad_steps)
+            log.timed(fetched - started, time.monotonic() - fetched)
+            bar.show(state.step)
+            last, number = state.step == state.total_steps, stop.agreed(report.votes[: len(HANDLED)])
+            wished = [last or wish for wish in report.votes[len(HANDLED) :]]
+            log.after_step(state, report, wished[0])
+            if last or number is not None:
+                save.must(state)
+            else:
+                save.after_step(state, report, wished[1])
+            if number is not None:
+                raise Interrupted(f"stopped by signal {number} after step {state.step}; saved", number)
+            for evaluation, wish in zip(evaluations, wished[2:], strict=True):
+                evaluation.after_step(state, report, wish)
+            save.mark_best(state)
+    if state.faults:
+        show_counts("samples that were skipped", state.faults, state.fault_examples)
+
+
+def _fetch(batches: Iterator[Batch], launch: Launch) -> Batch:
+    batch = next(batches, None)
+    if batch is None:
+        raise DataError("the training stream ended before the run did: a stream must repeat its data")
+    return batch.to(launch.device, non_blocking=True)
+
+
+def _step(step: GradientStep, state: TrainState, batch: Batch, votes: Sequence[bool]) -> StepReport:
+    try:
+        return step(state, batch, votes)
+    except torch.OutOfMemoryError as error:
+        # Never a smaller batch in silence: with negatives from the batch that would be another loss.
+        raise MmsslError(
+            f"step {state.step}: the device is out of memory with {len(batch)} samples on each process: lower batch_size, "
+            f"use precision bf16, or turn on gradient checkpointing in the encoders ({error})"
+        ) from error
+
+
+def _note_bad(state: TrainState, batch: Batch, report: StepReport, bad_batches: JsonLines, most: int) -> None:
+    """Record a batch that was skipped, from all processes; end the run after too many."""
+    keys = [key for keys in gather_objects(list(batch.keys)) for key in keys]
+    scalars = report.scalars()
+    if is_main():
+        bad_batches.append({"step": state.step, "keys": keys, **scalars})
+    say(f"step {state.step}: loss {scalars['loss']:.4g}, gradient norm {scalars['grad_norm']:.4g}: not finite, skipped")
+    if state.bad_in_a_row >= most:
+        raise NumericError(
+            f"loss or gradient was not finite in {state.bad_in_a_row} steps in a row, up to step {state.step}; the keys are "
+            f"in {bad_batches.path}, the last checkpoint is as it was. Lower the learning rate, warm up longer, clip the "
+            "gradient, or look at those samples"
+        )

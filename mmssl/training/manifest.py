@@ -1,0 +1,166 @@
+"""Folders that are whole or not there: files are hashed as they are written, and a manifest tells what belongs.
+
+A folder is written beside its place under a temporary name, flushed to the disk, and renamed in one step. What was killed on the
+way is a temporary folder, which nobody reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mmssl.core.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+
+
+class FolderWriter:
+    """Writes files into a new folder and then its manifest.
+
+    Args:
+        folder: must not exist.
+
+    Raises:
+        OSError: from every method, when the disk is full or fails.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        os.mkdir(folder)
+        self.folder = folder
+        self._files: dict[str, dict[str, Any]] = {}
+
+    def write(self, name: str, dump: Callable[[BinaryIO], Any]) -> None:
+        """Let `dump` write one file, and flush it to the disk."""
+        with open(self.folder / name, "xb") as file:
+            hashing = _HashingFile(file)
+            try:
+                dump(hashing)  # type: ignore[arg-type]
+            except RuntimeError as error:
+                # torch's archive writer reports a failed write as an error of its own; the cause is what people need.
+                if hashing.failure is not None:
+                    raise hashing.failure from error
+                raise
+            file.flush()
+            os.fsync(file.fileno())
+        self._files[name] = {"size": hashing.size, "sha256": hashing.digest.hexdigest()}
+
+    def finish(self) -> None:
+        """Write the manifest, last of all."""
+        manifest = {"schema": SCHEMA, "files": self._files}
+        with open(self.folder / MANIFEST, "x") as file:
+            file.write(json.dumps(manifest, indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self.folder)
+
+
+class _HashingFile:
+    """The part of a binary file that writers use, with a running digest."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self.failure: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+        self.digest.update(data)
+        self.size += written
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def verify(folder: Path) -> None:
+    """Check every file of a folder against its manifest.
+
+    Raises:
+        CheckpointError: names what is missing, cut or changed.
+    """
+    manifest = read_manifest(folder)
+    for name, wanted in manifest["files"].items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != wanted["size"]:
+                raise CheckpointError(
+                    f"{path}: cut short or extended: got {size} bytes, the manifest says {wanted['size']}"
+                )
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: missing, and the manifest names it") from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        if digest != wanted["sha256"]:
+            raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in the manifest")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder, checked for its form.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be used.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no {MANIFEST}: not a checkpoint, or one that was never finished") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        got = manifest.get("schema") if isinstance(manifest, dict) else manifest
+        raise CheckpointError(
+            f"{path}: got schema {got!r}, wanted {SCHEMA}: written by another version of this library"
+        )
+    files = manifest.get("files")
+    formed = (
+        isinstance(files, dict)
+        and files
+        and all(
+            isinstance(f, dict) and isinstance(f.get("size"), int) and isinstance(f.get("sha256"), str)
+            for f in files.values()
+        )
+    )
+    if not formed or any(Path(name).name != name for name in manifest["files"]):
+        raise CheckpointError(f"{path}: damaged: its list of files cannot be used")
+    return manifest
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Replace a small file in one step."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with open(temporary, "w") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; it loses its name first, so that a half-deleted one is never taken for a whole one."""
+    trash = folder.with_name(f"{folder.name}.tmp-{os.getpid()}-old")
+    os.replace(folder, trash)
+    shutil.rmtree(trash)

@@ -1,0 +1,189 @@
+"""A whole run, from configs and built parts: the one thing that a recipe needs to call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from mmssl.core.config import Config, Duration
+from mmssl.core.errors import RecipeError
+from mmssl.core.evaluator import Evaluator, Score
+from mmssl.core.objective import Learner
+from mmssl.core.schedules import ScheduleConfig
+from mmssl.training.beats import BestConfig, EvaluateBeat, Every, LogBeat, SaveBeat
+from mmssl.training.console import say
+from mmssl.training.ema import EmaConfig
+from mmssl.training.jsonl import JsonLines
+from mmssl.training.launch import Device, Launch, Precision
+from mmssl.training.lock import RunLock, on_main
+from mmssl.training.loop import train
+from mmssl.training.optim import OptimizerConfig, rate_factor
+from mmssl.training.state import Stream, TrainState
+from mmssl.training.step import GradientStep, PlainStepConfig, StepConfig
+from mmssl.training.store import CheckpointStore
+
+ToSteps = Callable[[Duration], int]
+"""Turns a duration of this run into steps."""
+
+
+class SaveConfig(Config):
+    """When to save, and what to keep.
+
+    Attributes:
+        every: training between two checkpoints; None: by the clock or at the end only.
+        minutes: time between two checkpoints.
+        keep_last: how many of the newest stay.
+        best: metric whose best checkpoint stays too.
+    """
+
+    every: Duration | None = None
+    minutes: float | None = Field(default=30.0, gt=0)
+    keep_last: int = Field(default=3, ge=2)
+    best: BestConfig | None = None
+
+
+class LogConfig(Config):
+    """When to log, and where to beside `metrics.jsonl` and the console."""
+
+    every: Duration = Duration("20 steps")
+    minutes: float | None = Field(default=None, gt=0)
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+
+class TrainingConfig(Config):
+    """How to train, whatever is trained on whatever data.
+
+    Attributes:
+        optimizer, schedule, step, ema: see their configs.
+        precision, device: see `Launch`.
+        clip_norm: largest gradient norm; None: no limit.
+        save, log: see their configs.
+        max_bad_steps: how many steps in a row may be skipped because loss or gradient is not finite, before the run ends.
+    """
+
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = Field(discriminator="kind")
+    step: StepConfig = PlainStepConfig()
+    ema: EmaConfig | None = None
+    precision: Precision = "fp32"
+    device: Device = "auto"
+    clip_norm: float | None = Field(default=None, gt=0)
+    save: SaveConfig = SaveConfig()
+    log: LogConfig = LogConfig()
+    max_bad_steps: int = Field(default=10, ge=1)
+
+    def launch(self) -> Launch:
+        """This process' place; to be had before anything is put on a device."""
+        return Launch(self.precision, self.device, self.log.trackers)
+
+    def build(
+        self,
+        learner: Learner,
+        stream: Stream,
+        evaluators: Mapping[str, tuple[Evaluator, Duration | None]],
+        launch: Launch,
+        folder: Path,
+        recipe: str,
+        *,
+        seed: int,
+        total_steps: int,
+        to_steps: ToSteps,
+    ) -> Run:
+        """Put a run together.
+
+        Args:
+            learner: on any device; it is moved.
+            stream: training batches.
+            evaluators: name -> (what to run, how often; None: at the end only).
+            launch: from `launch()`.
+            folder: run folder; made when the run starts.
+            recipe: the resolved recipe, as YAML, for the checkpoints.
+            seed: of the run.
+            total_steps: its length.
+            to_steps: turns durations of this config into steps.
+
+        Raises:
+            RecipeError: parts that do not go together.
+        """
+        best = self.save.best
+        if best is not None and best.metric.split("/")[0] not in evaluators:
+            raise RecipeError(
+                f"save.best.metric: got {best.metric!r}, wanted '<evaluator>/<metric>' of an evaluator of this recipe: "
+                f"{sorted(evaluators) or 'it has none'}"
+            )
+        wrapped = launch.wrap(learner)
+        ema = self.ema.build(learner) if self.ema is not None else None
+        state = TrainState(learner, self.optimizer.build(learner), stream, total_steps, ema, launch.scaler)
+        metrics = JsonLines(folder / "metrics.jsonl")
+        every = self.save.every
+        return Run(
+            folder=folder,
+            state=state,
+            step=self.step.build(learner, wrapped, launch, seed, self.clip_norm),
+            factor=rate_factor(self.schedule, to_steps, total_steps),
+            log=LogBeat(Every(to_steps(self.log.every), self.log.minutes), metrics, launch),
+            evaluations=tuple(
+                EvaluateBeat(Every(to_steps(when) if when else None), name, evaluator, metrics, launch, self.save.best)
+                for name, (evaluator, when) in evaluators.items()
+            ),
+            save=SaveBeat(
+                Every(to_steps(every) if every is not None else None, self.save.minutes),
+                CheckpointStore(folder, recipe, self.save.keep_last),
+            ),
+            launch=launch,
+            max_bad_steps=self.max_bad_steps,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is built and not yet started."""
+
+    folder: Path
+    state: TrainState
+    step: GradientStep
+    factor: Callable[[int], float]
+    log: LogBeat
+    evaluations: tuple[EvaluateBeat, ...]
+    save: SaveBeat
+    launch: Launch
+    max_bad_steps: int
+
+    def train(self, resume: str = "auto") -> dict[str, Score]:
+        """Resume or start, train to the end, and return the latest scores, "<evaluator>/<metric>".
+
+        Args:
+            resume: "auto", "never", or the path of a checkpoint or run folder, see `CheckpointStore.restore`.
+
+        Raises:
+            RecipeError: the folder is in use, cannot be written, or holds a run and `resume` is "never"; the disk is too small.
+            others: see `train` and `CheckpointStore.restore`.
+        """
+        bad_batches = JsonLines(self.folder / "bad_batches.jsonl")
+        with RunLock(self.folder):
+            self.save.store.restore(self.state, resume)
+            if self.state.step >= self.state.total_steps:
+                say(f"{self.folder}: has its {self.state.total_steps} steps already")
+            on_main(lambda: self.save.store.check_space(self.state))
+            on_main(lambda: self.log.metrics.rewind(self.state.step))
+            on_main(lambda: bad_batches.rewind(self.state.step))
+            self.launch.start_trackers(self.folder, self.state.step)
+            try:
+                train(
+                    self.state,
+                    self.step,
+                    self.factor,
+                    self.log,
+                    self.save,
+                    self.evaluations,
+                    self.launch,
+                    bad_batches,
+                    self.max_bad_steps,
+                )
+            finally:
+                self.state.stream.close()
+                self.launch.stop_trackers()
+        return self.state.scores

@@ -1,0 +1,150 @@
+"""SIGTERM and SIGINT: the run saves at a step boundary, says how it ended, and goes on later as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmssl.core.errors import CheckpointError, Interrupted
+from mmssl.training.signals import HANDLED, StopSignals
+from mmssl.training.store import CheckpointStore
+from tests.faults.forks import in_child
+from tests.training.toys import Distance, Stream, assert_equal, make_run, tensors
+
+
+class ActingStream(Stream):
+    """Calls `action` just before the batch of step `at`."""
+
+    def __init__(self, at: int, action: Callable[[], object]) -> None:
+        super().__init__()
+        self.at, self.action = at, action
+
+    def act(self, step: int) -> None:
+        if step == self.at:
+            self.action()
+
+
+def send(*numbers: int) -> Callable[[], None]:
+    return lambda: [os.kill(os.getpid(), number) for number in numbers] and None
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_run_goes_on_bit_by_bit(tmp_path: Path, number: int, code: int) -> None:
+    handlers = [signal.getsignal(n) for n in HANDLED]
+    whole = make_run(tmp_path / "whole")
+    whole.train()
+    stream = ActingStream(5, send(number))
+    with pytest.raises(Interrupted, match=r"after step 6; saved") as caught:
+        make_run(tmp_path / "cut", stream=stream).train()
+    assert caught.value.exit_code == code
+    assert stream.closed
+    assert (tmp_path / "cut" / "checkpoints" / "LATEST").read_text() == "step_00000006"
+    assert [signal.getsignal(n) for n in HANDLED] == handlers
+    assert not (tmp_path / "cut" / ".lock").exists()
+    resumed = make_run(tmp_path / "cut")
+    resumed.train()
+    assert_equal(tensors(resumed), tensors(whole))
+
+
+def test_a_signal_at_the_last_step_leaves_the_evaluation_to_the_next_session(tmp_path: Path) -> None:
+    evaluators = {"far": (Distance(), None)}
+    with pytest.raises(Interrupted, match="after step 10; saved"):
+        make_run(tmp_path, stream=ActingStream(9, send(signal.SIGTERM)), evaluators=evaluators).train()
+    assert not evaluators["far"][0].seen
+    assert "far/distance" in make_run(tmp_path, evaluators=evaluators).train()
+
+
+def test_a_process_that_is_told_to_stop_exits_with_143(tmp_path: Path) -> None:
+    """From outside, at a moment that the run does not choose."""
+    ready, started = os.pipe()
+
+    def life() -> None:
+        stream = ActingStream(3, lambda: os.write(started, b"!"))
+        try:
+            make_run(tmp_path, total=100_000_000, stream=stream, log={"every": "1000 steps", "trackers": []}).train()
+        except Interrupted as error:
+            sys.exit(error.exit_code)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            life()
+        except SystemExit as leaving:
+            os._exit(int(leaving.code or 0))
+        finally:
+            os._exit(1)
+    os.read(ready, 1)
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
+    run = make_run(tmp_path)
+    run.save.store.restore(run.state)
+    assert run.state.step >= 3
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make_run(tmp_path, stream=ActingStream(5, send(signal.SIGINT, signal.SIGINT))).train()
+    assert (tmp_path / "checkpoints" / "LATEST").read_text() == "step_00000004"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_during_a_save_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = CheckpointStore._write
+
+    def write(self: CheckpointStore, *args: object) -> None:
+        send(signal.SIGTERM)()
+        original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CheckpointStore, "_write", write)
+    with pytest.raises(Interrupted, match="after step 5"):
+        make_run(tmp_path).train()
+    run = make_run(tmp_path)
+    run.save.store.restore(run.state)
+    assert run.state.step == 5
+
+
+def test_being_stopped_without_being_saved_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: CheckpointStore, *args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CheckpointStore, "_write", fail)
+    with pytest.raises(CheckpointError, match="step 2: the checkpoint could not be saved"):
+        make_run(tmp_path, stream=ActingStream(1, send(signal.SIGTERM))).train()
+
+
+def test_votes_and_what_they_mean() -> None:
+    with StopSignals() as stop:
+        assert stop.votes() == [False, False]
+        assert StopSignals.agreed([False, False]) is None
+        send(signal.SIGTERM)()
+        assert stop.votes() == [False, True]
+        assert StopSignals.agreed(stop.votes()) == signal.SIGTERM
+        assert StopSignals.agreed([True, True]) == signal.SIGINT
+
+
+def test_forked_workers_leave_the_decision_to_their_parent() -> None:
+    with StopSignals():
+        assert in_child(send(signal.SIGINT, signal.SIGINT)) == 0
+        assert in_child(send(signal.SIGTERM)) == 143
+
+
+def test_outside_the_main_thread_signals_stay_as_they_are() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[object] = []
+
+    def look() -> None:
+        with StopSignals():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [before]

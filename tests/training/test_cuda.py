@@ -1,0 +1,54 @@
+"""The same promises on a GPU, in every precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.toys import Stream, assert_equal, make_batch, make_run, tensors
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+class CutStream(Stream):
+    """Cuts the power before step 6."""
+
+    def act(self, step: int) -> None:
+        if step == 6:
+            raise ConnectionAbortedError
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_resume_is_bit_exact_on_a_gpu(tmp_path: Path, precision: str) -> None:
+    whole = make_run(tmp_path / "whole", device="cuda", precision=precision)
+    whole.train()
+    with pytest.raises(ConnectionAbortedError):
+        make_run(tmp_path / "cut", device="cuda", precision=precision, stream=CutStream()).train()
+    resumed = make_run(tmp_path / "cut", device="cuda", precision=precision)
+    resumed.train()
+    assert {tensor.device.type for tensor in resumed.state.learner.state_dict().values()} == {"cuda"}
+    assert_equal(tensors(resumed), tensors(whole))
+    assert resumed.state.numbers() == whole.state.numbers()
+    assert whole.state.step - whole.state.skipped_steps >= 9
+
+
+def test_overflow_in_half_precision_moves_nothing_and_lowers_the_scale(tmp_path: Path) -> None:
+    run = make_run(tmp_path, device="cuda", precision="fp16")
+    assert run.state.scaler is not None
+    run.step(run.state, make_batch(0, 8).to("cuda"))
+    scale, before = run.state.scaler.get_scale(), tensors(run)
+    assert not run.step(run.state, make_batch(1, 8, poisoned=True).to("cuda")).finite
+    assert_equal(tensors(run), before)
+    assert run.state.scaler.get_scale() == scale / 2
+
+
+def test_a_program_may_train_on_one_device_and_then_on_another(tmp_path: Path) -> None:
+    for number, device in enumerate(("cuda", "cpu", "auto")):
+        run = make_run(tmp_path / str(number), total=2, device=device)
+        run.train()
+        assert run.launch.device.type == ("cpu" if device == "cpu" else "cuda")
