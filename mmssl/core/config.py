@@ -5,7 +5,6 @@ A Config stands beside the class that it builds, is frozen, refuses unknown keys
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import Any
@@ -22,6 +21,11 @@ class Config(BaseModel):
 
 _UNITS = {"step": "steps", "sample": "samples", "epoch": "epochs", "percent": "percent", "%": "percent"}
 _DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z%]+)\s*")
+
+
+def _ceil(steps: float) -> int:
+    """Rounded up, but not for the noise of a float: 1.1 * 100 / 10 is 11 steps."""
+    return math.ceil(round(steps, 6))
 
 
 class Duration:
@@ -56,15 +60,16 @@ class Duration:
                 raise ValueError(
                     f"{self} needs the length of the run, and is itself that length: give steps, samples or epochs"
                 )
-            return math.ceil(self.amount / 100 * total_steps)
+            return _ceil(self.amount * total_steps / 100)
         if self.unit == "steps":
-            return math.ceil(self.amount)
+            return _ceil(self.amount)
         # Epochs follow each other without a gap, and batches cross their borders: nothing is dropped, so samples are what counts.
         samples = self.amount * epoch_samples if self.unit == "epochs" else self.amount
-        return math.ceil(samples / batch_size)
+        return _ceil(samples / batch_size)
 
     def __str__(self) -> str:
-        return f"{self.amount:g} {self.unit}"
+        amount = int(self.amount) if self.amount.is_integer() else self.amount
+        return f"{amount} {self.unit}"
 
     def __repr__(self) -> str:
         return f"Duration({str(self)!r})"
@@ -84,4 +89,4 @@ class Duration:
     @classmethod
     def _validated(cls, value: Any) -> Duration:
         # Not a str schema: defaults, which are durations already, are validated in the mode of the document around them.
-        return value if isinstance(value, cls) else cls(value if isinstance(value, str) else json.dumps(value))
+        return value if isinstance(value, cls) else cls(value if isinstance(value, str) else repr(value))

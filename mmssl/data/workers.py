@@ -106,4 +106,6 @@ def _prepare_worker(worker: int) -> None:
     # turn into an error. Workers end with the stream, or seconds after the trainer is gone.
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A scheduler may send SIGTERM to every process of a job by number: the trainer still needs its workers to finish the step.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,0 +1,127 @@
+"""The light decoder of masked autoencoders: sees encoded tokens, fills in the masked ones, predicts their content."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from mmssl.core.config import Config
+
+
+def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
+    """Fixed positions [T, width] of a token grid with any number of axes, float32.
+
+    Each axis gets an equal part of the width: sines, then cosines, of position / 10000^(k / K) (Vaswani et al. 2017, section
+    3.5, axis by axis as in MAE). What does not divide stays zero.
+
+    Raises:
+        ValueError: too narrow to hold a sine and a cosine for each axis.
+    """
+    each = width // (2 * len(grid))
+    if each == 0:
+        raise ValueError(f"got width {width} for a grid of {len(grid)} axes, wanted at least {2 * len(grid)}")
+    frequencies = 10000.0 ** (-torch.arange(each, dtype=torch.float64) / each)
+    places = torch.meshgrid(*[torch.arange(cells, dtype=torch.float64) for cells in grid], indexing="ij")
+    parts = []
+    for place in places:
+        angles = place.reshape(-1, 1) * frequencies
+        parts += [angles.sin(), angles.cos()]
+    return F.pad(torch.cat(parts, 1), (0, width - 2 * len(grid) * each)).float()
+
+
+class DecoderBlock(nn.Module):
+    """A pre-norm transformer block: attention, then a perceptron four times as wide. [B, T, width] -> [B, T, width]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, width] -> [B, T, width]."""
+        B, T, width = x.shape
+        qkv = self.qkv(self.norm_attention(x)).view(B, T, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, T, width / heads]
+        seen = F.scaled_dot_product_attention(query, key, value)
+        x = x + self.out(seen.transpose(1, 2).reshape(B, T, width))
+        return x + self.mlp(self.norm_mlp(x))  # type: ignore[no-any-return]
+
+
+class MaskedTokenDecoder(nn.Module):
+    """Predict every token of a grid from a few encoded ones (MAE, arXiv:2111.06377, section 3).
+
+    The pooled features go first, without a position, as the class token does in the original: so the whole encoder, its pooling
+    included, takes part in the loss.
+
+    Args:
+        encoder_width: D of the encoder.
+        grid: shape of the token grid; T is its product.
+        values: P, numbers to predict for each token.
+        width: of the decoder.
+        depth: blocks.
+        heads: attention heads, a divisor of the width.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self, encoder_width: int, grid: Sequence[int], values: int, width: int, depth: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.tokens, self.values = math.prod(grid), values
+        self.embed = nn.Linear(encoder_width, width)
+        self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.register_buffer("positions", sincos_positions(grid, width))
+        self.blocks = nn.Sequential(*[DecoderBlock(width, heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width)
+        self.predict = nn.Linear(width, values)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, pooled: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
+        """Predictions for all tokens, seen ones included.
+
+        Args:
+            pooled: [B, D] of the encoder.
+            tokens: [B, T_keep, D] encoded tokens.
+            keep: [B, T_keep] int64, their positions in the grid.
+
+        Returns:
+            [B, T, P].
+        """
+        seen = self.embed(tokens)
+        at = keep[..., None].expand(-1, -1, seen.shape[-1])
+        masked = self.mask_token.to(seen.dtype).expand(len(seen), self.tokens, -1)
+        full = masked.scatter(1, at, seen) + self.positions
+        first = self.embed(pooled)[:, None].to(full.dtype)
+        x = self.blocks(torch.cat([first, full], 1))[:, 1:]
+        return self.predict(self.norm(x))  # type: ignore[no-any-return]
+
+
+class MaskedTokenDecoderConfig(Config):
+    """Size of the decoder; the defaults are MAE's for an encoder of ViT-L size."""
+
+    width: int = Field(default=512, gt=0)
+    depth: int = Field(default=8, ge=1)
+    heads: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> MaskedTokenDecoderConfig:
+        if self.width % self.heads:
+            raise ValueError(f"got width {self.width} with {self.heads} heads, wanted a width that the heads divide")
+        return self
+
+    def build(self, encoder_width: int, grid: Sequence[int], values: int) -> MaskedTokenDecoder:
+        """The decoder of tokens [B, T_keep, encoder_width] into [B, T, values]."""
+        return MaskedTokenDecoder(encoder_width, grid, values, self.width, self.depth, self.heads)

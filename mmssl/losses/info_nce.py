@@ -1,0 +1,79 @@
+"""Symmetric InfoNCE between two sets of embeddings: the loss of CLIP."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.losses.candidates import first_rate, positives
+
+
+def info_nce(
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor | float,
+    *,
+    all_a: Tensor | None = None,
+    all_b: Tensor | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """Cross entropy of finding b_i among all b from a_i, and a_i among all a from b_i: their mean, over rows too.
+
+    Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision" (arXiv:2103.00020), figure 3.
+    Slow loop, over the rows of one process that sees them all::
+
+        def loop(a, b, scale):
+            G, loss = len(a), 0.0
+            for i in range(G):
+                a_to_b = sum(exp(scale * (dot(a[i], b[j]) - dot(a[i], b[i]))) for j in range(G))
+                b_to_a = sum(exp(scale * (dot(b[i], a[j]) - dot(b[i], a[i]))) for j in range(G))
+                loss += (log(a_to_b) + log(b_to_a)) / 2
+            return loss / G
+
+    Args:
+        a: [B, E] unit-norm rows of this process, float32 or float64.
+        b: [B, E] unit-norm, b_i belongs to a_i.
+        scale: multiplier of the cosines, the inverse of the temperature; a tensor [] where it is learned.
+        all_a: [G, E] rows of all processes (gathered with gradient); None: `a` is all there is.
+        all_b: [G, E] likewise.
+        offset: where this process' rows start among all of them, rank * B.
+
+    Returns:
+        [] this process' share: the mean over processes is the loss of the global batch.
+
+    Raises:
+        ValueError: shapes or offset do not fit.
+    """
+    a_to_b, b_to_a, target = _logits(a, b, scale, all_a, all_b, offset)
+    return (F.cross_entropy(a_to_b, target) + F.cross_entropy(b_to_a, target)) / 2
+
+
+@torch.no_grad()
+def info_nce_accuracy(
+    a: Tensor, b: Tensor, *, all_a: Tensor | None = None, all_b: Tensor | None = None, offset: int = 0
+) -> tuple[Tensor, Tensor]:
+    """In-batch accuracy, [] in [0, 1]: how often b_i is nearest to a_i, and a_i to b_i. Ties count by their share."""
+    a_to_b, b_to_a, target = _logits(a, b, 1.0, all_a, all_b, offset)
+    return first_rate(a_to_b, target), first_rate(b_to_a, target)
+
+
+def _logits(
+    a: Tensor, b: Tensor, scale: Tensor | float, all_a: Tensor | None, all_b: Tensor | None, offset: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, G] logits of a to b and of b to a, and the [B] positives of both."""
+    if a.shape != b.shape:
+        raise ValueError(
+            f"got a {tuple(a.shape)} and b {tuple(b.shape)}, wanted equal shapes [B, E]: b_i belongs to a_i"
+        )
+    all_a = a if all_a is None else all_a
+    all_b = b if all_b is None else all_b
+    if len(all_a) != len(all_b):
+        raise ValueError(
+            f"got {len(all_a)} candidates a and {len(all_b)} candidates b, wanted as many of both: give all_a and all_b"
+        )
+    target = positives(a, all_b, offset)
+    a_to_b = scale * a @ all_b.T
+    # With one process both directions are the same products.
+    b_to_a = a_to_b.T if all_a is a and all_b is b else scale * b @ all_a.T
+    return a_to_b, b_to_a, target

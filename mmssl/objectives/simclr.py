@@ -1,0 +1,86 @@
+"""SimCLR: two random views of each sample attract each other, all other views of the global batch repel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+
+from mmssl.core import distributed
+from mmssl.core.batch import Batch, Needs
+from mmssl.core.encoder import Encoder
+from mmssl.core.objective import Latents, LossOutput, Objective, Reduction, StepContext
+from mmssl.heads.batch_norm import GlobalBatchNorm
+from mmssl.heads.projection import MLPProjectionConfig
+from mmssl.losses.nt_xent import nt_xent, nt_xent_accuracy
+from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of, view_of
+
+
+class SimClrConfig(ObjectiveConfig):
+    """Two views of one modality against the batch; see `SimClr`.
+
+    Attributes:
+        modality: whose encoder is trained.
+        view: kind of the two views.
+        temperature: divisor of the cosines. SimCLR: 0.1 on large pictures, 0.5 on small ones; SLIP: 0.1.
+        embedding: E, output of the head. SimCLR: 128; SLIP: 256.
+        head: the projection that is thrown away afterwards. SimCLR: 2 layers, hidden 2048, norm batch, norm_last.
+    """
+
+    kind: Literal["simclr"] = "simclr"
+    modality: Name
+    view: str
+    temperature: float = Field(gt=0)
+    embedding: int = Field(gt=0)
+    head: MLPProjectionConfig
+
+    def build(self, encoders: Mapping[str, Encoder]) -> SimClr:
+        """The objective for these encoders."""
+        head = self.head.build(encoder_of(encoders, self.modality).width, self.embedding)
+        return SimClr(self.modality, self.view, head, self.temperature)
+
+
+class SimClr(Objective):
+    """NT-Xent over the global batch behind a projection head.
+
+    Chen et al. 2020 (arXiv:2002.05709). Both views go through encoder and head in one call. The head is part of the criterion:
+    its batch norm sees all views of all processes, so that no view can be told by its batch, and micro-batches change nothing.
+
+    Args:
+        modality: whose encoder is trained.
+        view: kind of the two views.
+        head: [rows, D] -> [rows, E].
+        temperature: divisor of the cosines.
+    """
+
+    def __init__(self, modality: str, view: str, head: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.modality, self.view, self.temperature = modality, view, temperature
+        self.head = head
+        batch_norm = any(isinstance(module, GlobalBatchNorm) for module in head.modules())
+        self.reduction = Reduction.STATISTIC if batch_norm else Reduction.GATHER
+
+    def needs(self) -> Needs:
+        """Two views."""
+        return {self.modality: {self.view: 2}}
+
+    def encode(self, batch: Batch, ctx: StepContext) -> Latents:
+        """Pooled features [B, D] of the views, "0" and "1"."""
+        views = torch.cat([view_of(batch, self.modality, f"{self.view}{number}") for number in range(2)])
+        first, second = ctx.encoders[self.modality](views).pooled.chunk(2)
+        return {"0": first, "1": second}
+
+    def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
+        """One term; logs in-batch accuracy and the loss of guessing, ln(2G - 1)."""
+        a, b = F.normalize(self.head(torch.cat([latents["0"], latents["1"]])), dim=-1).chunk(2)
+        all_a, all_b = distributed.gather(a), distributed.gather(b)
+        offset = distributed.rank() * len(a)
+        loss = nt_xent(a, b, self.temperature, all_a=all_a, all_b=all_b, offset=offset)
+        accuracy = nt_xent_accuracy(a, b, all_a=all_a, all_b=all_b, offset=offset)
+        chance = torch.full_like(accuracy, math.log(2 * len(all_a) - 1))
+        return LossOutput({"nt_xent": loss}, {"accuracy": accuracy, "chance_loss": chance})

@@ -1,0 +1,135 @@
+"""A weighted sum of objectives that share encoders: CLIP and SimCLR make SLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Generic, Literal, TypeVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmssl.core.batch import Batch, Needs, merge_needs
+from mmssl.core.config import Config
+from mmssl.core.encoder import Encoder
+from mmssl.core.objective import Latents, LossOutput, Objective, StepContext
+from mmssl.objectives.common import Name, ObjectiveConfig
+
+Kind = TypeVar("Kind", bound=ObjectiveConfig)
+
+
+class WeightedPart(Config, Generic[Kind]):
+    """One objective of a sum, and the factor of its losses."""
+
+    weight: float = Field(default=1.0, gt=0)
+    objective: Kind
+
+
+class WeightedConfig(ObjectiveConfig, Generic[Kind]):
+    """A sum of named objectives; see `Weighted`.
+
+    Generic over the union of what may be summed, which is put together where all objectives are known:
+    `WeightedConfig[Annotated[ClipConfig | SimClrConfig, Field(discriminator="kind")]]`.
+
+    Attributes:
+        objectives: name -> weight and objective; names lead their losses and parameters.
+    """
+
+    kind: Literal["weighted"] = "weighted"
+    objectives: dict[Name, WeightedPart[Kind]] = Field(min_length=1)
+
+    def build(self, encoders: Mapping[str, Encoder]) -> Weighted:
+        """The objective for these encoders."""
+        children = {name: part.objective.build(encoders) for name, part in self.objectives.items()}
+        return Weighted(children, {name: part.weight for name, part in self.objectives.items()})
+
+
+class Weighted(Objective):
+    """The sum of its children's losses times their weights; everything of child `c` is called `c/...`.
+
+    Args:
+        children: name -> objective.
+        weights: name -> factor of the child's terms.
+
+    Raises:
+        ValueError: two children bring a head for the same modality, and evaluators could not know which is meant.
+    """
+
+    def __init__(self, children: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(dict(children))
+        self.weights = dict(weights)
+        self.reduction = max(child.reduction for child in children.values())
+        owner: dict[str, str] = {}
+        for name, child in children.items():
+            for modality in child.heads():
+                if modality in owner:
+                    raise ValueError(
+                        f"{owner[modality]!r} and {name!r} both bring a head for {modality!r}, and an evaluator wants one: "
+                        "put their pairs into one objective"
+                    )
+                owner[modality] = name
+
+    def needs(self) -> Needs:
+        """Views of all children; views of equal kind are shared."""
+        return merge_needs(*[child.needs() for _, child in self._children()])
+
+    def requires(self) -> Mapping[str, frozenset[str]]:
+        """Capabilities that some child needs."""
+        merged: dict[str, frozenset[str]] = {}
+        for _, child in self._children():
+            for modality, wanted in child.requires().items():
+                merged[modality] = merged.get(modality, frozenset()) | wanted
+        return merged
+
+    def heads(self) -> Mapping[str, nn.Module]:
+        """Heads of all children."""
+        return {modality: head for _, child in self._children() for modality, head in child.heads().items()}
+
+    def encode(self, batch: Batch, ctx: StepContext) -> Latents:
+        """Latents of all children, "child/name"."""
+        return {
+            f"{name}/{latent}": x for name, child in self._children() for latent, x in child.encode(batch, ctx).items()
+        }
+
+    def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
+        """Terms and metrics of all children, "child/name"; terms times their weight."""
+        terms: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        for name, child in self._children():
+            out = child.criterion(_of_child(latents, name), ctx)
+            terms |= {f"{name}/{term}": self.weights[name] * x for term, x in out.terms.items()}
+            metrics |= {f"{name}/{metric}": x for metric, x in out.metrics.items()}
+        return LossOutput(terms, metrics)
+
+    def before_update(self, ctx: StepContext) -> None:
+        """Of all children, in order."""
+        for _, child in self._children():
+            child.before_update(ctx)
+
+    def after_update(self, latents: Latents, ctx: StepContext) -> None:
+        """Of all children, in order, each with its latents."""
+        for name, child in self._children():
+            child.after_update(_of_child(latents, name), ctx)
+
+    def refresh(self, batches: Iterable[Batch], ctx: StepContext) -> None:
+        """Of all children, in order; each goes through the batches anew.
+
+        Raises:
+            ValueError: the batches can be read only once, and there are several children.
+        """
+        if len(self.parts) > 1 and iter(batches) is batches:
+            raise ValueError(
+                "refresh got an iterator, which only the first child could read; wanted an iterable to start over, such as a list"
+            )
+        for _, child in self._children():
+            child.refresh(batches, ctx)
+
+    def _children(self) -> Iterator[tuple[str, Objective]]:
+        for name, child in self.parts.items():
+            assert isinstance(child, Objective)
+            yield name, child
+
+
+def _of_child(latents: Latents, name: str) -> Latents:
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): x for key, x in latents.items() if key.startswith(prefix)}

@@ -1,0 +1,382 @@
+"""The contract of objectives, run over every registered one: what training, resuming and data parallelism rely on.
+
+A new objective adds a line to CASES; without one the first test fails. Everything is in float64, so that "exact" is 1e-10 and
+"wrong" is far from it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import io
+import math
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import Field, TypeAdapter
+from torch import Tensor
+
+import mmssl.objectives
+from mmssl.core import distributed
+from mmssl.core.batch import Batch
+from mmssl.core.objective import Latents, Learner, Reduction
+from mmssl.objectives.clip import ClipConfig
+from mmssl.objectives.common import ObjectiveConfig
+from mmssl.objectives.mae import MaeConfig
+from mmssl.objectives.simclr import SimClrConfig
+from mmssl.objectives.weighted import WeightedConfig
+from tests.contracts import toys
+from tests.distributed.processes import WORLD, Processes
+
+Leaf = Annotated[ClipConfig | SimClrConfig | MaeConfig, Field(discriminator="kind")]
+CONFIGS: TypeAdapter[ObjectiveConfig] = TypeAdapter(
+    Annotated[ClipConfig | SimClrConfig | MaeConfig | WeightedConfig[Leaf], Field(discriminator="kind")]
+)
+CLIP = """{"kind": "clip", "pairs": [["picture", "words"]], "views": {"picture": "crop", "words": "tokens"}, "embedding": 8,
+           "temperature": 0.07}"""
+SIMCLR = """{"kind": "simclr", "modality": "picture", "view": "crop", "temperature": 0.2, "embedding": 6,
+             "head": {"hidden": 20, "norm": "batch"}}"""
+MAE = """{"kind": "mae", "modality": "picture", "view": "crop", "patch_values": 12,
+          "decoder": {"width": 12, "depth": 1, "heads": 2}}"""
+SIZE, STEPS = 8, 4
+LN_G, LN_2G, ZERO = math.log(SIZE), math.log(2 * SIZE - 1), 11 / 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config, its declared reduction, and the terms of a collapsed model on SIZE samples."""
+
+    config: str
+    reduction: Reduction
+    collapsed: Mapping[str, float]
+
+
+def weighted(**parts: tuple[float, str]) -> str:
+    inner = [f'"{name}": {{"weight": {weight}, "objective": {config}}}' for name, (weight, config) in parts.items()]
+    return f'{{"kind": "weighted", "objectives": {{{", ".join(inner)}}}}}'
+
+
+CASES = {
+    "clip": Case(CLIP, Reduction.GATHER, {"picture-words": LN_G}),
+    "clip, three pairs": Case(
+        """{"kind": "clip", "pairs": [["picture", "words"], ["sound", "words"], ["picture", "sound"]], "embedding": 8,
+            "views": {"picture": "crop", "words": "tokens", "sound": "window"}, "temperature": 0.1,
+            "weights": {"picture-sound": 0.5},
+            "heads": {"picture": {"kind": "mlp", "hidden": 9, "norm": "layer"}}}""",
+        Reduction.GATHER,
+        {"picture-words": LN_G, "sound-words": LN_G, "picture-sound": LN_G / 2},
+    ),
+    "simclr": Case(SIMCLR, Reduction.STATISTIC, {"nt_xent": LN_2G}),
+    "simclr, no batch norm": Case(SIMCLR.replace('"batch"', '"none"'), Reduction.GATHER, {"nt_xent": LN_2G}),
+    "mae": Case(MAE, Reduction.LOCAL, {"reconstruction": ZERO}),
+    "weighted: clip and simclr": Case(
+        weighted(align=(1.0, CLIP), own=(0.5, SIMCLR)),
+        Reduction.STATISTIC,
+        {"align/picture-words": LN_G, "own/nt_xent": LN_2G / 2},
+    ),
+    "weighted: clip and mae": Case(
+        weighted(align=(1.0, CLIP), fill=(2.0, MAE)),
+        Reduction.GATHER,
+        {"align/picture-words": LN_G, "fill/reconstruction": 2 * ZERO},
+    ),
+}
+every = pytest.mark.parametrize("name", CASES)
+
+
+def build(name: str, seed: int = 0, dropout: float = 0.0) -> Learner:
+    """A learner in float64 with the encoders that the objective asks for."""
+    torch.manual_seed(seed)
+    encoders = toys.encoders(dropout)
+    objective = CONFIGS.validate_json(CASES[name].config).build(encoders)
+    return Learner({modality: encoders[modality] for modality in objective.needs()}, objective).double()
+
+
+def batch(learner: Learner, seed: int = 0) -> Batch:
+    """SIZE samples with exactly the views that the objective says it needs."""
+    whole = toys.batch(SIZE, seed)
+    views = {
+        modality: {f"{kind}{i}": whole[modality][f"{kind}{i}"] for kind, count in kinds.items() for i in range(count)}
+        for modality, kinds in learner.objective.needs().items()
+    }
+    return Batch(views, whole.index, whole.keys)
+
+
+def gradients(learner: Learner) -> dict[str, Tensor]:
+    """Gradients of all parameters, which must have one; cleared afterwards."""
+    found = {}
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        found[name] = parameter.grad.clone()
+    learner.zero_grad()
+    return found
+
+
+def whole_gradients(learner: Learner, whole: Batch) -> dict[str, Tensor]:
+    learner(whole)[0].total.backward()
+    return gradients(learner)
+
+
+def error(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Largest relative distance of any tensor; what is nothing beside the largest one is measured by that."""
+    assert got.keys() == expected.keys()
+    largest = max(float(x.norm()) for x in expected.values())
+    return max(float((got[k] - x).norm() / x.norm().clamp(min=1e-4 * largest)) for k, x in expected.items())
+
+
+def join(parts: list[Latents]) -> Latents:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def trained(learner: Learner, optimizer: torch.optim.Optimizer, steps: range) -> Iterator[dict[str, Tensor]]:
+    """Train on this process' rows of the global batches and average gradients over processes; yields them."""
+    for step in steps:
+        torch.manual_seed(step)
+        size = SIZE // distributed.world_size()
+        part = batch(learner, seed=step).rows(distributed.rank() * size, (distributed.rank() + 1) * size)
+        out, latents = learner(part, step, STEPS)
+        out.total.backward()
+        for parameter in learner.parameters():
+            if parameter.grad is not None:
+                parameter.grad = distributed.total_detached(parameter.grad) / distributed.world_size()
+        ctx = learner.context(step, STEPS)
+        learner.objective.before_update(ctx)
+        optimizer.step()
+        learner.objective.after_update({name: x.detach() for name, x in latents.items()}, ctx)
+        share = torch.stack(list(out.terms.values())).sum()  # `out.total` is float32
+        yield {"loss": distributed.total_detached(share) / distributed.world_size(), **gradients(learner)}
+
+
+def run(name: str) -> list[dict[str, Tensor]]:
+    """Losses and gradients of STEPS steps, and the state after them."""
+    learner = build(name)
+    history = list(trained(learner, torch.optim.SGD(learner.parameters(), lr=0.1, momentum=0.9), range(STEPS)))
+    return [*history, learner.state_dict()]
+
+
+def test_every_objective_has_a_case() -> None:
+    modules = [
+        importlib.import_module(f"mmssl.objectives.{found.name}")
+        for found in pkgutil.iter_modules(mmssl.objectives.__path__)
+    ]
+    configs = [
+        c
+        for module in modules
+        for _, c in inspect.getmembers(module, inspect.isclass)
+        if issubclass(c, ObjectiveConfig)
+    ]
+    kinds = {config.model_fields["kind"].default for config in configs if not inspect.isabstract(config)}
+    assert kinds == {CONFIGS.validate_json(case.config).kind for case in CASES.values()}  # type: ignore[attr-defined]
+
+
+@every
+def test_loss_is_finite_and_every_parameter_learns(name: str) -> None:
+    learner = build(name)
+    out, _ = learner(batch(learner))
+    assert out.terms.keys() == CASES[name].collapsed.keys()
+    assert out.total.isfinite()
+    assert all(term.ndim == 0 for term in out.terms.values())
+    assert all(x.ndim == 0 and x.isfinite() and not x.requires_grad for x in out.metrics.values())
+    out.total.backward()
+    norms = {key: float(gradient.norm()) for key, gradient in gradients(learner).items()}
+    still = [key for key, norm in norms.items() if norm < 1e-6 * max(norms.values())]
+    assert not still
+
+
+@every
+def test_reduction_is_declared(name: str) -> None:
+    assert build(name).objective.reduction is CASES[name].reduction
+
+
+@every
+def test_encode_works_sample_by_sample(name: str) -> None:
+    learner = build(name)
+    whole = batch(learner)
+    ctx = learner.context()
+    latents = learner.objective.encode(whole, ctx)
+    parts = join([learner.objective.encode(part, ctx) for part in whole.chunks(3)])
+    for key, x in latents.items():
+        assert len(x) == SIZE
+        torch.testing.assert_close(parts[key], x, rtol=1e-10, atol=1e-10)
+
+
+@every
+def test_micro_batches_with_one_criterion_are_exact(name: str) -> None:
+    learner = build(name)
+    whole, ctx = batch(learner), learner.context()
+    expected = whole_gradients(learner, whole)
+    latents = join([learner.objective.encode(part, ctx) for part in whole.chunks(3)])
+    learner.criterion(latents, ctx).total.backward()
+    assert error(gradients(learner), expected) < 1e-10
+
+
+@every
+def test_cached_gradients_are_exact(name: str) -> None:
+    """Encode without graph, one criterion, encode again with the vector-Jacobian product: the criterion sees latents only."""
+    learner = build(name)
+    whole, ctx = batch(learner), learner.context()
+    expected = whole_gradients(learner, whole)
+    with torch.no_grad():
+        latents = join([learner.objective.encode(part, ctx) for part in whole.chunks(3)])
+    leaves = {key: x.requires_grad_() if x.is_floating_point() else x for key, x in latents.items()}
+    learner.criterion(leaves, ctx).total.backward()
+    start = 0
+    for part in whole.chunks(3):
+        again = {key: x for key, x in learner.objective.encode(part, ctx).items() if x.requires_grad}
+        cotangents = [leaves[key].grad[start : start + len(part)] for key in again]  # type: ignore[index]
+        torch.autograd.backward(list(again.values()), cotangents)
+        start += len(part)
+    assert error(gradients(learner), expected) < 1e-10
+
+
+@every
+def test_plain_accumulation_is_exact_for_local_losses_only(name: str) -> None:
+    learner = build(name)
+    whole = batch(learner)
+    expected = whole_gradients(learner, whole)
+    for part in whole.chunks(SIZE // 2):
+        (learner(part)[0].total / 2).backward()
+    distance = error(gradients(learner), expected)
+    if learner.objective.reduction is Reduction.LOCAL:
+        assert distance < 1e-10
+    else:
+        assert distance > 1e-2
+
+
+@every
+def test_two_processes_equal_one(name: str, two_processes: Processes) -> None:
+    expected = run(name)
+    results = two_processes.run(run, [(name,)] * WORLD)
+    for result in results:
+        for step, (got, wanted) in enumerate(zip(result, expected, strict=True)):
+            assert error(got, wanted) < 1e-9, f"step {step} of {STEPS}, the last is the state"
+    assert error(expected[0], expected[-2]) > 1e-2  # the steps were not all alike
+
+
+@every
+def test_state_is_complete(name: str) -> None:
+    """Saved, loaded into a learner of other weights and trained on: the same bits as without the break."""
+    learner = build(name)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-2)
+    list(trained(learner, optimizer, range(2)))
+    file = io.BytesIO()
+    torch.save({"learner": learner.state_dict(), "optimizer": optimizer.state_dict()}, file)
+
+    other = build(name, seed=1)
+    resumed = torch.optim.AdamW(other.parameters(), lr=1e-2)
+    saved = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    assert any(not torch.equal(x, saved["learner"][key]) for key, x in other.state_dict().items())
+    other.load_state_dict(saved["learner"])
+    resumed.load_state_dict(saved["optimizer"])
+    assert all(torch.equal(x, other.state_dict()[key]) for key, x in learner.state_dict().items())
+
+    for straight, after in zip(
+        trained(learner, optimizer, range(2, 5)), trained(other, resumed, range(2, 5)), strict=True
+    ):
+        assert all(torch.equal(x, after[key]) for key, x in straight.items())
+    assert all(torch.equal(x, other.state_dict()[key]) for key, x in learner.state_dict().items())
+
+
+@every
+def test_loss_does_not_depend_on_the_order_of_samples(name: str) -> None:
+    learner = build(name)
+    whole = batch(learner)
+    order = torch.randperm(SIZE, generator=torch.Generator().manual_seed(3))
+    assert not torch.equal(order, torch.arange(SIZE))
+    loss = learner(whole)[0].total
+    torch.testing.assert_close(learner(whole.map(lambda x: x[order]))[0].total, loss, rtol=1e-10, atol=1e-10)
+    # Shuffling one view alone breaks the pairs, or the targets, and must be seen.
+    modality, views = next(iter(whole.views.items()))
+    view = next(iter(views))
+    torn = Batch({**whole.views, modality: {**views, view: views[view][order]}}, whole.index)
+    assert abs(learner(torn)[0].total - loss) > 1e-4
+
+
+@every
+def test_evaluation_mode_is_deterministic(name: str) -> None:
+    learner = build(name, dropout=0.5)
+    whole = batch(learner)
+    torch.manual_seed(0)
+    learner.train()
+    assert learner(whole)[0].total != learner(whole)[0].total
+    learner.eval()
+    assert learner(whole)[0].total == learner(whole)[0].total
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_latents_are_cast(name: str, dtype: torch.dtype) -> None:
+    learner = build(name).float()
+    whole, ctx = batch(learner), learner.context()
+    exact = learner.objective.encode(whole, ctx)
+    half = {key: x.to(dtype) if x.is_floating_point() else x for key, x in exact.items()}
+    got = learner.criterion(half, ctx).total
+    assert got.dtype == torch.float32
+    rounded = {key: x.float() if x.is_floating_point() else x for key, x in half.items()}
+    assert got == learner.criterion(rounded, ctx).total
+    torch.testing.assert_close(got, learner.criterion(exact, ctx).total, rtol=0.05, atol=0.05)
+
+
+@every
+def test_autocast_gives_nearly_the_same_loss(name: str) -> None:
+    learner = build(name).float()
+    whole = batch(learner)
+    expected = learner(whole)[0].total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _ = learner(whole)
+    assert out.total.dtype == torch.float32
+    torch.testing.assert_close(out.total, expected, rtol=0.05, atol=0.05)
+    assert out.total != expected
+    out.total.backward()
+    gradients(learner)
+
+
+@every
+def test_collapse_has_its_analytic_value(name: str) -> None:
+    learner = build(name)
+    ctx = learner.context()
+    latents = learner.objective.encode(batch(learner), ctx)
+    out = learner.criterion({key: collapse(key, x) for key, x in latents.items()}, ctx)
+    for term, value in CASES[name].collapsed.items():
+        assert out.terms[term].item() == pytest.approx(value, rel=1e-4)
+
+
+def collapse(key: str, x: Tensor) -> Tensor:
+    """All samples alike; predictions zero; what is given stays."""
+    if key.endswith(("target", "mask")):
+        return x
+    return torch.zeros_like(x) if key.endswith("prediction") else F.normalize(torch.ones_like(x), dim=-1)
+
+
+@every
+def test_needs_and_requirements_are_met_by_name(name: str) -> None:
+    learner = build(name)
+    for modality in learner.objective.needs():
+        whole = batch(learner)
+        without: dict[str, Any] = {m: views for m, views in whole.views.items() if m != modality}
+        with pytest.raises(ValueError, match=f"needs view .* of '{modality}'"):
+            learner(Batch(without, whole.index))
+        lacking = Batch(whole.views, whole.index, present={modality: whole.index > 2})
+        with pytest.raises(ValueError, match=f"3 of {SIZE} samples have no '{modality}'"):
+            learner(lacking)
+    for modality in learner.objective.requires():
+        encoders = {**toys.encoders(), modality: toys.Words()}
+        with pytest.raises(ValueError, match="lacks"):
+            Learner(encoders, learner.objective)
+
+
+@every
+def test_heads_lead_into_the_shared_space(name: str) -> None:
+    learner = build(name)
+    for modality, head in learner.objective.heads().items():
+        encoder = learner.encoders[modality]
+        embedded: Callable[[Tensor], Tensor] = head
+        out = embedded(torch.randn(3, encoder.width, dtype=torch.float64))  # type: ignore[arg-type]
+        assert out.shape == (3, 8)
+        owned = {id(p) for p in learner.objective.parameters()}
+        assert all(id(p) in owned for p in head.parameters())
+    assert bool(learner.objective.heads()) == ("clip" in CASES[name].config)

@@ -1,0 +1,97 @@
+"""The smallest encoders and batches that honour the protocols: two modalities, tokens, masks; a hundred milliseconds a test."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.core.batch import Batch
+from mmssl.core.encoder import Encoder, Features
+
+GRID = (4, 4)
+TOKENS = 16
+PATCH_VALUES = 12
+
+
+class Patches(Encoder):
+    """uint8 [B, 3, 8, 8] -> 16 tokens of a 4 x 4 grid through one attention layer; pooled is tanh of their mean."""
+
+    width = 16
+    grid = GRID
+    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP})
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, self.width, 2, 2)
+        self.positions = nn.Parameter(torch.randn(TOKENS, self.width) * 0.5)
+        self.attend = nn.Linear(self.width, 3 * self.width)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(self.width)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x.float() / 127.5 - 1
+
+    def forward(
+        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+    ) -> Features:
+        assert replace is None
+        prepared = self.prepare(x).to(self.embed.weight.dtype)
+        tokens = self.embed(prepared).flatten(2).transpose(1, 2) + self.positions
+        if keep is not None:
+            tokens = tokens.gather(1, keep[..., None].expand(-1, -1, self.width))
+        query, key, value = self.attend(tokens).chunk(3, -1)
+        tokens = self.norm(tokens + self.dropout(F.scaled_dot_product_attention(query, key, value)))
+        # The tanh keeps a head with batch norm from making the shift of the norm a parameter without effect.
+        return Features(tokens.mean(1).tanh(), tokens, None if keep is not None else GRID)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        return [[*self.embed.parameters(), self.positions], [*self.attend.parameters()], [*self.norm.parameters()]]
+
+
+class Words(Encoder):
+    """int64 [B, T] -> the mean of their embeddings; no tokens."""
+
+    width = 12
+
+    def __init__(self, vocabulary: int = 30) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, self.width)
+        self.out = nn.Linear(self.width, self.width)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(
+        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+    ) -> Features:
+        assert keep is None
+        assert replace is None
+        return Features(self.out(self.embed(x).mean(1).tanh()))
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        return [[*self.embed.parameters()], [*self.out.parameters()]]
+
+
+def encoders(dropout: float = 0.0) -> dict[str, Encoder]:
+    """Three modalities: two of patches and one of words."""
+    return {"picture": Patches(dropout), "words": Words(), "sound": Patches(dropout)}
+
+
+def batch(size: int, seed: int = 0) -> Batch:
+    """Random views under every name that the contract configs ask for."""
+    random = torch.Generator().manual_seed(seed)
+
+    def patches() -> Tensor:
+        return torch.randint(0, 256, (size, 3, 8, 8), generator=random, dtype=torch.uint8)
+
+    order = torch.rand(size, TOKENS, generator=random).argsort(1)
+    return Batch(
+        views={
+            "picture": {"crop0": patches(), "crop1": patches(), "order0": order},
+            "words": {"tokens0": torch.randint(0, 30, (size, 5), generator=random)},
+            "sound": {"window0": patches()},
+        },
+        index=torch.arange(size),
+        keys=tuple(str(number) for number in range(size)),
+    )

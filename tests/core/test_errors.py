@@ -1,0 +1,36 @@
+"""Exit codes are fixed: other tools rely on them."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmssl.core.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    MmsslError,
+    NumericError,
+    RecipeError,
+    did_you_mean,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(RecipeError, 2), (DataError, 3), (CheckpointError, 4), (NumericError, 5), (MmsslError, 1)]
+)
+def test_exit_codes(error: type[MmsslError], code: int) -> None:
+    assert error("why").exit_code == code
+    assert isinstance(error("why"), MmsslError)
+
+
+@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
+def test_interruptions_exit_with_their_signal(number: int, code: int) -> None:
+    error = Interrupted("saved and stopped", number)
+    assert (error.exit_code, str(error)) == (code, "saved and stopped")
+    assert MmsslError("why").exit_code == 1  # the class' own code is untouched
+
+
+def test_did_you_mean_suggests_the_nearest_or_nothing() -> None:
+    assert did_you_mean("optimiser", ["objective", "optimizer"]) == ", did you mean 'optimizer'?"
+    assert did_you_mean("xyz", ["objective", "optimizer"]) == ""
+    assert did_you_mean("xyz", []) == ""

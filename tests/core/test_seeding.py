@@ -1,0 +1,42 @@
+"""Keys and generators are pure functions of their parts, on every machine."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from mmssl.core.seeding import fold, generator, seed_step
+
+
+def test_fold_is_stable_over_machines_and_versions() -> None:
+    assert fold(0, "order", 3) == 1855528780364446383
+    assert all(0 <= fold(number) < 2**63 for number in range(1000))
+
+
+def test_fold_tells_parts_apart() -> None:
+    keys = [(1, 2), (2, 1), (12,), ("1", 2), (1, "2"), ("1\x1f2",), (1,), (), ("",), ("a", "b"), ("ab",), (-1, 2)]
+    assert len({fold(*key) for key in keys}) == len(keys)
+
+
+def test_generators_repeat_and_differ_by_key() -> None:
+    draws = generator(7, "crop", 0).random(5)
+    assert (draws == generator(7, "crop", 0).random(5)).all()
+    assert not (draws == generator(7, "crop", 1).random(5)).any()
+    assert generator(7, "crop", 0).bit_generator.state["bit_generator"] == "Philox"
+
+
+def test_generators_leave_global_randomness_alone() -> None:
+    torch_before, python_before = torch.get_rng_state(), random.getstate()
+    generator(1).random()
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert random.getstate() == python_before
+
+
+def test_seed_step_is_a_function_of_seed_step_and_rank() -> None:
+    def draw(*key: int) -> float:
+        seed_step(*key)
+        return float(torch.rand(()))
+
+    assert draw(1, 2, 0) == draw(1, 2, 0)
+    assert len({draw(1, 2, 0), draw(1, 2, 1), draw(1, 3, 0), draw(2, 2, 0)}) == 4

@@ -1,0 +1,149 @@
+"""Two gloo processes that stay up and run functions by name: a test of collectives costs milliseconds, not a start.
+
+    def sums(x: Tensor) -> Tensor:                 # at the top of a module
+        return distributed.total(x)
+
+    def test_sums(two_processes: Processes) -> None:
+        first, second = two_processes.run(sums, [(torch.ones(2),), (torch.ones(2),)])
+
+Arguments and results are what `torch.load(weights_only=True)` reads: tensors, numbers, strings, lists, tuples and dicts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+WORLD = 2
+
+
+class ChildError(AssertionError):
+    """A function raised in a child; the message holds the child's traceback."""
+
+
+class Processes:
+    """WORLD processes with a gloo group over a file store in `folder`; started on first use, and anew after a failure.
+
+    Args:
+        folder: a directory for the stores.
+        timeout: seconds that one call may take, the start of the processes included.
+    """
+
+    def __init__(self, folder: Path, timeout: float = 120.0) -> None:
+        self.folder, self.timeout = folder, timeout
+        self.children: list[tuple[BaseProcess, Connection]] = []
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[tuple[Any, ...]] = ((),) * WORLD,
+        timeout: float | None = None,
+    ) -> list[Any]:
+        """Call a module-level function in every process, in process r with `arguments[r]`; the results in the order of ranks.
+
+        Raises:
+            ChildError: it raised, or its process died; with that process' traceback.
+            TimeoutError: some process did not answer; says which.
+        """
+        assert len(arguments) == WORLD, f"got arguments for {len(arguments)} processes, wanted {WORLD}"
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        if not self.children:
+            self._start()
+        try:
+            for (_, pipe), given in zip(self.children, arguments, strict=True):
+                pipe.send_bytes(_pack((function.__module__, function.__qualname__, given)))
+            return self._answers(deadline)
+        except BaseException:
+            self.stop()  # the other process may wait in a collective for ever
+            raise
+
+    def stop(self) -> None:
+        """End the processes; the next call starts new ones."""
+        for process, pipe in self.children:
+            pipe.close()
+            process.kill()
+            process.join()
+        self.children = []
+
+    def _start(self) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        store = self.folder / uuid.uuid4().hex  # a store file must not be used twice
+        for rank in range(WORLD):
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=_serve, args=(rank, str(store), self.timeout, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self.children.append((process, ours))
+
+    def _answers(self, deadline: float) -> list[Any]:
+        waiting = {pipe: rank for rank, (_, pipe) in enumerate(self.children)}
+        results: dict[int, Any] = {}
+        while waiting:
+            ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError(f"processes {sorted(waiting.values())} of {WORLD} did not answer in time")
+            for pipe in ready:
+                assert isinstance(pipe, Connection)
+                rank = waiting.pop(pipe)
+                try:
+                    fine, value = _unpack(pipe.recv_bytes())
+                except EOFError:
+                    self.children[rank][0].join(5)
+                    raise ChildError(f"process {rank} died, exit code {self.children[rank][0].exitcode}") from None
+                if not fine:
+                    raise ChildError(f"in process {rank} of {WORLD}:\n{value}")
+                results[rank] = value
+        return [results[rank] for rank in range(WORLD)]
+
+
+def _serve(rank: int, store: str, timeout: float, pipe: Connection) -> None:
+    """The life of a child: join the group, then answer calls until the pipe closes."""
+    if sys.platform.startswith("linux"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name need not resolve
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=timeout)
+    )
+    while True:
+        try:
+            module, name, given = _unpack(pipe.recv_bytes())
+        except EOFError:
+            return
+        try:
+            answer = _pack((True, getattr(importlib.import_module(module), name)(*given)))
+        except BaseException:
+            answer = _pack((False, traceback.format_exc()))
+        pipe.send_bytes(answer)
+
+
+def _pack(value: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def _unpack(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """The processes that all tests of a session share."""
+    processes = Processes(tmp_path_factory.mktemp("processes"))
+    yield processes
+    processes.stop()

@@ -1,0 +1,188 @@
+"""Weighted sums: what children say is merged, scaled and prefixed; hooks reach each child with its own latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import pytest
+import torch
+from pydantic import Field, ValidationError
+from torch import nn
+
+from mmssl.core.batch import Batch, Needs
+from mmssl.core.encoder import Encoder
+from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction, StepContext
+from mmssl.objectives.clip import ClipConfig
+from mmssl.objectives.mae import MaeConfig
+from mmssl.objectives.simclr import SimClrConfig
+from mmssl.objectives.weighted import Weighted, WeightedConfig
+from tests.contracts import toys
+
+Slip = WeightedConfig[Annotated[ClipConfig | SimClrConfig | MaeConfig, Field(discriminator="kind")]]
+SLIP = """{"kind": "weighted", "objectives": {
+    "align": {"objective": {"kind": "clip", "pairs": [["picture", "words"]], "views": {"picture": "crop", "words": "tokens"},
+                            "embedding": 8, "temperature": 0.07}},
+    "own": {"weight": 0.5, "objective": {"kind": "simclr", "modality": "picture", "view": "crop", "temperature": 0.1,
+                                         "embedding": 6, "head": {"hidden": 9}}}}}"""
+
+
+class Noting(Objective):
+    """Writes down every hook."""
+
+    def __init__(
+        self,
+        reduction: Reduction = Reduction.LOCAL,
+        modality: str = "picture",
+        crops: int = 1,
+        capability: str = "tokens",
+    ) -> None:
+        super().__init__()
+        self.reduction, self.modality, self.crops, self.capability = reduction, modality, crops, capability
+        self.notes: list[Any] = []
+
+    def needs(self) -> Needs:
+        return {self.modality: {"crop": self.crops}}
+
+    def requires(self) -> Mapping[str, frozenset[str]]:
+        return {self.modality: frozenset({self.capability})}
+
+    def encode(self, batch: Batch, ctx: StepContext) -> Latents:
+        return {"x": batch["picture"]["crop0"].flatten(1).float(), "x/mean": batch.index.float()}
+
+    def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
+        return LossOutput(
+            {"first": latents["x"].mean(), "second": latents["x/mean"].mean()}, {"size": latents["x"].std()}
+        )
+
+    def before_update(self, ctx: StepContext) -> None:
+        self.notes.append(("before", ctx.step))
+
+    def after_update(self, latents: Latents, ctx: StepContext) -> None:
+        self.notes.append(("after", ctx.step, sorted(latents)))
+
+    def refresh(self, batches: Iterable[Batch], ctx: StepContext) -> None:
+        self.notes.append(("refresh", [len(batch) for batch in batches]))
+
+
+class Heading(Noting):
+    """Brings a head."""
+
+    def heads(self) -> Mapping[str, nn.Module]:
+        return {self.modality: nn.Identity()}
+
+
+def test_needs_requirements_and_reduction_are_merged() -> None:
+    a = Noting(Reduction.LOCAL, crops=1)
+    b = Noting(Reduction.STATISTIC, crops=3, capability="mask_drop")
+    c = Noting(Reduction.GATHER, modality="sound")
+    both = Weighted({"a": a, "b": b, "c": c}, {"a": 1.0, "b": 1.0, "c": 1.0})
+    assert both.needs() == {"picture": {"crop": 3}, "sound": {"crop": 1}}
+    assert both.requires() == {"picture": {"tokens", "mask_drop"}, "sound": {"tokens"}}
+    assert both.reduction is Reduction.STATISTIC
+    assert Weighted({"a": a, "c": c}, {"a": 1.0, "c": 1.0}).reduction is Reduction.GATHER
+    assert Weighted({"a": a}, {"a": 1.0}).reduction is Reduction.LOCAL
+
+
+def test_latents_terms_and_metrics_carry_the_name_of_the_child() -> None:
+    both = Weighted({"a": Noting(), "ab": Noting()}, {"a": 2.0, "ab": 0.5})
+    ctx = StepContext({})
+    latents = both.encode(toys.batch(4), ctx)
+    assert sorted(latents) == ["a/x", "a/x/mean", "ab/x", "ab/x/mean"]
+    out, alone = both.criterion(latents, ctx), Noting().criterion(Noting().encode(toys.batch(4), ctx), ctx)
+    assert {name: float(x) for name, x in out.terms.items()} == {
+        "a/first": 2 * float(alone.terms["first"]),
+        "a/second": 2 * float(alone.terms["second"]),
+        "ab/first": 0.5 * float(alone.terms["first"]),
+        "ab/second": 0.5 * float(alone.terms["second"]),
+    }
+    assert {name: float(x) for name, x in out.metrics.items()} == {
+        "a/size": float(alone.metrics["size"]),
+        "ab/size": float(alone.metrics["size"]),
+    }
+
+
+def test_hooks_reach_every_child() -> None:
+    a, b = Noting(), Noting()
+    both = Weighted({"a": a, "b": b}, {"a": 1.0, "b": 1.0})
+    ctx = StepContext({}, step=7, total_steps=9)
+    both.before_update(ctx)
+    both.after_update(both.encode(toys.batch(4), ctx), ctx)
+    both.refresh([toys.batch(4), toys.batch(2)], ctx)
+    assert a.notes == [("before", 7), ("after", 7, ["x", "x/mean"]), ("refresh", [4, 2])]
+    assert b.notes == a.notes
+
+
+def test_refresh_needs_batches_that_start_over() -> None:
+    both = Weighted({"a": Noting(), "b": Noting()}, {"a": 1.0, "b": 1.0})
+    with pytest.raises(ValueError, match="only the first child could read"):
+        both.refresh(iter([toys.batch(4)]), StepContext({}))
+    alone = Noting()
+    Weighted({"a": alone}, {"a": 1.0}).refresh(iter([toys.batch(4)]), StepContext({}))
+    assert alone.notes == [("refresh", [4])]
+
+
+def test_two_heads_for_one_modality_are_refused() -> None:
+    with pytest.raises(ValueError, match="'a' and 'b' both bring a head for 'picture'"):
+        Weighted({"a": Heading(), "b": Heading()}, {"a": 1.0, "b": 1.0})
+    merged = Weighted({"a": Heading(), "b": Heading(modality="sound"), "c": Noting()}, dict.fromkeys("abc", 1.0))
+    assert sorted(merged.heads()) == ["picture", "sound"]
+
+
+def build(seed: int = 0) -> Learner:
+    torch.manual_seed(seed)
+    encoders: dict[str, Encoder] = {"picture": toys.Patches(), "words": toys.Words()}
+    return Learner(encoders, Slip.model_validate_json(SLIP).build(encoders))
+
+
+def test_slip_is_clip_and_half_of_simclr_on_one_encoder() -> None:
+    learner = build()
+    assert isinstance(learner.objective, Weighted)
+    assert learner.objective.needs() == {"picture": {"crop": 2}, "words": {"tokens": 1}}
+    batch = toys.batch(6)
+    out, _ = learner(batch)
+    assert list(out.terms) == ["align/picture-words", "own/nt_xent"]
+    parts = learner.objective.parts
+    total = 0.0
+    for name, weight in (("align", 1.0), ("own", 0.5)):
+        child = parts[name]
+        assert isinstance(child, Objective)
+        alone = Learner(dict(learner.encoders.items()), child)  # type: ignore[arg-type]
+        total += weight * alone(batch)[0].total.item()
+    assert out.total.item() == pytest.approx(total, rel=1e-6)
+    assert sorted(learner.objective.heads()) == ["picture", "words"]
+    names = [name for name, _ in learner.named_parameters()]
+    assert len({id(p) for p in learner.parameters()}) == len(names)
+    assert "objective.parts.align.logit_scale.picture-words" in names
+
+
+def test_the_scale_of_a_child_is_clamped() -> None:
+    learner = build()
+    scale = learner.get_parameter("objective.parts.align.logit_scale.picture-words")
+    with torch.no_grad():
+        scale.fill_(9.0)
+    _, latents = learner(toys.batch(4))
+    learner.objective.after_update(latents, learner.context())
+    assert scale.exp().item() == pytest.approx(100, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"objectives": {}}', "at least 1 item"),
+        (SLIP.replace('"own"', '"o.n"'), "match pattern"),
+        (SLIP.replace("0.5", "0.0"), "greater than 0"),
+        (SLIP.replace('"simclr"', '"simsiam"'), "does not match any of the expected tags: 'clip', 'simclr', 'mae'"),
+        (SLIP.replace('"hidden": 9', '"hiden": 9'), r"objectives.own.objective.simclr.head.hiden"),
+        (SLIP.replace('"weight"', '"factor"'), "Extra inputs"),
+    ],
+)
+def test_config_refuses(text: str, complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        Slip.model_validate_json(text)
+
+
+def test_config_round_trips_and_weighs_one_by_default() -> None:
+    config = Slip.model_validate_json(SLIP)
+    assert [part.weight for part in config.objectives.values()] == [1.0, 0.5]
+    assert Slip.model_validate_json(config.model_dump_json()) == config
