@@ -33,6 +33,8 @@ class ResNetConfig(EncoderConfig):
         heads: of the attention pooling; None: one for 64 channels.
         output_dim: D with attention pooling, whose last layer leads there; None: half the channels of the feature map (1024 for
             RN50). With "mean", D is the channels of the feature map.
+        zero_init_residual: start each block as its shortcut alone, as open_clip does (Goyal et al. 2017, arXiv:1706.02677): better in
+            long runs with large batches; small networks in short runs learn sooner without.
         mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
     """
 
@@ -43,6 +45,7 @@ class ResNetConfig(EncoderConfig):
     pool: Literal["attention", "mean"] = "attention"
     heads: int | None = Field(default=None, gt=0)
     output_dim: int | None = Field(default=None, gt=0)
+    zero_init_residual: bool = True
     mean: Channels = OPENAI_MEAN
     std: Channels = OPENAI_STD
 
@@ -91,7 +94,7 @@ class ResNetConfig(EncoderConfig):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolution and a shortcut; strides are average pools, which do not alias."""
 
-    def __init__(self, incoming: int, channels: int, stride: int) -> None:
+    def __init__(self, incoming: int, channels: int, stride: int, zero_init: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(incoming, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -100,8 +103,8 @@ class Bottleneck(nn.Module):
         self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * channels)
-        # Starts as the shortcut alone, as open_clip's does.
-        nn.init.zeros_(self.bn3.weight)
+        if zero_init:
+            nn.init.zeros_(self.bn3.weight)
         self.downsample: nn.Module = nn.Identity()
         if stride > 1 or incoming != 4 * channels:
             layers = {"-1": nn.AvgPool2d(stride), "0": nn.Conv2d(incoming, 4 * channels, 1, bias=False)}
@@ -178,7 +181,8 @@ class ResNet(Encoder):
             channels = config.channels * 2**number
             stage = nn.Sequential()
             for block in range(blocks):
-                stage.append(Bottleneck(incoming, channels, stride=2 if number > 0 and block == 0 else 1))
+                stride = 2 if number > 0 and block == 0 else 1
+                stage.append(Bottleneck(incoming, channels, stride, config.zero_init_residual))
                 incoming = 4 * channels
             self.stages.append(f"layer{number + 1}")
             self.add_module(self.stages[-1], stage)

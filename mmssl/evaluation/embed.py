@@ -96,7 +96,7 @@ def write_embeddings(
         modality -> rows.
 
     Raises:
-        ValueError: a modality that the model lacks. DataError: no usable sample. NumericError: a row that is not finite.
+        ValueError: the model lacks a modality. DataError: no usable sample. NumericError: a row is not finite.
     """
     for name in wanted:
         model.require(name, shared_space=not features)
@@ -104,34 +104,11 @@ def write_embeddings(
     out.mkdir(parents=True, exist_ok=True)
     dtype = np.float16 if half else np.float32
     files = {name: _Rows(out, name, dtype) for name in wanted}
-    stream = EvalStream(
-        index,
-        modalities,
-        {name: {"eval": 1} for name in wanted},
-        batch_size,
-        workers,
-        on_error="skip",
-        optional=tuple(wanted),
-    )
-    encode = model.features if features else model.embed
-    with inference(model):
-        for batch in stream:
-            keys = dict(zip(batch.index.tolist(), batch.keys, strict=True))
-            for name, file in files.items():
-                views, owners = unpack(batch, name)
-                for start in range(0, len(owners), batch_size):
-                    rows = encode(name, views[start : start + batch_size].to(model.device))
-                    require_usable(
-                        rows, owners[start : start + batch_size], keys, f"row of {name!r}", unit=not features
-                    )
-                    file.add(rows, owners[start : start + batch_size])
-    stream.close()
+    skipped = _embed_all(model, index, modalities, files, features, batch_size, workers)
     written = {name: file.close() for name, file in files.items()}
-    skipped = sum(distributed.gather_objects(stream.faults.total()))
     if not any(written.values()):
         raise DataError(f"no sample of {list(shards)} has any of {list(wanted)}: check the shards and `extensions`")
     if distributed.is_main():
-        (out / "keys.txt").write_text("".join(f"{index.key(i)}\n" for i in range(len(index))), encoding="utf-8")
         facts = {
             **(source or {}),
             "shards": list(shards),
@@ -141,9 +118,31 @@ def write_embeddings(
             "what": "features" if features else "unit-norm embeddings",
             "dtype": np.dtype(dtype).name,
         }
-        (out / "manifest.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        _write_legend(out, index, facts)
     distributed.barrier()
     return written
+
+
+def _embed_all(
+    model: EmbeddingModel,
+    index: ShardIndex,
+    modalities: Mapping[str, Modality],
+    files: Mapping[str, _Rows],
+    features: bool,
+    batch_size: int,
+    workers: int,
+) -> int:
+    """One pass over this process' share; returns how many samples were skipped on all."""
+    needs = {name: {"eval": 1} for name in files}
+    stream = EvalStream(index, modalities, needs, batch_size, workers, on_error="skip", optional=tuple(files))
+    try:
+        with inference(model):
+            for batch in stream:
+                for name, file in files.items():
+                    _embed_batch(model, batch, name, file, features, batch_size)
+    finally:
+        stream.close()
+    return sum(int(count) for count in distributed.gather_objects(stream.faults.total()))
 
 
 def _embed_batch(model: EmbeddingModel, batch: Batch, name: str, file: _Rows, features: bool, chunk: int) -> None:
@@ -156,3 +155,10 @@ def _embed_batch(model: EmbeddingModel, batch: Batch, name: str, file: _Rows, fe
             rows = model.features(name, x) if features else model.embed(name, x)
             require_usable(rows, owners_part, keys, f"row of {name!r}", unit=not features)
             file.add(rows, owners_part)
+
+
+def _write_legend(out: Path, index: ShardIndex, facts: Mapping[str, Any]) -> None:
+    """What the rows are: a key a line for every sample, and a manifest."""
+    with open(out / "keys.txt", "w", encoding="utf-8") as file:
+        file.writelines(f"{index.key(i)}\n" for i in range(len(index)))
+    (out / "manifest.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
