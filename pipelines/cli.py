@@ -41,7 +41,7 @@ def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int
         return stop.exit_code
     except UsageError as error:
         error.show()
-        return error.exit_code
+        return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted before the run could save anything", file=sys.stderr)
         return 130

@@ -54,8 +54,7 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
     Returns:
         The latest scores, "<evaluator>/<metric>".
     """
-    from mmssl.core.distributed import is_main
-    from mmssl.recipe.run_folder import check_resumable
+    from mmssl.recipe.run_folder import check_resumable, load
     from mmssl.training.checkpoint import FOLDER, checkpoints
     from mmssl.training.console import say
     from mmssl.training.lock import on_main
@@ -66,11 +65,13 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
         say(f"run folder {recipe.folder}")
         on_main(lambda: check_resumable(recipe, resume))
         scores = recipe.assemble(launch).train(resume)
-        if is_main() and checkpoints(recipe.folder / FOLDER):
-            say(f"finished; report in {report_run(recipe)}")
-        return scores
     finally:
+        # The report is one process' work: from here on the others are not waited for.
         launch.close()
+    if launch.is_main and checkpoints(recipe.folder / FOLDER):
+        model = load(recipe.folder, device=launch.device)
+        say(f"finished; report in {report_run(recipe, model=model)}")
+    return scores
 
 
 def try_out(recipe: Recipe) -> None:

@@ -116,9 +116,11 @@ def print_table(results: dict[str, dict[str, Any]], seconds: float) -> None:
     rows = [
         ("zero-shot digit accuracy", zero_shot["acc1"], f"chance {zero_shot['chance']:.3f}"),
         ("linear probe accuracy", probe["acc1"], f"untrained encoder {probe['untrained_acc1']:.3f}"),
-        ("image to text R@1", retrieval["image_to_text_R@1"], f"among {retrieval['n']} scenes"),
-        ("text to image R@1", retrieval["text_to_image_R@1"], f"among {retrieval['n']} scenes"),
     ]
+    for direction in ("image_to_text", "text_to_image"):
+        chance, ceiling = retrieval[f"{direction}_R@1_chance"], retrieval[f"{direction}_R@1_ceiling"]
+        compare = f"chance {chance:.3f}, at most {ceiling:.3f}: captions repeat"
+        rows.append((f"{direction.replace('_', ' ')} R@1", retrieval[f"{direction}_R@1"], compare))
     for name, value, compare in rows:
         table.add_row(name, f"{value:.3f}", compare)
     Console().print(table)

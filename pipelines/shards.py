@@ -84,7 +84,9 @@ def pack(
     config = validate_text(PackConfig, json.dumps(values), "command line")
     with progress_bar("packing") as progress:
         manifest = write(source, out, config, root=root, workers=workers, overwrite=overwrite, progress=progress)
-    say(f"{manifest.samples} samples in {len(manifest.shards)} shards, {sum(manifest.skipped.values())} rows left out; see {out}")
+    say(
+        f"{manifest.samples} samples in {len(manifest.shards)} shards, {sum(manifest.skipped.values())} rows left out; see {out}"
+    )
 
 
 @app.command()

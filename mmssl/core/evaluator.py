@@ -15,7 +15,12 @@ class Evaluator(ABC):
 
     `evaluate` runs on every process, each on its share of the samples, and all processes yield the same scores: those of one
     process on all samples.
+
+    Attributes:
+        headlines: the few metrics that a console shows; all go to the files. Empty: all are shown.
     """
+
+    headlines: tuple[str, ...] = ()
 
     @abstractmethod
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:

@@ -33,8 +33,8 @@ class ResNetConfig(EncoderConfig):
         heads: of the attention pooling; None: one for 64 channels.
         output_dim: D with attention pooling, whose last layer leads there; None: half the channels of the feature map (1024 for
             RN50). With "mean", D is the channels of the feature map.
-        zero_init_residual: start each block as its shortcut alone, as open_clip does (Goyal et al. 2017, arXiv:1706.02677): better in
-            long runs with large batches; small networks in short runs learn sooner without.
+        zero_init_residual: start each block as its shortcut alone, as open_clip does (Goyal et al. 2017, arXiv:1706.02677):
+            better in long runs with large batches; small networks in short runs learn sooner without.
         mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
     """
 
@@ -156,8 +156,8 @@ class AttentionPool(nn.Module):
 class ResNet(Encoder):
     """Pictures [B, 3, H, W] -> pooled [B, D] and the cells of the last feature map as tokens [B, T, D].
 
-    Batch statistics are those of the process' own micro-batch. Every parameter gets a gradient from `pooled`; at the start those
-    inside blocks are zero, since the last norm of each block starts at zero.
+    Batch statistics are those of the process' own micro-batch. Every parameter gets a gradient from `pooled`; with
+    `zero_init_residual` those inside blocks are zero at the start.
     """
 
     capabilities = frozenset({Encoder.TOKENS})

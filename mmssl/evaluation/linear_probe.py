@@ -77,6 +77,7 @@ class LinearProbe(Evaluator):
     def __init__(self, config: LinearProbeConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
         self.modalities = modalities
+        self.headlines = ("acc1",)
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config

@@ -72,6 +72,8 @@ class Retrieval(Evaluator):
     def __init__(self, config: RetrievalConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
         self.modalities = modalities
+        a, b = config.pair
+        self.headlines = (f"{a}_to_{b}_R@1", f"{b}_to_{a}_R@1")
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config

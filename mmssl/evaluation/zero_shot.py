@@ -111,6 +111,7 @@ class ZeroShot(Evaluator):
         self.modalities = modalities
         self.classnames = tuple(classnames)
         self.templates = tuple(templates)
+        self.headlines = ("acc1",)
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config

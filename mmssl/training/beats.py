@@ -195,7 +195,9 @@ class EvaluateBeat(Beat):
         if is_main():
             self.metrics.append({"step": state.step, **scores})
             self._launch.track({k: v for k, v in scores.items() if isinstance(v, int | float)}, state.step)
-            shown = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items())
+            headlines = {f"{self.name}/{metric}" for metric in self._evaluator.headlines} or scores.keys()
+            heads = {k: v for k, v in scores.items() if k in headlines}
+            shown = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in heads.items())
             say(f"step {state.step}/{state.total_steps} | {shown}")
 
     def catch_up(self, state: TrainState) -> None:

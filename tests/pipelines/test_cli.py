@@ -63,7 +63,7 @@ def test_dry_run_writes_nothing(world: World, tmp_path: Path, capfd: pytest.Capt
 
 def test_evaluate_by_flags_and_by_suite(world: World, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
-    names.write_text("\n".join("zero one two three four five six seven eight nine".split()))
+    names.write_text("\n".join(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]))
     shards, out = world.shards, tmp_path / "results.json"
     flags = ["--zero-shot", shards / "test", "--classnames", names, "--retrieval", shards / "test"]
     probe = ["--linear-probe", shards / "train", shards / "test"]
