@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mmssl
-from mmssl.training.checkpoint import checkpoints
+from mmssl.training.checkpoint import checkpoints, load_weights, resolve
 from tests.pipelines.conftest import World
 
 
@@ -131,3 +131,12 @@ def test_start_up_does_not_import_torch() -> None:
         "import sys; from pipelines import cli; cli.guarded(cli.full(), ['--help']); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_a_run_may_start_from_a_whole_trained_model(world: World, tmp_path: Path) -> None:
+    start = (f"weights={world.run}", "optimizer.lr=1e-30", "duration=1 steps", "evaluators={}")
+    assert world.mmssl("pretrain", world.recipe, f"output={tmp_path}", *start) == 0
+    old, new = (load_weights(resolve(run, "last")) for run in (world.run, tmp_path / "tiny"))
+    assert all(new[name].equal(tensor) for name, tensor in old.items()), "encoders, heads and temperature"
+    assert mmssl.load(tmp_path / "tiny").recipe.weights == world.run
+    assert world.mmssl("pretrain", world.recipe, f"output={tmp_path / 'no'}", "weights=nowhere.safetensors") == 4
