@@ -142,11 +142,17 @@ class Learner(nn.Module):
         """The context of one step with this learner's encoders."""
         return StepContext(dict(self.encoders.items()), step, total_steps)  # type: ignore[arg-type]
 
-    def forward(self, batch: Batch, step: int = 0, total_steps: int = 1) -> tuple[LossOutput, Latents]:
-        """Both halves on one batch. `criterion` runs in float32, whatever the autocast around."""
+    def forward(
+        self, batch: Batch, step: int = 0, total_steps: int = 1, *, encode_only: bool = False
+    ) -> tuple[LossOutput | None, Latents]:
+        """Both halves on one batch; with `encode_only` the first alone, and None in place of the loss.
+
+        `criterion` runs in float32, whatever the autocast around. Wrappers for data parallelism see this method only, so all
+        that they have to prepare and average has to pass through it.
+        """
         ctx = self.context(step, total_steps)
         latents = self.objective.encode(batch, ctx)
-        return self.criterion(latents, ctx), latents
+        return None if encode_only else self.criterion(latents, ctx), latents
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """The second half alone, in float32 with autocast off."""

@@ -19,9 +19,15 @@ def generator(*parts: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=fold(*parts)))
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch on all devices for one optimizer step of one process.
+def seed_step(seed: int, step: int, *place: int) -> None:
+    """Seed torch on all devices for one optimizer step of one process, or for one micro-batch of it.
 
-    Dropout and its kin become a pure function of (seed, step, rank): a resumed run draws what the uninterrupted one drew.
+    Dropout and its kin become a pure function of (seed, step, place): a resumed run draws what the uninterrupted one drew, and a
+    micro-batch that is encoded twice draws the same twice.
+
+    Args:
+        seed: of the run.
+        step: 0-based optimizer step.
+        place: the rank, and after it the number of the micro-batch where each has a stream of its own.
     """
-    torch.manual_seed(fold(seed, "step", step, rank))
+    torch.manual_seed(fold(seed, "step", step, *place))

@@ -99,8 +99,8 @@ def _step(step: GradientStep, state: TrainState, batch: Batch, votes: Sequence[b
     except torch.OutOfMemoryError as error:
         # Never a smaller batch in silence: with negatives from the batch that would be another loss.
         raise MmsslError(
-            f"step {state.step}: the device is out of memory with {len(batch)} samples on each process: lower batch_size, "
-            f"use precision bf16, or turn on gradient checkpointing in the encoders ({error})"
+            f"step {state.step}: the device is out of memory with {len(batch)} samples on each process: use step kind "
+            f"'cached' or more micro_batches, precision bf16, gradient checkpointing in the encoders, or lower batch_size ({error})"
         ) from error
 
 

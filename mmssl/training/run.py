@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
@@ -14,6 +15,7 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Learner
 from mmssl.core.schedules import ScheduleConfig
 from mmssl.training.beats import BestConfig, EvaluateBeat, Every, LogBeat, SaveBeat
+from mmssl.training.cached import CachedStepConfig
 from mmssl.training.console import say
 from mmssl.training.ema import EmaConfig
 from mmssl.training.jsonl import JsonLines
@@ -22,11 +24,12 @@ from mmssl.training.lock import RunLock, on_main
 from mmssl.training.loop import train
 from mmssl.training.optim import OptimizerConfig, rate_factor
 from mmssl.training.state import Stream, TrainState
-from mmssl.training.step import GradientStep, PlainStepConfig, StepConfig
+from mmssl.training.step import AccumulatedStepConfig, GradientStep, PlainStepConfig
 from mmssl.training.store import CheckpointStore
 
 ToSteps = Callable[[Duration], int]
 """Turns a duration of this run into steps."""
+StepConfig = Annotated[PlainStepConfig | AccumulatedStepConfig | CachedStepConfig, Field(discriminator="kind")]
 
 
 class SaveConfig(Config):

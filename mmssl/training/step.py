@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -114,7 +114,10 @@ class GradientStep(ABC):
         return StepReport(not answers[0], tuple(answers[1:]), output, norms)
 
     def _backward(self, loss: Tensor) -> None:
-        (loss if self.launch.scaler is None else self.launch.scaler.scale(loss)).backward()
+        self._scaled(loss).backward()
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.launch.scaler is None else self.launch.scaler.scale(loss)
 
     def _trainable(self) -> list[nn.Parameter]:
         return [parameter for parameters in self._parts.values() for parameter in parameters]
@@ -133,7 +136,7 @@ class PlainStep(GradientStep):
         with self.launch.autocast():
             output, latents = self.wrapped(batch, step, total_steps)
         self._backward(output.total)
-        return _detached(output), {name: latent.detach() for name, latent in latents.items()}
+        return detached(output), {name: latent.detach() for name, latent in latents.items()}
 
 
 class AccumulatedStep(GradientStep):
@@ -165,8 +168,8 @@ class AccumulatedStep(GradientStep):
             coupled = "negatives" if reduction is Reduction.GATHER else "batch statistics"
             raise RecipeError(
                 f"step: accumulation over {micro_batches} micro-batches would be wrong for {type(learner.objective).__name__}: "
-                f"its {coupled} would be those of one micro-batch, not of the batch; use step kind 'plain' with a smaller "
-                "batch, gradient checkpointing in the encoders, or cached gradients"
+                f"its {coupled} would be those of one micro-batch, not of the batch; use step kind 'cached' with as many "
+                "micro_batches, which is exact for every objective, or 'plain' with gradient checkpointing in the encoders"
             )
         self.micro_batches = micro_batches
 
@@ -215,9 +218,6 @@ class AccumulatedStepConfig(Config):
         return AccumulatedStep(learner, wrapped, launch, seed, clip_norm, micro_batches=self.micro_batches)
 
 
-StepConfig = Annotated[PlainStepConfig | AccumulatedStepConfig, Field(discriminator="kind")]
-
-
 class _RunningStatistics:
     """Running statistics of the learner's normalisation layers, which a forward pass changes in place."""
 
@@ -237,7 +237,7 @@ class _RunningStatistics:
             torch._foreach_copy_(self._live, self._saved)
 
 
-def _detached(output: LossOutput) -> LossOutput:
+def detached(output: LossOutput) -> LossOutput:
     return LossOutput(
         {name: term.detach() for name, term in output.terms.items()},
         {name: metric.detach() for name, metric in output.metrics.items()},

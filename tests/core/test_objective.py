@@ -60,6 +60,17 @@ def test_criterion_is_float32_whatever_the_autocast() -> None:
     assert learner.objective.scale.grad is not None
 
 
+def test_encoding_alone_gives_the_latents_and_no_loss() -> None:
+    learner = Learner({"picture": Patches()}, Recording())
+    none, latents = learner(batch(), encode_only=True)
+    assert none is None
+    assert isinstance(learner.objective, Recording)
+    assert learner.objective.seen == {}
+    _, both = learner(batch())
+    assert latents.keys() == both.keys()
+    assert all(torch.equal(latents[name], x) for name, x in both.items())
+
+
 def test_context_carries_encoders_and_progress() -> None:
     encoder = Patches()
     ctx = Learner({"picture": encoder}, Recording()).context(5, 20)

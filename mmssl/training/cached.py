@@ -1,0 +1,154 @@
+"""Exact gradients of a large batch in the memory of a small one: latents are cached, graphs are not.
+
+Gao et al. 2021 (arXiv:2101.06983, GradCache). The loss L depends on the encoders through the latents z alone, so that its gradient
+is a sum over micro-batches m of vector-Jacobian products (dL/dz_m) (dz_m/dw), each of which needs the graph of one micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from mmssl.core.batch import Batch
+from mmssl.core.config import Config
+from mmssl.core.distributed import rank
+from mmssl.core.errors import RecipeError
+from mmssl.core.objective import Latents, Learner, LossOutput
+from mmssl.core.seeding import seed_step
+from mmssl.training.launch import Launch
+from mmssl.training.step import GradientStep, detached
+
+
+class CachedStep(GradientStep):
+    """Encode micro-batches without graph, take one loss of all their latents, encode again and go backward through each.
+
+    The loss sees the whole batch, and every process' batch, as in a plain step: any objective is exact. Each micro-batch draws
+    from a random stream of its own, twice the same. Under data parallelism gradients are averaged once, in the last backward
+    pass, to which the gradients of parameters that the criterion owns (temperatures, heads) are handed.
+
+    Args:
+        micro_batches: how many parts, or fewer where the batch does not give as many of equal size.
+        others: see the base.
+
+    Raises:
+        RecipeError: a layer would normalise by the statistics of one micro-batch.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        wrapped: nn.Module,
+        launch: Launch,
+        seed: int,
+        clip_norm: float | None = None,
+        *,
+        micro_batches: int,
+    ) -> None:
+        super().__init__(learner, wrapped, launch, seed, clip_norm)
+        _refuse_batch_statistics(learner)
+        self.learner, self.micro_batches = learner, micro_batches
+
+    def gradients(self, batch: Batch, step: int, total_steps: int) -> tuple[LossOutput, Latents]:
+        """See the base."""
+        chunks = list(batch.chunks(-(-len(batch) // self.micro_batches)))
+        latents = self._cache(chunks, step, total_steps)
+        output, cotangents, owned = self._differentiate(latents, step, total_steps)
+        start = 0
+        for number, chunk in enumerate(chunks):
+            last, stop = number == len(chunks) - 1, start + len(chunk)
+            with nullcontext() if last else self.launch.without_averaging(self.wrapped):
+                part = self._encode(chunk, number, step, total_steps)
+                pulled = [(part[name], cotangent[start:stop]) for name, cotangent in cotangents.items()]
+                # Data parallelism waits in its one averaging pass for every parameter, also for those that no encoder has.
+                pulled += owned if last else []
+                torch.autograd.backward([x for x, _ in pulled], [gradient for _, gradient in pulled])
+            start = stop
+        return output, {name: latent.detach() for name, latent in latents.items()}
+
+    def _cache(self, chunks: Sequence[Batch], step: int, total_steps: int) -> Latents:
+        """Latents of the whole batch, [B, ...], as leaves: those that have a gradient in a plain step ask for one."""
+        pieces: dict[str, list[Tensor]] = {}
+        learned: set[str] = set()
+        with self.launch.without_averaging(self.wrapped):
+            for number, chunk in enumerate(chunks):
+                # The first has a graph for a moment, because only a graph tells which latents have a gradient.
+                with torch.set_grad_enabled(number == 0):
+                    part = self._encode(chunk, number, step, total_steps)
+                learned |= {name for name, x in part.items() if x.requires_grad}
+                for name in list(part):
+                    pieces.setdefault(name, []).append(part.pop(name).detach())
+        return {name: torch.cat(parts).requires_grad_(name in learned) for name, parts in pieces.items()}
+
+    def _encode(self, chunk: Batch, number: int, step: int, total_steps: int) -> Latents:
+        seed_step(self.seed, step, rank(), number)
+        with self.launch.autocast():
+            _, latents = self.wrapped(chunk, step, total_steps, encode_only=True)
+        return dict(latents)
+
+    def _differentiate(
+        self, latents: Latents, step: int, total_steps: int
+    ) -> tuple[LossOutput, dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
+        """The loss, its gradients (scaled in fp16) by the latents, and parameters that it uses with its gradients by them.
+
+        Nothing lands in the parameters here: hooks of data parallelism would take it for the end of the backward pass.
+        """
+        seed_step(self.seed, step, rank())
+        output = self.learner.criterion(latents, self.learner.context(step, total_steps))
+        names, parameters = [name for name, x in latents.items() if x.requires_grad], self._trainable()
+        gradients = torch.autograd.grad(
+            self._scaled(output.total), [*(latents[name] for name in names), *parameters], allow_unused=True
+        )
+        by_latent = zip(names, gradients[: len(names)], strict=True)
+        by_parameter = zip(parameters, gradients[len(names) :], strict=True)
+        return (
+            detached(output),
+            {name: gradient for name, gradient in by_latent if gradient is not None},
+            [(parameter, gradient) for parameter, gradient in by_parameter if gradient is not None],
+        )
+
+
+class CachedStepConfig(Config):
+    """The batch of each process in `micro_batches` parts, each encoded twice: less memory, the same gradient for any objective."""
+
+    kind: Literal["cached"] = "cached"
+    micro_batches: int = Field(ge=2)
+
+    def build(
+        self, learner: Learner, wrapped: nn.Module, launch: Launch, seed: int, clip_norm: float | None
+    ) -> GradientStep:
+        """The step; refuses batch normalisation that is trained with a `RecipeError`."""
+        return CachedStep(learner, wrapped, launch, seed, clip_norm, micro_batches=self.micro_batches)
+
+
+def _refuse_batch_statistics(learner: Learner) -> None:
+    """Refuse layers whose numbers depend on which samples they see together, or that move with each pass.
+
+    Raises:
+        RecipeError: names the first of them.
+    """
+    modes = [(module, module.training) for module in learner.modules()]
+    learner.train()  # as it will be: frozen encoders stay in evaluation mode
+    layers = {
+        name: layer
+        for name, layer in learner.named_modules()
+        if isinstance(layer, _NormBase)
+        and layer.training
+        and (isinstance(layer, _BatchNorm) or layer.track_running_stats)
+    }
+    for module, mode in modes:
+        module.training = mode
+    if layers:
+        name, layer = next(iter(layers.items()))
+        more = f" and {len(layers) - 1} more like it" if len(layers) > 1 else ""
+        raise RecipeError(
+            f"step: cached gradients would be wrong with {type(layer).__name__} {name!r}{more}: in training it normalises by the "
+            "statistics of what it sees, which is one micro-batch and not the batch, and its running statistics would move with "
+            "each of them; freeze that encoder, take one without batch normalisation, such as a vision transformer, or use step "
+            "kind 'plain'"
+        )

@@ -1,0 +1,174 @@
+"""Cached gradients of every registered objective: those of a plain step on the whole batch, on one process and on two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from mmssl.core import distributed
+from mmssl.core.objective import Learner
+from mmssl.core.seeding import seed_step
+from mmssl.encoders.text_transformer import TextTransformerConfig
+from mmssl.encoders.vit import VisionTransformerConfig
+from mmssl.training.cached import CachedStep
+from mmssl.training.launch import Launch, Precision
+from mmssl.training.step import PlainStep
+from tests.contracts.test_objectives import (
+    CASES,
+    CONFIGS,
+    SIZE,
+    batch,
+    build,
+    error,
+    every,
+    gradients,
+    join,
+    whole_gradients,
+)
+from tests.distributed.processes import WORLD, Processes
+
+SEED, STEP, TOTAL = 5, 2, 10
+
+
+def cached_gradients(learner: Learner, micro_batches: int, precision: Precision = "fp32") -> dict[str, Tensor]:
+    launch = Launch(precision, "cpu")
+    wrapped = launch.wrap(learner)
+    step = CachedStep(learner, wrapped, launch, SEED, micro_batches=micro_batches)
+    share = SIZE // distributed.world_size()
+    mine = batch(learner).rows(distributed.rank() * share, (distributed.rank() + 1) * share)
+    step.gradients(mine, STEP, TOTAL)
+    return gradients(learner)
+
+
+@every
+@pytest.mark.parametrize("micro_batches", [2, 3, 5, 8, 20])
+def test_cached_step_equals_the_plain_step(name: str, micro_batches: int) -> None:
+    """SIZE samples in parts of equal size, with a rest, of one sample, and in more parts than there are samples."""
+    launch, learner, other = Launch(device="cpu"), build(name), build(name)
+    whole = batch(learner)
+    plain_out, plain_latents = PlainStep(learner, learner, launch, SEED).gradients(whole, STEP, TOTAL)
+    cached = CachedStep(other, other, launch, SEED, micro_batches=micro_batches)
+    out, latents = cached.gradients(whole, STEP, TOTAL)
+    assert error(gradients(other), gradients(learner)) < 1e-10
+    for ours, theirs in ((out.terms, plain_out.terms), (out.metrics, plain_out.metrics), (latents, plain_latents)):
+        assert ours.keys() == theirs.keys()
+        for key, x in ours.items():
+            assert not x.requires_grad
+            torch.testing.assert_close(x, theirs[key], rtol=1e-10, atol=1e-10)
+
+
+@every
+def test_cached_step_equals_the_plain_step_in_float32(name: str) -> None:
+    learner = build(name).float()
+    expected = whole_gradients(learner, batch(learner))
+    assert error(cached_gradients(learner, 3), expected) < 1e-5
+
+
+@every
+def test_cached_step_equals_the_plain_step_nearly_in_bfloat16(name: str) -> None:
+    """Gradients of parts are rounded to bfloat16 before they are summed, so that equality ends at its eight bits."""
+    learner = build(name).float()
+    whole, launch = batch(learner), Launch("bf16", "cpu")
+    exact = whole_gradients(learner, whole)
+    PlainStep(learner, learner, launch, SEED).gradients(whole, STEP, TOTAL)
+    plain = gradients(learner)
+    got = cached_gradients(learner, 3, "bf16")
+    assert relative(got, plain) < 0.01
+    assert 1e-4 < relative(plain, exact) < 0.1  # it was bfloat16
+    assert {x.dtype for x in got.values()} == {torch.float32}
+
+
+def relative(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Distance of all gradients as one vector."""
+    flat, wanted = (torch.cat([x[key].flatten() for key in expected]) for x in (got, expected))
+    return float((flat - wanted).norm() / wanted.norm())
+
+
+@every
+def test_dropout_is_replayed(name: str) -> None:
+    """Against micro-batches that keep their graphs, each with its own random stream, and one criterion."""
+    learner = build(name, dropout=0.5)
+    ctx = learner.context(STEP, TOTAL)
+    parts = []
+    for number, part in enumerate(batch(learner).chunks(3)):
+        seed_step(SEED, STEP, 0, number)
+        parts.append(learner.objective.encode(part, ctx))
+    learner.criterion(join(parts), ctx).total.backward()
+    expected = gradients(learner)
+    assert error(cached_gradients(learner, 3), expected) < 1e-10
+    learner.eval()
+    assert error(cached_gradients(learner, 3), expected) > 1e-2  # dropout did something
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_kind_of_noise_of_real_encoders_is_replayed(checkpointing: bool) -> None:
+    """Dropout, patch dropout and dropped paths; with checkpointing, in what is computed for the third time too."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "checkpointing": checkpointing}
+    noise = {"dropout": 0.2, "drop_path": 0.3}
+    encoders = {
+        "picture": VisionTransformerConfig(size=8, patch_size=2, patch_dropout=0.5, **shape, **noise).build(),
+        "words": TextTransformerConfig(vocab_size=30, context_length=5, **shape, **noise).build(),
+    }
+    learner = Learner(encoders, CONFIGS.validate_json(CASES["clip"].config).build(encoders)).double()
+    ctx, parts = learner.context(STEP, TOTAL), []
+    for number, part in enumerate(batch(learner).chunks(3)):
+        seed_step(SEED, STEP, 0, number)
+        parts.append(learner.objective.encode(part, ctx))
+    learner.criterion(join(parts), ctx).total.backward()
+    expected = gradients(learner)
+    assert error(cached_gradients(learner, 3), expected) < 1e-10
+    (again,) = (learner.objective.encode(part, ctx) for part in batch(learner).chunks(SIZE))
+    assert not torch.allclose(again["picture"], join(parts)["picture"], rtol=0.01)  # there was noise
+
+
+def on_two_processes(name: str) -> dict[str, Any]:
+    """Gradients, and how many numbers were averaged over processes in how many forward passes that ask for it."""
+    learner, launch = build(name), Launch(device="cpu")
+    wrapped = launch.wrap(learner)
+    assert isinstance(wrapped, DistributedDataParallel)
+    averaged: list[int] = []
+
+    def hook(state, bucket):  # type: ignore[no-untyped-def]  # torch wants exact annotations or none
+        averaged.append(bucket.buffer().numel())
+        dist.all_reduce(bucket.buffer())
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer() / WORLD)
+        return future
+
+    wrapped.register_comm_hook(None, hook)
+    step = CachedStep(learner, wrapped, launch, SEED, micro_batches=3)
+    share = SIZE // WORLD
+    mine = batch(learner).rows(distributed.rank() * share, (distributed.rank() + 1) * share)
+    found = []
+    for _ in range(3):  # torch regroups the parameters after the first step
+        step.gradients(mine, STEP, TOTAL)
+        found.append(gradients(learner))
+    return {"gradients": found, "averaged": sum(averaged), "numbers": sum(p.numel() for p in learner.parameters())}
+
+
+@every
+def test_two_processes_give_the_gradient_of_one(name: str, two_processes: Processes) -> None:
+    """And each parameter is averaged exactly once a step."""
+    learner = build(name)
+    expected = whole_gradients(learner, batch(learner))
+    for result in two_processes.run(on_two_processes, [(name,)] * WORLD):
+        assert [error(got, expected) < 1e-9 for got in result["gradients"]] == [True] * 3
+        assert result["averaged"] == 3 * result["numbers"]
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4, 8])
+def test_the_gradient_of_the_temperature_is_not_multiplied(micro_batches: int) -> None:
+    """Repeating the criterion for every micro-batch makes it `micro_batches` times too large."""
+    name = "clip"
+    assert name in CASES
+    learner = build(name)
+    key = "objective.logit_scale.picture-words"
+    expected = whole_gradients(learner, batch(learner))[key]
+    ratio = cached_gradients(learner, micro_batches)[key] / expected
+    assert float(ratio) == pytest.approx(1.0, abs=1e-12)
