@@ -238,6 +238,7 @@ class _RunningStatistics:
 
 
 def detached(output: LossOutput) -> LossOutput:
+    """Terms and metrics without graph."""
     return LossOutput(
         {name: term.detach() for name, term in output.terms.items()},
         {name: metric.detach() for name, metric in output.metrics.items()},
