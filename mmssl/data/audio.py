@@ -27,9 +27,7 @@ Window = tuple[float, float]
 RATES = (1_000, 192_000)  # Hz; a header that says anything else is damaged, or its sound is of no use
 _MAGIC = re.compile(rb"RIFF....WAVE|RF64....WAVE|RIFX....WAVE|fLaC|OggS|ID3|\xff[\xe2-\xff]", re.DOTALL)
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
-_RESAMPLING = (
-    1280  # largest denominator of a ratio of rates: exact for all usual ones, and no filter bank grows without bound
-)
+_FILTERS = 600_000  # numbers in the filter bank of a ratio of rates, about: enough for all usual ones to be exact
 _STREAMED = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF - 36)  # sizes that say "unknown" in a wav header
 _MP3_AHEAD = 20 * 1152  # frames of an mp3 lean on bits of those before them; after a jump the first come out silent
 _MP3_LENGTH = 0.9  # without a length in its header, that of an mp3 is an estimate: so much of it must be there
@@ -95,7 +93,7 @@ class AudioModality(Modality):
         return wave
 
     def _read(self, file: Any, window: Window | None) -> np.ndarray:
-        ratio = Fraction(self.rate, file.samplerate).limit_denominator(_RESAMPLING)
+        ratio = resampling_ratio(self.rate, file.samplerate)
         whole = math.ceil(file.frames * ratio)
         first = 0 if window is None else max(0, round(window[0] * self.rate))
         count = (whole if window is None else min(whole, first + round(window[1] * self.rate))) - first
@@ -174,6 +172,18 @@ class AudioConfig(ModalityConfig):
         views["eval"] = CentreWindowView(shape, self.pad)
         extensions = self.extensions or ("wav", "flac", "ogg", "opus", "mp3")
         return AudioModality(name, extensions, views, self.rate, self.channels, self.max_samples)
+
+
+def resampling_ratio(rate: int, stored: int) -> Fraction:
+    """`rate` / `stored`, or, where its filter bank would be huge (a header may say 44,101 Hz), that to 0.1 %.
+
+    torchaudio's bank has numerator x denominator entries and takes gigabytes where they have no common factor.
+    """
+    exact = Fraction(rate, stored)
+    ratio, limit = exact, 1024
+    while ratio.numerator * ratio.denominator > _FILTERS:
+        ratio, limit = exact.limit_denominator(limit), limit // 2
+    return ratio
 
 
 def _check_header(file: Any, data: bytes) -> None:
