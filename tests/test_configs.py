@@ -20,7 +20,7 @@ from mmssl.recipe.strict_yaml import parse
 from mmssl.recipe.validate import validate_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-COUNT = 11
+COUNT = 12
 NAMES = sorted(shipped_recipes())
 EMBEDDING = 64
 
@@ -34,7 +34,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_recipes_are_counted() -> None:
     assert len(list(CONFIGS.rglob("*.yaml"))) == len(list(CONFIGS.rglob("*.y*ml"))) == len(NAMES) == COUNT
-    assert {name.split("/")[0] for name in NAMES} == {"quickstart", "image_text", "image"}
+    assert {name.split("/")[0] for name in NAMES} == {"quickstart", "image_text", "image", "audio_text"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,7 +76,7 @@ def test_it_builds_and_steps(name: str, shards: Path, tmp_path: Path) -> None:
         frozen = {part for part, config in recipe.encoders.items() if config.frozen}
         assert not [key for key in moved if key.split(".")[1] in frozen], "a locked tower does not move"
         model = EmbeddingModel(dict(run.state.learner.encoders.items()), run.state.learner.objective.heads())
-        assert set(model.heads) == ({"image", "text"} if name.split("/")[0] != "image" else set())
+        assert set(model.heads) == HEADS.get(name.split("/")[0], {"image", "text"})
     finally:
         run.state.stream.close()
         launch.close()
@@ -103,11 +103,13 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
 
 
 DROPPED = {("timm", "size")}
+HEADS: Mapping[str, set[str]] = {"image": set(), "audio_text": {"audio", "text"}}
 SIZES: Mapping[str, dict[str, Any]] = {
     "image": {"size": 64},
     "order": {"patch_size": 16},
     "vit": {"size": 64, "patch_size": 16, "width": 32, "depth": 3, "heads": 2},
     "resnet": {"size": 64, "layers": [1, 1, 1, 1], "channels": 8, "output_dim": EMBEDDING, "heads": 2},
+    "audio_transformer": {"width": 32, "depth": 2, "heads": 2},
     "timm": {"model": "test_vit"},
     "text_transformer": {"width": 32, "depth": 2, "heads": 2},
     "clip": {"embedding": EMBEDDING},

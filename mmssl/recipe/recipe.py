@@ -19,8 +19,10 @@ from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
 from mmssl.core.seeding import fold
+from mmssl.data.audio import AudioConfig
 from mmssl.data.modality import Modality
 from mmssl.data.stream import DataConfig
+from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.recipe.start import start_objective, weights_file
 from mmssl.recipe.strict_yaml import scalar
 from mmssl.recipe.suite import evaluation_modalities
@@ -97,6 +99,19 @@ class Recipe(TrainingConfig):
                     f"encoders.{name} has no modality of that name{did_you_mean(name, self.modalities)}; "
                     f"modalities: {', '.join(self.modalities)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_agree(self) -> Recipe:
+        for name, encoder in self.encoders.items():
+            modality = self.modalities.get(name)
+            if isinstance(encoder, AudioTransformerConfig) and isinstance(modality, AudioConfig):
+                wanted = encoder.front_end.settings.rate
+                if modality.rate != wanted:
+                    raise ValueError(
+                        f"modalities.{name}.rate: got {modality.rate}, wanted {wanted}, the rate of encoders.{name}.front_end: "
+                        "at any other its filters stand at wrong frequencies"
+                    )
         return self
 
     @property

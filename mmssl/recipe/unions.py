@@ -6,9 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mmssl.data.audio import AudioConfig
 from mmssl.data.image import ImageConfig
 from mmssl.data.label import LabelConfig
 from mmssl.data.text import TextConfig
+from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.hf_ import HfTextConfig, HfVisionConfig
 from mmssl.encoders.open_clip_ import OpenClipConfig
 from mmssl.encoders.resnet import ResNetConfig
@@ -27,6 +29,7 @@ KIND = Field(discriminator="kind")
 
 ModalityUnion = Annotated[
     ImageConfig
+    | AudioConfig
     | TextConfig
     | LabelConfig,
     KIND,
@@ -35,6 +38,7 @@ ModalityUnion = Annotated[
 EncoderUnion = Annotated[
     VisionTransformerConfig
     | ResNetConfig
+    | AudioTransformerConfig
     | TextTransformerConfig
     | TimmConfig
     | OpenClipConfig

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mmssl.core.encoder import Encoder, EncoderConfig
+from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.hf_ import HfTextConfig, HfVisionConfig
 from mmssl.encoders.open_clip_ import OpenClipConfig
 from mmssl.encoders.resnet import ResNetConfig
+from mmssl.encoders.spectrogram import KaldiConfig, MelConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.timm_ import TimmConfig
 from mmssl.encoders.vit import VisionTransformerConfig
@@ -70,6 +72,23 @@ KINDS: dict[str, EncoderConfig] = {
     "text_transformer_mean": TextTransformerConfig(
         vocab_size=VOCABULARY, context_length=CONTEXT, **TINY, pool="mean", causal=False
     ),
+    "audio_transformer": AudioTransformerConfig(
+        front_end=MelConfig(rate=8000, window=256, hop=80, mels=32, mean=-8.0, std=4.0),
+        seconds=0.39,
+        patch_size=(8, 10),
+        **TINY,
+    ),
+    "audio_transformer_mean": AudioTransformerConfig(
+        front_end=KaldiConfig(rate=8000, mels=32, frames=36, mean=-8.0, std=4.0),
+        seconds=0.39,
+        patch_size=(8, 9),
+        stride=(8, 9),
+        **TINY,
+        pool="mean",
+        class_token=False,
+        activation="quick_gelu",
+        layer_scale=0.5,
+    ),
     "timm_vit": TimmConfig(model="test_vit", size=32),
     "timm_resnet": TimmConfig(model="test_resnet", size=64),
     "timm_convnext": TimmConfig(model="test_convnext", size=64),
@@ -112,9 +131,16 @@ def is_text(name: str) -> bool:
     return "text" in name or "bert" in name
 
 
+def is_audio(name: str) -> bool:
+    """Whether a kind reads waveforms."""
+    return "audio" in name
+
+
 def inputs(name: str, count: int = 3, seed: int = 2) -> Tensor:
-    """uint8 pictures, or ids of texts of different lengths, padded with 0."""
+    """uint8 pictures, int16 sounds, or ids of texts of different lengths, padded with 0."""
     generator = torch.Generator().manual_seed(seed)
+    if is_audio(name):  # 0.39 s: 16 patches, as the pictures have
+        return torch.randint(-3000, 3000, (count, 2, 3120), generator=generator, dtype=torch.int16)
     if not is_text(name):
         size = 64 if ("resnet" in name and "mean" not in name) or "convnext" in name else 32
         return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)

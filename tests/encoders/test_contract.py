@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.core.encoder import Encoder
-from tests.encoders.kinds import KINDS, build, config_of, inputs, is_text, stir
+from tests.encoders.kinds import KINDS, build, config_of, inputs, is_audio, is_text, stir
 
 EVERY = pytest.mark.parametrize("name", KINDS)
 CHECKPOINTED = pytest.mark.parametrize(
@@ -18,6 +18,7 @@ CHECKPOINTED = pytest.mark.parametrize(
         "vit",
         "vit_mean",
         "text_transformer",
+        "audio_transformer",
         "timm_vit",
         "timm_convnext",
         "open_clip_image",
@@ -121,6 +122,11 @@ def test_bytes_and_fractions_give_the_same_features(name: str, tmp_path: Path) -
         return
     encoder = build(name, tmp_path).eval()
     x = inputs(name)
+    if is_audio(name):
+        assert torch.equal(encoder(x).pooled, encoder(x.float() / 32768).pooled)
+        with pytest.raises(ValueError, match="wanted sounds"):
+            encoder(x.long())
+        return
     assert torch.equal(encoder(x).pooled, encoder(x.float() / 255).pooled)
     black = encoder.prepare(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))[0, :, 0, 0]
     white = encoder.prepare(torch.full((1, 3, 4, 4), 255, dtype=torch.uint8))[0, :, 0, 0]
@@ -140,7 +146,7 @@ def test_low_precision_runs(name: str, tmp_path: Path) -> None:
     assert torch.nn.functional.cosine_similarity(rough, exact).min() > 0.99
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet", "text_transformer", "text_transformer_mean"])
+@pytest.mark.parametrize("name", ["vit", "resnet", "text_transformer", "text_transformer_mean", "audio_transformer"])
 def test_graphs_hold_for_any_batch_size(name: str, tmp_path: Path) -> None:
     """Nothing looks at values or fixes the number of samples while a graph is made: what compiling and exporting need."""
     encoder = build(name, tmp_path).eval()
@@ -230,6 +236,39 @@ def test_replaced_patches_have_no_influence(name: str, tmp_path: Path) -> None:
     assert not torch.allclose(encoder(x).pooled, features.pooled)
     torch.testing.assert_close(encoder(x, replace=(torch.zeros_like(mask), value)).pooled, encoder(x).pooled)
     features.pooled.square().sum().backward()
+    assert value.grad is not None
+    assert value.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["audio_transformer", "audio_transformer_mean"])
+def test_masked_patches_of_sounds_have_no_influence(name: str, tmp_path: Path) -> None:
+    """The patch embedding itself is changed under the masks: neighbouring patches of a spectrogram share samples."""
+    encoder = build(name, tmp_path).eval()
+    x = inputs(name)
+    chosen = torch.tensor([[0, 5, 15], [5, 2, 3], [9, 0, 12]])
+    mask = torch.zeros(3, 16, dtype=torch.bool).scatter(1, chosen, True)
+    value = torch.randn(32, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    kept, replaced, whole = encoder(x, keep=chosen), encoder(x, replace=(mask, value)), encoder(x)
+    assert kept.tokens.shape == (3, 3, 32)
+    assert kept.grid is None
+    assert replaced.grid == whole.grid == (4, 4)
+
+    def change(where: Tensor) -> None:
+        noise = torch.randn(3, 32, 4, 4, generator=torch.Generator().manual_seed(5)) * where.view(3, 1, 4, 4)
+        encoder.patch_embedding.register_forward_hook(lambda module, args, out: out + noise)
+
+    change(~mask)
+    assert torch.equal(encoder(x, keep=chosen).pooled, kept.pooled)
+    assert not torch.allclose(encoder(x, replace=(mask, value)).pooled, replaced.pooled)
+    encoder.patch_embedding._forward_hooks.clear()
+    change(mask)
+    assert torch.equal(encoder(x, replace=(mask, value)).pooled, replaced.pooled)
+    assert not torch.allclose(encoder(x, keep=chosen).pooled, kept.pooled)
+    encoder.patch_embedding._forward_hooks.clear()
+
+    assert not torch.allclose(encoder(x, replace=(mask, value.flip(0))).pooled, replaced.pooled)
+    torch.testing.assert_close(encoder(x, keep=torch.arange(16).expand(3, -1)).tokens, whole.tokens)
+    replaced.pooled.square().sum().backward()
     assert value.grad is not None
     assert value.grad.abs().max() > 0
 

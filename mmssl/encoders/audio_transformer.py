@@ -1,0 +1,173 @@
+"""A transformer on patches of a spectrogram (AST, arXiv:2104.01778), with its front-end inside and masks for masked pretraining."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from mmssl.core.encoder import Encoder, EncoderConfig, Features
+from mmssl.encoders.positions import Grid, resize_positions
+from mmssl.encoders.spectrogram import FrontEndConfig
+from mmssl.encoders.transformer import Activation, Transformer
+from mmssl.encoders.weights import State, finish
+
+Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+
+
+class AudioTransformerConfig(EncoderConfig):
+    """Settings of a spectrogram transformer; the defaults are AST's sizes with patches side by side.
+
+    Attributes:
+        front_end: waveforms to spectrograms.
+        seconds: length of the sounds that it is made for; others work too, by resampled positions.
+        patch_size: mel filters and frames of a patch.
+        stride: filters and frames from one patch to the next; None: patches side by side. AST: [10, 10].
+        width: D.
+        depth: number of blocks.
+        heads: attention heads; divides `width`.
+        mlp_ratio: width of the mlps in units of D.
+        pool: "cls" takes the class token, "mean" the mean of the patch tokens.
+        class_token: whether there is one.
+        activation: of the mlps.
+        layer_scale: initial factor of each residual branch; None: none.
+        drop_path: stochastic depth of the last block, growing linearly from 0 in the first.
+        dropout: of each residual branch.
+        checkpointing: recompute blocks in backward: less memory, a third more work.
+        hidden: how many of the last block outputs to give as `Features.hidden`.
+    """
+
+    kind: Literal["audio_transformer"] = "audio_transformer"
+    front_end: FrontEndConfig
+    seconds: float = Field(gt=0)
+    patch_size: Size = (16, 16)
+    stride: Size | None = None
+    width: int = Field(default=768, gt=0)
+    depth: int = Field(default=12, gt=0)
+    heads: int = Field(default=12, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    pool: Literal["cls", "mean"] = "cls"
+    class_token: bool = True
+    activation: Activation = "gelu"
+    layer_scale: float | None = None
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    checkpointing: bool = False
+    hidden: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.pool == "cls" and not self.class_token:
+            raise ValueError("pool: cls takes the class token, and class_token: false leaves it out; use pool: mean")
+        if self.hidden > self.depth:
+            raise ValueError(f"hidden {self.hidden} is more than the depth {self.depth}")
+        return self
+
+    def build(self) -> AudioTransformer:
+        """Build it, load `weights` (positions resampled to this grid), freeze.
+
+        Raises:
+            ValueError: `seconds` give no whole patch.
+        """
+        encoder = AudioTransformer(self)
+        finish(encoder, self, adapt=encoder.fit_positions)
+        return encoder
+
+
+class AudioTransformer(Encoder):
+    """Waveforms [B, C, samples] -> pooled [B, D] and patch tokens [B, T, D], both after the final norm.
+
+    The grid is (rows of patches over the filters from low to high, columns over time), read row by row. Filters and frames at
+    the ends that fill no patch are not seen.
+    """
+
+    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE})
+    grid: Grid
+
+    def __init__(self, config: AudioTransformerConfig) -> None:
+        super().__init__()
+        self.width = config.width
+        self.patch_size = config.patch_size
+        self.stride = config.stride or config.patch_size
+        self.pool = config.pool
+        self.hidden = config.hidden
+        self.front_end = config.front_end.build()
+        samples = round(config.front_end.settings.rate * config.seconds)
+        self.grid = self._grid(self.front_end.mels, self.front_end.length(samples))
+        self.patch_embedding = nn.Conv2d(1, self.width, self.patch_size, self.stride)
+        scale = self.width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(self.width)) if config.class_token else None
+        self.prefix = int(config.class_token)
+        self.positional_embedding = nn.Parameter(scale * torch.randn(self.prefix + prod(self.grid), self.width))
+        self.blocks = Transformer(
+            self.width,
+            config.depth,
+            config.heads,
+            mlp_ratio=config.mlp_ratio,
+            activation=config.activation,
+            layer_scale=config.layer_scale,
+            drop_path=config.drop_path,
+            dropout=config.dropout,
+            checkpointing=config.checkpointing,
+        )
+        self.norm_post = nn.LayerNorm(self.width)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Waveforms [B, C, samples], int16 or float in [-1, 1] -> normalised spectrograms [B, 1, filters, frames]."""
+        return self.front_end(x)[:, None]  # type: ignore[no-any-return]
+
+    def forward(
+        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+    ) -> Features:
+        """See `Encoder.forward`.
+
+        Raises:
+            ValueError: not sounds, or too short for one patch.
+        """
+        x = self.prepare(x)
+        grid = self._grid(x.shape[2], x.shape[3])
+        x = self.patch_embedding(x).flatten(2).transpose(1, 2)  # [B, T, D] in reading order
+        if replace is not None:
+            mask, value = replace
+            x = torch.where(mask[..., None], value.to(x.dtype), x)
+        positions = resize_positions(self.positional_embedding, self.grid, grid, self.prefix)
+        x = x + positions[self.prefix :]
+        if keep is not None:
+            x = torch.take_along_dim(x, keep[..., None], dim=1)
+        if self.class_embedding is not None:
+            x = torch.cat([(self.class_embedding + positions[0]).expand(x.shape[0], 1, -1), x], dim=1)
+        x, hidden = self.blocks(x, hidden=self.hidden)
+        x = self.norm_post(x)
+        tokens = x[:, self.prefix :]
+        pooled = x[:, 0] if self.pool == "cls" else tokens.mean(1)
+        return Features(pooled, tokens, grid if keep is None else None, hidden if self.hidden else None)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Embeddings; each block; the final norm."""
+        embeddings = [self.class_embedding, self.positional_embedding, *self.patch_embedding.parameters()]
+        first = [parameter for parameter in embeddings if parameter is not None]
+        return [first, *(list(block.parameters()) for block in self.blocks), list(self.norm_post.parameters())]
+
+    def fit_positions(self, state: State) -> None:
+        """Resample the position table of a checkpoint, in place, where it was made for another length with as many rows."""
+        name, rows = "positional_embedding", self.grid[0]
+        table = state.get(name)
+        cells = 0 if table is None else len(table) - self.prefix
+        if table is not None and cells > 0 and cells % rows == 0:
+            state[name] = resize_positions(table, (rows, cells // rows), self.grid, self.prefix)
+
+    def _grid(self, *size: int) -> Grid:
+        rows, columns = (
+            (whole - patch) // step + 1 for whole, patch, step in zip(size, self.patch_size, self.stride, strict=True)
+        )
+        if rows < 1 or columns < 1:
+            raise ValueError(
+                f"got spectrograms of {size[0]} filters x {size[1]} frames, wanted at least one patch of {self.patch_size}: "
+                "give longer sounds or smaller patches"
+            )
+        return rows, columns

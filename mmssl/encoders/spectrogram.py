@@ -1,0 +1,268 @@
+"""Front-ends: waveforms to normalised log-mel spectrograms, batched, on any device, differentiable.
+
+The conventions of published models are presets with their own normalisation: statistics belong to the front-end and not to the
+data set, because every front-end has another scale. All are computed in float32, whatever the autocast around.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from mmssl.core.config import Config
+
+FULL_SCALE = 32768
+"""int16 value of 1.0 in the waveforms of the data floor."""
+
+
+class FrontEndSettings(Config):
+    """What all front-ends have.
+
+    Attributes:
+        rate: samples a second of the waveforms that it is made for, in Hz.
+        mels: F, number of mel filters.
+        low, high: edges of the filters in Hz; high None: half of the rate.
+        channel: what is done with stereo: the "mean" of all channels, or the "first" one.
+        frames: T; more are cut off, and missing ones are zeros before normalisation (as AST has it). None: as many as come.
+        mean, std: of the logarithms: the output is (x - mean) / std.
+    """
+
+    rate: int = Field(default=16_000, gt=0)
+    mels: int = Field(default=128, gt=0)
+    low: float = Field(default=20.0, ge=0)
+    high: float | None = Field(default=None, gt=0)
+    channel: Literal["mean", "first"] = "mean"
+    frames: int | None = Field(default=None, gt=0)
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+
+    @property
+    def settings(self) -> FrontEndSettings:
+        """All numbers."""
+        return self
+
+    @property
+    def top(self) -> float:
+        """Upper edge of the last filter in Hz."""
+        return self.rate / 2 if self.high is None else self.high
+
+    @model_validator(mode="after")
+    def _band(self) -> Self:
+        if not self.low < self.top <= self.rate / 2:
+            raise ValueError(f"got low {self.low:g} and high {self.top:g}, wanted low < high <= {self.rate / 2:g} Hz")
+        return self
+
+
+class KaldiConfig(FrontEndSettings):
+    """Kaldi's filter banks, as AST and its descendants use them; see `KaldiFrontEnd`.
+
+    Attributes:
+        window, hop: length and distance of frames in milliseconds.
+    """
+
+    kind: Literal["kaldi"] = "kaldi"
+    window: float = Field(default=25.0, gt=0)
+    hop: float = Field(default=10.0, gt=0)
+
+    def build(self) -> KaldiFrontEnd:
+        """The front-end."""
+        return KaldiFrontEnd(self)
+
+
+class MelConfig(FrontEndSettings):
+    """A mel spectrogram of centred frames; see `MelFrontEnd`.
+
+    Attributes:
+        window, hop: length and distance of frames in samples.
+        scale: "htk" (torchaudio's default) or "slaney" (librosa's default, LAION-CLAP).
+        norm: "slaney": filters of equal area; None: of equal height.
+        log: "ln", or "db": 10 log10.
+        floor: power below which the logarithm does not fall.
+    """
+
+    kind: Literal["mel"] = "mel"
+    mels: int = Field(default=64, gt=0)
+    low: float = Field(default=0.0, ge=0)
+    window: int = Field(default=400, gt=1)
+    hop: int = Field(default=160, gt=0)
+    scale: Literal["htk", "slaney"] = "htk"
+    norm: Literal["slaney"] | None = None
+    log: Literal["ln", "db"] = "ln"
+    floor: float = Field(default=1e-6, gt=0)
+
+    def build(self) -> MelFrontEnd:
+        """The front-end."""
+        return MelFrontEnd(self)
+
+
+PRESETS: dict[str, KaldiConfig | MelConfig] = {
+    "ast": KaldiConfig(frames=1024, mean=-4.2677393, std=2 * 4.5689974),
+    "cav_mae": KaldiConfig(frames=1024, channel="first", mean=-5.081, std=4.4849),  # its authors divide by one deviation
+    "imagebind": KaldiConfig(frames=204, channel="first", mean=-4.268, std=9.138),
+    # Not normalised: the models that it was made for begin with a batch norm over the filters.
+    "clap_htsat_unfused": MelConfig(
+        rate=48_000, mels=64, low=50, high=14_000, window=1024, hop=480,
+        scale="slaney", norm="slaney", log="db", floor=1e-10,
+    ),
+}  # fmt: skip
+"""The front-ends of AST (arXiv:2104.01778), CAV-MAE (arXiv:2210.07839), ImageBind (arXiv:2305.05665; one clip of two seconds) and
+LAION-CLAP without fusion (arXiv:2211.06687)."""
+
+
+class PresetConfig(Config):
+    """A front-end exactly as a published model has it; all of its numbers are in `PRESETS`.
+
+    Attributes:
+        frames: another length than the preset's.
+        mean, std: other statistics than the preset's.
+    """
+
+    kind: Literal["ast", "cav_mae", "imagebind", "clap_htsat_unfused"]
+    frames: int | None = Field(default=None, gt=0)
+    mean: float | None = None
+    std: float | None = Field(default=None, gt=0)
+
+    @property
+    def settings(self) -> KaldiConfig | MelConfig:
+        """All numbers."""
+        given = {name: value for name, value in self.model_dump(exclude={"kind"}).items() if value is not None}
+        return PRESETS[self.kind].model_copy(update=given)
+
+    def build(self) -> FrontEnd:
+        """The front-end."""
+        return self.settings.build()
+
+
+FrontEndConfig = Annotated[KaldiConfig | MelConfig | PresetConfig, Field(discriminator="kind")]
+
+
+class FrontEnd(nn.Module, ABC):
+    """Waveforms [B, C, samples] -> log-mel spectrograms [B, F, T], normalised.
+
+    Filters follow the module to its device and are no part of its state: they belong to the config.
+    """
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self, settings: FrontEndSettings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    @abstractmethod
+    def count(self, samples: int) -> int:
+        """Frames of a waveform of that many samples, before `frames` cuts or pads them."""
+
+    @abstractmethod
+    def _log_mel(self, x: Tensor) -> Tensor:
+        """[B, samples] float32 in [-1, 1] -> [B, F, count(samples)]."""
+
+    @property
+    def mels(self) -> int:
+        """F."""
+        return self.settings.mels
+
+    def length(self, samples: int) -> int:
+        """T of a waveform of that many samples."""
+        return self.settings.frames or self.count(samples)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, samples], int16 in units of 1 / 32768 or float in [-1, 1] -> [B, F, T].
+
+        Raises:
+            ValueError: other shapes or types, or too short for one frame.
+        """
+        if x.ndim != 3 or not (x.dtype == torch.int16 or x.is_floating_point()):
+            raise ValueError(
+                f"got {x.dtype} {list(x.shape)}, wanted sounds as int16, or as floats in [-1, 1], of shape [B, channels, samples]"
+            )
+        if self.count(x.shape[2]) < 1:
+            raise ValueError(f"got sounds of {x.shape[2]} samples, too short for one frame of {self.settings}")
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float() / FULL_SCALE if x.dtype == torch.int16 else x.float()
+            made = self._log_mel(x[:, 0] if self.settings.channel == "first" else x.mean(1))
+            if self.settings.frames is not None:
+                made = F.pad(made[..., : self.settings.frames], (0, max(0, self.settings.frames - made.shape[-1])))
+            return (made - self.settings.mean) / self.settings.std
+
+
+class KaldiFrontEnd(FrontEnd):
+    """Kaldi's log-mel filter banks (ln, power), as `torchaudio.compliance.kaldi.fbank` makes them without dither, for a batch.
+
+    torchaudio's function silently returns the first row of a batch alone. Frames lie wholly inside the sound; from each its mean
+    is taken, then a pre-emphasis of 0.97, a symmetric Hann window, and zeros up to a power of two.
+    """
+
+    def __init__(self, config: KaldiConfig) -> None:
+        from torchaudio.compliance.kaldi import get_mel_banks
+
+        super().__init__(config)
+        self.size = int(config.rate * config.window * 0.001)
+        self.hop = int(config.rate * config.hop * 0.001)
+        self.fft = 2 ** math.ceil(math.log2(self.size))
+        banks, _ = get_mel_banks(config.mels, self.fft, float(config.rate), config.low, config.top, 100.0, -500.0, 1.0)
+        self.register_buffer("filters", F.pad(banks, (0, 1)).T.contiguous(), persistent=False)  # [fft / 2 + 1, F]
+        self.register_buffer("window", torch.hann_window(self.size, periodic=False), persistent=False)
+
+    def count(self, samples: int) -> int:
+        """Whole frames."""
+        return 0 if samples < self.size else 1 + (samples - self.size) // self.hop
+
+    def _log_mel(self, x: Tensor) -> Tensor:
+        x = x.unfold(1, self.size, self.hop)  # [B, T, size]
+        x = x - x.mean(2, keepdim=True)
+        x = (x - 0.97 * torch.cat([x[..., :1], x[..., :-1]], dim=2)) * self.window
+        power: Tensor = torch.fft.rfft(x, n=self.fft).abs().square()
+        floor = torch.finfo(torch.float32).eps
+        return (power @ self.filters).clamp(min=floor).log().transpose(1, 2)
+
+
+class MelFrontEnd(FrontEnd):
+    """Mel spectrogram (power) of frames centred on multiples of the hop, with a periodic Hann window; reflected at the ends."""
+
+    def __init__(self, config: MelConfig) -> None:
+        from torchaudio.functional import melscale_fbanks
+
+        super().__init__(config)
+        self.size, self.hop, self.floor = config.window, config.hop, config.floor
+        self.factor = 10 / math.log(10) if config.log == "db" else 1.0
+        banks = melscale_fbanks(
+            self.size // 2 + 1, config.low, config.top, config.mels, config.rate, config.norm, config.scale
+        )
+        self.register_buffer("filters", banks, persistent=False)  # [size / 2 + 1, F]
+        self.register_buffer("window", torch.hann_window(self.size), persistent=False)
+
+    def count(self, samples: int) -> int:
+        """One frame more than whole hops; none of sounds that are too short to be reflected."""
+        return 0 if samples <= self.size // 2 else 1 + samples // self.hop
+
+    def _log_mel(self, x: Tensor) -> Tensor:
+        x = torch.stft(x, self.size, self.hop, window=self.window, center=True, pad_mode="reflect", return_complex=True)
+        power = x.abs().square().transpose(1, 2) @ self.filters  # [B, T, F]
+        return self.factor * power.clamp(min=self.floor).log().transpose(1, 2)
+
+
+@torch.no_grad()
+def measure(front_end: FrontEnd, waves: Iterable[Tensor]) -> tuple[float, float]:
+    """Mean and standard deviation of a front-end's output over batches [B, C, samples]: what `mean` and `std` are to be.
+
+    Measure with mean 0 and std 1, and without padding by `frames`. Every value has the same weight; sums are in float64.
+
+    Raises:
+        ValueError: no batch.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for wave in waves:
+        x = front_end(wave).double()
+        count, total, squares = count + x.numel(), total + x.sum().item(), squares + x.square().sum().item()
+    if count == 0:
+        raise ValueError("got no sounds to measure")
+    mean = total / count
+    return mean, math.sqrt(max(0.0, squares / count - mean**2))
