@@ -68,7 +68,7 @@ def synthetic(ordinal: int) -> dict[str, bytes]:
     left, top = int(rng.integers(photo.width - width + 1)), int(rng.integers(photo.height - height + 1))
     picture = photo.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
     pixels = np.asarray(picture, np.float32) * rng.uniform(0.8, 1.2, 3) + rng.uniform(-12, 12, 3)
-    for step, strength in ((1, 6.0), (4, 8.0), (16, 12.0)):  # noise with a spectrum that falls off as that of photos does
+    for step, strength in ((1, 3.0), (4, 8.0), (16, 12.0)):  # noise with a spectrum that falls off as that of photos does
         small = rng.normal(0, strength, (-(-HEIGHT // step), -(-WIDTH // step), 1))
         pixels += small.repeat(step, 0).repeat(step, 1)[:HEIGHT, :WIDTH]
     buffer = io.BytesIO()
@@ -119,49 +119,52 @@ def serve(side: str, shards: list[str], batch: int, workers: int, ahead: int) ->
     batches = {"ours": our_batches, "peer": their_batches}[side](shards, batch, workers)
     next(batches)
     first = time.perf_counter() - start
-    settle()
+    clock = CpuClock()
+    clock.settle()
     print(json.dumps({"first_batch": first}), file=answers)
     for line in sys.stdin:
-        print(json.dumps(one_round(batches, int(line), ahead)), file=answers)
+        print(json.dumps(one_round(batches, clock, int(line), ahead)), file=answers)
 
 
-def one_round(batches: Iterator[Any], count: int, ahead: int) -> dict[str, float]:
+def one_round(batches: Iterator[Any], clock: CpuClock, count: int, ahead: int) -> dict[str, float]:
     """Seconds of wall and CPU time a batch.
 
     The clock starts when the batches that workers had made ahead are used up. The CPU time is between two moments at which all is
     made ahead again, so it pays for exactly as many batches as were taken.
     """
-    cpu = cpu_seconds()
+    cpu = clock.seconds()
     for _ in range(ahead):
         next(batches)
     start = time.perf_counter()
     for _ in range(count):
         next(batches)
     wall = time.perf_counter() - start
-    settle()
-    return {"wall": wall / count, "cpu": (cpu_seconds() - cpu) / (count + ahead)}
+    clock.settle()
+    return {"wall": wall / count, "cpu": (clock.seconds() - cpu) / (count + ahead)}
 
 
-def cpu_seconds() -> float:
-    """CPU time of this process and all below it so far."""
-    import psutil
+class CpuClock:
+    """CPU time of this process and of all that are below it now."""
 
-    total = time.process_time()
-    for child in psutil.Process().children(recursive=True):
-        times = child.cpu_times()
-        total += times.user + times.system
-    return total
+    def __init__(self) -> None:
+        import psutil
 
+        self._below = psutil.Process().children(recursive=True)  # once: the search itself costs milliseconds
 
-def settle() -> None:
-    """Wait until the workers have nothing more to make ahead."""
-    before = cpu_seconds()
-    while True:
-        time.sleep(0.2)
-        now = cpu_seconds()
-        if now - before < 0.02:
-            return
-        before = now
+    def seconds(self) -> float:
+        """So far."""
+        times = [process.cpu_times() for process in self._below]
+        return time.process_time() + sum(each.user + each.system for each in times)
+
+    def settle(self) -> None:
+        """Wait until the workers have nothing more to make ahead."""
+        before = self.seconds()
+        while True:
+            time.sleep(0.2)
+            now = self.seconds()
+            if now - before < 0.02:
+                return
+            before = now
 
 
 class Side:
