@@ -28,7 +28,8 @@ class _Key(ISeedSequence):
 
     def generate_state(self, n_words: int, dtype: object = np.uint64) -> np.ndarray:
         """The key's words, low first."""
-        return np.array([self.key] + [0] * (n_words - 1), dtype)  # type: ignore[call-overload]
+        words: np.ndarray = np.array([self.key] + [0] * (n_words - 1), dtype)  # type: ignore[call-overload]
+        return words
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

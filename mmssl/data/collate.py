@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,6 +81,6 @@ def _stack(parts: Sequence[Tensor], view: View) -> Tensor:
         return torch.stack(list(parts))
     # What leaves a worker goes through shared memory: stacked right there, it is not copied a second time.
     first = parts[0]
-    shape = (len(parts), *first.shape)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * first.element_size())
-    return torch.stack(list(parts), out=first.new_empty(0).set_(storage, 0, shape))
+    shape = torch.Size((len(parts), *first.shape))
+    storage = torch.UntypedStorage._new_shared(shape.numel() * first.element_size())  # type: ignore[no-untyped-call]
+    return torch.stack(list(parts), out=first.new_empty(0).set_(storage).view(shape))

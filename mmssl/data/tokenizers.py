@@ -21,8 +21,8 @@ from torch import Tensor
 from mmssl.core.config import Config
 from mmssl.core.errors import RecipeError
 
-
-_PLAIN = re.compile(r"[ !-%'-~]*").fullmatch  # printable ASCII without "&": nothing that ftfy or HTML's rules would change
+# Printable ASCII without "&": nothing that ftfy or HTML's rules would change.
+_PLAIN = re.compile(r"[ !-%'-~]*").fullmatch
 
 
 class Tokenizer(ABC):
