@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
 
 
 def fold(*parts: int | str) -> int:
@@ -16,7 +17,19 @@ def fold(*parts: int | str) -> int:
 
 def generator(*parts: int | str) -> np.random.Generator:
     """A counter-based generator (Philox) for the given key parts, for draws on the data side."""
-    return np.random.Generator(np.random.Philox(key=fold(*parts)))
+    return np.random.Generator(np.random.Philox(_Key(fold(*parts))))  # type: ignore[arg-type]
+
+
+class _Key(ISeedSequence):
+    """A Philox key as it is. `Philox(key=...)` makes the same generator, but asks the system for entropy that it then drops."""
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+
+    def generate_state(self, n_words: int, dtype: object = np.uint64) -> np.ndarray:
+        """The key's words, low first."""
+        words: np.ndarray = np.array([self.key] + [0] * (n_words - 1), dtype)  # type: ignore[call-overload]
+        return words
 
 
 def seed_step(seed: int, step: int, *place: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import get_worker_info
 
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.sample import Fault
@@ -74,4 +75,12 @@ def _stack(parts: Sequence[Tensor], view: View) -> Tensor:
     if not parts:
         blank = view.blank()
         return blank.new_zeros((0, *((0, *blank.shape[1:]) if view.ragged else blank.shape)))
-    return pad_sequence(list(parts), batch_first=True) if view.ragged else torch.stack(list(parts))
+    if view.ragged:
+        return pad_sequence(list(parts), batch_first=True)
+    if get_worker_info() is None:
+        return torch.stack(list(parts))
+    # What leaves a worker goes through shared memory: stacked right there, it is not copied a second time.
+    first = parts[0]
+    shape = torch.Size((len(parts), *first.shape))
+    storage = torch.UntypedStorage._new_shared(shape.numel() * first.element_size())  # type: ignore[no-untyped-call]
+    return torch.stack(list(parts), out=first.new_empty(0).set_(storage).view(shape))

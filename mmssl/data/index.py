@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
@@ -53,7 +54,7 @@ class ShardIndex:
         self.extensions = tuple(sorted({extension for table in tables for extension in table.extensions}))
         number = {extension: i for i, extension in enumerate(self.extensions)}
         self._shard_bytes = [table.shard_bytes for table in tables]
-        self._samples = _ends([len(table) for table in tables])  # [S+1] first sample of each shard
+        self._samples: list[int] = _ends([len(table) for table in tables]).tolist()  # [S+1] first sample of each shard
         self._keys = np.concatenate([table.keys for table in tables])
         self._key_ends = _join([table.key_ends for table in tables])  # [N+1]
         self._members = _join([table.members for table in tables])  # [N+1] first member of each sample
@@ -123,6 +124,7 @@ class ShardIndex:
             DataError: the shard could not be read after several attempts, or has changed since it was indexed.
         """
         fields: dict[str, bytes] = {}
+        shard = self._shard(ordinal)
         for extension, offset, size in self.members(ordinal):
             if extensions is not None and extension not in extensions:
                 continue
@@ -130,14 +132,14 @@ class ShardIndex:
                 raise DecodeError("duplicate", "the sample has two members of this name: which is meant?", extension)
             if size > self.max_member_bytes:
                 raise DecodeError("too_large", f"{size} bytes, wanted at most {self.max_member_bytes}", extension)
-            fields[extension] = self._reader.read(self._shard(ordinal), offset, size)
+            fields[extension] = self._reader.read(shard, offset, size)
         return RawSample(self.key(ordinal), self.origin(ordinal), fields)
 
     def __iter__(self) -> Iterator[RawSample]:
         return (self.read(ordinal) for ordinal in range(len(self)))
 
     def _shard(self, ordinal: int) -> int:
-        return int(np.searchsorted(self._samples, ordinal, side="right")) - 1
+        return bisect_right(self._samples, ordinal) - 1
 
     def _span(self, ends: np.ndarray, ordinal: int) -> tuple[int, int]:
         if not 0 <= ordinal < len(self):

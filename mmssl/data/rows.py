@@ -84,7 +84,7 @@ class Rows(Dataset[Any]):
             except Exception as error:
                 error.add_note(f"in key {sample.key!r}, {sample.origin}")
                 raise
-            name = f"{sample.key} ({sample.origin})"
+            name = f"{sample.key} ({sample.origin})" if faults else None
             return Row(chosen, sample.key, views, tuple(replace(fault, substitute=name) for fault in faults))
         return DataError(
             f"{faults[0]}\n{_SUBSTITUTES} samples drawn to take its place cannot be used either, the last: {faults[-1]}"

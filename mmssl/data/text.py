@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -109,8 +111,8 @@ class TokensView(View):
 
     def draw(self, value: Captions, rng: np.random.Generator) -> dict[str, Any]:
         """Which caption."""
-        bounds = np.cumsum(value.weights)
-        return {"caption": min(int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right")), len(value) - 1)}
+        bounds = list(accumulate(value.weights))
+        return {"caption": min(bisect_right(bounds, rng.random() * bounds[-1]), len(value) - 1)}
 
     def __call__(self, value: Captions, parameters: Mapping[str, Any]) -> Tensor:
         """Ids of that caption."""

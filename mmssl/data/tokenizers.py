@@ -6,6 +6,7 @@ Picklable for workers: a copy loads its vocabulary on first use.
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from mmssl.core.config import Config
 from mmssl.core.errors import RecipeError
+
+# Printable ASCII without "&": nothing that ftfy or HTML's rules would change.
+_PLAIN = re.compile(r"[ !-%'-~]*").fullmatch
 
 
 class Tokenizer(ABC):
@@ -59,17 +63,38 @@ class ClipTokenizer(Tokenizer):
     def _encoder(self) -> Any:
         return _simple_tokenizer()()
 
+    @cached_property
+    def _ids(self) -> dict[str, list[int]]:
+        """Ids of words that were met in plain texts."""
+        return {}
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Ids [n, T] int64 of n texts."""
         encoder = self._encoder
         if len(encoder.cache) > self.MAX_CACHED_WORDS:  # every word of the web would end up in it
-            del self._encoder
+            self.__dict__.pop("_encoder"), self.__dict__.pop("_ids", None)
             encoder = self._encoder
         out = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
-        for row, text in zip(out, texts, strict=True):
-            ids = [encoder.sot_token_id, *encoder.encode(text), encoder.eot_token_id][: self.context_length]
+        rows = out.numpy()  # shares memory; torch takes far longer to fill a few numbers in
+        for row, text in zip(rows, texts, strict=True):
+            ids = [encoder.sot_token_id, *self._encode(encoder, text), encoder.eot_token_id][: self.context_length]
             ids[-1] = encoder.eot_token_id
-            row[: len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = ids
+        return out
+
+    def _encode(self, encoder: Any, text: str) -> list[int]:
+        """Ids as `encoder.encode` gives them. Most captions need none of its repairs, which take longest, and repeat words."""
+        if not _PLAIN(text):
+            ids: list[int] = encoder.encode(text)
+            return ids
+        out: list[int] = []
+        for word in encoder.pat.findall(" ".join(text.split()).lower()):
+            known = self._ids.get(word)
+            if known is None:
+                symbols = "".join(encoder.byte_encoder[byte] for byte in word.encode())
+                known = [encoder.encoder[symbol] for symbol in encoder.bpe(symbols).split(" ")]
+                self._ids[word] = known
+            out += known
         return out
 
 

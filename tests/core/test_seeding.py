@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import torch
 
 from mmssl.core.seeding import fold, generator, seed_step
@@ -24,6 +25,14 @@ def test_generators_repeat_and_differ_by_key() -> None:
     assert (draws == generator(7, "crop", 0).random(5)).all()
     assert not (draws == generator(7, "crop", 1).random(5)).any()
     assert generator(7, "crop", 0).bit_generator.state["bit_generator"] == "Philox"
+
+
+def test_generators_are_philox_keyed_by_fold() -> None:
+    for parts in [(7, "crop", 0), (), (0, "data", "000000.tar", 17, "image", "crop0")]:
+        ours, plain = generator(*parts), np.random.Generator(np.random.Philox(key=fold(*parts)))
+        assert ours.random(5).tolist() == plain.random(5).tolist()
+        assert ours.integers(0, 1000, 7).tolist() == plain.integers(0, 1000, 7).tolist()
+        assert ours.permutation(50).tolist() == plain.permutation(50).tolist()
 
 
 def test_generators_leave_global_randomness_alone() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import tarfile
@@ -14,6 +15,7 @@ import torch
 from mmssl.core.batch import Batch
 from mmssl.core.errors import CheckpointError, DataError
 from mmssl.core.sample import Fault, Sample
+from mmssl.core.seeding import generator
 from mmssl.data.decode import iterate, load_sample, make_views
 from mmssl.data.image import ImageConfig
 from mmssl.data.index import ShardIndex
@@ -98,6 +100,29 @@ def test_workers_change_nothing(index: ShardIndex) -> None:
     for count in (1, 2):
         for one, other in zip(alone, take(train(index, workers=Workers(count, start_method="fork")), 9), strict=True):
             assert_equal(one, other)
+
+
+def test_batches_are_those_of_earlier_versions(index: ShardIndex) -> None:
+    """Order, random draws and tokens by digest. Pixels are left out: their last bit is the processor's business."""
+    digest = hashlib.sha256()
+    for batch in take(train(index), 12):
+        for key, ordinal in zip(batch.keys, batch.index.tolist(), strict=True):
+            digest.update(f"{key} {ordinal};".encode())
+        for x in (batch["image"]["order0"], batch["text"]["tokens0"]):
+            digest.update(x.numpy().astype("<i8").tobytes())
+    for ordinal in range(len(index)):
+        rng = generator(5, 1, *index.identity(ordinal), "image", "crop0")
+        digest.update(repr(MODALITIES["image"].views["crop"].draw(np.zeros((200, 300, 3), np.uint8), rng)).encode())
+    assert digest.hexdigest()[:16] == "ef53900f6b2db92e"
+
+
+def test_what_workers_make_is_in_shared_memory_already(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plain,) = take(train(index), 1)
+    monkeypatch.setattr("mmssl.data.collate.get_worker_info", object)
+    (shared,) = take(train(index), 1)
+    assert_equal(shared, plain)
+    assert shared["image"]["crop0"].is_shared()
+    assert not plain["image"]["crop0"].is_shared()
 
 
 def test_clean_worker_processes_change_nothing(index: ShardIndex) -> None:

@@ -37,6 +37,37 @@ def test_clip_tokens_are_open_clips(length: int) -> None:
     assert ours.dtype == torch.int64
 
 
+def test_clip_tokens_are_open_clips_for_any_text() -> None:
+    """Among plain words, with all that its repairs, HTML's rules and the pattern of words look at."""
+    import open_clip
+
+    plain = ["a", "The", "CAT's", "don't", "12", "3.5", "--", "<b>", "it`s", "_", "~", "%", "<end_of_text>"]
+    other = [
+        "&lt;",
+        "&amp",
+        "&#65;",
+        "\t",
+        "\n",
+        "\x1b[31m",
+        "\0",
+        "\x7f",
+        "\x85",
+        "caf\xe9",
+        "Ã©",
+        "“so”",
+        "ﬁ",
+        "東京",
+        "🙂",
+        "’",
+    ]
+    parts = plain + other
+    rng = np.random.default_rng(0)
+    texts = [str(rng.choice(["", " "])).join(rng.choice(parts, 12)) for _ in range(200)]
+    texts += [chr(code) for code in range(256)] + [f"a{chr(code)}b &" for code in range(256)]
+    texts += ["".join(map(chr, rng.integers(32, 127, 40))).replace("&", "") for _ in range(200)]
+    assert torch.equal(build().tokenize(texts), open_clip.get_tokenizer("ViT-B-32")(texts))
+
+
 def test_clip_tokens_follow_the_conventions() -> None:
     modality = build('{"tokenizer": {"kind": "clip", "context_length": 8}}')
     ids = modality.tokenize(["a cat", "word " * 20])
@@ -62,6 +93,7 @@ def test_the_cache_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(modality.tokenize(TEXTS), expected)
     assert torch.equal(modality.tokenize(TEXTS), expected)
     assert len(modality.tokenizer._encoder.cache) < 60  # type: ignore[attr-defined]
+    assert len(modality.tokenizer._ids) < 60  # type: ignore[attr-defined]
 
 
 @pytest.fixture
