@@ -3,7 +3,7 @@
 Forward and backward of one process on the CPU, E = 512, float32, on embeddings that belong together about as those of a
 half-trained model, with the scale (and bias) learned. Ours and the peer's take turns, and medians are compared, so that
 whoever else uses the machine disturbs both. `--clock cpu` with one thread counts processor time, which a busy machine moves
-less. Memory is what one forward and backward pass adds to the peak of a fresh process.
+less. Memory is the resident peak of one forward and backward pass, gradients included, above what a fresh process held before.
 
 A ratio is the peer's number over ours: above 1, ours is better. The headline is the time of InfoNCE at the largest batch.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -61,31 +62,34 @@ def seconds(function: Callable[..., Any], inputs: list[Any], clock: Callable[[],
     return clock() - start
 
 
-def peak() -> int:
-    """Largest resident memory of this process so far, in bytes. A child of a large process must not inherit its number."""
+def status(field: str) -> int:
+    """Bytes of VmRSS, this process' resident memory, or VmHWM, the most it was."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise OSError("got a /proc/self/status without VmHWM, wanted Linux: memory is not measured elsewhere")
+    raise OSError(f"got a /proc/self/status without {field}, wanted Linux: memory is not measured elsewhere")
 
 
 def memory_here(loss: str, side: str, batch: int) -> int:
-    """What a pass adds to the peak of this process, after a small one has loaded what it needs."""
+    """Bytes that a pass needs at its peak, after a small one has loaded what it needs."""
     import torch
 
     torch.set_num_threads(1)
     function = loss_of(loss, side)
     function(*inputs_of(loss, 256)).backward()
     inputs = inputs_of(loss, batch)
-    before = peak()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making the inputs
+    before = status("VmRSS")
     function(*inputs).backward()
-    return peak() - before
+    return status("VmHWM") - before
 
 
 def memory(loss: str, side: str, batch: int) -> int:
     """`memory_here` of a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), "--memory-here", loss, side, str(batch)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    # Each large tensor has pages of its own, given back when it goes: none hides in what an earlier one has left.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return int(done.stdout)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmssl.losses.tiles import Block, Tile, block
+from mmssl.losses.tiles import Block, Tile, block, dot
 
 # One exponential serves rows and columns while what it spans stays clear of float32's smallest numbers, exp(-87).
 SPREAD = 60.0
@@ -145,7 +145,7 @@ class _LogSumExp(torch.autograd.Function):
                 if grad_b is not None:
                     grad_b[tile.columns].addmm_(tile.logits.T, tile.scaled)
             # grad_a is of scale * a_i so far: with it d s_ij / d scale needs no pass of its own.
-            grad_scale = torch.linalg.vecdot(grad_a, a).sum() if for_scale else None
+            grad_scale = dot(grad_a, a, ctx.size) if grad_a is not None and for_scale else None
             if grad_a is not None:
                 grad_a.mul_(scale)
         return grad_a if for_a else None, grad_b, grad_scale, None, None, None, None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmssl.losses.tiles import Block, block
+from mmssl.losses.tiles import Block, block, dot
 
 
 def tiled_sigmoid_loss(
@@ -75,7 +75,7 @@ class _Sigmoid(torch.autograd.Function):
                 grad_a[tile.rows].addmm_(logits, tile.candidates)
             if grad_b is not None:
                 grad_b[tile.columns].addmm_(logits.T, tile.scaled)
-        grad_scale = torch.linalg.vecdot(grad_a, a).sum() if for_scale else None
+        grad_scale = dot(grad_a, a, size) if grad_a is not None and for_scale else None
         if grad_a is not None:
             grad_a.mul_(scale)
         ctx.save_for_backward(

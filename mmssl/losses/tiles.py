@@ -119,3 +119,8 @@ def nearest_rate(rows: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
     strip = max(1, edge(rows.device) ** 2 // len(candidates))
     parts = zip(rows.split(strip), target.split(strip), strict=True)
     return torch.stack([first_rate(part @ candidates.T, at) * len(part) for part, at in parts]).sum() / len(rows)
+
+
+def dot(x: Tensor, y: Tensor, size: int) -> Tensor:
+    """The sum of all products of two [B, E], [], without a third one: `size` rows at a time."""
+    return torch.stack([(part * other).sum() for part, other in zip(x.split(size), y.split(size), strict=True)]).sum()
