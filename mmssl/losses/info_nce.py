@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.losses.candidates import first_rate, positives
+from mmssl.losses.candidates import positives
+from mmssl.losses.tiles import nearest_rate
 
 
 def info_nce(
@@ -45,7 +46,10 @@ def info_nce(
     Raises:
         ValueError: shapes or offset do not fit.
     """
-    a_to_b, b_to_a, target = _logits(a, b, scale, all_a, all_b, offset)
+    all_a, all_b, target = _candidates(a, b, all_a, all_b, offset)
+    a_to_b = scale * a @ all_b.T
+    # With one process both directions are the same products.
+    b_to_a = a_to_b.T if all_a is a and all_b is b else scale * b @ all_a.T
     return (F.cross_entropy(a_to_b, target) + F.cross_entropy(b_to_a, target)) / 2
 
 
@@ -54,14 +58,14 @@ def info_nce_accuracy(
     a: Tensor, b: Tensor, *, all_a: Tensor | None = None, all_b: Tensor | None = None, offset: int = 0
 ) -> tuple[Tensor, Tensor]:
     """In-batch accuracy, [] in [0, 1]: how often b_i is nearest to a_i, and a_i to b_i. Ties count by their share."""
-    a_to_b, b_to_a, target = _logits(a, b, 1.0, all_a, all_b, offset)
-    return first_rate(a_to_b, target), first_rate(b_to_a, target)
+    all_a, all_b, target = _candidates(a, b, all_a, all_b, offset)
+    return nearest_rate(a, all_b, target), nearest_rate(b, all_a, target)
 
 
-def _logits(
-    a: Tensor, b: Tensor, scale: Tensor | float, all_a: Tensor | None, all_b: Tensor | None, offset: int
+def _candidates(
+    a: Tensor, b: Tensor, all_a: Tensor | None, all_b: Tensor | None, offset: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, G] logits of a to b and of b to a, and the [B] positives of both."""
+    """The [G, E] candidates of b and of a, and the [B] positives of both."""
     if a.shape != b.shape:
         raise ValueError(
             f"got a {tuple(a.shape)} and b {tuple(b.shape)}, wanted equal shapes [B, E]: b_i belongs to a_i"
@@ -72,8 +76,4 @@ def _logits(
         raise ValueError(
             f"got {len(all_a)} candidates a and {len(all_b)} candidates b, wanted as many of both: give all_a and all_b"
         )
-    target = positives(a, all_b, offset)
-    a_to_b = scale * a @ all_b.T
-    # With one process both directions are the same products.
-    b_to_a = a_to_b.T if all_a is a and all_b is b else scale * b @ all_a.T
-    return a_to_b, b_to_a, target
+    return all_a, all_b, positives(a, all_b, offset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,20 @@ from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Latents, LossOutput, Objective, Reduction, StepContext
 from mmssl.heads.projection import HeadConfig, LinearProjectionConfig, MLPProjectionConfig
 from mmssl.losses.info_nce import info_nce, info_nce_accuracy
-from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of, precise, view_of
+from mmssl.losses.tiled_info_nce import tiled_info_nce
+from mmssl.objectives.common import (
+    Name,
+    ObjectiveConfig,
+    encoder_of,
+    log_sum_exp_over_processes,
+    precise,
+    view_of,
+)
 
 Pair = tuple[str, str]
+
+WHOLE_UP_TO = 4096
+"""Global batch up to which the logits are held as one matrix, 64 MB of them, if the config leaves it open."""
 
 
 def pair_name(pair: Pair) -> str:
@@ -38,6 +49,8 @@ class ClipConfig(ObjectiveConfig):
         max_scale: largest value of 1 / temperature, kept after every step. CLIP: 100.
         weights: pair name ("first-second") -> factor of its loss; 1 where not given.
         heads: modality -> head into the shared space; CLIP's linear projection where not given.
+        tiles: make the loss from tiles of its logits, in memory that grows with the batch and not with its square: true, false or
+            rows of a tile; null: tiles for global batches above 4096. It moves rounding only.
     """
 
     kind: Literal["clip"] = "clip"
@@ -48,6 +61,7 @@ class ClipConfig(ObjectiveConfig):
     max_scale: float = Field(default=100.0, gt=1)
     weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     heads: dict[str, HeadConfig] = Field(default_factory=dict)
+    tiles: bool | Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _pairs_are_different(self) -> ClipConfig:
@@ -104,7 +118,7 @@ class ClipConfig(ObjectiveConfig):
             )
             for modality in modalities_of(self.pairs)
         }
-        return Clip(self.pairs, self.views, heads, self.temperature, self.max_scale, self.weights)
+        return Clip(self.pairs, self.views, heads, self.temperature, self.max_scale, self.weights, self.tiles)
 
 
 def modalities_of(pairs: Sequence[Pair]) -> list[str]:
@@ -125,6 +139,7 @@ class Clip(Objective):
         temperature: initial value for every pair.
         max_scale: upper bound of the scale.
         weights: pair name -> factor; 1 where not given.
+        tiles: whether the loss is made from tiles, or of which size they are; None: where the global batch is large.
     """
 
     reduction = Reduction.GATHER
@@ -137,11 +152,13 @@ class Clip(Objective):
         temperature: float,
         max_scale: float = 100.0,
         weights: Mapping[str, float] | None = None,
+        tiles: bool | int | None = None,
     ) -> None:
         super().__init__()
         self.pairs = tuple(pairs)
         self.views = dict(views)
         self.max_scale = max_scale
+        self.tiles = tiles
         self.weights = {pair_name(pair): (weights or {}).get(pair_name(pair), 1.0) for pair in pairs}
         self.projections = nn.ModuleDict(dict(heads))
         self.logit_scale = nn.ParameterDict(
@@ -174,7 +191,7 @@ class Clip(Objective):
             a, b, all_a, all_b = latents[first], latents[second], everyone[first], everyone[second]
             offset = distributed.rank() * len(a)
             scale = self.logit_scale[name].exp()
-            loss = info_nce(a, b, scale, all_a=all_a, all_b=all_b, offset=offset)
+            loss = self._loss(a, b, scale, all_a, all_b, offset)
             there, back = info_nce_accuracy(a, b, all_a=all_a, all_b=all_b, offset=offset)
             terms[name] = self.weights[name] * loss
             metrics |= {
@@ -190,3 +207,12 @@ class Clip(Objective):
         """Keep each scale in [1, max_scale]."""
         for parameter in self.logit_scale.values():
             parameter.clamp_(0, math.log(self.max_scale))
+
+    def _loss(self, a: Tensor, b: Tensor, scale: Tensor, all_a: Tensor, all_b: Tensor, offset: int) -> Tensor:
+        tiles = len(all_b) > WHOLE_UP_TO if self.tiles is None else self.tiles
+        if tiles is False:
+            return info_nce(a, b, scale, all_a=all_a, all_b=all_b, offset=offset)
+        size = None if tiles is True else tiles
+        return tiled_info_nce(
+            a, b, scale, all_b=all_b, offset=offset, over_processes=log_sum_exp_over_processes, size=size
+        )

@@ -10,6 +10,7 @@ import torch
 from pydantic import StringConstraints
 from torch import Tensor
 
+from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.config import Config
 from mmssl.core.encoder import Encoder
@@ -69,3 +70,8 @@ def view_of(batch: Batch, modality: str, name: str) -> Tensor:
 def precise(x: Tensor) -> Tensor:
     """float32 of half-precision tensors; float64 stays as it is."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def log_sum_exp_over_processes(x: Tensor) -> Tensor:
+    """Log-sum-exp of [G] numbers over processes, element by element, with gradient."""
+    return torch.logsumexp(distributed.gather(x[None]), 0)

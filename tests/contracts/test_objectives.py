@@ -63,6 +63,9 @@ def weighted(**parts: tuple[float, str]) -> str:
 
 CASES = {
     "clip": Case(CLIP, Reduction.GATHER, {"picture-words": LN_G}),
+    "clip, tiles": Case(
+        CLIP.replace('"temperature"', '"tiles": 3, "temperature"'), Reduction.GATHER, {"picture-words": LN_G}
+    ),
     "clip, three pairs": Case(
         """{"kind": "clip", "pairs": [["picture", "words"], ["sound", "words"], ["picture", "sound"]], "embedding": 8,
             "views": {"picture": "crop", "words": "tokens", "sound": "window"}, "temperature": 0.1,

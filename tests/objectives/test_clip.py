@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.objective import Learner
+from mmssl.objectives import clip
 from mmssl.objectives.clip import Clip, ClipConfig
 from tests.contracts import toys
 
@@ -90,6 +91,28 @@ def test_metrics_say_scale_accuracy_and_chance() -> None:
     }
 
 
+def count_matrices(model: Learner, monkeypatch: pytest.MonkeyPatch) -> tuple[float, int]:
+    """The loss of one batch, and how often the plain loss made it."""
+    calls = []
+    plain = clip.info_nce
+    monkeypatch.setattr(clip, "info_nce", lambda *a, **options: calls.append(a) or plain(*a, **options))
+    with torch.no_grad():
+        loss = float(model(toys.batch(6))[0].total)
+    monkeypatch.setattr(clip, "info_nce", plain)
+    return loss, len(calls)
+
+
+def test_tiles_are_for_large_batches_and_by_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, plain = count_matrices(learner(), monkeypatch)
+    assert plain == 1
+    for tiles, matrices in ((True, 0), (1, 0), (4, 0), (False, 1), (None, 1)):
+        assert count_matrices(learner(tiles=tiles), monkeypatch) == (pytest.approx(expected, rel=1e-6), matrices)
+    for largest, matrices in ((6, 1), (5, 0)):
+        monkeypatch.setattr(clip, "WHOLE_UP_TO", largest)
+        assert count_matrices(learner(), monkeypatch) == (pytest.approx(expected, rel=1e-6), matrices)
+    assert count_matrices(learner(tiles=False), monkeypatch)[1] == 1
+
+
 def test_evaluators_get_the_trained_heads() -> None:
     model = learner()
     batch = toys.batch(4)
@@ -141,6 +164,8 @@ def test_a_missing_encoder_is_named_at_build() -> None:
         ({"temperature": 1.5}, "less than or equal to 1"),
         ({"temperature": 0.0}, "greater than 0"),
         ({"embedding": 0}, "greater than 0"),
+        ({"tiles": 0}, "greater than or equal to 1"),
+        ({"tiles": 2.5}, "valid integer"),
         ({"logit_scale": 4.6}, "Extra inputs"),
     ],
 )

@@ -1,0 +1,126 @@
+"""Logits tile by tile: what losses over all pairs walk through instead of holding a [B, G] matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmssl.losses.candidates import first_rate, positives
+
+
+def edge(device: torch.device) -> int:
+    """Rows and columns of a tile: 1024 fits into the cache of a processor; elsewhere 8192, because each tile costs launches."""
+    return 1024 if device.type == "cpu" else 8192
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows a, candidates b and the scale between them: logits[i, j] = scale * <a_i, b_j>, cut into square tiles.
+
+    Attributes:
+        a: [B, E] rows of this process.
+        b: [G, E] candidates; candidate `offset + i` is the positive of row i.
+        scale: [] multiplier.
+        offset: where the positives start.
+        size: edge of a tile.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: Tensor
+    offset: int
+    size: int
+
+    def __iter__(self) -> Iterator[Tile]:
+        """All tiles, row by row. They share one buffer: a tile is valid until the next one is asked for."""
+        buffer = self.a.new_empty(min(self.size, len(self.a)) * min(self.size, len(self.b)))
+        for i in range(0, len(self.a), self.size):
+            scaled = self.a[i : i + self.size] * self.scale
+            for j in range(0, len(self.b), self.size):
+                candidates = self.b[j : j + self.size]
+                logits = buffer[: len(scaled) * len(candidates)].view(len(scaled), len(candidates))
+                torch.mm(scaled, candidates.T, out=logits)
+                yield Tile(logits, scaled, candidates, i, j, self.offset + i - j)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile of a block.
+
+    Attributes:
+        logits: [n, m], to be overwritten in place.
+        scaled: [n, E] scale * a of these rows.
+        candidates: [m, E] b of these columns.
+        top: first row.
+        left: first column.
+        shift: the positive of the tile's row r stands in its column r + shift, if that is one of its columns.
+    """
+
+    logits: Tensor
+    scaled: Tensor
+    candidates: Tensor
+    top: int
+    left: int
+    shift: int
+
+    @property
+    def rows(self) -> slice:
+        """The rows among all rows."""
+        return slice(self.top, self.top + len(self.scaled))
+
+    @property
+    def columns(self) -> slice:
+        """The columns among all candidates."""
+        return slice(self.left, self.left + len(self.candidates))
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The positives of this tile, a view into its logits; empty where there are none."""
+        return self.logits.diagonal(self.shift)
+
+    @property
+    def diagonal_rows(self) -> slice:
+        """The rows among all rows whose positives are in this tile."""
+        start = self.top + max(0, -self.shift)
+        return slice(start, start + len(self.diagonal))
+
+    def same(self, ids: Tensor | None, all_ids: Tensor | None) -> Tensor | None:
+        """[n, m] bool, True where row and candidate have the same id; None without ids."""
+        return None if ids is None or all_ids is None else ids[self.rows, None] == all_ids[None, self.columns]
+
+
+def block(
+    a: Tensor, b: Tensor, all_b: Tensor | None, scale: Tensor | float, offset: int, size: int | None
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Checked rows, candidates, scale and tile size, in float32 where they came in less.
+
+    Raises:
+        ValueError: shapes, offset or size do not fit.
+    """
+    if a.shape != b.shape:
+        raise ValueError(
+            f"got a {tuple(a.shape)} and b {tuple(b.shape)}, wanted equal shapes [B, E]: b_i belongs to a_i"
+        )
+    candidates = b if all_b is None else all_b
+    positives(a, candidates, offset)
+    if size is not None and size < 1:
+        raise ValueError(f"got tiles of {size}, wanted at least 1, such as 1024")
+    dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
+    scale = torch.as_tensor(scale, dtype=dtype, device=a.device)
+    return a.to(dtype), candidates.to(dtype), scale, size or edge(a.device)
+
+
+@torch.no_grad()
+def nearest_rate(rows: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
+    """`first_rate` of `rows @ candidates.T`, from as many rows at a time as make one tile."""
+    strip = max(1, edge(rows.device) ** 2 // len(candidates))
+    parts = zip(rows.split(strip), target.split(strip), strict=True)
+    return torch.stack([first_rate(part @ candidates.T, at) * len(part) for part, at in parts]).sum() / len(rows)
+
+
+def dot(x: Tensor, y: Tensor, size: int) -> Tensor:
+    """The sum of all products of two [B, E], [], without a third one: `size` rows at a time."""
+    return torch.stack([(part * other).sum() for part, other in zip(x.split(size), y.split(size), strict=True)]).sum()

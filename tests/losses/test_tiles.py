@@ -1,0 +1,43 @@
+"""Tiles cover the matrix once, know their positives, and rank as the whole does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmssl.losses import tiles
+from mmssl.losses.candidates import first_rate
+from tests.losses.inputs import unit_rows
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("offset", [0, 3, 5])
+def test_tiles_make_up_the_matrix(size: int, offset: int) -> None:
+    a, b = unit_rows(5, 4)[0], unit_rows(10, 4, seed=1)[0]
+    whole = 3.0 * a @ b.T
+    made, positive = torch.full_like(whole, torch.nan), torch.full((5,), torch.nan, dtype=torch.float64)
+    ids, all_ids = torch.tensor([0, 1, 0, 2, 1]), torch.tensor([0, 1, 0, 2, 1]).repeat(2)
+    same = torch.zeros(5, 10, dtype=torch.bool)
+    for tile in tiles.Block(a, b, torch.tensor(3.0, dtype=torch.float64), offset, size):
+        assert made[tile.rows, tile.columns].isnan().all()
+        made[tile.rows, tile.columns] = tile.logits
+        positive[tile.diagonal_rows] = tile.diagonal
+        assert tile.same(None, None) is None
+        left_out = tile.same(ids, all_ids)
+        assert left_out is not None
+        same[tile.rows, tile.columns] = left_out
+    torch.testing.assert_close(made, whole)
+    at = torch.arange(5)
+    torch.testing.assert_close(positive, whole[at, at + offset])
+    assert torch.equal(same, ids[:, None] == all_ids)
+
+
+@pytest.mark.parametrize("edge", [1, 5, 100])
+def test_nearest_rate_is_that_of_the_matrix(edge: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "edge", lambda device: edge)
+    a, b = unit_rows(17, 3)
+    b[4] = b[9]  # a tie
+    target = torch.arange(17)
+    expected = first_rate(a @ b.T, target)
+    assert 0 < expected < 0.5
+    assert tiles.nearest_rate(a, b, target).item() == pytest.approx(expected.item(), rel=1e-12)

@@ -1,0 +1,166 @@
+"""Time and memory of our losses beside open_clip's: python3 tools/run.py python tools/bench_loss.py
+
+Forward and backward of one process on the CPU, E = 512, float32, on embeddings that belong together about as those of a
+half-trained model, with the scale (and bias) learned. Ours and the peer's take turns, and medians are compared, so that
+whoever else uses the machine disturbs both. `--clock cpu` with one thread counts processor time, which a busy machine moves
+less. Memory is the resident peak of one forward and backward pass, gradients included, above what a fresh process held before.
+
+A ratio is the peer's number over ours: above 1, ours is better. The headline is the time of InfoNCE at the largest batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDTH = 512
+BATCHES, QUICK = [4096, 8192, 16384], [1024]
+LOSSES = {"info_nce": (100.0,), "sigmoid": (10.0, -10.0)}
+SIDES = ("ours", "peer")
+
+
+def loss_of(loss: str, side: str) -> Callable[..., Any]:
+    """The function of (a, b, scale) or (a, b, scale, bias)."""
+    sys.path.insert(0, str(ROOT))
+    if side == "peer":
+        import open_clip.loss
+
+        return {"info_nce": open_clip.loss.ClipLoss, "sigmoid": open_clip.loss.SigLipLoss}[loss]()
+    from mmssl.losses.tiled_info_nce import tiled_info_nce
+    from mmssl.losses.tiled_sigmoid import tiled_sigmoid_loss
+
+    return {"info_nce": tiled_info_nce, "sigmoid": tiled_sigmoid_loss}[loss]
+
+
+def inputs_of(loss: str, batch: int) -> list[Any]:
+    """Leaves that want a gradient: a and b [B, E] with cosines of about 0.3 in pairs, and the scale and bias."""
+    import torch
+    import torch.nn.functional as F
+
+    random = torch.Generator().manual_seed(0)
+    a = F.normalize(torch.randn(batch, WIDTH, generator=random), dim=-1)
+    b = F.normalize(F.normalize(torch.randn(batch, WIDTH, generator=random), dim=-1) + 0.3 * a, dim=-1)
+    return [x.requires_grad_() for x in (a, b, *(torch.tensor(number) for number in LOSSES[loss]))]
+
+
+def seconds(function: Callable[..., Any], inputs: list[Any], clock: Callable[[], float]) -> float:
+    """One forward and backward pass."""
+    for x in inputs:
+        x.grad = None
+    start = clock()
+    function(*inputs).backward()
+    return clock() - start
+
+
+def status(field: str) -> int:
+    """Bytes of VmRSS, this process' resident memory, or VmHWM, the most it was."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"got a /proc/self/status without {field}, wanted Linux: memory is not measured elsewhere")
+
+
+def memory_here(loss: str, side: str, batch: int) -> int:
+    """Bytes that a pass needs at its peak, after a small one has loaded what it needs."""
+    import torch
+
+    torch.set_num_threads(1)
+    function = loss_of(loss, side)
+    function(*inputs_of(loss, 256)).backward()
+    inputs = inputs_of(loss, batch)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making the inputs
+    before = status("VmRSS")
+    function(*inputs).backward()
+    return status("VmHWM") - before
+
+
+def memory(loss: str, side: str, batch: int) -> int:
+    """`memory_here` of a process of its own."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--memory-here", loss, side, str(batch)]
+    # Each large tensor has pages of its own, given back when it goes: none hides in what an earlier one has left.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return int(done.stdout)
+
+
+def medians(loss: str, batch: int, repeats: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Seconds of both sides, taking turns after one unmeasured turn each."""
+    inputs = inputs_of(loss, batch)
+    functions = {side: loss_of(loss, side) for side in SIDES}
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    for turn in range(repeats + 1):
+        for side, function in functions.items():
+            taken = seconds(function, inputs, clock)
+            if turn:
+                times[side].append(taken)
+    return {side: statistics.median(values) for side, values in times.items()}
+
+
+def compare(ours: float, peer: float, unit: str) -> dict[str, Any]:
+    """How the peer's number relates to ours."""
+    return {"ratio": peer / ours, "ours": ours, "peer": peer, "unit": unit}
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All rows, and the headline over them."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
+    unit = f"{arguments.clock} seconds, {arguments.threads} threads"
+    rows = []
+    for loss in arguments.losses:
+        for batch in arguments.batches:
+            mib = {side: memory(loss, side, batch) / 2**20 for side in SIDES}
+            row = {
+                "loss": loss,
+                "batch": batch,
+                "time": compare(**medians(loss, batch, arguments.repeats, clock), unit=unit),
+                "memory": compare(**mib, unit="MiB"),
+            }
+            rows.append(row)
+            times, sizes = row["time"], row["memory"]
+            print(
+                f"{loss:9} {batch:6}  {times['ours']:8.3f} s beside {times['peer']:8.3f} s, {times['ratio']:5.2f} times as fast   "
+                f"{sizes['ours']:7.1f} MiB beside {sizes['peer']:7.1f} MiB, 1/{sizes['ratio']:.1f}",
+                flush=True,
+            )
+    headline = max((row for row in rows if row["loss"] == arguments.losses[0]), key=lambda row: row["batch"])
+    machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
+    return headline["time"] | {"name": f"{headline['loss']} at {headline['batch']}", "machine": machine, "rows": rows}
+
+
+def main() -> None:
+    """Read arguments, measure, print, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--quick", action="store_true", help=f"a batch of {QUICK[0]} only, to see that it runs")
+    parser.add_argument("--batches", type=int, nargs="+")
+    parser.add_argument("--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu", help="cpu: all threads together")
+    parser.add_argument("--memory-here", nargs=3, metavar=("LOSS", "SIDE", "BATCH"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_here:
+        loss, side, batch = arguments.memory_here
+        print(memory_here(loss, side, int(batch)))
+        return
+    arguments.batches = arguments.batches or (QUICK if arguments.quick else BATCHES)
+    result = measure(arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
