@@ -33,10 +33,7 @@ def launched(world: World, output: Path, launcher: list[str]) -> None:
     "launcher",
     [
         ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-        pytest.param(
-            ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
-            marks=pytest.mark.slow,
-        ),
+        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
     ],
     ids=["torchrun", "accelerate"],
 )
