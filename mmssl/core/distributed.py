@@ -85,11 +85,6 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def any_process(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """Whether the flag is set on any process: all take the same branch."""
-    return bool(total_detached(torch.tensor([float(flag)], device=device)).item() > 0)
-
-
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ def sync_folder(folder: Path) -> None:
 def write_atomically(path: Path, content: str) -> None:
     """Replace a small file in one step."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with open(temporary, "w") as file:
+    with open(temporary, "w", encoding="utf-8") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -22,6 +22,7 @@ from mmssl.training.jsonl import JsonLines
 from mmssl.training.launch import Device, Launch, Precision
 from mmssl.training.lock import RunLock, on_main
 from mmssl.training.loop import train
+from mmssl.training.manifest import write_atomically
 from mmssl.training.optim import OptimizerConfig, rate_factor
 from mmssl.training.state import Stream, TrainState
 from mmssl.training.step import AccumulatedStepConfig, GradientStep, PlainStepConfig
@@ -171,6 +172,7 @@ class Run:
             if self.state.step >= self.state.total_steps:
                 say(f"{self.folder}: has its {self.state.total_steps} steps already")
             on_main(lambda: self.save.store.check_space(self.state))
+            on_main(lambda: write_atomically(self.folder / "recipe.yaml", self.save.store.recipe))
             on_main(lambda: self.log.metrics.rewind(self.state.step))
             on_main(lambda: bad_batches.rewind(self.state.step))
             self.launch.start_trackers(self.folder, self.state.step)

@@ -62,10 +62,6 @@ def objects(value: object) -> list[object]:
     return distributed.gather_objects(value)
 
 
-def votes(flags: tuple[bool, ...]) -> list[bool]:
-    return [distributed.any_process(flag) for flag in flags]
-
-
 def test_facts(two_processes: Processes) -> None:
     assert two_processes.run(facts) == [
         {"world": WORLD, "rank": 0, "main": True},
@@ -119,12 +115,8 @@ def test_gather_uneven_keeps_every_row_once(two_processes: Processes, counts: tu
         assert torch.equal(result, torch.cat([integers[0][0], integers[1][0]]))
 
 
-def test_objects_and_votes(two_processes: Processes) -> None:
+def test_objects(two_processes: Processes) -> None:
     assert two_processes.run(objects, [({"a": 1},), (["b", None],)]) == [[{"a": 1}, ["b", None]]] * 2
-    assert (
-        two_processes.run(votes, [((False, True, False, True),), ((False, False, True, True),)])
-        == [[False, True, True, True]] * 2
-    )
 
 
 def test_one_process_is_the_identity() -> None:
@@ -135,4 +127,3 @@ def test_one_process_is_the_identity() -> None:
         assert torch.equal(detached, FIRST)
         assert not detached.requires_grad
     assert distributed.gather_objects({"a": 1}) == [{"a": 1}]
-    assert votes((True, False)) == [True, False]

@@ -105,7 +105,10 @@ def test_unusable_rows_are_refused_by_key(value: float, says: str) -> None:
 
 
 def test_zero_features_are_allowed_where_no_direction_is_needed() -> None:
-    require_usable(torch.zeros(1, 2), torch.tensor([0]), {0: "k"}, "the feature", unit=False)
+    zeros, owner, keys = torch.zeros(1, 2), torch.tensor([0]), {0: "k"}
+    require_usable(zeros, owner, keys, "the feature", unit=False)
+    with pytest.raises(NumericError, match="no direction"):
+        require_usable(zeros, owner, keys, "the feature", unit=True)
 
 
 def test_a_model_is_left_as_it_was() -> None:

@@ -27,7 +27,7 @@ def test_a_run_leaves_what_it_promises(world: World) -> None:
     assert [m["step"] for m in metrics if "loss" in m][-1] == 6
     assert any("retrieval/image_to_text_R@1" in m for m in metrics)
     resolved = mmssl.find_recipe(str(world.run / "checkpoints/step_00000006/recipe.yaml"))
-    assert resolved == mmssl.find_recipe(str(world.recipe))
+    assert resolved == mmssl.find_recipe(str(world.recipe)) == mmssl.find_recipe(str(world.run / "recipe.yaml"))
 
 
 def test_the_saved_recipe_runs_as_it_is(world: World, tmp_path: Path) -> None:
