@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -20,9 +21,9 @@ from pydantic import Field, model_validator
 
 from mmssl.data.audio_views import CentreWindowView, Pad, RandomWindowConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+from mmssl.data.timeline import Extent, Window
 
 Channels = Literal["keep", "mono", "stereo"]
-Window = tuple[float, float]
 
 RATES = (1_000, 192_000)  # Hz; a header that says anything else is damaged, or its sound is of no use
 _MAGIC = re.compile(rb"RIFF....WAVE|RF64....WAVE|RIFX....WAVE|fLaC|OggS|ID3|\xff[\xe2-\xff]", re.DOTALL)
@@ -57,6 +58,15 @@ class AudioModality(Modality):
         self.channels = channels
         self.max_samples = max_samples
 
+    def extent(self, data: bytes, extension: str) -> Extent:
+        """Length of the sound by its header.
+
+        Raises:
+            DecodeError: as `decode`, as far as the header tells.
+        """
+        with _opened(data) as file:
+            return Extent(file.frames / file.samplerate)
+
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> np.ndarray:
         """Waveform [channels, samples], float32.
 
@@ -71,23 +81,8 @@ class AudioModality(Modality):
                 (the header names no usable rate), "not_finite" (NaN or infinite samples), "channels" (more than two, and mono
                 was not asked for), "too_large".
         """
-        import soundfile
-
-        if not data:
-            raise DecodeError("empty", "0 bytes, wanted a sound")
-        if not _MAGIC.match(data):
-            raise DecodeError(
-                "undecodable", f"{len(data)} bytes beginning with {data[:12]!r}, wanted wav, flac, ogg, opus or mp3"
-            )
-        try:
-            with soundfile.SoundFile(io.BytesIO(data)) as file:
-                _check_header(file, data)
-                wave = self._read(file, window)
-        except soundfile.LibsndfileError as error:
-            # This is what libsndfile says of a header with a zero in the place of the rate.
-            reason = "no_rate" if "SF_INFO struct incomplete" in str(error) else "undecodable"
-            text = str(error.error_string).strip() or type(error).__name__
-            raise DecodeError(reason, f"{len(data)} bytes beginning with {data[:12]!r}: {text}") from error
+        with _opened(data) as file:
+            wave = self._read(file, window)
         if not np.isfinite(wave).all():
             raise DecodeError("not_finite", f"{int((~np.isfinite(wave)).sum())} samples are NaN or infinite")
         return wave
@@ -172,6 +167,28 @@ class AudioConfig(ModalityConfig):
         views["eval"] = CentreWindowView(shape, self.pad)
         extensions = self.extensions or ("wav", "flac", "ogg", "opus", "mp3")
         return AudioModality(name, extensions, views, self.rate, self.channels, self.max_samples)
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Any]:
+    """The sound file with a header that was looked at; what libsndfile finds wrong becomes a DecodeError."""
+    import soundfile
+
+    if not data:
+        raise DecodeError("empty", "0 bytes, wanted a sound")
+    if not _MAGIC.match(data):
+        raise DecodeError(
+            "undecodable", f"{len(data)} bytes beginning with {data[:12]!r}, wanted wav, flac, ogg, opus or mp3"
+        )
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            _check_header(file, data)
+            yield file
+    except soundfile.LibsndfileError as error:
+        # This is what libsndfile says of a header with a zero in the place of the rate.
+        reason = "no_rate" if "SF_INFO struct incomplete" in str(error) else "undecodable"
+        text = str(error.error_string).strip() or type(error).__name__
+        raise DecodeError(reason, f"{len(data)} bytes beginning with {data[:12]!r}: {text}") from error
 
 
 def resampling_ratio(rate: int, stored: int) -> Fraction:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import simplejpeg
@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from mmssl.data.image_views import EvalView, OrderConfig, ResizedCropConfig, SimClrConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+from mmssl.data.timeline import Window
 
 ImageViewConfig = Annotated[ResizedCropConfig | SimClrConfig | OrderConfig, Field(discriminator="kind")]
 
@@ -37,7 +38,10 @@ class ImageModality(Modality):
         super().__init__(name, extensions, views)
         self.max_pixels = max_pixels
 
-    def decode(self, data: bytes, extension: str, window: Any = None) -> np.ndarray:
+    def extent(self, data: bytes, extension: str) -> None:
+        """None: a picture has no time axis."""
+
+    def decode(self, data: bytes, extension: str, window: Window | None = None) -> np.ndarray:
         """Pixels [H, W, 3] uint8. The format is taken from the bytes, never from the extension.
 
         Raises:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+from mmssl.data.timeline import Window
 
 _NUMBER = re.compile(rb"\s*([0-9]{1,18})\s*")
 
@@ -18,7 +19,10 @@ _NUMBER = re.compile(rb"\s*([0-9]{1,18})\s*")
 class LabelModality(Modality):
     """Numbers of classes."""
 
-    def decode(self, data: bytes, extension: str, window: Any = None) -> int:
+    def extent(self, data: bytes, extension: str) -> None:
+        """None: a number has no time axis."""
+
+    def decode(self, data: bytes, extension: str, window: Window | None = None) -> int:
         """The number.
 
         Raises:

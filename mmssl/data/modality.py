@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmssl.core.config import Config
 from mmssl.core.errors import did_you_mean
+from mmssl.data.timeline import Extent, Window
 
 
 class DecodeError(Exception):
@@ -82,16 +83,24 @@ class Modality(ABC):
         self.views = dict(views)
 
     @abstractmethod
-    def decode(self, data: bytes, extension: str, window: Any = None) -> Any:
+    def decode(self, data: bytes, extension: str, window: Window | None = None) -> Any:
         """Decode a member.
 
         Args:
             data: all bytes of the member.
             extension: its extension as written in the shard, in lower case.
-            window: the part to decode, in the unit of the modality's time axis; None: all of it. Ignored without such an axis.
+            window: the part to decode, in seconds on the sample's timeline; None: all of it. Ignored without a time axis.
 
         Raises:
             DecodeError: the bytes do not hold what they should.
+        """
+
+    @abstractmethod
+    def extent(self, data: bytes, extension: str) -> Extent | None:
+        """What the header says about time; None: the modality has no time axis.
+
+        Raises:
+            DecodeError: as `decode`, as far as the header tells.
         """
 
     def view(self, kind: str) -> View:

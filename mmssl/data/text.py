@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+from mmssl.data.timeline import Window
 from mmssl.data.tokenizers import ClipTokenizerConfig, Tokenizer, TokenizerConfig
 
 CaptionFormat = Literal["whole", "lines", "list"] | dict[str, Annotated[float, Field(gt=0)]]
@@ -50,7 +51,10 @@ class TextModality(Modality):
         self.captions = captions
         self.tokenizer = tokenizer
 
-    def decode(self, data: bytes, extension: str, window: Any = None) -> Captions:
+    def extent(self, data: bytes, extension: str) -> None:
+        """None: a caption has no time axis."""
+
+    def decode(self, data: bytes, extension: str, window: Window | None = None) -> Captions:
         """All captions of a member.
 
         Raises:

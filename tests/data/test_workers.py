@@ -21,12 +21,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  #
 class Deadly(LabelModality):
     """Ends its process at the first sample."""
 
+    def extent(self, data: bytes, extension: str) -> None:
+        return None
+
     def decode(self, data: bytes, extension: str, window: Any = None) -> int:
         os._exit(7)
 
 
 class Stalling(LabelModality):
     """Waits for something that does not come."""
+
+    def extent(self, data: bytes, extension: str) -> None:
+        return None
 
     def decode(self, data: bytes, extension: str, window: Any = None) -> int:
         threading.Event().wait(0.8)
@@ -35,6 +41,9 @@ class Stalling(LabelModality):
 
 class Buggy(LabelModality):
     """Has a bug of its own."""
+
+    def extent(self, data: bytes, extension: str) -> None:
+        return None
 
     def decode(self, data: bytes, extension: str, window: Any = None) -> int:
         raise RuntimeError("a bug")
