@@ -5,7 +5,8 @@ half-trained model, with the scale (and bias) learned. Ours and the peer's take 
 whoever else uses the machine disturbs both. `--clock cpu` with one thread counts processor time, which a busy machine moves
 less. Memory is the resident peak of one forward and backward pass, gradients included, above what a fresh process held before.
 
-A ratio is the peer's number over ours: above 1, ours is better. The headline is the time of InfoNCE at the largest batch.
+A ratio is the peer's number over ours: above 1, ours is better. The headline is the time of InfoNCE at the largest batch that both
+sides took. Above `--peer-up-to` ours runs alone: at 32768 the peer needs 16 GiB.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,11 @@ def memory(loss: str, side: str, batch: int) -> int:
     return int(done.stdout)
 
 
-def medians(loss: str, batch: int, repeats: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Seconds of both sides, taking turns after one unmeasured turn each."""
+def medians(loss: str, sides: Sequence[str], batch: int, repeats: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Seconds of each side, taking turns after one unmeasured turn each."""
     inputs = inputs_of(loss, batch)
-    functions = {side: loss_of(loss, side) for side in SIDES}
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    functions = {side: loss_of(loss, side) for side in sides}
+    times: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(repeats + 1):
         for side, function in functions.items():
             taken = seconds(function, inputs, clock)
@@ -106,9 +107,21 @@ def medians(loss: str, batch: int, repeats: int, clock: Callable[[], float]) -> 
     return {side: statistics.median(values) for side, values in times.items()}
 
 
-def compare(ours: float, peer: float, unit: str) -> dict[str, Any]:
-    """How the peer's number relates to ours."""
-    return {"ratio": peer / ours, "ours": ours, "peer": peer, "unit": unit}
+def compare(ours: float, peer: float | None = None, *, unit: str) -> dict[str, Any]:
+    """How the peer's number relates to ours; None where the peer did not run."""
+    return {"ratio": None if peer is None else peer / ours, "ours": ours, "peer": peer, "unit": unit}
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as people read it."""
+    times, sizes = row["time"], row["memory"]
+    start = f"{row['loss']:9} {row['batch']:6}  {times['ours']:8.3f} s"
+    if times["ratio"] is None:
+        return f"{start} alone   {sizes['ours']:7.1f} MiB"
+    return (
+        f"{start} beside {times['peer']:8.3f} s, {times['ratio']:5.2f} times as fast   "
+        f"{sizes['ours']:7.1f} MiB beside {sizes['peer']:7.1f} MiB, 1/{sizes['ratio']:.1f}"
+    )
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -121,21 +134,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for loss in arguments.losses:
         for batch in arguments.batches:
-            mib = {side: memory(loss, side, batch) / 2**20 for side in SIDES}
+            sides = SIDES if batch <= arguments.peer_up_to else SIDES[:1]
+            mib = {side: memory(loss, side, batch) / 2**20 for side in sides}
             row = {
                 "loss": loss,
                 "batch": batch,
-                "time": compare(**medians(loss, batch, arguments.repeats, clock), unit=unit),
+                "time": compare(**medians(loss, sides, batch, arguments.repeats, clock), unit=unit),
                 "memory": compare(**mib, unit="MiB"),
             }
             rows.append(row)
-            times, sizes = row["time"], row["memory"]
-            print(
-                f"{loss:9} {batch:6}  {times['ours']:8.3f} s beside {times['peer']:8.3f} s, {times['ratio']:5.2f} times as fast   "
-                f"{sizes['ours']:7.1f} MiB beside {sizes['peer']:7.1f} MiB, 1/{sizes['ratio']:.1f}",
-                flush=True,
-            )
-    headline = max((row for row in rows if row["loss"] == arguments.losses[0]), key=lambda row: row["batch"])
+            print(line(row), flush=True)
+    first = [row for row in rows if row["loss"] == arguments.losses[0]]
+    headline = max(first, key=lambda row: (row["time"]["ratio"] is not None, row["batch"]))
     machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
     return headline["time"] | {"name": f"{headline['loss']} at {headline['batch']}", "machine": machine, "rows": rows}
 
@@ -146,6 +156,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--quick", action="store_true", help=f"a batch of {QUICK[0]} only, to see that it runs")
     parser.add_argument("--batches", type=int, nargs="+")
+    parser.add_argument("--peer-up-to", type=int, default=16384, metavar="BATCH", help="above it, ours runs alone")
     parser.add_argument("--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.losses.candidates import positives
+from mmssl.losses.candidates import check_samples, no_negatives, over_present, positives
 from mmssl.losses.tiles import nearest_rate
 
 
@@ -18,19 +18,24 @@ def info_nce(
     all_a: Tensor | None = None,
     all_b: Tensor | None = None,
     offset: int = 0,
+    present: Tensor | None = None,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Cross entropy of finding b_i among all b from a_i, and a_i among all a from b_i: their mean, over rows too.
 
     Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision" (arXiv:2103.00020), figure 3.
-    Slow loop, over the rows of one process that sees them all::
+    Slow loop, over the rows of one process that sees them all; samples that are not present take no part, neither as rows nor
+    as candidates, and samples with an id in common are no negatives of each other::
 
-        def loop(a, b, scale):
-            G, loss = len(a), 0.0
-            for i in range(G):
-                a_to_b = sum(exp(scale * (dot(a[i], b[j]) - dot(a[i], b[i]))) for j in range(G))
-                b_to_a = sum(exp(scale * (dot(b[i], a[j]) - dot(b[i], a[i]))) for j in range(G))
+        def loop(a, b, scale, present, ids):
+            there = [i for i in range(len(a)) if present[i]]
+            loss = 0.0
+            for i in there:
+                others = [j for j in there if j == i or all(x != y for x, y in zip(ids[i], ids[j]))]
+                a_to_b = sum(exp(scale * (dot(a[i], b[j]) - dot(a[i], b[i]))) for j in others)
+                b_to_a = sum(exp(scale * (dot(b[i], a[j]) - dot(b[i], a[i]))) for j in others)
                 loss += (log(a_to_b) + log(b_to_a)) / 2
-            return loss / G
+            return loss / max(1, len(there))
 
     Args:
         a: [B, E] unit-norm rows of this process, float32 or float64.
@@ -39,27 +44,46 @@ def info_nce(
         all_a: [G, E] rows of all processes (gathered with gradient); None: `a` is all there is.
         all_b: [G, E] likewise.
         offset: where this process' rows start among all of them, rank * B.
+        present: [G] bool, which samples of all processes take part; None: all.
+        ids: [G] or [G, k] integers of all processes; samples that agree in any of the k are no negatives of each other. None:
+            every other sample is a negative.
 
     Returns:
-        [] this process' share: the mean over processes is the loss of the global batch.
+        [] this process' share: the mean over processes is the loss of the global batch, the mean over samples that are present.
 
     Raises:
-        ValueError: shapes or offset do not fit.
+        ValueError: shapes, offset, present or ids do not fit.
     """
     all_a, all_b, target = _candidates(a, b, all_a, all_b, offset)
+    out = no_negatives(target, len(all_b), present, check_samples(len(all_b), present, ids))
     a_to_b = scale * a @ all_b.T
     # With one process both directions are the same products.
     b_to_a = a_to_b.T if all_a is a and all_b is b else scale * b @ all_a.T
-    return (F.cross_entropy(a_to_b, target) + F.cross_entropy(b_to_a, target)) / 2
+    if out is not None:
+        # An absent row keeps its positive alone, which costs nothing and has no gradient.
+        a_to_b, b_to_a = a_to_b.masked_fill(out, -torch.inf), b_to_a.masked_fill(out, -torch.inf)
+    loss = (F.cross_entropy(a_to_b, target) + F.cross_entropy(b_to_a, target)) / 2
+    return over_present(loss, present)
 
 
 @torch.no_grad()
 def info_nce_accuracy(
-    a: Tensor, b: Tensor, *, all_a: Tensor | None = None, all_b: Tensor | None = None, offset: int = 0
+    a: Tensor,
+    b: Tensor,
+    *,
+    all_a: Tensor | None = None,
+    all_b: Tensor | None = None,
+    offset: int = 0,
+    present: Tensor | None = None,
+    ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """In-batch accuracy, [] in [0, 1]: how often b_i is nearest to a_i, and a_i to b_i. Ties count by their share."""
+    """In-batch accuracy, [] in [0, 1]: how often b_i is nearest to a_i, and a_i to b_i, among what the loss has as candidates.
+
+    Ties count by their share. This process' share, as of the loss; 0 where no sample is present.
+    """
     all_a, all_b, target = _candidates(a, b, all_a, all_b, offset)
-    return nearest_rate(a, all_b, target), nearest_rate(b, all_a, target)
+    ids = check_samples(len(all_b), present, ids)
+    return nearest_rate(a, all_b, target, present, ids), nearest_rate(b, all_a, target, present, ids)
 
 
 def _candidates(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmssl.losses.candidates import check_samples, over_present
 from mmssl.losses.tiles import Block, Tile, block, dot
 
-# One exponential serves rows and columns while what it spans stays clear of float32's smallest numbers, exp(-87).
-SPREAD = 60.0
+# Logits are made in base 2, because processors raise 2 to a power three times as fast as e.
+LN_2 = math.log(2)
+# One power serves rows and columns while what it spans stays clear of float32's smallest numbers, 2 ** -126.
+SPREAD = 86.0
 
 
 def tiled_info_nce(
@@ -24,8 +28,8 @@ def tiled_info_nce(
     all_b: Tensor | None = None,
     offset: int = 0,
     over_processes: Callable[[Tensor], Tensor] | None = None,
+    present: Tensor | None = None,
     ids: Tensor | None = None,
-    all_ids: Tensor | None = None,
     size: int | None = None,
 ) -> Tensor:
     """`info_nce` without its matrix: four products of [B, E] and [G, E] in all, one forward and three backward.
@@ -33,17 +37,6 @@ def tiled_info_nce(
     Both directions share each tile: with s_ij = scale * <a_i, b_j>, the forward pass keeps the log-sum-exp of rows and of columns
     only, and the backward pass makes each tile anew. The positive is left out of the sums: log(exp(s_ii) + others) - s_ii is
     softplus(log(others) - s_ii), which keeps its digits when the batch is all but solved.
-
-    Slow loop, over the rows of one process that sees them all, where samples of equal ids are no negatives of each other::
-
-        def loop(a, b, scale, ids):
-            G, loss = len(a), 0.0
-            for i in range(G):
-                others = [j for j in range(G) if j == i or ids[j] != ids[i]]
-                a_to_b = sum(exp(scale * (dot(a[i], b[j]) - dot(a[i], b[i]))) for j in others)
-                b_to_a = sum(exp(scale * (dot(b[i], a[j]) - dot(b[i], a[i]))) for j in others)
-                loss += (log(a_to_b) + log(b_to_a)) / 2
-            return loss / G
 
     Among several processes each makes its [B, G] block of rows only, and columns are finished by exchanging G numbers: so `a`
     need not be gathered.
@@ -56,45 +49,32 @@ def tiled_info_nce(
         offset: where this process' rows start among all of them, rank * B.
         over_processes: log-sum-exp of [G] float64 numbers over processes, element by element, with gradient; needed where
             `all_b` is of several processes.
-        ids: [B] integers; pairs of equal ids are left out, but for the positive. None: every other sample is a negative.
-        all_ids: [G] likewise, of all processes; None: `ids`.
+        present: [G] bool, which samples of all processes take part; None: all.
+        ids: [G] or [G, k] integers of all processes; samples that agree in any of the k are no negatives of each other. None:
+            every other sample is a negative.
         size: edge of a tile; None: one that suits the device. It moves rounding only.
 
     Returns:
-        [] this process' share: the mean over processes is the loss of the global batch.
+        [] this process' share: the mean over processes is the loss of the global batch, the mean over samples that are present.
 
     Raises:
-        ValueError: shapes, offset, ids or size do not fit; candidates of other processes without `over_processes`.
+        ValueError: shapes, offset, present, ids or size do not fit; candidates of other processes without `over_processes`.
     """
     with torch.autocast(a.device.type, enabled=False):
-        rows, candidates, scale, size = block(a, b, all_b, scale, offset, size)
-        all_ids = ids if all_ids is None else all_ids
-        _check_ids(ids, all_ids, len(rows), len(candidates))
+        ids = check_samples(len(b if all_b is None else all_b), present, ids)
+        rows, candidates, scale, size = block(a, b, all_b, scale, offset, size, present)
         if over_processes is None and len(candidates) != len(rows):
             raise ValueError(
                 f"got {len(candidates)} candidates for {len(rows)} rows and no over_processes, wanted the way to finish columns "
                 "whose other rows are elsewhere: give the log-sum-exp over processes"
             )
-        sums: tuple[Tensor, Tensor, Tensor] = _LogSumExp.apply(rows, candidates, scale, offset, ids, all_ids, size)
+        sums: tuple[Tensor, Tensor, Tensor] = _LogSumExp.apply(rows, candidates, scale, offset, present, ids, size)
         by_row, by_column, positive = sums
         if over_processes is not None:
             by_column = over_processes(by_column)
         by_column = by_column[offset : offset + len(rows)]
         loss = F.softplus(torch.stack([by_row, by_column]) - positive, threshold=40).mean()
-        return loss.to(rows.dtype)
-
-
-def _check_ids(ids: Tensor | None, all_ids: Tensor | None, rows: int, candidates: int) -> None:
-    if (ids is None) != (all_ids is None):
-        raise ValueError("got ids of all rows and none of this process' own, wanted both or none")
-    if ids is None or all_ids is None:
-        return
-    if ids.shape != (rows,) or all_ids.shape != (candidates,):
-        raise ValueError(
-            f"got ids {tuple(ids.shape)} and all_ids {tuple(all_ids.shape)}, wanted [{rows}] and [{candidates}]: one for each row"
-        )
-    if ids.is_floating_point() or all_ids.is_floating_point():
-        raise ValueError(f"got ids of {ids.dtype} and {all_ids.dtype}, wanted integers: they are compared for equality")
+        return over_present(loss, present).to(rows.dtype)
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -110,33 +90,37 @@ class _LogSumExp(torch.autograd.Function):
         b: Tensor,
         scale: Tensor,
         offset: int,
+        present: Tensor | None,
         ids: Tensor | None,
-        all_ids: Tensor | None,
         size: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         by_row = a.new_full((len(a),), -torch.inf, dtype=torch.float64)
         by_column = a.new_full((len(b),), -torch.inf, dtype=torch.float64)
         positive = torch.empty_like(by_row)
-        for tile in Block(a, b, scale, offset, size):
+        weights = None if present is None else present.to(a.dtype)
+        for tile in Block(a, b, scale / LN_2, offset, size):
             positive[tile.diagonal_rows] = tile.diagonal.double()
-            _add(by_row[tile.rows], by_column[tile.columns], tile, tile.same(ids, all_ids))
-        ctx.save_for_backward(a, b, scale, by_row, by_column, ids, all_ids)
+            _add(by_row[tile.rows], by_column[tile.columns], tile, present, weights, tile.same(ids))
+        if present is not None:
+            by_row.masked_fill_(~present[offset : offset + len(a)], -torch.inf)
+            by_column.masked_fill_(~present, -torch.inf)
+        ctx.save_for_backward(a, b, scale, by_row, by_column, present, ids)
         ctx.offset, ctx.size = offset, size
-        return by_row, by_column, positive
+        return by_row * LN_2, by_column * LN_2, positive * LN_2
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, to_row: Tensor, to_column: Tensor, to_positive: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, scale, by_row, by_column, ids, all_ids = ctx.saved_tensors
+        a, b, scale, by_row, by_column, present, ids = ctx.saved_tensors
         for_a, for_b, for_scale = ctx.needs_input_grad[:3]
         grad_a = torch.zeros_like(a) if for_a or for_scale else None
         grad_b = torch.zeros_like(b) if for_b else None
         to_positive = to_positive.to(a.dtype)
         with torch.autocast(a.device.type, enabled=False):
-            weights = _Weights(by_row, by_column, to_row, to_column, a.dtype)
-            for tile in Block(a, b, scale, ctx.offset, ctx.size):
-                same = tile.same(ids, all_ids)
-                weights.replace(tile.logits, tile.rows, tile.columns)
+            weights = _Weights(by_row, by_column, to_row, to_column, present, a.dtype)
+            for tile in Block(a, b, scale / LN_2, ctx.offset, ctx.size):
+                same = tile.same(ids)
+                weights.replace(tile)
                 if same is not None:
                     tile.logits.masked_fill_(same, 0)
                 tile.diagonal.copy_(to_positive[tile.diagonal_rows])
@@ -148,55 +132,72 @@ class _LogSumExp(torch.autograd.Function):
             grad_scale = dot(grad_a, a, ctx.size) if grad_a is not None and for_scale else None
             if grad_a is not None:
                 grad_a.mul_(scale)
+            if grad_b is not None:
+                grad_b.mul_(LN_2)
         return grad_a if for_a else None, grad_b, grad_scale, None, None, None, None
 
 
-def _add(by_row: Tensor, by_column: Tensor, tile: Tile, same: Tensor | None) -> None:
-    """Add a tile to the log-sum-exp of its rows and columns, in place. The tile is used up."""
+def _add(
+    by_row: Tensor, by_column: Tensor, tile: Tile, present: Tensor | None, weights: Tensor | None, same: Tensor | None
+) -> None:
+    """Add a tile to the log-sum-exp (base 2) of its rows and columns, in place. The tile is used up."""
     logits = tile.logits
-    tile.diagonal.zero_()  # positives may be far above the rest, and would widen what one exponential has to span
+    tile.diagonal.zero_()  # positives may be far above the rest, and would widen what one power has to span
     low, high = torch.aminmax(logits)
     if bool(high - low < SPREAD):
-        logits.sub_(high).exp_()
+        logits.sub_(high).exp2_()
         if same is not None:
             logits.masked_fill_(same, 0)
         tile.diagonal.zero_()
-        rows, columns = (logits.sum(axis).double().log_().add_(high) for axis in (1, 0))
+        rows, columns = (x.double().log2_().add_(high) for x in tile.sums(weights))
     else:
         if same is not None:
             logits.masked_fill_(same, -torch.inf)
+        tile.hide(present)
         tile.diagonal.fill_(-torch.inf)
         rows, columns = _log_sum_exp(logits, 1), _log_sum_exp(logits, 0)
-    torch.logaddexp(by_row, rows, out=by_row)
-    torch.logaddexp(by_column, columns, out=by_column)
+    torch.logaddexp2(by_row, rows, out=by_row)
+    torch.logaddexp2(by_column, columns, out=by_column)
 
 
 def _log_sum_exp(logits: Tensor, axis: int) -> Tensor:
-    """As torch's, but the result is a float64 with all digits of the sum."""
+    """In base 2; the result is a float64 with all digits of the sum."""
     top = logits.amax(axis, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
-    return (logits - top).exp_().sum(axis).double().log_().add_(top.squeeze(axis))
+    return (logits - top).exp2_().sum(axis).double().log2_().add_(top.squeeze(axis))
 
 
 class _Weights:
-    """Turns logits into the gradient of the log-sum-exps: to_row_i * softmax_row + to_column_j * softmax_column."""
+    """Turns logits (base 2) into the gradient of the log-sum-exps: to_row_i * softmax_row + to_column_j * softmax_column."""
 
     def __init__(
-        self, by_row: Tensor, by_column: Tensor, to_row: Tensor, to_column: Tensor, dtype: torch.dtype
+        self,
+        by_row: Tensor,
+        by_column: Tensor,
+        to_row: Tensor,
+        to_column: Tensor,
+        present: Tensor | None,
+        dtype: torch.dtype,
     ) -> None:
-        top = torch.maximum(by_row.max(), by_column.max())
-        # A row or column without any sum has left out all its entries: any number serves.
-        by_row = by_row.masked_fill(by_row == -torch.inf, top)
-        by_column = by_column.masked_fill(by_column == -torch.inf, top)
-        self.together = bool(top - torch.minimum(by_row.min(), by_column.min()) < SPREAD)
-        # What is taken off before the exponential has the digits of the logits; the factors after it carry the rest.
+        no_row, no_column = by_row == -torch.inf, by_column == -torch.inf
+        top = torch.maximum(by_row.max(), by_column.max()).nan_to_num(neginf=0.0)
+        # A row or column without any sum has left out all its entries: any number serves, but for NaN.
+        by_row, to_row = by_row.masked_fill(no_row, top), to_row.masked_fill(no_row, 0)
+        by_column, to_column = by_column.masked_fill(no_column, top), to_column.masked_fill(no_column, 0)
+        low = torch.minimum(by_row.min(), by_column.min())
+        # Absent samples have logits of 0, whose power must be finite too: it meets zeros in the products.
+        self.together = bool((top - low < SPREAD) & (top > -SPREAD))
+        self.present = present
+        # What is taken off before the power has the digits of the logits; the factors after it carry the rest.
         self.row_top, self.column_top = ((top if self.together else x).to(dtype) for x in (by_row, by_column))
-        self.rows = (to_row * (self.row_top - by_row).exp()).to(dtype)
-        self.columns = (to_column * (self.column_top - by_column).exp()).to(dtype)
+        self.rows = (to_row * (self.row_top - by_row).exp2()).to(dtype)
+        self.columns = (to_column * (self.column_top - by_column).exp2()).to(dtype)
 
-    def replace(self, logits: Tensor, rows: slice, columns: slice) -> None:
+    def replace(self, tile: Tile) -> None:
         """In place. Entries that are left out become any number, or none."""
+        logits, rows, columns = tile.logits, tile.rows, tile.columns
         if self.together:
-            logits.sub_(self.row_top).exp_().mul_(self.rows[rows, None] + self.columns[columns])
+            logits.sub_(self.row_top).exp2_().mul_(self.rows[rows, None] + self.columns[columns])
         else:
-            to_columns = (logits - self.column_top[columns]).exp_().mul_(self.columns[columns])
-            logits.sub_(self.row_top[rows, None]).exp_().mul_(self.rows[rows, None]).add_(to_columns)
+            tile.hide(self.present)
+            to_columns = (logits - self.column_top[columns]).exp2_().mul_(self.columns[columns])
+            logits.sub_(self.row_top[rows, None]).exp2_().mul_(self.rows[rows, None]).add_(to_columns)

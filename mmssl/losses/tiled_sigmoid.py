@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmssl.losses.tiles import Block, block, dot
+from mmssl.losses.candidates import check_samples, over_present
+from mmssl.losses.tiles import Block, Tile, block, dot
 
 
 def tiled_sigmoid_loss(
@@ -20,6 +23,8 @@ def tiled_sigmoid_loss(
     *,
     all_b: Tensor | None = None,
     offset: int = 0,
+    present: Tensor | None = None,
+    ids: Tensor | None = None,
     size: int | None = None,
 ) -> Tensor:
     """`sigmoid_loss` without its matrix: three products of [B, E] and [G, E] in all.
@@ -34,19 +39,23 @@ def tiled_sigmoid_loss(
         bias: added to the logits, likewise.
         all_b: [G, E] rows of all processes (gathered with gradient); None: `b` is all there is.
         offset: where this process' rows start among all of them, rank * B.
+        present: [G] bool, which samples of all processes take part; None: all.
+        ids: [G] or [G, k] integers of all processes; samples that agree in any of the k are no negatives of each other.
         size: edge of a tile; None: one that suits the device. It moves rounding only.
 
     Returns:
-        [] this process' share: the mean over processes is the loss of the global batch.
+        [] this process' share: the mean over processes is the loss of the global batch, the mean over samples that are present.
 
     Raises:
-        ValueError: shapes, offset or size do not fit.
+        ValueError: shapes, offset, present, ids or size do not fit.
     """
     with torch.autocast(a.device.type, enabled=False):
-        rows, candidates, scale, size = block(a, b, all_b, scale, offset, size)
+        ids = check_samples(len(b if all_b is None else all_b), present, ids)
+        rows, candidates, scale, size = block(a, b, all_b, scale, offset, size, present)
         bias = torch.as_tensor(bias, dtype=rows.dtype, device=rows.device)
-        loss: Tensor = _Sigmoid.apply(rows, candidates, scale, bias, offset, size, torch.is_grad_enabled())
-        return loss / len(rows)
+        learning = torch.is_grad_enabled()
+        loss: Tensor = _Sigmoid.apply(rows, candidates, scale, bias, offset, present, ids, size, learning)
+        return over_present(loss / len(rows), present)
 
 
 class _Sigmoid(torch.autograd.Function):
@@ -54,23 +63,34 @@ class _Sigmoid(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, offset: int, size: int, learning: bool
+        ctx: Any,
+        a: Tensor,
+        b: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        offset: int,
+        present: Tensor | None,
+        ids: Tensor | None,
+        size: int,
+        learning: bool,
     ) -> Tensor:
         for_a, for_b, for_scale, for_bias = (learning and needed for needed in ctx.needs_input_grad[:4])
         grad_a = torch.zeros_like(a) if for_a or for_scale else None
         grad_b = torch.zeros_like(b) if for_b else None
-        loss, grad_bias = torch.zeros_like(bias), torch.zeros_like(bias)
+        loss, grad_bias = (torch.zeros_like(bias, dtype=torch.float64) for _ in range(2))
+        weights = None if present is None else present.to(a.dtype)
+        spare = [a.new_empty(min(size, len(a)) * min(size, len(b))) for _ in range(2)]
         for tile in Block(a, b, scale, offset, size):
             # A positive is a negative of the other sign; its gradient turns back below.
             logits = tile.logits.add_(bias)
             tile.diagonal.neg_()
-            # Beyond 40 the softplus of x is x, to the last digit of float64; exp(40) is far from overflow.
-            loss += F.softplus(logits, threshold=40).sum()
+            _leave_out(tile, tile.same(ids))
+            loss += _sum(_softplus(logits, spare), tile, weights)
             if not (for_a or for_b or for_scale or for_bias):
                 continue
             logits.sigmoid_()
             tile.diagonal.neg_()
-            grad_bias += logits.sum()
+            grad_bias += _sum(logits, tile, weights)
             if grad_a is not None:
                 grad_a[tile.rows].addmm_(logits, tile.candidates)
             if grad_b is not None:
@@ -79,11 +99,45 @@ class _Sigmoid(torch.autograd.Function):
         if grad_a is not None:
             grad_a.mul_(scale)
         ctx.save_for_backward(
-            grad_a if for_a else None, grad_b, grad_scale if for_scale else None, grad_bias if for_bias else None
+            grad_a if for_a else None,
+            grad_b,
+            grad_scale if for_scale else None,
+            grad_bias.to(bias.dtype) if for_bias else None,
         )
-        return loss
+        return loss.to(bias.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(None if x is None else x * gradient for x in ctx.saved_tensors), None, None, None)
+        return (*(None if x is None else x * gradient for x in ctx.saved_tensors), None, None, None, None, None)
+
+
+def _softplus(x: Tensor, spare: Sequence[Tensor]) -> Tensor:
+    """log(1 + exp(x)) of numbers [n, m], with all digits of small ones; on a processor in the two `spare` [>= n * m].
+
+    torch's softplus takes as long there as the product that made x, because of its log1p. Here, with e = exp(-|x|), 1 + e is u
+    and what rounding took from it is r: log(1 + e) = log(u + r) = log(u) + r / u, to first order in r, which is a last digit.
+    """
+    if x.device.type != "cpu":
+        return F.softplus(x, threshold=40)
+    e, u = (part[: x.numel()].view_as(x) for part in spare)
+    torch.abs(x, out=e).mul_(-1 / math.log(2)).exp2_()
+    torch.add(e, 1, out=u).sub_(1)  # u - 1, which is exact
+    e.sub_(u)
+    e.div_(u.add_(1)).add_(u.log_())
+    return e.add_(torch.clamp(x, min=0, out=u))
+
+
+def _leave_out(tile: Tile, same: Tensor | None) -> None:
+    """Put -inf, which costs nothing, where nothing is asked; positives stay."""
+    if same is not None:
+        positive = tile.diagonal.clone()
+        tile.logits.masked_fill_(same, -torch.inf)
+        tile.diagonal.copy_(positive)
+
+
+def _sum(x: Tensor, tile: Tile, weights: Tensor | None) -> Tensor:
+    """The sum of numbers [n, m] of a tile, [] in float64, in which sample j of all [G] counts `weights[j]`."""
+    if weights is None:
+        return x.sum().double()
+    return x.mv(weights[tile.columns]).double().dot(weights[tile.positives].double())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmssl.losses.candidates import first_rate, positives
+from mmssl.losses.candidates import first_hits, no_negatives, over_present, positives, same
 
 
 def edge(device: torch.device) -> int:
@@ -87,15 +87,40 @@ class Tile:
         start = self.top + max(0, -self.shift)
         return slice(start, start + len(self.diagonal))
 
-    def same(self, ids: Tensor | None, all_ids: Tensor | None) -> Tensor | None:
-        """[n, m] bool, True where row and candidate have the same id; None without ids."""
-        return None if ids is None or all_ids is None else ids[self.rows, None] == all_ids[None, self.columns]
+    @property
+    def positives(self) -> slice:
+        """The rows among all candidates."""
+        start = self.shift + self.left
+        return slice(start, start + len(self.scaled))
+
+    def same(self, ids: Tensor | None) -> Tensor | None:
+        """[n, m] bool, True where row and candidate agree in any of the candidates' ids [G, k]; None without ids."""
+        return None if ids is None else same(ids[self.positives], ids[self.columns])
+
+    def hide(self, present: Tensor | None) -> None:
+        """Put -inf into rows and columns of samples that are not present ([G] bool)."""
+        if present is not None:
+            self.logits.masked_fill_(~(present[self.positives, None] & present[self.columns]), -torch.inf)
+
+    def sums(self, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sums of rows [n] and of columns [m], in which sample j of all [G] counts `weights[j]`; None: all count 1."""
+        if weights is None:
+            return self.logits.sum(1), self.logits.sum(0)
+        return self.logits.mv(weights[self.columns]), self.logits.T.mv(weights[self.positives])
 
 
 def block(
-    a: Tensor, b: Tensor, all_b: Tensor | None, scale: Tensor | float, offset: int, size: int | None
+    a: Tensor,
+    b: Tensor,
+    all_b: Tensor | None,
+    scale: Tensor | float,
+    offset: int,
+    size: int | None,
+    present: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Checked rows, candidates, scale and tile size, in float32 where they came in less.
+
+    Samples that are not present become zeros: with that they add nothing to any gradient, and get none.
 
     Raises:
         ValueError: shapes, offset or size do not fit.
@@ -110,15 +135,43 @@ def block(
         raise ValueError(f"got tiles of {size}, wanted at least 1, such as 1024")
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     scale = torch.as_tensor(scale, dtype=dtype, device=a.device)
-    return a.to(dtype), candidates.to(dtype), scale, size or edge(a.device)
+    a, candidates = a.to(dtype), candidates.to(dtype)
+    if present is not None:
+        a = a.masked_fill(~present[offset : offset + len(a), None], 0)
+        candidates = candidates.masked_fill(~present[:, None], 0)
+    return a, candidates, scale, size or edge(a.device)
 
 
 @torch.no_grad()
-def nearest_rate(rows: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
-    """`first_rate` of `rows @ candidates.T`, from as many rows at a time as make one tile."""
+def nearest_rate(
+    rows: Tensor, candidates: Tensor, target: Tensor, present: Tensor | None = None, ids: Tensor | None = None
+) -> Tensor:
+    """How often the positive of a row is the nearest of its candidates, [] in [0, 1], from as many rows at a time as make one tile.
+
+    Args:
+        rows: [B, E]. candidates: [G, E]. target: [B], the positive of each row.
+        present: [G] bool. ids: [G, k]. As in the losses.
+    """
+    hits = []
     strip = max(1, edge(rows.device) ** 2 // len(candidates))
-    parts = zip(rows.split(strip), target.split(strip), strict=True)
-    return torch.stack([first_rate(part @ candidates.T, at) * len(part) for part, at in parts]).sum() / len(rows)
+    for part, at in zip(rows.split(strip), target.split(strip), strict=True):
+        logits = part @ candidates.T
+        out = no_negatives(at, len(candidates), present, ids)
+        hit = first_hits(logits if out is None else logits.masked_fill_(out, -torch.inf), at)
+        hits.append(hit if present is None else hit * present[at])
+    return over_present(torch.cat(hits).mean(), present)
+
+
+@torch.no_grad()
+def candidate_counts(target: Tensor, candidates: int, present: Tensor | None, ids: Tensor | None) -> Tensor:
+    """[B] float64: among how many each row has to find its positive; 1 for rows that are not present."""
+    if ids is None:
+        everyone = candidates if present is None else present.sum()
+        counts = torch.ones_like(target, dtype=torch.float64) * everyone
+        return counts if present is None else counts.where(present[target], 1)
+    strip = max(1, edge(target.device) ** 2 // candidates)
+    out = [no_negatives(part, candidates, present, ids) for part in target.split(strip)]
+    return torch.cat([candidates - x.sum(1) for x in out if x is not None]).double()
 
 
 def dot(x: Tensor, y: Tensor, size: int) -> Tensor:

@@ -40,7 +40,7 @@ def inputs(n: int, d: int, scale: float = 10.0, bias: float = -10.0, seed: int =
 @pytest.mark.parametrize(("scale", "bias"), [(1.0, 0.0), (10.0, -10.0), (100.0, -30.0)])
 def test_equals_the_slow_loop(name: str, n: int, d: int, scale: float, bias: float) -> None:
     a, b = unit_rows(n, d, seed=n)
-    expected = slow_loop(sigmoid_loss)(a, b, scale, bias)
+    expected = slow_loop(sigmoid_loss)(a, b, scale, bias, [True] * n, [[i] for i in range(n)])
     assert LOSSES[name](a, b, scale, bias).item() == pytest.approx(expected, rel=1e-12, abs=1e-14)
 
 

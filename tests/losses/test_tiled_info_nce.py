@@ -15,7 +15,6 @@ from mmssl.losses.info_nce import info_nce
 from mmssl.losses.tiled_info_nce import tiled_info_nce
 from tests.losses.inputs import GOLDEN, golden_views, unit_rows
 from tests.losses.largest import Largest
-from tests.losses.slow_loop import slow_loop
 
 Loss = Callable[..., Tensor]
 
@@ -137,19 +136,6 @@ def test_collapse_costs_ln_n(n: int, size: int, dtype: torch.dtype) -> None:
     assert alike.item() == pytest.approx(0, abs=digits)
 
 
-@pytest.mark.parametrize("size", [1, 3, 7, 32])
-@pytest.mark.parametrize("scale", [10.0, 300.0])
-def test_ids_leave_duplicates_out_as_the_slow_loop_does(size: int, scale: float) -> None:
-    a, b = unit_rows(16, 5)
-    ids = torch.arange(16) % 5
-    ids[11:] = 100 + torch.arange(5)
-    loss = tiled_info_nce(a, b, scale, ids=ids, size=size)
-    assert loss.item() == pytest.approx(slow_loop(tiled_info_nce)(a, b, scale, ids.tolist()), rel=1e-12, abs=1e-14)
-    assert loss < info_nce(a, b, scale) - 0.1
-    different = tiled_info_nce(a, b, scale, ids=torch.arange(16), size=size)
-    torch.testing.assert_close(different, info_nce(a, b, scale), rtol=1e-12, atol=1e-14)
-
-
 @pytest.mark.parametrize("repeated", [False, True])
 @pytest.mark.parametrize("scale", [7.0, 500.0])
 @pytest.mark.parametrize("processes", [2, 4])
@@ -168,8 +154,8 @@ def test_shares_of_processes_average_to_the_loss_of_the_whole(processes: int, sc
     def shares(over_processes: Callable[[Tensor], Tensor]) -> list[Tensor]:
         return [
             tiled_info_nce(
-                a[start : start + size], b[start : start + size], learned, all_b=b, offset=start, ids=ids[start : start + size],
-                all_ids=ids, over_processes=over_processes, size=3,
+                a[start : start + size], b[start : start + size], learned, all_b=b, offset=start, ids=ids,
+                over_processes=over_processes, size=3,
             )
             for start in range(0, 8, size)
         ]  # fmt: skip
@@ -227,8 +213,9 @@ def test_no_tensor_is_larger_than_inputs_and_a_tile() -> None:
         ({"all_b": torch.zeros(8, 2)}, "give the log-sum-exp over processes"),
         ({"offset": 1}, "rank \\* B"),
         ({"size": 0}, "wanted at least 1"),
-        ({"ids": torch.zeros(3, dtype=torch.int64)}, r"wanted \[4\] and \[4\]"),
-        ({"all_ids": torch.zeros(4, dtype=torch.int64)}, "wanted both or none"),
+        ({"ids": torch.zeros(3, dtype=torch.int64)}, r"wanted \[4\] or \[4, k\]"),
+        ({"present": torch.ones(3, dtype=torch.bool)}, r"wanted \[4\] of bool"),
+        ({"present": torch.ones(4)}, r"wanted \[4\] of bool"),
         ({"ids": torch.zeros(4)}, "wanted integers"),
     ],
 )

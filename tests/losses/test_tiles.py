@@ -16,20 +16,31 @@ def test_tiles_make_up_the_matrix(size: int, offset: int) -> None:
     a, b = unit_rows(5, 4)[0], unit_rows(10, 4, seed=1)[0]
     whole = 3.0 * a @ b.T
     made, positive = torch.full_like(whole, torch.nan), torch.full((5,), torch.nan, dtype=torch.float64)
-    ids, all_ids = torch.tensor([0, 1, 0, 2, 1]), torch.tensor([0, 1, 0, 2, 1]).repeat(2)
+    ids = torch.tensor([0, 1, 0, 2, 1, 0, 1, 0, 2, 1])
+    present = torch.tensor([True, False, True, True, True, True, False, True, True, True])
+    hidden = torch.zeros(5, 10, dtype=torch.bool)
     same = torch.zeros(5, 10, dtype=torch.bool)
     for tile in tiles.Block(a, b, torch.tensor(3.0, dtype=torch.float64), offset, size):
         assert made[tile.rows, tile.columns].isnan().all()
         made[tile.rows, tile.columns] = tile.logits
         positive[tile.diagonal_rows] = tile.diagonal
-        assert tile.same(None, None) is None
-        left_out = tile.same(ids, all_ids)
+        for sums, weights in ((tile.sums(None), None), (tile.sums(present.double()), present)):
+            kept = tile.logits if weights is None else tile.logits * weights[tile.columns]
+            torch.testing.assert_close(sums[0], kept.sum(1))
+            kept = tile.logits if weights is None else tile.logits * weights[tile.positives, None]
+            torch.testing.assert_close(sums[1], kept.sum(0))
+        assert tile.same(None) is None
+        left_out = tile.same(ids[:, None])
         assert left_out is not None
         same[tile.rows, tile.columns] = left_out
+        tile.hide(present)
+        hidden[tile.rows, tile.columns] = tile.logits == -torch.inf
     torch.testing.assert_close(made, whole)
     at = torch.arange(5)
     torch.testing.assert_close(positive, whole[at, at + offset])
-    assert torch.equal(same, ids[:, None] == all_ids)
+    own = slice(offset, offset + 5)
+    assert torch.equal(same, ids[own, None] == ids)
+    assert torch.equal(hidden, ~(present[own, None] & present))
 
 
 @pytest.mark.parametrize("edge", [1, 5, 100])
