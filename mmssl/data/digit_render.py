@@ -107,15 +107,16 @@ def render_image(scene: Scene, scans: np.ndarray, size: int = 64) -> np.ndarray:
         uint8 [H, W, 3].
     """
     grain = generator(scene.noise, "grain").standard_normal((size, size), dtype=np.float32)
-    picture = np.tile(_plane(scene.paper), (1, size, size))  # [3, H, W]
+    picture = np.tile(plane(scene.paper), (1, size, size))  # [3, H, W]
     for digit in scene.digits:
         cover = coverage(digit, scans[digit.scan], size)
-        picture += cover * (_plane(digit.ink) - picture)
+        picture += cover * (plane(digit.ink) - picture)
     picture += GRAIN * grain
     return np.ascontiguousarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def _plane(colour: tuple[int, int, int]) -> np.ndarray:
+def plane(colour: tuple[int, int, int]) -> np.ndarray:
+    """A colour as float32 [3, 1, 1]."""
     return np.array(colour, dtype=np.float32)[:, None, None]
 
 
@@ -154,9 +155,9 @@ def render_sound(scene: Scene, rate: int = 8000) -> np.ndarray:
     for digit in scene.digits:
         begin, end = round(digit.begin * rate), round(digit.end * rate)
         tone = scene.level * key_tone(digit.label, rate)[: end - begin]
-        fade = _fade(round(RAMP_SECONDS * rate))
-        tone[: len(fade)] *= fade
-        tone[-len(fade) :] *= fade[::-1]
+        ramp = fade(round(RAMP_SECONDS * rate))
+        tone[: len(ramp)] *= ramp
+        tone[-len(ramp) :] *= ramp[::-1]
         sound[begin:end, 0] += math.cos(digit.x * math.pi / 2) * tone
         sound[begin:end, 1] += math.sin(digit.x * math.pi / 2) * tone
     return sound
@@ -171,7 +172,8 @@ def key_tone(label: int, rate: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _fade(samples: int) -> np.ndarray:
+def fade(samples: int) -> np.ndarray:
+    """Gains [samples] that rise from 0 to 1 along a squared sine."""
     # Without it each tone would begin and end with a click, which is heard (and learned) at all frequencies.
     return (np.sin((np.arange(samples) + 0.5) / samples * np.pi / 2) ** 2).astype(np.float32)
 
@@ -181,7 +183,7 @@ def captions(scene: Scene) -> tuple[str, ...]:
     names = [CLASS_NAMES[digit.label] for digit in scene.digits]
     if scene.layout == "single":
         return _of_one(names[0], place(scene.digits[0]))
-    (one, other), (a, b) = names, [_with_article(name) for name in names]
+    (one, other), (a, b) = names, [with_article(name) for name in names]
     if scene.layout == "row":
         return (
             f"{a} to the left of {b}",
@@ -216,12 +218,13 @@ def place(digit: Digit) -> str | None:
 
 
 def _of_one(name: str, where: str | None) -> tuple[str, ...]:
-    something = _with_article(name)
+    something = with_article(name)
     plain = (*(template.format(name) for template in TEMPLATES), something, f"a photo of {something}")
     return plain if where is None else (*plain, f"{something} {where}", f"the digit {name} {where}")
 
 
-def _with_article(name: str) -> str:
+def with_article(name: str) -> str:
+    """`an eight`, `a three`."""
     return f"an {name}" if name == "eight" else f"a {name}"
 
 

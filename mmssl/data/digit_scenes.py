@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +89,18 @@ def sample_scene(split: str, number: int, seed: int = 0) -> Scene:
     labels = (int(rng.integers(10)),) if single else _draw_pair(rng, split)
     boxes = _draw_single(rng) if single else _draw_two(rng, layout)
     dark_ink = bool(rng.random() < 0.5)
-    paper = _draw_colour(rng, light=dark_ink)
+    paper = draw_colour(rng, light=dark_ink)
     digits = []
     for label, (x, y, size), (begin, end) in zip(labels, boxes, _draw_times(rng, len(labels)), strict=True):
         scan = int(rng.choice(split_scans(seed)[split][label]))
-        digits.append(Digit(label, scan, x, y, size, _draw_colour(rng, light=not dark_ink), begin, end))
+        digits.append(Digit(label, scan, x, y, size, draw_colour(rng, light=not dark_ink), begin, end))
     draft = Scene(
         split=split,
         layout=layout,
         digits=tuple(digits),
         paper=paper,
         held_out_pair=tuple(labels) in HELD_OUT,
-        level=_uniform(rng, 0.4, 0.9),
+        level=uniform(rng, 0.4, 0.9),
         seconds=SECONDS,
         form=0,
         noise=int(rng.integers(2**31)),
@@ -161,8 +161,36 @@ def write(
         raise ValueError(
             f"got {counts}, {shards} shards, size {size}; wanted scenes, at least 1 shard, at least 16 pixels"
         )
-    folder = Path(out_dir)
     settings = {"writer": "digit_scenes", "version": VERSION, **counts, "seed": seed, "shards": shards, "size": size}
+
+    def samples(split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        for number in range(start, stop):
+            yield encode_scene(sample_scene(split, number, seed), f"{split}-{number:06d}", size)
+
+    return write_splits(Path(out_dir), settings, counts, shards, samples, progress)
+
+
+def write_splits(
+    folder: Path,
+    settings: Mapping[str, Any],
+    counts: Mapping[str, int],
+    shards: int,
+    samples: Callable[[str, int, int], Iterator[dict[str, Any]]],
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write `folder/{split}/{000000...}.tar` and a manifest; what was written with equal settings and is intact is kept.
+
+    Args:
+        folder: made if needed.
+        settings: all that the bytes depend on.
+        counts: samples of each split.
+        shards: tar files a split (fewer where a split has fewer samples).
+        samples: (split, first, after the last) -> those samples.
+        progress: called with (samples done, samples in all).
+
+    Raises:
+        DataError: the folder holds foreign tar files, or cannot be written.
+    """
     previous = claim(folder)
     same = previous is not None and dict(previous.settings) == settings
     records = {record.path: record for record in previous.shards} if previous is not None and same else {}
@@ -172,7 +200,7 @@ def write(
     for name, split, start, stop in _plan(counts, shards):
         record = records.get(name)
         if record is None or not Manifest(folder, settings, ()).intact(record):
-            record = write_shard(folder, name, start, stop, _samples(split, start, stop, seed, size))
+            record = write_shard(folder, name, start, stop, samples(split, start, stop))
         finished.append(record)
         done += stop - start
         if progress is not None:
@@ -189,11 +217,6 @@ def _plan(counts: Mapping[str, int], shards: int) -> Iterator[tuple[str, str, in
             yield f"{split}/{part:06d}.tar", split, part * count // parts, (part + 1) * count // parts
 
 
-def _samples(split: str, start: int, stop: int, seed: int, size: int) -> Iterator[dict[str, Any]]:
-    for number in range(start, stop):
-        yield encode_scene(sample_scene(split, number, seed), f"{split}-{number:06d}", size)
-
-
 def _draw_pair(rng: np.random.Generator, split: str) -> tuple[int, int]:
     """Two digits in reading order: a pair of the training pairs, or now and then, outside training, one that is held out."""
     apart = split != "train" and rng.random() < HELD_OUT_SHARE
@@ -203,17 +226,17 @@ def _draw_pair(rng: np.random.Generator, split: str) -> tuple[int, int]:
 
 def _draw_single(rng: np.random.Generator) -> list[tuple[float, float, float]]:
     """Centre and size of one digit, wholly inside the picture."""
-    size = _uniform(rng, 0.4, 0.85)
-    return [(_uniform(rng, size / 2, 1 - size / 2), _uniform(rng, size / 2, 1 - size / 2), size)]
+    size = uniform(rng, 0.4, 0.85)
+    return [(uniform(rng, size / 2, 1 - size / 2), uniform(rng, size / 2, 1 - size / 2), size)]
 
 
 def _draw_two(rng: np.random.Generator, layout: str) -> list[tuple[float, float, float]]:
     """Centres and sizes of two digits that do not overlap: along the layout 0.35 apart or more, across it 0.24 or less."""
     boxes = []
     for half in (0.0, 0.5):
-        size = _uniform(rng, 0.35, 0.5)
-        along = _uniform(rng, half + size / 2, half + 0.5 - size / 2)
-        across = _uniform(rng, 0.38, 0.62)
+        size = uniform(rng, 0.35, 0.5)
+        along = uniform(rng, half + size / 2, half + 0.5 - size / 2)
+        across = uniform(rng, 0.38, 0.62)
         boxes.append((along, across, size) if layout == "row" else (across, along, size))
     return boxes
 
@@ -221,16 +244,16 @@ def _draw_two(rng: np.random.Generator, layout: str) -> list[tuple[float, float,
 def _draw_times(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
     """Begin and end of each digit's tone; of two, either may sound first, and they never overlap."""
     if count == 1:
-        begin = _uniform(rng, 0.05, 0.5)
-        return [(begin, round(begin + _uniform(rng, 0.3, 0.45), 3))]
+        begin = uniform(rng, 0.05, 0.5)
+        return [(begin, round(begin + uniform(rng, 0.3, 0.45), 3))]
     slots = []
     for earliest in (0.05, 0.55):
-        begin = _uniform(rng, earliest, earliest + 0.1)
-        slots.append((begin, round(begin + _uniform(rng, 0.2, 0.3), 3)))
+        begin = uniform(rng, earliest, earliest + 0.1)
+        slots.append((begin, round(begin + uniform(rng, 0.2, 0.3), 3)))
     return slots if rng.random() < 0.5 else slots[::-1]
 
 
-def _draw_colour(rng: np.random.Generator, *, light: bool) -> tuple[int, int, int]:
+def draw_colour(rng: np.random.Generator, *, light: bool) -> tuple[int, int, int]:
     """A colour of any hue that is clearly light or clearly dark: luma at least 0.7, or at most 0.3 (ITU-R BT.601 weights)."""
     luma = rng.uniform(0.7, 0.92) if light else rng.uniform(0.05, 0.3)
     colour = rng.uniform(0, 1, 3)
@@ -241,8 +264,8 @@ def _draw_colour(rng: np.random.Generator, *, light: bool) -> tuple[int, int, in
     return red, green, blue
 
 
-def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    # Three decimals: times are whole milliseconds, and `.json` holds exactly the number that was rendered.
+def uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number from `low` to `high` with three decimals: times are whole milliseconds, and `.json` holds what was rendered."""
     return round(float(rng.uniform(low, high)), 3)
 
 

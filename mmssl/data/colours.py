@@ -1,0 +1,64 @@
+"""Changes of colours: drawn once, and the same for a picture and for all frames of a clip."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from mmssl.core.config import Config
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class JitterConfig(Config):
+    """How colours may change: four changes in random order, each by a random factor.
+
+    Attributes:
+        jitter: probability that they are changed at all.
+        brightness, contrast, saturation: factor in [max(0, 1 - x), 1 + x]; hue: shift in [-x, x] of the colour circle.
+    """
+
+    jitter: Probability = 0.8
+    brightness: float = Field(default=0.8, ge=0)
+    contrast: float = Field(default=0.8, ge=0)
+    saturation: float = Field(default=0.8, ge=0)
+    hue: float = Field(default=0.2, ge=0, le=0.5)
+
+
+def draw_jitter(config: JitterConfig, rng: np.random.Generator) -> list[list[Any]]:
+    """Changes of colours [[name, amount], ...] in the order in which they are made; often none."""
+    if rng.random() >= config.jitter:
+        return []
+    ranges = {
+        "brightness": (max(0.0, 1 - config.brightness), 1 + config.brightness),
+        "contrast": (max(0.0, 1 - config.contrast), 1 + config.contrast),
+        "saturation": (max(0.0, 1 - config.saturation), 1 + config.saturation),
+        "hue": (-config.hue, config.hue),
+    }
+    return [[name, float(rng.uniform(*ranges[name]))] for name in rng.permutation(list(ranges)).tolist()]
+
+
+def change_colours(x: Tensor, jitter: list[list[Any]]) -> Tensor:
+    """Make the changes that `draw_jitter` drew; x: uint8 [..., 3, H, W]."""
+    from torchvision.transforms.v2 import functional as tv  # slow to import, and only needed here
+
+    change = {
+        "brightness": tv.adjust_brightness,
+        "contrast": tv.adjust_contrast,
+        "saturation": tv.adjust_saturation,
+        "hue": tv.adjust_hue,
+    }
+    for name, amount in jitter:
+        x = change[name](x, amount)
+    return x
+
+
+def to_grey(x: Tensor) -> Tensor:
+    """uint8 [3, H, W] without colours."""
+    from torchvision.transforms.v2 import functional as tv
+
+    grey: Tensor = tv.rgb_to_grayscale(x, num_output_channels=3)
+    return grey
