@@ -1,0 +1,179 @@
+"""Synchronized operations on space: the mirror, and crops, of everything that has a left and a right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field as Setting
+
+from mmssl.core.errors import did_you_mean
+from mmssl.data.audio import AudioModality
+from mmssl.data.image import ImageModality
+from mmssl.data.image_views import Range, Scale
+from mmssl.data.label import LabelModality
+from mmssl.data.left_right import swap_sides
+from mmssl.data.modality import Modality
+from mmssl.data.pan import remap_pan
+from mmssl.data.rewrite import Words, word_set
+from mmssl.data.synchronized_operation import (
+    Entry,
+    Field,
+    Kernel,
+    Operation,
+    Probability,
+    Skip,
+    Values,
+    identity,
+    register,
+)
+from mmssl.data.synchronized_time import rate_of
+from mmssl.data.text import Captions, TextModality
+from mmssl.data.timeline import Clip
+from mmssl.data.video import VideoModality
+
+Axes = Literal["xy", "x", "y", "none"]
+
+PLACES = word_set(
+    "top bottom upper lower middle center centre central corner corners edge edges side sides above below"
+    " over under beneath background foreground border"
+)
+"""Words that say where in the picture something is, besides left and right."""
+
+
+class Flip(Operation):
+    """Left and right exchanged: pictures mirrored, stereo channels swapped, sides in captions swapped.
+
+    A caption that leaves it open which words name a side keeps the whole sample as it is. Writing in the picture is mirrored too.
+
+    Attributes:
+        without_sides: names of pictures whose width is no direction in space, such as spectrograms: they stay.
+    """
+
+    kind: Literal["flip"] = "flip"
+    probability: Probability = 0.5
+    without_sides: tuple[str, ...] = ()
+
+    def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
+        """Nothing but the setting: there is one mirror."""
+        return {"without_sides": list(self.without_sides)}
+
+
+class Crop(Operation):
+    """The same box of every picture, and stereo sound moved to where things are seen then. Captions that name a place forbid it.
+
+    Sizes of pictures follow: views bring them to one.
+
+    Attributes:
+        scale: range of the box' share of the picture's area. ratio: range of its width over its height, times the picture's.
+        axes: name of a picture or video -> which edges of the box cut it: "xy" both, "x" those at its sides, "y" upper and lower
+            ones, "none" neither. Where there is more than one, such as a picture and its spectrogram, each must be named.
+        pan: stereo sound is moved with what is seen ("remap"), made equal on both sides ("mono"), or left as it is ("ignore").
+    """
+
+    kind: Literal["crop"] = "crop"
+    probability: Probability = 1.0
+    scale: Scale = (0.5, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+    axes: dict[str, Axes] = Setting(default_factory=dict)
+    pan: Literal["remap", "mono", "ignore"] = "remap"
+
+    def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
+        """Box [left, top, width, height] in fractions of the picture, and the settings that kernels need."""
+        if not any(isinstance(modality, ImageModality | VideoModality) for modality in map(modalities.get, values)):
+            raise Skip("no_picture")
+        area = float(rng.uniform(*self.scale))
+        shape = float(np.exp(rng.uniform(*np.log(self.ratio)))) ** 0.5
+        width = min(1.0, area**0.5 * shape)
+        height = min(1.0, area**0.5 / shape)
+        left, top = float(rng.uniform(0, 1 - width)), float(rng.uniform(0, 1 - height))
+        return {"box": [left, top, width, height], "axes": dict(self.axes), "pan": self.pan}
+
+
+def _check_pictures(flip: Flip, modalities: Mapping[str, Modality]) -> Iterator[str]:
+    pictures = [name for name, modality in modalities.items() if isinstance(modality, ImageModality)]
+    for name in set(flip.without_sides) - set(pictures):
+        yield f"flip.without_sides names {name!r}{did_you_mean(name, pictures)}; pictures are: {', '.join(pictures) or 'none'}"
+
+
+def _check_axes(crop: Crop, modalities: Mapping[str, Modality]) -> Iterator[str]:
+    rasters = [name for name, modality in modalities.items() if isinstance(modality, ImageModality | VideoModality)]
+    for name in crop.axes.keys() - set(rasters):
+        yield f"crop.axes names {name!r}{did_you_mean(name, rasters)}; pictures and videos are: {', '.join(rasters) or 'none'}"
+    if len(rasters) > 1:
+        for name in sorted(set(rasters) - crop.axes.keys()):
+            yield f"crop.axes must say which edges of the box cut {name!r}, as there are several: one of xy, x, y, none"
+
+
+def _bounds(start: float, length: float, pixels: int) -> slice:
+    first = min(round(start * pixels), pixels - 1)
+    return slice(first, max(first + 1, round((start + length) * pixels)))
+
+
+def _crop_raster(frames: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+    left, top, width, height = entry["box"]
+    axes = entry["axes"].get(field.name, "xy")
+    rows = _bounds(top, height, frames.shape[-3]) if "y" in axes else slice(None)
+    columns = _bounds(left, width, frames.shape[-2]) if "x" in axes else slice(None)
+    return np.ascontiguousarray(frames[..., rows, columns, :])
+
+
+def _crop_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
+    return Clip(_crop_raster(clip.frames, entry, field), clip.times, clip.seconds)
+
+
+def _crop_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+    left, _, width, _ = entry["box"]
+    if len(wave) != 2 or entry["pan"] == "ignore":
+        return wave
+    if entry["pan"] == "mono":
+        return np.repeat(wave.mean(axis=0, keepdims=True, dtype=np.float32), 2, axis=0)
+    return remap_pan(wave, left, width, rate_of(field))
+
+
+def _names_a_place(captions: Captions, entry: Entry, field: Field) -> str | None:
+    for caption in captions:
+        if swap_sides(caption).outcome != "unchanged" or not PLACES.isdisjoint(Words.of(caption).words):
+            return "position_words"
+    return None
+
+
+def _mirror_picture(picture: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+    return picture if field.name in entry["without_sides"] else np.ascontiguousarray(picture[:, ::-1])
+
+
+def _mirror_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
+    return Clip(np.ascontiguousarray(clip.frames[:, :, ::-1]), clip.times, clip.seconds)
+
+
+def _mirror_text(captions: Captions, entry: Entry, field: Field) -> Captions:
+    return Captions([swap_sides(caption).text for caption in captions], captions.weights)
+
+
+def _cannot_mirror(captions: Captions, entry: Entry, field: Field) -> str | None:
+    return "ambiguous_caption" if any(swap_sides(caption).outcome == "ambiguous" for caption in captions) else None
+
+
+register(
+    "flip",
+    {
+        ImageModality: Kernel(_mirror_picture),
+        VideoModality: Kernel(_mirror_clip),
+        AudioModality: Kernel(lambda wave, entry, field: np.ascontiguousarray(wave[::-1])),
+        TextModality: Kernel(_mirror_text, _cannot_mirror),
+        LabelModality: identity("a class has no side"),
+    },
+    _check_pictures,
+)
+register(
+    "crop",
+    {
+        ImageModality: Kernel(_crop_raster),
+        VideoModality: Kernel(_crop_clip),
+        AudioModality: Kernel(_crop_sound),
+        TextModality: Kernel(lambda captions, entry, field: captions, _names_a_place),
+        LabelModality: identity("a class has no place"),
+    },
+    _check_axes,
+)
