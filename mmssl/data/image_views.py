@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from mmssl.core.config import Config
+from mmssl.data.colours import JitterConfig, Probability, change_colours, draw_jitter, to_grey
 from mmssl.data.modality import View
 
 
@@ -33,9 +34,10 @@ def _share(values: tuple[float, float]) -> tuple[float, float]:
 
 Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
 Scale = Annotated[Range, AfterValidator(_share)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 Interpolation = Literal["bicubic", "bilinear"]
-_RATIO = (3 / 4, 4 / 3)
+RATIO = (3 / 4, 4 / 3)
+"""Widths by heights of boxes, torchvision's default."""
+MAX_ASPECT = 8  # beyond it the centre is cut out first, or a picture one pixel high would be blown up to gigabytes
 
 
 class ResizedCropConfig(Config):
@@ -48,7 +50,7 @@ class ResizedCropConfig(Config):
 
     kind: Literal["resized_crop"] = "resized_crop"
     scale: Scale = (0.9, 1.0)
-    ratio: Range = _RATIO
+    ratio: Range = RATIO
     interpolation: Interpolation = "bicubic"
     flip: Probability = 0.0
 
@@ -57,27 +59,21 @@ class ResizedCropConfig(Config):
         return ResizedCrop(self, size)
 
 
-class SimClrConfig(Config):
+class SimClrConfig(JitterConfig):
     """The augmentation of SimCLR (Chen et al. 2020, appendix A); MoCo v3 and SLIP use jitter of 0.4, 0.4, 0.4, 0.1.
 
     Attributes:
         scale, ratio, interpolation, flip: as in a resized crop.
-        jitter: probability that colours are changed at all; the four changes come in random order, each by a random factor:
-        brightness, contrast, saturation: factor in [max(0, 1 - x), 1 + x]; hue: shift in [-x, x] of the colour circle.
+        jitter, brightness, contrast, saturation, hue: see `JitterConfig`.
         grayscale: probability of grey; blur: probability of a Gaussian blur.
         sigma: range of its standard deviation in pixels; blur_kernel: its width as a share of the picture's.
     """
 
     kind: Literal["simclr"] = "simclr"
     scale: Scale = (0.08, 1.0)
-    ratio: Range = _RATIO
+    ratio: Range = RATIO
     interpolation: Interpolation = "bicubic"
     flip: Probability = 0.5
-    jitter: Probability = 0.8
-    brightness: float = Field(default=0.8, ge=0)
-    contrast: float = Field(default=0.8, ge=0)
-    saturation: float = Field(default=0.8, ge=0)
-    hue: float = Field(default=0.2, ge=0, le=0.5)
     grayscale: Probability = 0.2
     blur: Probability = 0.5
     sigma: Range = (0.1, 2.0)
@@ -134,15 +130,7 @@ class SimClr(View):
     def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         """All parameters of all operations."""
         c = self.config
-        jitter: list[list[Any]] = []
-        if rng.random() < c.jitter:
-            ranges = {
-                "brightness": (max(0.0, 1 - c.brightness), 1 + c.brightness),
-                "contrast": (max(0.0, 1 - c.contrast), 1 + c.contrast),
-                "saturation": (max(0.0, 1 - c.saturation), 1 + c.saturation),
-                "hue": (-c.hue, c.hue),
-            }
-            jitter = [[name, float(rng.uniform(*ranges[name]))] for name in rng.permutation(list(ranges)).tolist()]
+        jitter = draw_jitter(c, rng)
         return {
             "jitter": jitter,
             "box": random_box(value.shape[0], value.shape[1], c.scale, c.ratio, rng),
@@ -153,21 +141,12 @@ class SimClr(View):
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
         """The augmented picture."""
-        from torchvision.transforms.v2 import functional as tv  # slow to import, and only needed here
-
-        x = resize(value, parameters["box"], (self.size, self.size), self.config.interpolation)
+        x = resize(value, parameters["box"], (self.size, self.size), self.config.interpolation).contiguous()
         if parameters["flip"]:
             x = x.flip(-1)
-        change = {
-            "brightness": tv.adjust_brightness,
-            "contrast": tv.adjust_contrast,
-            "saturation": tv.adjust_saturation,
-            "hue": tv.adjust_hue,
-        }
-        for name, amount in parameters["jitter"]:
-            x = change[name](x, amount)
+        x = change_colours(x, parameters["jitter"])
         if parameters["grayscale"]:
-            x = tv.rgb_to_grayscale(x, num_output_channels=3)
+            x = to_grey(x)
         if parameters["sigma"]:
             x = gaussian_blur(x, self.config.blur_kernel, parameters["sigma"])
         return x.contiguous()
@@ -199,8 +178,6 @@ class Order(View):
 class EvalView(View):
     """uint8 [3, size, size]: the shortest side resized (bicubic), the centre cropped: open_clip's transform for evaluation."""
 
-    MAX_ASPECT = 8  # beyond it the centre is cut out first, or a picture one pixel high would be blown up to gigabytes
-
     def __init__(self, size: int) -> None:
         self.size = size
 
@@ -210,18 +187,23 @@ class EvalView(View):
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
         """The centre of the resized picture."""
-        height, width = value.shape[:2]
-        short = min(height, width)
-        top, left = max(0, height - self.MAX_ASPECT * short) // 2, max(0, width - self.MAX_ASPECT * short) // 2
-        height, width = min(height, self.MAX_ASPECT * short), min(width, self.MAX_ASPECT * short)
-        target = (self.size * height // short, self.size * width // short)
-        x = resize(value, [top, left, height, width], target, "bicubic")
-        row, column = round((target[0] - self.size) / 2), round((target[1] - self.size) / 2)
-        return x[:, row : row + self.size, column : column + self.size].contiguous()
+        return centre(value, self.size)
 
     def blank(self) -> Tensor:
         """Black."""
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+
+def centre(value: np.ndarray, size: int) -> Tensor:
+    """uint8 [3, size, size] of uint8 [H, W, 3]: the shortest side resized (bicubic), the middle cropped."""
+    height, width = value.shape[:2]
+    short = min(height, width)
+    top, left = max(0, height - MAX_ASPECT * short) // 2, max(0, width - MAX_ASPECT * short) // 2
+    height, width = min(height, MAX_ASPECT * short), min(width, MAX_ASPECT * short)
+    target = (size * height // short, size * width // short)
+    x = resize(value, [top, left, height, width], target, "bicubic")
+    row, column = round((target[0] - size) / 2), round((target[1] - size) / 2)
+    return x[:, row : row + size, column : column + size].contiguous()
 
 
 def random_box(
@@ -243,13 +225,30 @@ def random_box(
 
 
 def resize(value: np.ndarray, box: list[int], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """Cut the box [top, left, height, width] out of uint8 [H, W, 3] and resize it with antialiasing to uint8 [3, *size]."""
+    """Cut the box [top, left, height, width] out of uint8 [H, W, 3] and resize it with antialiasing to uint8 [3, *size].
+
+    The result lies in memory as the picture does, channels last: turning it into planes would take a quarter of the time again.
+    """
     top, left, height, width = box
-    # A strided view, not a copy: the resize of interleaved pixels is twice as fast as that of planes, and gives planes.
     x = torch.from_numpy(value)[top : top + height, left : left + width].permute(2, 0, 1)[None]
     if (height, width) == size:
-        return x[0].contiguous()
-    return F.interpolate(x, size, mode=interpolation, antialias=True)[0].contiguous()
+        return x[0].clone()
+    out = torch.empty((1, *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    kernel = _KERNELS.get(interpolation)
+    if kernel is None:
+        return F.interpolate(x, size, mode=interpolation, antialias=True)[0]
+    kernel(x, size, False, None, None, out=out)
+    return out[0]
+
+
+def _kernels() -> dict[str, Any]:
+    """What `F.interpolate` calls, with a place for the result. The names are torch's own affair: it is called without them."""
+    names = {"bicubic": "_upsample_bicubic2d_aa", "bilinear": "_upsample_bilinear2d_aa"}
+    found = {mode: getattr(torch.ops.aten, name, None) for mode, name in names.items()}
+    return {mode: packet.out for mode, packet in found.items() if packet is not None and "out" in packet.overloads()}
+
+
+_KERNELS = _kernels()
 
 
 def gaussian_blur(x: Tensor, kernel: float, sigma: float) -> Tensor:

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+from mmssl.data.text_augment import WordOperation, WordsConfig, draw_words, take_words
 from mmssl.data.timeline import Window
 from mmssl.data.tokenizers import ClipTokenizerConfig, Tokenizer, TokenizerConfig
 
@@ -44,10 +45,18 @@ class TextModality(Modality):
     Args:
         captions: how a member holds them; see `TextConfig`.
         tokenizer: turns them into ids.
+        augment: what is done to captions in the view "tokens".
     """
 
-    def __init__(self, name: str, extensions: tuple[str, ...], captions: CaptionFormat, tokenizer: Tokenizer) -> None:
-        super().__init__(name, extensions, {"tokens": TokensView(tokenizer), "eval": AllTokensView(tokenizer)})
+    def __init__(
+        self,
+        name: str,
+        extensions: tuple[str, ...],
+        captions: CaptionFormat,
+        tokenizer: Tokenizer,
+        augment: Sequence[WordsConfig] = (),
+    ) -> None:
+        super().__init__(name, extensions, {"tokens": TokensView(tokenizer, augment), "eval": AllTokensView(tokenizer)})
         self.captions = captions
         self.tokenizer = tokenizer
 
@@ -58,7 +67,7 @@ class TextModality(Modality):
         """All captions of a member.
 
         Raises:
-            DecodeError: "undecodable" (not UTF-8, not the expected JSON), "empty" (no caption in it).
+            DecodeError: "undecodable" (not UTF-8, not the expected JSON), "missing" (no caption in it).
         """
         try:
             text = data.decode("utf-8-sig")
@@ -71,7 +80,7 @@ class TextModality(Modality):
         else:
             captions = _from_json(text, extension, self.captions)
         if not captions:
-            raise DecodeError("empty", f".{extension} holds no caption")
+            raise DecodeError("missing", f".{extension} holds no caption")
         return captions
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
@@ -87,12 +96,15 @@ class TextConfig(ModalityConfig):
         captions: "whole": a member is one caption; "lines": one a line; "list": a JSON list of captions; or {key: weight}: a JSON
             object, of which these keys are read (each a caption or a list of them; keys that a sample lacks are left out) and
             drawn in proportion to their weights.
+        augment: what is done to the caption in the view "tokens", in this order: swap, delete or repeat words, or take a span.
+            The view "eval" has captions as they are.
         extensions: default `txt`, and `json` where JSON is read.
     """
 
     kind: Literal["text"] = "text"
     tokenizer: TokenizerConfig = ClipTokenizerConfig()
     captions: CaptionFormat = "whole"
+    augment: tuple[WordOperation, ...] = ()
 
     @field_validator("captions")
     @classmethod
@@ -104,23 +116,29 @@ class TextConfig(ModalityConfig):
     def build(self, name: str) -> TextModality:
         """The modality under the name that the recipe gives it."""
         usual = ("txt",) if self.captions in ("whole", "lines") else ("json",)
-        return TextModality(name, self.extensions or usual, self.captions, self.tokenizer.build())
+        return TextModality(name, self.extensions or usual, self.captions, self.tokenizer.build(), self.augment)
 
 
 class TokensView(View):
-    """int64 [T], ids of one caption drawn by weight. Parameters: caption, its number."""
+    """int64 [T], ids of one caption drawn by weight. Parameters: caption, its number; words, see `draw_words`, if it is changed."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, augment: Sequence[WordsConfig] = ()) -> None:
         self.tokenizer = tokenizer
+        self.augment = tuple(augment)
 
     def draw(self, value: Captions, rng: np.random.Generator) -> dict[str, Any]:
-        """Which caption."""
+        """Which caption, and what becomes of it."""
         bounds = list(accumulate(value.weights))
-        return {"caption": min(bisect_right(bounds, rng.random() * bounds[-1]), len(value) - 1)}
+        caption = min(bisect_right(bounds, rng.random() * bounds[-1]), len(value) - 1)
+        words = draw_words(value[caption], self.augment, rng)
+        return {"caption": caption} if words is None else {"caption": caption, "words": words}
 
     def __call__(self, value: Captions, parameters: Mapping[str, Any]) -> Tensor:
         """Ids of that caption."""
-        return self.tokenizer([value[parameters["caption"]]])[0]
+        text = value[parameters["caption"]]
+        if "words" in parameters:
+            text = take_words(text, parameters["words"])
+        return self.tokenizer([text])[0]
 
     def blank(self) -> Tensor:
         """The ids of an empty text: start and end."""
