@@ -84,8 +84,8 @@ def synthetic(ordinal: int) -> dict[str, bytes]:
 def our_batches(shards: list[str], batch: int, workers: int) -> Iterator[Any]:
     """Endless batches of this project."""
     sys.path.insert(0, str(TOOLS.parent))
+    from mmssl.data.data_config import DataConfig
     from mmssl.data.image import ImageConfig
-    from mmssl.data.stream import DataConfig
     from mmssl.data.text import TextConfig
 
     modalities = {"image": ImageConfig(size=SIZE).build("image"), "text": TextConfig().build("text")}

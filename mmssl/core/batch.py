@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +39,7 @@ class Batch:
         present: modality -> [B] bool, only for modalities that some sample of the batch lacks.
         lengths: modality -> [B] int64, only for views padded in dimension 1: how many entries are real.
         faults: samples of this batch that were replaced, with the reason.
+        records: what synchronized augmentation did to each sample, one entry an operation, as plain JSON data; empty without it.
     """
 
     views: Mapping[str, Views]
@@ -45,12 +48,18 @@ class Batch:
     present: Mapping[str, Tensor] = field(default_factory=dict)
     lengths: Mapping[str, Tensor] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
+    records: tuple[tuple[Mapping[str, Any], ...], ...] = ()
 
     def __getitem__(self, modality: str) -> Views:
         return self.views[modality]
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def unapplied(self) -> Counter[str]:
+        """Synchronized operations that had no meaning for a sample, as "flip: ambiguous_caption" -> how many samples."""
+        entries = (entry for record in self.records for entry in record)
+        return Counter(f"{entry['op']}: {entry['skipped']}" for entry in entries if "skipped" in entry)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply `function` to every tensor; used to move, pin and slice."""
@@ -73,7 +82,7 @@ class Batch:
     def rows(self, start: int, stop: int) -> Batch:
         """Samples start ... stop-1 as a batch of their own."""
         part = self.map(lambda x: x[start:stop])
-        return replace(part, keys=self.keys[start:stop])
+        return replace(part, keys=self.keys[start:stop], records=self.records[start:stop])
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """Consecutive batches of at most `size` samples; together they are this batch."""

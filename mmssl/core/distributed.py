@@ -7,6 +7,7 @@ encoder and temperature gradients equal those of one process on the global batch
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,6 +34,17 @@ def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
         dist.barrier()
+
+
+@torch.no_grad()
+def follow_main(tensors: Iterable[Tensor]) -> None:
+    """Give every process the main process' values, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dense = tensor.contiguous()
+            dist.broadcast(dense, 0)
+            if dense is not tensor:
+                tensor.copy_(dense)
 
 
 def gather(x: Tensor) -> Tensor:

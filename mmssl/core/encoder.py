@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -42,6 +42,8 @@ class Encoder(nn.Module, ABC):
         width: D, the size of `pooled` and of each token.
         grid: shape of the token grid of a full-size input; None if there are no tokens.
         capabilities: subset of {"tokens", "mask_drop", "mask_replace"}: gives tokens; accepts `keep`; accepts `replace`.
+        trim: cuts off the end of a raw view [B, T] what has no influence on any of its rows. Called before the view is moved to
+            a device, where a look at its values would wait; None: views are taken as they are.
     """
 
     TOKENS: ClassVar[str] = "tokens"
@@ -51,6 +53,7 @@ class Encoder(nn.Module, ABC):
     width: int
     grid: tuple[int, ...] | None = None
     capabilities: frozenset[str] = frozenset()
+    trim: Callable[[Tensor], Tensor] | None = None
 
     @abstractmethod
     def prepare(self, x: Tensor) -> Tensor:
@@ -58,7 +61,12 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Features:
         """Encode raw views.
 
@@ -68,6 +76,8 @@ class Encoder(nn.Module, ABC):
                 position embedding, before the first block. Needs the capability "mask_drop".
             replace: (mask [B, T] bool, value broadcastable to [B, T, D]): embedded content tokens under the mask give way to
                 the value before the position embedding is added. Needs the capability "mask_replace".
+            pooled_only: the caller reads `pooled` alone: an encoder may leave out all that only `tokens` need (the same `pooled`
+                but for rounding; `tokens` may then be None). Every encoder takes it; those that gain nothing ignore it.
         """
 
     @abstractmethod
@@ -138,15 +148,26 @@ class EmbeddingModel(nn.Module):
             )
 
     def features(self, modality: str, x: Tensor) -> Tensor:
-        """Pooled encoder features [B, D] of raw views [B, ...], float32, before any head: what linear probes see."""
+        """Pooled encoder features [B, D] of raw views [B, ...], float32, before any head: what linear probes see.
+
+        Views may be on the CPU: they are trimmed where the encoder allows it, and moved.
+        """
         self.require(modality, shared_space=False)
-        return self.encoders[modality](x).pooled.float()  # type: ignore[no-any-return]
+        return self._pooled(modality, x).float()
 
     def embed(self, modality: str, x: Tensor) -> Tensor:
-        """Unit-norm embeddings [B, E] of raw views [B, ...] in the shared space, float32.
+        """Unit-norm embeddings [B, E] of raw views [B, ...] (on any device) in the shared space, float32.
 
         Raises:
             ValueError: the objective that trained this model has no shared space for the modality.
         """
         self.require(modality, shared_space=True)
-        return F.normalize(self.heads[modality](self.encoders[modality](x).pooled).float(), dim=-1)
+        return F.normalize(self.heads[modality](self._pooled(modality, x)).float(), dim=-1)
+
+    def _pooled(self, modality: str, x: Tensor) -> Tensor:
+        encoder = self.encoders[modality]
+        assert isinstance(encoder, Encoder)
+        if encoder.trim is not None and x.device.type == "cpu":
+            x = encoder.trim(x)
+        features: Features = encoder(x.to(self.device), pooled_only=True)
+        return features.pooled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -130,6 +130,9 @@ class Learner(nn.Module):
 
     Encoders are here and not inside the objective because several objectives may share them (SLIP), and a shared tensor must
     have one name in a checkpoint.
+
+    Attributes:
+        adapt: changes a batch as its 0-based step wants it, on the device, before it is encoded; None: batches stay as they are.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder], objective: Objective) -> None:
@@ -137,6 +140,7 @@ class Learner(nn.Module):
         check_capabilities(objective, encoders)
         self.encoders = nn.ModuleDict(dict(encoders))
         self.objective = objective
+        self.adapt: Callable[[Batch, int], Batch] | None = None
 
     def context(self, step: int = 0, total_steps: int = 1) -> StepContext:
         """The context of one step with this learner's encoders."""
@@ -151,6 +155,8 @@ class Learner(nn.Module):
         that they have to prepare and average has to pass through it.
         """
         ctx = self.context(step, total_steps)
+        if self.adapt is not None:
+            batch = self.adapt(batch, step)
         latents = self.objective.encode(batch, ctx)
         return None if encode_only else self.criterion(latents, ctx), latents
 

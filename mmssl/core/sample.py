@@ -22,12 +22,16 @@ class Origin:
 
 @dataclass(frozen=True)
 class Sample:
-    """A decoded sample: `values[modality]` is whatever that modality decodes to; absent modalities have no entry."""
+    """A decoded sample: `values[modality]` is whatever that modality decodes to; absent modalities have no entry.
+
+    `record` tells what synchronized augmentation did to it: one entry an operation, plain JSON data.
+    """
 
     key: str
     origin: Origin
     index: int  # dense number within the data set, 0 ... N-1
     values: Mapping[str, Any]
+    record: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,20 @@ class Fault:
     reason: str  # a short name to count by: "undecodable", "missing", "too_large", ...
     detail: str
     substitute: str | None = None
+    row: int | None = None  # of the batch that it was to stand in
 
     def __str__(self) -> str:
         return f"{self.reason} {self.field!r} of key {self.key!r} ({self.origin}): {self.detail}"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn from one source of several.
+
+    Attributes:
+        samples: draws. share: of all draws. passes: through the whole source.
+    """
+
+    samples: int
+    share: float
+    passes: float

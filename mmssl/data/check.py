@@ -2,30 +2,39 @@
 
 A fault is what a loader would refuse or lose: a damaged archive, a member that does not decode or is there twice, a caption without
 text, a field that a sample lacks. A warning is what trains, but perhaps not as meant: equal images, captions that are cut, fewer
-shards than workers. Of a damaged archive the samples before the damage are still examined.
+shards than workers. Of a damaged archive what is left is still examined.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mmssl.core.sample import Fault, Origin
+from mmssl.data.audio import AudioConfig
 from mmssl.data.check_report import CheckReport, Duplicates, FieldReport, Spread
 from mmssl.data.check_shard import SOURCE, Findings, examine
 from mmssl.data.image import ImageConfig
 from mmssl.data.label import LabelConfig
+from mmssl.data.media_video import VideoFigures
 from mmssl.data.modality import Modality
 from mmssl.data.shard_list import expand
 from mmssl.data.shard_writer import Progress, in_order
+from mmssl.data.sound_file import SoundFigures
 from mmssl.data.text import TextConfig
 from mmssl.data.tokenizers import ClipTokenizerConfig
+from mmssl.data.video import VideoConfig
 
 MAX_LISTED = 1000  # faults in a report; all are counted
 EXPECTED_SHARE = 0.75  # a field that so many samples have is missing in the others
 MAX_EXAMPLES = 20
+SILENT = -60.0  # dB below full scale; quieter sounds say nothing
+SOUNDS = ("wav", "flac", "ogg", "opus", "mp3", "m4a")
+VIDEOS = ("mp4", "webm", "mkv", "mov")
+_DOTTED = re.compile(r"(?:[^.]*\.)*[^.]*\d[^.]*\.[a-z][a-z0-9]{1,4}").fullmatch  # such as 17.3.jpg, but not caption.txt
 
 
 def check(
@@ -43,8 +52,8 @@ def check(
 
     Args:
         shards: paths, folders, globs, brace patterns.
-        modalities: what decodes which members; every sample must have each. None: pictures, `.txt` (one caption a line),
-            `.cls` and `.json` are decoded, other members are only counted.
+        modalities: what decodes which members; every sample must have each. None: pictures, sounds, videos and their sounds,
+            `.txt` (one caption a line), `.cls` and `.json` are decoded, other members are only counted.
         required: extensions that every sample must have. None: without `modalities`, those that three quarters have.
         limit: read and decode the first so many samples of each shard only; the others are counted.
         workers: loader workers of the run that is planned, to compare with the number of shards.
@@ -59,7 +68,7 @@ def check(
     decoders = _decoders(modalities)
 
     def one(number: int) -> Findings:
-        return examine(paths[number], decoders, limit)
+        return examine(paths[number], decoders, limit, mute=modalities is None)
 
     total = _Total(context_length)
     for number, findings in enumerate(in_order(one, range(len(paths)), threads)):
@@ -77,14 +86,16 @@ def default_modalities() -> dict[str, Modality]:
         "image": ImageConfig(size=32).build("image"),
         "text": TextConfig(captions="lines").build("text"),
         "label": LabelConfig().build("label"),
+        "video": VideoConfig(size=32).build("video"),
+        "audio": AudioConfig(rate=16_000, seconds=1.0, channels="mono", extensions=SOUNDS + VIDEOS).build("audio"),
     }
 
 
-def _decoders(modalities: Mapping[str, Modality] | None) -> dict[str, Modality | None]:
-    """Extension -> what decodes it; None: JSON, which is only parsed."""
-    decoders: dict[str, Modality | None] = {} if modalities is not None else {"json": None}
+def _decoders(modalities: Mapping[str, Modality] | None) -> dict[str, tuple[Modality, ...]]:
+    """Extension -> what decode it; none: JSON, which is only parsed."""
+    decoders: dict[str, tuple[Modality, ...]] = {} if modalities is not None else {"json": ()}
     for modality in (default_modalities() if modalities is None else modalities).values():
-        decoders.update(dict.fromkeys(modality.extensions, modality))
+        decoders |= {extension: (*decoders.get(extension, ()), modality) for extension in modality.extensions}
     return decoders
 
 
@@ -118,7 +129,9 @@ class _Total:
         self.keys: Counter[str] = Counter()
         self.image_sizes: list[tuple[int, int]] = []
         self.words: list[int] = []
-        self.truncated = 0
+        self.sounds: list[SoundFigures] = []
+        self.videos: list[VideoFigures] = []
+        self.truncated = self.mute = 0
         self.samples = self.examined = self.ignored = 0
         self.images = _Seen()
         self.captions = _Seen()
@@ -139,6 +152,9 @@ class _Total:
         for digest, height, width, number in found.images:
             self.image_sizes.append((height, width))
             self.images.add(digest, "an image", (shard, number))
+        self.sounds += found.sounds
+        self.videos += found.videos
+        self.mute += found.mute
         for caption, number in found.captions:
             self.words.append(len(caption.split()))
             self.captions.add(caption.encode(), repr(caption[:60]), (shard, number))
@@ -190,7 +206,17 @@ class _Total:
             context_length=self.context_length,
             duplicate_images=self.images.summary(self.key),
             duplicate_captions=self.captions.summary(self.key),
+            sound_seconds=Spread.of([sound.seconds for sound in self.sounds]),
+            silent=self.silent,
+            clipped=sum(sound.clipped for sound in self.sounds),
+            video_seconds=Spread.of([video.seconds for video in self.videos]),
+            frame_rates=Spread.of([video.frames / video.seconds for video in self.videos]),
+            mute=self.mute,
         )
+
+    @property
+    def silent(self) -> int:
+        return sum(sound.level < SILENT for sound in self.sounds)
 
     def _warnings(self, shards: int, workers: int | None) -> Iterable[str]:
         if workers is not None and shards < workers:
@@ -199,9 +225,20 @@ class _Total:
             yield f"{self.images.extra} images are there more than once: equal images are false negatives, or leak between splits"
         if self.truncated:
             yield f"{self.truncated} captions are longer than {self.context_length} tokens of CLIP and will be cut"
+        if self.silent:
+            yield f"{self.silent} sounds are silent (quieter than {SILENT:g} dB): they say nothing of what they go with"
         repeated = sum(count > 1 for count in self.keys.values())
         if repeated:
             yield f"{repeated} keys occur more than once: loaders that merge by key may mix their samples"
+        dotted = sorted(name for name in self.sizes if _DOTTED(name))
+        if dotted:
+            example = next(
+                key for found in self.findings for key, _, names in found.samples if set(names) & set(dotted)
+            )
+            yield (
+                f"names have dots before their extension, as {example}.{dotted[0]}: the key ends at the first dot, so "
+                f"samples may be merged ({len(dotted)} such extensions); write the keys without dots"
+            )
         if self.ignored:
             yield f"{self.ignored} members have no extension and belong to no sample"
 

@@ -97,6 +97,9 @@ class CheckReport:
         width, height: of pictures, pixels.
         words: of captions; captions: how many; truncated: captions longer than `context_length` tokens of CLIP.
         duplicate_images, duplicate_captions: by SHA-256 of the bytes, and by text.
+        sound_seconds: of sounds, also of those in videos; silent: how many are quieter than -60 dB below full scale; clipped: how
+            many are at full scale for three samples or more.
+        video_seconds: of videos; frame_rates: their frames a second; mute: how many have no sound.
     """
 
     shards: int
@@ -116,6 +119,12 @@ class CheckReport:
     context_length: int
     duplicate_images: Duplicates = field(default_factory=Duplicates)
     duplicate_captions: Duplicates = field(default_factory=Duplicates)
+    sound_seconds: Spread = Spread(0)
+    silent: int = 0
+    clipped: int = 0
+    video_seconds: Spread = Spread(0)
+    frame_rates: Spread = Spread(0)
+    mute: int = 0
 
     @property
     def ok(self) -> bool:
@@ -141,6 +150,15 @@ class CheckReport:
             cut = f"{self.truncated:,} of {self.captions:,} longer than {self.context_length} tokens"
             rows += [("caption words", self.words.text()), ("captions cut", cut)]
             rows += [("equal captions", _duplicates_line(self.duplicate_captions))]
+        if self.sound_seconds.count:
+            rows += [
+                ("sounds", self.sound_seconds.text("s")),
+                ("silent", f"{self.silent:,}"),
+                ("clipped", f"{self.clipped:,}"),
+            ]
+        if self.video_seconds.count:
+            rows += [("videos", self.video_seconds.text("s")), ("frames a second", self.frame_rates.text())]
+            rows += [("without sound", f"{self.mute:,}")]
         lines = aligned(rows)
         lines += [f"warning: {warning}" for warning in self.warnings]
         lines += [f"fault: {count:,} x {what}" for what, count in self.fault_counts.items()]

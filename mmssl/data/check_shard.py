@@ -13,13 +13,20 @@ from typing import Any
 
 from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault, Origin
+from mmssl.data.audio import AudioModality, check_channels
 from mmssl.data.image import ImageModality
+from mmssl.data.media_video import VideoFigures, video_figures
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.shard_table import split_name
-from mmssl.data.tar import BLOCK, walk
+from mmssl.data.sound_file import SoundFigures, sound_figures
+from mmssl.data.tar import BLOCK, Lost, walk
 from mmssl.data.text import TextModality
+from mmssl.data.video import VideoModality
+
+Decoders = Mapping[str, tuple[Modality, ...]]
 
 MAX_MEMBER_BYTES = 1 << 30
+CODE = frozenset({"pyd", "pkl", "pickle", "dill", "joblib", "pt", "pth", "so", "dll", "exe", "sh", "py", "pyc"})
 SOURCE = "check"  # the data set that origins of an audit belong to
 
 
@@ -35,6 +42,7 @@ class Findings:
         faults: what is wrong.
         images: SHA-256, height, width and number of the sample of each picture.
         captions: text and number of the sample of each caption.
+        sounds: of each sound, also of those in videos. videos: of each video. mute: videos without a sound.
         ignored: members without an extension.
     """
 
@@ -46,43 +54,51 @@ class Findings:
     faults: list[Fault] = field(default_factory=list)
     images: list[tuple[bytes, int, int, int]] = field(default_factory=list)
     captions: list[tuple[str, int]] = field(default_factory=list)
+    sounds: list[SoundFigures] = field(default_factory=list)
+    videos: list[VideoFigures] = field(default_factory=list)
+    mute: int = 0
     ignored: int = 0
 
 
-def examine(path: Path, decoders: Mapping[str, Modality | None], limit: int | None) -> Findings:
-    """Examine a shard; of a damaged one, what stands before the damage.
+def examine(path: Path, decoders: Decoders, limit: int | None, *, mute: bool = False) -> Findings:
+    """Examine a shard; of a damaged one, what is left.
 
     Args:
         path: the shard.
-        decoders: extension -> what decodes it; None: JSON, which is only parsed.
+        decoders: extension -> what decode it; none: JSON, which is only parsed.
         limit: read and decode the first so many samples only.
+        mute: whether videos may be without sound.
     """
     found = Findings(path)
     members: dict[str, list[tuple[str, int, int]]] = {}
-    end = 0
+    lost: list[Lost] = []
     try:
-        for name, offset, size in walk(path):
-            end = offset + -(-size // BLOCK) * BLOCK
+        for name, offset, size in walk(path, lost):
             parts = split_name(name)
             if parts is None:
                 found.ignored += 1
             else:
                 members.setdefault(parts[0], []).append((parts[1], offset, size))
     except (DataError, OSError) as error:
-        # Origin: the first sample that is lost, and where the archive stops making sense.
-        found.faults.append(Fault("", Origin(SOURCE, str(path), len(members), end), "tar", "damaged", str(error)))
+        found.faults.append(Fault("", Origin(SOURCE, str(path), 0, 0), "tar", "damaged", str(error)))
+    starts = [fields[0][1] for fields in members.values()]
+    for span in lost:
+        origin = Origin(SOURCE, str(path), sum(start <= span.offset for start in starts), span.offset)
+        detail = f"{span.detail}; {span.stop - span.offset} bytes hold nothing that can be read"
+        found.faults.append(Fault("", origin, "tar", "damaged", detail))
     if not members and not found.faults:
         found.faults.append(Fault("", Origin(SOURCE, str(path), 0, 0), "tar", "empty", "no samples in it"))
     if members:
-        _examine_samples(found, members, decoders, limit)
+        _examine_samples(found, members, decoders, limit, mute)
     return found
 
 
 def _examine_samples(
     found: Findings,
     members: Mapping[str, list[tuple[str, int, int]]],
-    decoders: Mapping[str, Modality | None],
+    decoders: Decoders,
     limit: int | None,
+    mute: bool,
 ) -> None:
     with found.path.open("rb", buffering=0) as file:
         for number, (key, fields) in enumerate(members.items()):
@@ -90,6 +106,9 @@ def _examine_samples(
             names = [extension for extension, _, _ in fields]
             found.samples.append((key, origin.offset, tuple(dict.fromkeys(names))))
             for extension, count in Counter(names).items():
+                if extension.rpartition(".")[2] in CODE:
+                    detail = "loaders that unpickle it run its author's code; mmssl reads no such member: write the shard without"
+                    found.faults.append(Fault(key, origin, extension, "refused", detail))
                 if count > 1:
                     detail = f"the sample has {count} members .{extension}, and which one is meant is unknown"
                     found.faults.append(Fault(key, origin, extension, "duplicate", detail))
@@ -97,7 +116,8 @@ def _examine_samples(
                 found.sizes.setdefault(extension, []).append(size)
                 if (limit is None or number < limit) and extension in decoders:
                     try:
-                        _decode(found, number, extension, _read(file.fileno(), offset, size), decoders[extension])
+                        data = _read(file.fileno(), offset, size)
+                        _decode(found, number, extension, data, decoders[extension], mute)
                     except DecodeError as error:
                         found.faults.append(Fault(key, origin, extension, error.reason, error.detail))
             found.examined += limit is None or number < limit
@@ -109,16 +129,30 @@ def _read(fd: int, offset: int, size: int) -> bytes:
     return os.pread(fd, size, offset)
 
 
-def _decode(found: Findings, number: int, extension: str, data: bytes, modality: Modality | None) -> None:
-    if modality is None:
+def _decode(
+    found: Findings, number: int, extension: str, data: bytes, modalities: tuple[Modality, ...], mute: bool
+) -> None:
+    if not modalities:
         try:
             json.loads(data)
         except (ValueError, RecursionError) as error:
             raise DecodeError("undecodable", f".{extension} is not JSON: {error}") from error
-    else:
-        value: Any = modality.decode(data, extension)
-        if isinstance(modality, ImageModality):
-            found.images.append((hashlib.sha256(data).digest(), value.shape[0], value.shape[1], number))
-        elif isinstance(modality, TextModality):
-            found.captions.extend((caption, number) for caption in value)
+    for modality in modalities:
+        if isinstance(modality, AudioModality):
+            try:
+                sound = sound_figures(data, modality.max_samples)
+                check_channels(sound.channels, modality.channels)
+                found.sounds.append(sound)
+            except DecodeError as error:
+                if error.reason != "missing" or not mute:
+                    raise
+                found.mute += 1
+        elif isinstance(modality, VideoModality):
+            found.videos.append(video_figures(data, modality.max_pixels))
+        else:
+            value: Any = modality.decode(data, extension)
+            if isinstance(modality, ImageModality):
+                found.images.append((hashlib.sha256(data).digest(), value.shape[0], value.shape[1], number))
+            elif isinstance(modality, TextModality):
+                found.captions.extend((caption, number) for caption in value)
     found.decoded[extension] += 1

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import get_worker_info
 
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.sample import Fault
 from mmssl.data.modality import Modality, View
+from mmssl.data.shared import Ring, ring
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class Row:
         index: dense number of the sample. key: its key.
         views: modality -> view name -> tensor; modalities that the sample lacks have no entry.
         faults: samples that should have been here and could not.
+        record: what synchronized augmentation did to it.
     """
 
     index: int
     key: str
     views: Mapping[str, Mapping[str, Tensor]]
     faults: tuple[Fault, ...] = ()
+    record: tuple[Mapping[str, Any], ...] = ()
 
 
 def collate(
@@ -43,6 +46,9 @@ def collate(
         rows: may be empty: then all tensors have 0 rows.
         faults: of samples that have no row.
     """
+    memory = ring()
+    if memory is not None:
+        memory.turn()
     views: dict[str, dict[str, Tensor]] = {}
     present: dict[str, Tensor] = {}
     lengths: dict[str, Tensor] = {}
@@ -59,28 +65,30 @@ def collate(
                     size = torch.tensor([len(part) for part in parts], dtype=torch.int64)
                     if not torch.equal(lengths.setdefault(name, size), size):
                         raise ValueError(f"modality {name!r} has ragged views of different lengths in one batch")
-                views[name][view_name] = _stack(parts, view)
+                views[name][view_name] = _stack(parts, view, memory)
     return Batch(
         views=views,
         index=torch.tensor([row.index for row in rows], dtype=torch.int64),
         keys=tuple(row.key for row in rows),
         present=present,
         lengths=lengths,
-        faults=(*(fault for row in rows for fault in row.faults), *faults),
+        faults=(*(replace(fault, row=i) for i, row in enumerate(rows) for fault in row.faults), *faults),
+        records=tuple(row.record for row in rows) if any(row.record for row in rows) else (),
     )
 
 
-def _stack(parts: Sequence[Tensor], view: View) -> Tensor:
+def _stack(parts: Sequence[Tensor], view: View, memory: Ring | None) -> Tensor:
     """[B, ...] of B parts."""
     if not parts:
         blank = view.blank()
         return blank.new_zeros((0, *((0, *blank.shape[1:]) if view.ragged else blank.shape)))
     if view.ragged:
-        return pad_sequence(list(parts), batch_first=True)
-    if get_worker_info() is None:
-        return torch.stack(list(parts))
-    # What leaves a worker goes through shared memory: stacked right there, it is not copied a second time.
+        padded = pad_sequence(list(parts), batch_first=True)
+        return padded if memory is None else memory.empty(padded.shape, padded.dtype).copy_(padded)
+    # Pictures come with their channels last. A batch keeps the order of memory that its rows have: anything else is a slow copy.
     first = parts[0]
-    shape = torch.Size((len(parts), *first.shape))
-    storage = torch.UntypedStorage._new_shared(shape.numel() * first.element_size())  # type: ignore[no-untyped-call]
-    return torch.stack(list(parts), out=first.new_empty(0).set_(storage).view(shape))
+    order = sorted(range(first.dim()), key=first.stride, reverse=True)
+    shape = (len(parts), *(first.shape[dim] for dim in order))
+    out = torch.empty(shape, dtype=first.dtype) if memory is None else memory.empty(shape, first.dtype)
+    torch.stack([part.permute(order) for part in parts], out=out)
+    return out.permute(0, *(1 + order.index(dim) for dim in range(first.dim())))

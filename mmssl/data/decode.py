@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from mmssl.core.sample import Fault, Origin, Sample
 from mmssl.core.seeding import generator
 from mmssl.data.index import RawSample, ShardIndex
 from mmssl.data.modality import DecodeError, Modality
+from mmssl.data.timeline import Extent, Window
 
 
 class BadSample(Exception):
@@ -43,20 +45,77 @@ def decode_sample(
     Raises:
         BadSample: a modality is missing, or its bytes do not hold what they should.
     """
-    values: dict[str, Any] = {}
+    members = find_members(raw, modalities, optional)
+    return Sample(raw.key, raw.origin, index, decode_members(raw, members, modalities, optional))
+
+
+def find_members(raw: RawSample, modalities: Mapping[str, Modality], optional: Collection[str] = ()) -> dict[str, str]:
+    """Modality -> extension of the member that it reads; optional ones that are missing have none.
+
+    Raises:
+        BadSample: a modality is missing.
+    """
+    members: dict[str, str] = {}
     for name, modality in modalities.items():
         extension = next((extension for extension in modality.extensions if extension in raw.fields), None)
-        if extension is None:
-            if name in optional:
-                continue
+        if extension is not None:
+            members[name] = extension
+        elif name not in optional:
             wanted = " or ".join(f".{extension}" for extension in modality.extensions)
             got = ", ".join(f".{extension}" for extension in raw.fields) or "no member that any modality reads"
             raise BadSample(Fault(raw.key, raw.origin, name, "missing", f"got {got}, wanted {wanted}"))
-        try:
-            values[name] = modality.decode(raw.fields[extension], extension)
-        except DecodeError as error:
-            raise BadSample(Fault(raw.key, raw.origin, extension, error.reason, error.detail)) from error
-    return Sample(raw.key, raw.origin, index, values)
+    return members
+
+
+def decode_members(
+    raw: RawSample,
+    members: Mapping[str, str],
+    modalities: Mapping[str, Modality],
+    optional: Collection[str] = (),
+    windows: Mapping[str, Window] | None = None,
+) -> dict[str, Any]:
+    """Decoded values by modality. A member without the modality in it, such as a video without sound, is like a missing one.
+
+    Args:
+        members: from `find_members`.
+        windows: the part of each modality that is decoded; default: all.
+
+    Raises:
+        BadSample: a modality that is not in `optional` is missing, or bytes do not hold what they should.
+    """
+    values: dict[str, Any] = {}
+    for name, extension in members.items():
+        with blamed(raw, extension, name in optional):
+            values[name] = modalities[name].decode(raw.fields[extension], extension, (windows or {}).get(name))
+    return values
+
+
+def read_extents(
+    raw: RawSample, members: Mapping[str, str], modalities: Mapping[str, Modality], optional: Collection[str] = ()
+) -> dict[str, Extent]:
+    """What the headers of the members say about time, of the modalities that have a time axis; nothing is decoded.
+
+    Raises:
+        BadSample: as `decode_members`, as far as headers tell.
+    """
+    extents: dict[str, Extent] = {}
+    for name, extension in members.items():
+        with blamed(raw, extension, name in optional):
+            extent = modalities[name].extent(raw.fields[extension], extension)
+            if extent is not None:
+                extents[name] = extent
+    return extents
+
+
+@contextmanager
+def blamed(raw: RawSample, extension: str, optional: bool = False) -> Iterator[None]:
+    """A DecodeError within becomes a BadSample; that a modality is missing within its member is borne where it is optional."""
+    try:
+        yield
+    except DecodeError as error:
+        if error.reason == "missing" and optional:  # a mute video has no sound, and nothing is wrong with it
+            return
+        raise BadSample(Fault(raw.key, raw.origin, extension, error.reason, error.detail)) from error
 
 
 def load_sample(
@@ -68,13 +127,21 @@ def load_sample(
         BadSample: see `decode_sample`; also for members that are there twice.
         DataError: the shard cannot be read.
     """
+    return decode_sample(read_sample(index, ordinal, modalities), ordinal, modalities, optional)
+
+
+def read_sample(index: ShardIndex, ordinal: int, modalities: Mapping[str, Modality]) -> RawSample:
+    """Bytes of sample `ordinal`, of the members that the modalities read.
+
+    Raises:
+        BadSample: members that are there twice, or too large. DataError: the shard cannot be read.
+    """
     wanted = {extension for modality in modalities.values() for extension in modality.extensions}
     try:
-        raw = index.read(ordinal, wanted)
+        return index.read(ordinal, wanted)
     except DecodeError as error:
         origin: Origin = index.origin(ordinal)
         raise BadSample(Fault(index.key(ordinal), origin, error.field, error.reason, error.detail)) from error
-    return decode_sample(raw, ordinal, modalities, optional)
 
 
 def iterate(

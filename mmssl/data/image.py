@@ -19,9 +19,12 @@ from pydantic import Field, model_validator
 
 from mmssl.data.image_views import EvalView, OrderConfig, ResizedCropConfig, SimClrConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+from mmssl.data.rand_augment import RandAugmentConfig
 from mmssl.data.timeline import Window
 
-ImageViewConfig = Annotated[ResizedCropConfig | SimClrConfig | OrderConfig, Field(discriminator="kind")]
+ImageViewConfig = Annotated[
+    ResizedCropConfig | SimClrConfig | RandAugmentConfig | OrderConfig, Field(discriminator="kind")
+]
 
 _JPEG = b"\xff\xd8\xff"
 _FORMATS = ("PNG", "WEBP")

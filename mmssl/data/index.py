@@ -6,19 +6,23 @@ import errno
 import hashlib
 import os
 import time
+import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from mmssl.core.errors import DataError
-from mmssl.core.sample import Origin
+from mmssl.core.sample import Fault, Origin
 from mmssl.data.modality import DecodeError
-from mmssl.data.shard_list import expand
+from mmssl.data.remote import PIPE, is_remote, shown
+from mmssl.data.remote_shards import CacheConfig, Remote, open_remote
+from mmssl.data.salvage import what_is_left
+from mmssl.data.shard_list import expand, expand_urls
 from mmssl.data.shard_table import ShardTable, load_table
 
 
@@ -37,15 +41,24 @@ class ShardIndex:
 
     Attributes:
         source: name of the data set; part of every sample's identity.
-        shards: the files, in order.
+        shards: the files or URLs, in order.
         labels: names of the shards that do not change when their common folder moves.
         digest: hash over labels, keys, names, sizes and offsets: two indexes with equal digests number the same samples alike.
+        reader: gets the bytes.
         ignored: members without an extension, which WebDataset's naming rule leaves out.
+        lost: what damaged shards have lost, if they were opened for what is left of them; gone: about so many samples.
+        verify: whether members are compared with their checksums, where sidecars have them.
     """
 
     max_member_bytes: ClassVar[int] = 1 << 30
 
-    def __init__(self, shards: Sequence[Path], tables: Sequence[ShardTable], source: str = "data") -> None:
+    def __init__(
+        self,
+        shards: Sequence[Path | str],
+        tables: Sequence[ShardTable],
+        source: str = "data",
+        reader: Reader | None = None,
+    ) -> None:
         self.source = source
         self.shards = tuple(shards)
         self.labels = _labels(self.shards)
@@ -63,20 +76,45 @@ class ShardIndex:
         )
         self._offset = np.concatenate([table.offset for table in tables])
         self._size = np.concatenate([table.size for table in tables])
-        self._reader = _Reader(self.shards, self._shard_bytes)
+        self._crc = np.concatenate([table.crc for table in tables])
+        self.lost: tuple[Fault, ...] = ()
+        self.gone = 0
+        self.verify = True
+        self.reader: Reader = reader or _Reader([Path(shard) for shard in self.shards], self._shard_bytes)
 
     @classmethod
-    def open(cls, shards: Sequence[str | Path], *, source: str = "data") -> ShardIndex:
-        """Index local shards: paths, folders, globs and brace patterns. A valid sidecar saves the walk over the headers.
+    def open(
+        cls,
+        shards: Sequence[str | Path],
+        *,
+        source: str = "data",
+        remote: Remote | None = None,
+        salvage: bool = False,
+    ) -> ShardIndex:
+        """Index local shards (paths, folders, globs and brace patterns) or URLs with braces. Sidecars save the walk over headers.
+
+        Args:
+            remote: the way to URLs; default: with the usual cache.
+            salvage: of damaged local shards take what is left, and tell in `lost` what is not.
+
+        Args:
+            salvage: of damaged shards take what is left, and tell in `lost` what is not.
 
         Raises:
             DataError: a pattern without files, or damaged, empty or repeated shards: all of them are named at once.
         """
+        if any(is_remote(str(shard)) for shard in shards):
+            urls = expand_urls(shards)
+            tables, reader = open_remote(urls, remote or CacheConfig().build())
+            return cls(urls, tables, source, reader)
         paths = expand(shards)
-        tables, problems = [], []
+        tables, problems, gone = [], [], 0
+        lost: list[Fault] = []
         for path in paths:
             try:
-                tables.append(load_table(path))
+                table, faults, count = what_is_left(path, source) if salvage else (load_table(path), [], 0)
+                tables.append(table)
+                lost, gone = lost + faults, gone + count
             except (DataError, OSError) as error:
                 problems.append(str(error))
         if problems:
@@ -84,10 +122,17 @@ class ShardIndex:
             raise DataError(
                 f"{len(problems)} of {len(paths)} shards cannot be used:\n" + "\n".join(problems[:10]) + more
             )
-        return cls(paths, tables, source)
+        index = cls(paths, tables, source)
+        index.lost, index.gone = tuple(lost), gone
+        return index
 
     def __len__(self) -> int:
         return int(self._samples[-1])
+
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(self._shard_bytes)
 
     def shard_sizes(self) -> list[int]:
         """Samples of each shard."""
@@ -103,12 +148,18 @@ class ShardIndex:
         start, _ = self._span(self._members, ordinal)
         shard = self._shard(ordinal)
         offset = int(self._offset[start]) - 512
-        return Origin(self.source, str(self.shards[shard]), int(ordinal - self._samples[shard]), offset)
+        return Origin(self.source, shown(str(self.shards[shard])), int(ordinal - self._samples[shard]), offset)
 
     def identity(self, ordinal: int) -> tuple[str, str, int]:
         """(source, shard label, number within the shard): what random draws are keyed by, wherever the shards are mounted."""
         shard = self._shard(ordinal)
         return self.source, self.labels[shard], int(ordinal - self._samples[shard])
+
+    def place(self, ordinal: int) -> tuple[int, int, int]:
+        """Shard number of a sample, and the first and last byte of its members' data there."""
+        rows = slice(*self._span(self._members, ordinal))
+        first, ends = self._offset[rows], self._offset[rows] + np.maximum(self._size[rows], 1)
+        return self._shard(ordinal), int(first.min()), int(ends.max()) - 1
 
     def members(self, ordinal: int) -> list[tuple[str, int, int]]:
         """(extension, offset, size) of each member of a sample, in the order of the shard."""
@@ -120,19 +171,24 @@ class ShardIndex:
         """Bytes of a sample, of the given extensions only (None: all).
 
         Raises:
-            DecodeError: two members of one name ("duplicate"), or a member of more than `max_member_bytes` ("too_large").
+            DecodeError: two members of one name ("duplicate"), a member of more than `max_member_bytes` ("too_large"), or other
+                bytes than those that the sidecar has a checksum of ("checksum").
             DataError: the shard could not be read after several attempts, or has changed since it was indexed.
         """
         fields: dict[str, bytes] = {}
         shard = self._shard(ordinal)
-        for extension, offset, size in self.members(ordinal):
+        for row, (extension, offset, size) in enumerate(self.members(ordinal), int(self._members[ordinal])):
             if extensions is not None and extension not in extensions:
                 continue
             if extension in fields:
                 raise DecodeError("duplicate", "the sample has two members of this name: which is meant?", extension)
             if size > self.max_member_bytes:
                 raise DecodeError("too_large", f"{size} bytes, wanted at most {self.max_member_bytes}", extension)
-            fields[extension] = self._reader.read(shard, offset, size)
+            fields[extension] = self.reader.read(shard, offset, size)
+            if self.verify and 0 <= self._crc[row] != zlib.crc32(fields[extension]):
+                known = "are not those of its index (damage, or an old index: see `mmssl shards index`)"
+                detail = f"the {size} bytes at byte {offset} {known}"
+                raise DecodeError("checksum", detail, extension)
         return RawSample(self.key(ordinal), self.origin(ordinal), fields)
 
     def __iter__(self) -> Iterator[RawSample]:
@@ -145,6 +201,14 @@ class ShardIndex:
         if not 0 <= ordinal < len(self):
             raise IndexError(f"sample {ordinal} of {len(self)}")
         return int(ends[ordinal]), int(ends[ordinal + 1])
+
+
+class Reader(Protocol):
+    """Bytes of shards by number, wherever the shards lie. Picklable."""
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Bytes offset ... offset+size-1 of a shard; all of them, or a DataError."""
+        ...
 
 
 class _Reader:
@@ -213,10 +277,13 @@ class _Handle:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _labels(shards: Sequence[Path]) -> tuple[str, ...]:
-    """Paths below the folder that all shards share."""
-    folder = os.path.commonpath([path.absolute().parent for path in shards])
-    return tuple(path.absolute().relative_to(folder).as_posix() for path in shards)
+def _labels(shards: Sequence[Path | str]) -> tuple[str, ...]:
+    """Paths below the folder that all shards share. The query of a URL, which may change from day to day, is no part of it."""
+    if any(str(shard).startswith(PIPE) for shard in shards):
+        return tuple(map(str, shards))
+    paths = [Path("/", shown(shard)) if isinstance(shard, str) else shard.absolute() for shard in shards]
+    folder = os.path.commonpath([path.parent for path in paths])
+    return tuple(path.relative_to(folder).as_posix() for path in paths)
 
 
 def _digest(labels: Sequence[str], tables: Sequence[ShardTable]) -> str:

@@ -24,6 +24,7 @@ from mmssl.core.seeding import fold, generator
 from mmssl.data.pack_items import ArraySource, BadRow, FolderSource, Source, encode, read_lines
 from mmssl.data.pack_readers import read_csv, read_hugging_face, read_parquet
 from mmssl.data.pack_tables import Columns, TableSource
+from mmssl.data.shard_table import write_sidecar
 from mmssl.data.shard_writer import (
     Manifest,
     Progress,
@@ -168,6 +169,7 @@ class _Job:
                     break
                 name = f"{len(shards):06d}.tar"
                 record = write_shard(self.folder, name, position, position, itertools.chain([first], samples))
+                write_sidecar(self.folder / name)
                 record = replace(record, stop=cut.stop, skipped=tuple(cut.skipped))
                 later = [shard for start, shard in before.items() if start >= record.stop]
                 Manifest(self.folder, self.settings, (*shards, record, *later), complete=False).write()

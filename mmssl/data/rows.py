@@ -6,18 +6,19 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-from torch.utils.data import Dataset
+from typing import Literal
 
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.errors import DataError
-from mmssl.core.sample import Fault
+from mmssl.core.sample import Fault, Sample
 from mmssl.core.seeding import generator
 from mmssl.data.collate import Row, collate
 from mmssl.data.decode import BadSample, load_sample, make_views
-from mmssl.data.index import ShardIndex
+from mmssl.data.mix import Sources
 from mmssl.data.modality import Modality
+from mmssl.data.synchronized import Synchronized
+from mmssl.data.synchronized_operation import Operation
+from mmssl.data.workers import Located
 
 _log = logging.getLogger(__name__)
 
@@ -34,37 +35,43 @@ class Skipped:
     faults: tuple[Fault, ...]
 
 
-class Rows(Dataset[Any]):
+class Rows(Located):
     """Map-style data set: (epoch, sample number) -> Row, Skipped, or a DataError as a value.
 
     Args:
+        sources: where the samples are, by dense number.
         modalities: those that `needs` names.
         on_error: see `TrainStream` and `EvalStream`.
+        synchronized: operations on all modalities of a sample alike, before its views are made.
     """
 
     def __init__(
         self,
-        index: ShardIndex,
+        sources: Sources,
         modalities: Mapping[str, Modality],
         needs: Needs,
         seed: int,
         on_error: OnError,
         optional: tuple[str, ...],
+        synchronized: Sequence[Operation] = (),
     ) -> None:
-        self.index = index
+        self.sources = sources
         self.modalities = modalities
         self.needs = needs
         self.seed = seed
         self.on_error = on_error
         self.optional = optional
+        self.synchronized = Synchronized(synchronized, modalities, optional) if synchronized else None
 
     def __getitem__(self, ticket: tuple[int, int]) -> Row | Skipped | DataError:
         epoch, ordinal = ticket
+        meant, number = self.sources.locate(ordinal)
+        key = (self.seed, epoch, *meant.identity(number))
         faults: list[Fault] = []
         for attempt in range(1 + _SUBSTITUTES):
             chosen = self._chosen(epoch, ordinal, attempt)
             try:
-                sample = load_sample(self.index, chosen, self.modalities, self.optional)
+                sample = self._load(chosen, key)
             except BadSample as bad:
                 faults.append(bad.fault)
                 if self.on_error == "skip":
@@ -78,22 +85,32 @@ class Rows(Dataset[Any]):
             except DataError as error:
                 return error
             try:
-                views = make_views(
-                    sample, self.modalities, self.needs, (self.seed, epoch, *self.index.identity(ordinal))
-                )
+                views = make_views(sample, self.modalities, self.needs, key)
             except Exception as error:
                 error.add_note(f"in key {sample.key!r}, {sample.origin}")
                 raise
             name = f"{sample.key} ({sample.origin})" if faults else None
-            return Row(chosen, sample.key, views, tuple(replace(fault, substitute=name) for fault in faults))
+            replaced = tuple(replace(fault, substitute=name) for fault in faults)
+            return Row(chosen, sample.key, views, replaced, sample.record)
         return DataError(
             f"{faults[0]}\n{_SUBSTITUTES} samples drawn to take its place cannot be used either, the last: {faults[-1]}"
         )
 
+    def where(self, ticket: tuple[int, int]) -> str:
+        """Key, shard and place of a sample."""
+        index, number = self.sources.locate(ticket[1])
+        return f"key {index.key(number)!r} ({index.origin(number)})"
+
+    def _load(self, ordinal: int, key: tuple[int | str, ...]) -> Sample:
+        if self.synchronized is None:
+            return load_sample(*self.sources.locate(ordinal), self.modalities, self.optional)
+        return self.synchronized.load(*self.sources.locate(ordinal), key)
+
     def _chosen(self, epoch: int, ordinal: int, attempt: int) -> int:
         if attempt == 0:
             return ordinal
-        return int(generator(self.seed, "substitute", epoch, ordinal, attempt).integers(len(self.index)))
+        siblings = self.sources.siblings(ordinal)
+        return siblings[int(generator(self.seed, "substitute", epoch, ordinal, attempt).integers(len(siblings)))]
 
 
 class Collate:
@@ -123,7 +140,7 @@ class Judge:
     def __init__(self, max_failures: float, counts: Counter[str]) -> None:
         self.max_failures = max_failures
         self.counts = counts
-        self.samples = 0
+        self.samples = self.failed = 0
 
     def __call__(self, samples: int, faults: Sequence[Fault]) -> None:
         """Take note of a batch.
@@ -132,6 +149,18 @@ class Judge:
             DataError: the share of faults is too high.
         """
         self.samples += samples
+        self.failed += len(faults)
+        self.note(faults)
+        if self.samples >= JUDGE_AFTER and self.failed > self.max_failures * self.samples:
+            reasons = ", ".join(f"{reason}: {n}" for reason, n in self.counts.most_common())
+            last = f"; the last: {faults[-1]}" if faults else ""
+            raise DataError(
+                f"{self.failed} of {self.samples} samples cannot be used ({reasons}), more than the share of "
+                f"{self.max_failures:g} that is borne (`max_failures`){last}\nSee them all with `mmssl shards check`."
+            )
+
+    def note(self, faults: Sequence[Fault]) -> None:
+        """Count and log faults; those of shards that are damaged as a whole are judged when they are opened."""
         for fault in faults:
             logged = self.counts.total()
             if logged < _LOGGED:
@@ -139,11 +168,3 @@ class Judge:
             elif logged == _LOGGED:
                 _log.warning("further samples that cannot be used are counted and not shown")
             self.counts[fault.reason] += 1
-        total = self.counts.total()
-        if self.samples >= JUDGE_AFTER and total > self.max_failures * self.samples:
-            reasons = ", ".join(f"{reason}: {n}" for reason, n in self.counts.most_common())
-            last = f"; the last: {faults[-1]}" if faults else ""
-            raise DataError(
-                f"{total} of {self.samples} samples cannot be used ({reasons}), more than the share of {self.max_failures:g} that "
-                f"is borne (`max_failures`){last}\nSee them all with `mmssl shards check`."
-            )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmssl.core.errors import DataError
-
-_URL = re.compile(r"(?:[a-zA-Z][a-zA-Z0-9+.-]*://|pipe:)")
+from mmssl.data.remote import is_remote
 
 
 def expand(shards: Sequence[str | Path]) -> list[Path]:
@@ -26,6 +24,10 @@ def expand(shards: Sequence[str | Path]) -> list[Path]:
     paths: list[Path] = []
     missing: list[str] = []
     for pattern in shards:
+        if is_remote(str(pattern)):
+            raise DataError(
+                f"got the shard address {str(pattern)!r}, wanted a local path: fetch the shards first, or make a source of them"
+            )
         for piece in _braces(str(pattern)):
             found = _find(piece)
             paths += found
@@ -49,12 +51,29 @@ def expand(shards: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
+def expand_urls(shards: Sequence[str | Path]) -> list[str]:
+    """Expand braces in URLs and `pipe:` commands, in the order given. There are no globs: nothing is listed.
+
+    Raises:
+        DataError: a URL given twice, braces that are not balanced, or a local path among them.
+    """
+    urls: dict[str, str] = {}
+    for pattern in map(str, shards):
+        if not is_remote(pattern):
+            raise DataError(
+                f"got the local shards {pattern!r} among remote ones: make two sources of them (`data.sources`)"
+            )
+        for url in _braces(pattern):
+            if url in urls:
+                raise DataError(f"{url} is given twice: its samples would be drawn twice as often; name it once")
+            urls[url] = pattern
+    return list(urls)
+
+
 def _braces(pattern: str) -> list[str]:
     from braceexpand import braceexpand
 
-    if _URL.match(pattern):
-        raise DataError(f"got the shard address {pattern!r}, wanted a local path: fetch the shards first")
-    if "{" not in pattern or Path(pattern).exists():
+    if "{" not in pattern or (not is_remote(pattern) and Path(pattern).exists()):
         return [pattern]
     try:
         return list(braceexpand(pattern))

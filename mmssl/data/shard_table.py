@@ -10,17 +10,20 @@ import os
 import re
 import tempfile
 import zipfile
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from mmssl.core.errors import DataError
-from mmssl.data.tar import walk
+from mmssl.data.tar import Member, walk
 
 _log = logging.getLogger(__name__)
 
-SIDECAR_VERSION = 1
+SIDECAR_VERSION = 2
 _NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
 _ARRAYS = {
@@ -30,6 +33,7 @@ _ARRAYS = {
     "extension": np.uint16,
     "offset": np.int64,
     "size": np.int64,
+    "crc": np.int64,
 }
 
 
@@ -43,6 +47,7 @@ class ShardTable:
         members: [n+1] first member of each sample; extension, offset, size: [m], of each member.
         shard_bytes: size of the shard.
         ignored: regular files that are no member of a sample, because their names have no extension.
+        crc: [m] CRC-32 of the data of each member, -1 where it is not known.
     """
 
     extensions: tuple[str, ...]
@@ -54,6 +59,7 @@ class ShardTable:
     size: np.ndarray
     shard_bytes: int
     ignored: int
+    crc: np.ndarray
 
     def __len__(self) -> int:
         return len(self.key_ends) - 1
@@ -85,13 +91,22 @@ def scan(shard: Path) -> ShardTable:
         DataError: the shard is damaged or holds no sample.
         OSError: it cannot be read.
     """
+    return make_table(shard, walk(shard))
+
+
+def make_table(shard: Path, found: Iterable[Member]) -> ShardTable:
+    """The table of the members that were found in a shard; folders of WebDataset's own (`__meta__`) are left out.
+
+    Raises:
+        DataError: no sample among them. What `found` raises.
+    """
     samples: dict[str, int] = {}
     extensions: dict[str, int] = {}
     owner: list[int] = []
     kind: list[int] = []
     place: list[tuple[int, int]] = []
     ignored = 0
-    for name, offset, size in walk(shard):
+    for name, offset, size in found:
         if _META.match(name):
             continue
         parts = split_name(name)
@@ -121,7 +136,28 @@ def scan(shard: Path) -> ShardTable:
         size=places[:, 1].copy(),
         shard_bytes=shard.stat().st_size,
         ignored=ignored,
+        crc=np.full(len(order), -1, np.int64),
     )
+
+
+def checksums(shard: Path, table: ShardTable) -> ShardTable:
+    """The table with the CRC-32 of every member (16 us for 66 KB); reads the whole shard, a megabyte at a time.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    crc = table.crc.copy()
+    with shard.open("rb", buffering=0) as file:
+        for row in np.argsort(table.offset, kind="stable").tolist():
+            position, stop, value = int(table.offset[row]), int(table.offset[row] + table.size[row]), 0
+            while position < stop:
+                piece = os.pread(file.fileno(), min(1 << 20, stop - position), position)
+                if not piece:
+                    raise OSError(f"the file ends at byte {position}")
+                value = zlib.crc32(piece, value)
+                position += len(piece)
+            crc[row] = value
+    return replace(table, crc=crc)
 
 
 def sidecar_path(shard: Path) -> Path:
@@ -130,7 +166,7 @@ def sidecar_path(shard: Path) -> Path:
 
 
 def write_sidecar(shard: Path) -> Path:
-    """Walk a shard and write its table next to it, whole or not at all.
+    """Walk a shard and write its table, with checksums of all members, next to it, whole or not at all.
 
     Returns:
         The sidecar's path.
@@ -139,21 +175,15 @@ def write_sidecar(shard: Path) -> Path:
         DataError: the shard is damaged, or its folder cannot be written: reading goes on without sidecars, only starts slower.
     """
     target = sidecar_path(shard)
-    stamp = _stamp(shard)
+    status = shard.stat()
     table = scan(shard)
     temporary = None
     try:
+        table = checksums(shard, table)
         with tempfile.NamedTemporaryFile(dir=shard.parent, prefix=f".{target.name}.", delete=False) as file:
             temporary = Path(file.name)
-            np.savez(
-                file,
-                version=np.int64(SIDECAR_VERSION),
-                stamp=stamp,
-                ignored=np.int64(table.ignored),
-                extensions=np.array(table.extensions, dtype=np.str_),
-                **{name: getattr(table, name) for name in _ARRAYS},
-            )
-        temporary.chmod(shard.stat().st_mode & 0o666)
+            save_sidecar(file, table, status)
+        temporary.chmod(status.st_mode & 0o666)
         os.replace(temporary, target)
     except OSError as error:
         if temporary is not None:
@@ -164,9 +194,47 @@ def write_sidecar(shard: Path) -> Path:
     return target
 
 
-def _stamp(shard: Path) -> np.ndarray:
-    status = shard.stat()
-    return np.array([status.st_size, status.st_mtime_ns], np.int64)
+class StaleSidecar(ValueError):
+    """A sidecar of another version of the shard, or of mmssl."""
+
+
+def save_sidecar(file: IO[bytes], table: ShardTable, status: os.stat_result) -> None:
+    """Write a table as a sidecar; size and time of the shard go with it."""
+    np.savez(
+        file,
+        version=np.int64(SIDECAR_VERSION),
+        stamp=np.array([status.st_size, status.st_mtime_ns], np.int64),
+        ignored=np.int64(table.ignored),
+        extensions=np.array(table.extensions, dtype=np.str_),
+        **{name: getattr(table, name) for name in _ARRAYS},
+    )
+
+
+def load_sidecar(file: IO[bytes] | Path, *stamp: int | None) -> ShardTable:
+    """The table in a sidecar.
+
+    Args:
+        stamp: size of the shard, and time where that means anything; None: unknown.
+
+    Raises:
+        StaleSidecar: it is of another version of the shard. ValueError: it is damaged.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            saved = arrays["stamp"].tolist()
+            fits = all(mine in (None, its) for mine, its in zip(stamp, saved, strict=False))
+            if int(arrays["version"]) != SIDECAR_VERSION or not fits:
+                raise StaleSidecar(f"it was made for a shard of {saved[0]} bytes, now {stamp[0]}, or by another mmssl")
+            table = ShardTable(
+                extensions=tuple(str(name) for name in arrays["extensions"]),
+                shard_bytes=int(saved[0]),
+                ignored=int(arrays["ignored"]),
+                **{name: np.asarray(arrays[name]) for name in _ARRAYS},
+            )
+            _check(table)
+    except (EOFError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    return table
 
 
 def _read_sidecar(shard: Path) -> ShardTable | None:
@@ -174,25 +242,14 @@ def _read_sidecar(shard: Path) -> ShardTable | None:
     path = sidecar_path(shard)
     if not path.exists():
         return None
+    status = shard.stat()
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if int(file["version"]) != SIDECAR_VERSION or not np.array_equal(file["stamp"], _stamp(shard)):
-                _log.warning(
-                    "%s belongs to another version of the shard and is not used; `mmssl shards index` renews it", path
-                )
-                return None
-            arrays = {name: np.asarray(file[name]) for name in _ARRAYS}
-            table = ShardTable(
-                extensions=tuple(str(name) for name in file["extensions"]),
-                shard_bytes=int(file["stamp"][0]),
-                ignored=int(file["ignored"]),
-                **arrays,
-            )
-            _check(table)
-    except (OSError, EOFError, KeyError, ValueError, TypeError, IndexError, zipfile.BadZipFile) as error:
+        return load_sidecar(path, status.st_size, status.st_mtime_ns)
+    except StaleSidecar:
+        _log.warning("%s belongs to another version of the shard and is not used; `mmssl shards index` renews it", path)
+    except (OSError, ValueError) as error:
         _log.warning("%s is damaged and is not used (%s); `mmssl shards index` renews it", path, error)
-        return None
-    return table
+    return None
 
 
 def _check(table: ShardTable) -> None:
@@ -214,6 +271,8 @@ def _check(table: ShardTable) -> None:
         table.extensions
     ):
         raise ValueError("the members do not fit")
+    if len(table.crc) != len(table.size) or table.crc.min() < -1 or table.crc.max() >= 1 << 32:
+        raise ValueError("the checksums do not fit")
     if (table.offset < 512).any() or (table.size < 0).any() or (table.offset + table.size > table.shard_bytes).any():
         raise ValueError("members lie outside the shard")
     table.keys.tobytes().decode()

@@ -16,14 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from mmssl.data.audio import AudioModality
 from mmssl.data.check import default_modalities
 from mmssl.data.check_report import Spread, aligned
 from mmssl.data.image import ImageModality
 from mmssl.data.index import ShardIndex
+from mmssl.data.media_video import VideoFigures, video_figures
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.shard_writer import Progress
+from mmssl.data.sound_file import SoundFigures, sound_figures
 from mmssl.data.text import TextModality
 from mmssl.data.tokenizers import ClipTokenizerConfig
+from mmssl.data.video import VideoModality
 
 MAX_TOKENS = 1024  # longer captions count as so long
 
@@ -41,6 +45,9 @@ class StatsReport:
         mean, std: of pixels from 0 to 1 for red, green and blue, each picture with the same weight; None without pictures.
         words, tokens: of captions; tokens are CLIP's, with start and end.
         classes: label -> how often it was met.
+        sound_seconds, sound_level: of sounds, also of those in videos; the level is their root mean square in dB below full scale.
+        sound_rates, sound_channels: sample rate in Hz, and number of channels -> how many sounds have it, as stored.
+        video_seconds, frame_rates, video_width, video_height: of videos.
         read_rate, decode_rate: samples a second of this process on one thread for reading, and for decoding what was read.
         rate: of both, one after the other.
     """
@@ -58,6 +65,14 @@ class StatsReport:
     words: Spread
     tokens: Spread
     classes: Mapping[int, int]
+    sound_seconds: Spread
+    sound_level: Spread
+    sound_rates: Mapping[int, int]
+    sound_channels: Mapping[int, int]
+    video_seconds: Spread
+    frame_rates: Spread
+    video_width: Spread
+    video_height: Spread
     read_rate: float
     decode_rate: float
     rate: float
@@ -83,6 +98,15 @@ class StatsReport:
         if self.classes:
             counts = list(self.classes.values())
             rows.append(("classes", f"{len(counts)}, {min(counts):,} to {max(counts):,} samples each"))
+        if self.sound_seconds.count:
+            rows += [("sounds", self.sound_seconds.text("s")), ("sound level", self.sound_level.text("dB"))]
+            rows += [("sample rates", _counts(self.sound_rates, "Hz")), ("channels", _counts(self.sound_channels))]
+        if self.video_seconds.count:
+            rows += [("videos", self.video_seconds.text("s")), ("frames a second", self.frame_rates.text())]
+            rows += [
+                ("video width", self.video_width.text("pixels")),
+                ("video height", self.video_height.text("pixels")),
+            ]
         speed = f"{self.rate:,.0f} samples/s on one thread (reading {self.read_rate:,.0f}, decoding {self.decode_rate:,.0f})"
         rows.append(("speed", speed))
         if self.undecodable:
@@ -101,7 +125,7 @@ def stats(
 
     Args:
         shards: paths, folders, globs, brace patterns.
-        modalities: what decodes which members; None: pictures, `.txt` (one caption a line) and `.cls`.
+        modalities: what decodes which members; None: pictures, sounds, videos, `.txt` (one caption a line) and `.cls`.
         sample: how many samples are read and decoded.
         progress: called with (samples done, samples to do).
 
@@ -125,13 +149,17 @@ class _Tally:
     """Sums over the samples that were looked at."""
 
     def __init__(self, modalities: Mapping[str, Modality]) -> None:
-        self.decoders = {extension: one for one in modalities.values() for extension in one.extensions}
+        self.decoders: dict[str, tuple[Modality, ...]] = {}
+        for modality in modalities.values():
+            self.decoders |= {name: (*self.decoders.get(name, ()), modality) for name in modality.extensions}
         self.tokenizer = ClipTokenizerConfig(context_length=MAX_TOKENS).build()
         self.sizes: list[tuple[int, int]] = []
         self.moments: list[np.ndarray] = []  # of each picture, [2, 3]: mean and mean square of each channel
         self.words: list[int] = []
         self.tokens: list[int] = []
         self.labels: Counter[int] = Counter()
+        self.sounds: list[SoundFigures] = []
+        self.videos: list[VideoFigures] = []
         self.undecodable = 0
         self.reading = self.decoding = 0.0
 
@@ -145,17 +173,16 @@ class _Tally:
         finally:
             self.reading += time.perf_counter() - start
         for extension, data in fields.items():
-            if extension not in self.decoders:
-                continue
-            start = time.perf_counter()
-            try:
-                value = self.decoders[extension].decode(data, extension)
-            except DecodeError:
-                self.undecodable += 1
-                continue
-            finally:
-                self.decoding += time.perf_counter() - start
-            self._measure(self.decoders[extension], value)
+            for modality in self.decoders.get(extension, ()):
+                start = time.perf_counter()
+                try:
+                    value = _decode(modality, data, extension)
+                except DecodeError as error:
+                    self.undecodable += error.reason != "missing"  # a mute video is whole
+                    continue
+                finally:
+                    self.decoding += time.perf_counter() - start
+                self._measure(modality, value)
 
     def _measure(self, modality: Modality, value: Any) -> None:
         if isinstance(modality, ImageModality):
@@ -165,6 +192,10 @@ class _Tally:
         elif isinstance(modality, TextModality):
             self.words += [len(caption.split()) for caption in value]
             self.tokens += (self.tokenizer(value).argmax(1) + 1).tolist()  # the end mark has the largest id
+        elif isinstance(modality, AudioModality):
+            self.sounds.append(value)
+        elif isinstance(modality, VideoModality):
+            self.videos.append(value)
         elif isinstance(value, int):
             self.labels[value] += 1
 
@@ -180,7 +211,7 @@ class _Tally:
         return StatsReport(
             shards=len(index.shards),
             samples=len(index),
-            bytes=sum(path.stat().st_size for path in index.shards),
+            bytes=index.shard_bytes,
             sampled=sampled,
             undecodable=self.undecodable,
             fields={name: Spread.of(one) for name, one in sorted(sizes.items())},
@@ -191,10 +222,31 @@ class _Tally:
             words=Spread.of(self.words),
             tokens=Spread.of(self.tokens),
             classes=dict(sorted(self.labels.items())),
+            sound_seconds=Spread.of([sound.seconds for sound in self.sounds]),
+            sound_level=Spread.of([sound.level for sound in self.sounds]),
+            sound_rates=dict(sorted(Counter(sound.rate for sound in self.sounds).items())),
+            sound_channels=dict(sorted(Counter(sound.channels for sound in self.sounds).items())),
+            video_seconds=Spread.of([video.seconds for video in self.videos]),
+            frame_rates=Spread.of([video.frames / video.seconds for video in self.videos]),
+            video_width=Spread.of([video.width for video in self.videos]),
+            video_height=Spread.of([video.height for video in self.videos]),
             read_rate=sampled / self.reading,
             decode_rate=sampled / self.decoding if self.decoding else 0.0,
             rate=sampled / (self.reading + self.decoding),
         )
+
+
+def _decode(modality: Modality, data: bytes, extension: str) -> Any:
+    """The value of a member; of sounds and videos, which may be long, the figures alone."""
+    if isinstance(modality, AudioModality):
+        return sound_figures(data, modality.max_samples)
+    if isinstance(modality, VideoModality):
+        return video_figures(data, modality.max_pixels)
+    return modality.decode(data, extension)
+
+
+def _counts(counts: Mapping[int, int], unit: str = "") -> str:
+    return ", ".join(f"{value}{unit and f' {unit}'}: {count:,}" for value, count in counts.items())
 
 
 def _list(values: Sequence[float]) -> str:

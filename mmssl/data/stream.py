@@ -6,23 +6,29 @@ Order and state depend on neither workers nor ranks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal
-
-from pydantic import Field
 
 from mmssl.core import distributed
 from mmssl.core.batch import Batch, Needs
-from mmssl.core.config import Config
-from mmssl.core.errors import CheckpointError, DataError
+from mmssl.core.errors import CheckpointError
+from mmssl.core.sample import Drawn
+from mmssl.data.ahead import Ahead
+from mmssl.data.audit import Audit
 from mmssl.data.decode import select
 from mmssl.data.index import ShardIndex
+from mmssl.data.mix import Batches, BlockShuffleConfig, GlobalShuffleConfig, Mixture, Source, Sources
 from mmssl.data.modality import Modality
-from mmssl.data.order import Order
+from mmssl.data.order import Ticket
+from mmssl.data.remote_shards import RemoteReader
 from mmssl.data.rows import Collate, Judge, Rows
-from mmssl.data.workers import StartMethod, Workers, deliver
+from mmssl.data.salvage import judge
+from mmssl.data.synchronized_operation import Operation
+from mmssl.data.workers import Workers, deliver
 
 STATE_VERSION = 1
 
@@ -30,12 +36,12 @@ STATE_VERSION = 1
 class TrainStream:
     """Endless batches of this process' rows of the global batches. Iterate it once; `close` ends its workers.
 
-    Global batch s holds positions sG ... sG+G-1 of the order (see `Order`), and rank r of W has rows rG/W ... (r+1)G/W-1 of it. The
-    order is a function of seed, G and shards alone; random draws are keyed by (seed, epoch, sample, modality, view). So the same
+    What global batch s holds is said by `Mixture`, and rank r of W has rows rG/W ... (r+1)G/W-1 of it. It is a function of seed, G
+    and sources alone; random draws are keyed by (seed, epoch of the source, source, shard, number, modality, view). So the same
     batches come for any number of workers and ranks, and after a resume anywhere.
 
     Args:
-        index: the samples.
+        index: the samples, or several sources with weights.
         modalities: by name; those that `needs` does not name are not decoded.
         needs: modality -> kind of view -> count.
         batch_size: G, samples of the global batch.
@@ -45,18 +51,24 @@ class TrainStream:
             says so. The random draws of the row stay those of the sample that was to be there.
         max_failures: share of faults among the samples of this process above which the stream stops, judged after 500 samples.
         optional: modalities that samples may lack; the batch's `present` tells.
+        synchronized: operations on all modalities of a sample alike, in this order, before its views are made.
+        batches, shuffle: see `Mixture`.
+        audit: folder for files with all samples that are used, see `Audit`.
+        ahead: threads that fetch remote shards ahead of the workers, see `Ahead`.
         rank, world: default: of this process.
 
     Attributes:
         faults: faults so far in this process, by reason; starts at zero on resume.
+        unapplied: synchronized operations that had no meaning for a sample, as "flip: ambiguous_caption", likewise.
 
     Raises:
-        DataError: fewer samples than G. ValueError: G is no multiple of W; views that no modality has.
+        DataError: fewer samples than G. ValueError: G is no multiple of W; views that no modality has; synchronized operations
+            that the modalities cannot do.
     """
 
     def __init__(
         self,
-        index: ShardIndex,
+        index: ShardIndex | Sequence[Source],
         modalities: Mapping[str, Modality],
         needs: Needs,
         *,
@@ -66,6 +78,11 @@ class TrainStream:
         on_error: Literal["raise", "substitute"] = "raise",
         max_failures: float = 0.01,
         optional: Collection[str] = (),
+        synchronized: Sequence[Operation] = (),
+        batches: Batches = "mixed",
+        shuffle: GlobalShuffleConfig | BlockShuffleConfig | None = None,
+        audit: Path | None = None,
+        ahead: int = 8,
         rank: int | None = None,
         world: int | None = None,
     ) -> None:
@@ -75,43 +92,77 @@ class TrainStream:
             raise ValueError(
                 f"got a global batch of {batch_size} for {self.world} processes, wanted a positive multiple of their number"
             )
-        if len(index) < batch_size:
-            raise DataError(
-                f"the shards hold {len(index)} samples, fewer than one global batch of {batch_size}: "
-                f"add shards, or lower `batch_size` to {len(index)} or less"
-            )
         self.seed = seed
         self.batch_size = batch_size
         self.step = 0
         self.faults: Counter[str] = Counter()
-        self._digest = index.digest
-        self._order = Order(len(index), batch_size, seed, index.digest)
-        rows = Rows(index, select(modalities, needs), needs, seed, on_error, tuple(optional))
+        self.unapplied: Counter[str] = Counter()
+        sources = [Source(index)] if isinstance(index, ShardIndex) else list(index)
+        mixture = partial(Mixture, sources, batch_size=batch_size, seed=seed, batches=batches, shuffle=shuffle)
+        self._mixture = mixture()
+        joined = Sources([source.index for source in sources])
+        rows = Rows(joined, select(modalities, needs), needs, seed, on_error, tuple(optional), tuple(synchronized))
+        self._forks = Workers.of(workers).count > 0 and Workers.of(workers).start_method == "fork"
         self._make_loader = partial(
             Workers.of(workers).loader, rows, collate=Collate(rows.modalities, needs), persistent=False
         )
         self._judge = Judge(max_failures, self.faults)
+        self._lost = tuple(fault for index in joined.indexes for fault in index.lost)
+        judge(self._lost, sum(index.gone for index in joined.indexes), len(joined), max_failures)
         self._batches: Iterator[Batch] | None = None
+        # A mixture keeps what it needs around one step: the one that looks ahead has its own.
+        self._make_ahead = partial(_look_ahead, joined, mixture, self._planned, ahead)
+        self._fetches = ahead > 0 and any(isinstance(index.reader, RemoteReader) for index in joined.indexes)
+        self._ahead: Ahead | None = None
+        self._audit_folder = audit
+        self._audit: Audit | None = None
 
     @property
     def epoch_samples(self) -> int:
-        """N, samples of one pass."""
-        return self._order.samples
+        """Samples of all sources together. So many draws are an epoch of the run: of several sources that are drawn by weight,
+        each has been passed through more or less than once by then (see `drawn`)."""
+        return self._mixture.samples
 
     @property
     def epoch(self) -> float:
-        """Passes over the data so far: batches handed out, times G, over N."""
+        """Epochs of the run so far: batches handed out, times G, over `epoch_samples`."""
         return self.step * self.batch_size / self.epoch_samples
+
+    def drawn(self) -> dict[str, Drawn]:
+        """What has been drawn from each source by all processes, since the run began; empty for a single source."""
+        if len(self._mixture.names) == 1:
+            return {}
+        counts, total = self._mixture.drawn(self.step), max(1, self.step * self.batch_size)
+        return {
+            name: Drawn(count, count / total, count / size)
+            for name, count, size in zip(self._mixture.names, counts, self._mixture.sizes, strict=True)
+        }
 
     def __iter__(self) -> TrainStream:
         return self
 
     def __next__(self) -> Batch:
         if self._batches is None:
-            self._batches = deliver(self._make_loader(self._tickets(self.step)))
+            self._batches = deliver(self._make_loader(map(self._tickets, count(self.step))))
+            if self._audit_folder is not None:
+                self._audit = Audit(self._audit_folder, self.rank, self.world, self.step)
+            if self._fetches and not self._forks:
+                self._ahead = self._make_ahead()
+        if self._ahead is not None:
+            self._ahead.advance(self.step)
         batch = next(self._batches)
+        if self._fetches and self._ahead is None:  # threads of a process that forks come after its children
+            self._ahead = self._make_ahead()
+        if self._audit is not None:
+            self._audit.write(
+                self.step, batch, self._tickets(self.step), self._mixture.rows(self.step, 0, self.batch_size)
+            )
         self.step += 1
         self._judge(len(batch), batch.faults)
+        self.unapplied.update(batch.unapplied())
+        if self._lost and self.step == 1:  # told once in a run, by the process that keeps the books
+            self._judge.note(self._lost)
+            batch = replace(batch, faults=(*(self._lost if self.rank == 0 else ()), *batch.faults))
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,7 +170,7 @@ class TrainStream:
         return {
             "version": STATE_VERSION,
             "seed": self.seed,
-            "digest": self._digest,
+            "digest": self._mixture.digest,
             "batch_size": self.batch_size,
             "step": self.step,
         }
@@ -142,8 +193,8 @@ class TrainStream:
         advice = {
             "version": "the checkpoint was written by another version of mmssl: resume with that one",
             "seed": "resume with the seed that the run began with",
-            "digest": "the shards are not those that the run began with (other files, names, sizes or order): restore them, "
-            "or start a new run from the weights",
+            "digest": "the shards are not those that the run began with (other files, names, sizes or order), or they are mixed "
+            "in other shares or shuffled in another way: restore what was, or start a new run from the weights",
             "batch_size": "resume with the global batch that the run began with",
         }
         for name, hint in advice.items():
@@ -156,11 +207,24 @@ class TrainStream:
     def close(self) -> None:
         """End the workers; the stream cannot go on."""
         self._batches = iter(())
+        if self._ahead is not None:
+            self._ahead.close()
+        if self._audit is not None:
+            self._audit.close()
 
-    def _tickets(self, first: int) -> Iterator[list[tuple[int, int]]]:
+    def _tickets(self, step: int) -> list[Ticket]:
+        return self._planned(self._mixture, step)
+
+    def _planned(self, mixture: Mixture, step: int) -> list[Ticket]:
+        """This process' rows of a global batch."""
         share = self.batch_size // self.world
-        for step in count(first):
-            yield self._order.rows(step, self.rank * share, (self.rank + 1) * share)
+        return mixture.rows(step, self.rank * share, (self.rank + 1) * share)
+
+
+def _look_ahead(
+    sources: Sources, mixture: Callable[[], Mixture], planned: Callable[[Mixture, int], list[Ticket]], threads: int
+) -> Ahead:
+    return Ahead(sources, partial(planned, mixture()), threads)
 
 
 class EvalStream:
@@ -203,7 +267,7 @@ class EvalStream:
         self.faults: Counter[str] = Counter()
         starts = range(self.samples.start, self.samples.stop, batch_size)
         self._tickets = [[(0, i) for i in range(s, min(s + batch_size, self.samples.stop))] for s in starts]
-        rows = Rows(index, select(modalities, needs), needs, seed, on_error, tuple(optional))
+        rows = Rows(Sources([index]), select(modalities, needs), needs, seed, on_error, tuple(optional))
         self._make_loader = partial(
             Workers.of(workers).loader, rows, self._tickets, Collate(rows.modalities, needs), persistent=True
         )
@@ -225,45 +289,3 @@ class EvalStream:
     def close(self) -> None:
         """End the workers; the next pass starts new ones."""
         self._loader = None
-
-
-class DataConfig(Config):
-    """The training data of a recipe.
-
-    Attributes:
-        shards: paths, folders, globs or brace patterns of local tar files, as in `train/{000000..000127}.tar`.
-        workers: processes of each rank that prepare batches.
-        prefetch, timeout, start_method: see `Workers`.
-        on_error: "raise": the first sample that cannot be used ends the run; "substitute": another takes its place, counted.
-        max_failures: share of such samples that is borne, judged after 500 samples.
-        optional: modalities that samples may lack.
-    """
-
-    shards: tuple[str, ...] = Field(min_length=1)
-    workers: int = Field(default=2, ge=0)
-    prefetch: int = Field(default=2, ge=1)
-    timeout: float = Field(default=600.0, ge=0)
-    start_method: StartMethod = "forkserver"
-    on_error: Literal["raise", "substitute"] = "raise"
-    max_failures: float = Field(default=0.01, ge=0, le=1)
-    optional: tuple[str, ...] = ()
-
-    def build(
-        self, modalities: Mapping[str, Modality], needs: Needs, *, batch_size: int, seed: int, source: str = "train"
-    ) -> TrainStream:
-        """Index the shards and make the stream.
-
-        Raises:
-            DataError: the shards are missing or damaged, or hold too few samples. ValueError: see `TrainStream`.
-        """
-        return TrainStream(
-            ShardIndex.open(self.shards, source=source),
-            modalities,
-            needs,
-            batch_size=batch_size,
-            seed=seed,
-            workers=Workers(self.workers, self.prefetch, self.timeout, self.start_method),
-            on_error=self.on_error,
-            max_failures=self.max_failures,
-            optional=self.optional,
-        )

@@ -49,3 +49,11 @@ def test_embedding_model_names_what_it_lacks() -> None:
         model.features("sound", x)
     with pytest.raises(ValueError, match=r"no shared space for 'picture'.*heads for no modality"):
         model.embed("picture", x)
+
+
+def test_embedding_model_trims_before_it_moves() -> None:
+    encoder = Words()
+    encoder.trim = lambda x: x[:, :2]
+    model = EmbeddingModel({"words": encoder}, {})
+    ids = torch.tensor([[3, 4, 5, 6]])
+    assert torch.equal(model.features("words", ids), encoder(ids[:, :2]).pooled)

@@ -7,14 +7,18 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmssl.core.errors import DataError
+from mmssl.data.audio import AudioConfig
 from mmssl.data.check import check
 from mmssl.data.check_report import CheckReport
+from mmssl.data.digit_render import to_wav
 from mmssl.data.digit_scenes import write
 from mmssl.data.image import ImageConfig
 from mmssl.data.label import LabelConfig
+from mmssl.data.media_encode import encode_clip
 from mmssl.data.shard_writer import write_shard
 from mmssl.data.text import TextConfig
 from tests.data.test_pack import picture
@@ -51,7 +55,9 @@ def test_good_shards_pass(tmp_path: Path) -> None:
         "txt": 24,
         "wav": 24,
     }
-    assert report.fields["wav"].decoded == 0
+    assert report.fields["wav"].decoded == 24
+    assert (report.sound_seconds.minimum, report.sound_seconds.maximum) == (1, 1)
+    assert (report.silent, report.clipped, report.mute, report.video_seconds.count) == (0, 0, 0, 0)
     assert report.fields["jpg"].decoded == 24
     assert not report.fields["cls"].expected
     assert report.fields["txt"].expected
@@ -87,16 +93,14 @@ def test_every_planted_defect_is_found_in_one_pass(tmp_path: Path) -> None:
         ("s027", "json"),
         ("s031", "jpg"),
     ]
-    assert found(report, "missing") == [("s022", "image"), ("s023", "txt")]
-    assert found(report, "empty") == [("s024", "txt")]
+    assert found(report, "missing") == [("s022", "image"), ("s023", "txt"), ("s024", "txt")]  # s024 has a blank caption
     assert report.fault_counts == {
         "undecodable jpg": 3,
         "undecodable txt": 1,
         "undecodable cls": 1,
         "undecodable json": 1,
         "missing image": 1,
-        "missing txt": 1,
-        "empty txt": 1,
+        "missing txt": 2,
     }
     assert (report.duplicate_images.extra, report.duplicate_images.groups) == (1, 1)
     assert report.duplicate_images.examples == (("an image", "s003", "s028"),)
@@ -152,9 +156,9 @@ def test_damaged_archives_do_not_stop_the_others(tmp_path: Path) -> None:
         report = check([tmp_path], threads=threads)
         damaged = [fault for fault in report.faults if fault.reason == "damaged"]
         assert [Path(fault.origin.shard).name for fault in damaged] == [f"{n:06d}.tar" for n in (1, 2, 3, 4)]
-        assert report.shard_samples == (4, 4, 2, 0, 0)
+        assert report.shard_samples == (4, 4, 6, 0, 0)
         assert damaged[1].origin.offset == header
-        assert found(report, "missing") == [("s013", "image"), ("s013", "txt")]
+        assert found(report, "missing") == [("s013", "image"), ("s013", "txt"), ("s022", "cls")]
     assert good.name not in json.dumps(json.loads(report.to_json())["faults"])
 
 
@@ -213,3 +217,25 @@ def test_json_is_complete_and_finite(tmp_path: Path) -> None:
     assert document["width"] == dict.fromkeys(document["width"]) | {"count": 0}
     with pytest.raises(DataError, match="no such shard"):
         check([tmp_path / "nothing.tar"])
+
+
+def test_sounds_and_videos_are_decoded_and_measured(tmp_path: Path) -> None:
+    tone = 0.5 * np.sin(np.arange(16_000) * 0.1)[:, None].astype(np.float32)
+    frames = np.zeros((15, 32, 48, 3), dtype=np.uint8)
+    video = encode_clip("mp4", frames, tone, fps=15, rate=16_000)
+    records: list[dict[str, str | bytes]] = [
+        {"__key__": "a", "mp4": video, "wav": to_wav(tone, 16_000)},
+        {"__key__": "b", "mp4": encode_clip("mp4", frames, None, fps=15), "wav": to_wav(0.0009 * tone, 16_000)},
+        {"__key__": "c", "mp4": video[:-200], "wav": to_wav(np.clip(4 * tone, -1, 1), 16_000)},
+        {"__key__": "d", "mp4": encode_clip("mp4", None, tone, rate=16_000), "wav": b"RIFF"},
+    ]
+    report = check([shard(tmp_path, records)])
+    assert report.fault_counts == {"undecodable mp4": 1, "missing mp4": 1, "undecodable wav": 1}
+    assert (report.fields["mp4"].decoded, report.fields["wav"].decoded) == (2, 3)
+    assert (report.silent, report.clipped, report.mute) == (1, 1, 1)
+    assert report.sound_seconds.count == 4  # three wavs and the one of video a
+    assert (report.video_seconds.count, report.frame_rates.mean) == (2, 15)
+    assert any("1 sounds are silent" in warning for warning in report.warnings)
+    assert all(word in report.table() for word in ("frames a second", "without sound", "clipped"))
+    asked = check([tmp_path], {"audio": AudioConfig(rate=8_000, seconds=1.0, extensions=("mp4",)).build("audio")})
+    assert asked.fault_counts == {"undecodable mp4": 1, "missing mp4": 1}  # who asks for sounds needs them

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mmssl.core.errors import DataError
+from mmssl.data import moving_scenes
 from mmssl.data.shard_writer import write_shard
 from mmssl.data.stats import stats
 
@@ -84,3 +85,16 @@ def test_refusals(tmp_path: Path) -> None:
         stats([make(tmp_path)], sample=0)
     with pytest.raises(DataError, match="no such shard"):
         stats([tmp_path / "gone.tar"])
+
+
+def test_sounds_and_videos_are_measured(tmp_path: Path) -> None:
+    moving_scenes.write(tmp_path, train=6, validation=0, test=0, shards=1, wav=True)
+    report = stats([tmp_path / "train"])
+    assert report.undecodable == 0
+    assert (report.sound_seconds.count, report.sound_rates, report.sound_channels) == (12, {16_000: 12}, {2: 12})
+    assert report.sound_seconds.median == pytest.approx(2, abs=0.01)
+    assert -40 < (report.sound_level.mean or 0) < -10
+    assert report.video_seconds.mean == pytest.approx(2)
+    assert report.frame_rates.mean == pytest.approx(15)
+    assert (report.video_width.mean, report.video_height.mean) == (64, 64)
+    assert all(words in report.table() for words in ("16000 Hz: 12", "frames a second", "video width"))

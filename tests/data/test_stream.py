@@ -16,12 +16,14 @@ from mmssl.core.batch import Batch
 from mmssl.core.errors import CheckpointError, DataError
 from mmssl.core.sample import Fault, Sample
 from mmssl.core.seeding import generator
+from mmssl.data.data_config import DataConfig
 from mmssl.data.decode import iterate, load_sample, make_views
 from mmssl.data.image import ImageConfig
 from mmssl.data.index import ShardIndex
 from mmssl.data.label import LabelConfig
 from mmssl.data.modality import Modality
-from mmssl.data.stream import DataConfig, EvalStream, TrainStream
+from mmssl.data.shared import Ring, own
+from mmssl.data.stream import EvalStream, TrainStream
 from mmssl.data.text import TextConfig
 from mmssl.data.workers import Workers
 from tests.data.make import encode, noise, pairs
@@ -116,13 +118,30 @@ def test_batches_are_those_of_earlier_versions(index: ShardIndex) -> None:
     assert digest.hexdigest()[:16] == "ef53900f6b2db92e"
 
 
-def test_what_workers_make_is_in_shared_memory_already(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    (plain,) = take(train(index), 1)
-    monkeypatch.setattr("mmssl.data.collate.get_worker_info", object)
-    (shared,) = take(train(index), 1)
-    assert_equal(shared, plain)
-    assert shared["image"]["crop0"].is_shared()
-    assert not plain["image"]["crop0"].is_shared()
+def test_batches_of_workers_are_built_in_memory_that_comes_round(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = take(train(index), 3)
+    monkeypatch.setattr("mmssl.data.shared._rings", [Ring(2)])
+    monkeypatch.setattr("mmssl.data.workers.own", lambda batch: batch)
+    stream = train(index)
+    shared = []
+    for batch in plain:
+        shared.append(next(stream))
+        assert_equal(own(shared[-1]), batch)
+    first, _, third = (batch["image"]["crop0"] for batch in shared)
+    assert first.is_shared()
+    assert first.data_ptr() == third.data_ptr()
+    assert not plain[0]["image"]["crop0"].is_shared()
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_batches_stay_as_they_are_while_later_ones_are_made(index: ShardIndex, prefetch: int) -> None:
+    """All batches are kept: memory that workers use again is never that of a batch which was handed out."""
+    alone = take(train(index), 12)
+    kept = take(train(index, workers=Workers(2, prefetch, start_method="fork")), 12)
+    for one, other in zip(alone, kept, strict=True):
+        assert_equal(one, other)
 
 
 def test_clean_worker_processes_change_nothing(index: ShardIndex) -> None:
@@ -237,7 +256,7 @@ def test_raise_names_the_sample(shard: Shard, workers: int) -> None:
     assert "shards check" in message
     assert any(
         words in message
-        for words in ("undecodable 'jpg' of key '0003'", "missing 'text' of key '0007'", "empty 'txt' of key '0011'")
+        for words in ("undecodable 'jpg' of key '0003'", "missing 'text' of key '0007'", "missing 'txt' of key '0011'")
     )
     assert "Traceback" not in message
 
@@ -250,10 +269,10 @@ def test_substitutes_are_recorded_and_always_the_same(shard: Shard) -> None:
     assert {(fault.key, fault.field, fault.reason) for fault in faults} == {
         ("0003", "jpg", "undecodable"),
         ("0007", "text", "missing"),
-        ("0011", "txt", "empty"),
+        ("0011", "txt", "missing"),
     }
     assert stream.faults.total() == len(faults)
-    assert stream.faults.keys() == {"undecodable", "missing", "empty"}
+    assert stream.faults.keys() == {"undecodable", "missing"}
     for batch in batches:
         assert len(batch) == 4
         assert not {3, 7, 11} & set(batch.index.tolist())
@@ -375,7 +394,7 @@ def test_evaluation_never_substitutes(shard: Shard) -> None:
     stream = EvalStream(index, MODALITIES, EVAL, 1, on_error="skip")
     batches = list(stream)
     assert [i for batch in batches for i in batch.index.tolist()] == [i for i in range(20) if i not in (3, 7, 11)]
-    assert stream.faults == {"undecodable": 1, "missing": 1, "empty": 1}
+    assert stream.faults == {"undecodable": 1, "missing": 2}
 
 
 def test_samples_one_by_one(shard: Shard) -> None:
@@ -392,7 +411,7 @@ def test_samples_one_by_one(shard: Shard) -> None:
     )
     assert sample.values["image"].shape == (20, 24, 3)
     assert isinstance(got[11], Fault)
-    assert str(got[11]).startswith("empty 'txt' of key '0011' (sample 11 at byte ")
+    assert str(got[11]).startswith("missing 'txt' of key '0011' (sample 11 at byte ")
 
 
 def test_a_bug_in_a_view_names_the_sample(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:

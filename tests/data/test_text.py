@@ -155,17 +155,17 @@ def test_captions(captions: str, data: str, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("captions", "data", "reason"),
     [
-        ('"whole"', b" \n\t", "empty"),
-        ('"whole"', b"", "empty"),
+        ('"whole"', b" \n\t", "missing"),
+        ('"whole"', b"", "missing"),
         ('"whole"', b"caf\xe9", "undecodable"),
-        ('"lines"', b"\n \n", "empty"),
-        ('"list"', b"[]", "empty"),
+        ('"lines"', b"\n \n", "missing"),
+        ('"list"', b"[]", "missing"),
         ('"list"', b'{"a": "b"}', "undecodable"),
         ('"list"', b"[1, 2]", "undecodable"),
         ('"list"', b"not json", "undecodable"),
         ('"list"', b"[" * 100000, "undecodable"),
         ('{"a": 1}', b'["b"]', "undecodable"),
-        ('{"a": 1}', b'{"b": "text"}', "empty"),
+        ('{"a": 1}', b'{"b": "text"}', "missing"),
         ('{"a": 1}', b'{"a": {"b": "text"}}', "undecodable"),
     ],
 )

@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mmssl.core.errors import DataError
 from mmssl.data.index import ShardIndex
 from mmssl.data.label import LabelModality, LabelView
-from mmssl.data.stream import TrainStream
+from mmssl.data.stream import EvalStream, TrainStream
 from mmssl.data.workers import Workers
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
@@ -58,13 +65,53 @@ def stream(folder: Path, kind: type[LabelModality], timeout: float = 60) -> Trai
 
 
 def test_a_worker_that_dies_is_named(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"data worker stopped or stalled: DataLoader worker.*lower `workers`"):
+    with pytest.raises(
+        DataError, match=r"data worker stopped or stalled: DataLoader worker.*lower `workers`"
+    ) as caught:
         next(stream(folder, Deadly))
+    assert re.search(r"worker 0, dead: at key '00\d\d' \(sample \d+ at byte \d+ of .*\.tar\)", str(caught.value))
 
 
 def test_a_worker_that_stalls_is_named(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"timed out after 0\.2 seconds.*raise `timeout`"):
+    with pytest.raises(DataError, match=r"timed out after 0\.2 seconds.*raise `timeout`") as caught:
         next(stream(folder, Stalling, timeout=0.2))
+    assert re.search(r"worker 0, alive: at key '00\d\d' \(sample", str(caught.value))
+
+
+def test_memory_stays_flat_over_epochs(folder: Path) -> None:
+    numbers = TrainStream(
+        ShardIndex.open([folder]),
+        {"label": LabelModality("label", ("cls",), {"value": LabelView(), "eval": LabelView()})},
+        {"label": {"value": 1}},
+        batch_size=23,
+        seed=0,
+    )
+    tracemalloc.start()
+    try:
+        for _ in range(30):  # until everything that is made once was made
+            next(numbers)
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(60):
+            next(numbers)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 30_000  # one batch with its keys takes 2,000
+
+
+def test_files_and_shared_memory_stay_flat_over_passes(folder: Path) -> None:
+    index = ShardIndex.open([folder])
+    modality = LabelModality("label", ("cls",), {"value": LabelView(), "eval": LabelView()})
+    stream = EvalStream(index, {"label": modality}, {"label": {"eval": 1}}, 4, Workers(2, start_method="fork"))
+    open_files = []
+    for _ in range(6):
+        assert sum(len(batch) for batch in stream) == 23
+        gc.collect()
+        open_files.append(len(os.listdir("/proc/self/fd")))
+    stream.close()
+    assert open_files[-1] <= open_files[1]
 
 
 def test_a_bug_stays_a_bug(folder: Path) -> None:
@@ -87,3 +134,45 @@ def test_workers_outlive_signals_that_stop_the_run(folder: Path) -> None:
     numbers.close()
     worker.join(timeout=10)
     assert not worker.is_alive()
+
+
+PROGRAM = """
+import multiprocessing, signal, sys
+from mmssl.data.index import ShardIndex
+from mmssl.data.label import LabelConfig
+from mmssl.data.stream import TrainStream
+from mmssl.data.workers import Workers
+stream = TrainStream(ShardIndex.open([sys.argv[1]]), {"label": LabelConfig().build("label")}, {"label": {"value": 1}},
+                     batch_size=2, seed=0, workers=Workers(2, start_method=sys.argv[2]))
+next(stream)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+if sys.argv[3] == "wait":
+    signal.pause()
+"""
+
+
+def program(folder: Path, method: str, end: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(folder), method, end]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_program_that_forgets_to_close_its_stream_ends(folder: Path) -> None:
+    with program(folder, "fork", "leave") as running:
+        try:
+            assert running.wait(60) == 0
+        finally:
+            running.kill()
+
+
+def test_workers_of_a_killed_program_end_and_leave_no_shared_memory(folder: Path) -> None:
+    before = set(os.listdir("/dev/shm"))
+    with program(folder, "forkserver", "wait") as running:
+        assert running.stdout is not None
+        workers = [int(pid) for pid in running.stdout.readline().split()]
+        running.kill()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 60
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive the program"
+        threading.Event().wait(0.02)
+    assert {name for name in os.listdir("/dev/shm") if name.startswith(f"torch_{running.pid}")} <= before

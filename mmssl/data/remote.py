@@ -1,0 +1,249 @@
+"""Bytes from storage elsewhere: sizes, ranges and whole files by URL, with patience and a limit to it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+from mmssl.core.errors import DataError
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+EXTRAS = {"s3": "mmssl[s3]", "gs": "mmssl[gs]", "gcs": "mmssl[gs]", "hf": "huggingface_hub"}
+SCHEMES = ("http", "https", "memory", *EXTRAS)
+PIPE = "pipe:"
+_PIECE = 16 << 20
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+class Absent(DataError):
+    """There is nothing at that URL."""
+
+
+class Refused(DataError):
+    """The storage answers, and will not give it."""
+
+
+class NoRanges(Exception):
+    """The server gives whole files only."""
+
+
+class Facts(NamedTuple):
+    """What a server says of a file: size in bytes (None: it does not say) and whatever changes when the content does."""
+
+    size: int | None
+    version: str
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When to try again: after pauses that double, until a deadline.
+
+    Attributes:
+        pause: seconds after the first failure; longest: the longest pause.
+        deadline: seconds from the first attempt after which none begins.
+        timeout: seconds without a byte after which an attempt has failed.
+        sleep, clock: how to wait, and what time it is.
+    """
+
+    pause: float = 0.5
+    longest: float = 30.0
+    deadline: float = 300.0
+    timeout: float = 30.0
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def __call__(self, what: str, action: Callable[[], T]) -> T:
+        """The result of the first attempt that does not fail.
+
+        Args:
+            what: is wanted, for the message.
+
+        Raises:
+            Absent: the storage says that there is nothing. Refused: it will not give it, as it will not after another attempt.
+            NoRanges: as it is. DataError: all attempts failed.
+        """
+        started, pause, attempts = self.clock(), self.pause, 0
+        while True:
+            attempts += 1
+            try:
+                return action()
+            except (NoRanges, DataError):
+                raise
+            except Exception as error:
+                # Every client has exceptions of its own; what is not known to be final is tried again, and raised in the end.
+                status = getattr(error, "status", getattr(error.__cause__, "status", None))
+                if status in (404, 410) or (isinstance(error, FileNotFoundError) and error.__cause__ is None):
+                    raise Absent(f"{what}: there is nothing ({_words(error)}); check the address") from error
+                if _is_final(error, status):
+                    raise Refused(f"{what}: refused: {_words(error)}") from error
+                waited = self.clock() - started
+                if waited + pause > self.deadline:
+                    raise DataError(
+                        f"{what}: {attempts} attempts in {waited:.0f} s failed, the last: {_words(error)}. Nothing was skipped; "
+                        "resume when the storage is back, or give it more time (`data.cache.deadline`)"
+                    ) from error
+                _log.warning("%s: attempt %d failed: %s; again in %g s", what, attempts, _words(error), pause)
+            self.sleep(pause)
+            pause = min(2 * pause, self.longest)
+
+
+class Storage:
+    """Reads URLs through fsspec, and shell commands where that was allowed. Clients are made on first use in each process.
+
+    Args:
+        patience: with failures.
+        allow_pipe: whether `pipe:` commands are run.
+    """
+
+    def __init__(self, patience: Patience | None = None, allow_pipe: bool = False) -> None:
+        self.patience = patience or Patience()
+        self.allow_pipe = allow_pipe
+        self._clients: dict[tuple[int, str], Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"patience": self.patience, "allow_pipe": self.allow_pipe, "_clients": {}}
+
+    def facts(self, url: str) -> Facts:
+        """Size and version of a file; nothing is known of a command's output.
+
+        Raises:
+            Absent, Refused, DataError: see `Patience`; a command that is not allowed.
+        """
+        if url.startswith(PIPE):
+            self._check_allowed(url)
+            return Facts(None, "")
+        info = self.patience(f"{shown(url)}, its size", lambda: self._client(url).info(url))
+        size = info.get("size")
+        version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
+        return Facts(None if size is None else int(size), version)
+
+    def read(self, url: str, start: int, stop: int, size: int) -> bytes:
+        """Bytes start ... stop-1 of a file of `size` bytes.
+
+        Raises:
+            NoRanges: the server gives whole files only. Absent, DataError: see `Patience`.
+        """
+
+        def attempt() -> bytes:
+            client = self._client(url)
+            if not url.startswith("http"):
+                data = client.cat_file(url, start=start, end=stop)
+            else:
+                # `cat_file` would read everything from a server that does not know ranges.
+                with client.open(url, "rb", cache_type="none", size=size) as file:
+                    file.seek(start)
+                    try:
+                        data = file.read(stop - start)
+                    except ValueError as error:
+                        raise NoRanges(str(error)) from error
+            if len(data) != stop - start:
+                raise OSError(errno.EIO, f"got {len(data)} bytes, wanted {stop - start}")
+            return bytes(data)
+
+        return self.patience(f"{shown(url)}, byte {start} to {stop}", attempt)
+
+    def copy(self, url: str, sink: BinaryIO, size: int | None) -> None:
+        """Write a whole file into `sink`, in pieces, so that a failure costs one piece.
+
+        Raises:
+            Absent, DataError: see `Patience`; a command that is not allowed or fails.
+        """
+        if url.startswith(PIPE):
+            self._run(url, sink)
+            return
+        if size is not None:
+            try:
+                for start in range(0, size, _PIECE):
+                    sink.write(self.read(url, start, min(start + _PIECE, size), size))
+                return
+            except NoRanges:
+                _log.info("%s: the server knows no ranges; it is fetched as a whole", shown(url))
+        self.patience(f"{shown(url)}, as a whole", lambda: self._stream(url, sink, size))
+
+    def _stream(self, url: str, sink: BinaryIO, size: int | None) -> None:
+        sink.seek(0)
+        with self._client(url).open(url, "rb", block_size=0, **({"size": 1} if url.startswith("http") else {})) as file:
+            while piece := file.read(1 << 20):
+                sink.write(piece)
+        if size is None:
+            sink.truncate()  # what an attempt before had written
+        elif sink.tell() != size:
+            raise OSError(errno.EIO, f"got {sink.tell()} bytes, wanted {size}")
+
+    def _run(self, url: str, sink: BinaryIO) -> None:
+        """The output of a command. It is run once: it knows best what to try again."""
+        self._check_allowed(url)
+        with tempfile.TemporaryFile() as complaints:
+            command = ["/bin/sh", "-c", url.removeprefix(PIPE)]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=complaints, check=False)  # noqa: S603
+            complaints.seek(max(0, complaints.tell() - 2000))
+            tail = complaints.read().decode("utf-8", "replace").strip()
+        if done.returncode:
+            raise DataError(f"{url}: the command ended with {done.returncode}: {tail or 'and said nothing'}")
+        sink.seek(0, os.SEEK_END)
+
+    def _check_allowed(self, url: str) -> None:
+        if not self.allow_pipe:
+            raise DataError(
+                f"{url}: a shell command runs whatever the recipe says, with your rights; if you trust it, allow it with "
+                "`data.allow_pipe: true`"
+            )
+
+    def _client(self, url: str) -> Any:
+        """The file system of a URL. Clients own threads and sockets, which a forked process must not share."""
+        import fsspec
+
+        scheme = url.split("://", 1)[0].lower()
+        key = (os.getpid(), scheme)
+        if key not in self._clients:
+            if scheme not in SCHEMES:
+                raise DataError(f"{shown(url)}: got the scheme {scheme!r}, wanted one of {', '.join(SCHEMES)}")
+            try:
+                self._clients[key] = fsspec.filesystem(scheme, skip_instance_cache=True, **self._options(scheme))
+            except ImportError as error:
+                raise DataError(f"{shown(url)}: {error}: pip install '{EXTRAS.get(scheme, 'fsspec')}'") from error
+        return self._clients[key]
+
+    def _options(self, scheme: str) -> dict[str, Any]:
+        timeout = self.patience.timeout
+        if scheme in ("http", "https"):
+            import aiohttp
+
+            limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+            return {"client_kwargs": {"timeout": limits, "trust_env": True}, "headers": {"Accept-Encoding": "identity"}}
+        if scheme == "s3":
+            return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout}}
+        return {}
+
+
+def is_remote(shard: str) -> bool:
+    """Whether a shard is written as a URL or a command."""
+    return "://" in shard or shard.startswith(PIPE)
+
+
+def shown(url: str) -> str:
+    """A URL without its query, which may hold a password."""
+    return url if url.startswith(PIPE) else url.split("?", 1)[0]
+
+
+def _is_final(error: Exception, status: int | None) -> bool:
+    if status is not None:
+        return 400 <= status < 500 and status not in (408, 425, 429)
+    return isinstance(error, PermissionError | NotImplementedError) or (
+        isinstance(error, OSError) and error.errno in _FULL
+    )
+
+
+def _words(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    return f"{type(cause).__name__}: {cause}".rstrip(": ").split("?", 1)[0]
