@@ -30,7 +30,7 @@ class Adapter(Encoder):
         self._layers: list[list[str]] = []
 
     @final
-    def connect(self, example: Tensor, last: tuple[str, ...] = ()) -> Features:
+    def connect(self, example: Tensor, last: tuple[str, ...] = (), first: tuple[str, ...] = ()) -> Features:
         """Run an example, and find out from its graph which parameters matter and in which order they come.
 
         Foreign models often carry parameters that this use of them leaves idle. Data parallelism fails on those, so they are taken
@@ -39,6 +39,7 @@ class Adapter(Encoder):
         Args:
             example: a raw view of one sample.
             last: beginnings of names that belong to the output although the model registers them first.
+            first: beginnings of names that belong to the input although the model registers them last, or numbers their parts.
 
         Returns:
             The features of the example.
@@ -57,7 +58,7 @@ class Adapter(Encoder):
                 type(self).__name__,
                 idle,
             )
-        self._layers = group_names([name for name, _ in self.model.named_parameters()], idle, last)
+        self._layers = group_names([name for name, _ in self.model.named_parameters()], idle, last, first)
         self.train()
         return features
 
@@ -67,20 +68,23 @@ class Adapter(Encoder):
         return [[self.model.get_parameter(name) for name in names] for names in self._layers]
 
 
-def group_names(names: Iterable[str], idle: Collection[str] = (), last: tuple[str, ...] = ()) -> list[list[str]]:
+def group_names(
+    names: Iterable[str], idle: Collection[str] = (), last: tuple[str, ...] = (), first: tuple[str, ...] = ()
+) -> list[list[str]]:
     """All names once, from input to output: what precedes the numbered blocks, each block, what follows them.
 
     Args:
         names: of a network whose blocks bear numbers in their names (`layers.3.`, `stages.0.`), in their order.
         idle: names that count to the input, wherever they stand.
         last: beginnings of names that belong to the output although they stand first.
+        first: beginnings of names that belong to the input, wherever they stand.
     """
     stem: list[str] = []
     tail: list[str] = []
     blocks: dict[str, list[str]] = {}
     for name in names:
         block = _BLOCK.match(name)
-        if name in idle:
+        if name in idle or name.startswith(first or "\0"):
             stem.append(name)
         elif name.startswith(last or "\0"):
             tail.append(name)
@@ -101,7 +105,7 @@ def refuse_masks(encoder: Encoder, keep: Tensor | None, replace: tuple[Tensor, T
         given = "keep" if keep is not None else "replace"
         raise ValueError(
             f"{type(encoder).__name__} takes no {given!r}: its capabilities are {sorted(encoder.capabilities) or 'none'}; "
-            "a vision transformer (kind: vit) takes masks"
+            "transformers of our own (kinds vit, audio_transformer, space_time) take masks"
         )
 
 

@@ -9,16 +9,17 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmssl.core.encoder import Encoder, EncoderConfig, Features
-from mmssl.encoders.positions import Grid, resize_positions
-from mmssl.encoders.spectrogram import FrontEndConfig
+from mmssl.core.encoder import Encoder, Features
+from mmssl.encoders.positions import Grid, fit_columns, resize_positions
+from mmssl.encoders.spectrogram import FrontEndConfig, SoundEncoderConfig
 from mmssl.encoders.transformer import Activation, Transformer
-from mmssl.encoders.weights import State, finish
+from mmssl.encoders.weights import finish
+from mmssl.encoders.windows import encode_windows
 
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
 
-class AudioTransformerConfig(EncoderConfig):
+class AudioTransformerConfig(SoundEncoderConfig):
     """Settings of a spectrogram transformer; the defaults are AST's sizes with patches side by side.
 
     Attributes:
@@ -58,6 +59,11 @@ class AudioTransformerConfig(EncoderConfig):
     checkpointing: bool = False
     hidden: int = Field(default=0, ge=0)
 
+    @property
+    def rate(self) -> int:
+        """Of the front-end."""
+        return self.front_end.settings.rate
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.width % self.heads:
@@ -75,7 +81,11 @@ class AudioTransformerConfig(EncoderConfig):
             ValueError: `seconds` give no whole patch.
         """
         encoder = AudioTransformer(self)
-        finish(encoder, self, adapt=encoder.fit_positions)
+        finish(
+            encoder,
+            self,
+            adapt=lambda state: fit_columns(state, "positional_embedding", encoder.grid, encoder.prefix),
+        )
         return encoder
 
 
@@ -122,13 +132,20 @@ class AudioTransformer(Encoder):
         return self.front_end(x)[:, None]  # type: ignore[no-any-return]
 
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Features:
-        """See `Encoder.forward`.
+        """See `Encoder.forward`. Sounds in several windows [B, n, C, samples] give the mean of the windows' features, pooled alone.
 
         Raises:
             ValueError: not sounds, or too short for one patch.
         """
+        if x.ndim == 4 and keep is None and replace is None:
+            return encode_windows(self, x)
         x = self.prepare(x)
         grid = self._grid(x.shape[2], x.shape[3])
         x = self.patch_embedding(x).flatten(2).transpose(1, 2)  # [B, T, D] in reading order
@@ -141,6 +158,9 @@ class AudioTransformer(Encoder):
             x = torch.take_along_dim(x, keep[..., None], dim=1)
         if self.class_embedding is not None:
             x = torch.cat([(self.class_embedding + positions[0]).expand(x.shape[0], 1, -1), x], dim=1)
+        if pooled_only and self.pool == "cls" and not self.hidden:
+            x, _ = self.blocks(x, pick=0)
+            return Features(self.norm_post(x)[:, 0])
         x, hidden = self.blocks(x, hidden=self.hidden)
         x = self.norm_post(x)
         tokens = x[:, self.prefix :]
@@ -152,14 +172,6 @@ class AudioTransformer(Encoder):
         embeddings = [self.class_embedding, self.positional_embedding, *self.patch_embedding.parameters()]
         first = [parameter for parameter in embeddings if parameter is not None]
         return [first, *(list(block.parameters()) for block in self.blocks), list(self.norm_post.parameters())]
-
-    def fit_positions(self, state: State) -> None:
-        """Resample the position table of a checkpoint, in place, where it was made for another length with as many rows."""
-        name, rows = "positional_embedding", self.grid[0]
-        table = state.get(name)
-        cells = 0 if table is None else len(table) - self.prefix
-        if table is not None and cells > 0 and cells % rows == 0:
-            state[name] = resize_positions(table, (rows, cells // rows), self.grid, self.prefix)
 
     def _grid(self, *size: int) -> Grid:
         rows, columns = (

@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from mmssl.core.encoder import Encoder, EncoderConfig, Features
-from mmssl.core.errors import CheckpointError, did_you_mean
-from mmssl.encoders.adapter import Adapter, refuse_checkpointing, refuse_masks
+from mmssl.core.encoder import Encoder, Features
+from mmssl.encoders.adapter import Adapter, refuse_masks
+from mmssl.encoders.hf_loading import HfConfig, create, require_complete
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
 from mmssl.encoders.weights import finish
 
 
-class _HfConfig(EncoderConfig):
-    """What both kinds have. Nothing is downloaded and no code of a model folder is run.
-
-    Attributes:
-        path: folder with config.json and safetensors: a pretrained model. Of a model with two towers (CLIP, SigLIP, ...) or of an
-            encoder and a decoder (T5, ...) the part that is wanted is taken.
-        config: the settings of a model from scratch, as in a config.json with its "model_type", or the path of such a file.
-        checkpointing: recompute blocks in backward: less memory, a third more work.
-    """
-
-    path: Path | None = None
-    config: dict[str, Any] | Path | None = None
-    checkpointing: bool = False
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.path is None) == (self.config is None):
-            raise ValueError("wanted either path (a folder with a pretrained model) or config (a model from scratch)")
-        return self
-
-
-class HfTextConfig(_HfConfig):
+class HfTextConfig(HfConfig):
     """Settings of a text model.
 
     Attributes:
@@ -65,7 +43,7 @@ class HfTextConfig(_HfConfig):
         return encoder
 
 
-class HfVisionConfig(_HfConfig):
+class HfVisionConfig(HfConfig):
     """Settings of a vision model.
 
     Attributes:
@@ -98,7 +76,7 @@ class HfTextEncoder(Adapter):
     """Token ids [B, T], padded on the right, -> pooled [B, D] of the last hidden states."""
 
     def __init__(self, config: HfTextConfig) -> None:
-        model, missing = _create(config, "text_model")
+        model, missing = create(config, "text_model")
         super().__init__(model)
         self.pool = config.pool
         self.pad_id = _special(self.model, "pad", config.pad_id)
@@ -106,14 +84,19 @@ class HfTextEncoder(Adapter):
         self.model.config.use_cache = False  # or decoders keep keys and values for a generation that never comes
         example = torch.full((1, 4), 1 if self.pad_id == 0 else 0)
         self.width = self.connect(example).pooled.shape[-1]
-        _complete(self, missing, config)
+        require_complete(self, missing, config)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Ids as they are."""
         return x
 
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`.
 
@@ -144,7 +127,7 @@ class HfVisionEncoder(Adapter):
     """Pictures [B, 3, H, W] -> pooled [B, D], and patch tokens or cells [B, T, D] where they are as wide."""
 
     def __init__(self, config: HfVisionConfig) -> None:
-        model, missing = _create(config, "vision_model")
+        model, missing = create(config, "vision_model")
         super().__init__(model)
         self.pool = config.pool
         self.pixels = Pixels(*_statistics(config))
@@ -154,14 +137,19 @@ class HfVisionEncoder(Adapter):
         if features.tokens is not None:
             self.capabilities = frozenset({Encoder.TOKENS})
             self.grid = features.grid
-        _complete(self, missing, config)
+        require_complete(self, missing, config)
 
     def prepare(self, x: Tensor) -> Tensor:
         """uint8, or float in [0, 1], [B, 3, H, W] -> normalised float."""
         return self.pixels(x)  # type: ignore[no-any-return]
 
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`.
 
@@ -202,82 +190,6 @@ class HfVisionEncoder(Adapter):
         grid = (x.shape[2] // patch, x.shape[3] // patch)
         prefix = states.shape[1] - grid[0] * grid[1]
         return (states[:, prefix:], grid) if prefix >= 0 else (None, None)
-
-
-def _create(config: _HfConfig, part: str) -> tuple[Any, set[int]]:
-    # The model, and the ids of its parameters and buffers that the folder had no weights for.
-    import transformers
-
-    auto: Any = transformers.AutoModel
-    settings = _settings(config)
-    missing: set[int] = set()
-    if config.path is None:
-        model = auto.from_config(settings, dtype=torch.float32, trust_remote_code=False)
-    else:
-        try:
-            model, info = auto.from_pretrained(
-                config.path,
-                config=settings,
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"cannot load the model in {str(config.path)!r}: {error}") from error
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-        missing = {id(tensors[name]) for name in info["missing_keys"] if name in tensors}
-    model = _part(model, part)
-    if config.checkpointing:
-        refuse_checkpointing(model, settings.model_type)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model, missing
-
-
-def _settings(config: _HfConfig) -> Any:
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    if isinstance(config.config, dict):
-        values, where = dict(config.config), "config"
-    else:
-        file = config.config or Path(config.path or "") / "config.json"
-        where = str(file)
-        try:
-            values = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {where!r}: {error}; wanted a model's config.json") from error
-    if "auto_map" in values:
-        raise ValueError(
-            f"{where} has auto_map: this model runs code of its own folder, which is refused; choose another model"
-        )
-    kind = values.pop("model_type", None)
-    if kind not in CONFIG_MAPPING:
-        near = did_you_mean(str(kind), CONFIG_MAPPING.keys())
-        raise ValueError(f"got model_type {kind!r} in {where}, wanted one that transformers knows{near}")
-    return AutoConfig.for_model(kind, **values)
-
-
-def _part(model: Any, part: str) -> Any:
-    if model.config.is_encoder_decoder:
-        return model.get_encoder()
-    if hasattr(model.config, "text_config") and hasattr(model.config, "vision_config"):
-        towers = dict(model.named_children())
-        if part not in towers:
-            raise ValueError(f"got a {model.config.model_type} model of {sorted(towers)}, wanted one with a {part}")
-        return towers[part]
-    return model
-
-
-def _complete(encoder: Encoder, missing: set[int], config: _HfConfig) -> None:
-    # What does not reach the output may be missing: `connect` has taken it out of training.
-    tensors = [*((n, p) for n, p in encoder.named_parameters() if p.requires_grad), *encoder.named_buffers()]
-    names = [name for name, tensor in tensors if id(tensor) in missing]
-    if names:
-        raise CheckpointError(
-            f"the folder {str(config.path)!r} has no weights for {len(names)} tensors that this encoder uses, among them "
-            f"{names[:5]}: choose another pool, or another folder"
-        )
 
 
 def _special(model: Any, name: str, given: int | None) -> int:

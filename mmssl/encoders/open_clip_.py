@@ -87,7 +87,12 @@ class OpenClipEncoder(Adapter):
         return x if self.pixels is None else self.pixels(x)
 
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`.
 

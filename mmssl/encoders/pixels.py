@@ -37,5 +37,21 @@ class Pixels(nn.Module):
             raise ValueError(
                 f"got {x.dtype} {list(x.shape)}, wanted pictures as uint8, or as floats in [0, 1], of shape [B, 3, H, W]"
             )
-        x = x.to(self.mean.dtype) / 255 if x.dtype == torch.uint8 else x.to(self.mean.dtype)
+        # The loader's pictures have their channels last in memory; encoders say themselves which order they want.
+        floats = x.to(self.mean.dtype, memory_format=torch.contiguous_format)
+        x = floats / 255 if x.dtype == torch.uint8 else floats
         return (x - self.mean) / self.std
+
+
+def as_frames(x: Tensor) -> Tensor:
+    """Clips [B, T, 3, H, W] as they are; pictures [B, 3, H, W] become clips of one frame.
+
+    Raises:
+        ValueError: other shapes, or no frame.
+    """
+    x = x[:, None] if x.ndim == 4 else x
+    if x.ndim != 5 or x.shape[1] == 0 or x.shape[2] != 3:
+        raise ValueError(
+            f"got {x.dtype} {list(x.shape)}, wanted clips of shape [B, frames, 3, H, W] or pictures of shape [B, 3, H, W]"
+        )
+    return x

@@ -38,3 +38,18 @@ def fit_positions(state: dict[str, Tensor], name: str, grid: Grid, prefix: int) 
     side = isqrt(len(table) - prefix)
     if side**2 == len(table) - prefix:
         state[name] = resize_positions(table, (side, side), grid, prefix)
+
+
+def fit_columns(state: dict[str, Tensor], name: str, grid: Grid, prefix: int) -> None:
+    """Resample `state[name]` to `grid` in place where it was made for another number of columns of as many rows."""
+    table = state.get(name)
+    cells = 0 if table is None else len(table) - prefix
+    if table is not None and cells > 0 and cells % grid[0] == 0:
+        state[name] = resize_positions(table, (grid[0], cells // grid[0]), grid, prefix)
+
+
+def sinusoidal_positions(count: int, width: int, device: torch.device) -> Tensor:
+    """[count, width], sines and cosines of wavelengths from 2 pi to 20000 pi (arXiv:1706.03762, section 3.5)."""
+    half = -(-width // 2)
+    angle = torch.arange(count, device=device)[:, None] * 10_000.0 ** (-torch.arange(half, device=device) / half)
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[:, :width]

@@ -19,14 +19,13 @@ from mmssl.encoders.positions import Grid, fit_positions, resize_positions
 from mmssl.encoders.weights import finish
 
 
-class ResNetConfig(EncoderConfig):
-    """Settings of a residual network; the defaults are CLIP's RN50.
+class StagesConfig(EncoderConfig):
+    """What all residual networks have; the defaults are CLIP's RN50.
 
-    The stem divides the resolution by 4, each stage after the first by 2 more. For small pictures take fewer stages:
-    `layers: [2, 2]` sees 32 pixels as 4 x 4 cells.
+    The stem divides the resolution by 4, each stage after the first by 2 more. For small inputs take fewer stages:
+    `layers: [2, 2]` sees 32 pixels as 4 cells.
 
     Attributes:
-        size: pixels of a side of the pictures that it is made for; a multiple of the whole stride.
         layers: blocks of each stage, one to four stages.
         channels: channels of the first stage inside its blocks; they double with each stage, and blocks put out four times as many.
         pool: "attention" pools by one query, CLIP's way; "mean" takes the mean of the feature map.
@@ -35,23 +34,18 @@ class ResNetConfig(EncoderConfig):
             RN50). With "mean", D is the channels of the feature map.
         zero_init_residual: start each block as its shortcut alone, as open_clip does (Goyal et al. 2017, arXiv:1706.02677):
             better in long runs with large batches; small networks in short runs learn sooner without.
-        mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
     """
 
-    kind: Literal["resnet"] = "resnet"
-    size: int = Field(default=224, gt=0)
     layers: tuple[int, ...] = Field(default=(3, 4, 6, 3), min_length=1, max_length=4)
     channels: int = Field(default=64, gt=0, multiple_of=2)
     pool: Literal["attention", "mean"] = "attention"
     heads: int | None = Field(default=None, gt=0)
     output_dim: int | None = Field(default=None, gt=0)
     zero_init_residual: bool = True
-    mean: Channels = OPENAI_MEAN
-    std: Channels = OPENAI_STD
 
     @property
     def stride(self) -> int:
-        """Pixels of a side of a cell of the last feature map."""
+        """Pixels (filters, frames) of a side of a cell of the last feature map."""
         return int(2 ** (len(self.layers) + 1))
 
     @property
@@ -65,13 +59,9 @@ class ResNetConfig(EncoderConfig):
         return self.heads or max(1, self.feature_dim // 64)
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _poolable(self) -> Self:
         if min(self.layers) < 1:
             raise ValueError(f"layers {list(self.layers)}: every stage needs a block")
-        if self.size % self.stride:
-            raise ValueError(
-                f"size {self.size} is not a multiple of the stride {self.stride} of {len(self.layers)} stages"
-            )
         if self.pool == "mean" and not (self.output_dim is None and self.heads is None):
             raise ValueError(
                 f"pool: mean has no heads and no output_dim (its width is {self.feature_dim}): leave both out"
@@ -79,6 +69,28 @@ class ResNetConfig(EncoderConfig):
         if self.pool == "attention" and self.feature_dim % self.pool_heads:
             raise ValueError(
                 f"heads {self.pool_heads} do not divide the {self.feature_dim} channels of the feature map"
+            )
+        return self
+
+
+class ResNetConfig(StagesConfig):
+    """Settings of a residual network for pictures.
+
+    Attributes:
+        size: pixels of a side of the pictures that it is made for; a multiple of the whole stride.
+        mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
+    """
+
+    kind: Literal["resnet"] = "resnet"
+    size: int = Field(default=224, gt=0)
+    mean: Channels = OPENAI_MEAN
+    std: Channels = OPENAI_STD
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.size % self.stride:
+            raise ValueError(
+                f"size {self.size} is not a multiple of the stride {self.stride} of {len(self.layers)} stages"
             )
         return self
 
@@ -92,7 +104,7 @@ class ResNetConfig(EncoderConfig):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolution and a shortcut; strides are average pools, which do not alias."""
+    """1x1, 3x3, 1x1 convolution and a shortcut; strides are average pools, which do not alias, also of what is left at the ends."""
 
     def __init__(self, incoming: int, channels: int, stride: int, zero_init: bool) -> None:
         super().__init__()
@@ -100,14 +112,14 @@ class Bottleneck(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
         self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * channels)
         if zero_init:
             nn.init.zeros_(self.bn3.weight)
         self.downsample: nn.Module = nn.Identity()
         if stride > 1 or incoming != 4 * channels:
-            layers = {"-1": nn.AvgPool2d(stride), "0": nn.Conv2d(incoming, 4 * channels, 1, bias=False)}
+            layers = {"-1": nn.AvgPool2d(stride, ceil_mode=True), "0": nn.Conv2d(incoming, 4 * channels, 1, bias=False)}
             self.downsample = nn.Sequential()
             for name, layer in (layers | {"1": nn.BatchNorm2d(4 * channels)}).items():
                 self.downsample.add_module(name, layer)
@@ -153,23 +165,27 @@ class AttentionPool(nn.Module):
         return self.c_proj(pooled), self.c_proj(values[:, 1:])
 
 
-class ResNet(Encoder):
-    """Pictures [B, 3, H, W] -> pooled [B, D] and the cells of the last feature map as tokens [B, T, D].
+class Stages(Encoder):
+    """Stem, stages and pooling, whatever they look at; subclasses say what goes in.
 
-    Batch statistics are those of the process' own micro-batch. Every parameter gets a gradient from `pooled`; with
-    `zero_init_residual` those inside blocks are zero at the start.
+    Tokens are the cells of the last feature map. Batch statistics are those of the process' own micro-batch. Every parameter
+    gets a gradient from `pooled`; with `zero_init_residual` those inside blocks are zero at the start.
+
+    Args:
+        config: of the stages.
+        inputs: channels of what `prepare` gives.
+        grid: cells of a full-size input.
     """
 
     capabilities = frozenset({Encoder.TOKENS})
     grid: Grid
 
-    def __init__(self, config: ResNetConfig) -> None:
+    def __init__(self, config: StagesConfig, inputs: int, grid: Grid) -> None:
         super().__init__()
-        self.grid = (config.size // config.stride,) * 2
+        self.grid = grid
         self.stride = config.stride
-        self.pixels = Pixels(config.mean, config.std)
         half = config.channels // 2
-        self.conv1 = nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(inputs, half, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(half)
         self.conv2 = nn.Conv2d(half, half, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(half)
@@ -192,29 +208,11 @@ class ResNet(Encoder):
             self.width = config.output_dim or config.feature_dim // 2
             self.attnpool = AttentionPool(config.feature_dim, config.pool_heads, self.width, self.grid)
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """uint8, or float in [0, 1], [B, 3, H, W] -> normalised float."""
-        # Convolutions are about twice as fast with channels last, on CPUs too.
-        pixels: Tensor = self.pixels(x)
-        return pixels.contiguous(memory_format=torch.channels_last)
-
-    def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
-    ) -> Features:
-        """See `Encoder.forward`. H and W are multiples of the whole stride.
-
-        Raises:
-            ValueError: masks are given, or `x` are not pictures of such a size.
-        """
-        refuse_masks(self, keep, replace)
-        x = self.prepare(x)
-        if x.shape[2] % self.stride or x.shape[3] % self.stride:
-            raise ValueError(
-                f"got pictures of {x.shape[2]} x {x.shape[3]} pixels, wanted multiples of the stride {self.stride}"
-            )
+    def encode(self, x: Tensor) -> Features:
+        """Prepared input [B, C, H, W] -> pooled and tokens; a row or column of cells that is not full counts as one."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
-        x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
+        x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2, ceil_mode=True)
         for stage in self.stages:
             x = self.get_submodule(stage)(x)
         grid = (x.shape[2], x.shape[3])
@@ -233,3 +231,38 @@ class ResNet(Encoder):
         ]
         blocks = [list(block.parameters()) for stage in self.stages for block in self.get_submodule(stage).children()]
         return [stem, *blocks, *([list(self.attnpool.parameters())] if self.attnpool is not None else [])]
+
+
+class ResNet(Stages):
+    """Pictures [B, 3, H, W] -> pooled [B, D] and the cells of the last feature map as tokens [B, T, D]."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__(config, 3, (config.size // config.stride,) * 2)
+        self.pixels = Pixels(config.mean, config.std)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """uint8, or float in [0, 1], [B, 3, H, W] -> normalised float."""
+        # Convolutions are about twice as fast with channels last, on CPUs too.
+        pixels: Tensor = self.pixels(x)
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
+    ) -> Features:
+        """See `Encoder.forward`. H and W are multiples of the whole stride.
+
+        Raises:
+            ValueError: masks are given, or `x` are not pictures of such a size.
+        """
+        refuse_masks(self, keep, replace)
+        x = self.prepare(x)
+        if x.shape[2] % self.stride or x.shape[3] % self.stride:
+            raise ValueError(
+                f"got pictures of {x.shape[2]} x {x.shape[3]} pixels, wanted multiples of the stride {self.stride}"
+            )
+        return self.encode(x)

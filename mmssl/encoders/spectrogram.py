@@ -17,6 +17,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.config import Config
+from mmssl.core.encoder import EncoderConfig
+from mmssl.encoders.spec_augment import SpecAugmentConfig
 
 FULL_SCALE = 32768
 """int16 value of 1.0 in the waveforms of the data floor."""
@@ -32,6 +34,7 @@ class FrontEndSettings(Config):
         channel: what is done with stereo: the "mean" of all channels, or the "first" one.
         frames: T; more are cut off, and missing ones are zeros before normalisation (as AST has it). None: as many as come.
         mean, std: of the logarithms: the output is (x - mean) / std.
+        spec_augment: what is hidden in training; None: nothing.
     """
 
     rate: int = Field(default=16_000, gt=0)
@@ -42,6 +45,7 @@ class FrontEndSettings(Config):
     frames: int | None = Field(default=None, gt=0)
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
+    spec_augment: SpecAugmentConfig | None = None
 
     @property
     def settings(self) -> FrontEndSettings:
@@ -106,33 +110,39 @@ PRESETS: dict[str, KaldiConfig | MelConfig] = {
     "ast": KaldiConfig(frames=1024, mean=-4.2677393, std=2 * 4.5689974),
     "cav_mae": KaldiConfig(frames=1024, channel="first", mean=-5.081, std=4.4849),  # its authors divide by one deviation
     "imagebind": KaldiConfig(frames=204, channel="first", mean=-4.268, std=9.138),
-    # Not normalised: the models that it was made for begin with a batch norm over the filters.
+    # Not normalised: the models that they were made for begin with a batch norm over the filters.
     "clap_htsat_unfused": MelConfig(
         rate=48_000, mels=64, low=50, high=14_000, window=1024, hop=480,
         scale="slaney", norm="slaney", log="db", floor=1e-10,
     ),
+    "clap_htsat_fused": MelConfig(
+        rate=48_000, mels=64, low=50, high=14_000, window=1024, hop=480, log="db", floor=1e-10,
+    ),
 }  # fmt: skip
 """The front-ends of AST (arXiv:2104.01778), CAV-MAE (arXiv:2210.07839), ImageBind (arXiv:2305.05665; one clip of two seconds) and
-LAION-CLAP without fusion (arXiv:2211.06687)."""
+LAION-CLAP without and with fusion (arXiv:2211.06687; the spectrogram alone, for the four that are fused see `ClapFrontEnd`)."""
 
 
 class PresetConfig(Config):
     """A front-end exactly as a published model has it; all of its numbers are in `PRESETS`.
 
     Attributes:
+        kind: whose it is; "clap_htsat_fused" is one spectrogram of the whole sound by that model's filters.
         frames: another length than the preset's.
         mean, std: other statistics than the preset's.
+        spec_augment: what is hidden in training; None: nothing.
     """
 
-    kind: Literal["ast", "cav_mae", "imagebind", "clap_htsat_unfused"]
+    kind: Literal["ast", "cav_mae", "imagebind", "clap_htsat_unfused", "clap_htsat_fused"]
     frames: int | None = Field(default=None, gt=0)
     mean: float | None = None
     std: float | None = Field(default=None, gt=0)
+    spec_augment: SpecAugmentConfig | None = None
 
     @property
     def settings(self) -> KaldiConfig | MelConfig:
         """All numbers."""
-        given = {name: value for name, value in self.model_dump(exclude={"kind"}).items() if value is not None}
+        given = {name: value for name, value in self if name != "kind" and value is not None}
         return PRESETS[self.kind].model_copy(update=given)
 
     def build(self) -> FrontEnd:
@@ -141,6 +151,15 @@ class PresetConfig(Config):
 
 
 FrontEndConfig = Annotated[KaldiConfig | MelConfig | PresetConfig, Field(discriminator="kind")]
+
+
+class SoundEncoderConfig(EncoderConfig, ABC):
+    """What the configs of all encoders with a front-end have."""
+
+    @property
+    @abstractmethod
+    def rate(self) -> int:
+        """Samples a second of the sounds that the front-end is made for, in Hz."""
 
 
 class FrontEnd(nn.Module, ABC):
@@ -155,6 +174,7 @@ class FrontEnd(nn.Module, ABC):
     def __init__(self, settings: FrontEndSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.spec_augment = settings.spec_augment.build() if settings.spec_augment else nn.Identity()
 
     @abstractmethod
     def count(self, samples: int) -> int:
@@ -190,7 +210,7 @@ class FrontEnd(nn.Module, ABC):
             made = self._log_mel(x[:, 0] if self.settings.channel == "first" else x.mean(1))
             if self.settings.frames is not None:
                 made = F.pad(made[..., : self.settings.frames], (0, max(0, self.settings.frames - made.shape[-1])))
-            return (made - self.settings.mean) / self.settings.std
+            return self.spec_augment((made - self.settings.mean) / self.settings.std)  # type: ignore[no-any-return]
 
 
 class KaldiFrontEnd(FrontEnd):

@@ -5,14 +5,20 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.encoder import Encoder, EncoderConfig, Features
 from mmssl.encoders.open_clip_names import to_open_clip
+from mmssl.encoders.packing import Packing
+from mmssl.encoders.token_masking import TokenMasking, mask_tokens
 from mmssl.encoders.transformer import Activation, Transformer
 from mmssl.encoders.weights import State, finish
+
+STEP = 8
+"""Lengths that texts are trimmed to are multiples of it."""
+
+Replace = tuple[Tensor, Tensor] | None
 
 # What a whole CLIP checkpoint holds beside a text tower whose names stand at its top.
 _BESIDE = (
@@ -43,6 +49,9 @@ class TextTransformerConfig(EncoderConfig):
         layer_scale: initial factor of each residual branch; None: none.
         drop_path: stochastic depth of the last block, growing linearly from 0 in the first.
         dropout: of each residual branch.
+        keep_tokens: most tokens of a text in training, first and end among them; longer texts lose words. Cheaper, and another
+            objective than with whole texts: train on those at the end. None: all of them.
+        masking: which words stay then, see `mask_tokens`.
         checkpointing: recompute blocks in backward: less memory, a third more work.
     """
 
@@ -59,6 +68,8 @@ class TextTransformerConfig(EncoderConfig):
     layer_scale: float | None = None
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    keep_tokens: int | None = Field(default=None, ge=3)
+    masking: TokenMasking = "block"
     checkpointing: bool = False
 
     @model_validator(mode="after")
@@ -79,6 +90,14 @@ class TextTransformerConfig(EncoderConfig):
             state["positional_embedding"] = state["positional_embedding"][: self.context_length]
 
 
+def trim_padding(ids: Tensor) -> Tensor:
+    """Ids [B, T] up to the longest text, which ends at its largest id, rounded up to `STEP`: devices like few different sizes."""
+    if not len(ids):
+        return ids
+    longest = int(ids.argmax(dim=1).max()) + 1
+    return ids[:, : -(-longest // STEP) * STEP]
+
+
 class TextTransformer(Encoder):
     """Token ids [B, T] -> pooled [B, D] and tokens [B, T, D], both after the final norm; tokens past the end are zero.
 
@@ -89,6 +108,7 @@ class TextTransformer(Encoder):
 
     capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_REPLACE})
     grid: tuple[int]
+    trim = staticmethod(trim_padding)
 
     def __init__(self, config: TextTransformerConfig) -> None:
         super().__init__()
@@ -96,6 +116,8 @@ class TextTransformer(Encoder):
         self.grid = (config.context_length,)
         self.pool = config.pool
         self.causal = config.causal
+        self.keep_tokens = config.keep_tokens
+        self.masking: TokenMasking = config.masking
         self.token_embedding = nn.Embedding(config.vocab_size, self.width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, self.width))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
@@ -132,32 +154,68 @@ class TextTransformer(Encoder):
         return x
 
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Features:
-        """See `Encoder.forward`. On the CPU the batch is cut to its longest text: exact, as padding has no influence.
+        """See `Encoder.forward`.
+
+        On the CPU all layers see real tokens only (see `Packing`), elsewhere texts are padded to T: call `trim` before a batch is
+        moved. All of this is exact, as padding has no influence.
 
         Raises:
-            ValueError: `keep` is given, or `x` are not ids (see `prepare`).
+            ValueError: `keep` is given, or `replace` while words are left out, or `x` are not ids (see `prepare`).
         """
         if keep is not None:
             raise ValueError("a text transformer cannot drop tokens (no capability mask_drop); replace them instead")
         ids = self.prepare(x)
+        if self.training and self.keep_tokens is not None:
+            if replace is not None:
+                raise ValueError(
+                    "keep_tokens leaves words out, so that a mask would meet others: set keep_tokens: null"
+                )
+            ids = mask_tokens(ids, self.keep_tokens, self.masking)
         end = ids.argmax(dim=1)  # [B], position of the end-of-text id
-        if _on_cpu(ids) and replace is None:
-            ids = ids[:, : int(end.max()) + 1]
-        tokens = self.token_embedding(ids)
+        if _on_cpu(ids):
+            return self._packed(ids, Packing.of(end + 1), replace, pooled_only)
+        return self._padded(ids, end, replace, pooled_only)
+
+    def _packed(self, ids: Tensor, packing: Packing, replace: Replace, pooled_only: bool) -> Features:
+        places = torch.arange(packing.real.shape[1], device=ids.device).expand_as(packing.real)[packing.real]
+        x = self.token_embedding(packing.pack(ids))  # [N, D]
         if replace is not None:
             mask, value = replace
-            tokens = torch.where(mask[..., None], value.to(tokens.dtype), tokens)
-        tokens = tokens + self.positional_embedding[: ids.shape[1]]
+            value = value.to(x.dtype).expand(*ids.shape, self.width)
+            x = torch.where(packing.pack(mask)[:, None], packing.pack(value), x)
+        x = x + self.positional_embedding[places]
+        if pooled_only and self.pool == "eot":
+            x, _ = self.blocks(x, packing=packing, pick=packing.last)
+            return Features(packing.restore(self.norm_final(x)))
+        x, _ = self.blocks(x, packing=packing)
+        x = self.norm_final(x)
+        pooled = packing.restore(x[packing.last] if self.pool == "eot" else packing.means(x))
+        return Features(pooled) if pooled_only else Features(pooled, packing.unpack(x, ids.shape[1]), (ids.shape[1],))
+
+    def _padded(self, ids: Tensor, end: Tensor, replace: Replace, pooled_only: bool) -> Features:
+        x = self.token_embedding(ids)  # [B, T, D]
+        if replace is not None:
+            hidden, value = replace
+            x = torch.where(hidden[..., None], value.to(x.dtype), x)
+        x = x + self.positional_embedding[: ids.shape[1]]
         real = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]  # [B, T]
         # Causal attention of real tokens never reaches padding; the other kind needs to be told.
-        tokens, _ = self.blocks(tokens, None if self.causal else real[:, None, None, :])
-        tokens = self.norm_final(tokens) * real[..., None]
+        mask = None if self.causal else real[:, None, None, :]
+        if pooled_only and self.pool == "eot":
+            x, _ = self.blocks(x, mask, pick=end)
+            return Features(self.norm_final(x)[:, 0])
+        x, _ = self.blocks(x, mask)
+        x = self.norm_final(x) * real[..., None]
         rows = torch.arange(ids.shape[0], device=ids.device)
-        pooled = tokens[rows, end] if self.pool == "eot" else tokens.sum(1) / (end[:, None] + 1)
-        tokens = F.pad(tokens, (0, 0, 0, x.shape[1] - ids.shape[1]))
-        return Features(pooled, tokens, (x.shape[1],))
+        pooled = x[rows, end] if self.pool == "eot" else x.sum(1) / (end[:, None] + 1)
+        return Features(pooled, x, (ids.shape[1],))
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Embeddings; each block; the final norm."""

@@ -85,7 +85,12 @@ class TimmEncoder(Adapter):
         return self.pixels(x)  # type: ignore[no-any-return]
 
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`.
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from mmssl.encoders.packing import Packing
+
 Activation = Literal["gelu", "quick_gelu"]
+Pick = int | Tensor
+"""Which token of each sample is wanted of the last block: its number, the same for all; or [B] numbers. With packing: `last`."""
+
+SHORT = 128
+"""Keys up to which fused attention is slower backward in bfloat16 on the CPU: twice at 50 keys, eight times at 13."""
 
 
 class QuickGELU(nn.Module):
@@ -31,12 +41,17 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D], of equal expectation."""
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """[B, T, D], or packed [N or B, D] -> the same, of equal expectation. A sample is dropped whether packed or not."""
         if self.rate == 0 or not self.training:
             return x
         kept = 1 - self.rate
-        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(kept) / kept
+        if packing is None:
+            return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(kept) / kept
+        alive = x.new_empty(len(packing.order), 1).bernoulli_(kept)[packing.order]
+        if len(x) != len(alive):
+            alive = alive.repeat_interleave(packing.lengths, dim=0)
+        return x * alive / kept
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
@@ -53,11 +68,43 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]. `mask` is bool, broadcastable to [B, heads, T, T], True where attention is allowed."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, T, D / heads]
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, packing: Packing | None = None, pick: Pick | None = None
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D], or [B, 1, D] with `pick`; packed [N, D] -> [N, D], or [B, D].
+
+        `mask` is bool, broadcastable to [B, heads, T, T], True where attention is allowed; with `pick` to [B, heads, 1, T].
+        """
+        if pick is None:
+            parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # each [..., T, heads, D / heads]
+        else:
+            width = x.shape[-1]
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(take(x, pick), weight[:width], bias[:width])
+            kv = F.linear(x, weight[width:], bias[width:])
+            parts = tuple(part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, *kv.chunk(2, -1)))
+        if packing is not None:
+            return self.out(self._packed(parts, packing, self.causal and pick is None))  # type: ignore[no-any-return]
+        if self.causal and pick is not None:
+            before = torch.arange(x.shape[1], device=x.device) <= torch.as_tensor(pick, device=x.device).reshape(-1, 1)
+            mask = before[:, None, None] if mask is None else mask & before[:, None, None]
+        q, k, v = (part.transpose(1, 2) for part in parts)  # each [B, heads, T, D / heads]
+        x = attend(q, k, v, mask, causal=self.causal and pick is None)
         return self.out(x.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _packed(parts: Sequence[Tensor], packing: Packing, causal: bool) -> Tensor:
+        # Texts of equal length lie side by side: a view of their rows is a batch without padding.
+        split = []
+        for part in parts:
+            single = len(part) == len(packing.order)  # one query a text, its last: it sees all of the text
+            sizes = [count * (1 if single else length) for count, length in packing.groups]
+            split.append(torch.split(part, sizes))
+        out = []
+        for (count, _), *rows in zip(packing.groups, *split, strict=True):
+            q, k, v = (row.unflatten(0, (count, -1)).transpose(1, 2) for row in rows)
+            out.append(attend(q, k, v, causal=causal).transpose(1, 2).flatten(0, 1))
+        return torch.cat(out).flatten(1)
 
 
 class Mlp(nn.Module):
@@ -100,14 +147,25 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        x = x + self._branch(self.attention(self.norm1(x), mask), self.scale1)
-        return x + self._branch(self.mlp(self.norm2(x)), self.scale2)
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, packing: Packing | None = None, pick: Pick | None = None
+    ) -> Tensor:
+        """Shapes as those of `Attention.forward`."""
+        update = self.attention(self.norm1(x), mask, packing=packing, pick=pick)
+        x = (x if pick is None else take(x, pick)) + self._branch(update, self.scale1, packing)
+        return x + self._branch(self.mlp(self.norm2(x)), self.scale2, packing)
 
-    def _branch(self, x: Tensor, scale: Tensor | None) -> Tensor:
+    def _branch(self, x: Tensor, scale: Tensor | None, packing: Packing | None) -> Tensor:
         x = self.dropout(x)
-        return self.drop_path(x if scale is None else x * scale)  # type: ignore[no-any-return]
+        return self.drop_path(x if scale is None else x * scale, packing)  # type: ignore[no-any-return]
+
+
+def initialise_attention(attention: Attention, width: int, depth: int) -> None:
+    """As `Transformer` has it, for a stack of `depth` blocks."""
+    nn.init.normal_(attention.qkv.weight, std=width**-0.5)
+    nn.init.normal_(attention.out.weight, std=width**-0.5 * (2 * depth) ** -0.5)
+    nn.init.zeros_(attention.qkv.bias)
+    nn.init.zeros_(attention.out.bias)
 
 
 class Transformer(nn.ModuleList):
@@ -157,31 +215,58 @@ class Transformer(nn.ModuleList):
                 drop_path=drop_path * number / max(1, depth - 1),
                 dropout=dropout,
             )
-            nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
-            nn.init.normal_(block.attention.out.weight, std=width**-0.5 * (2 * depth) ** -0.5)
+            initialise_attention(block.attention, width, depth)
             nn.init.normal_(block.mlp.up.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.down.weight, std=width**-0.5 * (2 * depth) ** -0.5)
-            nn.init.zeros_(block.attention.qkv.bias)
-            nn.init.zeros_(block.attention.out.bias)
             self.append(block)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, *, hidden: int = 0) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        hidden: int = 0,
+        packing: Packing | None = None,
+        pick: Pick | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run all blocks.
 
         Args:
-            x: [B, T, D].
+            x: [B, T, D], or packed [N, D].
             mask: bool, broadcastable to [B, heads, T, T], True where attention is allowed; None for all (or causal).
             hidden: how many of the last block outputs to hand back.
+            packing: of the packed tokens, which need no mask.
+            pick: the one token of each sample that is wanted. The last block is then computed for it alone, which is exact.
+                `mask` must not differ between queries, and `hidden` must be 0. With packing it is the last token of each text.
 
         Returns:
-            The output [B, T, D], and the last `hidden` block outputs from early to late, the output among them.
+            The output [B, T, D] or [N, D], or with `pick` [B, 1, D] or [B, D]; and the last `hidden` block outputs from early to
+            late, the output among them.
         """
         outputs = []
         for number, block in enumerate(self):
+            wanted = pick if number == len(self) - 1 else None
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, use_reentrant=False)
+                x = checkpoint(block, x, mask, packing, wanted, use_reentrant=False)
             else:
-                x = block(x, mask)
+                x = block(x, mask, packing, wanted)
             if number >= len(self) - hidden:
                 outputs.append(x)
         return x, tuple(outputs)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool) -> Tensor:
+    """Scaled dot-product attention, [B, heads, T, D / heads] each, by the kernel that is fastest."""
+    short = k.shape[-2] <= SHORT and q.dtype is torch.bfloat16 and q.device.type == "cpu" and q.requires_grad
+    with sdpa_kernel(SDPBackend.MATH) if short and not torch.compiler.is_compiling() else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def take(x: Tensor, pick: Pick) -> Tensor:
+    """[B, T, D] -> [B, 1, D], the picked token of each sample; packed [N, D] -> [B, D]."""
+    if isinstance(pick, int):
+        return x[:, pick : pick + 1]
+    if x.ndim == 2:
+        return x[pick]
+    # Not take_along_dim, which makes torch.compile take T for a constant.
+    return x.gather(1, pick[:, None, None].expand(-1, 1, x.shape[2]))

@@ -128,7 +128,12 @@ class VisionTransformer(Encoder):
         return self.pixels(x)  # type: ignore[no-any-return]
 
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`. H and W are multiples of the patch size; T is their product in patches, T_keep with `keep`.
 
@@ -149,6 +154,9 @@ class VisionTransformer(Encoder):
             x = torch.take_along_dim(x, keep[..., None], dim=1)
         if self.class_embedding is not None:
             x = torch.cat([(self.class_embedding + positions[0]).expand(x.shape[0], 1, -1), x], dim=1)
+        if pooled_only and self.pool == "cls" and not self.hidden:
+            x, _ = self.blocks(self.norm_pre(x), pick=0)
+            return Features(self.norm_post(x)[:, 0])
         x, hidden = self.blocks(self.norm_pre(x), hidden=self.hidden)
         x = self.norm_post(x)
         tokens = x[:, self.prefix :]

@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from mmssl.core.encoder import Encoder, EncoderConfig
+from mmssl.encoders.audio_resnet import AudioResNetConfig
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
+from mmssl.encoders.clap_front_end import ClapFrontEndConfig
+from mmssl.encoders.frame_video import FrameVideoConfig
 from mmssl.encoders.hf_ import HfTextConfig, HfVisionConfig
+from mmssl.encoders.hf_audio import HfAstConfig, HfClapAudioConfig
 from mmssl.encoders.open_clip_ import OpenClipConfig
 from mmssl.encoders.resnet import ResNetConfig
+from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.spectrogram import KaldiConfig, MelConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.timm_ import TimmConfig
@@ -48,6 +53,32 @@ HF_CLIP = {
     | {"model_type": "clip_text_model", "eos_token_id": END, "bos_token_id": START, "pad_token_id": 0},
     "vision_config": HF_VIT | {"model_type": "clip_vision_model"},
 }
+HF_AST = {
+    "model_type": "audio-spectrogram-transformer",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "patch_size": 8,
+    "frequency_stride": 8,
+    "time_stride": 8,
+    "max_length": 38,
+    "num_mel_bins": 32,
+}
+HF_CLAP = {
+    "model_type": "clap_audio_model",
+    "window_size": 4,
+    "num_mel_bins": 32,
+    "spec_size": 64,
+    "depths": [1, 1],
+    "num_attention_heads": [2, 4],
+    "hidden_size": 32,
+    "patch_embeds_hidden_size": 16,
+    "projection_dim": 24,
+    "num_hidden_layers": 2,
+    "hidden_dropout_prob": 0.0,
+}
+CLAP_MEL = MelConfig(rate=8000, window=256, hop=80, mels=32, log="db", floor=1e-10)
 OPEN_CLIP = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
@@ -89,11 +120,49 @@ KINDS: dict[str, EncoderConfig] = {
         activation="quick_gelu",
         layer_scale=0.5,
     ),
+    "audio_resnet": AudioResNetConfig(
+        front_end=MelConfig(rate=8000, window=256, hop=80, mels=32, mean=-8.0, std=4.0),
+        seconds=0.39,
+        layers=(1, 1, 1),
+        channels=8,
+    ),
+    "audio_resnet_mean": AudioResNetConfig(
+        front_end=KaldiConfig(rate=8000, mels=32, mean=-8.0, std=4.0),
+        seconds=0.39,
+        layers=(2, 1),
+        channels=8,
+        pool="mean",
+    ),
+    "video_frames": FrameVideoConfig(
+        image=VisionTransformerConfig(size=32, patch_size=8, **TINY), frames=4, pool="transformer", depth=2, heads=4
+    ),
+    "video_frames_sinusoidal": FrameVideoConfig(
+        image=TimmConfig(model="test_vit", size=32), frames=4, pool="transformer", heads=4, positions="sinusoidal"
+    ),
+    "video_frames_mean": FrameVideoConfig(
+        image=ResNetConfig(size=32, layers=(2, 1), channels=8, pool="mean"), frames=4, tokens="patches"
+    ),
+    "video_space_time": SpaceTimeConfig(size=32, frames=4, patch_size=8, tubelet=2, **TINY),
+    "video_space_time_joint": SpaceTimeConfig(
+        size=32, frames=4, patch_size=8, tubelet=1, attention="joint", activation="quick_gelu", **TINY
+    ),
     "timm_vit": TimmConfig(model="test_vit", size=32),
     "timm_resnet": TimmConfig(model="test_resnet", size=64),
     "timm_convnext": TimmConfig(model="test_convnext", size=64),
     "open_clip_image": OpenClipConfig(model="local-dir:{folder}", tower="image"),
     "open_clip_text": OpenClipConfig(model="local-dir:{folder}", tower="text"),
+    "hf_ast_audio": HfAstConfig(
+        config=HF_AST, front_end=KaldiConfig(rate=8000, mels=32, frames=38, mean=-8.0, std=4.0)
+    ),
+    "hf_clap_audio": HfClapAudioConfig(
+        config=HF_CLAP, seconds=0.39, front_end=ClapFrontEndConfig(kind="clap_htsat_unfused", mel=CLAP_MEL, seconds=0.5)
+    ),
+    "hf_clap_audio_fused": HfClapAudioConfig(
+        config=HF_CLAP | {"enable_fusion": True},
+        pool="projection",
+        seconds=0.39,
+        front_end=ClapFrontEndConfig(kind="clap_htsat_fused", mel=CLAP_MEL, seconds=0.3),
+    ),
     "hf_bert": HfTextConfig(config=BERT, pool="mean"),
     "hf_clip_text": HfTextConfig(config=HF_CLIP, pool="eos"),
     "hf_vit": HfVisionConfig(config=HF_VIT, pool="cls"),
@@ -136,11 +205,18 @@ def is_audio(name: str) -> bool:
     return "audio" in name
 
 
+def is_video(name: str) -> bool:
+    """Whether a kind reads clips."""
+    return "video" in name
+
+
 def inputs(name: str, count: int = 3, seed: int = 2) -> Tensor:
-    """uint8 pictures, int16 sounds, or ids of texts of different lengths, padded with 0."""
+    """uint8 pictures or clips, int16 sounds, or ids of texts of different lengths, padded with 0."""
     generator = torch.Generator().manual_seed(seed)
     if is_audio(name):  # 0.39 s: 16 patches, as the pictures have
         return torch.randint(-3000, 3000, (count, 2, 3120), generator=generator, dtype=torch.int16)
+    if is_video(name):
+        return torch.randint(0, 256, (count, 4, 3, 32, 32), generator=generator, dtype=torch.uint8)
     if not is_text(name):
         size = 64 if ("resnet" in name and "mean" not in name) or "convnext" in name else 32
         return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)

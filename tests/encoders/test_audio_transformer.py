@@ -145,11 +145,26 @@ def recipe(shards: Path, folder: Path) -> dict[str, Any]:
     return values
 
 
-def test_the_rate_of_a_modality_must_be_the_front_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("encoder", "wanted"),
+    [
+        ({}, 8000),
+        ({"kind": "audio_resnet", "front_end": FRONT_END, "seconds": 1.0}, 8000),
+        ({"kind": "audio_resnet", "front_end": {"kind": "clap_htsat_unfused"}, "seconds": 1.0}, 48_000),
+        ({"kind": "hf_ast", "config": {"model_type": "audio-spectrogram-transformer"}}, 16_000),
+        ({"kind": "hf_clap_audio", "config": {"model_type": "clap_audio_model"}}, 48_000),
+    ],
+)
+def test_the_rate_of_a_modality_must_be_the_front_ends(encoder: dict[str, Any], wanted: int, tmp_path: Path) -> None:
     values = recipe(tmp_path, tmp_path)
-    values["modalities"]["audio"]["rate"] = 16_000
-    with pytest.raises(Exception, match=r"modalities.audio.rate: got 16000, wanted 8000"):
+    if encoder:
+        values["encoders"]["audio"] = encoder
+    values["modalities"]["audio"]["rate"] = 22_050
+    with pytest.raises(Exception, match=rf"modalities.audio.rate: got 22050, wanted {wanted}, .* encoders.audio"):
         validate_text(Recipe, json.dumps(values), "recipe")
+    values["modalities"]["audio"]["rate"] = wanted
+    built = validate_text(Recipe, json.dumps(values), "recipe")
+    assert validate_text(Recipe, built.to_yaml(), "recipe") == built
 
 
 def test_sounds_and_captions_find_each_other(tmp_path: Path) -> None:

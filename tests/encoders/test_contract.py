@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mmssl.core.encoder import Encoder
+from mmssl.core.encoder import EmbeddingModel, Encoder
+from mmssl.recipe.unions import EncoderUnion
 from tests.encoders.kinds import KINDS, build, config_of, inputs, is_audio, is_text, stir
 
 EVERY = pytest.mark.parametrize("name", KINDS)
@@ -19,16 +21,25 @@ CHECKPOINTED = pytest.mark.parametrize(
         "vit_mean",
         "text_transformer",
         "audio_transformer",
+        "video_space_time",
+        "video_space_time_joint",
         "timm_vit",
         "timm_convnext",
         "open_clip_image",
         "open_clip_text",
         "hf_bert",
         "hf_vit",
+        "hf_ast_audio",
     ],
 )
 # Softmax does not see what is added to all keys, so these have no gradient but rounding.
 KEY_BIASES = ("k_proj.bias", "key.bias")
+
+
+def test_every_kind_of_a_recipe_is_here() -> None:
+    (union, _) = get_args(EncoderUnion)
+    named = {member.model_fields["kind"].default for member in get_args(union)}
+    assert named == {config.kind for config in KINDS.values()}  # type: ignore[attr-defined]
 
 
 @EVERY
@@ -102,6 +113,45 @@ def test_samples_do_not_influence_each_other_in_evaluation(name: str, tmp_path: 
 
 
 @EVERY
+def test_pooled_alone_is_the_same(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path).eval()
+    with torch.no_grad():
+        whole, pooled = encoder(inputs(name)).pooled, encoder(inputs(name), pooled_only=True).pooled
+    torch.testing.assert_close(pooled, whole, atol=1e-5, rtol=1e-5)
+
+
+@EVERY
+def test_embeddings_are_their_own(name: str, tmp_path: Path) -> None:
+    """embed(x) is embed(x), to the bit, and embed(batch)[i] is embed(single i): embeddings that change from call to call, or
+    with their neighbours, are what several published models of sound give."""
+    encoder = build(name, tmp_path)
+    torch.manual_seed(5)
+    model = EmbeddingModel({"thing": encoder}, {"thing": nn.Linear(encoder.width, 16)}).eval()
+    x = inputs(name, 5)
+    with torch.no_grad():
+        together = model.embed("thing", x)
+        torch.manual_seed(6)
+        assert torch.equal(model.embed("thing", x), together)
+        alone = torch.cat([model.embed("thing", x[row : row + 1]) for row in range(5)])
+        turned = model.embed("thing", x.flip(0)).flip(0)
+    torch.testing.assert_close(alone, together, atol=1e-6, rtol=0)
+    torch.testing.assert_close(turned, together, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if is_audio(name)])
+def test_windows_of_a_sound_are_averaged(name: str, tmp_path: Path) -> None:
+    encoder = build(name, tmp_path).eval()
+    x = inputs(name, 6)
+    with torch.no_grad():
+        features = encoder(x.unflatten(0, (3, 2)))
+        wanted = encoder(x).pooled.unflatten(0, (3, 2)).mean(1)
+    torch.testing.assert_close(features.pooled, wanted, atol=1e-6, rtol=1e-5)
+    assert features.tokens is None
+    with pytest.raises(ValueError, match=r"wanted sounds|no 'keep'"):
+        encoder(x.unflatten(0, (3, 2)), keep=torch.zeros(3, 1, dtype=torch.int64))
+
+
+@EVERY
 def test_evaluation_is_deterministic_and_state_is_complete(name: str, tmp_path: Path) -> None:
     encoder = build(name, tmp_path)
     encoder(inputs(name))  # moves running statistics, where there are any
@@ -128,11 +178,11 @@ def test_bytes_and_fractions_give_the_same_features(name: str, tmp_path: Path) -
             encoder(x.long())
         return
     assert torch.equal(encoder(x).pooled, encoder(x.float() / 255).pooled)
-    black = encoder.prepare(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))[0, :, 0, 0]
-    white = encoder.prepare(torch.full((1, 3, 4, 4), 255, dtype=torch.uint8))[0, :, 0, 0]
+    black = encoder.prepare(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))[..., 0, 0].flatten()
+    white = encoder.prepare(torch.full((1, 3, 4, 4), 255, dtype=torch.uint8))[..., 0, 0].flatten()
     assert (white - black > 1).all()  # divided by 255 and by a deviation below 1
     assert (black < 0).all()
-    with pytest.raises(ValueError, match="wanted pictures"):
+    with pytest.raises(ValueError, match=r"wanted (pictures|clips)"):
         encoder(x.long())
 
 
@@ -146,7 +196,19 @@ def test_low_precision_runs(name: str, tmp_path: Path) -> None:
     assert torch.nn.functional.cosine_similarity(rough, exact).min() > 0.99
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet", "text_transformer", "text_transformer_mean", "audio_transformer"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit",
+        "resnet",
+        "text_transformer",
+        "text_transformer_mean",
+        "audio_transformer",
+        "audio_resnet",
+        "video_frames",
+        "video_space_time",
+    ],
+)
 def test_graphs_hold_for_any_batch_size(name: str, tmp_path: Path) -> None:
     """Nothing looks at values or fixes the number of samples while a graph is made: what compiling and exporting need."""
     encoder = build(name, tmp_path).eval()

@@ -6,7 +6,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mmssl.encoders import text_transformer
 from mmssl.encoders.text_transformer import TextTransformer, TextTransformerConfig
 from tests.encoders.kinds import CONTEXT, END, VOCABULARY, inputs, stir
 
@@ -40,24 +39,6 @@ def test_words_have_influence(settings: dict[str, object]) -> None:
         other = ids.clone()
         other[:, position] = 5
         assert not torch.allclose(encoder(other).pooled, encoder(ids).pooled), position
-
-
-@POOLS
-def test_cutting_to_the_longest_text_is_exact(settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder, ids = transformer(**settings).double(), inputs("text")
-    results, widths = [], []
-    encoder.blocks.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
-    for cut in (True, False):
-        if not cut:
-            monkeypatch.setattr(text_transformer, "_on_cpu", lambda x: False)
-        encoder.zero_grad()
-        features = encoder(ids)
-        assert features.tokens is not None
-        assert features.tokens.shape == (3, CONTEXT, 32)
-        features.pooled.square().sum().backward()
-        results.append((features.pooled, features.tokens, [parameter.grad for parameter in encoder.parameters()]))
-    assert widths == [int(ids.argmax(1).max()) + 1, CONTEXT]
-    torch.testing.assert_close(results[0], results[1], atol=1e-12, rtol=1e-12)
 
 
 def test_tokens_stop_at_the_end_and_pooled_is_the_last() -> None:

@@ -1,0 +1,77 @@
+"""CLIP's residual network on spectrograms: the convolutional counterpart of the spectrogram transformer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mmssl.core.encoder import Features
+from mmssl.encoders.adapter import refuse_masks
+from mmssl.encoders.positions import fit_columns
+from mmssl.encoders.resnet import Stages, StagesConfig
+from mmssl.encoders.spectrogram import FrontEndConfig, SoundEncoderConfig
+from mmssl.encoders.weights import finish
+from mmssl.encoders.windows import encode_windows
+
+
+class AudioResNetConfig(StagesConfig, SoundEncoderConfig):
+    """Settings of a residual network for sounds.
+
+    Attributes:
+        front_end: waveforms to spectrograms.
+        seconds: length of the sounds that it is made for; others work too, by resampled positions (of the attention pooling).
+    """
+
+    kind: Literal["audio_resnet"] = "audio_resnet"
+    front_end: FrontEndConfig
+    seconds: float = Field(gt=0)
+
+    @property
+    def rate(self) -> int:
+        """Of the front-end."""
+        return self.front_end.settings.rate
+
+    def build(self) -> AudioResNet:
+        """Build it, load `weights` (positions resampled to this length), freeze."""
+        encoder = AudioResNet(self)
+        finish(encoder, self, adapt=lambda state: fit_columns(state, "attnpool.positional_embedding", encoder.grid, 1))
+        return encoder
+
+
+class AudioResNet(Stages):
+    """Waveforms [B, C, samples] -> pooled [B, D] and the cells of the last feature map as tokens [B, T, D].
+
+    The grid is (rows over the filters from low to high, columns over time), read row by row; cells at the ends may be cut.
+    """
+
+    def __init__(self, config: AudioResNetConfig) -> None:
+        front_end = config.front_end.build()
+        size = (front_end.mels, front_end.length(round(config.rate * config.seconds)))
+        super().__init__(config, 1, (-(-size[0] // config.stride), -(-size[1] // config.stride)))
+        self.front_end = front_end
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Waveforms [B, C, samples], int16 or float in [-1, 1] -> normalised spectrograms [B, 1, filters, frames]."""
+        made: Tensor = self.front_end(x)[:, None]
+        return made.contiguous(memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
+    ) -> Features:
+        """See `Encoder.forward`. Sounds in several windows [B, n, C, samples] give the mean of the windows' features, pooled alone.
+
+        Raises:
+            ValueError: masks are given, or `x` are not sounds.
+        """
+        refuse_masks(self, keep, replace)
+        if x.ndim == 4:
+            return encode_windows(self, x)
+        return self.encode(self.prepare(x))

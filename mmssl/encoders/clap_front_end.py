@@ -1,0 +1,103 @@
+"""LAION-CLAP's input (arXiv:2211.06687, section 3.3): ten seconds as one mel spectrogram, or any length as four, without chance.
+
+transformers' extractor draws the chunks of long sounds at random, in inference too, and calls a random one of short sounds long, so
+that the embedding of one file changes from call to call. Here evaluation has no chance in it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmssl.core.config import Config
+from mmssl.encoders.spec_augment import SpecAugmentConfig
+from mmssl.encoders.spectrogram import PRESETS, MelConfig, MelFrontEnd
+
+
+class ClapFrontEndConfig(Config):
+    """The input of CLAP's audio towers.
+
+    Attributes:
+        kind: "clap_htsat_unfused": one spectrogram of the middle `seconds`; "clap_htsat_fused": four of that length, see
+            `ClapFrontEnd`. They differ in their filters too (Slaney's, and HTK's).
+        mel: other filters than the published ones.
+        seconds: length of a spectrogram. Shorter sounds are repeated as often as they fit whole; silence fills the rest.
+        spec_augment: what is hidden in training; None: nothing.
+    """
+
+    kind: Literal["clap_htsat_fused", "clap_htsat_unfused"]
+    mel: MelConfig | None = None
+    seconds: float = Field(default=10.0, gt=0)
+    spec_augment: SpecAugmentConfig | None = None
+
+    @property
+    def settings(self) -> MelConfig:
+        """All numbers of the spectrogram."""
+        mel = self.mel or PRESETS[self.kind]
+        assert isinstance(mel, MelConfig)
+        return mel.model_copy(update={"spec_augment": self.spec_augment or mel.spec_augment})
+
+    def build(self) -> ClapFrontEnd:
+        """The front-end."""
+        return ClapFrontEnd(self)
+
+
+class ClapFrontEnd(nn.Module):
+    """Waveforms [B, C, samples] -> spectrograms [B, 1, F, T], or with fusion [B, 4, F, T], T frames of `seconds`.
+
+    With fusion, the four of a longer sound are the whole of it, shrunk to T frames (bilinear), and chunks of T frames from its
+    front, middle and back: the first, the central and the last in evaluation, one at a random place of each third in training
+    (LAION's way). Those of other sounds are four times the same. Without fusion the middle of a longer sound is taken.
+    """
+
+    def __init__(self, config: ClapFrontEndConfig) -> None:
+        super().__init__()
+        self.mel = MelFrontEnd(config.settings)
+        self.fused = config.kind == "clap_htsat_fused"
+        self.samples = round(config.settings.rate * config.seconds)
+        self.frames = self.mel.count(self.samples)
+
+    def is_longer(self, samples: int) -> bool:
+        """Whether sounds of so many samples have chunks that differ: what fused towers call "longer"."""
+        return self.fused and self.mel.count(samples) > self.frames
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, samples], int16 in units of 1 / 32768 or float in [-1, 1] -> [B, 1 or 4, F, T].
+
+        Raises:
+            ValueError: other shapes or types.
+        """
+        x = self._fit(x)
+        mel: Tensor = self.mel(x)
+        if not self.fused:
+            return mel[:, None]
+        if mel.shape[2] == self.frames:
+            return mel[:, None].expand(-1, 4, -1, -1)
+        whole = F.interpolate(mel[:, None], (mel.shape[1], self.frames), mode="bilinear", align_corners=False)
+        place = self._starts(mel)[:, :, None] + torch.arange(self.frames, device=mel.device)  # [B, 3, T]
+        chunks = mel[:, None].expand(-1, 3, -1, -1).gather(3, place[:, :, None].expand(-1, -1, mel.shape[1], -1))
+        return torch.cat([whole, chunks], dim=1)
+
+    def _fit(self, x: Tensor) -> Tensor:
+        # [B, C, at least `samples`], or exactly so many without fusion
+        length = x.shape[-1]
+        if x.ndim != 3 or length == 0:
+            return x  # the spectrogram says what is wrong
+        if length < self.samples:
+            times = self.samples // length
+            return F.pad(x.repeat(1, 1, times), (0, self.samples - times * length))
+        start = (length - self.samples) // 2
+        return x if self.fused else x[..., start : start + self.samples]
+
+    def _starts(self, mel: Tensor) -> Tensor:
+        # [B, 3], first frames of the chunks
+        places = mel.shape[2] - self.frames + 1
+        if not self.training:
+            return torch.tensor([0, (places - 1) // 2, places - 1], device=mel.device).expand(len(mel), -1)
+        counts = torch.tensor([places // 3 + (third < places % 3) for third in range(3)], device=mel.device)
+        first = torch.where(counts > 0, counts.cumsum(0) - counts, 0)  # too few places for three thirds: the front
+        return first + (torch.rand(len(mel), 3, device=mel.device) * counts).long()

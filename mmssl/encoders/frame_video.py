@@ -1,0 +1,174 @@
+"""Any picture encoder on each frame of a clip, and what joins the frames: their mean, or a small transformer over time.
+
+CLIP4Clip (arXiv:2104.08860) compares the two for retrieval: the mean needs no training and is hard to beat on small data.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from mmssl.core.encoder import Encoder, EncoderConfig, Features
+from mmssl.encoders.adapter import refuse_masks
+from mmssl.encoders.hf_ import HfVisionConfig
+from mmssl.encoders.open_clip_ import OpenClipConfig
+from mmssl.encoders.pixels import as_frames
+from mmssl.encoders.positions import fit_columns, resize_positions, sinusoidal_positions
+from mmssl.encoders.resnet import ResNetConfig
+from mmssl.encoders.timm_ import TimmConfig
+from mmssl.encoders.transformer import Transformer
+from mmssl.encoders.vit import VisionTransformerConfig
+from mmssl.encoders.weights import finish
+
+PictureEncoderConfig = Annotated[
+    VisionTransformerConfig | ResNetConfig | TimmConfig | OpenClipConfig | HfVisionConfig, Field(discriminator="kind")
+]
+
+
+class FrameVideoConfig(EncoderConfig):
+    """Settings of a picture encoder for clips.
+
+    Attributes:
+        image: the encoder of each frame, with `weights` and `frozen` of its own; `weights` above it are those of the whole.
+        frames: frames of the clips that it is made for; others work too.
+        pool: "mean" of the frames' pooled vectors; or "transformer": attention between them, and then the mean.
+        tokens: "frames": one token a frame; "patches": those of the picture encoder, which know nothing of other frames (not
+            with pool: transformer, whose tokens are the frames after attention).
+        depth: blocks of the transformer over time.
+        heads: its attention heads; divides the width of the picture encoder.
+        mlp_ratio: width of its mlps.
+        positions: of frames: "learned", resampled for other numbers of frames, or "sinusoidal".
+        drop_path, dropout: of the transformer over time.
+    """
+
+    kind: Literal["frame_video"] = "frame_video"
+    image: PictureEncoderConfig
+    frames: int = Field(default=8, gt=0)
+    pool: Literal["mean", "transformer"] = "mean"
+    tokens: Literal["frames", "patches"] = "frames"
+    depth: int = Field(default=2, gt=0)
+    heads: int = Field(default=8, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    positions: Literal["learned", "sinusoidal"] = "learned"
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.pool == "transformer" and self.tokens == "patches":
+            raise ValueError(
+                "tokens: patches are those of single frames, which pool: transformer does not look at: use tokens: frames"
+            )
+        if isinstance(self.image, OpenClipConfig) and self.image.tower != "image":
+            raise ValueError("image: got the text tower of an open_clip model, wanted tower: image")
+        if self.unlocked_layers and self.image.unlocked_layers:
+            raise ValueError("got unlocked_layers here and in image: choose one of them")
+        return self
+
+    def build(self) -> FrameVideo:
+        """Build it, load `weights` (time positions resampled to this number of frames), freeze.
+
+        Raises:
+            ValueError: the picture encoder has no tokens where they are wanted, or a width that `heads` do not divide.
+            CheckpointError: weights that do not fit.
+        """
+        encoder = FrameVideo(self)
+        finish(encoder, self, adapt=lambda state: fit_columns(state, "time_embedding", (1, self.frames), 0))
+        return encoder
+
+
+class FrameVideo(Encoder):
+    """Clips [B, T, 3, H, W], or pictures [B, 3, H, W] as clips of one frame -> pooled [B, D] and tokens.
+
+    Frames are folded into the batch: memory is that of B x T pictures. The grid of tokens is (T,), or (T, rows, columns) of
+    patches. An `image` without a trainable parameter stays in evaluation mode.
+    """
+
+    capabilities = frozenset({Encoder.TOKENS})
+
+    def __init__(self, config: FrameVideoConfig) -> None:
+        super().__init__()
+        self.image: Encoder = config.image.build()
+        self.width = self.image.width
+        self.patches = config.tokens == "patches"
+        if self.patches and (Encoder.TOKENS not in self.image.capabilities or self.image.grid is None):
+            raise ValueError(f"tokens: patches, and {type(self.image).__name__} gives none: use tokens: frames")
+        self.grid = (config.frames, *(self.image.grid or ())) if self.patches else (config.frames,)
+        self.frames = config.frames
+        self.time: Transformer | None = None
+        self.time_embedding: nn.Parameter | None = None
+        self.norm: nn.LayerNorm | None = None
+        if config.pool == "transformer":
+            if self.width % config.heads:
+                raise ValueError(f"heads {config.heads} do not divide the width {self.width} of the picture encoder")
+            self.time = Transformer(
+                self.width,
+                config.depth,
+                config.heads,
+                mlp_ratio=config.mlp_ratio,
+                drop_path=config.drop_path,
+                dropout=config.dropout,
+            )
+            if config.positions == "learned":
+                self.time_embedding = nn.Parameter(self.width**-0.5 * torch.randn(config.frames, self.width))
+            self.norm = nn.LayerNorm(self.width)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """uint8, or float in [0, 1], [B, T, 3, H, W] or [B, 3, H, W] -> what the picture encoder sees, [B, T, 3, H, W]."""
+        x = as_frames(x)
+        made = self.image.prepare(x.flatten(0, 1))
+        return made.reshape(*x.shape[:2], *made.shape[1:])
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
+    ) -> Features:
+        """See `Encoder.forward`.
+
+        Raises:
+            ValueError: masks are given, or `x` are neither clips nor pictures.
+        """
+        refuse_masks(self, keep, replace)
+        x = as_frames(x)
+        batch, frames = x.shape[:2]
+        only = pooled_only or not self.patches
+        each: Features = self.image(x.flatten(0, 1), pooled_only=only)
+        tokens = each.pooled.reshape(batch, frames, -1)  # [B, T, D]
+        if self.time is not None and self.norm is not None:
+            tokens = self.norm(self.time(tokens + self._positions(frames, tokens))[0])
+        pooled = tokens.mean(1)
+        if not self.patches:
+            return Features(pooled, tokens, (frames,))
+        if each.tokens is None:
+            return Features(pooled)
+        patches = each.tokens.reshape(batch, -1, self.width)
+        return Features(pooled, patches, None if each.grid is None else (frames, *each.grid))
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Those of the picture encoder; then positions in time with the first block over time, the other blocks, the norm."""
+        groups = self.image.layers()
+        if self.time is not None and self.norm is not None:
+            blocks = [list(block.parameters()) for block in self.time]
+            if self.time_embedding is not None:
+                blocks[0] = [self.time_embedding, *blocks[0]]
+            groups = [*groups, *blocks, list(self.norm.parameters())]
+        return groups
+
+    def train(self, mode: bool = True) -> FrameVideo:
+        """As usual, but a picture encoder without a trainable parameter stays in evaluation mode."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.image.parameters()):
+            self.image.eval()
+        return self
+
+    def _positions(self, frames: int, like: Tensor) -> Tensor:
+        if self.time_embedding is None:
+            return sinusoidal_positions(frames, self.width, like.device)
+        return resize_positions(self.time_embedding, (1, self.frames), (1, frames), prefix=0)

@@ -1,0 +1,225 @@
+"""A transformer on tubelets of a clip: attention over time and over space in turn, or over both at once.
+
+Divided attention is TimeSformer's (arXiv:2102.05095) and ViViT's factorised self-attention (arXiv:2103.15691, model 3): its cost
+grows with T + S instead of T x S. Joint attention is ViViT's model 1 and VideoMAE's (arXiv:2203.12602).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmssl.core.encoder import Encoder, EncoderConfig, Features
+from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels, as_frames
+from mmssl.encoders.positions import Grid, fit_columns, fit_positions, resize_positions
+from mmssl.encoders.transformer import Activation, Attention, Block, DropPath, Transformer, initialise_attention
+from mmssl.encoders.weights import State, finish
+
+
+class SpaceTimeConfig(EncoderConfig):
+    """Settings of a space-time transformer; the defaults are ViT-B/16 on 16 frames in pairs.
+
+    Attributes:
+        size: pixels of a side of the frames that it is made for; others work too, by resampled positions.
+        frames: frames of the clips that it is made for; others work too, likewise.
+        patch_size: pixels of a side of a tubelet; divides `size`.
+        tubelet: frames of a tubelet; divides `frames`.
+        attention: "divided" over time and space, or "joint".
+        width: D.
+        depth: number of blocks.
+        heads: attention heads; divides `width`.
+        mlp_ratio: width of the mlps in units of D.
+        activation: of the mlps.
+        drop_path: stochastic depth of the last block, growing linearly from 0 in the first.
+        dropout: of each residual branch.
+        checkpointing: recompute blocks in backward: less memory, a third more work.
+        hidden: how many of the last block outputs to give as `Features.hidden`.
+        mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
+    """
+
+    kind: Literal["space_time"] = "space_time"
+    size: int = Field(default=224, gt=0)
+    frames: int = Field(default=16, gt=0)
+    patch_size: int = Field(default=16, gt=0)
+    tubelet: int = Field(default=2, gt=0)
+    attention: Literal["divided", "joint"] = "divided"
+    width: int = Field(default=768, gt=0)
+    depth: int = Field(default=12, gt=0)
+    heads: int = Field(default=12, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    activation: Activation = "gelu"
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    checkpointing: bool = False
+    hidden: int = Field(default=0, ge=0)
+    mean: Channels = OPENAI_MEAN
+    std: Channels = OPENAI_STD
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.size % self.patch_size:
+            raise ValueError(f"size {self.size} is not a multiple of patch_size {self.patch_size}")
+        if self.frames % self.tubelet:
+            raise ValueError(f"frames {self.frames} is not a multiple of tubelet {self.tubelet}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.hidden > self.depth:
+            raise ValueError(f"hidden {self.hidden} is more than the depth {self.depth}")
+        return self
+
+    def build(self) -> SpaceTime:
+        """Build it, load `weights` (positions resampled to this grid), freeze."""
+        encoder = SpaceTime(self)
+        finish(encoder, self, adapt=encoder.fit)
+        return encoder
+
+
+class DividedBlock(nn.Module):
+    """x + time attention(norm(x)), then a block over space: a token sees its place at all times, then all places of its time."""
+
+    def __init__(self, space: Block, width: int, heads: int, depth: int, drop_path: float, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.time = Attention(width, heads, causal=False)
+        initialise_attention(self.time, width, depth)
+        self.dropout = nn.Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
+        self.space = space
+
+    def forward(self, x: Tensor, times: int, places: Tensor | None) -> Tensor:
+        """[B, T, D] -> [B, T, D].
+
+        Args:
+            x: tokens, the places of the first time first.
+            times: how many times there are.
+            places: [B, T, 2], time and place of each token; None: all tokens are there, in reading order.
+        """
+        if places is not None:  # any tokens in any order: masks say who sees whom
+            same = places[:, :, None] == places[:, None]  # [B, T, T, 2]
+            at_time, at_place = same[..., 0][:, None], same[..., 1][:, None]
+            x = x + self.drop_path(self.dropout(self.time(self.norm(x), at_place)))
+            return self.space(x, at_time)  # type: ignore[no-any-return]
+        batch, _, width = x.shape
+        columns = self.norm(x).reshape(batch, times, -1, width).transpose(1, 2)  # [B, S, times, D]
+        seen = self.time(columns.flatten(0, 1)).reshape(batch, -1, times, width).transpose(1, 2).flatten(1, 2)
+        x = x + self.drop_path(self.dropout(seen))
+        return self.space(x.reshape(batch * times, -1, width)).reshape(batch, -1, width)  # type: ignore[no-any-return]
+
+
+class SpaceTime(Encoder):
+    """Clips [B, T, 3, H, W], or pictures [B, 3, H, W] as clips of one frame -> pooled [B, D], the mean, and tokens [B, T', D].
+
+    The grid is (tubelets in time, rows, columns), read time by time and row by row. The last frame is repeated until tubelets
+    are full. Positions are the sum of a table for space and one for time.
+    """
+
+    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE})
+    grid: tuple[int, int, int]
+
+    def __init__(self, config: SpaceTimeConfig) -> None:
+        super().__init__()
+        self.width = config.width
+        self.tubelet, self.patch_size = config.tubelet, config.patch_size
+        self.hidden, self.checkpointing = config.hidden, config.checkpointing
+        side = config.size // config.patch_size
+        self.grid = (config.frames // config.tubelet, side, side)
+        self.pixels = Pixels(config.mean, config.std)
+        step = (config.tubelet, config.patch_size, config.patch_size)
+        self.patch_embedding = nn.Conv3d(3, self.width, step, step)
+        scale = self.width**-0.5
+        self.space_embedding = nn.Parameter(scale * torch.randn(side * side, self.width))
+        self.time_embedding = nn.Parameter(scale * torch.randn(self.grid[0], self.width))
+        blocks: list[Any] = list(
+            Transformer(
+                self.width,
+                config.depth,
+                config.heads,
+                mlp_ratio=config.mlp_ratio,
+                activation=config.activation,
+                drop_path=config.drop_path,
+                dropout=config.dropout,
+            )
+        )
+        self.divided = config.attention == "divided"
+        self.blocks = nn.ModuleList(
+            DividedBlock(block, self.width, config.heads, config.depth, block.drop_path.rate, config.dropout)
+            if self.divided
+            else block
+            for block in blocks
+        )
+        self.norm_post = nn.LayerNorm(self.width)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """uint8, or float in [0, 1], [B, T, 3, H, W] or [B, 3, H, W] -> normalised float [B, T, 3, H, W]."""
+        x = as_frames(x)
+        return self.pixels(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
+    ) -> Features:
+        """See `Encoder.forward`. H and W are multiples of the patch size.
+
+        Raises:
+            ValueError: neither clips nor pictures, or of a size that patches do not tile.
+        """
+        x, grid = self._tubelets(self.prepare(x))
+        if replace is not None:
+            mask, value = replace
+            x = torch.where(mask[..., None], value.to(x.dtype), x)
+        x = x + self._positions(grid)
+        places = None
+        if keep is not None:
+            x = torch.take_along_dim(x, keep[..., None], dim=1)
+            places = torch.stack([keep // (grid[1] * grid[2]), keep % (grid[1] * grid[2])], dim=2)
+        hidden = []
+        for number, block in enumerate(self.blocks):
+            arguments = (x, grid[0], places) if self.divided else (x,)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x = block(*arguments)
+            if number >= len(self.blocks) - self.hidden:
+                hidden.append(x)
+        x = self.norm_post(x)
+        return Features(x.mean(1), x, grid if keep is None else None, tuple(hidden) if self.hidden else None)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Embeddings; each block; the final norm."""
+        first = [self.space_embedding, self.time_embedding, *self.patch_embedding.parameters()]
+        return [first, *(list(block.parameters()) for block in self.blocks), list(self.norm_post.parameters())]
+
+    def fit(self, state: State) -> None:
+        """Resample both position tables of a checkpoint, in place, where they were made for another size or length."""
+        fit_positions(state, "space_embedding", self.grid[1:], 0)
+        fit_columns(state, "time_embedding", (1, self.grid[0]), 0)
+
+    def _tubelets(self, x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        # [B, T, 3, H, W] -> [B, T', D] in reading order, and the grid
+        frames, _, height, width = x.shape[1:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"got frames of {height} x {width} pixels, wanted multiples of the patch size {self.patch_size}"
+            )
+        x = x.transpose(1, 2)  # [B, 3, T, H, W]
+        missing = -frames % self.tubelet
+        if missing:
+            x = F.pad(x, (0, 0, 0, 0, 0, missing), mode="replicate")
+        grid = (x.shape[2] // self.tubelet, height // self.patch_size, width // self.patch_size)
+        return self.patch_embedding(x).flatten(2).transpose(1, 2), grid
+
+    def _positions(self, grid: tuple[int, int, int]) -> Tensor:
+        # [T', D]
+        area: Grid = grid[1:]
+        space = resize_positions(self.space_embedding, self.grid[1:], area, prefix=0)
+        time = resize_positions(self.time_embedding, (1, self.grid[0]), (1, grid[0]), prefix=0)
+        return (time[:, None] + space).flatten(0, 1)

@@ -1,0 +1,63 @@
+"""SpecAugment (Park et al. 2019, arXiv:1904.08779): bands of filters and stretches of frames are hidden in training.
+
+It stands behind the front-end, on the device, and draws from torch's random stream, which the trainer seeds for each step and
+replays for cached gradients. In evaluation mode it does nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmssl.core.config import Config
+
+
+class SpecAugmentConfig(Config):
+    """What is hidden; the defaults are the paper's policy LD, without its time warping (the part that it found to matter least).
+
+    Attributes:
+        filter_masks: how many bands of filters.
+        filter_width: F of the paper: each is 0 to so many filters high, all heights equally likely.
+        time_masks: how many stretches of frames.
+        time_width: T of the paper: each is 0 to so many frames long.
+        time_share: p of the paper: no stretch is longer than this share of the frames.
+    """
+
+    filter_masks: int = Field(default=2, ge=0)
+    filter_width: int = Field(default=27, ge=1)
+    time_masks: int = Field(default=2, ge=0)
+    time_width: int = Field(default=100, ge=1)
+    time_share: float = Field(default=1.0, gt=0, le=1)
+
+    def build(self) -> SpecAugment:
+        """The layer."""
+        return SpecAugment(self)
+
+
+class SpecAugment(nn.Module):
+    """Spectrograms [B, F, T] -> [B, F, T], masked by each sample's own draw; what is hidden becomes the sample's mean."""
+
+    def __init__(self, config: SpecAugmentConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As it is in evaluation mode."""
+        if not self.training:
+            return x
+        c, (batch, filters, frames) = self.config, x.shape
+        longest = min(c.time_width, int(c.time_share * frames))
+        rows = bands(batch, filters, c.filter_masks, min(c.filter_width, filters), x.device)
+        columns = bands(batch, frames, c.time_masks, longest, x.device)
+        # The paper hides with 0, the mean of its normalised spectrograms. Not all front-ends normalise.
+        return torch.where(rows[:, :, None] | columns[:, None, :], x.mean((1, 2), keepdim=True), x)
+
+
+def bands(batch: int, size: int, count: int, widest: int, device: torch.device) -> Tensor:
+    """[batch, size] bool, True within `count` bands of 0 to `widest` places; they may overlap."""
+    chance = torch.rand(2, batch, count, 1, device=device)
+    width = (chance[0] * (widest + 1)).long()
+    start = (chance[1] * (size - width + 1)).long()
+    place = torch.arange(size, device=device)
+    return ((place >= start) & (place < start + width)).any(1)
