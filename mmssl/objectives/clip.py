@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core import distributed
@@ -16,71 +16,68 @@ from mmssl.core.batch import Batch, Needs
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Latents, LossOutput, Objective, Reduction, StepContext
 from mmssl.heads.projection import HeadConfig, LinearProjectionConfig, MLPProjectionConfig
+from mmssl.losses.candidates import over_present
 from mmssl.losses.info_nce import info_nce, info_nce_accuracy
+from mmssl.losses.sigmoid import sigmoid_loss
 from mmssl.losses.tiled_info_nce import tiled_info_nce
-from mmssl.objectives.common import (
-    Name,
-    ObjectiveConfig,
-    encoder_of,
-    log_sum_exp_over_processes,
-    precise,
-    view_of,
-)
+from mmssl.losses.tiled_sigmoid import tiled_sigmoid_loss
+from mmssl.losses.tiles import candidate_counts
+from mmssl.objectives.common import ObjectiveConfig, encoder_of, log_sum_exp_over_processes, precise, view_of
+from mmssl.objectives.pairs import SIGMOID_BIAS, Pair, PairConfig, PairLoss, check_pairs, modalities_of
+from mmssl.objectives.presence import content, encode_present, presence
 
-Pair = tuple[str, str]
+WHOLE_UP_TO = 2048
+"""Global batch up to which the logits are held as one matrix, 16 MB of them, if the config leaves it open."""
 
-WHOLE_UP_TO = 4096
-"""Global batch up to which the logits are held as one matrix, 64 MB of them, if the config leaves it open."""
-
-
-def pair_name(pair: Pair) -> str:
-    """How a pair is called in parameters, losses and weights: "first-second"."""
-    return "-".join(pair)
+Duplicates = Literal["negatives", "ignore"]
 
 
 class ClipConfig(ObjectiveConfig):
     """Contrastive alignment of pairs of modalities; see `Clip`.
 
     Attributes:
-        pairs: which modalities are aligned, e.g. [[image, text]]; several pairs may share a modality, which is encoded once.
+        pairs: which modalities are aligned, e.g. [[image, text], [image, audio]]; a pair that differs from the others is written
+            {modalities: [audio, text], weight: 0.5, loss: sigmoid, temperature: 0.1, bias: -10}. A modality of several pairs is
+            encoded once.
         views: modality -> kind of the view that is encoded, one for each modality of the pairs.
         embedding: E, size of the shared space.
-        temperature: initial value; the logit scale starts at ln(1 / temperature). CLIP: 0.07.
+        loss: of pairs that do not name theirs: "info_nce" (CLIP) or "sigmoid" (SigLIP).
+        temperature: initial value; the logit scale starts at ln(1 / temperature). CLIP: 0.07; SigLIP: 0.1.
+        bias: initial value in sigmoid losses; null: SigLIP's -10, which suits batches of 20,000. ln(1 / G) suits one of G.
         max_scale: largest value of 1 / temperature, kept after every step. CLIP: 100.
-        weights: pair name ("first-second") -> factor of its loss; 1 where not given.
+        shared_temperature: one temperature for all pairs instead of one for each.
+        duplicates: whether samples that are the same, or have the same tokens in a modality of the pair, are negatives of each
+            other: "negatives", or "ignore" to leave them out.
         heads: modality -> head into the shared space; CLIP's linear projection where not given.
         tiles: make the loss from tiles of its logits, in memory that grows with the batch and not with its square: true, false or
-            rows of a tile; null: tiles for global batches above 4096. It moves rounding only.
+            rows of a tile; null: always for sigmoid losses, and for info_nce in global batches above 2048. It moves rounding only.
     """
 
     kind: Literal["clip"] = "clip"
-    pairs: tuple[tuple[Name, Name], ...] = Field(min_length=1)
+    pairs: tuple[PairConfig, ...] = Field(min_length=1)
     views: dict[str, str]
     embedding: int = Field(gt=0)
+    loss: PairLoss = "info_nce"
     temperature: float = Field(gt=0, le=1)
+    bias: float | None = None
     max_scale: float = Field(default=100.0, gt=1)
-    weights: dict[str, PositiveFloat] = Field(default_factory=dict)
+    shared_temperature: bool = False
+    duplicates: Duplicates = "negatives"
     heads: dict[str, HeadConfig] = Field(default_factory=dict)
     tiles: bool | Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
-    def _pairs_are_different(self) -> ClipConfig:
-        seen: set[frozenset[str]] = set()
-        for pair in self.pairs:
-            if pair[0] == pair[1]:
-                raise ValueError(
-                    f"pairs: got {list(pair)}, wanted two different modalities; two views of one modality are for simclr"
-                )
-            if frozenset(pair) in seen:
-                raise ValueError(
-                    f"pairs: got {list(pair)} twice, and both directions belong to one pair: leave one out, or set its weight"
-                )
-            seen.add(frozenset(pair))
+    def _scale_is_in_range(self) -> ClipConfig:
+        if 1 / self.temperature > self.max_scale:
+            raise ValueError(
+                f"temperature: got {self.temperature}, wanted at least 1 / max_scale = {1 / self.max_scale:g}"
+            )
         return self
 
     @model_validator(mode="after")
     def _names_agree(self) -> ClipConfig:
-        modalities, names = modalities_of(self.pairs), [pair_name(pair) for pair in self.pairs]
+        check_pairs(self.pairs, self.loss, self.bias, self.max_scale, self.shared_temperature)
+        modalities = modalities_of(self.resolved())
         if set(self.views) != set(modalities):
             raise ValueError(
                 f"views: got views for {sorted(self.views)}, wanted one for each modality of the pairs: {sorted(modalities)}"
@@ -88,16 +85,6 @@ class ClipConfig(ObjectiveConfig):
         if not set(self.heads) <= set(modalities):
             raise ValueError(
                 f"heads: got heads for {sorted(self.heads)}, wanted modalities of the pairs: {sorted(modalities)}"
-            )
-        if not set(self.weights) <= set(names):
-            raise ValueError(f"weights: got {sorted(self.weights)}, wanted names of pairs: {names}")
-        return self
-
-    @model_validator(mode="after")
-    def _scale_is_in_range(self) -> ClipConfig:
-        if 1 / self.temperature > self.max_scale:
-            raise ValueError(
-                f"temperature: got {self.temperature}, wanted at least 1 / max_scale = {1 / self.max_scale:g}"
             )
         return self
 
@@ -110,36 +97,58 @@ class ClipConfig(ObjectiveConfig):
                 )
         return self
 
+    def resolved(self) -> tuple[Pair, ...]:
+        """The pairs, with what they leave to the objective."""
+        bias = SIGMOID_BIAS if self.bias is None else self.bias
+        return tuple(
+            Pair(
+                *pair.modalities,
+                temperature=pair.temperature or self.temperature,
+                weight=pair.weight,
+                loss=pair.loss or self.loss,
+                bias=bias if pair.bias is None else pair.bias,
+            )
+            for pair in self.pairs
+        )
+
     def build(self, encoders: Mapping[str, Encoder]) -> Clip:
         """The objective for these encoders."""
+        pairs = self.resolved()
         heads = {
             modality: self.heads.get(modality, LinearProjectionConfig()).build(
                 encoder_of(encoders, modality).width, self.embedding
             )
-            for modality in modalities_of(self.pairs)
+            for modality in modalities_of(pairs)
         }
-        return Clip(self.pairs, self.views, heads, self.temperature, self.max_scale, self.weights, self.tiles)
-
-
-def modalities_of(pairs: Sequence[Pair]) -> list[str]:
-    """Every modality of the pairs once, in the order in which they are first named."""
-    return list(dict.fromkeys(modality for pair in pairs for modality in pair))
+        return Clip(
+            pairs,
+            self.views,
+            heads,
+            max_scale=self.max_scale,
+            shared_temperature=self.shared_temperature,
+            duplicates=self.duplicates,
+            tiles=self.tiles,
+        )
 
 
 class Clip(Objective):
-    """Symmetric InfoNCE over the global batch for each pair, with a learned temperature for each.
+    """A symmetric contrastive loss over the global batch for each pair: the sum of `info_nce` or `sigmoid_loss` times its weight.
 
-    Radford et al. 2021 (arXiv:2103.00020). The parameter is the logarithm of the logit scale, starts at ln(1 / temperature) and
-    is held in [0, ln(max_scale)] after each optimizer step, not in the forward pass: there it would lose its gradient.
+    Radford et al. 2021 (arXiv:2103.00020), Zhai et al. 2023 (arXiv:2303.15343). No term depends on how many pairs there are. In
+    each, samples that lack one of the two modalities are neither rows nor candidates, and the mean is over those of the global
+    batch that have both; with none of them it is 0.
+
+    The parameter of a temperature is the logarithm of the logit scale, starts at ln(1 / temperature) and is held in
+    [0, ln(max_scale)] after each optimizer step, not in the forward pass: there it would lose its gradient.
 
     Args:
-        pairs: modalities to align.
+        pairs: modalities to align, and how.
         views: modality -> kind of view.
         heads: modality -> [B, D] -> [B, E]; the same modules that evaluators use.
-        temperature: initial value for every pair.
         max_scale: upper bound of the scale.
-        weights: pair name -> factor; 1 where not given.
-        tiles: whether the loss is made from tiles, or of which size they are; None: where the global batch is large.
+        shared_temperature: one parameter for all pairs, which starts at the first one's temperature.
+        duplicates: whether samples that are alike are negatives of each other.
+        tiles: whether losses are made from tiles, or of which size they are; None: where it pays.
     """
 
     reduction = Reduction.GATHER
@@ -149,20 +158,29 @@ class Clip(Objective):
         pairs: Sequence[Pair],
         views: Mapping[str, str],
         heads: Mapping[str, nn.Module],
-        temperature: float,
+        *,
         max_scale: float = 100.0,
-        weights: Mapping[str, float] | None = None,
+        shared_temperature: bool = False,
+        duplicates: Duplicates = "negatives",
         tiles: bool | int | None = None,
     ) -> None:
         super().__init__()
         self.pairs = tuple(pairs)
         self.views = dict(views)
         self.max_scale = max_scale
+        self.duplicates = duplicates
         self.tiles = tiles
-        self.weights = {pair_name(pair): (weights or {}).get(pair_name(pair), 1.0) for pair in pairs}
         self.projections = nn.ModuleDict(dict(heads))
+        self.scale_names = {pair.name: "all" if shared_temperature else pair.name for pair in pairs}
+        starts = {self.scale_names[pair.name]: pair.temperature for pair in reversed(pairs)}
         self.logit_scale = nn.ParameterDict(
-            {name: nn.Parameter(torch.tensor(-math.log(temperature))) for name in self.weights}
+            {
+                name: nn.Parameter(torch.tensor(-math.log(starts[name])))
+                for name in dict.fromkeys(self.scale_names.values())
+            }
+        )
+        self.logit_bias = nn.ParameterDict(
+            {pair.name: nn.Parameter(torch.tensor(pair.bias)) for pair in pairs if pair.loss == "sigmoid"}
         )
 
     def needs(self) -> Needs:
@@ -174,32 +192,45 @@ class Clip(Objective):
         return dict(self.projections.items())
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
-        """Unit-norm embeddings [B, E] in float32, by modality."""
-        latents = {}
+        """By modality: unit-norm embeddings [B, E] in float32, zero where absent, and "present/..." [B] bool.
+
+        Where duplicates are left out, also "sample/index" [B] and, of views of symbols (int64), "content/..." [B].
+        """
+        latents: Latents = {"sample/index": batch.index} if self.duplicates == "ignore" else {}
         for modality in modalities_of(self.pairs):
-            pooled = ctx.encoders[modality](view_of(batch, modality, f"{self.views[modality]}0")).pooled
-            latents[modality] = F.normalize(precise(self.projections[modality](pooled)), dim=-1)
+            encoder, head = ctx.encoders[modality], self.projections[modality]
+            x = view_of(batch, modality, f"{self.views[modality]}0", absent=True)
+
+            def embed(rows: Tensor, encoder: Encoder = encoder, head: nn.Module = head) -> Tensor:
+                return F.normalize(precise(head(encoder(rows, pooled_only=True).pooled)), dim=-1)
+
+            here = presence(batch, modality)
+            latents[modality] = encode_present(embed, encoder, x, here) if modality in batch.present else embed(x)
+            latents[f"present/{modality}"] = here
+            if self.duplicates == "ignore" and x.dtype == torch.int64:
+                latents[f"content/{modality}"] = content(x)
         return latents
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
-        """One term for each pair; logs its scale, in-batch accuracy both ways, and the loss of guessing, ln(G)."""
+        """One term for each pair.
+
+        Logs, for each: its scale (and bias), how many samples of the global batch have both modalities, in-batch accuracy both
+        ways, and the loss of guessing.
+        """
         everyone = {modality: distributed.gather(latents[modality]) for modality in modalities_of(self.pairs)}
+        facts = _gather_facts(latents)
         terms: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
-        for first, second in self.pairs:
-            name = pair_name((first, second))
-            a, b, all_a, all_b = latents[first], latents[second], everyone[first], everyone[second]
+        for pair in self.pairs:
+            a, b = latents[pair.first], latents[pair.second]
             offset = distributed.rank() * len(a)
-            scale = self.logit_scale[name].exp()
-            loss = self._loss(a, b, scale, all_a, all_b, offset)
-            there, back = info_nce_accuracy(a, b, all_a=all_a, all_b=all_b, offset=offset)
-            terms[name] = self.weights[name] * loss
-            metrics |= {
-                f"{name}/scale": scale.detach(),
-                f"{name}/{first}_to_{second}_accuracy": there,
-                f"{name}/{second}_to_{first}_accuracy": back,
-                f"{name}/chance_loss": torch.full_like(there, math.log(len(all_a))),
+            among = {
+                "offset": offset,
+                "present": facts[f"present/{pair.first}"].bool() & facts[f"present/{pair.second}"].bool(),
+                "ids": _identities(facts, pair),
             }
+            terms[pair.name] = pair.weight * self._loss(pair, a, b, everyone[pair.first], everyone[pair.second], among)
+            metrics |= self._metrics(pair, a, b, everyone[pair.first], everyone[pair.second], among)
         return LossOutput(terms, metrics)
 
     @torch.no_grad()
@@ -208,11 +239,55 @@ class Clip(Objective):
         for parameter in self.logit_scale.values():
             parameter.clamp_(0, math.log(self.max_scale))
 
-    def _loss(self, a: Tensor, b: Tensor, scale: Tensor, all_a: Tensor, all_b: Tensor, offset: int) -> Tensor:
-        tiles = len(all_b) > WHOLE_UP_TO if self.tiles is None else self.tiles
-        if tiles is False:
-            return info_nce(a, b, scale, all_a=all_a, all_b=all_b, offset=offset)
+    def _loss(self, pair: Pair, a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, among: dict[str, Any]) -> Tensor:
+        scale = self.logit_scale[self.scale_names[pair.name]].exp()
+        tiles = self.tiles
+        if tiles is None:
+            tiles = pair.loss == "sigmoid" or len(all_b) > WHOLE_UP_TO
         size = None if tiles is True else tiles
-        return tiled_info_nce(
-            a, b, scale, all_b=all_b, offset=offset, over_processes=log_sum_exp_over_processes, size=size
-        )
+        if pair.loss == "sigmoid":
+            bias = self.logit_bias[pair.name]
+            if tiles is False:
+                return sigmoid_loss(a, b, scale, bias, all_b=all_b, **among)
+            return tiled_sigmoid_loss(a, b, scale, bias, all_b=all_b, size=size, **among)
+        if tiles is False:
+            return info_nce(a, b, scale, all_a=all_a, all_b=all_b, **among)
+        join = log_sum_exp_over_processes
+        return tiled_info_nce(a, b, scale, all_b=all_b, over_processes=join, size=size, **among)
+
+    @torch.no_grad()
+    def _metrics(
+        self, pair: Pair, a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, among: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        there, back = info_nce_accuracy(a, b, all_a=all_a, all_b=all_b, **among)
+        present, target = among["present"], torch.arange(len(a), device=a.device) + among["offset"]
+        counts = candidate_counts(target, len(all_b), present, among["ids"])
+        # Of c candidates one is right: a softmax that does not know which costs ln(c), c sigmoids that do not c times the entropy.
+        guess = counts.log()
+        if pair.loss == "sigmoid":
+            guess = guess + torch.xlogy(counts - 1, counts / (counts - 1).clamp(min=1))
+        metrics = {
+            "scale": self.logit_scale[self.scale_names[pair.name]].exp(),
+            f"{pair.first}_to_{pair.second}_accuracy": there,
+            f"{pair.second}_to_{pair.first}_accuracy": back,
+            "chance_loss": over_present((guess * present[target]).mean(), present).to(there.dtype),
+            "samples": present.sum().to(there.dtype),
+        }
+        if pair.loss == "sigmoid":
+            metrics["bias"] = self.logit_bias[pair.name].detach().clone()
+        return {f"{pair.name}/{name}": x for name, x in metrics.items()}
+
+
+def _gather_facts(latents: Latents) -> dict[str, Tensor]:
+    """Presence, index and contents of the samples of all processes, [G] int64 each, in one exchange."""
+    names = [name for name in latents if name.startswith(("present/", "content/", "sample/"))]
+    everyone = distributed.gather_detached(torch.stack([latents[name].long() for name in names], 1))
+    return dict(zip(names, everyone.unbind(1), strict=True))
+
+
+def _identities(facts: Mapping[str, Tensor], pair: Pair) -> Tensor | None:
+    """[G, k]: samples that agree in one of the k are duplicates in this pair; None where these are negatives."""
+    if "sample/index" not in facts:
+        return None
+    contents = [f"content/{modality}" for modality in (pair.first, pair.second)]
+    return torch.stack([facts["sample/index"], *(facts[name] for name in contents if name in facts)], 1)

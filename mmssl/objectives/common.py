@@ -46,11 +46,17 @@ def encoder_of(encoders: Mapping[str, Encoder], modality: str) -> Encoder:
     return encoders[modality]
 
 
-def view_of(batch: Batch, modality: str, name: str) -> Tensor:
+def view_of(batch: Batch, modality: str, name: str, *, absent: bool = False) -> Tensor:
     """The view [B, ...] of a modality, e.g. "crop0".
 
+    Args:
+        batch: has it, among others.
+        modality: whose view.
+        name: kind and number.
+        absent: whether samples may lack it, whose rows are blank.
+
     Raises:
-        ValueError: the batch does not have it, or lacks it for some samples.
+        ValueError: the batch does not have it, or some samples lack it that must not.
     """
     views = batch.views.get(modality, {})
     if name not in views:
@@ -58,11 +64,11 @@ def view_of(batch: Batch, modality: str, name: str) -> Tensor:
             f"objective needs view {name!r} of {modality!r}, and the batch has {sorted(views) or 'no view of it'}: "
             "the data floor makes the views that needs() names, one number from 0 after each kind"
         )
-    if modality in batch.present:
+    if modality in batch.present and not absent:
         lacking = int((~batch.present[modality]).sum())
         raise ValueError(
             f"{lacking} of {len(batch)} samples have no {modality!r}, and this objective uses every sample of a batch: "
-            "leave such samples out of the shards"
+            "leave such samples out of the shards, or take the objective 'clip', which aligns what is there"
         )
     return views[name]
 

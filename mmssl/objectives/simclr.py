@@ -72,7 +72,7 @@ class SimClr(Objective):
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Pooled features [B, D] of the views, "0" and "1"."""
         views = torch.cat([view_of(batch, self.modality, f"{self.view}{number}") for number in range(2)])
-        first, second = ctx.encoders[self.modality](views).pooled.chunk(2)
+        first, second = ctx.encoders[self.modality](views, pooled_only=True).pooled.chunk(2)
         return {"0": first, "1": second}
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:

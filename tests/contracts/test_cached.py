@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from mmssl.core import distributed
 from mmssl.core.objective import Learner
 from mmssl.core.seeding import seed_step
+from mmssl.encoders.audio_transformer import AudioTransformerConfig
+from mmssl.encoders.spec_augment import SpecAugmentConfig
+from mmssl.encoders.spectrogram import MelConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.training.cached import CachedStep
@@ -116,6 +120,7 @@ def test_every_kind_of_noise_of_real_encoders_is_replayed(checkpointing: bool) -
         "words": TextTransformerConfig(vocab_size=30, context_length=5, **shape, **noise).build(),
     }
     learner = Learner(encoders, CONFIGS.validate_json(CASES["clip"].config).build(encoders)).double()
+    learner.case = CASES["clip"]
     ctx, parts = learner.context(STEP, TOTAL), []
     for number, part in enumerate(batch(learner).chunks(3)):
         seed_step(SEED, STEP, 0, number)
@@ -125,6 +130,38 @@ def test_every_kind_of_noise_of_real_encoders_is_replayed(checkpointing: bool) -
     assert error(cached_gradients(learner, 3), expected) < 1e-10
     (again,) = (learner.objective.encode(part, ctx) for part in batch(learner).chunks(SIZE))
     assert not torch.allclose(again["picture"], join(parts)["picture"], rtol=0.01)  # there was noise
+
+
+def test_hidden_parts_of_spectrograms_are_replayed() -> None:
+    """SpecAugment in the front-end hides the same the second time."""
+    torch.manual_seed(0)
+    front_end = MelConfig(
+        rate=1000, window=64, hop=16, mels=16, spec_augment=SpecAugmentConfig(filter_width=6, time_width=9)
+    )
+    encoders = {
+        "picture": AudioTransformerConfig(
+            front_end=front_end, seconds=0.4, patch_size=(4, 5), width=16, depth=1, heads=2
+        ).build(),
+        "words": TextTransformerConfig(vocab_size=30, context_length=5, width=16, depth=1, heads=2).build(),
+    }
+    learner = Learner(encoders, CONFIGS.validate_json(CASES["clip"].config).build(encoders))
+    learner.case = CASES["clip"]
+    toys = batch(learner)
+    sounds = torch.randint(-3000, 3000, (SIZE, 1, 400), dtype=torch.int16, generator=torch.Generator().manual_seed(1))
+    whole = replace(toys, views={**toys.views, "picture": dict.fromkeys(toys.views["picture"], sounds)})
+    ctx, parts = learner.context(STEP, TOTAL), []
+    for number, part in enumerate(whole.chunks(3)):
+        seed_step(SEED, STEP, 0, number)
+        parts.append(learner.objective.encode(part, ctx))
+    learner.criterion(join(parts), ctx).total.backward()
+    expected = gradients(learner)
+    launch = Launch(device="cpu")
+    cached = CachedStep(learner, learner, launch, SEED, micro_batches=-(-SIZE // 3))
+    cached.gradients(whole, STEP, TOTAL)
+    assert error(gradients(learner), expected) < 1e-5
+    learner.eval()
+    cached.gradients(whole, STEP, TOTAL)
+    assert error(gradients(learner), expected) > 1e-2  # something was hidden
 
 
 def on_two_processes(name: str) -> dict[str, Any]:

@@ -55,19 +55,22 @@ def test_a_modality_of_several_pairs_is_encoded_once() -> None:
         encoder.register_forward_hook(lambda *_, modality=modality: calls.append(modality))
     _, latents = model(toys.batch(4))
     assert sorted(calls) == ["picture", "sound", "words"]
-    assert sorted(latents) == ["picture", "sound", "words"]
-    for x in latents.values():
-        torch.testing.assert_close(x.norm(dim=1), torch.ones(4))
+    modalities = ["picture", "sound", "words"]
+    assert sorted(latents) == [*modalities[:1], *(f"present/{m}" for m in modalities), *modalities[1:]]
+    for modality in modalities:
+        torch.testing.assert_close(latents[modality].norm(dim=1), torch.ones(4))
+        assert latents[f"present/{modality}"].all()
 
 
 def test_terms_are_those_of_separate_pairs_times_their_weights() -> None:
-    together = learner(**THREE, weights={"sound-words": 0.25})
+    pairs = [["picture", "words"], {"modalities": ["sound", "words"], "weight": 0.25}, ["sound", "picture"]]
+    together = learner(**THREE | {"pairs": pairs})
     out = together(toys.batch(6))[0]
     expected = {}
     for pair in THREE["pairs"]:
         alone = learner(**THREE)  # same seed, same weights; keep one pair
         assert isinstance(alone.objective, Clip)
-        alone.objective.pairs = (tuple(pair),)
+        alone.objective.pairs = tuple(p for p in alone.objective.pairs if p.name == "-".join(pair))
         expected["-".join(pair)] = alone(toys.batch(6))[0].total
     expected["sound-words"] *= 0.25
     assert out.terms.keys() == expected.keys()
@@ -88,6 +91,7 @@ def test_metrics_say_scale_accuracy_and_chance() -> None:
         "picture-words/picture_to_words_accuracy": float((similarity.argmax(1) == target).float().mean()),
         "picture-words/words_to_picture_accuracy": float((similarity.argmax(0) == target).float().mean()),
         "picture-words/chance_loss": math.log(6),
+        "picture-words/samples": 6,
     }
 
 
@@ -156,8 +160,20 @@ def test_a_missing_encoder_is_named_at_build() -> None:
         ({"pairs": [["picture", "words"], ["words", "picture"]]}, "both directions belong to one pair"),
         ({"views": {"picture": "crop"}}, r"wanted one for each modality of the pairs: \['picture', 'words'\]"),
         ({"views": {"picture": "crop", "words": "tokens", "sound": "window"}}, "wanted one for each modality"),
-        ({"weights": {"words-picture": 2.0}}, r"wanted names of pairs: \['picture-words'\]"),
-        ({"weights": {"picture-words": 0.0}}, "greater than 0"),
+        ({"pairs": [{"modalities": ["picture", "words"], "weight": 0.0}]}, "greater than 0"),
+        ({"pairs": [{"modalities": ["picture", "words"], "wait": 1.0}]}, "Extra inputs"),
+        ({"pairs": [{"modalities": ["picture", "words"], "bias": -1.0}]}, "set its loss: sigmoid"),
+        (
+            {"pairs": [{"modalities": ["picture", "words"], "temperature": 0.009}]},
+            "wanted at least 1 / max_scale = 0.01",
+        ),
+        (
+            {"pairs": [{"modalities": ["picture", "words"], "temperature": 0.1}], "shared_temperature": True},
+            "wanted one of them",
+        ),
+        ({"bias": -10.0}, "no pair has the loss that uses it"),
+        ({"loss": "siglip"}, "'info_nce' or 'sigmoid'"),
+        ({"duplicates": "positives"}, "'negatives' or 'ignore'"),
         ({"heads": {"sound": {"kind": "linear"}}}, "wanted modalities of the pairs"),
         ({"heads": {"words": {"kind": "mlp", "hidden": 4}}}, "evaluators embed each sample alone"),
         ({"temperature": 0.009}, "wanted at least 1 / max_scale = 0.01"),
@@ -182,8 +198,14 @@ def test_config_has_no_default_for_what_must_be_stated(field: str) -> None:
 
 
 def test_config_round_trips() -> None:
-    made = config(weights={"picture-words": 2.0}, heads={"words": {"kind": "mlp", "hidden": 4, "norm": "layer"}})
+    pair = {"modalities": ["sound", "words"], "weight": 2.0, "loss": "sigmoid", "bias": -5.0}
+    made = config(
+        **THREE | {"pairs": [["picture", "words"], pair]},
+        heads={"words": {"kind": "mlp", "hidden": 4, "norm": "layer"}},
+    )
     assert ClipConfig.model_validate_json(made.model_dump_json()) == made
+    written = json.loads(made.model_dump_json())["pairs"]
+    assert written == [["picture", "words"], pair | {"temperature": None}]  # a plain pair stays plain
 
 
 def test_a_frozen_encoder_and_identity_head_need_no_gradient() -> None:

@@ -45,7 +45,12 @@ class Borrowed(Encoder):
         return x
 
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Features:
         assert keep is not None
         noise = torch.full((len(x), 16), 2.0).scatter(1, keep, torch.linspace(0, 1, keep.shape[1]).expand(len(x), -1))

@@ -1,0 +1,93 @@
+"""Samples that lack a modality, and samples that are alike: encode what is there, and tell equal content by a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from mmssl.core.batch import Batch
+
+
+def presence(batch: Batch, modality: str) -> Tensor:
+    """[B] bool: which samples of the batch have the modality."""
+    everyone = torch.ones(len(batch), dtype=torch.bool, device=batch.index.device)
+    return batch.present.get(modality, everyone)
+
+
+def encode_present(function: Callable[[Tensor], Tensor], encoder: nn.Module, x: Tensor, present: Tensor) -> Tensor:
+    """What `function` makes of the rows that are present; zeros in the others.
+
+    Absent rows are not encoded, and batch normalisation does not see them. If no row is present, the first is encoded all the
+    same and leaves nothing but gradients of zero: data parallelism waits for every parameter on every process, and sharding or
+    synchronised normalisation for every process in every layer. Batch normalisation that is not synchronised then works with its
+    running statistics, which stay as they are; that which is counts the one blank row.
+
+    Args:
+        function: of rows [n, ...] to [n, E], through the encoder.
+        encoder: whose statistics are held.
+        x: [B, ...] a view, blank where absent.
+        present: [B] bool.
+
+    Returns:
+        [B, E].
+    """
+    rows = present.nonzero()[:, 0]
+    if len(rows):
+        some = function(x[rows])
+    else:
+        rows = rows.new_zeros(1)
+        with _held_statistics(encoder):
+            some = function(x[rows])
+    everyone = some.new_zeros(len(x), *some.shape[1:]).index_copy(0, rows, some)
+    return everyone.masked_fill(~present[:, None], 0)
+
+
+@contextmanager
+def _held_statistics(encoder: nn.Module) -> Iterator[None]:
+    """Normalisation by running statistics, but for layers that would keep other processes waiting."""
+    layers = [
+        module
+        for module in encoder.modules()
+        if isinstance(module, _NormBase) and module.training and not isinstance(module, nn.SyncBatchNorm)
+    ]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
+
+
+@torch.no_grad()
+def content(x: Tensor) -> Tensor:
+    """[B] int64, a number of each row of symbols [B, ...] (int64): equal rows have equal numbers.
+
+    Different rows share a number with a chance of about 2 ** -64. Zeros add nothing, so that padding with them changes nothing.
+    """
+    symbols = x.flatten(1)
+    places = torch.arange(1, symbols.shape[1] + 1, device=x.device)
+    mixed = _mix(_mix(places) ^ _mix(symbols + _GOLDEN))
+    return (mixed * (symbols != 0)).sum(1)
+
+
+# Constants of splitmix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators"), as signed numbers.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_FIRST = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND = 0x94D049BB133111EB - 2**64
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser of int64 numbers, which wrap: each bit of the input moves about half of the output's."""
+    x = (x ^ _shift(x, 30)) * _FIRST
+    x = (x ^ _shift(x, 27)) * _SECOND
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """To the right, with zeros coming in."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

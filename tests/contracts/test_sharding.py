@@ -1,0 +1,84 @@
+"""Weights split over two processes, for every registered objective: the gradients of one process on the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from mmssl.core import distributed
+from mmssl.core.batch import Batch
+from mmssl.core.objective import Learner
+from mmssl.encoders.text_transformer import TextTransformerConfig
+from mmssl.encoders.vit import VisionTransformerConfig
+from mmssl.objectives.clip import ClipConfig
+from mmssl.training.cached import CachedStep
+from mmssl.training.launch import Launch
+from mmssl.training.step import PlainStep
+from tests.contracts.test_objectives import CASES, SIZE, batch, build, error, whole_gradients
+from tests.distributed.processes import Processes
+
+SEED, STEP, TOTAL = 5, 2, 10
+
+
+def split_gradients(learner: Learner, whole: Batch, how: str) -> dict[str, Tensor]:
+    """Gradients of this process' rows, averaged, and whole again."""
+    launch = Launch(device="cpu", parallel="zero2" if how == "zero2" else "fsdp2")
+    launch.place(learner)
+    wrapped = launch.wrap(learner)
+    assert any(isinstance(p, DTensor) for p in learner.parameters())
+    share = len(whole) // distributed.world_size()
+    mine = whole.rows(distributed.rank() * share, (distributed.rank() + 1) * share)
+    step = (
+        CachedStep(learner, wrapped, launch, SEED, micro_batches=2)
+        if how == "cached"
+        else PlainStep(learner, wrapped, launch, SEED)
+    )
+    step.gradients(mine, STEP, TOTAL)
+    launch.finish(learner)
+    found = {}
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None, name
+        found[name] = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
+    return found
+
+
+def of_every_objective(how: str) -> dict[str, dict[str, Tensor]]:
+    return {name: split_gradients(build(name, seed=distributed.rank()), batch(build(name)), how) for name in CASES}
+
+
+@pytest.mark.parametrize("how", ["fsdp2", "zero2", "cached"])
+def test_two_processes_are_one(two_processes: Processes, how: str) -> None:
+    for answer in two_processes.run(of_every_objective, [(how,)] * 2):
+        for name in CASES:
+            assert error(answer[name], whole_gradients(build(name), batch(build(name)))) < 1e-10, name
+
+
+def real(checkpointing: bool) -> tuple[Learner, Batch]:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"width": 32, "depth": 3, "heads": 2, "checkpointing": checkpointing}
+    encoders = {
+        "image": VisionTransformerConfig(size=16, patch_size=8, **shape).build(),
+        "text": TextTransformerConfig(vocab_size=20, context_length=8, **shape).build(),
+    }
+    views = {"image": "crop", "text": "tokens"}
+    objective = ClipConfig(pairs=(("image", "text"),), views=views, embedding=8, temperature=0.07)
+    words = torch.randint(1, 18, (SIZE, 8))
+    words[:, 5] = 19
+    pictures = torch.randint(0, 256, (SIZE, 3, 16, 16), dtype=torch.uint8)
+    whole = Batch({"image": {"crop0": pictures}, "text": {"tokens0": words}}, torch.arange(SIZE))
+    return Learner(encoders, objective.build(encoders)), whole
+
+
+def of_transformers(checkpointing: bool) -> dict[str, Tensor]:
+    return split_gradients(*real(checkpointing), "cached")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_transformers_with_and_without_checkpointing(two_processes: Processes, checkpointing: bool) -> None:
+    expected = whole_gradients(*real(False))
+    for answer in two_processes.run(of_transformers, [(checkpointing,)] * 2):
+        assert error(answer, expected) < 1e-4
