@@ -13,6 +13,7 @@ from mmssl.core.distributed import gather_objects, is_main
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import CheckpointError, RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
+from mmssl.training.compilation import eagerly
 from mmssl.training.console import say
 from mmssl.training.jsonl import JsonLines, finite
 from mmssl.training.launch import Launch
@@ -110,6 +111,9 @@ class LogBeat(Beat):
             "samples": state.samples,
             "skipped_steps": state.skipped_steps,
             **{f"skipped/{reason}": count for reason, count in state.faults.items()},
+            **{f"share/{name}": drawn.share for name, drawn in state.stream.drawn().items()},
+            **{f"passes/{name}": drawn.passes for name, drawn in state.stream.drawn().items()},
+            **{f"unapplied/{reason}": count for reason, count in state.unapplied.items()},
             "samples_per_second": speed,
             "data_wait": waiting,
         }
@@ -135,6 +139,9 @@ def _line(state: TrainState, scalars: dict[str, float], speed: float, waiting: f
         f"ETA {timedelta(seconds=round(remaining))}",
         f"{state.skipped_steps} steps skipped (not finite)" if state.skipped_steps else "",
         "samples skipped: " + ", ".join(f"{n} {reason}" for reason, n in state.faults.items()) if state.faults else "",
+        "not augmented: " + ", ".join(f"{n} {reason}" for reason, n in state.unapplied.items())
+        if state.unapplied
+        else "",
     ]
     return " | ".join(piece for piece in pieces if piece)
 
@@ -187,7 +194,8 @@ class EvaluateBeat(Beat):
         """See the base."""
         learner = state.ema.module if state.ema is not None else state.learner
         model = EmbeddingModel(dict(learner.encoders.items()), learner.objective.heads()).eval()
-        mine = {f"{self.name}/{metric}": score for metric, score in self._evaluator.evaluate(model)}
+        with eagerly(learner), self._launch.whole(learner):
+            mine = {f"{self.name}/{metric}": score for metric, score in self._evaluator.evaluate(model)}
         state.learner.train()
         # One process' words for all: scores that differ in their last bit must not send processes different ways.
         scores: dict[str, Score] = {name: finite(score) for name, score in gather_objects(mine)[0].items()}
@@ -270,7 +278,7 @@ class SaveBeat(Beat):
     def _save(self, state: TrainState, last_chance: bool) -> None:
         state.join_faults()
         try:
-            on_main(lambda: self.store.save(state))
+            self.store.save(state)
         except OSError as error:
             self._failures += 1
             message = (

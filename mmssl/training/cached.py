@@ -73,17 +73,25 @@ class CachedStep(GradientStep):
 
     def _cache(self, chunks: Sequence[Batch], step: int, total_steps: int) -> Latents:
         """Latents of the whole batch, [B, ...], as leaves: those that have a gradient in a plain step ask for one."""
-        pieces: dict[str, list[Tensor]] = {}
+        rows = sum(len(chunk) for chunk in chunks)
+        latents: Latents = {}
         learned: set[str] = set()
+        start = 0
         with self.launch.without_averaging(self.wrapped):
             for number, chunk in enumerate(chunks):
                 # The first has a graph for a moment, because only a graph tells which latents have a gradient.
                 with torch.set_grad_enabled(number == 0):
                     part = self._encode(chunk, number, step, total_steps)
                 learned |= {name for name, x in part.items() if x.requires_grad}
+                # One tensor for all rows: many small ones that stay would lie between what each pass takes and gives back, and
+                # keep the allocator from using that again.
                 for name in list(part):
-                    pieces.setdefault(name, []).append(part.pop(name).detach())
-        return {name: torch.cat(parts).requires_grad_(name in learned) for name, parts in pieces.items()}
+                    piece = part.pop(name).detach()
+                    latents.setdefault(name, piece.new_empty((rows, *piece.shape[1:])))[start : start + len(chunk)] = (
+                        piece
+                    )
+                start += len(chunk)
+        return {name: x.requires_grad_(name in learned) for name, x in latents.items()}
 
     def _encode(self, chunk: Batch, number: int, step: int, total_steps: int) -> Latents:
         seed_step(self.seed, step, rank(), number)

@@ -25,6 +25,7 @@ from torch import Tensor
 from mmssl.core.errors import CheckpointError
 from mmssl.training.console import say
 from mmssl.training.manifest import MANIFEST, verify
+from mmssl.training.sharding import shared_moments
 from mmssl.training.state import TrainState
 from mmssl.training.tensors import load_exactly, read_tensors
 
@@ -99,7 +100,9 @@ def load(folder: Path, state: TrainState) -> None:
         load_exactly(
             state.ema.module, read_tensors(averaged if averaged.exists() else folder / "model.safetensors"), folder
         )
-    state.optimizer.load_state_dict(_fitting(state.optimizer.state_dict(), read_optimizer(folder), folder))
+    moments = _fitting(state.optimizer.state_dict(), read_optimizer(folder), folder)
+    moments["state"] = shared_moments(moments["state"], state.optimizer)
+    state.optimizer.load_state_dict(moments)
     try:
         state.load_numbers(read_numbers(folder))
     except (KeyError, TypeError) as error:

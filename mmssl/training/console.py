@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mmssl.core.distributed import is_main
+from mmssl.core.sample import Drawn
 
 _console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -26,6 +27,15 @@ def show_counts(title: str, counts: Mapping[str, int], examples: Mapping[str, st
     for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
         table.add_row(reason, f"{count:,}", examples.get(reason, ""))
     if is_main():
+        _console.print(table)
+
+
+def show_drawn(sources: Mapping[str, Drawn]) -> None:
+    """Print a table of what was drawn from each source; nothing if there is none."""
+    table = Table("source", "samples drawn", "share", "passes", title="what was drawn", title_justify="left")
+    for name, drawn in sources.items():
+        table.add_row(name, f"{drawn.samples:,}", f"{drawn.share:.4f}", f"{drawn.passes:.2f}")
+    if sources and is_main():
         _console.print(table)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmssl.core.config import Config
 from mmssl.core.objective import Learner
+from mmssl.training.sharding import local
 
 
 class EmaConfig(Config):
@@ -48,8 +49,8 @@ class Ema:
     def update(self, learner: Learner) -> None:
         """Take one step towards the learner."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-        live: list[Tensor] = [parameter.detach().float() for parameter in learner.parameters()]
-        torch._foreach_lerp_([*self.module.parameters()], live, 1 - decay)
+        live: list[Tensor] = [local(parameter.detach()).float() for parameter in learner.parameters()]
+        torch._foreach_lerp_([local(average) for average in self.module.parameters()], live, 1 - decay)
         buffers = [*self.module.buffers()]
         if buffers:
             torch._foreach_copy_(buffers, [*learner.buffers()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,15 @@ class JsonLines:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line, at once. On a full disk lines wait for the next call: a curve is no reason to end a run."""
-        values = {name: finite(value) for name, value in record.items()}
-        self._waiting.append(json.dumps(values, allow_nan=False).encode() + b"\n")
+        self.extend([record])
+
+    def extend(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines together; see `append`."""
+        if not records:
+            return
+        for record in records:
+            values = {name: finite(value) for name, value in record.items()}
+            self._waiting.append(json.dumps(values, allow_nan=False).encode() + b"\n")
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "ab") as file:

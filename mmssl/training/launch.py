@@ -7,8 +7,10 @@ loading, the schedule, precision and checkpoints stay ours: they must be exact, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -17,17 +19,21 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from mmssl.core.errors import RecipeError, did_you_mean
+from mmssl.core.distributed import follow_main
+from mmssl.core.errors import MmsslError, RecipeError, did_you_mean
 from mmssl.core.objective import Learner
+from mmssl.training import sharding
 from mmssl.training.console import say
+from mmssl.training.launcher import Parallel, Precision, asked_parallel, check_launcher, sharding_is_ours
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+_LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|timed out|broken pipe", re.IGNORECASE)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -38,16 +44,27 @@ class Launch:
         precision: of matrix products in the forward pass (autocast); weights, criterion and updates are float32 always.
         device: "auto" takes CUDA where there is some.
         trackers: names of Accelerate trackers to log to.
+        parallel: what several processes share: "ddp": nothing, each has all weights; "zero2": gradients and moments are split;
+            "fsdp2": weights too. "auto": what the launcher asks for, else "ddp". All give the same numbers.
+        timeout: minutes that a process waits for the others in a collective before it takes one for lost.
 
     Attributes:
         device: of this process.
+        parallel: "ddp", "zero2" or "fsdp2"; "ddp" in one process.
         scaler: scales the loss in fp16, where small gradients would vanish; None otherwise.
 
     Raises:
         RecipeError: the device, the precision, a tracker or the launcher's settings cannot be had.
     """
 
-    def __init__(self, precision: Precision = "fp32", device: Device = "auto", trackers: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        precision: Precision = "fp32",
+        device: Device = "auto",
+        trackers: Sequence[str] = (),
+        parallel: Parallel = "auto",
+        timeout: float = 10.0,
+    ) -> None:
         cuda = torch.cuda.is_available()
         if device == "cuda" and not cuda:
             raise RecipeError("device: got 'cuda', and torch sees no CUDA device here; set device to auto or cpu")
@@ -55,14 +72,24 @@ class Launch:
         if on_cpu and precision == "fp16":
             raise RecipeError("precision: fp16 is for CUDA devices; on a CPU choose fp32 or bf16")
         check_trackers(trackers)
-        _check_launcher(precision)
+        check_launcher(precision)
+        wanted = asked_parallel(parallel)
+        self._timeout = timeout
         self._owns_group = not dist.is_initialized()
         _announce_group()
         _forget_other_device(on_cpu)
-        parallel = DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True)
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True)
         # `mixed_precision="no"`: Accelerate would patch the learner's forward; `autocast` below is open to see instead.
-        self._accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[parallel])
+        with sharding_is_ours():
+            handlers = [ddp, InitProcessGroupKwargs(timeout=timedelta(minutes=timeout))]
+            self._accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
         _check_accelerator(self._accelerator)
+        self.parallel = wanted if self._accelerator.num_processes > 1 else "ddp"
+        if self.parallel != "ddp" and precision == "fp16":
+            raise RecipeError(
+                f"precision: fp16 does not go with parallel {self.parallel!r}, whose processes would scale the loss each by "
+                "another factor; choose bf16"
+            )
         self.device: torch.device = self._accelerator.device
         self.precision = precision
         self.scaler = GradScaler(self.device.type) if precision == "fp16" else None
@@ -80,13 +107,63 @@ class Launch:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
 
-    def wrap(self, learner: Learner) -> nn.Module:
-        """Move the learner to the device; on several processes wrap it, so that its gradients are averaged over them.
+    def place(self, learner: Learner) -> None:
+        """Move the learner to the device, and make it equal to the main process'."""
+        learner.to(self.device)
+        follow_main([*learner.parameters(), *learner.buffers()])
 
-        Every trainable parameter must get a gradient in every step. Buffers follow the main process at each forward pass.
+    def wrap(self, learner: Learner) -> nn.Module:
+        """Wrap a placed learner on several processes, so that its gradients are averaged over them; or split it in place.
+
+        Every trainable parameter must get a gradient in every step.
         """
+        if self.parallel != "ddp":
+            self.split(learner)
+            return learner
         module: nn.Module = self._accelerator.prepare_model(learner)
         return module
+
+    def split(self, learner: Learner) -> None:
+        """Split a placed learner, or its average, over the processes where that is wanted."""
+        if self.parallel != "ddp":
+            mesh = init_device_mesh(self.device.type, (self._accelerator.num_processes,))
+            sharding.shard(learner, mesh, reshard=self.parallel == "fsdp2")
+
+    def whole(self, learner: Learner) -> AbstractContextManager[None]:
+        """The context in which a learner is whole and equal on all processes, which may call it each as often as it likes."""
+        follow_main([*learner.buffers()])
+        return nullcontext() if self.parallel == "ddp" else self._gathered(learner)
+
+    @contextmanager
+    def _gathered(self, learner: Learner) -> Iterator[None]:
+        with sharding.gathered(learner):
+            yield
+        for part in sharding.sharded(learner):
+            part.set_reshard_after_forward(self.parallel == "fsdp2", recurse=False)
+
+    def finish(self, learner: Learner) -> None:
+        """After the last backward pass of a step: average what no wrapper has averaged, and let go of gathered weights."""
+        if self.parallel != "ddp":
+            sharding.release(learner)
+            sharding.average(learner.parameters())
+
+    @contextmanager
+    def naming_lost_processes(self) -> Iterator[None]:
+        """Turn what a collective says when another process has died or does not answer into words.
+
+        Raises:
+            MmsslError: in place of the communication library's error.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not dist.is_initialized() or not _LOST.search(str(error)):
+                raise
+            raise MmsslError(
+                f"process {dist.get_rank()} of {dist.get_world_size()} has lost another process: it died, or did not answer "
+                f"within {self._timeout:g} minutes (distributed_timeout); the cause stands in that process' own output. The "
+                f"last checkpoint is as it was: start the run again and it goes on from there ({error})"
+            ) from error
 
     def without_averaging(self, module: nn.Module) -> AbstractContextManager[None]:
         """The context of a forward and backward pass whose gradients only pile up, for all but the last of several."""
@@ -160,38 +237,12 @@ def _forget_other_device(on_cpu: bool) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _check_launcher(precision: Precision) -> None:
-    """Refuse settings of `accelerate launch` that this project decides in the recipe."""
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", precision):
-        raise RecipeError(
-            f"the launcher asks for mixed precision {asked!r}, and the recipe for {precision!r}: "
-            "the recipe decides; set its precision, and launch without --mixed_precision"
-        )
-    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if accumulation != "1":
-        raise RecipeError(
-            f"the launcher asks for {accumulation} accumulation steps, which the recipe decides: launch without "
-            "--gradient_accumulation_steps"
-        )
-    # Its launcher for CPUs starts one process whatever number it is given, unless it is given MPI too (accelerate #2741); an
-    # address to meet at, without a rank, is the trace that several were asked for.
-    alone = not any(
-        name in os.environ for name in ("RANK", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-    )
-    if alone and "MASTER_ADDR" in os.environ and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
-        raise RecipeError(
-            "accelerate launch --cpu was asked for several processes and has started one, as it does without MPI: use torchrun "
-            "--nproc_per_node N, or accelerate launch --multi_gpu --num_processes N, which work on CPUs too"
-        )
-
-
 def _check_accelerator(accelerator: Accelerator) -> None:
     kind = accelerator.distributed_type
     if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise RecipeError(
-            f"the launcher asks for {kind.value}; this version trains on one process or with data parallelism: "
-            "launch with --multi_gpu, --cpu or torchrun"
+            f"the launcher asks for {kind.value}; wanted one process, data parallelism, FSDP2 or ZeRO-2: launch with torchrun, "
+            "or with one of configs/accelerate"
         )
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:

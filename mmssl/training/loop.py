@@ -13,7 +13,6 @@ from mmssl.core.errors import DataError, Interrupted, MmsslError, NumericError
 from mmssl.training.beats import EvaluateBeat, LogBeat, SaveBeat
 from mmssl.training.console import ProgressBar, say, show_counts
 from mmssl.training.jsonl import JsonLines
-from mmssl.training.launch import Launch
 from mmssl.training.optim import set_rate
 from mmssl.training.signals import HANDLED, StopSignals
 from mmssl.training.state import TrainState
@@ -27,19 +26,17 @@ def train(
     log: LogBeat,
     save: SaveBeat,
     evaluations: Sequence[EvaluateBeat],
-    launch: Launch,
     bad_batches: JsonLines,
     max_bad_steps: int = 10,
 ) -> None:
     """Train from where `state` stands to its last step, save and evaluate.
 
     Args:
-        state: moves.
+        state: moves; its stream gives batches on the device.
         step: computes and applies gradients.
         factor: the schedule: multiplier of the peak rate at a 0-based step.
         log, save, evaluations: what happens now and then, in this order: a step is safe before its evaluation, which may take
             long, begins; a resumed run evaluates what was not.
-        launch: the device.
         bad_batches: where the keys of batches go whose loss or gradient was not finite.
         max_bad_steps: how many of those in a row end the run.
 
@@ -58,7 +55,7 @@ def train(
         batches = iter(state.stream)
         while state.step < state.total_steps:
             started = time.monotonic()
-            batch = _fetch(batches, launch)
+            batch = _fetch(batches)
             fetched = time.monotonic()
             set_rate(state.optimizer, factor(state.step))
             votes = [*stop.votes(), *(beat.every.wish() for beat in (log, save, *evaluations))]
@@ -86,11 +83,11 @@ def train(
         show_counts("samples that were skipped", state.faults, state.fault_examples)
 
 
-def _fetch(batches: Iterator[Batch], launch: Launch) -> Batch:
+def _fetch(batches: Iterator[Batch]) -> Batch:
     batch = next(batches, None)
     if batch is None:
         raise DataError("the training stream ended before the run did: a stream must repeat its data")
-    return batch.to(launch.device, non_blocking=True)
+    return batch
 
 
 def _step(step: GradientStep, state: TrainState, batch: Batch, votes: Sequence[bool]) -> StepReport:

@@ -14,16 +14,21 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Learner
 from mmssl.core.schedules import ScheduleConfig
+from mmssl.heads.batch_norm import synchronise
 from mmssl.training.beats import BestConfig, EvaluateBeat, Every, LogBeat, SaveBeat
 from mmssl.training.cached import CachedStepConfig
-from mmssl.training.console import say
+from mmssl.training.compilation import CompileMode, compile_encoders
+from mmssl.training.console import say, show_drawn
 from mmssl.training.ema import EmaConfig
 from mmssl.training.jsonl import JsonLines
-from mmssl.training.launch import Device, Launch, Precision
+from mmssl.training.launch import Device, Launch
+from mmssl.training.launcher import Parallel, Precision
 from mmssl.training.lock import RunLock, on_main
 from mmssl.training.loop import train
 from mmssl.training.manifest import write_atomically
 from mmssl.training.optim import OptimizerConfig, rate_factor
+from mmssl.training.prefetch import DeviceStream
+from mmssl.training.resolution import ResolutionStage, build_resolution
 from mmssl.training.state import Stream, TrainState
 from mmssl.training.step import AccumulatedStepConfig, GradientStep, PlainStepConfig
 from mmssl.training.store import CheckpointStore
@@ -62,7 +67,11 @@ class TrainingConfig(Config):
 
     Attributes:
         optimizer, schedule, step, ema: see their configs.
-        precision, device: see `Launch`.
+        precision, device, parallel: see `Launch`.
+        compile: "off", or the mode in which torch.compile makes kernels for the encoders; see `compile_encoders`.
+        resolution: modality -> stages of smaller pictures, in order; full size after the last. It changes the result.
+        sync_batch_norm: let batch normalisation in encoders see the batches of all processes, as if they were one (SyncBN).
+        distributed_timeout: minutes that a process waits for the others before it takes one for lost.
         clip_norm: largest gradient norm; None: no limit.
         save, log: see their configs.
         max_bad_steps: how many steps in a row may be skipped because loss or gradient is not finite, before the run ends.
@@ -74,6 +83,11 @@ class TrainingConfig(Config):
     ema: EmaConfig | None = None
     precision: Precision = "fp32"
     device: Device = "auto"
+    compile: CompileMode = "off"
+    resolution: dict[str, Annotated[tuple[ResolutionStage, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    parallel: Parallel = "auto"
+    sync_batch_norm: bool = False
+    distributed_timeout: float = Field(default=10.0, gt=0)
     clip_norm: float | None = Field(default=None, gt=0)
     save: SaveConfig = SaveConfig()
     log: LogConfig = LogConfig()
@@ -81,7 +95,7 @@ class TrainingConfig(Config):
 
     def launch(self) -> Launch:
         """This process' place; to be had before anything is put on a device."""
-        return Launch(self.precision, self.device, self.log.trackers)
+        return Launch(self.precision, self.device, self.log.trackers, self.parallel, self.distributed_timeout)
 
     def build(
         self,
@@ -118,9 +132,18 @@ class TrainingConfig(Config):
                 f"save.best.metric: got {best.metric!r}, wanted '<evaluator>/<metric>' of an evaluator of this recipe: "
                 f"{sorted(evaluators) or 'it has none'}"
             )
-        wrapped = launch.wrap(learner)
+        if self.sync_batch_norm:
+            _synchronise(learner)
+        launch.place(learner)
         ema = self.ema.build(learner) if self.ema is not None else None
-        state = TrainState(learner, self.optimizer.build(learner), stream, total_steps, ema, launch.scaler)
+        if self.resolution:
+            learner.adapt = build_resolution(self.resolution, learner, to_steps)
+        compile_encoders(learner, self.compile)
+        wrapped = launch.wrap(learner)
+        if ema is not None:
+            launch.split(ema.module)
+        on_device = DeviceStream(stream, learner, launch.device)
+        state = TrainState(learner, self.optimizer.build(learner), on_device, total_steps, ema, launch.scaler)
         metrics = JsonLines(folder / "metrics.jsonl")
         every = self.save.every
         return Run(
@@ -175,20 +198,35 @@ class Run:
             on_main(lambda: write_atomically(self.folder / "recipe.yaml", self.save.store.recipe))
             on_main(lambda: self.log.metrics.rewind(self.state.step))
             on_main(lambda: bad_batches.rewind(self.state.step))
+            self.state.ledger = ledger = JsonLines(self.folder / "faults.jsonl")
+            on_main(lambda: ledger.rewind(self.state.step))
             self.launch.start_trackers(self.folder, self.state.step)
             try:
-                train(
-                    self.state,
-                    self.step,
-                    self.factor,
-                    self.log,
-                    self.save,
-                    self.evaluations,
-                    self.launch,
-                    bad_batches,
-                    self.max_bad_steps,
-                )
+                with self.launch.naming_lost_processes():
+                    train(
+                        self.state,
+                        self.step,
+                        self.factor,
+                        self.log,
+                        self.save,
+                        self.evaluations,
+                        bad_batches,
+                        self.max_bad_steps,
+                    )
+                show_drawn(self.state.stream.drawn())
             finally:
                 self.state.stream.close()
                 self.launch.stop_trackers()
         return self.state.scores
+
+
+def _synchronise(learner: Learner) -> None:
+    try:
+        if synchronise(learner) == 0:
+            raise RecipeError(
+                "sync_batch_norm has no effect: nothing in the learner normalises by the batch; remove it"
+            )
+    except ValueError as error:
+        raise RecipeError(
+            f"sync_batch_norm: {error}; take another encoder, or leave its statistics to each process"
+        ) from error

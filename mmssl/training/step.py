@@ -12,8 +12,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.utils import clip_grads_with_norm_ as limit_gradients
-from torch.nn.utils import get_total_norm
 
 from mmssl.core.batch import Batch
 from mmssl.core.config import Config
@@ -23,6 +21,7 @@ from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
 from mmssl.core.seeding import seed_step
 from mmssl.training.launch import Launch
 from mmssl.training.optim import parts
+from mmssl.training.sharding import limit, norm
 from mmssl.training.state import TrainState
 
 
@@ -93,6 +92,7 @@ class GradientStep(ABC):
         seed_step(self.seed, state.step, rank())
         self._statistics.save()
         output, latents = self.gradients(batch, state.step, state.total_steps)
+        self.launch.finish(state.learner)
         if scaler is not None:
             scaler.unscale_(state.optimizer)
         objective.before_update(ctx)
@@ -104,7 +104,8 @@ class GradientStep(ABC):
             self._statistics.restore()
         else:
             if self.clip_norm is not None:
-                limit_gradients(self._trainable(), self.clip_norm, norms["grad_norm"])
+                gradients = [p.grad for p in self._trainable() if p.grad is not None]
+                limit(gradients, self.clip_norm, norms["grad_norm"])
             state.optimizer.step()
             with torch.no_grad():
                 objective.after_update({name: _as_in_criterion(latent) for name, latent in latents.items()}, ctx)
@@ -124,7 +125,7 @@ class GradientStep(ABC):
 
     def _norms(self) -> dict[str, Tensor]:
         gradients = {part: [p.grad for p in ps if p.grad is not None] for part, ps in self._parts.items()}
-        norms = {f"grad_norm/{part}": get_total_norm(tensors) for part, tensors in gradients.items() if tensors}
+        norms = {f"grad_norm/{part}": norm(tensors) for part, tensors in gradients.items() if tensors}
         return {"grad_norm": torch.stack([*norms.values()]).norm(), **norms}
 
 

@@ -6,9 +6,12 @@ import importlib.metadata
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmssl.core.distributed import world_size
 from mmssl.core.errors import CheckpointError, NumericError, RecipeError
@@ -28,6 +31,7 @@ from mmssl.training.checkpoint import (
 from mmssl.training.console import say
 from mmssl.training.lock import on_main
 from mmssl.training.manifest import FolderWriter, remove_folder, sync_folder, verify, write_atomically
+from mmssl.training.sharding import whole_moments, whole_state
 from mmssl.training.state import TrainState
 from mmssl.training.tensors import dump_tensors
 
@@ -49,19 +53,23 @@ class CheckpointStore:
         self.folder, self.recipe, self.keep_last = run / FOLDER, recipe, keep_last
 
     def save(self, state: TrainState) -> Path:
-        """Write a checkpoint of this step; for the main process alone. What is there already stays until it is verified.
+        """Write a checkpoint of this step; every process must call. What is there already stays until it is verified.
 
         Raises:
             OSError: the disk is full or fails. Older checkpoints are as they were, and nothing half-written stays.
             NumericError: a weight is not finite.
         """
-        _refuse_non_finite(state)
+        snapshot = Snapshot.of(state)
+        return on_main(lambda: self._save(state, snapshot))
+
+    def _save(self, state: TrainState, snapshot: Snapshot) -> Path:
+        _refuse_non_finite(state, snapshot)
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / folder_name(state.step)
         if not self._is_there(target):
             temporary = self.folder / f"{target.name}.tmp-{os.getpid()}"
             try:
-                self._write(state, temporary)
+                self._write(state, snapshot, temporary)
                 os.replace(temporary, target)
                 sync_folder(self.folder)
                 verify(target)
@@ -118,13 +126,13 @@ class CheckpointStore:
                 "folder on another disk"
             )
 
-    def _write(self, state: TrainState, temporary: Path) -> None:
+    def _write(self, state: TrainState, snapshot: Snapshot, temporary: Path) -> None:
         writer = FolderWriter(temporary)
-        writer.write("model.safetensors", lambda file: dump_tensors(state.learner.state_dict(), file))
-        if state.ema is not None:
-            average = state.ema.module
-            writer.write("ema.safetensors", lambda file: dump_tensors(average.state_dict(), file))
-        writer.write("optimizer.pt", lambda file: torch.save(state.optimizer.state_dict(), file))
+        writer.write("model.safetensors", lambda file: dump_tensors(snapshot.learner, file))
+        if snapshot.average is not None:
+            average = snapshot.average
+            writer.write("ema.safetensors", lambda file: dump_tensors(average, file))
+        writer.write("optimizer.pt", lambda file: torch.save(snapshot.optimizer, file))
         versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
         numbers = {**state.numbers(), "processes": world_size(), "versions": versions}
         writer.write("state.json", lambda file: file.write(json.dumps(numbers, indent=1, allow_nan=False).encode()))
@@ -183,9 +191,30 @@ class CheckpointStore:
                     say(f"{folder}: cannot be deleted: {error}")
 
 
-def _refuse_non_finite(state: TrainState) -> None:
-    modules = [state.learner] + ([state.ema.module] if state.ema else [])
-    wrong = [n for module in modules for n, p in module.named_parameters() if not bool(torch.isfinite(p).all())]
+@dataclass(frozen=True)
+class Snapshot:
+    """The tensors of a state, whole on the main process, however they are split over processes; not copied where they are not.
+
+    Attributes:
+        learner, average: state dicts of the learner and of its average, if one is kept.
+        optimizer: the optimizer's.
+    """
+
+    learner: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+
+    @classmethod
+    def of(cls, state: TrainState) -> Snapshot:
+        """Every process must call."""
+        average = whole_state(state.ema.module) if state.ema is not None else None
+        return cls(whole_state(state.learner), average, whole_moments(state.optimizer))
+
+
+def _refuse_non_finite(state: TrainState, snapshot: Snapshot) -> None:
+    names = dict(state.learner.named_parameters()).keys()
+    states = [snapshot.learner] + ([snapshot.average] if snapshot.average is not None else [])
+    wrong = [name for tensors in states for name in names if not bool(torch.isfinite(tensors[name]).all())]
     if wrong:
         raise NumericError(
             f"step {state.step}: weights are not finite and were not saved: {', '.join(wrong[:8])}; lower the learning rate "

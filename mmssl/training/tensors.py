@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.core.errors import CheckpointError
+from mmssl.training.sharding import share
 
 _ALIASES = "aliases"
 _SHOWN = 8
@@ -71,7 +72,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) 
             + _listed("of another shape", differing)
             + "\n  resume with the recipe that stands beside the checkpoint (recipe.yaml), or start in another run folder"
         )
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict({name: share(tensors[name], own) for name, own in wanted.items()})
 
 
 def _listed(title: str, entries: list[str]) -> str:

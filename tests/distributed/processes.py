@@ -1,4 +1,4 @@
-"""Two gloo processes that stay up and run functions by name: a test of collectives costs milliseconds, not a start.
+"""Two or four gloo processes that stay up and run functions by name: a test of collectives costs milliseconds, not a start.
 
     def sums(x: Tensor) -> Tensor:                 # at the top of a module
         return distributed.total(x)
@@ -37,30 +37,32 @@ class ChildError(AssertionError):
 
 
 class Processes:
-    """WORLD processes with a gloo group over a file store in `folder`; started on first use, and anew after a failure.
+    """Processes with a gloo group over a file store in `folder`; started on first use, and anew after a failure.
 
     Args:
         folder: a directory for the stores.
         timeout: seconds that one call may take, the start of the processes included.
+        world: how many.
     """
 
-    def __init__(self, folder: Path, timeout: float = 120.0) -> None:
-        self.folder, self.timeout = folder, timeout
+    def __init__(self, folder: Path, timeout: float = 120.0, world: int = WORLD) -> None:
+        self.folder, self.timeout, self.world = folder, timeout, world
         self.children: list[tuple[BaseProcess, Connection]] = []
 
     def run(
         self,
         function: Callable[..., Any],
-        arguments: Sequence[tuple[Any, ...]] = ((),) * WORLD,
+        arguments: Sequence[tuple[Any, ...]] | None = None,
         timeout: float | None = None,
     ) -> list[Any]:
-        """Call a module-level function in every process, in process r with `arguments[r]`; the results in the order of ranks.
+        """Call a module-level function in every process, in process r with `arguments[r]` or none; the results by rank.
 
         Raises:
             ChildError: it raised, or its process died; with that process' traceback.
             TimeoutError: some process did not answer; says which.
         """
-        assert len(arguments) == WORLD, f"got arguments for {len(arguments)} processes, wanted {WORLD}"
+        arguments = ((),) * self.world if arguments is None else arguments
+        assert len(arguments) == self.world, f"got arguments for {len(arguments)} processes, wanted {self.world}"
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         if not self.children:
             self._start()
@@ -83,9 +85,11 @@ class Processes:
     def _start(self) -> None:
         spawn = multiprocessing.get_context("spawn")
         store = self.folder / uuid.uuid4().hex  # a store file must not be used twice
-        for rank in range(WORLD):
+        for rank in range(self.world):
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(rank, str(store), self.timeout, theirs), daemon=True)
+            process = spawn.Process(
+                target=_serve, args=(rank, self.world, str(store), self.timeout, theirs), daemon=True
+            )
             process.start()
             theirs.close()
             self.children.append((process, ours))
@@ -96,7 +100,7 @@ class Processes:
         while waiting:
             ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise TimeoutError(f"processes {sorted(waiting.values())} of {WORLD} did not answer in time")
+                raise TimeoutError(f"processes {sorted(waiting.values())} of {self.world} did not answer in time")
             for pipe in ready:
                 assert isinstance(pipe, Connection)
                 rank = waiting.pop(pipe)
@@ -106,18 +110,18 @@ class Processes:
                     self.children[rank][0].join(5)
                     raise ChildError(f"process {rank} died, exit code {self.children[rank][0].exitcode}") from None
                 if not fine:
-                    raise ChildError(f"in process {rank} of {WORLD}:\n{value}")
+                    raise ChildError(f"in process {rank} of {self.world}:\n{value}")
                 results[rank] = value
-        return [results[rank] for rank in range(WORLD)]
+        return [results[rank] for rank in range(self.world)]
 
 
-def _serve(rank: int, store: str, timeout: float, pipe: Connection) -> None:
+def _serve(rank: int, world: int, store: str, timeout: float, pipe: Connection) -> None:
     """The life of a child: join the group, then answer calls until the pipe closes."""
     if sys.platform.startswith("linux"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name need not resolve
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=timeout)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=timeout)
     )
     while True:
         try:
@@ -145,5 +149,13 @@ def _unpack(data: bytes) -> Any:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     """The processes that all tests of a session share."""
     processes = Processes(tmp_path_factory.mktemp("processes"))
+    yield processes
+    processes.stop()
+
+
+@pytest.fixture(scope="session")
+def four_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """Likewise, four of them."""
+    processes = Processes(tmp_path_factory.mktemp("four_processes"), world=4)
     yield processes
     processes.stop()

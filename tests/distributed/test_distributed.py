@@ -127,3 +127,16 @@ def test_one_process_is_the_identity() -> None:
         assert torch.equal(detached, FIRST)
         assert not detached.requires_grad
     assert distributed.gather_objects({"a": 1}) == [{"a": 1}]
+
+
+def followed() -> list[Tensor]:
+    mine = torch.arange(6.0).reshape(2, 3) + 10 * distributed.rank()
+    tensors = [mine, mine.clone().T, torch.tensor(distributed.rank())]
+    distributed.follow_main(tensors)
+    return [tensor.contiguous() for tensor in tensors]
+
+
+def test_all_follow_the_main_process(two_processes: Processes) -> None:
+    alone = followed()
+    for answer in two_processes.run(followed):
+        assert [torch.equal(x, y) for x, y in zip(answer, alone, strict=True)] == [True] * 3

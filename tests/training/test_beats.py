@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from mmssl.core.config import Duration
 from mmssl.core.encoder import EmbeddingModel
@@ -16,6 +18,7 @@ from mmssl.training.beats import Every
 from mmssl.training.checkpoint import load_weights, resolve
 from mmssl.training.jsonl import JsonLines
 from mmssl.training.store import CheckpointStore
+from tests.distributed.processes import Processes
 from tests.training.toys import Distance, Match, Stream, assert_equal, make_learner, make_run
 
 BEST = {"every": "2 steps", "minutes": None, "keep_last": 2, "best": {"metric": "given/score"}}
@@ -62,7 +65,7 @@ def test_what_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     last = records[-1]
     assert last.keys() == {
         "step", "loss", "chance", "grad_norm", "grad_norm/a", "grad_norm/b", "grad_norm/objective", "lr", "samples",
-        "skipped_steps", "skipped/undecodable", "samples_per_second", "data_wait",
+        "skipped_steps", "skipped/undecodable", "unapplied/turn: no_handle", "samples_per_second", "data_wait",
     }  # fmt: skip
     assert (last["samples"], last["skipped/undecodable"], last["skipped_steps"]) == (80, 3, 0)
     assert last["lr"] == pytest.approx(0.01 * run.factor(9))
@@ -72,6 +75,7 @@ def test_what_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "step 5/10 | loss" in said
     assert "chance 2.079" in said
     assert "samples skipped: 3 undecodable" in said
+    assert "not augmented: 10 turn: no_handle" in said
     assert "-bound" in said
     assert "undecodable 'a' of key 'bad-1'" in " ".join(said.split())
 
@@ -216,3 +220,29 @@ def test_metrics_are_json(tmp_path: Path) -> None:
     make_run(tmp_path, stream=Stream(poison=(4,))).train()
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"not JSON: {name}"))
+
+
+class Statistics(Evaluator):
+    """The running statistics that this process evaluates with."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
+        self.seen.append(torch.cat([buffer.float().reshape(-1) for buffer in model.buffers()]))
+        yield "n", 1
+
+
+def statistics(folder: str, ema: dict[str, Any] | None) -> list[torch.Tensor]:
+    watch = Statistics()
+    make_run(Path(folder), 4, evaluators={"watch": (watch, Duration("2 steps"))}, ema=ema).train()
+    return watch.seen
+
+
+@pytest.mark.parametrize("ema", [None, {"decay": 0.9}])
+def test_all_processes_evaluate_one_model(two_processes: Processes, tmp_path: Path, ema: dict[str, Any] | None) -> None:
+    """Batch normalisation that is not synchronised follows each process' own samples."""
+    first, second = two_processes.run(statistics, [(str(tmp_path), ema)] * 2)
+    assert len(first) == 2
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    assert first[0].abs().sum() > 0

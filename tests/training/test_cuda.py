@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmssl.core.batch import Batch
+from mmssl.encoders.text_transformer import TextTransformerConfig, trim_padding
+from mmssl.training.prefetch import DeviceStream
 from mmssl.training.run import Run
 from tests.training.test_cached import noisy
-from tests.training.toys import Stream, assert_equal, make_batch, make_run, tensors
+from tests.training.toys import Stream, assert_equal, make_batch, make_learner, make_run, tensors
 
 pytestmark = [
     pytest.mark.gpu,
@@ -81,3 +85,39 @@ def test_a_program_may_train_on_one_device_and_then_on_another(tmp_path: Path) -
         run = make_run(tmp_path / str(number), total=2, device=device)
         run.train()
         assert run.launch.device.type == ("cpu" if device == "cpu" else "cuda")
+
+
+def test_batches_arrive_whole_while_steps_run() -> None:
+    device = torch.device("cuda")
+    stream = DeviceStream(PinnedStream(512), make_learner(), device)
+    work = torch.randn(2048, 2048, device=device)
+    for number, (ours, theirs) in enumerate(zip(stream, Stream(512), strict=False)):
+        assert ours["a"]["view0"].device.type == "cuda"
+        for _ in range(20):  # the next batch is copied meanwhile
+            work = torch.tanh(work @ work)
+        assert torch.equal(ours["a"]["view0"].cpu(), theirs["a"]["view0"])
+        assert torch.equal(ours.index.cpu(), theirs.index)
+        if number == 5:
+            break
+
+
+class PinnedStream(Stream):
+    """As the loader gives it."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (batch.pin_memory() for batch in super().__iter__())
+
+
+@pytest.mark.parametrize("settings", [{}, {"pool": "mean", "causal": False}])
+def test_trimmed_texts_on_a_gpu_are_packed_texts_on_the_cpu(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    size = {"vocab_size": 40, "context_length": 40, "width": 32, "depth": 3, "heads": 4}
+    encoder = TextTransformerConfig.model_validate(size | settings).build().double()
+    ids = torch.randint(1, 39, (6, 40))
+    for row, end in enumerate((3, 19, 7, 7, 1, 12)):
+        ids[row, end], ids[row, end + 1 :] = 39, 0
+    packed = encoder(ids, pooled_only=True).pooled
+    trimmed = trim_padding(ids)
+    assert trimmed.shape[1] == 24
+    on_gpu = encoder.cuda()(trimmed.cuda(), pooled_only=True).pooled
+    torch.testing.assert_close(on_gpu.cpu(), packed, atol=1e-10, rtol=1e-10)

@@ -60,6 +60,23 @@ def test_resume_is_bit_exact(tmp_path: Path, cut: int, precision: str) -> None:
     assert_equal(tensors(resumed), tensors(whole))
     assert resumed.state.numbers() == whole.state.numbers()
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    ledger = JsonLines(tmp_path / "whole" / "faults.jsonl").read()
+    assert (
+        JsonLines(tmp_path / "cut" / "faults.jsonl").read() == ledger
+    )  # the same substitutes again, none of them twice
+    assert len(ledger) == sum(whole.state.faults.values()) > 0
+    assert ledger[0].keys() >= {
+        "step",
+        "rank",
+        "row",
+        "key",
+        "shard",
+        "offset",
+        "field",
+        "reason",
+        "detail",
+        "substitute",
+    }
     assert [r["step"] for r in curve(tmp_path / "cut") if "loss" in r] == list(range(1, 11))
     files = [tmp_path / name / "checkpoints" / "step_00000010" / "model.safetensors" for name in ("whole", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()

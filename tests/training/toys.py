@@ -19,9 +19,8 @@ from mmssl.core.config import Duration
 from mmssl.core.encoder import EmbeddingModel, Encoder, Features
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction, StepContext
-from mmssl.core.sample import Fault, Origin
+from mmssl.core.sample import Drawn, Fault, Origin
 from mmssl.core.seeding import generator
-from mmssl.training.launch import Launch
 from mmssl.training.run import Run, TrainingConfig
 
 WIDTH = 6
@@ -43,7 +42,12 @@ class Tower(Encoder):
         return x
 
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Features:
         return Features(self.last(self.dropout(self.norm(self.first(self.prepare(x))).relu())))
 
@@ -136,6 +140,9 @@ class Stream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
 
+    def drawn(self) -> dict[str, Drawn]:
+        return {}
+
     def close(self) -> None:
         self.closed = True
 
@@ -152,6 +159,7 @@ def make_batch(step: int, size: int, poisoned: bool = False) -> Batch:
         torch.arange(size) + step * size,
         tuple(f"{step}-{i}" for i in range(size)),
         faults=(fault,) if step % 4 == 1 and distributed.is_main() else (),
+        records=(({"op": "turn", "applied": False, "skipped": "no_handle"},), *[()] * (size - 1)),
     )
     share = size // distributed.world_size()
     rows = whole.rows(distributed.rank() * share, (distributed.rank() + 1) * share)
@@ -187,6 +195,11 @@ def steps(duration: Duration) -> int:
     return duration.steps(batch_size=8, epoch_samples=80, total_steps=10)
 
 
+def make_config(**changes: Any) -> TrainingConfig:
+    """BASE, with entries replaced."""
+    return TrainingConfig.model_validate_json(json.dumps({**BASE, **changes}))
+
+
 def make_run(
     folder: Path,
     total: int = 10,
@@ -196,12 +209,12 @@ def make_run(
     **changes: Any,
 ) -> Run:
     """A fresh run; `changes` replace entries of BASE."""
-    config = TrainingConfig.model_validate_json(json.dumps({**BASE, **changes}))
+    config = make_config(**changes)
     return config.build(
         learner or make_learner(),
         stream or Stream(),
         evaluators or {},
-        Launch(config.precision, config.device, config.log.trackers),
+        config.launch(),
         folder,
         "recipe: toy\n",
         seed=1,

@@ -1,0 +1,97 @@
+"""Smaller pictures for a part of the run: cheaper steps, and another result (RECLIP, arXiv:2304.06028; CLIPA, arXiv:2305.07017)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from mmssl.core.batch import Batch
+from mmssl.core.config import Config, Duration
+from mmssl.core.encoder import Encoder
+from mmssl.core.errors import RecipeError, did_you_mean
+from mmssl.core.objective import Learner
+
+
+class ResolutionStage(Config):
+    """Pictures of `size` pixels a side until so much of the run is done, counted from its start."""
+
+    size: int = Field(gt=0)
+    until: Duration
+
+
+class Resolution:
+    """Shrinks the pictures of a batch to what the step wants: a pure function of the step, so that a resumed run sees the same.
+
+    The data floor makes full-size views throughout; they are shrunk on the device. After its last stage a modality has them as
+    they are. Encoders must take other sizes than their own, as those do that resample their position tables.
+
+    Args:
+        stages: modality -> (size, first step after it) of each stage, in order.
+    """
+
+    def __init__(self, stages: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+        self.stages = {modality: tuple(each) for modality, each in stages.items()}
+
+    def __call__(self, batch: Batch, step: int) -> Batch:
+        """The batch of a 0-based step."""
+        views = dict(batch.views)
+        for modality, stages in self.stages.items():
+            size = next((size for size, stop in stages if step < stop), None)
+            if size is not None and modality in views:
+                views[modality] = {name: shrink(x, size) for name, x in views[modality].items()}
+        return replace(batch, views=views)
+
+
+def shrink(x: Tensor, size: int) -> Tensor:
+    """Pictures [B, C, H, W] with a shorter side of `size`, antialiased; what is no larger, or no picture, as it is."""
+    if x.ndim != 4 or min(x.shape[2:]) <= size:
+        return x
+    scale = size / min(x.shape[2:])
+    sides = [round(side * scale) for side in x.shape[2:]]
+    small = F.interpolate(x.float(), size=sides, mode="bicubic", antialias=True, align_corners=False)
+    return small if x.is_floating_point() else small.round().clamp(0, 255).to(x.dtype)
+
+
+def build_resolution(
+    schedule: Mapping[str, Sequence[ResolutionStage]], learner: Learner, to_steps: Callable[[Duration], int]
+) -> Resolution:
+    """The schedule in steps, after a try of each size on its encoder: an error should not wait for the middle of a run.
+
+    Raises:
+        RecipeError: no such encoder; stages that are not in order; a size that its encoder does not take.
+    """
+    stages = {}
+    for modality, each in schedule.items():
+        where = f"resolution.{modality}"
+        if modality not in learner.encoders:
+            raise RecipeError(f"{where}: there is no such encoder{did_you_mean(modality, learner.encoders)}")
+        steps = [to_steps(stage.until) for stage in each]
+        if any(a >= b for a, b in pairwise([0, *steps])):
+            raise RecipeError(
+                f"{where}: got stages that end after {steps} steps, wanted each to end after the one before"
+            )
+        for stage in each:
+            encoder = learner.encoders[modality]
+            assert isinstance(encoder, Encoder)
+            try:
+                _try(encoder, stage.size)
+            except (ValueError, RuntimeError) as error:
+                raise RecipeError(f"{where}: the encoder does not take {stage.size} pixels: {error}") from error
+        stages[modality] = [(stage.size, stop) for stage, stop in zip(each, steps, strict=True)]
+    return Resolution(stages)
+
+
+@torch.no_grad()
+def _try(encoder: Encoder, size: int) -> None:
+    training, device = encoder.training, next(encoder.parameters()).device
+    encoder.eval()
+    try:
+        encoder(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device), pooled_only=True)
+    finally:
+        encoder.train(training)
