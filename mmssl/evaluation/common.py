@@ -94,7 +94,7 @@ class Collected:
 
 
 Encode = Callable[[Tensor], Tensor]
-"""Views [n, ...] -> rows [n, ...]."""
+"""Views [n, ...] on the CPU -> rows [n, ...] on any device."""
 
 
 def collect_shards(
@@ -162,7 +162,7 @@ def collect(batches: Iterable[Batch], encode: Mapping[str, Encode], device: torc
         for modality, function in encode.items():
             views, owner = unpack(batch, modality)
             if len(owner):
-                rows = torch.cat([function(part.to(device)) for part in torch.split(views, chunk)])
+                rows = torch.cat([function(part).to(device) for part in torch.split(views, chunk)])
                 parts[modality].append((rows, owner.to(device), digests(views).to(device)))
     everyone = {number: key for share in distributed.gather_objects(keys) for number, key in share.items()}
     if not everyone:

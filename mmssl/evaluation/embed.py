@@ -151,8 +151,7 @@ def _embed_batch(model: EmbeddingModel, batch: Batch, name: str, file: _Rows, fe
     views, owners = unpack(batch, name)
     for views_part, owners_part in zip(torch.split(views, chunk), torch.split(owners, chunk), strict=True):
         if len(owners_part):
-            x = views_part.to(model.device)
-            rows = model.features(name, x) if features else model.embed(name, x)
+            rows = model.features(name, views_part) if features else model.embed(name, views_part)
             require_usable(rows, owners_part, keys, f"row of {name!r}", unit=not features)
             file.add(rows, owners_part)
 

@@ -32,6 +32,9 @@ from mmssl.evaluation.statistics import classification_scores
 
 PLACEHOLDERS = ("{}", "{c}")
 
+SORTED_TOGETHER = 65536
+"""How many prompts are sorted by length and held as embeddings at a time."""
+
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "plain": ("{}",),
     "simple": (
@@ -141,7 +144,7 @@ class ZeroShot(Evaluator):
         own = self.classnames[rank * classes // world : (rank + 1) * classes // world]
 
         def embed(sentences: Sequence[str]) -> Tensor:
-            return model.embed(self.config.prompts, text.tokenize(list(sentences)).to(model.device))
+            return model.embed(self.config.prompts, text.tokenize(list(sentences)))
 
         # With fewer classes than processes some have none: they embed one all the same, to know E, and give no row.
         rows = build_classifier(embed, own or self.classnames[:1], self.templates, self.config.batch_size)
@@ -160,16 +163,24 @@ def build_classifier(
         embed: n sentences -> [n, E].
         classnames: K names.
         templates: sentences with a placeholder.
-        batch_size: about how many sentences are embedded at a time; all templates of a class go together.
+        batch_size: how many sentences are embedded at a time: sentences of about one length, of whatever class, so that little
+            of a batch is padding.
     """
-    at_once = max(1, batch_size // len(templates))
+    at_once = max(1, SORTED_TOGETHER // len(templates))
     rows = []
     for start in range(0, len(classnames), at_once):
         names = classnames[start : start + at_once]
-        prompts = embed([fill(template, name) for name in names for template in templates])
-        prompts = F.normalize(prompts.float(), dim=-1).reshape(len(names), len(templates), -1)
-        rows.append(F.normalize(prompts.mean(1), dim=-1))
+        prompts = _embed_by_length(embed, [fill(t, name) for name in names for t in templates], batch_size)
+        rows.append(F.normalize(prompts.reshape(len(names), len(templates), -1).mean(1), dim=-1))
     return torch.cat(rows)
+
+
+def _embed_by_length(embed: Callable[[Sequence[str]], Tensor], sentences: Sequence[str], batch_size: int) -> Tensor:
+    # Unit-norm rows in the order of the sentences. Characters tell well enough how many tokens a prompt will have.
+    order = sorted(range(len(sentences)), key=lambda number: len(sentences[number]))
+    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    rows = torch.cat([F.normalize(embed([sentences[i] for i in part]).float(), dim=-1) for part in parts])
+    return torch.empty_like(rows).index_copy_(0, torch.tensor(order, device=rows.device), rows)
 
 
 def score(

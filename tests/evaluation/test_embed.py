@@ -7,8 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
+from mmssl.data import digit_scenes
+from mmssl.data.audio import AudioConfig
+from mmssl.data.decode import iterate
+from mmssl.data.index import ShardIndex
+from mmssl.encoders.audio_transformer import AudioTransformerConfig
+from mmssl.encoders.spectrogram import MelConfig
 from mmssl.evaluation.embed import write_embeddings
 from tests.distributed.processes import Processes
 from tests.evaluation.world import colour_shards, knowing_model, modalities, write_shard
@@ -48,3 +56,28 @@ def test_what_cannot_be_embedded_is_said(tmp_path: Path) -> None:
     empty = [str(write_shard(tmp_path / "x.tar", [("a", {"json": b"{}"})]))]
     with pytest.raises(DataError, match="no sample"):
         embed(empty, str(tmp_path / "out"))
+
+
+def test_a_long_sound_is_one_row_however_many_windows(tmp_path: Path) -> None:
+    digit_scenes.write(tmp_path / "scenes", train=5, validation=0, test=0, shards=1, size=16)
+    shards = [str(tmp_path / "scenes/train")]
+    front_end = MelConfig(rate=8000, window=256, hop=80, mels=32, mean=-8.0, std=4.0)
+    encoder = AudioTransformerConfig(
+        front_end=front_end, seconds=0.2, patch_size=(8, 5), width=16, depth=1, heads=2
+    ).build()
+    model = EmbeddingModel({"audio": encoder}, {})
+    rows = []
+    for windows in (1, 4):
+        modality = AudioConfig(rate=8000, seconds=0.2, eval_windows=windows).build("audio")
+        out = tmp_path / str(windows)
+        counts = write_embeddings(
+            model, {"audio": modality}, shards, out, wanted=["audio"], features=True, batch_size=2
+        )
+        assert counts == {"audio": 5}
+        rows.append(torch.from_numpy(np.load(out / "audio.npy")))
+    assert not torch.allclose(rows[0], rows[1], atol=1e-2)
+    samples = iterate(ShardIndex.open(shards), {"audio": modality})
+    made = torch.stack([modality.views["eval"](sample.values["audio"], {}) for sample in samples])
+    with torch.no_grad():
+        wanted = encoder.eval()(made.flatten(0, 1)).pooled.unflatten(0, (5, 4)).mean(1)
+    torch.testing.assert_close(rows[1], wanted, atol=1e-5, rtol=1e-5)

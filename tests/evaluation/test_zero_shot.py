@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mmssl.core.errors import DataError, NumericError, RecipeError
+from mmssl.evaluation import zero_shot
 from mmssl.evaluation.zero_shot import TEMPLATES, ZeroShotConfig, build_classifier, fill, score
 from tests.evaluation.world import (
     NAMES,
@@ -210,3 +212,21 @@ def test_a_model_without_shared_space_is_refused(tmp_path: Path) -> None:
     del model.heads["words"]
     with pytest.raises(ValueError, match="no shared space for 'words'"):  # before any shard is opened
         list(make(tmp_path, shards=["nowhere"]).build(modalities()).evaluate(model))
+
+
+@pytest.mark.parametrize("together", [6, 65536])
+def test_prompts_are_embedded_by_length_and_come_back_in_order(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zero_shot, "SORTED_TOGETHER", together)
+    names, templates = ["x" * (1 + 5 * i % 7) for i in range(7)], ("{}", "a long one of {}")
+    batches: list[list[int]] = []
+
+    def embed(sentences: Sequence[str]) -> Tensor:
+        batches.append([len(sentence) for sentence in sentences])
+        return torch.tensor([[float(len(sentence)), 1.0] for sentence in sentences])
+
+    rows = build_classifier(embed, names, templates, batch_size=4)
+    for name, row in zip(names, rows, strict=True):
+        both = F.normalize(torch.tensor([[len(name), 1.0], [len(name) + 14, 1.0]]), dim=-1)
+        torch.testing.assert_close(row, F.normalize(both.mean(0), dim=-1))
+    if together > 6:
+        assert all(a[-1] <= b[0] for a, b in pairwise(batches))

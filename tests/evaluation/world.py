@@ -93,7 +93,12 @@ class Seer(Encoder):
         return x.float() / 127.5 - 1
 
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Features:
         return Features(self.prepare(x).mean((2, 3)) * self.scale)
 
@@ -117,7 +122,12 @@ class Reader(Encoder):
         return x
 
     def forward(
-        self, x: Tensor, *, keep: Tensor | None = None, replace: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
     ) -> Features:
         return Features(self.table[x].sum(1))
 

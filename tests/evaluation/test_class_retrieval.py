@@ -1,0 +1,98 @@
+"""Retrieval at the level of classes: scikit-learn's average precision, known models, and shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from mmssl.core.errors import DataError
+from mmssl.evaluation.class_retrieval import ClassRetrievalConfig, average_precision, class_retrieval_scores
+from tests.evaluation.world import NAMES, collected, colour_shards, configured, items, knowing_model, modalities
+
+PAIR = ("image", "text")
+
+
+def scores_of(image: Tensor, text: Tensor, labels: Tensor, **more: Any) -> dict[str, Any]:
+    data = collected(len(image), image=items(image), text=items(text), label=items(labels))
+    return class_retrieval_scores(data, PAIR, "label", resamples=100, **more)
+
+
+def unit(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_average_precision_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmssl.evaluation.class_retrieval._SCORES_AT_ONCE", 300)
+    queries, candidates = unit(40, 8), unit(60, 8, seed=1)
+    wanted, classes = torch.arange(40) % 4, torch.arange(60) % 5
+    precision, first = average_precision(queries, wanted, candidates, classes)
+    for i in range(40):
+        row, right = queries[i] @ candidates.T, classes == wanted[i]
+        assert float(precision[i]) == pytest.approx(average_precision_score(right.numpy(), row.numpy()), abs=1e-12)
+        assert int(first[i]) == 1 + int((row > row[right].max()).sum())
+
+
+def test_a_model_that_knows_the_classes_scores_one() -> None:
+    labels = torch.arange(30) % 3
+    scores = scores_of(torch.eye(3)[labels], torch.eye(3)[labels], labels)
+    for way in ("image_to_text", "text_to_image"):
+        assert (scores[f"{way}_mAP"], scores[f"{way}_R@1"], scores[f"{way}_n_queries"]) == (1, 1, 30)
+        assert scores[f"{way}_R@1_chance"] == pytest.approx(1 / 3)
+    assert scores["n_classes"] == 3
+
+
+def test_a_random_model_scores_chance() -> None:
+    labels = torch.arange(1500) % 5
+    scores = scores_of(unit(1500, 16), unit(1500, 16, seed=1), labels)
+    assert scores["image_to_text_mAP"] == pytest.approx(scores["image_to_text_mAP_chance"], abs=0.004)
+    assert scores["image_to_text_R@1_ci95_low"] < 0.2 < scores["image_to_text_R@1_ci95_high"]
+
+
+def test_chance_is_the_mean_over_all_orders() -> None:
+    from itertools import permutations
+
+    from mmssl.evaluation.class_retrieval import _chance
+
+    right = torch.tensor([True, True, False, False, False])
+    every = []
+    for order in permutations(range(5)):
+        found = right[list(order)]
+        every.append(float((found.cumsum(0) / torch.arange(1, 6) * found).sum() / 2))
+    assert float(_chance(torch.tensor([2.0], dtype=torch.double), 5)) == pytest.approx(sum(every) / len(every))
+
+
+def test_queries_without_a_candidate_of_their_class_are_left_out() -> None:
+    data = collected(
+        4,
+        image=items(torch.eye(4)[:3], torch.tensor([0, 1, 2])),
+        text=items(torch.eye(4)[:2], torch.tensor([0, 3])),
+        label=items(torch.tensor([7, 7, 8, 7])),
+    )
+    scores = class_retrieval_scores(data, PAIR, "label", resamples=100)
+    assert (scores["image_to_text_n_queries"], scores["text_to_image_n_queries"], scores["n_classes"]) == (2, 2, 1)
+
+
+def test_no_common_class_is_an_error() -> None:
+    data = collected(
+        2,
+        image=items(torch.eye(2)[:1], torch.tensor([0])),
+        text=items(torch.eye(2)[:1], torch.tensor([1])),
+        label=items(torch.tensor([0, 1])),
+    )
+    with pytest.raises(DataError, match="no class has both 'image' and 'text'"):
+        class_retrieval_scores(data, PAIR, "label")
+
+
+def test_from_shards(tmp_path: Path) -> None:
+    config = configured(
+        ClassRetrievalConfig, pair=["picture", "words"], shards=colour_shards(tmp_path, 20), resamples=100
+    )
+    scores = dict(config.build(modalities()).evaluate(knowing_model()))
+    assert (scores["picture_to_words_mAP"], scores["words_to_picture_R@1"]) == (1, 1)
+    assert (scores["n_excluded"], scores["n_classes"]) == (4, len(NAMES))

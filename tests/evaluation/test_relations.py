@@ -1,0 +1,154 @@
+"""The probes of relations, with models whose answers are known: they measure what they are to measure, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.core.encoder import EmbeddingModel, Encoder, Features
+from mmssl.core.errors import DataError, RecipeError
+from mmssl.data import moving_scenes
+from mmssl.data.audio import AudioConfig
+from mmssl.data.image import ImageConfig
+from mmssl.data.modality import Modality
+from mmssl.data.text import TextConfig, TextModality
+from mmssl.data.video import VideoConfig
+from mmssl.evaluation.relations import OffsetConfig, SidesConfig
+from tests.evaluation.world import configured
+
+FRAMES = 20
+
+
+class Formula(Encoder):
+    """An encoder that is a formula."""
+
+    def __init__(self, formula: Callable[[Tensor], Tensor], width: int) -> None:
+        super().__init__()
+        self.formula, self.width, self.one = formula, width, nn.Parameter(torch.ones(()))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor, **_: Any) -> Features:
+        return Features(self.formula(x) * self.one)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        return [[self.one]]
+
+
+def model(width: int, **formulas: Callable[[Tensor], Tensor]) -> EmbeddingModel:
+    encoders = {name: Formula(formula, width) for name, formula in formulas.items()}
+    return EmbeddingModel(encoders, {name: nn.Identity() for name in encoders})
+
+
+def side_of_picture(x: Tensor) -> Tensor:
+    """[B, T, 3, H, W] -> ink in the left and in the right half, over all frames."""
+    x = x.float()
+    ink = (x - x.flatten(3).median(3).values[..., None, None]).abs().sum((1, 2, 3))
+    left, right = ink.tensor_split(2, 1)
+    return F.normalize(torch.stack([left.sum(1), right.sum(1)], 1), dim=1) ** 4
+
+
+def side_of_sound(x: Tensor) -> Tensor:
+    return x.double().square().sum(2).float()
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("clips")
+    moving_scenes.write(folder, train=0, validation=0, test=24, shards=1, size=32, seconds=3.0)
+    return [str(folder / "test")]
+
+
+def modalities(**audio: Any) -> dict[str, Modality]:
+    sound = {"extensions": ["mp4"], "rate": 8000, "seconds": 2.0, "pad": "zero", **audio}
+    return {
+        "video": configured(VideoConfig, size=32, frames=FRAMES, seconds=2.0).build("video"),
+        "audio": configured(AudioConfig, **sound).build("audio"),
+        "text": configured(TextConfig, tokenizer={"kind": "clip", "context_length": 16}).build("text"),
+        "image": configured(ImageConfig, size=32).build("image"),
+    }
+
+
+def test_a_model_that_hears_sides_tells_them_and_one_that_mirrors_them_fails(clips: list[str]) -> None:
+    probe = configured(SidesConfig, pair=["video", "audio"], shards=clips, batch_size=7).build(modalities())
+    good = dict(probe.evaluate(model(2, video=side_of_picture, audio=side_of_sound)))
+    bad = dict(probe.evaluate(model(2, video=side_of_picture, audio=lambda x: side_of_sound(x).flip(1))))
+    deaf = dict(probe.evaluate(model(2, video=side_of_picture, audio=lambda x: torch.ones(len(x), 2))))
+    assert good["acc"] > 0.8
+    assert bad["acc"] == pytest.approx(1 - good["acc"])
+    assert (deaf["acc"], deaf["tie_rate"]) == (0.5, 1)
+    assert good["n"] + good["n_excluded"] == 24
+    assert good["n_excluded"] > 0, "sounds that are in the middle have no side"
+    assert good["acc_ci95_low"] < good["acc"] < good["acc_ci95_high"]
+
+
+def test_sides_in_captions(clips: list[str]) -> None:
+    text = modalities()["text"]
+    assert isinstance(text, TextModality)
+    left, right = (text.tokenize([word])[0, 1] for word in ("left", "right"))
+
+    def first_side(tokens: Tensor) -> Tensor:
+        """Which side is named first, weighed by how early: [B, T] -> [B, 2]."""
+        weight = 0.5 ** torch.arange(tokens.shape[1])
+        return torch.stack([((tokens == word) * weight).sum(1) + 0.01 for word in (left, right)], 1)
+
+    probe = configured(SidesConfig, pair=["video", "text"], shards=clips).build(modalities())
+    scores = dict(probe.evaluate(model(2, video=side_of_picture, text=first_side)))
+    assert 5 < scores["n"] <= 24
+    blind = dict(probe.evaluate(model(2, video=lambda x: torch.ones(len(x), 2), text=first_side)))
+    assert blind["acc"] == 0.5
+    single = dict(probe.evaluate(model(2, video=side_of_picture, text=lambda x: first_side(x).flip(1))))
+    assert scores["acc"] > 0.6, "a clip that moves to a side spends half of its time on the other"
+    assert scores["acc"] == pytest.approx(1 - single["acc"])
+
+
+def flashes(x: Tensor) -> Tensor:
+    """[B, T, 3, H, W] -> how unlike the usual frame each one is."""
+    x = x.float().flatten(2)
+    change = (x - x.median(1, keepdim=True).values).abs().mean(2)
+    return change - change.median(1, keepdim=True).values
+
+
+def beeps(x: Tensor) -> Tensor:
+    """[B, C, samples] -> energy in each of T parts."""
+    return x.float().square().sum(1).reshape(len(x), FRAMES, -1).mean(2) + 1e-3
+
+
+def test_a_model_that_hears_moments_loses_them_with_the_offset(clips: list[str]) -> None:
+    made = modalities(channels="mono")
+    config = {"pair": ["video", "audio"], "shards": clips, "seconds": 2.0, "offsets": [0, 0.3, 1.0]}
+    scores = dict(configured(OffsetConfig, **config).build(made).evaluate(model(FRAMES, video=flashes, audio=beeps)))
+    assert (scores["n"], scores["R@1_chance"]) == (24, 1 / 24)
+    assert scores["in_sync_acc"] > 0.8 > scores["in_sync_chance"]
+    assert scores["R@1_at_0"] > 0.6 > scores["R@1_at_0.3"]
+    deaf = dict(
+        configured(OffsetConfig, **config)
+        .build(made)
+        .evaluate(model(FRAMES, video=flashes, audio=lambda x: torch.ones(len(x), FRAMES)))
+    )
+    assert deaf["R@1_at_0"] == deaf["R@1_at_1"]
+    assert deaf["in_sync_acc"] == 0.5
+    longer = configured(OffsetConfig, **{**config, "offsets": [0, 2.0]}).build(made)
+    with pytest.raises(DataError, match="no sample has the relation"):
+        list(longer.evaluate(model(FRAMES, video=flashes, audio=beeps)))
+
+
+def test_wrong_pairs_are_refused() -> None:
+    with pytest.raises(RecipeError, match="wanted a sound or a caption as the second"):
+        configured(SidesConfig, pair=["audio", "image"], shards=["x"]).build(modalities())
+    with pytest.raises(ValueError, match="two different modalities"):
+        configured(SidesConfig, pair=["audio", "audio"], shards=["x"])
+    with pytest.raises(ValueError, match="wanted 0 and then larger ones"):
+        configured(OffsetConfig, pair=["video", "audio"], shards=["x"], seconds=1.0, offsets=[0.5, 1.0])
+
+
+def test_captions_have_no_time(clips: list[str]) -> None:
+    probe = configured(OffsetConfig, pair=["text", "audio"], shards=clips, seconds=0.5).build(modalities())
+    with pytest.raises(RecipeError, match="'text' has no time axis"):
+        list(probe.evaluate(model(2, text=lambda x: torch.ones(len(x), 2), audio=side_of_sound)))

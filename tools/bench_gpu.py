@@ -1,0 +1,261 @@
+"""Speed and memory on one GPU beside open_clip: `python3 tools/run.py python tools/bench_gpu.py --json gpu.json --markdown gpu.md`
+
+Four tables: training steps (ViT-B/32, B/16 and L/14 in bf16, compiled and not: samples/s, memory, model FLOP utilisation on useful
+operations: real text tokens, nothing computed twice counted twice); the contrastive loss from 16k to 256k pairs until memory runs
+out; the largest batch that fits with and without cached gradients; the input pipeline. Nothing is fetched from a network.
+
+Without a CUDA device it says so and exits with 3. `--device cpu --tiny` runs every path on toy sizes, to see that it runs; figures
+of that mean nothing. A ratio is our samples/s over open_clip's: above 1, ours is faster; the headline is ViT-B/16, compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+TOOLS = Path(__file__).resolve().parent
+SECTIONS = ("steps", "loss", "largest", "input")
+HEADLINE = ("ViT-B/16", True)
+WIDTH = 512
+Row = dict[str, Any]
+
+
+def steps_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[Row]:
+    """Samples/s, memory and utilisation of whole training steps, both sides, compiled and not."""
+    import gpu_steps as gpu
+
+    peak = gpu.peak_rate(options.device)
+    for name, model in models.items():
+        samples = options.batch or model.batch
+        operations = model.operations(gpu.caption_lengths(gpu.random_batch(model, samples, options.device)))
+        for compiled in (False, True):
+            row: Row = {"model": name, "batch": samples, "compiled": compiled}
+            for side in ("ours", "open_clip"):
+                found = attempt(partial(one_side, side, model, samples, compiled, options), options)
+                if found is not None:
+                    speed = samples / found[0]
+                    row |= {f"{side} samples/s": speed, f"{side} GiB": found[1]}
+                    row[f"{side} MFU"] = operations * speed / samples / peak
+            row["ratio"] = ratio(row.get("ours samples/s"), row.get("open_clip samples/s"))
+            yield row
+
+
+def one_side(side: str, model: Any, samples: int, compiled: bool, options: argparse.Namespace) -> tuple[float, float]:
+    """Seconds of a step, and GiB."""
+    import gpu_steps as gpu
+
+    batch, backend = gpu.random_batch(model, samples, options.device), options.backend if compiled else None
+    if side == "ours":
+        step = gpu.our_step(model, options.device, backend)
+    else:
+        batch, step = gpu.as_peer_sees(batch), gpu.peer_step(model, options.device, backend)
+    return gpu.timed(step, batch, options.device, options.steps)
+
+
+def loss_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Seconds and memory of the loss alone, forward and backward, until each side runs out of memory."""
+    left = ["ours", "open_clip"]
+    for pairs in [2**power for power in ((6, 7) if options.tiny else (14, 15, 16, 17, 18))]:
+        row: Row = {"pairs": pairs}
+        for side in list(left):
+            found = attempt(partial(one_loss, side, pairs, options), options)
+            if found is None:
+                left.remove(side)
+            else:
+                row |= {f"{side} ms": 1e3 * found[0], f"{side} GiB": found[1]}
+        row["ratio"] = ratio(row.get("open_clip ms"), row.get("ours ms"))
+        yield row
+
+
+def one_loss(side: str, pairs: int, options: argparse.Namespace) -> tuple[float, float]:
+    """Seconds of a forward and backward pass, and GiB, embeddings and their gradients included."""
+    import gpu_steps as gpu
+    import open_clip.loss
+    import torch
+    import torch.nn.functional as F
+
+    from mmssl.losses.tiled_info_nce import tiled_info_nce
+
+    function = tiled_info_nce if side == "ours" else open_clip.loss.ClipLoss()
+    a, b = (F.normalize(torch.randn(pairs, WIDTH, device=options.device), dim=-1).requires_grad_() for _ in "ab")
+    scale = torch.tensor(100.0, device=options.device, requires_grad=True)
+    return gpu.timed(lambda _: function(a, b, scale).backward(), None, options.device, options.steps)
+
+
+def largest_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[Row]:
+    """The largest power of two of pairs whose step fits, in one piece and with cached gradients; at most `--most`."""
+    for name, model in models.items():
+        row: Row = {"model": name, "micro_batch": options.micro_batch, "most tried": options.most}
+        yield row | {f"{kind} pairs": largest(model, kind, options) for kind in ("plain", "cached")}
+
+
+def largest(model: Any, kind: str, options: argparse.Namespace) -> int:
+    """The last size that fits, doubled from two micro-batches on; 0: none did."""
+    import gpu_steps as gpu
+
+    found, size = 0, 2 * options.micro_batch
+    while size <= options.most:
+        parts = 1 if kind == "plain" else size // options.micro_batch
+        make = partial(gpu.our_step, model, options.device, None, parts)
+        if not gpu.fits(make, partial(gpu.random_batch, model, size, options.device), options.device):
+            break
+        found, size = size, 2 * size
+    return found
+
+
+def input_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[Row]:
+    """Samples/s of the step with a batch that lies on the device, and with batches from shards."""
+    import bench_loader
+    import gpu_steps as gpu
+
+    name, model = next(iter(models.items()))
+    samples = options.batch or model.batch
+    resident = gpu.random_batch(model, samples, options.device)
+    step = gpu.our_step(model, options.device, None)
+    seconds, _ = gpu.timed(step, resident, options.device, options.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        shards = bench_loader.make_shards(
+            options.data or Path(folder), 2 * samples if options.tiny else 4096, 2 if options.tiny else 16
+        )
+        if options.tiny:
+            bench_loader.SIZE = model.size
+        stream = bench_loader.our_batches([str(path) for path in shards], samples, options.workers)
+        try:
+            batches = iter(stream)
+            for _ in range(gpu.WARM):
+                step(next(batches).to(options.device, non_blocking=True))
+            gpu.synchronise(options.device)
+            started = time.perf_counter()
+            for _ in range(options.steps):
+                step(next(batches).to(options.device, non_blocking=True))
+            gpu.synchronise(options.device)
+            fed = (time.perf_counter() - started) / options.steps
+        finally:
+            stream.close()
+    row: Row = {"model": name, "batch": samples, "workers": options.workers}
+    yield row | {
+        "resident samples/s": samples / seconds,
+        "from shards samples/s": samples / fed,
+        "ratio": seconds / fed,
+    }
+
+
+def attempt(measure: Callable[[], Any], options: argparse.Namespace) -> Any:
+    """A measurement; None where the device is out of memory."""
+    import gpu_steps as gpu
+    import torch
+
+    try:
+        return measure()
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        gpu.free(options.device)
+
+
+def ratio(ours: float | None, peer: float | None) -> float | None:
+    """How many times as much the first is, where both are there."""
+    return ours / peer if ours and peer else None
+
+
+def markdown(tables: dict[str, list[Row]], about: str) -> str:
+    """The tables as a page."""
+    pieces = [f"# One GPU beside open_clip\n\n{about}\n"]
+    for title, rows in tables.items():
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+        lines += ["| " + " | ".join(shown(column, row.get(column)) for column in columns) + " |" for row in rows]
+        pieces.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(pieces)
+
+
+def shown(column: str, value: Any) -> str:
+    """One cell; what did not fit into memory is a dash."""
+    if isinstance(value, float):
+        return f"{value:.1%}" if column.endswith("MFU") else f"{value:.4g}"
+    return "–" if value is None else str(value)
+
+
+def headline(rows: list[Row]) -> Row:
+    """Our and the peer's samples/s of the model that the ratio is about, or of the last that there is."""
+    chosen = [row for row in rows if (row["model"], row["compiled"]) == HEADLINE] or rows[-1:]
+    row = chosen[0] if chosen else {}
+    facts = {"ratio": row.get("ratio"), "ours": row.get("ours samples/s"), "peer": row.get("open_clip samples/s")}
+    return facts | {
+        "unit": "samples/s",
+        "name": f"{row.get('model')}, {'compiled' if row.get('compiled') else 'eager'}",
+    }
+
+
+def read_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that it runs")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--models", nargs="+", choices=["ViT-B/32", "ViT-B/16", "ViT-L/14"])
+    parser.add_argument("--batch", type=int, help="samples of a step, instead of each model's own")
+    parser.add_argument("--steps", type=int, default=20, help="steps that are timed")
+    parser.add_argument(
+        "--micro-batch", type=int, default=256, help="pairs with a graph at a time, for --sections largest"
+    )
+    parser.add_argument("--most", type=int, default=65536, help="largest batch that is tried")
+    parser.add_argument("--data", type=Path, help="folder for the shards of --sections input, kept for the next time")
+    parser.add_argument("--workers", type=int, default=12, help="processes that decode")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--markdown", type=Path, help="write the tables here")
+    options = parser.parse_args()
+    if options.device == "cpu" and not options.tiny:
+        parser.error("--device cpu goes with --tiny only: it shows that the benchmark runs, and measures nothing")
+    options.backend = "eager" if options.tiny else "inductor"
+    if options.tiny:
+        options.steps, options.micro_batch, options.most, options.workers = 2, 4, 16, 0
+    return options
+
+
+def main() -> int:
+    """Measure, print, and write the figures where asked. Returns 3 without a GPU."""
+    options = read_options()
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("bench_gpu needs a CUDA device, and torch sees none here: nothing was measured", file=sys.stderr)
+        return 3
+    sys.path[:0] = [str(TOOLS), str(TOOLS.parent)]
+    import gpu_steps as gpu
+
+    options.device = torch.device(options.device)
+    models = gpu.TINY if options.tiny else {name: gpu.MODELS[name] for name in options.models or gpu.MODELS}
+    where = torch.cuda.get_device_name() if options.device.type == "cuda" else "CPU, toy sizes: no measurement"
+    about = f"{where}, torch {torch.__version__}, bf16; MFU against {gpu.peak_rate(options.device) / 1e12:.3g} TFLOP/s."
+    makers: dict[str, Callable[[], Iterator[Row]]] = {
+        "steps": lambda: steps_rows(models, options),
+        "loss": lambda: loss_rows(options),
+        "largest": lambda: largest_rows(models, options),
+        "input": lambda: input_rows(models, options),
+    }
+    print(about, flush=True)
+    tables: dict[str, list[Row]] = {}
+    for section in options.sections:
+        tables[section] = []
+        for row in makers[section]():
+            tables[section].append(row)
+            print(f"{section}: " + "  ".join(f"{k} {shown(k, v)}" for k, v in row.items()), flush=True)
+            figures = headline(tables.get("steps", [])) | {"about": about, "rows": tables}
+            # After every row: what was measured stays when a later one fails.
+            if options.json:
+                options.json.write_text(json.dumps(figures, indent=1) + "\n")
+            if options.markdown:
+                options.markdown.write_text(markdown(tables, about))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""A whole training run beside open_clip's: `python3 tools/run.py python tools/bench_train.py --json FILE`.
+
+`open_clip_train.main` (in the environment of tools/peer_env.py) and `mmssl pretrain` train the same model from the same weights on
+the same shards, with the same batch, number of samples, precision, optimizer and schedule, one after the other: JPEGs of 500 x 375
+and captions of real length, made once. Each says a line at every step, and the clock reads when the line comes: the time between
+two lines has all in it, from reading the shards to logging. The first steps are left out: they hold the start of both.
+
+A ratio is our samples per second over the peer's. The loss curves are compared too: the order of samples differs, so that they
+can agree within noise only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from captions import CAPTIONS
+
+TOOLS = Path(__file__).resolve().parent
+ROOT = TOOLS.parent
+HEIGHT, WIDTH, QUALITY, SHARDS = 375, 500, 90, 4
+RATE, DECAY, WARMUP = 1e-4, 0.2, 10  # a gentle rate: short curves that jump could not be compared
+STEPS = {
+    "peer": re.compile(r"Train Epoch: .* Contrastive_loss: (\S+)"),
+    "ours": re.compile(r"step \d+/\d+ \| loss (\S+)"),
+}
+
+
+def make_shards(folder: Path, samples: int) -> None:
+    """Photographs with a coloured square, whose place and colour tell which of the captions belongs to it."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    photos = [Image.fromarray(load_sample_image(name)).resize((WIDTH, HEIGHT)) for name in ("china.jpg", "flower.jpg")]
+    folder.mkdir(parents=True)
+    for number in range(SHARDS):
+        with tarfile.open(folder / f"{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for ordinal in range(number, samples, SHARDS):
+                rng = np.random.default_rng(ordinal)
+                kind = ordinal % len(CAPTIONS)
+                pixels = np.asarray(photos[int(rng.integers(2))], np.float32) + rng.normal(0, 12, (HEIGHT, WIDTH, 1))
+                place, colour = divmod(kind, 8)
+                top, left = 20 + 180 * (place // 2), 30 + 240 * (place % 2)
+                pixels[top : top + 150, left : left + 200] = [255 * (colour >> bit & 1) for bit in range(3)]
+                picture = io.BytesIO()
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(picture, "JPEG", quality=QUALITY)
+                for extension, data in (("jpg", picture.getvalue()), ("txt", CAPTIONS[kind].encode())):
+                    member = tarfile.TarInfo(f"{ordinal:08d}.{extension}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
+def make_weights(model: str, path: Path) -> None:
+    """Random weights that both start from."""
+    import open_clip
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model(model, pretrained=None).state_dict(), path)
+
+
+def write_recipe(arguments: argparse.Namespace, folder: Path) -> Path:
+    """The recipe that says what the peer's options say."""
+    import open_clip
+
+    from mmssl.interop.open_clip import encoder_configs
+
+    settings = open_clip.get_model_config(arguments.model)
+    image, text = encoder_configs(settings)
+    recipe = {
+        "name": "ours",
+        "duration": f"{arguments.samples} samples",
+        "batch_size": arguments.batch,
+        "weights": str(folder / "weights.pt"),
+        "modalities": {
+            "image": {
+                "kind": "image",
+                "size": image.size,
+                "views": {"crop": {"kind": "resized_crop", "scale": [0.9, 1.0]}},
+            },
+            "text": {"kind": "text", "tokenizer": {"kind": "clip", "context_length": text.context_length}},
+        },
+        "data": {"shards": [str(folder / "shards")], "workers": arguments.workers},
+        "encoders": {"image": image.model_dump(mode="json"), "text": text.model_dump(mode="json")},
+        "objective": {
+            "kind": "clip",
+            "pairs": [["image", "text"]],
+            "views": {"image": "crop", "text": "tokens"},
+            "embedding": settings["embed_dim"],
+            "temperature": 0.07,
+        },
+        "optimizer": {"kind": "adamw", "lr": RATE, "weight_decay": DECAY},
+        "schedule": {"kind": "cosine", "warmup": f"{WARMUP} steps"},
+        "precision": arguments.precision,
+        "device": "cpu",
+        "save": {"minutes": None},
+        "log": {"every": "1 steps", "trackers": []},
+        "output": str(folder),
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe, indent=1))  # JSON is YAML
+    return path
+
+
+def commands(arguments: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
+    """What starts each side."""
+    find = subprocess.run([sys.executable, str(TOOLS / "peer_env.py")], check=True, stdout=subprocess.PIPE, text=True)
+    options = {
+        "train-data": f"{folder}/shards/{{000000..{SHARDS - 1:06d}}}.tar",
+        "train-num-samples": arguments.samples,
+        "dataset-type": "webdataset",
+        "model": arguments.model,
+        "pretrained": folder / "weights.pt",
+        "batch-size": arguments.batch,
+        "precision": {"fp32": "fp32", "bf16": "amp_bf16"}[arguments.precision],
+        "workers": arguments.workers,
+        "epochs": 1,
+        "lr": RATE,
+        "wd": DECAY,
+        "warmup": WARMUP,
+        "log-every-n-steps": 1,
+        "device": "cpu",
+        "logs": "none",
+    }
+    peer = [find.stdout.strip(), "-m", "open_clip_train.main"]
+    for name, value in options.items():
+        peer += [f"--{name}", str(value)]
+    ours = [sys.executable, "-m", "pipelines.pretrain", str(write_recipe(arguments, folder))]
+    return {"peer": peer, "ours": ours}
+
+
+def run(side: str, command: list[str], threads: int, folder: Path) -> tuple[list[float], list[float]]:
+    """When each step was done (seconds), and its loss. It runs in `folder`, where open_clip leaves a folder of its own.
+
+    Raises:
+        SystemExit: it failed; its last lines are printed.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    moments, losses, lines = [], [], []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        found = STEPS[side].search(line)
+        if found:
+            moments.append(time.perf_counter())
+            losses.append(float(found[1]))
+    if process.wait() or not moments:
+        raise SystemExit(f"bench_train: {side} ended with {process.returncode}:\n{''.join(lines[-30:])}")
+    return moments, losses
+
+
+def compare(curves: dict[str, list[float]]) -> dict[str, Any]:
+    """Both curves, and how far the means of their second halves are apart, beside the noise of a step: its standard deviation."""
+    halves = {side: losses[len(losses) // 2 :] for side, losses in curves.items()}
+    means = {side: statistics.fmean(half) for side, half in halves.items()}
+    noise = statistics.fmean(statistics.variance(half) for half in halves.values()) ** 0.5
+    return {"curves": curves, "means": means, "apart": abs(means["ours"] - means["peer"]), "noise": noise}
+
+
+def main() -> None:
+    """Read arguments, run both, print, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="ViT-B-32", help="open_clip's name of a model with our kinds of towers")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=1280, help="of the whole run, and of its shards")
+    parser.add_argument("--skip", type=int, default=4, help="first steps that are not measured")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path, help="write the result here")
+    arguments = parser.parse_args()
+    steps = arguments.samples // arguments.batch
+    if arguments.samples % arguments.batch or steps < arguments.skip + 4:
+        parser.error(f"got {arguments.samples} samples, wanted whole batches, and at least 4 after the first --skip")
+    rates, curves = {}, {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_shards(folder / "shards", arguments.samples)
+        make_weights(arguments.model, folder / "weights.pt")
+        for side, command in commands(arguments, folder).items():
+            moments, curves[side] = run(side, command, arguments.threads, folder)
+            if len(moments) != steps:
+                raise SystemExit(f"bench_train: {side} said {len(moments)} steps, wanted {steps}")
+            measured = moments[arguments.skip :]
+            rates[side] = arguments.batch * (len(measured) - 1) / (measured[-1] - measured[0])
+            print(f"{side}: {rates[side]:.2f} samples/s over {len(measured) - 1} of {steps} steps", flush=True)
+    losses = compare(curves)
+    print(f"ratio {rates['ours'] / rates['peer']:.2f}\n\n{'step':>5} {'open_clip':>10} {'ours':>10}")
+    for step in range(0, steps, max(1, steps // 20)):
+        print(f"{step:>5} {curves['peer'][step]:>10.4f} {curves['ours'][step]:>10.4f}")
+    print(
+        f"second half: open_clip {losses['means']['peer']:.4f}, ours {losses['means']['ours']:.4f}, "
+        f"{losses['apart']:.4f} apart; a step's noise is {losses['noise']:.4f}"
+    )
+    if arguments.json:
+        setting = {name: getattr(arguments, name) for name in ("model", "batch", "samples", "precision", "threads")}
+        result = {"ratio": rates["ours"] / rates["peer"], **rates, "unit": "samples per second", "loss": losses}
+        arguments.json.write_text(json.dumps(result | setting, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
