@@ -73,13 +73,14 @@ def single(command: Callable[..., Any]) -> None:
 
 def full() -> typer.Typer:
     """The application with all its verbs."""
-    from pipelines import doctor, embed, evaluate, pretrain, quickstart, shards
+    from pipelines import bench, doctor, embed, evaluate, pretrain, quickstart, shards
 
     app.command("quickstart")(quickstart.quickstart)
     app.command("pretrain")(pretrain.pretrain)
     app.command("evaluate")(evaluate.evaluate)
     app.command("embed")(embed.embed)
     app.add_typer(shards.app, name="shards")
+    app.add_typer(bench.app, name="bench")
     app.command("doctor")(doctor.doctor)
     return app
 
@@ -87,3 +88,7 @@ def full() -> typer.Typer:
 def main() -> None:
     """Entry point of the `mmssl` script."""
     sys.exit(guarded(full()))
+
+
+if __name__ == "__main__":
+    main()

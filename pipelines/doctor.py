@@ -64,6 +64,7 @@ def examine() -> Iterator[Finding]:
     yield from _versions()
     yield from _imports()
     yield from _devices()
+    yield _processes()
     yield from _resources()
 
 
@@ -85,7 +86,7 @@ def _versions() -> Iterator[Finding]:
 
 def _imports() -> Iterator[Finding]:
     # torchaudio refuses to load beside a torch of another CUDA version, and then transformers fails too.
-    for module in ("torchvision", "torchaudio", "simplejpeg", "soundfile"):
+    for module in ("torchvision", "torchaudio", "simplejpeg", "soundfile", "av"):
         try:
             __import__(module)
             yield Finding("ok", f"import {module}", "works")
@@ -106,6 +107,22 @@ def _devices() -> Iterator[Finding]:
         properties = torch.cuda.get_device_properties(i)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: set training.precision to fp16"
         yield Finding("ok", f"gpu {i}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, {bf16}")
+
+
+def _processes() -> Finding:
+    """What several processes would talk through, and whether a launcher has started this one as one of several."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        return Finding("note", "processes", "this torch has no torch.distributed: one process only")
+    found = [name for name, there in (("gloo", dist.is_gloo_available()), ("nccl", dist.is_nccl_available())) if there]
+    detail = f"{torch.cuda.device_count()} GPUs here; backends: {', '.join(found) or 'none'}"
+    if "WORLD_SIZE" in os.environ:
+        detail += f"; launched as process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}"
+    if torch.cuda.is_available() and "nccl" not in found:
+        return Finding("note", "processes", f"{detail}: several GPUs need nccl")
+    return Finding("ok" if found else "note", "processes", detail)
 
 
 def _resources() -> Iterator[Finding]:

@@ -11,12 +11,16 @@ import typer
 if TYPE_CHECKING:
     from mmssl.core.evaluator import Evaluator, Score
     from mmssl.recipe.run_folder import Model
+    from mmssl.training.launch import Launch
 
 Results = dict[str, dict[str, "Score"]]
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run folder or a checkpoint folder.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="A run folder or a checkpoint folder; or a recipe: its model as it is before training."),
+    ],
     suite: Annotated[Path | None, typer.Argument(help="A YAML file with `evaluators:`, as in a recipe.")] = None,
     zero_shot: Annotated[
         str | None, typer.Option(metavar="SHARDS", help="Classify these samples (with .cls) by prompts.")
@@ -47,7 +51,8 @@ def evaluate(
 ) -> None:
     """Measure a trained model: zero-shot classification, retrieval, linear probe.
 
-    SHARDS are a folder, a path or a brace pattern; flags add to what the suite names.
+    SHARDS are a folder, a path or a brace pattern; flags add to what the suite names. With neither, the recipe's own
+    evaluators run.
 
     Examples:
 
@@ -57,31 +62,28 @@ def evaluate(
 
     `mmssl evaluate runs/vit_b_32 --retrieval test --linear-probe train test`
 
+    `mmssl evaluate image_text/vit_b_32 suite.yaml` (the untrained model, for comparison)
+
     `accelerate launch --num_processes 8 -m pipelines.evaluate runs/vit_b_32 suite.yaml`
     """
     from mmssl.core.distributed import is_main
     from mmssl.evaluation.report import write_results
-    from mmssl.recipe.run_folder import load
-    from mmssl.recipe.suite import Suite, evaluation_modalities
-    from mmssl.recipe.validate import read, validate_text
+    from mmssl.recipe.suite import evaluation_modalities
     from mmssl.training.launch import Launch
     from pipelines.cli import one_of
 
     choice: Literal["best", "last"] = one_of("--which", which, ("best", "last"))
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
     try:
-        model = load(checkpoint, which=choice, device=launch.device, ema=ema)
+        model = _model(checkpoint, choice, launch, ema)
         wanted = _from_flags(model, zero_shot, classnames, templates, retrieval, linear_probe, modality, pair)
         for values in wanted.values():
             values |= {"batch_size": batch_size, "workers": workers}
-        evaluators = {} if suite is None else validate_text(Suite, read(suite), str(suite)).evaluators
-        evaluators |= validate_text(Suite, json.dumps({"evaluators": wanted}), "command line").evaluators
-        if not evaluators:
-            raise typer.BadParameter("nothing to measure: name a suite, --zero-shot, --retrieval or --linear-probe")
+        evaluators = _evaluators(model, suite, wanted)
         modalities = evaluation_modalities(model.modalities)
         results = measure(model, {name: config.build(modalities) for name, config in evaluators.items()})
         if is_main() and out is not None:
-            write_results(out, {"checkpoint": str(model.checkpoint), **results})
+            write_results(out, {"checkpoint": str(model.checkpoint or "untrained"), **results})
     finally:
         launch.close()
 
@@ -97,6 +99,30 @@ def measure(model: Model, evaluators: dict[str, Evaluator]) -> Results:
         for metric, value in results[name].items():
             say(f"  {metric} {value:.4f}" if isinstance(value, float) else f"  {metric} {value}")
     return results
+
+
+def _model(path: Path, which: Literal["best", "last"], launch: Launch, ema: bool) -> Model:
+    """The model of a run folder or checkpoint folder, or, untrained, of a recipe."""
+    from mmssl.recipe.run_folder import find_recipe, load, shipped_recipes, start_of
+
+    if path.suffix in (".yaml", ".yml") or (str(path) in shipped_recipes() and not path.exists()):
+        return start_of(find_recipe(str(path)), device=launch.device)
+    return load(path, which=which, device=launch.device, ema=ema)
+
+
+def _evaluators(model: Model, suite: Path | None, wanted: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Configs of the suite's evaluators and of those that flags name; with neither, the recipe's own."""
+    from mmssl.recipe.suite import Suite
+    from mmssl.recipe.validate import read, validate_text
+
+    evaluators = {} if suite is None else validate_text(Suite, read(suite), str(suite)).evaluators
+    evaluators |= validate_text(Suite, json.dumps({"evaluators": wanted}), "command line").evaluators
+    evaluators = evaluators or model.recipe.evaluators
+    if not evaluators:
+        raise typer.BadParameter(
+            "nothing to measure, as the recipe has no evaluators: name a suite, --zero-shot, --retrieval or --linear-probe"
+        )
+    return evaluators
 
 
 def _from_flags(

@@ -38,6 +38,8 @@ def pretrain(
     `accelerate launch --num_processes 8 -m pipelines.pretrain my_recipe.yaml`
 
     `torchrun --nproc-per-node 8 -m pipelines.pretrain my_recipe.yaml`
+
+    `accelerate launch --config_file configs/accelerate/fsdp2.yaml -m pipelines.pretrain my_recipe.yaml`
     """
     from mmssl.recipe.run_folder import find_recipe
 
@@ -90,7 +92,7 @@ def try_out(recipe: Recipe) -> None:
             say(f"encoder {name}: {type(encoder).__name__}, {count:,} parameters, {trained:,} trained")
         say(describe_groups(state.optimizer))
         state.learner.train()
-        batch = next(iter(state.stream)).to(launch.device)
+        batch = next(iter(state.stream))
         for modality, views in batch.views.items():
             for name, view in views.items():
                 say(f"view {modality}/{name}: {view.dtype} {list(view.shape)}")

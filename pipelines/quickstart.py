@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,80 +14,133 @@ from pipelines.progress import progress_bar
 if TYPE_CHECKING:
     from mmssl.recipe.recipe import Recipe
 
+RECIPES = {
+    frozenset({"image", "text"}): "quickstart/image_text",
+    frozenset({"image", "text", "audio"}): "quickstart/image_text_audio",
+    frozenset({"video", "audio"}): "quickstart/video_audio",
+}
+"""Modalities -> shipped recipe. They read `quickstart/shards`, or `quickstart/clips` for moving pictures."""
+
 
 def quickstart(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for shards, run, results and report.")] = Path(
-        "quickstart"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for shards, run, results and report. Default: quickstart, or quickstart_A_B..."
+        ),
+    ] = None,
+    modalities: Annotated[
+        str, typer.Option(metavar="A,B,...", help="image,text or image,text,audio or video,audio.")
+    ] = "image,text",
 ) -> None:
-    """Make image-text shards, pretrain a small two-tower model on them, evaluate it on unseen handwriting, write a report.
+    """Make shards, pretrain a small model that aligns the modalities, evaluate it on unseen handwriting, write a report.
 
     Offline, a few minutes on two CPU cores. Run again, it goes on where it stopped.
 
-    Example: `mmssl quickstart --out DIR`
+    Examples:
+
+    `mmssl quickstart --out DIR`
+
+    `mmssl quickstart --modalities image,text,audio`
     """
-    from mmssl.data import digit_scenes
     from mmssl.evaluation.report import write_results
     from mmssl.recipe.run_folder import find_recipe, load
     from mmssl.training.console import say
     from pipelines.pretrain import run
     from pipelines.reporting import report_run
 
+    name = recipe_for(modalities)
+    out = out or Path("quickstart" if name == "quickstart/image_text" else name.replace("/", "_"))
     watch = Stopwatch()
-    say("1/4 digit scenes: shards of pictures, captions and sounds, made from scanned handwriting")
+    say("1/4 digit scenes: shards made from scanned handwriting")
     with progress_bar("scenes") as progress:
-        digit_scenes.write(out / "shards", progress=progress)
+        write_shards(name, out, progress)
     watch.lap("shards")
 
-    say("2/4 the same linear probe on the untrained encoder, for comparison")
-    recipe = find_recipe("quickstart/image_text", overrides(out))
-    untrained = untrained_probe(recipe)
+    say("2/4 the same linear probes on the untrained encoders, for comparison")
+    placed = relocated(find_recipe(name), out)
+    recipe = find_recipe(name, [f"output={quoted(str(out))}", "name=run", *placed])
+    untrained = untrained_probes(recipe)
     watch.lap("untrained_probe")
 
-    say("3/4 pretraining and evaluation: what `mmssl pretrain quickstart/image_text` does")
+    say(f"3/4 pretraining and evaluation: what `mmssl pretrain {name}` does")
     scores = run(recipe)
     watch.lap("pretrain")
 
     say("4/4 report")
     results: dict[str, dict[str, Any]] = {name: {} for name in recipe.evaluators}
-    for name, value in scores.items():
-        evaluator, _, metric = name.partition("/")
+    for key, value in scores.items():
+        evaluator, _, metric = key.partition("/")
         results[evaluator][metric] = value
-    results["linear_probe"]["untrained_acc1"] = untrained
+    for evaluator, accuracy in untrained.items():
+        results[evaluator]["untrained_acc1"] = accuracy
     report_run(recipe, out / "report.html", results, load(recipe.folder))
     watch.lap("report")
     write_results(out / "results.json", {**results, "seconds": watch.seconds})
-    print_table(results, watch.seconds["total"])
+    print_table(recipe, results, watch.seconds["total"])
     say(f"results {out / 'results.json'}, report {out / 'report.html'}, run folder {recipe.folder}")
-    say(f"next: mmssl evaluate {recipe.folder} --retrieval {out / 'shards' / 'validation'}")
+    say(f"next: mmssl evaluate {recipe.folder}")
 
 
-def overrides(out: Path) -> list[str]:
-    """The shipped recipe, turned to the folder at hand."""
+def recipe_for(modalities: str) -> str:
+    """The shipped recipe for "a,b,c".
+
+    Raises:
+        RecipeError: there is none; says for which there are.
+    """
+    from mmssl.core.errors import RecipeError
+
+    wanted = frozenset(name.strip() for name in modalities.split(","))
+    if wanted not in RECIPES:
+        known = "; ".join(recipe.partition("/")[2].replace("_", ",") for recipe in RECIPES.values())
+        raise RecipeError(f"--modalities: got {modalities!r}, wanted one of: {known}")
+    return RECIPES[wanted]
+
+
+def write_shards(name: str, out: Path, progress: Any) -> None:
+    """Make the data that the recipe reads."""
+    if "video" in name:
+        from mmssl.data import moving_scenes
+
+        moving_scenes.write(out / "clips", progress=progress)
+    else:
+        from mmssl.data import digit_scenes
+
+        digit_scenes.write(out / "shards", progress=progress)
+
+
+def relocated(recipe: Recipe, out: Path) -> list[str]:
+    """Overrides that turn the shipped recipe's folders `quickstart/...` to the folder at hand."""
+
+    def turned(shards: tuple[str, ...]) -> str:
+        return quoted([str(out / Path(path).relative_to("quickstart")) for path in shards])
+
+    overrides = [f"data.shards={turned(recipe.data.shards or ())}"]
+    for name, evaluator in recipe.evaluators.items():
+        overrides.append(f"evaluators.{name}.shards={turned(evaluator.shards)}")
+        if evaluator.kind == "linear_probe":
+            overrides.append(f"evaluators.{name}.train_shards={turned(evaluator.train_shards)}")
+    return overrides
+
+
+def quoted(value: Any) -> str:
+    """As a recipe's override writes it."""
     import json
 
-    def folder(split: str) -> str:
-        return json.dumps([str(out / "shards" / split)])
-
-    return [
-        f"output={json.dumps(str(out))}",
-        "name=run",
-        f"data.shards={folder('train')}",
-        f"evaluators.validation.shards={folder('validation')}",
-        *(f"evaluators.{name}.shards={folder('test')}" for name in ("zero_shot", "retrieval", "linear_probe")),
-        f"evaluators.linear_probe.train_shards={folder('train')}",
-    ]
+    return json.dumps(value)
 
 
-def untrained_probe(recipe: Recipe) -> float:
-    """Accuracy of the recipe's linear probe on its encoders as they are before training."""
-    from mmssl.core.encoder import EmbeddingModel
+def untrained_probes(recipe: Recipe) -> dict[str, float]:
+    """Accuracy of the recipe's linear probes on its encoders as they are before training, by evaluator."""
+    from mmssl.recipe.run_folder import start_of
 
-    modalities = recipe.build_modalities()
-    learner = recipe.build_learner(modalities)
-    probe, _ = recipe.build_evaluators(modalities)["linear_probe"]
-    model = EmbeddingModel(dict(learner.encoders.items()), learner.objective.heads())
-    return float(str(dict(probe.evaluate(model))["acc1"]))
+    model = start_of(recipe)
+    built = recipe.build_evaluators(model.modalities)
+    return {
+        name: float(str(dict(built[name][0].evaluate(model.embedding))["acc1"]))
+        for name, evaluator in recipe.evaluators.items()
+        if evaluator.kind == "linear_probe"
+    }
 
 
 class Stopwatch:
@@ -104,26 +158,40 @@ class Stopwatch:
         self._last = now
 
 
-def print_table(results: dict[str, dict[str, Any]], seconds: float) -> None:
+def print_table(recipe: Recipe, results: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
     """The figures that matter, beside chance."""
     from rich.console import Console
     from rich.table import Table
 
-    zero_shot, retrieval, probe = results["zero_shot"], results["retrieval"], results["linear_probe"]
     table = Table(
         "on unseen handwriting", "score", "compare", title=f"quickstart, {seconds:.0f} s", title_justify="left"
     )
-    rows = [
-        ("zero-shot digit accuracy", zero_shot["acc1"], f"chance {zero_shot['chance']:.3f}"),
-        ("linear probe accuracy", probe["acc1"], f"untrained encoder {probe['untrained_acc1']:.3f}"),
-    ]
-    for direction in ("image_to_text", "text_to_image"):
-        chance, ceiling = retrieval[f"{direction}_R@1_chance"], retrieval[f"{direction}_R@1_ceiling"]
-        compare = f"chance {chance:.3f}, at most {ceiling:.3f}: captions repeat"
-        rows.append((f"{direction.replace('_', ' ')} R@1", retrieval[f"{direction}_R@1"], compare))
-    for name, value, compare in rows:
-        table.add_row(name, f"{value:.3f}", compare)
+    for name, evaluator in recipe.evaluators.items():
+        for row in table_rows(evaluator, results[name]) if name != "validation" else ():
+            table.add_row(*row)
     Console().print(table)
+
+
+def table_rows(evaluator: Any, scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows (what, score, what to compare it with) of one evaluator."""
+    if evaluator.kind == "zero_shot":
+        return [
+            (
+                f"{evaluator.modality}: zero-shot digit accuracy",
+                f"{scores['acc1']:.3f}",
+                f"chance {scores['chance']:.3f}",
+            )
+        ]
+    if evaluator.kind == "linear_probe":
+        untrained = f"untrained encoder {scores['untrained_acc1']:.3f}"
+        return [(f"{evaluator.modality}: linear probe accuracy", f"{scores['acc1']:.3f}", untrained)]
+    rows = []
+    for a, b in (evaluator.pair, evaluator.pair[::-1]):
+        ceiling = scores[f"{a}_to_{b}_R@1_ceiling"]
+        repeats = f", at most {ceiling:.3f}: captions repeat" if ceiling < 1 else ""
+        chance = f"chance {scores[f'{a}_to_{b}_R@1_chance']:.3f}{repeats}"
+        rows.append((f"{a} to {b} R@1 of {scores['n']}", f"{scores[f'{a}_to_{b}_R@1']:.3f}", chance))
+    return rows
 
 
 if __name__ == "__main__":

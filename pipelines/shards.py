@@ -90,21 +90,39 @@ def pack(
 
 
 @app.command()
-def index(shards: SHARDS) -> None:
-    """Write the index of each shard beside it, so that runs start at once. Runs that lack it make it.
+def index(
+    shards: Annotated[list[str], typer.Argument(help="Folders, paths, globs or brace patterns; or URLs with braces.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the sidecars of remote shards, to be put beside them; default: the cache."),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Write nothing: compare each sidecar with its shard. Exit code 3 if one is wrong."
+        ),
+    ] = False,
+    cache: Annotated[Path | None, typer.Option(help="Cache of remote shards, as `data.cache.folder`.")] = None,
+    allow_pipe: Annotated[bool, typer.Option("--allow-pipe", help="Run `pipe:` commands.")] = False,
+) -> None:
+    """Write the index of each shard beside it, so that runs start at once. Runs that lack it make it for themselves.
 
-    Example: `mmssl shards index 'shards/train/{000000..000099}.tar'`
+    A remote shard is fetched as a whole for it, once; with its index `<url>.index.npz` beside it nobody need do that again.
+
+    Examples:
+
+    `mmssl shards index 'shards/train/{000000..000099}.tar'`
+
+    `mmssl shards index 'https://host/train/{000000..000099}.tar' --out sidecars`
     """
-    from mmssl.data.shard_list import expand
-    from mmssl.data.shard_table import write_sidecar
+    from mmssl.data.remote_shards import CacheConfig
+    from mmssl.data.sidecars import check_sidecars, write_sidecars
     from mmssl.training.console import say
 
-    paths = expand(shards)
-    with progress_bar("indexing") as progress:
-        for i, path in enumerate(paths, start=1):
-            write_sidecar(path)
-            progress(i, len(paths))
-    say(f"indexed {len(paths)} shards")
+    remote = CacheConfig(folder=cache).build(allow_pipe)
+    with progress_bar("checking" if verify else "indexing") as progress:
+        count = check_sidecars(shards, remote, progress) if verify else write_sidecars(shards, remote, out, progress)
+    say(f"{count} sidecars are right" if verify else f"indexed {count} shards")
 
 
 @app.command()
@@ -144,14 +162,31 @@ def check(
 def stats(
     shards: SHARDS,
     sample: Annotated[int, typer.Option(min=1, help="How many samples are read and decoded.")] = 2000,
+    front_end: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Measure mean and std of this spectrogram front-end instead: ast, mel, ..."),
+    ] = None,
     json_file: JSON = None,
 ) -> None:
-    """Measure shards: sizes, picture statistics for normalisation, caption lengths, classes, speed of reading.
+    """Measure shards: sizes, statistics for normalisation, captions, classes, sounds, videos, speed of reading.
 
-    Example: `mmssl shards stats 'shards/train/{000000..000099}.tar'`
+    Examples:
+
+    `mmssl shards stats 'shards/train/{000000..000099}.tar'`
+
+    `mmssl shards stats shards/train --front-end ast`
     """
-    from mmssl.data.stats import stats as measure
+    from dataclasses import asdict
 
+    from mmssl.data.stats import stats as measure
+    from pipelines.spectrogram_stats import front_end_stats
+
+    if front_end is not None:
+        found = front_end_stats(shards, front_end, sample=sample)
+        print(found.table())
+        if json_file is not None:
+            json_file.write_text(json.dumps(asdict(found), indent=1) + "\n")
+        return
     with progress_bar("measuring") as progress:
         report = measure(shards, sample=sample, progress=progress)
     print(report.table())

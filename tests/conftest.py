@@ -2,6 +2,7 @@
 
 import torch
 
+from tests.distributed.processes import four_processes as four_processes
 from tests.distributed.processes import two_processes as two_processes
 
 torch.set_num_threads(1)

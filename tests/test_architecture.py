@@ -21,7 +21,7 @@ ROOMS = {
     "accelerate": ("mmssl/training/launch.py", "mmssl/training/step.py"),
     "timm": ("mmssl/encoders/timm_.py",),
     "open_clip": ("mmssl/encoders/open_clip_.py", "mmssl/interop/", "mmssl/data/text.py", "mmssl/data/tokenizers.py"),
-    "transformers": ("mmssl/encoders/hf_.py", "mmssl/interop/", "mmssl/data/text.py", "mmssl/data/tokenizers.py"),
+    "transformers": ("mmssl/encoders/hf_", "mmssl/interop/", "mmssl/data/text.py", "mmssl/data/tokenizers.py"),
     "webdataset": ("mmssl/data/",),
     "av": ("mmssl/data/",),
     "soundfile": ("mmssl/data/",),

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.data import digit_scenes
+from mmssl.data import digit_scenes, moving_scenes
 from mmssl.interop.open_clip import ClipState, to_open_clip
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.run_folder import find_recipe, shipped_recipes
@@ -20,21 +20,26 @@ from mmssl.recipe.strict_yaml import parse
 from mmssl.recipe.validate import validate_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-COUNT = 12
+COUNT = 20
+FOLDERS = {"quickstart", "image_text", "image", "audio_text", "audio_visual", "tri_modal", "video"}
 NAMES = sorted(shipped_recipes())
 EMBEDDING = 64
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    digit_scenes.write(folder, train=32, validation=16, test=16, shards=2)
+    """Scenes, and clips for the recipes with videos."""
+    folder = tmp_path_factory.mktemp("shards")
+    digit_scenes.write(folder / "scenes", train=32, validation=16, test=16, shards=2)
+    moving_scenes.write(folder / "clips", train=16, validation=8, test=8, shards=1, size=32, fps=8)
     return folder
 
 
 def test_all_recipes_are_counted() -> None:
-    assert len(list(CONFIGS.rglob("*.yaml"))) == len(list(CONFIGS.rglob("*.y*ml"))) == len(NAMES) == COUNT
-    assert {name.split("/")[0] for name in NAMES} == {"quickstart", "image_text", "image", "audio_text"}
+    files = [path for path in CONFIGS.rglob("*.y*ml") if path.parent != CONFIGS / "accelerate"]
+    assert len(list(CONFIGS.rglob("*.yaml"))) == len(list(CONFIGS.rglob("*.y*ml")))
+    assert len(files) == len(NAMES) == COUNT
+    assert {name.split("/")[0] for name in NAMES} == FOLDERS
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,7 +57,8 @@ def test_it_says_how_to_run_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_builds_and_steps(name: str, shards: Path, tmp_path: Path) -> None:
-    values = tiny(parse((CONFIGS / f"{name}.yaml").read_text(), name).value, shards, tmp_path)
+    given = parse((CONFIGS / f"{name}.yaml").read_text(), name).value
+    values = tiny(given, shards / ("clips" if "video" in given["modalities"] else "scenes"), tmp_path)
     recipe = validate_text(Recipe, json.dumps(values), name)
     weights = provide_weights(values, tmp_path)
     launch = recipe.launch()
@@ -76,7 +82,7 @@ def test_it_builds_and_steps(name: str, shards: Path, tmp_path: Path) -> None:
         frozen = {part for part, config in recipe.encoders.items() if config.frozen}
         assert not [key for key in moved if key.split(".")[1] in frozen], "a locked tower does not move"
         model = EmbeddingModel(dict(run.state.learner.encoders.items()), run.state.learner.objective.heads())
-        assert set(model.heads) == HEADS.get(name.split("/")[0], {"image", "text"})
+        assert set(model.heads) == (set() if name.startswith("image/") else set(recipe.encoders))
     finally:
         run.state.stream.close()
         launch.close()
@@ -92,24 +98,27 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
     if not isinstance(value, dict):
         return value
     small = {name: tiny(item, shards, folder, name) for name, item in value.items()}
-    if key != "tokenizer":  # whose kinds are named like other things
+    if key != "tokenizer" and ("pairs" in small or small.get("kind") != "clip"):  # the kind of other things too
         small |= SIZES.get(str(small.get("kind")), {})
     small |= {name: str(folder / path) for name, path in small.items() if name == "weights" and isinstance(path, str)}
     if "modalities" in small:
         small |= {"batch_size": 8, "duration": "1 steps", "precision": "fp32", "device": "cpu", "output": str(folder)}
-        small |= {"log": {"trackers": []}, "data": {"shards": [str(shards / "train")], "workers": 0}}
+        kept = {name: small["data"][name] for name in ("optional", "synchronized") if name in small["data"]}
+        small |= {"log": {"trackers": []}, "data": {"shards": [str(shards / "train")], "workers": 0, **kept}}
     dropped = DROPPED | ({("resnet", "heads"), ("resnet", "output_dim")} if small.get("pool") == "mean" else set())
     return {name: item for name, item in small.items() if (small.get("kind"), name) not in dropped}
 
 
 DROPPED = {("timm", "size")}
-HEADS: Mapping[str, set[str]] = {"image": set(), "audio_text": {"audio", "text"}}
 SIZES: Mapping[str, dict[str, Any]] = {
     "image": {"size": 64},
     "order": {"patch_size": 16},
     "vit": {"size": 64, "patch_size": 16, "width": 32, "depth": 3, "heads": 2},
     "resnet": {"size": 64, "layers": [1, 1, 1, 1], "channels": 8, "output_dim": EMBEDDING, "heads": 2},
     "audio_transformer": {"width": 32, "depth": 2, "heads": 2},
+    "video": {"size": 64},
+    "frame_video": {"depth": 1, "heads": 2},
+    "space_time": {"size": 64, "patch_size": 16, "width": 32, "depth": 2, "heads": 2},
     "timm": {"model": "test_vit"},
     "text_transformer": {"width": 32, "depth": 2, "heads": 2},
     "clip": {"embedding": EMBEDDING},

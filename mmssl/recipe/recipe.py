@@ -20,9 +20,10 @@ from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
 from mmssl.core.seeding import fold
 from mmssl.data.audio import AudioConfig
+from mmssl.data.data_config import DataConfig
 from mmssl.data.modality import Modality
-from mmssl.data.stream import DataConfig
-from mmssl.encoders.audio_transformer import AudioTransformerConfig
+from mmssl.data.synchronized import mistakes
+from mmssl.encoders.spectrogram import SoundEncoderConfig
 from mmssl.recipe.start import start_objective, weights_file
 from mmssl.recipe.strict_yaml import scalar
 from mmssl.recipe.suite import evaluation_modalities
@@ -105,13 +106,13 @@ class Recipe(TrainingConfig):
     def _rates_agree(self) -> Recipe:
         for name, encoder in self.encoders.items():
             modality = self.modalities.get(name)
-            if isinstance(encoder, AudioTransformerConfig) and isinstance(modality, AudioConfig):
-                wanted = encoder.front_end.settings.rate
-                if modality.rate != wanted:
-                    raise ValueError(
-                        f"modalities.{name}.rate: got {modality.rate}, wanted {wanted}, the rate of encoders.{name}.front_end: "
-                        "at any other its filters stand at wrong frequencies"
-                    )
+            if not (isinstance(encoder, SoundEncoderConfig) and isinstance(modality, AudioConfig)):
+                continue
+            if modality.rate != encoder.rate:
+                raise ValueError(
+                    f"modalities.{name}.rate: got {modality.rate}, wanted {encoder.rate}, the rate of the front-end of "
+                    f"encoders.{name}: at any other its filters stand at wrong frequencies"
+                )
         return self
 
     @property
@@ -189,11 +190,13 @@ class Recipe(TrainingConfig):
         )
 
     def _check_views(self, needs: Needs, modalities: Mapping[str, Modality]) -> None:
-        mistakes = list(self._view_mistakes(needs, modalities))
-        if mistakes:
-            raise RecipeError("\n  ".join(["the recipe's parts do not fit", *mistakes]))
+        wrong = list(self._view_mistakes(needs, modalities))
+        if wrong:
+            raise RecipeError("\n  ".join(["the recipe's parts do not fit", *wrong]))
 
     def _view_mistakes(self, needs: Needs, modalities: Mapping[str, Modality]) -> Iterator[str]:
+        used = {name: modalities[name] for name in needs}
+        yield from (f"data.synchronized: {mistake}" for mistake in mistakes(self.data.synchronized, used))
         for name in self.encoders.keys() - needs.keys():
             yield f"encoders.{name}: the objective does not use it: remove it, or add it to the objective"
         for name, kinds in needs.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 import mmssl
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import CheckpointError, RecipeError, did_you_mean
+from mmssl.core.objective import Learner
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.recipe.recipe import Recipe, load_recipe
 from mmssl.recipe.validate import validate_text
@@ -22,16 +24,21 @@ from mmssl.training.tensors import load_exactly
 # weights, optimizer state or sample order of the checkpoint mean something different.
 CHANGEABLE = (
     "name", "output", "duration", "schedule", "optimizer.lr", "optimizer.weight_decay", "optimizer.encoder_lr",
-    "precision", "device", "clip_norm", "max_bad_steps", "save", "log", "evaluators",
+    "precision", "device", "parallel", "distributed_timeout", "clip_norm", "max_bad_steps", "save", "log", "evaluators",
     "data.shards", "data.workers", "data.prefetch", "data.timeout", "data.start_method", "data.max_failures",
+    "data.sources.*.shards", "data.cache", "data.allow_pipe", "data.audit",
 )  # fmt: skip
+
+LAUNCHERS = "accelerate/"
+"""Folder beside the recipes with configurations of `accelerate launch`."""
 
 
 def shipped_recipes() -> dict[str, Path]:
     """Name -> file of every recipe that comes with mmssl, e.g. "image_text/vit_b_32"."""
     inside = Path(mmssl.__file__).parent / "configs"
     folder = inside if inside.is_dir() else Path(mmssl.__file__).parent.parent / "configs"
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+    return {name: path for name, path in names.items() if not name.startswith(LAUNCHERS)}
 
 
 def find_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -71,7 +78,9 @@ def refuse_other_recipe(saved: Recipe, wanted: Recipe, checkpoint: Path) -> None
     """The comparison of `check_resumable`."""
     before, after = _flat(saved.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
     different = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    refused = [key for key in different if not any(key == free or key.startswith(f"{free}.") for free in CHANGEABLE)]
+    refused = [
+        key for key in different if not any(fnmatchcase(key, free) or key.startswith(f"{free}.") for free in CHANGEABLE)
+    ]
     if refused:
         lines = [f"  {key}: saved {before.get(key, 'absent')!r}, now {after.get(key, 'absent')!r}" for key in refused]
         raise CheckpointError(
@@ -91,12 +100,12 @@ class Model:
 
     Attributes:
         recipe: what it was trained with.
-        checkpoint: folder that it was loaded from.
+        checkpoint: folder that it was loaded from; None for one that has not been trained.
         embedding: the encoders and heads, for evaluators.
         modalities: name -> decoder and views.
     """
 
-    def __init__(self, recipe: Recipe, checkpoint: Path, embedding: EmbeddingModel) -> None:
+    def __init__(self, recipe: Recipe, checkpoint: Path | None, embedding: EmbeddingModel) -> None:
         self.recipe = recipe
         self.checkpoint = checkpoint
         self.embedding = embedding
@@ -173,9 +182,21 @@ def load(
         recipe.build_modalities()
     )
     load_exactly(learner, load_weights(checkpoint, use_ema=ema), checkpoint)
+    return Model(recipe, checkpoint, _ready(learner, device))
+
+
+def start_of(recipe: Recipe, *, device: str | torch.device = "cpu") -> Model:
+    """The model as training would find it: freshly drawn weights, or those that the recipe starts from.
+
+    Raises:
+        RecipeError, CheckpointError: see `Recipe.build_learner`.
+    """
+    return Model(recipe, None, _ready(recipe.build_learner(recipe.build_modalities()), device))
+
+
+def _ready(learner: Learner, device: str | torch.device) -> EmbeddingModel:
     embedding = EmbeddingModel(dict(learner.encoders.items()), learner.objective.heads())
-    embedding.requires_grad_(False).eval().to(device)
-    return Model(recipe, checkpoint, embedding)
+    return embedding.requires_grad_(False).eval().to(device)
 
 
 def saved_recipe(checkpoint: Path) -> Recipe:

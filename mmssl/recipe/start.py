@@ -52,5 +52,8 @@ def _from_open_clip(state: dict[str, Tensor], objective: Objective) -> dict[str,
             f"weights: a CLIP checkpoint has one temperature, and the objective has {len(scales)}: it fits the objective clip "
             "with one pair; for others give each encoder its `weights`"
         )
+    tensors[scales[0]] = clip["logit_scale"]
+    if clip["logit_bias"] is not None:  # SigLIP's, for the loss `sigmoid`
+        tensors |= {name: clip["logit_bias"] for name in wanted if name.startswith("logit_bias.")}
     # A residual network's projection lies in its attention pooling; its head is then the identity, which has no weight.
-    return {name: x for name, x in tensors.items() if name in wanted} | {scales[0]: clip["logit_scale"]}
+    return {name: x for name, x in tensors.items() if name in wanted}

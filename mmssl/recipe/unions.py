@@ -10,14 +10,21 @@ from mmssl.data.audio import AudioConfig
 from mmssl.data.image import ImageConfig
 from mmssl.data.label import LabelConfig
 from mmssl.data.text import TextConfig
+from mmssl.data.video import VideoConfig
+from mmssl.encoders.audio_resnet import AudioResNetConfig
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
+from mmssl.encoders.frame_video import FrameVideoConfig
 from mmssl.encoders.hf_ import HfTextConfig, HfVisionConfig
+from mmssl.encoders.hf_audio import HfAstConfig, HfClapAudioConfig
 from mmssl.encoders.open_clip_ import OpenClipConfig
 from mmssl.encoders.resnet import ResNetConfig
+from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.timm_ import TimmConfig
 from mmssl.encoders.vit import VisionTransformerConfig
+from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig
+from mmssl.evaluation.relations import OffsetConfig, SidesConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
 from mmssl.evaluation.zero_shot import ZeroShotConfig
 from mmssl.objectives.clip import ClipConfig
@@ -30,6 +37,7 @@ KIND = Field(discriminator="kind")
 ModalityUnion = Annotated[
     ImageConfig
     | AudioConfig
+    | VideoConfig
     | TextConfig
     | LabelConfig,
     KIND,
@@ -39,11 +47,16 @@ EncoderUnion = Annotated[
     VisionTransformerConfig
     | ResNetConfig
     | AudioTransformerConfig
+    | AudioResNetConfig
+    | FrameVideoConfig
+    | SpaceTimeConfig
     | TextTransformerConfig
     | TimmConfig
     | OpenClipConfig
     | HfTextConfig
-    | HfVisionConfig,
+    | HfVisionConfig
+    | HfAstConfig
+    | HfClapAudioConfig,
     KIND,
 ]  # fmt: skip
 
@@ -65,6 +78,9 @@ ObjectiveUnion = Annotated[
 EvaluatorUnion = Annotated[
     ZeroShotConfig
     | RetrievalConfig
+    | ClassRetrievalConfig
+    | OffsetConfig
+    | SidesConfig
     | LinearProbeConfig,
     KIND,
 ]  # fmt: skip

@@ -78,7 +78,19 @@ def test_evaluate_by_flags_and_by_suite(world: World, tmp_path: Path) -> None:
     checkpoint = world.run / "checkpoints/step_00000006"
     assert world.mmssl("evaluate", checkpoint, suite, "--out", out) == 0
     assert json.loads(out.read_text())["retrieval"] == results["retrieval"]
-    assert world.mmssl("evaluate", world.run) == 2
+
+
+def test_evaluate_without_a_suite_runs_the_recipes_own_evaluators(world: World, tmp_path: Path) -> None:
+    """On the trained model, or on the untrained one of a recipe."""
+    out = tmp_path / "results.json"
+    assert world.mmssl("evaluate", world.run, "--out", out) == 0
+    trained = json.loads(out.read_text())
+    assert world.mmssl("evaluate", world.recipe, "--out", out) == 0
+    untrained = json.loads(out.read_text())
+    assert trained.keys() == untrained.keys() == {"checkpoint", *mmssl.load(world.run).recipe.evaluators}
+    assert (untrained["checkpoint"], "step_" in trained["checkpoint"]) == ("untrained", True)
+    assert trained != untrained | {"checkpoint": trained["checkpoint"]}
+    assert world.mmssl("evaluate", "audio_text/clap_small", "--device", "cpu") == 2, "that recipe has none"
 
 
 def test_embed_equals_the_python_face(world: World, tmp_path: Path) -> None:
@@ -114,9 +126,14 @@ def test_shards_verbs(world: World, tmp_path: Path, capfd: pytest.CaptureFixture
     capfd.readouterr()
 
 
-def test_doctor(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+def test_doctor(world: World, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "2")
     assert world.mmssl("doctor") == 0
-    assert "torch" in capfd.readouterr().out
+    said = " ".join(capfd.readouterr().out.split())
+    assert "torch" in said
+    assert "backends: gloo" in said
+    assert "launched as process 2 of 4" in said
 
 
 @pytest.mark.parametrize("verb", ["quickstart", "pretrain", "evaluate", "embed", "doctor"])

@@ -18,6 +18,7 @@ from tests.pipelines.conftest import World
 # bias of its keys, whose gradient is rounding noise alone, and Adam would make whole steps of that.
 TOLERANCE = 1e-5
 OVERRIDES = ["optimizer.eps=1e-4"]
+TWO = ["--num_processes", "2", "--main_process_port", "0"]
 
 
 def launched(world: World, output: Path, launcher: list[str]) -> None:
@@ -33,9 +34,10 @@ def launched(world: World, output: Path, launcher: list[str]) -> None:
     "launcher",
     [
         ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+        ["accelerate.commands.launch", "--config_file", "configs/accelerate/multi_gpu.yaml", *TWO],
+        ["accelerate.commands.launch", "--config_file", "configs/accelerate/fsdp2.yaml", *TWO],
     ],
-    ids=["torchrun", "accelerate"],
+    ids=["torchrun", "accelerate", "fsdp2"],
 )
 def test_two_processes_are_one(world: World, tmp_path: Path, launcher: list[str]) -> None:
     assert world.pretrain(f"output={tmp_path / 'one'}", *OVERRIDES) == 0

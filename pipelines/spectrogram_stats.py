@@ -1,0 +1,88 @@
+"""`mmssl shards stats --front-end`: mean and standard deviation of a front-end's logarithms over the sounds of shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmssl.core.errors import DataError, RecipeError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmssl.encoders.spectrogram import FrontEnd
+
+
+@dataclass(frozen=True)
+class FrontEndReport:
+    """What was measured.
+
+    Attributes:
+        front_end: its name; the figures hold for it alone, and belong into its `mean` and `std`.
+        mean, std: of its logarithms, before any normalisation; each value counts alike. LAION-CLAP's is in dB.
+        sounds: how many were measured. left_out: without a sound, damaged, or shorter than one frame.
+    """
+
+    front_end: str
+    mean: float
+    std: float
+    sounds: int
+    left_out: int
+
+    def table(self) -> str:
+        """One line for people."""
+        tail = f", {self.left_out:,} samples left out" if self.left_out else ""
+        return f"{self.front_end}: mean {self.mean:.4f}, std {self.std:.4f} over {self.sounds:,} sounds{tail}"
+
+
+def front_end_stats(shards: Sequence[str], name: str, *, sample: int) -> FrontEndReport:
+    """Measure a front-end on whole sounds, without its own statistics and without padding.
+
+    Args:
+        shards: paths, folders, globs, brace patterns.
+        name: "mel", "kaldi" (both with the numbers that recipes have when they name no others), or a preset.
+        sample: how many samples are looked at, evenly spread.
+
+    Raises:
+        RecipeError: no such front-end. DataError: no shards, or no usable sound in them.
+    """
+    import numpy as np
+
+    from mmssl.data.audio import AudioConfig
+    from mmssl.data.check import SOUNDS, VIDEOS
+    from mmssl.data.decode import iterate
+    from mmssl.data.index import ShardIndex
+    from mmssl.encoders.spectrogram import measure
+
+    front_end = _front_end(name)
+    audio = AudioConfig(rate=front_end.settings.rate, seconds=1.0, extensions=SOUNDS + VIDEOS)
+    index = ShardIndex.open(list(shards))
+    chosen = np.unique(np.linspace(0, len(index) - 1, min(sample, len(index))).round().astype(int)).tolist()
+    used = 0
+
+    def waves() -> Iterator[Tensor]:
+        nonlocal used
+        import torch
+
+        from mmssl.core.sample import Sample
+
+        for one in iterate(index, {"audio": audio.build("audio")}, chosen):
+            if isinstance(one, Sample) and front_end.count(one.values["audio"].shape[1]) >= 1:
+                used += 1
+                yield torch.from_numpy(one.values["audio"])[None]
+
+    try:
+        mean, std = measure(front_end, waves())
+    except ValueError as error:
+        raise DataError(f"none of {len(chosen)} samples has a sound that {name} can measure: {error}") from error
+    return FrontEndReport(name, mean, std, used, len(chosen) - used)
+
+
+def _front_end(name: str) -> FrontEnd:
+    from mmssl.encoders.spectrogram import PRESETS, KaldiConfig, MelConfig
+
+    known = {"mel": MelConfig(), "kaldi": KaldiConfig(), **PRESETS}
+    if name not in known:
+        raise RecipeError(f"--front-end {name!r}{did_you_mean(name, known)}: wanted one of {', '.join(known)}")
+    return known[name].model_copy(update={"mean": 0.0, "std": 1.0, "frames": None}).build()

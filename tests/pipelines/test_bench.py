@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.data.make import encode, noise, pairs, write
+from tests.pipelines.conftest import World
+
+
+def test_stages_of_shards(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = pairs(0, 40)
+    records[7]["jpg"] = b"broken"
+    shard, out = write(tmp_path / "a.tar", records), tmp_path / "speed.json"
+    options = ("--workers", 0, "--seconds", 0.1, "--size", 32, "--batch-size", 8, "--json", out)
+    assert world.mmssl("bench", "data", shard, *options) == 0
+    report = json.loads(out.read_text())
+    assert report["stages"].keys() == {"read", "decode", "views", "collate"}
+    assert all(value > 0 for value in report["stages"].values())
+    assert report["samples"] + report["unusable"] <= 40
+    assert report["batch_bytes"] == 3 * 32 * 32 + 77 * 8 + 8
+    assert report["rate"] > 0
+    assert 0 < report["share"] < 1
+    text = capsys.readouterr().out
+    assert "decode" in text
+    assert "samples/s" in text
+
+
+def test_a_recipe_with_workers(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "speed.json"
+    changes = ("data.workers=1", "data.start_method=fork")
+    assert world.mmssl("bench", "data", world.recipe, *changes, "--seconds", 0.1, "--json", out) == 0
+    report = json.loads(out.read_text())
+    assert (report["workers"], report["batch_size"]) == (1, 16)
+    assert report["stages"]["hand-over"] > 0
+
+
+def test_shards_that_need_a_recipe(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = write(tmp_path / "a.tar", [{"__key__": "a", "tiff": encode(noise(0))}])
+    assert world.mmssl("bench", "data", shard) == 3
+    assert "name a recipe" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""Statistics of front-ends over shards: those that can be known beforehand, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmssl.core.errors import DataError, RecipeError
+from mmssl.data.digit_render import to_wav
+from mmssl.data.media_encode import encode_clip
+from mmssl.data.shard_writer import write_shard
+from mmssl.encoders.spectrogram import PRESETS, MelConfig
+from pipelines import cli
+from pipelines.spectrogram_stats import front_end_stats
+
+
+def sounds(count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [(0.1 * rng.normal(0, 1 + i, (16_000 + 160 * i, 2))).clip(-1, 1).astype(np.float32) for i in range(count)]
+
+
+def make(folder: Path) -> list[np.ndarray]:
+    waves = sounds(3)
+    samples = [{"__key__": f"{i}", "wav": to_wav(wave, 16_000)} for i, wave in enumerate(waves)]
+    mute = encode_clip("mp4", np.zeros((3, 32, 32, 3), dtype=np.uint8), None, fps=15)
+    samples += [{"__key__": "mute", "mp4": mute}, {"__key__": "bad", "wav": b"?"}]
+    samples += [{"__key__": "short", "wav": to_wav(waves[0][:100], 16_000)}]
+    write_shard(folder, "000000.tar", 0, len(samples), samples)
+    return waves
+
+
+@pytest.mark.parametrize("name", ["mel", "ast"])
+def test_figures_are_those_of_all_values(tmp_path: Path, name: str) -> None:
+    waves = make(tmp_path)
+    report = front_end_stats([str(tmp_path)], name, sample=100)
+    settings = {"mel": MelConfig(), **PRESETS}[name].model_copy(update={"mean": 0.0, "std": 1.0, "frames": None})
+    values = torch.cat(
+        [settings.build()(torch.from_numpy(np.rint(wave.T[None] * 32767) / 32768)).flatten() for wave in waves]
+    )
+    assert (report.sounds, report.left_out) == (3, 3)
+    assert report.mean == pytest.approx(values.mean().item(), abs=1e-3)
+    assert report.std == pytest.approx(values.std().item(), abs=1e-3)
+
+
+def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path)
+    report = tmp_path / "report.json"
+    assert cli.guarded(cli.full(), ["shards", "stats", str(tmp_path), "--front-end", "mel", "--json", str(report)]) == 0
+    written = json.loads(report.read_text())
+    assert f"mean {written['mean']:.4f}, std {written['std']:.4f} over 3 sounds" in capsys.readouterr().out
+
+
+def test_refusals(tmp_path: Path) -> None:
+    write_shard(tmp_path, "000000.tar", 0, 1, [{"__key__": "a", "txt": b"no sound"}])
+    with pytest.raises(RecipeError, match="did you mean 'ast'"):
+        front_end_stats([str(tmp_path)], "asst", sample=10)
+    with pytest.raises(DataError, match="none of 1 samples has a sound"):
+        front_end_stats([str(tmp_path)], "mel", sample=10)

@@ -1,0 +1,53 @@
+"""Objectives that start from a CLIP or SigLIP checkpoint of open_clip: heads, temperature and bias come along, or it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mmssl.core.errors import CheckpointError
+from mmssl.interop.open_clip import encoder_configs
+from mmssl.objectives.clip import ClipConfig
+from mmssl.recipe.start import start_objective
+from tests.interop.test_open_clip import MODELS
+
+MODEL = MODELS["vit"]
+
+
+def objective(**changes: Any) -> torch.nn.Module:
+    image, text = encoder_configs(MODEL)
+    given = {
+        "pairs": (("image", "text"),), "views": {"image": "eval", "text": "tokens"}, "temperature": 0.07,
+        "embedding": MODEL["embed_dim"],
+    }  # fmt: skip
+    return ClipConfig.model_validate(given | changes).build({"image": image.build(), "text": text.build()})
+
+
+def checkpoint(folder: Path, **changes: Any) -> Path:
+    file = folder / "model.safetensors"
+    model = open_clip.CLIP(**MODEL, init_logit_scale=1.5, **changes)
+    save_file({name: x.contiguous() for name, x in model.state_dict().items()}, file)
+    return file
+
+
+def test_a_sigmoid_starts_from_temperature_and_bias(tmp_path: Path) -> None:
+    started = objective(loss="sigmoid")
+    start_objective(started, checkpoint(tmp_path, init_logit_bias=-7.5))
+    assert started.get_parameter("logit_scale.image-text").item() == 1.5
+    assert started.get_parameter("logit_bias.image-text").item() == -7.5
+
+
+def test_info_nce_has_no_use_for_a_bias(tmp_path: Path) -> None:
+    started = objective()
+    start_objective(started, checkpoint(tmp_path, init_logit_bias=-7.5))
+    assert {name for name, p in started.named_parameters() if p.ndim == 0} == {"logit_scale.image-text"}
+
+
+def test_a_sigmoid_without_a_bias_to_start_from_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"logit_bias\.image-text"):
+        start_objective(objective(loss="sigmoid"), checkpoint(tmp_path))

@@ -1,0 +1,63 @@
+"""tools/bench_gpu.py: says when there is no GPU; every path of it runs on toy sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+
+import gpu_steps as gpu  # noqa: E402 (lies beside the tools)
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/bench_gpu.py", *map(str, arguments)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_it_needs_a_gpu_and_says_so() -> None:
+    done = bench()
+    assert done.returncode == 3
+    assert done.stderr == "bench_gpu needs a CUDA device, and torch sees none here: nothing was measured\n"
+
+
+def test_every_path_runs(tmp_path: Path) -> None:
+    done = bench("--device", "cpu", "--tiny", "--json", tmp_path / "gpu.json", "--markdown", tmp_path / "gpu.md")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "gpu.json").read_text())
+    assert {"ratio", "ours", "peer", "unit", "rows"} <= figures.keys()
+    assert figures["ratio"] == pytest.approx(figures["ours"] / figures["peer"])
+    assert {section: len(rows) for section, rows in figures["rows"].items()} == {
+        "steps": 2, "loss": 2, "largest": 1, "input": 1
+    }  # fmt: skip
+    assert figures["rows"]["largest"][0]["cached pairs"] == 16
+    page = (tmp_path / "gpu.md").read_text()
+    assert page.count("| --- |") >= 4
+    assert "no measurement" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "padded", "short"), [("ViT-B/32", 44.3e9, 0.66), ("ViT-B/16", 123.3e9, 0.88), ("ViT-L/14", 526e9, 0.94)]
+)
+def test_operations_are_those_of_the_profile(name: str, padded: float, short: float) -> None:
+    """open_clip's published profile at 77 tokens; the share that is left at 13."""
+    model = gpu.MODELS[name]
+    full = model.operations(torch.tensor([77]))
+    assert full == pytest.approx(padded, rel=0.01)
+    assert model.operations(torch.tensor([13])) / full == pytest.approx(short, abs=0.01)
+
+
+def test_captions_are_as_long_as_real_ones() -> None:
+    batch = gpu.random_batch(gpu.TINY["tiny"], 512, torch.device("cpu"))
+    lengths = gpu.caption_lengths(batch)
+    assert float(lengths.float().mean()) == pytest.approx(12.9, abs=0.3)
+    ends = batch["text"]["tokens0"][torch.arange(512), lengths - 1]
+    assert set(ends.tolist()) == {gpu.WORDS - 1}
