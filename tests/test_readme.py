@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import typer
+from pydantic import TypeAdapter
 
+from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.run_folder import shipped_recipes
+from mmssl.recipe.strict_yaml import parse as parse_yaml
 from pipelines import cli, evaluate, pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +70,14 @@ def test_python_blocks_parse_and_name_what_exists() -> None:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mmssl":
                 assert hasattr(mmssl, node.attr)
+
+
+def test_yaml_blocks_are_parts_of_recipes() -> None:
+    blocks = [block for kind, block in BLOCKS if kind == "yaml"]
+    assert blocks
+    for block in blocks:
+        for part, value in parse_yaml(block, "README").value.items():
+            TypeAdapter(Recipe.model_fields[part].annotation).validate_json(json.dumps(value))
 
 
 def test_every_recipe_is_listed() -> None:
