@@ -34,6 +34,11 @@ class AudioResNetConfig(StagesConfig, SoundEncoderConfig):
         """Of the front-end."""
         return self.front_end.settings.rate
 
+    @property
+    def stereo(self) -> bool:
+        """Of the front-end."""
+        return self.front_end.settings.planes == 2
+
     def build(self) -> AudioResNet:
         """Build it, load `weights` (positions resampled to this length), freeze."""
         encoder = AudioResNet(self)
@@ -50,12 +55,12 @@ class AudioResNet(Stages):
     def __init__(self, config: AudioResNetConfig) -> None:
         front_end = config.front_end.build()
         size = (front_end.mels, front_end.length(round(config.rate * config.seconds)))
-        super().__init__(config, 1, (-(-size[0] // config.stride), -(-size[1] // config.stride)))
+        super().__init__(config, front_end.planes, (-(-size[0] // config.stride), -(-size[1] // config.stride)))
         self.front_end = front_end
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Waveforms [B, C, samples], int16 or float in [-1, 1] -> normalised spectrograms [B, 1, filters, frames]."""
-        made: Tensor = self.front_end(x)[:, None]
+        """Waveforms [B, C, samples], int16 or float in [-1, 1] -> normalised spectrograms [B, planes, filters, frames]."""
+        made: Tensor = self.front_end(x)
         return made.contiguous(memory_format=torch.channels_last)
 
     def forward(

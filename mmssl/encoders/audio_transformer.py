@@ -64,6 +64,11 @@ class AudioTransformerConfig(SoundEncoderConfig):
         """Of the front-end."""
         return self.front_end.settings.rate
 
+    @property
+    def stereo(self) -> bool:
+        """Of the front-end."""
+        return self.front_end.settings.planes == 2
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.width % self.heads:
@@ -109,7 +114,7 @@ class AudioTransformer(Encoder):
         self.front_end = config.front_end.build()
         samples = round(config.front_end.settings.rate * config.seconds)
         self.grid = self._grid(self.front_end.mels, self.front_end.length(samples))
-        self.patch_embedding = nn.Conv2d(1, self.width, self.patch_size, self.stride)
+        self.patch_embedding = nn.Conv2d(self.front_end.planes, self.width, self.patch_size, self.stride)
         scale = self.width**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(self.width)) if config.class_token else None
         self.prefix = int(config.class_token)
@@ -128,8 +133,8 @@ class AudioTransformer(Encoder):
         self.norm_post = nn.LayerNorm(self.width)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Waveforms [B, C, samples], int16 or float in [-1, 1] -> normalised spectrograms [B, 1, filters, frames]."""
-        return self.front_end(x)[:, None]  # type: ignore[no-any-return]
+        """Waveforms [B, C, samples], int16 or float in [-1, 1] -> normalised spectrograms [B, planes, filters, frames]."""
+        return self.front_end(x)  # type: ignore[no-any-return]
 
     def forward(
         self,

@@ -6,11 +6,11 @@ that the embedding of one file changes from call to call. Here evaluation has no
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.config import Config
@@ -33,6 +33,14 @@ class ClapFrontEndConfig(Config):
     mel: MelConfig | None = None
     seconds: float = Field(default=10.0, gt=0)
     spec_augment: SpecAugmentConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_plane(self) -> Self:
+        if self.settings.planes != 1:
+            raise ValueError(
+                "mel.channel: got 'both', wanted mean or first: planes of CLAP's towers are chunks of time"
+            )
+        return self
 
     @property
     def settings(self) -> MelConfig:
@@ -72,14 +80,14 @@ class ClapFrontEnd(nn.Module):
             ValueError: other shapes or types.
         """
         x = self._fit(x)
-        mel: Tensor = self.mel(x)
+        mel: Tensor = self.mel(x)  # [B, 1, F, frames]
         if not self.fused:
-            return mel[:, None]
-        if mel.shape[2] == self.frames:
-            return mel[:, None].expand(-1, 4, -1, -1)
-        whole = F.interpolate(mel[:, None], (mel.shape[1], self.frames), mode="bilinear", align_corners=False)
+            return mel
+        if mel.shape[3] == self.frames:
+            return mel.expand(-1, 4, -1, -1)
+        whole = F.interpolate(mel, (mel.shape[2], self.frames), mode="bilinear", align_corners=False)
         place = self._starts(mel)[:, :, None] + torch.arange(self.frames, device=mel.device)  # [B, 3, T]
-        chunks = mel[:, None].expand(-1, 3, -1, -1).gather(3, place[:, :, None].expand(-1, -1, mel.shape[1], -1))
+        chunks = mel.expand(-1, 3, -1, -1).gather(3, place[:, :, None].expand(-1, -1, mel.shape[2], -1))
         return torch.cat([whole, chunks], dim=1)
 
     def _fit(self, x: Tensor) -> Tensor:
@@ -95,7 +103,7 @@ class ClapFrontEnd(nn.Module):
 
     def _starts(self, mel: Tensor) -> Tensor:
         # [B, 3], first frames of the chunks
-        places = mel.shape[2] - self.frames + 1
+        places = mel.shape[3] - self.frames + 1
         if not self.training:
             return torch.tensor([0, (places - 1) // 2, places - 1], device=mel.device).expand(len(mel), -1)
         counts = torch.tensor([places // 3 + (third < places % 3) for third in range(3)], device=mel.device)

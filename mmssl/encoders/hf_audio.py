@@ -54,12 +54,23 @@ class HfAstConfig(HfConfig, SoundEncoderConfig):
         _refuse_two(self.front_end, self.spec_augment)
         return self
 
+    @model_validator(mode="after")
+    def _one_plane(self) -> Self:
+        if self.front_end is not None and self.front_end.settings.planes != 1:
+            raise ValueError("front_end.channel: got 'both', wanted mean or first: the model has one input plane")
+        return self
+
     @property
     def rate(self) -> int:
         """Of the front-end."""
         if self.front_end is None and self.path is None:
             return PRESETS["ast"].rate
         return self.spectrogram().rate
+
+    @property
+    def stereo(self) -> bool:
+        """Never: the model has one plane."""
+        return False
 
     def spectrogram(self) -> FrontEndSettings:
         """All numbers of the front-end.
@@ -124,6 +135,11 @@ class HfClapAudioConfig(HfConfig, SoundEncoderConfig):
         if self.front_end is None and self.path is None:
             return PRESETS["clap_htsat_fused"].rate  # that of the other as well
         return self.spectrogram(fused=False).settings.rate
+
+    @property
+    def stereo(self) -> bool:
+        """Never: planes of these models are chunks of time."""
+        return False
 
     def spectrogram(self, *, fused: bool) -> ClapFrontEndConfig:
         """The front-end; `fused` says what a model from scratch wants.
@@ -201,7 +217,7 @@ class HfAstEncoder(Adapter):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Waveforms [B, C, samples], int16 or float in [-1, 1] -> normalised spectrograms [B, frames, filters]."""
-        return self.front_end(x).transpose(1, 2)  # type: ignore[no-any-return]
+        return self.front_end(x)[:, 0].transpose(1, 2)  # type: ignore[no-any-return]
 
     def forward(
         self,

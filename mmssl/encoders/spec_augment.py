@@ -36,7 +36,10 @@ class SpecAugmentConfig(Config):
 
 
 class SpecAugment(nn.Module):
-    """Spectrograms [B, F, T] -> [B, F, T], masked by each sample's own draw; what is hidden becomes the sample's mean."""
+    """Spectrograms [B, planes, F, T] -> the same shape, masked by each sample's own draw, in all of its planes alike.
+
+    What is hidden becomes the sample's mean.
+    """
 
     def __init__(self, config: SpecAugmentConfig) -> None:
         super().__init__()
@@ -46,12 +49,13 @@ class SpecAugment(nn.Module):
         """As it is in evaluation mode."""
         if not self.training:
             return x
-        c, (batch, filters, frames) = self.config, x.shape
+        c, (batch, _, filters, frames) = self.config, x.shape
         longest = min(c.time_width, int(c.time_share * frames))
         rows = bands(batch, filters, c.filter_masks, min(c.filter_width, filters), x.device)
         columns = bands(batch, frames, c.time_masks, longest, x.device)
         # The paper hides with 0, the mean of its normalised spectrograms. Not all front-ends normalise.
-        return torch.where(rows[:, :, None] | columns[:, None, :], x.mean((1, 2), keepdim=True), x)
+        hidden = rows[:, None, :, None] | columns[:, None, None, :]
+        return torch.where(hidden, x.mean((1, 2, 3), keepdim=True), x)
 
 
 def bands(batch: int, size: int, count: int, widest: int, device: torch.device) -> Tensor:

@@ -20,6 +20,8 @@ from mmssl.core.config import Config
 from mmssl.core.encoder import EncoderConfig
 from mmssl.encoders.spec_augment import SpecAugmentConfig
 
+Channel = Literal["mean", "first", "both"]
+
 FULL_SCALE = 32768
 """int16 value of 1.0 in the waveforms of the data floor."""
 
@@ -31,7 +33,8 @@ class FrontEndSettings(Config):
         rate: samples a second of the waveforms that it is made for, in Hz.
         mels: F, number of mel filters.
         low, high: edges of the filters in Hz; high None: half of the rate.
-        channel: what is done with stereo: the "mean" of all channels, or the "first" one.
+        channel: what is done with stereo: the "mean" of all channels; the "first" one; or "both", each a plane of its own, so that
+            an encoder can hear from which side a sound comes.
         frames: T; more are cut off, and missing ones are zeros before normalisation (as AST has it). None: as many as come.
         mean, std: of the logarithms: the output is (x - mean) / std.
         spec_augment: what is hidden in training; None: nothing.
@@ -41,7 +44,7 @@ class FrontEndSettings(Config):
     mels: int = Field(default=128, gt=0)
     low: float = Field(default=20.0, ge=0)
     high: float | None = Field(default=None, gt=0)
-    channel: Literal["mean", "first"] = "mean"
+    channel: Channel = "mean"
     frames: int | None = Field(default=None, gt=0)
     mean: float = 0.0
     std: float = Field(default=1.0, gt=0)
@@ -51,6 +54,11 @@ class FrontEndSettings(Config):
     def settings(self) -> FrontEndSettings:
         """All numbers."""
         return self
+
+    @property
+    def planes(self) -> int:
+        """Spectrograms of one sound."""
+        return 2 if self.channel == "both" else 1
 
     @property
     def top(self) -> float:
@@ -128,12 +136,14 @@ class PresetConfig(Config):
 
     Attributes:
         kind: whose it is; "clap_htsat_fused" is one spectrogram of the whole sound by that model's filters.
+        channel: another way with stereo than the preset's.
         frames: another length than the preset's.
         mean, std: other statistics than the preset's.
         spec_augment: what is hidden in training; None: nothing.
     """
 
     kind: Literal["ast", "cav_mae", "imagebind", "clap_htsat_unfused", "clap_htsat_fused"]
+    channel: Channel | None = None
     frames: int | None = Field(default=None, gt=0)
     mean: float | None = None
     std: float | None = Field(default=None, gt=0)
@@ -161,9 +171,14 @@ class SoundEncoderConfig(EncoderConfig, ABC):
     def rate(self) -> int:
         """Samples a second of the sounds that the front-end is made for, in Hz."""
 
+    @property
+    @abstractmethod
+    def stereo(self) -> bool:
+        """Whether the front-end wants two channels."""
+
 
 class FrontEnd(nn.Module, ABC):
-    """Waveforms [B, C, samples] -> log-mel spectrograms [B, F, T], normalised.
+    """Waveforms [B, C, samples] -> log-mel spectrograms [B, planes, F, T], normalised; planes are 2 where both channels are heard.
 
     Filters follow the module to its device and are no part of its state: they belong to the config.
     """
@@ -182,7 +197,12 @@ class FrontEnd(nn.Module, ABC):
 
     @abstractmethod
     def _log_mel(self, x: Tensor) -> Tensor:
-        """[B, samples] float32 in [-1, 1] -> [B, F, count(samples)]."""
+        """[N, samples] float32 in [-1, 1] -> [N, F, count(samples)]."""
+
+    @property
+    def planes(self) -> int:
+        """Spectrograms of one sound, left before right."""
+        return self.settings.planes
 
     @property
     def mels(self) -> int:
@@ -194,10 +214,10 @@ class FrontEnd(nn.Module, ABC):
         return self.settings.frames or self.count(samples)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, samples], int16 in units of 1 / 32768 or float in [-1, 1] -> [B, F, T].
+        """[B, C, samples], int16 in units of 1 / 32768 or float in [-1, 1] -> [B, planes, F, T].
 
         Raises:
-            ValueError: other shapes or types, or too short for one frame.
+            ValueError: other shapes or types, too short for one frame, or not stereo where both channels are to be heard.
         """
         if x.ndim != 3 or not (x.dtype == torch.int16 or x.is_floating_point()):
             raise ValueError(
@@ -207,10 +227,23 @@ class FrontEnd(nn.Module, ABC):
             raise ValueError(f"got sounds of {x.shape[2]} samples, too short for one frame of {self.settings}")
         with torch.autocast(x.device.type, enabled=False):
             x = x.float() / FULL_SCALE if x.dtype == torch.int16 else x.float()
-            made = self._log_mel(x[:, 0] if self.settings.channel == "first" else x.mean(1))
+            heard = self._hear(x)
+            made = self._log_mel(heard.flatten(0, 1))
+            made = made.reshape(*heard.shape[:2], *made.shape[1:])
             if self.settings.frames is not None:
                 made = F.pad(made[..., : self.settings.frames], (0, max(0, self.settings.frames - made.shape[-1])))
             return self.spec_augment((made - self.settings.mean) / self.settings.std)  # type: ignore[no-any-return]
+
+    def _hear(self, x: Tensor) -> Tensor:
+        # [B, C, samples] -> [B, planes, samples]
+        if self.settings.channel == "both":
+            if x.shape[1] != 2:
+                raise ValueError(
+                    f"got sounds of {x.shape[1]} channel(s), and the front-end hears both of two (channel: both): set "
+                    "`channels: stereo` in the modality, which doubles mono sounds, or channel: mean in the front-end"
+                )
+            return x
+        return x[:, :1] if self.settings.channel == "first" else x.mean(1, keepdim=True)
 
 
 class KaldiFrontEnd(FrontEnd):

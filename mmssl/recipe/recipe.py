@@ -103,7 +103,7 @@ class Recipe(TrainingConfig):
         return self
 
     @model_validator(mode="after")
-    def _rates_agree(self) -> Recipe:
+    def _sounds_fit(self) -> Recipe:
         for name, encoder in self.encoders.items():
             modality = self.modalities.get(name)
             if not (isinstance(encoder, SoundEncoderConfig) and isinstance(modality, AudioConfig)):
@@ -112,6 +112,11 @@ class Recipe(TrainingConfig):
                 raise ValueError(
                     f"modalities.{name}.rate: got {modality.rate}, wanted {encoder.rate}, the rate of the front-end of "
                     f"encoders.{name}: at any other its filters stand at wrong frequencies"
+                )
+            if encoder.stereo and modality.channels == "mono":
+                raise ValueError(
+                    f"modalities.{name}.channels: got mono, and the front-end of encoders.{name} hears both channels: "
+                    "set channels: stereo, or channel: mean in the front-end"
                 )
         return self
 

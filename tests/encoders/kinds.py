@@ -120,6 +120,12 @@ KINDS: dict[str, EncoderConfig] = {
         activation="quick_gelu",
         layer_scale=0.5,
     ),
+    "audio_transformer_stereo": AudioTransformerConfig(
+        front_end=MelConfig(rate=8000, window=256, hop=80, mels=32, mean=-8.0, std=4.0, channel="both"),
+        seconds=0.39,
+        patch_size=(8, 10),
+        **TINY,
+    ),
     "audio_resnet": AudioResNetConfig(
         front_end=MelConfig(rate=8000, window=256, hop=80, mels=32, mean=-8.0, std=4.0),
         seconds=0.39,
@@ -127,7 +133,7 @@ KINDS: dict[str, EncoderConfig] = {
         channels=8,
     ),
     "audio_resnet_mean": AudioResNetConfig(
-        front_end=KaldiConfig(rate=8000, mels=32, mean=-8.0, std=4.0),
+        front_end=KaldiConfig(rate=8000, mels=32, mean=-8.0, std=4.0, channel="both"),
         seconds=0.39,
         layers=(2, 1),
         channels=8,

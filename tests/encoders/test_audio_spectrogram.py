@@ -53,8 +53,8 @@ def test_ast_is_that_of_transformers() -> None:
     extractor = ASTFeatureExtractor()
     wanted = np.stack([extractor(wave[0].numpy(), sampling_rate=16_000).input_values[0] for wave in x])
     made = preset("ast")(x)
-    assert made.shape == (3, 128, 1024)
-    torch.testing.assert_close(made, torch.from_numpy(wanted).transpose(1, 2), atol=1e-5, rtol=1e-5)
+    assert made.shape == (3, 1, 128, 1024)
+    torch.testing.assert_close(made[:, 0], torch.from_numpy(wanted).transpose(1, 2), atol=1e-5, rtol=1e-5)
 
 
 def test_clap_is_that_of_transformers() -> None:
@@ -66,15 +66,15 @@ def test_clap_is_that_of_transformers() -> None:
     )
     wanted = np.stack([extractor(wave[0].numpy(), sampling_rate=48_000).input_features[0][0] for wave in x])
     made = preset("clap_htsat_unfused")(x)
-    assert made.shape == (2, 64, 1001)
-    torch.testing.assert_close(made, torch.from_numpy(wanted).transpose(1, 2), atol=1e-3, rtol=1e-5)
+    assert made.shape == (2, 1, 64, 1001)
+    torch.testing.assert_close(made[:, 0], torch.from_numpy(wanted).transpose(1, 2), atol=1e-3, rtol=1e-5)
 
 
 def test_every_row_of_a_batch_is_its_own_and_not_the_first() -> None:
     """torchaudio's function takes a batch and hands back its first row: the reason why we have our own."""
     x = waves(3, 16_000)
     alone = torch.stack([torchaudio.compliance.kaldi.fbank(wave, **KALDI).T for wave in x])
-    made = KaldiConfig().build()(x)
+    made = KaldiConfig().build()(x)[:, 0]
     torch.testing.assert_close(made, alone, atol=1e-5, rtol=1e-5)
     assert (made[1] - made[0]).abs().mean() > 0.1
     assert torchaudio.compliance.kaldi.fbank(x[:, 0], **KALDI).shape == made[0].T.shape  # the trap is still there
@@ -83,9 +83,9 @@ def test_every_row_of_a_batch_is_its_own_and_not_the_first() -> None:
 def test_mel_is_that_of_torchaudio() -> None:
     x = waves(2, 16_000)
     wanted = torchaudio.transforms.MelSpectrogram(16_000, 400, hop_length=160, n_mels=64)(x[:, 0])
-    torch.testing.assert_close(MelConfig().build()(x), wanted.clamp(min=1e-6).log(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(MelConfig().build()(x)[:, 0], wanted.clamp(min=1e-6).log(), atol=1e-5, rtol=1e-5)
     in_db = MelConfig(log="db", floor=1e-10).build()(x)
-    torch.testing.assert_close(in_db, 10 * wanted.clamp(min=1e-10).log10(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(in_db[:, 0], 10 * wanted.clamp(min=1e-10).log10(), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "mean", "std"), [("cav_mae", -5.081, 4.4849), ("imagebind", -4.268, 9.138)])
@@ -94,12 +94,12 @@ def test_relatives_of_ast_differ_in_numbers_only(name: str, mean: float, std: fl
     x = waves(1, 32_000)
     raw = torchaudio.compliance.kaldi.fbank(x[0], **KALDI).T
     assert raw.shape == (128, 198)
-    made = preset(name)(x)[0]
+    made = preset(name)(x)[0, 0]
     assert made.shape == (128, frames)
     torch.testing.assert_close(made[:, :198], (raw - mean) / std, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(made[:, 198:], torch.full_like(made[:, 198:], -mean / std))  # zeros before normalisation
     both = torch.cat([x, -x], dim=1)
-    assert torch.equal(preset(name)(both)[0], made), "these take the first channel"
+    assert torch.equal(preset(name)(both)[0, 0], made), "these take the first channel"
     assert not torch.allclose(preset("ast")(both), preset("ast")(x)), "the mean of a channel and its inverse is silence"
 
 
@@ -114,7 +114,7 @@ GOLDEN = {  # mean, deviation and one value over a chirp of 2 s, made with trans
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_goldens(name: str) -> None:
-    made = preset(name)(chirp(PRESETS[name].rate, 2.0))[0]
+    made = preset(name)(chirp(PRESETS[name].rate, 2.0))[0, 0]
     got = (made.mean().item(), made.std().item(), made[30, 100].item())
     assert got == pytest.approx(GOLDEN[name], abs=2e-3, rel=2e-4)
 
@@ -139,7 +139,7 @@ def test_length_is_as_announced(name: str) -> None:
     rate = ALL[name].settings.rate
     for samples in (rate // 10, rate // 3, rate + 17, 2 * rate, 11 * rate):
         made = front_end(waves(2, samples))
-        assert made.shape == (2, front_end.mels, front_end.length(samples))
+        assert made.shape == (2, 1, front_end.mels, front_end.length(samples))
 
 
 @EVERY
@@ -192,6 +192,22 @@ def test_presets_can_be_given_another_length_and_statistics() -> None:
     config = PresetConfig(kind="ast", frames=512, mean=-6.6268077, std=2 * 5.358466)  # AST's numbers for ESC-50
     raw = KaldiConfig(frames=512).build()(waves(1, 80_000))
     torch.testing.assert_close(config.build()(waves(1, 80_000)), (raw + 6.6268077) / (2 * 5.358466))
+
+
+@EVERY
+def test_both_channels_are_two_planes(name: str) -> None:
+    given = ALL[name].model_copy(update={"channel": "both"})
+    assert TypeAdapter(FrontEndConfig).validate_json(given.model_dump_json()) == given
+    front_end = given.build()
+    left, right = waves(2, 24_000, 1), waves(2, 24_000, 2)
+    made = front_end(torch.cat([left, right], dim=1))
+    assert made.shape == (2, 2, front_end.mels, front_end.length(24_000))
+    single = ALL[name].build()
+    torch.testing.assert_close(made, torch.cat([single(left), single(right)], dim=1), atol=1e-4, rtol=1e-5)
+    assert torch.equal(front_end(torch.cat([right, left], dim=1)), made.flip(1)), "swapped channels are swapped planes"
+    assert (made[:, 0] - made[:, 1]).abs().mean() > 0.01
+    with pytest.raises(ValueError, match=r"got sounds of 1 channel\(s\).*`channels: stereo` in the modality"):
+        front_end(left)
 
 
 @EVERY

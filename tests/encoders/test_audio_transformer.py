@@ -167,6 +167,21 @@ def test_the_rate_of_a_modality_must_be_the_front_ends(encoder: dict[str, Any], 
     assert validate_text(Recipe, built.to_yaml(), "recipe") == built
 
 
+def test_an_encoder_with_two_planes_hears_the_side(tmp_path: Path) -> None:
+    encoder = build(front_end={**FRONT_END, "channel": "both"}).eval()
+    x = torch.cat([0.1 * torch.randn(2, 1, 4000), 0.01 * torch.randn(2, 1, 4000)], dim=1)
+    assert encoder.prepare(x).shape[:2] == (2, 2)
+    assert not torch.allclose(encoder(x).pooled, encoder(x.flip(1)).pooled, atol=1e-3)
+    torch.testing.assert_close(build().eval()(x).pooled, build().eval()(x.flip(1)).pooled)
+    values = recipe(tmp_path, tmp_path)
+    values["encoders"]["audio"]["front_end"]["channel"] = "both"
+    values["modalities"]["audio"]["channels"] = "mono"
+    with pytest.raises(Exception, match=r"audio.channels: got mono, and the front-end of encoders.audio hears both"):
+        validate_text(Recipe, json.dumps(values), "recipe")
+    values["modalities"]["audio"]["channels"] = "stereo"
+    validate_text(Recipe, json.dumps(values), "recipe")
+
+
 def test_sounds_and_captions_find_each_other(tmp_path: Path) -> None:
     """30 steps of the shipped recipe, smaller, on key tones and their captions."""
     digit_scenes.write(tmp_path / "scenes", train=128, validation=0, test=0, shards=2, size=16)

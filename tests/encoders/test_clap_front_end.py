@@ -65,7 +65,7 @@ def test_long_sounds_are_fused_as_transformers_does_it(seconds: float, monkeypat
     torch.testing.assert_close(made[:, [0, 1, 3]], wanted[:, [0, 1, 3]], atol=2e-3, rtol=1e-4)
     # Where thirds are unequal their middle is not the middle of all: the chunk is then found one frame away.
     spare = x.shape[2] // 480 + 1 - 1001
-    mel = front_end.mel(x)
+    mel = front_end.mel(x)[:, 0]
     torch.testing.assert_close(made[:, 2], mel[:, :, spare // 2 : spare // 2 + 1001])
     assert not torch.allclose(made[:, 1], made[:, 3], atol=0.1)
 
@@ -112,7 +112,7 @@ MEL = {"kind": "mel", "rate": 8000, "window": 256, "hop": 80, "mels": 16, "log":
 def test_training_takes_a_chunk_from_each_third() -> None:
     front_end = build(mel=MEL, seconds=0.5).train()
     x = waves(1, 0.2).expand(64, -1, -1)  # 9,600 samples: 121 frames, 71 places for 51 of them
-    mel = front_end.mel(x[:1])[0]
+    mel = front_end.mel(x[:1])[0, 0]
     torch.manual_seed(0)
     made = front_end(x)
     torch.manual_seed(0)

@@ -192,6 +192,16 @@ def test_weights_of_the_tower_must_be_there(tmp_path: Path) -> None:
         (HfAstConfig, {"config": AST, "front_end": {"kind": "ast"}}, "got a front_end of 128 mels and 1024 frames"),
         (HfAstConfig, {"config": AST, "path": "somewhere"}, "wanted either path"),
         (HfAstConfig, {"config": AST, "front_end": {"kind": "ast"}, "spec_augment": {}}, "set front_end.spec_augment"),
+        (
+            HfAstConfig,
+            {"config": AST, "front_end": {"kind": "ast", "channel": "both"}},
+            "the model has one input plane",
+        ),
+        (
+            HfClapAudioConfig,
+            {"config": TOWER, "front_end": {"kind": "clap_htsat_unfused", "mel": {"kind": "mel", "channel": "both"}}},
+            "planes of CLAP's towers are chunks of time",
+        ),
         (HfClapAudioConfig, {"config": HF_VIT}, "got a vit model, wanted model_type clap"),
         (
             HfClapAudioConfig,

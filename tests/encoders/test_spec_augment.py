@@ -15,13 +15,15 @@ from mmssl.encoders.spec_augment import SpecAugmentConfig, bands
 from mmssl.encoders.spectrogram import MelConfig, PresetConfig
 
 
-def spectrograms(count: int = 4) -> Tensor:
-    return torch.randn(count, 40, 90, generator=torch.Generator().manual_seed(0)) + 3
+def spectrograms(count: int = 4, planes: int = 1) -> Tensor:
+    return torch.randn(count, planes, 40, 90, generator=torch.Generator().manual_seed(0)) + 3
 
 
 def hidden(x: Tensor, made: Tensor) -> Tensor:
-    """[B, F, T] bool."""
-    return made != x
+    """[B, F, T] bool; the same in all planes."""
+    changed = made != x
+    assert torch.equal(changed.any(1), changed.all(1))
+    return changed[:, 0]
 
 
 def runs(row: Tensor) -> list[int]:
@@ -43,12 +45,13 @@ def test_a_band_covers_all_frames_and_a_stretch_all_filters() -> None:
     assert len({tuple(row.tolist()) for row in rows.all(2)}) > 50, "each sample has its own"
 
 
-def test_what_is_hidden_becomes_the_samples_mean() -> None:
-    x = spectrograms(32)
+@pytest.mark.parametrize("planes", [1, 2])
+def test_what_is_hidden_becomes_the_samples_mean(planes: int) -> None:
+    x = spectrograms(32, planes)
     torch.manual_seed(0)
     made = SpecAugmentConfig(filter_width=10, time_width=20).build()(x)
-    means = x.mean((1, 2), keepdim=True).expand_as(x)
-    assert torch.equal(made[hidden(x, made)], means[hidden(x, made)])
+    means, where = x.mean((1, 2, 3), keepdim=True).expand_as(x), hidden(x, made)[:, None].expand_as(x)
+    assert torch.equal(made[where], means[where])
     assert hidden(x, made).any((1, 2)).float().mean() > 0.9
 
 
@@ -90,8 +93,8 @@ def test_gradients_pass_what_is_left() -> None:
     made.sum().backward()
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
-    assert (x.grad[~hidden(x, made)] >= 1).all()
-    assert (x.grad[hidden(x, made)] < 1).all()
+    assert (x.grad[:, 0][~hidden(x, made)] >= 1).all()
+    assert (x.grad[:, 0][hidden(x, made)] < 1).all()
 
 
 def encoder(**front_end: Any) -> Any:
