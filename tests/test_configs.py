@@ -20,7 +20,7 @@ from mmssl.recipe.strict_yaml import parse
 from mmssl.recipe.validate import validate_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-COUNT = 20
+COUNT = 21
 FOLDERS = {"quickstart", "image_text", "image", "audio_text", "audio_visual", "tri_modal", "video"}
 NAMES = sorted(shipped_recipes())
 EMBEDDING = 64
@@ -112,7 +112,6 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
 DROPPED = {("timm", "size")}
 SIZES: Mapping[str, dict[str, Any]] = {
     "image": {"size": 64},
-    "order": {"patch_size": 16},
     "vit": {"size": 64, "patch_size": 16, "width": 32, "depth": 3, "heads": 2},
     "resnet": {"size": 64, "layers": [1, 1, 1, 1], "channels": 8, "output_dim": EMBEDDING, "heads": 2},
     "audio_transformer": {"width": 32, "depth": 2, "heads": 2},
@@ -123,7 +122,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "text_transformer": {"width": 32, "depth": 2, "heads": 2},
     "clip": {"embedding": EMBEDDING},
     "mlp": {"hidden": 32},
-    "mae": {"patch_values": 3 * 16 * 16, "decoder": {"width": 16, "depth": 1, "heads": 1}},
+    "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }
 
 

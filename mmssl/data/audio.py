@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from mmssl.data.audio_views import CentreWindowView, Pad, RandomWindowConfig, SpreadWindowsView
+from mmssl.data.audio_views import CentreWindowView, Pad, RandomWindowConfig, SoundOrderConfig, SpreadWindowsView
 from mmssl.data.media import extent, first_stream, is_media, opened
 from mmssl.data.media_sound import MediaSound
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
@@ -23,6 +23,7 @@ from mmssl.data.sound_file import RATES, check_finite, check_samples, open_sound
 from mmssl.data.timeline import Extent, Window
 
 Channels = Literal["keep", "mono", "stereo"]
+SoundViewConfig = Annotated[RandomWindowConfig | SoundOrderConfig, Field(discriminator="kind")]
 
 _FILTERS = 600_000  # numbers in the filter bank of a ratio of rates, about: enough for all usual ones to be exact
 
@@ -134,7 +135,7 @@ class AudioConfig(ModalityConfig):
     rate: int = Field(ge=RATES[0], le=RATES[1])
     seconds: float = Field(gt=0)
     channels: Channels = "keep"
-    views: dict[str, RandomWindowConfig] = Field(default={"crop": RandomWindowConfig()})
+    views: dict[str, SoundViewConfig] = Field(default={"crop": RandomWindowConfig()})
     pad: Pad = "repeat"
     eval_windows: int = Field(default=1, ge=1)
     max_samples: int = Field(default=57_600_000, ge=1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmssl.core.config import Config
 from mmssl.data.modality import View
+from mmssl.data.token_order import TokenOrder
 
 Pad = Literal["repeat", "zero"]
 Shape = tuple[int, int]
@@ -62,6 +63,21 @@ class RandomWindowConfig(Config):
     def build(self, shape: Shape, pad: Pad) -> RandomWindowView:
         """The view of that many channels and samples."""
         return RandomWindowView(self, shape, pad)
+
+
+class SoundOrderConfig(Config):
+    """A random order of the patches of a spectrogram, for objectives that mask: the first ones are kept, or the last.
+
+    Attributes:
+        tokens: how many patches the encoder has: rows over the filters times columns over time.
+    """
+
+    kind: Literal["order"] = "order"
+    tokens: int = Field(ge=2)
+
+    def build(self, shape: Shape, pad: Pad) -> TokenOrder:
+        """The view; lengths of sounds do not matter to it."""
+        return TokenOrder(self.tokens)
 
 
 class RandomWindowView(View):

@@ -18,6 +18,7 @@ from torch import Tensor
 from mmssl.core.config import Config
 from mmssl.data.colours import JitterConfig, Probability, change_colours, draw_jitter, to_grey
 from mmssl.data.modality import View
+from mmssl.data.token_order import TokenOrder
 
 
 def _ascending(values: tuple[float, float]) -> tuple[float, float]:
@@ -90,9 +91,9 @@ class OrderConfig(Config):
     kind: Literal["order"] = "order"
     patch_size: int = Field(ge=1)
 
-    def build(self, size: int) -> Order:
+    def build(self, size: int) -> TokenOrder:
         """The view for pictures of `size` pixels."""
-        return Order((size // self.patch_size) ** 2)
+        return TokenOrder((size // self.patch_size) ** 2)
 
 
 class ResizedCrop(View):
@@ -154,25 +155,6 @@ class SimClr(View):
     def blank(self) -> Tensor:
         """Black."""
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-
-
-class Order(View):
-    """int64 [T], a permutation of 0 ... T-1, where T counts the patches of a picture. Parameters: the order itself."""
-
-    def __init__(self, patches: int) -> None:
-        self.patches = patches
-
-    def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
-        """The permutation."""
-        return {"order": rng.permutation(self.patches).tolist()}
-
-    def __call__(self, value: Any, parameters: Mapping[str, Any]) -> Tensor:
-        """The permutation as a tensor."""
-        return torch.tensor(parameters["order"], dtype=torch.int64)
-
-    def blank(self) -> Tensor:
-        """Reading order: still a permutation, so that code which gathers by it stands."""
-        return torch.arange(self.patches)
 
 
 class EvalView(View):

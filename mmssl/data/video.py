@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 from mmssl.data.media_video import decode_video, video_extent
 from mmssl.data.modality import Modality, ModalityConfig, View
 from mmssl.data.timeline import Clip, Extent, Window
-from mmssl.data.video_views import ClipViewConfig, EvalClipView, EvalFrameView, FrameViewConfig, Span
+from mmssl.data.video_views import ClipViewConfig, EvalClipView, EvalFrameView, FrameViewConfig, Span, VideoOrderConfig
 
-VideoViewConfig = Annotated[ClipViewConfig | FrameViewConfig, Field(discriminator="kind")]
+VideoViewConfig = Annotated[ClipViewConfig | FrameViewConfig | VideoOrderConfig, Field(discriminator="kind")]
 
 
 class VideoModality(Modality):
@@ -97,12 +97,18 @@ class VideoConfig(ModalityConfig):
                 f"views have {self.frames} frames in {self.seconds:g} s, and fps {self.fps:g} keeps fewer: "
                 f"raise it to {self.frames / self.seconds:g} or more, or leave it out"
             )
+        for view in self.views.values():
+            view.build(self.span)  # says what does not fit
         return self
+
+    @property
+    def span(self) -> Span:
+        """What views cover."""
+        return Span(self.frames, self.seconds, self.size)
 
     def build(self, name: str) -> VideoModality:
         """The modality under the name that the recipe gives it."""
-        span = Span(self.frames, self.seconds, self.size)
-        views: dict[str, View] = {kind: view.build(span) for kind, view in self.views.items()}
-        views["eval"] = EvalClipView(span) if self.eval == "clip" else EvalFrameView(self.size)
+        views: dict[str, View] = {kind: view.build(self.span) for kind, view in self.views.items()}
+        views["eval"] = EvalClipView(self.span) if self.eval == "clip" else EvalFrameView(self.size)
         extensions = self.extensions or ("mp4", "webm", "mkv", "mov")
         return VideoModality(name, extensions, views, self.fps, self.max_pixels, self.max_bytes)

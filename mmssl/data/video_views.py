@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from mmssl.core.config import Config
 from mmssl.data.colours import JitterConfig, Probability, change_colours, draw_jitter
 from mmssl.data.image_views import Interpolation, Range, Scale, centre, random_box, resize
 from mmssl.data.modality import View
 from mmssl.data.timeline import Clip
+from mmssl.data.token_order import TokenOrder
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,42 @@ class FrameViewConfig(_FramesConfig):
     def build(self, span: Span) -> FrameView:
         """The view."""
         return FrameView(self, span.size)
+
+
+class VideoOrderConfig(Config):
+    """A random order of the tokens of a view, for objectives that mask: the first ones are kept, or the last.
+
+    Attributes:
+        patch_size: pixels of a side of a patch; divides the size of views.
+        tubelet: frames of a token of a clip; divides the frames of views. None: the view is one frame.
+        tubes: places are shuffled and all their times stay together: what is hidden is hidden all the time.
+    """
+
+    kind: Literal["order"] = "order"
+    patch_size: int = Field(ge=1)
+    tubelet: int | None = Field(default=None, ge=1)
+    tubes: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tubes and self.tubelet is None:
+            raise ValueError("tubes: true has no effect on a view of one frame: set tubelet, or leave tubes out")
+        return self
+
+    def build(self, span: Span) -> TokenOrder:
+        """The view.
+
+        Raises:
+            ValueError: patches or tubelets that do not divide the views.
+        """
+        if span.size % self.patch_size or (self.tubelet and span.frames % self.tubelet):
+            raise ValueError(
+                f"got patches of {self.patch_size} pixels and tubelets of {self.tubelet or 1} frames, which do not divide views of "
+                f"{span.size} pixels and {span.frames} frames"
+            )
+        places = (span.size // self.patch_size) ** 2
+        times = span.frames // self.tubelet if self.tubelet else 1
+        return TokenOrder(places, times) if self.tubes else TokenOrder(places * times)
 
 
 class ClipView(View):

@@ -155,9 +155,14 @@ class SpaceTime(Encoder):
         self.norm_post = nn.LayerNorm(self.width)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """uint8, or float in [0, 1], [B, T, 3, H, W] or [B, 3, H, W] -> normalised float [B, T, 3, H, W]."""
+        """uint8, or float in [0, 1], [B, T, 3, H, W] or [B, 3, H, W] -> normalised float [B, 3, T, H, W].
+
+        The last frame is repeated until tubelets are full.
+        """
         x = as_frames(x)
-        return self.pixels(x.flatten(0, 1)).unflatten(0, x.shape[:2])  # type: ignore[no-any-return]
+        made = self.pixels(x.flatten(0, 1)).reshape(x.shape).transpose(1, 2)
+        missing = -made.shape[2] % self.tubelet
+        return F.pad(made, (0, 0, 0, 0, 0, missing), mode="replicate") if missing else made
 
     def forward(
         self,
@@ -204,17 +209,13 @@ class SpaceTime(Encoder):
         fit_columns(state, "time_embedding", (1, self.grid[0]), 0)
 
     def _tubelets(self, x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-        # [B, T, 3, H, W] -> [B, T', D] in reading order, and the grid
-        frames, _, height, width = x.shape[1:]
+        # [B, 3, T, H, W] -> [B, T', D] in reading order, and the grid
+        frames, height, width = x.shape[2:]
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"got frames of {height} x {width} pixels, wanted multiples of the patch size {self.patch_size}"
             )
-        x = x.transpose(1, 2)  # [B, 3, T, H, W]
-        missing = -frames % self.tubelet
-        if missing:
-            x = F.pad(x, (0, 0, 0, 0, 0, missing), mode="replicate")
-        grid = (x.shape[2] // self.tubelet, height // self.patch_size, width // self.patch_size)
+        grid = (frames // self.tubelet, height // self.patch_size, width // self.patch_size)
         return self.patch_embedding(x).flatten(2).transpose(1, 2), grid
 
     def _positions(self, grid: tuple[int, int, int]) -> Tensor:

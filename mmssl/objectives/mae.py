@@ -135,7 +135,7 @@ class Mae(Objective):
         if order.ndim != 2 or order.shape[1] != self.decoder.tokens:
             raise ValueError(
                 f"view {self.order!r} of {self.modality!r} has shape {list(order.shape)}, and the encoder's token grid "
-                f"{encoder.grid} wants [B, {self.decoder.tokens}]: set the view's patch size to the encoder's"
+                f"{encoder.grid} wants [B, {self.decoder.tokens}]: set the view's patches to the encoder's"
             )
         return order
 

@@ -221,6 +221,12 @@ def test_limits_of_frames_and_sizes() -> None:
     [
         ({"size": 32, "views": {"eval": {"kind": "clip"}}}, "cannot be configured"),
         ({"size": 32, "frames": 16, "seconds": 2.0, "fps": 7.0}, "raise it to 8 or more"),
+        ({"size": 32, "views": {"order": {"kind": "order", "patch_size": 12}}}, "do not divide views of 32 pixels"),
+        ({"size": 32, "views": {"order": {"kind": "order", "patch_size": 8, "tubelet": 3}}}, "tubelets of 3 frames"),
+        (
+            {"size": 32, "views": {"order": {"kind": "order", "patch_size": 8, "tubes": True}}},
+            "tubes: true has no effect",
+        ),
         ({"size": 32, "frames": 0}, "greater than or equal to 1"),
     ],
 )

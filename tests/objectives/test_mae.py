@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from transformers import ViTMAEForPreTraining
 from mmssl.core.batch import Batch
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.objective import Learner
+from mmssl.encoders.audio_transformer import AudioTransformerConfig
+from mmssl.encoders.space_time import SpaceTimeConfig
+from mmssl.encoders.spectrogram import MelConfig
 from mmssl.losses.mae import patchify
 from mmssl.objectives.mae import Mae, MaeConfig
 from tests.contracts import toys
@@ -140,7 +144,7 @@ def test_an_order_of_another_grid_is_refused() -> None:
     batch = toys.batch(2)
     for order in (torch.arange(9).expand(2, 9), torch.arange(16)[:, None]):
         wrong = Batch({"picture": {**batch["picture"], "order0": order}}, batch.index)
-        with pytest.raises(ValueError, match=r"'order' of 'picture' has shape .*\(4, 4\) wants \[B, 16\].*patch size"):
+        with pytest.raises(ValueError, match=r"'order' of 'picture' has shape .*\(4, 4\) wants \[B, 16\].*patches"):
             learner(wrong)
 
 
@@ -187,3 +191,45 @@ def test_decoder_defaults_are_those_of_the_paper() -> None:
     config = MaeConfig.model_validate_json('{"modality": "picture", "view": "crop", "patch_values": 768}')
     assert (config.decoder.width, config.decoder.depth, config.decoder.heads) == (512, 8, 16)
     assert (config.mask_ratio, config.normalise_targets, config.order) == (0.75, True, "order")
+
+
+def sounds(channel: str) -> tuple[Encoder, Tensor, int]:
+    """An encoder of two by five patches, sounds, and the numbers in a patch."""
+    front_end = MelConfig.model_validate(
+        {"rate": 8000, "window": 256, "hop": 80, "mels": 16, "frames": 50, "channel": channel}
+    )
+    encoder = AudioTransformerConfig(
+        front_end=front_end, seconds=0.5, patch_size=(8, 10), width=16, depth=1, heads=2
+    ).build()
+    waves = 0.1 * torch.randn(4, 2, 4000, generator=torch.Generator().manual_seed(0))
+    return encoder, waves, 8 * 10 * front_end.planes
+
+
+def clips(attention: str) -> tuple[Encoder, Tensor, int]:
+    """An encoder of 2 x 2 x 2 tubelets, clips whose last tubelet is filled, and the numbers in a tubelet."""
+    values = {"size": 16, "frames": 4, "patch_size": 8, "tubelet": 2, "attention": attention}
+    encoder = SpaceTimeConfig.model_validate({**values, "width": 16, "depth": 1, "heads": 2}).build()
+    frames = torch.randint(0, 256, (4, 3, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return encoder, frames, 2 * 8 * 8 * 3
+
+
+@pytest.mark.parametrize(("make", "kind"), [(sounds, "mean"), (sounds, "both"), (clips, "divided"), (clips, "joint")])
+def test_sounds_and_clips_are_masked_like_pictures(make: Any, kind: str) -> None:
+    """Hidden content has no influence, all of it is to be predicted in the encoder's own order, and everything learns."""
+    torch.manual_seed(0)
+    encoder, x, values = make(kind)
+    tokens = math.prod(encoder.grid)
+    learner, objective = build(encoder, patch_values=values, mask_ratio=0.5)
+    order = torch.stack([torch.randperm(tokens, generator=torch.Generator().manual_seed(row)) for row in range(4)])
+    batch = Batch(views={"picture": {"crop0": x, "order0": order}}, index=torch.arange(4))
+    out, latents = learner(batch, 0, 10)
+    assert latents["target"].shape == latents["prediction"].shape == (4, tokens, values)
+    assert latents["mask"].sum(1).tolist() == [tokens // 2] * 4
+    out.terms["reconstruction"].backward()
+    assert not [name for name, p in learner.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    raw = objective._target(x, encoder).clone()
+    last = encoder.prepare(x)
+    spatial = [slice(-size // cells, None) for size, cells in zip(last.shape[2:], encoder.grid, strict=True)]
+    patch = last[(slice(None), slice(None), *spatial)].flatten(2).transpose(1, 2).flatten(1)  # channel fastest
+    wanted = (patch - patch.mean(1, keepdim=True)) / (patch.var(1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(raw[:, -1], wanted)
