@@ -18,7 +18,8 @@ class TokenOrder(View):
     Args:
         places: tokens that are shuffled.
         times: tokens that stay together at each place, `places` apart from each other in reading order: tubes through all times of
-            a clip (VideoMAE, arXiv:2203.12602, section 3.3), so that nothing hidden is to be seen a moment later. T = places x times.
+            a clip (VideoMAE, arXiv:2203.12602, section 3.3), so that nothing hidden is to be seen a moment later.
+            T = places x times.
     """
 
     def __init__(self, places: int, times: int = 1) -> None:
