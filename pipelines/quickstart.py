@@ -21,6 +21,12 @@ RECIPES = {
 }
 """Modalities -> shipped recipe. They read `quickstart/shards`, or `quickstart/clips` for moving pictures."""
 
+CLIPS: dict[str, Any] = {
+    **{"train": 1600, "validation": 100, "test": 200},
+    **{"seconds": 3.0, "fps": 8.0, "size": 32, "rate": 8000},
+}
+"""Moving pictures that two cores make, read and learn from in minutes; longer than the views, so that there is time to crop."""
+
 
 def quickstart(
     out: Annotated[
@@ -42,6 +48,8 @@ def quickstart(
     `mmssl quickstart --out DIR`
 
     `mmssl quickstart --modalities image,text,audio`
+
+    `mmssl quickstart --modalities video,audio`
     """
     from mmssl.evaluation.report import write_results
     from mmssl.recipe.run_folder import find_recipe, load
@@ -102,7 +110,7 @@ def write_shards(name: str, out: Path, progress: Any) -> None:
     if "video" in name:
         from mmssl.data import moving_scenes
 
-        moving_scenes.write(out / "clips", progress=progress)
+        moving_scenes.write(out / "clips", **CLIPS, progress=progress)
     else:
         from mmssl.data import digit_scenes
 
@@ -185,6 +193,21 @@ def table_rows(evaluator: Any, scores: Mapping[str, Any]) -> list[tuple[str, str
     if evaluator.kind == "linear_probe":
         untrained = f"untrained encoder {scores['untrained_acc1']:.3f}"
         return [(f"{evaluator.modality}: linear probe accuracy", f"{scores['acc1']:.3f}", untrained)]
+    if evaluator.kind == "offset":
+        a, b = evaluator.pair
+        late = f"{b} late by {', '.join(f'{offset:g}' for offset in evaluator.offsets[1:])} s"
+        curve = ", ".join(f"{scores[f'R@1_at_{offset:g}']:.3f}" for offset in evaluator.offsets[1:])
+        return [
+            (
+                f"{a}: own moment of the {b} found",
+                f"{scores['in_sync_acc']:.3f}",
+                f"chance {scores['in_sync_chance']:.3f}",
+            ),
+            (f"{a} to {b} R@1 of {scores['n']}, in sync", f"{scores['R@1_at_0']:.3f}", f"{late}: {curve}"),
+        ]
+    if evaluator.kind == "sides":
+        a, b = evaluator.pair
+        return [(f"{a}: {b} told from its mirror image", f"{scores['acc']:.3f}", f"chance {scores['chance']:.3f}")]
     rows = []
     for a, b in (evaluator.pair, evaluator.pair[::-1]):
         ceiling = scores[f"{a}_to_{b}_R@1_ceiling"]

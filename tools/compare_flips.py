@@ -1,0 +1,87 @@
+"""What one-sided flips cost: `python3 tools/run.py python tools/compare_flips.py --out DIR --json FILE`.
+
+The quickstart on moving clips runs several times, equal in data, seeds and steps but for the mirror. "synchronized": frames are
+mirrored and the channels of the sound (and the sides in the caption) exchanged with them, or neither. "one_sided": frames alone are
+mirrored, as is usual. "none": nothing is. Each is scored by the choice between a sample and the same with its sides exchanged, on
+clips that it never saw and that are not mirrored, and by retrieval. Retrieval alone hardly shows what is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from mmssl.data import moving_scenes
+from mmssl.recipe.run_folder import find_recipe
+from pipelines.quickstart import CLIPS
+
+RECIPE = "quickstart/video_audio"
+CROP = {"kind": "time_crop", "seconds": 2.0}
+ARMS: dict[str, tuple[list[dict[str, Any]], float]] = {
+    "synchronized": ([CROP, {"kind": "flip", "probability": 0.5}], 0.0),
+    "one_sided": ([CROP], 0.5),
+    "none": ([CROP], 0.0),
+}
+"""Name -> synchronized operations, and the probability that the view of the video alone is mirrored."""
+
+SCORES = ("sides/acc", "caption_sides/acc", "video_audio/video_to_audio_R@1", "video_audio/audio_to_video_R@1")
+
+
+def main() -> None:
+    """Read arguments, run, print, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, required=True, help="folder for clips and runs; finished runs are kept")
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=["synchronized", "one_sided"])
+    parser.add_argument("--epochs", type=int, help="default: those of the recipe")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the result here")
+    arguments = parser.parse_args()
+    moving_scenes.write(arguments.out / "clips", **CLIPS)
+    result = {arm: run(arm, arguments) for arm in arguments.arms}
+    print(table(result))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def run(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train one arm and score it: "<evaluator>/<metric>" and the seconds that it took."""
+    synchronized, flip = ARMS[arm]
+    test = [str(arguments.out / "clips/test")]
+    pairs = {"sides": ("video", "audio"), "caption_sides": ("video", "text"), "video_audio": ("video", "audio")}
+    evaluators = {
+        name: {"kind": "sides" if "sides" in name else "retrieval", "shards": test, "pair": pair}
+        for name, pair in pairs.items()
+    }
+    settings: dict[str, Any] = {
+        "output": str(arguments.out),
+        "name": arm,
+        "seed": arguments.seed,
+        "data.shards": [str(arguments.out / "clips/train")],
+        "data.synchronized": synchronized,
+        "modalities.video.views.crop.flip": flip,
+        "evaluators": evaluators,
+        **({"duration": f"{arguments.epochs} epochs"} if arguments.epochs else {}),
+    }
+    recipe = find_recipe(RECIPE, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    start = time.process_time()
+    launch = recipe.launch()
+    try:
+        scores = recipe.assemble(launch).train("auto")
+    finally:
+        launch.close()
+    return {**scores, "cpu_seconds": round(time.process_time() - start, 1)}
+
+
+def table(result: dict[str, dict[str, Any]]) -> str:
+    """Rows of what matters, one column an arm."""
+    lines = ["".join([f"{'':34}", *(f"{arm:>14}" for arm in result)])]
+    for key in [*SCORES, "cpu_seconds"]:
+        lines.append("".join([f"{key:34}", *(f"{scores[key]:14.3f}" for scores in result.values())]))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
