@@ -309,7 +309,7 @@ def test_workers_get_equal_copies() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"rate": 16000, "seconds": 1.0, "views": {"eval": {}}}', "cannot be configured"),
+        ('{"rate": 16000, "seconds": 1.0, "views": {"eval": {"kind": "random_window"}}}', "cannot be configured"),
         ('{"rate": 16000, "seconds": 0.00001}', "less than one sample"),
         ('{"rate": 16000, "seconds": 4000.0}', "longer than max_samples"),
         ('{"rate": 16, "seconds": 1.0}', "greater than or equal to 1000"),

@@ -126,7 +126,9 @@ def test_mono_stays_mono_in_two_channels() -> None:
 def test_evaluation_is_untouched() -> None:
     options = {"rate": 1000, "seconds": 1.0}
     plain = AudioConfig.model_validate_json(json.dumps(options)).build("audio").view("eval")
-    augmented = AudioConfig.model_validate_json(json.dumps(options | {"views": {"crop": EVERYTHING}})).build("audio")
+    augmented = AudioConfig.model_validate_json(
+        json.dumps(options | {"views": {"crop": {"kind": "random_window", **EVERYTHING}}})
+    ).build("audio")
     wave = stereo(1700)
     rng = np.random.default_rng(0)
     assert augmented.view("eval").draw(wave, rng) == {}
