@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def run(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train one arm and score it: "<evaluator>/<metric>" and the seconds that it took."""
+    """Train one arm and score it: "<evaluator>/<metric>", and the seconds of processor time, those of data workers not counted."""
     synchronized, flip = ARMS[arm]
     test = [str(arguments.out / "clips/test")]
     pairs = {"sides": ("video", "audio"), "caption_sides": ("video", "text"), "video_audio": ("video", "audio")}
