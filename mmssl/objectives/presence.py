@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mmssl.core.batch import Batch
+from mmssl.heads.batch_norm import SyncBatchNorm
 
 
 def presence(batch: Batch, modality: str) -> Tensor:
@@ -52,7 +53,9 @@ def _held_statistics(encoder: nn.Module) -> Iterator[None]:
     layers = [
         module
         for module in encoder.modules()
-        if isinstance(module, _NormBase) and module.training and not isinstance(module, nn.SyncBatchNorm)
+        if isinstance(module, _NormBase)
+        and module.training
+        and not isinstance(module, SyncBatchNorm | nn.SyncBatchNorm)
     ]
     for layer in layers:
         layer.eval()

@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmssl.core import distributed
+from mmssl.heads.batch_norm import SyncBatchNorm, synchronise
 from mmssl.objectives.presence import content, encode_present
+from tests.distributed.processes import Processes
 
 
 def network(norm: type[nn.Module] = nn.BatchNorm1d) -> nn.Sequential:
@@ -48,8 +51,9 @@ def test_without_any_every_parameter_has_a_gradient_of_zero_and_statistics_stay(
     assert [module.training for module in net] == [False, True, True, True]
 
 
-def test_layers_that_other_processes_wait_for_stay_in_training() -> None:
-    layer = nn.SyncBatchNorm(5)
+@pytest.mark.parametrize("kind", [nn.SyncBatchNorm, SyncBatchNorm])
+def test_layers_that_other_processes_wait_for_stay_in_training(kind: type[nn.Module]) -> None:
+    layer = kind(5)
     modes: list[tuple[bool, bool]] = []
     net = nn.ModuleList([layer, nn.BatchNorm1d(5)])
 
@@ -60,6 +64,21 @@ def test_layers_that_other_processes_wait_for_stay_in_training() -> None:
     encode_present(note, net, X, torch.zeros(6, dtype=torch.bool))
     assert modes == [(True, False)]
     assert (layer.training, net[1].training) == (True, True)
+
+
+def on_one_of_two() -> list[Tensor]:
+    """The first process has four rows, the second none."""
+    net = network()
+    synchronise(net)
+    here = PRESENT if distributed.is_main() else torch.zeros(6, dtype=torch.bool)
+    encode_present(net, net, X.masked_fill(~here[:, None], 0), here).sum().backward()
+    return [*net.buffers(), *(distributed.total_detached(p.grad) for p in net.parameters() if p.grad is not None)]
+
+
+def test_a_process_without_any_keeps_no_other_waiting(two_processes: Processes) -> None:
+    first, second = two_processes.run(on_one_of_two, [()] * 2)
+    assert len(first) == len(second) == 3 + 6
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
 def test_equal_rows_have_equal_numbers_and_others_do_not() -> None:
