@@ -69,7 +69,8 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training and self.running_mean is not None:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         exact, others = x.float() if x.dtype != torch.float64 else x, [d for d in range(x.ndim) if d != 1]
-        count = distributed.total_detached(exact.new_tensor(x.numel() / x.shape[1]))
+        # Filled on the device: a number that is copied there would make the host wait in every layer.
+        count = distributed.total_detached(exact.new_full((), x.numel() / x.shape[1]))
         if x.numel() == x.shape[1] and count < 2:  # asks the device only where it may be so
             raise ValueError("batch normalisation got 1 value of each feature over all processes, wanted at least 2")
         shape = [1, -1] + [1] * (x.ndim - 2)
