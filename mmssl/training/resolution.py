@@ -49,7 +49,13 @@ class Resolution:
 
 
 def shrink(x: Tensor, size: int) -> Tensor:
-    """Pictures [B, C, H, W] with a shorter side of `size`, antialiased; what is no larger, or no picture, as it is."""
+    """Pictures [B, C, H, W] or clips [B, T, C, H, W] with a shorter side of `size`, antialiased; others as they are.
+
+    Others are those that are no larger, and what is neither.
+    """
+    if x.ndim == 5:
+        frames = shrink(x.flatten(0, 1), size)
+        return frames.reshape(*x.shape[:2], *frames.shape[1:])
     if x.ndim != 4 or min(x.shape[2:]) <= size:
         return x
     scale = size / min(x.shape[2:])
@@ -64,13 +70,19 @@ def build_resolution(
     """The schedule in steps, after a try of each size on its encoder: an error should not wait for the middle of a run.
 
     Raises:
-        RecipeError: no such encoder; stages that are not in order; a size that its encoder does not take.
+        RecipeError: no such encoder; one whose tokens are masked; stages that are not in order; a size that it does not take.
     """
     stages = {}
+    masking = {Encoder.MASK_DROP, Encoder.MASK_REPLACE}
     for modality, each in schedule.items():
         where = f"resolution.{modality}"
         if modality not in learner.encoders:
             raise RecipeError(f"{where}: there is no such encoder{did_you_mean(modality, learner.encoders)}")
+        if masking & learner.objective.requires().get(modality, frozenset()):
+            raise RecipeError(
+                f"{where}: the objective masks tokens of this encoder, and its masks are drawn for the tokens of full-size "
+                "pictures: leave the modality out of resolution"
+            )
         steps = [to_steps(stage.until) for stage in each]
         if any(a >= b for a, b in pairwise([0, *steps])):
             raise RecipeError(

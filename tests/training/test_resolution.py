@@ -18,6 +18,7 @@ from mmssl.core.objective import Learner
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.clip import ClipConfig
+from mmssl.objectives.mae import MaeConfig
 from mmssl.training.resolution import Resolution, shrink
 from mmssl.training.run import Run
 from tests.training.toys import Stream, assert_equal, make_run, tensors
@@ -97,6 +98,22 @@ def test_pictures_are_shrunk_with_antialiasing() -> None:
     ids = torch.ones(2, 77, dtype=torch.int64)
     assert shrink(x, 32) is x
     assert shrink(ids, 8) is ids
+
+
+def test_clips_are_shrunk_frame_by_frame() -> None:
+    clips = torch.randint(0, 256, (2, 3, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    small = shrink(clips, 8)
+    assert small.shape == (2, 3, 3, 8, 8)
+    assert torch.equal(small[1], shrink(clips[1], 8))
+
+
+def test_masked_tokens_are_refused(tmp_path: Path) -> None:
+    """Positions of tokens that a smaller picture does not have would be asked for."""
+    encoders = {"image": VisionTransformerConfig(size=24, patch_size=8, width=8, depth=1, heads=2).build()}
+    decoder = {"width": 8, "depth": 1, "heads": 2}
+    objective = MaeConfig.model_validate({"modality": "image", "view": "crop", "patch_values": 192, "decoder": decoder})
+    with pytest.raises(RecipeError, match=r"resolution\.image: the objective masks tokens"):
+        make_run(tmp_path, learner=Learner(encoders, objective.build(encoders)), resolution=STAGES)
 
 
 def test_other_modalities_and_later_steps_are_left_alone() -> None:
