@@ -90,11 +90,14 @@ class EncoderConfig(Config):
 
     Attributes:
         weights: file to start from (safetensors, or a `.pt` state dict, read without pickled code); None: from scratch.
+        place: what the names of this encoder's tensors begin with in that file, such as "encoders.image."; None: wherever they
+            fit, which must be one place.
         frozen: keep the whole encoder as it is: no gradient, evaluation mode (LiT's locked tower).
         unlocked_layers: with `frozen`, how many of the last layer groups are trained all the same.
     """
 
     weights: Path | None = None
+    place: str | None = None
     frozen: bool = False
     unlocked_layers: int = 0
 

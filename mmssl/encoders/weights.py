@@ -36,10 +36,14 @@ def finish(
 
     Raises:
         CheckpointError: the file is missing, damaged or made for another encoder.
-        ValueError: `unlocked_layers` means nothing here.
+        ValueError: `unlocked_layers` or `place` means nothing here.
     """
     if config.weights is not None:
-        load_weights(module or encoder, config.weights, alias=alias, ignore=ignore, adapt=adapt)
+        load_weights(module or encoder, config.weights, place=config.place, alias=alias, ignore=ignore, adapt=adapt)
+    elif config.place is not None:
+        raise ValueError(
+            f"got place {config.place!r} and no weights to look for it in: set weights, or leave place out"
+        )
     groups = len(encoder.layers())
     if config.unlocked_layers and not (config.frozen and 0 < config.unlocked_layers <= groups):
         raise ValueError(
@@ -86,6 +90,7 @@ def load_weights(
     module: nn.Module,
     path: Path,
     *,
+    place: str | None = None,
     alias: Callable[[str], str] | None = None,
     ignore: tuple[str, ...] = (),
     adapt: Callable[[State], None] | None = None,
@@ -98,6 +103,7 @@ def load_weights(
     Args:
         module: gets the weights.
         path: see `read_state`.
+        place: the prefix, where it is known; None: to be found.
         alias: turns a name of this module into the one that another library uses for the same tensor.
         ignore: beginnings of names that may stand beside the module's own and are not for it.
         adapt: changes the tensors, by the module's names, to fit the module, such as position tables.
@@ -110,18 +116,22 @@ def load_weights(
     fits = _fits(state, own, lambda name: name)
     if alias is not None:
         fits += _fits(state, own, alias)
+    if place is not None:
+        # An adapter's model stands one name deeper in an encoder of ours, and nowhere else below the place.
+        fits = [fit for fit in fits if fit.prefix in (place, f"{place}model.")]
     best = max((fit.rank for fit in fits), default=None)
     found = [fit for fit in fits if fit.rank == best]
     if not found:
+        where = "" if place is None else f" under {place!r}"
         raise CheckpointError(
-            f"{str(path)!r} holds nothing for {type(module).__name__}: got names like {_short(state)}, wanted names like "
+            f"{str(path)!r} holds nothing for {type(module).__name__}{where}: got names like {_short(state)}, wanted names like "
             f"{_short(own)}"
         )
     places = sorted({fit.prefix for fit in found})
     if len(places) > 1:
         raise CheckpointError(
-            f"{str(path)!r} holds weights for {type(module).__name__} at several places, {places}, and all fit: give a file "
-            "with one of them"
+            f"{str(path)!r} holds weights for {type(module).__name__} at several places, {places}, and all fit: set "
+            "place to one of them"
         )
     _load(module, found[0], path, ignore, adapt)
 

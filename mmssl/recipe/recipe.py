@@ -24,7 +24,7 @@ from mmssl.data.data_config import DataConfig
 from mmssl.data.modality import Modality
 from mmssl.data.synchronized import mistakes
 from mmssl.encoders.spectrogram import SoundEncoderConfig
-from mmssl.recipe.start import start_objective, weights_file
+from mmssl.recipe.start import places, start_objective, weights_file
 from mmssl.recipe.strict_yaml import scalar
 from mmssl.recipe.suite import evaluation_modalities
 from mmssl.recipe.unions import EncoderUnion, EvaluatorUnion, ModalityUnion, ObjectiveUnion
@@ -144,11 +144,14 @@ class Recipe(TrainingConfig):
             CheckpointError: `weights` that cannot be loaded.
         """
         start = weights_file(self.weights) if self.weights is not None else None
+        found = places(start, self.encoders) if start is not None else {}
         encoders: dict[str, Encoder] = {}
         for name, config in self.encoders.items():
             torch.manual_seed(fold(self.seed, "weights", "encoders", name))
+            if config.weights is None:
+                config = config.model_copy(update={"weights": start, "place": config.place or found.get(name)})
             try:
-                encoders[name] = config.model_copy(update={"weights": config.weights or start}).build()
+                encoders[name] = config.build()
             except ValueError as error:
                 raise RecipeError(f"encoders.{name}: {error}") from error
         torch.manual_seed(fold(self.seed, "weights", "objective"))

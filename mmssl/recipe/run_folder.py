@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import mmssl
-from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.encoder import EmbeddingModel, EncoderConfig
 from mmssl.core.errors import CheckpointError, RecipeError, did_you_mean
 from mmssl.core.objective import Learner
 from mmssl.data.modality import DecodeError, Modality
@@ -177,12 +177,18 @@ def load(
     """
     checkpoint = resolve(Path(path), which)
     recipe = saved_recipe(checkpoint)
-    from_scratch = {name: config.model_copy(update={"weights": None}) for name, config in recipe.encoders.items()}
+    from_scratch = {name: _from_scratch(config) for name, config in recipe.encoders.items()}
     learner = recipe.model_copy(update={"encoders": from_scratch, "weights": None}).build_learner(
         recipe.build_modalities()
     )
     load_exactly(learner, load_weights(checkpoint, use_ema=ema), checkpoint)
     return Model(recipe, checkpoint, _ready(learner, device))
+
+
+def _from_scratch(config: EncoderConfig) -> EncoderConfig:
+    """Without weights to start from, which may be gone from where they were; nor do encoders inside have any."""
+    inside = {name: _from_scratch(value) for name, value in config if isinstance(value, EncoderConfig)}
+    return config.model_copy(update={"weights": None, "place": None, **inside})
 
 
 def start_of(recipe: Recipe, *, device: str | torch.device = "cpu") -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
@@ -29,6 +30,17 @@ def weights_file(path: Path) -> Path:
     if not path.is_file():
         raise CheckpointError(f"weights: got {str(path)!r}, wanted a run folder, a checkpoint folder or a weights file")
     return path
+
+
+def places(path: Path, encoders: Iterable[str]) -> dict[str, str]:
+    """Modality -> what the names of its encoder's tensors begin with in a file of `weights_file`: of those that one of ours has.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    begin = {name: f"encoders.{name}." for name in encoders}
+    state = read_state(path)
+    return {name: place for name, place in begin.items() if any(key.startswith(place) for key in state)}
 
 
 def start_objective(objective: Objective, path: Path) -> None:

@@ -72,6 +72,19 @@ def test_two_towers_that_fit_are_refused(tmp_path: Path) -> None:
         VIT.model_copy(update={"weights": file}).build()
 
 
+def test_of_two_towers_that_fit_the_place_says_which(tmp_path: Path) -> None:
+    file, towers = tmp_path / "model.safetensors", {m: trained() for m in ("left", "right")}
+    with torch.no_grad():
+        towers["right"].class_embedding.fill_(7.0)  # type: ignore[operator]
+    save_file({f"encoders.{m}.{n}": x.clone() for m, t in towers.items() for n, x in t.state_dict().items()}, file)
+    for name, tower in towers.items():
+        assert same(VIT.model_copy(update={"weights": file, "place": f"encoders.{name}."}).build(), tower)
+    with pytest.raises(CheckpointError, match=r"holds nothing for VisionTransformer under 'encoders\.middle\.'"):
+        VIT.model_copy(update={"weights": file, "place": "encoders.middle."}).build()
+    with pytest.raises(ValueError, match="and no weights to look for it in"):
+        VIT.model_copy(update={"place": "encoders.left."}).build()
+
+
 def test_half_precision_becomes_single(tmp_path: Path) -> None:
     encoder, file = trained(), tmp_path / "weights.safetensors"
     save_file({name: tensor.half() for name, tensor in encoder.state_dict().items()}, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from mmssl.core.errors import CheckpointError
+from mmssl.encoders.frame_video import FrameVideoConfig
+from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.interop.open_clip import encoder_configs
 from mmssl.objectives.clip import ClipConfig
+from mmssl.recipe.recipe import Recipe
+from mmssl.recipe.run_folder import _from_scratch
 from mmssl.recipe.start import start_objective
 from tests.interop.test_open_clip import MODELS
+from tests.pipelines.conftest import RECIPE
 
 MODEL = MODELS["vit"]
 
@@ -51,3 +57,32 @@ def test_info_nce_has_no_use_for_a_bias(tmp_path: Path) -> None:
 def test_a_sigmoid_without_a_bias_to_start_from_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"logit_bias\.image-text"):
         start_objective(objective(loss="sigmoid"), checkpoint(tmp_path))
+
+
+def test_a_whole_model_starts_from_its_own_towers_where_two_are_alike(tmp_path: Path) -> None:
+    tower = RECIPE["encoders"]["image"]  # type: ignore[index]
+    values = RECIPE | {
+        "modalities": RECIPE["modalities"] | {"depth": RECIPE["modalities"]["image"]},  # type: ignore[index, operator]
+        "encoders": RECIPE["encoders"] | {"depth": tower},  # type: ignore[operator]
+        "objective": RECIPE["objective"]  # type: ignore[operator]
+        | {
+            "pairs": [["image", "text"], ["depth", "text"]],
+            "views": {"image": "crop", "depth": "crop", "text": "tokens"},
+        },
+        "data": {"shards": ["none"]},
+    }
+    recipe = Recipe.model_validate_json(json.dumps(values))
+    modalities = recipe.build_modalities()
+    before = recipe.build_learner(modalities).state_dict()
+    save_file({name: x.contiguous() for name, x in before.items()}, tmp_path / "model.safetensors")
+    other = recipe.model_copy(update={"weights": tmp_path / "model.safetensors", "seed": 1}).build_learner(modalities)
+    assert all(torch.equal(x, before[name]) for name, x in other.state_dict().items())
+    assert not torch.equal(before["encoders.image.class_embedding"], before["encoders.depth.class_embedding"])
+
+
+def test_a_trained_model_does_not_ask_for_what_its_encoders_started_from() -> None:
+    gone = Path("gone.safetensors")
+    image = VisionTransformerConfig(size=16, patch_size=8, width=8, depth=1, heads=2, weights=gone, place="a.")
+    config = _from_scratch(FrameVideoConfig(image=image, weights=gone, frozen=True))
+    assert config.build().width == 8  # type: ignore[attr-defined]
+    assert config == FrameVideoConfig(image=image.model_copy(update={"weights": None, "place": None}), frozen=True)
