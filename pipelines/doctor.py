@@ -114,12 +114,19 @@ def _processes() -> Finding:
     import torch
     import torch.distributed as dist
 
+    from mmssl.core.errors import RecipeError
+    from mmssl.training.launcher import asked_parallel
+
     if not dist.is_available():
         return Finding("note", "processes", "this torch has no torch.distributed: one process only")
     found = [name for name, there in (("gloo", dist.is_gloo_available()), ("nccl", dist.is_nccl_available())) if there]
     detail = f"{torch.cuda.device_count()} GPUs here; backends: {', '.join(found) or 'none'}"
     if "WORLD_SIZE" in os.environ:
         detail += f"; launched as process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}"
+    try:
+        detail += f"; parallel: auto means {asked_parallel('auto')}"
+    except RecipeError as error:
+        return Finding("bad", "processes", f"{detail}; {error}")
     if torch.cuda.is_available() and "nccl" not in found:
         return Finding("note", "processes", f"{detail}: several GPUs need nccl")
     return Finding("ok" if found else "note", "processes", detail)

@@ -85,7 +85,7 @@ def try_out(recipe: Recipe) -> None:
     try:
         built = recipe.assemble(launch)
         state = built.state
-        say(f"recipe {recipe.name!r}: {state.total_steps} steps of {recipe.batch_size} samples, {launch.device}")
+        say(f"recipe {recipe.name!r}: {state.total_steps} steps of {recipe.batch_size} samples, {launch.describe()}")
         for name, encoder in state.learner.encoders.items():
             count = sum(p.numel() for p in encoder.parameters())
             trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)

@@ -34,6 +34,11 @@ from mmssl.training.launcher import Parallel, Precision, asked_parallel, check_l
 
 Device = Literal["auto", "cpu", "cuda"]
 _LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|timed out|broken pipe", re.IGNORECASE)
+_SHARED = {
+    "ddp": "each has all weights",
+    "zero2": "gradients and moments are split",
+    "fsdp2": "weights, gradients and moments are split",
+}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -100,6 +105,14 @@ class Launch:
     def is_main(self) -> bool:
         """Whether this process prints and writes."""
         return bool(self._accelerator.is_main_process)
+
+    def describe(self) -> str:
+        """Processes, device, precision and what the processes share, for people."""
+        count = self._accelerator.num_processes
+        processes = (
+            f"{count} processes, parallel {self.parallel} ({_SHARED[self.parallel]})" if count > 1 else "1 process"
+        )
+        return f"{processes}, device {self.device.type}, precision {self.precision}"
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context of a forward pass."""

@@ -189,6 +189,7 @@ class Run:
             RecipeError: the folder is in use, cannot be written, or holds a run and `resume` is "never"; the disk is too small.
             others: see `train` and `CheckpointStore.restore`.
         """
+        say(self.launch.describe())
         bad_batches = JsonLines(self.folder / "bad_batches.jsonl")
         with RunLock(self.folder):
             self.save.store.restore(self.state, resume)

@@ -134,6 +134,10 @@ def test_doctor(world: World, capfd: pytest.CaptureFixture[str], monkeypatch: py
     assert "torch" in said
     assert "backends: gloo" in said
     assert "launched as process 2 of 4" in said
+    assert "parallel: auto means ddp" in said
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert world.mmssl("doctor") == 2
+    assert "the launcher asks for FSDP version 1" in " ".join(capfd.readouterr().out.split())
 
 
 @pytest.mark.parametrize("verb", ["quickstart", "pretrain", "evaluate", "embed", "doctor"])

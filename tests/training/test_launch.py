@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from mmssl.core.errors import RecipeError
 from mmssl.training.launch import Launch
+from tests.training.toys import make_run
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -17,6 +20,7 @@ def test_precision_is_that_of_matrix_products(precision: str, dtype: torch.dtype
     assert launch.scaler is None
     assert launch.device == torch.device("cpu")
     assert launch.is_main
+    assert launch.describe() == f"1 process, device cpu, precision {precision}"
 
 
 def test_what_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +60,11 @@ def test_several_processes_that_became_one_are_noticed(monkeypatch: pytest.Monke
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(RecipeError, match=r"asked for several processes and has started one.*torchrun"):
         Launch("fp32", "cpu")
+
+
+def test_a_run_says_where_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path, 1).train()
+    assert capsys.readouterr().err.startswith("1 process, device cpu, precision fp32\n")
 
 
 def test_one_process_needs_no_wrapping() -> None:

@@ -302,7 +302,9 @@ def test_the_launcher_or_the_recipe_says_how(
     monkeypatch.setattr("mmssl.training.launch.Accelerator.num_processes", 2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     if expected in ("ddp", "zero2", "fsdp2"):
-        assert Launch(device="cpu", parallel=recipe).parallel == expected
+        launch = Launch(device="cpu", parallel=recipe)
+        assert launch.parallel == expected
+        assert launch.describe().startswith(f"2 processes, parallel {expected} (")
     else:
         with pytest.raises(RecipeError, match=re.escape(expected)):
             Launch(device="cpu", parallel=recipe)
