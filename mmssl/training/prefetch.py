@@ -56,6 +56,7 @@ class DeviceStream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Stream`."""
+        self._position = None
         self._stream.load_state_dict(state)
 
     def drawn(self) -> Mapping[str, Drawn]:

@@ -59,6 +59,14 @@ def test_batches_and_positions_are_those_of_the_stream(ahead: bool) -> None:
     assert source.closed
 
 
+def test_a_stream_that_has_begun_may_be_sent_elsewhere() -> None:
+    stream = DeviceStream(Stream(), make_learner(), CPU, ahead=True)
+    next(iter(stream))
+    stream.load_state_dict({"step": 7})
+    assert stream.state_dict() == {"step": 7}
+    assert next(iter(stream)).keys[0] == "7-0"
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_an_error_waits_for_its_batch(ahead: bool) -> None:
     batches = iter(DeviceStream(ShortStream(DataError("gone")), make_learner(), CPU, ahead=ahead))
