@@ -83,8 +83,7 @@ class CachedStep(GradientStep):
                 with torch.set_grad_enabled(number == 0):
                     part = self._encode(chunk, number, step, total_steps)
                 learned |= {name for name, x in part.items() if x.requires_grad}
-                # One tensor for all rows: many small ones that stay would lie between what each pass takes and gives back, and
-                # keep the allocator from using that again.
+                # Copied into one tensor for all rows, so that joining the parts at the end needs no second copy of them all.
                 for name in list(part):
                     piece = part.pop(name).detach()
                     latents.setdefault(name, piece.new_empty((rows, *piece.shape[1:])))[start : start + len(chunk)] = (
