@@ -17,9 +17,9 @@ sys.path.append(str(ROOT / "tools"))
 import gpu_steps as gpu  # noqa: E402 (lies beside the tools)
 
 
-def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: object, path: object = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "tools/bench_gpu.py", *map(str, arguments)]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -42,6 +42,31 @@ def test_every_path_runs(tmp_path: Path) -> None:
     page = (tmp_path / "gpu.md").read_text()
     assert page.count("| --- |") >= 4
     assert "no measurement" in page
+
+
+def test_what_was_measured_is_kept_when_time_is_up(tmp_path: Path) -> None:
+    done = bench("--device", "cpu", "--tiny", "--budget", "0", "--json", tmp_path / "gpu.json")
+    assert done.returncode == 0, done.stderr
+    assert "left out: all after 0 seconds: time is up" in done.stdout
+    figures = json.loads((tmp_path / "gpu.json").read_text())
+    assert figures["left_out"] == {"all after 0 seconds": "time is up"}
+    assert figures["rows"].get("largest") is None
+
+
+def test_a_section_whose_packages_are_missing_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "simplejpeg.py").write_text("raise ModuleNotFoundError(\"No module named 'simplejpeg'\")\n")
+    options = ("--sections", "input", "loss", "--json", tmp_path / "gpu.json")
+    done = bench("--device", "cpu", "--tiny", *options, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "gpu.json").read_text())
+    assert figures["left_out"] == {"input": "No module named 'simplejpeg'"}
+    assert len(figures["rows"]["loss"]) == 2
+
+
+def test_texts_are_as_long_as_in_a_run() -> None:
+    batch = gpu.random_batch(gpu.TINY["tiny"], 64, torch.device("cpu"))
+    assert gpu.trimmed(batch)["text"]["tokens0"].shape == (64, 24)
+    assert gpu.trimmed(batch)["image"] is batch["image"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
 """Speed and memory on one GPU beside open_clip: `python3 tools/run.py python tools/bench_gpu.py --json gpu.json --markdown gpu.md`
 
-Four tables: training steps (ViT-B/32, B/16 and L/14 in bf16, compiled and not: samples/s, memory, model FLOP utilisation on useful
+Four tables: training steps (ViT-B/16, B/32 and L/14 in bf16, compiled and not: samples/s, memory, model FLOP utilisation on useful
 operations: real text tokens, nothing computed twice counted twice); the contrastive loss from 16k to 256k pairs until memory runs
-out; the largest batch that fits with and without cached gradients; the input pipeline. Nothing is fetched from a network.
+out; the input pipeline; the largest batch that fits with and without cached gradients. Ours has its texts without common padding,
+as a run has them; the peer's are as its tokenizer makes them. When `--budget` seconds are over, what was measured is kept.
+
+Nothing is fetched from a network, and nothing has to be installed but what is imported: beside torch and torchvision it is
+pydantic, accelerate, safetensors, rich and PyYAML, and open_clip_torch with timm, ftfy, regex and huggingface_hub; `--sections
+input` also wants simplejpeg, Pillow and scikit-learn, and is left out without them. Then `python tools/bench_gpu.py` is enough.
 
 Without a CUDA device it says so and exits with 3. `--device cpu --tiny` runs every path on toy sizes, to see that it runs; figures
 of that mean nothing. A ratio is our samples/s over open_clip's: above 1, ours is faster; the headline is ViT-B/16, compiled.
@@ -12,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -21,10 +27,15 @@ from pathlib import Path
 from typing import Any
 
 TOOLS = Path(__file__).resolve().parent
-SECTIONS = ("steps", "loss", "largest", "input")
+SECTIONS = ("steps", "loss", "input", "largest")
+STARTED = time.monotonic()
 HEADLINE = ("ViT-B/16", True)
 WIDTH = 512
 Row = dict[str, Any]
+
+
+class TimeIsUp(BaseException):
+    """The budget is spent. Not an Exception, which a library may catch on the way."""
 
 
 def steps_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[Row]:
@@ -53,7 +64,7 @@ def one_side(side: str, model: Any, samples: int, compiled: bool, options: argpa
 
     batch, backend = gpu.random_batch(model, samples, options.device), options.backend if compiled else None
     if side == "ours":
-        step = gpu.our_step(model, options.device, backend)
+        batch, (step, _) = gpu.trimmed(batch), gpu.our_step(model, options.device, backend)
     else:
         batch, step = gpu.as_peer_sees(batch), gpu.peer_step(model, options.device, backend)
     return gpu.timed(step, batch, options.device, options.steps)
@@ -103,8 +114,7 @@ def largest(model: Any, kind: str, options: argparse.Namespace) -> int:
     found, size = 0, 2 * options.micro_batch
     while size <= options.most:
         parts = 1 if kind == "plain" else size // options.micro_batch
-        make = partial(gpu.our_step, model, options.device, None, parts)
-        if not gpu.fits(make, partial(gpu.random_batch, model, size, options.device), options.device):
+        if not gpu.fits(model, size, parts, options.device):
             break
         found, size = size, 2 * size
     return found
@@ -115,10 +125,12 @@ def input_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[
     import bench_loader
     import gpu_steps as gpu
 
-    name, model = next(iter(models.items()))
+    from mmssl.training.prefetch import DeviceStream
+
+    name, model = max(models.items(), key=lambda item: item[1].batch)  # the fastest, which wants most
     samples = options.batch or model.batch
-    resident = gpu.random_batch(model, samples, options.device)
-    step = gpu.our_step(model, options.device, None)
+    resident = gpu.trimmed(gpu.random_batch(model, samples, options.device))
+    step, learner = gpu.our_step(model, options.device, None)
     seconds, _ = gpu.timed(step, resident, options.device, options.steps)
     with tempfile.TemporaryDirectory() as folder:
         shards = bench_loader.make_shards(
@@ -126,15 +138,16 @@ def input_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[
         )
         if options.tiny:
             bench_loader.SIZE = model.size
-        stream = bench_loader.our_batches([str(path) for path in shards], samples, options.workers)
+        made = bench_loader.our_batches([str(path) for path in shards], samples, options.workers)
+        stream = DeviceStream(made, learner, options.device)
         try:
             batches = iter(stream)
             for _ in range(gpu.WARM):
-                step(next(batches).to(options.device, non_blocking=True))
+                step(next(batches))
             gpu.synchronise(options.device)
             started = time.perf_counter()
             for _ in range(options.steps):
-                step(next(batches).to(options.device, non_blocking=True))
+                step(next(batches))
             gpu.synchronise(options.device)
             fed = (time.perf_counter() - started) / options.steps
         finally:
@@ -209,6 +222,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--most", type=int, default=65536, help="largest batch that is tried")
     parser.add_argument("--data", type=Path, help="folder for the shards of --sections input, kept for the next time")
     parser.add_argument("--workers", type=int, default=12, help="processes that decode")
+    parser.add_argument("--budget", type=float, default=540, help="seconds after which no more is measured")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     options = parser.parse_args()
@@ -232,7 +246,8 @@ def main() -> int:
     import gpu_steps as gpu
 
     options.device = torch.device(options.device)
-    models = gpu.TINY if options.tiny else {name: gpu.MODELS[name] for name in options.models or gpu.MODELS}
+    names = sorted(options.models or gpu.MODELS, key=lambda name: name != HEADLINE[0])  # what matters most comes first
+    models = gpu.TINY if options.tiny else {name: gpu.MODELS[name] for name in names}
     where = torch.cuda.get_device_name() if options.device.type == "cuda" else "CPU, toy sizes: no measurement"
     about = f"{where}, torch {torch.__version__}, bf16; MFU against {gpu.peak_rate(options.device) / 1e12:.3g} TFLOP/s."
     makers: dict[str, Callable[[], Iterator[Row]]] = {
@@ -242,19 +257,65 @@ def main() -> int:
         "input": lambda: input_rows(models, options),
     }
     print(about, flush=True)
-    tables: dict[str, list[Row]] = {}
-    for section in options.sections:
-        tables[section] = []
-        for row in makers[section]():
-            tables[section].append(row)
-            print(f"{section}: " + "  ".join(f"{k} {shown(k, v)}" for k, v in row.items()), flush=True)
-            figures = headline(tables.get("steps", [])) | {"about": about, "rows": tables}
-            # After every row: what was measured stays when a later one fails.
-            if options.json:
-                options.json.write_text(json.dumps(figures, indent=1) + "\n")
-            if options.markdown:
-                options.markdown.write_text(markdown(tables, about))
+    report = Report(about, options.json, options.markdown)
+    signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, max(1e-3, options.budget - (time.monotonic() - STARTED)))
+        for section in options.sections:
+            report.measure(section, makers[section])
+    except TimeIsUp:
+        report.leave_out(f"all after {options.budget:g} seconds", "time is up")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     return 0
+
+
+def stop(*_: object) -> None:
+    """End the measurements, from wherever they are.
+
+    Raises:
+        TimeIsUp: always.
+    """
+    raise TimeIsUp
+
+
+class Report:
+    """What was measured so far, and what was left out and why; written after every row, so that it stays when a later one fails."""
+
+    def __init__(self, about: str, figures: Path | None, page: Path | None) -> None:
+        self.about, self.figures, self.page = about, figures, page
+        self.tables: dict[str, list[Row]] = {}
+        self.left_out: dict[str, str] = {}
+
+    def measure(self, section: str, rows: Callable[[], Iterator[Row]]) -> None:
+        """All rows of a section, or those until something is missing that it imports."""
+        table = self.tables[section] = []
+        try:
+            for row in rows():
+                table.append(row)
+                print(f"{section}: " + "  ".join(f"{k} {shown(k, v)}" for k, v in row.items()), flush=True)
+                self.write()
+        except ImportError as error:
+            self.leave_out(section, str(error))
+
+    def leave_out(self, what: str, why: str) -> None:
+        """Note what was not measured."""
+        self.left_out[what] = why
+        print(f"left out: {what}: {why}", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """The files that were asked for."""
+        figures = headline(self.tables.get("steps", [])) | {
+            "about": self.about,
+            "rows": self.tables,
+            "left_out": self.left_out,
+        }
+        if self.figures:
+            self.figures.write_text(json.dumps(figures, indent=1) + "\n")
+        if self.page:
+            notes = "".join(f"\nLeft out: {what}: {why}.\n" for what, why in self.left_out.items())
+            self.page.write_text(markdown(self.tables, self.about) + notes)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,19 @@ from torch import Tensor, nn
 
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner
-from mmssl.encoders.text_transformer import TextTransformerConfig
+from mmssl.encoders.text_transformer import TextTransformerConfig, trim_padding
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.training.cached import CachedStepConfig
+from mmssl.training.compilation import compile_encoders
 from mmssl.training.launch import Launch
 from mmssl.training.optim import AdamWConfig
 from mmssl.training.state import Stream, TrainState
 from mmssl.training.step import PlainStepConfig
 
 CONTEXT, WORDS, LEARNING_RATE, WARM = 77, 49408, 1e-5, 3
+FEWEST, ENOUGH = 3, 10.0
+"""Steps that are timed in any case, and seconds after which no more are."""
 CAPTIONS = (9, 10, 11, 11, 12, 12, 13, 13, 14, 15, 16, 19)
 """Tokens of captions, ends included, spread as in CC3M: 12.9 on average."""
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
@@ -126,17 +129,20 @@ def our_learner(model: Model) -> Learner:
     return Learner(encoders, objective.build(encoders))
 
 
+def trimmed(batch: Batch) -> Batch:
+    """The batch as a run has it on its device: texts without the padding that all of them have (see `DeviceStream`)."""
+    return replace(batch, views={**batch.views, "text": {"tokens0": trim_padding(batch["text"]["tokens0"])}})
+
+
 def our_step(
     model: Model, device: torch.device, backend: str | None, micro_batches: int = 1
-) -> Callable[[Batch], None]:
-    """One whole step of a run: forward, backward, finite check, update."""
+) -> tuple[Callable[[Batch], None], Learner]:
+    """One whole step of a run (forward, backward, finite check, update), and the learner that it moves."""
     torch.manual_seed(0)
     launch = Launch("bf16", "cpu" if device.type == "cpu" else "cuda")
     learner = our_learner(model)
     launch.place(learner)
-    for encoder in learner.encoders.values():
-        if backend is not None:
-            encoder.compile(backend=backend)
+    compile_encoders(learner, "off" if backend is None else "default", backend or "")
     config = PlainStepConfig() if micro_batches == 1 else CachedStepConfig(micro_batches=micro_batches)
     step = config.build(learner, launch.wrap(learner), launch, 0, None)
     stream: Stream = _NoStream()
@@ -145,7 +151,7 @@ def our_step(
     def run(batch: Batch) -> None:
         step(state, batch)
 
-    return run
+    return run, learner
 
 
 def peer_step(model: Model, device: torch.device, backend: str | None) -> Callable[[Batch], None]:
@@ -191,7 +197,10 @@ def as_peer_sees(batch: Batch) -> Batch:
 
 
 def timed(step: Callable[[Any], None], batch: Any, device: torch.device, steps: int) -> tuple[float, float]:
-    """Median seconds of a step, and GiB of device memory at the peak (0 on a CPU)."""
+    """Median seconds of a step, of at most so many and of fewer where they take long, and GiB of device memory at the peak.
+
+    The memory of a CPU is not measured: 0.
+    """
     for _ in range(WARM):
         step(batch)
     synchronise(device)
@@ -203,13 +212,16 @@ def timed(step: Callable[[Any], None], batch: Any, device: torch.device, steps: 
         step(batch)
         synchronise(device)
         times.append(time.perf_counter() - started)
+        if len(times) >= FEWEST and sum(times) > ENOUGH:
+            break
     return statistics.median(times), peak_gib(device)
 
 
-def fits(make: Callable[[], Callable[[Batch], None]], batch: Callable[[], Batch], device: torch.device) -> bool:
-    """Whether two steps run without the device running out of memory."""
+def fits(model: Model, pairs: int, micro_batches: int, device: torch.device) -> bool:
+    """Whether two of our steps on so many pairs run without the device running out of memory."""
     try:
-        step, data = make(), batch()
+        step = our_step(model, device, None, micro_batches)[0]
+        data = trimmed(random_batch(model, pairs, device))
         step(data)
         step(data)
         synchronise(device)
