@@ -42,7 +42,10 @@ def pack(
     seed: Annotated[int, typer.Option(min=0, help="Of the order and of the choice of captions.")] = 0,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="MEANING=NAME", help="Which column of a table means what, as in caption=title."),
+        typer.Option(
+            metavar="MEANING=NAME",
+            help="Which column of a table is the image, audio, video, file, caption, label or key, as in caption=title.",
+        ),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that relative paths in a table start from.")] = None,
     split: Annotated[str | None, typer.Option(help="Which split of a saved Hugging Face data set.")] = None,
@@ -58,7 +61,7 @@ def pack(
 
     `mmssl shards pack photos/ shards/train --template 'a photo of a {}'`
 
-    `mmssl shards pack pairs.csv shards/train --column image=file --column caption=title`
+    `mmssl shards pack pairs.csv shards/train --column image=photo --column audio=recording --column caption=title`
 
     `mmssl shards pack cifar10-train.npz shards/cifar10/train`
     """
@@ -68,7 +71,6 @@ def pack(
     from mmssl.recipe.validate import validate_text
     from mmssl.training.console import say
 
-    columns = dict(item.partition("=")[::2] for item in column or [])
     if not captions and template:
         raise RecipeError("--template and --no-captions: templates would have no effect: leave one of the two out")
     values = {
@@ -77,7 +79,7 @@ def pack(
         "templates": (template or None) if captions else [],
         "max_side": max_side,
         "shuffle": seed if shuffle else None,
-        "columns": columns,
+        "columns": _columns(column or []),
         "split": split,
         "on_error": on_error,
     }
@@ -87,6 +89,23 @@ def pack(
     say(
         f"{manifest.samples} samples in {len(manifest.shards)} shards, {sum(manifest.skipped.values())} rows left out; see {out}"
     )
+
+
+def _columns(items: list[str]) -> dict[str, str | list[str]]:
+    """`Columns` of what was said on the command line; files and captions may be said several times."""
+    from mmssl.core.errors import RecipeError
+
+    several, columns = {"file": "files", "caption": "captions"}, dict[str, str | list[str]]()
+    for item in items:
+        meaning, equals, name = item.partition("=")
+        found = columns.setdefault(several.get(meaning, meaning), [] if meaning in several else name)
+        if isinstance(found, list):
+            found.append(name)
+        if not (meaning and equals and name) or (isinstance(found, str) and found != name):
+            raise RecipeError(
+                f"--column: got {item!r}, wanted MEANING=NAME, as in caption=title, and each meaning once"
+            )
+    return columns
 
 
 @app.command()

@@ -50,9 +50,9 @@ def front_end_stats(shards: Sequence[str], name: str, *, sample: int) -> FrontEn
     import numpy as np
 
     from mmssl.data.audio import AudioConfig
-    from mmssl.data.check import SOUNDS, VIDEOS
     from mmssl.data.decode import iterate
     from mmssl.data.index import ShardIndex
+    from mmssl.data.pack_items import SOUNDS, VIDEOS
     from mmssl.encoders.spectrogram import measure
 
     front_end = _front_end(name)

@@ -21,6 +21,7 @@ from mmssl.data.image import ImageConfig
 from mmssl.data.label import LabelConfig
 from mmssl.data.media_video import VideoFigures
 from mmssl.data.modality import Modality
+from mmssl.data.pack_items import SOUNDS, VIDEOS
 from mmssl.data.shard_list import expand
 from mmssl.data.shard_writer import Progress, in_order
 from mmssl.data.sound_file import SoundFigures
@@ -32,8 +33,6 @@ MAX_LISTED = 1000  # faults in a report; all are counted
 EXPECTED_SHARE = 0.75  # a field that so many samples have is missing in the others
 MAX_EXAMPLES = 20
 SILENT = -60.0  # dB below full scale; quieter sounds say nothing
-SOUNDS = ("wav", "flac", "ogg", "opus", "mp3", "m4a")
-VIDEOS = ("mp4", "webm", "mkv", "mov")
 _DOTTED = re.compile(r"(?:[^.]*\.)*[^.]*\d[^.]*\.[a-z][a-z0-9]{1,4}").fullmatch  # such as 17.3.jpg, but not caption.txt
 
 

@@ -18,9 +18,12 @@ import numpy as np
 from PIL import Image
 
 from mmssl.core.errors import DataError
+from mmssl.data.media import MATROSKA, is_media
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-MEDIA = (*IMAGES, "wav", "flac", "ogg", "mp3", "mp4")
+SOUNDS = ("wav", "flac", "ogg", "opus", "mp3", "m4a")
+VIDEOS = ("mp4", "webm", "mkv", "mov")
+MEDIA = (*IMAGES, *SOUNDS, *VIDEOS)
 CONVERTIBLE = ("bmp", "gif", "tif", "tiff", "ppm")  # pictures that are taken only if they are re-encoded
 MAX_PIXELS = 100_000_000  # of a picture that is re-encoded
 
@@ -28,12 +31,17 @@ _MAGIC = {
     "jpg": rb"\xff\xd8\xff",
     "png": rb"\x89PNG\r\n\x1a\n",
     "webp": rb"RIFF....WEBP",
-    "wav": rb"RIFF....WAVE",
+    "wav": rb"(RIFF|RF64|RIFX)....WAVE",
     "flac": rb"fLaC",
+    "opus": rb"OggS.{24}OpusHead",
     "ogg": rb"OggS",
-    "mp3": rb"ID3|\xff[\xfb\xf3\xf2]",
-    "mp4": rb"....ftyp",
+    "mp3": rb"ID3|\xff[\xe2-\xff]",
+    "m4a": rb"....ftypM4[AB]",
+    "mov": rb"....ftypqt",
+    "webm": MATROSKA + rb".{0,40}webm",
+    "mkv": MATROSKA,
 }
+"""Extension -> how such files begin; what is none of them and yet a container with boxes is called mp4."""
 
 
 class BadRow(DataError):
@@ -221,7 +229,8 @@ def read_media(where: str, path: Path) -> tuple[str, bytes]:
 def check_media(where: str, extension: str | None, data: bytes) -> tuple[str, bytes]:
     """Make sure that bytes begin like a medium of that sort; without an extension, find it from the bytes.
 
-    A picture under the name of another format of pictures is taken, and keeps its name: decoders look at the bytes.
+    A picture under the name of another format of pictures is taken, and keeps its name: decoders look at the bytes. So do sounds
+    and videos. A sound may lie in a container of videos.
 
     Raises:
         BadRow: empty, or something else.
@@ -230,12 +239,24 @@ def check_media(where: str, extension: str | None, data: bytes) -> tuple[str, by
         raise BadRow(where, "empty_file", "the file has no bytes")
     if extension in CONVERTIBLE:
         return extension, data
-    found = next((name for name, magic in _MAGIC.items() if re.match(magic, data[:16], re.DOTALL)), None)
-    if (found is None and extension not in ("mp3", "mp4")) or (extension in IMAGES and found not in IMAGES):
-        wanted = f"a {extension} file" if extension else f"one of {', '.join(_MAGIC)}"
-        raise BadRow(where, "undecodable", f"it begins with {data[:12]!r}, wanted {wanted}")
-    extension = extension or found or ""
+    found = _format_of(data)
+    if found is None or (extension is not None and not _may_be_called(found, extension)):
+        wanted = f"a {extension} file" if extension else f"one of {', '.join(MEDIA)}"
+        like = f", like a {found} file" if found else ""
+        raise BadRow(where, "undecodable", f"it begins with {data[:12]!r}{like}, wanted {wanted}")
+    extension = extension or found
     return "jpg" if extension == "jpeg" else extension, data
+
+
+def _format_of(data: bytes) -> str | None:
+    found = next((name for name, magic in _MAGIC.items() if re.match(magic, data[:64], re.DOTALL)), None)
+    return found or ("mp4" if is_media(data) else None)
+
+
+def _may_be_called(found: str, extension: str) -> bool:
+    if extension in SOUNDS:
+        return found in (*SOUNDS, *VIDEOS)
+    return found in (IMAGES if extension in IMAGES else (*VIDEOS, "m4a"))
 
 
 def encode(

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError, did_you_mean
-from mmssl.data.pack_items import BadRow, Item, Source, check_media, read_media
+from mmssl.data.pack_items import CONVERTIBLE, IMAGES, SOUNDS, VIDEOS, BadRow, Item, Source, check_media, read_media
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 MAX_KEY = 80  # tar names end at 100 bytes, and an extension follows
@@ -19,13 +19,22 @@ MAX_KEY = 80  # tar names end at 100 bytes, and an extension follows
 class Columns(Config):
     """Which columns hold what. What is left out is found by usual names, and may be absent; what is named must be there.
 
+    Media are paths, relative to the table's folder, or bytes. Where there are several columns of them, an empty cell means that
+    the sample lacks that modality. As soon as one of them is named, none is found by its name.
+
     Attributes:
-        files: paths of media, relative to the table's folder, or their bytes. Usual: path, filepath, file, image, img, audio.
+        image: pictures. Usual: image, img.
+        audio: sounds, or videos for the sake of their sound. Usual: audio, sound.
+        video: videos. Usual: video.
+        files: media of any sort. Usual, where there is none of the above: path, filepath, file.
         captions: one caption each. Usual: caption, text.
         label: class number or class name. Usual: label.
         key: what the sample is called. Usual: key.
     """
 
+    image: str | None = None
+    audio: str | None = None
+    video: str | None = None
     files: tuple[str, ...] | None = None
     captions: tuple[str, ...] | None = None
     label: str | None = None
@@ -33,10 +42,18 @@ class Columns(Config):
 
 
 _USUAL = {
-    "files": ("path", "filepath", "file", "image", "img", "audio"),
+    "image": ("image", "img"),
+    "audio": ("audio", "sound"),
+    "video": ("video",),
+    "files": ("path", "filepath", "file"),
     "captions": ("caption", "text"),
     "label": ("label",),
     "key": ("key",),
+}
+_KINDS = {
+    "image": ("a picture", (*IMAGES, *CONVERTIBLE)),
+    "audio": ("a sound", (*SOUNDS, *VIDEOS)),
+    "video": ("a video", VIDEOS),
 }
 
 
@@ -86,13 +103,14 @@ class TableSource(Source):
         self.kind = table.kind
         self.name = table.path.name
         self.fingerprint = table.fingerprint
-        self.files = self._find("files", columns.files)
+        self.media = self._find_media(columns)
         self.captions = self._find("captions", columns.captions)
         self.label = self._find_one("label", columns.label)
         self.key = self._find_one("key", columns.key)
-        if not self.files:
+        if not self.media:
             raise DataError(
-                f"{table.path} has the columns {list(table.columns)}: name the one with paths or bytes of media"
+                f"{table.path} has the columns {list(table.columns)}: name the one with paths or bytes of media, as in "
+                "--column image=NAME"
             )
         if not len(self):
             raise DataError(f"{table.path} has no rows")
@@ -108,18 +126,35 @@ class TableSource(Source):
         where = self.table.where(row)
         values = self.table.row(row)
         fields: dict[str, bytes] = {}
-        for column in self.files:
-            extension, data = self._media(f"{where}, column {column!r}", values[column])
+        for column, kind in self.media.items():
+            if len(self.media) > 1 and _is_empty(values[column]):
+                continue
+            extension, data = self._medium(f"{where}, column {column!r}", values[column], kind)
             if extension in fields:
                 raise BadRow(
                     where, "unsupported", f"two files of one kind (.{extension}), and a sample has room for one"
                 )
             fields[extension] = data
+        if not fields:
+            raise BadRow(where, "missing_file", f"nothing in {', '.join(map(repr, self.media))}, wanted a file in one")
         captions = tuple(str(values[column]) for column in self.captions if str(values[column] or "").strip())
         if self.captions and not captions:
             raise BadRow(where, "empty_caption", f"no text in {' or '.join(map(repr, self.captions))}")
         label = self._class_number(where, values[self.label]) if self.label else None
         return Item(where, fields, captions, label, self._key(where, row, values))
+
+    def _find_media(self, columns: Columns) -> dict[str, str | None]:
+        """Columns of media, each with the kind of `_KINDS` that it must be of."""
+        named = {kind: getattr(columns, kind) for kind in _KINDS}
+        if columns.files is None and not any(named.values()):
+            usual: dict[str, str | None] = {column: kind for kind in _KINDS for column in self._find(kind, None)}
+            return usual or dict.fromkeys(self._find("files", None))
+        found: dict[str, str | None] = dict.fromkeys(self._find("files", columns.files or ()))
+        for kind, column in named.items():
+            if column in found:
+                raise DataError(f"column {column!r} of {self.table.path} is named twice among its media")
+            found |= dict.fromkeys(self._find(kind, (column,)) if column else (), kind)
+        return found
 
     def _find(self, what: str, named: tuple[str, ...] | None) -> tuple[str, ...]:
         present = self.table.columns
@@ -153,14 +188,18 @@ class TableSource(Source):
         wanted = f"one of {len(self.class_names)} names or their numbers" if self.class_names else "a number from 0 on"
         raise BadRow(where, "bad_label", f"got {text!r} in {self.label!r}, wanted {wanted}")
 
-    def _media(self, where: str, value: Any) -> tuple[str, bytes]:
-        if isinstance(value, Mapping):  # Hugging Face stores media as {"bytes", "path"}
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes):
-            return check_media(where, None, value)
-        if not isinstance(value, str) or not value.strip():
+    def _medium(self, where: str, value: Any, kind: str | None) -> tuple[str, bytes]:
+        value = _cell(value)
+        if _is_empty(value) or not isinstance(value, str | bytes):
             raise BadRow(where, "missing_file", f"got {value!r}, wanted the path of a file")
-        return read_media(where, self.table.root / value.strip())
+        if isinstance(value, bytes):
+            extension, data = check_media(where, None, value)
+        else:
+            extension, data = read_media(where, self.table.root / value.strip())
+        what, extensions = _KINDS[kind] if kind else ("", ())
+        if kind and extension not in extensions:
+            raise BadRow(where, "unsupported", f"a .{extension} file, wanted {what}: {', '.join(extensions)}")
+        return extension, data
 
     def _key(self, where: str, row: int, values: Mapping[str, Any]) -> str | None:
         if self.key is None:
@@ -179,6 +218,16 @@ class TableSource(Source):
         values = self.table.column(self.key) if self.key else ()
         rows = ((row, first.setdefault(safe_key(value), row)) for row, value in enumerate(values))
         return {row: earlier for row, earlier in rows if earlier != row}  # empty keys are refused before this is asked
+
+
+def _cell(value: Any) -> Any:
+    # Hugging Face stores media as {"bytes", "path"}.
+    return (value.get("bytes") or value.get("path")) if isinstance(value, Mapping) else value
+
+
+def _is_empty(value: Any) -> bool:
+    value = _cell(value)
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def safe_key(value: Any) -> str:
