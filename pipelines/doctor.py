@@ -63,6 +63,7 @@ def examine() -> Iterator[Finding]:
     )
     yield from _versions()
     yield from _imports()
+    yield _torchcodec()
     yield from _devices()
     yield _processes()
     yield from _resources()
@@ -94,6 +95,18 @@ def _imports() -> Iterator[Finding]:
             yield Finding(
                 "bad", f"import {module}", f"{type(error).__name__}: {error}; are its version and torch's a pair?"
             )
+
+
+def _torchcodec() -> Finding:
+    """Optional: whether videos may be decoded by it."""
+    from mmssl.data.media_torchcodec import torchcodec_failure
+
+    failure = torchcodec_failure()
+    if failure is None:
+        return Finding("ok", "torchcodec", "decodes: videos may have `backend: torchcodec`")
+    return Finding(
+        "note", "torchcodec", f"does not decode ({failure}): videos keep to `backend: pyav`, which needs no more"
+    )
 
 
 def _devices() -> Iterator[Finding]:

@@ -24,6 +24,7 @@ ROOMS = {
     "transformers": ("mmssl/encoders/hf_", "mmssl/interop/", "mmssl/data/text.py", "mmssl/data/tokenizers.py"),
     "webdataset": ("mmssl/data/",),
     "av": ("mmssl/data/",),
+    "torchcodec": ("mmssl/data/media_torchcodec.py",),
     "soundfile": ("mmssl/data/",),
     "pickle": (),
 }

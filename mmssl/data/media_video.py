@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -26,6 +26,10 @@ class Shown(NamedTuple):
     end: Fraction
 
 
+Timed = Callable[[Any, Any, Fraction], Iterator[tuple[Any, Fraction]]]
+"""(container, stream, origin) -> pictures in the order of their times from where the container stands, with their times."""
+
+
 class VideoFigures(NamedTuple):
     """What a whole video holds: size of the frames in pixels, how many, and the length in seconds."""
 
@@ -43,10 +47,10 @@ def video_figures(data: bytes, max_pixels: int) -> VideoFigures:
     """
     with opened(data) as container:
         stream = first_stream(container, "video")
-        _check_size(stream, max_pixels)
+        check_size(stream, max_pixels)
         count, end = 0, Fraction(0)
-        for shown in _shown(container, stream, Fraction(0)):
-            count, end = count + 1, shown.end
+        for frame in shown(container, stream, Fraction(0)):
+            count, end = count + 1, frame.end
         if not count:
             raise DecodeError("empty", "no frame in the video")
         return VideoFigures(stream.codec_context.width, stream.codec_context.height, count, float(end))
@@ -60,7 +64,7 @@ def video_extent(data: bytes, max_pixels: int) -> Extent:
     """
     with opened(data) as container:
         stream = first_stream(container, "video")
-        _check_size(stream, max_pixels)
+        check_size(stream, max_pixels)
         return extent(container, stream)
 
 
@@ -87,23 +91,23 @@ def decode_video(
     start, length = (Fraction(0), None) if window is None else (Fraction(max(0.0, window[0])), Fraction(window[1]))
     with opened(data) as container:
         stream = first_stream(container, "video")
-        pixels = _check_size(stream, max_pixels)
+        pixels = check_size(stream, max_pixels)
         limit = max_bytes // (3 * pixels)
-        _check_count(container, stream, start, length, fps, limit)
+        check_count(container, stream, start, length, fps, limit)
         frames: list[np.ndarray] = []
         times: list[float] = []
         end = Fraction(0)
         converter = VideoReformatter()  # one for all frames: to begin anew costs more than to convert
-        for shown in _within(_shown(container, stream, start), length):
-            end = shown.end
-            if frames and fps is not None and not _has_instant(max(shown.begin, Fraction(0)), shown.end, fps):
+        for frame, keep in chosen(shown(container, stream, start), length, fps):
+            end = frame.end
+            if not keep:
                 continue
-            if shown.picture.width * shown.picture.height > pixels:
+            if frame.picture.width * frame.picture.height > pixels:
                 raise DecodeError("undecodable", "frames that are larger than the header says")
             if len(frames) == limit:
-                raise _too_long(f"more than {limit}", pixels, max_bytes)
-            frames.append(_to_rgb(shown.picture, converter))
-            times.append(float(max(shown.begin, Fraction(0))))
+                raise too_long(f"more than {limit}", pixels, max_bytes)
+            frames.append(_to_rgb(frame.picture, converter))
+            times.append(float(max(frame.begin, Fraction(0))))
         if not frames:
             raise DecodeError("empty", f"no frame in {window or 'the video'}")
         if len({frame.shape for frame in frames}) > 1:
@@ -111,14 +115,21 @@ def decode_video(
     return Clip(np.stack(frames), np.array(times), float(end))
 
 
-def _shown(container: Any, stream: Any, start: Fraction) -> Iterator[Shown]:
-    """Frames with their times from the one that is on screen at `start`, or before it, to the end."""
+def shown(container: Any, stream: Any, start: Fraction, timed: Timed | None = None) -> Iterator[Shown]:
+    """Frames with their times from the one that is on screen at `start`, or before it, to the end.
+
+    Args:
+        container, stream: opened and not read yet.
+        start: in seconds on the sample's timeline.
+        timed: what gives pictures; None: decoding.
+    """
     origin, base = zero(container), Fraction(stream.time_base)
-    decoded = _timed(container, stream, origin + start)
+    timed = timed or _timed
+    decoded = timed(container, stream, origin + start)
     first = None
     for back in _BACK if start > 0 else ():
         container.seek(math.floor((origin + start - back) / base), stream=stream)
-        decoded = _timed(container, stream, origin + start)
+        decoded = timed(container, stream, origin + start)
         first = next(decoded, None)
         if (first is not None and first[1] <= _SLIVER) or back >= start:
             break
@@ -143,13 +154,16 @@ def _timed(container: Any, stream: Any, origin: Fraction) -> Iterator[tuple[Any,
         yield picture, stamp * Fraction(stream.time_base) - origin
 
 
-def _within(frames: Iterator[Shown], length: Fraction | None) -> Iterator[Shown]:
-    """Those of which something is seen in the window, with ends cut to it."""
+def chosen(frames: Iterator[Shown], length: Fraction | None, fps: float | None) -> Iterator[tuple[Shown, bool]]:
+    """Those of which something is seen in the window, with ends cut to it, and whether they are kept; the first is."""
+    first = True
     for frame in frames:
         if length is not None and frame.begin >= length - _SLIVER:
             return
         if frame.end > _SLIVER:
-            yield frame if length is None else frame._replace(end=min(frame.end, length))
+            frame = frame if length is None else frame._replace(end=min(frame.end, length))
+            yield frame, first or fps is None or _has_instant(max(frame.begin, Fraction(0)), frame.end, fps)
+            first = False
 
 
 def _has_instant(begin: Fraction, end: Fraction, fps: float) -> bool:
@@ -164,8 +178,12 @@ def _to_rgb(picture: Any, converter: Any) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(pixels, picture.rotation // 90))
 
 
-def _check_size(stream: Any, max_pixels: int) -> int:
-    """Pixels of a frame."""
+def check_size(stream: Any, max_pixels: int) -> int:
+    """Pixels of a frame, by the header.
+
+    Raises:
+        DecodeError: "undecodable" (it does not say), "too_large".
+    """
     width, height = stream.codec_context.width, stream.codec_context.height
     if width < 1 or height < 1:
         raise DecodeError("undecodable", "the video stream does not say how large its frames are")
@@ -176,19 +194,24 @@ def _check_size(stream: Any, max_pixels: int) -> int:
     return int(width * height)
 
 
-def _check_count(
+def check_count(
     container: Any, stream: Any, start: Fraction, length: Fraction | None, fps: float | None, limit: int
 ) -> None:
-    """Refuse, by the header, what would hold too many frames."""
+    """Refuse, by the header, what would hold too many frames.
+
+    Raises:
+        DecodeError: "too_large".
+    """
     whole = (stream.duration or 0) * Fraction(stream.time_base) or Fraction(container.duration or 0, 1_000_000)
     seconds = max(Fraction(0), whole - start) if length is None else min(length, whole - start)
     rate = 1 / usual_step(stream) if fps is None else min(Fraction(fps), 1 / usual_step(stream))
     if seconds * rate > limit + 2:
         width, height = stream.codec_context.width, stream.codec_context.height
-        raise _too_long(f"about {round(seconds * rate)}", width * height, limit * 3 * width * height)
+        raise too_long(f"about {round(seconds * rate)}", width * height, limit * 3 * width * height)
 
 
-def _too_long(frames: str, pixels: int, max_bytes: int) -> DecodeError:
+def too_long(frames: str, pixels: int, max_bytes: int) -> DecodeError:
+    """What is raised where frames would take more than `max_bytes`."""
     return DecodeError(
         "too_large",
         f"{frames} frames of {pixels} pixels, wanted at most {max_bytes} bytes of them (`max_bytes`): shorten the window, "

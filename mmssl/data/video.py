@@ -11,11 +11,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mmssl.core.errors import RecipeError
+from mmssl.data.media_torchcodec import decode_with_torchcodec, torchcodec_failure
 from mmssl.data.media_video import decode_video, video_extent
 from mmssl.data.modality import Modality, ModalityConfig, View
 from mmssl.data.timeline import Clip, Extent, Window
 from mmssl.data.video_views import ClipViewConfig, EvalClipView, EvalFrameView, FrameViewConfig, Span, VideoOrderConfig
 
+Backend = Literal["pyav", "torchcodec"]
 VideoViewConfig = Annotated[ClipViewConfig | FrameViewConfig | VideoOrderConfig, Field(discriminator="kind")]
 
 
@@ -25,6 +28,7 @@ class VideoModality(Modality):
     Args:
         fps: of the frames that are kept, see `VideoConfig`.
         max_pixels: of one frame. max_bytes: of all frames of a clip. Both are judged by the header, before anything is decoded.
+        backend: what turns packets into pixels, see `VideoConfig`.
     """
 
     def __init__(
@@ -35,9 +39,11 @@ class VideoModality(Modality):
         fps: float | None,
         max_pixels: int,
         max_bytes: int,
+        backend: Backend = "pyav",
     ) -> None:
         super().__init__(name, extensions, views)
         self.fps = fps
+        self.backend = backend
         self.max_pixels = max_pixels
         self.max_bytes = max_bytes
 
@@ -58,7 +64,8 @@ class VideoModality(Modality):
             DecodeError: "missing" (no video stream), "undecodable" (foreign, damaged, cut short), "empty" (0 bytes, or no frame
                 in the window), "too_large".
         """
-        return decode_video(data, window, fps=self.fps, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
+        decode = decode_video if self.backend == "pyav" else decode_with_torchcodec
+        return decode(data, window, fps=self.fps, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
 
 
 class VideoConfig(ModalityConfig):
@@ -74,6 +81,8 @@ class VideoConfig(ModalityConfig):
         eval: what the view "eval", which is always there besides, is made of: a "clip", or the "frame" in the middle.
         max_pixels: videos with larger frames are refused before they are decoded; the default is 4096 x 2304.
         max_bytes: clips that hold more bytes of pixels are refused; the default is 540 frames of 640 x 480.
+        backend: what decodes frames: "pyav", or "torchcodec", which must be installed beside an FFmpeg that it can load. Frames and
+            times are the same; pixels differ by what two conversions to RGB differ.
     """
 
     kind: Literal["video"] = "video"
@@ -85,6 +94,7 @@ class VideoConfig(ModalityConfig):
     eval: Literal["clip", "frame"] = "clip"
     max_pixels: int = Field(default=4096 * 2304, ge=1)
     max_bytes: int = Field(default=500_000_000, ge=1)
+    backend: Backend = "pyav"
 
     @model_validator(mode="after")
     def _check(self) -> VideoConfig:
@@ -107,8 +117,18 @@ class VideoConfig(ModalityConfig):
         return Span(self.frames, self.seconds, self.size)
 
     def build(self, name: str) -> VideoModality:
-        """The modality under the name that the recipe gives it."""
+        """The modality under the name that the recipe gives it.
+
+        Raises:
+            RecipeError: the backend does not decode on this machine.
+        """
+        failure = torchcodec_failure() if self.backend == "torchcodec" else None
+        if failure is not None:
+            raise RecipeError(
+                f"modalities.{name}.backend: got 'torchcodec', which does not decode here ({failure}): install torchcodec for this "
+                "torch and FFmpeg's shared libraries where they are found, or take backend 'pyav', which needs neither"
+            )
         views: dict[str, View] = {kind: view.build(self.span) for kind, view in self.views.items()}
         views["eval"] = EvalClipView(self.span) if self.eval == "clip" else EvalFrameView(self.size)
         extensions = self.extensions or ("mp4", "webm", "mkv", "mov")
-        return VideoModality(name, extensions, views, self.fps, self.max_pixels, self.max_bytes)
+        return VideoModality(name, extensions, views, self.fps, self.max_pixels, self.max_bytes, self.backend)

@@ -129,8 +129,8 @@ def test_frames_that_no_instant_shows_are_dropped() -> None:
     assert part.times[0] == 0
 
 
-@pytest.mark.parametrize("turned", [0, 90, 180, 270])
-def test_frames_are_turned_as_the_file_says(turned: int) -> None:
+def turned_clip(turned: int) -> tuple[bytes, np.ndarray]:
+    """A file that says that it is to be turned, and its first frame, upright."""
     frames = np.zeros((3, 32, 64, 3), dtype=np.uint8)
     frames[:, :16, :32] = 255  # white where it is up and left
     data = bytearray(encode_clip("mp4", frames, None, fps=15))
@@ -138,8 +138,13 @@ def test_frames_are_turned_as_the_file_says(turned: int) -> None:
     one = 0x10000
     cos, sin = {0: (one, 0), 90: (0, one), 180: (-one, 0), 270: (0, -one)}[turned]
     data[place : place + 36] = struct.pack(">9i", cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30)
-    upright = np.rot90(frames[0], -turned // 90)  # a display matrix of (0, 1, -1, 0) turns clockwise
-    clip = build().decode(bytes(data), "mp4")
+    return bytes(data), np.rot90(frames[0], -turned // 90)  # a display matrix of (0, 1, -1, 0) turns clockwise
+
+
+@pytest.mark.parametrize("turned", [0, 90, 180, 270])
+def test_frames_are_turned_as_the_file_says(turned: int) -> None:
+    data, upright = turned_clip(turned)
+    clip = build().decode(data, "mp4")
     assert clip.frames.shape[1:] == upright.shape
     assert np.abs(clip.frames[0].astype(int) - upright).mean() < 10
 
