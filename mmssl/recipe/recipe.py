@@ -17,13 +17,14 @@ from mmssl.core.distributed import world_size
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator
-from mmssl.core.objective import Learner
+from mmssl.core.objective import Learner, Objective
 from mmssl.core.seeding import fold
 from mmssl.data.audio import AudioConfig
 from mmssl.data.data_config import DataConfig
 from mmssl.data.modality import Modality
 from mmssl.data.synchronized import mistakes
 from mmssl.encoders.spectrogram import SoundEncoderConfig
+from mmssl.recipe.checks import contradictions
 from mmssl.recipe.start import places, start_objective, weights_file
 from mmssl.recipe.strict_yaml import scalar
 from mmssl.recipe.suite import evaluation_modalities
@@ -161,7 +162,7 @@ class Recipe(TrainingConfig):
             raise RecipeError(f"objective: {error}") from error
         if start is not None:
             start_objective(learner.objective, start)
-        self._check_views(learner.objective.needs(), modalities)
+        self._check_parts(learner.objective, modalities)
         return learner
 
     def build_evaluators(self, modalities: Mapping[str, Modality]) -> dict[str, tuple[Evaluator, Duration | None]]:
@@ -197,8 +198,9 @@ class Recipe(TrainingConfig):
             to_steps=lambda duration: duration.steps(**length, total_steps=total_steps),
         )
 
-    def _check_views(self, needs: Needs, modalities: Mapping[str, Modality]) -> None:
-        wrong = list(self._view_mistakes(needs, modalities))
+    def _check_parts(self, objective: Objective, modalities: Mapping[str, Modality]) -> None:
+        wrong = list(self._view_mistakes(objective.needs(), modalities))
+        wrong += contradictions(self.data, self.modalities, objective)
         if wrong:
             raise RecipeError("\n  ".join(["the recipe's parts do not fit", *wrong]))
 

@@ -1,0 +1,78 @@
+"""Parts of a recipe that contradict each other are refused at build, each with one sentence; what is meant so is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmssl.core.errors import RecipeError
+from mmssl.recipe.recipe import load_recipe
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PICTURES = CONFIGS / "quickstart/image_text.yaml"
+VIDEOS = CONFIGS / "video/space_time_b_16.yaml"
+SMALL = (
+    "encoders.video={kind: space_time, size: 32, frames: 4, patch_size: 16, tubelet: 2, width: 32, depth: 1, heads: 2}",
+)
+SMALL += ("encoders.text={kind: text_transformer, context_length: 77, width: 32, depth: 1, heads: 2}",)
+SMALL += ("modalities.video.size=32", "modalities.video.frames=4")
+CLIP = "{kind: clip, pairs: [[image, text]], views: {image: crop, text: tokens}, embedding: 16, temperature: 0.07}"
+HEAD = "{kind: mlp, layers: 2, hidden: 16}"
+SIMCLR = f"{{kind: simclr, modality: image, view: augmented, temperature: 0.1, embedding: 16, head: {HEAD}}}"
+SLIP = f"objective={{kind: weighted, objectives: {{a: {{objective: {CLIP}}}, b: {{objective: {SIMCLR}}}}}}}"
+MASKED = CONFIGS / "image/mae_vit_b_16.yaml"
+MASKED_SMALL = (
+    "objective.decoder={width: 16, depth: 1, heads: 1}",
+    "encoders.image={kind: vit, size: 224, patch_size: 16, width: 16, depth: 1, heads: 1}",
+)
+VIEWS = "modalities.image.views={crop: {kind: resized_crop}, augmented: {kind: simclr}}"
+
+
+def build(recipe: Path, *overrides: str) -> None:
+    loaded = load_recipe(recipe, list(overrides))
+    loaded.build_learner(loaded.build_modalities())
+
+
+def refused(recipe: Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        build(recipe, *overrides)
+    _, *sentences = str(caught.value).splitlines()
+    assert len(sentences) == 1
+    return sentences[0].strip()
+
+
+def mirrored(flip: float) -> str:
+    return f"modalities.image.views.crop={{kind: resized_crop, flip: {flip}}}"
+
+
+def test_a_mirror_of_one_modality_beside_that_of_all() -> None:
+    both = "data.synchronized=[{kind: flip}]"
+    assert refused(PICTURES, both, mirrored(0.5)).startswith(
+        "modalities.image.views.crop.flip: got 0.5 beside the flip of"
+    )
+    build(PICTURES, both, mirrored(0))
+    build(PICTURES, "data.synchronized=[]", mirrored(0.5))
+    build(PICTURES, "data.synchronized=[{kind: flip, probability: 0}]", mirrored(0.5))
+
+
+def test_a_window_of_time_that_is_shorter_than_views() -> None:
+    window = "data.synchronized=[{kind: time_crop, seconds: %s}]"
+    said = refused(VIDEOS, *SMALL, window % 1.5)
+    assert said.startswith("modalities.video.seconds: got 2, and time_crop of data.synchronized leaves 1.5 s")
+    build(VIDEOS, *SMALL, window % 2.0)
+    build(VIDEOS, *SMALL, window % 3.0)
+    build(VIDEOS, *SMALL, window % 1.5, "modalities.video.seconds=null")
+
+
+def test_views_that_are_compared_with_themselves_may_be_mirrored() -> None:
+    build(PICTURES, SLIP, VIEWS, "data.synchronized=[{kind: flip}]")
+
+
+def test_optional_modalities_of_objectives_that_need_every_sample() -> None:
+    said = refused(PICTURES, SLIP, VIEWS, "data.optional=[image]")
+    assert said.startswith("data.optional: got 'image', and objective.objectives.b (SimClr) needs it of every sample")
+    said = refused(MASKED, *MASKED_SMALL, "data.optional=[image]")
+    assert said.startswith("data.optional: got 'image', and objective (")
+    build(PICTURES, SLIP, VIEWS, "data.optional=[text]")
+    build(PICTURES, "data.optional=[image, text]")
