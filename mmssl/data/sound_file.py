@@ -123,9 +123,12 @@ def _opened(data: bytes) -> Iterator[Any]:
             yield file
     except soundfile.LibsndfileError as error:
         # This is what libsndfile says of a header with a zero in the place of the rate.
-        reason = "no_rate" if "SF_INFO struct incomplete" in str(error) else "undecodable"
+        if "SF_INFO struct incomplete" in str(error):
+            raise DecodeError(
+                "no_rate", f"the header names no sample rate, wanted {RATES[0]} to {RATES[1]} Hz"
+            ) from error
         text = str(error.error_string).strip() or type(error).__name__
-        raise DecodeError(reason, f"{len(data)} bytes beginning with {data[:12]!r}: {text}") from error
+        raise DecodeError("undecodable", f"{len(data)} bytes beginning with {data[:12]!r}: {text}") from error
 
 
 def _check_header(file: Any, data: bytes) -> None:
