@@ -96,6 +96,10 @@ class Cache:
             path.unlink(missing_ok=True)
         return None
 
+    def drop(self, key: str) -> None:
+        """Forget the file of a key; who has it open keeps what is in it."""
+        self.path(key).unlink(missing_ok=True)
+
     def path(self, key: str) -> Path:
         """Where the file of a key lies."""
         name = hashlib.sha256(key.encode()).hexdigest()

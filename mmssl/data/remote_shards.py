@@ -197,6 +197,26 @@ class RemoteReader:
             size -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def read_anew(self, number: int, offset: int, size: int) -> bytes:
+        """Bytes of shard `number`, fetched once more: what the cache has of them is dropped.
+
+        Raises:
+            DataError: as `read`.
+        """
+        _log.warning(
+            "%s, byte %d: the bytes in the cache are not those of the index and are fetched again",
+            self.shards[number].shown, offset,
+        )  # fmt: skip
+        self._last.close()
+        self.remote.cache.drop(self.shards[number].key)
+        for piece in range(self.slice_of(number, offset), self.slice_of(number, offset + max(size, 1) - 1) + 1):
+            self.remote.cache.drop(self._slice_key(number, piece))
+        return self.read(number, offset, size)
+
+    def _slice_key(self, number: int, piece: int) -> str:
+        start, stop = self._cuts[number][piece : piece + 2]
+        return f"{self.shards[number].key}\0{start}\0{stop}"
+
     def slice_of(self, number: int, offset: int) -> int:
         """The slice of a shard that has the byte at `offset`."""
         return bisect_right(self._cuts[number], offset) - 1
@@ -222,7 +242,7 @@ class RemoteReader:
                 sink.write(self.remote.storage.read(shard.url, start, stop, self.sizes[number]))
 
             try:
-                return start, self.remote.cache.open(f"{shard.key}\0{start}\0{stop}", fill, stop - start)
+                return start, self.remote.cache.open(self._slice_key(number, piece), fill, stop - start)
             except NoRanges:
                 self._only_whole.add(number)
         whole = self.remote.whole(shard)

@@ -18,6 +18,7 @@ from mmssl.data.data_config import DataConfig
 from mmssl.data.index import ShardIndex
 from mmssl.data.label import LabelConfig
 from mmssl.data.mix import BlockShuffleConfig, Source
+from mmssl.data.modality import DecodeError
 from mmssl.data.remote import Absent, Patience, Storage
 from mmssl.data.remote_shards import CacheConfig, Remote, RemoteReader
 from mmssl.data.shard_list import expand, expand_urls
@@ -239,6 +240,47 @@ def test_damaged_shards_are_named_by_their_url(server: Server, remote: Remote) -
     server.files["/a/0.tar"] = server.files["/a/0.tar"][:5000]
     with pytest.raises(DataError, match=rf"1 of 1 .*\n{server.url}/a/0\.tar, byte"):
         ShardIndex.open([f"{server.url}/a/0.tar"], remote=remote)
+
+
+def damage(remote: Remote, what: bytes) -> int:
+    """Change the first such bytes in every file of the cache that has them; returns in how many."""
+    files = [path for path in remote.cache.folder.glob("??/*") if what in path.read_bytes()]
+    for path in files:
+        path.write_bytes(path.read_bytes().replace(what, b"?" * len(what), 1))
+    return len(files)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_damaged_cache_is_no_damaged_sample(
+    server: Server, remote: Remote, shards: Path, whole: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not whole:
+        beside(server, shards)
+    index = ShardIndex.open(urls(server), remote=remote)
+    assert labels(index) == EXPECTED
+    server.log.clear()
+    assert damage(remote, b"x" * 700) > 3 - whole
+    again = pickle.loads(pickle.dumps(index))
+    assert [int(sample.fields["cls"]) for sample in again if sample.fields["txt"] == b"x" * 700] == EXPECTED
+    assert len(server.log) == len(set(server.log)) == sum(max(1, round(count / SLICE)) for count in COUNTS)
+    assert "/a/0.tar, byte" in caplog.text
+
+
+def test_damage_at_the_source_is_fetched_once_more_and_then_a_fault(
+    server: Server, remote: Remote, shards: Path
+) -> None:
+    beside(server, shards)
+    data = server.files["/a/1.tar"]
+    server.files["/a/1.tar"] = data.replace(b"x" * 700, b"y" * 700, 1)
+    index = ShardIndex.open(urls(server), remote=remote)
+    server.log.clear()
+    with pytest.raises(DecodeError, match="are not those of its index") as caught:
+        index.read(40)
+    assert (caught.value.reason, caught.value.field) == ("checksum", "txt")
+    assert server.gets() == {"/a/1.tar": 2}
+    assert index.read(41).fields["cls"] == b"101"
+    server.files["/a/1.tar"] = data  # repaired meanwhile
+    assert index.read(40).fields["cls"] == b"100"
 
 
 def test_other_protocols(remote: Remote, shards: Path) -> None:
