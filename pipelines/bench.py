@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +12,8 @@ from pipelines.progress import progress_bar
 
 if TYPE_CHECKING:
     from mmssl.core.batch import Needs
-    from mmssl.data.index import ShardIndex
+    from mmssl.data.data_config import DataConfig
     from mmssl.data.modality import Modality
-    from mmssl.data.workers import Workers
 
 app = typer.Typer(
     help="Measure how fast parts of a run are on this machine.",
@@ -57,14 +56,15 @@ def data(
     """
     from mmssl.data.speed import measure
 
-    index, modalities, needs, usual_workers, usual_batch = _recipe(targets) or _shards(targets, size)
+    settings, modalities, needs, usual_batch = _recipe(targets) or _shards(targets, size)
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
     with progress_bar("measuring") as progress:
         report = measure(
-            index,
+            settings,
             modalities,
             needs,
-            batch_size=min(batch_size or usual_batch, len(index)),
-            workers=usual_workers if workers is None else replace(usual_workers, count=workers),
+            batch_size=batch_size or usual_batch,
             seconds=seconds,
             progress=progress,
         )
@@ -73,13 +73,11 @@ def data(
         json_file.write_text(report.to_json() + "\n")
 
 
-Parts = tuple["ShardIndex", "dict[str, Modality]", "Needs", "Workers", int]
+Parts = tuple["DataConfig", "Mapping[str, Modality]", "Needs", int]
 
 
 def _recipe(targets: list[str]) -> Parts | None:
-    """Index, modalities, needs, workers and batch size of a recipe; None if the targets are shards."""
-    from mmssl.data.index import ShardIndex
-    from mmssl.data.workers import Workers
+    """Data, modalities, needs and batch size of a recipe; None if the targets are shards."""
     from mmssl.recipe.run_folder import find_recipe
 
     first = Path(targets[0])
@@ -87,32 +85,27 @@ def _recipe(targets: list[str]) -> Parts | None:
         return None
     recipe = find_recipe(targets[0], targets[1:])
     modalities = recipe.build_modalities()
-    needs = recipe.build_learner(modalities).objective.needs()
-    data = recipe.data
-    named = data.shards or [shard for source in (data.sources or {}).values() for shard in source.shards]
-    index = ShardIndex.open(named, source="train", remote=data.cache.build(data.allow_pipe))
-    workers = Workers(data.workers, data.prefetch, data.timeout, data.start_method)
-    return index, modalities, needs, workers, recipe.batch_size
+    return recipe.data, modalities, recipe.build_learner(modalities).objective.needs(), recipe.batch_size
 
 
 def _shards(targets: list[str], size: int) -> Parts:
     """The same for plain shards: pictures, captions and labels, as far as the shards have them."""
     from mmssl.core.errors import DataError
+    from mmssl.data.data_config import DataConfig
     from mmssl.data.image import ImageConfig
-    from mmssl.data.index import ShardIndex
     from mmssl.data.label import LabelConfig
     from mmssl.data.text import TextConfig
-    from mmssl.data.workers import Workers
 
-    index = ShardIndex.open(targets)
+    data = DataConfig(shards=tuple(targets))
+    (source,) = data.open()
     known: dict[str, Modality] = {
         "image": ImageConfig(size=size).build("image"),
         "text": TextConfig(captions="lines").build("text"),
         "label": LabelConfig().build("label"),
     }
     kinds = {"image": "crop", "text": "tokens", "label": "value"}
-    has = {name for name, _, _ in index.members(0)}
+    has = {name for name, _, _ in source.index.members(0)}
     modalities = {name: modality for name, modality in known.items() if has & set(modality.extensions)}
     if not modalities:
         raise DataError(f"the first sample has {sorted(has)}, and none of it is read without a recipe: name a recipe")
-    return index, modalities, {name: {kinds[name]: 1} for name in modalities}, Workers(2), 64
+    return data, modalities, {name: {kinds[name]: 1} for name in modalities}, 64

@@ -113,7 +113,22 @@ class DataConfig(Config):
             DataError: the shards are missing or damaged, hold too few samples, or two sources share one. ValueError: see
                 `TrainStream`.
         """
-        sources = self.open(source)
+        return self.stream(self.open(source), modalities, needs, batch_size=batch_size, seed=seed)
+
+    def stream(
+        self,
+        sources: list[Source],
+        modalities: Mapping[str, Modality],
+        needs: Needs,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> TrainStream:
+        """The stream over sources that `open` gave.
+
+        Raises:
+            DataError, ValueError: see `build`.
+        """
         shuffle = self._shuffle()
         if isinstance(shuffle, BlockShuffleConfig):
             self._check_cache(sources, shuffle, batch_size)

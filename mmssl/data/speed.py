@@ -9,22 +9,25 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
 from typing import Any
-
-import numpy as np
 
 from mmssl.core.batch import Needs
 from mmssl.core.errors import DataError
+from mmssl.core.sample import Sample
 from mmssl.data.check_report import aligned
 from mmssl.data.collate import Row, collate
-from mmssl.data.decode import BadSample, decode_sample, make_views, select
+from mmssl.data.data_config import DataConfig
+from mmssl.data.decode import BadSample, load_sample, make_views, read_sample
 from mmssl.data.index import ShardIndex
-from mmssl.data.modality import DecodeError, Modality
+from mmssl.data.modality import Modality
+from mmssl.data.rows import Rows
 from mmssl.data.shard_writer import Progress
 from mmssl.data.stream import TrainStream
-from mmssl.data.workers import Workers
+from mmssl.data.synchronized import Synchronized
+from mmssl.data.synchronized_time import TimeCrop
 
 MAX_SAMPLES = 20_000  # of the stages; more say no more
 
@@ -36,8 +39,8 @@ class SpeedReport:
     Attributes:
         samples: that the stages were timed on; unusable: others, which could not be decoded.
         sample_bytes: mean size of what is read of a sample; batch_bytes: mean size of what a batch holds of it.
-        stages: microseconds of CPU time a sample on one thread: "read", "decode", "views", "collate"; "hand-over": of the process
-            that takes the batches of workers.
+        stages: microseconds of CPU time a sample on one thread: "read", "decode", "synchronized" (operations on all modalities of
+            a sample alike, where there are any), "views", "collate"; "hand-over": of the process that takes the batches of workers.
         rate: samples a second of the whole loader; megabytes: the same in read megabytes a second.
         workers, cores, batch_size: that it was measured with.
         first_batch: seconds until it came.
@@ -85,39 +88,38 @@ class SpeedReport:
 
 
 def measure(
-    index: ShardIndex,
+    data: DataConfig,
     modalities: Mapping[str, Modality],
     needs: Needs,
     *,
     batch_size: int = 64,
-    workers: int | Workers = 2,
     seconds: float = 5.0,
     progress: Progress | None = None,
 ) -> SpeedReport:
-    """Time the stages, then the whole loader.
+    """Time the stages, then the whole loader, on samples in the order of training, but for `data.audit`, which is not written.
 
     Args:
-        index: the samples; those that cannot be used are counted, and have substitutes in the loader.
-        modalities, needs, batch_size, workers: as in `TrainStream`.
+        data: which samples, by how many workers, and what is done to all modalities alike. Samples that cannot be used are
+            counted, and have substitutes in the loader.
+        modalities, needs: as in `TrainStream`.
+        batch_size: of the loader, or the number of all samples if that is less.
         seconds: for the stages, and again for the loader.
         progress: called with (tenths of seconds done, of all).
 
     Raises:
-        DataError: no sample can be used, or fewer samples than a batch. ValueError: views that no modality has.
+        DataError: no sample can be used, or too few for their weight. ValueError: views that no modality has.
     """
     clock = _Clock(seconds, progress)
-    chosen = select(modalities, needs)
-    stages, samples, unusable, read_bytes = _stages(index, chosen, needs, batch_size, clock)
-    stream = TrainStream(
-        index, modalities, needs, batch_size=batch_size, seed=0, workers=workers, on_error="substitute",
-        max_failures=1.0, rank=0, world=1,
-    )  # fmt: skip
+    tolerant = data.model_copy(update={"on_error": "substitute", "max_failures": 1.0, "audit": None})
+    sources = tolerant.open()
+    batch_size = min(batch_size, sum(len(source.index) for source in sources))
+    stream = tolerant.stream(sources, modalities, needs, batch_size=batch_size, seed=0)
+    stages, samples, unusable, read_bytes = _stages(stream, batch_size, clock)
     try:
         start = time.perf_counter()
         batch = next(stream)
         first = time.perf_counter() - start
-        options = Workers.of(workers)
-        for _ in range(options.count * options.prefetch):  # made before the clock starts
+        for _ in range(data.workers * data.prefetch):  # made before the clock starts
             next(stream)
         start, cpu, count = time.perf_counter(), time.process_time(), 0
         while not count or clock.half(1, time.perf_counter() - start):
@@ -126,10 +128,10 @@ def measure(
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     finally:
         stream.close()
-    if options.count:
+    if data.workers:
         stages["hand-over"] = cpu / count * 1e6
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    decode_rate = 1e6 / max(stages["decode"], 1e-3) * min(cores, max(1, options.count))
+    decode_rate = 1e6 / max(stages["decode"], 1e-3) * min(cores, max(1, data.workers))
     tensors = [x for views in batch.views.values() for x in views.values()]
     return SpeedReport(
         samples=samples,
@@ -139,7 +141,7 @@ def measure(
         stages=stages,
         rate=count / wall,
         megabytes=count / wall * read_bytes / samples / 1e6,
-        workers=options.count,
+        workers=data.workers,
         cores=cores,
         batch_size=batch_size,
         first_batch=first,
@@ -162,48 +164,62 @@ class _Clock:
         return elapsed < self.seconds
 
 
-def _stages(
-    index: ShardIndex, modalities: Mapping[str, Modality], needs: Needs, batch_size: int, clock: _Clock
-) -> tuple[dict[str, float], int, int, int]:
-    """(microseconds a sample, samples, unusable ones, bytes read) of samples spread over all shards."""
-    wanted = {extension for modality in modalities.values() for extension in modality.extensions}
-    ordinals = np.unique(np.linspace(0, len(index) - 1, min(len(index), MAX_SAMPLES)).round().astype(int))
-    ordinals = np.random.default_rng(0).permutation(ordinals)
-    spent = dict.fromkeys(("read", "decode", "views", "collate"), 0.0)
-    rows: list[Row] = []
+def _stages(stream: TrainStream, batch_size: int, clock: _Clock) -> tuple[dict[str, float], int, int, int]:
+    """(microseconds a sample, samples, unusable ones, bytes read) of the first batches of a stream."""
+    rows = stream.rows
+    loaders = _loaders(rows)
+    spent = dict.fromkeys(("read", *loaders, "views", "collate"), 0.0)
+    made: list[Row] = []
     samples = unusable = size = done = 0
     began = time.perf_counter()
     now = time.thread_time
-    for ordinal in ordinals.tolist():
-        start = now()
+    steps = max(1, min(MAX_SAMPLES, len(rows.sources)) // batch_size)
+    for epoch, ordinal in chain.from_iterable(map(stream.tickets, range(steps))):
+        index, number = rows.sources.locate(ordinal)
+        key = (rows.seed, epoch, *index.identity(number))
+        times = [now()]
         try:
-            raw = index.read(ordinal, wanted)
-            read = now()
-            sample = decode_sample(raw, ordinal, modalities)
-        except (BadSample, DecodeError):
+            for _ in range(2):  # the second time, all is as near as for those that follow
+                raw = read_sample(index, number, rows.modalities)
+                times.append(now())
+            for load in loaders.values():
+                sample = load(index, number, key)
+                times.append(now())
+        except BadSample:
             unusable += 1
             continue
-        decoded = now()
-        views = make_views(sample, modalities, needs, (0, 0, *index.identity(ordinal)))
-        stop = now()
-        rows.append(Row(ordinal, raw.key, views))
+        views = make_views(sample, rows.modalities, rows.needs, key)
+        times.append(now())
+        made.append(Row(ordinal, raw.key, views))
         samples, size = samples + 1, size + sum(map(len, raw.fields.values()))
-        if samples > 1 or len(ordinals) == 1:  # the first one pays for what is imported and loaded on first use
-            spent["read"] += read - start
-            spent["decode"] += decoded - read
-            spent["views"] += stop - decoded
+        if samples > 1 or len(rows.sources) == 1:  # the first one pays for what is imported and loaded on first use
+            first, again, *loading, viewing = (b - a for a, b in pairwise(times))
+            loading = [b - a for a, b in pairwise([again, *loading])]
+            for name, value in zip(spent, (first, *loading, viewing), strict=False):
+                spent[name] += value
             done += 1
-        if len(rows) == batch_size:
-            start = now()
-            collate(rows, modalities, needs)
-            spent["collate"] += now() - start
-            rows = []
+        if len(made) == batch_size:
+            spent["collate"] += _time_collate(rows, made)
+            made = []
             if not clock.half(0, time.perf_counter() - began):
                 break
     if not samples:
         raise DataError(f"none of {unusable} samples can be used: see `mmssl shards check`")
-    if rows:
-        start = now()
-        collate(rows, modalities, needs)
-        spent["collate"] += now() - start
-    return {name: value / max(1, done) * 1e6 for name, value in spent.items()}, samples, unusable, size
+    if made:
+        spent["collate"] += _time_collate(rows, made)
+    return {name: max(0.0, value) / max(1, done) * 1e6 for name, value in spent.items()}, samples, unusable, size
+
+
+def _loaders(rows: Rows) -> dict[str, Callable[[ShardIndex, int, tuple[int | str, ...]], Sample]]:
+    """Stage -> what reads and does all up to this stage."""
+    optional = rows.optional
+    if rows.synchronized is None:
+        return {"decode": lambda index, number, _: load_sample(index, number, rows.modalities, optional)}
+    window = [one for one in rows.synchronized.operations[:1] if isinstance(one, TimeCrop)]  # decides what is decoded
+    return {"decode": Synchronized(window, rows.modalities, optional).load, "synchronized": rows.synchronized.load}
+
+
+def _time_collate(rows: Rows, made: Sequence[Row]) -> float:
+    start = time.thread_time()
+    collate(made, rows.modalities, rows.needs)
+    return time.thread_time() - start

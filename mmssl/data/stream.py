@@ -58,6 +58,7 @@ class TrainStream:
         rank, world: default: of this process.
 
     Attributes:
+        rows: what workers do.
         faults: faults so far in this process, by reason; starts at zero on resume.
         unapplied: synchronized operations that had no meaning for a sample, as "flip: ambiguous_caption", likewise.
 
@@ -101,7 +102,8 @@ class TrainStream:
         mixture = partial(Mixture, sources, batch_size=batch_size, seed=seed, batches=batches, shuffle=shuffle)
         self._mixture = mixture()
         joined = Sources([source.index for source in sources])
-        rows = Rows(joined, select(modalities, needs), needs, seed, on_error, tuple(optional), tuple(synchronized))
+        chosen = select(modalities, needs)
+        self.rows = rows = Rows(joined, chosen, needs, seed, on_error, tuple(optional), tuple(synchronized))
         self._forks = Workers.of(workers).count > 0 and Workers.of(workers).start_method == "fork"
         self._make_loader = partial(
             Workers.of(workers).loader, rows, collate=Collate(rows.modalities, needs), persistent=False
@@ -143,7 +145,7 @@ class TrainStream:
 
     def __next__(self) -> Batch:
         if self._batches is None:
-            self._batches = deliver(self._make_loader(map(self._tickets, count(self.step))))
+            self._batches = deliver(self._make_loader(map(self.tickets, count(self.step))))
             if self._audit_folder is not None:
                 self._audit = Audit(self._audit_folder, self.rank, self.world, self.step)
             if self._fetches and not self._forks:
@@ -155,7 +157,7 @@ class TrainStream:
             self._ahead = self._make_ahead()
         if self._audit is not None:
             self._audit.write(
-                self.step, batch, self._tickets(self.step), self._mixture.rows(self.step, 0, self.batch_size)
+                self.step, batch, self.tickets(self.step), self._mixture.rows(self.step, 0, self.batch_size)
             )
         self.step += 1
         self._judge(len(batch), batch.faults)
@@ -212,7 +214,8 @@ class TrainStream:
         if self._audit is not None:
             self._audit.close()
 
-    def _tickets(self, step: int) -> list[Ticket]:
+    def tickets(self, step: int) -> list[Ticket]:
+        """What is planned for this process' rows of a global batch."""
         return self._planned(self._mixture, step)
 
     def _planned(self, mixture: Mixture, step: int) -> list[Ticket]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mmssl.data.index import ShardIndex
 from tests.data.make import encode, noise, pairs, write
 from tests.pipelines.conftest import World
 
@@ -40,3 +41,28 @@ def test_shards_that_need_a_recipe(world: World, tmp_path: Path, capsys: pytest.
     shard = write(tmp_path / "a.tar", [{"__key__": "a", "tiff": encode(noise(0))}])
     assert world.mmssl("bench", "data", shard) == 3
     assert "name a recipe" in capsys.readouterr().err
+
+
+def test_sources_and_synchronized_operations_are_measured_as_trained(world: World, tmp_path: Path) -> None:
+    values = json.loads(world.recipe.read_text())
+    values["data"] = {
+        "sources": {
+            "many": {"shards": [str(world.shards / "train")], "weight": 1.0},
+            "few": {"shards": [str(world.shards / "validation")], "weight": 3.0},
+        },
+        "workers": 0,
+        "audit": str(tmp_path / "audit"),
+        "synchronized": [{"kind": "flip"}],
+    }
+    recipe, out = tmp_path / "mixed.yaml", tmp_path / "speed.json"
+    recipe.write_text(json.dumps(values))
+    opened: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        read = ShardIndex.read
+        patch.setattr(ShardIndex, "read", lambda self, *rest: opened.append(self.source) or read(self, *rest))
+        assert world.mmssl("bench", "data", recipe, "--seconds", 0.1, "--json", out) == 0
+    report = json.loads(out.read_text())
+    assert report["stages"].keys() == {"read", "decode", "synchronized", "views", "collate"}
+    assert report["stages"]["synchronized"] > 0
+    assert opened.count("few") > 2 * opened.count("many") > 0
+    assert not (tmp_path / "audit").exists()
