@@ -17,7 +17,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-SHARDS = Annotated[list[str], typer.Argument(help="Folders, paths, globs or brace patterns.")]
+SHARDS = Annotated[list[str], typer.Argument(help="Folders, paths, globs or brace patterns; or URLs with braces.")]
+CACHE = Annotated[Path | None, typer.Option(help="Cache of remote shards, as `data.cache.folder`.")]
+PIPE = Annotated[bool, typer.Option("--allow-pipe", help="Run `pipe:` commands.")]
 JSON = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the findings here, as JSON.")]
 
 
@@ -110,7 +112,7 @@ def _columns(items: list[str]) -> dict[str, str | list[str]]:
 
 @app.command()
 def index(
-    shards: Annotated[list[str], typer.Argument(help="Folders, paths, globs or brace patterns; or URLs with braces.")],
+    shards: SHARDS,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the sidecars of remote shards, to be put beside them; default: the cache."),
@@ -121,8 +123,8 @@ def index(
             "--check", help="Write nothing: compare each sidecar with its shard. Exit code 3 if one is wrong."
         ),
     ] = False,
-    cache: Annotated[Path | None, typer.Option(help="Cache of remote shards, as `data.cache.folder`.")] = None,
-    allow_pipe: Annotated[bool, typer.Option("--allow-pipe", help="Run `pipe:` commands.")] = False,
+    cache: CACHE = None,
+    allow_pipe: PIPE = False,
 ) -> None:
     """Write the index of each shard beside it, so that runs start at once. Runs that lack it make it for themselves.
 
@@ -152,6 +154,8 @@ def check(
     workers: Annotated[int | None, typer.Option(min=1, help="Say whether there is work for so many workers.")] = None,
     context_length: Annotated[int, typer.Option(min=2, help="Tokens that captions are cut to.")] = 77,
     threads: Annotated[int, typer.Option(min=1, help="Shards that are read at a time.")] = 2,
+    cache: CACHE = None,
+    allow_pipe: PIPE = False,
     json_file: JSON = None,
 ) -> None:
     """Audit shards: damage, undecodable or missing members, duplicates, captions. Exit code 3 if something is wrong.
@@ -159,6 +163,7 @@ def check(
     Example: `mmssl shards check 'shards/train/{000000..000099}.tar' --require jpg --require txt`
     """
     from mmssl.data.check import check as audit
+    from mmssl.data.remote_shards import CacheConfig
 
     with progress_bar("checking") as progress:
         report = audit(
@@ -168,6 +173,7 @@ def check(
             workers=workers,
             context_length=context_length,
             threads=threads,
+            remote=CacheConfig(folder=cache).build(allow_pipe),
             progress=progress,
         )
     print(report.table())

@@ -22,7 +22,9 @@ from mmssl.data.label import LabelConfig
 from mmssl.data.media_video import VideoFigures
 from mmssl.data.modality import Modality
 from mmssl.data.pack_items import SOUNDS, VIDEOS
-from mmssl.data.shard_list import expand
+from mmssl.data.remote import is_remote
+from mmssl.data.remote_shards import CacheConfig, Remote
+from mmssl.data.shard_list import expand, expand_urls
 from mmssl.data.shard_writer import Progress, in_order
 from mmssl.data.sound_file import SoundFigures
 from mmssl.data.text import TextConfig
@@ -45,12 +47,13 @@ def check(
     workers: int | None = None,
     context_length: int = 77,
     threads: int = 1,
+    remote: Remote | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Audit local shards. Takes about half a kilobyte of memory a sample, to find what is there twice.
+    """Audit shards. Takes about half a kilobyte of memory a sample, to find what is there twice.
 
     Args:
-        shards: paths, folders, globs, brace patterns.
+        shards: paths, folders, globs, brace patterns; or URLs with braces, which are fetched as a whole.
         modalities: what decodes which members; every sample must have each. None: pictures, sounds, videos and their sounds,
             `.txt` (one caption a line), `.cls` and `.json` are decoded, other members are only counted.
         required: extensions that every sample must have. None: without `modalities`, those that three quarters have.
@@ -58,25 +61,33 @@ def check(
         workers: loader workers of the run that is planned, to compare with the number of shards.
         context_length: tokens of CLIP from which captions count as cut.
         threads: shards that are examined at the same time.
+        remote: the way to URLs; default: with the usual cache.
         progress: called with (shards done, shards in all).
 
     Raises:
-        DataError: a pattern without files; what is wrong with the files themselves is in the report.
+        DataError: a pattern without files, or storage that fails; what is wrong with the files themselves is in the report.
     """
-    paths = expand(shards)
+    far = any(is_remote(str(shard)) for shard in shards)
+    places: Sequence[str | Path] = expand_urls(shards) if far else expand(shards)
+    way = remote or CacheConfig().build()
     decoders = _decoders(modalities)
 
     def one(number: int) -> Findings:
-        return examine(paths[number], decoders, limit, mute=modalities is None)
+        place = places[number]
+        if isinstance(place, Path):
+            return examine(place, decoders, limit, mute=modalities is None)
+        shard = way.shard(place)
+        with way.whole(shard):
+            return examine(way.cache.path(shard.key), decoders, limit, mute=modalities is None, name=shard.shown)
 
     total = _Total(context_length)
-    for number, findings in enumerate(in_order(one, range(len(paths)), threads)):
+    for number, findings in enumerate(in_order(one, range(len(places)), threads)):
         total.add(findings)
         if progress is not None:
-            progress(number + 1, len(paths))
+            progress(number + 1, len(places))
     groups = _expected(total, modalities, required)
     total.add_missing(groups)
-    return total.report(paths, workers, groups)
+    return total.report(workers, groups)
 
 
 def default_modalities() -> dict[str, Modality]:
@@ -178,25 +189,25 @@ class _Total:
                 for name, group in groups.items():
                     if not set(group) & set(extensions):
                         got, wanted = (", ".join(f".{one}" for one in some) for some in (extensions, group))
-                        origin = Origin(SOURCE, str(found.path), number, offset)
+                        origin = Origin(SOURCE, found.name, number, offset)
                         self.add_faults([Fault(key, origin, name, "missing", f"got {got}, wanted {wanted}")])
 
-    def report(self, paths: Sequence[Path], workers: int | None, groups: Mapping[str, tuple[str, ...]]) -> CheckReport:
+    def report(self, workers: int | None, groups: Mapping[str, tuple[str, ...]]) -> CheckReport:
         present = [[extension for extension in group if extension in self.sizes] for group in groups.values()]
         expected = {group[0] for group in present if len(group) == 1}  # of several, each sample has one or the other
         return CheckReport(
-            shards=len(paths),
+            shards=len(self.findings),
             shard_samples=tuple(len(found.samples) for found in self.findings),
             samples=self.samples,
             examined=self.examined,
-            bytes=sum(path.stat().st_size for path in paths),
+            bytes=sum(found.shard_bytes for found in self.findings),
             fields={
                 name: FieldReport(self.having[name], name in expected, self.decoded[name], Spread.of(sizes))
                 for name, sizes in sorted(self.sizes.items())
             },
             fault_counts=dict(self.fault_counts.most_common()),
             faults=tuple(self.faults),
-            warnings=tuple(self._warnings(len(paths), workers)),
+            warnings=tuple(self._warnings(len(self.findings), workers)),
             width=Spread.of([width for _, width in self.image_sizes]),
             height=Spread.of([height for height, _ in self.image_sizes]),
             words=Spread.of(self.words),

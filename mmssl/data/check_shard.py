@@ -35,7 +35,7 @@ class Findings:
     """What one shard holds.
 
     Attributes:
-        path: the shard.
+        path: the file; name: of the shard, for people; shard_bytes: its size.
         samples: key, offset of the first header and extensions of each.
         sizes: extension -> bytes of each member; decoded: extension -> members that could be decoded.
         examined: samples whose members were read.
@@ -47,6 +47,8 @@ class Findings:
     """
 
     path: Path
+    name: str
+    shard_bytes: int = 0
     samples: list[tuple[str, int, tuple[str, ...]]] = field(default_factory=list)
     sizes: dict[str, list[int]] = field(default_factory=dict)
     decoded: Counter[str] = field(default_factory=Counter)
@@ -60,7 +62,9 @@ class Findings:
     ignored: int = 0
 
 
-def examine(path: Path, decoders: Decoders, limit: int | None, *, mute: bool = False) -> Findings:
+def examine(
+    path: Path, decoders: Decoders, limit: int | None, *, mute: bool = False, name: str | None = None
+) -> Findings:
     """Examine a shard; of a damaged one, what is left.
 
     Args:
@@ -68,26 +72,29 @@ def examine(path: Path, decoders: Decoders, limit: int | None, *, mute: bool = F
         decoders: extension -> what decode it; none: JSON, which is only parsed.
         limit: read and decode the first so many samples only.
         mute: whether videos may be without sound.
+        name: what to call the shard; default: its path.
     """
-    found = Findings(path)
+    found = Findings(path, name or str(path), path.stat().st_size)
     members: dict[str, list[tuple[str, int, int]]] = {}
     lost: list[Lost] = []
     try:
-        for name, offset, size in walk(path, lost):
-            parts = split_name(name)
+        for member, offset, size in walk(path, lost):
+            parts = split_name(member)
             if parts is None:
                 found.ignored += 1
             else:
                 members.setdefault(parts[0], []).append((parts[1], offset, size))
     except (DataError, OSError) as error:
-        found.faults.append(Fault("", Origin(SOURCE, str(path), 0, 0), "tar", "damaged", str(error)))
+        found.faults.append(
+            Fault("", Origin(SOURCE, found.name, 0, 0), "tar", "damaged", str(error).replace(str(path), found.name))
+        )
     starts = [fields[0][1] for fields in members.values()]
     for span in lost:
-        origin = Origin(SOURCE, str(path), sum(start <= span.offset for start in starts), span.offset)
+        origin = Origin(SOURCE, found.name, sum(start <= span.offset for start in starts), span.offset)
         detail = f"{span.detail}; {span.stop - span.offset} bytes hold nothing that can be read"
         found.faults.append(Fault("", origin, "tar", "damaged", detail))
     if not members and not found.faults:
-        found.faults.append(Fault("", Origin(SOURCE, str(path), 0, 0), "tar", "empty", "no samples in it"))
+        found.faults.append(Fault("", Origin(SOURCE, found.name, 0, 0), "tar", "empty", "no samples in it"))
     if members:
         _examine_samples(found, members, decoders, limit, mute)
     return found
@@ -102,7 +109,7 @@ def _examine_samples(
 ) -> None:
     with found.path.open("rb", buffering=0) as file:
         for number, (key, fields) in enumerate(members.items()):
-            origin = Origin(SOURCE, str(found.path), number, fields[0][1] - BLOCK)
+            origin = Origin(SOURCE, found.name, number, fields[0][1] - BLOCK)
             names = [extension for extension, _, _ in fields]
             found.samples.append((key, origin.offset, tuple(dict.fromkeys(names))))
             for extension, count in Counter(names).items():

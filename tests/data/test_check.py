@@ -19,8 +19,11 @@ from mmssl.data.digit_scenes import write
 from mmssl.data.image import ImageConfig
 from mmssl.data.label import LabelConfig
 from mmssl.data.media_encode import encode_clip
+from mmssl.data.remote_shards import CacheConfig
 from mmssl.data.shard_writer import write_shard
 from mmssl.data.text import TextConfig
+from pipelines import cli
+from tests.data.servers import serve
 from tests.data.test_pack import picture
 
 
@@ -239,3 +242,34 @@ def test_sounds_and_videos_are_decoded_and_measured(tmp_path: Path) -> None:
     assert all(word in report.table() for word in ("frames a second", "without sound", "clipped"))
     asked = check([tmp_path], {"audio": AudioConfig(rate=8_000, seconds=1.0, extensions=("mp4",)).build("audio")})
     assert asked.fault_counts == {"undecodable mp4": 1, "missing mp4": 1}  # who asks for sounds needs them
+
+
+def test_remote_shards_are_fetched_and_named_by_their_address(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = shard(tmp_path, [sample(number) for number in range(4)], "0.tar")
+    bad = shard(tmp_path, [sample(4), sample(5, jpg=b"bad"), sample(6)], "1.tar")
+    with tarfile.open(bad) as tar:
+        end = min(member.offset for member in tar if member.name.startswith("s006")) + 100
+    kept = tmp_path / "cache"
+    with serve() as server:
+        server.files |= {"/0.tar": good.read_bytes(), "/1.tar": bad.read_bytes()[:end], "/2.tar": b"<html>"}
+        remote = CacheConfig(folder=kept).build()
+        report = check([f"{server.url}/{{0..2}}.tar?token=hush"], remote=remote)
+        assert (report.shards, report.shard_samples) == (3, (4, 2, 0))
+        assert report.bytes == sum(map(len, server.files.values()))
+        assert found(report, "undecodable") == [("s005", "jpg")]
+        damaged = [fault for fault in report.faults if fault.reason == "damaged"]
+        assert {fault.origin.shard for fault in report.faults} == {f"{server.url}/{i}.tar" for i in (1, 2)}
+        assert len(damaged) == 2
+        assert str(kept) not in report.to_json()
+        assert "hush" not in report.to_json()
+        gets = server.gets()
+        arguments = ["shards", "check", f"{server.url}/{{0..1}}.tar?token=hush", "--cache", str(kept)]
+        assert cli.guarded(cli.full(), arguments) == 3
+        assert server.gets() == gets  # what the cache has is not fetched again
+        assert f"{server.url}/1.tar" in capsys.readouterr().out
+        with pytest.raises(DataError, match=r"/9\.tar.*there is nothing"):
+            check([f"{server.url}/9.tar"], remote=remote)
+    with pytest.raises(DataError, match=r"data\.allow_pipe: true"):
+        check([f"pipe:cat {good}"], remote=remote)
