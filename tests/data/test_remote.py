@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import pickle
 from collections import deque
@@ -366,6 +367,32 @@ def test_training_from_the_web_has_every_sample_once(server: Server, tmp_path: P
         parts.append([next(half)["label"]["value0"].tolist() for _ in range(18)])
         half.close()
     assert [a + b for a, b in zip(*parts, strict=True)] == through
+
+
+@pytest.mark.parametrize("shuffle", ["global", "block"])
+def test_clean_worker_processes_read_near_and_far_sources(
+    server: Server, tmp_path: Path, shards: Path, shuffle: str
+) -> None:
+    write(tmp_path / "near.tar", [{"__key__": f"{i:03d}", "cls": str(1000 + i).encode()} for i in range(24)])
+    beside(server, shards)
+    sources = {
+        "near": {"shards": [str(tmp_path / "near.tar")], "weight": 1.0},
+        "far": {"shards": urls(server), "weight": 2.0},
+    }
+    batches = []
+    for workers in (0, 2):  # by the fork server
+        folder = str(tmp_path / f"cache{workers}")
+        kinds = {"global": {"kind": "global"}, "block": {"kind": "block", "lanes": 2, "slice": 4, "mixed": 2}}
+        values = {"sources": sources, "workers": workers, "cache": {"folder": folder}, "shuffle": kinds[shuffle]}
+        data = DataConfig.model_validate_json(json.dumps(values))
+        assert data.start_method == "forkserver"
+        stream = data.build(MODALITIES, {"label": {"value": 1}}, batch_size=12, seed=0)
+        batches.append([next(stream)["label"]["value0"].tolist() for _ in range(9)])
+        stream.close()
+    assert batches[0] == batches[1]
+    far = sum(number < 1000 for number in itertools.chain(*batches[1]))
+    assert far == stream.drawn()["far"].samples
+    assert 60 < far < 80
 
 
 def test_slices_are_fetched_ahead_and_once_only(server: Server, tmp_path: Path, shards: Path) -> None:

@@ -144,8 +144,9 @@ def test_batches_stay_as_they_are_while_later_ones_are_made(index: ShardIndex, p
         assert_equal(one, other)
 
 
-def test_clean_worker_processes_change_nothing(index: ShardIndex) -> None:
-    for one, other in zip(take(train(index), 3), take(train(index, workers=2), 3), strict=True):
+@pytest.mark.parametrize("workers", [Workers(2), Workers(1, start_method="spawn")], ids=["forkserver", "spawn"])
+def test_clean_worker_processes_change_nothing(index: ShardIndex, workers: Workers) -> None:
+    for one, other in zip(take(train(index), 3), take(train(index, workers=workers), 3), strict=True):
         assert_equal(one, other)
 
 

@@ -101,6 +101,20 @@ def test_memory_stays_flat_over_epochs(folder: Path) -> None:
     assert after - before < 30_000  # one batch with its keys takes 2,000
 
 
+def test_memory_of_workers_stays_flat_over_ten_epochs(folder: Path) -> None:
+    before = set(multiprocessing.active_children())
+    numbers = stream(folder, LabelModality)
+    used: list[int] = []
+    for batch in range(24 * 23):
+        next(numbers)
+        if batch in (12 * 23, 24 * 23 - 1):
+            (worker,) = set(multiprocessing.active_children()) - before
+            used.append(psutil.Process(worker.pid).memory_full_info().uss)
+    numbers.close()
+    assert numbers.epoch == 48  # 24 of them between the two measurements
+    assert used[1] - used[0] < 276 * 1000  # less than a kilobyte a batch
+
+
 def test_files_and_shared_memory_stay_flat_over_passes(folder: Path) -> None:
     index = ShardIndex.open([folder])
     modality = LabelModality("label", ("cls",), {"value": LabelView(), "eval": LabelView()})

@@ -123,7 +123,14 @@ def test_shards_verbs(world: World, tmp_path: Path, capfd: pytest.CaptureFixture
     assert world.mmssl("shards", "pack", tmp_path / "small.npz", out, "--template", "no place") == 3
     data = (out / "000000.tar").read_bytes()
     (out / "000000.tar").write_bytes(data[: len(data) // 2])
-    assert world.mmssl("shards", "check", out) == 3
+    assert world.mmssl("shards", "check", out, "--json", tmp_path / "bad.json") == 3
+    bad = json.loads((tmp_path / "bad.json").read_text())
+    assert not bad["ok"]
+    assert bad["fault_counts"]["damaged tar"] == 1
+    figures = json.loads((tmp_path / "stats.json").read_text())
+    assert len(figures["mean"]) == len(figures["std"]) == 3
+    assert figures["fields"]["png"]["count"] == 12
+    assert figures["rate"] > 0
     capfd.readouterr()
 
 
