@@ -191,6 +191,8 @@ def stats(
         str | None,
         typer.Option(metavar="NAME", help="Measure mean and std of this spectrogram front-end instead: ast, mel, ..."),
     ] = None,
+    cache: CACHE = None,
+    allow_pipe: PIPE = False,
     json_file: JSON = None,
 ) -> None:
     """Measure shards: sizes, statistics for normalisation, captions, classes, sounds, videos, speed of reading.
@@ -203,17 +205,19 @@ def stats(
     """
     from dataclasses import asdict
 
+    from mmssl.data.remote_shards import CacheConfig
     from mmssl.data.stats import stats as measure
     from pipelines.spectrogram_stats import front_end_stats
 
+    remote = CacheConfig(folder=cache).build(allow_pipe)
     if front_end is not None:
-        found = front_end_stats(shards, front_end, sample=sample)
+        found = front_end_stats(shards, front_end, sample=sample, remote=remote)
         print(found.table())
         if json_file is not None:
             json_file.write_text(json.dumps(asdict(found), indent=1) + "\n")
         return
     with progress_bar("measuring") as progress:
-        report = measure(shards, sample=sample, progress=progress)
+        report = measure(shards, sample=sample, remote=remote, progress=progress)
     print(report.table())
     if json_file is not None:
         json_file.write_text(report.to_json() + "\n")

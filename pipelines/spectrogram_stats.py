@@ -11,6 +11,7 @@ from mmssl.core.errors import DataError, RecipeError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmssl.data.remote_shards import Remote
     from mmssl.encoders.spectrogram import FrontEnd
 
 
@@ -36,11 +37,11 @@ class FrontEndReport:
         return f"{self.front_end}: mean {self.mean:.4f}, std {self.std:.4f} over {self.sounds:,} sounds{tail}"
 
 
-def front_end_stats(shards: Sequence[str], name: str, *, sample: int) -> FrontEndReport:
+def front_end_stats(shards: Sequence[str], name: str, *, sample: int, remote: Remote | None = None) -> FrontEndReport:
     """Measure a front-end on whole sounds, without its own statistics and without padding.
 
     Args:
-        shards: paths, folders, globs, brace patterns.
+        shards: paths, folders, globs, brace patterns; or URLs with braces.
         name: "mel", "kaldi" (both with the numbers that recipes have when they name no others), or a preset.
         sample: how many samples are looked at, evenly spread.
 
@@ -57,7 +58,7 @@ def front_end_stats(shards: Sequence[str], name: str, *, sample: int) -> FrontEn
 
     front_end = _front_end(name)
     audio = AudioConfig(rate=front_end.settings.rate, seconds=1.0, extensions=SOUNDS + VIDEOS)
-    index = ShardIndex.open(list(shards))
+    index = ShardIndex.open(list(shards), remote=remote)
     chosen = np.unique(np.linspace(0, len(index) - 1, min(sample, len(index))).round().astype(int)).tolist()
     used = 0
 

@@ -23,6 +23,7 @@ from mmssl.data.image import ImageModality
 from mmssl.data.index import ShardIndex
 from mmssl.data.media_video import VideoFigures, video_figures
 from mmssl.data.modality import DecodeError, Modality
+from mmssl.data.remote_shards import Remote
 from mmssl.data.shard_writer import Progress
 from mmssl.data.sound_file import SoundFigures, sound_figures
 from mmssl.data.text import TextModality
@@ -119,14 +120,16 @@ def stats(
     modalities: Mapping[str, Modality] | None = None,
     *,
     sample: int = 2000,
+    remote: Remote | None = None,
     progress: Progress | None = None,
 ) -> StatsReport:
     """Measure a data set.
 
     Args:
-        shards: paths, folders, globs, brace patterns.
+        shards: paths, folders, globs, brace patterns; or URLs with braces.
         modalities: what decodes which members; None: pictures, sounds, videos, `.txt` (one caption a line) and `.cls`.
         sample: how many samples are read and decoded.
+        remote: the way to URLs; default: with the usual cache.
         progress: called with (samples done, samples to do).
 
     Raises:
@@ -135,7 +138,7 @@ def stats(
     """
     if sample < 1:
         raise ValueError(f"got sample={sample}, wanted at least 1")
-    index = ShardIndex.open(shards)
+    index = ShardIndex.open(shards, remote=remote)
     chosen = np.unique(np.linspace(0, len(index) - 1, min(sample, len(index))).round().astype(int))
     tally = _Tally(default_modalities() if modalities is None else modalities)
     for done, ordinal in enumerate(chosen.tolist(), 1):

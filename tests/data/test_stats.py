@@ -14,6 +14,8 @@ from mmssl.core.errors import DataError
 from mmssl.data import moving_scenes
 from mmssl.data.shard_writer import write_shard
 from mmssl.data.stats import stats
+from pipelines import cli
+from tests.data.servers import serve
 
 
 def picture(red: int, green: int, blue: int, size: tuple[int, int]) -> bytes:
@@ -98,3 +100,16 @@ def test_sounds_and_videos_are_measured(tmp_path: Path) -> None:
     assert report.frame_rates.mean == pytest.approx(15)
     assert (report.video_width.mean, report.video_height.mean) == (64, 64)
     assert all(words in report.table() for words in ("16000 Hz: 12", "frames a second", "video width"))
+
+
+def test_remote_shards_have_the_same_figures(tmp_path: Path) -> None:
+    folder = make(tmp_path / "near")
+    with serve() as server:
+        server.files |= {f"/{path.name}": path.read_bytes() for path in folder.glob("*.tar")}
+        out = tmp_path / "stats.json"
+        options = ["--cache", str(tmp_path / "cache"), "--json", str(out)]
+        assert cli.guarded(cli.full(), ["shards", "stats", f"{server.url}/{{000000..000001}}.tar", *options]) == 0
+    rates = {"read_rate", "decode_rate", "rate"}
+    here, there = json.loads(stats([folder]).to_json()), json.loads(out.read_text())
+    assert {k: v for k, v in there.items() if k not in rates} == {k: v for k, v in here.items() if k not in rates}
+    assert list((tmp_path / "cache").rglob("*"))

@@ -18,7 +18,7 @@ from mmssl.core.sample import Fault, Sample
 from mmssl.core.seeding import generator
 from mmssl.data.data_config import DataConfig
 from mmssl.data.decode import iterate, load_sample, make_views
-from mmssl.data.image import ImageConfig
+from mmssl.data.image import ImageConfig, ImageModality
 from mmssl.data.index import ShardIndex
 from mmssl.data.label import LabelConfig
 from mmssl.data.modality import Modality
@@ -81,6 +81,15 @@ def test_shapes_and_types(index: ShardIndex) -> None:
     }
     assert batch.keys == tuple(f"{i:04d}" for i in batch.index.tolist())
     assert not torch.equal(batch["image"]["crop0"], batch["image"]["crop1"])
+
+
+def test_all_views_of_a_sample_come_from_one_decoding(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    decode = ImageModality.decode
+    monkeypatch.setattr(ImageModality, "decode", lambda *given: decoded.append(1) or decode(*given))
+    batch = next(train(index))
+    assert batch["image"].keys() == {"crop0", "crop1", "order0"}
+    assert len(decoded) == len(batch) == 4
 
 
 def test_every_epoch_has_every_sample_once_and_new_crops(index: ShardIndex) -> None:
