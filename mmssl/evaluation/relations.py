@@ -38,7 +38,7 @@ class RelationConfig(EvaluatorConfig):
     """What both probes have.
 
     Attributes:
-        pair: the modality that stays as it is, and the one that leaves it.
+        pair: the modality that stays as it is, and the one that leaves it. Samples that lack one of them are excluded.
     """
 
     pair: tuple[str, str]
@@ -60,10 +60,10 @@ class RelationEvaluator(Evaluator):
 
     @abstractmethod
     def pieces(self, raw: RawSample) -> Pieces | None:
-        """Views of a sample by name, "anchor" among them; None: the sample has no such relation.
+        """Views of a sample by name, equally many of each, "anchor" among them; None: the sample has no such relation.
 
         Raises:
-            BadSample: it cannot be used.
+            BadSample: it cannot be used, or ("missing") lacks one of the pair.
         """
 
     @abstractmethod
@@ -80,11 +80,15 @@ class RelationEvaluator(Evaluator):
         without, skipped = 0, 0
         parts: dict[str, list[Tensor]] = {}
         waiting: list[Pieces] = []
+        owners: list[int] = []
         with inference(model):
             for ordinal in range(rank * total // world, (rank + 1) * total // world):
                 try:
                     pieces = self.pieces(read_sample(index, ordinal, self.modalities))
                 except BadSample as bad:
+                    if bad.fault.reason == "missing":  # such as a mute video
+                        without += 1
+                        continue
                     if config.on_error == "raise":
                         raise DataError(f"{bad}\nLeave such samples out with `on_error: skip`") from bad
                     skipped += 1
@@ -93,10 +97,15 @@ class RelationEvaluator(Evaluator):
                     without += 1
                     continue
                 waiting.append(pieces)
+                owners += [ordinal] * len(pieces["anchor"])
                 if len(waiting) == config.batch_size:
                     self._embed(model, waiting, parts)
             self._embed(model, waiting, parts)
             embedded = self._everywhere(parts, model.device)
+            owner = distributed.gather_uneven(torch.tensor(owners, dtype=torch.int64, device=model.device))
+            keys = {number: index.key(number) for number in owner.tolist()}
+            for name, rows in embedded.items():
+                require_usable(rows, owner, keys, f"the embedding of {self._modality(name)!r} ({name})", unit=True)
             scores = self.scores(embedded)
         counts = distributed.gather_objects((without, skipped))
         scores["n_excluded"] = sum(count[0] for count in counts)
@@ -106,10 +115,12 @@ class RelationEvaluator(Evaluator):
     def _embed(self, model: EmbeddingModel, waiting: list[Pieces], parts: dict[str, list[Tensor]]) -> None:
         for name in waiting[0] if waiting else ():
             views = torch.cat([pieces[name] for pieces in waiting]).to(model.device)
-            modality = self.config.pair[0] if name == "anchor" else self.config.pair[1]
-            made = [model.embed(modality, part) for part in torch.split(views, self.config.batch_size)]
+            made = [model.embed(self._modality(name), part) for part in torch.split(views, self.config.batch_size)]
             parts.setdefault(name, []).extend(made)
         waiting.clear()
+
+    def _modality(self, piece: str) -> str:
+        return self.config.pair[0] if piece == "anchor" else self.config.pair[1]
 
     def _everywhere(self, parts: dict[str, list[Tensor]], device: torch.device) -> dict[str, Tensor]:
         own = {name: torch.cat(part) for name, part in parts.items()}
@@ -192,12 +203,10 @@ class Offset(RelationEvaluator):
         anchor = embedded["anchor"]
         n = len(anchor)
         own = torch.arange(n, device=anchor.device)
-        keys = {i: f"number {i}" for i in range(n)}
         scores: dict[str, Score] = {"n": n}
         near = []
         for offset in self.offsets:
             rows = embedded[label(offset)]
-            require_usable(rows, own, keys, f"the embedding of {self.config.pair[1]!r} at {offset:g} s", unit=True)
             ranks, _ = pair_ranks(anchor, own, rows, own, depth=1)
             scores[f"R@1_at_{offset:g}"] = int((ranks.ranks[:, 0] == 1).sum()) / n
             near.append((anchor * rows).sum(1))

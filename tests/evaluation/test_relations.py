@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel, Encoder, Features
-from mmssl.core.errors import DataError, RecipeError
+from mmssl.core.errors import DataError, NumericError, RecipeError
 from mmssl.data import moving_scenes
 from mmssl.data.audio import AudioConfig
 from mmssl.data.image import ImageConfig
+from mmssl.data.media_encode import encode_clip
 from mmssl.data.modality import Modality
 from mmssl.data.text import TextConfig, TextModality
 from mmssl.data.video import VideoConfig
 from mmssl.evaluation.relations import OffsetConfig, SidesConfig
+from tests.data.make import write
 from tests.evaluation.world import configured
 
 FRAMES = 20
@@ -152,3 +156,25 @@ def test_captions_have_no_time(clips: list[str]) -> None:
     probe = configured(OffsetConfig, pair=["text", "audio"], shards=clips, seconds=0.5).build(modalities())
     with pytest.raises(RecipeError, match="'text' has no time axis"):
         list(probe.evaluate(model(2, text=lambda x: torch.ones(len(x), 2), audio=side_of_sound)))
+
+
+def test_samples_that_lack_one_of_the_pair_are_excluded_and_not_an_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (30, 32, 32, 3), dtype=np.uint8)
+    sound = rng.standard_normal((24_000, 2)).astype(np.float32) * [0.1, 0.01]
+    files = [encode_clip("mp4", frames, None if i == 1 else sound, fps=10, rate=8000) for i in range(4)]
+    shards = [str(write(tmp_path / "a.tar", [{"__key__": f"v{i}", "mp4": file} for i, file in enumerate(files)]))]
+    ones = model(2, video=lambda x: torch.ones(len(x), 2), audio=side_of_sound)
+    sides = dict(configured(SidesConfig, pair=["video", "audio"], shards=shards).build(modalities()).evaluate(ones))
+    assert (sides["n"], sides["n_excluded"], sides["n_skipped"]) == (3, 1, 0)
+    config = {"pair": ["video", "audio"], "shards": shards, "seconds": 2.0, "offsets": [0, 0.5]}
+    offset = dict(configured(OffsetConfig, **config).build(modalities()).evaluate(ones))
+    assert (offset["n"], offset["n_excluded"], offset["n_skipped"]) == (3, 1, 0)
+
+
+@pytest.mark.parametrize("broken", ["video", "audio"])
+def test_embeddings_that_are_not_finite_are_named_by_key(clips: list[str], broken: str) -> None:
+    fine = {"video": side_of_picture, "audio": side_of_sound}
+    probe = configured(SidesConfig, pair=["video", "audio"], shards=clips, max_samples=8).build(modalities())
+    with pytest.raises(NumericError, match=rf"the embedding of '{broken}' .* of key 'test-.* is not finite"):
+        list(probe.evaluate(model(2, **{**fine, broken: lambda x: torch.full((len(x), 2), torch.nan)})))
