@@ -81,6 +81,8 @@ def try_out(recipe: Recipe) -> None:
     from mmssl.training.console import say
     from mmssl.training.optim import describe_groups
 
+    # Beginning an audit takes away what a run has written there.
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"audit": None})})
     launch = recipe.launch()
     try:
         built = recipe.assemble(launch)
