@@ -80,9 +80,14 @@ class Batch:
         return self.map(lambda x: x.pin_memory())
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Samples start ... stop-1 as a batch of their own."""
+        """Samples start ... stop-1 as a batch of their own. Faults without a row go with the first sample."""
         part = self.map(lambda x: x[start:stop])
-        return replace(part, keys=self.keys[start:stop], records=self.records[start:stop])
+        faults = tuple(
+            fault if fault.row is None else replace(fault, row=fault.row - start)
+            for fault in self.faults
+            if start <= (fault.row or 0) < stop
+        )
+        return replace(part, keys=self.keys[start:stop], faults=faults, records=self.records[start:stop])
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """Consecutive batches of at most `size` samples; together they are this batch."""

@@ -50,6 +50,13 @@ def test_chunks_are_the_batch_in_order(size: int, sizes: list[int]) -> None:
     assert torch.equal(torch.cat([part.present["words"] for part in parts]), whole.present["words"])
 
 
+def test_faults_stay_with_their_rows() -> None:
+    faults = (FAULT, *(dataclasses.replace(FAULT, row=row) for row in (0, 2, 3)))
+    chunks = list(dataclasses.replace(batch(), faults=faults).chunks(2))
+    assert [[fault.row for fault in chunk.faults] for chunk in chunks[:2]] == [[None, 0], [0, 1]]
+    assert sum(len(chunk.faults) for chunk in chunks) == 4
+
+
 def test_map_reaches_every_tensor_and_nothing_else() -> None:
     seen: list[torch.Size] = []
     mapped = batch().map(lambda x: (seen.append(x.shape), x + x)[1])  # type: ignore[func-returns-value]
