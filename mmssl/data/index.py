@@ -94,6 +94,8 @@ class ShardIndex:
         """Index local shards (paths, folders, globs and brace patterns) or URLs with braces. Sidecars save the walk over headers.
 
         Args:
+            shards: all local, or all remote.
+            source: name of the data set.
             remote: the way to URLs; default: with the usual cache.
             salvage: of damaged local shards take what is left, and tell in `lost` what is not.
 
