@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 OnError = Literal["raise", "substitute", "skip"]
 JUDGE_AFTER = 500  # samples before the share of faults means something
+SUBSTITUTE = "let others take their place with `data.on_error: substitute`"
 _SUBSTITUTES = 10
 _LOGGED = 20
 
@@ -43,6 +44,7 @@ class Rows(Located):
         modalities: those that `needs` names.
         on_error: see `TrainStream` and `EvalStream`.
         synchronized: operations on all modalities of a sample alike, before its views are made.
+        remedy: what may be done about samples that cannot be used, in the words of an error.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Rows(Located):
         on_error: OnError,
         optional: tuple[str, ...],
         synchronized: Sequence[Operation] = (),
+        remedy: str = SUBSTITUTE,
     ) -> None:
         self.sources = sources
         self.modalities = modalities
@@ -61,6 +64,7 @@ class Rows(Located):
         self.seed = seed
         self.on_error = on_error
         self.optional = optional
+        self.remedy = remedy
         self.synchronized = Synchronized(synchronized, modalities, optional) if synchronized else None
 
     def __getitem__(self, ticket: tuple[int, int]) -> Row | Skipped | DataError:
@@ -78,8 +82,8 @@ class Rows(Located):
                     return Skipped(tuple(faults))
                 if self.on_error == "raise":
                     return DataError(
-                        f"{bad}\nFind all such samples with `mmssl shards check` and write the shards without them, or let others "
-                        "take their place with `data.on_error: substitute`."
+                        f"{bad}\nFind all such samples with `mmssl shards check` and write the shards without them, or "
+                        f"{self.remedy}."
                     )
                 continue
             except DataError as error:

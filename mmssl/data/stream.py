@@ -270,7 +270,8 @@ class EvalStream:
         self.faults: Counter[str] = Counter()
         starts = range(self.samples.start, self.samples.stop, batch_size)
         self._tickets = [[(0, i) for i in range(s, min(s + batch_size, self.samples.stop))] for s in starts]
-        rows = Rows(Sources([index]), select(modalities, needs), needs, seed, on_error, tuple(optional))
+        remedy = "leave them out of the evaluation with its `on_error: skip`"
+        rows = Rows(Sources([index]), select(modalities, needs), needs, seed, on_error, tuple(optional), remedy=remedy)
         self._make_loader = partial(
             Workers.of(workers).loader, rows, self._tickets, Collate(rows.modalities, needs), persistent=True
         )
