@@ -212,9 +212,13 @@ class EvalFrameView(View):
 
 
 def on_screen(clip: Clip, instants: Sequence[float]) -> list[np.ndarray]:
-    """The frame [H, W, 3] that is seen at each instant; before the first frame that one, after the last that one."""
-    places = np.searchsorted(clip.times, np.asarray(instants), side="right") - 1
-    return [clip.frames[place] for place in np.maximum(places, 0).tolist()]
+    """The frame [H, W, 3] that is seen at each instant; before the first frame that one, after the last that one.
+
+    Of one frame there is one array, however often it is seen: `_stack` looks at that.
+    """
+    places = np.maximum(np.searchsorted(clip.times, np.asarray(instants), side="right") - 1, 0).tolist()
+    seen = {place: clip.frames[place] for place in set(places)}
+    return [seen[place] for place in places]
 
 
 def _draw(config: _FramesConfig, clip: Clip, rng: np.random.Generator) -> dict[str, Any]:

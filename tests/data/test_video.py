@@ -14,8 +14,10 @@ import torch
 from pydantic import ValidationError
 
 from mmssl.core.seeding import generator
+from mmssl.data import video_views
 from mmssl.data.audio import AudioConfig
 from mmssl.data.decode import iterate
+from mmssl.data.image_views import resize
 from mmssl.data.index import ShardIndex
 from mmssl.data.media_encode import encode_clip, frame_times
 from mmssl.data.modality import DecodeError
@@ -286,3 +288,17 @@ def test_batches_of_crops_through_the_stream(tmp_path: Path) -> None:
     assert first["video"]["crop0"].shape == (4, 5, 3, 32, 32)
     assert torch.equal(first["video"]["crop0"], again["video"]["crop0"])
     assert not torch.equal(first["video"]["crop0"], first["video"]["crop1"])
+
+
+def test_a_frame_that_is_seen_several_times_is_resized_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = Clip(np.zeros((3, 20, 20, 3), np.uint8), np.array([0.0, 0.2, 0.7]), 1.0)
+    view = VideoConfig(size=16, frames=10, seconds=1.0).build("video").view("crop")
+    made: list[object] = []
+
+    def noted(*arguments: Any) -> torch.Tensor:
+        made.append(arguments)
+        return resize(*arguments)
+
+    monkeypatch.setattr(video_views, "resize", noted)
+    shape = view(clip, view.draw(clip, np.random.default_rng(0))).shape
+    assert (shape, len(made)) == ((10, 3, 16, 16), 3)
