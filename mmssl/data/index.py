@@ -119,7 +119,10 @@ class ShardIndex:
         if problems:
             more = f"\n... and {len(problems) - 10} more" if len(problems) > 10 else ""
             raise DataError(
-                f"{len(problems)} of {len(paths)} shards cannot be used:\n" + "\n".join(problems[:10]) + more
+                f"{len(problems)} of {len(paths)} shards cannot be used:\n"
+                + "\n".join(problems[:10])
+                + more
+                + "\nFetch or write them again; training can go on with what is left of damaged ones: `data.on_error: substitute`"
             )
         index = cls(paths, tables, source)
         index.lost, index.gone = tuple(lost), gone

@@ -151,6 +151,8 @@ def test_damage_is_never_silent(shard: Shard, how: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         ShardIndex.open([path])
     assert str(path) in str(caught.value)
+    assert "Fetch or write them again" in str(caught.value)
+    assert "`data.on_error: substitute`" in str(caught.value)
 
 
 def test_two_archives_in_one_file_are_refused(shard: Shard, tmp_path: Path) -> None:
