@@ -17,11 +17,11 @@ from mmssl.evaluation.gallery import Answer, Gallery, Similarity, Thing
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
-HEADLINES = re.compile(r"acc1|.+_R@1")
+HEADLINES = re.compile(r"acc1|(in_sync_)?acc|.+_R@1|.+_mAP")
 """Scores that stand in large print at the top."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-_DIRECTION = re.compile(r"(\w+_to_\w+?)_((?:R@|recall@|MRR|mean_rank|median_rank|tie_rate|n_queries).*)")
+_DIRECTION = re.compile(r"(\w+_to_\w+?)_((?:mAP|R@|recall@|MRR|mean_rank|median_rank|tie_rate|n_queries).*)")
 
 
 def write_results(path: Path | str, results: Mapping[str, Any]) -> None:
@@ -134,9 +134,8 @@ def _details(around: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
 
 def _around(values: Mapping[str, Any], metric: str) -> dict[str, float | None]:
     """What belongs to a metric by its name: its interval, chance and ceiling."""
-    chance = values.get(
-        f"{metric}_chance", values.get("chance") if metric in ("acc1", "mean_per_class_recall") else None
-    )
+    of_whole = {"acc1": "chance", "acc": "chance", "mean_per_class_recall": "chance", "in_sync_acc": "in_sync_chance"}
+    chance = values.get(f"{metric}_chance", values.get(of_whole.get(metric, "")))
     return {
         "low": values.get(f"{metric}_ci95_low"),
         "high": values.get(f"{metric}_ci95_high"),

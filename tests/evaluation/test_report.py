@@ -125,6 +125,19 @@ def test_a_report_of_nothing_is_a_report(tmp_path: Path) -> None:
     assert {"section", "img", "a"}.isdisjoint(tag for tag, _ in page.elements)
 
 
+def test_scores_of_relations_and_classes_stand_at_the_top_too(tmp_path: Path) -> None:
+    results = {
+        "sides": {"acc": 0.75, "acc_ci95_low": 0.7, "acc_ci95_high": 0.8, "chance": 0.5},
+        "offset": {"in_sync_acc": 0.625, "in_sync_chance": 0.25},
+        "classes": {"a_to_b_mAP": 0.375, "a_to_b_mAP_chance": 0.125},
+    }
+    write_report(tmp_path / "r.html", title="t", results=results)
+    text = " ".join(Page((tmp_path / "r.html").read_text()).text.split())
+    assert "sides: acc 75.0 % 95 %: 70.0 to 80.0, chance 50" in text
+    assert "offset: in sync acc 62.5 % chance 25" in text
+    assert "classes: a to b mAP 37.5 % chance 12" in text
+
+
 def test_scores_are_shown_with_interval_chance_and_ceiling(tmp_path: Path) -> None:
     values: dict[str, Any] = {"acc1": 0.875, "acc1_ci95_low": 0.8, "acc1_ci95_high": 0.9, "chance": 0.1, "acc5": None}
     way = {"R@1": 0.25, "R@1_ci95_low": 0.2, "R@1_ci95_high": 0.3, "R@1_chance": 0.01, "R@1_ceiling": 0.5}
