@@ -89,21 +89,26 @@ def _recipe(targets: list[str]) -> Parts | None:
 
 
 def _shards(targets: list[str], size: int) -> Parts:
-    """The same for plain shards: pictures, captions and labels, as far as the shards have them."""
+    """The same for plain shards: pictures, videos, sounds, captions and labels, as far as the shards have them."""
     from mmssl.core.errors import DataError
+    from mmssl.data.audio import AudioConfig
     from mmssl.data.data_config import DataConfig
     from mmssl.data.image import ImageConfig
     from mmssl.data.label import LabelConfig
+    from mmssl.data.pack_items import SOUNDS
     from mmssl.data.text import TextConfig
+    from mmssl.data.video import VideoConfig
 
     data = DataConfig(shards=tuple(targets))
     (source,) = data.open()
     known: dict[str, Modality] = {
         "image": ImageConfig(size=size).build("image"),
+        "video": VideoConfig(size=size).build("video"),
+        "audio": AudioConfig(rate=16_000, seconds=10.0, channels="mono", extensions=SOUNDS).build("audio"),
         "text": TextConfig(captions="lines").build("text"),
         "label": LabelConfig().build("label"),
     }
-    kinds = {"image": "crop", "text": "tokens", "label": "value"}
+    kinds = {"image": "crop", "video": "crop", "audio": "crop", "text": "tokens", "label": "value"}
     has = {name for name, _, _ in source.index.members(0)}
     modalities = {name: modality for name, modality in known.items() if has & set(modality.extensions)}
     if not modalities:

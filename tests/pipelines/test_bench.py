@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mmssl.data import moving_scenes
 from mmssl.data.index import ShardIndex
 from tests.data.make import encode, noise, pairs, write
 from tests.pipelines.conftest import World
@@ -66,3 +67,12 @@ def test_sources_and_synchronized_operations_are_measured_as_trained(world: Worl
     assert report["stages"]["synchronized"] > 0
     assert opened.count("few") > 2 * opened.count("many") > 0
     assert not (tmp_path / "audit").exists()
+
+
+def test_videos_without_a_recipe(world: World, tmp_path: Path) -> None:
+    moving_scenes.write(tmp_path, train=4, validation=0, test=0, shards=1, size=32, seconds=1.0, wav=True)
+    out = tmp_path / "speed.json"
+    options = ("--workers", 0, "--seconds", 0.1, "--size", 16, "--batch-size", 2, "--json", out)
+    assert world.mmssl("bench", "data", tmp_path / "train", *options) == 0
+    clip, sound, caption = 8 * 3 * 16 * 16, 2 * 160_000, 8 * 77
+    assert json.loads(out.read_text())["batch_bytes"] >= clip + sound + caption
