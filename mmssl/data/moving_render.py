@@ -43,7 +43,7 @@ class MovingScene:
         label: 0 to 9. scan: row of scikit-learn's `load_digits`.
         path: x at the beginning and at the end, the centre of the ink as fraction of the width; in between it moves evenly.
         y: the same from above, as fraction of the height. size: side of its square as fraction of the height.
-        ink, paper: RGB, 0 to 255.
+        ink, paper: RGB, 0 to 255; a light ink on a dark paper, as lamps are seen.
         beats: seconds of the middle of each beep and flash, rising.
         level: peak of the beeps before panning, 0 to 1.
         seconds: length of the clip.

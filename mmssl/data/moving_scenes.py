@@ -30,7 +30,7 @@ from mmssl.data.shard_writer import Manifest, Progress
 
 __all__ = ["MOTIONS", "encode_scene", "sample_scene", "write"]
 
-VERSION = 1  # raise it when equal settings give other bytes: old folders are then made anew
+VERSION = 2  # raise it when equal settings give other bytes: old folders are then made anew
 
 MOTIONS = ("left", "right", "leftward", "rightward")
 """See `MovingScene.motion`; all are equally frequent."""
@@ -55,7 +55,6 @@ def sample_scene(split: str, number: int, seed: int = 0, seconds: float = SECOND
     motion = str(rng.choice(MOTIONS))
     label = int(rng.integers(10))
     size = uniform(rng, 0.28, 0.38)
-    dark_ink = bool(rng.random() < 0.5)
     draft = MovingScene(
         split=split,
         motion=motion,
@@ -64,8 +63,8 @@ def sample_scene(split: str, number: int, seed: int = 0, seconds: float = SECOND
         path=_draw_path(rng, motion, size),
         y=uniform(rng, size / 2 + 0.02, 0.98 - size / 2),
         size=size,
-        ink=draw_colour(rng, light=not dark_ink),
-        paper=draw_colour(rng, light=dark_ink),
+        ink=draw_colour(rng, light=True),
+        paper=draw_colour(rng, light=False),
         beats=_draw_beats(rng, seconds),
         level=uniform(rng, 0.4, 0.9),
         seconds=seconds,
