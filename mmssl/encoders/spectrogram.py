@@ -20,7 +20,7 @@ from mmssl.core.config import Config
 from mmssl.core.encoder import EncoderConfig
 from mmssl.encoders.spec_augment import SpecAugmentConfig
 
-Channel = Literal["mean", "first", "both"]
+Channel = Literal["mean", "first", "both", "level_difference"]
 
 FULL_SCALE = 32768
 """int16 value of 1.0 in the waveforms of the data floor."""
@@ -33,8 +33,10 @@ class FrontEndSettings(Config):
         rate: samples a second of the waveforms that it is made for, in Hz.
         mels: F, number of mel filters.
         low, high: edges of the filters in Hz; high None: half of the rate.
-        channel: what is done with stereo: the "mean" of all channels; the "first" one; or "both", each a plane of its own, so that
-            an encoder can hear from which side a sound comes.
+        channel: what is done with stereo: the "mean" of all channels; the "first" one; or, so that an
+            encoder can hear from which side a sound comes, two planes: "both" channels, or "level_difference": the mean of the
+            channels, and how much louder the left one is in each filter and frame (the difference of the logarithms over `std`),
+            which is what ears go by at high frequencies (Rayleigh 1907).
         frames: T; more are cut off, and missing ones are zeros before normalisation (as AST has it). None: as many as come.
         mean, std: of the logarithms: the output is (x - mean) / std.
         spec_augment: what is hidden in training; None: nothing.
@@ -58,7 +60,7 @@ class FrontEndSettings(Config):
     @property
     def planes(self) -> int:
         """Spectrograms of one sound."""
-        return 2 if self.channel == "both" else 1
+        return 2 if self.channel in ("both", "level_difference") else 1
 
     @property
     def top(self) -> float:
@@ -232,17 +234,21 @@ class FrontEnd(nn.Module, ABC):
             made = made.reshape(*heard.shape[:2], *made.shape[1:])
             if self.settings.frames is not None:
                 made = F.pad(made[..., : self.settings.frames], (0, max(0, self.settings.frames - made.shape[-1])))
-            return self.spec_augment((made - self.settings.mean) / self.settings.std)  # type: ignore[no-any-return]
+            made = (made - self.settings.mean) / self.settings.std
+            if self.settings.channel == "level_difference":
+                made = torch.stack([made[:, 0], made[:, 1] - made[:, 2]], dim=1)
+            return self.spec_augment(made)  # type: ignore[no-any-return]
 
     def _hear(self, x: Tensor) -> Tensor:
-        # [B, C, samples] -> [B, planes, samples]
-        if self.settings.channel == "both":
+        # [B, C, samples] -> the waveforms that spectrograms are made of, [B, n, samples]
+        if self.settings.planes == 2:
             if x.shape[1] != 2:
                 raise ValueError(
-                    f"got sounds of {x.shape[1]} channel(s), and the front-end hears both of two (channel: both): set "
-                    "`channels: stereo` in the modality, which doubles mono sounds, or channel: mean in the front-end"
+                    f"got sounds of {x.shape[1]} channel(s), and the front-end hears both of two (channel: "
+                    f"{self.settings.channel}): set `channels: stereo` in the modality, which doubles mono sounds, or "
+                    "channel: mean in the front-end"
                 )
-            return x
+            return x if self.settings.channel == "both" else torch.cat([x.mean(1, keepdim=True), x], dim=1)
         return x[:, :1] if self.settings.channel == "first" else x.mean(1, keepdim=True)
 
 

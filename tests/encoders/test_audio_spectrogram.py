@@ -211,6 +211,21 @@ def test_both_channels_are_two_planes(name: str) -> None:
 
 
 @EVERY
+def test_a_level_difference_changes_its_sign_with_the_side(name: str) -> None:
+    front_end = ALL[name].model_copy(update={"channel": "level_difference"}).build()
+    left, right = waves(2, 24_000, 1), 0.2 * waves(2, 24_000, 2)
+    made, swapped = front_end(torch.cat([left, right], dim=1)), front_end(torch.cat([right, left], dim=1))
+    single = ALL[name].model_copy(update={"channel": "mean"}).build()
+    torch.testing.assert_close(made[:, :1], single(torch.cat([left, right], dim=1)), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(swapped[:, 0], made[:, 0], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(swapped[:, 1], -made[:, 1], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(made[:, 1], (single(left) - single(right))[:, 0], atol=1e-4, rtol=1e-5)
+    assert made[:, 1].mean() > 0.02, "the left one is louder"
+    with pytest.raises(ValueError, match=r"channel: level_difference"):
+        front_end(left)
+
+
+@EVERY
 def test_wrong_inputs_are_named(name: str) -> None:
     front_end = ALL[name].build()
     for wrong in (torch.zeros(2, 16_000), torch.zeros(2, 1, 16_000, dtype=torch.int64)):
