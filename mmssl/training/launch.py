@@ -33,7 +33,9 @@ from mmssl.training.console import say
 from mmssl.training.launcher import Parallel, Precision, asked_parallel, check_launcher, sharding_is_ours
 
 Device = Literal["auto", "cpu", "cuda"]
-_LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|timed out|timeout|pair closure|broken pipe", re.IGNORECASE)
+_LOST = re.compile(
+    r"gloo|nccl|connection (was )?(closed|reset)|timed out|timeout|pair closure|broken pipe", re.IGNORECASE
+)
 _SHARED = {
     "ddp": "each has all weights",
     "zero2": "gradients and moments are split",

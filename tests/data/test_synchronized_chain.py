@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ UNUSUAL: dict[str, dict[str, Any]] = {
 def test_windows_of_unusual_files_are_in_time(name: str, tmp_path: Path) -> None:
     options = dict(UNUSUAL[name])
     container = options.pop("container", "mp4")
-    scene = sample_scene("train", 5)
+    scene = next(scene for scene in map(partial(sample_scene, "train"), range(100)) if len(scene.beats) == 4)
     step = 1 / float(options.get("fps", 15.0))
     times = np.arange(0, scene.seconds, step)
     if options.pop("times", False):  # gaps of one to four frames, in no order
