@@ -83,7 +83,8 @@ def assert_once(folder: Path, samples: int, steps: int) -> None:
     assert sum(epoch == whole for epoch, _ in used) == rest
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 5), (2, 0), (2, 1), (2, 2), (4, 0), (4, 2)])
+@pytest.mark.parametrize("workers", [0, 1, 2, 5])
+@pytest.mark.parametrize("world", [1, 2, 4])
 def test_any_cluster_gives_the_same_tensors_and_each_sample_once(
     index: ShardIndex, world: int, workers: int, tmp_path: Path
 ) -> None:
