@@ -15,7 +15,7 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.evaluation.common import (
     Collected,
-    EvaluatorConfig,
+    PairConfig,
     agreed,
     collect_shards,
     inference,
@@ -28,7 +28,7 @@ from mmssl.evaluation.statistics import clustered_bootstrap
 _SCORES_AT_ONCE = 2**24
 
 
-class ClassRetrievalConfig(EvaluatorConfig):
+class ClassRetrievalConfig(PairConfig):
     """Configures retrieval at the level of classes.
 
     Attributes:
@@ -39,20 +39,10 @@ class ClassRetrievalConfig(EvaluatorConfig):
     """
 
     kind: Literal["class_retrieval"] = "class_retrieval"
-    pair: tuple[str, str]
     labels: str = "label"
     ks: tuple[int, ...] = (1, 5, 10)
     resamples: int = Field(default=2000, ge=100)
     seed: int = 0
-
-    @field_validator("pair")
-    @classmethod
-    def _two(cls, pair: tuple[str, str]) -> tuple[str, str]:
-        if pair[0] == pair[1]:
-            raise ValueError(
-                f"got the pair {list(pair)}, wanted two different modalities: everything would find itself"
-            )
-        return pair
 
     @field_validator("ks")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from mmssl.core import distributed
@@ -58,6 +58,25 @@ class EvaluatorConfig(Config):
         Raises:
             RecipeError: it names a modality that the recipe lacks, or a file that cannot be used.
         """
+
+
+class PairConfig(EvaluatorConfig, ABC):
+    """What configs of evaluators that compare two modalities have.
+
+    Attributes:
+        pair: two different modalities.
+    """
+
+    pair: tuple[str, str]
+
+    @field_validator("pair")
+    @classmethod
+    def _two(cls, pair: tuple[str, str]) -> tuple[str, str]:
+        if pair[0] == pair[1]:
+            raise ValueError(
+                f"got the pair {list(pair)}, wanted two different modalities: everything would find itself"
+            )
+        return pair
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.negatives import Negative
 from mmssl.data.synchronized_operation import Skip, transform
 from mmssl.data.text import TextModality
-from mmssl.evaluation.common import EvaluatorConfig, agreed, inference, require_modalities, require_usable
+from mmssl.evaluation.common import PairConfig, agreed, inference, require_modalities, require_usable
 from mmssl.evaluation.ranking import exact_products, pair_ranks
 from mmssl.evaluation.statistics import wilson
 
@@ -34,21 +34,12 @@ Pieces = dict[str, Tensor]
 """Name of what was embedded -> [n, ...] views of one sample."""
 
 
-class RelationConfig(EvaluatorConfig):
+class RelationConfig(PairConfig):
     """What both probes have.
 
     Attributes:
         pair: the modality that stays as it is, and the one that leaves it. Samples that lack one of them are excluded.
     """
-
-    pair: tuple[str, str]
-
-    @field_validator("pair")
-    @classmethod
-    def _two(cls, pair: tuple[str, str]) -> tuple[str, str]:
-        if pair[0] == pair[1]:
-            raise ValueError(f"got the pair {list(pair)}, wanted two different modalities")
-        return pair
 
 
 class RelationEvaluator(Evaluator):

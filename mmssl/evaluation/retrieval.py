@@ -16,8 +16,8 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.evaluation.common import (
     Collected,
-    EvaluatorConfig,
     Items,
+    PairConfig,
     agreed,
     collect_shards,
     inference,
@@ -29,7 +29,7 @@ from mmssl.evaluation.ranking import Ranks, pair_ranks
 from mmssl.evaluation.statistics import clustered_bootstrap
 
 
-class RetrievalConfig(EvaluatorConfig):
+class RetrievalConfig(PairConfig):
     """Configures retrieval.
 
     Attributes:
@@ -40,19 +40,9 @@ class RetrievalConfig(EvaluatorConfig):
     """
 
     kind: Literal["retrieval"] = "retrieval"
-    pair: tuple[str, str]
     ks: tuple[int, ...] = (1, 5, 10)
     resamples: int = Field(default=2000, ge=100)
     seed: int = 0
-
-    @field_validator("pair")
-    @classmethod
-    def _two(cls, pair: tuple[str, str]) -> tuple[str, str]:
-        if pair[0] == pair[1]:
-            raise ValueError(
-                f"got the pair {list(pair)}, wanted two different modalities: everything would find itself"
-            )
-        return pair
 
     @field_validator("ks")
     @classmethod
