@@ -3,7 +3,7 @@
 CLIP's loss on random pictures and captions through a small vision and a small text transformer, on the CPU. Every measurement
 runs in a process of its own: its figure is the growth of the process' peak resident memory (ru_maxrss) over one forward and
 backward pass, after a pass over two pairs has warmed up what stays. Losses and gradients of both ways are compared too, so that
-memory is not saved by computing something else. The ratio is cached / plain at the largest batch.
+memory is not saved by computing something else. The ratio is plain / cached, at the largest batch.
 
 `--pairs 1024 2048 32768 --cached-only` shows batches that a plain step cannot hold: the memory of the encoders stays that of one
 micro-batch; what grows is the loss.
@@ -108,7 +108,7 @@ def main() -> int:
     if arguments.one:
         print(json.dumps(measure(arguments.one, arguments.pairs[0], arguments.micro_batch, arguments.threads)))
         return 0
-    rows, ours, theirs = [], {}, None
+    rows = []
     print(f"micro-batch of {arguments.micro_batch} pairs; peak memory of a step beyond weights, gradients and batch\n")
     print(
         f"{'pairs':>7} {'plain MiB':>10} {'cached MiB':>11} {'ratio':>6} {'plain s':>8} {'cached s':>9} {'difference':>11}"
@@ -126,14 +126,13 @@ def main() -> int:
             row |= {"difference": distance(ours, theirs)}
             print(
                 f"{pairs:>7} {theirs['mebibytes']:>10.0f} {ours['mebibytes']:>11.0f} "
-                f"{ours['mebibytes'] / theirs['mebibytes']:>6.2f} {theirs['seconds']:>8.1f} {ours['seconds']:>9.1f} "
+                f"{theirs['mebibytes'] / ours['mebibytes']:>6.1f} {theirs['seconds']:>8.1f} {ours['seconds']:>9.1f} "
                 f"{row['difference']:>11.1e}"
             )
         rows.append(row)
     if arguments.json:
-        peer = theirs["mebibytes"] if theirs else None
-        ratio = ours["mebibytes"] / peer if peer else None
-        figures = {"ratio": ratio, "ours": ours["mebibytes"], "peer": peer, "unit": "MiB", "rows": rows}
+        ours, peer = rows[-1]["cached_mib"], rows[-1].get("plain_mib")
+        figures = {"ratio": peer and peer / ours, "ours": ours, "peer": peer, "unit": "MiB", "rows": rows}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
