@@ -6,6 +6,7 @@ motion with a direction ("a door opens", "towards"), and speech make a caption a
 
 from __future__ import annotations
 
+from mmssl.data.left_right import judge_side
 from mmssl.data.rewrite import Rewrite, Verdict, Words, rewrite, word_set
 
 _MIRROR = {"before": "after", "after": "before", "followed": "preceded", "preceded": "followed"}
@@ -27,7 +28,14 @@ _DIRECTED = word_set(
     " flies flying break breaks breaking burst bursts explode explodes light lights put puts pick picks give"
     " gives take takes forward forwards backward backwards faster slower louder quieter increases increasing"
     " decreases decreasing grows growing shrinks fades fading accelerates accelerating turns turning crossing"
-    " crosses from"
+    " crosses from up down upward upwards downward downwards upstairs downstairs clockwise counterclockwise"
+    " anticlockwise counter-clockwise anti-clockwise roll rolls rolling slide slides sliding ride rides riding swim swims"
+    " swimming crawl crawls crawling swipe swipes swiping pan pans panning zoom zooms zooming march marches marching sail"
+    " sails sailing float floats floating sink sinks sinking land lands landing ascend ascends ascending descend descends"
+    " descending spill spills spilled spilling drip drips dripping splash splashes splashing melt melts melting crash"
+    " crashes crashing smash smashes smashing shatter shatters shattering crack cracks cracking tear tears tearing cut cuts"
+    " cutting hit hits hitting kick kicks kicking strike strikes striking burn burns burning crescendo diminuendo countdown"
+    " count counts counting sunset sunrise"
 )
 _SPEECH = word_set(
     "say says said saying speak speaks speaking spoke spoken speech talk talks talking voice voices word"
@@ -64,8 +72,13 @@ def _judge(sentence: Words, place: int) -> Verdict:
     word, before, after = sentence.at(place), sentence.at(place - 1), sentence.at(place + 1)
     if word in ("next", "close") and after in ("to", "by", "up"):
         return "keep"  # a place, not a time
-    if word in ("from", "left", "second", "third", "first", "light", "lights", "right"):
-        return "doubt" if word in ("from", "first", "second", "third") and sentence.at(place + 2) != "side" else "keep"
+    if word in ("from", "second", "third", "first"):
+        return "keep" if sentence.at(place + 2) == "side" else "doubt"
+    if word == "left":  # a place is one backwards, too; to leave is to come, and a direction is the other one
+        direction = before in ("to", "from") or (after == "to" and sentence.at(place + 2) == "right")
+        return "keep" if judge_side(sentence, place) == "swap" and not direction else "doubt"
+    if word in ("light", "lights"):  # or to set on fire
+        return "doubt" if after in ("a", "an", "the", "his", "her", "up") else "keep"
     if word not in _MIRROR:
         return "doubt"
     if word in ("followed", "preceded"):

@@ -22,7 +22,16 @@ def test_order_is_swapped(caption: str, mirrored: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "caption", ["a dog barks", "a cat next to a bowl", "one after another", "a ball on the left", "a bell"]
+    "caption",
+    [
+        "a dog barks",
+        "a cat next to a bowl",
+        "one after another",
+        "a ball on the left",
+        "a dog left of a tree",
+        "red lights",
+        "a bell",
+    ],
 )
 def test_timeless_captions_stay(caption: str) -> None:
     assert swap_order(caption) == ("unchanged", caption)
@@ -39,6 +48,16 @@ def test_timeless_captions_stay(caption: str) -> None:
         "a train approaching",
         "a ball rolls from left to right",
         "he looks after a dog",
+        "a man left the room before the dog barked",
+        "the tone goes left to right",
+        "left to right: a sweep",
+        "a wheel spinning clockwise",
+        "a ball rolls down a hill",
+        "a balloon floats up",
+        "a glass shatters",
+        "someone lights a candle",
+        "a descending scale",
+        "a countdown",
     ],
 )
 def test_doubtful_captions_are_given_up(caption: str) -> None:
