@@ -17,13 +17,14 @@ import numpy as np
 from mmssl.data.media import is_media
 from mmssl.data.media_sound import MediaSound, opened_sound
 from mmssl.data.modality import DecodeError
+from mmssl.data.mp3 import with_length
 
 RATES = (1_000, 192_000)  # Hz; a header that says anything else is damaged, or its sound is of no use
 _MAGIC = re.compile(rb"RIFF....WAVE|RF64....WAVE|RIFX....WAVE|fLaC|OggS|ID3|\xff[\xe2-\xff]", re.DOTALL)
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 _STREAMED = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF - 36)  # sizes that say "unknown" in a wav header
 _MP3_AHEAD = 20 * 1152  # frames of an mp3 lean on bits of those before them; after a jump the first come out silent
-_MP3_LENGTH = 0.9  # without a length in its header, that of an mp3 is an estimate: so much of it must be there
+_MP3_LENGTH = 0.9  # decoders skip some damaged frames of an mp3 without a word: so much of it must be there
 
 
 def open_sound(data: bytes) -> AbstractContextManager[Any]:
@@ -118,7 +119,7 @@ def _opened(data: bytes) -> Iterator[Any]:
             "undecodable", f"{len(data)} bytes beginning with {data[:12]!r}, wanted wav, flac, ogg, opus or mp3"
         )
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(io.BytesIO(with_length(data))) as file:
             _check_header(file, data)
             yield file
     except soundfile.LibsndfileError as error:
