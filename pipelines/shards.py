@@ -189,7 +189,10 @@ def stats(
     sample: Annotated[int, typer.Option(min=1, help="How many samples are read and decoded.")] = 2000,
     front_end: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Measure mean and std of this spectrogram front-end instead: ast, mel, ..."),
+        typer.Option(
+            metavar="NAME|{...}",
+            help="Measure mean and std of this spectrogram front-end instead: ast, mel, {kind: ...}",
+        ),
     ] = None,
     cache: CACHE = None,
     allow_pipe: PIPE = False,
@@ -202,6 +205,8 @@ def stats(
     `mmssl shards stats 'shards/train/{000000..000099}.tar'`
 
     `mmssl shards stats shards/train --front-end ast`
+
+    `mmssl shards stats shards/train --front-end '{kind: mel, rate: 8000, window: 256, hop: 80, mels: 40}'`
     """
     from dataclasses import asdict
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmssl.data.remote_shards import Remote
-    from mmssl.encoders.spectrogram import FrontEnd
+    from mmssl.encoders.spectrogram import FrontEnd, FrontEndSettings
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class FrontEndReport:
     """What was measured.
 
     Attributes:
-        front_end: its name; the figures hold for it alone, and belong into its `mean` and `std`.
+        front_end: its name or settings; the figures hold for it alone, and belong into its `mean` and `std`.
         mean, std: of its logarithms, before any normalisation; each value counts alike. LAION-CLAP's is in dB.
         sounds: how many were measured. left_out: without a sound, damaged, or shorter than one frame.
     """
@@ -42,22 +42,24 @@ def front_end_stats(shards: Sequence[str], name: str, *, sample: int, remote: Re
 
     Args:
         shards: paths, folders, globs, brace patterns; or URLs with braces.
-        name: "mel", "kaldi" (both with the numbers that recipes have when they name no others), or a preset.
+        name: "mel", "kaldi" (both with the numbers that recipes have when they name no others), a preset, or settings as
+            recipes have them, for example "{kind: mel, rate: 8000, mels: 40}". Where channels are compared, their mean is measured.
         sample: how many samples are looked at, evenly spread.
 
     Raises:
-        RecipeError: no such front-end. DataError: no shards, or no usable sound in them.
+        RecipeError: no such front-end, or settings that are wrong. DataError: no shards, or no usable sound in them.
     """
     import numpy as np
 
-    from mmssl.data.audio import AudioConfig
+    from mmssl.data.audio import AudioConfig, Channels
     from mmssl.data.decode import iterate
     from mmssl.data.index import ShardIndex
     from mmssl.data.pack_items import SOUNDS, VIDEOS
     from mmssl.encoders.spectrogram import measure
 
     front_end = _front_end(name)
-    audio = AudioConfig(rate=front_end.settings.rate, seconds=1.0, extensions=SOUNDS + VIDEOS)
+    channels: Channels = "stereo" if front_end.planes == 2 else "keep"
+    audio = AudioConfig(rate=front_end.settings.rate, seconds=1.0, channels=channels, extensions=SOUNDS + VIDEOS)
     index = ShardIndex.open(list(shards), remote=remote)
     chosen = np.unique(np.linspace(0, len(index) - 1, min(sample, len(index))).round().astype(int)).tolist()
     used = 0
@@ -84,6 +86,27 @@ def _front_end(name: str) -> FrontEnd:
     from mmssl.encoders.spectrogram import PRESETS, KaldiConfig, MelConfig
 
     known = {"mel": MelConfig(), "kaldi": KaldiConfig(), **PRESETS}
-    if name not in known:
-        raise RecipeError(f"--front-end {name!r}{did_you_mean(name, known)}: wanted one of {', '.join(known)}")
-    return known[name].model_copy(update={"mean": 0.0, "std": 1.0, "frames": None}).build()
+    if name.lstrip().startswith("{"):
+        settings: FrontEndSettings = _settings(name)
+    elif name in known:
+        settings = known[name]
+    else:
+        raise RecipeError(
+            f"--front-end {name!r}{did_you_mean(name, known)}: wanted one of {', '.join(known)}, or settings such as "
+            "'{kind: mel, rate: 8000, mels: 40}'"
+        )
+    bare: dict[str, object] = {"mean": 0.0, "std": 1.0, "frames": None, "spec_augment": None}
+    if settings.channel == "level_difference":  # both planes are divided by what holds for the first
+        bare["channel"] = "mean"
+    return settings.model_copy(update=bare).build()  # type: ignore[attr-defined, no-any-return]
+
+
+def _settings(text: str) -> FrontEndSettings:
+    from mmssl.core.config import Config
+    from mmssl.encoders.spectrogram import FrontEndConfig
+    from mmssl.recipe.validate import validate_text
+
+    class Given(Config):
+        front_end: FrontEndConfig
+
+    return validate_text(Given, f"front_end: {text}", "--front-end").front_end.settings

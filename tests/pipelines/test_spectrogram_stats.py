@@ -46,6 +46,29 @@ def test_figures_are_those_of_all_values(tmp_path: Path, name: str) -> None:
     assert report.std == pytest.approx(values.std().item(), abs=1e-3)
 
 
+@pytest.mark.parametrize("channel", ["mean", "first", "both", "level_difference"])
+def test_settings_of_a_recipe_are_measured(tmp_path: Path, channel: str) -> None:
+    waves = make(tmp_path)
+    written = (
+        f"{{kind: mel, rate: 16000, mels: 20, window: 256, hop: 80, channel: {channel}, mean: -3, std: 2, frames: 50}}"
+    )
+    report = front_end_stats([str(tmp_path)], written, sample=100)
+    heard = "mean" if channel == "level_difference" else channel
+    front_end = MelConfig(mels=20, window=256, hop=80, channel=heard).build()  # type: ignore[arg-type]
+    values = torch.cat([front_end(torch.from_numpy(np.rint(wave.T[None] * 32767) / 32768)).flatten() for wave in waves])
+    assert report.mean == pytest.approx(values.mean().item(), abs=1e-3)
+    assert report.std == pytest.approx(values.std().item(), abs=1e-3)
+
+
+def test_what_is_hidden_in_training_is_measured_too(tmp_path: Path) -> None:
+    make(tmp_path)
+    masks = "spec_augment: {filter_masks: 2, filter_width: 20}"
+    plain, masked = (
+        front_end_stats([str(tmp_path)], f"{{kind: ast, {more}}}", sample=100) for more in ("frames: 9", masks)
+    )
+    assert (plain.mean, plain.std) == (masked.mean, masked.std)
+
+
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path)
     report = tmp_path / "report.json"
@@ -58,5 +81,7 @@ def test_refusals(tmp_path: Path) -> None:
     write_shard(tmp_path, "000000.tar", 0, 1, [{"__key__": "a", "txt": b"no sound"}])
     with pytest.raises(RecipeError, match="did you mean 'ast'"):
         front_end_stats([str(tmp_path)], "asst", sample=10)
+    with pytest.raises(RecipeError, match="melz"):
+        front_end_stats([str(tmp_path)], "{kind: mel, melz: 20}", sample=10)
     with pytest.raises(DataError, match="none of 1 samples has a sound"):
         front_end_stats([str(tmp_path)], "mel", sample=10)
