@@ -44,7 +44,7 @@ def _mirrors(data: DataConfig, modalities: Mapping[str, ModalityConfig], objecti
 
 
 def _windows(data: DataConfig, modalities: Mapping[str, ModalityConfig], objective: Objective) -> Iterator[str]:
-    """Views that are longer than what is decoded for them."""
+    """Views that are longer than what is decoded for them, or that each take a part of their own of what was cut alike."""
     crop = next((one for one in data.synchronized if isinstance(one, TimeCrop)), None)
     for name in sorted(objective.needs()):
         config = modalities[name]
@@ -54,6 +54,26 @@ def _windows(data: DataConfig, modalities: Mapping[str, ModalityConfig], objecti
                 f"modalities.{name}.seconds: got {seconds:g}, and time_crop of data.synchronized leaves {crop.seconds:g} s of "
                 "every sample, so that all views would be padded: raise time_crop.seconds, or lower this"
             )
+    for one in objective.modules():
+        if crop is None or not isinstance(one, Clip):
+            continue
+        parts = {
+            name: s for name in sorted(one.needs()) if (s := _part(modalities[name], one.needs()[name], crop.seconds))
+        }
+        if len(parts) > 1:
+            got = ", ".join(f"modalities.{name}.seconds {seconds:g}" for name, seconds in parts.items())
+            yield (
+                f"{got}: each view would take a part of its own of the {crop.seconds:g} s that time_crop of data.synchronized cuts "
+                "alike, and what is seen and heard would not be of one moment: set all of them to one length"
+            )
+
+
+def _part(config: ModalityConfig, views: Mapping[str, int], whole: float) -> float | None:
+    """Seconds of the modality's views, where they lie anywhere in a longer window."""
+    if not isinstance(config, AudioConfig | VideoConfig) or config.seconds is None or config.seconds >= whole:
+        return None
+    anywhere = any(config.views[kind].kind in ("random_window", "clip") for kind in views if kind in config.views)
+    return config.seconds if anywhere else None
 
 
 def _absences(data: DataConfig, objective: Objective) -> Iterator[str]:

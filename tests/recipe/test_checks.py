@@ -65,6 +65,17 @@ def test_a_window_of_time_that_is_shorter_than_views() -> None:
     build(VIDEOS, *SMALL, window % 1.5, "modalities.video.seconds=null")
 
 
+def test_views_that_each_take_a_part_of_their_own() -> None:
+    clips, longer = CONFIGS / "quickstart/video_audio.yaml", "data.synchronized=[{kind: time_crop, seconds: 4.0}]"
+    said = refused(clips, longer)
+    assert said.startswith(
+        "modalities.audio.seconds 2, modalities.video.seconds 2: each view would take a part of its own of"
+    )
+    build(clips)
+    build(clips, "data.synchronized=[]")
+    build(clips, longer, "modalities.video.seconds=null")  # the whole of it, and the sound lies somewhere within
+
+
 def test_views_that_are_compared_with_themselves_may_be_mirrored() -> None:
     build(PICTURES, SLIP, VIEWS, "data.synchronized=[{kind: flip}]")
 
