@@ -94,8 +94,8 @@ def _break_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
     if relation == "shifted":
         return np.roll(wave, round(entry["seconds"] * rate_of(field)), axis=1)
     if relation == "reversed":
-        return np.ascontiguousarray(wave[:, ::-1])
-    return np.ascontiguousarray(wave[::-1]) if relation == "channels" else wave
+        return wave[:, ::-1].copy()
+    return wave[::-1].copy() if relation == "channels" else wave
 
 
 def _break_captions(captions: Captions, entry: Entry, field: Field) -> Captions:

@@ -106,14 +106,14 @@ def _samples(entry: Entry, field: Field) -> int:
 
 
 def _reverse_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
-    return np.ascontiguousarray(fit_sound(wave, _samples(entry, field))[:, ::-1])
+    return fit_sound(wave, _samples(entry, field))[:, ::-1].copy()
 
 
 def _reverse_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
     # A frame that was shown from t to the next one's u is now shown from length - u: backwards, ends are beginnings.
     ends = np.append(clip.times[1:], entry["length"])
     times = np.maximum(entry["length"] - ends[::-1], 0.0)
-    return Clip(np.ascontiguousarray(clip.frames[::-1]), times, entry["length"])
+    return Clip(clip.frames[::-1].copy(), times, entry["length"])
 
 
 def _reverse_text(captions: Captions, entry: Entry, field: Field) -> Captions:

@@ -139,12 +139,17 @@ def _names_a_place(captions: Captions, entry: Entry, field: Field) -> str | None
     return None
 
 
+def _turned(value: np.ndarray, axis: int) -> np.ndarray:
+    # `ascontiguousarray` would leave an axis of length 1, such as a mono sound's, with the negative stride that torch refuses.
+    return np.flip(value, axis).copy()
+
+
 def _mirror_picture(picture: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
-    return picture if field.name in entry["without_sides"] else np.ascontiguousarray(picture[:, ::-1])
+    return picture if field.name in entry["without_sides"] else _turned(picture, 1)
 
 
 def _mirror_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
-    return Clip(np.ascontiguousarray(clip.frames[:, :, ::-1]), clip.times, clip.seconds)
+    return Clip(_turned(clip.frames, 2), clip.times, clip.seconds)
 
 
 def _mirror_text(captions: Captions, entry: Entry, field: Field) -> Captions:
@@ -160,7 +165,7 @@ register(
     {
         ImageModality: Kernel(_mirror_picture),
         VideoModality: Kernel(_mirror_clip),
-        AudioModality: Kernel(lambda wave, entry, field: np.ascontiguousarray(wave[::-1])),
+        AudioModality: Kernel(lambda wave, entry, field: _turned(wave, 0)),
         TextModality: Kernel(_mirror_text, _cannot_mirror),
         LabelModality: identity("a class has no side"),
     },

@@ -91,7 +91,8 @@ class TimeCrop(Operation):
         alone = len(sounds) == len(extents) and len(sounds) < 2
         low, high = max(-self.jitter, -LATE), min(self.jitter, EARLY)
         jitter = {
-            name: max(-start, low + move * (high - low))
+            # A sound that is shorter than the jitter must not end before its window begins.
+            name: max(-start, min(low + move * (high - low), max(0.0, extents[name].seconds - start) / 2))
             for name, move in zip(extents, moves, strict=True)
             if self.jitter and name in sounds and not alone
         }

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmssl.core.sample import Origin
 from mmssl.data.audio import AudioConfig
@@ -181,6 +182,27 @@ def test_jitter_moves_sounds_within_what_nobody_notices() -> None:
         moves.append(move)
     assert -0.1 <= min(moves) < -0.08
     assert 0.03 < max(moves) <= EARLY
+
+
+def test_jitter_leaves_something_of_a_tiny_sound() -> None:
+    for seed in range(50):
+        given = values(seed) | {"audio": np.ones((1, 3), dtype=np.float32)}
+        made, _ = Synchronized([TimeCrop(seconds=0.8, jitter=0.1)], MODALITIES)(given, (seed,))
+        assert made["audio"].any()
+
+
+@pytest.mark.parametrize("operation", [Flip(probability=1.0), Reverse(probability=1.0)])
+def test_one_channel_one_frame_and_one_column_are_turned_as_well(operation: Operation) -> None:
+    """What has length 1 along the turned axis goes on to torch, which refuses negative strides."""
+    given = {
+        "video": Clip(np.ones((1, 12, 1, 3), dtype=np.uint8), np.zeros(1), 0.5),
+        "audio": np.ones((1, 500), dtype=np.float32),
+        "image": np.ones((12, 1, 3), dtype=np.uint8),
+    }
+    for order in ([operation, Speed(probability=1.0)], [Speed(probability=1.0), operation]):
+        made, _ = Synchronized(order, some(*given))(given, (0,))
+        for array in (made["video"].frames, made["audio"], made["image"]):
+            torch.from_numpy(array)
 
 
 def test_gain_is_the_same_on_both_channels_and_never_clips() -> None:
