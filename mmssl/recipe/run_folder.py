@@ -15,6 +15,7 @@ from mmssl.core.encoder import EmbeddingModel, EncoderConfig
 from mmssl.core.errors import CheckpointError, RecipeError, did_you_mean
 from mmssl.core.objective import Learner
 from mmssl.data.modality import DecodeError, Modality
+from mmssl.data.text import TextModality
 from mmssl.recipe.recipe import Recipe, load_recipe
 from mmssl.recipe.validate import validate_text
 from mmssl.training.checkpoint import FOLDER, checkpoints, load_weights, read_recipe, resolve
@@ -117,8 +118,8 @@ class Model:
 
         Args:
             batch_size: how many inputs pass the encoder at once.
-            **inputs: modality -> list of inputs (or one): file paths, bytes, or what the modality decodes to (for pictures
-                uint8 [H, W, 3] arrays, for text strings).
+            **inputs: modality -> list of inputs (or one): file paths of any extension, bytes, or what the modality decodes to
+                (for pictures uint8 [H, W, 3] arrays, for sounds float32 [channels, samples] at its rate, for text strings).
 
         Returns:
             modality -> float32 [B, E] on the CPU.
@@ -148,11 +149,15 @@ class Model:
 
 def _decoded(modality: Modality, item: Any) -> Any:
     """What a file path, bytes or a string hold; anything else counts as decoded already."""
-    if isinstance(item, str) and not (Path(item).suffix[1:].lower() in modality.extensions and Path(item).is_file()):
+    if isinstance(item, str) and isinstance(modality, TextModality) and not _is_file_of(modality, item):
         item = item.encode()
     if isinstance(item, str | Path):
         return modality.decode(Path(item).read_bytes(), Path(item).suffix[1:].lower())
     return modality.decode(item, modality.extensions[0]) if isinstance(item, bytes) else item
+
+
+def _is_file_of(modality: Modality, text: str) -> bool:
+    return Path(text).suffix[1:].lower() in modality.extensions and Path(text).is_file()
 
 
 def _single_view(modality: Modality, value: Any) -> Tensor:

@@ -109,6 +109,11 @@ def test_embed_equals_the_python_face(world: World, tmp_path: Path) -> None:
     embedded = model.encode(image=sample.fields["jpg"], text=sample.fields["txt"].decode())
     np.testing.assert_allclose(embedded["image"][0].numpy(), images[5], atol=1e-5)
     np.testing.assert_allclose(embedded["text"][0].numpy(), np.load(tmp_path / "text.npy")[5], atol=1e-5)
+    (tmp_path / "five.picture").write_bytes(sample.fields["jpg"])
+    embedded = model.encode(image=[str(tmp_path / "five.picture"), tmp_path / "five.picture"])
+    np.testing.assert_allclose(embedded["image"].numpy(), images[[5, 5]], atol=1e-5)
+    with pytest.raises(ValueError, match=r"image input 1: .*No such file or directory: 'missing\.jpg'"):
+        model.encode(image=[sample.fields["jpg"], "missing.jpg"])
 
 
 def test_shards_verbs(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
