@@ -6,6 +6,7 @@ rate varies, or where a picture stands in front: the end would be lost, or the f
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 _BIT_RATES = {  # kbit/s of layer III by number in the header (ISO/IEC 11172-3, 2.4.2.3, and 13818-3)
@@ -51,7 +52,12 @@ def _behind_tag(data: bytes) -> int:
 
 def _frame(data: bytes, place: int) -> _Frame | None:
     """The frame whose header stands there, if one does."""
-    head = data[place : place + 4]
+    return _parsed(data[place : place + 4])
+
+
+@functools.lru_cache(1024)
+def _parsed(head: bytes) -> _Frame | None:
+    # A stream has few headers that differ: this is most of the time.
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:  # the sign of a frame, layer III
         return None
     version, number, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3

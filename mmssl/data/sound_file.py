@@ -139,6 +139,11 @@ def _check_header(file: Any, data: bytes) -> None:
         raise DecodeError("no_rate", f"the header says {file.samplerate} Hz, wanted {RATES[0]} to {RATES[1]}")
     if file.format == "OGG" and not _ends_with_last_page(data):
         raise DecodeError("undecodable", f"cut short: {len(data)} bytes of Ogg without a last page")
+    if file.format == "OGG" and _is_chained(data):
+        raise DecodeError(
+            "undecodable",
+            "several Ogg streams one after the other, of which only the first would be heard: join them anew",
+        )
     if file.frames <= 0:
         raise DecodeError("empty", f"no samples in {len(data)} bytes of {file.format}")
     if file.frames > 1 << 48:  # libsndfile can neither tell the length of such streams nor read them to their end
@@ -156,6 +161,18 @@ def _ends_with_last_page(data: bytes) -> bool:
     ]  # RFC 3533: flags at byte 5 (4: the last), lengths of segments from byte 27
     lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
     return bool(lengths) and bool(page[5] & 4) and data.rfind(b"OggS") + 27 + len(lengths) + sum(lengths) <= len(data)
+
+
+def _is_chained(data: bytes) -> bool:
+    """Whether another stream begins behind the last page of the first one (RFC 3533, 4)."""
+    place, ended = 0, False
+    while data[place : place + 4] == b"OggS" and len(data) >= place + 27:
+        flags, segments = data[place + 5], data[place + 26]
+        if ended and flags & 2:
+            return True
+        ended = ended or bool(flags & 4)
+        place += 27 + segments + sum(data[place + 27 : place + 27 + segments])
+    return False
 
 
 def _check_length(got: int, wanted: int, form: str) -> None:

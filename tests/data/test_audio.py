@@ -182,6 +182,8 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "aiff behind a tag": (lambda: b"ID3\x03\0\0\0\0\0\x0a" + bytes(10) + encode(sound(), "AIFF"), "undecodable"),
     "magic alone": (lambda: b"fLaC", "undecodable"),
     "flac of unknown length": (unknown_length, "undecodable"),
+    "two ogg streams": (lambda: DATA["ogg"] + DATA["ogg"], "undecodable"),
+    "two opus streams": (lambda: DATA["opus"] + DATA["opus"], "undecodable"),
     **{
         f"{name} cut": (lambda name=name: DATA[name][: len(DATA[name]) * 6 // 10], "undecodable")  # type: ignore[misc]
         for name in ("wav", "wav float", "flac", "ogg", "opus", "mp3")
