@@ -40,11 +40,12 @@ _PLACED = word_set(
 )
 _THINGS = word_set("stage camera house screen frame picture image")
 """Those that are things too: "exits stage left", but "a camera left on a bench"."""
+_NUMBERS = word_set("one two three four five six seven eight nine ten")
 _COUNTED = word_set(
-    "two three four five six seven eight nine ten several many some few more no any most last only extra old new"
+    "several many some few more no any most last only extra old new"
     " red blue green yellow black white small large little big happy sad empty bread"
 )
-"""What stands before things that were left: "two rolls left on a plate"."""
+"""What stands before things that were left, as in "a few rolls left on a plate"; and so do numbers."""
 _STEERED = word_set(
     "turn turns turning turned veer veers veering veered bend bends bending swerve swerves swerving lean leans leaning"
     " leaned tilt tilts tilting tilted pan pans panning panned swing swings swinging swipe swipes swiping"
@@ -92,7 +93,10 @@ _AFTER_A_SIDE = word_set(
     " behind above below under over to onto then the a an as that which who where when there stands sits stand"
     " sit lies appears shows plays sounds can holds looks against facing wearing holding standing sitting"
     " looking walking playing talking riding running eating carrying watching reading smiling leaning singing"
-    " laughing drinking barking sleeping lying parked seen dressed around through before after"
+    " laughing drinking barking sleeping lying parked seen dressed around through before after across along toward"
+    " towards during barks meows chirps sings speaks talks says beeps rings honks hums buzzes crows cries laughs claps"
+    " knocks moves runs walks turns jumps flashes blinks falls opens closes starts stops rolls drives flies comes goes gets"
+    " had does will keeps makes wears waits sleeps eats drinks reads rides smiles watches plays"
 )
 """What may follow a side that stands for itself: "on the right wearing a hat", not "on the right track"."""
 _CORRECT = word_set(
@@ -260,8 +264,9 @@ def _is_a_phrase(sentence: Words, place: int) -> bool:
 
 def _may_be_a_verb(sentence: Words, place: int) -> bool:
     """Whether "left" may mean to leave or to remain where the words around look like a side, or the other way round."""
-    earlier, before, _, after = (sentence.at(place + step) for step in (-2, -1, 0, 1))
-    if before in _THINGS | _DIRECTED and earlier in _ARTICLES | _COUNTED:
+    first, earlier, before, _, after = (sentence.at(place + step) for step in (-3, -2, -1, 0, 1))
+    named = first in _ARTICLES | {"digit", "number"} and after not in _PREPOSITIONS  # the seven moves left
+    if before in _THINGS | _DIRECTED and (earlier in _ARTICLES | _COUNTED or (earlier in _NUMBERS and not named)):
         return True  # a camera left on a bench, two rolls left
     if before in _THINGS and after in _LEAVING:
         return True

@@ -73,6 +73,10 @@ SWAPPED = [
     ("enters from screen right, exits screen left", "enters from screen left, exits screen right"),
     ("someone left the tap running on the left", "someone left the tap running on the right"),
     ("a left-facing horse", "a right-facing horse"),
+    ("the seven moves left", "the seven moves right"),
+    ("a person walking from right to left across the frame", "a person walking from left to right across the frame"),
+    ("the dog on the left barks", "the dog on the right barks"),
+    ("the boy on the left says hi", "the boy on the right says hi"),
 ]
 
 UNCHANGED = [
@@ -140,6 +144,8 @@ AMBIGUOUS = [
     "a happy face left in the snow",
     "two rolls left on a plate",
     "three steps left to climb",
+    "the last rolls left",
+    "the seven rolls left on the plate",
     "a woman pictured left with an umbrella",
     "the woman standing left with an umbrella",
     "the cat sits left by the window",
