@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mmssl.data.audio import AudioConfig, AudioModality
+from mmssl.data.media import opened
 from mmssl.data.media_encode import encode_clip, exact_rate
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.video import VideoConfig, VideoModality
@@ -91,6 +92,46 @@ def test_a_window_is_that_part_of_the_whole(container: str, rate: int) -> None:
         assert got.shape == wanted.shape
         np.testing.assert_allclose(got, wanted, atol=1e-6)
     assert reason(modality, data, (31.0, 0.1)) == "empty"
+
+
+def live(data: bytes) -> bytes:
+    """The same packets in a file whose header was written before anybody knew how long it would be, and without an index."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(io.BytesIO(data)) as old, av.open(file, "w", format="webm", options={"live": "1"}) as new:
+        streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
+        for packet in old.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                new.mux(packet)
+    return file.getvalue()
+
+
+def test_files_that_do_not_say_how_long_they_are() -> None:
+    import av
+
+    known = encode_clip("webm", FRAMES, noise(2.0), fps=15, rate=RATE)
+    data = live(known)
+    with av.open(io.BytesIO(data)) as container:
+        assert container.duration is None
+        assert [stream.duration for stream in container.streams] == [None, None]
+    for modality in (audio(), video()):
+        extent = modality.extent(data, "webm")
+        assert extent == pytest.approx(modality.extent(known, "webm"), abs=0.03)
+        for window in (None, (0.7, 0.9), (1.5, 3.0)):
+            ours, theirs = (modality.decode(one, "webm", window) for one in (data, known))
+            if isinstance(ours, np.ndarray):
+                assert np.array_equal(ours, theirs)
+            else:
+                assert np.array_equal(ours.frames, theirs.frames)
+                assert np.array_equal(ours.times, theirs.times)
+                assert ours.seconds == pytest.approx(theirs.seconds, abs=0.03)
+
+
+def test_decoders_use_one_thread() -> None:
+    with opened(encode_clip("mp4", FRAMES, clicks(), fps=15, rate=RATE)) as container:
+        assert [stream.codec_context.thread_count for stream in container.streams] == [1, 1]
 
 
 def test_a_sound_that_ends_early_is_short() -> None:
