@@ -13,6 +13,8 @@ import safetensors.torch
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.data import digit_scenes, moving_scenes
+from mmssl.data.synchronized_time import TimeCrop
+from mmssl.data.video import VideoConfig
 from mmssl.interop.open_clip import ClipState, to_open_clip
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.run_folder import find_recipe, shipped_recipes
@@ -53,6 +55,18 @@ def test_the_resolved_recipe_reads_back_equal(name: str) -> None:
 def test_it_says_how_to_run_it(name: str) -> None:
     first = [line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
     assert any(f"pretrain {name}" in line for line in first), "the command that runs it stands atop each recipe"
+
+
+def test_windows_of_usual_videos_are_not_too_large() -> None:
+    """What the recipes decode at once of a video of 1280 x 720 with 30 frames a second."""
+    seen = 0
+    for recipe in map(find_recipe, NAMES):
+        crop = next((one for one in recipe.data.synchronized if isinstance(one, TimeCrop)), None)
+        for modality in recipe.modalities.values():
+            if crop is not None and isinstance(modality, VideoConfig):
+                seen += 1
+                assert crop.seconds * min(30, modality.fps or 30) * 1280 * 720 * 3 <= modality.max_bytes, recipe.name
+    assert seen == 4
 
 
 @pytest.mark.parametrize("name", NAMES)
