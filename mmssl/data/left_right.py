@@ -24,8 +24,29 @@ _NAMES_OF_SIDES = word_set(
 )
 """Words with a side in them that have no sure opposite, or may be something else."""
 _FOREIGN = word_set(
-    "links rechts gauche droite izquierda izquierdo derecha derecho esquerda direita sinistra destra слева справа 左 右"
+    "links rechts linke linken linker linkes linkem rechte rechten rechter rechtes rechtem gauche droite izquierda izquierdo"
+    " derecha derecho esquerda esquerdo direita direito sinistra sinistro destra destro слева справа влево вправо налево направо"
+    " левый левая левое левой левом левую правый правая правое правой правом правую зліва ліворуч праворуч lewo lewa lewy lewej"
+    " lewym prawo prawa prawy prawej prawym vlevo vpravo levé levá levý pravé pravá pravý vänster vänstra höger högra venstre"
+    " højre høyre vasen vasemmalla oikea oikealla solda sağda solunda sağında sol sağ trái phải kiri kanan αριστερά δεξιά"
 )
+_FOREIGN_PARTS = (
+    "左",
+    "右",
+    "왼쪽",
+    "오른쪽",
+    "ซ้าย",
+    "ขวา",
+    "يسار",
+    "يمين",
+    "שמאל",
+    "ימין",
+    "बाएं",
+    "बाएँ",
+    "दाएं",
+    "दाएँ",
+)
+"""Looked for in the whole caption: these scripts have no spaces, or marks that end what is a word here."""
 
 _PREPOSITIONS = word_set(
     "on to at from toward towards in into off by near along down up across with within past beside of"
@@ -132,11 +153,13 @@ def swap_sides(caption: str) -> Rewrite:
 
     Case and number of words stay, and swapping twice gives the caption back.
     """
+    if any(part in caption for part in _FOREIGN_PARTS):
+        return Rewrite("ambiguous", caption)
     return rewrite(caption, _mirror, judge_side)
 
 
 def _mirror(word: str) -> str | None:
-    if word in _TURNING or word in _FOREIGN or word in _NAMES_OF_SIDES or "左" in word or "右" in word:
+    if word in _TURNING or word in _FOREIGN or word in _NAMES_OF_SIDES:
         return word  # looked at, to be doubted
     if word in ("left's", "right's") or word in ("l", "r", "l-r", "r-l"):
         return word
