@@ -48,7 +48,7 @@ class MediaSound:
         self._frames = container.decode(self._stream)
         self._head = list(itertools.islice(self._frames, 2))
         if not self._head:
-            raise DecodeError("empty", "no samples in the audio stream")
+            raise _silent(data)
         first = self._head[0]
         self.samplerate = int(first.sample_rate)
         self.channels = int(first.layout.nb_channels)
@@ -154,3 +154,11 @@ def _interleaved(frame: Any) -> Any:
     )
     assert len(made) == 1
     return made[0]
+
+
+def _silent(data: bytes) -> DecodeError:
+    """What is wrong with an audio stream that gives no samples: a stream that was announced and never written is a mute video."""
+    with opened(data) as again:
+        if not any(packet.size for packet in again.demux(first_stream(again, "audio"))):
+            return DecodeError("missing", "the audio stream has no packet: the video is mute")
+    return DecodeError("empty", "no samples in the audio stream")

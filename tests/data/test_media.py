@@ -129,6 +129,20 @@ def test_files_that_do_not_say_how_long_they_are() -> None:
                 assert ours.seconds == pytest.approx(theirs.seconds, abs=0.03)
 
 
+def test_a_sound_that_was_announced_and_never_written_is_missing() -> None:
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as out:
+        film, _ = out.add_stream("libx264", rate=15), out.add_stream("libopus", rate=RATE, layout="stereo")
+        film.width, film.height, film.pix_fmt, film.codec_context.thread_count = 48, 32, "yuv420p", 1
+        for frame in FRAMES:
+            out.mux(film.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        out.mux(film.encode(None))
+    assert reason(audio(), file.getvalue()) == "missing"
+    assert len(video().decode(file.getvalue(), "mkv").frames) == len(FRAMES)
+
+
 def test_decoders_use_one_thread() -> None:
     with opened(encode_clip("mp4", FRAMES, clicks(), fps=15, rate=RATE)) as container:
         assert [stream.codec_context.thread_count for stream in container.streams] == [1, 1]
