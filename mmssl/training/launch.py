@@ -30,7 +30,7 @@ from mmssl.core.errors import MmsslError, RecipeError, did_you_mean
 from mmssl.core.objective import Learner
 from mmssl.training import sharding
 from mmssl.training.console import say
-from mmssl.training.launcher import Parallel, Precision, asked_parallel, check_launcher, sharding_is_ours
+from mmssl.training.launcher import Parallel, Precision, asked_cpu, asked_parallel, check_launcher, sharding_is_ours
 
 Device = Literal["auto", "cpu", "cuda"]
 _LOST = re.compile(
@@ -75,7 +75,7 @@ class Launch:
         cuda = torch.cuda.is_available()
         if device == "cuda" and not cuda:
             raise RecipeError("device: got 'cuda', and torch sees no CUDA device here; set device to auto or cpu")
-        on_cpu = device == "cpu" or not cuda
+        on_cpu = asked_cpu(device) or not cuda
         if on_cpu and precision == "fp16":
             raise RecipeError("precision: fp16 is for CUDA devices; on a CPU choose fp32 or bf16")
         check_trackers(trackers)

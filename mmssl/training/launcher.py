@@ -12,21 +12,51 @@ from mmssl.core.errors import RecipeError
 Precision = Literal["fp32", "bf16", "fp16"]
 Parallel = Literal["auto", "ddp", "zero2", "fsdp2"]
 
+_BLOCKS = "encoders are split block by block over all processes: leave it out"
+_REFUSED = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "gradient accumulation in so many steps", "set the recipe's step"),
+    "ACCELERATE_GRADIENT_CLIPPING": ("", "gradients clipped to that norm", "set the recipe's clip_norm"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "torch.compile with that backend", "set the recipe's compile"),
+    "ACCELERATE_USE_MEGATRON_LM": ("false", "Megatron-LM", "set the recipe's parallel"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "a mesh of processes", "set the recipe's parallel"),
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("", "what a file of DeepSpeed says", "set the same in the recipe"),
+    "FSDP_SHARDING_STRATEGY": ("full_shard", "another strategy of FSDP 1", "set fsdp_reshard_after_forward"),
+    "FSDP_IGNORED_MODULES": ("", "modules that are not split", _BLOCKS),
+    "FSDP_ACTIVATION_CHECKPOINTING": (
+        "false",
+        "activation checkpointing",
+        "set checkpointing in the recipe's encoders",
+    ),
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": (
+        "false",
+        "activations that leave the device",
+        "there is no such thing here",
+    ),
+}
+"""Settings that would have no effect, or one behind the recipe's back: variable -> (harmless value, what it asks for, remedy)."""
+
 
 def check_launcher(precision: Precision) -> None:
-    """Refuse settings of `accelerate launch` that this project decides in the recipe."""
+    """Refuse settings of `accelerate launch` that this project decides in the recipe.
+
+    What is not refused is followed (devices, processes, addresses, affinity, FSDP2, ZeRO-2), or says only how FSDP splits, loads
+    and prefetches, which is done in another way here and gives the same numbers.
+
+    Raises:
+        RecipeError: names the setting, and where to make it.
+    """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", precision):
         raise RecipeError(
             f"the launcher asks for mixed precision {asked!r}, and the recipe for {precision!r}: "
             "the recipe decides; set its precision, and launch without --mixed_precision"
         )
-    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if accumulation != "1":
-        raise RecipeError(
-            f"the launcher asks for {accumulation} accumulation steps, which the recipe decides: launch without "
-            "--gradient_accumulation_steps"
-        )
+    for variable, (harmless, wish, remedy) in _REFUSED.items():
+        value = os.environ.get(variable, harmless)
+        if value.lower() not in (harmless, "", "none"):
+            raise RecipeError(
+                f"the launcher asks for {wish} ({variable}={value}), which is not its to decide: {remedy}"
+            )
     # Its launcher for CPUs starts one process whatever number it is given, unless it is given MPI too (accelerate #2741); an
     # address to meet at, without a rank, is the trace that several were asked for.
     alone = not any(
@@ -37,6 +67,18 @@ def check_launcher(precision: Precision) -> None:
             "accelerate launch --cpu was asked for several processes and has started one, as it does without MPI: use torchrun "
             "--nproc_per_node N, or accelerate launch --multi_gpu --num_processes N, which work on CPUs too"
         )
+
+
+def asked_cpu(device: Literal["auto", "cpu", "cuda"]) -> bool:
+    """Whether the recipe or the launcher asks for the CPU where there may be other devices.
+
+    Raises:
+        RecipeError: they contradict each other.
+    """
+    launched = _flag("ACCELERATE_USE_CPU")
+    if launched and device == "cuda":
+        raise RecipeError("device: the recipe asks for 'cuda' and the launcher for the CPU: leave it to one of them")
+    return launched or device == "cpu"
 
 
 def asked_parallel(asked: Parallel) -> Literal["ddp", "zero2", "fsdp2"]:
