@@ -13,16 +13,14 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from mmssl.core.batch import Batch
 from mmssl.core.config import Config
 from mmssl.core.distributed import rank
-from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Latents, Learner, LossOutput
 from mmssl.core.seeding import seed_step
 from mmssl.training.launch import Launch
-from mmssl.training.step import GradientStep, detached
+from mmssl.training.step import GradientStep, detached, refuse_batch_statistics
 
 
 class CachedStep(GradientStep):
@@ -51,7 +49,7 @@ class CachedStep(GradientStep):
         micro_batches: int,
     ) -> None:
         super().__init__(learner, wrapped, launch, seed, clip_norm)
-        _refuse_batch_statistics(learner)
+        refuse_batch_statistics(learner, "cached gradients")
         self.learner, self.micro_batches = learner, micro_batches
 
     def gradients(self, batch: Batch, step: int, total_steps: int) -> tuple[LossOutput, Latents]:
@@ -131,31 +129,3 @@ class CachedStepConfig(Config):
     ) -> GradientStep:
         """The step; refuses batch normalisation that is trained with a `RecipeError`."""
         return CachedStep(learner, wrapped, launch, seed, clip_norm, micro_batches=self.micro_batches)
-
-
-def _refuse_batch_statistics(learner: Learner) -> None:
-    """Refuse layers whose numbers depend on which samples they see together, or that move with each pass.
-
-    Raises:
-        RecipeError: names the first of them.
-    """
-    modes = [(module, module.training) for module in learner.modules()]
-    learner.train()  # as it will be: frozen encoders stay in evaluation mode
-    layers = {
-        name: layer
-        for name, layer in learner.named_modules()
-        if isinstance(layer, _NormBase)
-        and layer.training
-        and (isinstance(layer, _BatchNorm) or layer.track_running_stats)
-    }
-    for module, mode in modes:
-        module.training = mode
-    if layers:
-        name, layer = next(iter(layers.items()))
-        more = f" and {len(layers) - 1} more like it" if len(layers) > 1 else ""
-        raise RecipeError(
-            f"step: cached gradients would be wrong with {type(layer).__name__} {name!r}{more}: in training it normalises by the "
-            "statistics of what it sees, which is one micro-batch and not the batch, and its running statistics would move with "
-            "each of them; freeze that encoder, take one without batch normalisation, such as a vision transformer, or use step "
-            "kind 'plain'"
-        )

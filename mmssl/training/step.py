@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from mmssl.core.batch import Batch
 from mmssl.core.config import Config
@@ -143,14 +143,15 @@ class PlainStep(GradientStep):
 class AccumulatedStep(GradientStep):
     """Forward and backward on consecutive parts of the batch, whose gradients add up to those of the whole.
 
-    Right only for losses that are means over samples: others would see the negatives or statistics of a part.
+    Right only for losses that are means over samples, and encoders that see each sample alone: others would see the negatives
+    or statistics of a part.
 
     Args:
         micro_batches: how many parts.
         others: see the base.
 
     Raises:
-        RecipeError: the objective couples samples.
+        RecipeError: the objective or a layer couples samples.
     """
 
     def __init__(
@@ -164,6 +165,8 @@ class AccumulatedStep(GradientStep):
         micro_batches: int,
     ) -> None:
         super().__init__(learner, wrapped, launch, seed, clip_norm)
+        # First, because the remedy for coupled objectives, cached gradients, is none for layers.
+        refuse_batch_statistics(learner, f"accumulation over {micro_batches} micro-batches")
         reduction = learner.objective.reduction
         if reduction is not Reduction.LOCAL:
             coupled = "negatives" if reduction is Reduction.GATHER else "batch statistics"
@@ -215,7 +218,7 @@ class AccumulatedStepConfig(Config):
     def build(
         self, learner: Learner, wrapped: nn.Module, launch: Launch, seed: int, clip_norm: float | None
     ) -> GradientStep:
-        """The step; refuses objectives that couple samples with a `RecipeError`."""
+        """The step; refuses objectives and batch normalisation that couple samples with a `RecipeError`."""
         return AccumulatedStep(learner, wrapped, launch, seed, clip_norm, micro_batches=self.micro_batches)
 
 
@@ -236,6 +239,38 @@ class _RunningStatistics:
     def restore(self) -> None:
         if self._live:
             torch._foreach_copy_(self._live, self._saved)
+
+
+def refuse_batch_statistics(learner: Learner, how: str) -> None:
+    """Refuse layers whose numbers depend on which samples they see together, or that move with each pass.
+
+    Args:
+        learner: as it will be trained.
+        how: what would be wrong with them, e.g. "cached gradients".
+
+    Raises:
+        RecipeError: names the first of them.
+    """
+    modes = [(module, module.training) for module in learner.modules()]
+    learner.train()  # as it will be: frozen encoders stay in evaluation mode
+    layers = {
+        name: layer
+        for name, layer in learner.named_modules()
+        if isinstance(layer, _NormBase)
+        and layer.training
+        and (isinstance(layer, _BatchNorm) or layer.track_running_stats)
+    }
+    for module, mode in modes:
+        module.training = mode
+    if layers:
+        name, layer = next(iter(layers.items()))
+        more = f" and {len(layers) - 1} more like it" if len(layers) > 1 else ""
+        raise RecipeError(
+            f"step: {how} would be wrong with {type(layer).__name__} {name!r}{more}: in training it normalises by the "
+            "statistics of what it sees, which is one micro-batch and not the batch, and its running statistics would move with "
+            "each of them; freeze that encoder, take one without batch normalisation, such as a vision transformer, or use step "
+            "kind 'plain'"
+        )
 
 
 def detached(output: LossOutput) -> LossOutput:

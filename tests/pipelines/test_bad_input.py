@@ -55,6 +55,18 @@ def test_options_without_effect(world: World, tmp_path: Path, capfd: pytest.Capt
     assert not list(tmp_path.iterdir())
 
 
+RESNET = "encoders.image={kind: resnet, size: 32, layers: [1, 1, 1], channels: 8, pool: mean}"
+
+
+@pytest.mark.parametrize("kind", ["accumulated", "cached"])
+def test_micro_batches_of_batch_normalisation(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
+) -> None:
+    assert world.pretrain(RESNET, f"step={{kind: {kind}, micro_batches: 2}}", f"output={tmp_path}") == 2
+    says(capfd, "BatchNorm2d 'encoders.image.", "more like it", "freeze that encoder", "step kind 'plain'")
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_and_empty_shards(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert world.pretrain('data.shards=["nowhere/{000..003}.tar"]', f"output={tmp_path}") == 3
     says(capfd, "nowhere/000.tar")

@@ -82,7 +82,23 @@ def test_micro_batches_are_refused_where_samples_are_coupled(
     with pytest.raises(
         RecipeError, match=rf"(?s)would be wrong for Match: its .*{word} would be those of one micro-batch"
     ):
-        make_run(tmp_path, learner=make_learner(Match), step=ACCUMULATED)
+        make_run(tmp_path, learner=make_learner(Match, noise=False), step=ACCUMULATED)
+
+
+def test_micro_batches_are_refused_where_layers_couple_samples(tmp_path: Path) -> None:
+    """Before the objective's own coupling, whose remedy does not help here; frozen layers do not."""
+    for objective in (Agree, Match):
+        with pytest.raises(
+            RecipeError,
+            match=r"over 3 micro-batches would be wrong with BatchNorm1d 'encoders\.a\.norm' and 1 more like it: in training",
+        ):
+            make_run(tmp_path, learner=make_learner(objective), step=ACCUMULATED)
+    learner = make_learner()
+    for tower in learner.encoders.values():
+        tower.requires_grad_(False)
+    learner.train()
+    run = make_run(tmp_path, learner=learner, step=ACCUMULATED)
+    assert run.step(run.state, make_batch(0, 8)).finite
 
 
 class Recording(Agree):
@@ -107,7 +123,7 @@ class Recording(Agree):
 
 @pytest.mark.parametrize("step", [{"kind": "plain"}, ACCUMULATED])
 def test_objectives_see_float32_under_autocast(tmp_path: Path, step: dict[str, Any]) -> None:
-    run = make_run(tmp_path, learner=make_learner(Recording), precision="bf16", step=step)
+    run = make_run(tmp_path, learner=make_learner(Recording, noise=False), precision="bf16", step=step)
     heads: list[torch.dtype] = []
     run.state.learner.objective.head.register_forward_hook(lambda module, inputs, output: heads.append(output.dtype))
     run.state.step = 2
