@@ -133,6 +133,7 @@ class Learner(nn.Module):
 
     Attributes:
         adapt: changes a batch as its 0-based step wants it, on the device, before it is encoded; None: batches stay as they are.
+        stand_ins: modality -> what objectives see in the place of that encoder for now; not part of the learner's state.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder], objective: Objective) -> None:
@@ -141,10 +142,19 @@ class Learner(nn.Module):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.objective = objective
         self.adapt: Callable[[Batch, int], Batch] | None = None
+        self.stand_ins: Mapping[str, Encoder] = {}
 
     def context(self, step: int = 0, total_steps: int = 1) -> StepContext:
-        """The context of one step with this learner's encoders."""
-        return StepContext(dict(self.encoders.items()), step, total_steps)  # type: ignore[arg-type]
+        """The context of one step with this learner's encoders, or what stands in for them."""
+        return StepContext({**dict(self.encoders.items()), **self.stand_ins}, step, total_steps)  # type: ignore[arg-type]
+
+    def frozen(self) -> dict[str, Encoder]:
+        """The encoders without a trainable parameter, by modality."""
+        return {
+            modality: encoder
+            for modality, encoder in self.encoders.items()
+            if isinstance(encoder, Encoder) and not any(parameter.requires_grad for parameter in encoder.parameters())
+        }
 
     def forward(
         self, batch: Batch, step: int = 0, total_steps: int = 1, *, encode_only: bool = False
@@ -173,7 +183,6 @@ class Learner(nn.Module):
     def train(self, mode: bool = True) -> Learner:
         """As usual, but encoders without a trainable parameter stay in evaluation mode: their statistics must not move."""
         super().train(mode)
-        for encoder in self.encoders.values():
-            if not any(parameter.requires_grad for parameter in encoder.parameters()):
-                encoder.eval()
+        for encoder in self.frozen().values():
+            encoder.eval()
         return self

@@ -6,8 +6,9 @@ is a sum over micro-batches m of vector-Jacobian products (dL/dz_m) (dz_m/dw), e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from mmssl.core.batch import Batch
 from mmssl.core.config import Config
 from mmssl.core.distributed import rank
+from mmssl.core.encoder import Encoder, Features
 from mmssl.core.objective import Latents, Learner, LossOutput
 from mmssl.core.seeding import seed_step
 from mmssl.training.launch import Launch
@@ -27,8 +29,9 @@ class CachedStep(GradientStep):
     """Encode micro-batches without graph, take one loss of all their latents, encode again and go backward through each.
 
     The loss sees the whole batch, and every process' batch, as in a plain step: any objective is exact. Each micro-batch draws
-    from a random stream of its own, twice the same. Under data parallelism gradients are averaged once, in the last backward
-    pass, to which the gradients of parameters that the criterion owns (temperatures, heads) are handed.
+    from a random stream of its own, twice the same. What frozen encoders have pooled is kept and not made again. Under data
+    parallelism gradients are averaged once, in the last backward pass, to which the gradients of parameters that the criterion
+    owns (temperatures, heads) are handed.
 
     Args:
         micro_batches: how many parts, or fewer where the batch does not give as many of equal size.
@@ -55,19 +58,32 @@ class CachedStep(GradientStep):
     def gradients(self, batch: Batch, step: int, total_steps: int) -> tuple[LossOutput, Latents]:
         """See the base."""
         chunks = list(batch.chunks(-(-len(batch) // self.micro_batches)))
-        latents = self._cache(chunks, step, total_steps)
-        output, cotangents, owned = self._differentiate(latents, step, total_steps)
-        start = 0
-        for number, chunk in enumerate(chunks):
-            last, stop = number == len(chunks) - 1, start + len(chunk)
-            with nullcontext() if last else self.launch.without_averaging(self.wrapped):
-                part = self._encode(chunk, number, step, total_steps)
-                pulled = [(part[name], cotangent[start:stop]) for name, cotangent in cotangents.items()]
-                # Data parallelism waits in its one averaging pass for every parameter, also for those that no encoder has.
-                pulled += owned if last else []
-                torch.autograd.backward([x for x, _ in pulled], [gradient for _, gradient in pulled])
-            start = stop
+        with self._remembering() as stand_ins:
+            latents = self._cache(chunks, step, total_steps)
+            output, cotangents, owned = self._differentiate(latents, step, total_steps)
+            for stand_in in stand_ins:
+                stand_in.recalling = True
+            start = 0
+            for number, chunk in enumerate(chunks):
+                last, stop = number == len(chunks) - 1, start + len(chunk)
+                with nullcontext() if last else self.launch.without_averaging(self.wrapped):
+                    part = self._encode(chunk, number, step, total_steps)
+                    pulled = [(part[name], cotangent[start:stop]) for name, cotangent in cotangents.items()]
+                    # Data parallelism waits in its one averaging pass for every parameter, also for those that no encoder has.
+                    pulled += owned if last else []
+                    torch.autograd.backward([x for x, _ in pulled], [gradient for _, gradient in pulled])
+                start = stop
         return output, {name: latent.detach() for name, latent in latents.items()}
+
+    @contextmanager
+    def _remembering(self) -> Iterator[list[_Remembered]]:
+        """Let objectives see frozen encoders that remember; those in training mode may draw random numbers and do not."""
+        stand_ins = {m: _Remembered(encoder) for m, encoder in self.learner.frozen().items() if not encoder.training}
+        self.learner.stand_ins = stand_ins
+        try:
+            yield [*stand_ins.values()]
+        finally:
+            self.learner.stand_ins = {}
 
     def _cache(self, chunks: Sequence[Batch], step: int, total_steps: int) -> Latents:
         """Latents of the whole batch, [B, ...], as leaves: those that have a gradient in a plain step ask for one."""
@@ -116,6 +132,52 @@ class CachedStep(GradientStep):
             {name: gradient for name, gradient in by_latent if gradient is not None},
             [(parameter, gradient) for parameter, gradient in by_parameter if gradient is not None],
         )
+
+
+class _Remembered(Encoder):
+    """A frozen encoder whose pooled features of a first pass are those of a second: calls come twice in the same order.
+
+    Whoever asks for `pooled_only` may read nothing else, so that [B, D] numbers are all that has to be kept. Other calls, and
+    those through which a gradient may flow, are made twice.
+
+    Attributes:
+        recalling: whether this is the second pass.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.width, self.grid, self.capabilities, self.trim = (
+            encoder.width,
+            encoder.grid,
+            encoder.capabilities,
+            encoder.trim,
+        )
+        self.recalling = False
+        self._pooled: deque[Tensor] = deque()
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return self.encoder.prepare(x)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
+    ) -> Features:
+        kept = pooled_only and replace is None and not x.requires_grad
+        if kept and self.recalling:
+            return Features(self._pooled.popleft())
+        features: Features = self.encoder(x, keep=keep, replace=replace, pooled_only=pooled_only)
+        if kept:
+            # A copy: often it is a view of all tokens, which would stay with it.
+            self._pooled.append(features.pooled.detach().clone())
+        return features
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        return self.encoder.layers()
 
 
 class CachedStepConfig(Config):

@@ -12,6 +12,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.core import distributed
+from mmssl.core.encoder import freeze
 from mmssl.core.objective import Learner
 from mmssl.core.seeding import seed_step
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
@@ -209,3 +210,93 @@ def test_the_gradient_of_the_temperature_is_not_multiplied(micro_batches: int) -
     expected = whole_gradients(learner, batch(learner))[key]
     ratio = cached_gradients(learner, micro_batches)[key] / expected
     assert float(ratio) == pytest.approx(1.0, abs=1e-12)
+
+
+FROZEN = [(name, modality) for name in CASES for modality in build(name).objective.needs()]
+
+
+def locked(name: str, modality: str, dropout: float = 0.0) -> tuple[Learner, list[bool]]:
+    """A learner in training mode with one frozen encoder, and a list that fills with the `pooled_only` of its calls."""
+    learner, calls = build(name, dropout=dropout), []
+    encoder = learner.encoders[modality]
+    freeze(encoder)  # type: ignore[arg-type]
+    encoder.register_forward_hook(
+        lambda module, inputs, options, output: calls.append(options.get("pooled_only", False)), with_kwargs=True
+    )
+    return learner.train(), calls
+
+
+def trainable_gradients(learner: Learner) -> dict[str, Tensor]:
+    """Of all parameters that are not frozen, which must have one; cleared afterwards."""
+    found = {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
+    assert found.keys() == {name for name, p in learner.named_parameters() if p.requires_grad}
+    learner.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize(("name", "modality"), FROZEN)
+def test_a_frozen_encoder_is_asked_once(name: str, modality: str) -> None:
+    """But where tokens are wanted, which are too many to be kept; gradients, terms and latents are those of a plain step."""
+    launch, (learner, asked), (other, asked_again) = (
+        Launch(device="cpu"),
+        locked(name, modality),
+        locked(name, modality),
+    )
+    whole = batch(learner)
+    plain_out, plain_latents = PlainStep(learner, learner, launch, SEED).gradients(whole, STEP, TOTAL)
+    cached = CachedStep(other, other, launch, SEED, micro_batches=3)
+    for _ in range(2):
+        asked_again.clear()
+        out, latents = cached.gradients(whole, STEP, TOTAL)
+        found = trainable_gradients(other)
+        assert sum(asked_again) == 3 * sum(asked)
+        assert len(asked_again) == 3 * sum(1 if pooled_only else 2 for pooled_only in asked)
+    assert error(found, trainable_gradients(learner)) < 1e-10
+    for ours, theirs in ((out.terms, plain_out.terms), (latents, plain_latents)):
+        for key, x in ours.items():
+            torch.testing.assert_close(x, theirs[key], rtol=1e-10, atol=1e-10)
+    ctx = other.context()
+    assert all(ctx.encoders[key] is encoder for key, encoder in other.encoders.items())
+
+
+def test_noise_of_other_encoders_is_replayed_beside_a_frozen_one() -> None:
+    learner, asked = locked("clip, three pairs", "picture", dropout=0.5)
+    ctx, parts = learner.context(STEP, TOTAL), []
+    for number, part in enumerate(batch(learner).chunks(3)):
+        seed_step(SEED, STEP, 0, number)
+        parts.append(learner.objective.encode(part, ctx))
+    learner.criterion(join(parts), ctx).total.backward()
+    expected = trainable_gradients(learner)
+    step = CachedStep(learner, learner, Launch(device="cpu"), SEED, micro_batches=3)
+    asked.clear()
+    step.gradients(batch(learner), STEP, TOTAL)
+    assert len(asked) == 3
+    assert error(trainable_gradients(learner), expected) < 1e-10
+    learner.encoders["sound"].eval()
+    step.gradients(batch(learner), STEP, TOTAL)
+    assert error(trainable_gradients(learner), expected) > 1e-2  # dropout did something
+    learner.encoders["picture"].train()  # a frozen encoder that draws random numbers must draw them again
+    asked.clear()
+    step.gradients(batch(learner), STEP, TOTAL)
+    assert len(asked) == 6
+
+
+def frozen_on_two_processes() -> list[tuple[dict[str, Tensor], int]]:
+    """Gradients, and how often the frozen encoder was asked."""
+    found = []
+    for name, modality in FROZEN:
+        (learner, asked), launch = locked(name, modality), Launch(device="cpu")
+        step = CachedStep(learner, launch.wrap(learner), launch, SEED, micro_batches=2)
+        share = SIZE // WORLD
+        step.gradients(batch(learner).rows(distributed.rank() * share, (distributed.rank() + 1) * share), STEP, TOTAL)
+        found.append((trainable_gradients(learner), len(asked)))
+    return found
+
+
+def test_two_processes_with_frozen_encoders_give_the_gradient_of_one(two_processes: Processes) -> None:
+    for result in two_processes.run(frozen_on_two_processes):
+        for (name, modality), (got, times) in zip(FROZEN, result, strict=True):
+            learner, asked = locked(name, modality)
+            learner(batch(learner))[0].total.backward()
+            assert times == 2 * sum(1 if pooled_only else 2 for pooled_only in asked)
+            assert error(got, trainable_gradients(learner)) < 1e-9, (name, modality)

@@ -15,6 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from mmssl.core.encoder import Features
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Latents, Learner, LossOutput, Reduction, StepContext
+from mmssl.training.cached import _Remembered
 from mmssl.training.run import Run
 from tests.distributed.processes import Processes
 from tests.training.toys import Agree, Match, Stream, Tower, assert_equal, make_batch, make_learner, make_run, tensors
@@ -270,3 +271,60 @@ def test_frozen_batch_normalisation_is_not_refused(tmp_path: Path) -> None:
     assert_close(ours, theirs)
     assert torch.equal(ours["learner.encoders.a.norm.running_mean"], torch.zeros(6))
     assert not torch.equal(ours["learner.objective.head.weight"], make_learner(Match).objective.head.weight)
+
+
+class Sum(Tower):
+    """Pools a view of its tokens, with a learned value in the place of those under a mask."""
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
+    ) -> Features:
+        x = self.last(x)
+        tokens = (x if replace is None else torch.where(replace[0], replace[1], x))[:, None].expand(-1, 50, -1)
+        return Features(tokens.contiguous()[:, 0], tokens)
+
+
+def test_what_is_remembered_of_a_frozen_encoder() -> None:
+    """Pooled features alone, in the order of the calls; nothing through which a gradient flows."""
+    encoder = Sum(noise=False).requires_grad_(False).eval()
+    calls: list[None] = []
+    encoder.register_forward_hook(lambda module, inputs, output: calls.append(None))
+    stand_in = _Remembered(encoder)
+    x, value = torch.randn(3, 6), torch.randn(6, requires_grad=True)
+    mask = torch.ones(3, 1, dtype=torch.bool)
+    first = [stand_in(x, pooled_only=True).pooled, stand_in(2 * x[:2], pooled_only=True).pooled]
+    stand_in(x), stand_in(x, replace=(mask, value), pooled_only=True)
+    stand_in(x.clone().requires_grad_(), pooled_only=True)
+    kept = list(stand_in._pooled)
+    assert [x.untyped_storage().nbytes() for x in kept] == [3 * 6 * 4, 2 * 6 * 4]
+    stand_in.recalling = True
+    calls.clear()
+    second = [stand_in(x, pooled_only=True).pooled, stand_in(2 * x[:2], pooled_only=True).pooled]
+    assert_equal(dict(enumerate(first)), dict(enumerate(second)))
+    assert not calls
+    assert stand_in(x).tokens is not None
+    learned = x.clone().requires_grad_()
+    stand_in(learned, pooled_only=True).pooled.sum().backward()
+    torch.testing.assert_close(learned.grad, encoder.last.weight.sum(0).expand(3, -1))
+    stand_in(x, replace=(mask, value), pooled_only=True).pooled.sum().backward()
+    torch.testing.assert_close(value.grad, torch.full((6,), 3.0))
+    assert len(calls) == 3
+    assert not stand_in._pooled
+    assert (stand_in.width, stand_in.grid, stand_in.capabilities, stand_in.trim) == (6, None, frozenset(), None)
+    assert torch.equal(stand_in.prepare(x), x)
+    assert stand_in.layers() == encoder.layers()
+
+
+def test_encoders_are_themselves_again_after_an_error(tmp_path: Path) -> None:
+    learner = make_learner(Match, noise=False)
+    learner.encoders["a"].requires_grad_(False)
+    run = make_run(tmp_path, learner=learner.train(), step=CACHED)
+    learner.encoders["b"].register_forward_hook(lambda module, inputs, output: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.step.gradients(make_batch(0, 8), 0, 10)
+    assert learner.context().encoders["a"] is learner.encoders["a"]
