@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -52,18 +53,29 @@ class StepContext:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """Scalar loss terms, whose sum is minimised, and detached scalars to log.
+    """Scalar loss terms, whose sum is minimised, and scalars to log.
 
     Every process returns its own share: the mean of the totals over processes is the loss of the global batch.
+
+    Attributes:
+        terms: name -> [].
+        measure: makes the metrics. It holds no graph, and no parameter, because it is called after the update if at all: most
+            steps are not logged.
     """
 
     terms: Mapping[str, Tensor]
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    measure: Callable[[], Mapping[str, Tensor]] = dict
 
     @property
     def total(self) -> Tensor:
         """The scalar that is differentiated."""
         return torch.stack([term.float() for term in self.terms.values()]).sum()
+
+    @cached_property
+    def metrics(self) -> Mapping[str, Tensor]:
+        """Detached scalars to log, made when they are first asked for."""
+        with torch.no_grad(), torch.autocast(self.total.device.type, enabled=False):
+            return self.measure()
 
 
 class Objective(nn.Module, ABC):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -220,18 +221,22 @@ class Clip(Objective):
         everyone = {modality: distributed.gather(latents[modality]) for modality in modalities_of(self.pairs)}
         facts = _gather_facts(latents)
         terms: dict[str, Tensor] = {}
-        metrics: dict[str, Tensor] = {}
+        measures: list[Callable[[], dict[str, Tensor]]] = []
         for pair in self.pairs:
             a, b = latents[pair.first], latents[pair.second]
-            offset = distributed.rank() * len(a)
-            among = {
-                "offset": offset,
+            all_a, all_b = everyone[pair.first], everyone[pair.second]
+            scale, bias = self.logit_scale[self.scale_names[pair.name]].exp(), self.logit_bias.get(pair.name)
+            among: dict[str, Any] = {
+                "offset": distributed.rank() * len(a),
                 "present": facts[f"present/{pair.first}"].bool() & facts[f"present/{pair.second}"].bool(),
                 "ids": _identities(facts, pair),
             }
-            terms[pair.name] = pair.weight * self._loss(pair, a, b, everyone[pair.first], everyone[pair.second], among)
-            metrics |= self._metrics(pair, a, b, everyone[pair.first], everyone[pair.second], among)
-        return LossOutput(terms, metrics)
+            terms[pair.name] = pair.weight * self._loss(scale, bias, a, b, all_a, all_b, among)
+            # The bias is copied: the update changes it in place.
+            bias = None if bias is None else bias.detach().clone()
+            everything = {"all_a": all_a.detach(), "all_b": all_b.detach(), **among}
+            measures.append(partial(_metrics, pair, scale.detach(), bias, a.detach(), b.detach(), everything))
+        return LossOutput(terms, lambda: {name: x for measure in measures for name, x in measure().items()})
 
     @torch.no_grad()
     def after_update(self, latents: Latents, ctx: StepContext) -> None:
@@ -239,14 +244,22 @@ class Clip(Objective):
         for parameter in self.logit_scale.values():
             parameter.clamp_(0, math.log(self.max_scale))
 
-    def _loss(self, pair: Pair, a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, among: dict[str, Any]) -> Tensor:
-        scale = self.logit_scale[self.scale_names[pair.name]].exp()
+    def _loss(
+        self,
+        scale: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        all_a: Tensor,
+        all_b: Tensor,
+        among: dict[str, Any],
+    ) -> Tensor:
+        """Of one pair; the sigmoid loss if there is a bias."""
         tiles = self.tiles
         if tiles is None:
-            tiles = pair.loss == "sigmoid" or len(all_b) > WHOLE_UP_TO
+            tiles = bias is not None or len(all_b) > WHOLE_UP_TO
         size = None if tiles is True else tiles
-        if pair.loss == "sigmoid":
-            bias = self.logit_bias[pair.name]
+        if bias is not None:
             if tiles is False:
                 return sigmoid_loss(a, b, scale, bias, all_b=all_b, **among)
             return tiled_sigmoid_loss(a, b, scale, bias, all_b=all_b, size=size, **among)
@@ -255,27 +268,32 @@ class Clip(Objective):
         join = log_sum_exp_over_processes
         return tiled_info_nce(a, b, scale, all_b=all_b, over_processes=join, size=size, **among)
 
-    @torch.no_grad()
-    def _metrics(
-        self, pair: Pair, a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, among: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        there, back = info_nce_accuracy(a, b, all_a=all_a, all_b=all_b, **among)
-        present, target = among["present"], torch.arange(len(a), device=a.device) + among["offset"]
-        counts = candidate_counts(target, len(all_b), present, among["ids"])
-        # Of c candidates one is right: a softmax that does not know which costs ln(c), c sigmoids that do not c times the entropy.
-        guess = counts.log()
-        if pair.loss == "sigmoid":
-            guess = guess + torch.xlogy(counts - 1, counts / (counts - 1).clamp(min=1))
-        metrics = {
-            "scale": self.logit_scale[self.scale_names[pair.name]].exp(),
-            f"{pair.first}_to_{pair.second}_accuracy": there,
-            f"{pair.second}_to_{pair.first}_accuracy": back,
-            "chance_loss": over_present((guess * present[target]).mean(), present).to(there.dtype),
-            "samples": present.sum().to(there.dtype),
-        }
-        if pair.loss == "sigmoid":
-            metrics["bias"] = self.logit_bias[pair.name].detach().clone()
-        return {f"{pair.name}/{name}": x for name, x in metrics.items()}
+
+def _metrics(
+    pair: Pair,
+    scale: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    among: dict[str, Any],
+) -> dict[str, Tensor]:
+    there, back = info_nce_accuracy(a, b, **among)
+    present, target = among["present"], torch.arange(len(a), device=a.device) + among["offset"]
+    counts = candidate_counts(target, len(among["all_b"]), present, among["ids"])
+    # Of c candidates one is right: a softmax that does not know which costs ln(c), c sigmoids that do not c times the entropy.
+    guess = counts.log()
+    if bias is not None:
+        guess = guess + torch.xlogy(counts - 1, counts / (counts - 1).clamp(min=1))
+    metrics = {
+        "scale": scale,
+        f"{pair.first}_to_{pair.second}_accuracy": there,
+        f"{pair.second}_to_{pair.first}_accuracy": back,
+        "chance_loss": over_present((guess * present[target]).mean(), present).to(there.dtype),
+        "samples": present.sum().to(there.dtype),
+    }
+    if bias is not None:
+        metrics["bias"] = bias
+    return {f"{pair.name}/{name}": x for name, x in metrics.items()}
 
 
 def _gather_facts(latents: Latents) -> dict[str, Tensor]:

@@ -127,7 +127,8 @@ class Mae(Objective):
         target, mask = latents["target"], latents["mask"]
         loss = masked_mean_square(latents["prediction"], target, mask)
         return LossOutput(
-            {"reconstruction": loss}, {"zero_loss": masked_mean_square(torch.zeros_like(target), target, mask)}
+            {"reconstruction": loss},
+            lambda: {"zero_loss": masked_mean_square(torch.zeros_like(target), target, mask)},
         )
 
     def _order(self, batch: Batch, encoder: Encoder) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from mmssl.core import distributed
 from mmssl.core.batch import Batch, Needs
@@ -81,6 +81,10 @@ class SimClr(Objective):
         all_a, all_b = distributed.gather(a), distributed.gather(b)
         offset = distributed.rank() * len(a)
         loss = nt_xent(a, b, self.temperature, all_a=all_a, all_b=all_b, offset=offset)
-        accuracy = nt_xent_accuracy(a, b, all_a=all_a, all_b=all_b, offset=offset)
-        chance = torch.full_like(accuracy, math.log(2 * len(all_a) - 1))
-        return LossOutput({"nt_xent": loss}, {"accuracy": accuracy, "chance_loss": chance})
+        seen = [x.detach() for x in (a, b, all_a, all_b)]
+
+        def measure() -> dict[str, Tensor]:
+            accuracy = nt_xent_accuracy(*seen[:2], all_a=seen[2], all_b=seen[3], offset=offset)
+            return {"accuracy": accuracy, "chance_loss": torch.full_like(accuracy, math.log(2 * len(seen[2]) - 1))}
+
+        return LossOutput({"nt_xent": loss}, measure)

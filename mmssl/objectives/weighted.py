@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, Literal, TypeVar
 
 from pydantic import Field
@@ -94,12 +94,14 @@ class Weighted(Objective):
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """Terms and metrics of all children, "child/name"; terms times their weight."""
         terms: dict[str, Tensor] = {}
-        metrics: dict[str, Tensor] = {}
+        measures: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         for name, child in self._children():
             out = child.criterion(_of_child(latents, name), ctx)
             terms |= {f"{name}/{term}": self.weights[name] * x for term, x in out.terms.items()}
-            metrics |= {f"{name}/{metric}": x for metric, x in out.metrics.items()}
-        return LossOutput(terms, metrics)
+            measures[name] = out.measure
+        return LossOutput(
+            terms, lambda: {f"{name}/{metric}": x for name, make in measures.items() for metric, x in make().items()}
+        )
 
     def before_update(self, ctx: StepContext) -> None:
         """Of all children, in order."""

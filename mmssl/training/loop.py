@@ -79,6 +79,7 @@ def train(
             for evaluation, wish in zip(evaluations, wished[2:], strict=True):
                 evaluation.after_step(state, report, wish)
             save.mark_best(state)
+            del report  # its metrics are made of latents, which are not to be held through the next step
     if state.faults:
         show_counts("samples that were skipped", state.faults, state.fault_examples)
 

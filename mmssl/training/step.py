@@ -180,21 +180,22 @@ class AccumulatedStep(GradientStep):
     def gradients(self, batch: Batch, step: int, total_steps: int) -> tuple[LossOutput, Latents]:
         """See the base."""
         chunks = list(batch.chunks(-(-len(batch) // self.micro_batches)))
-        terms: dict[str, Tensor] = {}
-        metrics: dict[str, Tensor] = {}
+        outputs: list[LossOutput] = []
+        shares = [len(chunk) / len(batch) for chunk in chunks]
         latents: dict[str, list[Tensor]] = {}
-        for number, chunk in enumerate(chunks, start=1):
-            share = len(chunk) / len(batch)
+        for number, (chunk, share) in enumerate(zip(chunks, shares, strict=True), start=1):
             with nullcontext() if number == len(chunks) else self.launch.without_averaging(self.wrapped):
                 with self.launch.autocast():
                     output, part = self.wrapped(chunk, step, total_steps)
                 self._backward(output.total * share)
-            for sums, values in ((terms, output.terms), (metrics, output.metrics)):
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach() * share
+            outputs.append(detached(output))
             for name, latent in part.items():
                 latents.setdefault(name, []).append(latent.detach())
-        return LossOutput(terms, metrics), {name: torch.cat(pieces) for name, pieces in latents.items()}
+        whole = LossOutput(
+            _mean(shares, [output.terms for output in outputs]),
+            lambda: _mean(shares, [output.metrics for output in outputs]),
+        )
+        return whole, {name: torch.cat(pieces) for name, pieces in latents.items()}
 
 
 class PlainStepConfig(Config):
@@ -274,11 +275,16 @@ def refuse_batch_statistics(learner: Learner, how: str) -> None:
 
 
 def detached(output: LossOutput) -> LossOutput:
-    """Terms and metrics without graph."""
-    return LossOutput(
-        {name: term.detach() for name, term in output.terms.items()},
-        {name: metric.detach() for name, metric in output.metrics.items()},
-    )
+    """Terms without graph; metrics as they are."""
+    return LossOutput({name: term.detach() for name, term in output.terms.items()}, output.measure)
+
+
+def _mean(shares: Sequence[float], parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The scalars of a batch from those of its parts."""
+    return {
+        name: torch.stack([part[name] * share for share, part in zip(shares, parts, strict=True)]).sum()
+        for name in parts[0]
+    }
 
 
 def _as_in_criterion(latent: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import inspect
 import io
 import math
 import pkgutil
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from torch import Tensor
 import mmssl.objectives
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
-from mmssl.core.objective import Latents, Learner, Reduction
+from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.mae import MaeConfig
@@ -245,6 +246,39 @@ def test_loss_is_finite_and_every_parameter_learns(name: str) -> None:
     norms = {key: float(gradient.norm()) for key, gradient in gradients(learner).items()}
     still = [key for key, norm in norms.items() if norm < 1e-6 * max(norms.values())]
     assert not still
+
+
+class Saved:
+    """A tensor that a graph holds for its backward pass."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+@every
+def test_metrics_may_be_made_after_the_update(name: str) -> None:
+    """They are those of before it, and what they are made of holds no graph meanwhile."""
+    learner, held = build(name), weakref.WeakSet[Saved]()
+
+    def hold(tensor: Tensor) -> Saved:
+        saved = Saved(tensor.detach())
+        held.add(saved)
+        return saved
+
+    expected = {key: x.clone() for key, x in learner(batch(learner))[0].metrics.items()}
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda saved: saved.tensor):
+        out = learner(batch(learner))[0]
+    measure = out.measure
+    assert held
+    del out
+    assert not held
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.add_(0.3)
+    found = LossOutput({"none": torch.zeros(())}, measure).metrics
+    assert expected
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(x, expected[key]) for key, x in found.items())
 
 
 @every

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.encoder import Encoder, freeze
@@ -58,6 +58,24 @@ def test_criterion_is_float32_whatever_the_autocast() -> None:
     torch.testing.assert_close(out.total, 3 * out.terms["one"])
     out.total.backward()
     assert learner.objective.scale.grad is not None
+
+
+def test_metrics_are_made_once_when_they_are_asked_for() -> None:
+    asked: list[tuple[bool, bool]] = []
+    x = torch.ones(2, 2, requires_grad=True)
+
+    def measure() -> dict[str, Tensor]:
+        asked.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return {"size": (x @ x).sum()}
+
+    out = LossOutput({"one": x.sum()}, measure)
+    assert out.total == 4
+    assert not asked
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert out.metrics["size"].dtype == torch.float32
+    assert not out.metrics["size"].requires_grad
+    assert asked == [(False, False)]
+    assert LossOutput({"one": x.sum()}).metrics == {}
 
 
 def test_encoding_alone_gives_the_latents_and_no_loss() -> None:

@@ -52,7 +52,7 @@ class Noting(Objective):
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         return LossOutput(
-            {"first": latents["x"].mean(), "second": latents["x/mean"].mean()}, {"size": latents["x"].std()}
+            {"first": latents["x"].mean(), "second": latents["x/mean"].mean()}, lambda: {"size": latents["x"].std()}
         )
 
     def before_update(self, ctx: StepContext) -> None:

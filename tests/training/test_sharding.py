@@ -92,7 +92,7 @@ class Taught(Match):
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         output = super().criterion(latents, ctx)
         near = self.log_scale * (latents["again"] - latents["taught"]).square().mean()
-        return LossOutput({**output.terms, "taught": near}, output.metrics)
+        return LossOutput({**output.terms, "taught": near}, output.measure)
 
     def after_update(self, latents: Latents, ctx: StepContext) -> None:
         super().after_update(latents, ctx)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from mmssl.core.errors import RecipeError
@@ -54,6 +55,49 @@ def test_a_single_term_is_the_loss(tmp_path: Path) -> None:
     scalars = run.step(run.state, make_batch(0, 8)).scalars()
     assert list(scalars) == ["loss", "chance", "grad_norm", "grad_norm/a", "grad_norm/b", "grad_norm/objective"]
     assert scalars["chance"] == pytest.approx(math.log(8))
+
+
+class Measured(Agree):
+    """Counts how often its metrics are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
+
+    def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
+        out = super().criterion(latents, ctx)
+
+        def measure() -> dict[str, Tensor]:
+            self.made += 1
+            return {**out.metrics, "mean": latents["a"].detach().mean()}
+
+        return LossOutput(out.terms, measure)
+
+
+@pytest.mark.parametrize(("step", "times"), [({"kind": "plain"}, 1), (ACCUMULATED, 3)])
+def test_metrics_are_made_for_steps_that_are_logged(tmp_path: Path, step: dict[str, Any], times: int) -> None:
+    every, some = (
+        make_run(
+            tmp_path / str(n),
+            9,
+            learner=make_learner(Measured, noise=False),
+            step=step,
+            log={"every": f"{n} steps", "trackers": []},
+        )
+        for n in (1, 3)
+    )
+    records = []
+    for run, logged in ((every, 9), (some, 3)):
+        run.train()
+        assert run.state.learner.objective.made == logged * times
+        records.append(
+            [
+                {key: x for key, x in record.items() if key not in ("samples_per_second", "data_wait")}
+                for record in run.log.metrics.read()
+            ]
+        )
+    assert records[1] == records[0][2::3]
+    assert "mean" in records[1][0]
 
 
 def test_votes_come_back(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ class Agree(Objective):
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         a, b = latents["a"], latents["b"]
         near = self.log_scale.exp() * (a - b - 1).square().mean()
-        return LossOutput({"near": near, "small": 0.1 * (a.square().mean())}, {"scale": self.log_scale.exp().detach()})
+        scale = self.log_scale.exp().detach()
+        return LossOutput({"near": near, "small": 0.1 * (a.square().mean())}, lambda: {"scale": scale})
 
     def before_update(self, ctx: StepContext) -> None:
         if ctx.step == self.break_gradient:
@@ -107,7 +108,7 @@ class Match(Agree):
         logits = self.log_scale.exp() * 5 * a @ distributed.gather(b).T
         labels = torch.arange(len(a), device=a.device) + distributed.rank() * len(a)
         chance = torch.tensor(math.log(logits.shape[1]))
-        return LossOutput({"match": F.cross_entropy(logits, labels)}, {"chance": chance})
+        return LossOutput({"match": F.cross_entropy(logits, labels)}, lambda: {"chance": chance})
 
 
 def make_learner(objective: type[Agree] = Agree, noise: bool = True, seed: int = 0) -> Learner:
