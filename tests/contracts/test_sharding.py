@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
+from mmssl.core.encoder import freeze
 from mmssl.core.objective import Learner
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
@@ -41,6 +42,8 @@ def split_gradients(learner: Learner, whole: Batch, how: str) -> dict[str, Tenso
     launch.finish(learner)
     found = {}
     for name, parameter in learner.named_parameters():
+        if not parameter.requires_grad:
+            continue
         assert parameter.grad is not None, name
         found[name] = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
     return found
@@ -71,6 +74,23 @@ def real(checkpointing: bool) -> tuple[Learner, Batch]:
     pictures = torch.randint(0, 256, (SIZE, 3, 16, 16), dtype=torch.uint8)
     whole = Batch({"image": {"crop0": pictures}, "text": {"tokens0": words}}, torch.arange(SIZE))
     return Learner(encoders, objective.build(encoders)), whole
+
+
+def of_a_frozen_encoder(how: str) -> dict[str, Tensor]:
+    learner, whole = real(False)
+    freeze(learner.encoders["image"])  # type: ignore[arg-type]
+    return split_gradients(learner.train(), whole, how)
+
+
+@pytest.mark.parametrize("how", ["fsdp2", "cached"])
+def test_frozen_encoders_are_split_too(two_processes: Processes, how: str) -> None:
+    """With cached gradients they are gathered for the first pass only."""
+    learner, whole = real(False)
+    freeze(learner.encoders["image"])  # type: ignore[arg-type]
+    learner.train()(whole)[0].total.backward()
+    expected = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+    for answer in two_processes.run(of_a_frozen_encoder, [(how,)] * 2):
+        assert error(answer, expected) < 1e-5
 
 
 def of_transformers(checkpointing: bool) -> dict[str, Tensor]:
