@@ -21,11 +21,12 @@ from mmssl.evaluation.common import (
     inference,
     require_modalities,
     require_usable,
+    warn_of_ties,
 )
-from mmssl.evaluation.ranking import exact_products
+from mmssl.evaluation.ranking import exact_products, padded
 from mmssl.evaluation.statistics import clustered_bootstrap
 
-_SCORES_AT_ONCE = 2**24
+_SCORES_AT_ONCE = 2**22
 
 
 class ClassRetrievalConfig(PairConfig):
@@ -33,7 +34,8 @@ class ClassRetrievalConfig(PairConfig):
 
     Attributes:
         pair: the two modalities; each is searched with the other.
-        labels: modality with the number of the class of each sample; samples without one are left out and counted.
+        labels: modality with the number of the class of each sample; samples that lack it, or both of the pair, are left out and
+            counted.
         ks: cut-offs of the recalls.
         resamples, seed: bootstrap draws of the intervals, over samples.
     """
@@ -76,13 +78,14 @@ class ClassRetrieval(Evaluator):
                 self.modalities,
                 {**encode, config.labels: lambda x: x},
                 model.device,
-                optional=(*config.pair, config.labels),
                 shards=config.shards,
                 limit=config.max_samples,
             )
             scores = class_retrieval_scores(
                 data, config.pair, config.labels, ks=config.ks, resamples=config.resamples, seed=config.seed
             )
+        for a, b in (config.pair, config.pair[::-1]):
+            warn_of_ties(f"class retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
         yield from agreed(scores).items()
 
 
@@ -99,19 +102,21 @@ def class_retrieval_scores(
 
     For each direction, e.g. `a_to_b_`:
         mAP: mean over queries of the average precision of the whole ranking (the precision at each right candidate's rank,
-            averaged over the right candidates); the query's own partner counts like every other item of its class;
+            averaged over the right candidates; of candidates of equal score the mean over all their orders); the query's own
+            partner counts like every other item of its class;
         mAP_chance: its expectation under a random order;  R@k: share of queries with a right candidate among the k best;
         R@1_chance;  R@1_ci95_low, _high: bootstrap over the samples of the queries (candidates are held fixed);
+        tie_rate: share of queries whose best right candidate ties with a wrong one;
         n_queries (a query of whose class there is no candidate is left out).
-    Of the data: n_classes, n_<modality>, n_excluded (samples without a label), n_skipped (could not be decoded).
-    Candidates of equal score stand in the order of the data.
+    Of the data: n_classes, n_<modality>, n_excluded (samples without a label, or with none of the pair), n_skipped (could not be
+    decoded).
 
     Raises:
         NumericError: an embedding is not finite, or zero.
         DataError: no item has a label, or no class is in both modalities.
     """
     known = dict(zip(data[labels].owner.tolist(), data[labels].rows.tolist(), strict=True))
-    scores: dict[str, Score] = {"n_excluded": len(data.keys) - len(known), "n_skipped": data.skipped}
+    scores: dict[str, Score] = {}
     sides = []
     for name in pair:
         items = data[name]
@@ -121,10 +126,14 @@ def class_retrieval_scores(
         classes = torch.tensor([known[i] for i in owner.tolist()], dtype=torch.int64, device=owner.device)
         sides.append((items.rows[has], classes, owner))
         scores[f"n_{name}"] = len(owner)
+    used = torch.unique(torch.cat([owner for _, _, owner in sides]))
+    scores |= {"n_excluded": len(data.keys) - len(used), "n_skipped": data.skipped}
     shared = torch.isin(torch.unique(sides[0][1]), torch.unique(sides[1][1]))
     if not shared.any():
         raise DataError(
-            f"no class has both {pair[0]!r} and {pair[1]!r}: check the evaluator's `shards`, and `labels` ({labels!r})"
+            f"no class has both {pair[0]!r} and {pair[1]!r}: of {len(data.keys)} samples {len(known)} have a label, and with one "
+            f"there are {len(sides[0][2])} of {pair[0]!r} and {len(sides[1][2])} of {pair[1]!r}; check the evaluator's `shards`, "
+            f"and `labels` ({labels!r})"
         )
     scores["n_classes"] = int(shared.sum())
     for (query, found), (a, b) in ((pair, sides), (pair[::-1], sides[::-1])):
@@ -144,7 +153,7 @@ def _direction(
     seed: int,
 ) -> dict[str, Score]:
     can = torch.isin(wanted, classes)
-    precision, first = average_precision(queries[can], wanted[can], candidates, classes)
+    precision, first, tied = average_precision(queries[can], wanted[can], candidates, classes)
     right = (wanted[can][:, None] == torch.unique(classes)).double() @ torch.bincount(
         torch.unique(classes, return_inverse=True)[1]
     ).double()
@@ -159,35 +168,74 @@ def _direction(
         "R@1_ci95_low": low,
         "R@1_ci95_high": high,
         "R@1_chance": float(right.mean()) / len(classes),
+        "tie_rate": int(tied.sum()) / len(tied),
         "n_queries": len(first),
     }
 
 
 @torch.no_grad()
-def average_precision(queries: Tensor, wanted: Tensor, candidates: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Average precision of each query's ranking, and the rank of its best right candidate.
+def average_precision(
+    queries: Tensor, wanted: Tensor, candidates: Tensor, classes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Average precision of each query's ranking, the rank of its best right candidate, and whether a wrong one ties with that.
 
     The slow form, for one query: sort the candidates by score, descending; at the rank r of the i-th right one precision is
-    i / r; average over the right ones.
+    i / r; average over the right ones. Where right and wrong ones have equal scores, average that over all orders of the equal
+    (McSherry and Najork 2008): in the order of data that are sorted by class a collapsed model would score above chance.
 
     Args:
         queries: [Q, E] float32. wanted: [Q] int64, class of each; some candidate has it.
         candidates: [N, E] float32. classes: [N] int64.
 
     Returns:
-        precision [Q] float64, first [Q] int64.
+        precision [Q] float64, first [Q] int64 (equal candidates in the order of the data), tied [Q] bool.
     """
-    precision, first = [], []
+    precision, first, tied = [], [], []
     rank = torch.arange(1, len(classes) + 1, device=classes.device)
     size = max(1, _SCORES_AT_ONCE // len(classes))
+    columns, n = padded(candidates, 64)
     for rows, own in zip(torch.split(queries, size), torch.split(wanted, size), strict=True):
         with exact_products():
-            order = (rows @ candidates.T).sort(dim=1, descending=True, stable=True).indices
+            scores, order = (rows @ columns.T)[:, :n].sort(dim=1, descending=True, stable=True)
         right = classes[order] == own[:, None]
         share = right.cumsum(1).double() / rank
-        precision.append((share * right).sum(1) / right.sum(1))
-        first.append(right.int().argmax(1) + 1)
-    return torch.cat(precision), torch.cat(first)
+        found, best = (share * right).sum(1), right.int().argmax(1)
+        mixed = ((scores[:, 1:] == scores[:, :-1]) & (right[:, 1:] != right[:, :-1])).any(1)
+        tie = torch.zeros_like(mixed)
+        if mixed.any():
+            found[mixed], among_wrong = _over_orders(scores[mixed], right[mixed])
+            tie[mixed] = among_wrong.gather(1, best[mixed, None])[:, 0]
+        precision.append(found / right.sum(1))
+        first.append(best + 1)
+        tied.append(tie)
+    return torch.cat(precision), torch.cat(first), torch.cat(tied)
+
+
+def _over_orders(scores: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Expected sum of the precisions at right candidates over the orders of equal ones; and whether a wrong one has that score.
+
+    Of t equal candidates, r of them right, that stand after R right ones, each is as likely as the others to be the j-th; given
+    that the j-th is right, 1 + (j - 1)(r - 1) / (t - 1) right ones of the t are expected up to there.
+
+    Args:
+        scores: [Q, N], descending. right: [Q, N] bool.
+
+    Returns:
+        sum [Q] float64, whether a place is among equal ones of which some are wrong [Q, N] bool.
+    """
+    n = scores.shape[1]
+    place = torch.arange(n, device=scores.device).expand_as(scores)
+    starts = torch.ones_like(right)
+    starts[:, 1:] = scores[:, 1:] != scores[:, :-1]
+    ends = starts.roll(-1, 1)
+    ends[:, -1] = True
+    begin = place.where(starts, 0).cummax(1).values
+    end = place.where(ends, n).flip(1).cummin(1).values.flip(1)
+    count = right.cumsum(1)
+    before = (count - right.long()).gather(1, begin)
+    good, size = count.gather(1, end) - before, end - begin + 1
+    expected = before + 1 + (place - begin) * (good - 1) / (size - 1).clamp_min(1).double()
+    return (good / size.double() * expected / (place + 1)).sum(1), good < size
 
 
 def _chance(right: Tensor, n: int) -> Tensor:

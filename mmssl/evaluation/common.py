@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -122,18 +122,16 @@ def collect_shards(
     encode: Mapping[str, Encode],
     device: torch.device,
     *,
-    optional: Collection[str],
     shards: Sequence[str],
     limit: int | None,
 ) -> Collected:
-    """`collect` over the eval views of the first `limit` samples of shards.
+    """`collect` over the eval views of the first `limit` samples of shards. A sample may lack any of the modalities.
 
     Args:
         config: batch size, workers, and what becomes of damaged samples.
         modalities: by name.
         encode: modality -> function.
         device: where rows are made and kept.
-        optional: modalities that a sample may lack; one that lacks another is an error, or skipped.
         shards: paths, braces or globs.
         limit: None: all samples.
 
@@ -148,7 +146,7 @@ def collect_shards(
         config.batch_size,
         config.workers,
         on_error=config.on_error,
-        optional=optional,
+        optional=tuple(encode),
     )
     try:
         batches = first_samples(stream, limit or len(index))
@@ -186,7 +184,8 @@ def collect(batches: Iterable[Batch], encode: Mapping[str, Encode], device: torc
     everyone = {number: key for share in distributed.gather_objects(keys) for number, key in share.items()}
     if not everyone:
         raise DataError("got no sample to measure on, wanted at least one: check the evaluator's `shards`")
-    return Collected({modality: _joined(modality, part, device) for modality, part in parts.items()}, everyone)
+    joined = {modality: _joined(modality, part, device, len(everyone)) for modality, part in parts.items()}
+    return Collected(joined, everyone)
 
 
 def unpack(batch: Batch, modality: str) -> tuple[Tensor, Tensor]:
@@ -206,16 +205,35 @@ def digests(views: Tensor) -> Tensor:
     return torch.from_numpy(np.frombuffer(b"".join(found), np.int64).copy())
 
 
-def _joined(modality: str, parts: list[tuple[Tensor, Tensor, Tensor]], device: torch.device) -> Items:
+def _joined(modality: str, parts: list[tuple[Tensor, Tensor, Tensor]], device: torch.device, samples: int) -> Items:
     """Parts of all processes. One whose share had no item learns the shape of a row from another."""
     own = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else None
     shapes = distributed.gather_objects([(tuple(x.shape[1:]), x.dtype) for x in own] if own else None)
     shape = next((shape for shape in shapes if shape), None)
     if shape is None:
-        raise DataError(f"no sample has {modality!r}: check the evaluator's `shards`, and the modality's `extensions`")
+        raise DataError(
+            f"no sample has {modality!r}, of {samples}: check the evaluator's `shards`, and the modality's `extensions`"
+        )
     if own is None:
         own = [torch.empty((0, *rest), dtype=dtype, device=device) for rest, dtype in shape]
     return Items(*(distributed.gather_uneven(x) for x in own))
+
+
+def paired(data: Collected, a: str, b: str) -> tuple[Tensor, Tensor]:
+    """Which items of each of two modalities belong to a sample that has both: [n of a] bool, [n of b] bool.
+
+    Raises:
+        DataError: no sample has; says how many have one.
+    """
+    own, other = data[a].owner, data[b].owner
+    has, also = torch.isin(own, other), torch.isin(other, own)
+    if not has.any():
+        samples, first, second = len(data.keys), len(torch.unique(own)), len(torch.unique(other))
+        raise DataError(
+            f"no sample has both {a!r} and {b!r}: of {samples}, {first} have {a!r} and {second} have {b!r}; "
+            "check the evaluator's shards"
+        )
+    return has, also
 
 
 def require_usable(rows: Tensor, owner: Tensor, keys: Mapping[int, str], what: str, *, unit: bool) -> None:

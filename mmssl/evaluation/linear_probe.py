@@ -22,6 +22,7 @@ from mmssl.evaluation.common import (
     agreed,
     collect_shards,
     inference,
+    paired,
     require_modalities,
     require_usable,
 )
@@ -38,7 +39,7 @@ class LinearProbeConfig(EvaluatorConfig):
         shards: what the probe is measured on; nothing is chosen by it.
         train_shards: what the probe is fitted on.
         modality: what is classified.
-        labels: modality with the number of the class; samples without one are left out and counted.
+        labels: modality with the number of the class; samples that lack it, or what is classified, are left out and counted.
         scale: "standard" gives every feature mean 0 and variance 1 over the training part, so that one grid of penalties suits
             encoders of any scale; "unit" gives every sample norm 1, as CLIP's embeddings have; "none".
         penalties: L2 penalties lambda that are tried; see `fit`. Scikit-learn's C is 1 / (lambda * n).
@@ -91,9 +92,7 @@ class LinearProbe(Evaluator):
         config = self.config
         with inference(model):
             encode = {config.modality: lambda x: model.features(config.modality, x), config.labels: lambda x: x}
-            data = collect_shards(
-                config, self.modalities, encode, model.device, optional=(config.labels,), shards=shards, limit=limit
-            )
+            data = collect_shards(config, self.modalities, encode, model.device, shards=shards, limit=limit)
         return labelled(data, config.modality, config.labels)
 
 
@@ -116,9 +115,7 @@ def labelled(data: Collected, modality: str, labels: str) -> Labelled:
     """
     rows, owner = data[modality].rows, data[modality].owner
     require_usable(rows, owner, data.keys, f"the feature vector of {modality!r}", unit=False)
-    with_label, with_row = torch.isin(owner, data[labels].owner), torch.isin(data[labels].owner, owner)
-    if not with_label.any():
-        raise DataError(f"no sample has both {modality!r} and {labels!r}: check the evaluator's shards")
+    with_label, with_row = paired(data, modality, labels)
     if int(with_label.sum()) != int(with_row.sum()):
         raise DataError(f"{modality!r} or {labels!r} has several items in one sample, and a probe needs one of each")
     excluded = len(data.keys) - int(with_label.sum())
@@ -131,7 +128,7 @@ def probe_scores(train: Labelled, test: Labelled, config: LinearProbeConfig) -> 
     Scores: those of `classification_scores` (classes are the labels that occur in training; a test label that does not counts as
     an error and in n_unseen), validation_acc1, penalty, penalty_at_edge (the grid should be wider), gradient (largest entry where
     the fit stopped; 0 is exact), n_train, n_excluded and n_skipped (of the
-    test samples), split_seed.
+    test samples), n_train_excluded and n_train_skipped, split_seed.
 
     Raises:
         DataError: fewer than two classes, or too few samples to split.
@@ -160,6 +157,8 @@ def probe_scores(train: Labelled, test: Labelled, config: LinearProbeConfig) -> 
         "n_train": len(train_labels),
         "n_excluded": test.excluded,
         "n_skipped": test.skipped,
+        "n_train_excluded": train.excluded,
+        "n_train_skipped": train.skipped,
         "validation_acc1": validation_acc1,
         "penalty": chosen,
         "penalty_at_edge": int(len(config.penalties) > 1 and chosen in (min(config.penalties), max(config.penalties))),

@@ -64,10 +64,10 @@ def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor) -> tuple
     order = torch.arange(len(classifier), device=labels.device)
     ranks, tied = [], []
     size = max(1, 2**24 // len(classifier))
-    padded, columns = _padded(classifier, 64)
+    classes, columns = padded(classifier, 64)
     for rows, own in zip(torch.split(embeddings, size), torch.split(labels, size), strict=True):
         with exact_products():
-            scores = (rows @ padded.T)[:, :columns]
+            scores = (rows @ classes.T)[:, :columns]
         true = scores.gather(1, own[:, None])
         equal = scores == true
         ranks.append(1 + (scores > true).sum(1) + (equal & (order < own[:, None])).sum(1))
@@ -112,6 +112,22 @@ def pair_ranks(
         for place in sweep.places():
             sweep.count(place)
     return sweep.forward.result(), sweep.backward.result()
+
+
+def choices(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """What choices among candidates of one and the same sample earn, and whether a wrong candidate ties with the right one.
+
+    Such candidates have no order in the data: t equal best ones, the right one among them, earn 1 / t. So a model that cannot
+    tell them scores chance, 1 / C.
+
+    Args:
+        scores: [n, C], the right candidate first.
+
+    Returns:
+        earned [n] float64, tied [n] bool.
+    """
+    best = scores == scores.amax(1, keepdim=True)
+    return best[:, 0].double() / best.sum(1), (scores[:, 1:] == scores[:, :1]).any(1)
 
 
 @dataclass(frozen=True)
@@ -182,8 +198,8 @@ class _Sweep:
         self.owner_a, self.owner_b = owner_a, owner_b
         self.tile = (min(tile[0], _round_up(len(a), 64)), min(tile[1], _round_up(len(b), 64)))
         # All products have one shape: kernels chosen by shape round differently, and equal embeddings must score equally.
-        self.a, _ = _padded(a, self.tile[0])
-        self.b, _ = _padded(b, self.tile[1])
+        self.a, _ = padded(a, self.tile[0])
+        self.b, _ = padded(b, self.tile[1])
         self.out = torch.empty(self.tile, device=a.device)
         self.scratch = torch.empty(self.tile[0] * self.tile[1], device=a.device)
         self.forward = _Direction(owner_a, owner_b, depth)
@@ -241,7 +257,7 @@ def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _padded(x: Tensor, multiple: int) -> tuple[Tensor, int]:
+def padded(x: Tensor, multiple: int) -> tuple[Tensor, int]:
     """`x` with zero rows up to a multiple, and how many rows are real."""
     short = _round_up(len(x), multiple) - len(x)
     return (torch.cat([x, x.new_zeros(short, x.shape[1])]) if short else x.contiguous()), len(x)

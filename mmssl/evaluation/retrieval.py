@@ -11,7 +11,6 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.evaluation.common import (
@@ -21,6 +20,7 @@ from mmssl.evaluation.common import (
     agreed,
     collect_shards,
     inference,
+    paired,
     require_modalities,
     require_usable,
     warn_of_ties,
@@ -86,7 +86,6 @@ class Retrieval(Evaluator):
                 self.modalities,
                 encode,
                 model.device,
-                optional=config.pair,
                 shards=config.shards,
                 limit=config.max_samples,
             )
@@ -115,10 +114,7 @@ def retrieval_scores(
     a, b = (data[name] for name in pair)
     for name in pair:
         require_usable(data[name].rows, data[name].owner, data.keys, f"the embedding of {name!r}", unit=True)
-    both = torch.isin(a.owner, b.owner)
-    n = len(torch.unique(a.owner[both]))
-    if not n:
-        raise DataError(f"no sample has both {pair[0]!r} and {pair[1]!r}: check the evaluator's `shards`")
+    n = len(torch.unique(a.owner[paired(data, *pair)[0]]))
     scores: dict[str, Score] = {"n": n, "n_excluded": len(data.keys) - n, "n_skipped": data.skipped}
     for name, items in zip(pair, (a, b), strict=True):
         scores[f"n_{name}"] = len(items.owner)

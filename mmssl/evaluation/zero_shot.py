@@ -23,6 +23,7 @@ from mmssl.evaluation.common import (
     agreed,
     collect_shards,
     inference,
+    paired,
     require_modalities,
     require_usable,
     warn_of_ties,
@@ -56,7 +57,8 @@ class ZeroShotConfig(EvaluatorConfig):
     Attributes:
         modality: what is classified.
         prompts: modality of the prompts; it must be text.
-        labels: modality with the number of the class of each sample; samples without one are left out and counted.
+        labels: modality with the number of the class of each sample; samples that lack it, or what is classified, are left out and
+            counted.
         classnames: class names in the order of their numbers, or a file with one a line.
         templates: sentences with `{}` (or `{c}`) where the class name goes; or a file with one a line; or "simple" or "plain".
     """
@@ -100,7 +102,7 @@ class ZeroShot(Evaluator):
     """Names each sample by the class whose prompts lie nearest.
 
     Scores: see `classification_scores`, and tie_rate (samples whose true class ties with another),
-    n_excluded (samples without a label) and n_skipped (samples that could not be decoded).
+    n_excluded (samples without a label, or without what is classified) and n_skipped (samples that could not be decoded).
     """
 
     def __init__(
@@ -128,7 +130,6 @@ class ZeroShot(Evaluator):
                 self.modalities,
                 encode,
                 model.device,
-                optional=(config.labels,),
                 shards=config.shards,
                 limit=config.max_samples,
             )
@@ -198,10 +199,8 @@ def score(
         raise DataError(
             f"{modality!r} has several items in one sample, and zero-shot needs one: it cannot tell which is meant"
         )
-    labelled, has_row = torch.isin(owner, data[labels].owner), torch.isin(data[labels].owner, owner)
+    labelled, has_row = paired(data, modality, labels)
     true, true_owner = data[labels].rows[has_row], data[labels].owner[has_row]
-    if not len(true):
-        raise DataError(f"no sample has both {modality!r} and {labels!r}: check the evaluator's `shards`")
     wrong = (true < 0) | (true >= len(classnames))
     if wrong.any():
         first = int(true_owner[wrong][0])

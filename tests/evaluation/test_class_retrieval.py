@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def test_average_precision_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("mmssl.evaluation.class_retrieval._SCORES_AT_ONCE", 300)
     queries, candidates = unit(40, 8), unit(60, 8, seed=1)
     wanted, classes = torch.arange(40) % 4, torch.arange(60) % 5
-    precision, first = average_precision(queries, wanted, candidates, classes)
+    precision, first, tied = average_precision(queries, wanted, candidates, classes)
+    assert not tied.any()
     for i in range(40):
         row, right = queries[i] @ candidates.T, classes == wanted[i]
         assert float(precision[i]) == pytest.approx(average_precision_score(right.numpy(), row.numpy()), abs=1e-12)
@@ -55,8 +57,6 @@ def test_a_random_model_scores_chance() -> None:
 
 
 def test_chance_is_the_mean_over_all_orders() -> None:
-    from itertools import permutations
-
     from mmssl.evaluation.class_retrieval import _chance
 
     right = torch.tensor([True, True, False, False, False])
@@ -65,6 +65,35 @@ def test_chance_is_the_mean_over_all_orders() -> None:
         found = right[list(order)]
         every.append(float((found.cumsum(0) / torch.arange(1, 6) * found).sum() / 2))
     assert float(_chance(torch.tensor([2.0], dtype=torch.double), 5)) == pytest.approx(sum(every) / len(every))
+
+
+def test_of_equal_candidates_all_orders_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmssl.evaluation.class_retrieval._SCORES_AT_ONCE", 12)
+    candidates = torch.tensor([1.0, 0, 2, 1, 1, 0])[:, None]
+    classes = torch.tensor([0, 0, 1, 1, 0, 1])
+    queries, wanted = torch.tensor([[1.0], [-1], [0], [1], [-1]]), torch.tensor([0, 0, 0, 1, 1])
+    precision, first, tied = average_precision(queries, wanted, candidates, classes)
+    for i in range(5):
+        scores, right = queries[i] @ candidates.T, classes == wanted[i]
+        every = []
+        for order in permutations(range(6)):
+            if (scores[list(order)].diff() <= 0).all():
+                found = right[list(order)]
+                every.append(float((found.cumsum(0) / torch.arange(1, 7) * found).sum() / right.sum()))
+        assert float(precision[i]) == pytest.approx(sum(every) / len(every), abs=1e-6)
+        order = scores.sort(descending=True, stable=True).indices
+        assert int(first[i]) == 1 + int(right[order].int().argmax())
+        assert bool(tied[i]) == bool((scores[~right] == scores[right].max()).any())
+
+
+def test_a_collapsed_model_scores_chance_however_the_data_are_sorted() -> None:
+    point = unit(1, 16).expand(60, -1)
+    for labels in (torch.arange(60) // 20, torch.arange(60) % 3):
+        scores = scores_of(point, point, labels)
+        for way in ("image_to_text", "text_to_image"):
+            assert scores[f"{way}_mAP"] == pytest.approx(scores[f"{way}_mAP_chance"])
+            assert scores[f"{way}_R@1"] == pytest.approx(scores[f"{way}_R@1_chance"])
+            assert scores[f"{way}_tie_rate"] == 1
 
 
 def test_queries_without_a_candidate_of_their_class_are_left_out() -> None:
@@ -76,6 +105,17 @@ def test_queries_without_a_candidate_of_their_class_are_left_out() -> None:
     )
     scores = class_retrieval_scores(data, PAIR, "label", resamples=100)
     assert (scores["image_to_text_n_queries"], scores["text_to_image_n_queries"], scores["n_classes"]) == (2, 2, 1)
+    assert scores["n_excluded"] == 0, "a sample with one of the pair has a part"
+
+
+def test_samples_without_label_or_pair_are_excluded_and_counted() -> None:
+    data = collected(
+        5,
+        image=items(torch.eye(4)[:2], torch.tensor([0, 4])),
+        text=items(torch.eye(4)[:2], torch.tensor([0, 1])),
+        label=items(torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 2, 3])),
+    )
+    assert class_retrieval_scores(data, PAIR, "label", resamples=100)["n_excluded"] == 3
 
 
 def test_no_common_class_is_an_error() -> None:

@@ -81,7 +81,7 @@ def test_equal_views_have_equal_digests() -> None:
 def test_nothing_to_measure_is_an_error() -> None:
     with pytest.raises(DataError, match="no sample to measure on"):
         collect([], {"value": lambda x: x}, CPU, chunk=2)
-    with pytest.raises(DataError, match="no sample has 'mark'"):
+    with pytest.raises(DataError, match="no sample has 'mark', of 1:"):
         collect([batch(1, 1)], {"mark": lambda x: x}, CPU, chunk=2)
 
 
@@ -142,7 +142,7 @@ def test_shards_are_collected(tmp_path: Path, limit: int | None) -> None:
     shards = colour_shards(tmp_path, 7)
     config = configured(RetrievalConfig, shards=shards, pair=["picture", "words"], batch_size=3)
     encode = {"picture": lambda x: x.float().mean((2, 3)), "words": lambda x: x, "label": lambda x: x}
-    data = collect_shards(config, modalities(), encode, CPU, optional=("label",), shards=shards, limit=limit)
+    data = collect_shards(config, modalities(), encode, CPU, shards=shards, limit=limit)
     n = limit or 7
     assert list(data.keys.values()) == [f"sample{i:03d}" for i in range(n)]
     assert data["picture"].owner.tolist() == list(range(n))
@@ -158,7 +158,7 @@ def test_damaged_samples_end_it_or_are_counted(tmp_path: Path) -> None:
 
     def run(on_error: str):  # type: ignore[no-untyped-def]
         config = configured(RetrievalConfig, shards=shards, pair=["picture", "words"], on_error=on_error)
-        return collect_shards(config, modalities(), encode, CPU, optional=(), shards=shards, limit=None)
+        return collect_shards(config, modalities(), encode, CPU, shards=shards, limit=None)
 
     with pytest.raises(DataError, match="sample001"):
         run("raise")

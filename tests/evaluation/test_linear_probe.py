@@ -159,4 +159,4 @@ def test_from_shards_to_scores(tmp_path: Path) -> None:
     evaluator = config(train_shards=train, shards=test, **values).build(modalities())
     scores = dict(evaluator.evaluate(knowing_model()))
     assert scores["acc1"] == 1
-    assert (scores["n_train"], scores["n"], scores["n_excluded"]) == (48, 8, 2)
+    assert (scores["n_train"], scores["n"], scores["n_excluded"], scores["n_train_excluded"]) == (48, 8, 2, 12)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.evaluation.ranking import NEVER, Ranks, class_ranks, exact_products, pair_ranks
+from mmssl.evaluation.ranking import NEVER, Ranks, choices, class_ranks, exact_products, pair_ranks
 
 
 def slow(a: Tensor, owner_a: Tensor, b: Tensor, owner_b: Tensor, depth: int) -> tuple[list[list[int]], list[bool]]:
@@ -111,3 +111,10 @@ def test_autocast_around_does_not_reach_the_scores() -> None:
     assert backward.ranks[0, 0] == ranks[0] == 1
     assert not bool(backward.tied[0])
     assert not bool(tied[0])
+
+
+def test_choices_that_tie_earn_their_share() -> None:
+    scores = torch.tensor([[2.0, 1, 0], [1, 1, 0], [1, 1, 1], [1, 2, 0], [1, 1, 2], [0, 1, 1]])
+    earned, tied = choices(scores)
+    assert earned.tolist() == pytest.approx([1, 1 / 2, 1 / 3, 0, 0, 0])
+    assert tied.tolist() == [False, True, True, False, True, False]

@@ -86,7 +86,7 @@ def test_embeddings_that_are_not_finite_are_refused_by_key() -> None:
 
 def test_no_label_at_all_is_an_error() -> None:
     data = collected(2, m=items(torch.eye(2)[:1]), y=items(torch.tensor([1]), owner=torch.tensor([1])))
-    with pytest.raises(DataError, match="no sample has both 'm' and 'y'"):
+    with pytest.raises(DataError, match="no sample has both 'm' and 'y': of 2, 1 have 'm' and 1 have 'y'"):
         score(data, "m", "y", torch.eye(2), ["a", "b"])
 
 
