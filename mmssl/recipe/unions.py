@@ -24,8 +24,9 @@ from mmssl.encoders.timm_ import TimmConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig
-from mmssl.evaluation.relations import OffsetConfig, SidesConfig
+from mmssl.evaluation.offset import OffsetConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
+from mmssl.evaluation.sides import SidesConfig
 from mmssl.evaluation.zero_shot import ZeroShotConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.mae import MaeConfig

@@ -21,7 +21,10 @@ from mmssl.data.media_encode import encode_clip
 from mmssl.data.modality import Modality
 from mmssl.data.text import TextConfig, TextModality
 from mmssl.data.video import VideoConfig
-from mmssl.evaluation.relations import OffsetConfig, SidesConfig
+from mmssl.encoders.audio_transformer import AudioTransformerConfig
+from mmssl.encoders.spectrogram import MelConfig
+from mmssl.evaluation.offset import OffsetConfig
+from mmssl.evaluation.sides import SidesConfig
 from tests.data.make import write
 from tests.evaluation.world import configured
 
@@ -86,10 +89,30 @@ def test_a_model_that_hears_sides_tells_them_and_one_that_mirrors_them_fails(cli
     deaf = dict(probe.evaluate(model(2, video=side_of_picture, audio=lambda x: torch.ones(len(x), 2))))
     assert good["acc"] > 0.8
     assert bad["acc"] == pytest.approx(1 - good["acc"])
-    assert (deaf["acc"], deaf["tie_rate"]) == (0.5, 1)
+    assert (good["tie_rate"], deaf["acc"], deaf["tie_rate"]) == (0, 0.5, 1)
     assert good["n"] + good["n_excluded"] == 24
     assert good["n_excluded"] > 0, "sounds that are in the middle have no side"
     assert good["acc_ci95_low"] < good["acc"] <= good["acc_ci95_high"] + 1e-9
+
+
+@pytest.mark.parametrize(("channel", "told"), [("mean", False), ("level_difference", True), ("both", True)])
+def test_a_front_end_that_hears_no_sides_is_named(
+    clips: list[str], caplog: pytest.LogCaptureFixture, channel: str, told: bool
+) -> None:
+    """A real encoder: what mixes the channels ties to the bit, and the score is neither taken for skill nor for its lack."""
+    torch.manual_seed(0)
+    front_end = MelConfig(rate=8000, window=256, hop=160, mels=16, mean=-8.0, std=4.0, channel=channel)
+    sound = AudioTransformerConfig(front_end=front_end, seconds=2.0, patch_size=(16, 10), width=32, depth=1, heads=2)
+    encoders = {"video": Formula(side_of_picture, 2), "audio": sound.build()}
+    probe = configured(SidesConfig, pair=["video", "audio"], shards=clips, batch_size=5).build(modalities())
+    scores = dict(probe.evaluate(EmbeddingModel(encoders, {"video": nn.Identity(), "audio": nn.Linear(32, 2)})))
+    assert scores["tie_rate"] == (0 if told else 1)
+    if told:
+        assert not caplog.text
+        return
+    assert scores["acc"] == 0.5
+    assert "sides of ['video', 'audio']: 100.0 % of the choices are ties" in caplog.text
+    assert "`channel: level_difference` (or `both`) in the front-end of the encoder of 'audio'" in caplog.text
 
 
 def test_sides_in_captions(clips: list[str]) -> None:
@@ -137,15 +160,21 @@ def test_a_model_that_hears_moments_loses_them_with_the_offset(clips: list[str])
         .evaluate(model(FRAMES, video=flashes, audio=lambda x: torch.ones(len(x), FRAMES)))
     )
     assert deaf["R@1_at_0"] == deaf["R@1_at_1"]
-    assert deaf["in_sync_acc"] == 0.5
+    assert deaf["in_sync_acc"] == pytest.approx(1 / 3), "a third for each of three candidates"
+    assert (scores["tie_rate"], deaf["tie_rate"]) == (0, 1)
+    assert scores["in_sync_acc_ci95_low"] < scores["in_sync_acc"] <= scores["in_sync_acc_ci95_high"] + 1e-9
     longer = configured(OffsetConfig, **{**config, "offsets": [0, 2.0]}).build(made)
-    with pytest.raises(DataError, match="no sample has the relation"):
+    with pytest.raises(
+        DataError, match=r"no sample has the relation.*of 24, 24 lack one of the two or the relation, and 0"
+    ):
         list(longer.evaluate(model(FRAMES, video=flashes, audio=beeps)))
 
 
 def test_wrong_pairs_are_refused() -> None:
     with pytest.raises(RecipeError, match="wanted a sound or a caption as the second"):
         configured(SidesConfig, pair=["audio", "image"], shards=["x"]).build(modalities())
+    with pytest.raises(RecipeError, match="`channels: mono`, which has no sides"):
+        configured(SidesConfig, pair=["image", "audio"], shards=["x"]).build(modalities(channels="mono"))
     with pytest.raises(ValueError, match="two different modalities"):
         configured(SidesConfig, pair=["audio", "audio"], shards=["x"])
     with pytest.raises(ValueError, match="wanted 0 and then larger ones"):

@@ -1,0 +1,100 @@
+"""Choices between left and right: a model that was trained on flips of the picture alone cannot tell sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl.core.errors import RecipeError
+from mmssl.core.evaluator import Score
+from mmssl.data.audio import AudioModality
+from mmssl.data.decode import decode_members, find_members
+from mmssl.data.index import RawSample
+from mmssl.data.modality import Modality
+from mmssl.data.negatives import Negative
+from mmssl.data.synchronized_operation import Skip, transform
+from mmssl.data.text import TextModality
+from mmssl.evaluation.common import require_modalities
+from mmssl.evaluation.ranking import choices
+from mmssl.evaluation.relations import Pieces, RelationConfig, RelationEvaluator
+from mmssl.evaluation.statistics import wilson
+
+
+class SidesConfig(RelationConfig):
+    """Configures the choice between a sample and its mirror image.
+
+    Attributes:
+        pair: the modality that stays, and the one whose sides are exchanged: the channels of stereo sound, or left and right in
+            captions; as in [image, audio] or [video, text]. Samples without a side (sound in the middle, no such words) are
+            excluded.
+    """
+
+    kind: Literal["sides"] = "sides"
+
+    def build(self, modalities: Mapping[str, Modality]) -> Sides:
+        require_modalities(modalities, self.pair)
+        changed = modalities[self.pair[1]]
+        if not isinstance(changed, AudioModality | TextModality):
+            raise RecipeError(
+                f"sides: got the pair {list(self.pair)}, wanted a sound or a caption as the second: its sides are exchanged"
+            )
+        if isinstance(changed, AudioModality) and changed.channels == "mono":
+            raise RecipeError(
+                f"sides: modality {self.pair[1]!r} has `channels: mono`, which has no sides: wanted `channels: stereo` or `keep`"
+            )
+        return Sides(self, modalities)
+
+
+class Sides(RelationEvaluator):
+    """Share of samples whose first modality is nearer to the second than to the second with its sides exchanged.
+
+    Scores: acc (ties count as half; chance is 0.5), its Wilson interval, tie_rate, n (captions, where a sample has several).
+    """
+
+    headlines = ("acc",)
+
+    def __init__(self, config: SidesConfig, modalities: Mapping[str, Modality]) -> None:
+        changed = config.pair[1]
+        relation: Literal["channels", "caption"] = "caption"
+        remedy = f"the words are cut off (`context_length` of {changed!r}), or its encoder has collapsed"
+        if isinstance(modalities[changed], AudioModality):
+            relation = "channels"
+            remedy = (
+                "a front-end that mixes the channels hears no sides: train with `channel: level_difference` (or `both`) in the "
+                f"front-end of the encoder of {changed!r}"
+            )
+        super().__init__(config, modalities, remedy)
+        self.negative = Negative(probability=1.0, relations=(relation,))
+
+    def pieces(self, raw: RawSample) -> Pieces | None:
+        values = decode_members(raw, find_members(raw, self.modalities), self.modalities)
+        try:
+            entry = self.negative.draw(values, self.modalities, np.random.default_rng(0))
+        except Skip:
+            return None
+        mirrored = transform({"op": "negative", "applied": True, **entry}, values, self.modalities)
+        anchor, changed = self.config.pair
+        true, false = (self._views(changed, some[changed]) for some in (values, mirrored))
+        return {
+            "anchor": self._views(anchor, values[anchor])[:1].repeat_interleave(len(true), 0),
+            "true": true,
+            "false": false,
+        }
+
+    def scores(self, embedded: Mapping[str, Tensor]) -> dict[str, Score]:
+        near = [(embedded["anchor"] * embedded[name]).sum(1) for name in ("true", "false")]
+        earned, tied = choices(torch.stack(near, 1))
+        n = len(earned)
+        low, high = wilson(round(float(earned.sum())), n)
+        return {
+            "acc": float(earned.mean()),
+            "acc_ci95_low": low,
+            "acc_ci95_high": high,
+            "chance": 0.5,
+            "tie_rate": int(tied.sum()) / n,
+            "n": n,
+        }
