@@ -27,7 +27,9 @@ def embed(
     """Embed shards: `DIR/<modality>.npy` [rows, E] of unit norm, `DIR/<modality>.samples.npy` [rows] with the number of the
     sample of each row, `DIR/keys.txt` with a key a line, and `DIR/manifest.json`.
 
-    A sample with several captions gives several rows; one that lacks a modality, or cannot be decoded, gives none and is counted.
+    A sample with several captions gives several rows; one that lacks a modality, or cannot be decoded, gives none and is counted
+    in the manifest. A modality that no sample has gets no file, and is an error where --modality asks for it. The files appear
+    when all are finished.
 
     Examples:
 
@@ -50,6 +52,7 @@ def embed(
             shards,
             out,
             wanted=modality or list(model.recipe.encoders if features else model.embedding.heads),
+            required=bool(modality),
             features=features,
             half=half,
             batch_size=batch_size,
@@ -57,7 +60,11 @@ def embed(
             source={"checkpoint": str(model.checkpoint), "recipe": model.recipe.name},
         )
         for name, rows in written.items():
-            say(f"{name}: {rows} rows in {out / f'{name}.npy'}")
+            say(
+                f"{name}: {rows} rows in {out / f'{name}.npy'}"
+                if rows
+                else f"{name}: no sample has it, so it has no file"
+            )
     finally:
         launch.close()
 

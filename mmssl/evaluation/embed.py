@@ -1,11 +1,12 @@
-"""Embeddings of shards as numpy files, written as they come: memory does not grow with the data."""
+"""Embeddings of shards as numpy files, written as they come: memory does not grow with the data, and nothing half-written stays."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +29,7 @@ class _Rows:
 
     def __init__(self, folder: Path, name: str, dtype: type[np.floating[Any]]) -> None:
         self.folder, self.name, self.dtype = folder, name, dtype
-        self.rows, self.width = 0, 0
+        self.rows, self.width, self.samples = 0, 0, 0
         self._values: BinaryIO = open(self._part("values", distributed.rank()), "wb")  # noqa: SIM115 - closed in `close`
         self._owners: BinaryIO = open(self._part("owners", distributed.rank()), "wb")  # noqa: SIM115
 
@@ -39,31 +40,30 @@ class _Rows:
         self.rows += len(values)
         self.width = values.shape[1]
 
-    def close(self) -> int:
-        """Join the parts of all processes; returns the rows of all."""
+    def close(self) -> tuple[int, int]:
+        """Join the parts of all processes, if there is a row; returns the rows of all, and of how many samples they are."""
         self._values.close()
         self._owners.close()
-        shares = distributed.gather_objects((self.rows, self.width))
-        total, width = sum(int(rows) for rows, _ in shares), max(int(width) for _, width in shares)
-        if distributed.is_main():
-            self._join(self.folder / f"{self.name}.npy", "values", (total, width), self.dtype)
-            self._join(self.folder / f"{self.name}.samples.npy", "owners", (total,), np.int64)
+        shares = distributed.gather_objects((self.rows, self.samples, self.width))
+        rows, samples = sum(int(share[0]) for share in shares), sum(int(share[1]) for share in shares)
+        if distributed.is_main() and rows:
+            width = max(int(share[2]) for share in shares)
+            self._join(self.folder / f"{self.name}.npy", "values", (rows, width), self.dtype)
+            self._join(self.folder / f"{self.name}.samples.npy", "owners", (rows,), np.int64)
         distributed.barrier()
-        return total
+        return rows, samples
 
     def _part(self, what: str, rank: int) -> Path:
         return self.folder / f".{self.name}.{what}.{rank}"
 
     def _join(self, path: Path, what: str, shape: tuple[int, ...], dtype: Any) -> None:
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
+        with open(path, "wb") as file:
             header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
             npy.write_array_header_1_0(file, header)
             for rank in range(distributed.world_size()):
                 with open(self._part(what, rank), "rb") as part:
                     shutil.copyfileobj(part, file)
                 self._part(what, rank).unlink()
-        os.replace(temporary, path)
 
 
 def write_embeddings(
@@ -73,6 +73,7 @@ def write_embeddings(
     out: Path,
     *,
     wanted: Sequence[str],
+    required: bool = True,
     features: bool = False,
     half: bool = False,
     batch_size: int = 256,
@@ -81,12 +82,16 @@ def write_embeddings(
 ) -> dict[str, int]:
     """Embed every sample of the shards; every process of a launch must call, and needs the same folder.
 
+    The files appear when all are finished, the manifest last; files of an earlier call give way then. After an error the folder is
+    as it was.
+
     Args:
         model: encoders and heads.
         modalities: decoders and views.
         shards: what is embedded.
         out: folder for `<modality>.npy`, `<modality>.samples.npy`, `keys.txt` and `manifest.json`.
-        wanted: modalities that are embedded.
+        wanted: modalities that are embedded. A sample that lacks one gives no row of it; the manifest says how many do ("without").
+        required: a modality that no sample has is an error; otherwise it has no files and 0 rows.
         features: pooled encoder features instead of unit-norm embeddings.
         half: float16 instead of float32.
         batch_size, workers: as in `EvalStream`.
@@ -96,31 +101,68 @@ def write_embeddings(
         modality -> rows.
 
     Raises:
-        ValueError: the model lacks a modality. DataError: no usable sample. NumericError: a row is not finite.
+        ValueError: the model lacks a modality. DataError: no sample has a modality that is required, or none has any. NumericError:
+            a row is not finite.
     """
     for name in wanted:
         model.require(name, shared_space=not features)
     index = ShardIndex.open(list(shards))
-    out.mkdir(parents=True, exist_ok=True)
     dtype = np.float16 if half else np.float32
-    files = {name: _Rows(out, name, dtype) for name in wanted}
-    skipped = _embed_all(model, index, modalities, files, features, batch_size, workers)
-    written = {name: file.close() for name, file in files.items()}
-    if not any(written.values()):
-        raise DataError(f"no sample of {list(shards)} has any of {list(wanted)}: check the shards and `extensions`")
-    if distributed.is_main():
-        facts = {
-            **(source or {}),
-            "shards": list(shards),
-            "samples": len(index),
-            "skipped": skipped,
-            "rows": written,
-            "what": "features" if features else "unit-norm embeddings",
-            "dtype": np.dtype(dtype).name,
-        }
-        _write_legend(out, index, facts)
-    distributed.barrier()
+    with _unfinished(out) as folder:
+        files = {name: _Rows(folder, name, dtype) for name in wanted}
+        skipped = _embed_all(model, index, modalities, files, features, batch_size, workers)
+        counts = {name: file.close() for name, file in files.items()}
+        written = {name: rows for name, (rows, _) in counts.items()}
+        absent = [name for name, rows in written.items() if not rows]
+        if absent and (required or len(absent) == len(written)):
+            raise DataError(
+                f"no sample of {list(shards)} has {' or '.join(map(repr, absent))}: of {len(index)}, {skipped} cannot be decoded; "
+                "check the shards, and the modality's `extensions`; nothing was written"
+            )
+        if distributed.is_main():
+            facts = {
+                **(source or {}),
+                "shards": list(shards),
+                "samples": len(index),
+                "skipped": skipped,
+                "rows": written,
+                "without": {name: len(index) - skipped - samples for name, (_, samples) in counts.items()},
+                "what": "features" if features else "unit-norm embeddings",
+                "dtype": np.dtype(dtype).name,
+            }
+            _write_legend(folder, index, facts)
+            _publish(folder, out, absent)
+        distributed.barrier()
     return written
+
+
+@contextmanager
+def _unfinished(out: Path) -> Iterator[Path]:
+    """A folder within `out` for files that are not finished, shared by all processes and gone in the end."""
+    folder, made = out / ".unfinished", not out.exists()
+    distributed.barrier()  # all have looked
+    if distributed.is_main():
+        if folder.exists():  # of a process that was killed
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    distributed.barrier()
+    try:
+        yield folder
+    finally:
+        # Another process may be at it too, so what is gone already is no error.
+        shutil.rmtree(folder, ignore_errors=True)
+        if made and distributed.is_main() and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _publish(folder: Path, out: Path, absent: Sequence[str]) -> None:
+    """Move finished files to their place. Where there is a manifest, all files that it names are of one call."""
+    (out / "manifest.json").unlink(missing_ok=True)
+    for name in absent:
+        (out / f"{name}.npy").unlink(missing_ok=True)
+        (out / f"{name}.samples.npy").unlink(missing_ok=True)
+    for path in sorted(folder.glob("[!.]*"), key=lambda path: path.name == "manifest.json"):
+        os.replace(path, out / path.name)
 
 
 def _embed_all(
@@ -149,6 +191,7 @@ def _embed_batch(model: EmbeddingModel, batch: Batch, name: str, file: _Rows, fe
     """Write the rows of one modality of a batch; captions of a sample are encoded as samples of their own."""
     keys = dict(zip(batch.index.tolist(), batch.keys, strict=True))
     views, owners = unpack(batch, name)
+    file.samples += len(torch.unique(owners))
     for views_part, owners_part in zip(torch.split(views, chunk), torch.split(owners, chunk), strict=True):
         if len(owners_part):
             rows = model.features(name, views_part) if features else model.embed(name, views_part)

@@ -13,6 +13,7 @@ import pytest
 
 import mmssl
 from mmssl.training.checkpoint import checkpoints, load_weights, resolve
+from tests.data.make import encode, noise, write
 from tests.pipelines.conftest import World
 
 
@@ -114,6 +115,20 @@ def test_embed_equals_the_python_face(world: World, tmp_path: Path) -> None:
     np.testing.assert_allclose(embedded["image"].numpy(), images[[5, 5]], atol=1e-5)
     with pytest.raises(ValueError, match=r"image input 1: .*No such file or directory: 'missing\.jpg'"):
         model.encode(image=[sample.fields["jpg"], "missing.jpg"])
+
+
+def test_embed_says_what_no_sample_has(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    records = ({"__key__": f"{i}", "jpg": encode(noise(i))} for i in range(3))
+    pictures = write(tmp_path / "pictures.tar", records)
+    given = ("embed", world.run, "--shards", pictures, "--out", tmp_path / "out")
+    assert world.mmssl(*given, "--modality", "text") == 3
+    assert "has 'text': of 3" in " ".join(capfd.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+    assert world.mmssl(*given) == 0
+    assert "text: no sample has it, so it has no file" in capfd.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "image.npy", "image.samples.npy", "keys.txt", "manifest.json"
+    ]  # fmt: skip
 
 
 def test_shards_verbs(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
