@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmssl.core.config import Config, Duration
+from mmssl.core.distributed import world_size
 from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Learner
 from mmssl.core.schedules import ScheduleConfig
-from mmssl.heads.batch_norm import synchronise
+from mmssl.heads.batch_norm import SyncBatchNorm, synchronise
 from mmssl.training.beats import BestConfig, EvaluateBeat, Every, LogBeat, SaveBeat
 from mmssl.training.cached import CachedStepConfig
 from mmssl.training.compilation import CompileMode, compile_encoders
@@ -134,6 +136,8 @@ class TrainingConfig(Config):
             )
         if self.sync_batch_norm:
             _synchronise(learner)
+        else:
+            _mention_batch_statistics(learner)
         launch.place(learner)
         ema = self.ema.build(learner) if self.ema is not None else None
         if self.resolution:
@@ -231,3 +235,22 @@ def _synchronise(learner: Learner) -> None:
         raise RecipeError(
             f"sync_batch_norm: {error}; take another encoder, or leave its statistics to each process"
         ) from error
+
+
+def _mention_batch_statistics(learner: Learner) -> None:
+    """Say where the number of processes changes the result, which it does nowhere else."""
+    trained = {
+        name: encoder
+        for name, encoder in learner.encoders.items()
+        if any(p.requires_grad for p in encoder.parameters())
+    }
+    apart = [
+        name
+        for name, encoder in trained.items()
+        if any(isinstance(layer, _BatchNorm) and not isinstance(layer, SyncBatchNorm) for layer in encoder.modules())
+    ]
+    if apart and world_size() > 1:
+        say(
+            f"batch normalisation in {apart} sees the samples of one process at a time, so that the result depends on how many "
+            "processes there are; sync_batch_norm=true lets it see those of all"
+        )

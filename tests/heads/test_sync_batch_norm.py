@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -100,6 +101,22 @@ def test_a_run_of_two_processes_is_that_of_one(two_processes: Processes, tmp_pat
     for name, value in one.items():
         torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
         assert torch.equal(first[name], second[name])
+
+
+def said(folder: str, sync: bool) -> list[str]:
+    with mock.patch("mmssl.training.run.say") as say:
+        make_run(Path(folder), learner=make_learner(Match), sync_batch_norm=sync)
+    return [call.args[0] for call in say.call_args_list]
+
+
+def test_a_result_that_depends_on_the_number_of_processes_is_announced(
+    two_processes: Processes, tmp_path: Path
+) -> None:
+    assert said(str(tmp_path), False) == []
+    for messages in two_processes.run(said, [(str(tmp_path), False)] * 2):
+        assert len(messages) == 1
+        assert "batch normalisation in ['a', 'b'] sees the samples of one process at a time" in messages[0]
+    assert two_processes.run(said, [(str(tmp_path), True)] * 2) == [[], []]
 
 
 def test_half_precision_is_normalised_in_full() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,27 +24,49 @@ OVERRIDES = ["optimizer.eps=1e-4"]
 TWO = ["--num_processes", "2", "--main_process_port", "0"]
 
 
-def launched(world: World, output: Path, launcher: list[str]) -> None:
-    command = [sys.executable, "-m", *launcher, "-m", "pipelines.pretrain", str(world.recipe), f"output={output}"]
-    command += OVERRIDES
+ACCELERATE = ["accelerate.commands.launch", "--config_file"]
+
+
+def machines() -> list[list[str]]:
+    """What starts two machines of one process each; here both are this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = [*ACCELERATE, "configs/accelerate/multi_node.yaml", "--num_machines", "2", "--num_processes", "2"]
+    common += ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--machine_rank"]
+    return [[*common, "1"], [*common, "0"]]
+
+
+LAUNCHERS: dict[str, Callable[[], list[list[str]]]] = {
+    "torchrun": lambda: [["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]],
+    "accelerate": lambda: [[*ACCELERATE, "configs/accelerate/multi_gpu.yaml", *TWO]],
+    "fsdp2": lambda: [[*ACCELERATE, "configs/accelerate/fsdp2.yaml", *TWO]],
+    "machines": machines,
+}
+
+
+def launched(world: World, output: Path, launchers: list[list[str]]) -> None:
+    """Start them all, and wait for the end."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    run = ["-m", "pipelines.pretrain", str(world.recipe), f"output={output}", *OVERRIDES]
+    with ExitStack() as started:
+        processes = []
+        for launcher in launchers:
+            command = [sys.executable, "-m", *launcher, *run]
+            process = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+            started.enter_context(process)
+            started.callback(process.kill)
+            processes.append(process)
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-        ["accelerate.commands.launch", "--config_file", "configs/accelerate/multi_gpu.yaml", *TWO],
-        ["accelerate.commands.launch", "--config_file", "configs/accelerate/fsdp2.yaml", *TWO],
-    ],
-    ids=["torchrun", "accelerate", "fsdp2"],
-)
-def test_two_processes_are_one(world: World, tmp_path: Path, launcher: list[str]) -> None:
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_are_one(world: World, tmp_path: Path, launcher: str) -> None:
     assert world.pretrain(f"output={tmp_path / 'one'}", *OVERRIDES) == 0
-    launched(world, tmp_path / "two", launcher)
+    launched(world, tmp_path / "two", LAUNCHERS[launcher]())
     runs = [tmp_path / "one/tiny", tmp_path / "two/tiny"]
     one, two = (load_weights(resolve(run, "last")) for run in runs)
     assert one.keys() == two.keys()
