@@ -25,9 +25,17 @@ def resize_positions(table: Tensor, old: Grid, new: Grid, prefix: int) -> Tensor
     """
     if old == new:
         return table
+    if torch.compiler.is_compiling():
+        # A kernel with the grid as a variable would have no backward pass in torch; grids are few, so each may have its own.
+        new = (_constant(new[0]), _constant(new[1]))
     cells = table[prefix:].float().T.reshape(1, -1, *old)  # [1, D, rows, columns]
     cells = F.interpolate(cells, size=new, mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([table[:prefix], cells[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)])
+
+
+def _constant(size: int) -> int:
+    """The same, known to torch.compile: a list has a length that is no variable."""
+    return len([None] * size)
 
 
 def fit_positions(state: dict[str, Tensor], name: str, grid: Grid, prefix: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mmssl.encoders.positions import fit_positions, resize_positions
 
@@ -35,3 +36,19 @@ def test_only_square_tables_of_another_size_are_fitted() -> None:
     assert state["b"] is before["b"]  # 7 cells are no square: left for the error message
     assert state["c"] is before["c"]
     assert set(state) == set(before)
+
+
+def test_compiled_grids_of_several_sizes_have_gradients() -> None:
+    """As in a run whose pictures grow: torch.compile takes sizes that change for variables."""
+    torch.compiler.reset()
+
+    def positions(table: Tensor, x: Tensor) -> Tensor:
+        return resize_positions(table, (4, 4), (x.shape[0] // 2, x.shape[1] // 2), prefix=1).square().sum()
+
+    compiled = torch.compile(positions, backend="aot_eager")
+    random = torch.Generator().manual_seed(0)
+    for shape in ((4, 4), (6, 4), (10, 6), (8, 8), (6, 4)):
+        table, x = torch.randn(17, 3, generator=random).requires_grad_(), torch.zeros(shape)
+        (expected,), (got,) = (torch.autograd.grad(function(table, x), table) for function in (positions, compiled))
+        torch.testing.assert_close(got, expected)
+    torch.compiler.reset()
