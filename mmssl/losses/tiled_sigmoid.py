@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmssl.losses.candidates import check_samples, over_present
-from mmssl.losses.tiles import Block, Tile, block, dot
+from mmssl.losses.tiles import Block, Tile, block, dot, scalar
 
 
 def tiled_sigmoid_loss(
@@ -52,7 +52,7 @@ def tiled_sigmoid_loss(
     with torch.autocast(a.device.type, enabled=False):
         ids = check_samples(len(b if all_b is None else all_b), present, ids)
         rows, candidates, scale, size = block(a, b, all_b, scale, offset, size, present)
-        bias = torch.as_tensor(bias, dtype=rows.dtype, device=rows.device)
+        bias = scalar("bias", bias, rows.dtype, rows.device)
         learning = torch.is_grad_enabled()
         loss: Tensor = _Sigmoid.apply(rows, candidates, scale, bias, offset, present, ids, size, learning)
         return over_present(loss / len(rows), present)

@@ -123,7 +123,7 @@ def block(
     Samples that are not present become zeros: with that they add nothing to any gradient, and get none.
 
     Raises:
-        ValueError: shapes, offset or size do not fit.
+        ValueError: shapes, scale, offset or size do not fit.
     """
     if a.shape != b.shape:
         raise ValueError(
@@ -134,12 +134,24 @@ def block(
     if size is not None and size < 1:
         raise ValueError(f"got tiles of {size}, wanted at least 1, such as 1024")
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
-    scale = torch.as_tensor(scale, dtype=dtype, device=a.device)
+    scale = scalar("scale", scale, dtype, a.device)
     a, candidates = a.to(dtype), candidates.to(dtype)
     if present is not None:
         a = a.masked_fill(~present[offset : offset + len(a), None], 0)
         candidates = candidates.masked_fill(~present[:, None], 0)
     return a, candidates, scale, size or edge(a.device)
+
+
+def scalar(name: str, x: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One number as a tensor [], with gradient to what it was: parameters are also kept as [1].
+
+    Raises:
+        ValueError: it is not one number.
+    """
+    x = torch.as_tensor(x, dtype=dtype, device=device)
+    if x.numel() != 1:
+        raise ValueError(f"got a {name} of shape {tuple(x.shape)}, wanted one number")
+    return x.reshape(())
 
 
 @torch.no_grad()

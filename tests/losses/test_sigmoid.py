@@ -81,6 +81,14 @@ def test_gradients_are_those_of_differences(name: str) -> None:
     assert torch.autograd.gradcheck(among_others, (a, more, scale, bias))
 
 
+def test_scale_and_bias_may_have_an_axis() -> None:
+    a, b, scale, bias = inputs(5, 4)
+    got = with_gradients(LOSSES["tiled"], a, b, scale[None], bias[None])
+    expected = with_gradients(LOSSES["tiled"], a, b, scale, bias)
+    assert [x.shape for x in got[3:]] == [(1,), (1,)]
+    torch.testing.assert_close([*got[:3], *(x[0] for x in got[3:])], [*expected])
+
+
 @pytest.mark.parametrize("only", range(4))
 def test_gradient_of_one_input_alone(only: int) -> None:
     given = inputs(9, 4)

@@ -213,6 +213,7 @@ def test_no_tensor_is_larger_than_inputs_and_a_tile() -> None:
         ({"all_b": torch.zeros(8, 2)}, "give the log-sum-exp over processes"),
         ({"offset": 1}, "rank \\* B"),
         ({"size": 0}, "wanted at least 1"),
+        ({"scale": torch.ones(2)}, "wanted one number"),
         ({"ids": torch.zeros(3, dtype=torch.int64)}, r"wanted \[4\] or \[4, k\]"),
         ({"present": torch.ones(3, dtype=torch.bool)}, r"wanted \[4\] of bool"),
         ({"present": torch.ones(4)}, r"wanted \[4\] of bool"),
@@ -220,6 +221,6 @@ def test_no_tensor_is_larger_than_inputs_and_a_tile() -> None:
     ],
 )
 def test_misuse_is_refused(arguments: dict[str, object], complaint: str) -> None:
-    given: dict[str, object] = {"a": torch.zeros(4, 2), "b": torch.zeros(4, 2)} | arguments
+    given: dict[str, object] = {"a": torch.zeros(4, 2), "b": torch.zeros(4, 2), "scale": 1.0} | arguments
     with pytest.raises(ValueError, match=complaint):
-        tiled_info_nce(scale=1.0, **given)  # type: ignore[arg-type]
+        tiled_info_nce(**given)  # type: ignore[arg-type]
