@@ -6,7 +6,7 @@ and captions of real length, made once. Each says a line at every step, and the 
 two lines has all in it, from reading the shards to logging. The first steps are left out: they hold the start of both.
 
 A ratio is our samples per second over the peer's. The loss curves are compared too: the order of samples differs, so that they
-can agree within noise only.
+can agree within noise only. `--seeds 3` runs each side three times, in other orders from other weights, and tells that noise.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ def make_shards(folder: Path, samples: int) -> None:
                     tar.addfile(member, io.BytesIO(data))
 
 
-def make_weights(model: str, path: Path) -> None:
+def make_weights(model: str, path: Path, seed: int) -> None:
     """Random weights that both start from."""
     import open_clip
     import torch
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     torch.save(open_clip.create_model(model, pretrained=None).state_dict(), path)
 
 
-def write_recipe(arguments: argparse.Namespace, folder: Path) -> Path:
+def write_recipe(arguments: argparse.Namespace, folder: Path, seed: int) -> Path:
     """The recipe that says what the peer's options say."""
     import open_clip
 
@@ -80,7 +80,8 @@ def write_recipe(arguments: argparse.Namespace, folder: Path) -> Path:
     settings = open_clip.get_model_config(arguments.model)
     image, text = encoder_configs(settings)
     recipe = {
-        "name": "ours",
+        "name": f"ours-{seed}",
+        "seed": seed,
         "duration": f"{arguments.samples} samples",
         "batch_size": arguments.batch,
         "weights": str(folder / "weights.pt"),
@@ -114,7 +115,7 @@ def write_recipe(arguments: argparse.Namespace, folder: Path) -> Path:
     return path
 
 
-def commands(arguments: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
+def commands(arguments: argparse.Namespace, folder: Path, seed: int) -> dict[str, list[str]]:
     """What starts each side."""
     find = subprocess.run([sys.executable, str(TOOLS / "peer_env.py")], check=True, stdout=subprocess.PIPE, text=True)
     options = {
@@ -133,11 +134,12 @@ def commands(arguments: argparse.Namespace, folder: Path) -> dict[str, list[str]
         "log-every-n-steps": 1,
         "device": "cpu",
         "logs": "none",
+        "seed": seed,
     }
     peer = [find.stdout.strip(), "-m", "open_clip_train.main"]
     for name, value in options.items():
         peer += [f"--{name}", str(value)]
-    ours = [sys.executable, "-m", "pipelines.pretrain", str(write_recipe(arguments, folder))]
+    ours = [sys.executable, "-m", "pipelines.pretrain", str(write_recipe(arguments, folder, seed))]
     return {"peer": peer, "ours": ours}
 
 
@@ -164,12 +166,17 @@ def run(side: str, command: list[str], threads: int, folder: Path) -> tuple[list
     return moments, losses
 
 
-def compare(curves: dict[str, list[float]]) -> dict[str, Any]:
-    """Both curves, and how far the means of their second halves are apart, beside the noise of a step: its standard deviation."""
-    halves = {side: losses[len(losses) // 2 :] for side, losses in curves.items()}
+def compare(curves: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """The curves of each side, and how far the means of their second halves are apart.
+
+    "noise" is the standard error of that difference, from how much runs of one side differ; None: there is one run of each only.
+    """
+    halves = {side: [statistics.fmean(run[len(run) // 2 :]) for run in runs] for side, runs in curves.items()}
     means = {side: statistics.fmean(half) for side, half in halves.items()}
-    noise = statistics.fmean(statistics.variance(half) for half in halves.values()) ** 0.5
-    return {"curves": curves, "means": means, "apart": abs(means["ours"] - means["peer"]), "noise": noise}
+    noise = None
+    if all(len(half) > 1 for half in halves.values()):
+        noise = sum(statistics.variance(half) / len(half) for half in halves.values()) ** 0.5
+    return {"curves": curves, "halves": halves, "means": means, "apart": means["ours"] - means["peer"], "noise": noise}
 
 
 def main() -> None:
@@ -182,34 +189,42 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each side")
     parser.add_argument("--json", type=Path, help="write the result here")
     arguments = parser.parse_args()
     steps = arguments.samples // arguments.batch
     if arguments.samples % arguments.batch or steps < arguments.skip + 4:
         parser.error(f"got {arguments.samples} samples, wanted whole batches, and at least 4 after the first --skip")
-    rates, curves = {}, {}
+    rates: dict[str, list[float]] = {"peer": [], "ours": []}
+    curves: dict[str, list[list[float]]] = {"peer": [], "ours": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_shards(folder / "shards", arguments.samples)
-        make_weights(arguments.model, folder / "weights.pt")
-        for side, command in commands(arguments, folder).items():
-            moments, curves[side] = run(side, command, arguments.threads, folder)
-            if len(moments) != steps:
-                raise SystemExit(f"bench_train: {side} said {len(moments)} steps, wanted {steps}")
-            measured = moments[arguments.skip :]
-            rates[side] = arguments.batch * (len(measured) - 1) / (measured[-1] - measured[0])
-            print(f"{side}: {rates[side]:.2f} samples/s over {len(measured) - 1} of {steps} steps", flush=True)
-    losses = compare(curves)
-    print(f"ratio {rates['ours'] / rates['peer']:.2f}\n\n{'step':>5} {'open_clip':>10} {'ours':>10}")
+        for seed in range(arguments.seeds):
+            make_weights(arguments.model, folder / "weights.pt", seed)
+            for side, command in commands(arguments, folder, seed).items():
+                moments, losses = run(side, command, arguments.threads, folder)
+                if len(moments) != steps:
+                    raise SystemExit(f"bench_train: {side} said {len(moments)} steps, wanted {steps}")
+                measured = moments[arguments.skip :]
+                rates[side].append(arguments.batch * (len(measured) - 1) / (measured[-1] - measured[0]))
+                curves[side].append(losses)
+                print(f"{side}: {rates[side][-1]:.2f} samples/s over {len(measured) - 1} of {steps} steps", flush=True)
+    speed = {side: statistics.median(each) for side, each in rates.items()}
+    ratio, compared = speed["ours"] / speed["peer"], compare(curves)
+    print(f"ratio {ratio:.2f}\n\n{'step':>5} {'open_clip':>10} {'ours':>10}")
     for step in range(0, steps, max(1, steps // 20)):
-        print(f"{step:>5} {curves['peer'][step]:>10.4f} {curves['ours'][step]:>10.4f}")
+        means = [statistics.fmean(losses[step] for losses in curves[side]) for side in ("peer", "ours")]
+        print(f"{step:>5} {means[0]:>10.4f} {means[1]:>10.4f}")
+    noise = "not known: --seeds 3 tells" if compared["noise"] is None else f"{compared['noise']:.4f}"
     print(
-        f"second half: open_clip {losses['means']['peer']:.4f}, ours {losses['means']['ours']:.4f}, "
-        f"{losses['apart']:.4f} apart; a step's noise is {losses['noise']:.4f}"
+        f"second half: open_clip {compared['means']['peer']:.4f}, ours {compared['means']['ours']:.4f}, "
+        f"{compared['apart']:+.4f} apart; the noise of that is {noise}"
     )
     if arguments.json:
-        setting = {name: getattr(arguments, name) for name in ("model", "batch", "samples", "precision", "threads")}
-        result = {"ratio": rates["ours"] / rates["peer"], **rates, "unit": "samples per second", "loss": losses}
+        names = ("model", "batch", "samples", "precision", "threads", "seeds")
+        setting = {name: getattr(arguments, name) for name in names}
+        result = {"ratio": ratio, **speed, "unit": "samples per second", "rates": rates, "loss": compared}
         arguments.json.write_text(json.dumps(result | setting, indent=1) + "\n")
 
 
