@@ -212,9 +212,7 @@ def table_rows(evaluator: Any, scores: Mapping[str, Any]) -> list[tuple[str, str
     for a, b in (evaluator.pair, evaluator.pair[::-1]):
         ceiling = scores[f"{a}_to_{b}_R@1_ceiling"]
         repeats = (
-            f", at most {ceiling:.3f}: {'captions' if 'text' in (a, b) else 'samples'} repeat"
-            if ceiling < 1
-            else ""
+            f", at most {ceiling:.3f}: {'captions' if 'text' in (a, b) else 'samples'} repeat" if ceiling < 1 else ""
         )
         chance = f"chance {scores[f'{a}_to_{b}_R@1_chance']:.3f}{repeats}"
         rows.append((f"{a} to {b} R@1 of {scores['n']}", f"{scores[f'{a}_to_{b}_R@1']:.3f}", chance))
