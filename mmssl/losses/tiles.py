@@ -12,8 +12,12 @@ from mmssl.losses.candidates import first_hits, no_negatives, over_present, posi
 
 
 def edge(device: torch.device) -> int:
-    """Rows and columns of a tile: 1024 fits into the cache of a processor; elsewhere 8192, because each tile costs launches."""
-    return 1024 if device.type == "cpu" else 8192
+    """Rows and columns of a tile.
+
+    1280 fits into the cache of a processor, in which rows of a power of two bytes would fall on each other: 1024 and 2048 are
+    3 % slower. Elsewhere 8192, because each tile costs launches.
+    """
+    return 1280 if device.type == "cpu" else 8192
 
 
 @dataclass(frozen=True)
