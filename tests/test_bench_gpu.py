@@ -63,6 +63,44 @@ def test_a_section_whose_packages_are_missing_is_left_out(tmp_path: Path) -> Non
     assert len(figures["rows"]["loss"]) == 2
 
 
+def test_a_measurement_that_fails_costs_no_other_one(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import torch\n"
+        "def compile(*_, **__):\n"
+        "    raise RuntimeError('no such | kernel\\nsecond line')\n"
+        "torch.compile = compile\n"
+    )
+    options = ("--sections", "steps", "loss", "--json", tmp_path / "gpu.json", "--markdown", tmp_path / "gpu.md")
+    done = bench("--device", "cpu", "--tiny", *options, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    eager, compiled = rows["steps"]
+    assert eager["ratio"] > 0
+    assert "notes" not in eager
+    assert compiled["notes"] == "; ".join(
+        f"{side}: RuntimeError: no such | kernel second line" for side in ("ours", "open_clip")
+    )
+    assert compiled["ratio"] is None
+    assert [row["ratio"] > 0 for row in rows["loss"]] == [True, True]
+    assert "no such \\| kernel" in (tmp_path / "gpu.md").read_text()
+    assert "Traceback" in done.stderr
+
+
+def test_a_loss_without_memory_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import torch, open_clip.loss\n"
+        "def forward(*_, **__):\n"
+        "    raise torch.OutOfMemoryError('of 256 GiB')\n"
+        "open_clip.loss.ClipLoss.forward = forward\n"
+    )
+    done = bench("--device", "cpu", "--tiny", "--sections", "loss", "--json", tmp_path / "gpu.json", path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]["loss"]
+    assert [row["notes"] for row in rows] == ["open_clip: out of memory"] * 2
+    assert all(row["ours ms"] > 0 for row in rows)
+    assert "Traceback" not in done.stderr
+
+
 def test_texts_are_as_long_as_in_a_run() -> None:
     batch = gpu.random_batch(gpu.TINY["tiny"], 64, torch.device("cpu"))
     assert gpu.trimmed(batch)["text"]["tokens0"].shape == (64, 24)

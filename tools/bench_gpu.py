@@ -3,7 +3,8 @@
 Four tables: training steps (ViT-B/16, B/32 and L/14 in bf16, compiled and not: samples/s, memory, model FLOP utilisation on useful
 operations: real text tokens, nothing computed twice counted twice); the contrastive loss from 16k to 256k pairs until memory runs
 out; the input pipeline; the largest batch that fits with and without cached gradients. Ours has its texts without common padding,
-as a run has them; the peer's are as its tokenizer makes them. When `--budget` seconds are over, what was measured is kept.
+as a run has them; the peer's are as its tokenizer makes them. A measurement that fails (no memory left, a kernel that cannot be
+compiled) is left out with its reason, and the others go on. When `--budget` seconds are over, what was measured is kept.
 
 Nothing is fetched from a network, and nothing has to be installed but what is imported: beside torch and torchvision it is
 pydantic, accelerate, safetensors, rich and PyYAML, and open_clip_torch with timm, ftfy, regex and huggingface_hub; `--sections
@@ -21,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,8 @@ from typing import Any
 
 TOOLS = Path(__file__).resolve().parent
 SECTIONS = ("steps", "loss", "input", "largest")
+SIDES = ("ours", "open_clip")
+LAST = ("ratio", "notes")  # columns of a table
 STARTED = time.monotonic()
 HEADLINE = ("ViT-B/16", True)
 WIDTH = 512
@@ -48,14 +52,14 @@ def steps_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[
         operations = model.operations(gpu.caption_lengths(gpu.random_batch(model, samples, options.device)))
         for compiled in (False, True):
             row: Row = {"model": name, "batch": samples, "compiled": compiled}
-            for side in ("ours", "open_clip"):
-                found = attempt(partial(one_side, side, model, samples, compiled, options), options)
+            for side in SIDES:
+                found = attempt(partial(one_side, side, model, samples, compiled, options), options, row, side)
                 if found is not None:
                     speed = samples / found[0]
                     row |= {f"{side} samples/s": speed, f"{side} GiB": found[1]}
                     row[f"{side} MFU"] = operations * speed / samples / peak
-            row["ratio"] = ratio(row.get("ours samples/s"), row.get("open_clip samples/s"))
-            yield row
+                row["ratio"] = ratio(row.get("ours samples/s"), row.get("open_clip samples/s"))
+                yield row
 
 
 def one_side(side: str, model: Any, samples: int, compiled: bool, options: argparse.Namespace) -> tuple[float, float]:
@@ -71,18 +75,15 @@ def one_side(side: str, model: Any, samples: int, compiled: bool, options: argpa
 
 
 def loss_rows(options: argparse.Namespace) -> Iterator[Row]:
-    """Seconds and memory of the loss alone, forward and backward, until each side runs out of memory."""
-    left = ["ours", "open_clip"]
+    """Seconds and memory of the loss alone, forward and backward."""
     for pairs in [2**power for power in ((6, 7) if options.tiny else (14, 15, 16, 17, 18))]:
         row: Row = {"pairs": pairs}
-        for side in list(left):
-            found = attempt(partial(one_loss, side, pairs, options), options)
-            if found is None:
-                left.remove(side)
-            else:
+        for side in SIDES:
+            found = attempt(partial(one_loss, side, pairs, options), options, row, side)
+            if found is not None:
                 row |= {f"{side} ms": 1e3 * found[0], f"{side} GiB": found[1]}
-        row["ratio"] = ratio(row.get("open_clip ms"), row.get("ours ms"))
-        yield row
+            row["ratio"] = ratio(row.get("open_clip ms"), row.get("ours ms"))
+            yield row
 
 
 def one_loss(side: str, pairs: int, options: argparse.Namespace) -> tuple[float, float]:
@@ -104,7 +105,9 @@ def largest_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterato
     """The largest power of two of pairs whose step fits, in one piece and with cached gradients; at most `--most`."""
     for name, model in models.items():
         row: Row = {"model": name, "micro_batch": options.micro_batch, "most tried": options.most}
-        yield row | {f"{kind} pairs": largest(model, kind, options) for kind in ("plain", "cached")}
+        for kind in ("plain", "cached"):
+            row[f"{kind} pairs"] = attempt(partial(largest, model, kind, options), options, row, kind)
+            yield row
 
 
 def largest(model: Any, kind: str, options: argparse.Namespace) -> int:
@@ -133,23 +136,27 @@ def input_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[
     step, learner = gpu.our_step(model, options.device, None)
     seconds, _ = gpu.timed(step, resident, options.device, options.steps)
     with tempfile.TemporaryDirectory() as folder:
-        shards = bench_loader.make_shards(
-            options.data or Path(folder), 2 * samples if options.tiny else 4096, 2 if options.tiny else 16
-        )
+        # Few, because making one takes longer than decoding it twenty times: workers read them again and again.
+        pictures = 2 * samples if options.tiny else max(1024, samples)
+        shards = bench_loader.make_shards(options.data or Path(folder), pictures, 2 if options.tiny else 16)
         if options.tiny:
             bench_loader.SIZE = model.size
         made = bench_loader.our_batches([str(path) for path in shards], samples, options.workers)
         stream = DeviceStream(made, learner, options.device)
         try:
             batches = iter(stream)
-            for _ in range(gpu.WARM):
+            # Workers begin and end their first batches together: the clock starts when all that was made ahead is used up, and
+            # runs over as many batches as are made ahead at least, or it would not show a loader that is too slow.
+            ahead = 2 * options.workers
+            for _ in range(max(gpu.WARM, ahead)):
                 step(next(batches))
             gpu.synchronise(options.device)
+            count = max(options.steps, ahead)
             started = time.perf_counter()
-            for _ in range(options.steps):
+            for _ in range(count):
                 step(next(batches))
             gpu.synchronise(options.device)
-            fed = (time.perf_counter() - started) / options.steps
+            fed = (time.perf_counter() - started) / count
         finally:
             stream.close()
     row: Row = {"model": name, "batch": samples, "workers": options.workers}
@@ -160,17 +167,29 @@ def input_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[
     }
 
 
-def attempt(measure: Callable[[], Any], options: argparse.Namespace) -> Any:
-    """A measurement; None where the device is out of memory."""
+def attempt(measure: Callable[[], Any], options: argparse.Namespace, row: Row, what: str) -> Any:
+    """A measurement; None where it fails, with the reason among the row's notes: one cell must not cost the others."""
     import gpu_steps as gpu
-    import torch
 
     try:
         return measure()
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        row["notes"] = "; ".join([*filter(None, [row.get("notes")]), f"{what}: {why(error)}"])
         return None
     finally:
         gpu.free(options.device)
+
+
+def why(error: Exception) -> str:
+    """A failure in one line; the traceback of all but the usual ones goes to stderr."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    if isinstance(error, ImportError):
+        return str(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 def ratio(ours: float | None, peer: float | None) -> float | None:
@@ -182,7 +201,7 @@ def markdown(tables: dict[str, list[Row]], about: str) -> str:
     """The tables as a page."""
     pieces = [f"# One GPU beside open_clip\n\n{about}\n"]
     for title, rows in tables.items():
-        columns = list(dict.fromkeys(column for row in rows for column in row))
+        columns = sorted(dict.fromkeys(column for row in rows for column in row), key=lambda column: column in LAST)
         lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
         lines += ["| " + " | ".join(shown(column, row.get(column)) for column in columns) + " |" for row in rows]
         pieces.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
@@ -190,10 +209,10 @@ def markdown(tables: dict[str, list[Row]], about: str) -> str:
 
 
 def shown(column: str, value: Any) -> str:
-    """One cell; what did not fit into memory is a dash."""
+    """One cell; what was not measured is a dash."""
     if isinstance(value, float):
         return f"{value:.1%}" if column.endswith("MFU") else f"{value:.4g}"
-    return "–" if value is None else str(value)
+    return "–" if value is None else str(value).replace("|", "\\|")
 
 
 def headline(rows: list[Row]) -> Row:
@@ -288,15 +307,16 @@ class Report:
         self.left_out: dict[str, str] = {}
 
     def measure(self, section: str, rows: Callable[[], Iterator[Row]]) -> None:
-        """All rows of a section, or those until something is missing that it imports."""
+        """All rows of a section, each of which may come again with more in it; or those until it fails as a whole."""
         table = self.tables[section] = []
         try:
             for row in rows():
-                table.append(row)
+                if not table or table[-1] is not row:
+                    table.append(row)
                 print(f"{section}: " + "  ".join(f"{k} {shown(k, v)}" for k, v in row.items()), flush=True)
                 self.write()
-        except ImportError as error:
-            self.leave_out(section, str(error))
+        except Exception as error:
+            self.leave_out(section, why(error))
 
     def leave_out(self, what: str, why: str) -> None:
         """Note what was not measured."""
