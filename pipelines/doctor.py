@@ -118,7 +118,7 @@ def _devices() -> Iterator[Finding]:
         return
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
-        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: set training.precision to fp16"
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: set the recipe's precision to fp16"
         yield Finding("ok", f"gpu {i}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, {bf16}")
 
 

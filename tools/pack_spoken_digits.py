@@ -134,6 +134,7 @@ def samples(split: str, rows: list[Row], start: int, pictures: np.ndarray) -> It
 
 
 def main() -> None:
+    """Read arguments, and write the shards of both splits with their sidecars and manifest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="idx3 file of pictures, gzipped or not")
     parser.add_argument("--labels", type=Path, required=True, help="idx1 file of their labels")

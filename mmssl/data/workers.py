@@ -134,8 +134,11 @@ def deliver(loader: DataLoader[Any]) -> Iterator[Batch]:
     batches = iter(loader)
     if loader.num_workers:
         _running.add(batches)
-    # Memory of workers that stays mapped is not mapped again when it comes with the next batch.
-    lent: deque[Batch] = deque(maxlen=max(1, loader.num_workers * (1 + (loader.prefetch_factor or 0))))
+    # Memory of workers that stays mapped is not mapped again when it comes with the next batch. Pinned batches are copies, of
+    # which none is to be held longer than its user does.
+    lent: deque[Batch] = deque(
+        maxlen=0 if loader.pin_memory else loader.num_workers * (1 + (loader.prefetch_factor or 0))
+    )
     try:
         for batch in batches:
             if isinstance(batch, DataError):

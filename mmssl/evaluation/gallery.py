@@ -146,9 +146,9 @@ def choose(ranks: Ranks, owner: Tensor, count: int, seed: int = 0) -> dict[str, 
 
 def similarity(a: Items, b: Items, show_a: Show, show_b: Show, *, count: int = 16, title: str = "") -> Similarity:
     """Cosines of the first `count` samples that have both: first item of b down, first item of a across; the diagonal is right."""
-    shared = [owner for owner in torch.unique(a.owner).tolist() if bool((b.owner == owner).any())][:count]
-    rows = torch.searchsorted(b.owner, torch.tensor(shared, device=b.owner.device))
-    columns = torch.searchsorted(a.owner, torch.tensor(shared, device=a.owner.device))
+    owners = torch.unique(a.owner)
+    shared = owners[torch.isin(owners, b.owner)][:count]
+    rows, columns = torch.searchsorted(b.owner, shared), torch.searchsorted(a.owner, shared)
     with exact_products():
         matrix = b.rows[rows] @ a.rows[columns].T
     return Similarity(

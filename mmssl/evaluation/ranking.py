@@ -15,14 +15,19 @@ TILE = {"cpu": (512, 2048), "cuda": (8192, 16384)}
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Matrix products in true float32: no autocast, no TF32, no bfloat16 passes; the caller's settings come back after."""
-    before = torch.get_float32_matmul_precision()
+    """Matrix products and convolutions in true float32: no autocast, no TF32 (which convolutions have by default on CUDA), no
+    bfloat16 passes; the caller's settings come back after.
+    """
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before, convolutions = torch.get_float32_matmul_precision(), conv.fp32_precision
     torch.set_float32_matmul_precision("highest")
+    conv.fp32_precision = "ieee"
     try:
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+        conv.fp32_precision = convolutions
 
 
 @dataclass(frozen=True)

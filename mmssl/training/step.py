@@ -81,8 +81,8 @@ class GradientStep(ABC):
         Args:
             state: whose learner and optimizer move.
             batch: on the device.
-            votes: yes-or-no questions to all processes, answered in the report: they travel with the finite check, which is
-                the one place where the host waits for the device.
+            votes: yes-or-no questions to all processes, answered in the report: they travel with the finite check, for which
+                the host waits for the device anyway.
         """
         objective, ctx, scaler = (
             state.learner.objective,

@@ -10,18 +10,22 @@ import sys
 import threading
 import time
 import tracemalloc
+import weakref
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
+from mmssl.core.batch import Batch
 from mmssl.core.errors import DataError
 from mmssl.data.index import ShardIndex
 from mmssl.data.label import LabelModality, LabelView
 from mmssl.data.stream import EvalStream, TrainStream
-from mmssl.data.workers import StartMethod, Workers
+from mmssl.data.workers import StartMethod, Workers, deliver
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 
@@ -142,6 +146,24 @@ def test_files_and_shared_memory_stay_flat_over_passes(folder: Path) -> None:
         open_files.append(len(os.listdir("/proc/self/fd")))
     stream.close()
     assert open_files[-1] <= open_files[1]
+
+
+class Pinned:
+    """A loader whose batches are in pinned memory, as far as anyone can tell without a device."""
+
+    num_workers, prefetch_factor, persistent_workers, pin_memory = 1, 2, True, True
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return Batch({}, torch.arange(2))
+
+
+def test_pinned_batches_are_not_held() -> None:
+    batches = deliver(Pinned())  # type: ignore[arg-type]
+    given = [weakref.ref(next(batches).index) for _ in range(3)]
+    assert [index() for index in given[:2]] == [None, None]
 
 
 def test_a_bug_stays_a_bug(folder: Path) -> None:

@@ -92,11 +92,15 @@ def test_precision_settings_come_back() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
+        convolutions = torch.backends.cudnn.conv.fp32_precision
+        assert convolutions == "tf32"  # torch's default
         with exact_products():
             assert torch.get_float32_matmul_precision() == "highest"
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
         with pytest.raises(ZeroDivisionError), exact_products():
             1 / 0  # noqa: B018
         assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.conv.fp32_precision == convolutions
     finally:
         torch.set_float32_matmul_precision(before)
 
