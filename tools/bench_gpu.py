@@ -8,7 +8,8 @@ compiled) is left out with its reason, and the others go on. When `--budget` sec
 
 Nothing is fetched from a network, and nothing has to be installed but what is imported: beside torch and torchvision it is
 pydantic, accelerate, safetensors, rich and PyYAML, and open_clip_torch with timm, ftfy, regex and huggingface_hub; `--sections
-input` also wants simplejpeg, Pillow and scikit-learn, and is left out without them. Then `python tools/bench_gpu.py` is enough.
+input` also wants simplejpeg, braceexpand, Pillow and scikit-learn, and is left out without them. Then `python
+tools/bench_gpu.py` is enough.
 
 Without a CUDA device it says so and exits with 3. `--device cpu --tiny` runs every path on toy sizes, to see that it runs; figures
 of that mean nothing. A ratio is our samples/s over open_clip's: above 1, ours is faster; the headline is ViT-B/16, compiled.

@@ -133,7 +133,7 @@ class RelationEvaluator(Evaluator):
 
     def _embed(self, model: EmbeddingModel, waiting: list[Pieces], parts: dict[str, list[Tensor]]) -> None:
         for name in waiting[0] if waiting else ():
-            views = torch.cat([pieces[name] for pieces in waiting]).to(model.device)
+            views = torch.cat([pieces[name] for pieces in waiting])
             made = [model.embed(self._modality(name), part) for part in torch.split(views, self.config.batch_size)]
             parts.setdefault(name, []).extend(made)
         waiting.clear()

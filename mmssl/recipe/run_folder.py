@@ -25,7 +25,8 @@ from mmssl.training.tensors import load_exactly
 # weights, optimizer state or sample order of the checkpoint mean something different.
 CHANGEABLE = (
     "name", "output", "duration", "schedule", "optimizer.lr", "optimizer.weight_decay", "optimizer.encoder_lr",
-    "precision", "device", "parallel", "distributed_timeout", "clip_norm", "max_bad_steps", "save", "log", "evaluators",
+    "precision", "device", "compile", "parallel", "distributed_timeout", "clip_norm", "max_bad_steps", "save", "log",
+    "evaluators",
     "data.shards", "data.workers", "data.prefetch", "data.timeout", "data.start_method", "data.max_failures",
     "data.sources.*.shards", "data.cache", "data.allow_pipe", "data.audit",
 )  # fmt: skip
@@ -141,7 +142,7 @@ class Model:
             except (DecodeError, OSError) as error:
                 raise ValueError(f"{name} input {i}: {error}") from error
         parts = [
-            self.embedding.embed(name, torch.stack(views[i : i + batch_size]).to(self.embedding.device)).cpu()
+            self.embedding.embed(name, torch.stack(views[i : i + batch_size])).cpu()
             for i in range(0, len(views), batch_size)
         ]
         return torch.cat(parts)
