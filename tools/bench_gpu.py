@@ -145,27 +145,12 @@ def input_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[
         made = bench_loader.our_batches([str(path) for path in shards], samples, options.workers)
         stream = DeviceStream(made, learner, options.device)
         try:
-            batches = iter(stream)
-            # Workers begin and end their first batches together: the clock starts when all that was made ahead is used up, and
-            # runs over as many batches as are made ahead at least, or it would not show a loader that is too slow.
-            ahead = 2 * options.workers
-            for _ in range(max(gpu.WARM, ahead)):
-                step(next(batches))
-            gpu.synchronise(options.device)
-            count = max(options.steps, ahead)
-            started = time.perf_counter()
-            for _ in range(count):
-                step(next(batches))
-            gpu.synchronise(options.device)
-            fed = (time.perf_counter() - started) / count
+            fed = gpu.fed(step, iter(stream), options.device, options.steps, ahead=2 * options.workers)
         finally:
             stream.close()
     row: Row = {"model": name, "batch": samples, "workers": options.workers}
-    yield row | {
-        "resident samples/s": samples / seconds,
-        "from shards samples/s": samples / fed,
-        "ratio": seconds / fed,
-    }
+    row |= {"resident samples/s": samples / seconds, "from shards samples/s": samples / fed, "ratio": seconds / fed}
+    yield row
 
 
 def attempt(measure: Callable[[], Any], options: argparse.Namespace, row: Row, what: str) -> Any:

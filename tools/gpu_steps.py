@@ -10,7 +10,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -215,6 +215,22 @@ def timed(step: Callable[[Any], None], batch: Any, device: torch.device, steps: 
         if len(times) >= FEWEST and sum(times) > ENOUGH:
             break
     return statistics.median(times), peak_gib(device)
+
+
+def fed(step: Callable[[Any], None], batches: Iterator[Any], device: torch.device, steps: int, ahead: int) -> float:
+    """Mean seconds of a step whose batches come from workers that make `ahead` batches ahead.
+
+    They begin and end their first batches together: the clock starts when all that was made ahead is used up, and runs over as
+    many batches at least, or it would not show a loader that is too slow.
+    """
+    for _ in range(max(WARM, ahead)):
+        step(next(batches))
+    synchronise(device)
+    count, started = max(steps, ahead), time.perf_counter()
+    for _ in range(count):
+        step(next(batches))
+    synchronise(device)
+    return (time.perf_counter() - started) / count
 
 
 def fits(model: Model, pairs: int, micro_batches: int, device: torch.device) -> bool:
