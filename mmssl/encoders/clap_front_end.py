@@ -106,6 +106,6 @@ class ClapFrontEnd(nn.Module):
         places = mel.shape[3] - self.frames + 1
         if not self.training:
             return torch.tensor([0, (places - 1) // 2, places - 1], device=mel.device).expand(len(mel), -1)
-        counts = torch.tensor([places // 3 + (third < places % 3) for third in range(3)], device=mel.device)
+        counts = places // 3 + (torch.arange(3, device=mel.device) < places % 3)
         first = torch.where(counts > 0, counts.cumsum(0) - counts, 0)  # too few places for three thirds: the front
         return first + (torch.rand(len(mel), 3, device=mel.device) * counts).long()
