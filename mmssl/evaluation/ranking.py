@@ -18,16 +18,18 @@ def exact_products() -> Iterator[None]:
     """Matrix products and convolutions in true float32: no autocast, no TF32 (which convolutions have by default on CUDA), no
     bfloat16 passes; the caller's settings come back after.
     """
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before, convolutions = torch.get_float32_matmul_precision(), conv.fp32_precision
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision()
+    conv, rnn = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")
-    conv.fp32_precision = "ieee"
+    cudnn.allow_tf32 = False  # torch's older switch sets the newer ones too, and may be asked in the meantime
     try:
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
-        conv.fp32_precision = convolutions
+        cudnn.allow_tf32 = conv == "tf32"
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = conv, rnn  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -95,11 +95,13 @@ def test_precision_settings_come_back() -> None:
         convolutions = torch.backends.cudnn.conv.fp32_precision
         with exact_products():
             assert torch.get_float32_matmul_precision() == "highest"
-            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+            assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+            assert not torch.backends.cudnn.allow_tf32  # which torch refuses to say while its switches disagree
         with pytest.raises(ZeroDivisionError), exact_products():
             1 / 0  # noqa: B018
         assert torch.get_float32_matmul_precision() == "high"
         assert torch.backends.cudnn.conv.fp32_precision == convolutions
+        assert torch.backends.cudnn.allow_tf32 == (convolutions == "tf32")
     finally:
         torch.set_float32_matmul_precision(before)
 
