@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mmssl.losses.candidates import check_samples, over_present
 from mmssl.losses.tiles import Block, Tile, block, dot, scalar
@@ -107,8 +106,13 @@ class _Sigmoid(torch.autograd.Function):
         return loss.to(bias.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # `once_differentiable` would not see it: what comes down here has no graph, and gradients would pass for constants.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "got create_graph=True, and gradients of tiled_sigmoid_loss cannot be differentiated again: take sigmoid_loss, "
+                "in an objective tiles: false, where second derivatives are wanted"
+            )
         return (*(None if x is None else x * gradient for x in ctx.saved_tensors), None, None, None, None, None)
 
 

@@ -112,6 +112,15 @@ def test_without_gradient_the_loss_is_the_same() -> None:
     assert torch.equal(loss, LOSSES["tiled"](*leaves).detach())
 
 
+def test_second_derivatives_are_refused_and_not_left_out() -> None:
+    a, b, scale, bias = (x.requires_grad_() for x in inputs(5, 4))
+    # A penalty of the gradient that adds nothing to the gradient would go unnoticed.
+    with pytest.raises(RuntimeError, match=r"create_graph=True.*sigmoid_loss.*tiles: false"):
+        torch.autograd.grad(LOSSES["tiled"](a, b, scale, bias), a, create_graph=True)
+    (gradient,) = torch.autograd.grad(LOSSES["plain"](a, b, scale, bias), a, create_graph=True)
+    assert gradient.requires_grad
+
+
 @both
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_shares_of_processes_average_to_the_loss_of_the_whole(name: str, processes: int) -> None:

@@ -189,6 +189,13 @@ def test_half_precision_and_autocast_give_float32() -> None:
     assert distance([c.grad.double()], [expected]) < 1e-5
 
 
+def test_second_derivatives_are_refused_and_not_left_out() -> None:
+    a, b = (x.requires_grad_() for x in unit_rows(5, 4))
+    (gradient,) = torch.autograd.grad(tiled_info_nce(a, b, 10.0, size=2), a, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.square().sum().backward()
+
+
 def test_numbers_that_are_not_are_not_hidden() -> None:
     a, b = unit_rows(6, 4)
     a[2, 1] = math.nan
