@@ -76,6 +76,13 @@ class TextTransformerConfig(EncoderConfig):
     def _fits(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.keep_tokens is not None and self.keep_tokens >= self.context_length:
+            raise ValueError(
+                f"keep_tokens {self.keep_tokens} has no effect on texts of at most {self.context_length} tokens (context_length): "
+                "lower it, or leave it out"
+            )
+        if self.keep_tokens is None and self.masking != "block":
+            raise ValueError(f"masking: {self.masking} has no effect without keep_tokens: set it, or leave masking out")
         return self
 
     def build(self) -> TextTransformer:

@@ -21,8 +21,10 @@ from mmssl.core.objective import Learner, Objective
 from mmssl.core.seeding import fold
 from mmssl.data.audio import AudioConfig
 from mmssl.data.data_config import DataConfig
+from mmssl.data.image import ImageConfig
 from mmssl.data.modality import Modality
 from mmssl.data.synchronized import mistakes
+from mmssl.data.video import VideoConfig
 from mmssl.encoders.spectrogram import SoundEncoderConfig
 from mmssl.recipe.checks import contradictions
 from mmssl.recipe.start import places, start_objective, weights_file
@@ -118,6 +120,18 @@ class Recipe(TrainingConfig):
                 raise ValueError(
                     f"modalities.{name}.channels: got mono, and the front-end of encoders.{name} hears both channels: "
                     "set channels: stereo, or channel: mean in the front-end"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_are_smaller(self) -> Recipe:
+        for name, stages in self.resolution.items():
+            modality = self.modalities.get(name)
+            largest = max(stage.size for stage in stages)
+            if isinstance(modality, ImageConfig | VideoConfig) and largest >= modality.size:
+                raise ValueError(
+                    f"resolution.{name}: got a stage of {largest} pixels, and modalities.{name}.size is {modality.size}: stages "
+                    "make pictures smaller only, so that it would have no effect; lower it, or leave it out"
                 )
         return self
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -74,3 +76,16 @@ def test_masks_and_missing_words_do_not_go_together() -> None:
     with pytest.raises(ValueError, match="set keep_tokens: null"):
         encoder()(texts(), replace=replace)
     encoder().eval()(texts(), replace=replace)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"keep_tokens": 20}, r"keep_tokens 20 has no effect on texts of at most 20 tokens \(context_length\)"),
+        ({"masking": "random"}, "masking: random has no effect without keep_tokens"),
+    ],
+)
+def test_options_that_leave_texts_whole_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        TextTransformerConfig(context_length=20, width=8, heads=2, **options)
+    TextTransformerConfig(context_length=20, width=8, heads=2, **(options | {"keep_tokens": 19}))
