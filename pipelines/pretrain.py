@@ -65,8 +65,10 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
     launch = recipe.launch()
     try:
         say(f"run folder {recipe.folder}")
-        on_main(lambda: check_resumable(recipe, resume))
-        scores = recipe.assemble(launch).train(resume)
+        # From the first collective on: shards that one machine lacks end its process before the run begins.
+        with launch.naming_lost_processes():
+            on_main(lambda: check_resumable(recipe, resume))
+            scores = recipe.assemble(launch).train(resume)
     finally:
         # The report is one process' work: from here on the others are not waited for.
         launch.close()

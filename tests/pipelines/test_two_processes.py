@@ -83,3 +83,32 @@ def test_two_processes_are_one(world: World, tmp_path: Path, launcher: str) -> N
 
 
 WATCHED = {"loss", "grad_norm", "grad_norm/image", "grad_norm/text", "retrieval/image_to_text_R@1", "retrieval/n"}
+
+
+def test_a_machine_without_the_shards_is_named_on_the_other(world: World, tmp_path: Path) -> None:
+    """Two machines as their launchers start them: nobody ends the first process when the second one has ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    common |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    run = [sys.executable, "-m", "pipelines.pretrain", str(world.recipe), f"output={tmp_path}"]
+    shards = [[], [f"data.shards=[{tmp_path / 'missing'}]"]]
+    with ExitStack() as started:
+        processes = []
+        for rank, override in enumerate(shards):
+            process = subprocess.Popen(
+                [*run, *override],
+                cwd=Path(__file__).resolve().parents[2],
+                env={**os.environ, **common, "RANK": str(rank)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            started.enter_context(process)
+            started.callback(process.kill)
+            processes.append(process)
+        first, second = (process.communicate(timeout=120)[1] for process in processes)
+    assert "error on process 1" in second
+    assert str(tmp_path / "missing") in second
+    assert "error on process 0: process 0 of 2 has lost another process" in first
+    assert "Traceback" not in first
