@@ -121,6 +121,9 @@ def _message(config: type[Config], value: Any, path: KeyPath, error: ErrorDetail
         return f"got {_shown(got)}{did_you_mean(str(got), _quoted(expected))}; allowed: {expected}"
     if kind == "value_error":
         return str(context.get("error", error["msg"]))
+    if kind == "too_short":
+        least = context["min_length"]
+        return f"got {_shown(got)}, wanted at least {least} {'entry' if least == 1 else 'entries'}"
     message = error["msg"]
     return f"got {_shown(got)}, wanted {message[0].lower() + message[1:].removeprefix('Input should be ')}".replace(
         "wanted input should be ", "wanted "

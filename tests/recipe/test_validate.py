@@ -30,6 +30,7 @@ class Toy(Config):
     shapes: dict[str, Annotated[Square | Circle, Field(discriminator="kind")]]
     one: Square | None = None
     numbers: tuple[int, ...] = ()
+    some: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
 
     @model_validator(mode="after")
     def _named(self) -> Toy:
@@ -90,6 +91,10 @@ def test_no_silent_conversion() -> None:
 def test_cross_field_rules_and_durations_speak_for_themselves() -> None:
     assert mistakes(GOOD.replace("name: x", "name: bad"))[1].endswith("the name 'bad' is taken: choose another")
     assert "length: got '3 eons', wanted a number and a unit" in mistakes(GOOD.replace("3 epochs", "3 eons"))[1]
+
+
+def test_too_few_entries() -> None:
+    assert mistakes(GOOD, "some=[]")[1] == "override 'some=[]': some: got a list [], wanted at least 1 entry"
 
 
 def test_an_override_is_named_as_the_place() -> None:
