@@ -124,14 +124,14 @@ class Recipe(TrainingConfig):
         return self
 
     @model_validator(mode="after")
-    def _stages_are_smaller(self) -> Recipe:
+    def _stages_are_no_larger(self) -> Recipe:
         for name, stages in self.resolution.items():
             modality = self.modalities.get(name)
             largest = max(stage.size for stage in stages)
-            if isinstance(modality, ImageConfig | VideoConfig) and largest >= modality.size:
+            if isinstance(modality, ImageConfig | VideoConfig) and largest > modality.size:
                 raise ValueError(
                     f"resolution.{name}: got a stage of {largest} pixels, and modalities.{name}.size is {modality.size}: stages "
-                    "make pictures smaller only, so that it would have no effect; lower it, or leave it out"
+                    "make pictures smaller only; lower it, or raise the modality's size"
                 )
         return self
 

@@ -94,9 +94,8 @@ def test_optional_modalities_of_objectives_that_need_every_sample() -> None:
     [(PICTURES, "image", 64, ()), (VIDEOS, "video", 32, SMALL)],
     ids=["pictures", "clips"],
 )
-def test_stages_of_resolution_that_are_no_smaller(recipe: Path, name: str, size: int, small: tuple[str, ...]) -> None:
+def test_stages_of_resolution_that_are_larger(recipe: Path, name: str, size: int, small: tuple[str, ...]) -> None:
     stages = f"resolution.{name}=[{{size: 16, until: 50 percent}}, {{size: %d, until: 80 percent}}]"
-    sentence = refused(recipe, *small, stages % size)
-    assert f"resolution.{name}: got a stage of {size} pixels, and modalities.{name}.size is {size}" in sentence
-    assert "no effect" in sentence
-    assert len(load_recipe(recipe, [*small, stages % (size - 16)]).resolution[name]) == 2
+    sentence = refused(recipe, *small, stages % (size + 16))
+    assert f"resolution.{name}: got a stage of {size + 16} pixels, and modalities.{name}.size is {size}" in sentence
+    assert len(load_recipe(recipe, [*small, stages % size]).resolution[name]) == 2
