@@ -125,7 +125,7 @@ def open_source(source: str | Path, config: PackConfig | None = None, root: str 
     path, base = Path(source), Path(root) if root is not None else None
     kind = path.suffix.lower()
     if path.is_dir() and not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-        return FolderSource(path, config.class_names, convert=config.max_side is not None)
+        return FolderSource(path, config.class_names)
     if path.is_dir():
         return TableSource(read_hugging_face(path, base, config.split), config.columns, config.class_names)
     if not path.is_file():
@@ -297,6 +297,6 @@ def _previous(folder: Path, settings: dict[str, Any], overwrite: bool) -> Mappin
     if previous.complete and not overwrite:
         changed = sorted(name for name in settings if previous.settings.get(name) != settings[name])
         raise DataError(
-            f"{folder} holds a finished packing that differs in {', '.join(changed)}: choose another folder, or overwrite it"
+            f"{folder} holds a finished packing that differs in {', '.join(changed)}: choose another folder, or replace it (--overwrite)"
         )
     return {}

@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,29 +112,30 @@ class Source(ABC):
 
 
 class FolderSource(Source):
-    """A folder for each class, with media files at any depth below. Classes count in the order of their names."""
+    """A folder for each class, with media files at any depth below. Classes count in the order of their names.
+
+    Media files that lie beside the folders are rows as well, which cannot be used: they have no class.
+    """
 
     kind = "folder"
     labelled = True
 
-    def __init__(self, folder: Path, class_names: tuple[str, ...] | None, convert: bool) -> None:
-        wanted = (*MEDIA, *CONVERTIBLE) if convert else MEDIA
+    def __init__(self, folder: Path, class_names: tuple[str, ...] | None) -> None:
         classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         self.folder = folder
         self.name = folder.name
         self.class_names = class_names or tuple(path.name.replace("_", " ") for path in classes)
         if class_names is not None and len(class_names) != len(classes):
             raise DataError(f"got {len(class_names)} class names for the {len(classes)} class folders of {folder}")
-        self.files = [
-            (path, label)
-            for label, one in enumerate(classes)
-            for path in sorted(one.rglob("*"))
-            if path.suffix[1:].lower() in wanted and not path.name.startswith(".") and path.is_file()
+        self.files: list[tuple[Path, int | None]] = [
+            (path, label) for label, one in enumerate(classes) for path in _media_files(one.rglob("*"))
         ]
         if not self.files:
             raise DataError(
-                f"{folder} holds no media files in folders of their own: wanted <class>/<file>.jpg and so on ({', '.join(wanted)})"
+                f"{folder} holds no media files in folders of their own: wanted <class>/<file>.jpg and so on ({', '.join(MEDIA)}); "
+                "files without classes are packed from a table of their paths"
             )
+        self.files += [(path, None) for path in _media_files(folder.iterdir())]
         listing = "\n".join(f"{path.relative_to(folder)}\t{path.stat().st_size}" for path, _ in self.files)
         self.fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -143,8 +144,19 @@ class FolderSource(Source):
 
     def item(self, row: int) -> Item:
         path, label = self.files[row]
+        if label is None:
+            raise BadRow(str(path), "no_class", "a file beside the class folders, wanted it in one of them")
         extension, data = read_media(str(path), path)
         return Item(str(path), {extension: data}, label=label)
+
+
+def _media_files(paths: Iterable[Path]) -> list[Path]:
+    wanted = (*MEDIA, *CONVERTIBLE)
+    return sorted(
+        path
+        for path in paths
+        if path.suffix[1:].lower() in wanted and not path.name.startswith(".") and path.is_file()
+    )
 
 
 class ArraySource(Source):
@@ -267,8 +279,11 @@ def encode(
     PNG stays PNG, all other pictures become JPEG, without chroma subsampling.
 
     Raises:
-        BadRow: a picture to be re-encoded cannot be decoded, or is enormous.
+        BadRow: a picture to be re-encoded cannot be decoded, or is enormous; or it must be re-encoded and `max_side` is None.
     """
+    if max_side is None and extension in CONVERTIBLE:
+        wanted = f"wanted one of {', '.join(IMAGES)}; --max-side N re-encodes it"
+        raise BadRow(where, "unsupported", f"a .{extension} picture, {wanted}")
     if isinstance(value, bytes) and (max_side is None or extension not in (*IMAGES, *CONVERTIBLE)):
         return extension, value
     try:
@@ -280,6 +295,8 @@ def encode(
         limit = max_side or max(image.size)
         if isinstance(value, bytes) and extension in IMAGES and max(image.size) <= limit:
             return extension, value
+        if image.mode.startswith("I"):  # 16 bits; Pillow would clip and not scale them
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if extension != "png" or image.mode not in ("L", "RGB", "RGBA"):
             image = image.convert("RGB")
         image.thumbnail((limit, limit), Image.Resampling.BICUBIC)

@@ -196,7 +196,14 @@ def test_re_encodes_only_what_is_too_large(tmp_path: Path) -> None:
         "2": ("PNG", (8, 16)),
         "3": ("JPEG", (6, 6)),
     }
-    assert len(samples(pack(tmp_path / "set", tmp_path / "plain"))) == 3  # a BMP is no medium of shards
+
+
+def test_re_encodes_sixteen_bits_to_what_decoding_sees(tmp_path: Path) -> None:
+    folder = tmp_path / "set" / "thing"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.full((30, 20), 100 * 256, np.uint16)).save(folder / "a.png")
+    found = samples(pack(tmp_path / "set", tmp_path / "out", PackConfig(max_side=15)))
+    assert np.asarray(Image.open(io.BytesIO(found["0"]["png"])).convert("RGB")).tolist() == [[[100] * 3] * 10] * 15
 
 
 def test_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -66,6 +66,28 @@ def test_skipped_rows_are_reported_one_by_one(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "out") == manifest
 
 
+def test_pictures_that_shards_do_not_hold_are_not_packed(tmp_path: Path) -> None:
+    path = table(tmp_path, [("img/0.jpg", "fine"), ("img/1.bmp", "a bitmap")])
+    (tmp_path / "img" / "1.bmp").write_bytes(picture(1, kind="BMP"))
+    with pytest.raises(DataError, match=r"line 3 of .*: unsupported: a \.bmp picture, wanted one of jpg.*--max-side"):
+        pack(path, tmp_path / "out", PackConfig(shuffle=None))
+    manifest = pack(path, tmp_path / "out", SKIP)
+    assert [set(fields) - {"__key__"} for fields in samples(manifest).values()] == [{"jpg", "txt"}]
+    assert manifest.skipped == {"unsupported": 1}
+
+
+def test_no_file_of_a_folder_is_left_out_without_a_word(tmp_path: Path) -> None:
+    folder = class_folder(tmp_path / "pets", 2)
+    whole = pack(folder, tmp_path / "whole").samples
+    (folder / "loose.jpg").write_bytes(picture(1))
+    (next(path for path in folder.iterdir() if path.is_dir()) / "b.bmp").write_bytes(picture(2, kind="BMP"))
+    with pytest.raises(DataError, match=r"loose\.jpg: no_class: a file beside the class folders"):
+        pack(folder, tmp_path / "out", PackConfig(max_side=64))
+    manifest = pack(folder, tmp_path / "out", SKIP)
+    assert manifest.samples == whole
+    assert manifest.skipped == {"no_class": 1, "unsupported": 1}
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_skipping_is_stable_over_calls_and_cuts(tmp_path: Path, size: int) -> None:
     config = SKIP.model_copy(update={"shard_samples": size})
