@@ -297,6 +297,7 @@ def _previous(folder: Path, settings: dict[str, Any], overwrite: bool) -> Mappin
     if previous.complete and not overwrite:
         changed = sorted(name for name in settings if previous.settings.get(name) != settings[name])
         raise DataError(
-            f"{folder} holds a finished packing that differs in {', '.join(changed)}: choose another folder, or replace it (--overwrite)"
+            f"{folder} holds a finished packing that differs in {', '.join(changed)}: choose another folder, or replace it "
+            "(--overwrite)"
         )
     return {}

@@ -153,9 +153,7 @@ class FolderSource(Source):
 def _media_files(paths: Iterable[Path]) -> list[Path]:
     wanted = (*MEDIA, *CONVERTIBLE)
     return sorted(
-        path
-        for path in paths
-        if path.suffix[1:].lower() in wanted and not path.name.startswith(".") and path.is_file()
+        path for path in paths if path.suffix[1:].lower() in wanted and not path.name.startswith(".") and path.is_file()
     )
 
 
