@@ -80,7 +80,7 @@ def check(
         with way.whole(shard):
             return examine(way.cache.path(shard.key), decoders, limit, mute=modalities is None, name=shard.shown)
 
-    total = _Total(context_length)
+    total = _Total(context_length, lines=modalities is None)
     for number, findings in enumerate(in_order(one, range(len(places)), threads)):
         total.add(findings)
         if progress is not None:
@@ -126,7 +126,9 @@ def _expected(
 class _Total:
     """The findings of all shards."""
 
-    def __init__(self, context_length: int) -> None:
+    def __init__(self, context_length: int, lines: bool) -> None:
+        self.lines = lines  # whether each line of a text was taken as a caption, which a run must be told to do
+        self.several = 0  # samples with more than one caption
         # One token longer than the limit, so that a caption that just fits differs from one that is cut.
         self.tokenizer = ClipTokenizerConfig(context_length=context_length + 1).build()
         self.context_length = context_length
@@ -165,6 +167,7 @@ class _Total:
         self.sounds += found.sounds
         self.videos += found.videos
         self.mute += found.mute
+        self.several += sum(count > 1 for count in Counter(number for _, number in found.captions).values())
         for caption, number in found.captions:
             self.words.append(len(caption.split()))
             self.captions.add(caption.encode(), repr(caption[:60]), (shard, number))
@@ -233,6 +236,11 @@ class _Total:
             yield f"{shards} shards for {workers} workers: loaders that deal out whole shards leave some workers idle"
         if self.images.extra:
             yield f"{self.images.extra} images are there more than once: equal images are false negatives, or leak between splits"
+        if self.lines and self.several:
+            yield (
+                f"{self.several} samples have a .txt of several lines: each line counts as a caption here, and in a run with "
+                "`modalities.text.captions: lines` alone; otherwise they are one caption"
+            )
         if self.truncated:
             yield f"{self.truncated} captions are longer than {self.context_length} tokens of CLIP and will be cut"
         if self.silent:

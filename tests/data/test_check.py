@@ -273,3 +273,12 @@ def test_remote_shards_are_fetched_and_named_by_their_address(
             check([f"{server.url}/9.tar"], remote=remote)
     with pytest.raises(DataError, match=r"data\.allow_pipe: true"):
         check([f"pipe:cat {good}"], remote=remote)
+
+
+def test_lines_that_a_run_would_take_as_one_caption(tmp_path: Path) -> None:
+    path = shard(tmp_path, [sample(0), sample(1, txt=b"a cat\na black cat\n"), sample(2, txt=b"a dog\n")])
+    report = check([path])
+    assert report.captions == 4
+    assert [warning.split(":")[0] for warning in report.warnings] == ["1 samples have a .txt of several lines"]
+    for captions in ("lines", "whole"):  # a recipe says what they are
+        assert check([path], modalities={"text": TextConfig(captions=captions).build("text")}).warnings == ()
