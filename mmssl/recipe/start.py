@@ -15,6 +15,7 @@ from mmssl.training.checkpoint import resolve
 from mmssl.training.tensors import load_exactly
 
 OURS = "objective."
+ADVICE = "give `objective` the settings of the model that was saved (embedding, heads, pairs, loss), or `weights` another file"
 
 
 def weights_file(path: Path) -> Path:
@@ -51,7 +52,7 @@ def start_objective(objective: Objective, path: Path) -> None:
     """
     state = read_state(path)
     tensors = {name.removeprefix(OURS): tensor for name, tensor in state.items() if name.startswith(OURS)}
-    load_exactly(objective, tensors or _from_open_clip(state, objective), path)
+    load_exactly(objective, tensors or _from_open_clip(state, objective), path, ADVICE)
 
 
 def _from_open_clip(state: dict[str, Tensor], objective: Objective) -> dict[str, Tensor]:

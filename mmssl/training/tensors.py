@@ -50,8 +50,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
 
 
-def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Load all tensors into a module that wants exactly these.
+RESUME = "resume with the recipe that stands beside the checkpoint (recipe.yaml), or start in another run folder"
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, advice: str = RESUME) -> None:
+    """Load all tensors into a module that wants exactly these; `advice` ends the message if they are others.
 
     Raises:
         CheckpointError: lists names that are missing or unexpected, and shapes that differ, with both sides.
@@ -70,7 +73,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) 
             + _listed("wanted by the recipe and not in the checkpoint", missing)
             + _listed("in the checkpoint and unknown to the recipe", unexpected)
             + _listed("of another shape", differing)
-            + "\n  resume with the recipe that stands beside the checkpoint (recipe.yaml), or start in another run folder"
+            + f"\n  {advice}"
         )
     module.load_state_dict({name: share(tensors[name], own) for name, own in wanted.items()})
 

@@ -59,6 +59,14 @@ def test_a_sigmoid_without_a_bias_to_start_from_is_refused(tmp_path: Path) -> No
         start_objective(objective(loss="sigmoid"), checkpoint(tmp_path))
 
 
+def test_another_embedding_than_the_saved_one_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    refused = (
+        r"projections\.text\.linear\.weight is [^\n]*\n  give `objective` the settings of the model that was saved"
+    )
+    with pytest.raises(CheckpointError, match=refused):
+        start_objective(objective(embedding=MODEL["embed_dim"] * 2), checkpoint(tmp_path))
+
+
 def test_a_whole_model_starts_from_its_own_towers_where_two_are_alike(tmp_path: Path) -> None:
     tower = RECIPE["encoders"]["image"]  # type: ignore[index]
     values = RECIPE | {
