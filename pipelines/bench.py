@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.outputs import file_to_write
 from pipelines.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def data(
     size: Annotated[int, typer.Option(min=8, help="Side of pictures in pixels, where shards are given.")] = 224,
     seconds: Annotated[float, typer.Option(min=0.1, help="For the stages, and again for the whole loader.")] = 5.0,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here, as JSON.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", callback=file_to_write, help="Write the figures here, as JSON."),
     ] = None,
 ) -> None:
     """What the loader alone delivers here, stage by stage: reading, decoding, views, collating, handing over.

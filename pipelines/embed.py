@@ -46,12 +46,13 @@ def embed(
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
     try:
         model = load(checkpoint, which=one_of("--which", which, ("best", "last")), device=launch.device)
+        allowed = tuple(model.recipe.encoders if features else model.embedding.heads)
         written = write_embeddings(
             model.embedding,
             model.modalities,
             shards,
             out,
-            wanted=modality or list(model.recipe.encoders if features else model.embedding.heads),
+            wanted=[one_of("--modality", name, allowed) for name in modality or allowed],
             required=bool(modality),
             features=features,
             half=half,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pipelines.outputs import file_to_write
+
 if TYPE_CHECKING:
     from mmssl.core.evaluator import Evaluator, Score
     from mmssl.recipe.run_folder import Model
@@ -47,7 +49,9 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples encoded at a time.")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores here, as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", callback=file_to_write, help="Write the scores here, as JSON.")
+    ] = None,
 ) -> None:
     """Measure a trained model: zero-shot classification, retrieval, linear probe.
 
@@ -83,7 +87,8 @@ def evaluate(
         modalities = evaluation_modalities(model.modalities)
         results = measure(model, {name: config.build(modalities) for name, config in evaluators.items()})
         if is_main() and out is not None:
-            write_results(out, {"checkpoint": str(model.checkpoint or "untrained"), **results})
+            start = f"started from {model.recipe.weights}" if model.recipe.weights else "untrained"
+            write_results(out, {"checkpoint": str(model.checkpoint or start), **results})
     finally:
         launch.close()
 
@@ -154,6 +159,11 @@ def _from_flags(
         }  # fmt: skip
     if retrieval is not None:
         both = pair.split(",") if pair else [*model.embedding.heads][:2]
+        if len(both) != 2:
+            space = ", ".join(model.embedding.heads) or "no modality"
+            raise typer.BadParameter(
+                f"--retrieval needs two modalities of a shared space: this model has {space} in one, and --pair is {pair!r}"
+            )
         wanted["retrieval"] = {"kind": "retrieval", "shards": [retrieval], "pair": both}
     if linear_probe is not None:
         train, test = linear_probe

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.outputs import file_to_write
 from pipelines.progress import progress_bar
 
 app = typer.Typer(
@@ -20,7 +21,10 @@ app = typer.Typer(
 SHARDS = Annotated[list[str], typer.Argument(help="Folders, paths, globs or brace patterns; or URLs with braces.")]
 CACHE = Annotated[Path | None, typer.Option(help="Cache of remote shards, as `data.cache.folder`.")]
 PIPE = Annotated[bool, typer.Option("--allow-pipe", help="Run `pipe:` commands.")]
-JSON = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the findings here, as JSON.")]
+JSON = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=file_to_write, help="Write the findings here, as JSON."),
+]
 
 
 @app.command()

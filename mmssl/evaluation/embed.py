@@ -142,9 +142,12 @@ def _unfinished(out: Path) -> Iterator[Path]:
     folder, made = out / ".unfinished", not out.exists()
     distributed.barrier()  # all have looked
     if distributed.is_main():
-        if folder.exists():  # of a process that was killed
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        try:
+            if folder.exists():  # of a process that was killed
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise DataError(f"cannot write {out}: {error}; choose another folder") from error
     distributed.barrier()
     try:
         yield folder

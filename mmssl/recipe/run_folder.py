@@ -126,7 +126,7 @@ class Model:
             modality -> float32 [B, E] on the CPU.
 
         Raises:
-            ValueError: unknown modality, or an input that cannot be decoded (named by its position).
+            ValueError: unknown modality, no input, or one that cannot be decoded (named by its position).
         """
         return {name: self._encode_one(name, values, batch_size) for name, values in inputs.items()}
 
@@ -135,12 +135,19 @@ class Model:
             raise ValueError(f"no encoder for {name!r}; this model has {', '.join(self.recipe.encoders)}")
         modality = self.modalities[name]
         items = list(values) if isinstance(values, list | tuple) else [values]
+        if not items:
+            raise ValueError(f"{name}: got an empty list, wanted one input or more")
         views = []
         for i, item in enumerate(items):
             try:
                 views.append(_single_view(modality, _decoded(modality, item)))
             except (DecodeError, OSError) as error:
                 raise ValueError(f"{name} input {i}: {error}") from error
+            except (AttributeError, TypeError) as error:  # views know only what their modality decodes to
+                raise ValueError(
+                    f"{name} input {i}: got {type(item).__module__}.{type(item).__name__}, wanted a file path, bytes, or what the "
+                    f"modality decodes to, such as a numpy array: {error}"
+                ) from error
         parts = [
             self.embedding.embed(name, torch.stack(views[i : i + batch_size])).cpu()
             for i in range(0, len(views), batch_size)

@@ -144,3 +144,38 @@ def test_numbers_that_explode(world: World, tmp_path: Path, capfd: pytest.Captur
     assert world.pretrain(f"output={tmp_path}", *explode) == 5
     says(capfd, "not finite", "bad_batches.jsonl")
     assert (tmp_path / "tiny/bad_batches.jsonl").read_text().count("keys") == 3
+
+
+def test_files_that_cannot_be_written_are_refused_before_the_work(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("a file, and no folder")
+    for out in (tmp_path / "file" / "results.json", tmp_path):
+        for command in (
+            ("evaluate", world.run, "--out", out),
+            ("shards", "check", world.shards / "test", "--json", out),
+        ):
+            assert world.mmssl(*command) == 2
+            said = capfd.readouterr()
+            assert "cannot write" in " ".join(said.err.split())
+            assert not said.out, "nothing was measured"
+    assert world.mmssl("embed", world.run, "--shards", world.shards / "test", "--out", tmp_path / "file" / "out") == 3
+    says(capfd, "cannot write", "choose another folder")
+    findings = tmp_path / "new" / "findings.json"
+    assert world.mmssl("shards", "check", world.shards / "test", "--json", findings) == 0
+    assert json.loads(findings.read_text())["samples"] == 32
+
+
+def test_retrieval_needs_two_modalities(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    assert world.mmssl("evaluate", world.run, "--retrieval", world.shards / "test", "--pair", "image") == 2
+    said = " ".join(capfd.readouterr().err.replace("│", " ").split())
+    assert "needs two modalities of a shared space: this model has image, text in one" in said
+
+
+def test_embed_of_a_modality_that_the_model_lacks(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ("embed", world.run, "--shards", world.shards / "test", "--out", tmp_path / "out")
+    assert world.mmssl(*given, "--modality", "imag") == 2
+    says(capfd, "--modality: got 'imag', did you mean 'image'?; allowed: image, text")
+    assert not (tmp_path / "out").exists()

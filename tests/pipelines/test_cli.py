@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import mmssl
 from mmssl.training.checkpoint import checkpoints, load_weights, resolve
@@ -92,6 +94,10 @@ def test_evaluate_without_a_suite_runs_the_recipes_own_evaluators(world: World, 
     assert trained.keys() == untrained.keys() == {"checkpoint", *mmssl.load(world.run).recipe.evaluators}
     assert (untrained["checkpoint"], "step_" in trained["checkpoint"]) == ("untrained", True)
     assert trained != untrained | {"checkpoint": trained["checkpoint"]}
+    started = tmp_path / "started.yaml"
+    started.write_text(json.dumps({**json.loads(world.recipe.read_text()), "weights": str(world.run)}))
+    assert world.mmssl("evaluate", started, "--out", out) == 0
+    assert json.loads(out.read_text()) == trained | {"checkpoint": f"started from {world.run}"}
     assert world.mmssl("evaluate", "audio_text/clap_small", "--device", "cpu") == 2, "that recipe has none"
 
 
@@ -115,6 +121,18 @@ def test_embed_equals_the_python_face(world: World, tmp_path: Path) -> None:
     np.testing.assert_allclose(embedded["image"].numpy(), images[[5, 5]], atol=1e-5)
     with pytest.raises(ValueError, match=r"image input 1: .*No such file or directory: 'missing\.jpg'"):
         model.encode(image=[sample.fields["jpg"], "missing.jpg"])
+
+
+def test_encode_says_what_it_takes(world: World) -> None:
+    model = mmssl.load(world.run)
+    with pytest.raises(
+        ValueError, match=r"image input 1: got PIL\.Image\.Image, wanted a file path, bytes, or .* numpy"
+    ):
+        model.encode(image=[np.zeros((9, 9, 3), np.uint8), Image.new("RGB", (9, 9))])
+    with pytest.raises(ValueError, match=r"image input 0: got torch\.Tensor, wanted a file path"):
+        model.encode(image=torch.zeros(3, 9, 9))
+    with pytest.raises(ValueError, match="text: got an empty list, wanted one input or more"):
+        model.encode(text=[])
 
 
 def test_embed_says_what_no_sample_has(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

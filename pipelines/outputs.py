@@ -1,0 +1,33 @@
+"""Files that verbs write when their work is done: looked at before it begins."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import typer
+
+
+def file_to_write(path: Path | None) -> Path | None:
+    """Callback of an option that names a file to write. Its folder is made if needed.
+
+    Raises:
+        typer.BadParameter: nothing can be written there.
+    """
+    if path is None:
+        return None
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        if path.exists():  # such as /dev/stdout
+            if not os.access(path, os.W_OK):
+                raise PermissionError(None, "it may not be written")
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise typer.BadParameter(
+            f"cannot write {str(path)!r}: {error.strerror}; name a file in a folder of yours"
+        ) from error
