@@ -117,8 +117,9 @@ def _expected(
         return {extension: (extension,) for extension in required}
     if modalities is not None:
         return {name: modality.extensions for name, modality in modalities.items()}
-    usual = {"image": default_modalities()["image"].extensions}
-    groups = usual | {extension: (extension,) for extension in total.sizes if extension not in usual["image"]}
+    usual = {"image": default_modalities()["image"].extensions, "audio": tuple(SOUNDS), "video": tuple(VIDEOS)}
+    grouped = {extension for group in usual.values() for extension in group}
+    groups = usual | {extension: (extension,) for extension in total.sizes if extension not in grouped}
     share = {name: sum(map(total.having.__getitem__, group)) / max(1, total.samples) for name, group in groups.items()}
     return {name: group for name, group in groups.items() if share[name] >= EXPECTED_SHARE}
 

@@ -282,3 +282,14 @@ def test_lines_that_a_run_would_take_as_one_caption(tmp_path: Path) -> None:
     assert [warning.split(":")[0] for warning in report.warnings] == ["1 samples have a .txt of several lines"]
     for captions in ("lines", "whole"):  # a recipe says what they are
         assert check([path], modalities={"text": TextConfig(captions=captions).build("text")}).warnings == ()
+
+
+def test_sounds_of_several_formats_are_one_field(tmp_path: Path) -> None:
+    """One sample in eight has another format, and one has no sound at all: that one alone lacks something."""
+    sound = to_wav(np.full((800, 1), 0.1, np.float32))
+    samples = [sample(number, wav=sound) for number in range(7)] + [sample(7, flac=sound), sample(8)]
+    report = check([shard(tmp_path, samples)])
+    assert report.fault_counts == {"missing audio": 1}
+    assert [(fault.key, fault.detail.split(", wanted ")[1]) for fault in report.faults] == [
+        ("s008", ".wav, .flac, .ogg, .opus, .mp3, .m4a")
+    ]
