@@ -25,6 +25,7 @@ JSON = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", callback=file_to_write, help="Write the findings here, as JSON."),
 ]
+MEANINGS = ("image", "audio", "video", "file", "caption", "label", "key")
 
 
 @app.command()
@@ -99,11 +100,15 @@ def pack(
 
 def _columns(items: list[str]) -> dict[str, str | list[str]]:
     """`Columns` of what was said on the command line; files and captions may be said several times."""
-    from mmssl.core.errors import RecipeError
+    from mmssl.core.errors import RecipeError, did_you_mean
 
     several, columns = {"file": "files", "caption": "captions"}, dict[str, str | list[str]]()
     for item in items:
         meaning, equals, name = item.partition("=")
+        if equals and meaning not in MEANINGS:
+            raise RecipeError(
+                f"--column: got {item!r}: {meaning!r} is none of {', '.join(MEANINGS)}{did_you_mean(meaning, MEANINGS)}"
+            )
         found = columns.setdefault(several.get(meaning, meaning), [] if meaning in several else name)
         if isinstance(found, list):
             found.append(name)

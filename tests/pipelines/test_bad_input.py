@@ -179,3 +179,11 @@ def test_embed_of_a_modality_that_the_model_lacks(
     assert world.mmssl(*given, "--modality", "imag") == 2
     says(capfd, "--modality: got 'imag', did you mean 'image'?; allowed: image, text")
     assert not (tmp_path / "out").exists()
+
+
+def test_columns_by_another_name(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "table.csv").write_text("photo,title\n")
+    for meaning in ("captions", "capton"):
+        command = ("shards", "pack", tmp_path / "table.csv", tmp_path / "out", "--column", f"{meaning}=title")
+        assert world.mmssl(*command) == 2
+        says(capfd, f"'{meaning}' is none of image, audio", "did you mean 'caption'?")
