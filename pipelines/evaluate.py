@@ -87,8 +87,7 @@ def evaluate(
         modalities = evaluation_modalities(model.modalities)
         results = measure(model, {name: config.build(modalities) for name, config in evaluators.items()})
         if is_main() and out is not None:
-            start = f"started from {model.recipe.weights}" if model.recipe.weights else "untrained"
-            write_results(out, {"checkpoint": str(model.checkpoint or start), **results})
+            write_results(out, {"checkpoint": _origin(model), **results})
     finally:
         launch.close()
 
@@ -113,6 +112,12 @@ def _model(path: Path, which: Literal["best", "last"], launch: Launch, ema: bool
     if path.suffix in (".yaml", ".yml") or (str(path) in shipped_recipes() and not path.exists()):
         return start_of(find_recipe(str(path)), device=launch.device)
     return load(path, which=which, device=launch.device, ema=ema)
+
+
+def _origin(model: Model) -> str:
+    """Where the weights come from."""
+    start = f"started from {model.recipe.weights}" if model.recipe.weights else "untrained"
+    return str(model.checkpoint or start)
 
 
 def _evaluators(model: Model, suite: Path | None, wanted: dict[str, dict[str, Any]]) -> dict[str, Any]:
