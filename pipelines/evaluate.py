@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from mmssl.recipe.run_folder import Model
     from mmssl.training.launch import Launch
 
+OUT = Annotated[
+    Path | None, typer.Option(metavar="FILE", callback=file_to_write, help="Write the scores here, as JSON.")
+]
 Results = dict[str, dict[str, "Score"]]
 
 
@@ -49,9 +52,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples encoded at a time.")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", callback=file_to_write, help="Write the scores here, as JSON.")
-    ] = None,
+    out: OUT = None,
 ) -> None:
     """Measure a trained model: zero-shot classification, retrieval, linear probe.
 
