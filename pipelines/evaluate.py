@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from mmssl.recipe.run_folder import Model
     from mmssl.training.launch import Launch
 
+MORE = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SUITE|KEY.PATH=VALUE",
+        help="A YAML file with `evaluators:`, as in a recipe; changes to the recipe, as `modalities.text.captions=lines`.",
+    ),
+]
+PROBE = Annotated[
+    tuple[str, str] | None,
+    typer.Option(metavar="TRAIN TEST", help="Fit a linear classifier on TRAIN, measure it on TEST."),
+]
 OUT = Annotated[
     Path | None, typer.Option(metavar="FILE", callback=file_to_write, help="Write the scores here, as JSON.")
 ]
@@ -26,7 +37,7 @@ def evaluate(
         Path,
         typer.Argument(help="A run folder or a checkpoint folder; or a recipe: its model as it is before training."),
     ],
-    suite: Annotated[Path | None, typer.Argument(help="A YAML file with `evaluators:`, as in a recipe.")] = None,
+    more: MORE = None,
     zero_shot: Annotated[
         str | None, typer.Option(metavar="SHARDS", help="Classify these samples (with .cls) by prompts.")
     ] = None,
@@ -37,10 +48,7 @@ def evaluate(
         str, typer.Option(metavar="FILE|simple|plain", help="For --zero-shot: sentences with {} for the name.")
     ] = "simple",
     retrieval: Annotated[str | None, typer.Option(metavar="SHARDS", help="Search these samples both ways.")] = None,
-    linear_probe: Annotated[
-        tuple[str, str] | None,
-        typer.Option(metavar="TRAIN TEST", help="Fit a linear classifier on TRAIN, measure it on TEST."),
-    ] = None,
+    linear_probe: PROBE = None,
     modality: Annotated[
         str | None, typer.Option(help="What is classified. Default: the first that is not text.")
     ] = None,
@@ -67,6 +75,8 @@ def evaluate(
 
     `mmssl evaluate runs/vit_b_32 --retrieval test --linear-probe train test`
 
+    `mmssl evaluate runs/vit_b_32 --retrieval flickr modalities.text.captions=lines` (several captions, one a line)
+
     `mmssl evaluate image_text/vit_b_32 suite.yaml` (the untrained model, for comparison)
 
     `accelerate launch --num_processes 8 -m pipelines.evaluate runs/vit_b_32 suite.yaml`
@@ -80,7 +90,8 @@ def evaluate(
     choice: Literal["best", "last"] = one_of("--which", which, ("best", "last"))
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
     try:
-        model = _model(checkpoint, choice, launch, ema)
+        suite, overrides = _suite_and_overrides(more or [])
+        model = _model(checkpoint, choice, launch, ema, overrides)
         wanted = _from_flags(model, zero_shot, classnames, templates, retrieval, linear_probe, modality, pair)
         for values in wanted.values():
             values |= {"batch_size": batch_size, "workers": workers}
@@ -106,13 +117,24 @@ def measure(model: Model, evaluators: dict[str, Evaluator]) -> Results:
     return results
 
 
-def _model(path: Path, which: Literal["best", "last"], launch: Launch, ema: bool) -> Model:
+def _suite_and_overrides(more: list[str]) -> tuple[Path | None, list[str]]:
+    """What stands after the checkpoint: a file, and what looks like KEY.PATH=VALUE and is none."""
+    overrides = [item for item in more if "=" in item and not Path(item).exists()]
+    suites = [Path(item) for item in more if item not in overrides]
+    if len(suites) > 1:
+        raise typer.BadParameter(
+            f"got {' and '.join(map(str, suites))}, wanted one suite: put all evaluators into one file"
+        )
+    return (suites[0] if suites else None), overrides
+
+
+def _model(path: Path, which: Literal["best", "last"], launch: Launch, ema: bool, overrides: list[str]) -> Model:
     """The model of a run folder or checkpoint folder, or, untrained, of a recipe."""
     from mmssl.recipe.run_folder import find_recipe, load, shipped_recipes, start_of
 
     if path.suffix in (".yaml", ".yml") or (str(path) in shipped_recipes() and not path.exists()):
-        return start_of(find_recipe(str(path)), device=launch.device)
-    return load(path, which=which, device=launch.device, ema=ema)
+        return start_of(find_recipe(str(path), overrides), device=launch.device)
+    return load(path, which=which, device=launch.device, ema=ema, overrides=overrides)
 
 
 def _origin(model: Model) -> str:

@@ -30,6 +30,8 @@ CHANGEABLE = (
     "data.shards", "data.workers", "data.prefetch", "data.timeout", "data.start_method", "data.max_failures",
     "data.sources.*.shards", "data.cache", "data.allow_pipe", "data.audit",
 )  # fmt: skip
+# What may be changed of a trained model: how samples are read, and what is measured.
+READING = ("modalities.", "evaluators.")
 
 LAUNCHERS = "accelerate/"
 """Folder beside the recipes with configurations of `accelerate launch`."""
@@ -175,7 +177,12 @@ def _single_view(modality: Modality, value: Any) -> Tensor:
 
 
 def load(
-    path: str | Path, *, which: Literal["best", "last"] = "best", device: str | torch.device = "cpu", ema: bool = True
+    path: str | Path,
+    *,
+    which: Literal["best", "last"] = "best",
+    device: str | torch.device = "cpu",
+    ema: bool = True,
+    overrides: Sequence[str] = (),
 ) -> Model:
     """Load a trained model from a run folder or a checkpoint folder.
 
@@ -184,12 +191,19 @@ def load(
         which: "best" or "last", for run folders.
         device: where the model goes.
         ema: take the averaged weights if the run kept them.
+        overrides: changes to how samples are read and what is measured, such as "modalities.text.captions=lines".
 
     Raises:
         CheckpointError: missing, damaged or unreadable checkpoint.
+        RecipeError: overrides that are mistaken, or of what was trained.
     """
+    for override in overrides:
+        if not override.startswith(READING):
+            raise RecipeError(
+                f"got {override!r} for a trained model, which stays as it is: wanted a key below {' or '.join(READING)}"
+            )
     checkpoint = resolve(Path(path), which)
-    recipe = saved_recipe(checkpoint)
+    recipe = saved_recipe(checkpoint, overrides)
     from_scratch = {name: _from_scratch(config) for name, config in recipe.encoders.items()}
     learner = recipe.model_copy(update={"encoders": from_scratch, "weights": None}).build_learner(
         recipe.build_modalities()
@@ -218,6 +232,6 @@ def _ready(learner: Learner, device: str | torch.device) -> EmbeddingModel:
     return embedding.requires_grad_(False).eval().to(device)
 
 
-def saved_recipe(checkpoint: Path) -> Recipe:
-    """The recipe that stands in a checkpoint."""
-    return validate_text(Recipe, read_recipe(checkpoint), str(checkpoint / "recipe.yaml"))
+def saved_recipe(checkpoint: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that stands in a checkpoint, with overrides."""
+    return validate_text(Recipe, read_recipe(checkpoint), str(checkpoint / "recipe.yaml"), overrides)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,36 @@ def test_evaluate_without_a_suite_runs_the_recipes_own_evaluators(world: World, 
     assert world.mmssl("evaluate", started, "--out", out) == 0
     assert json.loads(out.read_text()) == trained | {"checkpoint": f"started from {world.run}"}
     assert world.mmssl("evaluate", "audio_text/clap_small", "--device", "cpu") == 2, "that recipe has none"
+
+
+def test_evaluate_on_several_captions_a_sample(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Though the model was trained on one: how samples are read may be changed, and what was trained may not."""
+    with (
+        tarfile.open(sorted((world.shards / "test").glob("*.tar"))[0]) as made,
+        tarfile.open(tmp_path / "several.tar", "w") as several,
+    ):
+        for member in made:
+            data = made.extractfile(member).read()  # type: ignore[union-attr]
+            if member.name.endswith(".txt"):
+                data += b"\na second caption\n"
+                member.size = len(data)
+            several.addfile(member, io.BytesIO(data))
+    out = tmp_path / "results.json"
+    flags = ["--retrieval", tmp_path, "--out", out]
+    assert world.mmssl("evaluate", world.run, *flags) == 0
+    one = json.loads(out.read_text())["retrieval"]
+    for model in (world.run, world.recipe):
+        assert world.mmssl("evaluate", model, "modalities.text.captions=lines", *flags) == 0
+        assert json.loads(out.read_text())["retrieval"]["n_text"] == 2 * one["n_text"] == 32
+    capfd.readouterr()
+    for wrong, said in (
+        ("modalities.text.caption=lines", "captions"),
+        ("objective.embedding=8", "wanted a key below modalities. or evaluators."),
+    ):
+        assert world.mmssl("evaluate", world.run, wrong, *flags) == 2
+        assert said in capfd.readouterr().err
+    assert world.mmssl("evaluate", world.run, "a.yaml", "b.yaml") == 2
+    assert "wanted one suite" in capfd.readouterr().err
 
 
 def test_embed_equals_the_python_face(world: World, tmp_path: Path) -> None:
