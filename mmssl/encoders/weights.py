@@ -70,6 +70,8 @@ def read_state(path: Path) -> State:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files end in exceptions of a dozen kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if "weights_only" in reason:  # torch's advice is to run what stands in the file
+            reason = "torch finds no tensors in it, or more than tensors"
         raise CheckpointError(
             f"cannot read weights from {str(path)!r}: {reason}. Wanted a safetensors file or a saved state dict of tensors only; "
             "files that hold program code (whole models, TorchScript archives) are refused: save their state_dict() instead"

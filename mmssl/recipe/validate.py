@@ -124,6 +124,8 @@ def _message(config: type[Config], value: Any, path: KeyPath, error: ErrorDetail
     if kind == "too_short":
         least = context["min_length"]
         return f"got {_shown(got)}, wanted at least {least} {'entry' if least == 1 else 'entries'}"
+    if kind in ("list_type", "tuple_type"):
+        return f"got {_shown(got)}, wanted a list" + (f": [{got}]" if isinstance(got, str | int | float) else "")
     message = error["msg"]
     return f"got {_shown(got)}, wanted {message[0].lower() + message[1:].removeprefix('Input should be ')}".replace(
         "wanted input should be ", "wanted "

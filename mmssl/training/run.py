@@ -197,10 +197,14 @@ class Run:
         bad_batches = JsonLines(self.folder / "bad_batches.jsonl")
         with RunLock(self.folder):
             self.save.store.restore(self.state, resume)
-            if self.state.step >= self.state.total_steps:
-                say(f"{self.folder}: has its {self.state.total_steps} steps already")
+            finished = self.state.step >= self.state.total_steps
+            if finished:
+                say(
+                    f"{self.folder}: has made {self.state.step} steps, and the recipe wants {self.state.total_steps}: nothing is "
+                    "trained; a longer duration goes on"
+                )
             on_main(lambda: self.save.store.check_space(self.state))
-            on_main(lambda: write_atomically(self.folder / "recipe.yaml", self.save.store.recipe))
+            on_main(lambda: self._write_recipe(finished))
             on_main(lambda: self.log.metrics.rewind(self.state.step))
             on_main(lambda: bad_batches.rewind(self.state.step))
             self.state.ledger = ledger = JsonLines(self.folder / "faults.jsonl")
@@ -223,6 +227,12 @@ class Run:
                 self.state.stream.close()
                 self.launch.stop_trackers()
         return self.state.scores
+
+    def _write_recipe(self, finished: bool) -> None:
+        """The recipe of a run that is to train; a finished one keeps that which trained it."""
+        path = self.folder / "recipe.yaml"
+        if not (finished and path.exists()):
+            write_atomically(path, self.save.store.recipe)
 
 
 def _synchronise(learner: Learner) -> None:

@@ -178,6 +178,7 @@ def test_damaged_missing_and_empty_files_are_named(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(100)}, tmp_path / "whole.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:-100])
     (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "words.pt").write_text("no tensors")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"epoch": 3}, tmp_path / "numbers.pt")
     for name, message in (
@@ -185,9 +186,11 @@ def test_damaged_missing_and_empty_files_are_named(tmp_path: Path) -> None:
         ("cut.safetensors", "cannot read weights"),
         ("cut.pt", "cannot read weights"),
         ("empty.pt", "cannot read weights"),
+        ("words.pt", "torch finds no tensors in it"),
         ("list.pt", "got a list"),
         ("numbers.pt", "got a dict with epoch"),
     ):
         with pytest.raises(CheckpointError, match=message) as caught:
             load_weights(nn.Linear(1, 1), tmp_path / name)
         assert name in str(caught.value)
+        assert "weights_only" not in str(caught.value)  # torch's advice would run what stands in the file

@@ -97,6 +97,11 @@ def test_too_few_entries() -> None:
     assert mistakes(GOOD, "some=[]")[1] == "override 'some=[]': some: got a list [], wanted at least 1 entry"
 
 
+def test_one_entry_in_place_of_a_list() -> None:
+    assert mistakes(GOOD, "some=3")[1] == "override 'some=3': some: got 3, wanted a list: [3]"
+    assert mistakes(GOOD, "some={a: 1}")[1].endswith("wanted a list")
+
+
 def test_an_override_is_named_as_the_place() -> None:
     assert "override 'shapes.a.side=wide': shapes.a.side: got \"wide\"" in mistakes(GOOD, "shapes.a.side=wide")[1]
 

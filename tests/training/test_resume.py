@@ -98,7 +98,17 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path, capsys: pytest.Capture
     assert scores["far/nothing"] is None
     assert isinstance(scores["far/distance"], float)
     assert curve(tmp_path) == before
-    assert "has its 10 steps already" in capsys.readouterr().err
+    assert "has made 10 steps, and the recipe wants 10: nothing is trained" in capsys.readouterr().err
+
+
+def test_a_finished_run_keeps_the_recipe_that_trained_it(tmp_path: Path) -> None:
+    folder = finish(tmp_path).folder
+    (folder / "recipe.yaml").write_text("as it was trained")
+    make_run(tmp_path).train()
+    assert (folder / "recipe.yaml").read_text() == "as it was trained"
+    (folder / "recipe.yaml").unlink()
+    make_run(tmp_path).train()
+    assert (folder / "recipe.yaml").exists()
 
 
 class FailingOnce(Distance):
