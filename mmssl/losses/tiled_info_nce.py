@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmssl.losses.candidates import check_samples, over_present
-from mmssl.losses.tiles import Block, Tile, block, dot
+from mmssl.losses.tiles import Block, Tile, block, inner_products, row_dots
 
 # Logits are made in base 2, because processors raise 2 to a power three times as fast as e.
 LN_2 = math.log(2)
 # One power serves rows and columns while what it spans stays clear of float32's smallest numbers, 2 ** -126.
 SPREAD = 86.0
+# Factors are held for the rows of one strip of so many to a tile.
+STRIPS = 8
 
 
 def tiled_info_nce(
@@ -96,17 +98,17 @@ class _LogSumExp(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         by_row = a.new_full((len(a),), -torch.inf, dtype=torch.float64)
         by_column = a.new_full((len(b),), -torch.inf, dtype=torch.float64)
-        positive = torch.empty_like(by_row)
+        # Positives stand far above the rest, and take more rounding from a product in float32 than all others together.
+        positive = row_dots(a, b[offset : offset + len(a)], size) * scale.double()
         weights = None if present is None else present.to(a.dtype)
         for tile in Block(a, b, scale / LN_2, offset, size):
-            positive[tile.diagonal_rows] = tile.diagonal.double()
             _add(by_row[tile.rows], by_column[tile.columns], tile, present, weights, tile.same(ids))
         if present is not None:
             by_row.masked_fill_(~present[offset : offset + len(a)], -torch.inf)
             by_column.masked_fill_(~present, -torch.inf)
         ctx.save_for_backward(a, b, scale, by_row, by_column, present, ids)
         ctx.offset, ctx.size = offset, size
-        return by_row * LN_2, by_column * LN_2, positive * LN_2
+        return by_row * LN_2, by_column * LN_2, positive
 
     @staticmethod
     @once_differentiable
@@ -125,11 +127,11 @@ class _LogSumExp(torch.autograd.Function):
                     tile.logits.masked_fill_(same, 0)
                 tile.diagonal.copy_(to_positive[tile.diagonal_rows])
                 if grad_a is not None:
-                    grad_a[tile.rows].addmm_(tile.logits, tile.candidates)
+                    grad_a[tile.rows].add_(inner_products(tile.logits, tile.candidates.T))
                 if grad_b is not None:
                     grad_b[tile.columns].addmm_(tile.logits.T, tile.scaled)
             # grad_a is of scale * a_i so far: with it d s_ij / d scale needs no pass of its own.
-            grad_scale = dot(grad_a, a, ctx.size) if grad_a is not None and for_scale else None
+            grad_scale = row_dots(grad_a, a, ctx.size).sum().to(a.dtype) if grad_a is not None and for_scale else None
             if grad_a is not None:
                 grad_a.mul_(scale)
             if grad_b is not None:
@@ -196,7 +198,9 @@ class _Weights:
         """In place. Entries that are left out become any number, or none."""
         logits, rows, columns = tile.logits, tile.rows, tile.columns
         if self.together:
-            logits.sub_(self.row_top).exp2_().mul_(self.rows[rows, None] + self.columns[columns])
+            to_columns = self.columns[columns]
+            for some, factors in zip(logits.chunk(STRIPS), self.rows[rows].chunk(STRIPS), strict=True):
+                some.sub_(self.row_top).exp2_().mul_(factors[:, None] + to_columns)
         else:
             tile.hide(self.present)
             to_columns = (logits - self.column_top[columns]).exp2_().mul_(self.columns[columns])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.losses.candidates import check_samples, over_present
-from mmssl.losses.tiles import Block, Tile, block, dot, scalar
+from mmssl.losses.tiles import Block, Tile, block, inner_products, row_dots, scalar
 
 
 def tiled_sigmoid_loss(
@@ -91,10 +91,10 @@ class _Sigmoid(torch.autograd.Function):
             tile.diagonal.neg_()
             grad_bias += _sum(logits, tile, weights)
             if grad_a is not None:
-                grad_a[tile.rows].addmm_(logits, tile.candidates)
+                grad_a[tile.rows].add_(inner_products(logits, tile.candidates.T))
             if grad_b is not None:
                 grad_b[tile.columns].addmm_(logits.T, tile.scaled)
-        grad_scale = dot(grad_a, a, size) if grad_a is not None and for_scale else None
+        grad_scale = row_dots(grad_a, a, size).sum().to(a.dtype) if grad_a is not None and for_scale else None
         if grad_a is not None:
             grad_a.mul_(scale)
         ctx.save_for_backward(

@@ -10,14 +10,28 @@ from torch import Tensor
 
 from mmssl.losses.candidates import first_hits, no_negatives, over_present, positives, same
 
+# What compiled layers call; it has no public name.
+_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
 
 def edge(device: torch.device) -> int:
     """Rows and columns of a tile.
 
-    1280 fits into the cache of a processor, in which rows of a power of two bytes would fall on each other: 1024 and 2048 are
-    3 % slower. Elsewhere 8192, because each tile costs launches.
+    2048 fits into the cache of a processor, where smaller tiles are up to 8 % slower. Elsewhere 8192, because each tile costs
+    launches.
     """
-    return 1280 if device.type == "cpu" else 8192
+    return 2048 if device.type == "cpu" else 8192
+
+
+def inner_products(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y.T without gradient, [n, m] of [n, k] and [m, k].
+
+    In float32 on a processor by oneDNN, which is 4 to 9 % faster at tiles than the library behind `torch.mm` (MKL, on AMD Zen 4).
+    """
+    if _LINEAR is None or x.device.type != "cpu" or x.dtype != torch.float32:
+        return x @ y.T
+    made: Tensor = _LINEAR(x, y, None, "none", [], "")
+    return made
 
 
 @dataclass(frozen=True)
@@ -39,15 +53,14 @@ class Block:
     size: int
 
     def __iter__(self) -> Iterator[Tile]:
-        """All tiles, row by row. They share one buffer: a tile is valid until the next one is asked for."""
-        buffer = self.a.new_empty(min(self.size, len(self.a)) * min(self.size, len(self.b)))
+        """All tiles, row by row. A tile is valid until the next one is asked for: there is memory for one at a time."""
         for i in range(0, len(self.a), self.size):
             scaled = self.a[i : i + self.size] * self.scale
             for j in range(0, len(self.b), self.size):
                 candidates = self.b[j : j + self.size]
-                logits = buffer[: len(scaled) * len(candidates)].view(len(scaled), len(candidates))
-                torch.mm(scaled, candidates.T, out=logits)
+                logits = inner_products(scaled, candidates)
                 yield Tile(logits, scaled, candidates, i, j, self.offset + i - j)
+                logits.untyped_storage().resize_(0)
 
 
 @dataclass(frozen=True)
@@ -190,6 +203,7 @@ def candidate_counts(target: Tensor, candidates: int, present: Tensor | None, id
     return torch.cat([candidates - x.sum(1) for x in out if x is not None]).double()
 
 
-def dot(x: Tensor, y: Tensor, size: int) -> Tensor:
-    """The sum of all products of two [B, E], [], without a third one: `size` rows at a time."""
-    return torch.stack([(part * other).sum() for part, other in zip(x.split(size), y.split(size), strict=True)]).sum()
+def row_dots(x: Tensor, y: Tensor, size: int) -> Tensor:
+    """[B] float64, <x_i, y_i> of two [B, E], `size` rows at a time. Products are rounded as their type is, sums are not."""
+    parts = zip(x.split(size), y.split(size), strict=True)
+    return torch.cat([(part * other).sum(1, dtype=torch.float64) for part, other in parts])

@@ -82,7 +82,7 @@ def test_gradient_of_one_input_alone(wanted: tuple[bool, bool, bool]) -> None:
 @pytest.mark.parametrize("spread", [0.0, 0.3])
 def test_float32_at_scale_100_is_close_to_float64(spread: float) -> None:
     """Random pairs, and pairs that belong together as in a trained model, over several tiles."""
-    a, b = unit_rows(1500, 64, seed=3)
+    a, b = unit_rows(1500, 512, seed=3)
     b = F.normalize(b + spread * a, dim=-1)
     a, b = a.float(), b.float()
     exact = with_gradients(info_nce, a.double(), b.double(), double(100.0))
