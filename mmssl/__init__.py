@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmssl.recipe.model import Model, load
     from mmssl.recipe.recipe import Recipe
-    from mmssl.recipe.run_folder import Model, find_recipe, load
+    from mmssl.recipe.shipped import find_recipe
 
 __version__ = "0.1.0"
 __all__ = ["Model", "Recipe", "__version__", "find_recipe", "load"]
@@ -24,8 +25,12 @@ def __getattr__(name: str) -> Any:
         from mmssl.recipe.recipe import Recipe
 
         return Recipe
-    if name in ("Model", "find_recipe", "load"):
-        from mmssl.recipe import run_folder
+    if name == "find_recipe":
+        from mmssl.recipe.shipped import find_recipe
 
-        return getattr(run_folder, name)
+        return find_recipe
+    if name in ("Model", "load"):
+        from mmssl.recipe import model
+
+        return getattr(model, name)
     raise AttributeError(f"module 'mmssl' has no attribute {name!r}")

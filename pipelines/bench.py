@@ -13,8 +13,8 @@ from pipelines.progress import progress_bar
 
 if TYPE_CHECKING:
     from mmssl.core.batch import Needs
-    from mmssl.data.data_config import DataConfig
     from mmssl.data.modality import Modality
+    from mmssl.data.stream.config import DataConfig
 
 app = typer.Typer(
     help="Measure how fast parts of a run are on this machine.",
@@ -56,7 +56,7 @@ def data(
 
     `mmssl bench data my_recipe.yaml data.workers=8`
     """
-    from mmssl.data.speed import measure
+    from mmssl.curation.speed import measure
 
     settings, modalities, needs, usual_batch = _recipe(targets) or _shards(targets, size)
     if workers is not None:
@@ -80,7 +80,7 @@ Parts = tuple["DataConfig", "Mapping[str, Modality]", "Needs", int]
 
 def _recipe(targets: list[str]) -> Parts | None:
     """Data, modalities, needs and batch size of a recipe; None if the targets are shards."""
-    from mmssl.recipe.run_folder import find_recipe
+    from mmssl.recipe.shipped import find_recipe
 
     first = Path(targets[0])
     if first.suffix == ".tar" or first.is_dir() or any(mark in targets[0] for mark in "{*"):
@@ -93,13 +93,13 @@ def _recipe(targets: list[str]) -> Parts | None:
 def _shards(targets: list[str], size: int) -> Parts:
     """The same for plain shards: pictures, videos, sounds, captions and labels, as far as the shards have them."""
     from mmssl.core.errors import DataError
-    from mmssl.data.audio import AudioConfig
-    from mmssl.data.data_config import DataConfig
-    from mmssl.data.image import ImageConfig
-    from mmssl.data.label import LabelConfig
-    from mmssl.data.pack_items import SOUNDS
-    from mmssl.data.text import TextConfig
-    from mmssl.data.video import VideoConfig
+    from mmssl.data.media.container import SOUNDS
+    from mmssl.data.modalities.audio import AudioConfig
+    from mmssl.data.modalities.image import ImageConfig
+    from mmssl.data.modalities.label import LabelConfig
+    from mmssl.data.modalities.text import TextConfig
+    from mmssl.data.modalities.video import VideoConfig
+    from mmssl.data.stream.config import DataConfig
 
     data = DataConfig(shards=tuple(targets))
     (source,) = data.open()

@@ -99,7 +99,7 @@ def _imports() -> Iterator[Finding]:
 
 def _torchcodec() -> Finding:
     """Optional: whether videos may be decoded by it."""
-    from mmssl.data.media_torchcodec import torchcodec_failure
+    from mmssl.data.media.torchcodec import torchcodec_failure
 
     failure = torchcodec_failure()
     if failure is None:
@@ -128,7 +128,7 @@ def _processes() -> Finding:
     import torch.distributed as dist
 
     from mmssl.core.errors import RecipeError
-    from mmssl.training.launcher import asked_parallel
+    from mmssl.training.runtime.launcher import asked_parallel
 
     if not dist.is_available():
         return Finding("note", "processes", "this torch has no torch.distributed: one process only")
@@ -175,6 +175,6 @@ def _resources() -> Iterator[Finding]:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import single
+    from pipelines.command import single
 
     single(doctor)

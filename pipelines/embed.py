@@ -38,10 +38,10 @@ def embed(
     `accelerate launch --num_processes 8 -m pipelines.embed runs/vit_b_32 --shards test --out embeddings`
     """
     from mmssl.evaluation.embed import write_embeddings
-    from mmssl.recipe.run_folder import load
-    from mmssl.training.console import say
-    from mmssl.training.launch import Launch
-    from pipelines.cli import one_of
+    from mmssl.recipe.model import load
+    from mmssl.training.runtime.console import say
+    from mmssl.training.runtime.launch import Launch
+    from pipelines.command import one_of
 
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
     try:
@@ -71,6 +71,6 @@ def embed(
 
 
 if __name__ == "__main__":
-    from pipelines.cli import single
+    from pipelines.command import single
 
     single(embed)

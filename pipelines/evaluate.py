@@ -12,8 +12,8 @@ from pipelines.outputs import file_to_write
 
 if TYPE_CHECKING:
     from mmssl.core.evaluator import Evaluator, Score
-    from mmssl.recipe.run_folder import Model
-    from mmssl.training.launch import Launch
+    from mmssl.recipe.model import Model
+    from mmssl.training.runtime.launch import Launch
 
 MORE = Annotated[
     list[str] | None,
@@ -82,10 +82,10 @@ def evaluate(
     `accelerate launch --num_processes 8 -m pipelines.evaluate runs/vit_b_32 suite.yaml`
     """
     from mmssl.core.distributed import is_main
-    from mmssl.evaluation.report import write_results
     from mmssl.recipe.suite import evaluation_modalities
-    from mmssl.training.launch import Launch
-    from pipelines.cli import one_of
+    from mmssl.reporting.report import write_results
+    from mmssl.training.runtime.launch import Launch
+    from pipelines.command import one_of
 
     choice: Literal["best", "last"] = one_of("--which", which, ("best", "last"))
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
@@ -106,7 +106,7 @@ def evaluate(
 
 def measure(model: Model, evaluators: dict[str, Evaluator]) -> Results:
     """Run evaluators one after the other and print their scores; every process of a launch must call."""
-    from mmssl.training.console import say
+    from mmssl.training.runtime.console import say
 
     results: Results = {}
     for name, evaluator in evaluators.items():
@@ -130,7 +130,8 @@ def _suite_and_overrides(more: list[str]) -> tuple[Path | None, list[str]]:
 
 def _model(path: Path, which: Literal["best", "last"], launch: Launch, ema: bool, overrides: list[str]) -> Model:
     """The model of a run folder or checkpoint folder, or, untrained, of a recipe."""
-    from mmssl.recipe.run_folder import find_recipe, load, shipped_recipes, start_of
+    from mmssl.recipe.model import load, start_of
+    from mmssl.recipe.shipped import find_recipe, shipped_recipes
 
     if path.suffix in (".yaml", ".yml") or (str(path) in shipped_recipes() and not path.exists()):
         return start_of(find_recipe(str(path), overrides), device=launch.device)
@@ -169,7 +170,7 @@ def _from_flags(
     pair: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluators as a suite would write them."""
-    from mmssl.data.text import TextModality
+    from mmssl.data.modalities.text import TextModality
 
     texts = [name for name in model.recipe.encoders if isinstance(model.modalities[name], TextModality)]
     others = [name for name in model.recipe.encoders if name not in texts]
@@ -202,6 +203,6 @@ def _from_flags(
 
 
 if __name__ == "__main__":
-    from pipelines.cli import single
+    from pipelines.command import single
 
     single(evaluate)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmssl.interop.open_clip import ClipState
-    from mmssl.recipe.run_folder import Model
+    from mmssl.recipe.model import Model
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
@@ -34,9 +34,9 @@ def export(
 
     from mmssl.core.errors import DataError
     from mmssl.interop.open_clip import to_open_clip
-    from mmssl.recipe.run_folder import load
-    from mmssl.training.console import say
-    from pipelines.cli import one_of
+    from mmssl.recipe.model import load
+    from mmssl.training.runtime.console import say
+    from pipelines.command import one_of
 
     if (out / CONFIG).exists():
         raise DataError(f"{out} holds a model already: choose another folder, or remove it")
@@ -58,11 +58,11 @@ def open_clip_form(model: Model, ema: bool) -> tuple[dict[str, Any], ClipState]:
         RecipeError: a model that open_clip's CLIP cannot express; says what of it.
     """
     from mmssl.core.errors import RecipeError
-    from mmssl.data.text import TextConfig
-    from mmssl.data.tokenizers import ClipTokenizerConfig
+    from mmssl.data.modalities.text import TextConfig
+    from mmssl.data.modalities.tokenizers import ClipTokenizerConfig
     from mmssl.encoders.text_transformer import TextTransformerConfig
     from mmssl.interop.open_clip import ClipState, ImageConfig, open_clip_config
-    from mmssl.training.checkpoint import load_weights
+    from mmssl.training.checkpoints.read import load_weights
 
     encoders, heads = model.recipe.encoders, model.embedding.heads
     images = {name: config for name in heads if isinstance(config := encoders[name], ImageConfig)}

@@ -41,7 +41,7 @@ def pretrain(
 
     `accelerate launch --config_file configs/accelerate/fsdp2.yaml -m pipelines.pretrain my_recipe.yaml`
     """
-    from mmssl.recipe.run_folder import find_recipe
+    from mmssl.recipe.shipped import find_recipe
 
     wanted = find_recipe(recipe, overrides or [])
     if dry_run:
@@ -56,11 +56,12 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
     Returns:
         The latest scores, "<evaluator>/<metric>".
     """
-    from mmssl.recipe.run_folder import check_resumable, load
-    from mmssl.training.checkpoint import FOLDER, checkpoints
-    from mmssl.training.console import say
-    from mmssl.training.lock import on_main
-    from pipelines.reporting import report_run
+    from mmssl.recipe.model import load
+    from mmssl.recipe.resume import check_resumable
+    from mmssl.reporting.run_report import report_run
+    from mmssl.training.checkpoints.read import FOLDER, checkpoints
+    from mmssl.training.runtime.console import say
+    from mmssl.training.runtime.lock import on_main
 
     launch = recipe.launch()
     try:
@@ -80,8 +81,8 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
 
 def try_out(recipe: Recipe) -> None:
     """One step on one batch: what the run would be, without writing anything."""
-    from mmssl.training.console import say
-    from mmssl.training.optim import describe_groups
+    from mmssl.training.runtime.console import say
+    from mmssl.training.steps.optim import describe_groups
 
     # Beginning an audit takes away what a run has written there.
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"audit": None})})
@@ -111,6 +112,6 @@ def try_out(recipe: Recipe) -> None:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import single
+    from pipelines.command import single
 
     single(pretrain)

@@ -51,11 +51,12 @@ def quickstart(
 
     `mmssl quickstart --modalities video,audio`
     """
-    from mmssl.evaluation.report import write_results
-    from mmssl.recipe.run_folder import find_recipe, load
-    from mmssl.training.console import say
+    from mmssl.recipe.model import load
+    from mmssl.recipe.shipped import find_recipe
+    from mmssl.reporting.report import write_results
+    from mmssl.reporting.run_report import report_run
+    from mmssl.training.runtime.console import say
     from pipelines.pretrain import run
-    from pipelines.reporting import report_run
 
     name = recipe_for(modalities)
     out = out or Path("quickstart" if name == "quickstart/image_text" else name.replace("/", "_"))
@@ -108,11 +109,11 @@ def recipe_for(modalities: str) -> str:
 def write_shards(name: str, out: Path, progress: Any) -> None:
     """Make the data that the recipe reads."""
     if "video" in name:
-        from mmssl.data import moving_scenes
+        from mmssl.datasets import moving_scenes
 
         moving_scenes.write(out / "clips", **CLIPS, progress=progress)
     else:
-        from mmssl.data import digit_scenes
+        from mmssl.datasets import digit_scenes
 
         digit_scenes.write(out / "shards", progress=progress)
 
@@ -140,7 +141,7 @@ def quoted(value: Any) -> str:
 
 def untrained_probes(recipe: Recipe) -> dict[str, float]:
     """Accuracy of the recipe's linear probes on its encoders as they are before training, by evaluator."""
-    from mmssl.recipe.run_folder import start_of
+    from mmssl.recipe.model import start_of
 
     model = start_of(recipe)
     built = recipe.build_evaluators(model.modalities)
@@ -220,6 +221,6 @@ def table_rows(evaluator: Any, scores: Mapping[str, Any]) -> list[tuple[str, str
 
 
 if __name__ == "__main__":
-    from pipelines.cli import single
+    from pipelines.command import single
 
     single(quickstart)

@@ -73,10 +73,10 @@ def pack(
     `mmssl shards pack cifar10-train.npz shards/cifar10/train`
     """
     from mmssl.core.errors import RecipeError
-    from mmssl.data.pack import PackConfig
-    from mmssl.data.pack import pack as write
+    from mmssl.curation.pack import PackConfig
+    from mmssl.curation.pack import pack as write
     from mmssl.recipe.validate import validate_text
-    from mmssl.training.console import say
+    from mmssl.training.runtime.console import say
 
     if not captions and template:
         raise RecipeError("--template and --no-captions: templates would have no effect: leave one of the two out")
@@ -145,9 +145,9 @@ def index(
 
     `mmssl shards index 'https://host/train/{000000..000099}.tar' --out sidecars`
     """
-    from mmssl.data.remote_shards import CacheConfig
-    from mmssl.data.sidecars import check_sidecars, write_sidecars
-    from mmssl.training.console import say
+    from mmssl.data.shards.remote import CacheConfig
+    from mmssl.data.shards.sidecars import check_sidecars, write_sidecars
+    from mmssl.training.runtime.console import say
 
     remote = CacheConfig(folder=cache).build(allow_pipe)
     with progress_bar("checking" if verify else "indexing") as progress:
@@ -171,8 +171,8 @@ def check(
 
     Example: `mmssl shards check 'shards/train/{000000..000099}.tar' --require jpg --require txt`
     """
-    from mmssl.data.check import check as audit
-    from mmssl.data.remote_shards import CacheConfig
+    from mmssl.curation.check import check as audit
+    from mmssl.data.shards.remote import CacheConfig
 
     with progress_bar("checking") as progress:
         report = audit(
@@ -219,8 +219,8 @@ def stats(
     """
     from dataclasses import asdict
 
-    from mmssl.data.remote_shards import CacheConfig
-    from mmssl.data.stats import stats as measure
+    from mmssl.curation.stats import stats as measure
+    from mmssl.data.shards.remote import CacheConfig
     from pipelines.spectrogram_stats import front_end_stats
 
     remote = CacheConfig(folder=cache).build(allow_pipe)

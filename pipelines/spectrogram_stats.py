@@ -11,7 +11,7 @@ from mmssl.core.errors import DataError, RecipeError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmssl.data.remote_shards import Remote
+    from mmssl.data.shards.remote import Remote
     from mmssl.encoders.spectrogram import FrontEnd, FrontEndSettings
 
 
@@ -51,10 +51,10 @@ def front_end_stats(shards: Sequence[str], name: str, *, sample: int, remote: Re
     """
     import numpy as np
 
-    from mmssl.data.audio import AudioConfig, Channels
-    from mmssl.data.decode import iterate
-    from mmssl.data.index import ShardIndex
-    from mmssl.data.pack_items import SOUNDS, VIDEOS
+    from mmssl.data.media.container import SOUNDS, VIDEOS
+    from mmssl.data.modalities.audio import AudioConfig, Channels
+    from mmssl.data.samples import iterate
+    from mmssl.data.shards.index import ShardIndex
     from mmssl.encoders.spectrogram import measure
 
     front_end = _front_end(name)

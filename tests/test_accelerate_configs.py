@@ -10,7 +10,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-from mmssl.training.launcher import asked_parallel, check_launcher
+from mmssl.training.runtime.launcher import asked_parallel, check_launcher
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs/accelerate"
 WANTED = {

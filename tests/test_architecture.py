@@ -12,20 +12,38 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     "mmssl.core": 0, "mmssl.losses": 0,
     "mmssl.data": 1, "mmssl.encoders": 1, "mmssl.heads": 1,
-    "mmssl.objectives": 2, "mmssl.evaluation": 2, "mmssl.interop": 2,
+    "mmssl.curation": 2, "mmssl.datasets": 2, "mmssl.objectives": 2, "mmssl.evaluation": 2, "mmssl.interop": 2,
     "mmssl.training": 3,
     "mmssl.recipe": 4,
-    "pipelines": 5,
+    "mmssl.reporting": 5,
+    "pipelines": 6,
 }  # fmt: skip
+CONTRACT = ("mmssl.core", "mmssl.data.modality", "mmssl.data.timeline")
+SHARDS, MEDIA = "mmssl.data.shards", "mmssl.data.media"
+MODALITIES, SAMPLES = "mmssl.data.modalities", "mmssl.data.samples"
+SYNCHRONIZED, STREAM = "mmssl.data.synchronized", "mmssl.data.stream"
+MAY_IMPORT = {
+    "mmssl.data.modality": ("mmssl.core", "mmssl.data.timeline"),
+    "mmssl.data.timeline": ("mmssl.core",),
+    SHARDS: CONTRACT,
+    MEDIA: CONTRACT,
+    MODALITIES: (*CONTRACT, MEDIA),
+    SAMPLES: (*CONTRACT, SHARDS),
+    SYNCHRONIZED: (*CONTRACT, SHARDS, MEDIA, MODALITIES, SAMPLES),
+    STREAM: (*CONTRACT, SHARDS, SAMPLES, SYNCHRONIZED),
+}
+"""The rooms of the data floor: what of mmssl each may import besides itself."""
+ABOVE = ("mmssl.curation", "mmssl.datasets", "mmssl.reporting")
+"""Imported by pipelines and tools only."""
 ROOMS = {
-    "accelerate": ("mmssl/training/launch.py", "mmssl/training/step.py"),
-    "timm": ("mmssl/encoders/timm_.py",),
-    "open_clip": ("mmssl/encoders/open_clip_.py", "mmssl/interop/", "mmssl/data/text.py", "mmssl/data/tokenizers.py"),
-    "transformers": ("mmssl/encoders/hf_", "mmssl/interop/", "mmssl/data/text.py", "mmssl/data/tokenizers.py"),
-    "webdataset": ("mmssl/data/",),
-    "av": ("mmssl/data/",),
-    "torchcodec": ("mmssl/data/media_torchcodec.py",),
-    "soundfile": ("mmssl/data/",),
+    "accelerate": ("mmssl/training/runtime/launch.py", "mmssl/training/steps/plain.py"),
+    "timm": ("mmssl/encoders/adapters/timm.py",),
+    "open_clip": ("mmssl/encoders/adapters/open_clip.py", "mmssl/interop/", "mmssl/data/modalities/"),
+    "transformers": ("mmssl/encoders/adapters/transformers", "mmssl/interop/", "mmssl/data/modalities/"),
+    "webdataset": ("mmssl/data/shards/",),
+    "av": ("mmssl/data/media/",),
+    "torchcodec": ("mmssl/data/media/torchcodec.py",),
+    "soundfile": ("mmssl/data/media/",),
     "pickle": (),
 }
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LOOP = 330, 70, 120
@@ -70,6 +88,41 @@ def test_floors_import_only_lower_floors() -> None:
             theirs = package(module)
             if theirs is not None and theirs != mine and FLOORS[theirs] >= FLOORS[mine]:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_rooms_of_the_data_floor_import_what_they_may(room: str) -> None:
+    may = (room, *MAY_IMPORT[room])
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in sources("mmssl/data")
+        if _within(".".join(path.relative_to(ROOT).with_suffix("").parts), room)
+        for line, module in imports(path)
+        if module.startswith("mmssl.") and not any(_within(module, name) for name in may)
+        if module != "mmssl.data"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def _within(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+def test_every_file_of_the_data_floor_is_in_a_room() -> None:
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources("mmssl/data")]
+    homeless = [n for n in names if not any(_within(n, room) for room in MAY_IMPORT) and n != "mmssl.data.__init__"]
+    assert not homeless
+
+
+def test_what_stands_above_a_run_is_imported_by_verbs_only() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in sources("mmssl")
+        for line, module in imports(path)
+        for room in ABOVE
+        if _within(module, room) and package(module) != own_package(path)
+    ]
     assert not wrong, "\n".join(wrong)
 
 

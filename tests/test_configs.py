@@ -12,12 +12,12 @@ import pytest
 import safetensors.torch
 
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.data import digit_scenes, moving_scenes
-from mmssl.data.synchronized_time import TimeCrop
-from mmssl.data.video import VideoConfig
+from mmssl.data.modalities.video import VideoConfig
+from mmssl.data.synchronized.time import TimeCrop
+from mmssl.datasets import digit_scenes, moving_scenes
 from mmssl.interop.open_clip import ClipState, to_open_clip
 from mmssl.recipe.recipe import Recipe
-from mmssl.recipe.run_folder import find_recipe, shipped_recipes
+from mmssl.recipe.shipped import find_recipe, shipped_recipes
 from mmssl.recipe.strict_yaml import parse
 from mmssl.recipe.validate import validate_text
 

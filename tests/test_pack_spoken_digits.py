@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmssl.data.digit_render import CLASS_NAMES, to_wav
-from mmssl.data.index import ShardIndex
+from mmssl.data.shards.index import ShardIndex
+from mmssl.datasets.digit_render import CLASS_NAMES, to_wav
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "pack_spoken_digits.py"
 SPEAKERS = ("george", "theo")

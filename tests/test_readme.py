@@ -13,7 +13,7 @@ import typer
 from pydantic import TypeAdapter
 
 from mmssl.recipe.recipe import Recipe
-from mmssl.recipe.run_folder import shipped_recipes
+from mmssl.recipe.shipped import shipped_recipes
 from mmssl.recipe.strict_yaml import parse as parse_yaml
 from pipelines import cli, evaluate, pretrain
 

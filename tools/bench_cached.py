@@ -31,9 +31,9 @@ def measure(kind: str, pairs: int, micro_batch: int, threads: int) -> dict[str, 
     from mmssl.encoders.text_transformer import TextTransformerConfig
     from mmssl.encoders.vit import VisionTransformerConfig
     from mmssl.objectives.clip import ClipConfig
-    from mmssl.training.cached import CachedStepConfig
-    from mmssl.training.launch import Launch
-    from mmssl.training.step import PlainStepConfig
+    from mmssl.training.runtime.launch import Launch
+    from mmssl.training.steps.cached import CachedStepConfig
+    from mmssl.training.steps.plain import PlainStepConfig
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

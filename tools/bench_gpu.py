@@ -129,7 +129,7 @@ def input_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[
     import bench_loader
     import gpu_steps as gpu
 
-    from mmssl.training.prefetch import DeviceStream
+    from mmssl.training.steps.prefetch import DeviceStream
 
     name, model = max(models.items(), key=lambda item: item[1].batch)  # the fastest, which wants most
     samples = options.batch or model.batch

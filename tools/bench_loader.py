@@ -84,9 +84,9 @@ def synthetic(ordinal: int) -> dict[str, bytes]:
 def our_batches(shards: list[str], batch: int, workers: int) -> Iterator[Any]:
     """Endless batches of this project."""
     sys.path.insert(0, str(TOOLS.parent))
-    from mmssl.data.data_config import DataConfig
-    from mmssl.data.image import ImageConfig
-    from mmssl.data.text import TextConfig
+    from mmssl.data.modalities.image import ImageConfig
+    from mmssl.data.modalities.text import TextConfig
+    from mmssl.data.stream.config import DataConfig
 
     modalities = {"image": ImageConfig(size=SIZE).build("image"), "text": TextConfig().build("text")}
     needs = {"image": {"crop": 1}, "text": {"tokens": 1}}

@@ -30,10 +30,10 @@ from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner
 from mmssl.interop.open_clip import encoder_configs, from_open_clip
 from mmssl.objectives.clip import ClipConfig
-from mmssl.training.launch import Launch
-from mmssl.training.optim import AdamWConfig
-from mmssl.training.state import TrainState
-from mmssl.training.step import PlainStepConfig
+from mmssl.training.runtime.launch import Launch
+from mmssl.training.steps.optim import AdamWConfig
+from mmssl.training.steps.plain import PlainStepConfig
+from mmssl.training.steps.state import TrainState
 
 RATE, DECAY = 5e-4, 0.2
 Step = Callable[[], float]

@@ -53,8 +53,8 @@ def readers(shards: list[Path], samples: int) -> dict[str, Callable[[], int]]:
     import webdataset as wds
 
     sys.path.insert(0, str(ROOT))
-    from mmssl.data.index import ShardIndex
-    from mmssl.data.shard_table import write_sidecar
+    from mmssl.data.shards.index import ShardIndex
+    from mmssl.data.shards.table import write_sidecar
 
     for shard in shards:
         write_sidecar(shard)

@@ -20,7 +20,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from mmssl.data.text import TextConfig, TextModality
+from mmssl.data.modalities.text import TextConfig, TextModality
 from mmssl.evaluation.common import inference
 from mmssl.evaluation.zero_shot import build_classifier
 from mmssl.interop.open_clip import load_open_clip

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmssl.data import moving_scenes
-from mmssl.recipe.run_folder import find_recipe
+from mmssl.datasets import moving_scenes
+from mmssl.recipe.shipped import find_recipe
 from pipelines.quickstart import CLIPS
 
 RECIPE = "quickstart/video_audio"

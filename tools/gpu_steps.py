@@ -25,12 +25,12 @@ from mmssl.core.objective import Learner
 from mmssl.encoders.text_transformer import TextTransformerConfig, trim_padding
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.clip import ClipConfig
-from mmssl.training.cached import CachedStepConfig
-from mmssl.training.compilation import compile_encoders
-from mmssl.training.launch import Launch
-from mmssl.training.optim import AdamWConfig
-from mmssl.training.state import Stream, TrainState
-from mmssl.training.step import PlainStepConfig
+from mmssl.training.runtime.launch import Launch
+from mmssl.training.steps.cached import CachedStepConfig
+from mmssl.training.steps.compilation import compile_encoders
+from mmssl.training.steps.optim import AdamWConfig
+from mmssl.training.steps.plain import PlainStepConfig
+from mmssl.training.steps.state import Stream, TrainState
 
 CONTEXT, WORDS, LEARNING_RATE, WARM = 77, 49408, 1e-5, 3
 FEWEST, ENOUGH = 3, 10.0

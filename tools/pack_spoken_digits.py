@@ -30,9 +30,9 @@ import numpy as np
 from PIL import Image
 
 from mmssl.core.seeding import generator
-from mmssl.data.digit_render import CLASS_NAMES, TEMPLATES
-from mmssl.data.shard_table import write_sidecar
-from mmssl.data.shard_writer import Manifest, claim, remove_stale, write_shard
+from mmssl.data.shards.table import write_sidecar
+from mmssl.data.shards.writer import Manifest, claim, remove_stale, write_shard
+from mmssl.datasets.digit_render import CLASS_NAMES, TEMPLATES
 
 TEST_SHARE = 0.2  # of the scans of each digit
 OWN_TEST = range(5)  # numbers of recordings that the data set's authors set aside for testing

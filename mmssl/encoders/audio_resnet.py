@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmssl.core.encoder import Features
-from mmssl.encoders.adapter import refuse_masks
+from mmssl.encoders.adapters.adapter import refuse_masks
 from mmssl.encoders.positions import fit_columns
 from mmssl.encoders.resnet import Stages, StagesConfig
 from mmssl.encoders.spectrogram import FrontEndConfig, SoundEncoderConfig

@@ -12,13 +12,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.encoder import Encoder, EncoderConfig, Features
-from mmssl.encoders.adapter import refuse_masks
-from mmssl.encoders.hf_ import HfVisionConfig
-from mmssl.encoders.open_clip_ import OpenClipConfig
+from mmssl.encoders.adapters.adapter import refuse_masks
+from mmssl.encoders.adapters.open_clip import OpenClipConfig
+from mmssl.encoders.adapters.timm import TimmConfig
+from mmssl.encoders.adapters.transformers import HfVisionConfig
 from mmssl.encoders.pixels import as_frames
 from mmssl.encoders.positions import fit_columns, resize_positions, sinusoidal_positions
 from mmssl.encoders.resnet import ResNetConfig
-from mmssl.encoders.timm_ import TimmConfig
 from mmssl.encoders.transformer import Transformer
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.encoders.weights import finish

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.encoder import Encoder, EncoderConfig, Features
-from mmssl.encoders.adapter import refuse_masks
+from mmssl.encoders.adapters.adapter import refuse_masks
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
 from mmssl.encoders.positions import Grid, fit_positions, resize_positions
 from mmssl.encoders.weights import finish

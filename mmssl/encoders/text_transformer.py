@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.encoder import Encoder, EncoderConfig, Features
-from mmssl.encoders.open_clip_names import to_open_clip
+from mmssl.encoders.adapters.open_clip_names import to_open_clip
 from mmssl.encoders.packing import Packing
 from mmssl.encoders.token_masking import TokenMasking, mask_tokens
 from mmssl.encoders.transformer import Activation, Transformer

@@ -20,9 +20,9 @@ from mmssl.core.batch import Batch
 from mmssl.core.config import Config, Duration
 from mmssl.core.errors import DataError, NumericError, RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
-from mmssl.data.index import ShardIndex
 from mmssl.data.modality import Modality
-from mmssl.data.stream import EvalStream
+from mmssl.data.shards.index import ShardIndex
+from mmssl.data.stream.batches import EvalStream
 from mmssl.evaluation.ranking import exact_products
 
 log = logging.getLogger(__name__)

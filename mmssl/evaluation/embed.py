@@ -18,9 +18,9 @@ from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
-from mmssl.data.index import ShardIndex
 from mmssl.data.modality import Modality
-from mmssl.data.stream import EvalStream
+from mmssl.data.shards.index import ShardIndex
+from mmssl.data.stream.batches import EvalStream
 from mmssl.evaluation.common import inference, require_usable, unpack
 
 

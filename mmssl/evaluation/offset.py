@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Score
-from mmssl.data.decode import decode_members, find_members, read_extents
-from mmssl.data.index import RawSample
 from mmssl.data.modality import Modality
+from mmssl.data.samples import decode_members, find_members, read_extents
+from mmssl.data.shards.index import RawSample
 from mmssl.evaluation.common import require_modalities
 from mmssl.evaluation.ranking import choices, pair_ranks
 from mmssl.evaluation.relations import Pieces, RelationConfig, RelationEvaluator

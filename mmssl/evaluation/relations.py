@@ -17,9 +17,9 @@ from mmssl.core import distributed
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator, Score
-from mmssl.data.decode import BadSample, read_sample
-from mmssl.data.index import RawSample, ShardIndex
 from mmssl.data.modality import Modality
+from mmssl.data.samples import BadSample, read_sample
+from mmssl.data.shards.index import RawSample, ShardIndex
 from mmssl.evaluation.common import PairConfig, agreed, inference, require_usable
 
 log = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Score
-from mmssl.data.audio import AudioModality
-from mmssl.data.decode import decode_members, find_members
-from mmssl.data.index import RawSample
+from mmssl.data.modalities.audio import AudioModality
+from mmssl.data.modalities.text import TextModality
 from mmssl.data.modality import Modality
-from mmssl.data.negatives import Negative
-from mmssl.data.synchronized_operation import Skip, transform
-from mmssl.data.text import TextModality
+from mmssl.data.samples import decode_members, find_members
+from mmssl.data.shards.index import RawSample
+from mmssl.data.synchronized.negatives import Negative
+from mmssl.data.synchronized.operation import Skip, transform
 from mmssl.evaluation.common import require_modalities
 from mmssl.evaluation.ranking import choices
 from mmssl.evaluation.relations import Pieces, RelationConfig, RelationEvaluator

@@ -15,8 +15,8 @@ from mmssl.core import distributed
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, RecipeError
 from mmssl.core.evaluator import Evaluator, Score
+from mmssl.data.modalities.text import TextModality
 from mmssl.data.modality import Modality
-from mmssl.data.text import TextModality
 from mmssl.evaluation.common import (
     Collected,
     EvaluatorConfig,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel, Encoder
 from mmssl.core.errors import CheckpointError
-from mmssl.encoders import open_clip_names
+from mmssl.encoders.adapters import open_clip_names
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels
 from mmssl.encoders.resnet import ResNetConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from mmssl.core.objective import Objective
-from mmssl.data.audio import AudioConfig
-from mmssl.data.data_config import DataConfig
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import ModalityConfig
-from mmssl.data.synchronized_space import Flip
-from mmssl.data.synchronized_time import TimeCrop
-from mmssl.data.video import VideoConfig
+from mmssl.data.stream.config import DataConfig
+from mmssl.data.synchronized.space import Flip
+from mmssl.data.synchronized.time import TimeCrop
 from mmssl.objectives.clip import Clip
 from mmssl.objectives.weighted import Weighted
 

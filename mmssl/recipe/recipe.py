@@ -19,12 +19,12 @@ from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner, Objective
 from mmssl.core.seeding import fold
-from mmssl.data.audio import AudioConfig
-from mmssl.data.data_config import DataConfig
-from mmssl.data.image import ImageConfig
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
-from mmssl.data.synchronized import mistakes
-from mmssl.data.video import VideoConfig
+from mmssl.data.stream.config import DataConfig
+from mmssl.data.synchronized.chain import mistakes
 from mmssl.encoders.spectrogram import SoundEncoderConfig
 from mmssl.recipe.checks import contradictions
 from mmssl.recipe.start import places, start_objective, weights_file
@@ -32,8 +32,9 @@ from mmssl.recipe.strict_yaml import scalar
 from mmssl.recipe.suite import evaluation_modalities
 from mmssl.recipe.unions import EncoderUnion, EvaluatorUnion, ModalityUnion, ObjectiveUnion
 from mmssl.recipe.validate import read, validate_text
-from mmssl.training.launch import Launch
+from mmssl.training.checkpoints.read import read_recipe
 from mmssl.training.run import Run, TrainingConfig
+from mmssl.training.runtime.launch import Launch
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -242,6 +243,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with every mistake, one a line.
     """
     return validate_text(Recipe, read(path), str(path), overrides)
+
+
+def saved_recipe(checkpoint: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that stands in a checkpoint, with overrides."""
+    return validate_text(Recipe, read_recipe(checkpoint), str(checkpoint / "recipe.yaml"), overrides)
 
 
 class _Dumper(yaml.SafeDumper):

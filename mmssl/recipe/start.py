@@ -11,8 +11,8 @@ from mmssl.core.errors import CheckpointError
 from mmssl.core.objective import Objective
 from mmssl.encoders.weights import read_state
 from mmssl.interop.open_clip import from_open_clip
-from mmssl.training.checkpoint import resolve
-from mmssl.training.tensors import load_exactly
+from mmssl.training.checkpoints.read import resolve
+from mmssl.training.checkpoints.tensors import load_exactly
 
 OURS = "objective."
 ADVICE = "give `objective` the settings of the model that was saved (embedding, heads, pairs, loss), or `weights` another file"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from mmssl.core.config import Config
-from mmssl.data.label import LabelConfig
+from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modality import Modality
 from mmssl.recipe.unions import EvaluatorUnion
 

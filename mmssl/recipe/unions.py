@@ -6,21 +6,21 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mmssl.data.audio import AudioConfig
-from mmssl.data.image import ImageConfig
-from mmssl.data.label import LabelConfig
-from mmssl.data.text import TextConfig
-from mmssl.data.video import VideoConfig
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.text import TextConfig
+from mmssl.data.modalities.video import VideoConfig
+from mmssl.encoders.adapters.open_clip import OpenClipConfig
+from mmssl.encoders.adapters.timm import TimmConfig
+from mmssl.encoders.adapters.transformers import HfTextConfig, HfVisionConfig
+from mmssl.encoders.adapters.transformers_audio import HfAstConfig, HfClapAudioConfig
 from mmssl.encoders.audio_resnet import AudioResNetConfig
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.frame_video import FrameVideoConfig
-from mmssl.encoders.hf_ import HfTextConfig, HfVisionConfig
-from mmssl.encoders.hf_audio import HfAstConfig, HfClapAudioConfig
-from mmssl.encoders.open_clip_ import OpenClipConfig
 from mmssl.encoders.resnet import ResNetConfig
 from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
-from mmssl.encoders.timm_ import TimmConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig

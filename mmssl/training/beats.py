@@ -13,14 +13,14 @@ from mmssl.core.distributed import gather_objects, is_main
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import CheckpointError, RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
-from mmssl.training.compilation import eagerly
-from mmssl.training.console import say
-from mmssl.training.jsonl import JsonLines, finite
-from mmssl.training.launch import Launch
-from mmssl.training.lock import on_main
-from mmssl.training.state import Best, TrainState
-from mmssl.training.step import StepReport
-from mmssl.training.store import CheckpointStore
+from mmssl.training.checkpoints.write import CheckpointStore
+from mmssl.training.runtime.console import say
+from mmssl.training.runtime.jsonl import JsonLines, finite
+from mmssl.training.runtime.launch import Launch
+from mmssl.training.runtime.lock import on_main
+from mmssl.training.steps.compilation import eagerly
+from mmssl.training.steps.plain import StepReport
+from mmssl.training.steps.state import Best, TrainState
 
 INPUT_BOUND = 0.1  # share of time waiting for data from which a faster input would speed the run up by a tenth or more
 

@@ -11,12 +11,12 @@ from mmssl.core.batch import Batch
 from mmssl.core.distributed import gather_objects, is_main
 from mmssl.core.errors import DataError, Interrupted, MmsslError, NumericError
 from mmssl.training.beats import EvaluateBeat, LogBeat, SaveBeat
-from mmssl.training.console import ProgressBar, say, show_counts
-from mmssl.training.jsonl import JsonLines
-from mmssl.training.optim import set_rate
-from mmssl.training.signals import HANDLED, StopSignals
-from mmssl.training.state import TrainState
-from mmssl.training.step import GradientStep, StepReport
+from mmssl.training.runtime.console import ProgressBar, say, show_counts
+from mmssl.training.runtime.jsonl import JsonLines
+from mmssl.training.runtime.signals import HANDLED, StopSignals
+from mmssl.training.steps.optim import set_rate
+from mmssl.training.steps.plain import GradientStep, StepReport
+from mmssl.training.steps.state import TrainState
 
 
 def train(

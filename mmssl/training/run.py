@@ -18,22 +18,22 @@ from mmssl.core.objective import Learner
 from mmssl.core.schedules import ScheduleConfig
 from mmssl.heads.batch_norm import SyncBatchNorm, synchronise
 from mmssl.training.beats import BestConfig, EvaluateBeat, Every, LogBeat, SaveBeat
-from mmssl.training.cached import CachedStepConfig
-from mmssl.training.compilation import CompileMode, compile_encoders
-from mmssl.training.console import say, show_drawn
-from mmssl.training.ema import EmaConfig
-from mmssl.training.jsonl import JsonLines
-from mmssl.training.launch import Device, Launch
-from mmssl.training.launcher import Parallel, Precision
-from mmssl.training.lock import RunLock, on_main
+from mmssl.training.checkpoints.manifest import write_atomically
+from mmssl.training.checkpoints.write import CheckpointStore
 from mmssl.training.loop import train
-from mmssl.training.manifest import write_atomically
-from mmssl.training.optim import OptimizerConfig, rate_factor
-from mmssl.training.prefetch import DeviceStream
-from mmssl.training.resolution import ResolutionStage, build_resolution
-from mmssl.training.state import Stream, TrainState
-from mmssl.training.step import AccumulatedStepConfig, GradientStep, PlainStepConfig
-from mmssl.training.store import CheckpointStore
+from mmssl.training.runtime.console import say, show_drawn
+from mmssl.training.runtime.jsonl import JsonLines
+from mmssl.training.runtime.launch import Device, Launch
+from mmssl.training.runtime.launcher import Parallel, Precision
+from mmssl.training.runtime.lock import RunLock, on_main
+from mmssl.training.steps.cached import CachedStepConfig
+from mmssl.training.steps.compilation import CompileMode, compile_encoders
+from mmssl.training.steps.ema import EmaConfig
+from mmssl.training.steps.optim import OptimizerConfig, rate_factor
+from mmssl.training.steps.plain import AccumulatedStepConfig, GradientStep, PlainStepConfig
+from mmssl.training.steps.prefetch import DeviceStream
+from mmssl.training.steps.resolution import ResolutionStage, build_resolution
+from mmssl.training.steps.state import Stream, TrainState
 
 ToSteps = Callable[[Duration], int]
 """Turns a duration of this run into steps."""

@@ -20,9 +20,9 @@ from mmssl.encoders.spec_augment import SpecAugmentConfig
 from mmssl.encoders.spectrogram import MelConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
-from mmssl.training.cached import CachedStep
-from mmssl.training.launch import Launch, Precision
-from mmssl.training.step import PlainStep
+from mmssl.training.runtime.launch import Launch, Precision
+from mmssl.training.steps.cached import CachedStep
+from mmssl.training.steps.plain import PlainStep
 from tests.contracts.test_objectives import (
     CASES,
     CONFIGS,

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Score
-from mmssl.data.audio import AudioConfig
-from mmssl.data.label import LabelConfig
-from mmssl.data.media_encode import encode_clip
+from mmssl.data.media.encode import encode_clip
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.text import TextConfig
+from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
-from mmssl.data.text import TextConfig
-from mmssl.data.video import VideoConfig
 from mmssl.recipe.unions import EvaluatorUnion
 from tests.data.make import Record, write
 from tests.distributed.processes import Processes

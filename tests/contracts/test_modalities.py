@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 
 from mmssl.core.seeding import generator
-from mmssl.data.audio import AudioConfig
-from mmssl.data.collate import Row, collate
-from mmssl.data.digit_render import to_wav
-from mmssl.data.image import ImageConfig
-from mmssl.data.label import LabelConfig
-from mmssl.data.media_encode import encode_clip
+from mmssl.data.media.encode import encode_clip
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.text import TextConfig
+from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import DecodeError, Modality
-from mmssl.data.text import TextConfig
+from mmssl.data.stream.collate import Row, collate
 from mmssl.data.timeline import Clip
-from mmssl.data.video import VideoConfig
+from mmssl.datasets.digit_render import to_wav
 from mmssl.recipe.unions import ModalityUnion
 
 RATE = 16_000

@@ -16,9 +16,9 @@ from mmssl.core.objective import Learner
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.clip import ClipConfig
-from mmssl.training.cached import CachedStep
-from mmssl.training.launch import Launch
-from mmssl.training.step import PlainStep
+from mmssl.training.runtime.launch import Launch
+from mmssl.training.steps.cached import CachedStep
+from mmssl.training.steps.plain import PlainStep
 from tests.contracts.test_objectives import CASES, SIZE, batch, build, error, whole_gradients
 from tests.distributed.processes import Processes
 

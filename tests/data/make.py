@@ -11,8 +11,8 @@ import numpy as np
 import webdataset as wds
 from PIL import Image
 
-from mmssl.data.index import ShardIndex
-from mmssl.data.shard_table import ShardTable
+from mmssl.data.shards.index import ShardIndex
+from mmssl.data.shards.table import ShardTable
 
 Record = dict[str, Any]
 

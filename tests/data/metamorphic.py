@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmssl.data.audio import AudioConfig
-from mmssl.data.label import LabelConfig
-from mmssl.data.media_encode import encode_clip
+from mmssl.data.media.encode import encode_clip
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.text import Captions, TextConfig
+from mmssl.data.modalities.video import VideoConfig
+from mmssl.data.modalities.video_views import ClipViewConfig
 from mmssl.data.modality import Modality
-from mmssl.data.moving_render import captions
-from mmssl.data.moving_scenes import MOTIONS, encode_scene, sample_scene
-from mmssl.data.text import Captions, TextConfig
 from mmssl.data.timeline import Clip
-from mmssl.data.video import VideoConfig
-from mmssl.data.video_views import ClipViewConfig
+from mmssl.datasets.moving_render import captions
+from mmssl.datasets.moving_scenes import MOTIONS, encode_scene, sample_scene
 from tests.data.estimators import beeps, caption_side, flashes, ink, positions
 
 __all__ = ["EDGE", "RATE", "Verdicts", "encode_clip", "judge", "modalities", "scenes", "with_caption"]

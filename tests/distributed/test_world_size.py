@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner
-from mmssl.training.cached import CachedStep
-from mmssl.training.launch import Launch
-from mmssl.training.step import PlainStep
+from mmssl.training.runtime.launch import Launch
+from mmssl.training.steps.cached import CachedStep
+from mmssl.training.steps.plain import PlainStep
 from tests.contracts import toys
 from tests.contracts.test_objectives import CONFIGS, SIMCLR, weighted
 from tests.distributed.processes import Processes

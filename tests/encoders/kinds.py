@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from mmssl.core.encoder import Encoder, EncoderConfig
+from mmssl.encoders.adapters.open_clip import OpenClipConfig
+from mmssl.encoders.adapters.timm import TimmConfig
+from mmssl.encoders.adapters.transformers import HfTextConfig, HfVisionConfig
+from mmssl.encoders.adapters.transformers_audio import HfAstConfig, HfClapAudioConfig
 from mmssl.encoders.audio_resnet import AudioResNetConfig
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.clap_front_end import ClapFrontEndConfig
 from mmssl.encoders.frame_video import FrameVideoConfig
-from mmssl.encoders.hf_ import HfTextConfig, HfVisionConfig
-from mmssl.encoders.hf_audio import HfAstConfig, HfClapAudioConfig
-from mmssl.encoders.open_clip_ import OpenClipConfig
 from mmssl.encoders.resnet import ResNetConfig
 from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.spectrogram import KaldiConfig, MelConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
-from mmssl.encoders.timm_ import TimmConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 
 START, END, VOCABULARY, CONTEXT = 97, 98, 99, 12

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmssl.core.errors import CheckpointError
-from mmssl.data import digit_scenes
+from mmssl.datasets import digit_scenes
 from mmssl.encoders.audio_transformer import AudioTransformer, AudioTransformerConfig
 from mmssl.recipe.recipe import Recipe
-from mmssl.recipe.run_folder import find_recipe
+from mmssl.recipe.shipped import find_recipe
 from mmssl.recipe.validate import validate_text
 
 FRONT_END: dict[str, Any] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmssl.encoders.open_clip_names import from_open_clip, to_open_clip
+from mmssl.encoders.adapters.open_clip_names import from_open_clip, to_open_clip
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.transformer import Attention, Block, DropPath, QuickGELU, Transformer
 

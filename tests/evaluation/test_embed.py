@@ -12,13 +12,13 @@ from torch import nn
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, NumericError
-from mmssl.data import digit_scenes, moving_scenes
-from mmssl.data.audio import AudioConfig
-from mmssl.data.decode import iterate
-from mmssl.data.image import ImageConfig
-from mmssl.data.index import ShardIndex
-from mmssl.data.text import TextConfig
-from mmssl.data.video import VideoConfig
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.modalities.text import TextConfig
+from mmssl.data.modalities.video import VideoConfig
+from mmssl.data.samples import iterate
+from mmssl.data.shards.index import ShardIndex
+from mmssl.datasets import digit_scenes, moving_scenes
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.spectrogram import MelConfig
 from mmssl.evaluation.embed import write_embeddings

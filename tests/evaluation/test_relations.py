@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel, Encoder, Features
 from mmssl.core.errors import DataError, NumericError, RecipeError
-from mmssl.data import moving_scenes
-from mmssl.data.audio import AudioConfig
-from mmssl.data.image import ImageConfig
-from mmssl.data.media_encode import encode_clip
+from mmssl.data.media.encode import encode_clip
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.modalities.text import TextConfig, TextModality
+from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
-from mmssl.data.text import TextConfig, TextModality
-from mmssl.data.video import VideoConfig
+from mmssl.datasets import moving_scenes
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.spectrogram import MelConfig
 from mmssl.evaluation.offset import OffsetConfig

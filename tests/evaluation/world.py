@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from mmssl.core.config import Config
 from mmssl.core.encoder import EmbeddingModel, Encoder, Features
-from mmssl.data.image import ImageConfig
-from mmssl.data.label import LabelConfig
+from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.text import TextConfig, TextModality
 from mmssl.data.modality import Modality
-from mmssl.data.text import TextConfig, TextModality
 from mmssl.evaluation.common import Collected, Items
 
 COLOURS = {

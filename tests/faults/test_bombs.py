@@ -16,17 +16,17 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmssl.data.check import check
-from mmssl.data.index import ShardIndex
+from mmssl.curation.check import check
+from mmssl.data.shards.index import ShardIndex
 from tests.data.make import Record, encode, noise, pairs, write
 
 PROGRAM = """
 import resource, sys
 from pathlib import Path
 from mmssl.core.errors import DataError
-from mmssl.data.audio import AudioConfig
-from mmssl.data.image import ImageConfig
-from mmssl.data.index import ShardIndex
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.shards.index import ShardIndex
 from mmssl.data.modality import DecodeError
 
 folder = Path(sys.argv[1])

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from mmssl.core.errors import CheckpointError, NumericError
-from mmssl.training import manifest
-from mmssl.training.checkpoint import load_weights, read_numbers, read_optimizer, read_recipe, resolve
-from mmssl.training.manifest import verify
+from mmssl.training.checkpoints import manifest
+from mmssl.training.checkpoints.manifest import verify
+from mmssl.training.checkpoints.read import load_weights, read_numbers, read_optimizer, read_recipe, resolve
 from mmssl.training.run import Run
 from tests.faults.forks import KILLED, in_child
 from tests.training.toys import assert_equal, make_run, tensors

@@ -13,8 +13,8 @@ import torch
 
 from mmssl.core.batch import Batch
 from mmssl.core.errors import DataError, MmsslError, NumericError
-from mmssl.training.jsonl import JsonLines
-from mmssl.training.step import PlainStep
+from mmssl.training.runtime.jsonl import JsonLines
+from mmssl.training.steps.plain import PlainStep
 from tests.training.toys import Stream, assert_equal, make_batch, make_learner, make_run, tensors
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from mmssl.core.errors import CheckpointError, Interrupted
-from mmssl.training.signals import HANDLED, StopSignals
-from mmssl.training.store import CheckpointStore
+from mmssl.training.checkpoints.write import CheckpointStore
+from mmssl.training.runtime.signals import HANDLED, StopSignals
 from tests.faults.forks import in_child
 from tests.training.toys import Distance, Stream, assert_equal, make_run, tensors
 

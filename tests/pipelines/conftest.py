@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.data import digit_scenes
+from mmssl.datasets import digit_scenes
 from pipelines import cli
+from pipelines.command import guarded
 
 RECIPE = {
     "name": "tiny",
@@ -51,7 +52,7 @@ class World:
 
     def mmssl(self, *arguments: object) -> int:
         """Run a command line in this process; returns its exit code."""
-        return cli.guarded(cli.full(), [str(argument) for argument in arguments])
+        return guarded(cli.full(), [str(argument) for argument in arguments])
 
     def pretrain(self, *overrides: str, recipe: Path | None = None) -> int:
         return self.mmssl("pretrain", recipe or self.recipe, *overrides)

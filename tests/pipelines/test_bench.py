@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.data import moving_scenes
-from mmssl.data.index import ShardIndex
+from mmssl.data.shards.index import ShardIndex
+from mmssl.datasets import moving_scenes
 from tests.data.make import encode, noise, pairs, write
 from tests.pipelines.conftest import World
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import mmssl
-from mmssl.training.checkpoint import checkpoints, load_weights, resolve
+from mmssl.training.checkpoints.read import checkpoints, load_weights, resolve
 from tests.data.make import encode, noise, write
 from tests.pipelines.conftest import World
 
@@ -142,7 +142,7 @@ def test_embed_equals_the_python_face(world: World, tmp_path: Path) -> None:
     assert len(keys) == 32
     assert json.loads((tmp_path / "manifest.json").read_text())["rows"] == {"image": 32, "text": 32}
     model = mmssl.load(world.run)
-    from mmssl.data.index import ShardIndex
+    from mmssl.data.shards.index import ShardIndex
 
     sample = ShardIndex.open([str(world.shards / "test")]).read(5)
     embedded = model.encode(image=sample.fields["jpg"], text=sample.fields["txt"].decode())
@@ -228,7 +228,8 @@ def test_help_shows_examples(world: World, verb: str, capfd: pytest.CaptureFixtu
 def test_start_up_does_not_import_torch() -> None:
     """`mmssl --help` answers at once."""
     code = (
-        "import sys; from pipelines import cli; cli.guarded(cli.full(), ['--help']); sys.exit('torch' in sys.modules)"
+        "import sys; from pipelines import cli, command; "
+        "command.guarded(cli.full(), ['--help']); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 

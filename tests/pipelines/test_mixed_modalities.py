@@ -6,7 +6,7 @@ import json
 import tarfile
 from pathlib import Path
 
-from mmssl.training.jsonl import JsonLines
+from mmssl.training.runtime.jsonl import JsonLines
 from tests.data.make import Record, write
 from tests.pipelines.conftest import RECIPE, World
 

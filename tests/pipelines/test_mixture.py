@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.data.audit import read_audit, uses
+from mmssl.data.stream.audit import read_audit, uses
 from tests.data.servers import serve
 from tests.pipelines.conftest import World
 

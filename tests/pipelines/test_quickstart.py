@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmssl.core.errors import RecipeError
-from mmssl.recipe.run_folder import find_recipe
+from mmssl.recipe.shipped import find_recipe
 from pipelines.quickstart import CLIPS, RECIPES, recipe_for, relocated, table_rows
 
 

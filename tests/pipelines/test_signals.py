@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.training.checkpoint import load_weights, resolve
+from mmssl.training.checkpoints.read import load_weights, resolve
 from tests.pipelines.conftest import World
 
 ROOT = Path(__file__).resolve().parents[2]

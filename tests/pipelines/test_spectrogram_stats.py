@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from mmssl.core.errors import DataError, RecipeError
-from mmssl.data.digit_render import to_wav
-from mmssl.data.media_encode import encode_clip
-from mmssl.data.shard_writer import write_shard
+from mmssl.data.media.encode import encode_clip
+from mmssl.data.shards.writer import write_shard
+from mmssl.datasets.digit_render import to_wav
 from mmssl.encoders.spectrogram import PRESETS, MelConfig
 from pipelines import cli
+from pipelines.command import guarded
 from pipelines.spectrogram_stats import front_end_stats
 
 
@@ -72,7 +73,7 @@ def test_what_is_hidden_in_training_is_measured_too(tmp_path: Path) -> None:
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path)
     report = tmp_path / "report.json"
-    assert cli.guarded(cli.full(), ["shards", "stats", str(tmp_path), "--front-end", "mel", "--json", str(report)]) == 0
+    assert guarded(cli.full(), ["shards", "stats", str(tmp_path), "--front-end", "mel", "--json", str(report)]) == 0
     written = json.loads(report.read_text())
     assert f"mean {written['mean']:.4f}, std {written['std']:.4f} over 3 sounds" in capsys.readouterr().out
 

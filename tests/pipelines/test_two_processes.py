@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmssl.training.checkpoint import load_weights, resolve
+from mmssl.training.checkpoints.read import load_weights, resolve
 from tests.pipelines.conftest import World
 
 # Sums over other orders of float32 numbers, through six steps of AdamW. Its epsilon is raised: attention does not depend on the

@@ -16,8 +16,8 @@ from mmssl.encoders.frame_video import FrameVideoConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.interop.open_clip import encoder_configs
 from mmssl.objectives.clip import ClipConfig
+from mmssl.recipe.model import _from_scratch
 from mmssl.recipe.recipe import Recipe
-from mmssl.recipe.run_folder import _from_scratch
 from mmssl.recipe.start import start_objective
 from tests.interop.test_open_clip import MODELS
 from tests.pipelines.conftest import RECIPE

@@ -15,9 +15,9 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.training.beats import Every
-from mmssl.training.checkpoint import load_weights, resolve
-from mmssl.training.jsonl import JsonLines
-from mmssl.training.store import CheckpointStore
+from mmssl.training.checkpoints.read import load_weights, resolve
+from mmssl.training.checkpoints.write import CheckpointStore
+from mmssl.training.runtime.jsonl import JsonLines
 from tests.distributed.processes import Processes
 from tests.training.toys import Distance, Match, Stream, assert_equal, make_learner, make_run
 

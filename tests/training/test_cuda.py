@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mmssl.core.batch import Batch
 from mmssl.encoders.text_transformer import TextTransformerConfig, trim_padding
-from mmssl.training.prefetch import DeviceStream
 from mmssl.training.run import Run
-from tests.training.test_cached import noisy
+from mmssl.training.steps.prefetch import DeviceStream
+from tests.training.steps.test_cached import noisy
 from tests.training.toys import Stream, assert_equal, make_batch, make_learner, make_run, tensors
 
 pytestmark = [

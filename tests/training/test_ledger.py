@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from mmssl.data.index import ShardIndex
-from mmssl.data.label import LabelConfig
-from mmssl.data.stream import TrainStream
-from mmssl.recipe.run_folder import find_recipe
-from mmssl.training.jsonl import JsonLines
+from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.shards.index import ShardIndex
+from mmssl.data.stream.batches import TrainStream
+from mmssl.recipe.shipped import find_recipe
+from mmssl.training.runtime.jsonl import JsonLines
 from tests.data.make import pairs, write
 from tests.distributed.processes import Processes
 from tests.pipelines.conftest import RECIPE

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.training.checkpoint import resolve
+from mmssl.training.checkpoints.read import resolve
 
 MOST = 60.0
 """Seconds, of which most go into starting three interpreters; without a limit of its own a lost process is waited for for ever."""

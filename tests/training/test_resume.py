@@ -15,8 +15,8 @@ from mmssl.core.config import Duration
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import CheckpointError, RecipeError
 from mmssl.core.evaluator import Score
-from mmssl.training.jsonl import JsonLines
 from mmssl.training.run import Run
+from mmssl.training.runtime.jsonl import JsonLines
 from tests.training.toys import Distance, Match, Stream, assert_equal, make_learner, make_run, tensors
 
 TIMES = ("samples_per_second", "data_wait")

@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from mmssl.core import distributed
 from mmssl.core.config import Duration
 from mmssl.core.errors import CheckpointError, Interrupted, NumericError, RecipeError
-from mmssl.training.checkpoint import read_numbers, resolve
-from mmssl.training.jsonl import JsonLines
-from mmssl.training.manifest import _HashingFile
+from mmssl.training.checkpoints.manifest import _HashingFile
+from mmssl.training.checkpoints.read import read_numbers, resolve
+from mmssl.training.runtime.jsonl import JsonLines
 from tests.distributed.processes import Processes
 from tests.training.toys import Agree, Distance, Match, Stream, make_learner, make_run, tensors
 

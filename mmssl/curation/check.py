@@ -1,0 +1,285 @@
+"""Auditing shards: what `mmssl shards check` does. It looks at everything and does not stop at the first problem.
+
+A fault is what a loader would refuse or lose: a damaged archive, a member that does not decode or is there twice, a caption without
+text, a field that a sample lacks. A warning is what trains, but perhaps not as meant: equal images, captions that are cut, fewer
+shards than workers. Of a damaged archive what is left is still examined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mmssl.core.sample import Fault, Origin
+from mmssl.curation.check_report import CheckReport, Duplicates, FieldReport, Spread
+from mmssl.curation.check_shard import SOURCE, Findings, examine
+from mmssl.data.media.container import SOUNDS, VIDEOS
+from mmssl.data.media.frames import VideoFigures
+from mmssl.data.media.sound_file import SoundFigures
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.text import TextConfig
+from mmssl.data.modalities.tokenizers import ClipTokenizerConfig
+from mmssl.data.modalities.video import VideoConfig
+from mmssl.data.modality import Modality
+from mmssl.data.shards.paths import expand, expand_urls
+from mmssl.data.shards.remote import CacheConfig, Remote
+from mmssl.data.shards.storage import is_remote
+from mmssl.data.shards.writer import Progress, in_order
+
+MAX_LISTED = 1000  # faults in a report; all are counted
+EXPECTED_SHARE = 0.75  # a field that so many samples have is missing in the others
+MAX_EXAMPLES = 20
+SILENT = -60.0  # dB below full scale; quieter sounds say nothing
+_DOTTED = re.compile(r"(?:[^.]*\.)*[^.]*\d[^.]*\.[a-z][a-z0-9]{1,4}").fullmatch  # such as 17.3.jpg, but not caption.txt
+
+
+def check(
+    shards: Sequence[str | Path],
+    modalities: Mapping[str, Modality] | None = None,
+    *,
+    required: Collection[str] | None = None,
+    limit: int | None = None,
+    workers: int | None = None,
+    context_length: int = 77,
+    threads: int = 1,
+    remote: Remote | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Audit shards. Takes about half a kilobyte of memory a sample, to find what is there twice.
+
+    Args:
+        shards: paths, folders, globs, brace patterns; or URLs with braces, which are fetched as a whole.
+        modalities: what decodes which members; every sample must have each. None: pictures, sounds, videos and their sounds,
+            `.txt` (one caption a line), `.cls` and `.json` are decoded, other members are only counted.
+        required: extensions that every sample must have. None: without `modalities`, those that three quarters have.
+        limit: read and decode the first so many samples of each shard only; the others are counted.
+        workers: loader workers of the run that is planned, to compare with the number of shards.
+        context_length: tokens of CLIP from which captions count as cut.
+        threads: shards that are examined at the same time.
+        remote: the way to URLs; default: with the usual cache.
+        progress: called with (shards done, shards in all).
+
+    Raises:
+        DataError: a pattern without files, or storage that fails; what is wrong with the files themselves is in the report.
+    """
+    far = any(is_remote(str(shard)) for shard in shards)
+    places: Sequence[str | Path] = expand_urls(shards) if far else expand(shards)
+    way = remote or CacheConfig().build()
+    decoders = _decoders(modalities)
+
+    def one(number: int) -> Findings:
+        place = places[number]
+        if isinstance(place, Path):
+            return examine(place, decoders, limit, mute=modalities is None)
+        shard = way.shard(place)
+        with way.whole(shard):
+            return examine(way.cache.path(shard.key), decoders, limit, mute=modalities is None, name=shard.shown)
+
+    total = _Total(context_length, lines=modalities is None)
+    for number, findings in enumerate(in_order(one, range(len(places)), threads)):
+        total.add(findings)
+        if progress is not None:
+            progress(number + 1, len(places))
+    groups = _expected(total, modalities, required)
+    total.add_missing(groups)
+    return total.report(workers, groups)
+
+
+def default_modalities() -> dict[str, Modality]:
+    """Decoders for members of the usual names."""
+    return {
+        "image": ImageConfig(size=32).build("image"),
+        "text": TextConfig(captions="lines").build("text"),
+        "label": LabelConfig().build("label"),
+        "video": VideoConfig(size=32).build("video"),
+        "audio": AudioConfig(rate=16_000, seconds=1.0, channels="mono", extensions=SOUNDS + VIDEOS).build("audio"),
+    }
+
+
+def _decoders(modalities: Mapping[str, Modality] | None) -> dict[str, tuple[Modality, ...]]:
+    """Extension -> what decode it; none: JSON, which is only parsed."""
+    decoders: dict[str, tuple[Modality, ...]] = {} if modalities is not None else {"json": ()}
+    for modality in (default_modalities() if modalities is None else modalities).values():
+        decoders |= {extension: (*decoders.get(extension, ()), modality) for extension in modality.extensions}
+    return decoders
+
+
+def _expected(
+    total: _Total, modalities: Mapping[str, Modality] | None, required: Collection[str] | None
+) -> dict[str, tuple[str, ...]]:
+    """What every sample should have: name -> extensions, of which one is enough."""
+    if required is not None:
+        return {extension: (extension,) for extension in required}
+    if modalities is not None:
+        return {name: modality.extensions for name, modality in modalities.items()}
+    usual = {"image": default_modalities()["image"].extensions, "audio": tuple(SOUNDS), "video": tuple(VIDEOS)}
+    grouped = {extension for group in usual.values() for extension in group}
+    groups = usual | {extension: (extension,) for extension in total.sizes if extension not in grouped}
+    share = {name: sum(map(total.having.__getitem__, group)) / max(1, total.samples) for name, group in groups.items()}
+    return {name: group for name, group in groups.items() if share[name] >= EXPECTED_SHARE}
+
+
+class _Total:
+    """The findings of all shards."""
+
+    def __init__(self, context_length: int, lines: bool) -> None:
+        self.lines = lines  # whether each line of a text was taken as a caption, which a run must be told to do
+        self.several = 0  # samples with more than one caption
+        # One token longer than the limit, so that a caption that just fits differs from one that is cut.
+        self.tokenizer = ClipTokenizerConfig(context_length=context_length + 1).build()
+        self.context_length = context_length
+        self.findings: list[Findings] = []
+        self.sizes: dict[str, list[int]] = {}
+        self.having: Counter[str] = Counter()
+        self.decoded: Counter[str] = Counter()
+        self.fault_counts: Counter[str] = Counter()
+        self.faults: list[Fault] = []
+        self.keys: Counter[str] = Counter()
+        self.image_sizes: list[tuple[int, int]] = []
+        self.words: list[int] = []
+        self.sounds: list[SoundFigures] = []
+        self.videos: list[VideoFigures] = []
+        self.truncated = self.mute = 0
+        self.samples = self.examined = self.ignored = 0
+        self.images = _Seen()
+        self.captions = _Seen()
+
+    def add(self, found: Findings) -> None:
+        self.findings.append(found)
+        self.samples += len(found.samples)
+        self.examined += found.examined
+        self.ignored += found.ignored
+        self.decoded += found.decoded
+        for extension, sizes in found.sizes.items():
+            self.sizes.setdefault(extension, []).extend(sizes)
+        for key, _, extensions in found.samples:
+            self.having.update(extensions)
+            self.keys[key] += 1
+        self.add_faults(found.faults)
+        shard = len(self.findings) - 1
+        for digest, height, width, number in found.images:
+            self.image_sizes.append((height, width))
+            self.images.add(digest, "an image", (shard, number))
+        self.sounds += found.sounds
+        self.videos += found.videos
+        self.mute += found.mute
+        self.several += sum(count > 1 for count in Counter(number for _, number in found.captions).values())
+        for caption, number in found.captions:
+            self.words.append(len(caption.split()))
+            self.captions.add(caption.encode(), repr(caption[:60]), (shard, number))
+        if found.captions:
+            ids = self.tokenizer([caption for caption, _ in found.captions])
+            self.truncated += int((ids.argmax(1) == self.context_length).sum())  # the end mark has the largest id
+        found.images, found.captions = [], []
+
+    def add_faults(self, faults: Iterable[Fault]) -> None:
+        for fault in faults:
+            self.fault_counts[f"{fault.reason} {fault.field}"] += 1
+            if len(self.faults) < MAX_LISTED:
+                self.faults.append(fault)
+
+    def key(self, place: tuple[int, int]) -> str:
+        shard, number = place
+        return self.findings[shard].samples[number][0]
+
+    def add_missing(self, groups: Mapping[str, tuple[str, ...]]) -> None:
+        for found in self.findings:
+            for number, (key, offset, extensions) in enumerate(found.samples):
+                for name, group in groups.items():
+                    if not set(group) & set(extensions):
+                        got, wanted = (", ".join(f".{one}" for one in some) for some in (extensions, group))
+                        origin = Origin(SOURCE, found.name, number, offset)
+                        self.add_faults([Fault(key, origin, name, "missing", f"got {got}, wanted {wanted}")])
+
+    def report(self, workers: int | None, groups: Mapping[str, tuple[str, ...]]) -> CheckReport:
+        present = [[extension for extension in group if extension in self.sizes] for group in groups.values()]
+        expected = {group[0] for group in present if len(group) == 1}  # of several, each sample has one or the other
+        return CheckReport(
+            shards=len(self.findings),
+            shard_samples=tuple(len(found.samples) for found in self.findings),
+            samples=self.samples,
+            examined=self.examined,
+            bytes=sum(found.shard_bytes for found in self.findings),
+            fields={
+                name: FieldReport(self.having[name], name in expected, self.decoded[name], Spread.of(sizes))
+                for name, sizes in sorted(self.sizes.items())
+            },
+            fault_counts=dict(self.fault_counts.most_common()),
+            faults=tuple(self.faults),
+            warnings=tuple(self._warnings(len(self.findings), workers)),
+            width=Spread.of([width for _, width in self.image_sizes]),
+            height=Spread.of([height for height, _ in self.image_sizes]),
+            words=Spread.of(self.words),
+            captions=len(self.words),
+            truncated=self.truncated,
+            context_length=self.context_length,
+            duplicate_images=self.images.summary(self.key),
+            duplicate_captions=self.captions.summary(self.key),
+            sound_seconds=Spread.of([sound.seconds for sound in self.sounds]),
+            silent=self.silent,
+            clipped=sum(sound.clipped for sound in self.sounds),
+            video_seconds=Spread.of([video.seconds for video in self.videos]),
+            frame_rates=Spread.of([video.frames / video.seconds for video in self.videos]),
+            mute=self.mute,
+        )
+
+    @property
+    def silent(self) -> int:
+        return sum(sound.level < SILENT for sound in self.sounds)
+
+    def _warnings(self, shards: int, workers: int | None) -> Iterable[str]:
+        if workers is not None and shards < workers:
+            yield f"{shards} shards for {workers} workers: loaders that deal out whole shards leave some workers idle"
+        if self.images.extra:
+            yield f"{self.images.extra} images are there more than once: equal images are false negatives, or leak between splits"
+        if self.lines and self.several:
+            yield (
+                f"{self.several} samples have a .txt of several lines: each line counts as a caption here, and in a run with "
+                "`modalities.text.captions: lines` alone; otherwise they are one caption"
+            )
+        if self.truncated:
+            yield f"{self.truncated} captions are longer than {self.context_length} tokens of CLIP and will be cut"
+        if self.silent:
+            yield f"{self.silent} sounds are silent (quieter than {SILENT:g} dB): they say nothing of what they go with"
+        repeated = sum(count > 1 for count in self.keys.values())
+        if repeated:
+            yield f"{repeated} keys occur more than once: loaders that merge by key may mix their samples"
+        dotted = sorted(name for name in self.sizes if _DOTTED(name))
+        if dotted:
+            example = next(
+                key for found in self.findings for key, _, names in found.samples if set(names) & set(dotted)
+            )
+            yield (
+                f"names have dots before their extension, as {example}.{dotted[0]}: the key ends at the first dot, so "
+                f"samples may be merged ({len(dotted)} such extensions); write the keys without dots"
+            )
+        if self.ignored:
+            yield f"{self.ignored} members have no extension and belong to no sample"
+
+
+class _Seen:
+    """Counts equal things without keeping them. A place is (number of the shard, number of the sample in it)."""
+
+    def __init__(self) -> None:
+        self.first: dict[bytes, tuple[int, int]] = {}
+        self.repeated: set[bytes] = set()
+        self.examples: list[tuple[str, tuple[int, int], tuple[int, int]]] = []
+        self.extra = 0
+
+    def add(self, data: bytes, what: str, place: tuple[int, int]) -> None:
+        digest = hashlib.sha256(data).digest()[:16]
+        first = self.first.setdefault(digest, place)
+        if first != place:  # a sample may say one thing twice
+            self.extra += 1
+            if digest not in self.repeated and len(self.examples) < MAX_EXAMPLES:
+                self.examples.append((what, first, place))
+            self.repeated.add(digest)
+
+    def summary(self, key: Callable[[tuple[int, int]], str]) -> Duplicates:
+        examples = tuple((what, key(first), key(second)) for what, first, second in self.examples)
+        return Duplicates(self.extra, len(self.repeated), examples)

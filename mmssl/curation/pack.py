@@ -1,0 +1,303 @@
+"""Packing data sets into shards: what `mmssl shards pack` does.
+
+The order of samples, the choice of templates and the cuts between shards depend on the source and the config alone: the
+number of workers changes nothing, and packing that was interrupted goes on where it stopped. Media are copied byte for byte
+unless `max_side` is given; arrays of pixels become PNG, which loses nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from mmssl.core.config import Config
+from mmssl.core.errors import DataError
+from mmssl.core.seeding import fold, generator
+from mmssl.curation.pack_items import ArraySource, BadRow, FolderSource, Source, encode, read_lines
+from mmssl.curation.pack_readers import read_csv, read_hugging_face, read_parquet
+from mmssl.curation.pack_tables import Columns, TableSource
+from mmssl.data.shards.table import write_sidecar
+from mmssl.data.shards.writer import (
+    Manifest,
+    Progress,
+    ShardRecord,
+    claim,
+    in_order,
+    remove_stale,
+    write_atomically,
+    write_shard,
+)
+
+__all__ = ["CLASS_NAMES_FILE", "Columns", "PackConfig", "open_source", "pack", "read_lines"]
+
+VERSION = 2  # raise it when equal settings give other bytes
+CLASS_NAMES_FILE = "classnames.txt"
+DEFAULT_TEMPLATES = ("a photo of a {}",)
+
+
+class PackConfig(Config):
+    """Everything besides the source that the bytes of the shards depend on.
+
+    Attributes:
+        shard_bytes: a shard is closed when it holds at least so many bytes;
+        shard_samples: ... or so many samples.
+        templates: captions for labelled sources without captions, with `{}` for the class name; of several, one is chosen
+            for each sample. None: "a photo of a {}". (): no captions.
+        class_names: names of the classes in the order of their numbers; None: from the source.
+        columns: what the columns of a table mean.
+        split: which split of a saved Hugging Face data set.
+        max_side: pictures with a longer side are re-encoded to it (JPEG stays JPEG, PNG stays PNG, all else becomes JPEG).
+        quality: of JPEGs that are re-encoded.
+        shuffle: seed of the order of samples; None: the order of the source.
+        on_error: "raise" at the first row that cannot be used, or "skip" it and say so in the manifest.
+    """
+
+    shard_bytes: int = Field(default=256 * 2**20, ge=1)
+    shard_samples: int = Field(default=10_000, ge=1)
+    templates: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    columns: Columns = Columns()
+    split: str | None = None
+    max_side: int | None = Field(default=None, ge=1)
+    quality: int = Field(default=95, ge=1, le=100)
+    shuffle: int | None = 0
+    on_error: Literal["raise", "skip"] = "raise"
+
+
+def pack(
+    source: str | Path,
+    out: str | Path,
+    config: PackConfig | None = None,
+    *,
+    root: str | Path | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write `out/000000.tar ...`, `out/manifest.json` and, where classes have names, `out/classnames.txt`.
+
+    Args:
+        source: folder of class folders; `.csv`, `.tsv`, `.parquet`; a saved Hugging Face data set; `.npz` (see `ArraySource`).
+        out: folder. Finished shards of the same packing are kept if their digests are right.
+        config: see `PackConfig`.
+        root: folder that relative paths in a table start from; None: the table's own.
+        workers: threads that read and encode.
+        overwrite: replace another packing in `out`.
+        progress: called with (rows done, rows in all) now and then.
+
+    Returns:
+        The manifest; `skipped` counts rows that were left out, and each shard's record names them.
+
+    Raises:
+        DataError: the source, a row (named) or a template cannot be used; or `out` holds something else.
+    """
+    config = config or PackConfig()
+    rows = open_source(source, config, root)
+    templates = _check_templates(config, rows)
+    folder = Path(out)
+    settings = _settings(config, rows)
+    before = _previous(folder, settings, overwrite)
+    Manifest(folder, settings, tuple(before.values()), complete=False).write()
+    manifest = _Job(rows, config, templates, workers, folder, settings, progress).run(before)
+    if rows.class_names:
+        write_atomically(folder / CLASS_NAMES_FILE, "".join(f"{name}\n" for name in rows.class_names).encode())
+    else:
+        (folder / CLASS_NAMES_FILE).unlink(missing_ok=True)
+    remove_stale(folder, [shard.path for shard in manifest.shards])
+    return manifest.write()
+
+
+def open_source(source: str | Path, config: PackConfig | None = None, root: str | Path | None = None) -> Source:
+    """The source that a path stands for.
+
+    Raises:
+        DataError: not there, or nothing that can be packed.
+    """
+    config = config or PackConfig()
+    path, base = Path(source), Path(root) if root is not None else None
+    kind = path.suffix.lower()
+    if path.is_dir() and not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        return FolderSource(path, config.class_names)
+    if path.is_dir():
+        return TableSource(read_hugging_face(path, base, config.split), config.columns, config.class_names)
+    if not path.is_file():
+        raise DataError(f"there is no {path}: wanted a folder, or a .csv, .tsv, .parquet or .npz file")
+    if kind == ".npz":
+        return ArraySource(path, config.class_names)
+    if kind not in (".csv", ".tsv", ".parquet"):
+        raise DataError(f"cannot pack {path}: wanted a folder, or a .csv, .tsv, .parquet or .npz file")
+    table = read_parquet(path, base) if kind == ".parquet" else read_csv(path, base)
+    return TableSource(table, config.columns, config.class_names)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call of `pack`, with everything decided."""
+
+    source: Source
+    config: PackConfig
+    templates: tuple[str, ...]
+    workers: int
+    folder: Path
+    settings: dict[str, Any]
+    progress: Progress | None
+
+    def run(self, before: Mapping[int, ShardRecord]) -> Manifest:
+        """Keep or write shard after shard; the manifest on disk always tells what is finished.
+
+        Args:
+            before: first position -> shard of an earlier call.
+        """
+        shards: list[ShardRecord] = []
+        position, total = 0, len(self.source)
+        while position < total:
+            record = before.get(position)
+            if record is None or not self._may_keep(record):
+                cut = _Cut(self, position)
+                samples = iter(cut)
+                first = next(samples, None)
+                if first is None:  # only unusable rows were left: the last shard answers for them
+                    shards = _append_skipped(shards, cut)
+                    break
+                name = f"{len(shards):06d}.tar"
+                record = write_shard(self.folder, name, position, position, itertools.chain([first], samples))
+                write_sidecar(self.folder / name)
+                record = replace(record, stop=cut.stop, skipped=tuple(cut.skipped))
+                later = [shard for start, shard in before.items() if start >= record.stop]
+                Manifest(self.folder, self.settings, (*shards, record, *later), complete=False).write()
+            shards.append(record)
+            position = record.stop
+            if self.progress is not None:
+                self.progress(position, total)
+        return Manifest(self.folder, self.settings, tuple(shards))
+
+    def _may_keep(self, record: ShardRecord) -> bool:
+        # Skipped rows must be met again by a call that wants them raised.
+        hides = bool(record.skipped) and self.config.on_error == "raise"
+        return not hides and Manifest(self.folder, self.settings, ()).intact(record)
+
+    @functools.cached_property
+    def order(self) -> np.ndarray:
+        """Row of each position, [N]."""
+        rows, seed = len(self.source), self.config.shuffle
+        return np.arange(rows) if seed is None else generator(seed, "pack").permutation(rows)
+
+    def sample(self, position: int) -> dict[str, Any] | BadRow:
+        """The sample at a position, or why there is none; called from several threads."""
+        row = int(self.order[position])
+        try:
+            item = self.source.item(row)
+            sample: dict[str, Any] = {"__key__": item.key or f"{position:0{len(str(len(self.source)))}d}"}
+            for extension, value in item.fields.items():
+                extension, data = encode(item.where, extension, value, self.config.max_side, self.config.quality)
+                sample[extension] = data
+        except BadRow as error:
+            return error
+        captions = [" ".join(caption.split()) for caption in item.captions]
+        if self.templates and item.label is not None:
+            template = self.templates[fold("template", row) % len(self.templates)]
+            captions = [template.replace("{}", self.source.class_names[item.label])]
+        if captions:
+            sample["txt"] = "\n".join(captions).encode()
+        if item.label is not None:
+            sample["cls"] = str(item.label).encode()
+        return sample
+
+
+class _Cut:
+    """The samples of one shard, until it is full or the rows end.
+
+    Attributes:
+        stop: position after the last row that was looked at.
+        skipped: rows that could not be used.
+    """
+
+    def __init__(self, job: _Job, start: int) -> None:
+        self.job = job
+        self.start = start
+        self.stop = start
+        self.skipped: list[dict[str, Any]] = []
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        config, size, count = self.job.config, 0, 0
+        rows = range(self.start, len(self.job.source))
+        with contextlib.closing(in_order(self.job.sample, rows, self.job.workers)) as outcomes:
+            for position, outcome in zip(rows, outcomes, strict=False):
+                self.stop = position + 1
+                if self.job.progress is not None and self.stop % 100 == 0:
+                    self.job.progress(self.stop, len(self.job.source))
+                if isinstance(outcome, BadRow):
+                    self._skip(position, outcome)
+                    continue
+                # What tar takes: a header block, and the data filled up to whole blocks.
+                size += sum(512 + -(-len(data) // 512) * 512 for name, data in outcome.items() if name != "__key__")
+                count += 1
+                yield outcome
+                if size >= config.shard_bytes or count >= config.shard_samples:
+                    return
+
+    def _skip(self, position: int, error: BadRow) -> None:
+        if self.job.config.on_error == "raise":
+            raise DataError(f"{error}; correct it, or leave such rows out (--on-error skip)") from error
+        row = int(self.job.order[position])
+        self.skipped.append({"row": row, "where": error.where, "reason": error.reason, "detail": error.detail})
+
+
+def _append_skipped(shards: list[ShardRecord], cut: _Cut) -> list[ShardRecord]:
+    if not shards:
+        first = cut.skipped[0]
+        raise DataError(
+            f"none of the {len(cut.skipped)} rows can be used; {first['where']}: {first['reason']}: {first['detail']}"
+        )
+    *others, last = shards
+    return [*others, replace(last, stop=cut.stop, skipped=(*last.skipped, *cut.skipped))]
+
+
+def _check_templates(config: PackConfig, source: Source) -> tuple[str, ...]:
+    """Templates that will be used; refuses those that could not be, or would have no effect."""
+    for number, template in enumerate(config.templates or (), 1):
+        if template.count("{}") != 1:
+            raise DataError(
+                f"template {number} is {template!r}, wanted text with one {{}} for the class name: 'a photo of a {{}}'"
+            )
+    if config.templates and source.captioned:
+        raise DataError(
+            f"{source.name} brings captions of its own, so templates would have no effect: leave one of them out"
+        )
+    if config.templates and not (source.labelled and source.class_names):
+        lack = "its labels are numbers without names: give class names" if source.labelled else "it has no labels"
+        raise DataError(f"templates need the class of each sample of {source.name}, and {lack}")
+    if source.captioned or not (source.labelled and source.class_names):
+        return ()
+    return DEFAULT_TEMPLATES if config.templates is None else config.templates
+
+
+def _settings(config: PackConfig, source: Source) -> dict[str, Any]:
+    described = {"kind": source.kind, "name": source.name, "rows": len(source), "fingerprint": source.fingerprint}
+    # Without `on_error`: after a bad row was met, a call that skips such rows goes on with the shards that are finished.
+    options = config.model_dump(mode="json", exclude={"on_error"})
+    return {"writer": "pack", "version": VERSION, "source": described, **options}
+
+
+def _previous(folder: Path, settings: dict[str, Any], overwrite: bool) -> Mapping[int, ShardRecord]:
+    """First position -> shard of an earlier call with the same settings."""
+    previous = claim(folder)
+    if previous is None:
+        return {}
+    if dict(previous.settings) == settings:
+        return {shard.start: shard for shard in previous.shards}
+    if previous.complete and not overwrite:
+        changed = sorted(name for name in settings if previous.settings.get(name) != settings[name])
+        raise DataError(
+            f"{folder} holds a finished packing that differs in {', '.join(changed)}: choose another folder, or replace it "
+            "(--overwrite)"
+        )
+    return {}

@@ -1,0 +1,321 @@
+"""What a packer reads from: sources of items, each item the fields, captions and label of one sample to be.
+
+A source knows its rows without reading their files; `item` reads one, from any thread. A row that cannot be used raises `BadRow`,
+which names it: the packer decides whether that ends the packing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mmssl.core.errors import DataError
+from mmssl.data.media.container import IMAGES, MATROSKA, MEDIA, SOUNDS, VIDEOS, is_media
+
+CONVERTIBLE = ("bmp", "gif", "tif", "tiff", "ppm")  # pictures that are taken only if they are re-encoded
+MAX_PIXELS = 100_000_000  # of a picture that is re-encoded
+
+_MAGIC = {
+    "jpg": rb"\xff\xd8\xff",
+    "png": rb"\x89PNG\r\n\x1a\n",
+    "webp": rb"RIFF....WEBP",
+    "wav": rb"(RIFF|RF64|RIFX)....WAVE",
+    "flac": rb"fLaC",
+    "opus": rb"OggS.{24}OpusHead",
+    "ogg": rb"OggS",
+    "mp3": rb"ID3|\xff[\xe2-\xff]",
+    "m4a": rb"....ftypM4[AB]",
+    "mov": rb"....ftypqt",
+    "webm": MATROSKA + rb".{0,40}webm",
+    "mkv": MATROSKA,
+}
+"""Extension -> how such files begin; what is none of them and yet a container with boxes is called mp4."""
+
+
+class BadRow(DataError):
+    """A row that cannot become a sample.
+
+    Attributes:
+        where: the row, as its owner would look for it.
+        reason: a short name to count by.
+        detail: what was got and what was wanted.
+    """
+
+    def __init__(self, where: str, reason: str, detail: str) -> None:
+        super().__init__(f"{where}: {reason}: {detail}")
+        self.where = where
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row, read.
+
+    Attributes:
+        where: the row, for messages.
+        fields: extension -> bytes as they were found, or pixels uint8 [H, W, 3] that are still to be encoded.
+        captions: as the source gives them; empty where it has none.
+        label: number of the class.
+        key: wanted key of the sample, already safe; None: numbered.
+    """
+
+    where: str
+    fields: Mapping[str, bytes | np.ndarray]
+    captions: tuple[str, ...] = ()
+    label: int | None = None
+    key: str | None = None
+
+
+class Source(ABC):
+    """Rows to pack.
+
+    Attributes:
+        kind: which sort of source.
+        name: name of its file or folder.
+        fingerprint: changes when the list of rows changes (files that rows point to are not read for it).
+        class_names: names of the classes that labels count, or empty.
+        captioned: whether the source brings captions of its own.
+        labelled: whether its items have labels.
+    """
+
+    kind: str
+    name: str
+    fingerprint: str
+    class_names: tuple[str, ...] = ()
+    captioned: bool = False
+    labelled: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows."""
+
+    @abstractmethod
+    def item(self, row: int) -> Item:
+        """Read a row.
+
+        Raises:
+            BadRow: it cannot be used.
+        """
+
+
+class FolderSource(Source):
+    """A folder for each class, with media files at any depth below. Classes count in the order of their names.
+
+    Media files that lie beside the folders are rows as well, which cannot be used: they have no class.
+    """
+
+    kind = "folder"
+    labelled = True
+
+    def __init__(self, folder: Path, class_names: tuple[str, ...] | None) -> None:
+        classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        self.folder = folder
+        self.name = folder.name
+        self.class_names = class_names or tuple(path.name.replace("_", " ") for path in classes)
+        if class_names is not None and len(class_names) != len(classes):
+            raise DataError(f"got {len(class_names)} class names for the {len(classes)} class folders of {folder}")
+        self.files: list[tuple[Path, int | None]] = [
+            (path, label) for label, one in enumerate(classes) for path in _media_files(one.rglob("*"))
+        ]
+        if not self.files:
+            raise DataError(
+                f"{folder} holds no media files in folders of their own: wanted <class>/<file>.jpg and so on ({', '.join(MEDIA)}); "
+                "files without classes are packed from a table of their paths"
+            )
+        self.files += [(path, None) for path in _media_files(folder.iterdir())]
+        listing = "\n".join(f"{path.relative_to(folder)}\t{path.stat().st_size}" for path, _ in self.files)
+        self.fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def item(self, row: int) -> Item:
+        path, label = self.files[row]
+        if label is None:
+            raise BadRow(str(path), "no_class", "a file beside the class folders, wanted it in one of them")
+        extension, data = read_media(str(path), path)
+        return Item(str(path), {extension: data}, label=label)
+
+
+def _media_files(paths: Iterable[Path]) -> list[Path]:
+    wanted = (*MEDIA, *CONVERTIBLE)
+    return sorted(
+        path for path in paths if path.suffix[1:].lower() in wanted and not path.name.startswith(".") and path.is_file()
+    )
+
+
+class ArraySource(Source):
+    """A `.npz` of arrays: `jpeg` (all JPEG bytes in a row) with `offsets` [N+1], or `images` uint8 [N, H, W, 3] or [N, H, W].
+
+    With `labels` [N], and `classes` [K] if they have names.
+    """
+
+    kind = "npz"
+
+    def __init__(self, path: Path, class_names: tuple[str, ...] | None) -> None:
+        self.path = path
+        self.name = path.name
+        with path.open("rb") as file:
+            self.fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                self.arrays = {name: arrays[name] for name in arrays.files}
+        except Exception as error:  # the file is foreign, and zip and numpy raise whatever they stumble over
+            raise DataError(f"{path} cannot be read as .npz without pickled objects: {error}") from error
+        self.labelled = "labels" in self.arrays
+        named = tuple(str(name) for name in self.arrays["classes"]) if "classes" in self.arrays else ()
+        self.class_names = class_names or named
+        self._check()
+
+    def _check(self) -> None:
+        shapes = {name: f"{array.dtype}{list(array.shape)}" for name, array in self.arrays.items()}
+        if "jpeg" in self.arrays and "offsets" in self.arrays:
+            jpeg, offsets = self.arrays["jpeg"], self.arrays["offsets"]
+            fine = (
+                jpeg.dtype == np.uint8 and jpeg.ndim == offsets.ndim == 1 and np.issubdtype(offsets.dtype, np.integer)
+            )
+            fine = fine and len(offsets) > 1 and bool((np.diff(offsets.astype(np.int64)) >= 0).all())
+            fine = fine and int(offsets[0]) >= 0 and int(offsets[-1]) <= len(jpeg)
+        else:
+            images = self.arrays.get("images", np.empty(0))
+            fine = images.dtype == np.uint8 and len(images) > 0 and (images.ndim == 3 or images.shape[3:] == (3,))
+        if not fine:
+            raise DataError(
+                f"{self.path} holds {shapes}; wanted `jpeg` uint8 [bytes] with rising `offsets` [N+1], or `images` uint8 "
+                "[N, H, W, 3] or [N, H, W]; and `labels` [N], `classes` [K] if there are any"
+            )
+        labels = self.arrays.get("labels")
+        if labels is not None and not (labels.shape == (len(self),) and np.issubdtype(labels.dtype, np.integer)):
+            raise DataError(
+                f"{self.path} holds {shapes}; wanted whole numbers `labels` [{len(self)}], one for each image"
+            )
+
+    def __len__(self) -> int:
+        return len(self.arrays["offsets"]) - 1 if "jpeg" in self.arrays else len(self.arrays["images"])
+
+    def item(self, row: int) -> Item:
+        where = f"image {row} of {self.path}"
+        label = int(self.arrays["labels"][row]) if self.labelled else None
+        if label is not None and not 0 <= label < (len(self.class_names) or label + 1):
+            raise BadRow(where, "bad_label", f"got {label}, and there are {len(self.class_names)} classes")
+        if "jpeg" in self.arrays:
+            start, stop = self.arrays["offsets"][row : row + 2].tolist()
+            extension, data = check_media(where, "jpg", self.arrays["jpeg"][start:stop].tobytes())
+            return Item(where, {extension: data}, label=label)
+        pixels = self.arrays["images"][row]
+        return Item(where, {"png": np.stack([pixels] * 3, -1) if pixels.ndim == 2 else pixels}, label=label)
+
+
+def read_media(where: str, path: Path) -> tuple[str, bytes]:
+    """Extension and bytes of a media file.
+
+    Raises:
+        BadRow: it is not there, empty, or not what its name says.
+    """
+    extension = path.suffix[1:].lower()
+    if extension not in (*MEDIA, *CONVERTIBLE):
+        raise BadRow(where, "unsupported", f"{path} ends in {path.suffix!r}, wanted one of {', '.join(MEDIA)}")
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = "missing_file" if isinstance(error, FileNotFoundError) else "unreadable"
+        raise BadRow(where, reason, f"{path}: {error}") from error
+    return check_media(where, extension, data)
+
+
+def check_media(where: str, extension: str | None, data: bytes) -> tuple[str, bytes]:
+    """Make sure that bytes begin like a medium of that sort; without an extension, find it from the bytes.
+
+    A picture under the name of another format of pictures is taken, and keeps its name: decoders look at the bytes. So do sounds
+    and videos. A sound may lie in a container of videos.
+
+    Raises:
+        BadRow: empty, or something else.
+    """
+    if not data:
+        raise BadRow(where, "empty_file", "the file has no bytes")
+    if extension in CONVERTIBLE:
+        return extension, data
+    found = _format_of(data)
+    if found is None or (extension is not None and not _may_be_called(found, extension)):
+        wanted = f"a {extension} file" if extension else f"one of {', '.join(MEDIA)}"
+        like = f", like a {found} file" if found else ""
+        raise BadRow(where, "undecodable", f"it begins with {data[:12]!r}{like}, wanted {wanted}")
+    extension = extension or found
+    return "jpg" if extension == "jpeg" else extension, data
+
+
+def _format_of(data: bytes) -> str | None:
+    found = next((name for name, magic in _MAGIC.items() if re.match(magic, data[:64], re.DOTALL)), None)
+    return found or ("mp4" if is_media(data) else None)
+
+
+def _may_be_called(found: str, extension: str) -> bool:
+    if extension in SOUNDS:
+        return found in (*SOUNDS, *VIDEOS)
+    return found in (IMAGES if extension in IMAGES else (*VIDEOS, "m4a"))
+
+
+def encode(
+    where: str, extension: str, value: bytes | np.ndarray, max_side: int | None, quality: int
+) -> tuple[str, bytes]:
+    """Extension and bytes of a field: as it came, unless it has no bytes yet, or is a picture that is larger than wanted.
+
+    PNG stays PNG, all other pictures become JPEG, without chroma subsampling.
+
+    Raises:
+        BadRow: a picture to be re-encoded cannot be decoded, or is enormous; or it must be re-encoded and `max_side` is None.
+    """
+    if max_side is None and extension in CONVERTIBLE:
+        wanted = f"wanted one of {', '.join(IMAGES)}; --max-side N re-encodes it"
+        raise BadRow(where, "unsupported", f"a .{extension} picture, {wanted}")
+    if isinstance(value, bytes) and (max_side is None or extension not in (*IMAGES, *CONVERTIBLE)):
+        return extension, value
+    try:
+        image = Image.open(io.BytesIO(value)) if isinstance(value, bytes) else Image.fromarray(value)
+        if image.width * image.height > MAX_PIXELS:
+            raise BadRow(
+                where, "too_large", f"{image.width} x {image.height} pixels, wanted at most {MAX_PIXELS} in all"
+            )
+        limit = max_side or max(image.size)
+        if isinstance(value, bytes) and extension in IMAGES and max(image.size) <= limit:
+            return extension, value
+        if image.mode.startswith("I"):  # 16 bits; Pillow would clip and not scale them
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if extension != "png" or image.mode not in ("L", "RGB", "RGBA"):
+            image = image.convert("RGB")
+        image.thumbnail((limit, limit), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        if extension == "png":
+            image.save(file, "PNG")
+            return "png", file.getvalue()
+        image.save(file, "JPEG", quality=quality, subsampling=0)
+        return "jpg", file.getvalue()
+    except BadRow:
+        raise
+    except Exception as error:  # the bytes are foreign, and Pillow's readers raise whatever they stumble over
+        raise BadRow(where, "undecodable", f"{type(error).__name__}: {error}") from error
+
+
+def read_lines(path: str | Path) -> tuple[str, ...]:
+    """Lines of a text file without blank ones: class names or templates.
+
+    Raises:
+        DataError: unreadable or empty.
+    """
+    try:
+        lines = tuple(line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    if not lines:
+        raise DataError(f"{path} has no lines: wanted one name or template on each")
+    return lines

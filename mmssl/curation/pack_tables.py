@@ -1,0 +1,236 @@
+"""Packing from tables: a `Table` is a list of columns and a function that gives row i; `TableSource` says what the columns mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmssl.core.config import Config
+from mmssl.core.errors import DataError, did_you_mean
+from mmssl.curation.pack_items import CONVERTIBLE, BadRow, Item, Source, check_media, read_media
+from mmssl.data.media.container import IMAGES, SOUNDS, VIDEOS
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+MAX_KEY = 80  # tar names end at 100 bytes, and an extension follows
+
+
+class Columns(Config):
+    """Which columns hold what. What is left out is found by usual names, and may be absent; what is named must be there.
+
+    Media are paths, relative to the table's folder, or bytes. Where there are several columns of them, an empty cell means that
+    the sample lacks that modality. As soon as one of them is named, none is found by its name.
+
+    Attributes:
+        image: pictures. Usual: image, img.
+        audio: sounds, or videos for the sake of their sound. Usual: audio, sound.
+        video: videos. Usual: video.
+        files: media of any sort. Usual, where there is none of the above: path, filepath, file.
+        captions: one caption each. Usual: caption, text.
+        label: class number or class name. Usual: label.
+        key: what the sample is called. Usual: key.
+    """
+
+    image: str | None = None
+    audio: str | None = None
+    video: str | None = None
+    files: tuple[str, ...] | None = None
+    captions: tuple[str, ...] | None = None
+    label: str | None = None
+    key: str | None = None
+
+
+_USUAL = {
+    "image": ("image", "img"),
+    "audio": ("audio", "sound"),
+    "video": ("video",),
+    "files": ("path", "filepath", "file"),
+    "captions": ("caption", "text"),
+    "label": ("label",),
+    "key": ("key",),
+}
+_KINDS = {
+    "image": ("a picture", (*IMAGES, *CONVERTIBLE)),
+    "audio": ("a sound", (*SOUNDS, *VIDEOS)),
+    "video": ("a video", VIDEOS),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows by number.
+
+    Attributes:
+        kind: which sort of table.
+        path: where it lies; paths in it are relative to `root`.
+        root: folder that relative paths start from.
+        columns: names.
+        length: rows.
+        row: number -> values by column; from any thread.
+        column: name -> all values of a column, for labels and keys.
+        where: number -> what people call the row.
+        fingerprint: changes when the rows change.
+        classes: class names of label columns that know them.
+    """
+
+    kind: str
+    path: Path
+    root: Path
+    columns: tuple[str, ...]
+    length: int
+    row: Callable[[int], Mapping[str, Any]]
+    column: Callable[[str], Sequence[Any]]
+    where: Callable[[int], str]
+    fingerprint: str
+    classes: Mapping[str, tuple[str, ...]]
+
+
+class TableSource(Source):
+    """Rows of a table.
+
+    Args:
+        table: the rows.
+        columns: what the columns mean.
+        class_names: names of the classes; None: from the table, where labels are names.
+
+    Raises:
+        DataError: a column that is named and not there, no rows, no media column.
+    """
+
+    def __init__(self, table: Table, columns: Columns, class_names: tuple[str, ...] | None) -> None:
+        self.table = table
+        self.kind = table.kind
+        self.name = table.path.name
+        self.fingerprint = table.fingerprint
+        self.media = self._find_media(columns)
+        self.captions = self._find("captions", columns.captions)
+        self.label = self._find_one("label", columns.label)
+        self.key = self._find_one("key", columns.key)
+        if not self.media:
+            raise DataError(
+                f"{table.path} has the columns {list(table.columns)}: name the one with paths or bytes of media, as in "
+                "--column image=NAME"
+            )
+        if not len(self):
+            raise DataError(f"{table.path} has no rows")
+        self.captioned = bool(self.captions)
+        self.labelled = self.label is not None
+        self.class_names = class_names or self._class_names()
+        self.repeated = self._repeated_keys()
+
+    def __len__(self) -> int:
+        return self.table.length
+
+    def item(self, row: int) -> Item:
+        where = self.table.where(row)
+        values = self.table.row(row)
+        fields: dict[str, bytes] = {}
+        for column, kind in self.media.items():
+            if len(self.media) > 1 and _is_empty(values[column]):
+                continue
+            extension, data = self._medium(f"{where}, column {column!r}", values[column], kind)
+            if extension in fields:
+                raise BadRow(
+                    where, "unsupported", f"two files of one kind (.{extension}), and a sample has room for one"
+                )
+            fields[extension] = data
+        if not fields:
+            raise BadRow(where, "missing_file", f"nothing in {', '.join(map(repr, self.media))}, wanted a file in one")
+        captions = tuple(str(values[column]) for column in self.captions if str(values[column] or "").strip())
+        if self.captions and not captions:
+            raise BadRow(where, "empty_caption", f"no text in {' or '.join(map(repr, self.captions))}")
+        label = self._class_number(where, values[self.label]) if self.label else None
+        return Item(where, fields, captions, label, self._key(where, row, values))
+
+    def _find_media(self, columns: Columns) -> dict[str, str | None]:
+        """Columns of media, each with the kind of `_KINDS` that it must be of."""
+        named = {kind: getattr(columns, kind) for kind in _KINDS}
+        if columns.files is None and not any(named.values()):
+            usual: dict[str, str | None] = {column: kind for kind in _KINDS for column in self._find(kind, None)}
+            return usual or dict.fromkeys(self._find("files", None))
+        found: dict[str, str | None] = dict.fromkeys(self._find("files", columns.files or ()))
+        for kind, column in named.items():
+            if column in found:
+                raise DataError(f"column {column!r} of {self.table.path} is named twice among its media")
+            found |= dict.fromkeys(self._find(kind, (column,)) if column else (), kind)
+        return found
+
+    def _find(self, what: str, named: tuple[str, ...] | None) -> tuple[str, ...]:
+        present = self.table.columns
+        if named is None:
+            return tuple(column for column in _USUAL[what] if column in present)[:1]
+        for column in named:
+            if column not in present:
+                raise DataError(
+                    f"{self.table.path} has no column {column!r}{did_you_mean(column, present)}: it has {list(present)}"
+                )
+        return named
+
+    def _find_one(self, what: str, named: str | None) -> str | None:
+        found = self._find(what, None if named is None else (named,))
+        return found[0] if found else None
+
+    def _class_names(self) -> tuple[str, ...]:
+        if self.label is None:
+            return ()
+        if self.label in self.table.classes:
+            return self.table.classes[self.label]
+        names = {str(value).strip() for value in self.table.column(self.label)} - {"", "None"}
+        return () if all(name.isdecimal() for name in names) else tuple(sorted(names))
+
+    def _class_number(self, where: str, value: Any) -> int:
+        text = "" if value is None else str(value).strip()
+        if text in self.class_names and not isinstance(value, int):
+            return self.class_names.index(text)
+        if text.isdecimal() and (not self.class_names or int(text) < len(self.class_names)):
+            return int(text)
+        wanted = f"one of {len(self.class_names)} names or their numbers" if self.class_names else "a number from 0 on"
+        raise BadRow(where, "bad_label", f"got {text!r} in {self.label!r}, wanted {wanted}")
+
+    def _medium(self, where: str, value: Any, kind: str | None) -> tuple[str, bytes]:
+        value = _cell(value)
+        if _is_empty(value) or not isinstance(value, str | bytes):
+            raise BadRow(where, "missing_file", f"got {value!r}, wanted the path of a file")
+        if isinstance(value, bytes):
+            extension, data = check_media(where, None, value)
+        else:
+            extension, data = read_media(where, self.table.root / value.strip())
+        what, extensions = _KINDS[kind] if kind else ("", ())
+        if kind and extension not in extensions:
+            raise BadRow(where, "unsupported", f"a .{extension} file, wanted {what}: {', '.join(extensions)}")
+        return extension, data
+
+    def _key(self, where: str, row: int, values: Mapping[str, Any]) -> str | None:
+        if self.key is None:
+            return None
+        key = safe_key(values[self.key])
+        if not key:
+            raise BadRow(where, "bad_key", f"got {values[self.key]!r}, wanted letters or digits")
+        if row in self.repeated:
+            first = self.table.where(self.repeated[row])
+            raise BadRow(where, "duplicate_key", f"the key is written {key!r}, as that of {first} already is")
+        return key
+
+    def _repeated_keys(self) -> dict[int, int]:
+        """Row -> the earlier row with the same key, as keys are written."""
+        first: dict[str, int] = {}
+        values = self.table.column(self.key) if self.key else ()
+        rows = ((row, first.setdefault(safe_key(value), row)) for row, value in enumerate(values))
+        return {row: earlier for row, earlier in rows if earlier != row}  # empty keys are refused before this is asked
+
+
+def _cell(value: Any) -> Any:
+    # Hugging Face stores media as {"bytes", "path"}.
+    return (value.get("bytes") or value.get("path")) if isinstance(value, Mapping) else value
+
+
+def _is_empty(value: Any) -> bool:
+    value = _cell(value)
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def safe_key(value: Any) -> str:
+    """A key that no reader takes apart: letters, digits, `-` and `_`. A dot would begin the extension, a slash a folder."""
+    return _UNSAFE.sub("_", str(value if value is not None else "")).strip("_")[:MAX_KEY]

@@ -1,0 +1,225 @@
+"""How fast samples come, and which stage takes the time: what `mmssl bench data` does.
+
+Stages are timed on one thread in CPU time, so that they mean something on a busy machine too; the rate of the whole loader is wall
+time, and means something on a quiet one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+from mmssl.core.batch import Needs
+from mmssl.core.errors import DataError
+from mmssl.core.sample import Sample
+from mmssl.curation.check_report import aligned
+from mmssl.data.modality import Modality
+from mmssl.data.samples import BadSample, load_sample, make_views, read_sample
+from mmssl.data.shards.index import ShardIndex
+from mmssl.data.shards.writer import Progress
+from mmssl.data.stream.batches import TrainStream
+from mmssl.data.stream.collate import Row, collate
+from mmssl.data.stream.config import DataConfig
+from mmssl.data.stream.rows import Rows
+from mmssl.data.synchronized.chain import Synchronized
+from mmssl.data.synchronized.time import TimeCrop
+
+MAX_SAMPLES = 20_000  # of the stages; more say no more
+
+
+@dataclass(frozen=True)
+class SpeedReport:
+    """What a loader delivers.
+
+    Attributes:
+        samples: that the stages were timed on; unusable: others, which could not be decoded.
+        sample_bytes: mean size of what is read of a sample; batch_bytes: mean size of what a batch holds of it.
+        stages: microseconds of CPU time a sample on one thread: "read", "decode", "synchronized" (operations on all modalities of
+            a sample alike, where there are any), "views", "collate"; "hand-over": of the process that takes the batches of workers.
+        rate: samples a second of the whole loader; megabytes: the same in read megabytes a second.
+        workers, cores, batch_size: that it was measured with.
+        first_batch: seconds until it came.
+        decode_rate: samples a second that decoding alone would allow on the cores in use; share: `rate` of it.
+    """
+
+    samples: int
+    unusable: int
+    sample_bytes: float
+    batch_bytes: float
+    stages: Mapping[str, float]
+    rate: float
+    megabytes: float
+    workers: int
+    cores: int
+    batch_size: int
+    first_batch: float
+    decode_rate: float
+    share: float
+
+    def to_json(self) -> str:
+        """Everything, as a JSON object."""
+        return json.dumps(asdict(self), indent=1)
+
+    def table(self) -> str:
+        """The figures for people, lines of text."""
+        total = sum(self.stages.values())
+        rows: list[tuple[str, Any]] = [
+            (name, f"{value:9.1f} us a sample  {value / total:5.0%}  {1e6 / value:>10,.0f} / CPU s" if value else "-")
+            for name, value in self.stages.items()
+        ]
+        rows += [
+            ("all stages", f"{total:9.1f} us a sample         {1e6 / total:>10,.0f} / CPU s"),
+            ("sample", f"{self.sample_bytes:,.0f} bytes read, {self.batch_bytes:,.0f} bytes in a batch"),
+            (
+                "loader",
+                f"{self.rate:,.0f} samples/s ({self.megabytes:,.1f} MB/s) with {self.workers} workers on {self.cores} cores",
+            ),
+            ("decoding alone", f"{self.decode_rate:,.0f} samples/s there; the loader has {self.share:.0%} of it"),
+            ("first batch", f"after {self.first_batch:.1f} s"),
+        ]
+        if self.unusable:
+            rows.append(("unusable", f"{self.unusable:,} samples: see `mmssl shards check`"))
+        return "\n".join(aligned(rows))
+
+
+def measure(
+    data: DataConfig,
+    modalities: Mapping[str, Modality],
+    needs: Needs,
+    *,
+    batch_size: int = 64,
+    seconds: float = 5.0,
+    progress: Progress | None = None,
+) -> SpeedReport:
+    """Time the stages, then the whole loader, on samples in the order of training, but for `data.audit`, which is not written.
+
+    Args:
+        data: which samples, by how many workers, and what is done to all modalities alike. Samples that cannot be used are
+            counted, and have substitutes in the loader.
+        modalities, needs: as in `TrainStream`.
+        batch_size: of the loader, or the number of all samples if that is less.
+        seconds: for the stages, and again for the loader.
+        progress: called with (tenths of seconds done, of all).
+
+    Raises:
+        DataError: no sample can be used, or too few for their weight. ValueError: views that no modality has.
+    """
+    clock = _Clock(seconds, progress)
+    tolerant = data.model_copy(update={"on_error": "substitute", "max_failures": 1.0, "audit": None})
+    sources = tolerant.open()
+    batch_size = min(batch_size, sum(len(source.index) for source in sources))
+    stream = tolerant.stream(sources, modalities, needs, batch_size=batch_size, seed=0)
+    stages, samples, unusable, read_bytes = _stages(stream, batch_size, clock)
+    try:
+        start = time.perf_counter()
+        batch = next(stream)
+        first = time.perf_counter() - start
+        for _ in range(data.workers * data.prefetch):  # made before the clock starts
+            next(stream)
+        start, cpu, count = time.perf_counter(), time.process_time(), 0
+        while not count or clock.half(1, time.perf_counter() - start):
+            next(stream)
+            count += batch_size
+        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    finally:
+        stream.close()
+    if data.workers:
+        stages["hand-over"] = cpu / count * 1e6
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    decode_rate = 1e6 / max(stages["decode"], 1e-3) * min(cores, max(1, data.workers))
+    tensors = [x for views in batch.views.values() for x in views.values()]
+    return SpeedReport(
+        samples=samples,
+        unusable=unusable,
+        sample_bytes=read_bytes / samples,
+        batch_bytes=sum(x.numel() * x.itemsize for x in tensors) / len(batch),
+        stages=stages,
+        rate=count / wall,
+        megabytes=count / wall * read_bytes / samples / 1e6,
+        workers=data.workers,
+        cores=cores,
+        batch_size=batch_size,
+        first_batch=first,
+        decode_rate=decode_rate,
+        share=count / wall / decode_rate,
+    )
+
+
+class _Clock:
+    """Tells when a half of the measurement is over, and how far it is."""
+
+    def __init__(self, seconds: float, progress: Progress | None) -> None:
+        self.seconds, self.progress = seconds, progress
+
+    def half(self, number: int, elapsed: float) -> bool:
+        """Whether half `number` (0 or 1) goes on after so many seconds of it."""
+        if self.progress is not None:
+            done = number * self.seconds + min(elapsed, self.seconds)
+            self.progress(round(10 * done), round(20 * self.seconds))
+        return elapsed < self.seconds
+
+
+def _stages(stream: TrainStream, batch_size: int, clock: _Clock) -> tuple[dict[str, float], int, int, int]:
+    """(microseconds a sample, samples, unusable ones, bytes read) of the first batches of a stream."""
+    rows = stream.rows
+    loaders = _loaders(rows)
+    spent = dict.fromkeys(("read", *loaders, "views", "collate"), 0.0)
+    made: list[Row] = []
+    samples = unusable = size = done = 0
+    began = time.perf_counter()
+    now = time.thread_time
+    steps = max(1, min(MAX_SAMPLES, len(rows.sources)) // batch_size)
+    for epoch, ordinal in chain.from_iterable(map(stream.tickets, range(steps))):
+        index, number = rows.sources.locate(ordinal)
+        key = (rows.seed, epoch, *index.identity(number))
+        times = [now()]
+        try:
+            for _ in range(2):  # the second time, all is as near as for those that follow
+                raw = read_sample(index, number, rows.modalities)
+                times.append(now())
+            for load in loaders.values():
+                sample = load(index, number, key)
+                times.append(now())
+        except BadSample:
+            unusable += 1
+            continue
+        views = make_views(sample, rows.modalities, rows.needs, key)
+        times.append(now())
+        made.append(Row(ordinal, raw.key, views))
+        samples, size = samples + 1, size + sum(map(len, raw.fields.values()))
+        if samples > 1 or len(rows.sources) == 1:  # the first one pays for what is imported and loaded on first use
+            first, again, *loading, viewing = (b - a for a, b in pairwise(times))
+            loading = [b - a for a, b in pairwise([again, *loading])]
+            for name, value in zip(spent, (first, *loading, viewing), strict=False):
+                spent[name] += value
+            done += 1
+        if len(made) == batch_size:
+            spent["collate"] += _time_collate(rows, made)
+            made = []
+            if not clock.half(0, time.perf_counter() - began):
+                break
+    if not samples:
+        raise DataError(f"none of {unusable} samples can be used: see `mmssl shards check`")
+    if made:
+        spent["collate"] += _time_collate(rows, made)
+    return {name: max(0.0, value) / max(1, done) * 1e6 for name, value in spent.items()}, samples, unusable, size
+
+
+def _loaders(rows: Rows) -> dict[str, Callable[[ShardIndex, int, tuple[int | str, ...]], Sample]]:
+    """Stage -> what reads and does all up to this stage."""
+    optional = rows.optional
+    if rows.synchronized is None:
+        return {"decode": lambda index, number, _: load_sample(index, number, rows.modalities, optional)}
+    window = [one for one in rows.synchronized.operations[:1] if isinstance(one, TimeCrop)]  # decides what is decoded
+    return {"decode": Synchronized(window, rows.modalities, optional).load, "synchronized": rows.synchronized.load}
+
+
+def _time_collate(rows: Rows, made: Sequence[Row]) -> float:
+    start = time.thread_time()
+    collate(made, rows.modalities, rows.needs)
+    return time.thread_time() - start

@@ -1,0 +1,180 @@
+"""Sound files: wav, flac, ogg, opus and mp3, and whatever `media_sound.py` opens, read as they are stored.
+
+The format is taken from the bytes, never from the extension. Headers are looked at before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmssl.data.media.container import is_media
+from mmssl.data.media.mp3 import with_length
+from mmssl.data.media.sound import MediaSound, opened_sound
+from mmssl.data.modality import DecodeError
+
+RATES = (1_000, 192_000)  # Hz; a header that says anything else is damaged, or its sound is of no use
+_MAGIC = re.compile(rb"RIFF....WAVE|RF64....WAVE|RIFX....WAVE|fLaC|OggS|ID3|\xff[\xe2-\xff]", re.DOTALL)
+_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
+_STREAMED = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF - 36)  # sizes that say "unknown" in a wav header
+_MP3_AHEAD = 20 * 1152  # frames of an mp3 lean on bits of those before them; after a jump the first come out silent
+_MP3_LENGTH = 0.9  # decoders skip some damaged frames of an mp3 without a word: so much of it must be there
+
+
+def open_sound(data: bytes) -> AbstractContextManager[Any]:
+    """A sound with a header that was looked at: `samplerate`, `channels` and `frames` of it, for `stored`.
+
+    Raises:
+        DecodeError: "undecodable", "empty", "no_rate", "missing" (a video without sound).
+    """
+    return opened_sound(data) if is_media(data) else _opened(data)
+
+
+def stored(file: Any, start: int, stop: int) -> np.ndarray:
+    """Samples as they are in the file, [channels, stop - start]; fewer only where the stream of a video ends."""
+    if isinstance(file, MediaSound):
+        return file.read(start, stop)
+    ahead = min(start, _MP3_AHEAD) if file.format == "MP3" else 0
+    file.seek(start - ahead)
+    read: np.ndarray = file.read(ahead + stop - start, dtype="float32", always_2d=True)[ahead:].T
+    _check_length(read.shape[1], stop - start, file.format)
+    return read
+
+
+class SoundFigures(NamedTuple):
+    """What a sound holds, as it is stored.
+
+    Attributes:
+        seconds: its length. rate: in Hz. channels: how many.
+        level: root mean square in dB below full scale, at least -120.
+        clipped: whether three samples in a row are at full scale.
+    """
+
+    seconds: float
+    rate: int
+    channels: int
+    level: float
+    clipped: bool
+
+
+def sound_figures(data: bytes, max_samples: int) -> SoundFigures:
+    """Decode all of a sound, without resampling, and measure it.
+
+    Raises:
+        DecodeError: as `AudioModality.decode`, but for any number of channels.
+    """
+    with open_sound(data) as file:
+        check_samples(file, 0, file.frames, file.frames, file.samplerate, max_samples)
+        wave = stored(file, 0, file.frames)
+        rate, channels = int(file.samplerate), int(file.channels)
+    check_finite(wave)
+    if wave.shape[1] == 0:
+        raise DecodeError("empty", "no samples")
+    full = (np.abs(wave) >= 0.999).astype(np.int8)
+    clipped = bool((full[:, :-2] & full[:, 1:-1] & full[:, 2:]).any())
+    level = 10 * math.log10(max(1e-12, float(np.square(wave, dtype=np.float64).mean())))
+    return SoundFigures(wave.shape[1] / rate, rate, channels, level, clipped)
+
+
+def check_finite(wave: np.ndarray) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        DecodeError: "not_finite".
+    """
+    if not np.isfinite(wave).all():
+        raise DecodeError("not_finite", f"{int((~np.isfinite(wave)).sum())} samples are NaN or infinite")
+
+
+def check_samples(file: Any, start: int, stop: int, count: int, rate: int, limit: int) -> None:
+    """Refuse what would be more than `limit` numbers: stored samples `start` to `stop`, or `count` at `rate`, of all channels.
+
+    Raises:
+        DecodeError: "too_large".
+    """
+    samples = file.channels * max(stop - start, count)
+    if samples > limit:
+        raise DecodeError(
+            "too_large",
+            f"{(stop - start) / file.samplerate:.1f} s of {file.channels} channels at {file.samplerate} Hz are {samples} "
+            f"samples (at {rate} Hz if that is more), wanted at most {limit} (`max_samples`)",
+        )
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Any]:
+    """The sound file with a header that was looked at; what libsndfile finds wrong becomes a DecodeError."""
+    import soundfile
+
+    if not data:
+        raise DecodeError("empty", "0 bytes, wanted a sound")
+    if not _MAGIC.match(data):
+        raise DecodeError(
+            "undecodable", f"{len(data)} bytes beginning with {data[:12]!r}, wanted wav, flac, ogg, opus or mp3"
+        )
+    try:
+        with soundfile.SoundFile(io.BytesIO(with_length(data))) as file:
+            _check_header(file, data)
+            yield file
+    except soundfile.LibsndfileError as error:
+        # This is what libsndfile says of a header with a zero in the place of the rate.
+        if "SF_INFO struct incomplete" in str(error):
+            raise DecodeError(
+                "no_rate", f"the header names no sample rate, wanted {RATES[0]} to {RATES[1]} Hz"
+            ) from error
+        text = str(error.error_string).strip() or type(error).__name__
+        raise DecodeError("undecodable", f"{len(data)} bytes beginning with {data[:12]!r}: {text}") from error
+
+
+def _check_header(file: Any, data: bytes) -> None:
+    if file.format not in _FORMATS:
+        raise DecodeError("undecodable", f"{file.format} behind a tag, wanted wav, flac, ogg, opus or mp3")
+    if not RATES[0] <= file.samplerate <= RATES[1]:
+        raise DecodeError("no_rate", f"the header says {file.samplerate} Hz, wanted {RATES[0]} to {RATES[1]}")
+    if file.format == "OGG" and not _ends_with_last_page(data):
+        raise DecodeError("undecodable", f"cut short: {len(data)} bytes of Ogg without a last page")
+    if file.format == "OGG" and _is_chained(data):
+        raise DecodeError(
+            "undecodable",
+            "several Ogg streams one after the other, of which only the first would be heard: join them anew",
+        )
+    if file.frames <= 0:
+        raise DecodeError("empty", f"no samples in {len(data)} bytes of {file.format}")
+    if file.frames > 1 << 48:  # libsndfile can neither tell the length of such streams nor read them to their end
+        raise DecodeError("undecodable", f"the {file.format} header does not say how long it is: write the file anew")
+    cut = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    if cut and int(cut[1]) > int(cut[2]) and int(cut[1]) not in _STREAMED:
+        raise DecodeError(
+            "undecodable", f"cut short: the header says {cut[1]} bytes of samples, and there are {cut[2]}"
+        )
+
+
+def _ends_with_last_page(data: bytes) -> bool:
+    page = data[data.rfind(b"OggS") :][
+        : 27 + 255
+    ]  # RFC 3533: flags at byte 5 (4: the last), lengths of segments from byte 27
+    lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    return bool(lengths) and bool(page[5] & 4) and data.rfind(b"OggS") + 27 + len(lengths) + sum(lengths) <= len(data)
+
+
+def _is_chained(data: bytes) -> bool:
+    """Whether another stream begins behind the last page of the first one (RFC 3533, 4)."""
+    place, ended = 0, False
+    while data[place : place + 4] == b"OggS" and len(data) >= place + 27:
+        flags, segments = data[place + 5], data[place + 26]
+        if ended and flags & 2:
+            return True
+        ended = ended or bool(flags & 4)
+        place += 27 + segments + sum(data[place + 27 : place + 27 + segments])
+    return False
+
+
+def _check_length(got: int, wanted: int, form: str) -> None:
+    if got < wanted * (_MP3_LENGTH if form == "MP3" else 1):
+        raise DecodeError("undecodable", f"cut short: {wanted} samples were announced, and {got} could be decoded")

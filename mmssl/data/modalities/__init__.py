@@ -1,0 +1,1 @@
+"""Image, audio, video, text and label: bytes to values, values to views. Knows no shard."""

@@ -1,0 +1,221 @@
+"""Sounds: wav, flac, ogg, opus, mp3 and the sound of videos to float32 waveforms at one rate, decoded once for any number of views.
+
+Batches travel as int16 in units of 1 / 32768: half the size of floats, and for 16-bit sources at the modality's rate not a bit is
+lost; what lies outside [-1, 1) is clipped. The encoder's `prepare` scales them back and makes the spectrogram.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from mmssl.data.media.container import extent, first_stream, is_media, opened
+from mmssl.data.media.sound import MediaSound
+from mmssl.data.media.sound_file import RATES, check_finite, check_samples, open_sound, stored
+from mmssl.data.modalities.audio_views import (
+    CentreWindowView,
+    Pad,
+    RandomWindowConfig,
+    SoundOrderConfig,
+    SpreadWindowsView,
+)
+from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+from mmssl.data.timeline import Extent, Window
+
+Channels = Literal["keep", "mono", "stereo"]
+SoundViewConfig = Annotated[RandomWindowConfig | SoundOrderConfig, Field(discriminator="kind")]
+
+_FILTERS = 600_000  # numbers in the filter bank of a ratio of rates, about: enough for all usual ones to be exact
+
+
+class AudioModality(Modality):
+    """Sounds as float32 arrays [channels, samples] at `rate`, in [-1, 1] but for what the source holds beyond.
+
+    Args:
+        rate: samples a second of every value, in Hz.
+        channels: "keep": as stored (one or two); "mono": their mean; "stereo": one channel is doubled, two stay.
+        max_samples: limit on seconds x channels x rate of what is decoded at once, at the stored rate and at `rate`; checked
+            against the header, before anything is decoded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        extensions: tuple[str, ...],
+        views: Mapping[str, View],
+        rate: int,
+        channels: Channels,
+        max_samples: int,
+    ) -> None:
+        super().__init__(name, extensions, views)
+        self.rate = rate
+        self.channels = channels
+        self.max_samples = max_samples
+
+    def extent(self, data: bytes, extension: str) -> Extent:
+        """Length of the sound by its header.
+
+        Raises:
+            DecodeError: as `decode`, as far as the header tells.
+        """
+        if is_media(data):
+            with opened(data) as container:
+                return extent(container, first_stream(container, "audio"))
+        with open_sound(data) as file:
+            return Extent(file.frames / file.samplerate)
+
+    def decode(self, data: bytes, extension: str, window: Window | None = None) -> np.ndarray:
+        """Waveform [channels, samples], float32. The sound of a video that begins later than the pictures has silence before it.
+
+        Args:
+            data: the file.
+            extension: not looked at.
+            window: (start, length) in seconds: only this span is read and resampled. It equals that span of the whole to the
+                rounding of floats, and is shorter where the sound ends within it. From second 20 of a video on, the noise that
+                AAC lets decoders invent (at low bit rates) may be another, at the same places.
+
+        Raises:
+            DecodeError: "undecodable" (foreign, damaged or cut short), "empty" (no samples, or none in the window), "no_rate"
+                (the header names no usable rate), "not_finite" (NaN or infinite samples), "channels" (more than two, and mono
+                was not asked for), "too_large", "missing" (a video without sound).
+        """
+        with open_sound(data) as file:
+            wave = self._read(file, window)
+        check_finite(wave)
+        return wave
+
+    def _read(self, file: Any, window: Window | None) -> np.ndarray:
+        ratio = resampling_ratio(self.rate, file.samplerate)
+        late = round(file.start * self.rate) if isinstance(file, MediaSound) else 0
+        whole = late + math.ceil(file.frames * ratio)
+        first = 0 if window is None else max(0, round(window[0] * self.rate))
+        count = (whole if window is None else min(whole, first + round(window[1] * self.rate))) - first
+        if count <= 0:
+            raise DecodeError(
+                "empty", f"no sample in {window or 'the sound'}: it has {file.frames} at {file.samplerate} Hz"
+            )
+        check_channels(file.channels, self.channels)
+        silent = min(max(0, late - first), count)  # of the window, before the sound begins
+        start, stop, skip = _source_span(max(0, first - late), count - silent, ratio, file.frames)
+        check_samples(file, start, stop, count, self.rate, self.max_samples)
+        wave = self._mix(stored(file, start, stop))
+        wave = wave if ratio == 1 else np.ascontiguousarray(_resample(wave, ratio)[:, skip : skip + count - silent])
+        if wave.shape[1] == 0 and not silent:
+            raise DecodeError("empty", f"no sample in {window}: the sound has ended before")
+        return np.pad(wave, ((0, 0), (silent, 0))) if silent else wave
+
+    def _mix(self, wave: np.ndarray) -> np.ndarray:
+        if self.channels == "mono":
+            mixed: np.ndarray = wave.mean(axis=0, keepdims=True, dtype=np.float32)
+            return mixed
+        if self.channels == "stereo" and len(wave) == 1:
+            return np.repeat(wave, 2, axis=0)
+        return np.ascontiguousarray(wave)
+
+
+class AudioConfig(ModalityConfig):
+    """Sounds.
+
+    Attributes:
+        rate: samples a second of every view, in Hz: what the encoder's front-end wants.
+        seconds: length of every view.
+        channels: "keep": one or two as stored, and views have two (a single one is doubled) so that they stack; "mono": the
+            mean of all; "stereo": always two.
+        views: kind of view, as objectives ask for it -> how to make it. "eval" is always there besides: the window in the
+            middle.
+        pad: how sounds shorter than a view are made as long: "repeat" (as often as it fits whole, then silence; LAION-CLAP's
+            rule) or "zero" (silence behind them).
+        eval_windows: windows of the view "eval": 1: the one in the middle; more: so many from the beginning to the end, whose
+            features encoders average. A sound of `eval_windows` x `seconds` is heard whole.
+        max_samples: sounds of more seconds x channels x rate are refused before they are decoded; the default is ten minutes
+            of 48 kHz stereo, 230 MB.
+    """
+
+    kind: Literal["audio"] = "audio"
+    rate: int = Field(ge=RATES[0], le=RATES[1])
+    seconds: float = Field(gt=0)
+    channels: Channels = "keep"
+    views: dict[str, SoundViewConfig] = Field(default={"crop": RandomWindowConfig()})
+    pad: Pad = "repeat"
+    eval_windows: int = Field(default=1, ge=1)
+    max_samples: int = Field(default=57_600_000, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> AudioConfig:
+        if "eval" in self.views:
+            raise ValueError(
+                "the view 'eval' is made from `seconds` alone and cannot be configured: give the view another name"
+            )
+        samples = round(self.rate * self.seconds)
+        if samples < 1:
+            raise ValueError(f"seconds {self.seconds:g} at {self.rate} Hz is less than one sample")
+        if samples * (1 if self.channels == "mono" else 2) > self.max_samples:
+            raise ValueError(
+                f"views of {self.seconds:g} s at {self.rate} Hz are longer than max_samples {self.max_samples}: raise it"
+            )
+        return self
+
+    def build(self, name: str) -> AudioModality:
+        """The modality under the name that the recipe gives it."""
+        shape = (1 if self.channels == "mono" else 2, round(self.rate * self.seconds))
+        views: dict[str, View] = {kind: view.build(shape, self.pad) for kind, view in self.views.items()}
+        spread = self.eval_windows > 1
+        views["eval"] = (
+            SpreadWindowsView(shape, self.pad, self.eval_windows) if spread else CentreWindowView(shape, self.pad)
+        )
+        extensions = self.extensions or ("wav", "flac", "ogg", "opus", "mp3", "m4a")
+        return AudioModality(name, extensions, views, self.rate, self.channels, self.max_samples)
+
+
+def resampling_ratio(rate: int, stored: int) -> Fraction:
+    """`rate` / `stored`, or, where its filter bank would be huge (a header may say 44,101 Hz), that to 0.1 %.
+
+    torchaudio's bank has numerator x denominator entries and takes gigabytes where they have no common factor.
+    """
+    exact = Fraction(rate, stored)
+    ratio, limit = exact, 1024
+    while ratio.numerator * ratio.denominator > _FILTERS:
+        ratio, limit = exact.limit_denominator(limit), limit // 2
+    return ratio
+
+
+def check_channels(got: int, wanted: Channels) -> None:
+    """Refuse more than two channels where they are not mixed.
+
+    Raises:
+        DecodeError: "channels".
+    """
+    if got > 2 and wanted != "mono":
+        raise DecodeError(
+            "channels", f"{got} channels, wanted one or two; `channels: mono` takes the mean of any number"
+        )
+
+
+def _source_span(first: int, count: int, ratio: Fraction, frames: int) -> tuple[int, int, int]:
+    """Stored samples [start, stop) from which output samples [first, first + count) are made, and how many come out before them.
+
+    The span begins at a multiple of the ratio's denominator, where the filter bank begins anew, and reaches as far to both
+    sides as the filter does.
+    """
+    new, old = ratio.numerator, ratio.denominator
+    if ratio == 1:
+        return first, first + count, 0
+    reach = math.ceil(6 * old / (0.99 * min(new, old))) + 1  # torchaudio's filter: 6 zero crossings, roll-off 0.99
+    block = max(0, first // new - math.ceil(reach / old))
+    stop = min(frames, math.ceil((first + count) * old / new) + reach + old)
+    return block * old, stop, first - block * new
+
+
+def _resample(wave: np.ndarray, ratio: Fraction) -> np.ndarray:
+    from torchaudio.functional import resample
+
+    if wave.shape[1] == 0:
+        return wave
+    made: np.ndarray = resample(torch.from_numpy(wave), ratio.denominator, ratio.numerator).numpy()
+    return made

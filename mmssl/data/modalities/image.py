@@ -1,0 +1,133 @@
+"""Images: JPEG, PNG and WebP bytes to uint8 pixels, decoded once for any number of views.
+
+Pixels are those that Pillow, open_clip and timm see: alpha is dropped and not composed (as `convert("RGB")` does), the EXIF
+orientation is not applied, of an animation the first frame is taken. 16-bit greys keep their upper 8 bits. Batches travel as
+uint8: normalisation belongs to the encoder's `prepare`.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field, model_validator
+
+from mmssl.data.modalities.image_views import EvalView, OrderConfig, ResizedCropConfig, SimClrConfig
+from mmssl.data.modalities.rand_augment import RandAugmentConfig
+from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+from mmssl.data.timeline import Window
+
+ImageViewConfig = Annotated[
+    ResizedCropConfig | SimClrConfig | RandAugmentConfig | OrderConfig, Field(discriminator="kind")
+]
+
+_JPEG = b"\xff\xd8\xff"
+_FORMATS = ("PNG", "WEBP")
+
+
+class ImageModality(Modality):
+    """Pictures as uint8 arrays [H, W, 3].
+
+    Args:
+        max_pixels: larger pictures are refused from their header alone, before anything is decoded.
+    """
+
+    def __init__(self, name: str, extensions: tuple[str, ...], views: Mapping[str, View], max_pixels: int) -> None:
+        super().__init__(name, extensions, views)
+        self.max_pixels = max_pixels
+
+    def extent(self, data: bytes, extension: str) -> None:
+        """None: a picture has no time axis."""
+
+    def decode(self, data: bytes, extension: str, window: Window | None = None) -> np.ndarray:
+        """Pixels [H, W, 3] uint8. The format is taken from the bytes, never from the extension.
+
+        Raises:
+            DecodeError: "undecodable" (not a JPEG, PNG or WebP, or damaged: JPEG decoding is strict), "too_large".
+        """
+        return _decode_jpeg(data, self.max_pixels) if data.startswith(_JPEG) else _decode_other(data, self.max_pixels)
+
+
+class ImageConfig(ModalityConfig):
+    """Pictures.
+
+    Attributes:
+        size: height and width of every view in pixels.
+        views: kind of view, as objectives ask for it -> how to make it. "eval" is always there besides: the shortest side
+            resized, the centre cropped.
+        max_pixels: pictures with more are refused before they are decoded.
+    """
+
+    kind: Literal["image"] = "image"
+    size: int = Field(ge=8)
+    views: dict[str, ImageViewConfig] = Field(default={"crop": ResizedCropConfig()})
+    max_pixels: int = Field(default=25_000_000, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> ImageConfig:
+        if "eval" in self.views:
+            raise ValueError(
+                "the view 'eval' is made from `size` alone and cannot be configured: give the view another name"
+            )
+        for name, view in self.views.items():
+            if isinstance(view, OrderConfig) and self.size % view.patch_size:
+                raise ValueError(
+                    f"view {name!r} has patches of {view.patch_size} pixels, which do not divide the size of {self.size}"
+                )
+        return self
+
+    def build(self, name: str) -> ImageModality:
+        """The modality under the name that the recipe gives it."""
+        views: dict[str, View] = {kind: view.build(self.size) for kind, view in self.views.items()}
+        extensions = self.extensions or ("jpg", "jpeg", "png", "webp")
+        return ImageModality(name, extensions, {**views, "eval": EvalView(self.size)}, self.max_pixels)
+
+
+def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
+    # Strict: Pillow accepts most JPEGs with flipped bits or a missing half, and trains on the grey that it puts there.
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=True)
+        _check_size(height, width, max_pixels)
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    except ValueError as error:
+        raise DecodeError("undecodable", f"JPEG of {len(data)} bytes: {error}") from error
+    return pixels
+
+
+def _decode_other(data: bytes, max_pixels: int) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                _check_size(image.height, image.width, max_pixels)
+                return _to_rgb(image)
+    except DecodeError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DecodeError(
+            "undecodable", f"{len(data)} bytes beginning with {data[:12]!r}, wanted a JPEG, PNG or WebP"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DecodeError("too_large", str(error)) from error
+    except Exception as error:  # the bytes are foreign, and Pillow's readers raise whatever they stumble over
+        raise DecodeError(
+            "undecodable", f"{len(data)} bytes beginning with {data[:12]!r}: {error or type(error).__name__}"
+        ) from error
+
+
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise DecodeError("too_large", f"{width} x {height} pixels, wanted at most {max_pixels} in all (`max_pixels`)")
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16 bits; Pillow would clip and not scale them
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,252 @@
+"""Views of pictures: uint8 [H, W, 3] arrays to uint8 tensors [3, size, size], and permutations of patches.
+
+Crops are resized in uint8 with antialiasing, from full resolution: equal to Pillow, and so to open_clip, within rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator, Field
+from torch import Tensor
+
+from mmssl.core.config import Config
+from mmssl.data.modalities.colours import JitterConfig, Probability, change_colours, draw_jitter, to_grey
+from mmssl.data.modalities.masks import TokenOrder
+from mmssl.data.modality import View
+
+
+def _ascending(values: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < values[0] <= values[1]:
+        raise ValueError(f"got {list(values)}, wanted [smallest, largest] with 0 < smallest <= largest")
+    return values
+
+
+def _share(values: tuple[float, float]) -> tuple[float, float]:
+    if values[1] > 1:
+        raise ValueError(f"got {list(values)}, wanted shares of the picture's area, at most 1")
+    return values
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
+Scale = Annotated[Range, AfterValidator(_share)]
+Interpolation = Literal["bicubic", "bilinear"]
+RATIO = (3 / 4, 4 / 3)
+"""Widths by heights of boxes, torchvision's default."""
+MAX_ASPECT = 8  # beyond it the centre is cut out first, or a picture one pixel high would be blown up to gigabytes
+
+
+class ResizedCropConfig(Config):
+    """A random box, resized: torchvision's RandomResizedCrop. The defaults are open_clip's for training.
+
+    Attributes:
+        scale: range of the box' share of the area; ratio: range of its width / height (log-uniform).
+        flip: probability of a horizontal flip.
+    """
+
+    kind: Literal["resized_crop"] = "resized_crop"
+    scale: Scale = (0.9, 1.0)
+    ratio: Range = RATIO
+    interpolation: Interpolation = "bicubic"
+    flip: Probability = 0.0
+
+    def build(self, size: int) -> ResizedCrop:
+        """The view at `size` pixels."""
+        return ResizedCrop(self, size)
+
+
+class SimClrConfig(JitterConfig):
+    """The augmentation of SimCLR (Chen et al. 2020, appendix A); MoCo v3 and SLIP use jitter of 0.4, 0.4, 0.4, 0.1.
+
+    Attributes:
+        scale, ratio, interpolation, flip: as in a resized crop.
+        jitter, brightness, contrast, saturation, hue: see `JitterConfig`.
+        grayscale: probability of grey; blur: probability of a Gaussian blur.
+        sigma: range of its standard deviation in pixels; blur_kernel: its width as a share of the picture's.
+    """
+
+    kind: Literal["simclr"] = "simclr"
+    scale: Scale = (0.08, 1.0)
+    ratio: Range = RATIO
+    interpolation: Interpolation = "bicubic"
+    flip: Probability = 0.5
+    grayscale: Probability = 0.2
+    blur: Probability = 0.5
+    sigma: Range = (0.1, 2.0)
+    blur_kernel: float = Field(default=0.1, gt=0, le=0.5)
+
+    def build(self, size: int) -> SimClr:
+        """The view at `size` pixels."""
+        return SimClr(self, size)
+
+
+class OrderConfig(Config):
+    """A random order of the patches of a picture, for objectives that mask: the first ones are kept, or the last."""
+
+    kind: Literal["order"] = "order"
+    patch_size: int = Field(ge=1)
+
+    def build(self, size: int) -> TokenOrder:
+        """The view for pictures of `size` pixels."""
+        return TokenOrder((size // self.patch_size) ** 2)
+
+
+class ResizedCrop(View):
+    """uint8 [3, size, size] from a random box. Parameters: box [top, left, height, width], flip."""
+
+    def __init__(self, config: ResizedCropConfig, size: int) -> None:
+        self.config = config
+        self.size = size
+
+    def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        """Box and flip."""
+        box = random_box(value.shape[0], value.shape[1], self.config.scale, self.config.ratio, rng)
+        return {"box": box, "flip": bool(rng.random() < self.config.flip)}
+
+    def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
+        """The resized box."""
+        x = resize(value, parameters["box"], (self.size, self.size), self.config.interpolation)
+        return x.flip(-1) if parameters["flip"] else x
+
+    def blank(self) -> Tensor:
+        """Black."""
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+
+class SimClr(View):
+    """uint8 [3, size, size]: crop, flip, colours, blur.
+
+    Parameters: box, flip, jitter [[name, amount], ...] in order, grayscale, sigma (0: no blur).
+    """
+
+    def __init__(self, config: SimClrConfig, size: int) -> None:
+        self.config = config
+        self.size = size
+
+    def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        """All parameters of all operations."""
+        c = self.config
+        jitter = draw_jitter(c, rng)
+        return {
+            "jitter": jitter,
+            "box": random_box(value.shape[0], value.shape[1], c.scale, c.ratio, rng),
+            "flip": bool(rng.random() < c.flip),
+            "grayscale": bool(rng.random() < c.grayscale),
+            "sigma": float(rng.uniform(*c.sigma)) if rng.random() < c.blur else 0.0,
+        }
+
+    def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
+        """The augmented picture."""
+        x = resize(value, parameters["box"], (self.size, self.size), self.config.interpolation).contiguous()
+        if parameters["flip"]:
+            x = x.flip(-1)
+        x = change_colours(x, parameters["jitter"])
+        if parameters["grayscale"]:
+            x = to_grey(x)
+        if parameters["sigma"]:
+            x = gaussian_blur(x, self.config.blur_kernel, parameters["sigma"])
+        return x.contiguous()
+
+    def blank(self) -> Tensor:
+        """Black."""
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+
+class EvalView(View):
+    """uint8 [3, size, size]: the shortest side resized (bicubic), the centre cropped: open_clip's transform for evaluation."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
+        """Nothing: this view has no chance in it."""
+        return {}
+
+    def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
+        """The centre of the resized picture."""
+        return centre(value, self.size)
+
+    def blank(self) -> Tensor:
+        """Black."""
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+
+def centre(value: np.ndarray, size: int) -> Tensor:
+    """uint8 [3, size, size] of uint8 [H, W, 3]: the shortest side resized (bicubic), the middle cropped."""
+    height, width = value.shape[:2]
+    short = min(height, width)
+    top, left = max(0, height - MAX_ASPECT * short) // 2, max(0, width - MAX_ASPECT * short) // 2
+    height, width = min(height, MAX_ASPECT * short), min(width, MAX_ASPECT * short)
+    target = (size * height // short, size * width // short)
+    x = resize(value, [top, left, height, width], target, "bicubic")
+    row, column = round((target[0] - size) / 2), round((target[1] - size) / 2)
+    return x[:, row : row + size, column : column + size].contiguous()
+
+
+def random_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> list[int]:
+    """[top, left, height, width] as torchvision's RandomResizedCrop draws it: ten tries, then the largest centred box."""
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return [int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w]
+    h, w = height, width
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return [(height - h) // 2, (width - w) // 2, h, w]
+
+
+def resize(value: np.ndarray, box: list[int], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    """Cut the box [top, left, height, width] out of uint8 [H, W, 3] and resize it with antialiasing to uint8 [3, *size].
+
+    The result lies in memory as the picture does, channels last: turning it into planes would take a quarter of the time again.
+    """
+    top, left, height, width = box
+    x = torch.from_numpy(value)[top : top + height, left : left + width].permute(2, 0, 1)[None]
+    if (height, width) == size:
+        return x[0].clone()
+    out = torch.empty((1, *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    kernel = _KERNELS.get(interpolation)
+    if kernel is None:
+        return F.interpolate(x, size, mode=interpolation, antialias=True)[0]
+    kernel(x, size, False, None, None, out=out)
+    return out[0]
+
+
+def _kernels() -> dict[str, Any]:
+    """What `F.interpolate` calls, with a place for the result. The names are torch's own affair: it is called without them."""
+    names = {"bicubic": "_upsample_bicubic2d_aa", "bilinear": "_upsample_bilinear2d_aa"}
+    found = {mode: getattr(torch.ops.aten, name, None) for mode, name in names.items()}
+    return {mode: packet.out for mode, packet in found.items() if packet is not None and "out" in packet.overloads()}
+
+
+_KERNELS = _kernels()
+
+
+def gaussian_blur(x: Tensor, kernel: float, sigma: float) -> Tensor:
+    """Blur uint8 [C, H, W] with reflected borders; the kernel is `kernel` of the width, made odd.
+
+    Row and column passes by shifted sums equal torchvision's two-dimensional kernel within rounding, in a ninth of its time.
+    """
+    radius = max(1, int(x.shape[-1] * kernel / 2))
+    weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
+    weights = [w / sum(weights) for w in weights]
+    _, height, width = x.shape
+    y = F.pad(x.float()[None], (radius, radius, radius, radius), mode="reflect")[0]
+    rows = y[:, :, :width] * weights[0]
+    for i, w in enumerate(weights[1:], 1):
+        rows.add_(y[:, :, i : i + width], alpha=w)
+    out = rows[:, :height] * weights[0]
+    for i, w in enumerate(weights[1:], 1):
+        out.add_(rows[:, i : i + height], alpha=w)
+    return out.round_().clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,149 @@
+"""RandAugment (Cubuk et al. 2020, arXiv:1909.13719): a few operations of one strength, chosen at random, after a random crop.
+
+Operations and their strengths are torchvision's. All chance is in the record of parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mmssl.core.config import Config
+from mmssl.data.modalities.colours import Probability
+from mmssl.data.modalities.image_views import RATIO, Interpolation, Range, Scale, random_box, resize
+from mmssl.data.modality import View
+
+Operation = Literal[
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",
+    "sharpness", "posterize", "solarize", "auto_contrast", "equalize",
+]  # fmt: skip
+OPERATIONS: tuple[Operation, ...] = Operation.__args__  # type: ignore[attr-defined]
+STRONGEST = 30
+
+_SIGNED = {
+    "shear_x": 0.3,  # tangent of the angle
+    "shear_y": 0.3,
+    "translate_x": 150 / 331,  # of the width
+    "translate_y": 150 / 331,
+    "rotate": 30.0,  # degrees
+    "brightness": 0.9,  # factors of 1 - x and 1 + x
+    "color": 0.9,
+    "contrast": 0.9,
+    "sharpness": 0.9,
+}
+"""Amounts at the strongest magnitude, to both sides."""
+
+
+class RandAugmentConfig(Config):
+    """A resized crop, and RandAugment on it.
+
+    Attributes:
+        scale, ratio, interpolation, flip: as in a resized crop.
+        operations: how many are applied, one after the other; the same one may come twice.
+        magnitude: strength of all of them, 0 to 30.
+        among: which operations there are to choose from, all equally likely. `color`, `contrast` and the like change what
+            captions say of colours, `rotate` and `translate_x` what they say of places: leave out what must stay.
+        fill: grey level, 0 to 255, of what comes in from outside the picture.
+    """
+
+    kind: Literal["rand_augment"] = "rand_augment"
+    scale: Scale = (0.08, 1.0)
+    ratio: Range = RATIO
+    interpolation: Interpolation = "bicubic"
+    flip: Probability = 0.5
+    operations: int = Field(default=2, ge=1)
+    magnitude: int = Field(default=9, ge=0, le=STRONGEST)
+    among: tuple[Operation, ...] = Field(default=OPERATIONS, min_length=1)
+    fill: int = Field(default=0, ge=0, le=255)
+
+    def build(self, size: int) -> RandAugment:
+        """The view at `size` pixels."""
+        return RandAugment(self, size)
+
+
+class RandAugment(View):
+    """uint8 [3, size, size]. Parameters: box, flip, operations [[name, amount], ...] in order."""
+
+    def __init__(self, config: RandAugmentConfig, size: int) -> None:
+        self.config = config
+        self.size = size
+
+    def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        """All parameters of all operations."""
+        c = self.config
+        return {
+            "box": random_box(value.shape[0], value.shape[1], c.scale, c.ratio, rng),
+            "flip": bool(rng.random() < c.flip),
+            "operations": [self._draw(c.among[int(rng.integers(len(c.among)))], rng) for _ in range(c.operations)],
+        }
+
+    def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
+        """The augmented picture."""
+        x = resize(value, parameters["box"], (self.size, self.size), self.config.interpolation)
+        if parameters["flip"]:
+            x = x.flip(-1)
+        for name, amount in parameters["operations"]:
+            x = apply(x, name, amount, self.config.fill)
+        return x.contiguous()
+
+    def blank(self) -> Tensor:
+        """Black."""
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+    def _draw(self, name: Operation, rng: np.random.Generator) -> list[Any]:
+        strength = self.config.magnitude / STRONGEST
+        if name in _SIGNED:
+            return [name, _SIGNED[name] * strength * (1 if rng.random() < 0.5 else -1)]
+        return [name, {"posterize": 8 - round(4 * strength), "solarize": 1 - strength}.get(name, 0)]
+
+
+def apply(x: Tensor, name: Operation, amount: float, fill: int) -> Tensor:
+    """One operation on a picture uint8 [3, H, W].
+
+    Args:
+        x: the picture.
+        name: of the operation.
+        amount: shear: tangent of the angle; translate: share of the side; rotate: degrees, counter-clockwise; brightness, color,
+            contrast, sharpness: the factor less 1; posterize: bits that are left; solarize: level from 0 to 1 from which
+            on pixels are inverted; others: nothing.
+        fill: grey level of what comes in from outside.
+    """
+    from torchvision.transforms.v2 import functional as tv  # slow to import, and only needed here
+
+    height, width = x.shape[-2:]
+    angle = math.degrees(math.atan(amount))
+    shift = {"translate_x": [int(amount * width), 0], "translate_y": [0, int(amount * height)]}
+    made: Tensor
+    match name:
+        case "identity":
+            made = x
+        case "shear_x" | "shear_y":
+            shear = [angle, 0.0] if name == "shear_x" else [0.0, angle]
+            made = tv.affine(x, 0.0, [0, 0], 1.0, shear, fill=[float(fill)], center=[0.0, 0.0])
+        case "translate_x" | "translate_y":
+            made = tv.affine(x, 0.0, shift[name], 1.0, [0.0, 0.0], fill=[float(fill)])
+        case "rotate":
+            made = tv.rotate(x, amount, fill=[float(fill)])
+        case "brightness":
+            made = tv.adjust_brightness(x, 1 + amount)
+        case "color":
+            made = tv.adjust_saturation(x, 1 + amount)
+        case "contrast":
+            made = tv.adjust_contrast(x, 1 + amount)
+        case "sharpness":
+            made = tv.adjust_sharpness(x, 1 + amount)
+        case "posterize":
+            made = tv.posterize(x, int(amount))
+        case "solarize":
+            made = tv.solarize(x, 255 * amount)
+        case "auto_contrast":
+            made = tv.autocontrast(x)
+        case "equalize":
+            made = tv.equalize(x)
+    return made

@@ -1,0 +1,141 @@
+"""Videos: mp4, mov, webm and mkv bytes to clips of frames with their times, decoded once for any number of views.
+
+Everything goes by the time stamps of the frames, never by their number: see `timeline.py` for what time 0 is. Pixels are RGB as
+FFmpeg converts them, turned upright where the file says that it was filmed askew. Batches travel as uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from mmssl.core.errors import RecipeError
+from mmssl.data.media.frames import decode_video, video_extent
+from mmssl.data.media.torchcodec import decode_with_torchcodec, torchcodec_failure
+from mmssl.data.modalities.video_views import (
+    ClipViewConfig,
+    EvalClipView,
+    EvalFrameView,
+    FrameViewConfig,
+    Span,
+    VideoOrderConfig,
+)
+from mmssl.data.modality import Modality, ModalityConfig, View
+from mmssl.data.timeline import Clip, Extent, Window
+
+Backend = Literal["pyav", "torchcodec"]
+VideoViewConfig = Annotated[ClipViewConfig | FrameViewConfig | VideoOrderConfig, Field(discriminator="kind")]
+
+
+class VideoModality(Modality):
+    """Videos as `Clip`s.
+
+    Args:
+        fps: of the frames that are kept, see `VideoConfig`.
+        max_pixels: of one frame. max_bytes: of all frames of a clip. Both are judged by the header, before anything is decoded.
+        backend: what turns packets into pixels, see `VideoConfig`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        extensions: tuple[str, ...],
+        views: Mapping[str, View],
+        fps: float | None,
+        max_pixels: int,
+        max_bytes: int,
+        backend: Backend = "pyav",
+    ) -> None:
+        super().__init__(name, extensions, views)
+        self.fps = fps
+        self.backend = backend
+        self.max_pixels = max_pixels
+        self.max_bytes = max_bytes
+
+    def extent(self, data: bytes, extension: str) -> Extent:
+        """When the pictures begin and end, by the header or, where that does not say, by the time stamps.
+
+        Raises:
+            DecodeError: as `decode`, as far as the header tells.
+        """
+        return video_extent(data, self.max_pixels)
+
+    def decode(self, data: bytes, extension: str, window: Window | None = None) -> Clip:
+        """The frames that are on screen within the window, at their times. The format is taken from the bytes.
+
+        Decoding begins at the key frame before the window. The clip is shorter than the window where the video ends within it.
+
+        Raises:
+            DecodeError: "missing" (no video stream), "undecodable" (foreign, damaged, cut short), "empty" (0 bytes, or no frame
+                in the window), "too_large".
+        """
+        decode = decode_video if self.backend == "pyav" else decode_with_torchcodec
+        return decode(data, window, fps=self.fps, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
+
+
+class VideoConfig(ModalityConfig):
+    """Videos.
+
+    Attributes:
+        size: height and width of every view in pixels.
+        frames: frames of every view that is a clip.
+        seconds: length of these views; None: of whatever was decoded, so that frames lie closer in shorter videos.
+        fps: keep only frames that are on screen at multiples of 1 / fps seconds; saves memory and time where views have fewer
+            frames a second than videos have. None: keep all.
+        views: kind of view, as objectives ask for it -> how to make it.
+        eval: what the view "eval", which is always there besides, is made of: a "clip", or the "frame" in the middle.
+        max_pixels: videos with larger frames are refused before they are decoded; the default is 4096 x 2304.
+        max_bytes: clips that hold more bytes of pixels are refused; the default is 540 frames of 640 x 480.
+        backend: what decodes frames: "pyav", or "torchcodec", which must be installed beside an FFmpeg that it can load. Frames and
+            times are the same; pixels differ by what two conversions to RGB differ.
+    """
+
+    kind: Literal["video"] = "video"
+    size: int = Field(ge=8)
+    frames: int = Field(default=8, ge=1)
+    seconds: float | None = Field(default=None, gt=0)
+    fps: float | None = Field(default=None, gt=0, le=1000)
+    views: dict[str, VideoViewConfig] = Field(default={"crop": ClipViewConfig()})
+    eval: Literal["clip", "frame"] = "clip"
+    max_pixels: int = Field(default=4096 * 2304, ge=1)
+    max_bytes: int = Field(default=500_000_000, ge=1)
+    backend: Backend = "pyav"
+
+    @model_validator(mode="after")
+    def _check(self) -> VideoConfig:
+        if "eval" in self.views:
+            raise ValueError(
+                "the view 'eval' is made from `size`, `frames` and `seconds` and cannot be configured: give the view another name"
+            )
+        if self.fps is not None and self.seconds is not None and self.fps * self.seconds < self.frames:
+            raise ValueError(
+                f"views have {self.frames} frames in {self.seconds:g} s, and fps {self.fps:g} keeps fewer: "
+                f"raise it to {self.frames / self.seconds:g} or more, or leave it out"
+            )
+        for view in self.views.values():
+            view.build(self.span)  # says what does not fit
+        return self
+
+    @property
+    def span(self) -> Span:
+        """What views cover."""
+        return Span(self.frames, self.seconds, self.size)
+
+    def build(self, name: str) -> VideoModality:
+        """The modality under the name that the recipe gives it.
+
+        Raises:
+            RecipeError: the backend does not decode on this machine.
+        """
+        failure = torchcodec_failure() if self.backend == "torchcodec" else None
+        if failure is not None:
+            raise RecipeError(
+                f"modalities.{name}.backend: got 'torchcodec', which does not decode here ({failure}): install torchcodec for this "
+                "torch and FFmpeg's shared libraries where they are found, or take backend 'pyav', which needs neither"
+            )
+        views: dict[str, View] = {kind: view.build(self.span) for kind, view in self.views.items()}
+        views["eval"] = EvalClipView(self.span) if self.eval == "clip" else EvalFrameView(self.size)
+        extensions = self.extensions or ("mp4", "webm", "mkv", "mov")
+        return VideoModality(name, extensions, views, self.fps, self.max_pixels, self.max_bytes, self.backend)

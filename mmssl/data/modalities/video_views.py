@@ -1,0 +1,246 @@
+"""Views of videos: clips of frames to uint8 tensors [T, 3, size, size], or to the picture [3, size, size] at one instant.
+
+A view of T frames over s seconds shows what is on screen in the middle of each T-th part of them. Where a video is shorter than a
+view, its last frame stays. All frames of a view are cut, mirrored and coloured alike: what moves in a view moved in the video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from mmssl.core.config import Config
+from mmssl.data.modalities.colours import JitterConfig, Probability, change_colours, draw_jitter
+from mmssl.data.modalities.image_views import Interpolation, Range, Scale, centre, random_box, resize
+from mmssl.data.modalities.masks import TokenOrder
+from mmssl.data.modality import View
+from mmssl.data.timeline import Clip
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a view of a video covers.
+
+    Attributes:
+        frames: T.
+        seconds: how long it is; None: all that was decoded.
+        size: H = W in pixels.
+    """
+
+    frames: int
+    seconds: float | None
+    size: int
+
+    def instants(self, clip: Clip, start: float) -> list[float]:
+        """The T instants that are shown, of a view that begins at `start`."""
+        seconds = clip.seconds if self.seconds is None else self.seconds
+        return [start + (i + 0.5) * seconds / self.frames for i in range(self.frames)]
+
+    def room(self, clip: Clip) -> float:
+        """Seconds by which the clip is longer than the view; 0 if it is not."""
+        return 0.0 if self.seconds is None else max(0.0, clip.seconds - self.seconds)
+
+
+class _FramesConfig(JitterConfig):
+    """Attributes: see `ClipViewConfig`."""
+
+    scale: Scale = (0.9, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bicubic"
+    flip: Probability = 0.0
+    jitter: Probability = 0.0
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+
+
+class ClipViewConfig(_FramesConfig):
+    """T frames from a random place in time, of which the same random box is resized.
+
+    Attributes:
+        scale, ratio, interpolation: of the box, as for pictures.
+        flip: probability that the frames are mirrored. It is no business of one modality alone where a sound has sides and a
+            caption says them: what mirrors all of them together is a synchronized augmentation.
+        jitter, brightness, contrast, saturation, hue: change of colours, as for pictures (`simclr`), the same for all frames.
+    """
+
+    kind: Literal["clip"] = "clip"
+
+    def build(self, span: Span) -> ClipView:
+        """The view."""
+        return ClipView(self, span)
+
+
+class FrameViewConfig(_FramesConfig):
+    """One picture [3, size, size] of a random instant, for encoders of pictures.
+
+    Attributes:
+        at: "random", or "middle" of what was decoded.
+        scale, ratio, interpolation, flip, jitter, brightness, contrast, saturation, hue: as in a clip.
+    """
+
+    kind: Literal["frame"] = "frame"
+    at: Literal["random", "middle"] = "random"
+
+    def build(self, span: Span) -> FrameView:
+        """The view."""
+        return FrameView(self, span.size)
+
+
+class VideoOrderConfig(Config):
+    """A random order of the tokens of a view, for objectives that mask: the first ones are kept, or the last.
+
+    Attributes:
+        patch_size: pixels of a side of a patch; divides the size of views.
+        tubelet: frames of a token of a clip; divides the frames of views. None: the view is one frame.
+        tubes: places are shuffled and all their times stay together: what is hidden is hidden all the time.
+    """
+
+    kind: Literal["order"] = "order"
+    patch_size: int = Field(ge=1)
+    tubelet: int | None = Field(default=None, ge=1)
+    tubes: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tubes and self.tubelet is None:
+            raise ValueError("tubes: true has no effect on a view of one frame: set tubelet, or leave tubes out")
+        return self
+
+    def build(self, span: Span) -> TokenOrder:
+        """The view.
+
+        Raises:
+            ValueError: patches or tubelets that do not divide the views.
+        """
+        if span.size % self.patch_size or (self.tubelet and span.frames % self.tubelet):
+            raise ValueError(
+                f"got patches of {self.patch_size} pixels and tubelets of {self.tubelet or 1} frames, which do not divide views of "
+                f"{span.size} pixels and {span.frames} frames"
+            )
+        places = (span.size // self.patch_size) ** 2
+        times = span.frames // self.tubelet if self.tubelet else 1
+        return TokenOrder(places, times) if self.tubes else TokenOrder(places * times)
+
+
+class ClipView(View):
+    """uint8 [T, 3, size, size]. Parameters: start in seconds, box [top, left, height, width], flip, jitter."""
+
+    def __init__(self, config: ClipViewConfig, span: Span) -> None:
+        self.config = config
+        self.span = span
+
+    def draw(self, value: Clip, rng: np.random.Generator) -> dict[str, Any]:
+        """Where the view begins, box, flip and colours."""
+        return {"start": float(rng.uniform(0, self.span.room(value))), **_draw(self.config, value, rng)}
+
+    def __call__(self, value: Clip, parameters: Mapping[str, Any]) -> Tensor:
+        """The frames."""
+        frames = on_screen(value, self.span.instants(value, parameters["start"]))
+        return _make(self.config, self.span.size, frames, parameters)
+
+    def blank(self) -> Tensor:
+        """Black."""
+        return torch.zeros(self.span.frames, 3, self.span.size, self.span.size, dtype=torch.uint8)
+
+
+class FrameView(View):
+    """uint8 [3, size, size]. Parameters: time in seconds, box [top, left, height, width], flip, jitter."""
+
+    def __init__(self, config: FrameViewConfig, size: int) -> None:
+        self.config = config
+        self.size = size
+
+    def draw(self, value: Clip, rng: np.random.Generator) -> dict[str, Any]:
+        """The instant, box, flip and colours."""
+        share = 0.5 if self.config.at == "middle" else float(rng.random())
+        return {"time": share * value.seconds, **_draw(self.config, value, rng)}
+
+    def __call__(self, value: Clip, parameters: Mapping[str, Any]) -> Tensor:
+        """The picture."""
+        return _make(self.config, self.size, on_screen(value, [parameters["time"]]), parameters)[0]
+
+    def blank(self) -> Tensor:
+        """Black."""
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+
+class EvalClipView(View):
+    """uint8 [T, 3, size, size] without chance: the middle of the video, the shortest side resized, the centre cropped."""
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+
+    def draw(self, value: Clip, rng: np.random.Generator) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def __call__(self, value: Clip, parameters: Mapping[str, Any]) -> Tensor:
+        """The frames."""
+        frames = on_screen(value, self.span.instants(value, self.span.room(value) / 2))
+        return _stack(frames, lambda frame: centre(frame, self.span.size))
+
+    def blank(self) -> Tensor:
+        """Black."""
+        return torch.zeros(self.span.frames, 3, self.span.size, self.span.size, dtype=torch.uint8)
+
+
+class EvalFrameView(View):
+    """uint8 [3, size, size] without chance: the picture in the middle of the video, resized and cropped as in `EvalClipView`."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def draw(self, value: Clip, rng: np.random.Generator) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def __call__(self, value: Clip, parameters: Mapping[str, Any]) -> Tensor:
+        """The picture."""
+        return centre(on_screen(value, [value.seconds / 2])[0], self.size)
+
+    def blank(self) -> Tensor:
+        """Black."""
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+
+def on_screen(clip: Clip, instants: Sequence[float]) -> list[np.ndarray]:
+    """The frame [H, W, 3] that is seen at each instant; before the first frame that one, after the last that one.
+
+    Of one frame there is one array, however often it is seen: `_stack` looks at that.
+    """
+    places = np.maximum(np.searchsorted(clip.times, np.asarray(instants), side="right") - 1, 0).tolist()
+    seen = {place: clip.frames[place] for place in set(places)}
+    return [seen[place] for place in places]
+
+
+def _draw(config: _FramesConfig, clip: Clip, rng: np.random.Generator) -> dict[str, Any]:
+    height, width = clip.frames.shape[1:3]
+    return {
+        "box": random_box(height, width, config.scale, config.ratio, rng),
+        "flip": bool(rng.random() < config.flip),
+        "jitter": draw_jitter(config, rng),
+    }
+
+
+def _make(config: _FramesConfig, size: int, frames: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Tensor:
+    x = _stack(frames, lambda frame: resize(frame, parameters["box"], (size, size), config.interpolation))
+    if parameters["flip"]:
+        x = x.flip(-1)
+    return change_colours(x, parameters["jitter"]).contiguous() if parameters["jitter"] else x.contiguous()
+
+
+def _stack(frames: Sequence[np.ndarray], make: Any) -> Tensor:
+    """[T, 3, H, W]; a frame that is shown several times in a row is made once."""
+    made: list[Tensor] = []
+    for i, frame in enumerate(frames):
+        same = i > 0 and frame is frames[i - 1]
+        made.append(made[-1] if same else make(frame))
+    return torch.stack(made).contiguous()

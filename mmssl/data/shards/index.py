@@ -1,0 +1,320 @@
+"""Which samples there are and where their bytes lie: samples of all shards under one dense number, read by that number."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+import zlib
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+
+from mmssl.core.errors import DataError
+from mmssl.core.sample import Fault, Origin
+from mmssl.data.modality import DecodeError
+from mmssl.data.shards.paths import expand, expand_urls
+from mmssl.data.shards.remote import CacheConfig, Remote, open_remote
+from mmssl.data.shards.salvage import what_is_left
+from mmssl.data.shards.storage import PIPE, is_remote, shown
+from mmssl.data.shards.table import ShardTable, load_table
+
+
+class RawSample(NamedTuple):
+    """Bytes of a sample: extension -> data."""
+
+    key: str
+    origin: Origin
+    fields: dict[str, bytes]
+
+
+class ShardIndex:
+    """N samples of a list of shards, numbered 0 ... N-1 in the order of the shards and of the first member of each sample.
+
+    Holds numpy arrays only (about 30 bytes a sample and 18 a member), no open files: it can be pickled to workers.
+
+    Attributes:
+        source: name of the data set; part of every sample's identity.
+        shards: the files or URLs, in order.
+        labels: names of the shards that do not change when their common folder moves.
+        digest: hash over labels, keys, names, sizes and offsets: two indexes with equal digests number the same samples alike.
+        reader: gets the bytes.
+        ignored: members without an extension, which WebDataset's naming rule leaves out.
+        lost: what damaged shards have lost, if they were opened for what is left of them; gone: about so many samples.
+        verify: whether members are compared with their checksums, where sidecars have them.
+    """
+
+    max_member_bytes: ClassVar[int] = 1 << 30
+
+    def __init__(
+        self,
+        shards: Sequence[Path | str],
+        tables: Sequence[ShardTable],
+        source: str = "data",
+        reader: Reader | None = None,
+    ) -> None:
+        self.source = source
+        self.shards = tuple(shards)
+        self.labels = _labels(self.shards)
+        self.digest = _digest(self.labels, tables)
+        self.ignored = sum(table.ignored for table in tables)
+        self.extensions = tuple(sorted({extension for table in tables for extension in table.extensions}))
+        number = {extension: i for i, extension in enumerate(self.extensions)}
+        self._shard_bytes = [table.shard_bytes for table in tables]
+        self._samples: list[int] = _ends([len(table) for table in tables]).tolist()  # [S+1] first sample of each shard
+        self._keys = np.concatenate([table.keys for table in tables])
+        self._key_ends = _join([table.key_ends for table in tables])  # [N+1]
+        self._members = _join([table.members for table in tables])  # [N+1] first member of each sample
+        self._extension = np.concatenate(
+            [np.array([number[e] for e in table.extensions], np.uint16)[table.extension] for table in tables]
+        )
+        self._offset = np.concatenate([table.offset for table in tables])
+        self._size = np.concatenate([table.size for table in tables])
+        self._crc = np.concatenate([table.crc for table in tables])
+        self.lost: tuple[Fault, ...] = ()
+        self.gone = 0
+        self.verify = True
+        self.reader: Reader = reader or _Reader([Path(shard) for shard in self.shards], self._shard_bytes)
+
+    @classmethod
+    def open(
+        cls,
+        shards: Sequence[str | Path],
+        *,
+        source: str = "data",
+        remote: Remote | None = None,
+        salvage: bool = False,
+    ) -> ShardIndex:
+        """Index local shards (paths, folders, globs and brace patterns) or URLs with braces. Sidecars save the walk over headers.
+
+        Args:
+            shards: all local, or all remote.
+            source: name of the data set.
+            remote: the way to URLs; default: with the usual cache.
+            salvage: of damaged local shards take what is left, and tell in `lost` what is not.
+
+        Raises:
+            DataError: a pattern without files, or damaged, empty or repeated shards: all of them are named at once.
+        """
+        if any(is_remote(str(shard)) for shard in shards):
+            urls = expand_urls(shards)
+            tables, reader = open_remote(urls, remote or CacheConfig().build())
+            return cls(urls, tables, source, reader)
+        paths = expand(shards)
+        tables, problems, gone = [], [], 0
+        lost: list[Fault] = []
+        for path in paths:
+            try:
+                table, faults, count = what_is_left(path, source) if salvage else (load_table(path), [], 0)
+                tables.append(table)
+                lost, gone = lost + faults, gone + count
+            except (DataError, OSError) as error:
+                problems.append(str(error))
+        if problems:
+            more = f"\n... and {len(problems) - 10} more" if len(problems) > 10 else ""
+            raise DataError(
+                f"{len(problems)} of {len(paths)} shards cannot be used:\n"
+                + "\n".join(problems[:10])
+                + more
+                + "\nFetch or write them again; training can go on with what is left of damaged ones: `data.on_error: substitute`"
+            )
+        index = cls(paths, tables, source)
+        index.lost, index.gone = tuple(lost), gone
+        return index
+
+    def __len__(self) -> int:
+        return int(self._samples[-1])
+
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(self._shard_bytes)
+
+    def shard_sizes(self) -> list[int]:
+        """Samples of each shard."""
+        return [int(b - a) for a, b in pairwise(self._samples)]
+
+    def key(self, ordinal: int) -> str:
+        """Key of a sample: folder and file name up to the first dot. May repeat between shards."""
+        start, stop = self._span(self._key_ends, ordinal)
+        return self._keys[start:stop].tobytes().decode()
+
+    def origin(self, ordinal: int) -> Origin:
+        """Where a sample lies; its `ordinal` counts within the shard, and `offset` is its first header."""
+        start, _ = self._span(self._members, ordinal)
+        shard = self._shard(ordinal)
+        offset = int(self._offset[start]) - 512
+        return Origin(self.source, shown(str(self.shards[shard])), int(ordinal - self._samples[shard]), offset)
+
+    def identity(self, ordinal: int) -> tuple[str, str, int]:
+        """(source, shard label, number within the shard): what random draws are keyed by, wherever the shards are mounted."""
+        shard = self._shard(ordinal)
+        return self.source, self.labels[shard], int(ordinal - self._samples[shard])
+
+    def place(self, ordinal: int) -> tuple[int, int, int]:
+        """Shard number of a sample, and the first and last byte of its members' data there."""
+        rows = slice(*self._span(self._members, ordinal))
+        first, ends = self._offset[rows], self._offset[rows] + np.maximum(self._size[rows], 1)
+        return self._shard(ordinal), int(first.min()), int(ends.max()) - 1
+
+    def members(self, ordinal: int) -> list[tuple[str, int, int]]:
+        """(extension, offset, size) of each member of a sample, in the order of the shard."""
+        rows = slice(*self._span(self._members, ordinal))
+        names = [self.extensions[i] for i in self._extension[rows]]
+        return list(zip(names, self._offset[rows].tolist(), self._size[rows].tolist(), strict=True))
+
+    def read(self, ordinal: int, extensions: Collection[str] | None = None) -> RawSample:
+        """Bytes of a sample, of the given extensions only (None: all).
+
+        Raises:
+            DecodeError: two members of one name ("duplicate"), a member of more than `max_member_bytes` ("too_large"), or other
+                bytes than those that the sidecar has a checksum of ("checksum").
+            DataError: the shard could not be read after several attempts, or has changed since it was indexed.
+        """
+        fields: dict[str, bytes] = {}
+        shard = self._shard(ordinal)
+        for row, (extension, offset, size) in enumerate(self.members(ordinal), int(self._members[ordinal])):
+            if extensions is not None and extension not in extensions:
+                continue
+            if extension in fields:
+                raise DecodeError("duplicate", "the sample has two members of this name: which is meant?", extension)
+            if size > self.max_member_bytes:
+                raise DecodeError("too_large", f"{size} bytes, wanted at most {self.max_member_bytes}", extension)
+            data = self.reader.read(shard, offset, size)
+            if not self._fits(row, data):
+                data = self.reader.read_anew(shard, offset, size)
+                if not self._fits(row, data):
+                    known = "are not those of its index (damage, or an old index: see `mmssl shards index`)"
+                    raise DecodeError("checksum", f"the {size} bytes at byte {offset} {known}", extension)
+            fields[extension] = data
+        return RawSample(self.key(ordinal), self.origin(ordinal), fields)
+
+    def __iter__(self) -> Iterator[RawSample]:
+        return (self.read(ordinal) for ordinal in range(len(self)))
+
+    def _fits(self, row: int, data: bytes) -> bool:
+        return not self.verify or self._crc[row] < 0 or self._crc[row] == zlib.crc32(data)
+
+    def _shard(self, ordinal: int) -> int:
+        return bisect_right(self._samples, ordinal) - 1
+
+    def _span(self, ends: np.ndarray, ordinal: int) -> tuple[int, int]:
+        if not 0 <= ordinal < len(self):
+            raise IndexError(f"sample {ordinal} of {len(self)}")
+        return int(ends[ordinal]), int(ends[ordinal + 1])
+
+
+class Reader(Protocol):
+    """Bytes of shards by number, wherever the shards lie. Picklable."""
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Bytes offset ... offset+size-1 of a shard; all of them, or a DataError."""
+        ...
+
+    def read_anew(self, number: int, offset: int, size: int) -> bytes:
+        """The same from where the shard lies, and not from a copy of it."""
+        ...
+
+
+class _Reader:
+    """Reads ranges of files. Handles are opened on first use in each process, at most `MAX_OPEN` of them, and never pickled."""
+
+    MAX_OPEN: ClassVar[int] = 128
+    PAUSES: ClassVar[tuple[float, ...]] = (0.1, 0.5, 2.0)
+
+    def __init__(self, paths: Sequence[Path], sizes: Sequence[int]) -> None:
+        self.paths = paths
+        self.sizes = sizes
+        self._handles: OrderedDict[int, _Handle] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"paths": self.paths, "sizes": self.sizes, "_handles": OrderedDict()}
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Bytes of file `number`. Trouble with the device or network is retried: skipping would make the stream depend on it."""
+        for pause in (*self.PAUSES, None):
+            try:
+                return self._handle(number).read(offset, size)
+            except OSError as error:
+                self._handles.pop(number, None)
+                if pause is None or error.errno in (errno.ENOENT, errno.EACCES):
+                    raise DataError(
+                        f"{self.paths[number]}, byte {offset}: {size} bytes cannot be read: {error}"
+                    ) from error
+                time.sleep(pause)
+        raise AssertionError("unreachable")
+
+    def read_anew(self, number: int, offset: int, size: int) -> bytes:
+        """Bytes of file `number`: there is no copy."""
+        return self.read(number, offset, size)
+
+    def _handle(self, number: int) -> _Handle:
+        handle = self._handles.get(number)
+        if handle is None:
+            handle = self._handles[number] = _Handle(self.paths[number])
+            if handle.size != self.sizes[number]:
+                raise DataError(
+                    f"{self.paths[number]} has changed since it was indexed: it had {self.sizes[number]} bytes "
+                    f"and now has {handle.size}; start again"
+                )
+        self._handles.move_to_end(number)
+        if len(self._handles) > self.MAX_OPEN:
+            self._handles.popitem(last=False)
+        return handle
+
+
+class _Handle:
+    """An open file that closes with its last reference, so that evicting it cannot hurt a read that is under way."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.size = os.fstat(self._fd).st_size
+
+    def __del__(self) -> None:
+        if "_fd" in self.__dict__:
+            os.close(self._fd)
+
+    def read(self, offset: int, size: int) -> bytes:
+        parts = []
+        while size:
+            part = os.pread(self._fd, size, offset)
+            if not part:
+                raise OSError(errno.EIO, f"the file ends at byte {offset}")
+            parts.append(part)
+            offset += len(part)
+            size -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _labels(shards: Sequence[Path | str]) -> tuple[str, ...]:
+    """Paths below the folder that all shards share. The query of a URL, which may change from day to day, is no part of it."""
+    if any(str(shard).startswith(PIPE) for shard in shards):
+        return tuple(map(str, shards))
+    paths = [Path("/", shown(shard)) if isinstance(shard, str) else shard.absolute() for shard in shards]
+    folder = os.path.commonpath([path.parent for path in paths])
+    return tuple(path.relative_to(folder).as_posix() for path in paths)
+
+
+def _digest(labels: Sequence[str], tables: Sequence[ShardTable]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for label, table in zip(labels, tables, strict=True):
+        digest.update(f"{label}\0{len(table)}\0{','.join(table.extensions)}\0".encode())
+        for array in (table.keys, table.key_ends, table.members, table.extension, table.offset, table.size):
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _ends(counts: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def _join(ends: Sequence[np.ndarray]) -> np.ndarray:
+    """Join [n+1] arrays of cumulative ends, each starting at 0, into one."""
+    base = _ends([int(part[-1]) for part in ends])
+    return np.concatenate([[0], *(part[1:] + start for part, start in zip(ends, base, strict=False))]).astype(np.int64)

@@ -1,0 +1,312 @@
+"""Shards that lie elsewhere as an index like any other: tables by sidecar or by one fetch, bytes by slice through a cache."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from pydantic import Field
+
+from mmssl.core.config import Config
+from mmssl.core.errors import DataError
+from mmssl.data.shards.cache import Cache
+from mmssl.data.shards.storage import Absent, NoRanges, Patience, Refused, Storage, shown
+from mmssl.data.shards.table import ShardTable, checksums, load_sidecar, save_sidecar, scan, slice_starts
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with (shards done, shards in all)."""
+
+SLICE = 64  # samples that are fetched together, unless block shuffle says otherwise
+_MAX_SIDECAR = 256 << 20
+_THREADS = 16
+
+
+class CacheConfig(Config):
+    """How shards that lie elsewhere are fetched and kept.
+
+    Attributes:
+        folder: of fetched files, on a local disk, shared by all processes of a machine; None: what the environment variable
+            MMSSL_CACHE says, or `~/.cache/mmssl/shards`.
+        max_bytes: what they may take; what was not used for longest is taken away.
+        timeout: seconds without a byte after which an attempt has failed.
+        deadline: seconds after which failures end the run.
+        threads: of each process, that fetch ahead of the workers; 0: workers fetch what they need when they need it.
+    """
+
+    folder: Path | None = None
+    max_bytes: int = Field(default=64 * 10**9, ge=1)
+    timeout: float = Field(default=30.0, gt=0)
+    deadline: float = Field(default=300.0, ge=0)
+    threads: int = Field(default=8, ge=0)
+
+    def build(self, allow_pipe: bool = False) -> Remote:
+        """The way to remote shards."""
+        patience = Patience(timeout=self.timeout, deadline=self.deadline)
+        folder = self.folder or Path(os.environ.get("MMSSL_CACHE") or "~/.cache/mmssl/shards")
+        return Remote(Cache(folder.expanduser(), self.max_bytes), Storage(patience, allow_pipe))
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A cache, the storage behind it, and how many samples are fetched together."""
+
+    cache: Cache
+    storage: Storage
+    slice: int = SLICE
+
+    def whole(self, shard: RemoteShard) -> BinaryIO:
+        """A whole shard, fetched if need be; it stays in the cache as long as the file is open."""
+        return self.cache.open(shard.key, lambda sink: self.storage.copy(shard.url, sink, shard.size), shard.size)
+
+    def table(self, url: str) -> tuple[RemoteShard, ShardTable]:
+        """What a shard holds: from the cache, from its sidecar `<url>.index.npz`, or from the shard, fetched as a whole for it.
+
+        Raises:
+            DataError: the storage fails, or the shard is damaged or holds no sample.
+        """
+        shard = self.shard(url)
+        return shard, load_sidecar(io.BytesIO(self.sidecar(shard)), shard.size)
+
+    def shard(self, url: str) -> RemoteShard:
+        """A shard, and what the storage says of it.
+
+        Raises:
+            DataError: the storage fails, or there is no such shard.
+        """
+        return RemoteShard(url, *self.storage.facts(url))
+
+    def sidecar(self, shard: RemoteShard) -> bytes:
+        """A shard's sidecar; it stays in the cache.
+
+        Raises:
+            DataError: see `table`.
+        """
+        key = f"index\0{shard.key}"
+        file = self.cache.take(key)
+        if file is None:
+            data = self._sidecar(shard)  # in front of the cache's lock: it takes another one
+            file = self.cache.open(key, lambda sink: _write(sink, data))
+        with file:
+            return file.read()
+
+    def _sidecar(self, shard: RemoteShard) -> bytes:
+        """A shard's sidecar: the one beside it, or made from the shard."""
+        found = self._fetch_sidecar(shard)
+        if found is not None:
+            return found[0]
+        with self.whole(shard):
+            path, made = self.cache.path(shard.key), io.BytesIO()
+            try:
+                save_sidecar(made, checksums(path, scan(path)), os.stat(path))
+            except DataError as error:
+                raise DataError(str(error).replace(str(path), shard.shown)) from error
+        return made.getvalue()
+
+    def fetch_sidecar(self, shard: RemoteShard) -> ShardTable | None:
+        """The table in the sidecar beside a shard; None if there is none, or one that does not fit (which is logged)."""
+        found = self._fetch_sidecar(shard)
+        return found[1] if found is not None else None
+
+    def _fetch_sidecar(self, shard: RemoteShard) -> tuple[bytes, ShardTable] | None:
+        if shard.size is None:
+            return None
+        address, query, secrets = shard.url.partition("?")
+        url = f"{address}.index.npz{query}{secrets}"
+        try:
+            size = self.storage.facts(url).size
+            if size is None or size > _MAX_SIDECAR:
+                return None
+            found = io.BytesIO()
+            self.storage.copy(url, found, size)
+            return found.getvalue(), load_sidecar(io.BytesIO(found.getvalue()), shard.size)
+        except (Absent, Refused):  # buckets that may not be listed refuse what is not there
+            return None
+        except ValueError as error:
+            _log.warning("%s does not fit the shard and is not used: %s", shown(url), error)
+            return None
+
+
+@dataclass(frozen=True)
+class RemoteShard:
+    """A shard elsewhere, and what the storage says of it; see `Facts`."""
+
+    url: str
+    size: int | None
+    version: str
+
+    @property
+    def key(self) -> str:
+        """Name of its content: the whole URL, its size and version."""
+        return f"{self.url}\0{self.size}\0{self.version}"
+
+    @property
+    def shown(self) -> str:
+        """Its address, for people."""
+        return shown(self.url)
+
+
+class RemoteReader:
+    """Reads ranges of remote shards from slices in the cache, each fetched when it is first needed, or ahead of that.
+
+    A slice is a run of neighbouring samples, so that block shuffle, which draws from few slices at a time, fetches each byte once
+    an epoch at most, and once for ever where the cache has room. Shards that are there as a whole are read from that.
+
+    Args:
+        shards, tables: in the same order.
+        remote: the way to them.
+    """
+
+    def __init__(self, shards: Sequence[RemoteShard], tables: Sequence[ShardTable], remote: Remote) -> None:
+        self.shards = shards
+        self.sizes = [table.shard_bytes for table in tables]
+        self.remote = remote
+        self._cuts = [_cuts(table, remote.slice) for table in tables]
+        self._only_whole = {number for number, shard in enumerate(shards) if shard.size is None}
+        self._last = _Last()
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Bytes of shard `number`.
+
+        Raises:
+            DataError: the storage fails, or the shard has changed since it was indexed.
+        """
+        parts = []
+        while size:
+            piece = self.slice_of(number, offset)
+            if self._last.place != (number, piece):  # members of a sample lie in one slice
+                self._last.close()
+                self._last.keep((number, piece), *self._open(number, piece))
+            most = min(size, int(self._cuts[number][piece + 1]) - offset)
+            part = os.pread(self._last.file.fileno(), most, offset - self._last.first)
+            if not part:
+                raise DataError(f"{self.shards[number].shown} ends at byte {offset}: it has changed; start again")
+            parts.append(part)
+            offset += len(part)
+            size -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_anew(self, number: int, offset: int, size: int) -> bytes:
+        """Bytes of shard `number`, fetched once more: what the cache has of them is dropped.
+
+        Raises:
+            DataError: as `read`.
+        """
+        _log.warning(
+            "%s, byte %d: the bytes in the cache are not those of the index and are fetched again",
+            self.shards[number].shown, offset,
+        )  # fmt: skip
+        self._last.close()
+        self.remote.cache.drop(self.shards[number].key)
+        for piece in range(self.slice_of(number, offset), self.slice_of(number, offset + max(size, 1) - 1) + 1):
+            self.remote.cache.drop(self._slice_key(number, piece))
+        return self.read(number, offset, size)
+
+    def _slice_key(self, number: int, piece: int) -> str:
+        start, stop = self._cuts[number][piece : piece + 2]
+        return f"{self.shards[number].key}\0{start}\0{stop}"
+
+    def slice_of(self, number: int, offset: int) -> int:
+        """The slice of a shard that has the byte at `offset`."""
+        return bisect_right(self._cuts[number], offset) - 1
+
+    def slice_bytes(self, number: int, piece: int) -> int:
+        """Size of a slice."""
+        return int(self._cuts[number][piece + 1] - self._cuts[number][piece])
+
+    def fetch(self, number: int, piece: int) -> None:
+        """Have a slice in the cache."""
+        self._open(number, piece)[1].close()
+
+    def _open(self, number: int, piece: int) -> tuple[int, BinaryIO]:
+        """A file that has the slice, and the byte of the shard that it begins with."""
+        shard = self.shards[number]
+        if number not in self._only_whole:
+            whole = self.remote.cache.take(shard.key, shard.size)
+            if whole is not None:
+                return 0, whole
+            start, stop = (int(cut) for cut in self._cuts[number][piece : piece + 2])
+
+            def fill(sink: BinaryIO) -> None:
+                sink.write(self.remote.storage.read(shard.url, start, stop, self.sizes[number]))
+
+            try:
+                return start, self.remote.cache.open(self._slice_key(number, piece), fill, stop - start)
+            except NoRanges:
+                self._only_whole.add(number)
+        whole = self.remote.whole(shard)
+        got = os.fstat(whole.fileno()).st_size
+        if got != self.sizes[number]:
+            whole.close()
+            raise DataError(
+                f"{shard.shown} has changed since it was indexed: it had {self.sizes[number]} bytes and now has {got}"
+            )
+        return 0, whole
+
+
+class _Last(threading.local):
+    """The slice that a thread read last, still open. Never pickled: a copy starts without one."""
+
+    def __init__(self) -> None:
+        self.place: tuple[int, int] | None = None
+        self.first = 0
+        self.file: BinaryIO = io.BytesIO()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Last, ()
+
+    def keep(self, place: tuple[int, int], first: int, file: BinaryIO) -> None:
+        self.place, self.first, self.file = place, first, file
+
+    def close(self) -> None:
+        self.place = None
+        self.file.close()
+
+
+def open_remote(
+    urls: Sequence[str], remote: Remote, progress: Progress | None = None
+) -> tuple[list[ShardTable], RemoteReader]:
+    """Tables of remote shards, several at a time, and what reads them.
+
+    Raises:
+        DataError: shards that cannot be used; all of them are named, unless the storage fails as a whole.
+    """
+    found: dict[int, tuple[RemoteShard, ShardTable]] = {}
+    problems: dict[int, str] = {}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        futures = {pool.submit(remote.table, url): i for i, url in enumerate(urls)}
+        for done, future in enumerate(as_completed(futures), start=1):
+            try:
+                found[futures[future]] = future.result()
+            except DataError as error:
+                problems[futures[future]] = str(error)
+                if len(problems) > 10:
+                    pool.shutdown(cancel_futures=True)
+                    break
+            if progress is not None:
+                progress(done, len(urls))
+    if problems:
+        lines = "\n".join(problems[i] for i in sorted(problems))
+        raise DataError(f"{len(problems)} of {len(urls)} shards cannot be used:\n{lines}")
+    shards, tables = zip(*(found[i] for i in range(len(urls))), strict=True)
+    return list(tables), RemoteReader(shards, tables, remote)
+
+
+def _cuts(table: ShardTable, size: int) -> np.ndarray:
+    """[slices + 1] bytes at which slices of about `size` samples begin, the first at 0, and the end of the shard."""
+    headers = table.offset[table.members[slice_starts([len(table)], size)[1:]]] - 512
+    return np.unique(np.concatenate([[0], headers, [table.shard_bytes]]))
+
+
+def _write(sink: BinaryIO, data: bytes) -> None:
+    sink.write(data)

@@ -1,0 +1,123 @@
+"""What is left of a damaged shard, and a list of what is not: nothing is lost silently.
+
+Where an earlier sidecar lies beside the shard, it tells which samples there should be, and the checksums of their bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from mmssl.core.errors import DataError
+from mmssl.core.sample import Fault, Origin
+from mmssl.data.shards.table import ShardTable, load_sidecar, load_table, make_table, sidecar_path
+from mmssl.data.shards.tar import Lost, walk
+
+_GONE = (
+    "its index knows it, and the shard has it no more (if it was written anew: `mmssl shards index` renews the index)"
+)
+
+
+def what_is_left(shard: Path, source: str) -> tuple[ShardTable, list[Fault], int]:
+    """The table of a shard, which may be damaged, and what was lost: spans of bytes, and samples that a sidecar knows.
+
+    Args:
+        shard: the file.
+        source: name of the data set, for the faults.
+
+    Returns:
+        Table, faults, and how many samples are gone: counted by the sidecar, or else estimated from the size of the spans.
+
+    Raises:
+        DataError: no tar archive at all, or without any sample. OSError: it cannot be read.
+    """
+    lost: list[Lost] = []
+    try:
+        table = load_table(shard)
+        if (table.crc >= 0).any():  # the sidecar is of this very file: whatever happened to its bytes, checksums tell
+            return table, [], 0
+    except DataError:
+        table = make_table(shard, walk(shard, lost))
+    before = _before(shard, table)
+    faults = list(_spans(shard, source, lost, table))
+    mean = table.shard_bytes / len(table)
+    if before is None:
+        return table, faults, sum(max(1, round((span.stop - span.offset) / mean)) for span in lost)
+    missing = list(_missing(shard, source, table, before))
+    return replace(table, crc=_known(table, before)), faults + missing, len({fault.key for fault in missing})
+
+
+def judge(lost: Sequence[Fault], gone: int, samples: int, max_failures: float) -> None:
+    """Decide whether too much is lost of a data set.
+
+    Args:
+        lost: of all its shards. gone: samples that are lost. samples: that are left.
+        max_failures: share of samples that may be lost.
+
+    Raises:
+        DataError: more is lost.
+    """
+    if gone > max_failures * (gone + samples):
+        shown = "\n".join(f"  {fault}" for fault in lost[:5])
+        more = f"\n  ... and {len(lost) - 5} more" if len(lost) > 5 else ""
+        raise DataError(
+            f"damaged shards have lost about {gone} of {gone + samples} samples, more than the share of {max_failures:g} that is "
+            f"borne (`max_failures`):\n{shown}{more}\nFetch or write these shards again."
+        )
+
+
+def _before(shard: Path, table: ShardTable) -> ShardTable | None:
+    """The table of an earlier state of the shard; None without one, or when it has no sample in common."""
+    try:
+        before = load_sidecar(sidecar_path(shard))
+    except (OSError, ValueError):
+        return None
+    return before if set(_keys(before)) & set(_keys(table)) else None
+
+
+def _spans(shard: Path, source: str, lost: Iterable[Lost], table: ShardTable) -> Iterable[Fault]:
+    for span in lost:
+        ordinal = int(np.searchsorted(table.offset[table.members[:-1]], span.offset))
+        detail = f"{span.detail}; {span.stop - span.offset} bytes are passed over"
+        yield Fault("", Origin(source, str(shard), ordinal, span.offset), "tar", "damaged", detail)
+
+
+def _missing(shard: Path, source: str, table: ShardTable, before: ShardTable) -> Iterable[Fault]:
+    """Members that the sidecar knows and the shard no longer has; of a sample without any member, one for all."""
+    there: dict[str, set[str]] = {}
+    for key, extension, *_ in _members(table):
+        there.setdefault(key, set()).add(extension)
+    known: dict[str, set[str]] = {}
+    for key, extension, *_ in _members(before):
+        known.setdefault(key, set()).add(extension)
+    for ordinal, (key, extensions) in enumerate(known.items()):
+        origin = Origin(source, str(shard), ordinal, int(before.offset[before.members[ordinal]]) - 512)
+        gone = sorted(extensions - there[key]) if key in there else ["tar"]
+        for extension in gone:
+            yield Fault(key, origin, extension, "lost", _GONE)
+
+
+def _known(table: ShardTable, before: ShardTable) -> np.ndarray:
+    """Checksums [m] of members that go by the same name and size as before."""
+    known = {(key, extension): (size, crc) for key, extension, size, crc in _members(before)}
+    crc = []
+    for key, extension, size, _ in _members(table):
+        was, value = known.get((key, extension), (size, -1))
+        # A member of another size is another one: no CRC-32 has this value, so that reading it is a fault.
+        crc.append(value if was == size else 1 << 32)
+    return np.array(crc, np.int64)
+
+
+def _keys(table: ShardTable) -> list[str]:
+    data = table.keys.tobytes()
+    return [data[start:stop].decode() for start, stop in pairwise(table.key_ends.tolist())]
+
+
+def _members(table: ShardTable) -> Iterable[tuple[str, str, int, int]]:
+    for key, (start, stop) in zip(_keys(table), pairwise(table.members.tolist()), strict=True):
+        for row in range(start, stop):
+            yield key, table.extensions[table.extension[row]], int(table.size[row]), int(table.crc[row])

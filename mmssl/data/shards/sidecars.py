@@ -1,0 +1,139 @@
+"""Making and checking the sidecars of many shards, local or remote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from mmssl.core.errors import DataError
+from mmssl.data.shards.paths import expand, expand_urls
+from mmssl.data.shards.remote import Remote
+from mmssl.data.shards.storage import is_remote
+from mmssl.data.shards.table import ShardTable, checksums, load_sidecar, scan, sidecar_path, write_sidecar
+from mmssl.data.shards.writer import write_atomically
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""Called with (shards done, shards in all)."""
+
+_THREADS = 8
+
+
+def write_sidecars(
+    shards: Sequence[str], remote: Remote, out: Path | None = None, progress: Progress | None = None
+) -> int:
+    """Make the sidecar of each shard: beside it where it is local, else in the cache, and as `out/<name>.index.npz`.
+
+    Args:
+        shards: all local, or all remote; see `ShardIndex.open`.
+        remote: the way to remote shards.
+        out: folder for sidecars of remote shards, to be put beside them.
+
+    Returns:
+        How many shards there are.
+
+    Raises:
+        DataError: shards that cannot be used, all of them named; two of one name for `out`; `out` with local shards.
+    """
+    if not any(map(is_remote, shards)):
+        if out is not None:
+            raise DataError(f"--out: got {out} for local shards, whose sidecars belong beside them: leave it out")
+        paths = expand(shards)
+        problems = _each(paths, lambda path: _attempt(lambda: write_sidecar(path)), progress)
+    else:
+        urls = expand_urls(shards)
+        names = [f"{url.split('?')[0].rsplit('/', 1)[-1]}.index.npz" for url in urls]
+        if out is not None and len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"--out: two shards want the sidecar {out / twice}: index one folder at a time")
+
+        def make(place: tuple[str, str]) -> str | None:
+            url, name = place
+            return _attempt(lambda: _write_remote(remote, url, out / name if out is not None else None))
+
+        problems = _each(list(zip(urls, names, strict=True)), make, progress)
+    if any(problems):
+        raise DataError(_summary(problems, "cannot be indexed"))
+    return len(problems)
+
+
+def check_sidecars(shards: Sequence[str], remote: Remote, progress: Progress | None = None) -> int:
+    """Read every shard anew and compare what it holds with its sidecar.
+
+    Returns:
+        How many shards there are.
+
+    Raises:
+        DataError: sidecars that are missing, stale, damaged or wrong, all of them named.
+    """
+    if any(map(is_remote, shards)):
+        problems = _each(expand_urls(shards), lambda url: _attempt(lambda: _check_remote(remote, url)), progress)
+    else:
+        problems = _each(expand(shards), lambda path: _attempt(lambda: _check_local(path)), progress)
+    if any(problems):
+        raise DataError(_summary(problems, "have no right sidecar") + "\nMake them with `mmssl shards index`.")
+    return len(problems)
+
+
+def _write_remote(remote: Remote, url: str, target: Path | None) -> None:
+    data = remote.sidecar(remote.shard(url))
+    if target is not None:
+        write_atomically(target, data)
+
+
+def _check_local(shard: Path) -> None:
+    path, status = sidecar_path(shard), shard.stat()
+    if not path.exists():
+        raise DataError(f"{shard}: no sidecar")
+    try:
+        table = load_sidecar(path, status.st_size, status.st_mtime_ns)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    _compare(table, checksums(shard, scan(shard)), str(path))
+
+
+def _check_remote(remote: Remote, url: str) -> None:
+    shard = remote.shard(url)
+    found = remote.fetch_sidecar(shard)
+    if found is None:
+        raise DataError(f"{shard.shown}: no sidecar that fits")
+    with remote.whole(shard):
+        path = remote.cache.path(shard.key)
+        _compare(found, checksums(path, scan(path)), f"the sidecar of {shard.shown}")
+
+
+def _compare(saved: ShardTable, true: ShardTable, where: str) -> None:
+    for field in fields(ShardTable):
+        if not np.array_equal(getattr(saved, field.name), getattr(true, field.name)):
+            raise DataError(f"{where} does not hold what the shard holds: {field.name} differs")
+
+
+def _attempt(action: Callable[[], object]) -> str | None:
+    """What went wrong, if anything did."""
+    try:
+        action()
+    except (DataError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _each(items: Sequence[T], work: Callable[[T], str | None], progress: Progress | None) -> list[str | None]:
+    """The problem of each item, several at a time."""
+    problems = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for problem in pool.map(work, items):
+            problems.append(problem)
+            if progress is not None:
+                progress(len(problems), len(items))
+    return problems
+
+
+def _summary(problems: Sequence[str | None], what: str) -> str:
+    bad = [problem for problem in problems if problem]
+    more = f"\n... and {len(bad) - 10} more" if len(bad) > 10 else ""
+    return f"{len(bad)} of {len(problems)} shards {what}:\n" + "\n".join(bad[:10]) + more

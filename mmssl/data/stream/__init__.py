@@ -1,0 +1,1 @@
+"""Training batches: which samples in which order, rows, collate, workers. Nothing below imports it."""

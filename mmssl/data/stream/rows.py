@@ -1,0 +1,174 @@
+"""What workers do: a key (epoch, sample number) to a row of views, and rows to a batch. They hold no state of the stream."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mmssl.core.batch import Batch, Needs
+from mmssl.core.errors import DataError
+from mmssl.core.sample import Fault, Sample
+from mmssl.core.seeding import generator
+from mmssl.data.modality import Modality
+from mmssl.data.samples import BadSample, load_sample, make_views
+from mmssl.data.stream.collate import Row, collate
+from mmssl.data.stream.sources import Sources
+from mmssl.data.stream.workers import Located
+from mmssl.data.synchronized.chain import Synchronized
+from mmssl.data.synchronized.operation import Operation
+
+_log = logging.getLogger(__name__)
+
+OnError = Literal["raise", "substitute", "skip"]
+JUDGE_AFTER = 500  # samples before the share of faults means something
+SUBSTITUTE = "let others take their place with `data.on_error: substitute`"
+_SUBSTITUTES = 10
+_LOGGED = 20
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample without a row."""
+
+    faults: tuple[Fault, ...]
+
+
+class Rows(Located):
+    """Map-style data set: (epoch, sample number) -> Row, Skipped, or a DataError as a value.
+
+    Args:
+        sources: where the samples are, by dense number.
+        modalities: those that `needs` names.
+        on_error: see `TrainStream` and `EvalStream`.
+        synchronized: operations on all modalities of a sample alike, before its views are made.
+        remedy: what may be done about samples that cannot be used, in the words of an error.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        modalities: Mapping[str, Modality],
+        needs: Needs,
+        seed: int,
+        on_error: OnError,
+        optional: tuple[str, ...],
+        synchronized: Sequence[Operation] = (),
+        remedy: str = SUBSTITUTE,
+    ) -> None:
+        self.sources = sources
+        self.modalities = modalities
+        self.needs = needs
+        self.seed = seed
+        self.on_error = on_error
+        self.optional = optional
+        self.remedy = remedy
+        self.synchronized = Synchronized(synchronized, modalities, optional) if synchronized else None
+
+    def __getitem__(self, ticket: tuple[int, int]) -> Row | Skipped | DataError:
+        epoch, ordinal = ticket
+        meant, number = self.sources.locate(ordinal)
+        key = (self.seed, epoch, *meant.identity(number))
+        faults: list[Fault] = []
+        for attempt in range(1 + _SUBSTITUTES):
+            chosen = self._chosen(epoch, ordinal, attempt)
+            try:
+                sample = self._load(chosen, key)
+            except BadSample as bad:
+                faults.append(bad.fault)
+                if self.on_error == "skip":
+                    return Skipped(tuple(faults))
+                if self.on_error == "raise":
+                    return DataError(
+                        f"{bad}\nFind all such samples with `mmssl shards check` and write the shards without them, or "
+                        f"{self.remedy}."
+                    )
+                continue
+            except DataError as error:
+                return error
+            try:
+                views = make_views(sample, self.modalities, self.needs, key)
+            except Exception as error:
+                error.add_note(f"in key {sample.key!r}, {sample.origin}")
+                raise
+            name = f"{sample.key} ({sample.origin})" if faults else None
+            replaced = tuple(replace(fault, substitute=name) for fault in faults)
+            return Row(chosen, sample.key, views, replaced, sample.record)
+        return DataError(
+            f"{faults[0]}\n{_SUBSTITUTES} samples drawn to take its place cannot be used either, the last: {faults[-1]}"
+        )
+
+    def where(self, ticket: tuple[int, int]) -> str:
+        """Key, shard and place of a sample."""
+        index, number = self.sources.locate(ticket[1])
+        return f"key {index.key(number)!r} ({index.origin(number)})"
+
+    def _load(self, ordinal: int, key: tuple[int | str, ...]) -> Sample:
+        if self.synchronized is None:
+            return load_sample(*self.sources.locate(ordinal), self.modalities, self.optional)
+        return self.synchronized.load(*self.sources.locate(ordinal), key)
+
+    def _chosen(self, epoch: int, ordinal: int, attempt: int) -> int:
+        if attempt == 0:
+            return ordinal
+        siblings = self.sources.siblings(ordinal)
+        return siblings[int(generator(self.seed, "substitute", epoch, ordinal, attempt).integers(len(siblings)))]
+
+
+class Collate:
+    """Rows to a batch; the first error among them instead, if there is one."""
+
+    def __init__(self, modalities: Mapping[str, Modality], needs: Needs) -> None:
+        self.modalities = modalities
+        self.needs = needs
+
+    def __call__(self, items: Sequence[Row | Skipped | DataError]) -> Batch | DataError:
+        for item in items:
+            if isinstance(item, DataError):
+                return item
+        rows = [item for item in items if isinstance(item, Row)]
+        skipped = [fault for item in items if isinstance(item, Skipped) for fault in item.faults]
+        return collate(rows, self.modalities, self.needs, skipped)
+
+
+class Judge:
+    """Counts and logs faults, and decides when there are too many.
+
+    Args:
+        max_failures: share of faults among samples that is borne.
+        counts: faults by reason, kept up to date here.
+    """
+
+    def __init__(self, max_failures: float, counts: Counter[str]) -> None:
+        self.max_failures = max_failures
+        self.counts = counts
+        self.samples = self.failed = 0
+
+    def __call__(self, samples: int, faults: Sequence[Fault]) -> None:
+        """Take note of a batch.
+
+        Raises:
+            DataError: the share of faults is too high.
+        """
+        self.samples += samples
+        self.failed += len(faults)
+        self.note(faults)
+        if self.samples >= JUDGE_AFTER and self.failed > self.max_failures * self.samples:
+            reasons = ", ".join(f"{reason}: {n}" for reason, n in self.counts.most_common())
+            last = f"; the last: {faults[-1]}" if faults else ""
+            raise DataError(
+                f"{self.failed} of {self.samples} samples cannot be used ({reasons}), more than the share of "
+                f"{self.max_failures:g} that is borne (`max_failures`){last}\nSee them all with `mmssl shards check`."
+            )
+
+    def note(self, faults: Sequence[Fault]) -> None:
+        """Count and log faults; those of shards that are damaged as a whole are judged when they are opened."""
+        for fault in faults:
+            logged = self.counts.total()
+            if logged < _LOGGED:
+                _log.warning("%s%s", fault, f"; in its place: {fault.substitute}" if fault.substitute else "")
+            elif logged == _LOGGED:
+                _log.warning("further samples that cannot be used are counted and not shown")
+            self.counts[fault.reason] += 1

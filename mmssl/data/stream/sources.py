@@ -1,0 +1,44 @@
+"""The sources of a mixture, and the samples of several sources under one dense number."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from mmssl.data.shards.index import ShardIndex
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of a mixture: its samples, and its weight in samples relative to the other sources'."""
+
+    index: ShardIndex
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The index' name of the source."""
+        return self.index.source
+
+
+class Sources:
+    """Samples of several sources under one dense number: those of the first source, then those of the second, and so on."""
+
+    def __init__(self, indexes: Sequence[ShardIndex]) -> None:
+        self.indexes = tuple(indexes)
+        self.offsets = [0, *accumulate(len(index) for index in indexes)]
+
+    def __len__(self) -> int:
+        return self.offsets[-1]
+
+    def locate(self, ordinal: int) -> tuple[ShardIndex, int]:
+        """The source's index, and the sample's number there."""
+        source = bisect_right(self.offsets, ordinal) - 1
+        return self.indexes[source], ordinal - self.offsets[source]
+
+    def siblings(self, ordinal: int) -> range:
+        """All samples of the source that has sample `ordinal`."""
+        source = bisect_right(self.offsets, ordinal) - 1
+        return range(self.offsets[source], self.offsets[source + 1])

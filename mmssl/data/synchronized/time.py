@@ -1,0 +1,214 @@
+"""Synchronized operations on time: windows and speed, in seconds and never in numbers of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field as Setting
+from pydantic import field_validator
+
+from mmssl.data.modalities.audio import AudioModality
+from mmssl.data.modalities.image import ImageModality
+from mmssl.data.modalities.label import LabelModality
+from mmssl.data.modalities.text import TextModality
+from mmssl.data.modalities.video import VideoModality
+from mmssl.data.modality import Modality
+from mmssl.data.synchronized.operation import (
+    Entry,
+    Field,
+    Kernel,
+    Operation,
+    Probability,
+    Skip,
+    Values,
+    identity,
+    register,
+)
+from mmssl.data.timeline import Clip, Extent, Window
+
+EARLY, LATE = 0.045, 0.125
+"""Seconds that a sound may be ahead of its picture, or behind it, before people notice (ITU-R BT.1359-1)."""
+
+STILL = identity("a still picture has no time axis")
+TIMELESS = identity("a class holds for the whole sample")
+WHOLE = identity("a caption without times describes the whole sample")
+
+
+class TimeCrop(Operation):
+    """The same window of time of every modality, drawn from the headers, before anything is decoded.
+
+    It begins at the time of a frame of the first video, exactly: all others are decoded from there. It comes first in the list, and
+    every sample has it. Where `speed` follows, the window is as long as it must be for `seconds` to remain.
+
+    Attributes:
+        seconds: length of the window. Samples that are shorter stay so; views pad them.
+        jitter: seconds by which sounds may be moved against the first video, at most, within what people do not notice.
+    """
+
+    kind: Literal["time_crop"] = "time_crop"
+    probability: Probability = Setting(default=1.0, ge=1)
+    seconds: float = Setting(gt=0)
+    jitter: float = Setting(default=0.0, ge=0, le=LATE)
+
+    def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
+        """Where the window lies on decoded values, at their own speed."""
+        extents = extents_of(values, modalities)
+        return self.draw_window(extents, modalities, rng, Fraction(1), partial(frame_before, values))
+
+    def draw_window(
+        self,
+        extents: Mapping[str, Extent],
+        modalities: Mapping[str, Modality],
+        rng: np.random.Generator,
+        speed: Fraction,
+        snap: Callable[[float], float],
+    ) -> dict[str, Any]:
+        """Start and length in seconds on the sample's timeline, and jitter by modality (how much later its window starts).
+
+        The window lies where all modalities have something, if they have that much in common; all places are equally likely.
+
+        Args:
+            extents: of the modalities that have a time axis.
+            modalities: all of them.
+            rng: of this operation on this sample.
+            speed: how much longer than `seconds` the window is.
+            snap: a moment -> when the frame began that is on screen then.
+        """
+        if not extents:
+            raise Skip("no_time_axis")
+        length = float(self.seconds * speed)
+        first = max(extent.start for extent in extents.values())
+        last = min(extent.seconds for extent in extents.values()) - length
+        chance, *moves = rng.random(1 + len(extents)).tolist()
+        start = first + chance * (last - first) if last > first else max(0.0, min(first, last))
+        start = snap(start)
+        sounds = [name for name in extents if isinstance(modalities[name], AudioModality)]
+        alone = len(sounds) == len(extents) and len(sounds) < 2
+        low, high = max(-self.jitter, -LATE), min(self.jitter, EARLY)
+        jitter = {
+            # A sound that is shorter than the jitter must not end before its window begins.
+            name: max(-start, min(low + move * (high - low), max(0.0, extents[name].seconds - start) / 2))
+            for name, move in zip(extents, moves, strict=True)
+            if self.jitter and name in sounds and not alone
+        }
+        return {"start": start, "length": length, "jitter": jitter}
+
+
+def window_of(entry: Entry, name: str) -> Window:
+    """The part of a modality that a drawn window means: start and length in seconds."""
+    return max(0.0, entry["start"] + entry["jitter"].get(name, 0.0)), entry["length"]
+
+
+def frame_before(values: Values, moment: float) -> float:
+    """When the frame of the first clip began that is on screen at a moment; the moment itself where there is none."""
+    clip = next((value for value in values.values() if isinstance(value, Clip)), None)
+    place = -1 if clip is None else int(np.searchsorted(clip.times, moment, side="right")) - 1
+    return moment if clip is None or place < 0 else max(0.0, float(clip.times[place]))
+
+
+def extents_of(values: Values, modalities: Mapping[str, Modality]) -> dict[str, Extent]:
+    """Extents of the decoded values that have a time axis."""
+    lengths = {name: length_of(value, modalities[name]) for name, value in values.items()}
+    return {name: Extent(seconds) for name, seconds in lengths.items() if seconds is not None}
+
+
+class Speed(Operation):
+    """Everything faster or slower: pitch moves with it, as on a tape.
+
+    Attributes:
+        factors: speeds, all equally likely: 1.25 takes four fifths of the time. At most two decimals, so that they are exact.
+    """
+
+    kind: Literal["speed"] = "speed"
+    probability: Probability = 0.5
+    factors: tuple[float, ...] = Setting(default=(0.8, 0.9, 1.1, 1.25), min_length=1)
+
+    @field_validator("factors")
+    @classmethod
+    def _rational(cls, factors: tuple[float, ...]) -> tuple[float, ...]:
+        for factor in factors:
+            if not 0.25 <= factor <= 4 or round(factor, 2) != factor:
+                raise ValueError(f"got a factor of {factor}, wanted 0.25 to 4 with at most two decimals")
+        return factors
+
+    def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
+        """The factor as a fraction, for example "5/4". Looks at no value: it is drawn before anything is decoded."""
+        return {"factor": str(Fraction(str(self.factors[int(rng.integers(len(self.factors)))])))}
+
+
+def rate_of(field: Field) -> int:
+    """Samples a second of a sound."""
+    assert isinstance(field.modality, AudioModality)
+    return field.modality.rate
+
+
+def length_of(value: Any, modality: Modality) -> float | None:
+    """Seconds of a decoded value; None: it has no time axis."""
+    if isinstance(modality, AudioModality):
+        return float(value.shape[1] / modality.rate)
+    return value.seconds if isinstance(value, Clip) else None
+
+
+def cut_clip(clip: Clip, start: float, length: float) -> Clip:
+    """What is shown from `start` on for `length` seconds; times count from there."""
+    first = max(0, int(np.searchsorted(clip.times, start, side="right")) - 1)
+    stop = max(first + 1, int(np.searchsorted(clip.times, start + length, side="left")))
+    return Clip(
+        clip.frames[first:stop], np.maximum(clip.times[first:stop] - start, 0.0), min(length, clip.seconds - start)
+    )
+
+
+def fit_sound(wave: np.ndarray, samples: int, first: int = 0) -> np.ndarray:
+    """Samples first ... first + samples - 1 of a sound [C, N], with silence behind its end."""
+    part = wave[:, first : first + samples]
+    return part if part.shape[1] == samples else np.pad(part, ((0, 0), (0, samples - part.shape[1])))
+
+
+def _crop_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+    start, length = window_of(entry, field.name)
+    first = round(start * rate_of(field))
+    return wave[:, first : first + round(length * rate_of(field))]
+
+
+def _crop_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
+    return cut_clip(clip, *window_of(entry, field.name))
+
+
+def _speed_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+    from torchaudio.functional import resample
+
+    factor = Fraction(entry["factor"])
+    made = resample(torch.from_numpy(np.ascontiguousarray(wave)), factor.numerator, factor.denominator).numpy()
+    return np.ascontiguousarray(made[:, : max(1, int(wave.shape[1] / factor))])
+
+
+def _speed_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
+    factor = float(Fraction(entry["factor"]))
+    return Clip(clip.frames, clip.times / factor, clip.seconds / factor)
+
+
+register(
+    "time_crop",
+    {
+        VideoModality: Kernel(_crop_clip),
+        AudioModality: Kernel(_crop_sound),
+        ImageModality: STILL,
+        TextModality: WHOLE,
+        LabelModality: TIMELESS,
+    },
+)
+register(
+    "speed",
+    {
+        VideoModality: Kernel(_speed_clip),
+        AudioModality: Kernel(_speed_sound),
+        ImageModality: STILL,
+        TextModality: identity("captions name no speed in numbers"),
+        LabelModality: TIMELESS,
+    },
+)

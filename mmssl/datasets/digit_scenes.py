@@ -1,0 +1,274 @@
+"""The embedded data set: scenes of one or two real handwritten digits as picture, captions and stereo sound, made offline.
+
+The handwriting is scikit-learn's bundled `load_digits`: 1,797 scans of 8 x 8 (Alpaydin and Kaynak, Optical Recognition of
+Handwritten Digits, UCI 1998). Half of the scenes show one digit, half show two (70 % side by side, 30 % one above the other).
+Train, validation and test use disjoint scans, and some pairs of digits never meet in training. A scene is a pure function of
+(seed, split, number).
+
+A sample holds `key.jpg key.txt key.wav key.json`, and `key.cls` where there is one digit. `.txt` is one caption; `.json` is the
+latents (see `digit_render.Scene`) and, under "captions", every true paraphrase.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmssl.core.seeding import generator
+from mmssl.data.shards.writer import Manifest, Progress, ShardRecord, claim, remove_stale, write_shard
+from mmssl.datasets.digit_render import (
+    CLASS_NAMES,
+    TEMPLATES,
+    Digit,
+    Scene,
+    captions,
+    render_image,
+    render_sound,
+    to_wav,
+)
+
+__all__ = ["CLASS_NAMES", "HELD_OUT", "SPLITS", "TEMPLATES", "load_scans", "sample_scene", "split_scans", "write"]
+
+VERSION = 1  # raise it when equal settings give other bytes: old folders are then made anew
+
+SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
+"""Share of each digit's scans."""
+
+HELD_OUT = frozenset(
+    [(a, b) for pair in ((0, 4), (1, 7), (2, 5), (3, 8), (6, 9)) for a, b in (pair, pair[::-1])]  # in either order
+    + [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]  # in this order only; the reverse is in training
+)
+"""Ordered pairs (left or upper, right or lower) that stand in validation and test only."""
+
+ONE_DIGIT_SHARE = 0.5
+ROW_SHARE = 0.7  # of scenes with two digits
+HELD_OUT_SHARE = 1 / 3  # of scenes with two digits in validation and test
+SECONDS = 1.0
+RATE = 8000  # as the telephone that the tones are from; they end at 1,477 Hz
+QUALITY = 95
+
+
+@functools.lru_cache(maxsize=1)
+def load_scans() -> tuple[np.ndarray, np.ndarray]:
+    """Ink [1797, 8, 8] from 0 to 1, and labels [1797], of scikit-learn's bundled digits."""
+    from sklearn.datasets import load_digits
+
+    bundle = load_digits()
+    return (bundle.images / 16).astype(np.float32), bundle.target.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=4)
+def split_scans(seed: int = 0) -> Mapping[str, tuple[np.ndarray, ...]]:
+    """Rows of the scans of each split, by label: disjoint, and with the same share of every digit."""
+    labels = load_scans()[1]
+    edges = np.cumsum([0.0, *SPLITS.values()])
+    parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    for label in range(10):
+        rows = generator(seed, "scans", label).permutation(np.flatnonzero(labels == label))
+        for split, start, stop in zip(SPLITS, edges[:-1], edges[1:], strict=True):
+            parts[split].append(rows[round(start * len(rows)) : round(stop * len(rows))])
+    return {split: tuple(rows) for split, rows in parts.items()}
+
+
+def sample_scene(split: str, number: int, seed: int = 0) -> Scene:
+    """Draw the latents of one scene; the same (seed, split, number) gives the same scene, whatever else is made.
+
+    Raises:
+        ValueError: no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"got split {split!r}, wanted one of {list(SPLITS)}")
+    rng = generator(seed, "scene", split, number)
+    single = int((number + 1) * ONE_DIGIT_SHARE) > int(number * ONE_DIGIT_SHARE)
+    layout = "single" if single else ("row" if rng.random() < ROW_SHARE else "column")
+    labels = (int(rng.integers(10)),) if single else _draw_pair(rng, split)
+    boxes = _draw_single(rng) if single else _draw_two(rng, layout)
+    dark_ink = bool(rng.random() < 0.5)
+    paper = draw_colour(rng, light=dark_ink)
+    digits = []
+    for label, (x, y, size), (begin, end) in zip(labels, boxes, _draw_times(rng, len(labels)), strict=True):
+        scan = int(rng.choice(split_scans(seed)[split][label]))
+        digits.append(Digit(label, scan, x, y, size, draw_colour(rng, light=not dark_ink), begin, end))
+    draft = Scene(
+        split=split,
+        layout=layout,
+        digits=tuple(digits),
+        paper=paper,
+        held_out_pair=tuple(labels) in HELD_OUT,
+        level=uniform(rng, 0.4, 0.9),
+        seconds=SECONDS,
+        form=0,
+        noise=int(rng.integers(2**31)),
+    )
+    return Scene(**{**vars(draft), "form": int(rng.integers(len(captions(draft))))})
+
+
+def encode_scene(scene: Scene, key: str, size: int = 64) -> dict[str, Any]:
+    """A scene as a sample of a shard: {"__key__": key, extension: bytes}."""
+    import simplejpeg
+
+    sentences = captions(scene)
+    digits = [{**vars(digit), "name": CLASS_NAMES[digit.label]} for digit in scene.digits]
+    document = {**vars(scene), "digits": digits, "captions": sentences, "rate": RATE, "image_size": size}
+    image = render_image(scene, load_scans()[0], size)
+    sample: dict[str, Any] = {
+        "__key__": key,
+        "jpg": simplejpeg.encode_jpeg(image, quality=QUALITY, colorspace="RGB", colorsubsampling="444"),
+        "txt": sentences[scene.form].encode(),
+        "wav": to_wav(render_sound(scene, RATE), RATE),
+        "json": json.dumps(document, sort_keys=True, separators=(",", ":")).encode(),
+    }
+    if scene.layout == "single":
+        sample["cls"] = str(scene.digits[0].label).encode()
+    return sample
+
+
+def write(
+    out_dir: str | Path,
+    *,
+    train: int = 8000,
+    validation: int = 400,
+    test: int = 1200,
+    seed: int = 0,
+    shards: int = 8,
+    size: int = 64,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write `out_dir/{train,validation,test}/{000000...}.tar` and a manifest; what is already there and intact is kept.
+
+    Args:
+        out_dir: folder; made if needed.
+        train, validation, test: scenes of each split; 0 leaves a split out.
+        seed: decides everything that is drawn.
+        shards: tar files a split (fewer where a split has fewer scenes).
+        size: H = W of the pictures in pixels.
+        progress: called with (scenes done, scenes in all).
+
+    Returns:
+        The manifest; `manifest.paths` are the tar files, the folders are `out_dir/<split>`.
+
+    Raises:
+        ValueError: a negative count, or nothing to write.
+        DataError: the folder holds foreign tar files, or cannot be written.
+    """
+    counts = {"train": train, "validation": validation, "test": test}
+    if min(counts.values()) < 0 or sum(counts.values()) == 0 or shards < 1 or size < 16:
+        raise ValueError(
+            f"got {counts}, {shards} shards, size {size}; wanted scenes, at least 1 shard, at least 16 pixels"
+        )
+    settings = {"writer": "digit_scenes", "version": VERSION, **counts, "seed": seed, "shards": shards, "size": size}
+
+    def samples(split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        for number in range(start, stop):
+            yield encode_scene(sample_scene(split, number, seed), f"{split}-{number:06d}", size)
+
+    return write_splits(Path(out_dir), settings, counts, shards, samples, progress)
+
+
+def write_splits(
+    folder: Path,
+    settings: Mapping[str, Any],
+    counts: Mapping[str, int],
+    shards: int,
+    samples: Callable[[str, int, int], Iterator[dict[str, Any]]],
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write `folder/{split}/{000000...}.tar` and a manifest; what was written with equal settings and is intact is kept.
+
+    Args:
+        folder: made if needed.
+        settings: all that the bytes depend on.
+        counts: samples of each split.
+        shards: tar files a split (fewer where a split has fewer samples).
+        samples: (split, first, after the last) -> those samples.
+        progress: called with (samples done, samples in all).
+
+    Raises:
+        DataError: the folder holds foreign tar files, or cannot be written.
+    """
+    previous = claim(folder)
+    same = previous is not None and dict(previous.settings) == settings
+    records = {record.path: record for record in previous.shards} if previous is not None and same else {}
+    total, done = sum(counts.values()), 0
+    finished: list[ShardRecord] = []
+    Manifest(folder, settings, tuple(records.values()), complete=False).write()
+    for name, split, start, stop in _plan(counts, shards):
+        record = records.get(name)
+        if record is None or not Manifest(folder, settings, ()).intact(record):
+            record = write_shard(folder, name, start, stop, samples(split, start, stop))
+        finished.append(record)
+        done += stop - start
+        if progress is not None:
+            progress(done, total)
+    remove_stale(folder, [record.path for record in finished])
+    return Manifest(folder, settings, tuple(finished)).write()
+
+
+def _plan(counts: Mapping[str, int], shards: int) -> Iterator[tuple[str, str, int, int]]:
+    """Each shard's (path, split, first scene, scene after the last)."""
+    for split, count in counts.items():
+        parts = min(shards, count)
+        for part in range(parts):
+            yield f"{split}/{part:06d}.tar", split, part * count // parts, (part + 1) * count // parts
+
+
+def _draw_pair(rng: np.random.Generator, split: str) -> tuple[int, int]:
+    """Two digits in reading order: a pair of the training pairs, or now and then, outside training, one that is held out."""
+    apart = split != "train" and rng.random() < HELD_OUT_SHARE
+    pairs = _PAIRS[apart]
+    return pairs[int(rng.integers(len(pairs)))]
+
+
+def _draw_single(rng: np.random.Generator) -> list[tuple[float, float, float]]:
+    """Centre and size of one digit, wholly inside the picture."""
+    size = uniform(rng, 0.4, 0.85)
+    return [(uniform(rng, size / 2, 1 - size / 2), uniform(rng, size / 2, 1 - size / 2), size)]
+
+
+def _draw_two(rng: np.random.Generator, layout: str) -> list[tuple[float, float, float]]:
+    """Centres and sizes of two digits that do not overlap: along the layout 0.35 apart or more, across it 0.24 or less."""
+    boxes = []
+    for half in (0.0, 0.5):
+        size = uniform(rng, 0.35, 0.5)
+        along = uniform(rng, half + size / 2, half + 0.5 - size / 2)
+        across = uniform(rng, 0.38, 0.62)
+        boxes.append((along, across, size) if layout == "row" else (across, along, size))
+    return boxes
+
+
+def _draw_times(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
+    """Begin and end of each digit's tone; of two, either may sound first, and they never overlap."""
+    if count == 1:
+        begin = uniform(rng, 0.05, 0.5)
+        return [(begin, round(begin + uniform(rng, 0.3, 0.45), 3))]
+    slots = []
+    for earliest in (0.05, 0.55):
+        begin = uniform(rng, earliest, earliest + 0.1)
+        slots.append((begin, round(begin + uniform(rng, 0.2, 0.3), 3)))
+    return slots if rng.random() < 0.5 else slots[::-1]
+
+
+def draw_colour(rng: np.random.Generator, *, light: bool) -> tuple[int, int, int]:
+    """A colour of any hue that is clearly light or clearly dark: luma at least 0.7, or at most 0.3 (ITU-R BT.601 weights)."""
+    luma = rng.uniform(0.7, 0.92) if light else rng.uniform(0.05, 0.3)
+    colour = rng.uniform(0, 1, 3)
+    own = float(colour @ (0.299, 0.587, 0.114))
+    # Towards black or white along a straight line, which keeps the hue and every channel within 0 to 1.
+    colour = colour * luma / own if luma < own else 1 - (1 - colour) * (1 - luma) / (1 - own)
+    red, green, blue = (round(float(channel) * 255) for channel in colour)
+    return red, green, blue
+
+
+def uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number from `low` to `high` with three decimals: times are whole milliseconds, and `.json` holds what was rendered."""
+    return round(float(rng.uniform(low, high)), 3)
+
+
+_PAIRS = {
+    apart: [(a, b) for a in range(10) for b in range(10) if ((a, b) in HELD_OUT) == apart] for apart in (False, True)
+}

@@ -1,0 +1,1 @@
+"""Encoders of timm, open_clip and transformers."""

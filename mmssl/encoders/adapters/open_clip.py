@@ -1,0 +1,151 @@
+"""Either tower of any open_clip model as an encoder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmssl.core.encoder import EncoderConfig, Features
+from mmssl.core.errors import did_you_mean
+from mmssl.encoders.adapters.adapter import Adapter, refuse_checkpointing, refuse_masks
+from mmssl.encoders.pixels import Channels, Pixels
+from mmssl.encoders.weights import finish
+
+# Towers as small as open_clip makes them: its models always have two, and only one is wanted.
+_NO_IMAGE = {"layers": 1, "width": 64, "image_size": 8, "patch_size": 8}
+_NO_TEXT = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 8}
+
+# Registered first and used last.
+_OUTPUT = ("proj", "text_projection", "ln_post", "ln_final", "attn_pool", "attnpool")
+
+# What a checkpoint of the old layout holds beside the text tower.
+_BESIDE = ("visual.", "logit_scale", "logit_bias")
+
+
+class OpenClipConfig(EncoderConfig):
+    """Settings of an open_clip tower. Nothing is downloaded: `weights` is a local checkpoint of the whole model or the tower.
+
+    Attributes:
+        model: open_clip's name, such as "ViT-B-32", or "local-dir:FOLDER" for a folder with open_clip_config.json, of which the
+            configuration alone is read.
+        tower: "image" or "text".
+        checkpointing: recompute blocks in backward: less memory, a third more work.
+        mean, std: statistics of the channels for pixels in [0, 1], for the image tower; None: open_clip's for this model. State
+            them for weights that were trained with others (SigLIP: 0.5 each), since a weights file does not tell.
+    """
+
+    kind: Literal["open_clip"] = "open_clip"
+    model: str
+    tower: Literal["image", "text"]
+    checkpointing: bool = False
+    mean: Channels | None = None
+    std: Channels | None = None
+
+    def build(self) -> OpenClipEncoder:
+        """Make the tower, load `weights`, freeze.
+
+        Raises:
+            ValueError: open_clip has no such model, or the tower lacks an option that is set.
+            CheckpointError: the weights do not fit.
+        """
+        if self.tower == "text" and not (self.mean is None and self.std is None):
+            raise ValueError("mean and std mean nothing to a text tower: leave them out")
+        encoder = OpenClipEncoder(self)
+        finish(encoder, self, module=encoder.model, ignore=_BESIDE)
+        return encoder
+
+
+class OpenClipEncoder(Adapter):
+    """Pictures [B, 3, H, W], or ids [B, T], -> [B, D], where D is open_clip's embed_dim: the tower keeps its projection.
+
+    So `pooled` is what `encode_image` or `encode_text` gives, not normalised, and a pretrained tower stays aligned to its partner.
+    """
+
+    def __init__(self, config: OpenClipConfig) -> None:
+        model = _create(config)
+        super().__init__(model.text if config.tower == "text" else model.visual)
+        if config.tower == "text":
+            self.pixels = None
+            example = torch.zeros(1, model.context_length, dtype=torch.int64)
+        else:
+            size = model.visual.image_size
+            height, width = (size, size) if isinstance(size, int) else size
+            self.pixels = Pixels(config.mean or model.visual.image_mean, config.std or model.visual.image_std)
+            example = torch.zeros(1, 3, height, width)
+        self.width = self.connect(example, last=_OUTPUT).pooled.shape[-1]
+        if config.checkpointing:
+            refuse_checkpointing(self.model, config.model)
+            self.model.set_grad_checkpointing(True)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Pictures: uint8, or float in [0, 1], -> normalised float. Ids: as they are."""
+        return x if self.pixels is None else self.pixels(x)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
+    ) -> Features:
+        """See `Encoder.forward`.
+
+        Raises:
+            ValueError: masks are given.
+        """
+        refuse_masks(self, keep, replace)
+        out = self.model(self.prepare(x))
+        return Features(out[0] if isinstance(out, tuple) else out)  # CoCa's towers give tokens too, of another size
+
+
+def _create(config: OpenClipConfig) -> Any:
+    import open_clip
+
+    own = _text_settings(config.model)
+    if config.tower == "text" and "hf_model_name" in own:
+        raise ValueError(
+            f"open_clip's {config.model!r} takes its text tower {own['hf_model_name']!r} from a hub, and nothing is downloaded "
+            "here: use kind: hf_text with a local folder"
+        )
+    unused = {"vision_cfg": _NO_IMAGE} if config.tower == "text" else {"text_cfg": _NO_TEXT}
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it would warn of random weights, which is what was asked for here
+    try:
+        return open_clip.create_model(
+            config.model,
+            pretrained=None,
+            load_weights=False,
+            pretrained_image=False,
+            pretrained_text=False,
+            force_custom_text=True,
+            **unused,
+        )
+    finally:
+        logging.disable(disabled)
+
+
+def _text_settings(model: str) -> dict[str, Any]:
+    import open_clip
+
+    if model.startswith("local-dir:"):
+        file = Path(model.removeprefix("local-dir:")) / "open_clip_config.json"
+        try:
+            return dict(json.loads(file.read_text("utf-8"))["model_cfg"]["text_cfg"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"cannot use model {model!r}: {file} is missing or has no model_cfg with a text_cfg"
+            ) from error
+    name = model.replace("/", "-")
+    if name not in open_clip.list_models():  # asked first, as open_clip looks for unknown names on a hub
+        near = did_you_mean(model, open_clip.list_models())
+        raise ValueError(
+            f"got model {model!r}, wanted the name of an open_clip model{near} (open_clip.list_models() has them all), or "
+            "local-dir:FOLDER; nothing is downloaded"
+        )
+    return dict(open_clip.get_model_config(name)["text_cfg"])

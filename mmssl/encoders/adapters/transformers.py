@@ -1,0 +1,226 @@
+"""Any text or vision model of transformers as an encoder, from a local folder or from scratch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mmssl.core.encoder import Encoder, Features
+from mmssl.encoders.adapters.adapter import Adapter, refuse_masks
+from mmssl.encoders.adapters.transformers_loading import HfConfig, create, require_complete
+from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
+from mmssl.encoders.weights import finish
+
+
+class HfTextConfig(HfConfig):
+    """Settings of a text model.
+
+    Attributes:
+        pool: "eos" takes the first end-of-text token (the last real token of a text without one), "last" the last real token,
+            "cls" the first token, "mean" the mean of the real tokens.
+        pad_id: id of padding, which is on the right and not attended to; None: the model's own.
+        eos_id: id of the end of a text; None: the model's own.
+    """
+
+    kind: Literal["hf_text"] = "hf_text"
+    pool: Literal["eos", "last", "cls", "mean"]
+    pad_id: int | None = Field(default=None, ge=0)
+    eos_id: int | None = Field(default=None, ge=0)
+
+    def build(self) -> HfTextEncoder:
+        """Make the model, load `weights` (ours) over what the folder has, freeze.
+
+        Raises:
+            ValueError: the settings do not make a text model, or name code to run.
+            CheckpointError: the folder or the weights do not fit.
+        """
+        encoder = HfTextEncoder(self)
+        finish(encoder, self, module=encoder.model)
+        return encoder
+
+
+class HfVisionConfig(HfConfig):
+    """Settings of a vision model.
+
+    Attributes:
+        pool: "pooler" takes what the model itself calls its pooled output (right for CLIP, SigLIP and convolutional networks),
+            "cls" the first token, "mean" the mean of the patch tokens or cells.
+        size: pixels of a side; None: the model's own. Needed for models that have none (convolutional networks).
+        mean, std: statistics of the channels for pixels in [0, 1]; None: those in the folder's preprocessor_config.json, and
+            OpenAI's for a model from scratch.
+    """
+
+    kind: Literal["hf_vision"] = "hf_vision"
+    pool: Literal["pooler", "cls", "mean"]
+    size: int | None = Field(default=None, gt=0)
+    mean: Channels | None = None
+    std: Channels | None = None
+
+    def build(self) -> HfVisionEncoder:
+        """Make the model, load `weights` (ours) over what the folder has, freeze.
+
+        Raises:
+            ValueError: the settings do not make a vision model, or name code to run.
+            CheckpointError: the folder or the weights do not fit.
+        """
+        encoder = HfVisionEncoder(self)
+        finish(encoder, self, module=encoder.model)
+        return encoder
+
+
+class HfTextEncoder(Adapter):
+    """Token ids [B, T], padded on the right, -> pooled [B, D] of the last hidden states."""
+
+    def __init__(self, config: HfTextConfig) -> None:
+        model, missing = create(config, "text_model")
+        super().__init__(model)
+        self.pool = config.pool
+        self.pad_id = _special(self.model, "pad", config.pad_id)
+        self.eos_id = _special(self.model, "eos", config.eos_id) if config.pool == "eos" else None
+        self.model.config.use_cache = False  # or decoders keep keys and values for a generation that never comes
+        example = torch.full((1, 4), 1 if self.pad_id == 0 else 0)
+        self.width = self.connect(example).pooled.shape[-1]
+        require_complete(self, missing, config)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Ids as they are."""
+        return x
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
+    ) -> Features:
+        """See `Encoder.forward`.
+
+        Raises:
+            ValueError: masks are given.
+        """
+        refuse_masks(self, keep, replace)
+        ids = self.prepare(x)
+        real = self._real(ids)
+        states = self.model(input_ids=ids, attention_mask=real.long()).last_hidden_state  # [B, T, D]
+        if self.pool == "cls":
+            return Features(states[:, 0])
+        if self.pool == "mean":
+            return Features((states * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1))
+        last = (real.sum(1) - 1).clamp(min=0)
+        if self.eos_id is not None:
+            ends = torch.eq(ids, self.eos_id)
+            last = torch.where(ends.any(1), ends.int().argmax(1), last)
+        return Features(states[torch.arange(ids.shape[0], device=ids.device), last])
+
+    def _real(self, ids: Tensor) -> Tensor:
+        # [B, T] bool, True up to the end of each text. Where the padding id also ends texts, its first occurrence is no padding.
+        padding = ids == self.pad_id
+        return (padding.cumsum(1) - padding.long() == 0) if self.pad_id == self.eos_id else ~padding
+
+
+class HfVisionEncoder(Adapter):
+    """Pictures [B, 3, H, W] -> pooled [B, D], and patch tokens or cells [B, T, D] where they are as wide."""
+
+    def __init__(self, config: HfVisionConfig) -> None:
+        model, missing = create(config, "vision_model")
+        super().__init__(model)
+        self.pool = config.pool
+        self.pixels = Pixels(*_statistics(config))
+        size = _size(self.model, config.size)
+        features = self.connect(torch.zeros(1, 3, size, size))
+        self.width = features.pooled.shape[-1]
+        if features.tokens is not None:
+            self.capabilities = frozenset({Encoder.TOKENS})
+            self.grid = features.grid
+        require_complete(self, missing, config)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """uint8, or float in [0, 1], [B, 3, H, W] -> normalised float."""
+        return self.pixels(x)  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        pooled_only: bool = False,
+    ) -> Features:
+        """See `Encoder.forward`.
+
+        Raises:
+            ValueError: masks are given, or the model has not got what `pool` takes.
+        """
+        refuse_masks(self, keep, replace)
+        out = self.model(pixel_values=self.prepare(x))
+        tokens, grid = self._tokens(out.last_hidden_state, x)
+        if self.pool == "pooler":
+            if out.get("pooler_output") is None:
+                raise ValueError("pool: pooler, and this model has no pooled output: use cls or mean")
+            pooled = out["pooler_output"].flatten(1)
+        elif self.pool == "cls":
+            if out.last_hidden_state.ndim != 3:
+                raise ValueError(
+                    "pool: cls, and this model gives a feature map without a class token: use mean or pooler"
+                )
+            pooled = out.last_hidden_state[:, 0]
+        else:
+            if tokens is None:
+                raise ValueError(
+                    "pool: mean, and which of this model's tokens are patches is unknown: use cls or pooler"
+                )
+            pooled = tokens.mean(1)
+        return (
+            Features(pooled, tokens, grid)
+            if tokens is not None and tokens.shape[-1] == pooled.shape[-1]
+            else Features(pooled)
+        )
+
+    def _tokens(self, states: Tensor, x: Tensor) -> tuple[Tensor | None, tuple[int, int] | None]:
+        if states.ndim == 4:  # [B, D, rows, columns]
+            return states.flatten(2).transpose(1, 2), (states.shape[2], states.shape[3])
+        patch = getattr(self.model.config, "patch_size", None)
+        if not isinstance(patch, int):
+            return None, None
+        grid = (x.shape[2] // patch, x.shape[3] // patch)
+        prefix = states.shape[1] - grid[0] * grid[1]
+        return (states[:, prefix:], grid) if prefix >= 0 else (None, None)
+
+
+def _special(model: Any, name: str, given: int | None) -> int:
+    value = given if given is not None else getattr(model.config, f"{name}_token_id", None)
+    if not isinstance(value, int):
+        raise ValueError(
+            f"got {name}_token_id {value!r} from the model, wanted one number: set {name}_id to the tokenizer's"
+        )
+    return value
+
+
+def _size(model: Any, given: int | None) -> int:
+    own: Any = getattr(model.config, "image_size", None)
+    own = own[0] if isinstance(own, list | tuple) else own
+    if own is None and given is None:
+        raise ValueError("this model has no size of its own: set size to the pixels of a side of the pictures")
+    if own is not None and given not in (None, own):
+        raise ValueError(
+            f"got size {given}, and this model is made for {own}: leave size out, or change image_size in its config"
+        )
+    return int(own) if given is None else given
+
+
+def _statistics(config: HfVisionConfig) -> tuple[Channels, Channels]:
+    if config.mean is not None and config.std is not None:
+        return config.mean, config.std
+    if config.path is None:
+        return config.mean or OPENAI_MEAN, config.std or OPENAI_STD
+    file = config.path / "preprocessor_config.json"
+    try:
+        values = json.loads(file.read_text("utf-8"))
+        return config.mean or tuple(values["image_mean"]), config.std or tuple(values["image_std"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{str(file)!r} does not give image_mean and image_std: set mean and std") from error

@@ -1,0 +1,152 @@
+"""How models of transformers are made from a folder or from scratch: nothing is downloaded and no code of a folder is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import model_validator
+
+from mmssl.core.encoder import Encoder, EncoderConfig
+from mmssl.core.errors import CheckpointError, did_you_mean
+from mmssl.encoders.adapters.adapter import refuse_checkpointing
+
+
+class HfConfig(EncoderConfig):
+    """What all kinds have. Nothing is downloaded and no code of a model folder is run.
+
+    Attributes:
+        path: folder with config.json and safetensors: a pretrained model. Of a model with two towers (CLIP, SigLIP, ...) or of an
+            encoder and a decoder (T5, ...) the part that is wanted is taken.
+        config: the settings of a model from scratch, as in a config.json with its "model_type", or the path of such a file.
+        checkpointing: recompute blocks in backward: less memory, a third more work.
+    """
+
+    path: Path | None = None
+    config: dict[str, Any] | Path | None = None
+    checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.config is None):
+            raise ValueError("wanted either path (a folder with a pretrained model) or config (a model from scratch)")
+        return self
+
+
+def create(config: HfConfig, part: str = "", *, settings: Any = None, model_class: Any = None) -> tuple[Any, set[int]]:
+    """The model, and the ids of its parameters and buffers that the folder had no weights for.
+
+    Args:
+        config: folder or settings.
+        part: name of the tower that is wanted of a model with several.
+        settings: transformers' config of the model; None: what `config` says.
+        model_class: class of the model; None: the one that its config names.
+
+    Raises:
+        ValueError: the settings do not make such a model, or name code to run.
+        CheckpointError: the folder does not fit.
+    """
+    import transformers
+
+    settings = settings or read_settings(config)
+    auto: Any = transformers.AutoModel
+    missing: set[int] = set()
+    if config.path is None:
+        model = (
+            model_class(settings)
+            if model_class
+            else auto.from_config(settings, dtype=torch.float32, trust_remote_code=False)
+        )
+    else:
+        try:
+            model, info = (model_class or auto).from_pretrained(
+                config.path,
+                config=settings,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"cannot load the model in {str(config.path)!r}: {error}") from error
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        missing = {id(tensors[name]) for name in info["missing_keys"] if name in tensors}
+    model = _part(model, part)
+    if config.checkpointing:
+        refuse_checkpointing(model, settings.model_type)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model, missing
+
+
+def read_settings(config: HfConfig) -> Any:
+    """transformers' config of the model.
+
+    Raises:
+        ValueError: transformers does not know such a model, or it brings code.
+        CheckpointError: there is no config.json.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if isinstance(config.config, dict):
+        values, where = dict(config.config), "config"
+    else:
+        file = config.config or Path(config.path or "") / "config.json"
+        where = str(file)
+        try:
+            values = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read {where!r}: {error}; wanted a model's config.json") from error
+    if "auto_map" in values:
+        raise ValueError(
+            f"{where} has auto_map: this model runs code of its own folder, which is refused; choose another model"
+        )
+    kind = values.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
+        near = did_you_mean(str(kind), CONFIG_MAPPING.keys())
+        raise ValueError(f"got model_type {kind!r} in {where}, wanted one that transformers knows{near}")
+    return AutoConfig.for_model(kind, **values)
+
+
+def _part(model: Any, part: str) -> Any:
+    if model.config.is_encoder_decoder:
+        return model.get_encoder()
+    if hasattr(model.config, "text_config") and hasattr(model.config, "vision_config"):
+        towers = dict(model.named_children())
+        if part not in towers:
+            raise ValueError(f"got a {model.config.model_type} model of {sorted(towers)}, wanted one with a {part}")
+        return towers[part]
+    return model
+
+
+def require_complete(encoder: Encoder, missing: set[int], config: HfConfig) -> None:
+    """Refuse weights that the folder lacks, but for those that do not reach the output: `connect` has taken them out of training.
+
+    Raises:
+        CheckpointError: says which are missing.
+    """
+    tensors = [*((n, p) for n, p in encoder.named_parameters() if p.requires_grad), *encoder.named_buffers()]
+    names = [name for name, tensor in tensors if id(tensor) in missing]
+    if names:
+        raise CheckpointError(
+            f"the folder {str(config.path)!r} has no weights for {len(names)} tensors that this encoder uses, among them "
+            f"{names[:5]}: choose another pool, or another folder"
+        )
+
+
+def read_preprocessor(config: HfConfig) -> dict[str, Any]:
+    """The preprocessor_config.json of a folder.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    file = Path(config.path or "") / "preprocessor_config.json"
+    try:
+        values: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot read {str(file)!r}: {error}; set front_end to what the model was trained with"
+        ) from error
+    return values

@@ -1,0 +1,1 @@
+"""Floor 5: the report of a run as one HTML file, its figures and galleries, and the environment it ran in."""

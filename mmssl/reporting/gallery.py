@@ -1,0 +1,207 @@
+"""Retrieval to look at: which queries went best and worst, what was found for them, and how alike the samples of a batch are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.seeding import generator
+from mmssl.data.modality import Modality
+from mmssl.data.shards.index import ShardIndex
+from mmssl.evaluation.common import Collected, Items, inference
+from mmssl.evaluation.ranking import Ranks, exact_products, pair_ranks
+from mmssl.evaluation.retrieval import Retrieval
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What a report shows of one item: a picture, a text, or the key alone.
+
+    Attributes:
+        key: of the sample.
+        text: caption, where the item is one.
+        picture: uint8 [3, H, W], where the item is one.
+    """
+
+    key: str
+    text: str = ""
+    picture: Tensor | None = None
+
+
+Show = Callable[[int], Thing]
+"""Row of an item -> what to show of it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A candidate that a query found, and its cosine.
+
+    Attributes:
+        right: it is of the query's sample.
+        same: it is of another sample, but byte for byte equal to a right one.
+    """
+
+    thing: Thing
+    score: float
+    right: bool
+    same: bool = False
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One query: the rank of its best right candidate, that candidate with its score, and the first answers."""
+
+    query: Thing
+    rank: int
+    truth: Answer
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Queries of one direction by section: best, worst, random."""
+
+    title: str
+    sections: Mapping[str, tuple[Pick, ...]]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Cosines [R, C] of some samples, and what stands beside the rows and above the columns."""
+
+    matrix: Tensor
+    rows: tuple[Thing, ...]
+    columns: tuple[Thing, ...]
+    title: str = ""
+
+
+def gallery(
+    title: str,
+    queries: Items,
+    candidates: Items,
+    ranks: Ranks,
+    show_query: Show,
+    show_candidate: Show,
+    *,
+    count: int = 4,
+    answers: int = 5,
+    seed: int = 0,
+) -> Gallery:
+    """Pick `count` queries a section and find their first `answers` candidates.
+
+    Args:
+        title: of the direction.
+        queries: unit-norm rows [Q, E] with owners.
+        candidates: unit-norm rows [M, E] with owners.
+        ranks: of these queries among these candidates, from `pair_ranks`.
+        show_query: row of a query -> what to show.
+        show_candidate: row of a candidate -> what to show.
+        count: queries a section.
+        answers: candidates a query.
+        seed: of the random section.
+    """
+    sections = {}
+    for name, chosen in choose(ranks, queries.owner, count, seed).items():
+        picks = []
+        for query in chosen:
+            with exact_products():
+                scores = candidates.rows @ queries.rows[query]
+            right = candidates.owner == queries.owner[query]
+            same = torch.isin(candidates.digest, candidates.digest[right]) & ~right
+
+            def answer(row: int, scores: Tensor = scores, right: Tensor = right, same: Tensor = same) -> Answer:
+                return Answer(show_candidate(row), float(scores[row]), bool(right[row]), bool(same[row]))
+
+            found = scores.sort(descending=True, stable=True).indices[:answers].tolist()
+            truth = int(torch.where(right, scores, -torch.inf).argmax())
+            picks.append(
+                Pick(show_query(query), int(ranks.ranks[query, 0]), answer(truth), tuple(answer(row) for row in found))
+            )
+        sections[name] = tuple(picks)
+    return Gallery(title, sections)
+
+
+def choose(ranks: Ranks, owner: Tensor, count: int, seed: int = 0) -> dict[str, list[int]]:
+    """Rows of the best queries (lowest rank, then highest score of the right candidate), the worst, and random ones.
+
+    At most one query a sample stands in a section, so that the captions of one picture do not fill it.
+    """
+    usable = [row for row, n in enumerate(ranks.positives.tolist()) if n]
+    rank, score, owners = ranks.ranks[:, 0].tolist(), ranks.best.tolist(), owner.tolist()
+    ordered = sorted(usable, key=lambda row: (rank[row], -score[row], row))
+    shuffled = generator(seed, "gallery").permutation(usable).tolist()
+
+    def first(rows: list[int]) -> list[int]:
+        of_sample: dict[int, int] = {}
+        for row in rows:
+            of_sample.setdefault(owners[row], row)
+        return list(of_sample.values())[:count]
+
+    return {"best": first(ordered), "worst": first(ordered[::-1]), "random": first(shuffled)}
+
+
+def similarity(a: Items, b: Items, show_a: Show, show_b: Show, *, count: int = 16, title: str = "") -> Similarity:
+    """Cosines of the first `count` samples that have both: first item of b down, first item of a across; the diagonal is right."""
+    owners = torch.unique(a.owner)
+    shared = owners[torch.isin(owners, b.owner)][:count]
+    rows, columns = torch.searchsorted(b.owner, shared), torch.searchsorted(a.owner, shared)
+    with exact_products():
+        matrix = b.rows[rows] @ a.rows[columns].T
+    return Similarity(
+        matrix.cpu(), tuple(show_b(row) for row in rows.tolist()), tuple(show_a(row) for row in columns.tolist()), title
+    )
+
+
+def showcase(
+    evaluator: Retrieval, model: EmbeddingModel, *, count: int = 4, answers: int = 5, seed: int = 0
+) -> tuple[list[Gallery], Similarity]:
+    """Galleries of both directions and a heat map, from the shards of a retrieval evaluator. Every process must call it."""
+    config = evaluator.config
+    data = evaluator.collect(model)
+    index = ShardIndex.open(list(config.shards))
+    a, b = (data[name] for name in config.pair)
+    with inference(model):
+        ranks = pair_ranks(a.rows, a.owner, b.rows, b.owner)
+    show = {name: shower(evaluator.modalities[name], index, data, name) for name in config.pair}
+    galleries = [
+        gallery(
+            f"{query} → {found}",
+            data[query],
+            data[found],
+            rank,
+            show[query],
+            show[found],
+            count=count,
+            answers=answers,
+            seed=seed,
+        )
+        for (query, found), rank in zip((config.pair, config.pair[::-1]), ranks, strict=True)
+    ]
+    # A picture fits above a column, a caption beside a row.
+    first, second = config.pair
+    if a.owner.numel() and show[first](0).picture is None:
+        first, second = second, first
+    return galleries, similarity(data[first], data[second], show[first], show[second], title=f"{second} × {first}")
+
+
+def shower(modality: Modality, index: ShardIndex, data: Collected, name: str) -> Show:
+    """How to show an item: its sample is read again. Text shows as text, an eval view that is a picture as a picture."""
+    owner = data[name].owner
+    view = modality.view("eval")
+
+    def show(row: int) -> Thing:
+        number = int(owner[row])
+        key, _, fields = index.read(number, modality.extensions)
+        extension = next(extension for extension in modality.extensions if extension in fields)
+        value = modality.decode(fields[extension], extension)
+        if isinstance(value, tuple) and all(isinstance(text, str) for text in value):
+            return Thing(key, text=value[row - int(torch.searchsorted(owner, owner[row]))])
+        picture = view(value, {})
+        is_picture = picture.dtype == torch.uint8 and picture.dim() == 3 and len(picture) == 3
+        return Thing(key, picture=picture if is_picture else None)
+
+    return show

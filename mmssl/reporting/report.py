@@ -1,0 +1,262 @@
+"""Results for machines (strict JSON) and for people (one HTML file that needs no network)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mmssl.reporting.figures as figures
+from mmssl.reporting.environment import redact, redact_text
+from mmssl.reporting.figures import Curve
+from mmssl.reporting.gallery import Answer, Gallery, Similarity, Thing
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+HEADLINES = re.compile(r"acc1|(in_sync_)?acc|.+_R@1|.+_mAP")
+"""Scores that stand in large print at the top."""
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+_DIRECTION = re.compile(r"(\w+_to_\w+?)_((?:mAP|R@|recall@|MRR|mean_rank|median_rank|tie_rate|n_queries).*)")
+
+
+def write_results(path: Path | str, results: Mapping[str, Any]) -> None:
+    """Write JSON that every parser reads, all of it or nothing.
+
+    Raises:
+        ValueError: a number is not finite; says which. A score that is not defined is None.
+    """
+    for name, value in _leaves(results):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f"got {value} for {name!r}, wanted a finite number, or None where the score is not defined"
+            )
+    _write(Path(path), json.dumps(results, allow_nan=False, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_curves(path: Path | str) -> dict[str, list[tuple[float, float]]]:
+    """Curves of a run from its `metrics.jsonl`: metric -> (step, value) pairs, numbers only. A last line that was cut is ignored.
+
+    Raises:
+        ValueError: another line is no JSON object with a step; says which.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            step = float(record["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise ValueError(f'{path}, line {number}: got {line[:80]!r}, wanted a JSON object with a "step"') from error
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                curves.setdefault(name, []).append((step, float(value)))
+    return curves
+
+
+def write_report(
+    path: Path | str,
+    *,
+    title: str,
+    curves: Mapping[str, Curve] | None = None,
+    results: Mapping[str, Any] | None = None,
+    galleries: Sequence[Gallery] = (),
+    similarity: Similarity | None = None,
+    environment: Mapping[str, str] | None = None,
+    recipe_text: str = "",
+) -> None:
+    """Write one self-contained HTML file: no script, no network, everything that came from data escaped.
+
+    Args:
+        path: the file; replaced at once when all of it is there.
+        title: heading.
+        curves: metric -> (step, value) pairs, see `read_curves`.
+        results: evaluator -> {metric: value}; other values are shown under "other".
+        galleries: see `gallery.gallery`.
+        similarity: see `gallery.similarity`.
+        environment: see `environment.environment`; secrets are hidden here too.
+        recipe_text: the resolved recipe; secrets are hidden.
+    """
+    import jinja2
+
+    results = results or {}
+    scores = {name: value for name, value in results.items() if isinstance(value, Mapping)}
+    other = {name: value for name, value in results.items() if name not in scores}
+    plots = [
+        {"title": chart.title, "uri": figures.chart_uri(chart)}
+        for chart in figures.charts(curves or {}, evaluators=list(scores))
+    ]
+    # `autoescape` is off by default in jinja2, and captions are anybody's text.
+    loader = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    html = loader.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=_text(title),
+        headlines=list(_headlines(scores)),
+        tables=[_table(name, values) for name, values in scores.items()] + ([_table("other", other)] if other else []),
+        charts=plots,
+        galleries=[_gallery(gallery) for gallery in galleries],
+        heat=_heat(similarity) if similarity is not None else None,
+        environment={_text(name): _text(value) for name, value in redact(environment or {}).items()},
+        recipe=_text(redact_text(recipe_text)),
+    )
+    _write(Path(path), html)
+
+
+def _headlines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for evaluator, values in scores.items():
+        for metric, value in values.items():
+            if HEADLINES.fullmatch(metric) and isinstance(value, int | float):
+                around = _around(values, metric)
+                yield {
+                    "name": _text(f"{evaluator}: {metric}".replace("_", " ")),
+                    "value": f"{100 * value:.1f} %",
+                    "share": _percent(value),
+                    "low": _percent(around["low"]),
+                    "width": _percent((around["high"] or 0) - (around["low"] or 0)),
+                    "chance": _percent(around["chance"]),
+                    "detail": ", ".join(f"{name} {text}" for name, text in _details(around)),
+                }
+
+
+def _details(around: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
+    if around["low"] is not None and around["high"] is not None:
+        yield "95 %:", f"{100 * around['low']:.1f} to {100 * around['high']:.1f}"
+    if around["chance"] is not None:
+        yield "chance", f"{100 * around['chance']:.2g}"
+    if around["ceiling"] is not None and around["ceiling"] < 1:
+        yield "ceiling", f"{100 * around['ceiling']:.1f}"
+
+
+def _around(values: Mapping[str, Any], metric: str) -> dict[str, float | None]:
+    """What belongs to a metric by its name: its interval, chance and ceiling."""
+    of_whole = {"acc1": "chance", "acc": "chance", "mean_per_class_recall": "chance", "in_sync_acc": "in_sync_chance"}
+    chance = values.get(f"{metric}_chance", values.get(of_whole.get(metric, "")))
+    return {
+        "low": values.get(f"{metric}_ci95_low"),
+        "high": values.get(f"{metric}_ci95_high"),
+        "chance": chance,
+        "ceiling": values.get(f"{metric}_ceiling"),
+    }
+
+
+def _table(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of a metric table; directions of a pair become columns, and intervals stand behind their metric."""
+    directions = sorted({match[1] for metric in values if (match := _DIRECTION.fullmatch(metric))})
+    columns = [direction.replace("_", " ") for direction in directions]
+    rows: dict[str, list[str]] = {}
+    plain: dict[str, str] = {}
+    for metric, value in values.items():
+        if re.search(r"_ci95_(low|high)$", metric):
+            continue
+        shown = _number(value)
+        around = _around(values, metric)
+        if around["low"] is not None:
+            shown += f"  ({_number(around['low'])} to {_number(around['high'])})"
+        match = _DIRECTION.fullmatch(metric)
+        if match:
+            rows.setdefault(match[2], [""] * len(directions))[directions.index(match[1])] = shown
+        else:
+            plain[metric] = shown
+    return {
+        "name": _text(name.replace("_", " ")),
+        "columns": [_text(column) for column in columns],
+        "rows": [(_text(metric.replace("_", " ")), [_text(cell) for cell in cells]) for metric, cells in rows.items()],
+        "plain": [(_text(metric.replace("_", " ")), _text(shown)) for metric, shown in plain.items()],
+    }
+
+
+def _gallery(gallery: Gallery) -> dict[str, Any]:
+    return {
+        "title": _text(gallery.title),
+        "sections": [
+            {
+                "name": _text(name),
+                "picks": [
+                    {
+                        "query": _thing(pick.query),
+                        "rank": pick.rank,
+                        "truth": _answer(pick.truth),
+                        "found": any(answer.right for answer in pick.answers),
+                        "answers": [_answer(answer) for answer in pick.answers],
+                    }
+                    for pick in picks
+                ],
+            }
+            for name, picks in gallery.sections.items()
+        ],
+    }
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    return {**_thing(answer.thing), "score": f"{answer.score:.3f}", "right": answer.right, "same": answer.same}
+
+
+def _thing(thing: Thing) -> dict[str, str]:
+    uri = figures.picture_uri(thing.picture) if thing.picture is not None else ""
+    return {"key": _text(thing.key), "text": _text(thing.text), "uri": uri}
+
+
+def _heat(similarity: Similarity) -> dict[str, Any]:
+    matrix = similarity.matrix.tolist()
+    values = [value for row in matrix for value in row]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    rows = []
+    for i, (thing, row) in enumerate(zip(similarity.rows, matrix, strict=True)):
+        cells = []
+        for j, value in enumerate(row):
+            back, ink = figures.heat(value, low, high)
+            cells.append({"value": f"{value:.2f}".replace("0.", "."), "back": back, "ink": ink, "own": i == j})
+        rows.append({"thing": _thing(thing), "cells": cells})
+    return {
+        "title": _text(similarity.title),
+        "columns": [_thing(thing) for thing in similarity.columns],
+        "rows": rows,
+        "low": f"{low:.3f}",
+        "high": f"{high:.3f}",
+    }
+
+
+def _text(value: Any) -> str:
+    """Text for a page: control characters, and marks that turn the direction of reading, are made visible as one sign."""
+    return _UNPRINTABLE.sub("\ufffd", str(value))
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}" if value and not 1e-3 <= abs(value) < 1e5 else f"{value:.4f}".rstrip("0").rstrip(".")
+    return str(value)
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else round(100 * min(1.0, max(0.0, value)), 2)
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _leaves(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from _leaves(part, f"{name}[{i}]")
+    else:
+        yield name, value
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file at once: a crash or a full disk leaves the old one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

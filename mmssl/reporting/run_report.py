@@ -1,0 +1,58 @@
+"""The report of a run, for the verbs that write one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmssl.evaluation.retrieval import Retrieval
+from mmssl.recipe.model import Model, load
+from mmssl.recipe.recipe import Recipe
+from mmssl.reporting.environment import environment
+from mmssl.reporting.gallery import Gallery, Similarity, showcase
+from mmssl.reporting.report import read_curves, write_report
+
+
+def report_run(
+    recipe: Recipe, path: Path | None = None, results: Mapping[str, Any] | None = None, model: Model | None = None
+) -> Path:
+    """Write the report of a finished run.
+
+    Args:
+        recipe: of the run; its retrieval evaluator, if it has one, fills the gallery.
+        path: the file; default: report.html in the run folder.
+        results: metric table; default: the latest scores in the run's metrics.
+        model: the trained model; default: loaded from the run folder.
+    """
+    path = path or recipe.folder / "report.html"
+    curves = read_curves(recipe.folder / "metrics.jsonl")
+    evaluators = recipe.build_evaluators(recipe.build_modalities())
+    retrieval = next((e for e, _ in evaluators.values() if isinstance(e, Retrieval)), None)
+    galleries: list[Gallery] = []
+    similarity: Similarity | None = None
+    if retrieval is not None:
+        galleries, similarity = showcase(retrieval, (model or load(recipe.folder)).embedding)
+    write_report(
+        path,
+        title=recipe.name,
+        curves=curves,
+        results=results if results is not None else latest_scores(curves, list(recipe.evaluators)),
+        galleries=galleries,
+        similarity=similarity,
+        environment=environment(),
+        recipe_text=recipe.to_yaml(),
+    )
+    return path
+
+
+def latest_scores(
+    curves: Mapping[str, list[tuple[float, float]]], evaluators: list[str]
+) -> dict[str, dict[str, float]]:
+    """The last point of each evaluator's curves: evaluator -> metric -> value."""
+    scores: dict[str, dict[str, float]] = {name: {} for name in evaluators}
+    for metric, points in curves.items():
+        evaluator, _, rest = metric.partition("/")
+        if evaluator in scores and points:
+            scores[evaluator][rest] = points[-1][1]
+    return {name: values for name, values in scores.items() if values}

@@ -1,0 +1,85 @@
+"""Named tensors to and from safetensors files, and into modules, with errors that say what does not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from mmssl.core.errors import CheckpointError
+from mmssl.training.runtime.sharding import share
+
+_ALIASES = "aliases"
+_SHOWN = 8
+
+
+def dump_tensors(tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
+    """Write tensors, also 0-dimensional ones. One tensor under two names is written once, and remembered."""
+    first: dict[tuple[object, ...], str] = {}
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+            continue
+        first[key] = name
+        stored[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    # The library writes entries of the metadata in random order: with one, equal tensors are equal files.
+    file.write(safetensors.torch.save(stored, {"format": "pt"} | ({_ALIASES: json.dumps(aliases)} if aliases else {})))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `dump_tensors` wrote, on the CPU.
+
+    Raises:
+        CheckpointError: not a safetensors file, or a damaged one.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            aliases = json.loads((file.metadata() or {}).get(_ALIASES, "{}"))
+        return {**tensors, **{name: tensors[target] for name, target in aliases.items()}}
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
+
+
+RESUME = "resume with the recipe that stands beside the checkpoint (recipe.yaml), or start in another run folder"
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, advice: str = RESUME) -> None:
+    """Load all tensors into a module that wants exactly these; `advice` ends the message if they are others.
+
+    Raises:
+        CheckpointError: lists names that are missing or unexpected, and shapes that differ, with both sides.
+    """
+    wanted = module.state_dict()
+    missing = [name for name in wanted if name not in tensors]
+    unexpected = [name for name in tensors if name not in wanted]
+    differing = [
+        f"{name} is {list(tensors[name].shape)} in the checkpoint and {list(wanted[name].shape)} in the recipe"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    if missing or unexpected or differing:
+        raise CheckpointError(
+            f"{where}: made by another recipe than this one:"
+            + _listed("wanted by the recipe and not in the checkpoint", missing)
+            + _listed("in the checkpoint and unknown to the recipe", unexpected)
+            + _listed("of another shape", differing)
+            + f"\n  {advice}"
+        )
+    module.load_state_dict({name: share(tensors[name], own) for name, own in wanted.items()})
+
+
+def _listed(title: str, entries: list[str]) -> str:
+    if not entries:
+        return ""
+    more = f", and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
+    return f"\n  {len(entries)} {title}: {', '.join(entries[:_SHOWN])}{more}"

@@ -1,0 +1,222 @@
+"""Writing the checkpoints of a run, keeping the right ones, and going back to one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmssl.core.distributed import world_size
+from mmssl.core.errors import CheckpointError, NumericError, RecipeError
+from mmssl.training.checkpoints.manifest import FolderWriter, remove_folder, sync_folder, verify, write_atomically
+from mmssl.training.checkpoints.read import (
+    BEST,
+    FOLDER,
+    LATEST,
+    PINNED,
+    checkpoints,
+    folder_name,
+    load,
+    newest_valid,
+    pointed,
+    resolve,
+    step_of,
+)
+from mmssl.training.checkpoints.tensors import dump_tensors
+from mmssl.training.runtime.console import say
+from mmssl.training.runtime.lock import on_main
+from mmssl.training.runtime.sharding import whole_moments, whole_state
+from mmssl.training.steps.state import TrainState
+
+_LIBRARIES = ("torch", "numpy", "accelerate", "safetensors")
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        run: the run folder.
+        recipe: the resolved recipe, as YAML, to stand in each checkpoint.
+        keep_last: how many of the newest checkpoints stay, at least 2; the best and pinned ones stay besides.
+    """
+
+    def __init__(self, run: Path, recipe: str, keep_last: int = 3) -> None:
+        if keep_last < 2:
+            raise ValueError(f"got keep_last {keep_last}, wanted at least 2: a single checkpoint may turn out damaged")
+        self.folder, self.recipe, self.keep_last = run / FOLDER, recipe, keep_last
+
+    def save(self, state: TrainState) -> Path:
+        """Write a checkpoint of this step; every process must call. What is there already stays until it is verified.
+
+        Raises:
+            OSError: the disk is full or fails. Older checkpoints are as they were, and nothing half-written stays.
+            NumericError: a weight is not finite.
+        """
+        snapshot = Snapshot.of(state)
+        return on_main(lambda: self._save(state, snapshot))
+
+    def _save(self, state: TrainState, snapshot: Snapshot) -> Path:
+        _refuse_non_finite(state, snapshot)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / folder_name(state.step)
+        if not self._is_there(target):
+            temporary = self.folder / f"{target.name}.tmp-{os.getpid()}"
+            try:
+                self._write(state, snapshot, temporary)
+                os.replace(temporary, target)
+                sync_folder(self.folder)
+                verify(target)
+            except CheckpointError as error:
+                raise OSError(f"what was read back is not what was written: {error}") from error
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        write_atomically(self.folder / LATEST, target.name)
+        self._prune()
+        return target
+
+    def mark_best(self, step: int) -> None:
+        """Point BEST to the checkpoint of a step, which stays from now on."""
+        write_atomically(self.folder / BEST, folder_name(step))
+
+    def restore(self, state: TrainState, resume: str = "auto") -> Path | None:
+        """Load a checkpoint into a freshly built state, on every process; the number of processes may have changed.
+
+        Args:
+            state: of the same recipe, at step 0.
+            resume: "auto": the newest valid checkpoint of this run, if there is one; "never": refuse if there is one;
+                or the path of a checkpoint or of a run folder, which is then used or refused.
+
+        Returns:
+            The checkpoint that was loaded; None if the run starts anew.
+
+        Raises:
+            CheckpointError: every checkpoint is damaged, or the one that was named, or it belongs to another recipe.
+            RecipeError: "never", and there is a checkpoint.
+        """
+        path = on_main(lambda: self._choose(resume))
+        if path is not None:
+            load(path, state)
+            on_main(lambda: self._drop_later(state.step))
+            say(f"resumed from {path} at step {state.step}")
+        return path
+
+    def check_space(self, state: TrainState) -> None:
+        """Refuse to start on a disk that cannot hold two checkpoints, or one more where there are some.
+
+        Raises:
+            RecipeError: says how much is there and how much is wanted.
+        """
+        tensors = [*state.learner.state_dict().values()]
+        trainable = [p for group in state.optimizer.param_groups for p in group["params"]]
+        copies = 1 + (state.ema is not None)
+        size = copies * sum(t.nbytes for t in tensors) + 2 * sum(p.nbytes for p in trainable)
+        place = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
+        free = shutil.disk_usage(place).free
+        wanted = size if checkpoints(self.folder) else 2 * size
+        if free < wanted:
+            raise RecipeError(
+                f"{place}: {free / 1e9:.2f} GB free, and checkpoints need {wanted / 1e9:.2f} GB: free some, or choose a run "
+                "folder on another disk"
+            )
+
+    def _write(self, state: TrainState, snapshot: Snapshot, temporary: Path) -> None:
+        writer = FolderWriter(temporary)
+        writer.write("model.safetensors", lambda file: dump_tensors(snapshot.learner, file))
+        if snapshot.average is not None:
+            average = snapshot.average
+            writer.write("ema.safetensors", lambda file: dump_tensors(average, file))
+        writer.write("optimizer.pt", lambda file: torch.save(snapshot.optimizer, file))
+        versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+        numbers = {**state.numbers(), "processes": world_size(), "versions": versions}
+        writer.write("state.json", lambda file: file.write(json.dumps(numbers, indent=1, allow_nan=False).encode()))
+        writer.write("recipe.yaml", lambda file: file.write(self.recipe.encode()))
+        writer.finish()
+
+    def _choose(self, resume: str) -> Path | None:
+        if self.folder.exists():
+            for leftover in self.folder.glob("*.tmp-*"):  # of a process that died; the lock says that none is writing
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        existing = checkpoints(self.folder)
+        if resume == "never":
+            if existing:
+                raise RecipeError(
+                    f"{self.folder}: has checkpoints already ({existing[0].name}), and resume is 'never': "
+                    "choose another run folder, or resume 'auto'"
+                )
+            return None
+        if resume != "auto":
+            return resolve(Path(resume), "last", strict=True)
+        return newest_valid(existing) if existing else None
+
+    def _is_there(self, target: Path) -> bool:
+        """Whether this very step was saved already, as when a run is resumed and stopped at once."""
+        if not target.exists():
+            return False
+        try:
+            verify(target)
+        except CheckpointError as error:
+            say(f"writing {target.name} anew: {error}")
+            self.set_aside(target)
+            return False
+        return True
+
+    def _drop_later(self, step: int) -> None:
+        """Checkpoints after the resumed step are damaged, or of a past that this run leaves: out of the way, not deleted."""
+        for folder in checkpoints(self.folder):
+            if step_of(folder) > step:
+                self.set_aside(folder)
+
+    def set_aside(self, folder: Path) -> None:
+        """Rename a checkpoint so that it is neither resumed from nor overwritten."""
+        number = 0
+        while (aside := folder.with_name(f"{folder.name}.aside-{number}")).exists():
+            number += 1
+        os.replace(folder, aside)
+        say(f"{folder}: set aside as {aside.name}; delete it when you do not need it")
+
+    def _prune(self) -> None:
+        best = pointed(self.folder, BEST)
+        for folder in checkpoints(self.folder)[self.keep_last :]:
+            if folder != best and not (folder / PINNED).exists():
+                try:
+                    remove_folder(folder)
+                except OSError as error:  # the new checkpoint is safe; an old one too many is not worth the run
+                    say(f"{folder}: cannot be deleted: {error}")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The tensors of a state, whole on the main process, however they are split over processes; not copied where they are not.
+
+    Attributes:
+        learner, average: state dicts of the learner and of its average, if one is kept.
+        optimizer: the optimizer's.
+    """
+
+    learner: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+
+    @classmethod
+    def of(cls, state: TrainState) -> Snapshot:
+        """Every process must call."""
+        average = whole_state(state.ema.module) if state.ema is not None else None
+        return cls(whole_state(state.learner), average, whole_moments(state.optimizer))
+
+
+def _refuse_non_finite(state: TrainState, snapshot: Snapshot) -> None:
+    names = dict(state.learner.named_parameters()).keys()
+    states = [snapshot.learner] + ([snapshot.average] if snapshot.average is not None else [])
+    wrong = [name for tensors in states for name in names if not bool(torch.isfinite(tensors[name]).all())]
+    if wrong:
+        raise NumericError(
+            f"step {state.step}: weights are not finite and were not saved: {', '.join(wrong[:8])}; lower the learning rate "
+            "and resume from the last checkpoint"
+        )

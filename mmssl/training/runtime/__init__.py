@@ -1,0 +1,1 @@
+"""Where a run runs: device, processes, parallel modes, run lock, signals, console."""

@@ -1,0 +1,278 @@
+"""Where a run runs: device, processes, precision and trackers. With step.py the only place that knows Accelerate.
+
+Accelerate finds the processes (`accelerate launch`, `torchrun`), wraps the learner for data parallelism and opens trackers. Data
+loading, the schedule, precision and checkpoints stay ours: they must be exact, and are a few lines each.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from mmssl.core.distributed import follow_main
+from mmssl.core.errors import MmsslError, RecipeError, did_you_mean
+from mmssl.core.objective import Learner
+from mmssl.training.runtime import sharding
+from mmssl.training.runtime.console import say
+from mmssl.training.runtime.launcher import (
+    Parallel,
+    Precision,
+    asked_cpu,
+    asked_parallel,
+    check_launcher,
+    sharding_is_ours,
+)
+
+Device = Literal["auto", "cpu", "cuda"]
+_LOST = re.compile(
+    r"gloo|nccl|connection (was )?(closed|reset)|timed out|timeout|pair closure|broken pipe", re.IGNORECASE
+)
+_SHARED = {
+    "ddp": "each has all weights",
+    "zero2": "gradients and moments are split",
+    "fsdp2": "weights, gradients and moments are split",
+}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Launch:
+    """This process' place in the run.
+
+    Args:
+        precision: of matrix products in the forward pass (autocast); weights, criterion and updates are float32 always.
+        device: "auto" takes CUDA where there is some.
+        trackers: names of Accelerate trackers to log to.
+        parallel: what several processes share: "ddp": nothing, each has all weights; "zero2": gradients and moments are split;
+            "fsdp2": weights too. "auto": what the launcher asks for, else "ddp". All give the same numbers.
+        timeout: minutes that a process waits for the others in a collective before it takes one for lost.
+
+    Attributes:
+        device: of this process.
+        parallel: "ddp", "zero2" or "fsdp2"; "ddp" in one process.
+        scaler: scales the loss in fp16, where small gradients would vanish; None otherwise.
+
+    Raises:
+        RecipeError: the device, the precision, a tracker or the launcher's settings cannot be had.
+    """
+
+    def __init__(
+        self,
+        precision: Precision = "fp32",
+        device: Device = "auto",
+        trackers: Sequence[str] = (),
+        parallel: Parallel = "auto",
+        timeout: float = 10.0,
+    ) -> None:
+        cuda = torch.cuda.is_available()
+        if device == "cuda" and not cuda:
+            raise RecipeError("device: got 'cuda', and torch sees no CUDA device here; set device to auto or cpu")
+        on_cpu = asked_cpu(device) or not cuda
+        if on_cpu and precision == "fp16":
+            raise RecipeError("precision: fp16 is for CUDA devices; on a CPU choose fp32 or bf16")
+        check_trackers(trackers)
+        check_launcher(precision)
+        wanted = asked_parallel(parallel)
+        self._timeout = timeout
+        self._owns_group = not dist.is_initialized()
+        _announce_group()
+        _forget_other_device(on_cpu)
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True)
+        # `mixed_precision="no"`: Accelerate would patch the learner's forward; `autocast` below is open to see instead.
+        with sharding_is_ours():
+            handlers = [ddp, InitProcessGroupKwargs(timeout=timedelta(minutes=timeout))]
+            self._accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
+        _check_accelerator(self._accelerator)
+        self.parallel = wanted if self._accelerator.num_processes > 1 else "ddp"
+        if self.parallel != "ddp" and precision == "fp16":
+            raise RecipeError(
+                f"precision: fp16 does not go with parallel {self.parallel!r}, whose processes would scale the loss each by "
+                "another factor; choose bf16"
+            )
+        self.device: torch.device = self._accelerator.device
+        self.precision = precision
+        self.scaler = GradScaler(self.device.type) if precision == "fp16" else None
+        self._names = tuple(dict.fromkeys(trackers))
+        self._trackers: list[GeneralTracker] = []
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return bool(self._accelerator.is_main_process)
+
+    def describe(self) -> str:
+        """Processes, device, precision and what the processes share, for people."""
+        count = self._accelerator.num_processes
+        processes = (
+            f"{count} processes, parallel {self.parallel} ({_SHARED[self.parallel]})" if count > 1 else "1 process"
+        )
+        return f"{processes}, device {self.device.type}, precision {self.precision}"
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context of a forward pass."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+
+    def place(self, learner: Learner) -> None:
+        """Move the learner to the device, and make it equal to the main process'."""
+        learner.to(self.device)
+        follow_main([*learner.parameters(), *learner.buffers()])
+
+    def wrap(self, learner: Learner) -> nn.Module:
+        """Wrap a placed learner on several processes, so that its gradients are averaged over them; or split it in place.
+
+        Every trainable parameter must get a gradient in every step.
+        """
+        if self.parallel != "ddp":
+            self.split(learner)
+            return learner
+        module: nn.Module = self._accelerator.prepare_model(learner)
+        return module
+
+    def split(self, learner: Learner) -> None:
+        """Split a placed learner, or its average, over the processes where that is wanted."""
+        if self.parallel != "ddp":
+            mesh = init_device_mesh(self.device.type, (self._accelerator.num_processes,))
+            sharding.shard(learner, mesh, reshard=self.parallel == "fsdp2")
+
+    def whole(self, learner: Learner) -> AbstractContextManager[None]:
+        """The context in which a learner is whole and equal on all processes, which may call it each as often as it likes."""
+        follow_main([*learner.buffers()])
+        return nullcontext() if self.parallel == "ddp" else self._gathered(learner)
+
+    @contextmanager
+    def _gathered(self, learner: Learner) -> Iterator[None]:
+        with sharding.gathered(learner):
+            yield
+        for part in sharding.sharded(learner):
+            part.set_reshard_after_forward(self.parallel == "fsdp2", recurse=False)
+
+    def finish(self, learner: Learner) -> None:
+        """After the last backward pass of a step: average what no wrapper has averaged, and let go of gathered weights."""
+        if self.parallel != "ddp":
+            sharding.release(learner)
+            sharding.average(learner.parameters())
+
+    @contextmanager
+    def naming_lost_processes(self) -> Iterator[None]:
+        """Turn what a collective says when another process has died or does not answer into words.
+
+        Raises:
+            MmsslError: in place of the communication library's error.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not dist.is_initialized() or not _LOST.search(str(error)):
+                raise
+            raise MmsslError(
+                f"process {dist.get_rank()} of {dist.get_world_size()} has lost another process: it died, or did not answer "
+                f"within {self._timeout:g} minutes (distributed_timeout); the cause stands in that process' own output. The "
+                f"last checkpoint is as it was: start the run again and it goes on from there ({error})"
+            ) from error
+
+    def without_averaging(self, module: nn.Module) -> AbstractContextManager[None]:
+        """The context of a forward and backward pass whose gradients only pile up, for all but the last of several."""
+        if isinstance(module, DistributedDataParallel):
+            return module.no_sync()
+        return nullcontext()
+
+    def start_trackers(self, folder: Path, step: int) -> None:
+        """Open the trackers; file-based ones write below `folder`, and forget what an earlier try logged after `step`."""
+        if not self.is_main:
+            return
+        for name in self._names:
+            tracker = LOGGER_TYPE_TO_CLASS[name]
+            place = [folder / name] if tracker.requires_logging_directory else []
+            settings = {"purge_step": step + 1} if name == "tensorboard" and step > 0 else {}
+            self._trackers.append(tracker("mmssl", *place, **settings))
+            self._trackers[-1].start()
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Log numbers to the trackers. One that fails is reported and left out from then on: the JSON lines have it all."""
+        self._each(lambda tracker: tracker.log(dict(values), step=step))
+
+    def stop_trackers(self) -> None:
+        """Flush and close the trackers."""
+        self._each(lambda tracker: tracker.finish())
+        self._trackers.clear()
+
+    def _each(self, action: Callable[[GeneralTracker], object]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                action(tracker)
+            except Exception as error:  # any error of a foreign service; training is worth more than its curve
+                say(f"tracker {tracker.name!r} failed and is left out from here on: {type(error).__name__}: {error}")
+                self._trackers.remove(tracker)
+
+    def close(self) -> None:
+        """Leave the process group, if it was formed here. Call once, at the end of the program."""
+        if self._owns_group and dist.is_initialized():
+            dist.destroy_process_group()
+            # Gloo's threads live on. One that lets go of the last collective's tensors when the interpreter is already ending
+            # aborts the process, and nothing tells when it has: a finished run would fail one time in ten.
+            time.sleep(0.2)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that do not exist or are not installed.
+
+    Raises:
+        RecipeError: names the tracker and what can be used.
+    """
+    installed = {str(name) for name in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise RecipeError(
+                f"trackers: got {name!r}{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}; known: {sorted(LOGGER_TYPE_TO_CLASS)}"
+            )
+        if name not in installed:
+            raise RecipeError(
+                f"trackers: {name!r} is not installed here: install its package, or remove it from the recipe"
+            )
+
+
+def _announce_group() -> None:
+    """Accelerate knows processes by environment variables only: tell it of a group that was formed without them."""
+    if dist.is_initialized():
+        rank, world = str(dist.get_rank()), str(dist.get_world_size())
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}.items():
+            os.environ.setdefault(name, value)
+
+
+def _forget_other_device(on_cpu: bool) -> None:
+    """Accelerate remembers the device of a program's first run; a later run may be on another one."""
+    if PartialState._shared_state and (PartialState().device.type == "cpu") != on_cpu:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _check_accelerator(accelerator: Accelerator) -> None:
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise RecipeError(
+            f"the launcher asks for {kind.value}; wanted one process, data parallelism, FSDP2 or ZeRO-2: launch with torchrun, "
+            "or with one of configs/accelerate"
+        )
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != wanted:
+        raise RecipeError(
+            f"the launcher started {wanted} processes, and {accelerator.num_processes} found each other: "
+            "check that every process sees the same kind of device"
+        )

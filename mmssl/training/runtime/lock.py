@@ -1,0 +1,105 @@
+"""One run in one folder: a lock file that names its owner, and decisions that the main process takes for all."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from mmssl.core.distributed import gather_objects, is_main
+from mmssl.core.errors import MmsslError, RecipeError
+from mmssl.training.runtime.console import say
+
+T = TypeVar("T")
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """Run on the main process alone; every process gets its value, or raises its error."""
+    value: T | None = None
+    error: Exception | None = None
+    if is_main():
+        try:
+            value = action()
+        except (MmsslError, OSError) as caught:
+            error = caught
+    value, error = gather_objects((value, error))[0]
+    if error is not None:
+        raise error
+    return value
+
+
+class RunLock:
+    """Holds `<folder>/.lock` while a run writes there. A lock whose process has died on this host is taken over.
+
+    Raises:
+        RecipeError: on entry: another run owns the folder, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".lock"
+
+    def __enter__(self) -> RunLock:
+        on_main(self._acquire)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if is_main():
+            self.path.unlink(missing_ok=True)
+
+    def _acquire(self) -> None:
+        mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                self._refuse_if_alive()
+            with open(self.path, "x") as file:
+                json.dump(mine, file)
+        except FileExistsError:
+            raise RecipeError(
+                f"{self.path.parent}: another run has just taken this folder; choose another one"
+            ) from None
+        except OSError as error:
+            raise RecipeError(
+                f"{self.path.parent}: cannot write the run folder: {error}; choose another one"
+            ) from error
+
+    def _refuse_if_alive(self) -> None:
+        try:
+            owner = json.loads(self.path.read_text())
+            pid, host, started = int(owner["pid"]), str(owner["host"]), owner["started"]
+        except (ValueError, KeyError, TypeError):
+            pid, host, started = -1, "an unknown host", None
+        here = host == socket.gethostname()
+        # A number may have been given to a new process since: the start time tells the two apart where it can be read.
+        if here and (not _alive(pid) or (started is not None and _started(pid) != started)):
+            say(f"{self.path}: its process {pid} has died; taking the folder over")
+            self.path.unlink()
+            return
+        raise RecipeError(
+            f"{self.path.parent}: in use by process {pid} on {host}; choose another folder, "
+            f"or delete {self.path} if that run has ended"
+        )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in ticks since boot, where the system tells (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None

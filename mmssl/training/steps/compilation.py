@@ -1,0 +1,52 @@
+"""Kernels made for the encoders by torch.compile, and a word on how well that went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from mmssl.core.objective import Learner
+from mmssl.training.runtime.console import say
+
+CompileMode = Literal["off", "default", "max-autotune-no-cudagraphs"]
+
+
+def compile_encoders(learner: Learner, mode: CompileMode, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile each encoder in place; names of parameters stay. The objective, with its collectives, runs as it is.
+
+    Sizes that change from batch to batch become variables of one kernel when they change for the first time, and texts are
+    trimmed to multiples of a few tokens, so that a run compiles in its first steps and not again. After the first step the number
+    of graphs is said, and each place where a graph had to be broken: breaks cost speed, not correctness. Exact but for rounding.
+
+    Args:
+        learner: whose encoders are compiled.
+        mode: of torch.compile; "off": nothing is done.
+        backend: of torch.compile.
+    """
+    if mode == "off":
+        return
+    from torch._dynamo.utils import counters
+
+    for encoder in learner.encoders.values():
+        encoder.compile(mode=mode, backend=backend)
+    graphs, breaks = counters["stats"]["unique_graphs"], dict(counters["graph_break"])
+
+    def report(module: nn.Module, inputs: object, outputs: object) -> None:
+        handle.remove()
+        found = {reason: n - breaks.get(reason, 0) for reason, n in counters["graph_break"].items()}
+        found = {reason: n for reason, n in found.items() if n > 0}
+        say(f"compiled {len(learner.encoders)} encoders into {counters['stats']['unique_graphs'] - graphs} graphs")
+        for reason, count in found.items():
+            say(f"graph broken {count} times: {' '.join(reason.split())}")
+
+    handle = learner.register_forward_hook(report)
+
+
+def eagerly(learner: Learner) -> AbstractContextManager[Any]:
+    """The context in which compiled encoders run as they are written: evaluation gives the same scores whether compiled or not."""
+    compiled = any(encoder._compiled_call_impl is not None for encoder in learner.encoders.values())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -1,0 +1,57 @@
+"""An exponential moving average of the learner, in float32."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mmssl.core.config import Config
+from mmssl.core.objective import Learner
+from mmssl.training.runtime.sharding import local
+
+
+class EmaConfig(Config):
+    """Evaluate and export an average of the weights beside the weights themselves.
+
+    Attributes:
+        decay: share of the old average that stays at each update.
+        warmup: let the decay grow as (1 + n) / (10 + n) over the updates n until it reaches `decay`, so that the random
+            start is soon forgotten.
+    """
+
+    decay: float = Field(gt=0, lt=1)
+    warmup: bool = False
+
+    def build(self, learner: Learner) -> Ema:
+        """The average, which starts at the learner as it is."""
+        return Ema(learner, self.decay, self.warmup)
+
+
+class Ema:
+    """Parameters follow by `average = decay * average + (1 - decay) * parameter`; buffers are copied.
+
+    Attributes:
+        module: the averaged learner, in evaluation mode, without gradients.
+        updates: how many times it was updated.
+    """
+
+    def __init__(self, learner: Learner, decay: float, warmup: bool = False) -> None:
+        self.decay, self.warmup = decay, warmup
+        self.updates = 0
+        self.module = copy.deepcopy(learner).requires_grad_(False).eval()
+        for parameter in self.module.parameters():
+            parameter.data = parameter.data.float()
+
+    @torch.no_grad()
+    def update(self, learner: Learner) -> None:
+        """Take one step towards the learner."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        live: list[Tensor] = [local(parameter.detach()).float() for parameter in learner.parameters()]
+        torch._foreach_lerp_([local(average) for average in self.module.parameters()], live, 1 - decay)
+        buffers = [*self.module.buffers()]
+        if buffers:
+            torch._foreach_copy_(buffers, [*learner.buffers()])
+        self.updates += 1

@@ -1,0 +1,158 @@
+"""The only mutable object of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from mmssl.core.batch import Batch
+from mmssl.core.distributed import gather_objects, is_main, rank, world_size
+from mmssl.core.evaluator import Score
+from mmssl.core.objective import Learner
+from mmssl.core.sample import Drawn, Fault
+from mmssl.training.runtime.jsonl import JsonLines
+from mmssl.training.steps.ema import Ema
+
+
+class Stream(Protocol):
+    """Endless training batches whose position is a few numbers."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """This process' share of each global batch, from the current position on."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers: the position after the last batch that was handed out. Equal on all processes."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position. The number of processes may have changed."""
+        ...
+
+    def drawn(self) -> Mapping[str, Drawn]:
+        """What was drawn from each source so far, by all processes; empty where there is one source only."""
+        ...
+
+    def close(self) -> None:
+        """End what works ahead of the stream."""
+        ...
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best score so far of the metric that is watched."""
+
+    metric: str
+    value: float
+    step: int
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while a run runs. A checkpoint holds it.
+
+    Random numbers need no place here: each step seeds itself from (seed, step, rank), and data draws from (seed, sample).
+
+    Attributes:
+        learner, optimizer, stream, ema, scaler: moved by the loop.
+        total_steps: length of the run; part of the recipe, not of a checkpoint.
+        step: steps that are done, skipped ones too; also the number of batches that were consumed.
+        samples: samples that were seen by all processes together.
+        skipped_steps: steps whose loss or gradient was not finite; bad_in_a_row: those since the last good one.
+        faults: reason -> samples that were replaced, over all processes; fault_examples: one of each, in words.
+        unapplied: synchronized operations that had no meaning for a sample -> how many, over all processes.
+        ledger: where every fault is written, with its step, process and row.
+        scores: latest value of each metric of each evaluator, as "<evaluator>/<metric>"; like `best` of the watched metric not in
+            a checkpoint, which is written before its step is evaluated, but in `metrics.jsonl`.
+    """
+
+    learner: Learner
+    optimizer: Optimizer
+    stream: Stream
+    total_steps: int
+    ema: Ema | None = None
+    scaler: GradScaler | None = None
+    step: int = 0
+    samples: int = 0
+    skipped_steps: int = 0
+    bad_in_a_row: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    fault_examples: dict[str, str] = field(default_factory=dict)
+    unapplied: dict[str, int] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
+    best: Best | None = None
+    ledger: JsonLines | None = None
+    _new_faults: list[tuple[int, int, Fault]] = field(default_factory=list)
+    _new_unapplied: Counter[str] = field(default_factory=Counter)
+
+    def advance(self, batch: Batch, finite: bool) -> None:
+        """Count one step on `batch`."""
+        self.step += 1
+        self.samples += len(batch) * world_size()
+        self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
+        self.skipped_steps += not finite
+        self._new_faults += [(self.step, rank(), fault) for fault in batch.faults]
+        self._new_unapplied.update(batch.unapplied())
+
+    def join_faults(self) -> None:
+        """Add what all processes met since the last call: faults, and operations without meaning. Every process must call."""
+        parts = gather_objects((self._new_faults, dict(self._new_unapplied)))
+        new = sorted((one for faults, _ in parts for one in faults), key=lambda one: one[:2])
+        for reason, count in Counter(fault.reason for *_, fault in new).items():
+            self.faults[reason] = self.faults.get(reason, 0) + count
+        self.fault_examples = {fault.reason: str(fault) for *_, fault in reversed(new)} | self.fault_examples
+        if self.ledger is not None and is_main():
+            self.ledger.extend([_entry(*one) for one in new])
+        for _, unapplied in parts:
+            self.unapplied = dict(Counter(self.unapplied) + Counter(unapplied))
+        self._new_faults, self._new_unapplied = [], Counter()
+
+    def numbers(self) -> dict[str, Any]:
+        """All but the tensors, as JSON knows it."""
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "skipped_steps": self.skipped_steps,
+            "bad_in_a_row": self.bad_in_a_row,
+            "faults": self.faults,
+            "fault_examples": self.fault_examples,
+            "unapplied": self.unapplied,
+            "stream": self.stream.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "ema_updates": self.ema.updates if self.ema else None,
+        }
+
+    def load_numbers(self, numbers: Mapping[str, Any]) -> None:
+        """The reverse of `numbers`."""
+        self.step, self.samples = int(numbers["step"]), int(numbers["samples"])
+        self.skipped_steps, self.bad_in_a_row = int(numbers["skipped_steps"]), int(numbers["bad_in_a_row"])
+        self.faults, self.fault_examples = dict(numbers["faults"]), dict(numbers["fault_examples"])
+        self.unapplied = dict(numbers["unapplied"])
+        self.stream.load_state_dict(numbers["stream"])
+        if self.scaler is not None and numbers["scaler"] is not None:
+            self.scaler.load_state_dict(numbers["scaler"])
+        if self.ema is not None:
+            self.ema.updates = int(numbers["ema_updates"] or 0)
+
+
+def _entry(step: int, process: int, fault: Fault) -> dict[str, Any]:
+    """A line of the ledger."""
+    return {
+        "step": step,
+        "rank": process,
+        "row": fault.row,
+        "key": fault.key,
+        "source": fault.origin.source,
+        "shard": fault.origin.shard,
+        "sample": fault.origin.ordinal,
+        "offset": fault.origin.offset,
+        "field": fault.field,
+        "reason": fault.reason,
+        "detail": fault.detail,
+        "substitute": fault.substitute,
+    }

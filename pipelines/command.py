@@ -1,0 +1,61 @@
+"""Verbs as programs: the one place where errors become messages and exit codes.
+
+Exit codes: 0 fine, 2 usage or recipe, 3 data, 4 checkpoint, 5 numeric failure, 130/143 interrupted and saved.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from mmssl.core.errors import MmsslError, RecipeError, did_you_mean
+
+T = TypeVar("T", bound=str)
+
+# Typer carries a Click of its own, and makes the base of its usage errors public through this one only.
+UsageError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code; errors that a user can cure are shown as one message."""
+    try:
+        code = application(args=arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except UsageError as error:
+        error.show()
+        return int(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted before the run could save anything", file=sys.stderr)
+        return 130
+    except MmsslError as error:
+        rank = os.environ.get("RANK")
+        who = "error" if rank is None else f"error on process {rank}"
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]{who}:[/] {escape(str(error))}", highlight=False)
+        return error.exit_code
+
+
+def one_of(option: str, value: str, allowed: tuple[T, ...]) -> T:
+    """The value of an option that takes one of a few words.
+
+    Raises:
+        RecipeError: it is none of them.
+    """
+    for word in allowed:
+        if word == value:
+            return word
+    raise RecipeError(f"{option}: got {value!r}{did_you_mean(value, allowed)}; allowed: {', '.join(allowed)}")
+
+
+def single(command: Callable[..., Any]) -> None:
+    """`python -m pipelines.VERB`: run one verb as a program of its own."""
+    alone = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    alone.command()(command)
+    sys.exit(guarded(alone))

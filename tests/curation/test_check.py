@@ -1,0 +1,296 @@
+"""Auditing: each planted defect is found and named, all of them in one pass."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmssl.core.errors import DataError
+from mmssl.curation.check import check
+from mmssl.curation.check_report import CheckReport
+from mmssl.data.media.encode import encode_clip
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.text import TextConfig
+from mmssl.data.shards.remote import CacheConfig
+from mmssl.data.shards.writer import write_shard
+from mmssl.datasets.digit_render import to_wav
+from mmssl.datasets.digit_scenes import write
+from pipelines import cli
+from pipelines.command import guarded
+from tests.curation.test_pack import picture
+from tests.data.servers import serve
+
+
+def sample(number: int, **changes: bytes | None) -> dict[str, str | bytes]:
+    """A good sample, but for the changes; None takes a member out."""
+    fields = {"jpg": picture(number, (20, 10)), "txt": f"caption number {number}".encode(), "cls": b"3"}
+    fields |= {name: data for name, data in changes.items() if data is not None}
+    kept = {name: data for name, data in fields.items() if name not in changes or changes[name] is not None}
+    return {"__key__": f"s{number:03d}", **kept}
+
+
+def shard(folder: Path, samples: list[dict[str, str | bytes]], name: str = "000000.tar") -> Path:
+    write_shard(folder, name, 0, len(samples), samples)
+    return folder / name
+
+
+def found(report: CheckReport, reason: str) -> list[tuple[str, str]]:
+    return sorted((fault.key, fault.field) for fault in report.faults if fault.reason == reason)
+
+
+def test_good_shards_pass(tmp_path: Path) -> None:
+    manifest = write(tmp_path, train=20, validation=4, test=0, shards=2)
+    report = check([tmp_path / "train", tmp_path / "validation"])
+    assert report.ok
+    assert report.warnings == ()
+    assert (report.shards, report.samples, report.examined) == (4, 24, 24)
+    assert report.bytes == manifest.bytes
+    assert {name: one.samples for name, one in report.fields.items()} == {
+        "cls": 12,
+        "jpg": 24,
+        "json": 24,
+        "txt": 24,
+        "wav": 24,
+    }
+    assert report.fields["wav"].decoded == 24
+    assert (report.sound_seconds.minimum, report.sound_seconds.maximum) == (1, 1)
+    assert (report.silent, report.clipped, report.mute, report.video_seconds.count) == (0, 0, 0, 0)
+    assert report.fields["jpg"].decoded == 24
+    assert not report.fields["cls"].expected
+    assert report.fields["txt"].expected
+    assert (report.width.minimum, report.width.maximum) == (64, 64)
+    assert "no faults" in report.table()
+
+
+def test_every_planted_defect_is_found_in_one_pass(tmp_path: Path) -> None:
+    whole = picture(50, (20, 10))
+    samples = [sample(number) for number in range(20)]
+    samples += [
+        sample(20, jpg=whole[: len(whole) // 2]),
+        sample(21, jpg=b"<html>404</html>"),
+        sample(22, jpg=None),
+        sample(23, txt=None),
+        sample(24, txt=b"  \n"),
+        sample(25, txt=b"caf\xe9"),
+        sample(26, cls=b"cat"),
+        sample(27, json=b"{broken"),
+        sample(28, jpg=samples[3]["jpg"]),  # type: ignore[arg-type]
+        sample(29, txt=b"caption number 3"),
+        sample(30, txt=b"word " * 100),
+        sample(31, jpg=b""),
+    ]
+    path = shard(tmp_path, samples)
+    report = check([path], workers=4)
+    assert not report.ok
+    assert found(report, "undecodable") == [
+        ("s020", "jpg"),
+        ("s021", "jpg"),
+        ("s025", "txt"),
+        ("s026", "cls"),
+        ("s027", "json"),
+        ("s031", "jpg"),
+    ]
+    assert found(report, "missing") == [("s022", "image"), ("s023", "txt"), ("s024", "txt")]  # s024 has a blank caption
+    assert report.fault_counts == {
+        "undecodable jpg": 3,
+        "undecodable txt": 1,
+        "undecodable cls": 1,
+        "undecodable json": 1,
+        "missing image": 1,
+        "missing txt": 2,
+    }
+    assert (report.duplicate_images.extra, report.duplicate_images.groups) == (1, 1)
+    assert report.duplicate_images.examples == (("an image", "s003", "s028"),)
+    assert report.duplicate_captions.examples == (("'caption number 3'", "s003", "s029"),)
+    assert (report.truncated, report.captions) == (1, 29)
+    assert report.words.maximum == 100
+    for part in ("1 shards for 4 workers", "1 images are there more than once", "1 captions are longer than 77 tokens"):
+        assert sum(part in warning for warning in report.warnings) == 1
+    # Every fault says where, to the byte.
+    (fault,) = [fault for fault in report.faults if fault.key == "s020"]
+    with tarfile.open(path) as tar:
+        assert fault.origin.offset == tar.getmember("s020.cls").offset
+    assert (fault.origin.shard, fault.origin.ordinal) == (str(path), 20)
+    assert "s020" in report.table()
+    assert "9 faults" in report.table()
+
+
+def test_captions_of_exactly_the_limit_are_not_cut(tmp_path: Path) -> None:
+    fits, cut = b"a " * 75, b"a " * 76
+    report = check([shard(tmp_path, [sample(0, txt=fits), sample(1, txt=cut)])])
+    assert (report.captions, report.truncated) == (2, 1)
+    assert check([tmp_path], context_length=78).truncated == 0
+
+
+@pytest.mark.parametrize("key", ["0", "longer"])
+def test_repeated_keys_and_a_caption_said_twice(tmp_path: Path, key: str) -> None:
+    one = sample(0, txt=b"same\nsame") | {"__key__": key}
+    other = sample(1, txt=b"same") | {"__key__": key}
+    paths = [shard(tmp_path, [one], "000000.tar"), shard(tmp_path, [other], "000001.tar")]
+    report = check(paths)
+    assert report.ok
+    assert report.duplicate_captions.extra == 1  # within one sample it is no duplicate
+    assert [warning for warning in report.warnings if "keys" in warning] == [
+        "1 keys occur more than once: loaders that merge by key may mix their samples"
+    ]
+
+
+def test_damaged_archives_do_not_stop_the_others(tmp_path: Path) -> None:
+    good = shard(tmp_path, [sample(number) for number in range(4)], "000000.tar")
+    cut = shard(tmp_path, [sample(number) for number in range(10, 16)], "000001.tar")
+    flipped = shard(tmp_path, [sample(number) for number in range(20, 26)], "000002.tar")
+    (tmp_path / "000003.tar").write_bytes(b"<html>not found</html>")
+    (tmp_path / "000004.tar").write_bytes(b"")
+    with tarfile.open(cut) as tar:
+        half = tar.getmember("s013.jpg").offset + 700
+    cut.write_bytes(cut.read_bytes()[:half])
+    with tarfile.open(flipped) as tar:
+        header = tar.getmember("s022.cls").offset
+    data = bytearray(flipped.read_bytes())
+    data[header + 3] ^= 1
+    flipped.write_bytes(bytes(data))
+    for threads in (1, 3):
+        report = check([tmp_path], threads=threads)
+        damaged = [fault for fault in report.faults if fault.reason == "damaged"]
+        assert [Path(fault.origin.shard).name for fault in damaged] == [f"{n:06d}.tar" for n in (1, 2, 3, 4)]
+        assert report.shard_samples == (4, 4, 6, 0, 0)
+        assert damaged[1].origin.offset == header
+        assert found(report, "missing") == [("s013", "image"), ("s013", "txt"), ("s022", "cls")]
+    assert good.name not in json.dumps(json.loads(report.to_json())["faults"])
+
+
+def test_members_that_are_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "twice.tar"
+    with tarfile.open(path, "w") as tar:
+        source = shard(tmp_path / "x", [sample(0)])
+        for _ in range(2):
+            with tarfile.open(source) as other:
+                for member in other:
+                    tar.addfile(member, other.extractfile(member))
+        tar.addfile(tarfile.TarInfo("README"))
+    report = check([path])
+    assert found(report, "duplicate") == [("s000", "cls"), ("s000", "jpg"), ("s000", "txt")]
+    assert report.samples == 1
+    assert report.warnings[-1] == "1 members have no extension and belong to no sample"
+
+
+def test_what_must_be_there_can_be_said(tmp_path: Path) -> None:
+    samples = [sample(number, cls=b"1" if number < 5 else None) for number in range(10)]
+    path = shard(tmp_path, samples)
+    assert check([path]).ok  # half of the samples have a label: it may be absent
+    late = [(f"s{number:03d}", "cls") for number in range(5, 10)]
+    assert found(check([path], required=["cls", "jpg"]), "missing") == late
+    modalities = {"kind": LabelConfig().build("kind"), "picture": ImageConfig(size=8).build("picture")}
+    report = check([path], modalities)
+    assert found(report, "missing") == [(key, "kind") for key, _ in late]
+    assert report.fields["txt"].decoded == 0
+    assert report.captions == 0
+
+
+def test_modalities_decide_what_decodes(tmp_path: Path) -> None:
+    modalities: Mapping[str, object] = {
+        "picture": ImageConfig(size=8, max_pixels=100).build("picture"),
+        "text": TextConfig(captions="list").build("text"),
+    }
+    path = shard(tmp_path, [sample(0, json=b'["one", "two"]'), sample(1, json=b'{"one": 2}')])
+    report = check([path], modalities)  # type: ignore[arg-type]
+    assert found(report, "too_large") == [("s000", "jpg"), ("s001", "jpg")]
+    assert found(report, "undecodable") == [("s001", "json")]
+    assert report.captions == 2
+
+
+def test_limit_reads_only_the_first_samples_and_counts_all(tmp_path: Path) -> None:
+    samples = [sample(number) for number in range(5)] + [sample(5, jpg=b"bad", txt=None)]
+    report = check([shard(tmp_path, samples)], limit=5)
+    assert (report.samples, report.examined, report.fields["jpg"].decoded) == (6, 5, 5)
+    assert report.fault_counts == {"missing txt": 1}
+    assert report.fields["jpg"].samples == 6
+
+
+def test_json_is_complete_and_finite(tmp_path: Path) -> None:
+    path = shard(tmp_path, [sample(number, jpg=None, txt=None) for number in range(3)])
+    document = json.loads(check([path]).to_json(), parse_constant=lambda name: pytest.fail(name))
+    assert document["ok"] is True
+    assert document["width"] == dict.fromkeys(document["width"]) | {"count": 0}
+    with pytest.raises(DataError, match="no such shard"):
+        check([tmp_path / "nothing.tar"])
+
+
+def test_sounds_and_videos_are_decoded_and_measured(tmp_path: Path) -> None:
+    tone = 0.5 * np.sin(np.arange(16_000) * 0.1)[:, None].astype(np.float32)
+    frames = np.zeros((15, 32, 48, 3), dtype=np.uint8)
+    video = encode_clip("mp4", frames, tone, fps=15, rate=16_000)
+    records: list[dict[str, str | bytes]] = [
+        {"__key__": "a", "mp4": video, "wav": to_wav(tone, 16_000)},
+        {"__key__": "b", "mp4": encode_clip("mp4", frames, None, fps=15), "wav": to_wav(0.0009 * tone, 16_000)},
+        {"__key__": "c", "mp4": video[:-200], "wav": to_wav(np.clip(4 * tone, -1, 1), 16_000)},
+        {"__key__": "d", "mp4": encode_clip("mp4", None, tone, rate=16_000), "wav": b"RIFF"},
+    ]
+    report = check([shard(tmp_path, records)])
+    assert report.fault_counts == {"undecodable mp4": 1, "missing mp4": 1, "undecodable wav": 1}
+    assert (report.fields["mp4"].decoded, report.fields["wav"].decoded) == (2, 3)
+    assert (report.silent, report.clipped, report.mute) == (1, 1, 1)
+    assert report.sound_seconds.count == 4  # three wavs and the one of video a
+    assert (report.video_seconds.count, report.frame_rates.mean) == (2, 15)
+    assert any("1 sounds are silent" in warning for warning in report.warnings)
+    assert all(word in report.table() for word in ("frames a second", "without sound", "clipped"))
+    asked = check([tmp_path], {"audio": AudioConfig(rate=8_000, seconds=1.0, extensions=("mp4",)).build("audio")})
+    assert asked.fault_counts == {"undecodable mp4": 1, "missing mp4": 1}  # who asks for sounds needs them
+
+
+def test_remote_shards_are_fetched_and_named_by_their_address(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = shard(tmp_path, [sample(number) for number in range(4)], "0.tar")
+    bad = shard(tmp_path, [sample(4), sample(5, jpg=b"bad"), sample(6)], "1.tar")
+    with tarfile.open(bad) as tar:
+        end = min(member.offset for member in tar if member.name.startswith("s006")) + 100
+    kept = tmp_path / "cache"
+    with serve() as server:
+        server.files |= {"/0.tar": good.read_bytes(), "/1.tar": bad.read_bytes()[:end], "/2.tar": b"<html>"}
+        remote = CacheConfig(folder=kept).build()
+        report = check([f"{server.url}/{{0..2}}.tar?token=hush"], remote=remote)
+        assert (report.shards, report.shard_samples) == (3, (4, 2, 0))
+        assert report.bytes == sum(map(len, server.files.values()))
+        assert found(report, "undecodable") == [("s005", "jpg")]
+        damaged = [fault for fault in report.faults if fault.reason == "damaged"]
+        assert {fault.origin.shard for fault in report.faults} == {f"{server.url}/{i}.tar" for i in (1, 2)}
+        assert len(damaged) == 2
+        assert str(kept) not in report.to_json()
+        assert "hush" not in report.to_json()
+        gets = server.gets()
+        arguments = ["shards", "check", f"{server.url}/{{0..1}}.tar?token=hush", "--cache", str(kept)]
+        assert guarded(cli.full(), arguments) == 3
+        assert server.gets() == gets  # what the cache has is not fetched again
+        assert f"{server.url}/1.tar" in capsys.readouterr().out
+        with pytest.raises(DataError, match=r"/9\.tar.*there is nothing"):
+            check([f"{server.url}/9.tar"], remote=remote)
+    with pytest.raises(DataError, match=r"data\.allow_pipe: true"):
+        check([f"pipe:cat {good}"], remote=remote)
+
+
+def test_lines_that_a_run_would_take_as_one_caption(tmp_path: Path) -> None:
+    path = shard(tmp_path, [sample(0), sample(1, txt=b"a cat\na black cat\n"), sample(2, txt=b"a dog\n")])
+    report = check([path])
+    assert report.captions == 4
+    assert [warning.split(":")[0] for warning in report.warnings] == ["1 samples have a .txt of several lines"]
+    for captions in ("lines", "whole"):  # a recipe says what they are
+        assert check([path], modalities={"text": TextConfig(captions=captions).build("text")}).warnings == ()
+
+
+def test_sounds_of_several_formats_are_one_field(tmp_path: Path) -> None:
+    """One sample in eight has another format, and one has no sound at all: that one alone lacks something."""
+    sound = to_wav(np.full((800, 1), 0.1, np.float32))
+    samples = [sample(number, wav=sound) for number in range(7)] + [sample(7, flac=sound), sample(8)]
+    report = check([shard(tmp_path, samples)])
+    assert report.fault_counts == {"missing audio": 1}
+    assert [(fault.key, fault.detail.split(", wanted ")[1]) for fault in report.faults] == [
+        ("s008", ".wav, .flac, .ogg, .opus, .mp3, .m4a")
+    ]

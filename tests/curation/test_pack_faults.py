@@ -1,0 +1,213 @@
+"""Packing what is damaged: every bad row is named, raised or skipped and reported, and nothing else is lost."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmssl.core.errors import DataError
+from mmssl.curation.pack import Columns, PackConfig, open_source, pack, read_lines
+from mmssl.data.shards.writer import read_manifest
+from tests.curation.test_pack import class_folder, picture, samples, table
+
+SKIP = PackConfig(on_error="skip", shuffle=None)
+
+
+def bad_table(root: Path) -> Path:
+    rows = [
+        ("img/0.jpg", "fine"),
+        ("img/gone.jpg", "no file"),
+        ("img/2.jpg", "  "),
+        ("img/3.jpg", "fine too"),
+        ("img/4.jpg", "no bytes"),
+        ("img/5.jpg", "a page"),
+        ("notes.docx", "what"),
+        ("img/7.jpg", "last, good"[:4]),
+        ("", "no path"),
+    ]
+    path = table(root, rows)
+    (root / "img" / "4.jpg").write_bytes(b"")
+    (root / "img" / "5.jpg").write_bytes(b"<html>not found</html>")
+    with path.open("a") as file:
+        file.write("img/0.jpg,one,too many\n")
+    return path
+
+
+REASONS = {
+    3: "missing_file",
+    4: "empty_caption",
+    6: "empty_file",
+    7: "undecodable",
+    8: "unsupported",
+    10: "missing_file",
+    11: "malformed_row",
+}
+
+
+def test_skipped_rows_are_reported_one_by_one(tmp_path: Path) -> None:
+    path = bad_table(tmp_path)
+    manifest = pack(path, tmp_path / "out", SKIP)
+    assert manifest.samples == 3
+    assert sorted(fields["txt"] for fields in samples(manifest).values()) == [b"fine", b"fine too", b"last"]
+    reported = [row for shard in manifest.shards for row in shard.skipped]
+    assert {row["where"].split(",")[0]: row["reason"] for row in reported} == {
+        f"line {line} of {path}": reason for line, reason in REASONS.items()
+    }
+    assert manifest.skipped == {
+        "missing_file": 2,
+        "empty_caption": 1,
+        "empty_file": 1,
+        "undecodable": 1,
+        "unsupported": 1,
+        "malformed_row": 1,
+    }
+    assert read_manifest(tmp_path / "out") == manifest
+
+
+def test_pictures_that_shards_do_not_hold_are_not_packed(tmp_path: Path) -> None:
+    path = table(tmp_path, [("img/0.jpg", "fine"), ("img/1.bmp", "a bitmap")])
+    (tmp_path / "img" / "1.bmp").write_bytes(picture(1, kind="BMP"))
+    with pytest.raises(DataError, match=r"line 3 of .*: unsupported: a \.bmp picture, wanted one of jpg.*--max-side"):
+        pack(path, tmp_path / "out", PackConfig(shuffle=None))
+    manifest = pack(path, tmp_path / "out", SKIP)
+    assert [set(fields) - {"__key__"} for fields in samples(manifest).values()] == [{"jpg", "txt"}]
+    assert manifest.skipped == {"unsupported": 1}
+
+
+def test_no_file_of_a_folder_is_left_out_without_a_word(tmp_path: Path) -> None:
+    folder = class_folder(tmp_path / "pets", 2)
+    whole = pack(folder, tmp_path / "whole").samples
+    (folder / "loose.jpg").write_bytes(picture(1))
+    (next(path for path in folder.iterdir() if path.is_dir()) / "b.bmp").write_bytes(picture(2, kind="BMP"))
+    with pytest.raises(DataError, match=r"loose\.jpg: no_class: a file beside the class folders"):
+        pack(folder, tmp_path / "out", PackConfig(max_side=64))
+    manifest = pack(folder, tmp_path / "out", SKIP)
+    assert manifest.samples == whole
+    assert manifest.skipped == {"no_class": 1, "unsupported": 1}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_skipping_is_stable_over_calls_and_cuts(tmp_path: Path, size: int) -> None:
+    config = SKIP.model_copy(update={"shard_samples": size})
+    first = pack(bad_table(tmp_path), tmp_path / "out", config)
+    times = [path.stat().st_mtime_ns for path in first.paths]
+    second = pack(tmp_path / "captions.csv", tmp_path / "out", config)
+    assert second == first
+    assert [path.stat().st_mtime_ns for path in second.paths] == times
+    assert (first.shards[0].start, first.shards[-1].stop) == (0, 10)
+    assert sum(first.skipped.values()) == 7
+
+
+def test_the_first_bad_row_is_raised_with_its_line(tmp_path: Path) -> None:
+    path = bad_table(tmp_path)
+    with pytest.raises(DataError, match=r"line 3 of .*captions\.csv.*missing_file: .*gone\.jpg.*--on-error skip"):
+        pack(path, tmp_path / "out", PackConfig(shuffle=None))
+
+
+def test_after_a_bad_row_finished_shards_are_kept(tmp_path: Path) -> None:
+    path = bad_table(tmp_path)
+    one = {"shard_samples": 1}
+    with pytest.raises(DataError, match="line 3"):
+        pack(path, tmp_path / "out", PackConfig(shuffle=None, **one))
+    begun = read_manifest(tmp_path / "out")
+    assert begun is not None
+    assert [shard.samples for shard in begun.shards] == [1]
+    time = begun.paths[0].stat().st_mtime_ns
+    manifest = pack(path, tmp_path / "out", SKIP.model_copy(update=one))
+    assert manifest.samples == 3
+    assert manifest.paths[0].stat().st_mtime_ns == time
+    with pytest.raises(DataError, match="line 3"):  # kept shards do not hide rows that were skipped for them
+        pack(path, tmp_path / "out", PackConfig(shuffle=None, **one))
+
+
+def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
+    path = table(tmp_path, [("gone.jpg", "x"), ("gone2.jpg", "y")])
+    with pytest.raises(DataError, match=r"none of the 2 rows can be used; line 2 of .*missing_file"):
+        pack(path, tmp_path / "out", SKIP)
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} and {}"])
+def test_template_without_one_placeholder(tmp_path: Path, template: str) -> None:
+    with pytest.raises(DataError, match=r"template 2 is .* wanted text with one \{\} for the class name"):
+        pack(class_folder(tmp_path / "pets"), tmp_path / "out", PackConfig(templates=("a {}", template)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_templates_without_effect_are_refused(tmp_path: Path) -> None:
+    config = PackConfig(templates=("a {}",))
+    with pytest.raises(DataError, match="templates would have no effect"):
+        pack(table(tmp_path, [("img/0.jpg", "one")]), tmp_path / "out", config)
+    (tmp_path / "n.csv").write_text("path,label\nimg/0.jpg,3\n")
+    with pytest.raises(DataError, match="numbers without names"):
+        pack(tmp_path / "n.csv", tmp_path / "out", config)
+    (tmp_path / "p.csv").write_text("path\nimg/0.jpg\n")
+    with pytest.raises(DataError, match="it has no labels"):
+        pack(tmp_path / "p.csv", tmp_path / "out", config)
+
+
+def test_columns_that_are_not_there(tmp_path: Path) -> None:
+    path = table(tmp_path, [("img/0.jpg", "one")])
+    with pytest.raises(DataError, match=r"no column 'captoin', did you mean 'caption'\?.*\['path', 'caption'\]"):
+        pack(path, tmp_path / "out", PackConfig(columns=Columns(captions=("captoin",))))
+    (tmp_path / "q.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"columns \['a', 'b'\]: name the one with paths"):
+        pack(tmp_path / "q.csv", tmp_path / "out")
+
+
+def test_labels_by_number_and_name(tmp_path: Path) -> None:
+    table(tmp_path, [("img/0.jpg", "x")] * 3)
+    (tmp_path / "l.csv").write_text("path,label\nimg/0.jpg,b\nimg/1.jpg,7\nimg/2.jpg,\n")
+    config = SKIP.model_copy(update={"class_names": ("a", "b")})
+    manifest = pack(tmp_path / "l.csv", tmp_path / "out", config)
+    assert manifest.skipped == {"bad_label": 2}
+    (fields,) = samples(manifest).values()
+    assert (fields["cls"], fields["txt"]) == (b"1", b"a photo of a b")
+
+
+def test_keys_that_collide_or_vanish(tmp_path: Path) -> None:
+    table(tmp_path, [("img/0.jpg", "x")] * 4)
+    (tmp_path / "k.csv").write_text("path,key\nimg/0.jpg,a.b\nimg/1.jpg,a/b\nimg/2.jpg,..\nimg/3.jpg,ok\n")
+    manifest = pack(tmp_path / "k.csv", tmp_path / "out", SKIP)
+    assert sorted(samples(manifest)) == ["a_b", "ok"]
+    assert manifest.skipped == {"duplicate_key": 1, "bad_key": 1}
+    with pytest.raises(DataError, match=r"line 3 of .*duplicate_key.* as that of line 2 "):
+        pack(tmp_path / "k.csv", tmp_path / "other", PackConfig(shuffle=None))
+
+
+def test_pictures_that_cannot_be_re_encoded(tmp_path: Path) -> None:
+    source = class_folder(tmp_path / "pets")
+    (source / "cat" / "deeper" / "0.jpg").write_bytes(picture(0)[:60])
+    manifest = pack(source, tmp_path / "out", SKIP.model_copy(update={"max_side": 8}))
+    assert manifest.samples == 11
+    assert manifest.skipped == {"undecodable": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"path,path\n1,2\n", b'path,caption\n"open', b"path\n\xff\xfe\n"])
+def test_tables_that_are_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"t\.csv"):
+        pack(tmp_path / "t.csv", tmp_path / "out")
+
+
+def test_optional_packages_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="needs pyarrow: install mmssl with its extra `parquet`"):
+        open_source(tmp_path / "t.parquet")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="needs the package `datasets`"):
+        open_source(tmp_path / "hf")
+
+
+def test_read_lines(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\n\n sea lion \n")
+    assert read_lines(tmp_path / "names.txt") == ("cat", "sea lion")
+    (tmp_path / "none.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"none\.txt has no lines"):
+        read_lines(tmp_path / "none.txt")
+    with pytest.raises(DataError, match="cannot read"):
+        read_lines(tmp_path / "gone.txt")

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from mmssl.core.errors import RecipeError
+from mmssl.data.modalities.text import TextConfig, TextModality
+from mmssl.data.modality import DecodeError
+
+TEXTS = [
+    "a photo of a cat",
+    "  Two   dogs &amp; a BIRD, naïve café!!  ",
+    "word " * 200,
+    "",
+    "don't they'll 12345 <end_of_text> 東京 🙂",
+    "supercalifragilisticexpialidocious",
+]
+
+
+def build(text: str = "{}") -> TextModality:
+    return TextConfig.model_validate_json(text).build("text")
+
+
+@pytest.mark.parametrize("length", [77, 16, 5])
+def test_clip_tokens_are_open_clips(length: int) -> None:
+    import open_clip
+
+    theirs = open_clip.get_tokenizer("ViT-B-32", context_length=length)(TEXTS)
+    ours = build(f'{{"tokenizer": {{"kind": "clip", "context_length": {length}}}}}').tokenize(TEXTS)
+    assert torch.equal(ours, theirs)
+    assert ours.dtype == torch.int64
+
+
+def test_clip_tokens_are_open_clips_for_any_text() -> None:
+    """Among plain words, with all that its repairs, HTML's rules and the pattern of words look at."""
+    import open_clip
+
+    plain = ["a", "The", "CAT's", "don't", "12", "3.5", "--", "<b>", "it`s", "_", "~", "%", "<end_of_text>"]
+    other = [
+        "&lt;",
+        "&amp",
+        "&#65;",
+        "\t",
+        "\n",
+        "\x1b[31m",
+        "\0",
+        "\x7f",
+        "\x85",
+        "caf\xe9",
+        "Ã©",
+        "“so”",
+        "ﬁ",
+        "東京",
+        "🙂",
+        "’",
+    ]
+    parts = plain + other
+    rng = np.random.default_rng(0)
+    texts = [str(rng.choice(["", " "])).join(rng.choice(parts, 12)) for _ in range(200)]
+    texts += [chr(code) for code in range(256)] + [f"a{chr(code)}b &" for code in range(256)]
+    texts += ["".join(map(chr, rng.integers(32, 127, 40))).replace("&", "") for _ in range(200)]
+    assert torch.equal(build().tokenize(texts), open_clip.get_tokenizer("ViT-B-32")(texts))
+
+
+def test_clip_tokens_follow_the_conventions() -> None:
+    modality = build('{"tokenizer": {"kind": "clip", "context_length": 8}}')
+    ids = modality.tokenize(["a cat", "word " * 20])
+    assert ids[0].tolist() == [49406, 320, 2368, 49407, 0, 0, 0, 0]
+    assert ids[1].tolist() == [49406] + [2653] * 6 + [49407]
+    tokenizer = modality.tokenizer
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.context_length) == (49408, 0, 8)
+    assert modality.tokenize([]).shape == (0, 8)
+
+
+def test_tokenizers_travel_without_their_vocabulary() -> None:
+    modality = build()
+    expected = modality.tokenize(TEXTS)
+    data = pickle.dumps(modality)
+    assert len(data) < 2000
+    assert torch.equal(pickle.loads(data).tokenize(TEXTS), expected)
+
+
+def test_the_cache_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    modality = build()
+    expected = modality.tokenize(TEXTS)
+    monkeypatch.setattr(type(modality.tokenizer), "MAX_CACHED_WORDS", 3)
+    assert torch.equal(modality.tokenize(TEXTS), expected)
+    assert torch.equal(modality.tokenize(TEXTS), expected)
+    assert len(modality.tokenizer._encoder.cache) < 60  # type: ignore[attr-defined]
+    assert len(modality.tokenizer._ids) < 60  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def hf_folder(tmp_path: Path) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "a", "photo", "of", "cat"])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", padding_side="left")
+    fast.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def hf(path: Path, length: int = 6) -> TextModality:
+    return build(json.dumps({"tokenizer": {"kind": "hf", "path": str(path), "context_length": length}}))
+
+
+def test_hf_tokens_are_padded_on_the_right(hf_folder: Path) -> None:
+    modality = hf(hf_folder)
+    expected = [[2, 3, 4, 2, 5, 0], [1, 0, 0, 0, 0, 0], [2, 2, 2, 2, 2, 2]]
+    texts = ["a photo of a cat", "dog", "a " * 9]
+    assert modality.tokenize(texts).tolist() == expected
+    assert (modality.tokenizer.vocab_size, modality.tokenizer.pad_id) == (6, 0)
+    assert pickle.loads(pickle.dumps(modality)).tokenize(texts).tolist() == expected
+    assert modality.tokenize([]).shape == (0, 6)
+
+
+def test_hf_folders_that_cannot_be_used(hf_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no tokenizer folder"):
+        hf(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RecipeError, match="holds no tokenizer"):
+        hf(tmp_path / "empty")
+    settings = json.loads((hf_folder / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (hf_folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (hf_folder / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(RecipeError, match="no padding token"):
+        hf(hf_folder)
+
+
+@pytest.mark.parametrize(
+    ("captions", "data", "expected"),
+    [
+        ('"whole"', "  one\ntwo \n", ["one\ntwo"]),
+        ('"whole"', "\ufeffmarked", ["marked"]),
+        ('"lines"', "one\n\n  two  \r\nthree", ["one", "two", "three"]),
+        ('"list"', '["one", " ", null, "two"]', ["one", "two"]),
+        ('{"short": 1, "long": 3}', '{"long": "the long one", "short": "it", "other": "x"}', ["it", "the long one"]),
+        ('{"short": 1, "alt": 2.5}', '{"short": null, "alt": ["one", "two"]}', ["one", "two"]),
+    ],
+)
+def test_captions(captions: str, data: str, expected: list[str]) -> None:
+    assert list(build(f'{{"captions": {captions}}}').decode(data.encode(), "txt")) == expected
+
+
+@pytest.mark.parametrize(
+    ("captions", "data", "reason"),
+    [
+        ('"whole"', b" \n\t", "missing"),
+        ('"whole"', b"", "missing"),
+        ('"whole"', b"caf\xe9", "undecodable"),
+        ('"lines"', b"\n \n", "missing"),
+        ('"list"', b"[]", "missing"),
+        ('"list"', b'{"a": "b"}', "undecodable"),
+        ('"list"', b"[1, 2]", "undecodable"),
+        ('"list"', b"not json", "undecodable"),
+        ('"list"', b"[" * 100000, "undecodable"),
+        ('{"a": 1}', b'["b"]', "undecodable"),
+        ('{"a": 1}', b'{"b": "text"}', "missing"),
+        ('{"a": 1}', b'{"a": {"b": "text"}}', "undecodable"),
+    ],
+)
+def test_files_without_captions(captions: str, data: bytes, reason: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        build(f'{{"captions": {captions}}}').decode(data, "txt")
+    assert caught.value.reason == reason
+
+
+def test_extensions_follow_the_format() -> None:
+    assert build().extensions == build('{"captions": "lines"}').extensions == ("txt",)
+    assert build('{"captions": "list"}').extensions == build('{"captions": {"a": 1}}').extensions == ("json",)
+    assert build('{"extensions": ["caption", "txt"]}').extensions == ("caption", "txt")
+    with pytest.raises(ValidationError, match="at least one"):
+        build('{"captions": {}}')
+    with pytest.raises(ValidationError, match="greater than 0"):
+        build('{"captions": {"a": 0}}')
+
+
+def test_captions_are_drawn_by_weight() -> None:
+    modality = build('{"captions": {"a": 1, "b": 3}}')
+    value = pickle.loads(pickle.dumps(modality.decode(b'{"a": ["one", "two"], "b": "three"}', "json")))
+    assert value.weights == (0.5, 0.5, 3.0)
+    rng = np.random.default_rng(0)
+    drawn = [modality.views["tokens"].draw(value, rng)["caption"] for _ in range(4000)]
+    assert np.bincount(drawn) / 4000 == pytest.approx([0.125, 0.125, 0.75], abs=0.03)
+
+
+def test_views() -> None:
+    modality = build('{"captions": "lines", "tokenizer": {"kind": "clip", "context_length": 8}}')
+    value = modality.decode(b"a cat\na dog\n", "txt")
+    tokens, everything = modality.views["tokens"], modality.views["eval"]
+    assert torch.equal(everything(value, {}), modality.tokenize(["a cat", "a dog"]))
+    assert torch.equal(tokens(value, {"caption": 1}), modality.tokenize(["a dog"])[0])
+    assert everything.ragged
+    assert everything.blank().shape == (0, 8)
+    assert tokens.blank().tolist() == [49406, 49407, 0, 0, 0, 0, 0, 0]

@@ -1,0 +1,304 @@
+"""Videos: frames by their time stamps, in every container, and views that can be made again."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from mmssl.core.seeding import generator
+from mmssl.data.media.encode import encode_clip, frame_times
+from mmssl.data.modalities import video_views
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image_views import resize
+from mmssl.data.modalities.text import TextConfig
+from mmssl.data.modalities.video import VideoConfig, VideoModality
+from mmssl.data.modalities.video_views import on_screen
+from mmssl.data.modality import DecodeError
+from mmssl.data.samples import iterate
+from mmssl.data.shards.index import ShardIndex
+from mmssl.data.shards.writer import write_shard
+from mmssl.data.stream.batches import EvalStream, TrainStream
+from mmssl.data.timeline import Clip
+
+CONTAINERS = ("mp4", "mov", "mkv", "webm")
+COUNT = 100
+UNEVEN = np.cumsum(np.random.default_rng(0).uniform(0.012, 0.12, COUNT)) - 0.012
+
+
+def numbered(count: int, size: int = 64) -> np.ndarray:
+    """Frames that carry their number: column b is white where bit b of it is set."""
+    bits = (np.arange(count)[:, None] >> np.arange(8)) & 1
+    row = np.repeat(bits, size // 8, axis=1)[:, None, :, None] * 255
+    return np.broadcast_to(row, (count, size, size, 3)).astype(np.uint8)
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """The numbers of frames [T, H, W, 3] or views [T, 3, H, W]."""
+    rows = np.asarray(frames if frames.shape[-1] == 3 else frames.transpose(0, 2, 3, 1)).mean((1, 3))
+    columns = rows.reshape(len(rows), 8, -1)[:, :, 1:-1].mean(2)
+    return [int((row > 128) @ (1 << np.arange(8))) for row in columns]
+
+
+def build(size: int = 32, **options: object) -> VideoModality:
+    return VideoConfig(size=size, **options).build("video")  # type: ignore[arg-type]
+
+
+TIMES = {
+    "15": frame_times(COUNT / 15, 15),
+    "29.97": np.arange(COUNT) * 1001 / 30000,
+    "uneven": UNEVEN,
+}
+
+
+def encode(container: str, name: str, frames: np.ndarray | None = None) -> bytes:
+    frames = numbered(COUNT) if frames is None else frames
+    options = {"g": "40"}
+    if name == "uneven":
+        return encode_clip(container, frames, None, times=UNEVEN, seconds=UNEVEN[-1] + 0.05, options=options)
+    return encode_clip(container, frames, None, fps=float(name), options=options)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("name", TIMES)
+def test_every_frame_has_its_own_time(container: str, name: str) -> None:
+    data = encode(container, name)
+    clip = build().decode(data, container)
+    assert (clip.frames.dtype, clip.times.dtype) == (np.uint8, np.float64)
+    assert numbers(clip.frames) == list(range(COUNT))
+    tick = 0.00051 if container in ("mkv", "webm") else 1e-5
+    np.testing.assert_allclose(clip.times, TIMES[name] - TIMES[name][0], atol=2 * tick)
+    assert clip.seconds >= clip.times[-1]
+    if name != "uneven":
+        assert clip.seconds == pytest.approx(COUNT * TIMES[name][1], abs=0.002)
+        assert build().extent(data, container) == pytest.approx((clip.seconds, 0.0), abs=0.002)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("name", ["29.97", "uneven"])
+def test_a_window_is_that_part_of_the_whole(container: str, name: str) -> None:
+    data = encode(container, name)
+    whole = build().decode(data, container)
+    for start, length in ((0.0, 0.5), (1.2345, 0.7), (2.0, 0.001), (1.4, 0.6), (whole.seconds - 0.3, 9.0)):
+        clip = build().decode(data, container, (start, length))
+        ends = np.append(whole.times[1:], whole.seconds)
+        shown = np.flatnonzero((whole.times < start + length) & (ends > start))
+        assert numbers(clip.frames) == shown.tolist()
+        assert (clip.frames == whole.frames[shown]).all()
+        np.testing.assert_allclose(clip.times, np.maximum(whole.times[shown] - start, 0), atol=1e-9)
+        assert clip.times[0] == 0
+        assert clip.seconds == pytest.approx(min(length, whole.seconds - start), abs=1e-9)
+    with pytest.raises(DecodeError, match="empty: no frame"):
+        build().decode(data, container, (whole.seconds + 0.1, 1.0))
+
+
+def test_decoding_begins_at_the_key_frame_before_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmssl.data.media import frames as media_video
+
+    data, seen = encode("mp4", "15"), []
+    original = media_video._timed
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        for picture, time in original(*arguments):
+            seen.append(picture.time)
+            yield picture, time
+
+    monkeypatch.setattr(media_video, "_timed", counted)
+    assert numbers(build().decode(data, "mp4", (90 / 15, 1 / 15)).frames) == [90]
+    assert min(seen) == pytest.approx(80 / 15)  # a key frame is every 40
+    assert len(seen) == 13  # up to the one after the next, which ends the window
+
+
+def test_frames_that_no_instant_shows_are_dropped() -> None:
+    data = encode("mp4", "29.97")
+    whole, thin = build().decode(data, "mp4"), build(fps=5.0).decode(data, "mp4")
+    instants = np.arange(0, whole.seconds, 0.2)
+    wanted = np.searchsorted(whole.times, instants, side="right") - 1
+    assert numbers(thin.frames) == wanted.tolist()
+    np.testing.assert_allclose(thin.times, whole.times[wanted])
+    assert thin.seconds == whole.seconds
+    for clip in (whole, thin):
+        assert numbers(np.stack(on_screen(clip, instants.tolist()))) == wanted.tolist()
+    part = build(fps=5.0).decode(data, "mp4", (1.01, 1.0))
+    assert len(part.frames) == 5
+    assert part.times[0] == 0
+
+
+def turned_clip(turned: int) -> tuple[bytes, np.ndarray]:
+    """A file that says that it is to be turned, and its first frame, upright."""
+    frames = np.zeros((3, 32, 64, 3), dtype=np.uint8)
+    frames[:, :16, :32] = 255  # white where it is up and left
+    data = bytearray(encode_clip("mp4", frames, None, fps=15))
+    place = data.index(b"tkhd") + 4 + 40
+    one = 0x10000
+    cos, sin = {0: (one, 0), 90: (0, one), 180: (-one, 0), 270: (0, -one)}[turned]
+    data[place : place + 36] = struct.pack(">9i", cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30)
+    return bytes(data), np.rot90(frames[0], -turned // 90)  # a display matrix of (0, 1, -1, 0) turns clockwise
+
+
+@pytest.mark.parametrize("turned", [0, 90, 180, 270])
+def test_frames_are_turned_as_the_file_says(turned: int) -> None:
+    data, upright = turned_clip(turned)
+    clip = build().decode(data, "mp4")
+    assert clip.frames.shape[1:] == upright.shape
+    assert np.abs(clip.frames[0].astype(int) - upright).mean() < 10
+
+
+@pytest.mark.parametrize("form", ["yuv420p", "yuv422p", "yuv444p", "gray", "yuv420p10le", "yuv444p10le"])
+def test_pixel_formats(form: str) -> None:
+    frames = np.zeros((3, 32, 64, 3), dtype=np.uint8)
+    frames[:, :, :32] = (200, 60, 40)
+    frames[:, :, 32:] = (30, 90, 220)
+    clip = build().decode(encode_clip("mp4", frames, None, fps=15, pixel_format=form), "mp4")
+    wanted = frames[0].astype(float)
+    if form == "gray":
+        wanted = np.repeat((wanted @ (0.299, 0.587, 0.114))[:, :, None], 3, axis=2)
+    difference = np.abs(clip.frames[0].astype(float) - wanted)
+    assert difference[:, [*range(28), *range(36, 64)]].max() < 6
+
+
+def test_views_have_the_shape_of_the_recipe_and_replay() -> None:
+    views = {"crop": {"kind": "clip", "jitter": 1.0, "flip": 0.5, "scale": (0.3, 1.0)}, "still": {"kind": "frame"}}
+    modality = VideoConfig.model_validate({"size": 24, "frames": 6, "seconds": 1.0, "views": views}).build("video")
+    clip = modality.decode(encode("mp4", "29.97"), "mp4")
+    shapes = {"crop": (6, 3, 24, 24), "still": (3, 24, 24), "eval": (6, 3, 24, 24)}
+    for kind, shape in shapes.items():
+        view = modality.view(kind)
+        one, same, other = (view.draw(clip, generator(seed, "video", kind)) for seed in (1, 1, 2))
+        assert one == same
+        assert (one == other) == (kind == "eval")
+        made = view(clip, one)
+        assert (made.dtype, tuple(made.shape)) == (torch.uint8, shape)
+        assert made.is_contiguous()
+        assert torch.equal(made, view(clip, pickle.loads(pickle.dumps(one))))
+        assert view.blank().shape == made.shape
+        assert not view.blank().any()
+    still = VideoConfig(size=24, eval="frame").build("video").view("eval")
+    assert still.blank().shape == still(clip, {}).shape == (3, 24, 24)
+
+
+def test_a_clip_is_cut_and_coloured_alike_in_all_frames() -> None:
+    views = {"crop": {"kind": "clip", "jitter": 1.0, "flip": 0.5, "scale": (0.3, 0.6)}}
+    modality = VideoConfig.model_validate({"size": 24, "frames": 5, "views": views}).build("video")
+    picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    clip = Clip(np.repeat(picture[None], 5, axis=0).copy(), np.arange(5) / 5, 1.0)
+    view = modality.view("crop")
+    for seed in range(10):
+        made = view(clip, view.draw(clip, np.random.default_rng(seed)))
+        assert all(torch.equal(frame, made[0]) for frame in made)
+
+
+def test_views_show_what_is_on_screen_in_the_middle_of_each_part() -> None:
+    clip = Clip(numbered(8), np.array([0.0, 0.1, 0.15, 0.7, 0.8, 0.9, 1.2, 1.9]), 2.0)
+    modality = VideoConfig(size=64, frames=4, seconds=1.0).build("video")
+    view, last = modality.view("crop"), modality.view("eval")
+    parameters = {"start": 0.5, "box": [0, 0, 64, 64], "flip": False, "jitter": []}
+    assert numbers(view(clip, parameters).numpy()) == [2, 4, 5, 6]  # at 0.625, 0.875, 1.125 and 1.375
+    assert numbers(last(clip, {}).numpy()) == [2, 4, 5, 6]
+    starts = [view.draw(clip, np.random.default_rng(seed))["start"] for seed in range(300)]
+    assert 0 <= min(starts) < 0.05
+    assert 0.95 < max(starts) <= 1
+    short = Clip(numbered(3), np.array([0.0, 0.1, 0.2]), 0.3)
+    assert view.draw(short, np.random.default_rng(0))["start"] == 0
+    assert numbers(view(short, {**parameters, "start": 0.0}).numpy()) == [1, 2, 2, 2]  # the last frame stays
+    whole = VideoConfig(size=64, frames=3).build("video").view("eval")
+    assert numbers(whole(short, {}).numpy()) == [0, 1, 2]
+    late = Clip(numbered(2), np.array([0.5, 0.6]), 1.0)
+    assert numbers(whole(late, {}).numpy()) == [0, 0, 1]  # before the first frame, that one
+
+
+def test_limits_of_frames_and_sizes() -> None:
+    data = encode("webm", "29.97")
+    for options in ({"max_pixels": 64 * 64 - 1}, {"max_bytes": 50 * 64 * 64 * 3}):
+        with pytest.raises(DecodeError, match="too_large"):
+            build(**options).decode(data, "webm")
+    assert len(build(max_bytes=50 * 64 * 64 * 3).decode(data, "webm", (1.0, 1.0)).frames) == 31
+    assert len(build(max_bytes=50 * 64 * 64 * 3, fps=10.0).decode(data, "webm").frames) == 34
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": 32, "views": {"eval": {"kind": "clip"}}}, "cannot be configured"),
+        ({"size": 32, "frames": 16, "seconds": 2.0, "fps": 7.0}, "raise it to 8 or more"),
+        ({"size": 32, "views": {"order": {"kind": "order", "patch_size": 12}}}, "do not divide views of 32 pixels"),
+        ({"size": 32, "views": {"order": {"kind": "order", "patch_size": 8, "tubelet": 3}}}, "tubelets of 3 frames"),
+        (
+            {"size": 32, "views": {"order": {"kind": "order", "patch_size": 8, "tubes": True}}},
+            "tubes: true has no effect",
+        ),
+        ({"size": 32, "frames": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_configs_that_mean_nothing(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        VideoConfig.model_validate(values)
+
+
+def test_a_mute_video_lacks_a_sound_and_is_not_damaged(tmp_path: Path) -> None:
+    frames = numbered(8)
+    tone = 0.5 * np.sin(np.arange(24_000, dtype=np.float32) * 0.1)[:, None]
+    whole = encode_clip("mp4", frames, tone, fps=15)
+    samples = [
+        {"__key__": "whole", "mp4": whole, "txt": b"a"},
+        {"__key__": "mute", "mp4": encode_clip("mp4", frames, None, fps=15), "txt": b"b"},
+        {"__key__": "untitled", "mp4": whole, "txt": b"  "},
+        {"__key__": "cut", "mp4": whole[: len(whole) // 2], "txt": b"d"},
+    ]
+    write_shard(tmp_path, "000000.tar", 0, 4, samples)
+    modalities = {
+        "video": build(frames=4),
+        "audio": AudioConfig(rate=16_000, seconds=0.25, extensions=("mp4",)).build("audio"),
+        "text": TextConfig().build("text"),
+    }
+    index = ShardIndex.open([str(tmp_path)], source="train")
+    needs = {"video": {"eval": 1}, "audio": {"eval": 1}, "text": {"tokens": 1}}
+    stream = EvalStream(index, modalities, needs, 4, on_error="skip", optional=("audio", "text"))
+    (batch,) = list(stream)
+    assert batch.keys == ("whole", "mute", "untitled")
+    assert {name: flags.tolist() for name, flags in batch.present.items()} == {
+        "audio": [True, False, True],
+        "text": [True, True, False],
+    }
+    assert [fault.reason for fault in batch.faults] == ["undecodable"]
+    assert dict(stream.faults) == {"undecodable": 1}
+    needed = [fault for fault in iterate(index, modalities) if not hasattr(fault, "values")]
+    assert [(fault.key, fault.reason) for fault in needed] == [  # type: ignore[union-attr]
+        ("mute", "missing"),
+        ("untitled", "missing"),
+        ("cut", "undecodable"),
+    ]
+
+
+def test_batches_of_crops_through_the_stream(tmp_path: Path) -> None:
+    samples = [{"__key__": f"{i}", "mkv": encode_clip("mkv", numbered(20), None, fps=10)} for i in range(4)]
+    write_shard(tmp_path, "000000.tar", 0, 4, samples)
+    index = ShardIndex.open([str(tmp_path)], source="train")
+    modalities = {"video": build(frames=5, seconds=1.0)}
+    first, again = (
+        next(TrainStream(index, modalities, {"video": {"crop": 2}}, batch_size=4, seed=3)) for _ in range(2)
+    )
+    assert first["video"]["crop0"].shape == (4, 5, 3, 32, 32)
+    assert torch.equal(first["video"]["crop0"], again["video"]["crop0"])
+    assert not torch.equal(first["video"]["crop0"], first["video"]["crop1"])
+
+
+def test_a_frame_that_is_seen_several_times_is_resized_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = Clip(np.zeros((3, 20, 20, 3), np.uint8), np.array([0.0, 0.2, 0.7]), 1.0)
+    view = VideoConfig(size=16, frames=10, seconds=1.0).build("video").view("crop")
+    made: list[object] = []
+
+    def noted(*arguments: Any) -> torch.Tensor:
+        made.append(arguments)
+        return resize(*arguments)
+
+    monkeypatch.setattr(video_views, "resize", noted)
+    shape = view(clip, view.draw(clip, np.random.default_rng(0))).shape
+    assert (shape, len(made)) == ((10, 3, 16, 16), 3)

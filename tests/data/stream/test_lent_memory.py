@@ -1,0 +1,55 @@
+"""Batches of workers are lent: they lie in memory that comes round again, and readers own copies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmssl.core.batch import Batch
+from mmssl.data.stream import collate as shared
+from mmssl.data.stream.collate import Ring, own
+
+
+def test_slots_come_round_and_no_sooner() -> None:
+    memory = Ring(2)
+    seen = []
+    for number in range(5):
+        memory.turn()
+        small, large = memory.empty((2, 3), torch.uint8).fill_(number), memory.empty((4,), torch.int64).fill_(number)
+        seen.append((small, large))
+        assert (small.shape, small.dtype, large.shape) == ((2, 3), torch.uint8, (4,))
+        if number:
+            assert (seen[-2][0] == number - 1).all()  # the one before is still whole
+            assert (seen[-2][1] == number - 1).all()
+    assert [x.data_ptr() for x, _ in seen[:2]] == [x.data_ptr() for x, _ in seen[2:4]]
+    assert len({x.data_ptr() for pair in seen for x in pair}) == 4
+
+
+def test_a_slot_grows_with_its_batch() -> None:
+    memory = Ring(1)
+    sizes = []
+    for rows in (4, 2, 9, 0):
+        memory.turn()
+        x = memory.empty((rows, 5), torch.int64)
+        assert x.shape == (rows, 5)
+        assert x.is_shared()
+        sizes.append(x.untyped_storage().nbytes())
+    assert sizes == [160, 160, 360, 360]
+    with pytest.raises(ValueError, match="at least 1"):
+        Ring(0)
+
+
+def test_what_is_owned_does_not_change_with_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "_rings", [])
+    assert shared.ring() is None
+    shared.lend(1)
+    memory = shared.ring()
+    assert memory is not None
+    memory.turn()
+    x = memory.empty((2, 4, 4, 3), torch.uint8).fill_(7).permute(0, 3, 1, 2)
+    plain = torch.arange(2)
+    mine = own(Batch({"m": {"x": x}}, plain))
+    x.fill_(9)
+    assert (mine["m"]["x"] == 7).all()
+    assert mine["m"]["x"].stride() == x.stride()
+    assert mine.index is plain  # nothing to copy

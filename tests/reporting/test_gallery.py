@@ -1,0 +1,105 @@
+"""Which queries are shown, what was found for them, and how items of shards are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmssl.evaluation.ranking import pair_ranks
+from mmssl.evaluation.retrieval import RetrievalConfig
+from mmssl.reporting.gallery import Gallery, Thing, choose, gallery, showcase, similarity
+from tests.evaluation.world import COLOURS, colour_shards, configured, items, knowing_model, modalities
+
+
+def made(captions: int = 2, n: int = 20, digest: torch.Tensor | None = None) -> tuple[Gallery, list[int]]:
+    """Image -> text, where noise grows with the number of the sample, so that ranks do too."""
+    generator = torch.Generator().manual_seed(0)
+    image = F.normalize(torch.randn(n, 12, generator=generator), dim=-1)
+    owner = torch.arange(n).repeat_interleave(captions)
+    noise = torch.linspace(0, 2, n)[owner][:, None] * torch.randn(len(owner), 12, generator=generator)
+    a, b = items(image), items(F.normalize(image[owner] + noise, dim=-1), owner, digest)
+    ranks, _ = pair_ranks(a.rows, a.owner, b.rows, b.owner)
+    shown = gallery(
+        "image → text",
+        a,
+        b,
+        ranks,
+        lambda row: Thing(f"key{row}"),
+        lambda row: Thing(f"key{row // captions}", text=f"caption {row}"),
+        count=3,
+        answers=4,
+    )
+    return shown, ranks.ranks[:, 0].tolist()
+
+
+def test_best_worst_and_random_queries_are_shown() -> None:
+    shown, ranks = made()
+    assert list(shown.sections) == ["best", "worst", "random"]
+    assert all(len(picks) == 3 for picks in shown.sections.values())
+    assert [pick.rank for pick in shown.sections["best"]] == sorted(ranks)[:3]
+    assert [pick.rank for pick in shown.sections["worst"]] == sorted(ranks, reverse=True)[:3]
+    assert made()[0] == shown
+
+
+def test_answers_are_the_first_candidates() -> None:
+    shown, _ = made()
+    for picks in shown.sections.values():
+        for pick in picks:
+            scores = [answer.score for answer in pick.answers]
+            assert scores == sorted(scores, reverse=True)
+            assert len(scores) == 4
+            for place, answer in enumerate(pick.answers, 1):
+                assert answer.right == (answer.thing.key == pick.query.key)
+                assert answer.right <= (place >= pick.rank)
+            assert pick.truth.right
+            assert pick.truth.thing.key == pick.query.key
+            assert (pick.rank <= 4) == any(answer.right for answer in pick.answers)
+
+
+def test_copies_of_a_right_answer_are_marked() -> None:
+    shown, _ = made(digest=torch.arange(40) % 2)  # two distinct texts in all
+    answers = [answer for picks in shown.sections.values() for pick in picks for answer in pick.answers]
+    assert all(answer.same != answer.right for answer in answers)
+    assert any(answer.same for answer in answers)
+    assert not any(answer.same for picks in made()[0].sections.values() for pick in picks for answer in pick.answers)
+
+
+def test_one_query_a_sample_and_none_that_cannot_succeed() -> None:
+    owner = torch.tensor([0, 0, 0, 1, 2])
+    x = torch.eye(5)
+    ranks, _ = pair_ranks(x, owner, x[2:], torch.tensor([0, 1, 5]))
+    chosen = choose(ranks, owner, count=5)
+    assert sorted(chosen["best"]) == [2, 3]
+    assert all({owner[row].item() for row in rows} == {0, 1} for rows in chosen.values())
+
+
+def test_similarity_shows_samples_that_have_both() -> None:
+    a = items(torch.eye(4))
+    b = items(torch.eye(4)[[1, 1, 3]], torch.tensor([1, 1, 3]))
+    shown = similarity(a, b, lambda row: Thing(f"a{row}"), lambda row: Thing(f"b{row}"))
+    assert [thing.key for thing in shown.rows] == ["b0", "b2"]
+    assert [thing.key for thing in shown.columns] == ["a1", "a3"]
+    assert torch.equal(shown.matrix, torch.eye(2))
+
+
+@pytest.mark.parametrize("pair", [["picture", "words"], ["words", "picture"]])
+def test_items_of_shards_are_shown(tmp_path: Path, pair: list[str]) -> None:
+    shards = colour_shards(tmp_path, 12)
+    evaluator = configured(RetrievalConfig, shards=shards, pair=pair, batch_size=5).build(modalities())
+    galleries, heat = showcase(evaluator, knowing_model(), count=2, answers=3)
+    assert [shown.title for shown in galleries] == [f"{pair[0]} → {pair[1]}", f"{pair[1]} → {pair[0]}"]
+    by_query = {shown.title.split(" ")[0]: shown for shown in galleries}
+    for pick in by_query["words"].sections["best"]:
+        assert any(name in pick.query.text for name in COLOURS)
+        assert pick.answers[0].thing.picture is not None
+        assert pick.answers[0].thing.picture.shape == (3, 8, 8)
+        colour = next(name for name in COLOURS if name in pick.query.text)
+        mean = pick.answers[0].thing.picture.float().mean((1, 2))
+        assert (mean - torch.tensor(COLOURS[colour])).abs().max() < 5
+    assert heat.title == "words × picture"
+    assert heat.matrix.shape == (12, 12)
+    assert heat.rows[1].text == "a red picture"
+    assert all(thing.picture is not None for thing in heat.columns)

@@ -1,0 +1,185 @@
+"""Parameter groups against open_clip's rules, rates by layer and by encoder, and options that would change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from mmssl.core.config import Duration
+from mmssl.core.errors import RecipeError
+from mmssl.core.objective import Learner
+from mmssl.core.schedules import ConstantConfig, CosineConfig
+from mmssl.training.steps.optim import AdamWConfig, DecayRule, describe_groups, is_decayed, parts, rate_factor, set_rate
+from tests.training.toys import Agree, Tower, make_learner
+
+
+def config(**options: Any) -> AdamWConfig:
+    return AdamWConfig(lr=0.01, **options)
+
+
+def decayed_names(optimizer: torch.optim.Optimizer) -> dict[bool, set[str]]:
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for group in optimizer.param_groups:
+        assert group["weight_decay"] in (0.0, 0.2)
+        found[group["weight_decay"] > 0] |= set(group["param_names"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def open_clip_model() -> nn.Module:
+    """A small CLIP with open_clip's parameter names: a vision transformer and a text transformer."""
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+    words = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 2}
+    return open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=words)
+
+
+class Whole(Tower):
+    """An encoder that holds a foreign model, to run the groups over its names."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+def groups_of(model: nn.Module, rule: DecayRule) -> dict[bool, set[str]]:
+    learner = Learner({"a": Whole(model), "b": Tower()}, Agree())
+    mine = decayed_names(config(decay_rule=rule).build(learner))
+    return {key: {n.removeprefix("a.model.") for n in names if n.startswith("a.model.")} for key, names in mine.items()}
+
+
+def test_groups_equal_those_of_open_clip_3(open_clip_model: nn.Module) -> None:
+    def exclude(n: str, p: nn.Parameter) -> bool:  # the rule of open_clip_train 3.3, main.py
+        return p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n
+
+    theirs = {key: {n for n, p in open_clip_model.named_parameters() if exclude(n, p) != key} for key in (True, False)}
+    mine = groups_of(open_clip_model, "open_clip_3")
+    assert mine == theirs
+    assert {"positional_embedding", "visual.positional_embedding", "token_embedding.weight"} <= mine[True]
+    assert {"logit_scale", "visual.class_embedding", "ln_final.weight"} <= mine[False]
+
+
+def test_groups_equal_those_of_open_clip_4(open_clip_model: nn.Module) -> None:
+    declared: set[str] = set()  # open_clip 4 asks every module for its declaration; 3.3 has the same ones
+    for path, module in open_clip_model.named_modules():
+        declare: Callable[[], set[str]] | None = getattr(module, "no_weight_decay", None)
+        declared |= {f"{path}.{n}" if path else n for n in declare()} if declare else set()
+    names = dict(open_clip_model.named_parameters())
+    theirs = {n for n, p in names.items() if p.ndim <= 1 or n in declared}
+    mine = groups_of(open_clip_model, "open_clip_4")
+    assert mine == {False: theirs, True: set(names) - theirs}
+    assert {"positional_embedding", "visual.positional_embedding"} <= mine[False]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "three", "four"),
+    [
+        ("blocks.0.attn.relative_position_bias_table", (4, 2), False, False),
+        ("embeddings.position_embeddings.weight", (4, 2), True, False),
+        ("embeddings.word_embeddings.weight", (4, 2), True, True),
+        ("cls_token", (1, 1, 4), True, False),
+        ("my_cls_token_projection", (4, 4), True, True),
+        ("norm.weight", (4,), False, False),
+        ("temperature", (), False, False),
+    ],
+)
+def test_single_names(name: str, shape: tuple[int, ...], three: bool, four: bool) -> None:
+    parameter = nn.Parameter(torch.zeros(shape))
+    assert is_decayed(name, parameter, "open_clip_3") is three
+    assert is_decayed(name, parameter, "open_clip_4") is four
+
+
+def test_a_modality_may_be_called_anything() -> None:
+    """Names are looked at without the modality: 'walnut' holds 'ln' and is decayed all the same."""
+    learner = Learner({"a": Tower(), "b": Tower(), "walnut": Tower()}, Agree())
+    assert "walnut.first.weight" in decayed_names(config().build(learner))[True]
+
+
+def test_every_trainable_parameter_is_in_one_group() -> None:
+    learner = make_learner()
+    learner.encoders["b"].first.requires_grad_(False)
+    optimizer = config().build(learner)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    trainable = [p for p in learner.parameters() if p.requires_grad]
+    assert len(held) == len(trainable) == 11
+    assert {id(p) for p in held} == {id(p) for p in trainable}
+    assert [group["name"] for group in optimizer.param_groups] == [
+        "a/decay", "a/no_decay", "b/no_decay", "b/decay", "objective/no_decay", "objective/decay",
+    ]  # fmt: skip
+    options = {(group["betas"], group["eps"], group["fused"]) for group in optimizer.param_groups}
+    assert options == {((0.9, 0.98), 1e-6, True)}
+    assert describe_groups(optimizer).splitlines()[0] == (
+        "a/decay: 2 tensors, 72 parameters, peak lr 0.01, weight decay 0.2"
+    )
+    assert sum(len(named) for named in parts(learner).values()) == 11
+
+
+def test_an_encoder_of_two_modalities_is_trained_once() -> None:
+    tower = Tower()
+    optimizer = config().build(Learner({"a": tower, "b": tower}, Agree()))
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    assert len(names) == 8
+    assert not [name for name in names if name.startswith("b.")]
+
+
+def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    return {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+
+
+def test_layer_decay_and_multipliers_set_the_rate_of_each_parameter() -> None:
+    optimizer = config(layer_decay=0.5, encoder_lr={"b": 0.1}).build(make_learner())
+    assert set_rate(optimizer, 0.8) == pytest.approx(0.008)
+    found = rates(optimizer)
+    expected = {"a.first.weight": 0.002, "a.norm.bias": 0.004, "a.last.weight": 0.008, "b.first.bias": 0.0002,
+                "b.last.weight": 0.0008, "objective.head.weight": 0.008, "objective.log_scale": 0.008}  # fmt: skip
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert "a/decay/x0.25" in [group["name"] for group in optimizer.param_groups]
+
+
+def test_an_encoder_whose_layers_miss_a_parameter_is_refused() -> None:
+    learner = make_learner()
+    learner.encoders["a"].extra = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"Tower\.layers\(\) must hold every parameter once, and misses \['extra'\]"):
+        config(layer_decay=0.5).build(learner)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "options", "complaint"),
+    [
+        ("ab", {"layer_decay": 0.5}, "layer_decay has no effect: every encoder is frozen"),
+        ("a", {"encoder_lr": {"a": 0.5}}, r"encoder_lr\.a has no effect: that encoder is frozen"),
+        ("", {"encoder_lr": {"aa": 0.5}}, r"names 'aa', and the encoders are \['a', 'b'\], did you mean 'a'"),
+        ("abo", {}, "nothing to train"),
+    ],
+)
+def test_options_without_effect_are_refused(frozen: str, options: dict[str, Any], complaint: str) -> None:
+    learner = make_learner()
+    for name in frozen:
+        (learner.objective if name == "o" else learner.encoders[name]).requires_grad_(False)
+    with pytest.raises(RecipeError, match=complaint):
+        config(**options).build(learner)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"encoder_lr": {"a": 0.0}}, {"betas": (0.9, 1.0)}, {"layer_decay": 1.0}, {"lr": 0.0}]
+)
+def test_configs_refuse_what_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        AdamWConfig(**{"lr": 0.1, **wrong})
+
+
+def steps(duration: Duration) -> int:
+    return duration.steps(batch_size=1, epoch_samples=100, total_steps=100)
+
+
+def test_schedules_become_functions_of_the_step() -> None:
+    cosine = rate_factor(CosineConfig(warmup=Duration("10 percent")), steps, 100)
+    assert [cosine(0), cosine(9), cosine(10), cosine(55)] == pytest.approx([0.1, 1, 1, 0.5])
+    constant = rate_factor(ConstantConfig(warmup=Duration("2 steps"), cooldown=Duration("20 steps")), steps, 100)
+    assert [constant(0), constant(50), constant(80), constant(90)] == pytest.approx([0.5, 1, 1, 0.5])
+    assert rate_factor(ConstantConfig(), steps, 100)(99) == 1
