@@ -29,7 +29,7 @@ MAY_IMPORT = {
     MEDIA: CONTRACT,
     MODALITIES: (*CONTRACT, MEDIA),
     SAMPLES: (*CONTRACT, SHARDS),
-    SYNCHRONIZED: (*CONTRACT, SHARDS, MEDIA, MODALITIES, SAMPLES),
+    SYNCHRONIZED: (*CONTRACT, MODALITIES, SAMPLES),
     STREAM: (*CONTRACT, SHARDS, SAMPLES, SYNCHRONIZED),
 }
 """The rooms of the data floor: what of mmssl each may import besides itself."""
@@ -113,6 +113,17 @@ def test_every_file_of_the_data_floor_is_in_a_room() -> None:
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources("mmssl/data")]
     homeless = [n for n in names if not any(_within(n, room) for room in MAY_IMPORT) and n != "mmssl.data.__init__"]
     assert not homeless
+
+
+def test_bytes_of_samples_become_values_in_one_place() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in sources("mmssl", "pipelines")
+        if not path.relative_to(ROOT).as_posix().startswith(("mmssl/data/shards/", "mmssl/data/samples.py"))
+        for line, module in imports(path)
+        if module.endswith(".RawSample")
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_what_stands_above_a_run_is_imported_by_verbs_only() -> None:

@@ -9,25 +9,21 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
 from typing import Any
 
 from mmssl.core.batch import Needs
 from mmssl.core.errors import DataError
-from mmssl.core.sample import Sample
 from mmssl.curation.check_report import aligned
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, load_sample, make_views, read_sample
-from mmssl.data.shards.index import ShardIndex
+from mmssl.data.samples import BadSample, make_views
 from mmssl.data.shards.writer import Progress
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.collate import Row, collate
 from mmssl.data.stream.config import DataConfig
 from mmssl.data.stream.rows import Rows
-from mmssl.data.synchronized.chain import Synchronized
-from mmssl.data.synchronized.time import TimeCrop
 
 MAX_SAMPLES = 20_000  # of the stages; more say no more
 
@@ -167,8 +163,7 @@ class _Clock:
 def _stages(stream: TrainStream, batch_size: int, clock: _Clock) -> tuple[dict[str, float], int, int, int]:
     """(microseconds a sample, samples, unusable ones, bytes read) of the first batches of a stream."""
     rows = stream.rows
-    loaders = _loaders(rows)
-    spent = dict.fromkeys(("read", *loaders, "views", "collate"), 0.0)
+    spent = dict.fromkeys(("read", "decode", "synchronized", "views", "collate"), 0.0)
     made: list[Row] = []
     samples = unusable = size = done = 0
     began = time.perf_counter()
@@ -179,24 +174,22 @@ def _stages(stream: TrainStream, batch_size: int, clock: _Clock) -> tuple[dict[s
         key = (rows.seed, epoch, *index.identity(number))
         times = [now()]
         try:
-            for _ in range(2):  # the second time, all is as near as for those that follow
-                raw = read_sample(index, number, rows.modalities)
-                times.append(now())
-            for load in loaders.values():
-                sample = load(index, number, key)
-                times.append(now())
+            encoded = rows.synchronized.read(index, number)
+            times.append(now())
+            decoded = rows.synchronized.decode(encoded, key)
+            times.append(now())
+            sample = rows.synchronized.augment(decoded, index, key)
+            times.append(now())
         except BadSample:
             unusable += 1
             continue
         views = make_views(sample, rows.modalities, rows.needs, key)
         times.append(now())
-        made.append(Row(ordinal, raw.key, views))
-        samples, size = samples + 1, size + sum(map(len, raw.fields.values()))
+        made.append(Row(ordinal, sample.key, views))
+        samples, size = samples + 1, size + sum(map(len, encoded.raw.fields.values()))
         if samples > 1 or len(rows.sources) == 1:  # the first one pays for what is imported and loaded on first use
-            first, again, *loading, viewing = (b - a for a, b in pairwise(times))
-            loading = [b - a for a, b in pairwise([again, *loading])]
-            for name, value in zip(spent, (first, *loading, viewing), strict=False):
-                spent[name] += value
+            for name, (begin, end) in zip(spent, pairwise(times), strict=False):
+                spent[name] += end - begin
             done += 1
         if len(made) == batch_size:
             spent["collate"] += _time_collate(rows, made)
@@ -207,16 +200,9 @@ def _stages(stream: TrainStream, batch_size: int, clock: _Clock) -> tuple[dict[s
         raise DataError(f"none of {unusable} samples can be used: see `mmssl shards check`")
     if made:
         spent["collate"] += _time_collate(rows, made)
-    return {name: max(0.0, value) / max(1, done) * 1e6 for name, value in spent.items()}, samples, unusable, size
-
-
-def _loaders(rows: Rows) -> dict[str, Callable[[ShardIndex, int, tuple[int | str, ...]], Sample]]:
-    """Stage -> what reads and does all up to this stage."""
-    optional = rows.optional
-    if rows.synchronized is None:
-        return {"decode": lambda index, number, _: load_sample(index, number, rows.modalities, optional)}
-    window = [one for one in rows.synchronized.operations[:1] if isinstance(one, TimeCrop)]  # decides what is decoded
-    return {"decode": Synchronized(window, rows.modalities, optional).load, "synchronized": rows.synchronized.load}
+    if not rows.synchronized.operations:
+        del spent["synchronized"]
+    return {name: value / max(1, done) * 1e6 for name, value in spent.items()}, samples, unusable, size
 
 
 def _time_collate(rows: Rows, made: Sequence[Row]) -> float:

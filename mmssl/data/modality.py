@@ -103,6 +103,18 @@ class Modality(ABC):
             DecodeError: as `decode`, as far as the header tells.
         """
 
+    def frame_start(self, data: bytes, moment: float) -> float | None:
+        """When the frame began that is on screen at `moment`, in seconds; None: the modality has no frames.
+
+        Args:
+            data: all bytes of the member; nothing of it is decoded.
+            moment: seconds on the sample's timeline.
+
+        Raises:
+            DecodeError: as `extent`.
+        """
+        return None
+
     def view(self, kind: str) -> View:
         """The view of that kind.
 

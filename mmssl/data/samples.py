@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from mmssl.core.errors import did_you_mean
 from mmssl.core.sample import Fault, Origin, Sample
 from mmssl.core.seeding import generator
 from mmssl.data.modality import DecodeError, Modality
-from mmssl.data.shards.index import RawSample, ShardIndex
+from mmssl.data.shards.index import RawSample
 from mmssl.data.timeline import Extent, Window
 
 
@@ -32,29 +34,151 @@ class BadSample(Exception):
         return str(self.fault)
 
 
-def decode_sample(
-    raw: RawSample, index: int, modalities: Mapping[str, Modality], optional: Collection[str] = ()
-) -> Sample:
-    """Decode the members that the modalities read.
+class Samples(Protocol):
+    """Samples by number, 0 ... N-1: what loading asks of an index of shards."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, number: int, /) -> str:
+        """Key of a sample."""
+        ...
+
+    def origin(self, number: int, /) -> Origin:
+        """Where a sample lies."""
+        ...
+
+    def read(self, number: int, extensions: Collection[str], /) -> RawSample:
+        """Bytes of a sample's members with these extensions; see `ShardIndex.read`."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample that was read and is decoded on request: whole, or the windows that were chosen by what headers tell.
+
+    Attributes:
+        raw: key, origin, and the bytes.
+        index: dense number of the sample in its data set.
+        modalities: name -> what decodes it.
+        members: name -> extension of the member that it reads; modalities that the sample lacks have none.
+        optional: modalities that samples may lack.
+    """
+
+    raw: RawSample
+    index: int
+    modalities: Mapping[str, Modality]
+    members: Mapping[str, str]
+    optional: Collection[str] = ()
+
+    @cached_property
+    def extents(self) -> dict[str, Extent]:
+        """What the headers say about time, of the modalities that have a time axis; nothing is decoded.
+
+        Raises:
+            BadSample: as `decode`, as far as headers tell.
+        """
+        extents: dict[str, Extent] = {}
+        for name, extension in self.members.items():
+            with self._blaming(name):
+                extent = self.modalities[name].extent(self.raw.fields[extension], extension)
+                if extent is not None:
+                    extents[name] = extent
+        return extents
+
+    def frame_start(self, moment: float) -> float:
+        """When the frame began that the first modality with frames shows at `moment`, in seconds on the sample's timeline.
+
+        The moment itself where no modality has frames. Nothing is decoded.
+
+        Raises:
+            BadSample: the file cannot be searched.
+        """
+        for name in self.extents:
+            with self._blaming(name):
+                start = self.modalities[name].frame_start(self.raw.fields[self.members[name]], moment)
+                if start is not None:
+                    return start
+        return moment
+
+    def decode(self, windows: Mapping[str, Window] | None = None, names: Collection[str] | None = None) -> Sample:
+        """Decoded values. A member without the modality in it, such as a video without sound, is like a missing one.
+
+        Args:
+            windows: modality -> the part that is decoded, in seconds; default: all.
+            names: modalities that are decoded; default: all.
+
+        Raises:
+            BadSample: a modality that is not in `optional` is missing, or bytes do not hold what they should.
+        """
+        values: dict[str, Any] = {}
+        for name, extension in self.members.items():
+            if names is None or name in names:
+                with self._blaming(name):
+                    window = (windows or {}).get(name)
+                    values[name] = self.modalities[name].decode(self.raw.fields[extension], extension, window)
+        return Sample(self.raw.key, self.raw.origin, self.index, values)
+
+    @contextmanager
+    def _blaming(self, name: str) -> Iterator[None]:
+        """A DecodeError within becomes a BadSample, unless an optional modality is missing within its member."""
+        try:
+            yield
+        except DecodeError as error:
+            if (
+                error.reason == "missing" and name in self.optional
+            ):  # a mute video has no sound, and nothing is wrong with it
+                return
+            raise BadSample(
+                Fault(self.raw.key, self.raw.origin, self.members[name], error.reason, error.detail)
+            ) from error
+
+
+def read(
+    samples: Samples, number: int, modalities: Mapping[str, Modality], optional: Collection[str] = ()
+) -> EncodedSample:
+    """Read a sample: the members that the modalities decode, and no others.
 
     Args:
-        raw: the bytes.
-        index: dense number of the sample in its data set.
-        modalities: name -> modality; each must be there, but for those in `optional`.
+        samples: an index of shards.
+        number: of the sample, 0 ... N-1.
+        modalities: name -> modality; the sample must have each, but for those in `optional`.
+        optional: modalities that samples may lack.
 
     Raises:
-        BadSample: a modality is missing, or its bytes do not hold what they should.
+        BadSample: a modality is missing, or a member is there twice, too large, or not what its checksum says.
+        DataError: the shard cannot be read.
     """
-    members = find_members(raw, modalities, optional)
-    return Sample(raw.key, raw.origin, index, decode_members(raw, members, modalities, optional))
+    wanted = {extension for modality in modalities.values() for extension in modality.extensions}
+    try:
+        raw = samples.read(number, wanted)
+    except DecodeError as error:
+        fault = Fault(samples.key(number), samples.origin(number), error.field, error.reason, error.detail)
+        raise BadSample(fault) from error
+    return EncodedSample(raw, number, modalities, _find_members(raw, modalities, optional), optional)
 
 
-def find_members(raw: RawSample, modalities: Mapping[str, Modality], optional: Collection[str] = ()) -> dict[str, str]:
-    """Modality -> extension of the member that it reads; optional ones that are missing have none.
+def load(
+    samples: Samples,
+    number: int,
+    modalities: Mapping[str, Modality],
+    optional: Collection[str] = (),
+    windows: Mapping[str, Window] | None = None,
+) -> Sample:
+    """Read and decode a sample: the one way from shards to values.
+
+    Who chooses windows by what headers tell, wants several windows of one sample, or times the two halves takes `read` and
+    `EncodedSample.decode` apart.
+
+    Args:
+        windows: modality -> the part that is decoded, in seconds; default: all. Others: see `read`.
 
     Raises:
-        BadSample: a modality is missing.
+        BadSample, DataError: see `read` and `EncodedSample.decode`.
     """
+    return read(samples, number, modalities, optional).decode(windows)
+
+
+def _find_members(raw: RawSample, modalities: Mapping[str, Modality], optional: Collection[str]) -> dict[str, str]:
     members: dict[str, str] = {}
     for name, modality in modalities.items():
         extension = next((extension for extension in modality.extensions if extension in raw.fields), None)
@@ -67,87 +191,10 @@ def find_members(raw: RawSample, modalities: Mapping[str, Modality], optional: C
     return members
 
 
-def decode_members(
-    raw: RawSample,
-    members: Mapping[str, str],
-    modalities: Mapping[str, Modality],
-    optional: Collection[str] = (),
-    windows: Mapping[str, Window] | None = None,
-) -> dict[str, Any]:
-    """Decoded values by modality. A member without the modality in it, such as a video without sound, is like a missing one.
-
-    Args:
-        members: from `find_members`.
-        windows: the part of each modality that is decoded; default: all.
-
-    Raises:
-        BadSample: a modality that is not in `optional` is missing, or bytes do not hold what they should.
-    """
-    values: dict[str, Any] = {}
-    for name, extension in members.items():
-        with blamed(raw, extension, name in optional):
-            values[name] = modalities[name].decode(raw.fields[extension], extension, (windows or {}).get(name))
-    return values
-
-
-def read_extents(
-    raw: RawSample, members: Mapping[str, str], modalities: Mapping[str, Modality], optional: Collection[str] = ()
-) -> dict[str, Extent]:
-    """What the headers of the members say about time, of the modalities that have a time axis; nothing is decoded.
-
-    Raises:
-        BadSample: as `decode_members`, as far as headers tell.
-    """
-    extents: dict[str, Extent] = {}
-    for name, extension in members.items():
-        with blamed(raw, extension, name in optional):
-            extent = modalities[name].extent(raw.fields[extension], extension)
-            if extent is not None:
-                extents[name] = extent
-    return extents
-
-
-@contextmanager
-def blamed(raw: RawSample, extension: str, optional: bool = False) -> Iterator[None]:
-    """A DecodeError within becomes a BadSample; that a modality is missing within its member is borne where it is optional."""
-    try:
-        yield
-    except DecodeError as error:
-        if error.reason == "missing" and optional:  # a mute video has no sound, and nothing is wrong with it
-            return
-        raise BadSample(Fault(raw.key, raw.origin, extension, error.reason, error.detail)) from error
-
-
-def load_sample(
-    index: ShardIndex, ordinal: int, modalities: Mapping[str, Modality], optional: Collection[str] = ()
-) -> Sample:
-    """Read and decode sample `ordinal`; only members that the modalities read are read.
-
-    Raises:
-        BadSample: see `decode_sample`; also for members that are there twice.
-        DataError: the shard cannot be read.
-    """
-    return decode_sample(read_sample(index, ordinal, modalities), ordinal, modalities, optional)
-
-
-def read_sample(index: ShardIndex, ordinal: int, modalities: Mapping[str, Modality]) -> RawSample:
-    """Bytes of sample `ordinal`, of the members that the modalities read.
-
-    Raises:
-        BadSample: members that are there twice, or too large. DataError: the shard cannot be read.
-    """
-    wanted = {extension for modality in modalities.values() for extension in modality.extensions}
-    try:
-        return index.read(ordinal, wanted)
-    except DecodeError as error:
-        origin: Origin = index.origin(ordinal)
-        raise BadSample(Fault(index.key(ordinal), origin, error.field, error.reason, error.detail)) from error
-
-
 def iterate(
-    index: ShardIndex,
+    samples: Samples,
     modalities: Mapping[str, Modality],
-    ordinals: Iterable[int] | None = None,
+    numbers: Iterable[int] | None = None,
     optional: Collection[str] = (),
 ) -> Iterator[Sample | Fault]:
     """Decoded samples in order, and in place of those that cannot be used the reason why.
@@ -155,9 +202,9 @@ def iterate(
     Raises:
         DataError: a shard cannot be read.
     """
-    for ordinal in range(len(index)) if ordinals is None else ordinals:
+    for number in range(len(samples)) if numbers is None else numbers:
         try:
-            yield load_sample(index, ordinal, modalities, optional)
+            yield load(samples, number, modalities, optional)
         except BadSample as bad:
             yield bad.fault
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Score
 from mmssl.data.modality import Modality
-from mmssl.data.samples import decode_members, find_members, read_extents
-from mmssl.data.shards.index import RawSample
+from mmssl.data.samples import EncodedSample
 from mmssl.evaluation.common import require_modalities
 from mmssl.evaluation.ranking import choices, pair_ranks
 from mmssl.evaluation.relations import Pieces, RelationConfig, RelationEvaluator
@@ -62,9 +61,8 @@ class Offset(RelationEvaluator):
         super().__init__(config, modalities, remedy)
         self.seconds, self.offsets = config.seconds, config.offsets
 
-    def pieces(self, raw: RawSample) -> Pieces | None:
-        members = find_members(raw, self.modalities)
-        extents = read_extents(raw, members, self.modalities)
+    def pieces(self, sample: EncodedSample) -> Pieces | None:
+        extents = sample.extents
         anchor, moved = self.config.pair
         for name in self.config.pair:
             if name not in extents:
@@ -77,7 +75,7 @@ class Offset(RelationEvaluator):
 
         def window(name: str, offset: float) -> Tensor:
             windows = {name: (start + offset, self.seconds)}
-            return self._views(name, decode_members(raw, {name: members[name]}, self.modalities, windows=windows)[name])
+            return self._views(name, sample.decode(windows, [name]).values[name])
 
         return {"anchor": window(anchor, 0.0)} | {label(offset): window(moved, offset) for offset in self.offsets}
 

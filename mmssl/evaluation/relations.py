@@ -18,8 +18,8 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, read_sample
-from mmssl.data.shards.index import RawSample, ShardIndex
+from mmssl.data.samples import BadSample, EncodedSample, read
+from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation.common import PairConfig, agreed, inference, require_usable
 
 log = logging.getLogger(__name__)
@@ -56,11 +56,11 @@ class RelationEvaluator(Evaluator):
         self.remedy = remedy
 
     @abstractmethod
-    def pieces(self, raw: RawSample) -> Pieces | None:
+    def pieces(self, sample: EncodedSample) -> Pieces | None:
         """Views of a sample by name, equally many of each, "anchor" among them; None: the sample has no such relation.
 
         Raises:
-            BadSample: it cannot be used, or ("missing") lacks one of the pair.
+            BadSample: it cannot be used, or ("missing") a member has none of its modality in it, as a mute video.
         """
 
     @abstractmethod
@@ -101,7 +101,7 @@ class RelationEvaluator(Evaluator):
         owners: list[int] = []
         for ordinal in range(rank * total // world, (rank + 1) * total // world):
             try:
-                pieces = self.pieces(read_sample(index, ordinal, self.modalities))
+                pieces = self.pieces(read(index, ordinal, self.modalities))
             except BadSample as bad:
                 if bad.fault.reason == "missing":  # such as a mute video
                     excluded += 1

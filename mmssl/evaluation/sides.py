@@ -14,8 +14,7 @@ from mmssl.core.evaluator import Score
 from mmssl.data.modalities.audio import AudioModality
 from mmssl.data.modalities.text import TextModality
 from mmssl.data.modality import Modality
-from mmssl.data.samples import decode_members, find_members
-from mmssl.data.shards.index import RawSample
+from mmssl.data.samples import EncodedSample
 from mmssl.data.synchronized.negatives import Negative
 from mmssl.data.synchronized.operation import Skip, transform
 from mmssl.evaluation.common import require_modalities
@@ -70,8 +69,8 @@ class Sides(RelationEvaluator):
         super().__init__(config, modalities, remedy)
         self.negative = Negative(probability=1.0, relations=(relation,))
 
-    def pieces(self, raw: RawSample) -> Pieces | None:
-        values = decode_members(raw, find_members(raw, self.modalities), self.modalities)
+    def pieces(self, sample: EncodedSample) -> Pieces | None:
+        values = sample.decode().values
         try:
             entry = self.negative.draw(values, self.modalities, np.random.default_rng(0))
         except Skip:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
+from mmssl.data.samples import load
 from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation.common import Collected, Items, inference
 from mmssl.evaluation.ranking import Ranks, exact_products, pair_ranks
@@ -194,10 +195,8 @@ def shower(modality: Modality, index: ShardIndex, data: Collected, name: str) ->
     view = modality.view("eval")
 
     def show(row: int) -> Thing:
-        number = int(owner[row])
-        key, _, fields = index.read(number, modality.extensions)
-        extension = next(extension for extension in modality.extensions if extension in fields)
-        value = modality.decode(fields[extension], extension)
+        sample = load(index, int(owner[row]), {name: modality})
+        key, value = sample.key, sample.values[name]
         if isinstance(value, tuple) and all(isinstance(text, str) for text in value):
             return Thing(key, text=value[row - int(torch.searchsorted(owner, owner[row]))])
         picture = view(value, {})

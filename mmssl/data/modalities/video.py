@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mmssl.core.errors import RecipeError
-from mmssl.data.media.frames import decode_video, video_extent
+from mmssl.data.media.frames import decode_video, frame_start, video_extent
 from mmssl.data.media.torchcodec import decode_with_torchcodec, torchcodec_failure
 from mmssl.data.modalities.video_views import (
     ClipViewConfig,
@@ -61,6 +61,14 @@ class VideoModality(Modality):
             DecodeError: as `decode`, as far as the header tells.
         """
         return video_extent(data, self.max_pixels)
+
+    def frame_start(self, data: bytes, moment: float) -> float:
+        """When the frame began that is on screen at `moment`; the moment itself before the first one.
+
+        Raises:
+            DecodeError: "missing" (no video stream), "undecodable".
+        """
+        return frame_start(data, moment)
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> Clip:
         """The frames that are on screen within the window, at their times. The format is taken from the bytes.

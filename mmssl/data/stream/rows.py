@@ -10,10 +10,10 @@ from typing import Literal
 
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.errors import DataError
-from mmssl.core.sample import Fault, Sample
+from mmssl.core.sample import Fault
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, load_sample, make_views
+from mmssl.data.samples import BadSample, make_views
 from mmssl.data.stream.collate import Row, collate
 from mmssl.data.stream.sources import Sources
 from mmssl.data.stream.workers import Located
@@ -63,9 +63,8 @@ class Rows(Located):
         self.needs = needs
         self.seed = seed
         self.on_error = on_error
-        self.optional = optional
         self.remedy = remedy
-        self.synchronized = Synchronized(synchronized, modalities, optional) if synchronized else None
+        self.synchronized = Synchronized(synchronized, modalities, optional)
 
     def __getitem__(self, ticket: tuple[int, int]) -> Row | Skipped | DataError:
         epoch, ordinal = ticket
@@ -75,7 +74,7 @@ class Rows(Located):
         for attempt in range(1 + _SUBSTITUTES):
             chosen = self._chosen(epoch, ordinal, attempt)
             try:
-                sample = self._load(chosen, key)
+                sample = self.synchronized.load(*self.sources.locate(chosen), key)
             except BadSample as bad:
                 faults.append(bad.fault)
                 if self.on_error == "skip":
@@ -104,11 +103,6 @@ class Rows(Located):
         """Key, shard and place of a sample."""
         index, number = self.sources.locate(ticket[1])
         return f"key {index.key(number)!r} ({index.origin(number)})"
-
-    def _load(self, ordinal: int, key: tuple[int | str, ...]) -> Sample:
-        if self.synchronized is None:
-            return load_sample(*self.sources.locate(ordinal), self.modalities, self.optional)
-        return self.synchronized.load(*self.sources.locate(ordinal), key)
 
     def _chosen(self, epoch: int, ordinal: int, attempt: int) -> int:
         if attempt == 0:

@@ -9,6 +9,7 @@ travels with the sample into `Batch.records`, and applied again to the same byte
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from typing import Annotated, Any
@@ -17,11 +18,8 @@ from pydantic import Field as Setting
 
 from mmssl.core.sample import Sample
 from mmssl.core.seeding import generator
-from mmssl.data.media.frames import frame_start
-from mmssl.data.modalities.video import VideoModality
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, blamed, decode_members, find_members, read_extents, read_sample
-from mmssl.data.shards.index import RawSample, ShardIndex
+from mmssl.data.samples import BadSample, EncodedSample, Samples, read
 from mmssl.data.synchronized.mix import Dropout, Gain, Mixup
 from mmssl.data.synchronized.negatives import Negative
 from mmssl.data.synchronized.operation import (
@@ -88,26 +86,75 @@ class Synchronized:
         if wrong := list(mistakes(self.operations, self.modalities)):
             raise ValueError("\n".join(wrong))
 
-    def load(self, index: ShardIndex, ordinal: int, key: Key) -> Sample:
-        """Sample `ordinal`, augmented, with its record.
+    def load(self, samples: Samples, number: int, key: Key) -> Sample:
+        """Read, decode and augment a sample.
 
         Args:
-            index: where it and its partners lie.
-            ordinal: its dense number.
+            samples: where it and its partners lie.
+            number: its dense number.
             key: what chance is keyed by, such as (seed, epoch, source, shard, number).
+
+        Returns:
+            The augmented values, with their record.
 
         Raises:
             BadSample: it cannot be used. DataError: the shard cannot be read.
         """
-        return self._load(index, ordinal, key, None, len(self.operations))
+        return self._load(samples, number, key, None, None)
 
-    def replay(self, index: ShardIndex, ordinal: int, record: Sequence[Entry]) -> Sample:
+    def read(self, samples: Samples, number: int) -> EncodedSample:
+        """The first stage of `load`: bytes."""
+        return read(samples, number, self.modalities, self.optional)
+
+    def decode(self, encoded: EncodedSample, key: Key, record: Sequence[Entry] | None = None) -> Sample:
+        """The second stage of `load`: values, of the drawn window only where the operations begin with `time_crop`.
+
+        Args:
+            record: what was drawn before; default: draw anew.
+
+        Returns:
+            The sample, with the entry of the window in its record.
+        """
+        first = self.operations[0] if self.operations else None
+        if not isinstance(first, TimeCrop):
+            return encoded.decode()
+        entry = record[0] if record else self._draw_window(first, encoded.extents, encoded.frame_start, key)
+        windows = {name: window_of(entry, name) for name in encoded.members} if entry["applied"] else None
+        return replace(encoded.decode(windows), record=(entry,))
+
+    def augment(
+        self,
+        sample: Sample,
+        samples: Samples,
+        key: Key,
+        record: Sequence[Entry] | None = None,
+        upto: int | None = None,
+    ) -> Sample:
+        """The third stage of `load`: the operations that the sample's record has no entry of. Partners are loaded here.
+
+        Args:
+            record: what was drawn before; default: draw anew.
+            upto: number of the first operation that is left out; default: none is.
+        """
+        values, entries = sample.values, list(sample.record)
+        for position, operation in enumerate(self.operations[:upto]):
+            if position < len(sample.record):
+                continue
+            entry = self._draw(position, operation, values, key) if record is None else record[position]
+            partner = None
+            if isinstance(operation, Mixup) and entry["applied"]:
+                entry, partner = self._partner(samples, sample.index, key, position, entry, values)
+            values = transform(entry, values, self.modalities, partner)
+            entries.append(entry)
+        return replace(sample, values=values, record=tuple(entries))
+
+    def replay(self, samples: Samples, number: int, record: Sequence[Entry]) -> Sample:
         """The sample as `load` gave it with this record, bit for bit.
 
         Raises:
             ValueError: the record is of other operations. Otherwise as `load`.
         """
-        return self._load(index, ordinal, (), record, len(self.operations))
+        return self._load(samples, number, (), record, None)
 
     def __call__(self, values: Values, key: Key) -> tuple[dict[str, Any], Record]:
         """Augment values that were decoded whole. There is no partner to mix with here.
@@ -134,22 +181,14 @@ class Synchronized:
             values = transform(entry, values, self.modalities)
         return dict(values)
 
-    def _load(self, index: ShardIndex, ordinal: int, key: Key, record: Sequence[Entry] | None, upto: int) -> Sample:
+    def _load(
+        self, samples: Samples, number: int, key: Key, record: Sequence[Entry] | None, upto: int | None
+    ) -> Sample:
         if record is not None and [entry["op"] for entry in record] != [o.kind for o in self.operations[:upto]]:
             raise ValueError(
                 f"the record is of {[entry['op'] for entry in record]}, and the operations are {[o.kind for o in self.operations]}"
             )
-        raw = read_sample(index, ordinal, self.modalities)
-        values, entries = self._decode(raw, key, record)
-        for position in range(len(entries), upto):
-            operation = self.operations[position]
-            entry = self._draw(position, operation, values, key) if record is None else record[position]
-            partner = None
-            if isinstance(operation, Mixup) and entry["applied"]:
-                entry, partner = self._partner(index, ordinal, key, position, entry, values)
-            values = transform(entry, values, self.modalities, partner)
-            entries.append(entry)
-        return Sample(raw.key, raw.origin, ordinal, values, tuple(entries))
+        return self.augment(self.decode(self.read(samples, number), key, record), samples, key, record, upto)
 
     def _draw(self, position: int, operation: Operation, values: Values, key: Key) -> Entry:
         rng = generator(*key, "synchronized", position, operation.kind)
@@ -161,16 +200,6 @@ class Synchronized:
             return {"op": operation.kind, "applied": False, "skipped": skip.reason}
         reason = doubt(entry, values, self.modalities)
         return {"op": operation.kind, "applied": False, "skipped": reason} if reason else entry
-
-    def _decode(self, raw: RawSample, key: Key, record: Sequence[Entry] | None) -> tuple[dict[str, Any], list[Entry]]:
-        """Values, decoded from the drawn window only where the list begins with `time_crop`, and that entry of the record."""
-        members = find_members(raw, self.modalities, self.optional)
-        first = self.operations[0] if self.operations else None
-        if not isinstance(first, TimeCrop):
-            return decode_members(raw, members, self.modalities, self.optional), []
-        entry = self._window_of_file(first, raw, members, key) if record is None else record[0]
-        windows = {name: window_of(entry, name) for name in members} if entry["applied"] else {}
-        return decode_members(raw, members, self.modalities, self.optional, windows), [entry]
 
     def _draw_window(
         self, operation: TimeCrop, extents: Mapping[str, Extent], snap: Callable[[float], float], key: Key
@@ -185,33 +214,21 @@ class Synchronized:
             return {"op": operation.kind, "applied": False, "skipped": skip.reason}
         return {"op": operation.kind, "applied": True, **entry}
 
-    def _window_of_file(self, operation: TimeCrop, raw: RawSample, members: Mapping[str, str], key: Key) -> Entry:
-        extents = read_extents(raw, members, self.modalities, self.optional)
-        films = [members[name] for name in extents if isinstance(self.modalities[name], VideoModality)]
-
-        def snap(start: float) -> float:
-            if not films:
-                return start
-            with blamed(raw, films[0]):
-                return frame_start(raw.fields[films[0]], start)
-
-        return self._draw_window(operation, extents, snap, key)
-
     def _partner(
-        self, index: ShardIndex, ordinal: int, key: Key, position: int, entry: Entry, values: Values
+        self, samples: Samples, number: int, key: Key, position: int, entry: Entry, values: Values
     ) -> tuple[Entry, Values | None]:
         """The entry with the partner in it, and the partner's values; or an entry that says why there is none."""
         nobody = {"op": entry["op"], "applied": False}
-        if len(index) < 2:
+        if len(samples) < 2:
             return {**nobody, "skipped": "no_partner"}, None
-        drawn = int(generator(*key, "partner", position).integers(len(index) - 1))
-        number = entry.get("partner", drawn + (drawn >= ordinal))
+        drawn = int(generator(*key, "partner", position).integers(len(samples) - 1))
+        other = entry.get("partner", drawn + (drawn >= number))
         try:
-            sample = self._load(index, number, (*key, "partner"), entry.get("partner_record"), position)
+            sample = self._load(samples, other, (*key, "partner"), entry.get("partner_record"), position)
         except BadSample as bad:
             # It is counted as a fault when its own turn comes.
             return {**nobody, "skipped": f"partner_{bad.fault.reason}"}, None
         if sample.values.keys() < values.keys() or not values.keys() <= sample.values.keys():
             return {**nobody, "skipped": "partner_lacks_a_modality"}, None
-        named = {"partner": number, "partner_key": sample.key, "partner_record": list(sample.record)}
+        named = {"partner": other, "partner_key": sample.key, "partner_record": list(sample.record)}
         return {**entry, **named}, sample.values

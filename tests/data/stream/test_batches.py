@@ -20,7 +20,7 @@ from mmssl.data.modalities.image import ImageConfig, ImageModality
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modality import Modality
-from mmssl.data.samples import iterate, load_sample, make_views
+from mmssl.data.samples import iterate, load, make_views
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import EvalStream, TrainStream
 from mmssl.data.stream.collate import Ring, own
@@ -305,7 +305,7 @@ def test_good_rows_are_those_of_a_stream_without_faults(shard: Shard) -> None:
     for one, other in zip(clean, dirty, strict=True):
         for row, number in enumerate(one.index.tolist()):
             if number == 3:  # another picture under the draws of the one that was to be there
-                taken = load_sample(index, int(other.index[row]), MODALITIES)
+                taken = load(index, int(other.index[row]), MODALITIES)
                 views = make_views(taken, MODALITIES, NEEDS | {"label": {}}, (5, 0, *index.identity(3)))
                 assert taken.index != 3
                 assert torch.equal(views["image"]["crop0"], other["image"]["crop0"][row])
@@ -440,9 +440,9 @@ def test_views_of_the_first_member_that_is_there(shard: Shard) -> None:
         [shard([{"__key__": "a", "png": png, "jpg": encode(noise(1))}, {"__key__": "b", "png": png}])]
     )
     images = {"image": MODALITIES["image"]}
-    assert load_sample(index, 0, images).values["image"].shape == (20, 24, 3)
-    assert np.array_equal(load_sample(index, 1, images).values["image"], noise(50, 10, 10))
-    views = make_views(load_sample(index, 1, images), images, {"image": {"eval": 1}}, (0,))
+    assert load(index, 0, images).values["image"].shape == (20, 24, 3)
+    assert np.array_equal(load(index, 1, images).values["image"], noise(50, 10, 10))
+    views = make_views(load(index, 1, images), images, {"image": {"eval": 1}}, (0,))
     assert views["image"]["eval0"].shape == (3, 16, 16)
 
 
