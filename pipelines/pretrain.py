@@ -63,13 +63,13 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
     from mmssl.training.runtime.console import say
     from mmssl.training.runtime.lock import on_main
 
-    launch = recipe.launch()
+    launch = recipe.training.launch()
     try:
         say(f"run folder {recipe.folder}")
         # From the first collective on: shards that one machine lacks end its process before the run begins.
         with launch.naming_lost_processes():
             on_main(lambda: check_resumable(recipe, resume))
-            scores = recipe.assemble(launch).train(resume)
+            scores = recipe.build(launch).train(resume)
     finally:
         # The report is one process' work: from here on the others are not waited for.
         launch.close()
@@ -86,9 +86,9 @@ def try_out(recipe: Recipe) -> None:
 
     # Beginning an audit takes away what a run has written there.
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"audit": None})})
-    launch = recipe.launch()
+    launch = recipe.training.launch()
     try:
-        built = recipe.assemble(launch)
+        built = recipe.build(launch)
         state = built.state
         say(f"recipe {recipe.name!r}: {state.total_steps} steps of {recipe.batch_size} samples, {launch.describe()}")
         for name, encoder in state.learner.encoders.items():

@@ -75,8 +75,8 @@ def test_it_builds_and_steps(name: str, shards: Path, tmp_path: Path) -> None:
     values = tiny(given, shards / ("clips" if "video" in given["modalities"] else "scenes"), tmp_path)
     recipe = validate_text(Recipe, json.dumps(values), name)
     weights = provide_weights(values, tmp_path)
-    launch = recipe.launch()
-    run = recipe.assemble(launch)
+    launch = recipe.training.launch()
+    run = recipe.build(launch)
     try:
         for part, tensors in weights.items():
             state = run.state.learner.encoders[part].state_dict()

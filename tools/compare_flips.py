@@ -67,9 +67,9 @@ def run(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
     }
     recipe = find_recipe(RECIPE, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
     start = time.process_time()
-    launch = recipe.launch()
+    launch = recipe.training.launch()
     try:
-        scores = recipe.assemble(launch).train("auto")
+        scores = recipe.build(launch).train("auto")
     finally:
         launch.close()
     return {**scores, "cpu_seconds": round(time.process_time() - start, 1)}

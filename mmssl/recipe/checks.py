@@ -1,25 +1,137 @@
-"""Contradictions between parts of a recipe that are each right alone: how samples are augmented, and what is made of them."""
+"""Contradictions between parts of a recipe that are each right alone: those of its keys, and those of the built objects."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 
+from mmssl.core.batch import Needs
+from mmssl.core.encoder import EncoderConfig
+from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.objective import Objective
 from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.video import VideoConfig
-from mmssl.data.modality import ModalityConfig
+from mmssl.data.modality import Modality, ModalityConfig
 from mmssl.data.stream.config import DataConfig
+from mmssl.data.synchronized.chain import mistakes
 from mmssl.data.synchronized.space import Flip
 from mmssl.data.synchronized.time import TimeCrop
+from mmssl.encoders.spectrogram import SoundEncoderConfig
 from mmssl.objectives.clip import Clip
 from mmssl.objectives.weighted import Weighted
+from mmssl.training.steps.resolution import ResolutionStage
 
 
-def contradictions(data: DataConfig, modalities: Mapping[str, ModalityConfig], objective: Objective) -> Iterator[str]:
-    """Sentences, one for each."""
-    yield from _mirrors(data, modalities, objective)
-    yield from _windows(data, modalities, objective)
-    yield from _absences(data, objective)
+def check_keys(
+    modalities: Mapping[str, ModalityConfig],
+    encoders: Mapping[str, EncoderConfig],
+    resolution: Mapping[str, Sequence[ResolutionStage]],
+) -> None:
+    """Refuse encoders and stages of resolution that do not go with the modalities.
+
+    Raises:
+        ValueError: one sentence, on the first mistake.
+    """
+    wrong = next(
+        chain(_strangers(modalities, encoders), _sounds(modalities, encoders), _stages(modalities, resolution)), None
+    )
+    if wrong is not None:
+        raise ValueError(wrong)
+
+
+def check_parts(
+    data: DataConfig,
+    configs: Mapping[str, ModalityConfig],
+    encoders: Collection[str],
+    objective: Objective,
+    modalities: Mapping[str, Modality],
+) -> None:
+    """Refuse parts that do not fit the objective or each other, or that would have no effect.
+
+    Args:
+        data: how samples are read and augmented.
+        configs: of the modalities, by name.
+        encoders: their names.
+        objective: built.
+        modalities: built from `configs`.
+
+    Raises:
+        RecipeError: with every mistake, one a line.
+    """
+    wrong = [
+        *_views(data, configs, encoders, objective.needs(), modalities),
+        *_mirrors(data, configs, objective),
+        *_windows(data, configs, objective),
+        *_absences(data, objective),
+    ]
+    if wrong:
+        raise RecipeError("\n  ".join(["the recipe's parts do not fit", *wrong]))
+
+
+def _strangers(modalities: Mapping[str, ModalityConfig], encoders: Mapping[str, EncoderConfig]) -> Iterator[str]:
+    """Encoders without a modality."""
+    for name in sorted(encoders.keys() - modalities.keys()):
+        yield (
+            f"encoders.{name} has no modality of that name{did_you_mean(name, modalities)}; "
+            f"modalities: {', '.join(modalities)}"
+        )
+
+
+def _sounds(modalities: Mapping[str, ModalityConfig], encoders: Mapping[str, EncoderConfig]) -> Iterator[str]:
+    """Encoders of sound that want another rate or other channels."""
+    for name, encoder in encoders.items():
+        modality = modalities.get(name)
+        if not (isinstance(encoder, SoundEncoderConfig) and isinstance(modality, AudioConfig)):
+            continue
+        if modality.rate != encoder.rate:
+            yield (
+                f"modalities.{name}.rate: got {modality.rate}, wanted {encoder.rate}, the rate of the front-end of "
+                f"encoders.{name}: at any other its filters stand at wrong frequencies"
+            )
+        if encoder.stereo and modality.channels == "mono":
+            yield (
+                f"modalities.{name}.channels: got mono, and the front-end of encoders.{name} hears both channels: "
+                "set channels: stereo, or channel: mean in the front-end"
+            )
+
+
+def _stages(
+    modalities: Mapping[str, ModalityConfig], resolution: Mapping[str, Sequence[ResolutionStage]]
+) -> Iterator[str]:
+    """Stages of resolution above the size of the pictures."""
+    for name, stages in resolution.items():
+        modality = modalities.get(name)
+        largest = max(stage.size for stage in stages)
+        if isinstance(modality, ImageConfig | VideoConfig) and largest > modality.size:
+            yield (
+                f"resolution.{name}: got a stage of {largest} pixels, and modalities.{name}.size is {modality.size}: stages "
+                "make pictures smaller only; lower it, or raise the modality's size"
+            )
+
+
+def _views(
+    data: DataConfig,
+    configs: Mapping[str, ModalityConfig],
+    encoders: Collection[str],
+    needs: Needs,
+    modalities: Mapping[str, Modality],
+) -> Iterator[str]:
+    """Views that are missing, and views, encoders and operations without effect."""
+    used = {name: modalities[name] for name in needs}
+    yield from (f"data.synchronized: {mistake}" for mistake in mistakes(data.synchronized, used))
+    for name in sorted(set(encoders) - needs.keys()):
+        yield f"encoders.{name}: the objective does not use it: remove it, or add it to the objective"
+    for name, kinds in needs.items():
+        for kind in sorted(kinds.keys() - modalities[name].views.keys()):
+            yield (
+                f"modalities.{name}.views: the objective needs {kind!r}{did_you_mean(kind, modalities[name].views)}; "
+                f"there are: {', '.join(sorted(modalities[name].views))}"
+            )
+    for name, config in configs.items():
+        declared = config.model_dump().get("views") or {}
+        for kind in sorted(declared.keys() - needs.get(name, {}).keys() - {"eval"}):
+            yield f"modalities.{name}.views.{kind}: the objective does not use it, so it would have no effect: remove it"
 
 
 def _mirrors(data: DataConfig, modalities: Mapping[str, ModalityConfig], objective: Objective) -> Iterator[str]:

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from mmssl.core.batch import Needs
-from mmssl.core.config import Duration
+from mmssl.core.config import Config, Duration
 from mmssl.core.distributed import world_size
 from mmssl.core.encoder import Encoder
-from mmssl.core.errors import RecipeError, did_you_mean
+from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator
-from mmssl.core.objective import Learner, Objective
+from mmssl.core.objective import Learner
 from mmssl.core.seeding import fold
-from mmssl.data.modalities.audio import AudioConfig
-from mmssl.data.modalities.image import ImageConfig
-from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
 from mmssl.data.stream.config import DataConfig
-from mmssl.data.synchronized.chain import mistakes
-from mmssl.encoders.spectrogram import SoundEncoderConfig
-from mmssl.recipe.checks import contradictions
+from mmssl.recipe.checks import check_keys, check_parts
+from mmssl.recipe.flat import FLAT, spread
 from mmssl.recipe.start import places, start_objective, weights_file
-from mmssl.recipe.strict_yaml import scalar
+from mmssl.recipe.strict_yaml import dump
 from mmssl.recipe.suite import evaluation_modalities
 from mmssl.recipe.unions import EncoderUnion, EvaluatorUnion, ModalityUnion, ObjectiveUnion
 from mmssl.recipe.validate import read, validate_text
@@ -40,10 +34,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
-class Recipe(TrainingConfig):
-    """A complete run: how to train (see `TrainingConfig`: optimizer, schedule, precision, save, log, ...), and what on what.
+class Recipe(Config):
+    """A complete run: how to train, and what on what.
 
     Attributes:
+        training: how to train; its keys (optimizer, schedule, precision, save, log, ...) stand in the YAML beside the others.
         name: of the run, and of its folder below `output`.
         seed: of weights, order, augmentations and dropout.
         duration: length of the run, e.g. "32 epochs" or "12.8e6 samples".
@@ -58,6 +53,7 @@ class Recipe(TrainingConfig):
         output: folder that holds run folders.
     """
 
+    training: Annotated[TrainingConfig, FLAT]
     name: str
     seed: int = Field(default=0, ge=0)
     duration: Duration
@@ -97,44 +93,13 @@ class Recipe(TrainingConfig):
         return mapping
 
     @model_validator(mode="after")
-    def _encoders_have_modalities(self) -> Recipe:
-        for name in self.encoders:
-            if name not in self.modalities:
-                raise ValueError(
-                    f"encoders.{name} has no modality of that name{did_you_mean(name, self.modalities)}; "
-                    f"modalities: {', '.join(self.modalities)}"
-                )
+    def _keys_fit(self) -> Recipe:
+        check_keys(self.modalities, self.encoders, self.training.resolution)
         return self
 
-    @model_validator(mode="after")
-    def _sounds_fit(self) -> Recipe:
-        for name, encoder in self.encoders.items():
-            modality = self.modalities.get(name)
-            if not (isinstance(encoder, SoundEncoderConfig) and isinstance(modality, AudioConfig)):
-                continue
-            if modality.rate != encoder.rate:
-                raise ValueError(
-                    f"modalities.{name}.rate: got {modality.rate}, wanted {encoder.rate}, the rate of the front-end of "
-                    f"encoders.{name}: at any other its filters stand at wrong frequencies"
-                )
-            if encoder.stereo and modality.channels == "mono":
-                raise ValueError(
-                    f"modalities.{name}.channels: got mono, and the front-end of encoders.{name} hears both channels: "
-                    "set channels: stereo, or channel: mean in the front-end"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _stages_are_no_larger(self) -> Recipe:
-        for name, stages in self.resolution.items():
-            modality = self.modalities.get(name)
-            largest = max(stage.size for stage in stages)
-            if isinstance(modality, ImageConfig | VideoConfig) and largest > modality.size:
-                raise ValueError(
-                    f"resolution.{name}: got a stage of {largest} pixels, and modalities.{name}.size is {modality.size}: stages "
-                    "make pictures smaller only; lower it, or raise the modality's size"
-                )
-        return self
+    @model_serializer(mode="wrap")
+    def _document(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return spread(type(self), handler(self))
 
     @property
     def folder(self) -> Path:
@@ -143,7 +108,7 @@ class Recipe(TrainingConfig):
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML that reads back to an equal recipe."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+        return dump(self.model_dump(mode="json"))
 
     def build_modalities(self) -> dict[str, Modality]:
         """Decoders and views, by name."""
@@ -177,7 +142,7 @@ class Recipe(TrainingConfig):
             raise RecipeError(f"objective: {error}") from error
         if start is not None:
             start_objective(learner.objective, start)
-        self._check_parts(learner.objective, modalities)
+        check_parts(self.data, self.modalities, self.encoders, learner.objective, modalities)
         return learner
 
     def build_evaluators(self, modalities: Mapping[str, Modality]) -> dict[str, tuple[Evaluator, Duration | None]]:
@@ -185,8 +150,11 @@ class Recipe(TrainingConfig):
         available = evaluation_modalities(modalities)
         return {name: (config.build(available), config.every) for name, config in self.evaluators.items()}
 
-    def assemble(self, launch: Launch) -> Run:
-        """Build the whole run for this process.
+    def build(self, launch: Launch) -> Run:
+        """The whole run of this process, built and not yet started; no config is needed from here on.
+
+        Args:
+            launch: from `training.launch()`.
 
         Raises:
             RecipeError: parts that do not fit each other. DataError: shards that cannot be used. CheckpointError: `weights`.
@@ -201,7 +169,7 @@ class Recipe(TrainingConfig):
         stream = self.data.build(modalities, learner.objective.needs(), batch_size=self.batch_size, seed=self.seed)
         length = {"batch_size": self.batch_size, "epoch_samples": stream.epoch_samples}
         total_steps = self.duration.steps(**length)
-        return self.build(
+        return self.training.build(
             learner,
             stream,
             self.build_evaluators(modalities),
@@ -212,28 +180,6 @@ class Recipe(TrainingConfig):
             total_steps=total_steps,
             to_steps=lambda duration: duration.steps(**length, total_steps=total_steps),
         )
-
-    def _check_parts(self, objective: Objective, modalities: Mapping[str, Modality]) -> None:
-        wrong = list(self._view_mistakes(objective.needs(), modalities))
-        wrong += contradictions(self.data, self.modalities, objective)
-        if wrong:
-            raise RecipeError("\n  ".join(["the recipe's parts do not fit", *wrong]))
-
-    def _view_mistakes(self, needs: Needs, modalities: Mapping[str, Modality]) -> Iterator[str]:
-        used = {name: modalities[name] for name in needs}
-        yield from (f"data.synchronized: {mistake}" for mistake in mistakes(self.data.synchronized, used))
-        for name in self.encoders.keys() - needs.keys():
-            yield f"encoders.{name}: the objective does not use it: remove it, or add it to the objective"
-        for name, kinds in needs.items():
-            for kind in kinds.keys() - modalities[name].views.keys():
-                yield (
-                    f"modalities.{name}.views: the objective needs {kind!r}{did_you_mean(kind, modalities[name].views)}; "
-                    f"there are: {', '.join(sorted(modalities[name].views))}"
-                )
-        for name, config in self.modalities.items():
-            declared = config.model_dump().get("views") or {}
-            for kind in declared.keys() - needs.get(name, {}).keys() - {"eval"}:
-                yield f"modalities.{name}.views.{kind}: the objective does not use it, so it would have no effect: remove it"
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -248,14 +194,3 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def saved_recipe(checkpoint: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that stands in a checkpoint, with overrides."""
     return validate_text(Recipe, read_recipe(checkpoint), str(checkpoint / "recipe.yaml"), overrides)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.2 would read as a number, e.g. '1e5', which YAML 1.1's rules leave bare."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if isinstance(scalar(text), str) else "'")
-
-
-_Dumper.add_representer(str, _text)

@@ -1,4 +1,7 @@
-"""YAML 1.2 core schema, strictly: `1e-3` is a number, `on` is text, duplicate keys and aliases are errors, lines are remembered."""
+"""YAML 1.2 core schema, strictly: `1e-3` is a number, `on` is text, duplicate keys and aliases are errors, lines are remembered.
+
+What is written reads back to the same values.
+"""
 
 from __future__ import annotations
 
@@ -137,3 +140,19 @@ def _right_hand_side(text: str) -> Any:
 
 def _describe(value: Any) -> str:
     return f"a list of {len(value)}" if isinstance(value, list) else f"the value {value!r}"
+
+
+def dump(value: Any) -> str:
+    """Plain values as YAML that `parse` reads back to the same values."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.2 would read as a number, e.g. '1e5', which YAML 1.1's rules leave bare."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if isinstance(scalar(text), str) else "'")
+
+
+_Dumper.add_representer(str, _text)

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from mmssl.core.config import Config
 from mmssl.core.errors import RecipeError, did_you_mean
+from mmssl.recipe.flat import document_keys, flat_fields, group
 from mmssl.recipe.strict_yaml import Document, KeyPath, override, parse
 
 C = TypeVar("C", bound=Config)
@@ -51,7 +52,7 @@ def validate_text(config: type[C], text: str, name: str, overrides: typing.Seque
     overridden = {override(value, assignment): assignment for assignment in overrides}
     try:
         # Through JSON, so that strict types still take lists for tuples and text for paths and durations.
-        return config.model_validate_json(json.dumps(value))
+        return config.model_validate_json(json.dumps(group(config, value)))
     except ValidationError as error:
         mistakes = [
             _sentence(config, value, Document(value, document.lines), overridden, name, item) for item in error.errors()
@@ -68,7 +69,8 @@ def _sentence(
     name: str,
     error: ErrorDetails,
 ) -> str:
-    path = _user_path(value, error["loc"])
+    location = error["loc"]
+    path = _user_path(value, location[1:] if location and location[0] in flat_fields(config) else location)
     where = _where(path, document, overridden, name)
     dotted = ".".join(map(str, path)) or "recipe"
     return f"{where}: {dotted}: {_message(config, value, path, error)}"
@@ -156,7 +158,7 @@ def _tags(config: type[Config], value: Any, path: KeyPath) -> str:
 
 def fields_at(config: type[Config], value: Any, path: KeyPath) -> set[str]:
     """Names of the keys that are allowed at a path of the document."""
-    return {name for model in _models_at(config, value, path) for name in model.model_fields}
+    return {name for model in _models_at(config, value, path) for name in document_keys(model)}
 
 
 def _models_at(config: type[Config], value: Any, path: KeyPath, *, choose: bool = True) -> list[type[BaseModel]]:
@@ -173,7 +175,7 @@ def _step(annotation: Any, value: Any, part: str | int) -> list[Any]:
     models = _models(annotation)
     if models:
         chosen = [m for m in models if _is_kind(m, value)] or models
-        return [m.model_fields[str(part)].annotation for m in chosen if str(part) in m.model_fields]
+        return [keys[str(part)].annotation for keys in map(document_keys, chosen) if str(part) in keys]
     containers = [a for a in _options(annotation) if get_origin(a) in (dict, list, tuple, Mapping)]
     return [get_args(a)[-1 if get_args(a)[-1] is not Ellipsis else 0] for a in containers]
 

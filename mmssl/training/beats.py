@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
@@ -152,11 +153,33 @@ class BestConfig(Config):
     metric: str
     mode: Literal["max", "min"] = "max"
 
+    def build(self) -> BestRule:
+        """The rule."""
+        return BestRule(self.metric, self.mode == "max")
+
+
+@dataclass(frozen=True)
+class BestRule:
+    """Which score is the best so far.
+
+    Attributes:
+        metric: that is watched, "<evaluator>/<metric>".
+        larger: whether larger scores are better.
+    """
+
+    metric: str
+    larger: bool = True
+
+    @property
+    def evaluator(self) -> str:
+        """Name of the evaluator that measures it."""
+        return self.metric.split("/")[0]
+
     def is_better(self, value: float, best: Best | None) -> bool:
         """Whether a score beats the best so far; a change of the watched metric starts anew."""
         if best is None or best.metric != self.metric:
             return True
-        return value > best.value if self.mode == "max" else value < best.value
+        return value > best.value if self.larger else value < best.value
 
 
 class EvaluateBeat(Beat):
@@ -170,7 +193,7 @@ class EvaluateBeat(Beat):
         evaluator: what to run.
         metrics: file to write scores to.
         launch: for its trackers.
-        best: metric to watch, if it is one of this evaluator's.
+        best: what to watch, if it is a metric of this evaluator.
 
     Raises:
         RecipeError: the watched metric is none of the evaluator's.
@@ -183,12 +206,12 @@ class EvaluateBeat(Beat):
         evaluator: Evaluator,
         metrics: JsonLines,
         launch: Launch,
-        best: BestConfig | None = None,
+        best: BestRule | None = None,
     ) -> None:
         super().__init__(every)
         self.name, self.metrics = name, metrics
         self._evaluator, self._launch = evaluator, launch
-        self._best = best if best is not None and best.metric.split("/")[0] == name else None
+        self._best = best if best is not None and best.evaluator == name else None
 
     def beat(self, state: TrainState, report: StepReport | None) -> None:
         """See the base."""

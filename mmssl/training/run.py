@@ -128,8 +128,8 @@ class TrainingConfig(Config):
         Raises:
             RecipeError: parts that do not go together.
         """
-        best = self.save.best
-        if best is not None and best.metric.split("/")[0] not in evaluators:
+        best = self.save.best.build() if self.save.best is not None else None
+        if best is not None and best.evaluator not in evaluators:
             raise RecipeError(
                 f"save.best.metric: got {best.metric!r}, wanted '<evaluator>/<metric>' of an evaluator of this recipe: "
                 f"{sorted(evaluators) or 'it has none'}"
@@ -157,7 +157,7 @@ class TrainingConfig(Config):
             factor=rate_factor(self.schedule, to_steps, total_steps),
             log=LogBeat(Every(to_steps(self.log.every), self.log.minutes), metrics, launch),
             evaluations=tuple(
-                EvaluateBeat(Every(to_steps(when) if when else None), name, evaluator, metrics, launch, self.save.best)
+                EvaluateBeat(Every(to_steps(when) if when else None), name, evaluator, metrics, launch, best)
                 for name, (evaluator, when) in evaluators.items()
             ),
             save=SaveBeat(

@@ -186,8 +186,8 @@ def test_sounds_and_captions_find_each_other(tmp_path: Path) -> None:
     """30 steps of the shipped recipe, smaller, on key tones and their captions."""
     digit_scenes.write(tmp_path / "scenes", train=128, validation=0, test=0, shards=2, size=16)
     built = validate_text(Recipe, json.dumps(recipe(tmp_path / "scenes/train", tmp_path)), "recipe")
-    launch = built.launch()
-    run = built.assemble(launch)
+    launch = built.training.launch()
+    run = built.build(launch)
     try:
         run.state.learner.train()
         losses = []

@@ -98,4 +98,4 @@ def test_stages_of_resolution_that_are_larger(recipe: Path, name: str, size: int
     stages = f"resolution.{name}=[{{size: 16, until: 50 percent}}, {{size: %d, until: 80 percent}}]"
     sentence = refused(recipe, *small, stages % (size + 16))
     assert f"resolution.{name}: got a stage of {size + 16} pixels, and modalities.{name}.size is {size}" in sentence
-    assert len(load_recipe(recipe, [*small, stages % size]).resolution[name]) == 2
+    assert len(load_recipe(recipe, [*small, stages % size]).training.resolution[name]) == 2

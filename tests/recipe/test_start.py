@@ -19,6 +19,7 @@ from mmssl.objectives.clip import ClipConfig
 from mmssl.recipe.model import _from_scratch
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.start import start_objective
+from mmssl.recipe.validate import validate_text
 from tests.interop.test_open_clip import MODELS
 from tests.pipelines.conftest import RECIPE
 
@@ -79,7 +80,7 @@ def test_a_whole_model_starts_from_its_own_towers_where_two_are_alike(tmp_path: 
         },
         "data": {"shards": ["none"]},
     }
-    recipe = Recipe.model_validate_json(json.dumps(values))
+    recipe = validate_text(Recipe, json.dumps(values), "recipe")
     modalities = recipe.build_modalities()
     before = recipe.build_learner(modalities).state_dict()
     save_file({name: x.contiguous() for name, x in before.items()}, tmp_path / "model.safetensors")

@@ -60,9 +60,9 @@ def train(path: str, cut: int | None) -> str:
             return following(stream)
 
         patch.setattr(TrainStream, "__next__", guarded)
-        launch = wanted.launch()
+        launch = wanted.training.launch()
         with contextlib.suppress(CutError):
-            wanted.assemble(launch).train("auto")
+            wanted.build(launch).train("auto")
         launch.close()
     return said.getvalue()
 
