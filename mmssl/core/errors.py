@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class MmsslError(Exception):
-    """Base of every error that a user can cause or cure. Shown as one message, without a traceback."""
+    """Base of every error that a user can cause or cure. Shown as one message, without a traceback.
+
+    Travels between processes whole, whatever arguments the constructor of a subclass takes.
+    """
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _without_constructor, (type(self), self.args), self.__dict__
 
 
 class RecipeError(MmsslError):
@@ -42,6 +49,10 @@ class Interrupted(MmsslError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def _without_constructor(kind: type[MmsslError], arguments: tuple[Any, ...]) -> MmsslError:
+    return kind.__new__(kind, *arguments)
 
 
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from mmssl.core.distributed import gather_objects, is_main
+from mmssl.core.distributed import gather_objects, is_main, world_size
 from mmssl.core.errors import MmsslError, RecipeError
 from mmssl.training.runtime.console import say
 
@@ -18,18 +19,35 @@ T = TypeVar("T")
 
 
 def on_main(action: Callable[[], T]) -> T:
-    """Run on the main process alone; every process gets its value, or raises its error."""
-    value: T | None = None
-    error: Exception | None = None
-    if is_main():
-        try:
-            value = action()
-        except (MmsslError, OSError) as caught:
-            error = caught
-    value, error = gather_objects((value, error))[0]
-    if error is not None:
-        raise error
+    """Run on the main process alone; every process gets its value, or ends at once with its error.
+
+    Errors for people (`MmsslError`) and of the disk (`OSError`) are raised on every process, so that all go the same way from
+    there. Any other exception is raised with its traceback on the main process; the others raise an `MmsslError` that names it.
+    """
+    if world_size() == 1:
+        return action()
+    if not is_main():
+        value, error = pickle.loads(gather_objects(b"")[0])  # noqa: S301 (from our own main process)
+        if error is not None:
+            raise error
+        return value  # type: ignore[no-any-return]
+    try:
+        value = action()
+        outcome = pickle.dumps((value, None))
+    except Exception as caught:
+        gather_objects(pickle.dumps((None, _for_others(caught))))
+        raise
+    gather_objects(outcome)
     return value
+
+
+def _for_others(error: Exception) -> Exception:
+    """What the other processes raise when the main process has raised `error`."""
+    if isinstance(error, MmsslError):
+        return error
+    if isinstance(error, OSError):  # others of its kind take arguments of their own, and may not survive the journey
+        return OSError(str(error))
+    return MmsslError(f"the main process failed: {type(error).__name__}: {error}")
 
 
 class RunLock:

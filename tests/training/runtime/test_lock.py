@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mmssl.core.errors import RecipeError
+from mmssl.core.errors import Interrupted, MmsslError, RecipeError
 from mmssl.training.runtime.lock import RunLock, on_main
+from tests.distributed.processes import Processes
 from tests.faults.forks import in_child
 from tests.training.toys import make_run
 
@@ -54,7 +57,69 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         make_run(tmp_path / "file" / "run").train()
 
 
-def test_what_the_main_process_raises_all_raise() -> None:
+def test_in_one_process_it_is_a_plain_call() -> None:
     assert on_main(lambda: 7) == 7
-    with pytest.raises(OSError, match="full"):
-        on_main(lambda: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(ZeroDivisionError):
+        on_main(lambda: 1 / 0)
+
+
+class Odd(MmsslError):
+    exit_code = 9
+
+    def __init__(self, part: str, *, other: str) -> None:
+        super().__init__(f"{part} and {other}")
+
+
+FAILURES: dict[str, Callable[[], object]] = {
+    "value": lambda: 7,
+    "recipe": lambda: _raise(RecipeError("wrong")),
+    "signal": lambda: _raise(Interrupted("stopped", 15)),
+    "constructor": lambda: _raise(Odd("this", other="that")),
+    "disk": lambda: _raise(OSError(28, "full")),
+    "unicode": lambda: b"\xff".decode(),
+    "arithmetic": lambda: 1 / 0,
+    "no journey": lambda: lambda: 7,
+}
+
+
+def _raise(error: Exception) -> object:
+    raise error
+
+
+def decided(name: str) -> tuple[str, str, int, bool]:
+    """What comes of a decision on this process: type, text, exit code, and whether the traceback shows the action."""
+    try:
+        return "", str(on_main(FAILURES[name])), 0, False
+    except Exception as error:
+        lines = traceback.extract_tb(error.__traceback__)
+        shown = any(line.name in ("<lambda>", "_raise") for line in lines)
+        return type(error).__name__, str(error), getattr(error, "exit_code", 0), shown
+
+
+@pytest.mark.parametrize(
+    ("name", "main", "other"),
+    [
+        ("value", ("", "7", 0, False), ("", "7", 0, False)),
+        ("recipe", ("RecipeError", "wrong", 2, True), ("RecipeError", "wrong", 2, False)),
+        ("signal", ("Interrupted", "stopped", 143, True), ("Interrupted", "stopped", 143, False)),
+        ("constructor", ("Odd", "this and that", 9, True), ("Odd", "this and that", 9, False)),
+        ("disk", ("OSError", "[Errno 28] full", 0, True), ("OSError", "[Errno 28] full", 0, False)),
+        (
+            "arithmetic",
+            ("ZeroDivisionError", "division by zero", 0, True),
+            ("MmsslError", "the main process failed: ZeroDivisionError: division by zero", 1, False),
+        ),
+    ],
+)
+def test_whatever_the_main_process_raises_ends_all(
+    two_processes: Processes, name: str, main: tuple[object, ...], other: tuple[object, ...]
+) -> None:
+    assert two_processes.run(decided, [(name,)] * 2, timeout=20) == [main, other]
+
+
+def test_errors_that_cannot_be_made_or_sent_end_all_too(two_processes: Processes) -> None:
+    for name, text in (("unicode", "UnicodeDecodeError: 'utf-8' codec"), ("no journey", "pickle")):
+        (kind, *_), (theirs, message, *_) = two_processes.run(decided, [(name,)] * 2, timeout=20)
+        assert (kind != "", theirs) == (True, "MmsslError")
+        assert message.startswith("the main process failed: ")
+        assert text in message
