@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 
@@ -24,8 +24,8 @@ _DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([
 
 
 def _ceil(steps: float) -> int:
-    """Rounded up, but not for the noise of a float: 1.1 * 100 / 10 is 11 steps."""
-    return math.ceil(round(steps, 6))
+    """Rounded up, but not for the noise of a float: 1.1 * 100 / 10 is 11 steps. However short, it is a step unless it is 0."""
+    return max(math.ceil(round(steps, 6)), int(steps > 0))
 
 
 class Duration:
@@ -90,3 +90,13 @@ class Duration:
     def _validated(cls, value: Any) -> Duration:
         # Not a str schema: defaults, which are durations already, are validated in the mode of the document around them.
         return value if isinstance(value, cls) else cls(value if isinstance(value, str) else repr(value))
+
+
+def _positive(duration: Duration) -> Duration:
+    if duration.amount == 0:
+        raise ValueError(f"got '{duration}', wanted more than 0, as in '1 {duration.unit}'")
+    return duration
+
+
+PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
+"""A duration that cannot be zero: the length of a run, or the time between two events of one."""

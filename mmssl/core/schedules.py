@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mmssl.core.config import Config, Duration
+from mmssl.core.config import Config, Duration, PositiveDuration
 
 
 def warmup(step: int, steps: int) -> float:
@@ -35,7 +35,7 @@ class ConstantConfig(Config):
 
     kind: Literal["constant"] = "constant"
     warmup: Duration = Duration("0 steps")
-    cooldown: Duration | None = None
+    cooldown: PositiveDuration | None = None
     power: float = Field(default=1.0, gt=0)
 
     def factor(self, step: int, warmup_steps: int, total_steps: int, cooldown_steps: int = 0) -> float:

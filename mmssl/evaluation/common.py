@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
-from mmssl.core.config import Config, Duration
+from mmssl.core.config import Config, PositiveDuration
 from mmssl.core.errors import DataError, NumericError, RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
@@ -45,7 +45,7 @@ class EvaluatorConfig(Config):
     """
 
     shards: tuple[str, ...] = Field(min_length=1)
-    every: Duration | None = None
+    every: PositiveDuration | None = None
     batch_size: int = Field(default=256, ge=1)
     workers: int = Field(default=0, ge=0)
     max_samples: int | None = Field(default=None, ge=1)

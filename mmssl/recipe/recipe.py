@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from mmssl.core.config import Config, Duration
+from mmssl.core.config import Config, Duration, PositiveDuration
 from mmssl.core.distributed import world_size
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import RecipeError
@@ -56,7 +56,7 @@ class Recipe(Config):
     training: Annotated[TrainingConfig, FLAT]
     name: str
     seed: int = Field(default=0, ge=0)
-    duration: Duration
+    duration: PositiveDuration
     batch_size: int = Field(ge=1)
     modalities: dict[str, ModalityUnion] = Field(min_length=1)
     data: DataConfig

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmssl.core.config import Config, Duration
+from mmssl.core.config import Config, Duration, PositiveDuration
 from mmssl.core.distributed import world_size
 from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator, Score
@@ -50,7 +50,7 @@ class SaveConfig(Config):
         best: metric whose best checkpoint stays too.
     """
 
-    every: Duration | None = None
+    every: PositiveDuration | None = None
     minutes: float | None = Field(default=30.0, gt=0)
     keep_last: int = Field(default=3, ge=2)
     best: BestConfig | None = None
@@ -59,7 +59,7 @@ class SaveConfig(Config):
 class LogConfig(Config):
     """When to log, and where to beside `metrics.jsonl` and the console."""
 
-    every: Duration = Duration("20 steps")
+    every: PositiveDuration = Duration("20 steps")
     minutes: float | None = Field(default=None, gt=0)
     trackers: tuple[str, ...] = ("tensorboard",)
 
@@ -262,5 +262,6 @@ def _mention_batch_statistics(learner: Learner) -> None:
     if apart and world_size() > 1:
         say(
             f"batch normalisation in {apart} sees the samples of one process at a time, so that the result depends on how many "
-            "processes there are; sync_batch_norm=true lets it see those of all"
+            "processes there are; running statistics of the main process are evaluated and saved; sync_batch_norm=true lets it "
+            "see the samples of all"
         )

@@ -169,3 +169,28 @@ def test_what_the_main_process_cannot_do_all_are_told(two_processes: Processes, 
     first, second = two_processes.run(on_a_full_disk, [(str(tmp_path / "other"),)] * 2)
     assert first == second
     assert "step 3: the checkpoint could not be saved" in first
+
+
+def buffers_after(folder: str, parallel: str) -> dict[str, Any]:
+    """Running statistics that differ between processes: when the run is built, after a step, and in an evaluation."""
+    learner = make_learner()
+    norm = learner.encoders["a"].norm
+    norm.running_mean.fill_(5 + distributed.rank())
+    run = make_run(Path(folder), learner=learner, parallel=parallel)
+    started = norm.running_mean.tolist()
+    norm.momentum = 0.0
+    norm.running_mean.fill_(1 + distributed.rank())
+    run.step(run.state, next(iter(run.state.stream)))
+    stepped = norm.running_mean.tolist()
+    with run.launch.whole(learner):
+        return {"started": started, "stepped": stepped, "evaluated": norm.running_mean.tolist()}
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_running_statistics_are_each_process_own_and_the_main_process_is_evaluated(
+    two_processes: Processes, tmp_path: Path, parallel: str
+) -> None:
+    first, second = two_processes.run(buffers_after, [(str(tmp_path), parallel)] * 2)
+    assert set(first["started"]) == set(second["started"]) == {5.0}
+    assert (set(first["stepped"]), set(second["stepped"])) == ({1.0}, {2.0})
+    assert set(first["evaluated"]) == set(second["evaluated"]) == {1.0}

@@ -93,7 +93,11 @@ class Launch:
         self._owns_group = not dist.is_initialized()
         _announce_group()
         _forget_other_device(on_cpu)
-        ddp = DistributedDataParallelKwargs(find_unused_parameters=False, gradient_as_bucket_view=True)
+        # Buffers are equal from the start (`place`): queues, centres and EMA networks stay so, because objectives move them by
+        # what all processes have seen. Broadcasting them in every forward pass would cost time, and hide one that does not.
+        ddp = DistributedDataParallelKwargs(
+            find_unused_parameters=False, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
         # `mixed_precision="no"`: Accelerate would patch the learner's forward; `autocast` below is open to see instead.
         with sharding_is_ours():
             handlers = [ddp, InitProcessGroupKwargs(timeout=timedelta(minutes=timeout))]
@@ -138,7 +142,9 @@ class Launch:
     def wrap(self, learner: Learner) -> nn.Module:
         """Wrap a placed learner on several processes, so that its gradients are averaged over them; or split it in place.
 
-        Every trainable parameter must get a gradient in every step.
+        Every trainable parameter must get a gradient in every step. Buffers stay each process' own. The running statistics of
+        batch normalisation without SyncBN therefore differ: each process averages those of its share of the batches, and those
+        of the main process are evaluated and saved, in every parallel mode.
         """
         if self.parallel != "ddp":
             self.split(learner)

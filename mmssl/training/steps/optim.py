@@ -191,12 +191,24 @@ def describe_groups(optimizer: Optimizer) -> str:
 def rate_factor(
     schedule: ScheduleConfig, to_steps: Callable[[Duration], int], total_steps: int
 ) -> Callable[[int], float]:
-    """The schedule as a function of the 0-based step, with its durations turned into steps."""
-    warmup = to_steps(schedule.warmup)
+    """The schedule as a function of the 0-based step, with its durations turned into steps.
+
+    Raises:
+        RecipeError: warm-up and cool-down together are longer than the run.
+    """
+    durations = {"warmup": schedule.warmup}
+    if not isinstance(schedule, CosineConfig) and schedule.cooldown is not None:
+        durations["cooldown"] = schedule.cooldown
+    steps = {name: to_steps(duration) for name, duration in durations.items()}
+    if sum(steps.values()) > total_steps:
+        got = " and ".join(f"schedule.{name} '{durations[name]}' ({n} steps)" for name, n in steps.items() if n)
+        raise RecipeError(
+            f"{got}: longer than the run, which has {total_steps} steps (duration): the rate would never be what the recipe "
+            "says; shorten the one or lengthen the other"
+        )
     if isinstance(schedule, CosineConfig):
-        return lambda step: schedule.factor(step, warmup, total_steps)
-    cooldown = to_steps(schedule.cooldown) if schedule.cooldown is not None else 0
-    return lambda step: schedule.factor(step, warmup, total_steps, cooldown)
+        return lambda step: schedule.factor(step, steps["warmup"], total_steps)
+    return lambda step: schedule.factor(step, steps["warmup"], total_steps, steps.get("cooldown", 0))
 
 
 def set_rate(optimizer: Optimizer, factor: float) -> float:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmssl.core.batch import Batch
-from mmssl.core.config import Config, Duration
+from mmssl.core.config import Config, Duration, PositiveDuration
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.objective import Learner
@@ -22,7 +22,7 @@ class ResolutionStage(Config):
     """Pictures of `size` pixels a side until so much of the run is done, counted from its start."""
 
     size: int = Field(gt=0)
-    until: Duration
+    until: PositiveDuration
 
 
 class Resolution:
@@ -87,6 +87,11 @@ def build_resolution(
         if any(a >= b for a, b in pairwise([0, *steps])):
             raise RecipeError(
                 f"{where}: got stages that end after {steps} steps, wanted each to end after the one before"
+            )
+        if steps[-1] > (total := to_steps(Duration("100 percent"))):
+            raise RecipeError(
+                f"{where}: got a stage until '{each[-1].until}' ({steps[-1]} steps), and the run has {total} steps (duration): "
+                "end the stage earlier; until '100 percent' trains on small pictures throughout"
             )
         for stage in each:
             encoder = learner.encoders[modality]

@@ -183,3 +183,28 @@ def test_schedules_become_functions_of_the_step() -> None:
     constant = rate_factor(ConstantConfig(warmup=Duration("2 steps"), cooldown=Duration("20 steps")), steps, 100)
     assert [constant(0), constant(50), constant(80), constant(90)] == pytest.approx([0.5, 1, 1, 0.5])
     assert rate_factor(ConstantConfig(), steps, 100)(99) == 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "complaint"),
+    [
+        (CosineConfig(warmup=Duration("101 steps")), r"schedule\.warmup '101 steps' \(101 steps\): longer than the run"),
+        (ConstantConfig(warmup=Duration("2 epochs")), r"schedule\.warmup '2 epochs' \(200 steps\): .* 100 steps \(dur"),
+        (ConstantConfig(cooldown=Duration("101 steps")), r"schedule\.cooldown '101 steps' \(101 steps\): longer"),
+        (
+            ConstantConfig(warmup=Duration("60 steps"), cooldown=Duration("50 percent")),
+            r"warmup '60 steps' \(60 steps\) and schedule\.cooldown '50 percent' \(50 steps\): longer",
+        ),
+    ],
+)
+def test_schedules_that_are_longer_than_the_run_are_refused(
+    schedule: CosineConfig | ConstantConfig, complaint: str
+) -> None:
+    with pytest.raises(RecipeError, match=complaint):
+        rate_factor(schedule, steps, 100)
+
+
+def test_a_schedule_may_fill_the_run() -> None:
+    whole = rate_factor(ConstantConfig(warmup=Duration("50 steps"), cooldown=Duration("50 steps")), steps, 100)
+    assert [whole(49), whole(50), whole(99)] == pytest.approx([1, 1, 0.02])
+    assert rate_factor(CosineConfig(warmup=Duration("100 steps")), steps, 100)(99) == 1
