@@ -1,6 +1,7 @@
 """Verbs as programs: the one place where errors become messages and exit codes.
 
-Exit codes: 0 fine, 2 usage or recipe, 3 data, 4 checkpoint, 5 numeric failure, 130/143 interrupted and saved.
+Exit codes: 0 fine, 2 usage or recipe, 3 data, 4 checkpoint, 5 numeric failure, 128 + n stopped by signal n and
+saved: 130 SIGINT, 143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2 (what `sbatch --signal` sends).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int
         error.show()
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted before the run could save anything", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except MmsslError as error:
         rank = os.environ.get("RANK")

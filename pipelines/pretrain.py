@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +56,11 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
 
     Returns:
         The latest scores, "<evaluator>/<metric>".
+
+    Raises:
+        Interrupted: by a signal; says what is saved.
     """
+    from mmssl.core.errors import Interrupted
     from mmssl.recipe.model import load
     from mmssl.recipe.resume import check_resumable
     from mmssl.reporting.run_report import report_run
@@ -70,6 +75,10 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
         with launch.naming_lost_processes():
             on_main(lambda: check_resumable(recipe, resume))
             scores = recipe.build(launch).train(resume)
+    except KeyboardInterrupt:
+        saved = checkpoints(recipe.folder / FOLDER)
+        what = f"the newest checkpoint is {saved[0]}" if saved else f"{recipe.folder} holds no checkpoint yet"
+        raise Interrupted(f"interrupted at once; {what}", signal.SIGINT) from None
     finally:
         # The report is one process' work: from here on the others are not waited for.
         launch.close()

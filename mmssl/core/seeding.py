@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -30,6 +33,22 @@ class _Key(ISeedSequence):
         """The key's words, low first."""
         words: np.ndarray = np.array([self.key] + [0] * (n_words - 1), dtype)  # type: ignore[call-overload]
         return words
+
+
+@contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """Seed what initial weights are drawn from (torch on the CPU, numpy, Python) for the block; then put all back as it was."""
+    key = fold(*parts)
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(key)  # `torch.manual_seed` would seed the generators of all devices for good
+    np.random.seed(key % 2**32)
+    random.seed(key)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
 
 
 def seed_step(seed: int, step: int, *place: int) -> None:

@@ -57,7 +57,8 @@ def check(
         modalities: what decodes which members; every sample must have each. None: pictures, sounds, videos and their sounds,
             `.txt` (one caption a line), `.cls` and `.json` are decoded, other members are only counted.
         required: extensions that every sample must have. None: without `modalities`, those that three quarters have.
-        limit: read and decode the first so many samples of each shard only; the others are counted.
+        limit: read and decode at most so many samples, the first ones of each shard, an equal share of every shard; the others
+            are counted.
         workers: loader workers of the run that is planned, to compare with the number of shards.
         context_length: tokens of CLIP from which captions count as cut.
         threads: shards that are examined at the same time.
@@ -73,12 +74,12 @@ def check(
     decoders = _decoders(modalities)
 
     def one(number: int) -> Findings:
-        place = places[number]
+        place, share = places[number], _share(limit, number, len(places))
         if isinstance(place, Path):
-            return examine(place, decoders, limit, mute=modalities is None)
+            return examine(place, decoders, share, mute=modalities is None)
         shard = way.shard(place)
         with way.whole(shard):
-            return examine(way.cache.path(shard.key), decoders, limit, mute=modalities is None, name=shard.shown)
+            return examine(way.cache.path(shard.key), decoders, share, mute=modalities is None, name=shard.shown)
 
     total = _Total(context_length, lines=modalities is None)
     for number, findings in enumerate(in_order(one, range(len(places)), threads)):
@@ -88,6 +89,11 @@ def check(
     groups = _expected(total, modalities, required)
     total.add_missing(groups)
     return total.report(workers, groups)
+
+
+def _share(limit: int | None, shard: int, shards: int) -> int | None:
+    """How many of `limit` samples are those of one shard: shares differ by one at most, and their sum is `limit`."""
+    return None if limit is None else (shard + 1) * limit // shards - shard * limit // shards
 
 
 def default_modalities() -> dict[str, Modality]:

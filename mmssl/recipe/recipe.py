@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from mmssl.core.config import Config, Duration, PositiveDuration
@@ -16,7 +15,7 @@ from mmssl.core.encoder import Encoder
 from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
-from mmssl.core.seeding import fold
+from mmssl.core.seeding import seeded
 from mmssl.data.modality import Modality
 from mmssl.data.stream.config import DataConfig
 from mmssl.recipe.checks import check_keys, check_parts
@@ -117,6 +116,8 @@ class Recipe(Config):
     def build_learner(self, modalities: Mapping[str, Modality]) -> Learner:
         """Encoders and objective with freshly drawn (or loaded) weights: a pure function of the recipe.
 
+        The caller's random generators stay as they are.
+
         Args:
             modalities: from `build_modalities`; must make the views that the objective needs.
 
@@ -128,16 +129,16 @@ class Recipe(Config):
         found = places(start, self.encoders) if start is not None else {}
         encoders: dict[str, Encoder] = {}
         for name, config in self.encoders.items():
-            torch.manual_seed(fold(self.seed, "weights", "encoders", name))
             if config.weights is None:
                 config = config.model_copy(update={"weights": start, "place": config.place or found.get(name)})
             try:
-                encoders[name] = config.build()
+                with seeded(self.seed, "weights", "encoders", name):
+                    encoders[name] = config.build()
             except ValueError as error:
                 raise RecipeError(f"encoders.{name}: {error}") from error
-        torch.manual_seed(fold(self.seed, "weights", "objective"))
         try:
-            learner = Learner(encoders, self.objective.build(encoders))
+            with seeded(self.seed, "weights", "objective"):
+                learner = Learner(encoders, self.objective.build(encoders))
         except ValueError as error:
             raise RecipeError(f"objective: {error}") from error
         if start is not None:
@@ -166,7 +167,10 @@ class Recipe(Config):
                 f"batch_size: got {self.batch_size} for {world_size()} processes, wanted a multiple of their number: "
                 "it is the global batch, and every process takes an equal share"
             )
-        stream = self.data.build(modalities, learner.objective.needs(), batch_size=self.batch_size, seed=self.seed)
+        needs = learner.objective.needs()
+        stream = self.data.build(
+            modalities, needs, batch_size=self.batch_size, seed=self.seed, folder=self.folder
+        )
         length = {"batch_size": self.batch_size, "epoch_samples": stream.epoch_samples}
         total_steps = self.duration.steps(**length)
         return self.training.build(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -212,6 +213,17 @@ def test_limit_reads_only_the_first_samples_and_counts_all(tmp_path: Path) -> No
     assert (report.samples, report.examined, report.fields["jpg"].decoded) == (6, 5, 5)
     assert report.fault_counts == {"missing txt": 1}
     assert report.fields["jpg"].samples == 6
+
+
+@pytest.mark.parametrize(
+    ("limit", "shares"), [(7, [2, 2, 3]), (2, [0, 1, 1]), (3, [1, 1, 1]), (1, [0, 0, 1]), (100, [4, 4, 4])]
+)
+def test_limit_is_of_all_samples_and_spread_evenly(tmp_path: Path, limit: int, shares: list[int]) -> None:
+    bad = [shard(tmp_path, [sample(i, jpg=b"bad") for i in range(4)], f"{number}.tar") for number in range(3)]
+    report = check(bad, limit=limit, threads=2)
+    assert (report.samples, report.examined) == (12, sum(shares))
+    counted = Counter(fault.origin.shard for fault in report.faults)
+    assert [counted[str(path)] for path in bad] == shares
 
 
 def test_json_is_complete_and_finite(tmp_path: Path) -> None:

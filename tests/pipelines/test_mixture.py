@@ -30,14 +30,14 @@ def test_a_run_over_two_sources(world: World, tmp_path: Path, capsys: pytest.Cap
                 "far": {"shards": [f"{server.url}/v/{path.name}" for path in validation], "weight": 1.0},
             },
             "workers": 0,
-            "audit": str(tmp_path / "audit"),
+            "audit": "audit",
             "cache": {"folder": str(tmp_path / "cache")},
         }
         recipe = tmp_path / "mixed.yaml"
         recipe.write_text(json.dumps(values, indent=1))
         assert world.pretrain(recipe=recipe) == 0
         records = [json.loads(line) for line in (tmp_path / "mixed/metrics.jsonl").read_text().splitlines()]
-        audit = list(read_audit(tmp_path / "audit"))
+        audit = list(read_audit(tmp_path / "mixed/audit"))
         assert [record["step"] for record in audit] == list(range(6))
         assert set(uses(audit).values()) == {1}
         for record in records:  # what is logged is what was used
@@ -49,12 +49,12 @@ def test_a_run_over_two_sources(world: World, tmp_path: Path, capsys: pytest.Cap
         assert 16 <= far <= 32  # 24 of 96, and whole blocks of 64 places are exact
         assert "what was drawn" in capsys.readouterr().err
         assert world.mmssl("pretrain", recipe, "--dry-run") == 0
-        assert list(read_audit(tmp_path / "audit")) == audit, "trying out a recipe touches no audit"
+        assert list(read_audit(tmp_path / "mixed/audit")) == audit, "trying out a recipe touches no audit"
         assert world.pretrain("duration=8 steps", "data.sources.far.weight=2.0", recipe=recipe) == 4
         server.files |= {f"/moved/{path.name}": path.read_bytes() for path in validation}
         moved = json.dumps([f"{server.url}/moved/{path.name}" for path in validation])
         assert world.pretrain("duration=8 steps", f"data.sources.far.shards={moved}", recipe=recipe) == 0
-    longer = list(read_audit(tmp_path / "audit"))
+    longer = list(read_audit(tmp_path / "mixed/audit"))
     assert longer[:6] == audit
     assert set(uses(longer).values()) == {1}
     assert len(longer) == 8

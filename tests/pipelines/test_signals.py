@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from mmssl.core.batch import Batch
 from mmssl.training.checkpoints.read import load_weights, resolve
+from mmssl.training.steps.plain import PlainStep
 from tests.pipelines.conftest import World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,3 +49,19 @@ def test_stop_save_and_go_on(world: World, tmp_path: Path, number: signal.Signal
     losses = [[(r["step"], r["loss"], r["grad_norm"]) for r in map(json.loads, curve)] for curve in curves]
     assert losses[0] == losses[1]
     assert [step for step, *_ in losses[0]] == list(range(1, 61))
+
+
+@pytest.mark.parametrize(("at", "said"), [(0, "tiny holds no checkpoint yet"), (4, "tiny/checkpoints/step_00000003")])
+def test_an_interrupt_at_once_says_what_is_saved(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], at: int, said: str
+) -> None:
+    original = PlainStep.gradients
+
+    def interrupted(self: PlainStep, batch: Batch, step: int, total_steps: int) -> object:
+        if step == at:
+            raise KeyboardInterrupt
+        return original(self, batch, step, total_steps)
+
+    monkeypatch.setattr(PlainStep, "gradients", interrupted)
+    assert world.pretrain(f"output={tmp_path}") == 130
+    assert f"interrupted at once; {'the newest checkpoint is ' if at else ''}{tmp_path}/{said}" in capfd.readouterr().err

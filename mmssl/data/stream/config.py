@@ -61,7 +61,7 @@ class DataConfig(Config):
         optional: modalities that samples may lack, or whole sources.
         synchronized: augmentation of all modalities of a sample alike, in this order; what `modalities.<name>.views` do is of that
             modality alone. Evaluation has none of it.
-        audit: folder for the names of all samples that are used, see `Audit`.
+        audit: folder for the names of all samples that are used, see `Audit`; a relative path starts at the run folder.
     """
 
     shards: Shards | None = None
@@ -103,18 +103,26 @@ class DataConfig(Config):
         return self
 
     def build(
-        self, modalities: Mapping[str, Modality], needs: Needs, *, batch_size: int, seed: int, source: str = "train"
+        self,
+        modalities: Mapping[str, Modality],
+        needs: Needs,
+        *,
+        batch_size: int,
+        seed: int,
+        source: str = "train",
+        folder: Path = Path(),
     ) -> TrainStream:
         """Index the shards and make the stream.
 
         Args:
             source: name of the data set where there are only `shards`.
+            folder: of the run, where a relative `audit` starts.
 
         Raises:
             DataError: the shards are missing or damaged, hold too few samples, or two sources share one. ValueError: see
                 `TrainStream`.
         """
-        return self.stream(self.open(source), modalities, needs, batch_size=batch_size, seed=seed)
+        return self.stream(self.open(source), modalities, needs, batch_size=batch_size, seed=seed, folder=folder)
 
     def stream(
         self,
@@ -124,6 +132,7 @@ class DataConfig(Config):
         *,
         batch_size: int,
         seed: int,
+        folder: Path = Path(),
     ) -> TrainStream:
         """The stream over sources that `open` gave.
 
@@ -146,7 +155,7 @@ class DataConfig(Config):
             synchronized=self.synchronized,
             batches=self.batches,
             shuffle=shuffle,
-            audit=self.audit,
+            audit=folder / self.audit if self.audit is not None else None,
             ahead=self.cache.threads,
         )
 

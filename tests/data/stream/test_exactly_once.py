@@ -17,6 +17,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.shards.index import ShardIndex, _Reader
 from mmssl.data.stream.audit import Audit, fingerprint, read_audit, uses
 from mmssl.data.stream.batches import TrainStream
+from mmssl.data.stream.config import DataConfig
 from mmssl.data.stream.mixture import BlockShuffleConfig
 from mmssl.data.stream.sources import Source
 from mmssl.data.stream.workers import Workers
@@ -147,6 +148,16 @@ def test_a_resume_late_in_an_epoch_reads_no_more_than_a_cold_start(
     next(again)
     assert cold == 1  # one sample with one member
     assert len(reads) == 2 * cold
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_relative_folder_of_the_audit_is_one_of_the_run(index: ShardIndex, tmp_path: Path, absolute: bool) -> None:
+    audit = tmp_path / "elsewhere" if absolute else Path("used")
+    config = DataConfig(shards=tuple(map(str, index.shards)), workers=0, audit=audit)
+    stream = config.build(MODALITIES, NEEDS, batch_size=4, seed=0, folder=tmp_path / "run")
+    next(stream)
+    stream.close()
+    assert len(list(read_audit(audit if absolute else tmp_path / "run/used"))) == 1
 
 
 def test_an_audit_of_something_else(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""The caller's random generators are the caller's: building and loading draw from seeded ones of their own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mmssl
+from mmssl.core.seeding import seeded
+from mmssl.recipe.model import start_of
+from tests.pipelines.conftest import World
+from tests.pipelines.conftest import world as world
+
+
+def draws() -> tuple[Any, ...]:
+    """What each global generator would give next; none of them moves."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    drawn = torch.rand(()).item(), np.random.rand(), random.random()
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+    return drawn
+
+
+ACTIONS: dict[str, Callable[[World, Path], object]] = {
+    "load": lambda world, folder: mmssl.load(world.run),
+    "find_recipe": lambda world, folder: mmssl.find_recipe(str(world.recipe)),
+    "start_of": lambda world, folder: start_of(mmssl.find_recipe(str(world.recipe))),
+    "encode": lambda world, folder: mmssl.load(world.run).encode(text=["one"]),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_generators_stay_as_they_are(world: World, tmp_path: Path, action: str) -> None:
+    before = draws()
+    ACTIONS[action](world, tmp_path)
+    assert draws() == before
+
+
+def test_initial_weights_are_those_of_the_seed_whatever_generator_an_encoder_draws_from() -> None:
+    def drawn(*parts: int | str) -> tuple[float, ...]:
+        with seeded(*parts):
+            return torch.rand(()).item(), np.random.rand(), random.random()
+
+    first, again, other = drawn(0, "weights"), drawn(0, "weights"), drawn(1, "weights")
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_an_error_puts_them_back_too() -> None:
+    before = draws()
+    with pytest.raises(ZeroDivisionError), seeded(1):
+        torch.rand(3)
+        raise ZeroDivisionError
+    assert draws() == before
