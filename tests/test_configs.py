@@ -115,6 +115,8 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
     if key != "tokenizer" and ("pairs" in small or small.get("kind") != "clip"):  # the kind of other things too
         small |= SIZES.get(str(small.get("kind")), {})
     small |= {name: str(folder / path) for name, path in small.items() if name == "weights" and isinstance(path, str)}
+    if key == "schedule":
+        small |= {"warmup": "1 steps"}  # of a run of one step
     if "modalities" in small:
         small |= {"batch_size": 8, "duration": "1 steps", "precision": "fp32", "device": "cpu", "output": str(folder)}
         kept = {name: small["data"][name] for name in ("optional", "synchronized") if name in small["data"]}

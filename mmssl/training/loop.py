@@ -41,7 +41,7 @@ def train(
         max_bad_steps: how many of those in a row end the run.
 
     Raises:
-        Interrupted: SIGTERM or SIGINT came; the run is saved.
+        Interrupted: one of `HANDLED` signals came; the run is saved.
         NumericError: too many steps in a row were not finite; the last checkpoint is as it was.
         CheckpointError: saving failed three times in a row, or at the end.
         DataError: the stream ended or cannot be read.

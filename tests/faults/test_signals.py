@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the run saves at a step boundary, says how it ended, and goes on later as if nothing had been."""
+"""SIGTERM, SIGINT, SIGUSR1 and SIGUSR2: the run saves at a step boundary, says how it ended, and goes on later as if nothing had been."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def send(*numbers: int) -> Callable[[], None]:
     return lambda: [os.kill(os.getpid(), number) for number in numbers] and None
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+CODES = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140)]
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
 def test_a_signal_saves_and_the_run_goes_on_bit_by_bit(tmp_path: Path, number: int, code: int) -> None:
     handlers = [signal.getsignal(n) for n in HANDLED]
     whole = make_run(tmp_path / "whole")
@@ -123,17 +126,20 @@ def test_being_stopped_without_being_saved_is_an_error_of_its_own(
 
 def test_votes_and_what_they_mean() -> None:
     with StopSignals() as stop:
-        assert stop.votes() == [False, False]
-        assert StopSignals.agreed([False, False]) is None
+        assert stop.votes() == [False] * 4
+        assert StopSignals.agreed([False] * 4) is None
         send(signal.SIGTERM)()
-        assert stop.votes() == [False, True]
+        assert stop.votes() == [False, True, False, False]
         assert StopSignals.agreed(stop.votes()) == signal.SIGTERM
-        assert StopSignals.agreed([True, True]) == signal.SIGINT
+        send(signal.SIGUSR2)()
+        assert StopSignals.agreed(stop.votes()) == signal.SIGTERM
+        assert StopSignals.agreed([True] * 4) == signal.SIGINT
 
 
 def test_forked_workers_leave_the_decision_to_their_parent() -> None:
     with StopSignals():
         assert in_child(send(signal.SIGINT, signal.SIGINT)) == 0
+        assert in_child(send(signal.SIGUSR1, signal.SIGUSR2)) == 0
         assert in_child(send(signal.SIGTERM)) == 143
 
 

@@ -235,7 +235,7 @@ def test_start_up_does_not_import_torch() -> None:
 
 
 def test_a_run_may_start_from_a_whole_trained_model(world: World, tmp_path: Path) -> None:
-    start = (f"weights={world.run}", "optimizer.lr=1e-30", "duration=1 steps", "evaluators={}")
+    start = (f"weights={world.run}", "optimizer.lr=1e-30", "duration=2 steps", "evaluators={}")
     assert world.mmssl("pretrain", world.recipe, f"output={tmp_path}", *start) == 0
     old, new = (load_weights(resolve(run, "last")) for run in (world.run, tmp_path / "tiny"))
     assert all(new[name].equal(tensor) for name, tensor in old.items()), "encoders, heads and temperature"

@@ -209,8 +209,9 @@ def make_run(
     evaluators: Mapping[str, tuple[Evaluator, Duration | None]] | None = None,
     **changes: Any,
 ) -> Run:
-    """A fresh run; `changes` replace entries of BASE."""
-    config = make_config(**changes)
+    """A fresh run; `changes` replace entries of BASE, whose warm-up is cut to the run."""
+    warmup = f"{min(3, total)} steps"
+    config = make_config(**{"schedule": {"kind": "cosine", "warmup": warmup}, **changes})
     return config.build(
         learner or make_learner(),
         stream or Stream(),

@@ -11,6 +11,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection
@@ -131,7 +132,8 @@ def deliver(loader: DataLoader[Any]) -> Iterator[Batch]:
         DataError: a sample could not be used (the error comes from a worker as a value, so that its text stays whole), or a worker
             died or stalled.
     """
-    batches = iter(loader)
+    with _blocking_user_signals():
+        batches = iter(loader)
     if loader.num_workers:
         _running.add(batches)
     # Memory of workers that stays mapped is not mapped again when it comes with the next batch. Pinned batches are copies, of
@@ -158,6 +160,20 @@ def deliver(loader: DataLoader[Any]) -> Iterator[Batch]:
         if loader.num_workers and not loader.persistent_workers:
             batches._shutdown_workers()  # type: ignore[attr-defined]
         del batches, loader, lent
+
+
+@contextmanager
+def _blocking_user_signals() -> Iterator[None]:
+    """Processes that are started in the block, and theirs, never receive SIGUSR1 and SIGUSR2.
+
+    `sbatch --signal` sends them to every process of a job. The trainer still needs its workers, and the server that forks them, to
+    finish the step. A mask is inherited from the first instant on; a handler would come after the imports.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _running: weakref.WeakSet[Any] = weakref.WeakSet()  # iterators with worker processes

@@ -1,6 +1,6 @@
 """Where a run runs: device, processes, precision and trackers. With step.py the only place that knows Accelerate.
 
-Accelerate finds the processes (`accelerate launch`, `torchrun`), wraps the learner for data parallelism and opens trackers. Data
+Accelerate finds the processes (`accelerate launch`, `torchrun`, `srun`), wraps the learner for data parallelism and opens trackers. Data
 loading, the schedule, precision and checkpoints stay ours: they must be exact, and are a few lines each.
 """
 
@@ -39,6 +39,7 @@ from mmssl.training.runtime.launcher import (
     check_launcher,
     sharding_is_ours,
 )
+from mmssl.training.runtime.slurm import adopt_slurm
 
 Device = Literal["auto", "cpu", "cuda"]
 _LOST = re.compile(
@@ -87,6 +88,7 @@ class Launch:
         if on_cpu and precision == "fp16":
             raise RecipeError("precision: fp16 is for CUDA devices; on a CPU choose fp32 or bf16")
         check_trackers(trackers)
+        adopt_slurm()
         check_launcher(precision)
         wanted = asked_parallel(parallel)
         self._timeout = timeout

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: noted at once, obeyed at the next step boundary, by all processes together."""
+"""Signals that stop a run: noted at once, obeyed at the next step boundary, by all processes together."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import threading
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C; the end of a job; and what `sbatch --signal` sends some time before that."""
 
 
 class StopSignals:
-    """While entered, SIGINT and SIGTERM are only noted; a second SIGINT interrupts at once. Earlier handlers come back on exit.
+    """While entered, signals of `HANDLED` are only noted; a second SIGINT interrupts at once. Earlier handlers come back on exit.
 
     Signals reach the main thread of a program only: in another thread nothing is handled here.
     """

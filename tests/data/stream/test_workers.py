@@ -172,17 +172,24 @@ def test_a_bug_stays_a_bug(folder: Path) -> None:
     assert not isinstance(caught.value, DataError)
 
 
-def test_workers_outlive_signals_that_stop_the_run(folder: Path) -> None:
-    before = set(multiprocessing.active_children())
-    numbers = stream(folder, LabelModality)
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_outlive_signals_that_stop_the_run(folder: Path, method: StartMethod) -> None:
+    before, mask = set(multiprocessing.active_children()), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    numbers = stream(folder, LabelModality, method=method)
     next(numbers)
     (worker,) = set(multiprocessing.active_children()) - before
     assert worker.pid is not None
     assert os.getpgid(worker.pid) != os.getpgid(0)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
     os.kill(worker.pid, signal.SIGINT)
+    parent = psutil.Process(worker.pid).ppid()
+    for process in {worker.pid, parent} - {os.getpid()}:
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(process, number)
     for _ in range(10):
         next(numbers)
     assert worker.is_alive()
+    assert psutil.pid_exists(parent)
     numbers.close()
     worker.join(timeout=10)
     assert not worker.is_alive()

@@ -114,12 +114,12 @@ def decided(name: str) -> tuple[str, str, int, bool]:
 def test_whatever_the_main_process_raises_ends_all(
     two_processes: Processes, name: str, main: tuple[object, ...], other: tuple[object, ...]
 ) -> None:
-    assert two_processes.run(decided, [(name,)] * 2, timeout=20) == [main, other]
+    assert two_processes.run(decided, [(name,)] * 2) == [main, other]
 
 
 def test_errors_that_cannot_be_made_or_sent_end_all_too(two_processes: Processes) -> None:
     for name, text in (("unicode", "UnicodeDecodeError: 'utf-8' codec"), ("no journey", "pickle")):
-        (kind, *_), (theirs, message, *_) = two_processes.run(decided, [(name,)] * 2, timeout=20)
+        (kind, *_), (theirs, message, *_) = two_processes.run(decided, [(name,)] * 2)
         assert (kind != "", theirs) == (True, "MmsslError")
         assert message.startswith("the main process failed: ")
         assert text in message
