@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,10 +13,15 @@ import typer
 from pipelines.outputs import file_to_write
 
 if TYPE_CHECKING:
+    from mmssl.core.errors import MmsslError
     from mmssl.core.evaluator import Evaluator, Score
+    from mmssl.evaluation.common import EvaluatorConfig
     from mmssl.recipe.model import Model
     from mmssl.training.runtime.launch import Launch
 
+CHECKPOINT = Annotated[
+    Path, typer.Argument(help="A run folder or a checkpoint folder; or a recipe: its model as it is before training.")
+]
 MORE = Annotated[
     list[str] | None,
     typer.Argument(
@@ -22,10 +29,39 @@ MORE = Annotated[
         help="A YAML file with `evaluators:`, as in a recipe; changes to the recipe, as `modalities.text.captions=lines`.",
     ),
 ]
+ZERO_SHOT = Annotated[str | None, typer.Option(metavar="SHARDS", help="Classify these samples (with .cls) by prompts.")]
+CLASSNAMES = Annotated[
+    str | None, typer.Option(metavar="FILE|A,B,...", help="For --zero-shot: class names, one a line, or listed.")
+]
+TEMPLATES = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|simple|plain", help="For --zero-shot: sentences with {} for the name. Default: simple."),
+]
+RETRIEVAL = Annotated[str | None, typer.Option(metavar="SHARDS", help="Search these samples both ways.")]
 PROBE = Annotated[
     tuple[str, str] | None,
     typer.Option(metavar="TRAIN TEST", help="Fit a linear classifier on TRAIN, measure it on TEST."),
 ]
+MODALITY = Annotated[
+    str | None,
+    typer.Option(help="For --zero-shot and --linear-probe: what is classified. Default: the first that is not text."),
+]
+PAIR = Annotated[
+    str | None, typer.Option(metavar="A,B", help="For --retrieval. Default: the first two of the shared space.")
+]
+WHICH = Annotated[
+    str | None, typer.Option(metavar="best|last", help="Which checkpoint of a run folder. Default: best.")
+]
+EMA = Annotated[
+    bool | None, typer.Option("--ema/--no-ema", help="Take averaged weights where the run kept them (default) or not.")
+]
+BATCH_SIZE = Annotated[
+    int | None, typer.Option(min=1, help="Samples encoded at a time, by all evaluators. Default: as each one says.")
+]
+WORKERS = Annotated[
+    int | None, typer.Option(min=0, help="Processes that decode, for all evaluators. Default: as each one says.")
+]
+DEVICE = Annotated[str, typer.Option(metavar="auto|cpu|cuda")]
 OUT = Annotated[
     Path | None, typer.Option(metavar="FILE", callback=file_to_write, help="Write the scores here, as JSON.")
 ]
@@ -33,39 +69,26 @@ Results = dict[str, dict[str, "Score"]]
 
 
 def evaluate(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(help="A run folder or a checkpoint folder; or a recipe: its model as it is before training."),
-    ],
+    checkpoint: CHECKPOINT,
     more: MORE = None,
-    zero_shot: Annotated[
-        str | None, typer.Option(metavar="SHARDS", help="Classify these samples (with .cls) by prompts.")
-    ] = None,
-    classnames: Annotated[
-        str | None, typer.Option(metavar="FILE|A,B,...", help="For --zero-shot: class names, one a line, or listed.")
-    ] = None,
-    templates: Annotated[
-        str, typer.Option(metavar="FILE|simple|plain", help="For --zero-shot: sentences with {} for the name.")
-    ] = "simple",
-    retrieval: Annotated[str | None, typer.Option(metavar="SHARDS", help="Search these samples both ways.")] = None,
+    zero_shot: ZERO_SHOT = None,
+    classnames: CLASSNAMES = None,
+    templates: TEMPLATES = None,
+    retrieval: RETRIEVAL = None,
     linear_probe: PROBE = None,
-    modality: Annotated[
-        str | None, typer.Option(help="What is classified. Default: the first that is not text.")
-    ] = None,
-    pair: Annotated[
-        str | None, typer.Option(metavar="A,B", help="For --retrieval. Default: the first two of the shared space.")
-    ] = None,
-    which: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint of a run folder.")] = "best",
-    ema: Annotated[bool, typer.Option(help="Take averaged weights where the run kept them.")] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples encoded at a time.")] = 256,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
+    modality: MODALITY = None,
+    pair: PAIR = None,
+    which: WHICH = None,
+    ema: EMA = None,
+    batch_size: BATCH_SIZE = None,
+    workers: WORKERS = None,
+    device: DEVICE = "auto",
     out: OUT = None,
 ) -> None:
     """Measure a trained model: zero-shot classification, retrieval, linear probe.
 
     SHARDS are a folder, a path or a brace pattern; flags add to what the suite names. With neither, the recipe's own
-    evaluators run.
+    evaluators run. An evaluator that fails has an "error" in place of scores; the others run, and the exit code tells.
 
     Examples:
 
@@ -82,39 +105,70 @@ def evaluate(
     `accelerate launch --num_processes 8 -m pipelines.evaluate runs/vit_b_32 suite.yaml`
     """
     from mmssl.core.distributed import is_main
-    from mmssl.recipe.suite import evaluation_modalities
+    from mmssl.core.evaluator import evaluation_error
     from mmssl.reporting.report import write_results
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of
 
-    choice: Literal["best", "last"] = one_of("--which", which, ("best", "last"))
+    _refuse_alone("--classnames", classnames, {"--zero-shot": zero_shot})
+    _refuse_alone("--templates", templates, {"--zero-shot": zero_shot})
+    _refuse_alone("--pair", pair, {"--retrieval": retrieval})
+    _refuse_alone("--modality", modality, {"--zero-shot": zero_shot, "--linear-probe": linear_probe})
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
     try:
         suite, overrides = _suite_and_overrides(more or [])
-        model = _model(checkpoint, choice, launch, ema, overrides)
+        model = _model(checkpoint, which, launch, ema, overrides)
         wanted = _from_flags(model, zero_shot, classnames, templates, retrieval, linear_probe, modality, pair)
-        for values in wanted.values():
-            values |= {"batch_size": batch_size, "workers": workers}
-        evaluators = _evaluators(model, suite, wanted)
-        modalities = evaluation_modalities(model.modalities)
-        results = measure(model, {name: config.build(modalities) for name, config in evaluators.items()})
+        given = {"batch_size": batch_size, "workers": workers}
+        changes = {name: value for name, value in given.items() if value is not None}
+        configs = {name: c.model_copy(update=changes) for name, c in _evaluators(model, suite, wanted).items()}
+        results, failures = measure(model, configs)
         if is_main() and out is not None:
             write_results(out, {"checkpoint": _origin(model), **results})
     finally:
         launch.close()
+    if failures:
+        raise evaluation_error(failures)
 
 
-def measure(model: Model, evaluators: dict[str, Evaluator]) -> Results:
-    """Run evaluators one after the other and print their scores; every process of a launch must call."""
+def measure(model: Model, configs: Mapping[str, EvaluatorConfig]) -> tuple[Results, dict[str, MmsslError]]:
+    """Run evaluators one after the other and print their scores; every process of a launch must call.
+
+    All are built before the first one runs, so that a misspelt file name shows at once.
+
+    Returns:
+        Scores by evaluator, {"error": sentence} where one failed; and the errors by evaluator.
+    """
+    from mmssl.core.distributed import attempt
+    from mmssl.core.errors import MmsslError
+    from mmssl.recipe.suite import evaluation_modalities
     from mmssl.training.runtime.console import say
 
+    modalities = evaluation_modalities(model.modalities)
+    built = {name: attempt(partial(config.build, modalities)) for name, config in configs.items()}
     results: Results = {}
-    for name, evaluator in evaluators.items():
+    failures: dict[str, MmsslError] = {}
+    for name, evaluator in sorted(built.items(), key=lambda item: not isinstance(item[1], MmsslError)):
         say(f"{name} ...")
-        results[name] = dict(evaluator.evaluate(model.embedding))
-        for metric, value in results[name].items():
+        scores = evaluator if isinstance(evaluator, MmsslError) else attempt(partial(_scores, evaluator, model))
+        if isinstance(scores, MmsslError):
+            failures[name], scores = scores, {"error": str(scores)}
+        results[name] = scores
+        for metric, value in scores.items():
             say(f"  {metric} {value:.4f}" if isinstance(value, float) else f"  {metric} {value}")
-    return results
+    return {name: results[name] for name in configs}, failures
+
+
+def _scores(evaluator: Evaluator, model: Model) -> dict[str, Score]:
+    return dict(evaluator.evaluate(model.embedding))
+
+
+def _refuse_alone(option: str, value: object, partners: Mapping[str, object]) -> None:
+    """Refuse an option that says more about others of which none is given."""
+    if value is not None and all(partner is None for partner in partners.values()):
+        raise typer.BadParameter(
+            f"{option} has no effect without {' or '.join(partners)}: add one, or leave {option} out"
+        )
 
 
 def _suite_and_overrides(more: list[str]) -> tuple[Path | None, list[str]]:
@@ -128,14 +182,18 @@ def _suite_and_overrides(more: list[str]) -> tuple[Path | None, list[str]]:
     return (suites[0] if suites else None), overrides
 
 
-def _model(path: Path, which: Literal["best", "last"], launch: Launch, ema: bool, overrides: list[str]) -> Model:
+def _model(path: Path, which: str | None, launch: Launch, ema: bool | None, overrides: list[str]) -> Model:
     """The model of a run folder or checkpoint folder, or, untrained, of a recipe."""
     from mmssl.recipe.model import load, start_of
     from mmssl.recipe.shipped import find_recipe, shipped_recipes
+    from pipelines.command import one_of
 
     if path.suffix in (".yaml", ".yml") or (str(path) in shipped_recipes() and not path.exists()):
+        _refuse_alone("--which", which, {"a run folder": None})
+        _refuse_alone("--ema", ema, {"a run or checkpoint folder": None})
         return start_of(find_recipe(str(path), overrides), device=launch.device)
-    return load(path, which=which, device=launch.device, ema=ema, overrides=overrides)
+    choice: Literal["best", "last"] = one_of("--which", which or "best", ("best", "last"))
+    return load(path, which=choice, device=launch.device, ema=ema is not False, overrides=overrides)
 
 
 def _origin(model: Model) -> str:
@@ -149,9 +207,13 @@ def _evaluators(model: Model, suite: Path | None, wanted: dict[str, dict[str, An
     from mmssl.recipe.suite import Suite
     from mmssl.recipe.validate import read, validate_text
 
-    evaluators = {} if suite is None else validate_text(Suite, read(suite), str(suite)).evaluators
-    evaluators |= validate_text(Suite, json.dumps({"evaluators": wanted}), "command line").evaluators
-    evaluators = evaluators or model.recipe.evaluators
+    listed = {} if suite is None else validate_text(Suite, read(suite), str(suite)).evaluators
+    flagged = validate_text(Suite, json.dumps({"evaluators": wanted}), "command line").evaluators
+    for name in listed.keys() & flagged.keys():
+        raise typer.BadParameter(
+            f"{suite} has an evaluator {name!r}, and --{name.replace('_', '-')} makes another: rename that of the suite"
+        )
+    evaluators = listed | flagged or model.recipe.evaluators
     if not evaluators:
         raise typer.BadParameter(
             "nothing to measure, as the recipe has no evaluators: name a suite, --zero-shot, --retrieval or --linear-probe"
@@ -163,7 +225,7 @@ def _from_flags(
     model: Model,
     zero_shot: str | None,
     classnames: str | None,
-    templates: str,
+    templates: str | None,
     retrieval: str | None,
     linear_probe: tuple[str, str] | None,
     modality: str | None,
@@ -184,7 +246,7 @@ def _from_flags(
         names = classnames if Path(classnames).is_file() or "," not in classnames else classnames.split(",")
         wanted["zero_shot"] = {
             "kind": "zero_shot", "shards": [zero_shot], "modality": classified, "prompts": next(iter(texts), "text"),
-            "classnames": names, "templates": templates,
+            "classnames": names, "templates": templates or "simple",
         }  # fmt: skip
     if retrieval is not None:
         both = pair.split(",") if pair else [*model.embedding.heads][:2]

@@ -59,8 +59,10 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
 
     Raises:
         Interrupted: by a signal; says what is saved.
+        MmsslError: an evaluator failed; the run and the report are complete without its scores.
     """
     from mmssl.core.errors import Interrupted
+    from mmssl.core.evaluator import evaluation_error
     from mmssl.recipe.model import load
     from mmssl.recipe.resume import check_resumable
     from mmssl.reporting.run_report import report_run
@@ -74,7 +76,8 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
         # From the first collective on: shards that one machine lacks end its process before the run begins.
         with launch.naming_lost_processes():
             on_main(lambda: check_resumable(recipe, resume))
-            scores = recipe.build(launch).train(resume)
+            built = recipe.build(launch)
+            scores = built.train(resume)
     except KeyboardInterrupt:
         saved = checkpoints(recipe.folder / FOLDER)
         what = f"the newest checkpoint is {saved[0]}" if saved else f"{recipe.folder} holds no checkpoint yet"
@@ -84,7 +87,10 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
         launch.close()
     if launch.is_main and checkpoints(recipe.folder / FOLDER):
         model = load(recipe.folder, device=launch.device)
-        say(f"finished; report in {report_run(recipe, model=model)}")
+        report = report_run(recipe, model=model, failures=built.state.failures)
+        say(f"finished; report in {report}")
+    if built.state.failures:
+        raise evaluation_error(built.state.failures)
     return scores
 
 

@@ -158,7 +158,10 @@ def index(
 @app.command()
 def check(
     shards: SHARDS,
-    limit: Annotated[int | None, typer.Option(min=1, help="Decode at most so many samples in all, an equal share of each shard.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Decode at most this number of samples in all, an equal share of each shard."),
+    ] = None,
     require: Annotated[list[str] | None, typer.Option(help="Extension that every sample must have.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Say whether there is work for so many workers.")] = None,
     context_length: Annotated[int, typer.Option(min=2, help="Tokens that captions are cut to.")] = 77,

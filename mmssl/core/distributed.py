@@ -7,12 +7,20 @@ encoder and temperature gradients equal those of one process on the global batch
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from mmssl.core.errors import Interrupted, MmsslError, for_people
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -81,7 +89,7 @@ def gather_uneven(x: Tensor) -> Tensor:
     """Rows of all processes in the order of ranks, where each may have another number of them, without gradient."""
     if world_size() == 1:
         return x.detach()
-    counts = gather_detached(torch.tensor([len(x)], device=x.device)).tolist()
+    counts = gather_objects(len(x))
     padded = x.new_zeros((max(counts), *x.shape[1:]))
     padded[: len(x)] = x
     parts = gather_detached(padded[None])
@@ -89,12 +97,62 @@ def gather_uneven(x: Tensor) -> Tensor:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """One small picklable value of each process, in the order of ranks. Travels between our own processes only."""
+    """One small picklable value of each process, in the order of ranks. Travels between our own processes only.
+
+    Raises:
+        FailedElsewhere: a process failed within `attempt` and will not come here.
+    """
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
+    failure = next((one for one in values if isinstance(one, _Failure)), None)
+    if failure is not None:
+        raise FailedElsewhere(failure.error)
     return values
+
+
+class FailedElsewhere(Exception):
+    """Raised by `gather_objects` where a process failed; `error` is that of the lowest rank that did."""
+
+    def __init__(self, error: MmsslError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a process that failed hands over in place of its value."""
+
+    error: MmsslError
+
+
+def attempt(action: Callable[[], T]) -> T | MmsslError:
+    """Run `action` on every process and return its value; where it fails on one process, all return that error and none hangs.
+
+    The process that fails answers the next `gather_objects` of the others with its error. So `action` may use any collective,
+    but work that can fail on one process alone must be followed by a `gather_objects` before a collective of tensors. Errors
+    that are neither MmsslError nor ValueError are logged with their traceback.
+
+    Raises:
+        Interrupted: a process was asked to stop.
+    """
+    value, error = None, None
+    try:
+        try:
+            value = action()
+        except FailedElsewhere:
+            raise
+        except Exception as caught:
+            error = for_people(caught)
+            if not isinstance(caught, MmsslError | ValueError):
+                log.error("%s", error, exc_info=True)
+        gather_objects(None if error is None else _Failure(error))
+    except FailedElsewhere as elsewhere:
+        error = elsewhere.error
+    if isinstance(error, Interrupted):
+        raise error
+    return cast(T, value) if error is None else error
 
 
 class _Gather(torch.autograd.Function):

@@ -51,6 +51,15 @@ class Interrupted(MmsslError):
         self.exit_code = 128 + signal_number
 
 
+def for_people(error: Exception) -> MmsslError:
+    """The error as one that is shown without a traceback. A ValueError of ours says what to do; others are named by their class."""
+    if isinstance(error, MmsslError):
+        return error
+    if isinstance(error, ValueError):
+        return RecipeError(str(error))
+    return MmsslError(f"{type(error).__name__}: {error}")
+
+
 def _without_constructor(kind: type[MmsslError], arguments: tuple[Any, ...]) -> MmsslError:
     return kind.__new__(kind, *arguments)
 

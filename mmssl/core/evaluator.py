@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.errors import MmsslError
 
 Score = float | int | str | None
 
@@ -30,3 +31,14 @@ class Evaluator(ABC):
             ValueError: the model lacks a modality or a shared space that this evaluator needs.
             DataError: the shards cannot be used. NumericError: an embedding is not finite (named by key).
         """
+
+
+def evaluation_error(failures: Mapping[str, MmsslError]) -> MmsslError:
+    """One error for evaluators that failed beside others that did not, of the class (and exit code) of the first.
+
+    Args:
+        failures: name of an evaluator -> its error; at least one.
+    """
+    count = f"{len(failures)} evaluator{'s' if len(failures) > 1 else ''} failed; the scores of the others are complete"
+    lines = [f"evaluators.{name}: {error}" for name, error in failures.items()]
+    return type(next(iter(failures.values())))("\n  ".join([count, *lines]))

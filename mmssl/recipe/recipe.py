@@ -168,9 +168,7 @@ class Recipe(Config):
                 "it is the global batch, and every process takes an equal share"
             )
         needs = learner.objective.needs()
-        stream = self.data.build(
-            modalities, needs, batch_size=self.batch_size, seed=self.seed, folder=self.folder
-        )
+        stream = self.data.build(modalities, needs, batch_size=self.batch_size, seed=self.seed, folder=self.folder)
         length = {"batch_size": self.batch_size, "epoch_samples": stream.epoch_samples}
         total_steps = self.duration.steps(**length)
         return self.training.build(

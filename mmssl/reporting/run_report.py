@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmssl.core.errors import MmsslError
 from mmssl.evaluation.retrieval import Retrieval
 from mmssl.recipe.model import Model, load
 from mmssl.recipe.recipe import Recipe
@@ -15,20 +16,28 @@ from mmssl.reporting.report import read_curves, write_report
 
 
 def report_run(
-    recipe: Recipe, path: Path | None = None, results: Mapping[str, Any] | None = None, model: Model | None = None
+    recipe: Recipe,
+    path: Path | None = None,
+    results: Mapping[str, Any] | None = None,
+    model: Model | None = None,
+    failures: Mapping[str, MmsslError] | None = None,
 ) -> Path:
     """Write the report of a finished run.
 
     Args:
-        recipe: of the run; its retrieval evaluator, if it has one, fills the gallery.
+        recipe: of the run; its first retrieval evaluator that did not fail, if it has one, fills the gallery.
         path: the file; default: report.html in the run folder.
         results: metric table; default: the latest scores in the run's metrics.
         model: the trained model; default: loaded from the run folder.
+        failures: name of an evaluator -> error that stands in the metric table in place of scores.
     """
     path = path or recipe.folder / "report.html"
+    failures = failures or {}
     curves = read_curves(recipe.folder / "metrics.jsonl")
     evaluators = recipe.build_evaluators(recipe.build_modalities())
-    retrieval = next((e for e, _ in evaluators.values() if isinstance(e, Retrieval)), None)
+    retrieval = next(
+        (e for name, (e, _) in evaluators.items() if isinstance(e, Retrieval) and name not in failures), None
+    )
     galleries: list[Gallery] = []
     similarity: Similarity | None = None
     if retrieval is not None:
@@ -37,7 +46,10 @@ def report_run(
         path,
         title=recipe.name,
         curves=curves,
-        results=results if results is not None else latest_scores(curves, list(recipe.evaluators)),
+        results={
+            **(results if results is not None else latest_scores(curves, list(recipe.evaluators))),
+            **{name: {"error": str(error)} for name, error in failures.items()},
+        },
         galleries=galleries,
         similarity=similarity,
         environment=environment(),

@@ -10,9 +10,9 @@ from datetime import timedelta
 from typing import Literal
 
 from mmssl.core.config import Config
-from mmssl.core.distributed import gather_objects, is_main
+from mmssl.core.distributed import attempt, gather_objects, is_main
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import CheckpointError, RecipeError, did_you_mean
+from mmssl.core.errors import CheckpointError, MmsslError, RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.training.checkpoints.write import CheckpointStore
 from mmssl.training.runtime.console import say
@@ -185,7 +185,8 @@ class BestRule:
 class EvaluateBeat(Beat):
     """Runs one evaluator on the averaged learner, or on the learner itself where no average is kept.
 
-    In float32, as `mmssl evaluate` does, so that both give the same scores.
+    In float32, as `mmssl evaluate` does, so that both give the same scores. An evaluator that fails takes its error for its score,
+    "<name>/error", and the run goes on, but not without the scores that decide which checkpoint is the best.
 
     Args:
         every: when.
@@ -197,6 +198,7 @@ class EvaluateBeat(Beat):
 
     Raises:
         RecipeError: the watched metric is none of the evaluator's.
+        MmsslError: before the end of the run, an evaluator failed whose metric is watched.
     """
 
     def __init__(
@@ -212,14 +214,20 @@ class EvaluateBeat(Beat):
         self.name, self.metrics = name, metrics
         self._evaluator, self._launch = evaluator, launch
         self._best = best if best is not None and best.evaluator == name else None
+        self._error = f"{name}/error"
 
     def beat(self, state: TrainState, report: StepReport | None) -> None:
         """See the base."""
         learner = state.ema.module if state.ema is not None else state.learner
         model = EmbeddingModel(dict(learner.encoders.items()), learner.objective.heads()).eval()
         with eagerly(learner), self._launch.whole(learner):
-            mine = {f"{self.name}/{metric}": score for metric, score in self._evaluator.evaluate(model)}
+            mine = attempt(
+                lambda: {f"{self.name}/{metric}": score for metric, score in self._evaluator.evaluate(model)}
+            )
         state.learner.train()
+        if isinstance(mine, MmsslError):
+            self._fail(state, mine)
+            return
         # One process' words for all: scores that differ in their last bit must not send processes different ways.
         scores: dict[str, Score] = {name: finite(score) for name, score in gather_objects(mine)[0].items()}
         self._note(state, scores, state.step)
@@ -235,14 +243,34 @@ class EvaluateBeat(Beat):
         """After a resume: take the scores so far from the file, and evaluate if the step is due and was not evaluated."""
         for record in on_main(self.metrics.read):
             scores = {name: score for name, score in record.items() if name.startswith(f"{self.name}/")}
-            if scores:
+            if scores and self._error not in scores:
                 self._note(state, scores, record["step"])
                 self._done_at = record["step"]
         if state.step > 0 and self.every.due(state.step, state.step >= state.total_steps):
             self.once(state, None)
 
+    def _fail(self, state: TrainState, error: MmsslError) -> None:
+        """Keep the error where scores would be; end a run that goes on and has to choose a checkpoint by them."""
+        if self._best is not None:
+            error = type(error)(
+                f"{error}\n  save.best.metric: {self._best.metric!r} has no value at step {state.step}; mend the evaluator "
+                "and run again, or remove save.best"
+            )
+        say(f"step {state.step}/{state.total_steps} | evaluators.{self.name} failed: {error}")
+        if is_main():
+            self.metrics.append({"step": state.step, self._error: str(error)})
+        self._replace(state, {self._error: str(error)})
+        state.failures[self.name] = error
+        if self._best is not None and state.step < state.total_steps:
+            raise error
+
+    def _replace(self, state: TrainState, scores: dict[str, Score]) -> None:
+        kept = {name: score for name, score in state.scores.items() if not name.startswith(f"{self.name}/")}
+        state.scores = kept | scores
+
     def _note(self, state: TrainState, scores: dict[str, Score], step: int) -> None:
-        state.scores.update(scores)
+        self._replace(state, scores)
+        state.failures.pop(self.name, None)
         if self._best is None:
             return
         metric = self._best.metric

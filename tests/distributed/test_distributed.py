@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mmssl.core import distributed
+from mmssl.core.errors import DataError, Interrupted, MmsslError, RecipeError
 from tests.distributed.processes import WORLD, Processes
 
 FIRST = torch.tensor([[1.0, -2.0], [0.5, 3.0], [4.0, 0.25]])
@@ -140,3 +141,56 @@ def test_all_follow_the_main_process(two_processes: Processes) -> None:
     alone = followed()
     for answer in two_processes.run(followed):
         assert [torch.equal(x, y) for x, y in zip(answer, alone, strict=True)] == [True] * 3
+
+
+def attempts(failing: list[list[int]]) -> list[str]:
+    """Some ranks fail before the first collective of an action, or after its last one; and then all go on together."""
+    found = []
+    for before, after in zip(failing[::2], failing[1::2], strict=True):
+
+        def action(before: list[int] = before, after: list[int] = after) -> int:
+            if distributed.rank() in before:
+                raise DataError(f"before, rank {distributed.rank()}")
+            values = distributed.gather_objects(distributed.rank())
+            distributed.gather_uneven(torch.ones(distributed.rank() + 1))
+            if distributed.rank() in after:
+                raise ZeroDivisionError(f"after, rank {distributed.rank()}")
+            return sum(values)
+
+        found.append(str(distributed.attempt(action)))
+    return [*found, str(distributed.gather_objects("together"))]
+
+
+def test_attempts_end_alike_on_all_processes(two_processes: Processes) -> None:
+    failing = [[], [], [1], [], [0], [], [], [1], [0, 1], [], [1], [0]]
+    first, second = two_processes.run(attempts, [(failing,), (failing,)], timeout=60)
+    assert first == second
+    assert first == [
+        "1", "before, rank 1", "before, rank 0", "ZeroDivisionError: after, rank 1", "before, rank 0", "before, rank 1",
+        "['together', 'together']",
+    ]  # fmt: skip
+
+
+def test_an_attempt_alone(caplog: pytest.LogCaptureFixture) -> None:
+    assert distributed.attempt(lambda: 3) == 3
+    refused = distributed.attempt(lambda: int("three"))
+    assert isinstance(refused, RecipeError)
+    assert not caplog.records, "a ValueError says what is wrong"
+    failed = distributed.attempt(lambda: 1 // 0)
+    assert (type(failed), str(failed)) == (MmsslError, "ZeroDivisionError: integer division or modulo by zero")
+    assert caplog.records[0].exc_info, "nobody expected it: its traceback is logged"
+
+
+def stop(ranks: list[int]) -> str:
+    def action() -> None:
+        if distributed.rank() in ranks:
+            raise Interrupted("asked to stop", 15)
+        distributed.gather_objects(None)
+
+    with pytest.raises(Interrupted) as stopped:
+        distributed.attempt(action)
+    return f"{stopped.value} {stopped.value.exit_code}"
+
+
+def test_a_stop_is_no_failure(two_processes: Processes) -> None:
+    assert two_processes.run(stop, [([1],), ([1],)], timeout=60) == ["asked to stop 143"] * 2

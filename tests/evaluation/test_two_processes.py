@@ -9,12 +9,20 @@ import pytest
 import torch
 
 from mmssl.core import distributed
-from mmssl.core.errors import NumericError
+from mmssl.core.errors import MmsslError, NumericError
 from mmssl.evaluation.linear_probe import LinearProbeConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
 from mmssl.evaluation.zero_shot import ZeroShotConfig
 from tests.distributed.processes import Processes
-from tests.evaluation.world import NAMES, colour_shards, configured, knowing_model, modalities
+from tests.evaluation.world import (
+    NAMES,
+    colour_sample,
+    colour_shards,
+    configured,
+    knowing_model,
+    modalities,
+    write_shard,
+)
 
 
 def evaluate(kind: str, shards: list[str], train: list[str], classes: int) -> dict[str, Any]:
@@ -70,3 +78,35 @@ def test_all_processes_refuse_together(two_processes: Processes, tmp_path: Path)
     first, second = two_processes.run(refusal, [given, given])
     assert first == second
     assert "'words' of key 'sample000'" in first
+
+
+KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "retrieval": (RetrievalConfig, {"pair": ["picture", "words"]}),
+    "zero_shot": (ZeroShotConfig, {"modality": "picture", "prompts": "words", "classnames": list(NAMES)}),
+    "linear_probe": (LinearProbeConfig, {"modality": "picture"}),
+}
+
+
+def outcomes(kind: str, damaged: str, whole: list[str]) -> list[str]:
+    """What each process gets from an evaluator whose second share is damaged, and from a whole one after it."""
+    config, values = KINDS[kind]
+    found = []
+    for shards in ([damaged], whole):
+        train = {"train_shards": shards} if kind == "linear_probe" else {}
+        evaluator = configured(config, shards=shards, batch_size=2, **values, **train).build(modalities())
+        scores = distributed.attempt(lambda evaluator=evaluator: dict(evaluator.evaluate(knowing_model())))
+        found.append(str(scores) if isinstance(scores, MmsslError) else str(scores["n_skipped"]))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_process_that_fails_alone_does_not_hold_the_others_up(
+    two_processes: Processes, tmp_path: Path, kind: str
+) -> None:
+    samples = [colour_sample(i) for i in range(6)]
+    samples[5][1]["png"] = b"no picture"
+    given = (kind, str(write_shard(tmp_path / "damaged.tar", samples)), colour_shards(tmp_path / "whole", 21))
+    first, second = two_processes.run(outcomes, [given, given], timeout=60)
+    assert first == second
+    assert "sample005" in first[0]
+    assert first[1] == "0"

@@ -12,7 +12,7 @@ import torch
 
 from mmssl.core.config import Duration
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import RecipeError
+from mmssl.core.errors import DataError, RecipeError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.training.beats import Every
 from mmssl.training.checkpoints.read import load_weights, resolve
@@ -246,3 +246,52 @@ def test_all_processes_evaluate_one_model(two_processes: Processes, tmp_path: Pa
     assert len(first) == 2
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
     assert first[0].abs().sum() > 0
+
+
+class Failing(Evaluator):
+    """Fails in its evaluations of these numbers."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers, self.count = numbers, 0
+
+    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
+        self.count += 1
+        yield "score", self.count
+        if self.count in self.numbers:
+            raise DataError("no sample has 'a'")
+
+
+def test_an_evaluator_that_fails_costs_no_other_its_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluators = {"failing": (Failing(1, 3), Duration("4 steps")), "far": (Distance(), Duration("4 steps"))}
+    run = make_run(tmp_path, evaluators=evaluators)
+    scores = run.train()
+    assert scores["failing/error"] == "no sample has 'a'"
+    assert "failing/score" not in scores, "an older score would pass for one of this step"
+    assert isinstance(scores["far/distance"], float)
+    assert {name: type(error) for name, error in run.state.failures.items()} == {"failing": DataError}
+    records = [r for r in JsonLines(tmp_path / "metrics.jsonl").read() if any(k.startswith("failing/") for k in r)]
+    assert records == [
+        {"step": 4, "failing/error": "no sample has 'a'"},
+        {"step": 8, "failing/score": 2},
+        {"step": 10, "failing/error": "no sample has 'a'"},
+    ]
+    assert "step 4/10 | evaluators.failing failed: no sample has 'a'" in capsys.readouterr().err
+    again = make_run(tmp_path, evaluators={"failing": (Failing(), Duration("4 steps"))})
+    assert again.train()["failing/score"] == 1, "what failed is tried again by the command that goes on"
+    assert not again.state.failures
+
+
+def test_a_watched_evaluator_that_fails_ends_the_run(tmp_path: Path) -> None:
+    watched = {**BEST, "best": {"metric": "failing/score"}}
+    run = make_run(tmp_path, save=watched, evaluators={"failing": (Failing(3), Duration("2 steps"))})
+    with pytest.raises(
+        DataError, match=r"no sample has 'a'\n  save.best.metric: 'failing/score' has no value at step 6"
+    ):
+        run.train()
+    assert "06" in names(tmp_path), "the step is saved"
+    assert resolve(tmp_path).name == "step_00000004", "the best of those that have a score"
+    again = make_run(tmp_path, save=watched, evaluators={"failing": (Failing(3), Duration("2 steps"))})
+    assert again.train()["failing/error"].startswith("no sample has 'a'"), "at its end a run is complete without"
+    assert (again.state.step, again.state.best and again.state.best.step) == (10, 4), (
+        "the best stays that of the scores there are"
+    )

@@ -22,7 +22,7 @@ from tests.training.toys import Distance, Match, Stream, assert_equal, make_lear
 TIMES = ("samples_per_second", "data_wait")
 
 
-class StopError(Exception):
+class StopError(BaseException):
     """A power cut between two steps."""
 
 

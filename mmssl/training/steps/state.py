@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from mmssl.core.batch import Batch
 from mmssl.core.distributed import gather_objects, is_main, rank, world_size
+from mmssl.core.errors import MmsslError
 from mmssl.core.evaluator import Score
 from mmssl.core.objective import Learner
 from mmssl.core.sample import Drawn, Fault
@@ -69,6 +70,7 @@ class TrainState:
         ledger: where every fault is written, with its step, process and row.
         scores: latest value of each metric of each evaluator, as "<evaluator>/<metric>"; like `best` of the watched metric not in
             a checkpoint, which is written before its step is evaluated, but in `metrics.jsonl`.
+        failures: name of each evaluator that failed when it ran last -> its error.
     """
 
     learner: Learner
@@ -85,6 +87,7 @@ class TrainState:
     fault_examples: dict[str, str] = field(default_factory=dict)
     unapplied: dict[str, int] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
+    failures: dict[str, MmsslError] = field(default_factory=dict)
     best: Best | None = None
     ledger: JsonLines | None = None
     _new_faults: list[tuple[int, int, Fault]] = field(default_factory=list)

@@ -188,7 +188,10 @@ def test_schedules_become_functions_of_the_step() -> None:
 @pytest.mark.parametrize(
     ("schedule", "complaint"),
     [
-        (CosineConfig(warmup=Duration("101 steps")), r"schedule\.warmup '101 steps' \(101 steps\): longer than the run"),
+        (
+            CosineConfig(warmup=Duration("101 steps")),
+            r"schedule\.warmup '101 steps' \(101 steps\): longer than the run",
+        ),
         (ConstantConfig(warmup=Duration("2 epochs")), r"schedule\.warmup '2 epochs' \(200 steps\): .* 100 steps \(dur"),
         (ConstantConfig(cooldown=Duration("101 steps")), r"schedule\.cooldown '101 steps' \(101 steps\): longer"),
         (

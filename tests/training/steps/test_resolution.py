@@ -130,7 +130,10 @@ def test_other_modalities_and_later_steps_are_left_alone() -> None:
     [
         ({"imag": [{"size": 8, "until": "3 steps"}]}, r"resolution.imag: there is no such encoder.*image"),
         ({"image": [{"size": 12, "until": "3 steps"}]}, r"does not take 12 pixels.*multiples of the patch size 8"),
-        ({"image": [{"size": 8, "until": "11 steps"}]}, r"a stage until '11 steps' \(11 steps\), and the run has 10 steps"),
+        (
+            {"image": [{"size": 8, "until": "11 steps"}]},
+            r"a stage until '11 steps' \(11 steps\), and the run has 10 steps",
+        ),
         ({"text": [{"size": 8, "until": "3 steps"}]}, r"resolution.text: the encoder does not take 8 pixels"),
         (
             {"image": [{"size": 8, "until": "5 steps"}, {"size": 16, "until": "50 percent"}]},
