@@ -99,7 +99,7 @@ class Mixup(Operation):
         alpha: the weight is drawn from Beta(alpha, alpha); the rest is the partner's.
         text: "and": "A and B"; "heavier": the caption of the sample with the larger weight.
         labels: "refuse": a recipe with class labels cannot mix; "soft": the label is that of the heavier sample, and the record
-            has both and their weights.
+            has the weight and the partner.
     """
 
     kind: Literal["mixup"] = "mixup"

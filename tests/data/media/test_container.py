@@ -94,6 +94,21 @@ def test_a_window_is_that_part_of_the_whole(container: str, rate: int) -> None:
     assert reason(modality, data, (31.0, 0.1)) == "empty"
 
 
+@pytest.mark.parametrize("container", ["mp4", "mkv", "webm"])
+@pytest.mark.parametrize("rate", [16_000, RATE])
+def test_a_window_before_a_late_sound_is_silent_up_to_it(container: str, rate: int) -> None:
+    data = encode_clip(container, FRAMES, noise(1.5), fps=15, rate=RATE, sound_start=0.5)
+    modality = audio(rate)
+    whole = modality.decode(data, container)
+    assert not whole[:, : round(0.47 * rate)].any()
+    assert np.abs(whole[:, round(0.51 * rate) :]).mean() > 0.01
+    for start, length in ((0.0, 0.2), (0.1, 0.3), (0.0, 0.6), (0.3, 0.5), (0.45, 1.0), (0.5, 0.3), (1.2, 0.4)):
+        first = round(start * rate)
+        got = modality.decode(data, container, (start, length))
+        assert got.shape == (2, round(length * rate))
+        np.testing.assert_allclose(got, whole[:, first : first + round(length * rate)], atol=1e-6)
+
+
 def live(data: bytes) -> bytes:
     """The same packets in a file whose header was written before anybody knew how long it would be, and without an index."""
     import av

@@ -214,6 +214,20 @@ def test_views_show_what_is_on_screen_in_the_middle_of_each_part() -> None:
     assert numbers(whole(late, {}).numpy()) == [0, 0, 1]  # before the first frame, that one
 
 
+def test_a_frame_that_begins_at_the_instant_is_the_one_that_is_seen() -> None:
+    clip = Clip(numbered(6), np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.5]), 2.0)
+    assert numbers(np.stack(on_screen(clip, [0.0, 0.25, 0.5, 1.0, 1.5]))) == [0, 1, 2, 4, 5]
+    view = VideoConfig(size=64, frames=4, seconds=1.0).build("video").view("crop")
+    parameters = {"start": 0.125, "box": [0, 0, 64, 64], "flip": False, "jitter": []}
+    assert numbers(view(clip, parameters).numpy()) == [1, 2, 3, 4]  # at 0.25, 0.5, 0.75 and 1.0
+    data = encode_clip("mp4", numbered(16), None, fps=16)
+    thin = build(fps=4.0).decode(data, "mp4")
+    assert numbers(thin.frames) == [0, 4, 8, 12]  # what ends at the next instant is not seen at it
+    assert thin.times.tolist() == [0.0, 0.25, 0.5, 0.75]
+    part = build().decode(data, "mp4", (0.25, 0.25))
+    assert numbers(part.frames) == [4, 5, 6, 7]
+
+
 def test_limits_of_frames_and_sizes() -> None:
     data = encode("webm", "29.97")
     for options in ({"max_pixels": 64 * 64 - 1}, {"max_bytes": 50 * 64 * 64 * 3}):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmssl.core.sample import Origin
+from mmssl.data.media.encode import encode_clip
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig, LabelModality
@@ -21,6 +22,7 @@ from mmssl.data.samples import BadSample
 from mmssl.data.shards.index import RawSample
 from mmssl.data.synchronized.chain import Synchronized, mistakes
 from mmssl.data.synchronized.mix import Dropout, Gain, Mixup
+from mmssl.data.synchronized.negatives import Negative
 from mmssl.data.synchronized.operation import KERNELS, Kernel, Operation, identity, register
 from mmssl.data.synchronized.order import Reverse, Roll, TimeMask
 from mmssl.data.synchronized.space import Crop, Flip
@@ -91,6 +93,34 @@ def test_a_flip_mirrors_swaps_and_rewrites() -> None:
     assert made["text"] == ("a bell on the right",)
     assert same(made["image"], given["image"])  # was named as having no sides
     assert made["label"] == 3
+
+
+def test_a_flip_mirrors_still_pictures_and_keeps_them_upright() -> None:
+    picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    made, _ = run(Flip(probability=1.0), given={"image": picture})
+    assert np.array_equal(made["image"], picture[:, [2, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("operation", "changed"),
+    [
+        (Flip(probability=1.0), ("a bell on the right before a bark", "a bark on the left after a bell")),
+        (Reverse(probability=1.0), ("a bell on the left after a bark", "a bark on the right before a bell")),
+        (
+            Negative(probability=1.0, relations=("caption",)),
+            ("a bell on the right before a bark", "a bark on the left after a bell"),
+        ),
+        (
+            Negative(probability=1.0, relations=("order",)),
+            ("a bell on the left after a bark", "a bark on the right before a bell"),
+        ),
+    ],
+)
+def test_rewritten_captions_are_drawn_as_often_as_before(operation: Operation, changed: tuple[str, ...]) -> None:
+    texts = ["a bell on the left before a bark", "a bark on the right after a bell"]
+    made, _ = run(operation, given=values() | {"text": Captions(texts, [3.0, 0.5])})
+    assert tuple(made["text"]) == changed
+    assert made["text"].weights == (3.0, 0.5)
 
 
 @pytest.mark.parametrize("operation", [Flip(probability=1.0), Reverse(probability=1.0), Roll(probability=1.0), Crop()])
@@ -169,6 +199,19 @@ def test_a_window_begins_with_a_frame_and_keeps_its_length_at_any_speed() -> Non
         if not record[1]["applied"]:
             first = round(record[0]["start"] * RATE)
             assert np.array_equal(made["audio"], given["audio"][:, first : first + 800])
+
+
+def test_a_window_holds_the_frames_that_are_seen_in_it_and_no_other() -> None:
+    clip = Clip(np.arange(16, dtype=np.uint8).repeat(12).reshape(16, 2, 2, 3), np.arange(16) / 8, 2.0)
+    starts = set()
+    for seed in range(40):
+        made, entry = run(TimeCrop(seconds=0.5), seed, {"video": clip})
+        first = round(entry["start"] * 8)
+        assert entry["start"] == first / 8
+        assert made["video"].frames[:, 0, 0, 0].tolist() == [first, first + 1, first + 2, first + 3]
+        assert made["video"].times.tolist() == [0.0, 0.125, 0.25, 0.375]
+        starts.add(first)
+    assert starts >= {0, 11}
 
 
 def test_jitter_moves_sounds_within_what_nobody_notices() -> None:
@@ -250,13 +293,31 @@ def test_a_box_cuts_every_raster_at_the_same_place() -> None:
         assert made["spectrogram"].shape[0] == 80
 
 
-def test_sound_follows_the_crop() -> None:
+def test_boxes_fill_the_ranges_of_area_and_shape() -> None:
+    picture = {"image": np.zeros((12, 16, 3), np.uint8)}
+    boxes = np.array([run(Crop(scale=(0.2, 0.5), ratio=(0.5, 2.0)), seed, picture)[1]["box"] for seed in range(400)])
+    left, top, width, height = boxes.T
+    areas, ratios = width * height, np.log2(width / height)
+    assert 0.2 - 1e-9 <= areas.min() < 0.21
+    assert 0.49 < areas.max() <= 0.5 + 1e-9
+    assert -1 - 1e-9 <= ratios.min() < -0.95
+    assert 0.95 < ratios.max() <= 1 + 1e-9
+    assert abs(float(np.mean(ratios < 0)) - 0.5) < 0.1  # as often wide as high: uniform in the logarithm
+    for start, room in ((left, 1 - width), (top, 1 - height)):
+        places = start[room > 0.1] / room[room > 0.1]
+        assert 0 <= places.min() < 0.02
+        assert 0.98 < places.max() <= 1
+
+
+@pytest.mark.parametrize("phase", [1, -1])
+def test_sound_follows_the_crop(phase: int) -> None:
+    """Both channels in phase, and in opposite phase, where the angle between them is the mirrored one."""
     time = np.arange(4000) / 8000
     modalities = {**some("image"), "audio": AudioConfig(rate=8000, seconds=0.5).build("audio")}
     for seed in range(20):
         place = np.random.default_rng(seed).uniform(0.1, 0.9)
         tone = np.sin(2 * np.pi * 600 * time)
-        gains = np.array([np.cos(place * np.pi / 2), np.sin(place * np.pi / 2)])
+        gains = np.array([np.cos(place * np.pi / 2), phase * np.sin(place * np.pi / 2)])
         given = {"image": values()["image"], "audio": (gains[:, None] * tone).astype(np.float32)}
         for pan in ("remap", "mono", "ignore"):
             made, record = Synchronized([Crop(scale=(0.3, 0.6), pan=pan)], modalities)(given, (seed,))  # type: ignore[arg-type]
@@ -267,6 +328,20 @@ def test_sound_follows_the_crop() -> None:
             assert abs(heard - expected) <= 0.01
             if pan == "remap":
                 assert powers.sum() == pytest.approx(np.square(given["audio"]).sum(), rel=0.01)
+                assert phase * float(np.prod(made["audio"], axis=0).sum()) > -1e-3 * powers.sum()
+
+
+def test_operations_of_one_kind_draw_on_their_own() -> None:
+    gains = Synchronized([Gain(probability=1.0), Gain(probability=1.0)], some("audio"))
+    sound = {"audio": values()["audio"] / 100}
+    for seed in range(5):
+        first, second = (entry["decibels"] for entry in gains(sound, (seed,))[1])
+        assert first != second
+    flips = Synchronized([Flip(), Flip()], some("image"))
+    picture = {"image": values()["image"]}
+    applied = Counter(tuple(entry["applied"] for entry in flips(picture, (seed,))[1]) for seed in range(200))
+    assert len(applied) == 4
+    assert min(applied.values()) > 25  # 50 expected
 
 
 def test_dropout_leaves_something_and_tosses_a_coin_for_each_sample() -> None:
@@ -353,6 +428,48 @@ def test_one_partner_and_one_weight_for_all_modalities() -> None:
         if seed < 20:
             again = synchronized.replay(shelf, own, sample.record)
             assert all(same(again.values[name], sample.values[name]) for name in PICTURES)
+
+
+def test_frames_are_mixed_with_those_that_are_shown_at_the_same_moment() -> None:
+    shelf: Any = Shelf()
+    for number, fields in enumerate(shelf.samples[:2]):
+        frames = np.full((8, 16, 16, 3), 40, np.uint8)
+        frames += 20 * number * np.arange(8, dtype=np.uint8)[:, None, None, None]
+        fields["mp4"] = encode_clip("mp4", frames, None, fps=8)
+    shelf.samples = shelf.samples[:2]
+    sample = Synchronized([Mixup(probability=1.0)], some("video")).load(shelf, 0, (0,))
+    mixed = sample.values["video"].frames.mean((1, 2, 3)) - 40
+    wanted = 20 * (1 - sample.record[0]["weight"]) * np.arange(8)
+    assert wanted[1] > 5
+    assert np.abs(mixed - wanted).max() < 2  # what the codec loses
+
+
+def test_the_heavier_sample_gives_caption_and_label() -> None:
+    shelf: Any = Shelf()
+    for label, fields in enumerate(shelf.samples):
+        fields["cls"] = str(label).encode()
+    modalities = {**PICTURES, "label": MODALITIES["label"]}
+    plain = [Synchronized([], modalities).load(shelf, i, ()).values for i in range(4)]
+    synchronized = Synchronized([Mixup(probability=1.0, text="heavier", labels="soft")], modalities)
+    heavier = Counter[bool]()
+    for seed in range(40):
+        sample = synchronized.load(shelf, seed % 4, (seed,))
+        (entry,) = sample.record
+        winner = seed % 4 if entry["weight"] > 0.5 else entry["partner"]
+        assert sample.values["text"] == plain[winner]["text"]
+        assert sample.values["label"] == winner
+        heavier[entry["weight"] > 0.5] += 1
+    assert min(heavier.values()) > 10
+
+
+def test_mixed_captions_are_drawn_as_often_as_those_of_the_sample_itself() -> None:
+    shelf: Any = Shelf()
+    for fields in shelf.samples:
+        fields["json"] = b'{"short": "a bell", "long": ["a bell rings"]}'
+    text = TextConfig(captions={"long": 0.5, "short": 3.0}).build("text")
+    sample = Synchronized([Mixup(probability=1.0)], {"text": text}).load(shelf, 0, ())
+    assert tuple(sample.values["text"]) == ("a bell rings and a bell rings", "a bell and a bell")
+    assert sample.values["text"].weights == (0.5, 3.0)
 
 
 def test_partners_that_cannot_be_mixed_in_are_named() -> None:
