@@ -95,7 +95,7 @@ def _front_end(name: str) -> FrontEnd:
             f"--front-end {name!r}{did_you_mean(name, known)}: wanted one of {', '.join(known)}, or settings such as "
             "'{kind: mel, rate: 8000, mels: 40}'"
         )
-    bare: dict[str, object] = {"mean": 0.0, "std": 1.0, "frames": None, "spec_augment": None}
+    bare: dict[str, object] = {"mean": 0.0, "std": 1.0, "frames": None}
     if settings.channel == "level_difference":  # both planes are divided by what holds for the first
         bare["channel"] = "mean"
     return settings.model_copy(update=bare).build()  # type: ignore[attr-defined, no-any-return]

@@ -57,7 +57,10 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, x: Tensor) -> Tensor:
-        """Turn a raw view [B, ...] into the tensor that the first layer sees: normalised pixels, a spectrogram, ids as they are."""
+        """Turn a raw view [B, ...] into the tensor that the first layer sees: normalised pixels, a spectrogram, ids as they are.
+
+        Deterministic, in training too: masked objectives predict it. Augmentation is for `forward` alone.
+        """
 
     @abstractmethod
     def forward(
@@ -69,6 +72,9 @@ class Encoder(nn.Module, ABC):
         pooled_only: bool = False,
     ) -> Features:
         """Encode raw views.
+
+        `keep` and `replace` name tokens by their places among all T. An encoder that leaves tokens out by itself in training
+        (patch dropout, keep_tokens) does so in calls without them alone.
 
         Args:
             x: [B, ...] raw view; prepared inside.

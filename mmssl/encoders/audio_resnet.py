@@ -60,8 +60,7 @@ class AudioResNet(Stages):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Waveforms [B, C, samples], int16 or float in [-1, 1] -> normalised spectrograms [B, planes, filters, frames]."""
-        made: Tensor = self.front_end(x)
-        return made.contiguous(memory_format=torch.channels_last)
+        return self._spectrograms(x, augment=False)
 
     def forward(
         self,
@@ -79,4 +78,8 @@ class AudioResNet(Stages):
         refuse_masks(self, keep, replace)
         if x.ndim == 4:
             return encode_windows(self, x)
-        return self.encode(self.prepare(x))
+        return self.encode(self._spectrograms(x, augment=self.training))
+
+    def _spectrograms(self, x: Tensor, *, augment: bool) -> Tensor:
+        made: Tensor = self.front_end(x, augment=augment)
+        return made.contiguous(memory_format=torch.channels_last)

@@ -151,7 +151,7 @@ class AudioTransformer(Encoder):
         """
         if x.ndim == 4 and keep is None and replace is None:
             return encode_windows(self, x)
-        x = self.prepare(x)
+        x = self.front_end(x, augment=self.training)
         grid = self._grid(x.shape[2], x.shape[3])
         x = self.patch_embedding(x).flatten(2).transpose(1, 2)  # [B, T, D] in reading order
         if replace is not None:

@@ -58,8 +58,8 @@ class ClapFrontEnd(nn.Module):
     """Waveforms [B, C, samples] -> spectrograms [B, 1, F, T], or with fusion [B, 4, F, T], T frames of `seconds`.
 
     With fusion, the four of a longer sound are the whole of it, shrunk to T frames (bilinear), and chunks of T frames from its
-    front, middle and back: the first, the central and the last in evaluation, one at a random place of each third in training
-    (LAION's way). Those of other sounds are four times the same. Without fusion the middle of a longer sound is taken.
+    front, middle and back: the first, the central and the last, or with `augment` one at a random place of each third
+    (LAION's way in training). Those of other sounds are four times the same. Without fusion the middle of a longer sound is taken.
     """
 
     def __init__(self, config: ClapFrontEndConfig) -> None:
@@ -73,20 +73,24 @@ class ClapFrontEnd(nn.Module):
         """Whether sounds of so many samples have chunks that differ: what fused towers call "longer"."""
         return self.fused and self.mel.count(samples) > self.frames
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, augment: bool = False) -> Tensor:
         """[B, C, samples], int16 in units of 1 / 32768 or float in [-1, 1] -> [B, 1 or 4, F, T].
+
+        Args:
+            x: waveforms.
+            augment: apply spec_augment, and draw the places of chunks.
 
         Raises:
             ValueError: other shapes or types.
         """
         x = self._fit(x)
-        mel: Tensor = self.mel(x)  # [B, 1, F, frames]
+        mel: Tensor = self.mel(x, augment=augment)  # [B, 1, F, frames]
         if not self.fused:
             return mel
         if mel.shape[3] == self.frames:
             return mel.expand(-1, 4, -1, -1)
         whole = F.interpolate(mel, (mel.shape[2], self.frames), mode="bilinear", align_corners=False)
-        place = self._starts(mel)[:, :, None] + torch.arange(self.frames, device=mel.device)  # [B, 3, T]
+        place = self._starts(mel, augment)[:, :, None] + torch.arange(self.frames, device=mel.device)  # [B, 3, T]
         chunks = mel.expand(-1, 3, -1, -1).gather(3, place[:, :, None].expand(-1, -1, mel.shape[2], -1))
         return torch.cat([whole, chunks], dim=1)
 
@@ -101,10 +105,10 @@ class ClapFrontEnd(nn.Module):
         start = (length - self.samples) // 2
         return x if self.fused else x[..., start : start + self.samples]
 
-    def _starts(self, mel: Tensor) -> Tensor:
+    def _starts(self, mel: Tensor, augment: bool) -> Tensor:
         # [B, 3], first frames of the chunks
         places = mel.shape[3] - self.frames + 1
-        if not self.training:
+        if not augment:
             return torch.tensor([0, (places - 1) // 2, places - 1], device=mel.device).expand(len(mel), -1)
         counts = places // 3 + (torch.arange(3, device=mel.device) < places % 3)
         first = torch.where(counts > 0, counts.cumsum(0) - counts, 0)  # too few places for three thirds: the front

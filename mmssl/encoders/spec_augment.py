@@ -1,14 +1,14 @@
 """SpecAugment (Park et al. 2019, arXiv:1904.08779): bands of filters and stretches of frames are hidden in training.
 
-It stands behind the front-end, on the device, and draws from torch's random stream, which the trainer seeds for each step and
-replays for cached gradients. In evaluation mode it does nothing.
+Encoders apply it to their input in training, on the device; it draws from torch's random stream, which the trainer seeds for each
+step and replays for cached gradients.
 """
 
 from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.core.config import Config
 
@@ -30,32 +30,24 @@ class SpecAugmentConfig(Config):
     time_width: int = Field(default=100, ge=1)
     time_share: float = Field(default=1.0, gt=0, le=1)
 
-    def build(self) -> SpecAugment:
-        """The layer."""
-        return SpecAugment(self)
 
+def spec_augment(x: Tensor, config: SpecAugmentConfig) -> Tensor:
+    """Mask bands of filters and stretches of frames by a draw for each sample, in all of its planes alike.
 
-class SpecAugment(nn.Module):
-    """Spectrograms [B, planes, F, T] -> the same shape, masked by each sample's own draw, in all of its planes alike.
+    Args:
+        x: spectrograms [B, planes, F, T].
+        config: how many masks, and how wide.
 
-    What is hidden becomes the sample's mean.
+    Returns:
+        [B, planes, F, T]; what is hidden is the sample's mean.
     """
-
-    def __init__(self, config: SpecAugmentConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As it is in evaluation mode."""
-        if not self.training:
-            return x
-        c, (batch, _, filters, frames) = self.config, x.shape
-        longest = min(c.time_width, int(c.time_share * frames))
-        rows = bands(batch, filters, c.filter_masks, min(c.filter_width, filters), x.device)
-        columns = bands(batch, frames, c.time_masks, longest, x.device)
-        # The paper hides with 0, the mean of its normalised spectrograms. Not all front-ends normalise.
-        hidden = rows[:, None, :, None] | columns[:, None, None, :]
-        return torch.where(hidden, x.mean((1, 2, 3), keepdim=True), x)
+    batch, _, filters, frames = x.shape
+    longest = min(config.time_width, int(config.time_share * frames))
+    rows = bands(batch, filters, config.filter_masks, min(config.filter_width, filters), x.device)
+    columns = bands(batch, frames, config.time_masks, longest, x.device)
+    # The paper hides with 0, the mean of its normalised spectrograms. Not all front-ends normalise.
+    hidden = rows[:, None, :, None] | columns[:, None, None, :]
+    return torch.where(hidden, x.mean((1, 2, 3), keepdim=True), x)
 
 
 def bands(batch: int, size: int, count: int, widest: int, device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmssl.core.config import Config
 from mmssl.core.encoder import EncoderConfig
-from mmssl.encoders.spec_augment import SpecAugmentConfig
+from mmssl.encoders.spec_augment import SpecAugmentConfig, spec_augment
 
 Channel = Literal["mean", "first", "both", "level_difference"]
 
@@ -191,7 +191,6 @@ class FrontEnd(nn.Module, ABC):
     def __init__(self, settings: FrontEndSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.spec_augment = settings.spec_augment.build() if settings.spec_augment else nn.Identity()
 
     @abstractmethod
     def count(self, samples: int) -> int:
@@ -215,8 +214,8 @@ class FrontEnd(nn.Module, ABC):
         """T of a waveform of that many samples."""
         return self.settings.frames or self.count(samples)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, samples], int16 in units of 1 / 32768 or float in [-1, 1] -> [B, planes, F, T].
+    def forward(self, x: Tensor, *, augment: bool = False) -> Tensor:
+        """[B, C, samples], int16 in units of 1 / 32768 or float in [-1, 1] -> [B, planes, F, T]; `augment` applies spec_augment.
 
         Raises:
             ValueError: other shapes or types, too short for one frame, or not stereo where both channels are to be heard.
@@ -237,7 +236,8 @@ class FrontEnd(nn.Module, ABC):
             made = (made - self.settings.mean) / self.settings.std
             if self.settings.channel == "level_difference":
                 made = torch.stack([made[:, 0], made[:, 1] - made[:, 2]], dim=1)
-            return self.spec_augment(made)  # type: ignore[no-any-return]
+            masks = self.settings.spec_augment if augment else None
+            return made if masks is None else spec_augment(made, masks)
 
     def _hear(self, x: Tensor) -> Tensor:
         # [B, C, samples] -> the waveforms that spectrograms are made of, [B, n, samples]

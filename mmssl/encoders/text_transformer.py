@@ -171,19 +171,16 @@ class TextTransformer(Encoder):
         """See `Encoder.forward`.
 
         On the CPU all layers see real tokens only (see `Packing`), elsewhere texts are padded to T: call `trim` before a batch is
-        moved. All of this is exact, as padding has no influence.
+        moved. All of this is exact, as padding has no influence. In training, `keep_tokens` leaves words out, unless `replace`
+        names tokens by their places.
 
         Raises:
-            ValueError: `keep` is given, or `replace` while words are left out, or `x` are not ids (see `prepare`).
+            ValueError: `keep` is given, or `x` are not ids (see `prepare`).
         """
         if keep is not None:
             raise ValueError("a text transformer cannot drop tokens (no capability mask_drop); replace them instead")
         ids = self.prepare(x)
-        if self.training and self.keep_tokens is not None:
-            if replace is not None:
-                raise ValueError(
-                    "keep_tokens leaves words out, so that a mask would meet others: set keep_tokens: null"
-                )
+        if self.training and self.keep_tokens is not None and replace is None:
             ids = mask_tokens(ids, self.keep_tokens, self.masking)
         end = ids.argmax(dim=1)  # [B], position of the end-of-text id
         if _on_cpu(ids):

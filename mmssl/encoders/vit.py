@@ -137,7 +137,7 @@ class VisionTransformer(Encoder):
     ) -> Features:
         """See `Encoder.forward`. H and W are multiples of the patch size; T is their product in patches, T_keep with `keep`.
 
-        In training, `patch_dropout` drops tokens too, unless `keep` is given.
+        In training, `patch_dropout` drops tokens too, unless `keep` or `replace` names tokens by their places.
 
         Raises:
             ValueError: not pictures, or of a size that patches do not tile.
@@ -148,7 +148,7 @@ class VisionTransformer(Encoder):
             x = torch.where(mask[..., None], value.to(x.dtype), x)
         positions = resize_positions(self.positional_embedding, self.grid, grid, self.prefix)
         x = x + positions[self.prefix :]
-        if keep is None and self.training and self.patch_dropout:
+        if keep is None and replace is None and self.training and self.patch_dropout:
             keep = self._draw_patches(x)
         if keep is not None:
             x = torch.take_along_dim(x, keep[..., None], dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel, Encoder
 from mmssl.recipe.unions import EncoderUnion
-from tests.encoders.kinds import KINDS, build, config_of, inputs, is_audio, is_text, stir
+from tests.encoders.kinds import CONTEXT, KINDS, build, config_of, inputs, is_audio, is_text, stir
 
 EVERY = pytest.mark.parametrize("name", KINDS)
 CHECKPOINTED = pytest.mark.parametrize(
@@ -186,6 +186,37 @@ def test_bytes_and_fractions_give_the_same_features(name: str, tmp_path: Path) -
         encoder(x.long())
 
 
+def augmented(name: str) -> dict[str, Any]:
+    """Changes to a kind that switch its augmentation on; none where it has none."""
+    front_end = KINDS[name].model_dump().get("front_end")
+    masks = {"filter_masks": 2, "filter_width": 20, "time_masks": 2, "time_width": 20}
+    return {"front_end": front_end | {"spec_augment": masks}} if front_end else {}
+
+
+@EVERY
+def test_preparing_has_no_chance_in_it(name: str, tmp_path: Path) -> None:
+    """What `prepare` gives is what masked objectives predict: the same in every call, in training as in evaluation."""
+    encoder = build(name, tmp_path, **augmented(name)).train()
+    before = torch.get_rng_state()
+    prepared = encoder.prepare(inputs(name))
+    assert torch.equal(encoder.prepare(inputs(name)), prepared)
+    assert torch.equal(encoder.eval().prepare(inputs(name)), prepared)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if is_audio(name)])
+def test_augmentation_acts_on_the_input_in_training_alone(name: str, tmp_path: Path) -> None:
+    encoder, x = build(name, tmp_path, **augmented(name)), inputs(name)
+    plain = build(name, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(encoder.eval()(x).pooled, plain.eval()(x).pooled)
+        torch.manual_seed(0)
+        first = encoder.train()(x).pooled
+        assert not torch.allclose(encoder(x).pooled, first, atol=1e-3)
+        torch.manual_seed(0)
+        assert not torch.allclose(plain.train()(x).pooled, first, atol=1e-3)
+
+
 @EVERY
 def test_low_precision_runs(name: str, tmp_path: Path) -> None:
     encoder = build(name, tmp_path).eval()
@@ -348,6 +379,20 @@ def test_replaced_words_have_no_influence(name: str, tmp_path: Path) -> None:
     assert torch.equal(encoder(other, replace=(mask, value)).pooled, replaced)
     assert not torch.allclose(encoder(other).pooled, encoder(ids).pooled)
     assert not torch.allclose(encoder(ids, replace=(mask, value + 1)).pooled, replaced)
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_mean", "text_transformer", "text_transformer_mean"])
+def test_tokens_that_are_named_by_their_places_are_all_there_in_training(name: str, tmp_path: Path) -> None:
+    """Encoders that leave tokens out by themselves do so in calls without masks alone."""
+    fewer = {"keep_tokens": 4} if is_text(name) else {"patch_dropout": 0.5}
+    encoder, plain, x = build(name, tmp_path, **fewer).train(), build(name, tmp_path).train(), inputs(name)
+    mask = torch.zeros(3, CONTEXT if is_text(name) else 16, dtype=torch.bool)
+    mask[:, 1] = True
+    with torch.no_grad():
+        made, wanted = (one(x, replace=(mask, torch.ones(32))) for one in (encoder, plain))
+        torch.testing.assert_close(made.tokens, wanted.tokens)
+        torch.testing.assert_close(made.pooled, wanted.pooled)
+        assert encoder(x).tokens.shape[1] < mask.shape[1]
 
 
 class _Pooled(nn.Module):

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
-from mmssl.encoders.spec_augment import SpecAugmentConfig, bands
+from mmssl.encoders.spec_augment import SpecAugmentConfig, bands, spec_augment
 from mmssl.encoders.spectrogram import MelConfig, PresetConfig
 
 
@@ -35,10 +35,10 @@ def runs(row: Tensor) -> list[int]:
 def test_a_band_covers_all_frames_and_a_stretch_all_filters() -> None:
     x = spectrograms(64)
     torch.manual_seed(0)
-    rows = hidden(x, SpecAugmentConfig(time_masks=0, filter_width=10).build()(x))
+    rows = hidden(x, spec_augment(x, SpecAugmentConfig(time_masks=0, filter_width=10)))
     assert torch.equal(rows.any(2), rows.all(2))
     assert rows.any()
-    columns = hidden(x, SpecAugmentConfig(filter_masks=0, time_width=20).build()(x))
+    columns = hidden(x, spec_augment(x, SpecAugmentConfig(filter_masks=0, time_width=20)))
     assert torch.equal(columns.any(1), columns.all(1))
     assert columns.any()
     assert all(run <= 20 for row in rows.all(2) for run in runs(row))
@@ -49,7 +49,7 @@ def test_a_band_covers_all_frames_and_a_stretch_all_filters() -> None:
 def test_what_is_hidden_becomes_the_samples_mean(planes: int) -> None:
     x = spectrograms(32, planes)
     torch.manual_seed(0)
-    made = SpecAugmentConfig(filter_width=10, time_width=20).build()(x)
+    made = spec_augment(x, SpecAugmentConfig(filter_width=10, time_width=20))
     means, where = x.mean((1, 2, 3), keepdim=True).expand_as(x), hidden(x, made)[:, None].expand_as(x)
     assert torch.equal(made[where], means[where])
     assert hidden(x, made).any((1, 2)).float().mean() > 0.9
@@ -68,28 +68,33 @@ def test_widths_and_places_are_uniform() -> None:
 
 def test_no_stretch_is_longer_than_its_share() -> None:
     x = spectrograms(200)
-    made = SpecAugmentConfig(filter_masks=0, time_masks=1, time_share=0.1).build()(x)
+    made = spec_augment(x, SpecAugmentConfig(filter_masks=0, time_masks=1, time_share=0.1))
     lengths = [sum(runs(row)) for row in hidden(x, made).all(1)]
     assert max(lengths) == 9
 
 
-def test_evaluation_is_untouched_and_training_replays() -> None:
+def test_a_draw_replays() -> None:
     x = spectrograms()
-    layer = SpecAugmentConfig().build()
     state = torch.get_rng_state()
-    one = layer(x)
-    assert not torch.equal(layer(x), one)
+    one = spec_augment(x, SpecAugmentConfig())
+    assert not torch.equal(spec_augment(x, SpecAugmentConfig()), one)
     torch.set_rng_state(state)
-    assert torch.equal(layer(x), one)
+    assert torch.equal(spec_augment(x, SpecAugmentConfig()), one)
+
+
+def test_a_front_end_masks_where_it_is_told_to() -> None:
+    front_end, x = MelConfig(spec_augment=SpecAugmentConfig(time_width=20)).build(), torch.randn(3, 1, 16_000)
+    plain = MelConfig().build()(x)
     state = torch.get_rng_state()
-    assert layer.eval()(x) is x
+    assert torch.equal(front_end(x), plain)
     assert torch.equal(torch.get_rng_state(), state), "nothing is drawn"
-    assert not layer.state_dict()
+    assert (front_end(x, augment=True) != plain).float().mean() > 0.01
+    assert not front_end.state_dict()
 
 
 def test_gradients_pass_what_is_left() -> None:
     x = spectrograms().requires_grad_()
-    made = SpecAugmentConfig(filter_width=10, time_width=20).build()(x)
+    made = spec_augment(x, SpecAugmentConfig(filter_width=10, time_width=20))
     made.sum().backward()
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
@@ -126,7 +131,7 @@ def test_presets_hand_it_on() -> None:
     policy = SpecAugmentConfig(time_width=7)
     assert PresetConfig(kind="ast", spec_augment=policy).settings.spec_augment == policy
     assert PresetConfig(kind="ast", spec_augment=policy).settings.frames == 1024
-    assert MelConfig(spec_augment=policy).build().spec_augment.config == policy
+    assert MelConfig(spec_augment=policy).build().settings.spec_augment == policy
     for wrong in ('{"time_share": 0.0}', '{"filter_masks": -1}', '{"warp": 5}'):
         with pytest.raises(ValidationError):
             SpecAugmentConfig.model_validate_json(wrong)

@@ -71,13 +71,6 @@ def test_training_sees_less_and_evaluation_everything(how: TokenMasking) -> None
     assert not torch.allclose(whole.pooled[5], trained.pooled[5])
 
 
-def test_masks_and_missing_words_do_not_go_together() -> None:
-    replace = (torch.zeros(6, 20, dtype=torch.bool), torch.zeros(8))
-    with pytest.raises(ValueError, match="set keep_tokens: null"):
-        encoder()(texts(), replace=replace)
-    encoder().eval()(texts(), replace=replace)
-
-
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

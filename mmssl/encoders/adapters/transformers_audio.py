@@ -223,7 +223,7 @@ class HfAstEncoder(Adapter):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Waveforms [B, C, samples], int16 or float in [-1, 1] -> normalised spectrograms [B, frames, filters]."""
-        return self.front_end(x)[:, 0].transpose(1, 2)  # type: ignore[no-any-return]
+        return self._spectrograms(x, augment=False)
 
     def forward(
         self,
@@ -241,10 +241,13 @@ class HfAstEncoder(Adapter):
         refuse_masks(self, keep, replace)
         if x.ndim == 4:
             return encode_windows(self, x)
-        out = self.model(input_values=self.prepare(x))
+        out = self.model(input_values=self._spectrograms(x, augment=self.training))
         tokens = out.last_hidden_state[:, 2:]
         pooled = {"pooler": out.pooler_output, "cls": out.last_hidden_state[:, 0], "mean": tokens.mean(1)}[self.pool]
         return Features(pooled, tokens, self.grid)
+
+    def _spectrograms(self, x: Tensor, *, augment: bool) -> Tensor:
+        return self.front_end(x, augment=augment)[:, 0].transpose(1, 2)  # type: ignore[no-any-return]
 
 
 class HfClapAudioEncoder(Adapter):
@@ -285,7 +288,7 @@ class HfClapAudioEncoder(Adapter):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Waveforms [B, C, samples], int16 or float in [-1, 1] -> spectrograms [B, 1 or 4, frames, filters] in dB."""
-        return self.front_end(x).transpose(2, 3)  # type: ignore[no-any-return]
+        return self._spectrograms(x, augment=False)
 
     def forward(
         self,
@@ -303,10 +306,13 @@ class HfClapAudioEncoder(Adapter):
         refuse_masks(self, keep, replace)
         if x.ndim == 4:
             return encode_windows(self, x)
-        made = self.prepare(x)
+        made = self._spectrograms(x, augment=self.training)
         longer = torch.full((x.shape[0], 1), self.front_end.is_longer(x.shape[2]), device=x.device)
         out = self.model(input_features=made, is_longer=longer if self.fused else None)
         if self.projected:
             return Features(out.audio_embeds)
         cells = out.last_hidden_state  # [B, D, rows, columns]
         return Features(out.pooler_output, cells.flatten(2).transpose(1, 2), (cells.shape[2], cells.shape[3]))
+
+    def _spectrograms(self, x: Tensor, *, augment: bool) -> Tensor:
+        return self.front_end(x, augment=augment).transpose(2, 3)  # type: ignore[no-any-return]
