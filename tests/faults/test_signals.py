@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT, SIGUSR1 and SIGUSR2: the run saves at a step boundary, says how it ended, and goes on later as if nothing had been."""
+"""SIGTERM, SIGINT, SIGUSR1 and SIGUSR2: the run saves at a step boundary, says how it ended, and resumes exactly."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where a run runs: device, processes, precision and trackers. With step.py the only place that knows Accelerate.
 
-Accelerate finds the processes (`accelerate launch`, `torchrun`, `srun`), wraps the learner for data parallelism and opens trackers. Data
-loading, the schedule, precision and checkpoints stay ours: they must be exact, and are a few lines each.
+Accelerate finds the processes (`accelerate launch`, `torchrun`, `srun`), wraps the learner for data parallelism and opens
+trackers. Data loading, the schedule, precision and checkpoints stay ours: they must be exact, and are a few lines each.
 """
 
 from __future__ import annotations
