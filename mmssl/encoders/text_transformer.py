@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -194,7 +195,8 @@ class TextTransformer(Encoder):
             mask, value = replace
             value = value.to(x.dtype).expand(*ids.shape, self.width)
             x = torch.where(packing.pack(mask)[:, None], packing.pack(value), x)
-        x = x + self.positional_embedding[places]
+        # Not `positional_embedding[places]`: on a CPU its gradient is summed by atomic additions, in whatever order threads come.
+        x = x + F.embedding(places, self.positional_embedding)
         if pooled_only and self.pool == "eot":
             x, _ = self.blocks(x, packing=packing, pick=packing.last)
             return Features(packing.restore(self.norm_final(x)))
