@@ -31,6 +31,10 @@ class DataError(MmsslError):
     exit_code = 3
 
 
+class Stopped(DataError):
+    """Data that was waited for and given up, because the run was told to stop."""
+
+
 class CheckpointError(MmsslError):
     """A checkpoint that is missing, damaged, or made by another recipe."""
 

@@ -305,6 +305,13 @@ class SaveBeat(Beat):
         """See the base."""
         self._save(state, self._failures + 1 >= self.MOST_FAILURES)
 
+    def after_step(self, state: TrainState, report: StepReport, wished: bool, *, must: bool = False) -> None:
+        """See the base; with `must`, whether it is due or not."""
+        if must:
+            self.must(state)
+        else:
+            super().after_step(state, report, wished)
+
     def must(self, state: TrainState) -> None:
         """Save this step, unless it is saved already.
 

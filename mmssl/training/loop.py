@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import torch
 
 from mmssl.core.batch import Batch
 from mmssl.core.distributed import gather_objects, is_main
-from mmssl.core.errors import DataError, Interrupted, MmsslError, NumericError
+from mmssl.core.errors import Interrupted, MmsslError, NumericError
 from mmssl.training.beats import EvaluateBeat, LogBeat, SaveBeat
 from mmssl.training.runtime.console import ProgressBar, say, show_counts
 from mmssl.training.runtime.jsonl import JsonLines
@@ -48,18 +49,22 @@ def train(
     """
     state.learner.train()
     log.start(state)
-    with StopSignals() as stop, ProgressBar(state.total_steps) as bar:
+    batch: Batch | None = None
+    with StopSignals(state.stream.stop_waiting) as stop, ProgressBar(state.total_steps) as bar:
         for evaluation in evaluations:
             evaluation.catch_up(state)
         save.mark_best(state)
         batches = iter(state.stream)
         while state.step < state.total_steps:
             started = time.monotonic()
-            batch = _fetch(batches)
+            batch, missing = stop.next_batch(batches, batch)
             fetched = time.monotonic()
             set_rate(state.optimizer, factor(state.step))
             votes = [*stop.votes(), *(beat.every.wish() for beat in (log, save, *evaluations))]
-            report = _step(step, state, batch, votes)
+            report = _step(step, state, batch, votes, missing)
+            number = stop.agreed(report.votes[: len(HANDLED)])
+            if report.discarded:
+                _leave(state, save, number)
             if report.finite and state.ema is not None:
                 state.ema.update(state.learner)
             state.advance(batch, report.finite)
@@ -67,15 +72,12 @@ def train(
                 _note_bad(state, batch, report, bad_batches, max_bad_steps)
             log.timed(fetched - started, time.monotonic() - fetched)
             bar.show(state.step)
-            last, number = state.step == state.total_steps, stop.agreed(report.votes[: len(HANDLED)])
+            last = state.step == state.total_steps
             wished = [last or wish for wish in report.votes[len(HANDLED) :]]
             log.after_step(state, report, wished[0])
-            if last or number is not None:
-                save.must(state)
-            else:
-                save.after_step(state, report, wished[1])
             if number is not None:
-                raise Interrupted(f"stopped by signal {number} after step {state.step}; saved", number)
+                _leave(state, save, number)
+            save.after_step(state, report, wished[1], must=last)
             for evaluation, wish in zip(evaluations, wished[2:], strict=True):
                 evaluation.after_step(state, report, wish)
             save.mark_best(state)
@@ -84,16 +86,16 @@ def train(
         show_counts("samples that were skipped", state.faults, state.fault_examples)
 
 
-def _fetch(batches: Iterator[Batch]) -> Batch:
-    batch = next(batches, None)
-    if batch is None:
-        raise DataError("the training stream ended before the run did: a stream must repeat its data")
-    return batch
+def _leave(state: TrainState, save: SaveBeat, number: int | None) -> NoReturn:
+    """Save the last step and end the run, on all processes together."""
+    assert number is not None, "nothing else ends the waiting for a batch"
+    save.must(state)
+    raise Interrupted(f"stopped by signal {number} after step {state.step}; saved", number)
 
 
-def _step(step: GradientStep, state: TrainState, batch: Batch, votes: Sequence[bool]) -> StepReport:
+def _step(step: GradientStep, state: TrainState, batch: Batch, votes: Sequence[bool], missing: bool) -> StepReport:
     try:
-        return step(state, batch, votes)
+        return step(state, batch, votes, discard=missing)
     except torch.OutOfMemoryError as error:
         # Never a smaller batch in silence: with negatives from the batch that would be another loss.
         raise MmsslError(

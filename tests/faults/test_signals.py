@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT, SIGUSR1 and SIGUSR2: the run saves at a step boundary, says how it ended, and resumes exactly."""
+"""Signals that stop a run: it saves at a step boundary, says how it ended, and goes on later as if nothing had been."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.core.errors import CheckpointError, Interrupted
+from mmssl.core.errors import CheckpointError, Interrupted, Stopped
 from mmssl.training.checkpoints.write import CheckpointStore
 from mmssl.training.runtime.signals import HANDLED, StopSignals
 from tests.faults.forks import in_child
@@ -53,6 +53,37 @@ def test_a_signal_saves_and_the_run_goes_on_bit_by_bit(tmp_path: Path, number: i
     resumed = make_run(tmp_path / "cut")
     resumed.train()
     assert_equal(tensors(resumed), tensors(whole))
+
+
+class Waiting(ActingStream):
+    """Its batch of step `at` does not come: a signal comes instead, and ends the waiting."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(at, self.wait)
+
+    def wait(self) -> None:
+        send(signal.SIGUSR1)()
+        assert self.stopping, "the handler tells the stream"
+        raise Stopped("http://host/7.tar, byte 0 to 512: told to stop while waiting for it")
+
+
+def test_a_signal_while_a_batch_is_waited_for_saves_the_last_step(tmp_path: Path) -> None:
+    whole = make_run(tmp_path / "whole")
+    whole.train()
+    with pytest.raises(Interrupted, match="after step 5; saved") as caught:
+        make_run(tmp_path / "cut", stream=Waiting(5)).train()
+    assert caught.value.exit_code == 138
+    assert (tmp_path / "cut/checkpoints/LATEST").read_text() == "step_00000005"
+    resumed = make_run(tmp_path / "cut")
+    resumed.train()
+    assert_equal(tensors(resumed), tensors(whole))
+
+
+def test_a_signal_before_the_first_batch_leaves_nothing_to_save(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match=r"before the first batch came: http://host/7\.tar, byte 0") as caught:
+        make_run(tmp_path, stream=Waiting(0)).train()
+    assert caught.value.exit_code == 138
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_signal_at_the_last_step_leaves_the_evaluation_to_the_next_session(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.core import distributed
 from mmssl.core.config import Duration
-from mmssl.core.errors import CheckpointError, Interrupted, NumericError, RecipeError
+from mmssl.core.errors import CheckpointError, Interrupted, NumericError, RecipeError, Stopped
 from mmssl.training.checkpoints.manifest import _HashingFile
 from mmssl.training.checkpoints.read import read_numbers, resolve
 from mmssl.training.runtime.jsonl import JsonLines
 from tests.distributed.processes import Processes
-from tests.training.toys import Agree, Distance, Match, Stream, make_learner, make_run, tensors
+from tests.training.toys import Agree, Distance, Match, Stream, assert_equal, make_learner, make_run, tensors
 
 OBJECTIVES = {"agree": Agree, "match": Match}
 
@@ -194,3 +194,38 @@ def test_running_statistics_are_each_process_own_and_the_main_process_is_evaluat
     assert set(first["started"]) == set(second["started"]) == {5.0}
     assert (set(first["stepped"]), set(second["stepped"])) == ({1.0}, {2.0})
     assert set(first["evaluated"]) == set(second["evaluated"]) == {1.0}
+
+
+def stopped_without_a_batch(folder: str) -> tuple[str, dict[str, Tensor], int]:
+    """The second process is told to stop while it waits for the batch of step 5, which the first one has."""
+
+    class Waiting(Stream):
+        def act(self, step: int) -> None:
+            if step == 5 and distributed.rank() == 1:
+                os.kill(os.getpid(), signal.SIGUSR2)
+                raise Stopped("waiting")
+
+    run = make_run(Path(folder), stream=Waiting(), learner=make_learner(Match))
+    try:
+        run.train()
+    except Interrupted as error:
+        return str(error), tensors(run), run.state.numbers()["stream"]["step"]
+    return "", {}, 0
+
+
+def gone_on(folder: str) -> dict[str, Tensor]:
+    run = make_run(Path(folder), learner=make_learner(Match))
+    run.train()
+    return tensors(run)
+
+
+def test_a_process_that_gives_its_batch_up_stops_both_before_that_step(
+    two_processes: Processes, tmp_path: Path
+) -> None:
+    first, second = two_processes.run(stopped_without_a_batch, [(str(tmp_path / "cut"),)] * 2)
+    assert first[0] == second[0] == f"stopped by signal {signal.SIGUSR2} after step 5; saved"
+    assert first[2] == 5, "the batch that the first process had is drawn again"
+    assert resolve(tmp_path / "cut", "last").name == "step_00000005"
+    whole, _ = two_processes.run(gone_on, [(str(tmp_path / "whole"),)] * 2)
+    resumed, _ = two_processes.run(gone_on, [(str(tmp_path / "cut"),)] * 2)
+    assert_equal(resumed, whole)

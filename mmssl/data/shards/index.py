@@ -20,9 +20,10 @@ from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault, Origin
 from mmssl.data.modality import DecodeError
 from mmssl.data.shards.paths import expand, expand_urls
+from mmssl.data.shards.patience import shown
 from mmssl.data.shards.remote import CacheConfig, Remote, open_remote
 from mmssl.data.shards.salvage import what_is_left
-from mmssl.data.shards.storage import PIPE, is_remote, shown
+from mmssl.data.shards.storage import PIPE, is_remote
 from mmssl.data.shards.table import ShardTable, load_table
 
 

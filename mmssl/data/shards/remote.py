@@ -19,7 +19,8 @@ from pydantic import Field
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError
 from mmssl.data.shards.cache import Cache
-from mmssl.data.shards.storage import Absent, NoRanges, Patience, Refused, Storage, shown
+from mmssl.data.shards.patience import Absent, NoRanges, Patience, Refused, shown
+from mmssl.data.shards.storage import Storage
 from mmssl.data.shards.table import ShardTable, checksums, load_sidecar, save_sidecar, scan, slice_starts
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class CacheConfig(Config):
             MMSSL_CACHE says, or `~/.cache/mmssl/shards`.
         max_bytes: what they may take; what was not used for longest is taken away.
         timeout: seconds without a byte after which an attempt has failed.
-        deadline: seconds after which failures end the run.
+        deadline: seconds after a server's first failure, whichever process met it, after which failures end the run.
         threads: of each process, that fetch ahead of the workers; 0: workers fetch what they need when they need it.
     """
 
@@ -227,6 +228,10 @@ class RemoteReader:
     def fetch(self, number: int, piece: int) -> None:
         """Have a slice in the cache."""
         self._open(number, piece)[1].close()
+
+    def stop_waiting(self) -> None:
+        """End the waiting for the storage in all threads and workers; see `Patience`."""
+        self.remote.storage.patience.outages.stop()
 
     def _open(self, number: int, piece: int) -> tuple[int, BinaryIO]:
         """A file that has the slice, and the byte of the shard that it begins with."""

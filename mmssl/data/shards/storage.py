@@ -1,4 +1,4 @@
-"""Bytes from storage elsewhere: sizes, ranges and whole files by URL, with patience and a limit to it."""
+"""Bytes from storage elsewhere: sizes, ranges and whole files by URL."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import logging
 import os
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple
 
 from mmssl.core.errors import DataError
+from mmssl.data.shards.patience import NoRanges, Patience, shown
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 EXTRAS = {"s3": "mmssl[s3]", "gs": "mmssl[gs]", "gcs": "mmssl[gs]", "hf": "huggingface_hub"}
@@ -22,19 +19,6 @@ SCHEMES = ("http", "https", "memory", *EXTRAS)
 PIPE = "pipe:"
 _PIECE = 16 << 20
 _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime", "created")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-
-
-class Absent(DataError):
-    """There is nothing at that URL."""
-
-
-class Refused(DataError):
-    """The storage answers, and will not give it."""
-
-
-class NoRanges(Exception):
-    """The server gives whole files only."""
 
 
 class Facts(NamedTuple):
@@ -42,59 +26,6 @@ class Facts(NamedTuple):
 
     size: int | None
     version: str
-
-
-@dataclass(frozen=True)
-class Patience:
-    """When to try again: after pauses that double, until a deadline.
-
-    Attributes:
-        pause: seconds after the first failure; longest: the longest pause.
-        deadline: seconds from the first attempt after which none begins.
-        timeout: seconds without a byte after which an attempt has failed.
-        sleep, clock: how to wait, and what time it is.
-    """
-
-    pause: float = 0.5
-    longest: float = 30.0
-    deadline: float = 300.0
-    timeout: float = 30.0
-    sleep: Callable[[float], None] = time.sleep
-    clock: Callable[[], float] = time.monotonic
-
-    def __call__(self, what: str, action: Callable[[], T]) -> T:
-        """The result of the first attempt that does not fail.
-
-        Args:
-            what: is wanted, for the message.
-
-        Raises:
-            Absent: the storage says that there is nothing. Refused: it will not give it, as it will not after another attempt.
-            NoRanges: as it is. DataError: all attempts failed.
-        """
-        started, pause, attempts = self.clock(), self.pause, 0
-        while True:
-            attempts += 1
-            try:
-                return action()
-            except (NoRanges, DataError):
-                raise
-            except Exception as error:
-                # Every client has exceptions of its own; what is not known to be final is tried again, and raised in the end.
-                status = getattr(error, "status", getattr(error.__cause__, "status", None))
-                if status in (404, 410) or (isinstance(error, FileNotFoundError) and error.__cause__ is None):
-                    raise Absent(f"{what}: there is nothing ({_words(error)}); check the address") from error
-                if _is_final(error, status):
-                    raise Refused(f"{what}: refused: {_words(error)}") from error
-                waited = self.clock() - started
-                if waited + pause > self.deadline:
-                    raise DataError(
-                        f"{what}: {attempts} attempts in {waited:.0f} s failed, the last: {_words(error)}. Nothing was skipped; "
-                        "resume when the storage is back, or give it more time (`data.cache.deadline`)"
-                    ) from error
-                _log.warning("%s: attempt %d failed: %s; again in %g s", what, attempts, _words(error), pause)
-            self.sleep(pause)
-            pause = min(2 * pause, self.longest)
 
 
 class Storage:
@@ -122,7 +53,7 @@ class Storage:
         if url.startswith(PIPE):
             self._check_allowed(url)
             return Facts(None, "")
-        info = self.patience(f"{shown(url)}, its size", lambda: self._client(url).info(url))
+        info = self.patience(url, "its size", lambda: self._client(url).info(url))
         size = info.get("size")
         version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
         return Facts(None if size is None else int(size), version)
@@ -131,7 +62,7 @@ class Storage:
         """Bytes start ... stop-1 of a file of `size` bytes.
 
         Raises:
-            NoRanges: the server gives whole files only. Absent, DataError: see `Patience`.
+            NoRanges: the server gives whole files only. Others: see `Patience`.
         """
 
         def attempt() -> bytes:
@@ -150,7 +81,7 @@ class Storage:
                 raise OSError(errno.EIO, f"got {len(data)} bytes, wanted {stop - start}")
             return bytes(data)
 
-        return self.patience(f"{shown(url)}, byte {start} to {stop}", attempt)
+        return self.patience(url, f"byte {start} to {stop}", attempt)
 
     def copy(self, url: str, sink: BinaryIO, size: int | None) -> None:
         """Write a whole file into `sink`, in pieces, so that a failure costs one piece.
@@ -168,7 +99,7 @@ class Storage:
                 return
             except NoRanges:
                 _log.info("%s: the server knows no ranges; it is fetched as a whole", shown(url))
-        self.patience(f"{shown(url)}, as a whole", lambda: self._stream(url, sink, size))
+        self.patience(url, "as a whole", lambda: self._stream(url, sink, size))
 
     def _stream(self, url: str, sink: BinaryIO, size: int | None) -> None:
         sink.seek(0)
@@ -229,21 +160,3 @@ class Storage:
 def is_remote(shard: str) -> bool:
     """Whether a shard is written as a URL or a command."""
     return "://" in shard or shard.startswith(PIPE)
-
-
-def shown(url: str) -> str:
-    """A URL without its query, which may hold a password."""
-    return url if url.startswith(PIPE) else url.split("?", 1)[0]
-
-
-def _is_final(error: Exception, status: int | None) -> bool:
-    if status is not None:
-        return 400 <= status < 500 and status not in (408, 425, 429)
-    return isinstance(error, PermissionError | NotImplementedError) or (
-        isinstance(error, OSError) and error.errno in _FULL
-    )
-
-
-def _words(error: Exception) -> str:
-    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-    return f"{type(cause).__name__}: {cause}".rstrip(": ").split("?", 1)[0]

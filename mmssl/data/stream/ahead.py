@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, Stopped
 from mmssl.data.shards.remote import RemoteReader
 from mmssl.data.stream.order import Ticket
 from mmssl.data.stream.sources import Sources
@@ -91,6 +91,8 @@ class Ahead:
             reader, shard, piece = job
             try:
                 reader.fetch(shard, piece)
+            except Stopped:
+                self._ended = True
             except DataError as error:
                 # The worker that needs the slice tries for itself, and ends the run if that fails too.
                 self._ended = True

@@ -207,6 +207,12 @@ class TrainStream:
                 )
         self.step = state["step"]
 
+    def stop_waiting(self) -> None:
+        """Let nobody wait for storage that fails any longer: the next batch comes, or `Stopped`. A signal handler may call it."""
+        for index in self.rows.sources.indexes:
+            if isinstance(index.reader, RemoteReader):
+                index.reader.stop_waiting()
+
     def close(self) -> None:
         """End the workers; the stream cannot go on."""
         self._batches = iter(())

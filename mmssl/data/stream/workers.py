@@ -144,7 +144,7 @@ def deliver(loader: DataLoader[Any]) -> Iterator[Batch]:
     try:
         for batch in batches:
             if isinstance(batch, DataError):
-                raise DataError(*batch.args)
+                raise type(batch)(*batch.args)
             lent.append(batch)
             yield own(batch)
     except RuntimeError as error:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from mmssl.core.distributed import gather_objects, is_main, world_size
+from mmssl.core.distributed import gather_objects, is_main
 from mmssl.core.errors import MmsslError, RecipeError
 from mmssl.training.runtime.console import say
 
@@ -24,20 +23,17 @@ def on_main(action: Callable[[], T]) -> T:
     Errors for people (`MmsslError`) and of the disk (`OSError`) are raised on every process, so that all go the same way from
     there. Any other exception is raised with its traceback on the main process; the others raise an `MmsslError` that names it.
     """
-    if world_size() == 1:
-        return action()
-    if not is_main():
-        value, error = pickle.loads(gather_objects(b"")[0])  # noqa: S301 (from our own main process)
-        if error is not None:
-            raise error
-        return value  # type: ignore[no-any-return]
-    try:
-        value = action()
-        outcome = pickle.dumps((value, None))
-    except Exception as caught:
-        gather_objects(pickle.dumps((None, _for_others(caught))))
-        raise
-    gather_objects(outcome)
+    value: T | None = None
+    failure: Exception | None = None
+    if is_main():
+        try:
+            value = action()
+        except Exception as caught:
+            failure = caught
+    told = _for_others(failure) if failure is not None else None
+    value, theirs = gather_objects((value, told))[0]
+    if failure is not None or theirs is not None:
+        raise failure or theirs
     return value
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
+
+from mmssl.core.batch import Batch
+from mmssl.core.errors import DataError, Interrupted, Stopped
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C; the end of a job; and what `sbatch --signal` sends some time before that."""
@@ -16,9 +19,13 @@ class StopSignals:
     """While entered, signals of `HANDLED` are only noted; a second SIGINT interrupts at once. Earlier handlers come back on exit.
 
     Signals reach the main thread of a program only: in another thread nothing is handled here.
+
+    Args:
+        noted: called by the handler, so that what waits for something can give it up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, noted: Callable[[], object] = lambda: None) -> None:
+        self._noted = noted
         self._received: set[int] = set()
         self._before: dict[int, object] = {}
         self._pid = os.getpid()
@@ -38,6 +45,32 @@ class StopSignals:
         """For each of `HANDLED`, whether this process has received it."""
         return [number in self._received for number in HANDLED]
 
+    @property
+    def number(self) -> int | None:
+        """The signal that this process has received; None if it has not."""
+        return self.agreed(self.votes())
+
+    def next_batch(self, batches: Iterator[Batch], last: Batch | None) -> tuple[Batch, bool]:
+        """The next batch, and whether it is missing: a signal ended the waiting for it, and this is the last one again.
+
+        With that this process takes part in a step that others, who have their batches, may have begun; nothing moves in it.
+
+        Raises:
+            Interrupted: there is no last batch: nothing was trained since the start. DataError: the stream ended.
+        """
+        try:
+            batch = next(batches, None)
+        except Stopped as stopped:
+            if last is not None:
+                return last, True
+            assert self.number is not None
+            raise Interrupted(
+                f"stopped by signal {self.number} before the first batch came: {stopped}", self.number
+            ) from None
+        if batch is None:
+            raise DataError("the training stream ended before the run did: a stream must repeat its data")
+        return batch, False
+
     @staticmethod
     def agreed(votes: Sequence[bool]) -> int | None:
         """The signal that some process has received, from the joined `votes`; None if none has."""
@@ -51,3 +84,4 @@ class StopSignals:
         if number == signal.SIGINT and number in self._received:
             raise KeyboardInterrupt
         self._received.add(number)
+        self._noted()

@@ -34,12 +34,14 @@ class StepReport:
         votes: for each vote that was handed in, whether some process voted yes.
         output: detached terms and metrics of this process.
         norms: gradient norms before clipping, of each part and ("grad_norm") of all; equal on all processes.
+        discarded: whether some process had no batch of this step, so that nothing has moved anywhere.
     """
 
     finite: bool
     votes: tuple[bool, ...]
     output: LossOutput
     norms: Mapping[str, Tensor]
+    discarded: bool = False
 
     def scalars(self) -> dict[str, float]:
         """Loss, terms, metrics and norms, averaged over processes. Every process must ask; reads the device once."""
@@ -75,7 +77,9 @@ class GradientStep(ABC):
     def gradients(self, batch: Batch, step: int, total_steps: int) -> tuple[LossOutput, Latents]:
         """Forward and backward: gradients (scaled in fp16) land in the parameters; loss and latents come detached."""
 
-    def __call__(self, state: TrainState, batch: Batch, votes: Sequence[bool] = ()) -> StepReport:
+    def __call__(
+        self, state: TrainState, batch: Batch, votes: Sequence[bool] = (), *, discard: bool = False
+    ) -> StepReport:
         """One step on this process' share of the global batch.
 
         Args:
@@ -98,9 +102,10 @@ class GradientStep(ABC):
         objective.before_update(ctx)
         norms = self._norms()
         bad = ~(torch.isfinite(output.total) & torch.isfinite(norms["grad_norm"]))
-        mine = torch.tensor([float(vote) for vote in votes], device=self.launch.device)
+        mine = torch.tensor([float(vote) for vote in (discard, *votes)], device=self.launch.device)
         answers = [answer > 0 for answer in total_detached(torch.cat([bad.float()[None], mine])).tolist()]
-        if answers[0]:
+        not_finite, discarded, *votes = answers
+        if not_finite or discarded:
             self._statistics.restore()
         else:
             if self.clip_norm is not None:
@@ -109,10 +114,10 @@ class GradientStep(ABC):
             state.optimizer.step()
             with torch.no_grad():
                 objective.after_update({name: _as_in_criterion(latent) for name, latent in latents.items()}, ctx)
-        if scaler is not None:
+        if scaler is not None and not discarded:
             scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
-        return StepReport(not answers[0], tuple(answers[1:]), output, norms)
+        return StepReport(not not_finite, tuple(votes), output, norms, discarded)
 
     def _backward(self, loss: Tensor) -> None:
         self._scaled(loss).backward()

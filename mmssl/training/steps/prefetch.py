@@ -63,6 +63,10 @@ class DeviceStream:
         """See `Stream`; a batch that was taken ahead is among them."""
         return self._stream.drawn()
 
+    def stop_waiting(self) -> None:
+        """See `Stream`."""
+        self._stream.stop_waiting()
+
     def close(self) -> None:
         """See `Stream`."""
         self._stream.close()

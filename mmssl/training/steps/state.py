@@ -39,6 +39,10 @@ class Stream(Protocol):
         """What was drawn from each source so far, by all processes; empty where there is one source only."""
         ...
 
+    def stop_waiting(self) -> None:
+        """Called by signal handlers: a batch that has to be waited for longer is given up with `Stopped`."""
+        ...
+
     def close(self) -> None:
         """End what works ahead of the stream."""
         ...
@@ -90,12 +94,14 @@ class TrainState:
     failures: dict[str, MmsslError] = field(default_factory=dict)
     best: Best | None = None
     ledger: JsonLines | None = None
+    _position: dict[str, Any] | None = None
     _new_faults: list[tuple[int, int, Fault]] = field(default_factory=list)
     _new_unapplied: Counter[str] = field(default_factory=Counter)
 
     def advance(self, batch: Batch, finite: bool) -> None:
         """Count one step on `batch`."""
         self.step += 1
+        self._position = self.stream.state_dict()
         self.samples += len(batch) * world_size()
         self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
         self.skipped_steps += not finite
@@ -125,7 +131,8 @@ class TrainState:
             "faults": self.faults,
             "fault_examples": self.fault_examples,
             "unapplied": self.unapplied,
-            "stream": self.stream.state_dict(),
+            # That of the last step: a batch may have been handed out that was given up.
+            "stream": self.stream.state_dict() if self._position is None else self._position,
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "ema_updates": self.ema.updates if self.ema else None,
         }

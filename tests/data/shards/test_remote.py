@@ -19,8 +19,9 @@ from mmssl.data.modality import DecodeError
 from mmssl.data.shards.cache import Cache
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.paths import expand, expand_urls
+from mmssl.data.shards.patience import Absent, Patience
 from mmssl.data.shards.remote import CacheConfig, Remote, RemoteReader
-from mmssl.data.shards.storage import Absent, Patience, Storage
+from mmssl.data.shards.storage import Storage
 from mmssl.data.shards.table import sidecar_path, write_sidecar
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.config import DataConfig
@@ -152,7 +153,7 @@ def test_faults_are_retried_with_growing_pauses(
     with caplog.at_level(logging.WARNING):
         index = ShardIndex.open([f"{server.url}/a/0.tar"], remote=remote)
     assert labels(index) == EXPECTED[:40]
-    assert pauses.slept == [1, 2, 4]
+    assert sum(pauses.slept) == 1 + 2 + 4
     assert server.gets()["/a/0.tar"] == 4
     assert caplog.text.count("attempt") == 3
 
@@ -163,7 +164,9 @@ def test_faults_that_stay_end_the_run_at_the_deadline(server: Server, remote: Re
     sidecar_path(shards / "0.tar").unlink()
     index = ShardIndex.open([f"{server.url}/a/0.tar"], remote=remote)
     server.faults["/a/0.tar"] = deque([fault] * 100)
-    message = r"/a/0\.tar, byte \d+ to \d+: 5 attempts in 15 s failed, the last: .*\. Nothing was skipped"
+    message = (
+        r"/a/0\.tar, byte \d+ to \d+: attempt 5 failed: .*; http://127\.0\.0\.1:\d+ has failed for 15 s\. Nothing was"
+    )
     with pytest.raises(DataError, match=message):
         index.read(17)
     modality = {"label": LabelConfig().build("label")}

@@ -1,0 +1,142 @@
+"""Storage that fails: one deadline for all readers, and none of them waits once the run is to stop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmssl.core.errors import DataError, Stopped
+from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.shards.patience import Patience
+from mmssl.data.shards.remote import CacheConfig
+from mmssl.data.stream.config import DataConfig
+from mmssl.data.stream.workers import StartMethod
+from tests.data.make import write
+from tests.data.servers import serve
+
+SHARD = "https://user:secret@host/a/7.tar?token=hush"
+
+
+class Time:
+    """Passes by waiting only; `events` are called when it comes to theirs."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.events: dict[float, Callable[[], object]] = {}
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for when in [when for when in self.events if when <= self.now]:
+            self.events.pop(when)()
+
+    def clock(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def patience(time: Time) -> Patience:
+    return Patience(pause=1, longest=8, deadline=20, timeout=2, sleep=time.sleep, clock=time.clock)
+
+
+def fail() -> None:
+    raise ConnectionError(f"no route to {SHARD}")
+
+
+def test_a_stop_ends_the_pause_between_two_attempts(patience: Patience, time: Time) -> None:
+    time.events[9.0] = patience.outages.stop  # within a pause of 8 seconds
+    with pytest.raises(Stopped, match=r"host/a/7.tar, its size: told to stop while waiting for it$"):
+        patience(SHARD, "its size", fail)
+    assert time.now <= 9.5
+    with pytest.raises(Stopped):
+        patience(SHARD, "its size", lambda: 7)
+    assert time.now <= 9.5, "and nobody starts to wait"
+
+
+def test_a_stop_ends_an_attempt_that_gets_no_answer(patience: Patience) -> None:
+    asked, never = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        asked.set()
+        never.wait()
+
+    threading.Thread(target=lambda: asked.wait() and patience.outages.stop()).start()
+    with pytest.raises(Stopped):
+        patience(SHARD, "its size", hang)
+    never.set()
+
+
+def test_the_deadline_is_that_of_the_server_and_not_of_a_reader(patience: Patience, time: Time) -> None:
+    with pytest.raises(
+        DataError,
+        match=r"attempt 5 failed: ConnectionError: no route to https://host/a/7.tar; https://host has failed for 15 s",
+    ):
+        patience(SHARD, "byte 0 to 9", fail)
+    time.now += 4
+    with pytest.raises(DataError, match=r"8\.tar, byte 3 to 7: attempt 1 failed: .*has failed for 20 s"):
+        patience(SHARD.replace("7", "8"), "byte 3 to 7", lambda: time.sleep(1) or fail())
+    other, now = SHARD.replace("host", "elsewhere"), time.now
+    with pytest.raises(DataError, match="attempt 5 failed"):
+        patience(other, "byte 0 to 9", fail)
+    assert time.now == now + 15
+
+
+def test_an_answer_and_a_long_silence_end_an_outage(patience: Patience, time: Time) -> None:
+    for end in (lambda: patience(SHARD, "its size", lambda: 7), lambda: time.sleep(60)):
+        with pytest.raises(DataError, match="attempt 5 failed"):
+            patience(SHARD, "its size", fail)
+        end()
+    answers = deque([fail, fail, lambda: 7])
+    assert patience(SHARD, "its size", lambda: answers.popleft()()) == 7
+
+
+def test_one_reader_tells_of_an_outage_with_server_shard_and_attempt(
+    patience: Patience, time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    def other() -> None:
+        with pytest.raises(DataError):
+            patience(SHARD.replace("7", "8"), "byte 3 to 7", fail)
+
+    time.events[2.0] = other
+    with caplog.at_level(logging.WARNING), pytest.raises(DataError):
+        patience(SHARD, "byte 0 to 9", fail)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == (
+        "https://host/a/7.tar, byte 0 to 9: attempt 1 failed: ConnectionError: no route to https://host/a/7.tar; "
+        "again for 20 s"
+    )
+    assert not any("8.tar" in line for line in said)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_learn_that_the_run_is_to_stop(tmp_path: Path, method: StartMethod) -> None:
+    write(tmp_path / "0.tar", [{"__key__": f"{i:03d}", "cls": b"3"} for i in range(40)])
+    asked = threading.Event()
+
+    class Failing(deque[str]):
+        def popleft(self) -> str:
+            asked.set()
+            return "503"
+
+    with serve() as server:
+        server.files["/0.tar"] = (tmp_path / "0.tar").read_bytes()
+        cache = CacheConfig(folder=tmp_path / "cache", threads=2)
+        data = DataConfig(shards=(f"{server.url}/0.tar",), workers=1, cache=cache, start_method=method)
+        stream = data.build({"label": LabelConfig().build("label")}, {"label": {"value": 1}}, batch_size=2, seed=0)
+        data_cache = next(index.reader.remote.cache for index in stream.rows.sources.indexes)
+        for path in data_cache.folder.glob("??/*"):
+            path.unlink()  # what was fetched for the index
+        server.faults["/0.tar"] = Failing(["503"])
+        threading.Thread(target=lambda: asked.wait() and stream.stop_waiting()).start()
+        with pytest.raises(Stopped, match=r"/0\.tar, byte \d+ to \d+: told to stop"):
+            next(stream)
+        stream.close()
