@@ -33,7 +33,7 @@ HEIGHT, WIDTH, QUALITY, SHARDS = 375, 500, 90, 4
 RATE, DECAY, WARMUP = 1e-4, 0.2, 10  # a gentle rate: short curves that jump could not be compared
 STEPS = {
     "peer": re.compile(r"Train Epoch: .* Contrastive_loss: (\S+)"),
-    "ours": re.compile(r"step \d+/\d+ \| loss (\S+)"),
+    "ours": re.compile(r"step +\d+/\d+ \| loss (\S+)"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 
@@ -78,6 +78,19 @@ class LossOutput:
             return self.measure()
 
 
+@dataclass(frozen=True)
+class Headline:
+    """The few figures of a step for people to watch while a run trains; all others are only recorded.
+
+    Attributes:
+        chance: the loss of guessing, beside which the loss is to be read; None: it is not known.
+        figures: what a figure is called -> its value, in the order in which they are shown.
+    """
+
+    chance: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
 class Objective(nn.Module, ABC):
     """What is learned: heads, teachers, queues, centres and temperatures as parameters and persistent buffers, and two functions.
 
@@ -107,6 +120,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """The loss of the global batch, from this process' latents (float32)."""
+
+    def headline(self, scalars: Mapping[str, float]) -> Headline:
+        """The figures to watch, from the scalars of a step: its terms, as "loss/<term>" where there are several, and metrics."""
+        return Headline()
 
     def before_update(self, ctx: StepContext) -> None:
         """Gradients are final and not yet clipped: cancel or scale some."""

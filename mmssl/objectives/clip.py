@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmssl.core import distributed
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Latents, LossOutput, Objective, Reduction, StepContext
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction, StepContext
 from mmssl.heads.projection import HeadConfig, LinearProjectionConfig, MLPProjectionConfig
 from mmssl.losses.candidates import over_present
 from mmssl.losses.info_nce import info_nce, info_nce_accuracy
@@ -237,6 +237,22 @@ class Clip(Objective):
             everything = {"all_a": all_a.detach(), "all_b": all_b.detach(), **among}
             measures.append(partial(_metrics, pair, scale.detach(), bias, a.detach(), b.detach(), everything))
         return LossOutput(terms, lambda: {name: x for measure in measures for name, x in measure().items()})
+
+    def headline(self, scalars: Mapping[str, float]) -> Headline:
+        """Accuracy both ways of a single pair; of several pairs the mean of both ways of each."""
+        ways = {
+            pair: (f"{pair.first}_to_{pair.second}_accuracy", f"{pair.second}_to_{pair.first}_accuracy")
+            for pair in self.pairs
+        }
+        found = {pair: [scalars[f"{pair.name}/{name}"] for name in names] for pair, names in ways.items()}
+        if len(self.pairs) == 1:
+            figures = dict(
+                zip((name.replace("_", " ") for name in ways[self.pairs[0]]), found[self.pairs[0]], strict=True)
+            )
+        else:
+            figures = {f"{pair.first}, {pair.second} accuracy": sum(both) / 2 for pair, both in found.items()}
+        chance = sum(pair.weight * scalars[f"{pair.name}/chance_loss"] for pair in self.pairs)
+        return Headline(chance, figures)
 
     @torch.no_grad()
     def after_update(self, latents: Latents, ctx: StepContext) -> None:

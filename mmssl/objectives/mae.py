@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Latents, LossOutput, Objective, Reduction, StepContext
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction, StepContext
 from mmssl.heads.decoders import MaskedTokenDecoder, MaskedTokenDecoderConfig
 from mmssl.losses.mae import masked_mean_square, normalise_patches, patch_shape, patchify
 from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of, precise, view_of
@@ -130,6 +130,10 @@ class Mae(Objective):
             {"reconstruction": loss},
             lambda: {"zero_loss": masked_mean_square(torch.zeros_like(target), target, mask)},
         )
+
+    def headline(self, scalars: Mapping[str, float]) -> Headline:
+        """What a prediction of zero would score."""
+        return Headline(figures={"zero loss": scalars["zero_loss"]})
 
     def _order(self, batch: Batch, encoder: Encoder) -> Tensor:
         order = view_of(batch, self.modality, f"{self.order}0")

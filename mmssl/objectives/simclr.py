@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmssl.core import distributed
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Latents, LossOutput, Objective, Reduction, StepContext
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction, StepContext
 from mmssl.heads.batch_norm import GlobalBatchNorm
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.losses.nt_xent import nt_xent, nt_xent_accuracy
@@ -88,3 +88,7 @@ class SimClr(Objective):
             return {"accuracy": accuracy, "chance_loss": torch.full_like(accuracy, math.log(2 * len(seen[2]) - 1))}
 
         return LossOutput({"nt_xent": loss}, measure)
+
+    def headline(self, scalars: Mapping[str, float]) -> Headline:
+        """In-batch accuracy."""
+        return Headline(scalars["chance_loss"], {"accuracy": scalars["accuracy"]})

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from mmssl.core.batch import Batch, Needs, merge_needs
 from mmssl.core.config import Config
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Latents, LossOutput, Objective, StepContext
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, StepContext
 from mmssl.objectives.common import Name, ObjectiveConfig
 
 Kind = TypeVar("Kind", bound=ObjectiveConfig)
+Value = TypeVar("Value")
 
 
 class WeightedPart(Config, Generic[Kind]):
@@ -103,6 +104,23 @@ class Weighted(Objective):
             terms, lambda: {f"{name}/{metric}": x for name, make in measures.items() for metric, x in make().items()}
         )
 
+    def headline(self, scalars: Mapping[str, float]) -> Headline:
+        """Figures of all children, "child figure"; chance is that of the sum where all children know theirs.
+
+        Where one does not, the loss of each child stands beside its own chance.
+        """
+        parts = {name: child.headline(_of_child(scalars, name)) for name, child in self._children()}
+        chances = {name: self.weights[name] * part.chance for name, part in parts.items() if part.chance is not None}
+        known = len(chances) == len(parts)
+        figures: dict[str, float] = {}
+        for name, part in parts.items():
+            if not known:
+                terms = [value for key, value in scalars.items() if key.startswith(f"loss/{name}/")]
+                figures |= {f"{name} loss": sum(terms)} if terms else {}
+                figures |= {f"{name} chance": chances[name]} if name in chances else {}
+            figures |= {f"{name} {figure}": value for figure, value in part.figures.items()}
+        return Headline(sum(chances.values()) if known else None, figures)
+
     def before_update(self, ctx: StepContext) -> None:
         """Of all children, in order."""
         for _, child in self._children():
@@ -132,6 +150,6 @@ class Weighted(Objective):
             yield name, child
 
 
-def _of_child(latents: Latents, name: str) -> Latents:
+def _of_child(values: Mapping[str, Value], name: str) -> dict[str, Value]:
     prefix = f"{name}/"
-    return {key.removeprefix(prefix): x for key, x in latents.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}

@@ -6,7 +6,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Literal
 
 from mmssl.core.config import Config
@@ -22,8 +21,6 @@ from mmssl.training.runtime.lock import on_main
 from mmssl.training.steps.compilation import eagerly
 from mmssl.training.steps.plain import StepReport
 from mmssl.training.steps.state import Best, TrainState
-
-INPUT_BOUND = 0.1  # share of time waiting for data from which a faster input would speed the run up by a tenth or more
 
 
 class Every:
@@ -73,78 +70,6 @@ class Beat(ABC):
         if self._done_at != state.step:
             self._done_at = state.step
             self.beat(state, report)
-
-
-class LogBeat(Beat):
-    """Writes the last step's numbers to `metrics.jsonl`, the trackers and the console.
-
-    Args:
-        every: when.
-        metrics: the file.
-        launch: for its trackers.
-    """
-
-    def __init__(self, every: Every, metrics: JsonLines, launch: Launch) -> None:
-        super().__init__(every)
-        self.metrics, self._launch = metrics, launch
-        self._waited = self._worked = 0.0
-        self._samples = self._step = 0
-
-    def timed(self, waited: float, worked: float) -> None:
-        """Count the seconds of one iteration: waiting for the batch, and all else."""
-        self._waited += waited
-        self._worked += worked
-
-    def beat(self, state: TrainState, report: StepReport | None) -> None:
-        """See the base."""
-        assert report is not None
-        state.join_faults()
-        scalars = report.scalars()
-        if not is_main():
-            return
-        seconds = self._waited + self._worked
-        speed = (state.samples - self._samples) / seconds if seconds > 0 else 0.0
-        waiting = self._waited / seconds if seconds > 0 else 0.0
-        remaining = (state.total_steps - state.step) * seconds / max(1, state.step - self._step)
-        record = {
-            **scalars,
-            "lr": state.optimizer.param_groups[0]["lr"] / state.optimizer.param_groups[0]["lr_scale"],
-            "samples": state.samples,
-            "skipped_steps": state.skipped_steps,
-            **{f"skipped/{reason}": count for reason, count in state.faults.items()},
-            **{f"share/{name}": drawn.share for name, drawn in state.stream.drawn().items()},
-            **{f"passes/{name}": drawn.passes for name, drawn in state.stream.drawn().items()},
-            **{f"unapplied/{reason}": count for reason, count in state.unapplied.items()},
-            "samples_per_second": speed,
-            "data_wait": waiting,
-        }
-        self.metrics.append({"step": state.step, **record})
-        self._launch.track(record, state.step)
-        say(_line(state, scalars, speed, waiting, remaining))
-        self._waited = self._worked = 0.0
-        self._samples, self._step = state.samples, state.step
-
-    def start(self, state: TrainState) -> None:
-        """Begin a session at the state's step."""
-        self._samples, self._step = state.samples, state.step
-
-
-def _line(state: TrainState, scalars: dict[str, float], speed: float, waiting: float, remaining: float) -> str:
-    """One line for the console."""
-    verdict = "input-bound" if waiting >= INPUT_BOUND else "compute-bound"
-    pieces = [
-        f"step {state.step}/{state.total_steps}",
-        " ".join(f"{name} {value:.4g}" for name, value in scalars.items()),
-        f"{speed:.0f} samples/s",
-        f"waiting for data {waiting:.0%}, {verdict}",
-        f"ETA {timedelta(seconds=round(remaining))}",
-        f"{state.skipped_steps} steps skipped (not finite)" if state.skipped_steps else "",
-        "samples skipped: " + ", ".join(f"{n} {reason}" for reason, n in state.faults.items()) if state.faults else "",
-        "not augmented: " + ", ".join(f"{n} {reason}" for reason, n in state.unapplied.items())
-        if state.unapplied
-        else "",
-    ]
-    return " | ".join(piece for piece in pieces if piece)
 
 
 class BestConfig(Config):
@@ -237,7 +162,7 @@ class EvaluateBeat(Beat):
             headlines = {f"{self.name}/{metric}" for metric in self._evaluator.headlines} or scores.keys()
             heads = {k: v for k, v in scores.items() if k in headlines}
             shown = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in heads.items())
-            say(f"step {state.step}/{state.total_steps} | {shown}")
+            say(f"{state.place} | {shown}")
 
     def catch_up(self, state: TrainState) -> None:
         """After a resume: take the scores so far from the file, and evaluate if the step is due and was not evaluated."""
@@ -256,7 +181,7 @@ class EvaluateBeat(Beat):
                 f"{error}\n  save.best.metric: {self._best.metric!r} has no value at step {state.step}; mend the evaluator "
                 "and run again, or remove save.best"
             )
-        say(f"step {state.step}/{state.total_steps} | evaluators.{self.name} failed: {error}")
+        say(f"{state.place} | evaluators.{self.name} failed: {error}")
         if is_main():
             self.metrics.append({"step": state.step, self._error: str(error)})
         self._replace(state, {self._error: str(error)})

@@ -11,7 +11,8 @@ import torch
 from mmssl.core.batch import Batch
 from mmssl.core.distributed import gather_objects, is_main
 from mmssl.core.errors import Interrupted, MmsslError, NumericError
-from mmssl.training.beats import EvaluateBeat, LogBeat, SaveBeat
+from mmssl.training.beats import EvaluateBeat, SaveBeat
+from mmssl.training.log import LogBeat
 from mmssl.training.runtime.console import ProgressBar, say, show_counts
 from mmssl.training.runtime.jsonl import JsonLines
 from mmssl.training.runtime.signals import HANDLED, StopSignals

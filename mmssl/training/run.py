@@ -17,9 +17,10 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Learner
 from mmssl.core.schedules import ScheduleConfig
 from mmssl.heads.batch_norm import SyncBatchNorm, synchronise
-from mmssl.training.beats import BestConfig, EvaluateBeat, Every, LogBeat, SaveBeat
+from mmssl.training.beats import BestConfig, EvaluateBeat, Every, SaveBeat
 from mmssl.training.checkpoints.manifest import write_atomically
 from mmssl.training.checkpoints.write import CheckpointStore
+from mmssl.training.log import LogBeat
 from mmssl.training.loop import train
 from mmssl.training.runtime.console import say, show_drawn
 from mmssl.training.runtime.jsonl import JsonLines

@@ -31,6 +31,7 @@ from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.simclr import SimClrConfig
 from mmssl.objectives.weighted import WeightedConfig
+from mmssl.training.steps.plain import StepReport
 from tests.contracts import toys
 from tests.distributed.processes import WORLD, Processes
 
@@ -253,6 +254,17 @@ class Saved:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
+
+
+@every
+def test_the_headline_is_a_few_of_the_logged_figures(name: str) -> None:
+    learner = build(name)
+    output = learner(batch(learner))[0]
+    scalars = StepReport(True, (), output, {"grad_norm": torch.tensor(1.0)}).scalars()
+    headline = learner.objective.headline(scalars)
+    assert headline.chance is None or 0 < headline.chance < len(output.terms) * 2 * math.log(len(batch(learner)) ** 2)
+    assert 0 < len(headline.figures) <= 3 * max(2, len(output.terms))
+    assert all(math.isfinite(value) for value in headline.figures.values())
 
 
 @every

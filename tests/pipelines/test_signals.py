@@ -27,7 +27,7 @@ def stopped_by(world: World, output: Path, number: signal.Signals) -> int:
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("step 3/60"):
+            if line.startswith("step  3/60"):
                 process.send_signal(number)
                 break
         process.communicate(timeout=120)

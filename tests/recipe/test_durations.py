@@ -30,7 +30,9 @@ def test_intervals_of_zero_are_refused(key: str, override: str, zero: str) -> No
 
 
 def test_a_warmup_of_zero_is_none() -> None:
-    assert find_recipe(RECIPE, ["schedule={kind: constant, warmup: 0 steps}"]).training.schedule.warmup == Duration("0 steps")
+    assert find_recipe(RECIPE, ["schedule={kind: constant, warmup: 0 steps}"]).training.schedule.warmup == Duration(
+        "0 steps"
+    )
 
 
 @pytest.mark.parametrize("text", ["1e-9 epochs", "1e-9 percent", "1e-9 steps", "1e-9 samples"])

@@ -18,7 +18,7 @@ from mmssl.core.batch import Batch
 from mmssl.core.config import Duration
 from mmssl.core.encoder import EmbeddingModel, Encoder, Features
 from mmssl.core.evaluator import Evaluator, Score
-from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction, StepContext
+from mmssl.core.objective import Headline, Latents, Learner, LossOutput, Objective, Reduction, StepContext
 from mmssl.core.sample import Drawn, Fault, Origin
 from mmssl.core.seeding import generator
 from mmssl.training.run import Run, TrainingConfig
@@ -109,6 +109,9 @@ class Match(Agree):
         labels = torch.arange(len(a), device=a.device) + distributed.rank() * len(a)
         chance = torch.tensor(math.log(logits.shape[1]))
         return LossOutput({"match": F.cross_entropy(logits, labels)}, lambda: {"chance": chance})
+
+    def headline(self, scalars: Mapping[str, float]) -> Headline:
+        return Headline(scalars["chance"], {"gradient": scalars["grad_norm"]})
 
 
 def make_learner(objective: type[Agree] = Agree, noise: bool = True, seed: int = 0) -> Learner:

@@ -98,6 +98,11 @@ class TrainState:
     _new_faults: list[tuple[int, int, Fault]] = field(default_factory=list)
     _new_unapplied: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def place(self) -> str:
+        """Where the run stands, for people: "step  25/800"."""
+        return f"step {self.step:>{len(str(self.total_steps))}}/{self.total_steps}"
+
     def advance(self, batch: Batch, finite: bool) -> None:
         """Count one step on `batch`."""
         self.step += 1

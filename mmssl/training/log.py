@@ -1,0 +1,101 @@
+"""The log of a run: every number of a step in `metrics.jsonl` and the trackers, a few of them in a line for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from mmssl.core.distributed import is_main
+from mmssl.training.beats import Beat, Every
+from mmssl.training.runtime.console import say
+from mmssl.training.runtime.jsonl import JsonLines
+from mmssl.training.runtime.launch import Launch
+from mmssl.training.steps.plain import StepReport
+from mmssl.training.steps.state import TrainState
+
+INPUT_BOUND = 0.25
+"""Share of the time waiting for data, in two log lines in a row, from which a faster input is worth the work."""
+
+
+class LogBeat(Beat):
+    """Writes the last step's numbers to `metrics.jsonl` and the trackers, and a headline of them to the console.
+
+    Args:
+        every: when.
+        metrics: the file.
+        launch: for its trackers.
+    """
+
+    def __init__(self, every: Every, metrics: JsonLines, launch: Launch) -> None:
+        super().__init__(every)
+        self.metrics, self._launch = metrics, launch
+        self._waited = self._worked = 0.0
+        self._samples = self._step = 0
+        self._slow = False  # whether the last line's time was spent waiting for data
+
+    def timed(self, waited: float, worked: float) -> None:
+        """Count the seconds of one iteration: waiting for the batch, and all else."""
+        self._waited += waited
+        self._worked += worked
+
+    def beat(self, state: TrainState, report: StepReport | None) -> None:
+        """See the base."""
+        assert report is not None
+        state.join_faults()
+        scalars = report.scalars()
+        if not is_main():
+            return
+        seconds = self._waited + self._worked
+        speed = (state.samples - self._samples) / seconds if seconds > 0 else 0.0
+        waiting = self._waited / seconds if seconds > 0 else 0.0
+        remaining = (state.total_steps - state.step) * seconds / max(1, state.step - self._step)
+        record = {
+            **scalars,
+            "lr": state.optimizer.param_groups[0]["lr"] / state.optimizer.param_groups[0]["lr_scale"],
+            "samples": state.samples,
+            "skipped_steps": state.skipped_steps,
+            **{f"skipped/{reason}": count for reason, count in state.faults.items()},
+            **{f"share/{name}": drawn.share for name, drawn in state.stream.drawn().items()},
+            **{f"passes/{name}": drawn.passes for name, drawn in state.stream.drawn().items()},
+            **{f"unapplied/{reason}": count for reason, count in state.unapplied.items()},
+            "samples_per_second": speed,
+            "data_wait": waiting,
+        }
+        self.metrics.append({"step": state.step, **record})
+        self._launch.track(record, state.step)
+        say(self._line(state, scalars, speed, waiting, timedelta(seconds=round(remaining))))
+        self._waited = self._worked = 0.0
+        self._samples, self._step = state.samples, state.step
+
+    def start(self, state: TrainState) -> None:
+        """Begin a session at the state's step."""
+        self._samples, self._step = state.samples, state.step
+
+    def _line(
+        self, state: TrainState, scalars: Mapping[str, float], speed: float, waiting: float, remaining: timedelta
+    ) -> str:
+        """One line for the console."""
+        headline = state.learner.objective.headline(scalars)
+        chance = f" (chance {_figure(headline.chance)})" if headline.chance is not None else ""
+        slow, self._slow = self._slow and waiting >= INPUT_BOUND, waiting >= INPUT_BOUND
+        pieces = [
+            state.place,
+            f"loss {_figure(scalars['loss'])}{chance}",
+            *(f"{name} {_figure(value)}" for name, value in headline.figures.items()),
+            f"{speed:,.0f} samples/s",
+            f"input-bound: {waiting:.0%} of the time waiting for data" if slow else "",
+            f"ETA {remaining}",
+            f"{state.skipped_steps} steps skipped (not finite)" if state.skipped_steps else "",
+            _counted("samples skipped", state.faults),
+            _counted("not augmented", state.unapplied),
+        ]
+        return " | ".join(piece for piece in pieces if piece)
+
+
+def _counted(what: str, counts: Mapping[str, int]) -> str:
+    return f"{what}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) if counts else ""
+
+
+def _figure(value: float) -> str:
+    """Three decimals, where they say something."""
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
