@@ -18,18 +18,20 @@ FLOORS = {
     "mmssl.reporting": 5,
     "pipelines": 6,
 }  # fmt: skip
-CONTRACT = ("mmssl.core", "mmssl.data.modality", "mmssl.data.timeline")
+CONTRACT = ("mmssl.core", "mmssl.data.modality", "mmssl.data.kernel", "mmssl.data.inspection", "mmssl.data.timeline")
 SHARDS, MEDIA = "mmssl.data.shards", "mmssl.data.media"
 MODALITIES, SAMPLES = "mmssl.data.modalities", "mmssl.data.samples"
 SYNCHRONIZED, STREAM = "mmssl.data.synchronized", "mmssl.data.stream"
 MAY_IMPORT = {
-    "mmssl.data.modality": ("mmssl.core", "mmssl.data.timeline"),
+    "mmssl.data.modality": ("mmssl.core", "mmssl.data.kernel", "mmssl.data.inspection", "mmssl.data.timeline"),
+    "mmssl.data.kernel": ("mmssl.core", "mmssl.data.timeline"),
+    "mmssl.data.inspection": ("mmssl.core",),
     "mmssl.data.timeline": ("mmssl.core",),
     SHARDS: CONTRACT,
     MEDIA: CONTRACT,
     MODALITIES: (*CONTRACT, MEDIA),
     SAMPLES: (*CONTRACT, SHARDS),
-    SYNCHRONIZED: (*CONTRACT, MODALITIES, SAMPLES),
+    SYNCHRONIZED: (*CONTRACT, SAMPLES),
     STREAM: (*CONTRACT, SHARDS, SAMPLES, SYNCHRONIZED),
 }
 """The rooms of the data floor: what of mmssl each may import besides itself."""

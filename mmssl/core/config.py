@@ -9,7 +9,7 @@ import math
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 
@@ -18,6 +18,24 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
 
+
+def _rising(values: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < values[0] <= values[1]:
+        raise ValueError(f"got {list(values)}, wanted [smallest, largest] with 0 < smallest <= largest")
+    return values
+
+
+def _at_most_one(values: tuple[float, float]) -> tuple[float, float]:
+    if values[1] > 1:
+        raise ValueError(f"got {list(values)}, wanted shares of the whole, at most 1")
+    return values
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Range = Annotated[tuple[float, float], AfterValidator(_rising)]
+"""Smallest and largest value of a setting that is drawn, both above 0."""
+Share = Annotated[Range, AfterValidator(_at_most_one)]
+"""Smallest and largest share of a whole."""
 
 _UNITS = {"step": "steps", "sample": "samples", "epoch": "epochs", "percent": "percent", "%": "percent"}
 _DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z%]+)\s*")

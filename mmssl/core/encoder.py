@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -91,6 +91,25 @@ class Encoder(nn.Module, ABC):
         """Every parameter once, grouped from the input (first) to the output (last): for layer-wise rates and partial locking."""
 
 
+@dataclass(frozen=True)
+class InputSpec:
+    """What the views of a modality are to an encoder. None: it does not apply.
+
+    Attributes:
+        pixels: height and width of pictures.
+        seconds: length of views that have one.
+        rate: samples a second of sounds, in Hz.
+        channels: of sounds: "keep", "mono" or "stereo".
+        tokenizer: kind of the tokenizer that makes ids of sentences.
+    """
+
+    pixels: int | None = None
+    seconds: float | None = None
+    rate: int | None = None
+    channels: str | None = None
+    tokenizer: str | None = None
+
+
 class EncoderConfig(Config):
     """What every encoder's config has.
 
@@ -106,6 +125,10 @@ class EncoderConfig(Config):
     place: str | None = None
     frozen: bool = False
     unlocked_layers: int = 0
+
+    def misfits(self, spec: InputSpec) -> Iterator[tuple[str, str]]:
+        """Settings of the modality that the encoder cannot work with: (key, sentence) for each."""
+        yield from ()
 
 
 def freeze(encoder: Encoder, unlocked_layers: int = 0) -> None:

@@ -1,20 +1,25 @@
-"""What the data floor asks of a modality: decode bytes once, then make any number of views.
+"""What a modality is: how its bytes are decoded, which views there are, and all that other parts of the house know of its values.
 
-Each view comes from a record of parameters, so that it can be logged and made again.
+Nobody asks for the class of a modality. What operations, audits, evaluators and recipes need to know, it declares; the defaults fit
+a modality that has no time axis, is neither seen nor heard, and of which nothing is counted. Each view comes from a record of
+parameters, so that it can be logged and made again.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from pydantic import field_validator
 from torch import Tensor
 
 from mmssl.core.config import Config
+from mmssl.core.encoder import InputSpec
 from mmssl.core.errors import did_you_mean
+from mmssl.data.inspection import FileFormats, Inspection
+from mmssl.data.kernel import Kernel, drop
 from mmssl.data.timeline import Extent, Window
 
 
@@ -42,9 +47,11 @@ class View(ABC):
 
     Attributes:
         ragged: whether dimension 0 differs between samples; such views are padded in a batch, and the batch has their lengths.
+        random_time: whether `draw` takes a part of the value's time that may lie anywhere in it.
     """
 
     ragged: ClassVar[bool] = False
+    random_time: ClassVar[bool] = False
 
     @abstractmethod
     def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
@@ -69,9 +76,33 @@ class Modality(ABC):
         extensions: members that it reads, in order of preference: of several in one sample the first is taken.
         views: kind of view -> view. "eval" is deterministic, and what evaluators see.
 
+    Attributes:
+        kernels: kind of synchronized operation -> what it does to values. A class has its own and those of its parents. Operations
+            without a kernel are refused in recipes with this modality.
+        visual: values are pictures, with a height and a width that operations on space cut and mirror.
+        moving: values are frames with times (`frame_times`), at which windows of all modalities begin.
+        audible: values are sounds, which may be moved in time a little without anybody noticing.
+        language: values are sentences, and `tokenize` makes views of others, such as prompts.
+        label: values are answers, such as the number of a class, and no content.
+        relations: what the operation `negative` can break: of "shifted", "reversed", "channels", "caption", "order". The kernel
+            measures which of them a value has.
+
     Raises:
         ValueError: no extension, or no view "eval".
     """
+
+    kernels: ClassVar[Mapping[str, Kernel]] = {"dropout": Kernel(drop)}
+    visual: ClassVar[bool] = False
+    moving: ClassVar[bool] = False
+    audible: ClassVar[bool] = False
+    language: ClassVar[bool] = False
+    label: ClassVar[bool] = False
+    relations: frozenset[str] = frozenset()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        declared = [vars(parent).get("kernels", {}) for parent in reversed(cls.__mro__)]
+        cls.kernels = {kind: kernel for kernels in declared for kind, kernel in kernels.items()}
 
     def __init__(self, name: str, extensions: tuple[str, ...], views: Mapping[str, View]) -> None:
         if not extensions or "eval" not in views:
@@ -95,13 +126,34 @@ class Modality(ABC):
             DecodeError: the bytes do not hold what they should.
         """
 
-    @abstractmethod
     def extent(self, data: bytes, extension: str) -> Extent | None:
         """What the header says about time; None: the modality has no time axis.
 
         Raises:
             DecodeError: as `decode`, as far as the header tells.
         """
+        return None
+
+    def length(self, value: Any) -> float | None:
+        """Seconds of a decoded value; None: the modality has no time axis."""
+        return None
+
+    def frame_times(self, value: Any) -> np.ndarray | None:
+        """When each frame of a decoded value is first shown, float64 [T] in seconds; None: it has no frames."""
+        return None
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """The view "eval" of sentences, [n, ...]. Asked where `language`."""
+        raise TypeError(f"modality {self.name!r} takes no sentences")
+
+    def inspect(self, data: bytes, extension: str) -> Inspection:
+        """What audits and statistics of shards count of a member. By default: that it decodes.
+
+        Raises:
+            DecodeError: as `decode`.
+        """
+        self.decode(data, extension)
+        return Inspection()
 
     def frame_start(self, data: bytes, moment: float) -> float | None:
         """When the frame began that is on screen at `moment`, in seconds; None: the modality has no frames.
@@ -135,7 +187,10 @@ class ModalityConfig(Config, ABC):
     Attributes:
         extensions: members of a sample that hold the modality, in order of preference, written as WebDataset names them: without
             the first dot, in lower case (`jpg`, `caption.txt`). None: the modality's usual ones.
+        files: formats that `mmssl shards pack` takes; None: it packs none.
     """
+
+    files: ClassVar[FileFormats | None] = None
 
     extensions: tuple[str, ...] | None = None
 
@@ -150,6 +205,15 @@ class ModalityConfig(Config, ABC):
         if extensions == ():
             raise ValueError("got no extension: name at least one, or leave `extensions` out")
         return extensions
+
+    @classmethod
+    def usual(cls) -> Self | None:
+        """Settings with which shards are audited and measured without a recipe; None: they are not."""
+        return None
+
+    def input_spec(self) -> InputSpec:
+        """What the views are to an encoder, and to the checks of a recipe."""
+        return InputSpec()
 
     @abstractmethod
     def build(self, name: str) -> Modality:

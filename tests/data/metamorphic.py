@@ -15,8 +15,9 @@ import numpy as np
 
 from mmssl.data.media.encode import encode_clip
 from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.label import LabelConfig
-from mmssl.data.modalities.text import Captions, TextConfig
+from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modalities.video_views import ClipViewConfig
 from mmssl.data.modality import Modality

@@ -15,9 +15,13 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from mmssl.core.encoder import InputSpec
+from mmssl.data.inspection import FileFormats, Inspection
+from mmssl.data.media.container import SOUNDS as SOUND_FILES
+from mmssl.data.media.container import VIDEOS as VIDEO_FILES
 from mmssl.data.media.container import extent, first_stream, is_media, opened
 from mmssl.data.media.sound import MediaSound
-from mmssl.data.media.sound_file import RATES, check_finite, check_samples, open_sound, stored
+from mmssl.data.media.sound_file import RATES, check_finite, check_samples, open_sound, sound_figures, stored
 from mmssl.data.modalities.audio_views import (
     CentreWindowView,
     Pad,
@@ -25,12 +29,15 @@ from mmssl.data.modalities.audio_views import (
     SoundOrderConfig,
     SpreadWindowsView,
 )
+from mmssl.data.modalities.kernels.audio import SOUNDS
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
 from mmssl.data.timeline import Extent, Window
 
 Channels = Literal["keep", "mono", "stereo"]
 SoundViewConfig = Annotated[RandomWindowConfig | SoundOrderConfig, Field(discriminator="kind")]
 
+SILENT = -60.0
+"""dB below full scale; quieter sounds say nothing."""
 _FILTERS = 600_000  # numbers in the filter bank of a ratio of rates, about: enough for all usual ones to be exact
 
 
@@ -43,6 +50,10 @@ class AudioModality(Modality):
         max_samples: limit on seconds x channels x rate of what is decoded at once, at the stored rate and at `rate`; checked
             against the header, before anything is decoded.
     """
+
+    kernels = SOUNDS
+    audible = True
+    relations = frozenset({"shifted", "reversed", "channels"})
 
     def __init__(
         self,
@@ -57,6 +68,23 @@ class AudioModality(Modality):
         self.rate = rate
         self.channels = channels
         self.max_samples = max_samples
+        if channels == "mono":
+            self.relations = self.relations - {"channels"}
+
+    def length(self, value: np.ndarray) -> float:
+        """Seconds of a waveform [channels, samples]."""
+        return float(value.shape[1] / self.rate)
+
+    def inspect(self, data: bytes, extension: str) -> Inspection:
+        """Length, level, rate and channels as stored, without keeping the sound in memory."""
+        sound = sound_figures(data, self.max_samples)
+        check_channels(sound.channels, self.channels)
+        flags = {"silent": sound.level < SILENT, "clipped": sound.clipped}
+        return Inspection(
+            {"seconds": [sound.seconds], "level": [sound.level]},
+            {"rate": sound.rate, "channels": sound.channels},
+            tuple(flag for flag, holds in flags.items() if holds),
+        )
 
     def extent(self, data: bytes, extension: str) -> Extent:
         """Length of the sound by its header.
@@ -145,6 +173,29 @@ class AudioConfig(ModalityConfig):
     pad: Pad = "repeat"
     eval_windows: int = Field(default=1, ge=1)
     max_samples: int = Field(default=57_600_000, ge=1)
+
+    files = FileFormats(
+        "a sound",
+        {
+            "wav": rb"(RIFF|RF64|RIFX)....WAVE",
+            "flac": rb"fLaC",
+            "opus": rb"OggS.{24}OpusHead",
+            "ogg": rb"OggS",
+            "mp3": rb"ID3|\xff[\xe2-\xff]",
+            "m4a": rb"....ftypM4[AB]",
+        },
+        within=VIDEO_FILES,
+        columns=("audio", "sound"),
+    )
+
+    @classmethod
+    def usual(cls) -> AudioConfig:
+        """Sounds with any number of channels, also those in videos."""
+        return cls(rate=16_000, seconds=10.0, channels="mono", extensions=SOUND_FILES + VIDEO_FILES)
+
+    def input_spec(self) -> InputSpec:
+        """Length, rate and channels of the views."""
+        return InputSpec(seconds=self.seconds, rate=self.rate, channels=self.channels)
 
     @model_validator(mode="after")
     def _check(self) -> AudioConfig:

@@ -92,6 +92,8 @@ class RandomWindowView(View):
         pad: how shorter sounds are made as long; see `fit`.
     """
 
+    random_time = True
+
     def __init__(self, config: RandomWindowConfig, shape: Shape, pad: Pad) -> None:
         self.config = config
         self.shape = shape

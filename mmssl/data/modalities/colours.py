@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.core.config import Config
-
-Probability = Annotated[float, Field(ge=0, le=1)]
+from mmssl.core.config import Config, Probability
 
 
 class JitterConfig(Config):

@@ -17,7 +17,10 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
+from mmssl.core.encoder import InputSpec
+from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.modalities.image_views import EvalView, OrderConfig, ResizedCropConfig, SimClrConfig
+from mmssl.data.modalities.kernels.image import PICTURES
 from mmssl.data.modalities.rand_augment import RandAugmentConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
 from mmssl.data.timeline import Window
@@ -37,12 +40,12 @@ class ImageModality(Modality):
         max_pixels: larger pictures are refused from their header alone, before anything is decoded.
     """
 
+    kernels = PICTURES
+    visual = True
+
     def __init__(self, name: str, extensions: tuple[str, ...], views: Mapping[str, View], max_pixels: int) -> None:
         super().__init__(name, extensions, views)
         self.max_pixels = max_pixels
-
-    def extent(self, data: bytes, extension: str) -> None:
-        """None: a picture has no time axis."""
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> np.ndarray:
         """Pixels [H, W, 3] uint8. The format is taken from the bytes, never from the extension.
@@ -51,6 +54,12 @@ class ImageModality(Modality):
             DecodeError: "undecodable" (not a JPEG, PNG or WebP, or damaged: JPEG decoding is strict), "too_large".
         """
         return _decode_jpeg(data, self.max_pixels) if data.startswith(_JPEG) else _decode_other(data, self.max_pixels)
+
+    def inspect(self, data: bytes, extension: str) -> Inspection:
+        """Width and height, the file for finding equal ones, and the pixels."""
+        pixels = self.decode(data, extension)
+        height, width, _ = pixels.shape
+        return Inspection({"width": [width], "height": [height]}, items=(("an image", data),), channels=pixels)
 
 
 class ImageConfig(ModalityConfig):
@@ -67,6 +76,26 @@ class ImageConfig(ModalityConfig):
     size: int = Field(ge=8)
     views: dict[str, ImageViewConfig] = Field(default={"crop": ResizedCropConfig()})
     max_pixels: int = Field(default=25_000_000, ge=1)
+
+    files = FileFormats(
+        "a picture",
+        {
+            "jpg": rb"\xff\xd8\xff",
+            "jpeg": rb"\xff\xd8\xff",
+            "png": rb"\x89PNG\r\n\x1a\n",
+            "webp": rb"RIFF....WEBP",
+        },
+        columns=("image", "img"),
+    )
+
+    @classmethod
+    def usual(cls) -> ImageConfig:
+        """Pictures of any size."""
+        return cls(size=224)
+
+    def input_spec(self) -> InputSpec:
+        """The size of the views."""
+        return InputSpec(pixels=self.size)
 
     @model_validator(mode="after")
     def _check(self) -> ImageConfig:

@@ -7,34 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor
 
-from mmssl.core.config import Config
-from mmssl.data.modalities.colours import JitterConfig, Probability, change_colours, draw_jitter, to_grey
+from mmssl.core.config import Config, Probability, Range, Share
+from mmssl.data.modalities.colours import JitterConfig, change_colours, draw_jitter, to_grey
 from mmssl.data.modalities.masks import TokenOrder
 from mmssl.data.modality import View
 
-
-def _ascending(values: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < values[0] <= values[1]:
-        raise ValueError(f"got {list(values)}, wanted [smallest, largest] with 0 < smallest <= largest")
-    return values
-
-
-def _share(values: tuple[float, float]) -> tuple[float, float]:
-    if values[1] > 1:
-        raise ValueError(f"got {list(values)}, wanted shares of the picture's area, at most 1")
-    return values
-
-
-Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
-Scale = Annotated[Range, AfterValidator(_share)]
 Interpolation = Literal["bicubic", "bilinear"]
 RATIO = (3 / 4, 4 / 3)
 """Widths by heights of boxes, torchvision's default."""
@@ -50,7 +35,7 @@ class ResizedCropConfig(Config):
     """
 
     kind: Literal["resized_crop"] = "resized_crop"
-    scale: Scale = (0.9, 1.0)
+    scale: Share = (0.9, 1.0)
     ratio: Range = RATIO
     interpolation: Interpolation = "bicubic"
     flip: Probability = 0.0
@@ -71,7 +56,7 @@ class SimClrConfig(JitterConfig):
     """
 
     kind: Literal["simclr"] = "simclr"
-    scale: Scale = (0.08, 1.0)
+    scale: Share = (0.08, 1.0)
     ratio: Range = RATIO
     interpolation: Interpolation = "bicubic"
     flip: Probability = 0.5

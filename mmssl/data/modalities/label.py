@@ -10,8 +10,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl.data.inspection import Inspection
+from mmssl.data.kernel import Entry, Field, Kernel, identity
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
 from mmssl.data.timeline import Window
+
+
+def _heavier(label: int, entry: Entry, field: Field) -> int:
+    return label if entry["weight"] >= 0.5 else int(field.partner)
+
+
+_TIMELESS = identity("a class holds for the whole sample")
+LABELS = {
+    "time_crop": _TIMELESS,
+    "speed": _TIMELESS,
+    "reverse": _TIMELESS,
+    "roll": _TIMELESS,
+    "time_mask": _TIMELESS,
+    "flip": identity("a class has no side"),
+    "crop": identity("a class has no place"),
+    "mixup": Kernel(_heavier),
+    "gain": identity("only sounds have a level"),
+    "dropout": identity("a label is an answer, not something seen or heard"),
+    "negative": identity("the class stays that of the picture"),
+}
 
 _NUMBER = re.compile(rb"\s*([0-9]{1,18})\s*")
 
@@ -19,8 +41,8 @@ _NUMBER = re.compile(rb"\s*([0-9]{1,18})\s*")
 class LabelModality(Modality):
     """Numbers of classes."""
 
-    def extent(self, data: bytes, extension: str) -> None:
-        """None: a number has no time axis."""
+    kernels = LABELS
+    label = True
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> int:
         """The number.
@@ -35,11 +57,20 @@ class LabelModality(Modality):
             )
         return int(match[1])
 
+    def inspect(self, data: bytes, extension: str) -> Inspection:
+        """The class."""
+        return Inspection(counted={"class": self.decode(data, extension)})
+
 
 class LabelConfig(ModalityConfig):
     """Class labels, by default in members `.cls`, as WebDataset writes them."""
 
     kind: Literal["label"] = "label"
+
+    @classmethod
+    def usual(cls) -> LabelConfig:
+        """Numbers in `.cls`."""
+        return cls()
 
     def build(self, name: str) -> LabelModality:
         """The modality under the name that the recipe gives it."""

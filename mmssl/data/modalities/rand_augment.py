@@ -14,9 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.core.config import Config
-from mmssl.data.modalities.colours import Probability
-from mmssl.data.modalities.image_views import RATIO, Interpolation, Range, Scale, random_box, resize
+from mmssl.core.config import Config, Probability, Range, Share
+from mmssl.data.modalities.image_views import RATIO, Interpolation, random_box, resize
 from mmssl.data.modality import View
 
 Operation = Literal[
@@ -53,7 +52,7 @@ class RandAugmentConfig(Config):
     """
 
     kind: Literal["rand_augment"] = "rand_augment"
-    scale: Scale = (0.08, 1.0)
+    scale: Share = (0.08, 1.0)
     ratio: Range = RATIO
     interpolation: Interpolation = "bicubic"
     flip: Probability = 0.5

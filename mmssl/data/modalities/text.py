@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import accumulate
 from typing import Annotated, Any, Literal
 
@@ -13,30 +14,19 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from mmssl.core.encoder import InputSpec
+from mmssl.data.inspection import Inspection
+from mmssl.data.modalities.captions.captions import Captions
+from mmssl.data.modalities.kernels.text import CAPTIONS
 from mmssl.data.modalities.text_augment import WordOperation, WordsConfig, draw_words, take_words
 from mmssl.data.modalities.tokenizers import ClipTokenizerConfig, Tokenizer, TokenizerConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
 from mmssl.data.timeline import Window
 
+MAX_TOKENS = 1024
+"""Captions with more tokens are counted as of that length."""
+
 CaptionFormat = Literal["whole", "lines", "list"] | dict[str, Annotated[float, Field(gt=0)]]
-
-
-class Captions(tuple[str, ...]):
-    """All captions of a sample, none of them empty.
-
-    Attributes:
-        weights: how often each is drawn, relative to the others.
-    """
-
-    weights: tuple[float, ...]
-
-    def __new__(cls, texts: Sequence[str], weights: Sequence[float] | None = None) -> Captions:
-        self = super().__new__(cls, texts)
-        self.weights = tuple(weights) if weights is not None else (1.0,) * len(self)
-        return self
-
-    def __getnewargs__(self) -> tuple[Any, ...]:
-        return tuple(self), self.weights
 
 
 class TextModality(Modality):
@@ -47,6 +37,10 @@ class TextModality(Modality):
         tokenizer: turns them into ids.
         augment: what is done to captions in the view "tokens".
     """
+
+    kernels = CAPTIONS
+    language = True
+    relations = frozenset({"caption", "order"})
 
     def __init__(
         self,
@@ -59,9 +53,6 @@ class TextModality(Modality):
         super().__init__(name, extensions, {"tokens": TokensView(tokenizer, augment), "eval": AllTokensView(tokenizer)})
         self.captions = captions
         self.tokenizer = tokenizer
-
-    def extent(self, data: bytes, extension: str) -> None:
-        """None: a caption has no time axis."""
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> Captions:
         """All captions of a member.
@@ -87,6 +78,17 @@ class TextModality(Modality):
         """Ids [n, T] int64 of n texts, such as prompts."""
         return self.tokenizer(texts)
 
+    def inspect(self, data: bytes, extension: str) -> Inspection:
+        """Words, and tokens of CLIP with start and end, of each caption; the captions for finding equal ones."""
+        captions = self.decode(data, extension)
+        # The end mark has the largest id.
+        figures = {
+            "words": [len(one.split()) for one in captions],
+            "tokens": (_clip()(captions).argmax(1) + 1).tolist(),
+        }
+        items = tuple((repr(one[:60]), one.encode()) for one in captions)
+        return Inspection(figures, flags=("several captions",) if len(captions) > 1 else (), items=items)
+
 
 class TextConfig(ModalityConfig):
     """Captions.
@@ -105,6 +107,15 @@ class TextConfig(ModalityConfig):
     tokenizer: TokenizerConfig = ClipTokenizerConfig()
     captions: CaptionFormat = "whole"
     augment: tuple[WordOperation, ...] = ()
+
+    @classmethod
+    def usual(cls) -> TextConfig:
+        """One caption a line."""
+        return cls(captions="lines")
+
+    def input_spec(self) -> InputSpec:
+        """Which tokenizer."""
+        return InputSpec(tokenizer=self.tokenizer.kind)
 
     @field_validator("captions")
     @classmethod
@@ -164,6 +175,11 @@ class AllTokensView(View):
     def blank(self) -> Tensor:
         """No caption."""
         return torch.zeros(0, self.tokenizer.context_length, dtype=torch.int64)
+
+
+@cache
+def _clip() -> Tokenizer:
+    return ClipTokenizerConfig(context_length=MAX_TOKENS).build()
 
 
 def _from_json(text: str, extension: str, captions: CaptionFormat) -> Captions:

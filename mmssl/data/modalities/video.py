@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
+from mmssl.core.encoder import InputSpec
 from mmssl.core.errors import RecipeError
-from mmssl.data.media.frames import decode_video, frame_start, video_extent
+from mmssl.data.inspection import FileFormats, Inspection
+from mmssl.data.media.container import BOXES, MATROSKA
+from mmssl.data.media.frames import decode_video, frame_start, video_extent, video_figures
 from mmssl.data.media.torchcodec import decode_with_torchcodec, torchcodec_failure
+from mmssl.data.modalities.kernels.video import CLIPS
 from mmssl.data.modalities.video_views import (
     ClipViewConfig,
     EvalClipView,
@@ -37,6 +42,10 @@ class VideoModality(Modality):
         max_pixels: of one frame. max_bytes: of all frames of a clip. Both are judged by the header, before anything is decoded.
         backend: what turns packets into pixels, see `VideoConfig`.
     """
+
+    kernels = CLIPS
+    visual = True
+    moving = True
 
     def __init__(
         self,
@@ -82,6 +91,22 @@ class VideoModality(Modality):
         decode = decode_video if self.backend == "pyav" else decode_with_torchcodec
         return decode(data, window, fps=self.fps, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
 
+    def length(self, value: Clip) -> float:
+        """Seconds of a clip."""
+        return value.seconds
+
+    def frame_times(self, value: Clip) -> np.ndarray:
+        """When each frame is first shown."""
+        return value.times
+
+    def inspect(self, data: bytes, extension: str) -> Inspection:
+        """Length, frames a second and size, from headers and time stamps; every frame is decoded and none is kept."""
+        video = video_figures(data, self.max_pixels)
+        rate = video.frames / video.seconds
+        return Inspection(
+            {"seconds": [video.seconds], "frames a second": [rate], "width": [video.width], "height": [video.height]}
+        )
+
 
 class VideoConfig(ModalityConfig):
     """Videos.
@@ -110,6 +135,21 @@ class VideoConfig(ModalityConfig):
     max_pixels: int = Field(default=4096 * 2304, ge=1)
     max_bytes: int = Field(default=500_000_000, ge=1)
     backend: Backend = "pyav"
+
+    files = FileFormats(
+        "a video",
+        {"mov": rb"....ftypqt", "webm": MATROSKA + rb".{0,40}webm", "mkv": MATROSKA, "mp4": BOXES},
+        columns=("video",),
+    )
+
+    @classmethod
+    def usual(cls) -> VideoConfig:
+        """Videos of any size and length."""
+        return cls(size=224)
+
+    def input_spec(self) -> InputSpec:
+        """Size and length of the views."""
+        return InputSpec(pixels=self.size, seconds=self.seconds)
 
     @model_validator(mode="after")
     def _check(self) -> VideoConfig:

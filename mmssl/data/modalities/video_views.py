@@ -15,9 +15,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from mmssl.core.config import Config
-from mmssl.data.modalities.colours import JitterConfig, Probability, change_colours, draw_jitter
-from mmssl.data.modalities.image_views import Interpolation, Range, Scale, centre, random_box, resize
+from mmssl.core.config import Config, Probability, Range, Share
+from mmssl.data.modalities.colours import JitterConfig, change_colours, draw_jitter
+from mmssl.data.modalities.image_views import Interpolation, centre, random_box, resize
 from mmssl.data.modalities.masks import TokenOrder
 from mmssl.data.modality import View
 from mmssl.data.timeline import Clip
@@ -50,7 +50,7 @@ class Span:
 class _FramesConfig(JitterConfig):
     """Attributes: see `ClipViewConfig`."""
 
-    scale: Scale = (0.9, 1.0)
+    scale: Share = (0.9, 1.0)
     ratio: Range = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bicubic"
     flip: Probability = 0.0
@@ -132,6 +132,8 @@ class VideoOrderConfig(Config):
 
 class ClipView(View):
     """uint8 [T, 3, size, size]. Parameters: start in seconds, box [top, left, height, width], flip, jitter."""
+
+    random_time = True
 
     def __init__(self, config: ClipViewConfig, span: Span) -> None:
         self.config = config

@@ -18,25 +18,15 @@ from pydantic import Field as Setting
 
 from mmssl.core.sample import Sample
 from mmssl.core.seeding import generator
+from mmssl.data.kernel import Entry, window_of
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, EncodedSample, Samples, read
 from mmssl.data.synchronized.mix import Dropout, Gain, Mixup
 from mmssl.data.synchronized.negatives import Negative
-from mmssl.data.synchronized.operation import (
-    CHECKS,
-    KERNELS,
-    Entry,
-    Operation,
-    Record,
-    Skip,
-    Values,
-    doubt,
-    no_kernel,
-    transform,
-)
+from mmssl.data.synchronized.operation import Operation, Record, Skip, Values, doubt, kernel_of, transform
 from mmssl.data.synchronized.order import Reverse, Roll, TimeMask
 from mmssl.data.synchronized.space import Crop, Flip
-from mmssl.data.synchronized.time import Speed, TimeCrop, extents_of, frame_before, window_of
+from mmssl.data.synchronized.time import Speed, TimeCrop, extents_of, frame_before, frame_times
 from mmssl.data.timeline import Extent
 
 SynchronizedConfig = Annotated[
@@ -56,13 +46,18 @@ def mistakes(operations: Sequence[Operation], modalities: Mapping[str, Modality]
         if kinds.count(kind) > 1:
             yield f"{kind} comes {kinds.count(kind)} times: once is enough"
     for operation in operations:
-        kernels = [(modality, KERNELS.get(operation.kind, {}).get(type(modality))) for modality in modalities.values()]
-        yield from (no_kernel(operation.kind, modality) for modality, kernel in kernels if kernel is None)
-        reasons = {f"{modality.name} ({kernel.reason})" for modality, kernel in kernels if kernel and kernel.reason}
-        if len(reasons) == len(kernels):
+        reasons = []
+        for name, modality in modalities.items():
+            try:
+                reason = kernel_of(operation.kind, modality).reason
+            except ValueError as error:
+                yield str(error)
+                continue
+            reasons += [f"{name} ({reason})"] if reason else []
+        if len(reasons) == len(modalities):
             yield f"{operation.kind} would change nothing: {'; '.join(sorted(reasons))}"
-        elif operation.kind in CHECKS:
-            yield from CHECKS[operation.kind](operation, modalities)
+        else:
+            yield from operation.mistakes(modalities)
 
 
 class Synchronized:
@@ -165,7 +160,8 @@ class Synchronized:
         current, entries = dict(values), []
         for position, operation in enumerate(self.operations):
             if isinstance(operation, TimeCrop):
-                extents, snap = extents_of(current, self.modalities), partial(frame_before, current)
+                extents = extents_of(current, self.modalities)
+                snap = partial(frame_before, frame_times(current, self.modalities))
                 entry = self._draw_window(operation, extents, snap, key)
             elif isinstance(operation, Mixup):
                 entry = {"op": operation.kind, "applied": False, "skipped": "no_partner"}

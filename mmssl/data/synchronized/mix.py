@@ -7,31 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field as Setting
 from pydantic import model_validator
 
+from mmssl.core.config import Probability
 from mmssl.core.errors import did_you_mean
-from mmssl.data.modalities.audio import AudioModality
-from mmssl.data.modalities.image import ImageModality
-from mmssl.data.modalities.label import LabelModality
-from mmssl.data.modalities.text import Captions, TextModality
-from mmssl.data.modalities.video import VideoModality
 from mmssl.data.modality import Modality
-from mmssl.data.synchronized.operation import (
-    ABSENT,
-    Entry,
-    Field,
-    Kernel,
-    Operation,
-    Probability,
-    Skip,
-    Values,
-    identity,
-    register,
-)
-from mmssl.data.synchronized.time import fit_sound
-from mmssl.data.timeline import Clip
+from mmssl.data.synchronized.operation import Operation, Skip, Values, measured
 
 
 class Gain(Operation):
@@ -53,11 +35,7 @@ class Gain(Operation):
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
         """The change in decibels."""
-        peaks = [
-            float(np.abs(value).max(initial=0))
-            for n, value in values.items()
-            if isinstance(modalities[n], AudioModality)
-        ]
+        peaks = measured(self.kind, values, modalities).values()
         if not peaks:
             raise Skip("no_sound")
         room = -20 * math.log10(max(*peaks, 1e-6))
@@ -81,11 +59,17 @@ class Dropout(Operation):
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
         """Names of the modalities that are taken out."""
         coins = {name: float(rng.random()) < chance for name, chance in self.modalities.items()}
-        content = [name for name in values if not isinstance(modalities[name], LabelModality)]
+        content = [name for name in values if not modalities[name].label]
         dropped = [name for name in content if coins.get(name)]
         if content and len(dropped) == len(content):
             del dropped[int(rng.integers(len(dropped)))]
         return {"dropped": dropped}
+
+    def mistakes(self, modalities: Mapping[str, Modality]) -> Iterator[str]:
+        """Names that cannot be dropped."""
+        content = [name for name, modality in modalities.items() if not modality.label]
+        for name in self.modalities.keys() - set(content):
+            yield f"dropout.modalities names {name!r}{did_you_mean(name, content)}; what can be dropped: {', '.join(content)}"
 
 
 class Mixup(Operation):
@@ -112,105 +96,8 @@ class Mixup(Operation):
         """The weight of the sample itself; who the partner is, the one who loads samples adds."""
         return {"weight": float(rng.beta(self.alpha, self.alpha)), "text": self.text}
 
-
-def _check_mixup(mixup: Mixup, modalities: Mapping[str, Modality]) -> Iterator[str]:
-    labels = [name for name, modality in modalities.items() if isinstance(modality, LabelModality)]
-    if labels and mixup.labels == "refuse":
-        yield f"mixup would leave {labels[0]!r} with one class for two samples: take it out, or set mixup.labels to soft"
-
-
-def _check_dropout(dropout: Dropout, modalities: Mapping[str, Modality]) -> Iterator[str]:
-    content = [name for name, modality in modalities.items() if not isinstance(modality, LabelModality)]
-    for name in dropout.modalities.keys() - set(content):
-        yield f"dropout.modalities names {name!r}{did_you_mean(name, content)}; what can be dropped: {', '.join(content)}"
-
-
-def _drop(value: Any, entry: Entry, field: Field) -> Any:
-    return ABSENT if field.name in entry["dropped"] else value
-
-
-def _scale(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
-    return wave * np.float32(10 ** (entry["decibels"] / 20))
-
-
-def _blend(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
-    """Convex mixture of uint8 [..., H, W, 3]; the second is brought to the size of the first."""
-    if a.shape[-3:] != b.shape[-3:]:
-        planes = torch.from_numpy(np.ascontiguousarray(b.reshape(-1, *b.shape[-3:]))).permute(0, 3, 1, 2)
-        size = (a.shape[-3], a.shape[-2])
-        planes = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
-        b = planes.permute(0, 2, 3, 1).numpy().reshape(*b.shape[:-3], *size, 3)
-    mixed = np.float32(weight) * a.astype(np.float32) + np.float32(1 - weight) * b.astype(np.float32)
-    out: np.ndarray = np.rint(mixed).astype(np.uint8)
-    return out
-
-
-def _mix_pictures(picture: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
-    return _blend(picture, field.partner, entry["weight"])
-
-
-def _mix_clips(clip: Clip, entry: Entry, field: Field) -> Clip:
-    other = field.partner
-    shown = np.maximum(np.searchsorted(other.times, clip.times, side="right") - 1, 0)  # at each of our moments
-    return Clip(_blend(clip.frames, other.frames[shown], entry["weight"]), clip.times, clip.seconds)
-
-
-def _mix_sounds(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
-    other = fit_sound(field.partner, wave.shape[1])
-    if len(other) != len(wave):
-        wave, other = (np.repeat(x, 2 // len(x), axis=0) for x in (wave, other))
-    weight = entry["weight"]
-    level, others = (math.sqrt(float(np.mean(np.square(x, dtype=np.float64)))) for x in (wave, other))
-    audible = min(level, others, weight, 1 - weight) > 0  # silence has no level to be matched
-    share = 1 / (1 + level / others * (1 - weight) / weight) if audible else weight
-    mixed = (share * wave + (1 - share) * other) / math.hypot(share, 1 - share)
-    out: np.ndarray = (mixed / max(1.0, float(np.abs(mixed).max(initial=0)))).astype(np.float32)
-    return out
-
-
-def _mix_captions(captions: Captions, entry: Entry, field: Field) -> Captions:
-    other: Captions = field.partner
-    if entry["text"] == "heavier":
-        return captions if entry["weight"] >= 0.5 else other
-    texts = [f"{caption.rstrip(' .')} and {other[i % len(other)]}" for i, caption in enumerate(captions)]
-    return Captions(texts, captions.weights)
-
-
-def _mix_labels(label: int, entry: Entry, field: Field) -> int:
-    return label if entry["weight"] >= 0.5 else int(field.partner)
-
-
-_NO_SOUND = identity("only sounds have a level")
-
-register(
-    "gain",
-    {
-        AudioModality: Kernel(_scale),
-        VideoModality: _NO_SOUND,
-        ImageModality: _NO_SOUND,
-        LabelModality: _NO_SOUND,
-        TextModality: identity("captions name no level in numbers"),
-    },
-)
-register(
-    "dropout",
-    {
-        ImageModality: Kernel(_drop),
-        VideoModality: Kernel(_drop),
-        AudioModality: Kernel(_drop),
-        TextModality: Kernel(_drop),
-        LabelModality: identity("a label is an answer, not something seen or heard"),
-    },
-    _check_dropout,
-)
-register(
-    "mixup",
-    {
-        ImageModality: Kernel(_mix_pictures),
-        VideoModality: Kernel(_mix_clips),
-        AudioModality: Kernel(_mix_sounds),
-        TextModality: Kernel(_mix_captions),
-        LabelModality: Kernel(_mix_labels),
-    },
-    _check_mixup,
-)
+    def mistakes(self, modalities: Mapping[str, Modality]) -> Iterator[str]:
+        """Labels that would be of one sample only."""
+        labels = [name for name, modality in modalities.items() if modality.label]
+        if labels and self.labels == "refuse":
+            yield f"mixup would leave {labels[0]!r} with one class for two samples: take it out, or set mixup.labels to soft"

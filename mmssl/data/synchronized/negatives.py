@@ -12,33 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field as Setting
 
-from mmssl.data.modalities.audio import AudioModality
-from mmssl.data.modalities.image import ImageModality
-from mmssl.data.modalities.label import LabelModality
-from mmssl.data.modalities.text import Captions, TextModality
-from mmssl.data.modalities.video import VideoModality
+from mmssl.core.config import Probability
 from mmssl.data.modality import Modality
-from mmssl.data.synchronized.caption_order import swap_order
-from mmssl.data.synchronized.caption_sides import swap_sides
-from mmssl.data.synchronized.operation import (
-    Entry,
-    Field,
-    Kernel,
-    Operation,
-    Probability,
-    Skip,
-    Values,
-    identity,
-    register,
-)
-from mmssl.data.synchronized.time import rate_of
+from mmssl.data.synchronized.operation import Operation, Skip, Values, measured
 
 Relation = Literal["shifted", "reversed", "channels", "caption", "order"]
 
 SHIFT = 0.5
 """Seconds by which a shifted sound is off, at least (Korbar et al. 2018)."""
-ONE_SIDED = 0.1
-"""Power of the difference of two channels over that of both, from which on swapping them can be heard."""
 
 
 class Negative(Operation):
@@ -58,17 +39,22 @@ class Negative(Operation):
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
         """Which relation, and for "shifted" by how many seconds the sound comes later."""
-        seen = any(isinstance(modalities[name], VideoModality) for name in values)
-        pictured = seen or any(isinstance(modalities[name], ImageModality) for name in values)
-        sounds = [name for name in values if isinstance(modalities[name], AudioModality)]
-        captions = [c for name, v in values.items() if isinstance(modalities[name], TextModality) for c in v]
-        seconds = min((values[name].shape[1] / rate_of(Field(name, modalities[name])) for name in sounds), default=0.0)
+        moving = any(modalities[name].moving for name in values)
+        visual = any(modalities[name].visual for name in values)
+        audible = any(modalities[name].audible for name in values)
+        breakable = measured(self.kind, values, modalities)
+        lengths = [modalities[name].length(values[name]) or 0.0 for name in breakable if modalities[name].audible]
+        seconds = min(lengths, default=0.0)
+
+        def have(relation: str) -> list[bool]:
+            return [relation in breakable[name] for name in breakable if relation in modalities[name].relations]
+
         has = {
-            "shifted": seen and seconds > 2 * SHIFT,
-            "reversed": seen and seconds > 0,
-            "channels": pictured and any(_one_sided(values[name]) for name in sounds),
-            "caption": (pictured or bool(sounds)) and _all_swapped([swap_sides(c).outcome for c in captions]),
-            "order": (seen or bool(sounds)) and _all_swapped([swap_order(c).outcome for c in captions]),
+            "shifted": moving and seconds > 2 * SHIFT,
+            "reversed": moving and seconds > 0,
+            "channels": visual and any(have("channels")),
+            "caption": (visual or audible) and bool(have("caption")) and all(have("caption")),
+            "order": (moving or audible) and bool(have("order")) and all(have("order")),
         }
         possible = [relation for relation in self.relations if has[relation]]
         if not possible:
@@ -76,42 +62,3 @@ class Negative(Operation):
         relation = possible[int(rng.integers(len(possible)))]
         shift = float(rng.uniform(SHIFT, seconds - SHIFT)) if relation == "shifted" else 0.0
         return {"relation": relation, "seconds": shift}
-
-
-def _one_sided(wave: np.ndarray) -> bool:
-    if len(wave) != 2:
-        return False
-    power = float(np.square(wave, dtype=np.float64).sum())
-    return power > 0 and float(np.square(wave[0] - wave[1], dtype=np.float64).sum()) / power >= ONE_SIDED
-
-
-def _all_swapped(outcomes: list[str]) -> bool:
-    return bool(outcomes) and all(outcome == "swapped" for outcome in outcomes)
-
-
-def _break_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
-    relation = entry["relation"]
-    if relation == "shifted":
-        return np.roll(wave, round(entry["seconds"] * rate_of(field)), axis=1)
-    if relation == "reversed":
-        return wave[:, ::-1].copy()
-    return wave[::-1].copy() if relation == "channels" else wave
-
-
-def _break_captions(captions: Captions, entry: Entry, field: Field) -> Captions:
-    swap = {"caption": swap_sides, "order": swap_order}.get(entry["relation"])
-    return captions if swap is None else Captions([swap(caption).text for caption in captions], captions.weights)
-
-
-_ANCHOR = identity("the picture is what sound and caption are taken away from")
-
-register(
-    "negative",
-    {
-        AudioModality: Kernel(_break_sound),
-        TextModality: Kernel(_break_captions),
-        ImageModality: _ANCHOR,
-        VideoModality: _ANCHOR,
-        LabelModality: identity("the class stays that of the picture"),
-    },
-)

@@ -8,35 +8,16 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field as Setting
 from pydantic import field_validator
 
-from mmssl.data.modalities.audio import AudioModality
-from mmssl.data.modalities.image import ImageModality
-from mmssl.data.modalities.label import LabelModality
-from mmssl.data.modalities.text import TextModality
-from mmssl.data.modalities.video import VideoModality
+from mmssl.core.config import Probability
 from mmssl.data.modality import Modality
-from mmssl.data.synchronized.operation import (
-    Entry,
-    Field,
-    Kernel,
-    Operation,
-    Probability,
-    Skip,
-    Values,
-    identity,
-    register,
-)
-from mmssl.data.timeline import Clip, Extent, Window
+from mmssl.data.synchronized.operation import Operation, Skip, Values
+from mmssl.data.timeline import Extent
 
 EARLY, LATE = 0.045, 0.125
 """Seconds that a sound may be ahead of its picture, or behind it, before people notice (ITU-R BT.1359-1)."""
-
-STILL = identity("a still picture has no time axis")
-TIMELESS = identity("a class holds for the whole sample")
-WHOLE = identity("a caption without times describes the whole sample")
 
 
 class TimeCrop(Operation):
@@ -58,7 +39,9 @@ class TimeCrop(Operation):
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
         """Where the window lies on decoded values, at their own speed."""
         extents = extents_of(values, modalities)
-        return self.draw_window(extents, modalities, rng, Fraction(1), partial(frame_before, values))
+        return self.draw_window(
+            extents, modalities, rng, Fraction(1), partial(frame_before, frame_times(values, modalities))
+        )
 
     def draw_window(
         self,
@@ -87,7 +70,7 @@ class TimeCrop(Operation):
         chance, *moves = rng.random(1 + len(extents)).tolist()
         start = first + chance * (last - first) if last > first else max(0.0, min(first, last))
         start = snap(start)
-        sounds = [name for name in extents if isinstance(modalities[name], AudioModality)]
+        sounds = [name for name in extents if modalities[name].audible]
         alone = len(sounds) == len(extents) and len(sounds) < 2
         low, high = max(-self.jitter, -LATE), min(self.jitter, EARLY)
         jitter = {
@@ -99,22 +82,27 @@ class TimeCrop(Operation):
         return {"start": start, "length": length, "jitter": jitter}
 
 
-def window_of(entry: Entry, name: str) -> Window:
-    """The part of a modality that a drawn window means: start and length in seconds."""
-    return max(0.0, entry["start"] + entry["jitter"].get(name, 0.0)), entry["length"]
+def frame_times(values: Values, modalities: Mapping[str, Modality]) -> np.ndarray | None:
+    """When each frame of the first modality that has frames is first shown, in seconds."""
+    found = (modalities[name].frame_times(value) for name, value in values.items())
+    return next((times for times in found if times is not None), None)
 
 
-def frame_before(values: Values, moment: float) -> float:
-    """When the frame of the first clip began that is on screen at a moment; the moment itself where there is none."""
-    clip = next((value for value in values.values() if isinstance(value, Clip)), None)
-    place = -1 if clip is None else int(np.searchsorted(clip.times, moment, side="right")) - 1
-    return moment if clip is None or place < 0 else max(0.0, float(clip.times[place]))
+def frame_before(times: np.ndarray | None, moment: float) -> float:
+    """When the frame began that is on screen at a moment; the moment itself where there is none."""
+    place = -1 if times is None else int(np.searchsorted(times, moment, side="right")) - 1
+    return moment if times is None or place < 0 else max(0.0, float(times[place]))
+
+
+def lengths_of(values: Values, modalities: Mapping[str, Modality]) -> dict[str, float]:
+    """Seconds of the decoded values that have a time axis."""
+    lengths = {name: modalities[name].length(value) for name, value in values.items()}
+    return {name: seconds for name, seconds in lengths.items() if seconds is not None}
 
 
 def extents_of(values: Values, modalities: Mapping[str, Modality]) -> dict[str, Extent]:
     """Extents of the decoded values that have a time axis."""
-    lengths = {name: length_of(value, modalities[name]) for name, value in values.items()}
-    return {name: Extent(seconds) for name, seconds in lengths.items() if seconds is not None}
+    return {name: Extent(seconds) for name, seconds in lengths_of(values, modalities).items()}
 
 
 class Speed(Operation):
@@ -139,76 +127,3 @@ class Speed(Operation):
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
         """The factor as a fraction, for example "5/4". Looks at no value: it is drawn before anything is decoded."""
         return {"factor": str(Fraction(str(self.factors[int(rng.integers(len(self.factors)))])))}
-
-
-def rate_of(field: Field) -> int:
-    """Samples a second of a sound."""
-    assert isinstance(field.modality, AudioModality)
-    return field.modality.rate
-
-
-def length_of(value: Any, modality: Modality) -> float | None:
-    """Seconds of a decoded value; None: it has no time axis."""
-    if isinstance(modality, AudioModality):
-        return float(value.shape[1] / modality.rate)
-    return value.seconds if isinstance(value, Clip) else None
-
-
-def cut_clip(clip: Clip, start: float, length: float) -> Clip:
-    """What is shown from `start` on for `length` seconds; times count from there."""
-    first = max(0, int(np.searchsorted(clip.times, start, side="right")) - 1)
-    stop = max(first + 1, int(np.searchsorted(clip.times, start + length, side="left")))
-    return Clip(
-        clip.frames[first:stop], np.maximum(clip.times[first:stop] - start, 0.0), min(length, clip.seconds - start)
-    )
-
-
-def fit_sound(wave: np.ndarray, samples: int, first: int = 0) -> np.ndarray:
-    """Samples first ... first + samples - 1 of a sound [C, N], with silence behind its end."""
-    part = wave[:, first : first + samples]
-    return part if part.shape[1] == samples else np.pad(part, ((0, 0), (0, samples - part.shape[1])))
-
-
-def _crop_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
-    start, length = window_of(entry, field.name)
-    first = round(start * rate_of(field))
-    return wave[:, first : first + round(length * rate_of(field))]
-
-
-def _crop_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
-    return cut_clip(clip, *window_of(entry, field.name))
-
-
-def _speed_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
-    from torchaudio.functional import resample
-
-    factor = Fraction(entry["factor"])
-    made = resample(torch.from_numpy(np.ascontiguousarray(wave)), factor.numerator, factor.denominator).numpy()
-    return np.ascontiguousarray(made[:, : max(1, int(wave.shape[1] / factor))])
-
-
-def _speed_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
-    factor = float(Fraction(entry["factor"]))
-    return Clip(clip.frames, clip.times / factor, clip.seconds / factor)
-
-
-register(
-    "time_crop",
-    {
-        VideoModality: Kernel(_crop_clip),
-        AudioModality: Kernel(_crop_sound),
-        ImageModality: STILL,
-        TextModality: WHOLE,
-        LabelModality: TIMELESS,
-    },
-)
-register(
-    "speed",
-    {
-        VideoModality: Kernel(_speed_clip),
-        AudioModality: Kernel(_speed_sound),
-        ImageModality: STILL,
-        TextModality: identity("captions name no speed in numbers"),
-        LabelModality: TIMELESS,
-    },
-)

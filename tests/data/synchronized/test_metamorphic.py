@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmssl.data.kernel import Entry, Field, Kernel, identity
 from mmssl.data.modalities.audio import AudioModality
 from mmssl.data.modalities.text import TextModality
 from mmssl.data.modalities.video import VideoModality
 from mmssl.data.modality import Modality
 from mmssl.data.synchronized.chain import Synchronized
 from mmssl.data.synchronized.mix import Gain
-from mmssl.data.synchronized.operation import KERNELS, Entry, Field, Kernel, Operation, identity
+from mmssl.data.synchronized.operation import Operation
 from mmssl.data.synchronized.order import Reverse, Roll, TimeMask
 from mmssl.data.synchronized.space import Crop, Flip
 from mmssl.data.synchronized.time import Speed, TimeCrop
@@ -109,7 +110,7 @@ BROKEN: dict[str, tuple[str, str, type[Modality], Callable[..., Any] | None, str
 def test_every_broken_variant_is_caught(world: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     operation, kind, modality, kernel, relation = BROKEN[name]
     broken = identity("broken on purpose") if kernel is None else Kernel(kernel)
-    monkeypatch.setitem(KERNELS[kind], modality, broken)
+    monkeypatch.setitem(modality.kernels, kind, broken)
     share, told = score(world, OPERATIONS[operation], 120, applied=True)[relation]
     assert told >= 20
     assert share <= 0.6, f"{name}: {relation} still holds in {share:.3f} of {told} seeds"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmssl.data.modalities.text import Captions
+from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.synchronized.chain import Synchronized
 from mmssl.data.synchronized.negatives import SHIFT, Negative
 from tests.data.metamorphic import judge, modalities, scenes, with_caption

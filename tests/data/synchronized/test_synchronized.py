@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from mmssl.core.sample import Origin
+from mmssl.data.kernel import Kernel, identity
 from mmssl.data.media.encode import encode_clip
 from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.image import ImageConfig
-from mmssl.data.modalities.label import LabelConfig, LabelModality
-from mmssl.data.modalities.text import Captions, TextConfig
+from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample
@@ -23,11 +25,11 @@ from mmssl.data.shards.index import RawSample
 from mmssl.data.synchronized.chain import Synchronized, mistakes
 from mmssl.data.synchronized.mix import Dropout, Gain, Mixup
 from mmssl.data.synchronized.negatives import Negative
-from mmssl.data.synchronized.operation import KERNELS, Kernel, Operation, identity, register
+from mmssl.data.synchronized.operation import Operation
 from mmssl.data.synchronized.order import Reverse, Roll, TimeMask
 from mmssl.data.synchronized.space import Crop, Flip
 from mmssl.data.synchronized.time import EARLY, Speed, TimeCrop
-from mmssl.data.timeline import Clip
+from mmssl.data.timeline import Clip, Window
 
 RATE = 1000
 MODALITIES: dict[str, Modality] = {
@@ -356,20 +358,23 @@ def test_dropout_leaves_something_and_tosses_a_coin_for_each_sample() -> None:
 
 
 def test_no_kernel_is_an_error_and_so_is_nothing_to_do() -> None:
-    class Other(LabelModality):
-        pass
+    class Touch(Modality):
+        def decode(self, data: bytes, extension: str, window: Window | None = None) -> int:
+            return 0
 
-    modalities = {**some("video", "audio"), "touch": Other("touch", ("x",), {"eval": MODALITIES["label"].view("eval")})}
-    with pytest.raises(ValueError, match=r"'flip' has no kernel for modality 'touch' \(Other\)") as error:
-        Synchronized([Flip()], modalities)
-    assert "Register a kernel" in str(error.value)
-    register("flip", {Other: identity("touch has no side here")})
-    try:
-        Synchronized([Flip()], modalities)
-        with pytest.raises(ValueError, match="already"):
-            register("flip", {Other: Kernel(lambda value, entry, field: value)})
-    finally:
-        del KERNELS["flip"][Other]
+    class Hand(Touch):
+        kernels: ClassVar[Mapping[str, Kernel]] = {"flip": identity("touch has no side here")}
+
+    class Finger(Hand):
+        kernels: ClassVar[Mapping[str, Kernel]] = {"crop": Kernel(lambda value, entry, field: value)}
+
+    views = {"eval": MODALITIES["label"].view("eval")}
+    with pytest.raises(ValueError, match=r"'flip' has no kernel for modality 'touch' \(Touch\)") as error:
+        Synchronized([Flip()], {**some("video", "audio"), "touch": Touch("touch", ("x",), views)})
+    assert "Declare a kernel in the `kernels` of the modality" in str(error.value)
+    assert Hand.kernels.keys() == {"dropout", "flip"}
+    assert Finger.kernels.keys() == {"dropout", "flip", "crop"}  # its own, and those of its parents
+    Synchronized([Flip()], {**some("video", "audio"), "touch": Finger("touch", ("x",), views)})
     assert list(mistakes([Speed()], some("image", "text"))) == [
         "speed would change nothing: image (a still picture has no time axis); text (captions name no speed in numbers)"
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmssl.data.synchronized.caption_sides import swap_sides
+from mmssl.data.modalities.captions.sides import swap_sides
 from mmssl.datasets.digit_render import captions
 from mmssl.datasets.digit_scenes import sample_scene
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmssl.data.synchronized.caption_order import mentions_speech, swap_order
+from mmssl.data.modalities.captions.order import mentions_speech, swap_order
 
 SWAPPED = [
     ("a bell before a bark", "a bell after a bark"),

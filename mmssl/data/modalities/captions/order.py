@@ -6,8 +6,8 @@ motion with a direction ("a door opens", "towards"), and speech make a caption a
 
 from __future__ import annotations
 
-from mmssl.data.synchronized.caption_sides import judge_side
-from mmssl.data.synchronized.caption_words import Rewrite, Verdict, Words, rewrite, word_set
+from mmssl.data.modalities.captions.sides import judge_side
+from mmssl.data.modalities.captions.words import Rewrite, Verdict, Words, rewrite, word_set
 
 _MIRROR = {"before": "after", "after": "before", "followed": "preceded", "preceded": "followed"}
 _MIRROR |= {"earlier": "later", "later": "earlier"}

@@ -7,7 +7,7 @@ and sides in other languages than English, makes a caption ambiguous. Writing in
 
 from __future__ import annotations
 
-from mmssl.data.synchronized.caption_words import Rewrite, Verdict, Words, rewrite, word_set
+from mmssl.data.modalities.captions.words import Rewrite, Verdict, Words, rewrite, word_set
 
 _SIDES = {"left": "right", "right": "left"}
 _ENDINGS = ("", "most", "ward", "wards")

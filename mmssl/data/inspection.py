@@ -1,0 +1,51 @@
+"""What a modality tells those who pack, audit and measure shards: its file formats, and what one member holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one member holds.
+
+    Attributes:
+        figures: name -> numbers, of which reports give the spread; several where a member has several items, such as captions.
+        counted: name -> what is counted by value, such as {"class": 7}.
+        flags: what is counted because it holds, such as "silent".
+        items: contents of which reports say where they are there twice, each (how to show it, bytes).
+        channels: [..., C], whose mean and standard deviation by channel normalisation needs. Whole numbers count in units of the
+            largest that their type holds.
+    """
+
+    figures: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    counted: Mapping[str, Hashable] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    items: tuple[tuple[str, bytes], ...] = ()
+    channels: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class FileFormats:
+    """Files of a modality that are packed as they are.
+
+    Attributes:
+        what: one of them in words, such as "a picture".
+        begins: extension -> how such files begin, as a regular expression of their first 64 bytes. Files of one of these formats
+            may have the extension of another.
+        within: extensions of other modalities' files that hold this modality too, as videos hold sound.
+        columns: usual names of a table's column of such files.
+    """
+
+    what: str
+    begins: Mapping[str, bytes]
+    within: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+    def fits(self, extension: str, data: bytes) -> bool:
+        """Whether the bytes begin like the format of that extension."""
+        return re.match(self.begins[extension], data[:64], re.DOTALL) is not None

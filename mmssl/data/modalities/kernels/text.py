@@ -1,0 +1,85 @@
+"""Kernels of captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from mmssl.data.kernel import Entry, Field, Kernel, identity, unchanged
+from mmssl.data.modalities.captions.captions import Captions
+from mmssl.data.modalities.captions.order import mentions_speech, swap_order
+from mmssl.data.modalities.captions.sides import swap_sides
+from mmssl.data.modalities.captions.words import Rewrite, Words, word_set
+
+PLACES = word_set(
+    "top bottom upper lower middle center centre central corner corners edge edges side sides above below"
+    " over under beneath background foreground border"
+)
+"""Words that say where in the picture something is, besides left and right."""
+
+
+def _names_a_place(captions: Captions, entry: Entry, field: Field) -> str | None:
+    for caption in captions:
+        if swap_sides(caption).outcome != "unchanged" or not PLACES.isdisjoint(Words.of(caption).words):
+            return "position_words"
+    return None
+
+
+def _mirror_text(captions: Captions, entry: Entry, field: Field) -> Captions:
+    return Captions([swap_sides(caption).text for caption in captions], captions.weights)
+
+
+def _cannot_mirror(captions: Captions, entry: Entry, field: Field) -> str | None:
+    return "ambiguous_caption" if any(swap_sides(caption).outcome == "ambiguous" for caption in captions) else None
+
+
+def _mix_captions(captions: Captions, entry: Entry, field: Field) -> Captions:
+    other: Captions = field.partner
+    if entry["text"] == "heavier":
+        return captions if entry["weight"] >= 0.5 else other
+    texts = [f"{caption.rstrip(' .')} and {other[i % len(other)]}" for i, caption in enumerate(captions)]
+    return Captions(texts, captions.weights)
+
+
+def _reverse_text(captions: Captions, entry: Entry, field: Field) -> Captions:
+    return Captions([swap_order(caption).text for caption in captions], captions.weights)
+
+
+def _cannot_reverse(captions: Captions, entry: Entry, field: Field) -> str | None:
+    if any(map(mentions_speech, captions)):
+        return "speech"
+    return "ambiguous_caption" if any(swap_order(caption).outcome == "ambiguous" for caption in captions) else None
+
+
+def _cannot_roll(captions: Captions, entry: Entry, field: Field) -> str | None:
+    # Where the end meets the beginning, order and direction turn about.
+    return "order_words" if any(swap_order(caption).outcome != "unchanged" for caption in captions) else None
+
+
+_SWAPS: Mapping[str, Callable[[str], Rewrite]] = {"caption": swap_sides, "order": swap_order}
+"""Relation that `negative` breaks -> how a caption is rewritten for it."""
+
+
+def _breakable(captions: Captions) -> frozenset[str]:
+    return frozenset(
+        relation for relation, swap in _SWAPS.items() if all(swap(one).outcome == "swapped" for one in captions)
+    )
+
+
+def _break_captions(captions: Captions, entry: Entry, field: Field) -> Captions:
+    swap = _SWAPS.get(entry["relation"])
+    return captions if swap is None else Captions([swap(caption).text for caption in captions], captions.weights)
+
+
+_WHOLE = identity("a caption without times describes the whole sample")
+CAPTIONS = {
+    "time_crop": _WHOLE,
+    "time_mask": _WHOLE,
+    "speed": identity("captions name no speed in numbers"),
+    "gain": identity("captions name no level in numbers"),
+    "reverse": Kernel(_reverse_text, _cannot_reverse),
+    "roll": Kernel(unchanged, _cannot_roll),
+    "flip": Kernel(_mirror_text, _cannot_mirror),
+    "crop": Kernel(unchanged, _names_a_place),
+    "mixup": Kernel(_mix_captions),
+    "negative": Kernel(_break_captions, measure=_breakable),
+}
