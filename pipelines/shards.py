@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -98,25 +98,29 @@ def pack(
     )
 
 
-def _columns(items: list[str]) -> dict[str, str | list[str]]:
+def _columns(items: list[str]) -> dict[str, Any]:
     """`Columns` of what was said on the command line; files and captions may be said several times."""
     from mmssl.core.errors import RecipeError, did_you_mean
+    from mmssl.data.modalities.usual import file_formats
 
-    several, columns = {"file": "files", "caption": "captions"}, dict[str, str | list[str]]()
+    several, columns = {"file": "files", "caption": "captions"}, dict[str, Any]()
+    others = [kind for kind in file_formats() if kind not in MEANINGS]
+    meanings, media = (*MEANINGS, *others), dict[str, Any]()
     for item in items:
         meaning, equals, name = item.partition("=")
-        if equals and meaning not in MEANINGS:
+        if equals and meaning not in meanings:
             raise RecipeError(
-                f"--column: got {item!r}: {meaning!r} is none of {', '.join(MEANINGS)}{did_you_mean(meaning, MEANINGS)}"
+                f"--column: got {item!r}: {meaning!r} is none of {', '.join(meanings)}{did_you_mean(meaning, meanings)}"
             )
-        found = columns.setdefault(several.get(meaning, meaning), [] if meaning in several else name)
+        named = media if meaning in others else columns
+        found = named.setdefault(several.get(meaning, meaning), [] if meaning in several else name)
         if isinstance(found, list):
             found.append(name)
         if not (meaning and equals and name) or (isinstance(found, str) and found != name):
             raise RecipeError(
                 f"--column: got {item!r}, wanted MEANING=NAME, as in caption=title, and each meaning once"
             )
-    return columns
+    return {**columns, "media": media}
 
 
 @app.command()

@@ -7,24 +7,16 @@ shards than workers. Of a damaged archive what is left is still examined.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mmssl.core.sample import Fault, Origin
-from mmssl.curation.check_report import CheckReport, Duplicates, FieldReport, Spread
-from mmssl.curation.check_shard import SOURCE, Findings, examine
-from mmssl.data.media.container import SOUNDS, VIDEOS
-from mmssl.data.media.frames import VideoFigures
-from mmssl.data.media.sound_file import SoundFigures
-from mmssl.data.modalities.audio import AudioConfig
-from mmssl.data.modalities.image import ImageConfig
-from mmssl.data.modalities.label import LabelConfig
-from mmssl.data.modalities.text import TextConfig
-from mmssl.data.modalities.tokenizers import ClipTokenizerConfig
-from mmssl.data.modalities.video import VideoConfig
+from mmssl.curation.check_report import CheckReport, FieldReport
+from mmssl.curation.check_shard import SOURCE, Decoders, Findings, Reader, examine
+from mmssl.curation.figures import Place, Spread, Tally
+from mmssl.data.modalities.usual import file_formats, own_extensions, usual_modalities
 from mmssl.data.modality import Modality
 from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.remote import CacheConfig, Remote
@@ -33,8 +25,6 @@ from mmssl.data.shards.writer import Progress, in_order
 
 MAX_LISTED = 1000  # faults in a report; all are counted
 EXPECTED_SHARE = 0.75  # a field that so many samples have is missing in the others
-MAX_EXAMPLES = 20
-SILENT = -60.0  # dB below full scale; quieter sounds say nothing
 _DOTTED = re.compile(r"(?:[^.]*\.)*[^.]*\d[^.]*\.[a-z][a-z0-9]{1,4}").fullmatch  # such as 17.3.jpg, but not caption.txt
 
 
@@ -54,8 +44,9 @@ def check(
 
     Args:
         shards: paths, folders, globs, brace patterns; or URLs with braces, which are fetched as a whole.
-        modalities: what decodes which members; every sample must have each. None: pictures, sounds, videos and their sounds,
-            `.txt` (one caption a line), `.cls` and `.json` are decoded, other members are only counted.
+        modalities: what decodes which members; every sample must have each. None: all modalities with usual settings (pictures,
+            sounds, videos and their sounds, `.txt` with one caption a line, `.cls`, those of other packages) and `.json` are
+            decoded, other members are only counted.
         required: extensions that every sample must have. None: without `modalities`, those that three quarters have.
         limit: read and decode at most so many samples, the first ones of each shard, an equal share of every shard; the others
             are counted.
@@ -76,12 +67,12 @@ def check(
     def one(number: int) -> Findings:
         place, share = places[number], _share(limit, number, len(places))
         if isinstance(place, Path):
-            return examine(place, decoders, share, mute=modalities is None)
+            return examine(place, decoders, share)
         shard = way.shard(place)
         with way.whole(shard):
-            return examine(way.cache.path(shard.key), decoders, share, mute=modalities is None, name=shard.shown)
+            return examine(way.cache.path(shard.key), decoders, share, name=shard.shown)
 
-    total = _Total(context_length, lines=modalities is None)
+    total = _Total(usual_modalities() if modalities is None else modalities, context_length, lines=modalities is None)
     for number, findings in enumerate(in_order(one, range(len(places)), threads)):
         total.add(findings)
         if progress is not None:
@@ -96,22 +87,13 @@ def _share(limit: int | None, shard: int, shards: int) -> int | None:
     return None if limit is None else (shard + 1) * limit // shards - shard * limit // shards
 
 
-def default_modalities() -> dict[str, Modality]:
-    """Decoders for members of the usual names."""
-    return {
-        "image": ImageConfig(size=32).build("image"),
-        "text": TextConfig(captions="lines").build("text"),
-        "label": LabelConfig().build("label"),
-        "video": VideoConfig(size=32).build("video"),
-        "audio": AudioConfig(rate=16_000, seconds=1.0, channels="mono", extensions=SOUNDS + VIDEOS).build("audio"),
-    }
-
-
-def _decoders(modalities: Mapping[str, Modality] | None) -> dict[str, tuple[Modality, ...]]:
-    """Extension -> what decode it; none: JSON, which is only parsed."""
-    decoders: dict[str, tuple[Modality, ...]] = {} if modalities is not None else {"json": ()}
-    for modality in (default_modalities() if modalities is None else modalities).values():
-        decoders |= {extension: (*decoders.get(extension, ()), modality) for extension in modality.extensions}
+def _decoders(modalities: Mapping[str, Modality] | None) -> Decoders:
+    decoders: dict[str, tuple[Reader, ...]] = {} if modalities is not None else {"json": ()}
+    for modality in (usual_modalities() if modalities is None else modalities).values():
+        own = own_extensions(modality) if modalities is None else modality.extensions
+        for extension in modality.extensions:
+            reader = Reader(modality, may_lack=extension not in own)
+            decoders[extension] = (*decoders.get(extension, ()), reader)
     return decoders
 
 
@@ -123,7 +105,7 @@ def _expected(
         return {extension: (extension,) for extension in required}
     if modalities is not None:
         return {name: modality.extensions for name, modality in modalities.items()}
-    usual = {"image": default_modalities()["image"].extensions, "audio": tuple(SOUNDS), "video": tuple(VIDEOS)}
+    usual = {name: own_extensions(one) for name, one in usual_modalities().items() if name in file_formats()}
     grouped = {extension for group in usual.values() for extension in group}
     groups = usual | {extension: (extension,) for extension in total.sizes if extension not in grouped}
     share = {name: sum(map(total.having.__getitem__, group)) / max(1, total.samples) for name, group in groups.items()}
@@ -133,11 +115,10 @@ def _expected(
 class _Total:
     """The findings of all shards."""
 
-    def __init__(self, context_length: int, lines: bool) -> None:
+    def __init__(self, modalities: Mapping[str, Modality], context_length: int, lines: bool) -> None:
+        self.modalities = modalities
+        self.tallies = {name: Tally() for name in modalities}
         self.lines = lines  # whether each line of a text was taken as a caption, which a run must be told to do
-        self.several = 0  # samples with more than one caption
-        # One token longer than the limit, so that a caption that just fits differs from one that is cut.
-        self.tokenizer = ClipTokenizerConfig(context_length=context_length + 1).build()
         self.context_length = context_length
         self.findings: list[Findings] = []
         self.sizes: dict[str, list[int]] = {}
@@ -146,14 +127,7 @@ class _Total:
         self.fault_counts: Counter[str] = Counter()
         self.faults: list[Fault] = []
         self.keys: Counter[str] = Counter()
-        self.image_sizes: list[tuple[int, int]] = []
-        self.words: list[int] = []
-        self.sounds: list[SoundFigures] = []
-        self.videos: list[VideoFigures] = []
-        self.truncated = self.mute = 0
         self.samples = self.examined = self.ignored = 0
-        self.images = _Seen()
-        self.captions = _Seen()
 
     def add(self, found: Findings) -> None:
         self.findings.append(found)
@@ -168,20 +142,12 @@ class _Total:
             self.keys[key] += 1
         self.add_faults(found.faults)
         shard = len(self.findings) - 1
-        for digest, height, width, number in found.images:
-            self.image_sizes.append((height, width))
-            self.images.add(digest, "an image", (shard, number))
-        self.sounds += found.sounds
-        self.videos += found.videos
-        self.mute += found.mute
-        self.several += sum(count > 1 for count in Counter(number for _, number in found.captions).values())
-        for caption, number in found.captions:
-            self.words.append(len(caption.split()))
-            self.captions.add(caption.encode(), repr(caption[:60]), (shard, number))
-        if found.captions:
-            ids = self.tokenizer([caption for caption, _ in found.captions])
-            self.truncated += int((ids.argmax(1) == self.context_length).sum())  # the end mark has the largest id
-        found.images, found.captions = [], []
+        for name, number, held in found.inspected:
+            if held is None:
+                self.tallies[name].lacking += 1
+            else:
+                self.tallies[name].add(held, (shard, number))
+        found.inspected = []
 
     def add_faults(self, faults: Iterable[Fault]) -> None:
         for fault in faults:
@@ -189,7 +155,7 @@ class _Total:
             if len(self.faults) < MAX_LISTED:
                 self.faults.append(fault)
 
-    def key(self, place: tuple[int, int]) -> str:
+    def key(self, place: Place) -> str:
         shard, number = place
         return self.findings[shard].samples[number][0]
 
@@ -218,40 +184,33 @@ class _Total:
             fault_counts=dict(self.fault_counts.most_common()),
             faults=tuple(self.faults),
             warnings=tuple(self._warnings(len(self.findings), workers)),
-            width=Spread.of([width for _, width in self.image_sizes]),
-            height=Spread.of([height for height, _ in self.image_sizes]),
-            words=Spread.of(self.words),
-            captions=len(self.words),
+            modalities={
+                name: tally.report(self.key) for name, tally in self.tallies.items() if tally.members or tally.lacking
+            },
             truncated=self.truncated,
             context_length=self.context_length,
-            duplicate_images=self.images.summary(self.key),
-            duplicate_captions=self.captions.summary(self.key),
-            sound_seconds=Spread.of([sound.seconds for sound in self.sounds]),
-            silent=self.silent,
-            clipped=sum(sound.clipped for sound in self.sounds),
-            video_seconds=Spread.of([video.seconds for video in self.videos]),
-            frame_rates=Spread.of([video.frames / video.seconds for video in self.videos]),
-            mute=self.mute,
         )
 
     @property
-    def silent(self) -> int:
-        return sum(sound.level < SILENT for sound in self.sounds)
+    def truncated(self) -> int:
+        counts = (count for tally in self.tallies.values() for count in tally.numbers.get("tokens", ()))
+        return sum(count > self.context_length for count in counts)
 
     def _warnings(self, shards: int, workers: int | None) -> Iterable[str]:
         if workers is not None and shards < workers:
             yield f"{shards} shards for {workers} workers: loaders that deal out whole shards leave some workers idle"
-        if self.images.extra:
-            yield f"{self.images.extra} images are there more than once: equal images are false negatives, or leak between splits"
-        if self.lines and self.several:
+        for name, tally in self.tallies.items():
+            counts = {"repeated": tally.extra, **tally.flags}
+            warnings = self.modalities[name].warnings
+            yield from (f"{counts[flag]} {text}" for flag, text in warnings.items() if counts.get(flag))
+        several = sum(tally.flags["several captions"] for tally in self.tallies.values())
+        if self.lines and several:
             yield (
-                f"{self.several} samples have a .txt of several lines: each line counts as a caption here, and in a run with "
+                f"{several} samples have a .txt of several lines: each line counts as a caption here, and in a run with "
                 "`modalities.text.captions: lines` alone; otherwise they are one caption"
             )
         if self.truncated:
             yield f"{self.truncated} captions are longer than {self.context_length} tokens of CLIP and will be cut"
-        if self.silent:
-            yield f"{self.silent} sounds are silent (quieter than {SILENT:g} dB): they say nothing of what they go with"
         repeated = sum(count > 1 for count in self.keys.values())
         if repeated:
             yield f"{repeated} keys occur more than once: loaders that merge by key may mix their samples"
@@ -266,26 +225,3 @@ class _Total:
             )
         if self.ignored:
             yield f"{self.ignored} members have no extension and belong to no sample"
-
-
-class _Seen:
-    """Counts equal things without keeping them. A place is (number of the shard, number of the sample in it)."""
-
-    def __init__(self) -> None:
-        self.first: dict[bytes, tuple[int, int]] = {}
-        self.repeated: set[bytes] = set()
-        self.examples: list[tuple[str, tuple[int, int], tuple[int, int]]] = []
-        self.extra = 0
-
-    def add(self, data: bytes, what: str, place: tuple[int, int]) -> None:
-        digest = hashlib.sha256(data).digest()[:16]
-        first = self.first.setdefault(digest, place)
-        if first != place:  # a sample may say one thing twice
-            self.extra += 1
-            if digest not in self.repeated and len(self.examples) < MAX_EXAMPLES:
-                self.examples.append((what, first, place))
-            self.repeated.add(digest)
-
-    def summary(self, key: Callable[[tuple[int, int]], str]) -> Duplicates:
-        examples = tuple((what, key(first), key(second)) for what, first, second in self.examples)
-        return Duplicates(self.extra, len(self.repeated), examples)

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault, Origin
-from mmssl.data.media.frames import VideoFigures, video_figures
-from mmssl.data.media.sound_file import SoundFigures, sound_figures
-from mmssl.data.modalities.audio import AudioModality, check_channels
-from mmssl.data.modalities.image import ImageModality
-from mmssl.data.modalities.text import TextModality
-from mmssl.data.modalities.video import VideoModality
+from mmssl.curation.figures import digest
+from mmssl.data.inspection import Inspection
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.shards.table import split_name
 from mmssl.data.shards.tar import BLOCK, Lost, walk
 
-Decoders = Mapping[str, tuple[Modality, ...]]
+
+class Reader(NamedTuple):
+    """A modality that reads members of an extension, and whether they may lack it, as mute videos lack sound."""
+
+    modality: Modality
+    may_lack: bool = False
+
+
+Decoders = Mapping[str, tuple[Reader, ...]]
+"""Extension -> what reads such members; nothing: JSON, which is only parsed."""
 
 MAX_MEMBER_BYTES = 1 << 30
 CODE = frozenset({"pyd", "pkl", "pickle", "dill", "joblib", "pt", "pth", "so", "dll", "exe", "sh", "py", "pyc"})
@@ -40,9 +44,7 @@ class Findings:
         sizes: extension -> bytes of each member; decoded: extension -> members that could be decoded.
         examined: samples whose members were read.
         faults: what is wrong.
-        images: SHA-256, height, width and number of the sample of each picture.
-        captions: text and number of the sample of each caption.
-        sounds: of each sound, also of those in videos. videos: of each video. mute: videos without a sound.
+        inspected: name of a modality, number of the sample, and what the member holds; None: not the modality, as in a mute video.
         ignored: members without an extension.
     """
 
@@ -54,24 +56,17 @@ class Findings:
     decoded: Counter[str] = field(default_factory=Counter)
     examined: int = 0
     faults: list[Fault] = field(default_factory=list)
-    images: list[tuple[bytes, int, int, int]] = field(default_factory=list)
-    captions: list[tuple[str, int]] = field(default_factory=list)
-    sounds: list[SoundFigures] = field(default_factory=list)
-    videos: list[VideoFigures] = field(default_factory=list)
-    mute: int = 0
+    inspected: list[tuple[str, int, Inspection | None]] = field(default_factory=list)
     ignored: int = 0
 
 
-def examine(
-    path: Path, decoders: Decoders, limit: int | None, *, mute: bool = False, name: str | None = None
-) -> Findings:
+def examine(path: Path, decoders: Decoders, limit: int | None, *, name: str | None = None) -> Findings:
     """Examine a shard; of a damaged one, what is left.
 
     Args:
         path: the shard.
         decoders: extension -> what decode it; none: JSON, which is only parsed.
         limit: read and decode the first so many samples only.
-        mute: whether videos may be without sound.
         name: what to call the shard; default: its path.
     """
     found = Findings(path, name or str(path), path.stat().st_size)
@@ -96,7 +91,7 @@ def examine(
     if not members and not found.faults:
         found.faults.append(Fault("", Origin(SOURCE, found.name, 0, 0), "tar", "empty", "no samples in it"))
     if members:
-        _examine_samples(found, members, decoders, limit, mute)
+        _examine_samples(found, members, decoders, limit)
     return found
 
 
@@ -105,7 +100,6 @@ def _examine_samples(
     members: Mapping[str, list[tuple[str, int, int]]],
     decoders: Decoders,
     limit: int | None,
-    mute: bool,
 ) -> None:
     with found.path.open("rb", buffering=0) as file:
         for number, (key, fields) in enumerate(members.items()):
@@ -124,7 +118,7 @@ def _examine_samples(
                 if (limit is None or number < limit) and extension in decoders:
                     try:
                         data = _read(file.fileno(), offset, size)
-                        _decode(found, number, extension, data, decoders[extension], mute)
+                        _inspect(found, number, extension, data, decoders[extension])
                     except DecodeError as error:
                         found.faults.append(Fault(key, origin, extension, error.reason, error.detail))
             found.examined += limit is None or number < limit
@@ -136,30 +130,21 @@ def _read(fd: int, offset: int, size: int) -> bytes:
     return os.pread(fd, size, offset)
 
 
-def _decode(
-    found: Findings, number: int, extension: str, data: bytes, modalities: tuple[Modality, ...], mute: bool
-) -> None:
-    if not modalities:
+def _inspect(found: Findings, number: int, extension: str, data: bytes, readers: tuple[Reader, ...]) -> None:
+    if not readers:
         try:
             json.loads(data)
         except (ValueError, RecursionError) as error:
             raise DecodeError("undecodable", f".{extension} is not JSON: {error}") from error
-    for modality in modalities:
-        if isinstance(modality, AudioModality):
-            try:
-                sound = sound_figures(data, modality.max_samples)
-                check_channels(sound.channels, modality.channels)
-                found.sounds.append(sound)
-            except DecodeError as error:
-                if error.reason != "missing" or not mute:
-                    raise
-                found.mute += 1
-        elif isinstance(modality, VideoModality):
-            found.videos.append(video_figures(data, modality.max_pixels))
+    for modality, may_lack in readers:
+        try:
+            held = modality.inspect(data, extension)
+        except DecodeError as error:
+            if error.reason != "missing" or not may_lack:
+                raise
+            found.inspected.append((modality.name, number, None))
         else:
-            value: Any = modality.decode(data, extension)
-            if isinstance(modality, ImageModality):
-                found.images.append((hashlib.sha256(data).digest(), value.shape[0], value.shape[1], number))
-            elif isinstance(modality, TextModality):
-                found.captions.extend((caption, number) for caption in value)
+            # Neither pixels nor whole files are kept until the shard is done.
+            items = tuple((shown, digest(one)) for shown, one in held.items)
+            found.inspected.append((modality.name, number, replace(held, items=items, channels=None)))
     found.decoded[extension] += 1

@@ -18,26 +18,10 @@ import numpy as np
 from PIL import Image
 
 from mmssl.core.errors import DataError
-from mmssl.data.media.container import IMAGES, MATROSKA, MEDIA, SOUNDS, VIDEOS, is_media
+from mmssl.data.media.container import IMAGES
+from mmssl.data.modalities.usual import file_formats
 
-CONVERTIBLE = ("bmp", "gif", "tif", "tiff", "ppm")  # pictures that are taken only if they are re-encoded
 MAX_PIXELS = 100_000_000  # of a picture that is re-encoded
-
-_MAGIC = {
-    "jpg": rb"\xff\xd8\xff",
-    "png": rb"\x89PNG\r\n\x1a\n",
-    "webp": rb"RIFF....WEBP",
-    "wav": rb"(RIFF|RF64|RIFX)....WAVE",
-    "flac": rb"fLaC",
-    "opus": rb"OggS.{24}OpusHead",
-    "ogg": rb"OggS",
-    "mp3": rb"ID3|\xff[\xe2-\xff]",
-    "m4a": rb"....ftypM4[AB]",
-    "mov": rb"....ftypqt",
-    "webm": MATROSKA + rb".{0,40}webm",
-    "mkv": MATROSKA,
-}
-"""Extension -> how such files begin; what is none of them and yet a container with boxes is called mp4."""
 
 
 class BadRow(DataError):
@@ -128,8 +112,8 @@ class FolderSource(Source):
         ]
         if not self.files:
             raise DataError(
-                f"{folder} holds no media files in folders of their own: wanted <class>/<file>.jpg and so on ({', '.join(MEDIA)}); "
-                "files without classes are packed from a table of their paths"
+                f"{folder} holds no media files in folders of their own: wanted <class>/<file>.jpg and so on "
+                f"({', '.join(packed_extensions())}); files without classes are packed from a table of their paths"
             )
         self.files += [(path, None) for path in _media_files(folder.iterdir())]
         listing = "\n".join(f"{path.relative_to(folder)}\t{path.stat().st_size}" for path, _ in self.files)
@@ -147,7 +131,7 @@ class FolderSource(Source):
 
 
 def _media_files(paths: Iterable[Path]) -> list[Path]:
-    wanted = (*MEDIA, *CONVERTIBLE)
+    wanted = (*packed_extensions(), *convertible_extensions())
     return sorted(
         path for path in paths if path.suffix[1:].lower() in wanted and not path.name.startswith(".") and path.is_file()
     )
@@ -222,8 +206,9 @@ def read_media(where: str, path: Path) -> tuple[str, bytes]:
         BadRow: it is not there, empty, or not what its name says.
     """
     extension = path.suffix[1:].lower()
-    if extension not in (*MEDIA, *CONVERTIBLE):
-        raise BadRow(where, "unsupported", f"{path} ends in {path.suffix!r}, wanted one of {', '.join(MEDIA)}")
+    if extension not in (*packed_extensions(), *convertible_extensions()):
+        wanted = ", ".join(packed_extensions())
+        raise BadRow(where, "unsupported", f"{path} ends in {path.suffix!r}, wanted one of {wanted}")
     try:
         data = path.read_bytes()
     except (OSError, ValueError) as error:
@@ -243,26 +228,43 @@ def check_media(where: str, extension: str | None, data: bytes) -> tuple[str, by
     """
     if not data:
         raise BadRow(where, "empty_file", "the file has no bytes")
-    if extension in CONVERTIBLE:
+    if extension in convertible_extensions():
         return extension, data
-    found = _format_of(data)
-    if found is None or (extension is not None and not _may_be_called(found, extension)):
-        wanted = f"a {extension} file" if extension else f"one of {', '.join(MEDIA)}"
-        like = f", like a {found} file" if found else ""
+    found = _formats_of(data)
+    if not found or (extension is not None and not any(_may_be_called(one, extension) for one in found)):
+        wanted = f"a {extension} file" if extension else f"one of {', '.join(packed_extensions())}"
+        like = f", like a {found[0]} file" if found else ""
         raise BadRow(where, "undecodable", f"it begins with {data[:12]!r}{like}, wanted {wanted}")
-    extension = extension or found
+    extension = extension or found[0]
     return "jpg" if extension == "jpeg" else extension, data
 
 
-def _format_of(data: bytes) -> str | None:
-    found = next((name for name, magic in _MAGIC.items() if re.match(magic, data[:64], re.DOTALL)), None)
-    return found or ("mp4" if is_media(data) else None)
+def packed_extensions() -> tuple[str, ...]:
+    """Extensions of the files that are packed as they are."""
+    return tuple(extension for formats in file_formats().values() for extension in formats.begins)
+
+
+def convertible_extensions() -> tuple[str, ...]:
+    """Extensions of the files that are packed only if they are re-encoded."""
+    return tuple(extension for formats in file_formats().values() for extension in formats.convertible)
+
+
+def _formats_of(data: bytes) -> list[str]:
+    """Extensions of the formats that the bytes begin like, the first of each modality first."""
+    return [
+        extension
+        for formats in file_formats().values()
+        for extension, begins in formats.begins.items()
+        if re.match(begins, data[:64], re.DOTALL)
+    ]
 
 
 def _may_be_called(found: str, extension: str) -> bool:
-    if extension in SOUNDS:
-        return found in (*SOUNDS, *VIDEOS)
-    return found in (IMAGES if extension in IMAGES else (*VIDEOS, "m4a"))
+    return any(
+        found in (*formats.begins, *formats.within)
+        for formats in file_formats().values()
+        if extension in formats.begins
+    )
 
 
 def encode(
@@ -275,10 +277,10 @@ def encode(
     Raises:
         BadRow: a picture to be re-encoded cannot be decoded, or is enormous; or it must be re-encoded and `max_side` is None.
     """
-    if max_side is None and extension in CONVERTIBLE:
+    if max_side is None and extension in convertible_extensions():
         wanted = f"wanted one of {', '.join(IMAGES)}; --max-side N re-encodes it"
         raise BadRow(where, "unsupported", f"a .{extension} picture, {wanted}")
-    if isinstance(value, bytes) and (max_side is None or extension not in (*IMAGES, *CONVERTIBLE)):
+    if isinstance(value, bytes) and (max_side is None or extension not in (*IMAGES, *convertible_extensions())):
         return extension, value
     try:
         image = Image.open(io.BytesIO(value)) if isinstance(value, bytes) else Image.fromarray(value)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError, did_you_mean
-from mmssl.curation.pack_items import CONVERTIBLE, BadRow, Item, Source, check_media, read_media
-from mmssl.data.media.container import IMAGES, SOUNDS, VIDEOS
+from mmssl.curation.pack_items import BadRow, Item, Source, check_media, read_media
+from mmssl.data.modalities.usual import file_formats
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 MAX_KEY = 80  # tar names end at 100 bytes, and an extension follows
@@ -27,6 +29,7 @@ class Columns(Config):
         image: pictures. Usual: image, img.
         audio: sounds, or videos for the sake of their sound. Usual: audio, sound.
         video: videos. Usual: video.
+        media: of modalities of other packages: kind -> column. Usual: what the modality says.
         files: media of any sort. Usual, where there is none of the above: path, filepath, file.
         captions: one caption each. Usual: caption, text.
         label: class number or class name. Usual: label.
@@ -36,6 +39,7 @@ class Columns(Config):
     image: str | None = None
     audio: str | None = None
     video: str | None = None
+    media: dict[str, str] = Field(default_factory=dict, exclude_if=lambda media: not media)
     files: tuple[str, ...] | None = None
     captions: tuple[str, ...] | None = None
     label: str | None = None
@@ -43,18 +47,10 @@ class Columns(Config):
 
 
 _USUAL = {
-    "image": ("image", "img"),
-    "audio": ("audio", "sound"),
-    "video": ("video",),
     "files": ("path", "filepath", "file"),
     "captions": ("caption", "text"),
     "label": ("label",),
     "key": ("key",),
-}
-_KINDS = {
-    "image": ("a picture", (*IMAGES, *CONVERTIBLE)),
-    "audio": ("a sound", (*SOUNDS, *VIDEOS)),
-    "video": ("a video", VIDEOS),
 }
 
 
@@ -145,22 +141,27 @@ class TableSource(Source):
         return Item(where, fields, captions, label, self._key(where, row, values))
 
     def _find_media(self, columns: Columns) -> dict[str, str | None]:
-        """Columns of media, each with the kind of `_KINDS` that it must be of."""
-        named = {kind: getattr(columns, kind) for kind in _KINDS}
-        if columns.files is None and not any(named.values()):
-            usual: dict[str, str | None] = {column: kind for kind in _KINDS for column in self._find(kind, None)}
+        """Columns of media, each with the kind of modality that it must hold; None: any."""
+        kinds = file_formats()
+        for kind in columns.media.keys() - kinds.keys():
+            raise DataError(f"got a column of {kind!r}{did_you_mean(kind, kinds)}, wanted one of: {', '.join(kinds)}")
+        shipped = {"image": columns.image, "audio": columns.audio, "video": columns.video}
+        named = {kind: column for kind, column in (shipped | columns.media).items() if column}
+        if columns.files is None and not named:
+            usual: dict[str, str | None] = {column: kind for kind in kinds for column in self._find(kind, None)}
             return usual or dict.fromkeys(self._find("files", None))
         found: dict[str, str | None] = dict.fromkeys(self._find("files", columns.files or ()))
         for kind, column in named.items():
             if column in found:
                 raise DataError(f"column {column!r} of {self.table.path} is named twice among its media")
-            found |= dict.fromkeys(self._find(kind, (column,)) if column else (), kind)
+            found |= dict.fromkeys(self._find(kind, (column,)), kind)
         return found
 
     def _find(self, what: str, named: tuple[str, ...] | None) -> tuple[str, ...]:
         present = self.table.columns
         if named is None:
-            return tuple(column for column in _USUAL[what] if column in present)[:1]
+            usual = _USUAL[what] if what in _USUAL else file_formats()[what].columns
+            return tuple(column for column in usual if column in present)[:1]
         for column in named:
             if column not in present:
                 raise DataError(
@@ -197,9 +198,10 @@ class TableSource(Source):
             extension, data = check_media(where, None, value)
         else:
             extension, data = read_media(where, self.table.root / value.strip())
-        what, extensions = _KINDS[kind] if kind else ("", ())
-        if kind and extension not in extensions:
-            raise BadRow(where, "unsupported", f"a .{extension} file, wanted {what}: {', '.join(extensions)}")
+        formats = file_formats()[kind] if kind else None
+        if formats is not None and extension not in formats.extensions:
+            wanted = f"{formats.what}: {', '.join(formats.extensions)}"
+            raise BadRow(where, "unsupported", f"a .{extension} file, wanted {wanted}")
         return extension, data
 
     def _key(self, where: str, row: int, values: Mapping[str, Any]) -> str | None:

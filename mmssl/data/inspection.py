@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,14 +37,17 @@ class FileFormats:
         begins: extension -> how such files begin, as a regular expression of their first 64 bytes. Files of one of these formats
             may have the extension of another.
         within: extensions of other modalities' files that hold this modality too, as videos hold sound.
+        convertible: extensions of files that are taken only if they are re-encoded.
         columns: usual names of a table's column of such files.
     """
 
     what: str
     begins: Mapping[str, bytes]
     within: tuple[str, ...] = ()
+    convertible: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
 
-    def fits(self, extension: str, data: bytes) -> bool:
-        """Whether the bytes begin like the format of that extension."""
-        return re.match(self.begins[extension], data[:64], re.DOTALL) is not None
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """All extensions of files that hold the modality."""
+        return (*self.begins, *self.convertible, *self.within)

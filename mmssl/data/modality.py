@@ -86,6 +86,8 @@ class Modality(ABC):
         label: values are answers, such as the number of a class, and no content.
         relations: what the operation `negative` can break: of "shifted", "reversed", "channels", "caption", "order". The kernel
             measures which of them a value has.
+        warnings: what an audit says of members that repeat earlier ones ("repeated") or have a flag of `inspect`: what follows
+            their number.
 
     Raises:
         ValueError: no extension, or no view "eval".
@@ -98,6 +100,7 @@ class Modality(ABC):
     language: ClassVar[bool] = False
     label: ClassVar[bool] = False
     relations: frozenset[str] = frozenset()
+    warnings: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

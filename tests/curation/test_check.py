@@ -7,6 +7,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from mmssl.core.errors import DataError
 from mmssl.curation.check import check
 from mmssl.curation.check_report import CheckReport
+from mmssl.curation.figures import Duplicates
 from mmssl.data.media.encode import encode_clip
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
@@ -42,6 +44,10 @@ def shard(folder: Path, samples: list[dict[str, str | bytes]], name: str = "0000
     return folder / name
 
 
+def captions(report: CheckReport) -> int:
+    return report.modalities["text"].figures["words"].count
+
+
 def found(report: CheckReport, reason: str) -> list[tuple[str, str]]:
     return sorted((fault.key, fault.field) for fault in report.faults if fault.reason == reason)
 
@@ -61,12 +67,14 @@ def test_good_shards_pass(tmp_path: Path) -> None:
         "wav": 24,
     }
     assert report.fields["wav"].decoded == 24
-    assert (report.sound_seconds.minimum, report.sound_seconds.maximum) == (1, 1)
-    assert (report.silent, report.clipped, report.mute, report.video_seconds.count) == (0, 0, 0, 0)
+    audio = report.modalities["audio"]
+    assert (audio.figures["seconds"].minimum, audio.figures["seconds"].maximum) == (1, 1)
+    assert (audio.flags, audio.lacking, "video" in report.modalities) == ({}, 0, False)
     assert report.fields["jpg"].decoded == 24
     assert not report.fields["cls"].expected
     assert report.fields["txt"].expected
-    assert (report.width.minimum, report.width.maximum) == (64, 64)
+    width = report.modalities["image"].figures["width"]
+    assert (width.minimum, width.maximum) == (64, 64)
     assert "no faults" in report.table()
 
 
@@ -107,11 +115,12 @@ def test_every_planted_defect_is_found_in_one_pass(tmp_path: Path) -> None:
         "missing image": 1,
         "missing txt": 2,
     }
-    assert (report.duplicate_images.extra, report.duplicate_images.groups) == (1, 1)
-    assert report.duplicate_images.examples == (("an image", "s003", "s028"),)
-    assert report.duplicate_captions.examples == (("'caption number 3'", "s003", "s029"),)
-    assert (report.truncated, report.captions) == (1, 29)
-    assert report.words.maximum == 100
+    image, text = report.modalities["image"], report.modalities["text"]
+    assert image.repeated == Duplicates(1, 1, (("an image", "s003", "s028"),))
+    assert text.repeated == Duplicates(1, 1, (("'caption number 3'", "s003", "s029"),))
+    assert (report.truncated, captions(report)) == (1, 29)
+    assert text.figures["words"].maximum == 100
+    assert report.modalities["label"].counted == {"class": {3: 31}}
     for part in ("1 shards for 4 workers", "1 images are there more than once", "1 captions are longer than 77 tokens"):
         assert sum(part in warning for warning in report.warnings) == 1
     # Every fault says where, to the byte.
@@ -126,7 +135,7 @@ def test_every_planted_defect_is_found_in_one_pass(tmp_path: Path) -> None:
 def test_captions_of_exactly_the_limit_are_not_cut(tmp_path: Path) -> None:
     fits, cut = b"a " * 75, b"a " * 76
     report = check([shard(tmp_path, [sample(0, txt=fits), sample(1, txt=cut)])])
-    assert (report.captions, report.truncated) == (2, 1)
+    assert (captions(report), report.truncated) == (2, 1)
     assert check([tmp_path], context_length=78).truncated == 0
 
 
@@ -137,7 +146,9 @@ def test_repeated_keys_and_a_caption_said_twice(tmp_path: Path, key: str) -> Non
     paths = [shard(tmp_path, [one], "000000.tar"), shard(tmp_path, [other], "000001.tar")]
     report = check(paths)
     assert report.ok
-    assert report.duplicate_captions.extra == 1  # within one sample it is no duplicate
+    repeated = report.modalities["text"].repeated
+    assert repeated is not None
+    assert repeated.extra == 1  # within one sample it is no duplicate
     assert [warning for warning in report.warnings if "keys" in warning] == [
         "1 keys occur more than once: loaders that merge by key may mix their samples"
     ]
@@ -192,7 +203,7 @@ def test_what_must_be_there_can_be_said(tmp_path: Path) -> None:
     report = check([path], modalities)
     assert found(report, "missing") == [(key, "kind") for key, _ in late]
     assert report.fields["txt"].decoded == 0
-    assert report.captions == 0
+    assert report.modalities.keys() == {"kind", "picture"}
 
 
 def test_modalities_decide_what_decodes(tmp_path: Path) -> None:
@@ -204,7 +215,7 @@ def test_modalities_decide_what_decodes(tmp_path: Path) -> None:
     report = check([path], modalities)  # type: ignore[arg-type]
     assert found(report, "too_large") == [("s000", "jpg"), ("s001", "jpg")]
     assert found(report, "undecodable") == [("s001", "json")]
-    assert report.captions == 2
+    assert captions(report) == 2
 
 
 def test_limit_reads_only_the_first_samples_and_counts_all(tmp_path: Path) -> None:
@@ -230,7 +241,8 @@ def test_json_is_complete_and_finite(tmp_path: Path) -> None:
     path = shard(tmp_path, [sample(number, jpg=None, txt=None) for number in range(3)])
     document = json.loads(check([path]).to_json(), parse_constant=lambda name: pytest.fail(name))
     assert document["ok"] is True
-    assert document["width"] == dict.fromkeys(document["width"]) | {"count": 0}
+    assert document["modalities"]["label"]["counted"] == {"class": {"3": 3}}
+    assert document["modalities"].keys() == {"label"}
     with pytest.raises(DataError, match="no such shard"):
         check([tmp_path / "nothing.tar"])
 
@@ -248,11 +260,12 @@ def test_sounds_and_videos_are_decoded_and_measured(tmp_path: Path) -> None:
     report = check([shard(tmp_path, records)])
     assert report.fault_counts == {"undecodable mp4": 1, "missing mp4": 1, "undecodable wav": 1}
     assert (report.fields["mp4"].decoded, report.fields["wav"].decoded) == (2, 3)
-    assert (report.silent, report.clipped, report.mute) == (1, 1, 1)
-    assert report.sound_seconds.count == 4  # three wavs and the one of video a
-    assert (report.video_seconds.count, report.frame_rates.mean) == (2, 15)
+    audio, video_figures = report.modalities["audio"], report.modalities["video"].figures
+    assert (audio.flags, audio.lacking) == ({"clipped": 1, "silent": 1}, 1)
+    assert audio.figures["seconds"].count == 5  # three wavs, and those in the files a and d
+    assert (video_figures["seconds"].count, video_figures["frames a second"].mean) == (2, 15)
     assert any("1 sounds are silent" in warning for warning in report.warnings)
-    assert all(word in report.table() for word in ("frames a second", "without sound", "clipped"))
+    assert all(word in report.table() for word in ("frames a second", "without audio", "audio clipped"))
     asked = check([tmp_path], {"audio": AudioConfig(rate=8_000, seconds=1.0, extensions=("mp4",)).build("audio")})
     assert asked.fault_counts == {"undecodable mp4": 1, "missing mp4": 1}  # who asks for sounds needs them
 
@@ -291,10 +304,11 @@ def test_remote_shards_are_fetched_and_named_by_their_address(
 def test_lines_that_a_run_would_take_as_one_caption(tmp_path: Path) -> None:
     path = shard(tmp_path, [sample(0), sample(1, txt=b"a cat\na black cat\n"), sample(2, txt=b"a dog\n")])
     report = check([path])
-    assert report.captions == 4
+    assert captions(report) == 4
     assert [warning.split(":")[0] for warning in report.warnings] == ["1 samples have a .txt of several lines"]
-    for captions in ("lines", "whole"):  # a recipe says what they are
-        assert check([path], modalities={"text": TextConfig(captions=captions).build("text")}).warnings == ()
+    form: Literal["lines", "whole"]
+    for form in ("lines", "whole"):  # a recipe says what they are
+        assert check([path], modalities={"text": TextConfig(captions=form).build("text")}).warnings == ()
 
 
 def test_sounds_of_several_formats_are_one_field(tmp_path: Path) -> None:

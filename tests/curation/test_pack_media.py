@@ -60,8 +60,8 @@ def test_every_sort_is_packed_from_folders_and_passes_the_audit(tmp_path: Path) 
     assert found == media()
     report = check([tmp_path / "out"], required=("cls",))
     assert (report.ok, report.faults) == (True, ())
-    assert report.sound_seconds.count == 10
-    assert report.video_seconds.count == 4
+    assert report.modalities["audio"].figures["seconds"].count == 10
+    assert report.modalities["video"].members == 4
 
 
 @pytest.mark.parametrize("name", [name for name in media() if name != "jpg"])

@@ -54,12 +54,13 @@ def test_known_figures(tmp_path: Path) -> None:
     colours = np.array([[0.8, 0.4, 0.2 if number % 2 else 1.0] for number in range(8)])
     mean = (shares[:, None] * colours).mean(0)
     std = np.sqrt((shares[:, None] * colours**2).mean(0) - mean**2)
-    np.testing.assert_allclose(report.mean or (), mean, atol=1e-6)
-    np.testing.assert_allclose(report.std or (), std, atol=1e-6)
-    assert (report.width.minimum, report.width.maximum, report.height.mean) == (8, 15, 4)
-    assert (report.words.count, report.words.mean, report.words.maximum) == (8, 2, 3)
-    assert (report.tokens.minimum, report.tokens.maximum) == (3, 5)  # with start and end
-    assert report.classes == {0: 3, 1: 3, 2: 2}
+    image, text = report.modalities["image"], report.modalities["text"].figures
+    np.testing.assert_allclose(image.mean or (), mean, atol=1e-6)
+    np.testing.assert_allclose(image.std or (), std, atol=1e-6)
+    assert (image.figures["width"].minimum, image.figures["width"].maximum, image.figures["height"].mean) == (8, 15, 4)
+    assert (text["words"].count, text["words"].mean, text["words"].maximum) == (8, 2, 3)
+    assert (text["tokens"].minimum, text["tokens"].maximum) == (3, 5)  # with start and end
+    assert report.modalities["label"].counted == {"class": {0: 3, 1: 3, 2: 2}}
     assert report.fields["txt"].mean == 3
     assert report.fields["cls"].count == 8
     assert report.rate == pytest.approx(1 / (1 / report.read_rate + 1 / report.decode_rate))
@@ -70,7 +71,7 @@ def test_known_figures(tmp_path: Path) -> None:
 def test_a_part_is_spread_over_all_shards(tmp_path: Path) -> None:
     report = stats([make(tmp_path)], sample=2)
     assert report.sampled == 2
-    assert report.classes == {0: 1, 1: 1}  # the first and the last of all
+    assert report.modalities["label"].counted == {"class": {0: 1, 1: 1}}  # the first and the last of all
     assert report.fields["png"].count == 8
 
 
@@ -79,7 +80,7 @@ def test_what_cannot_be_decoded_is_counted(tmp_path: Path) -> None:
     write_shard(tmp_path, "000000.tar", 0, 2, samples)
     report = stats([tmp_path])
     assert report.undecodable == 2
-    assert (report.mean, report.std, report.width.count) == (None, None, 0)
+    assert report.modalities.keys() == {"text"}
     assert "2 members: see `mmssl shards check`" in report.table()
 
 
@@ -94,13 +95,14 @@ def test_sounds_and_videos_are_measured(tmp_path: Path) -> None:
     moving_scenes.write(tmp_path, train=6, validation=0, test=0, shards=1, wav=True)
     report = stats([tmp_path / "train"])
     assert report.undecodable == 0
-    assert (report.sound_seconds.count, report.sound_rates, report.sound_channels) == (12, {16_000: 12}, {2: 12})
-    assert report.sound_seconds.median == pytest.approx(2, abs=0.01)
-    assert -40 < (report.sound_level.mean or 0) < -10
-    assert report.video_seconds.mean == pytest.approx(2)
-    assert report.frame_rates.mean == pytest.approx(15)
-    assert (report.video_width.mean, report.video_height.mean) == (64, 64)
-    assert all(words in report.table() for words in ("16000 Hz: 12", "frames a second", "video width"))
+    audio, video = report.modalities["audio"], report.modalities["video"].figures
+    assert (audio.members, audio.counted) == (12, {"rate (Hz)": {16_000: 12}, "channels": {2: 12}})
+    assert audio.figures["seconds"].median == pytest.approx(2, abs=0.01)
+    assert -40 < (audio.figures["level (dB)"].mean or 0) < -10
+    assert video["seconds"].mean == pytest.approx(2)
+    assert video["frames a second"].mean == pytest.approx(15)
+    assert (video["width"].mean, video["height"].mean) == (64, 64)
+    assert all(words in report.table() for words in ("16000: 12", "video frames a second", "video width"))
 
 
 def test_remote_shards_have_the_same_figures(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -54,6 +54,9 @@ class AudioModality(Modality):
     kernels = SOUNDS
     audible = True
     relations = frozenset({"shifted", "reversed", "channels"})
+    warnings: ClassVar[Mapping[str, str]] = {
+        "silent": f"sounds are silent (quieter than {SILENT:g} dB): they say nothing of what they go with"
+    }
 
     def __init__(
         self,
@@ -81,8 +84,8 @@ class AudioModality(Modality):
         check_channels(sound.channels, self.channels)
         flags = {"silent": sound.level < SILENT, "clipped": sound.clipped}
         return Inspection(
-            {"seconds": [sound.seconds], "level": [sound.level]},
-            {"rate": sound.rate, "channels": sound.channels},
+            {"seconds": [sound.seconds], "level (dB)": [sound.level]},
+            {"rate (Hz)": sound.rate, "channels": sound.channels},
             tuple(flag for flag, holds in flags.items() if holds),
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import simplejpeg
@@ -42,6 +42,9 @@ class ImageModality(Modality):
 
     kernels = PICTURES
     visual = True
+    warnings: ClassVar[Mapping[str, str]] = {
+        "repeated": "images are there more than once: equal images are false negatives, or leak between splits"
+    }
 
     def __init__(self, name: str, extensions: tuple[str, ...], views: Mapping[str, View], max_pixels: int) -> None:
         super().__init__(name, extensions, views)
@@ -85,6 +88,7 @@ class ImageConfig(ModalityConfig):
             "png": rb"\x89PNG\r\n\x1a\n",
             "webp": rb"RIFF....WEBP",
         },
+        convertible=("bmp", "gif", "tif", "tiff", "ppm"),
         columns=("image", "img"),
     )
 

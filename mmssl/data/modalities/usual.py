@@ -1,0 +1,51 @@
+"""The modalities that verbs know without a recipe: those of this package, and those of installed packages."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, cast
+
+from mmssl.core.plugins import configs
+from mmssl.data.inspection import FileFormats
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.text import TextConfig
+from mmssl.data.modalities.video import VideoConfig
+from mmssl.data.modality import Modality, ModalityConfig
+
+GROUP = "mmssl.modalities"
+SHIPPED: tuple[type[ModalityConfig], ...] = (ImageConfig, AudioConfig, VideoConfig, TextConfig, LabelConfig)
+
+
+def modality_configs() -> dict[str, type[ModalityConfig]]:
+    """Kind -> config of every modality that is installed."""
+    found = cast("tuple[type[ModalityConfig], ...]", (*SHIPPED, *configs(GROUP, ModalityConfig, SHIPPED)))
+    return {str(config.model_fields["kind"].default): config for config in found}
+
+
+def usual_modalities(**settings: Any) -> dict[str, Modality]:
+    """Kind -> modality with its usual settings, of those that have such.
+
+    Args:
+        **settings: values of keys that replace the usual ones, where a modality has such a key.
+    """
+    made = {}
+    for kind, config in modality_configs().items():
+        usual = config.usual()
+        if usual is not None:
+            replaced = {key: value for key, value in settings.items() if key in config.model_fields}
+            made[kind] = usual.model_copy(update=replaced).build(kind)
+    return made
+
+
+@cache
+def file_formats() -> dict[str, FileFormats]:
+    """Kind -> formats of its files, of the modalities that are packed from files."""
+    return {kind: config.files for kind, config in modality_configs().items() if config.files is not None}
+
+
+def own_extensions(modality: Modality) -> tuple[str, ...]:
+    """Extensions of a usual modality without those of other modalities' files that hold it too, as videos hold sound."""
+    formats = file_formats().get(modality.name)
+    return tuple(one for one in modality.extensions if formats is None or one not in formats.within)
