@@ -91,28 +91,17 @@ def _recipe(targets: list[str]) -> Parts | None:
 
 
 def _shards(targets: list[str], size: int) -> Parts:
-    """The same for plain shards: pictures, videos, sounds, captions and labels, as far as the shards have them."""
+    """The same for plain shards: all modalities that are installed, as far as the shards have them."""
     from mmssl.core.errors import DataError
-    from mmssl.data.media.container import SOUNDS
-    from mmssl.data.modalities.audio import AudioConfig
-    from mmssl.data.modalities.image import ImageConfig
-    from mmssl.data.modalities.label import LabelConfig
-    from mmssl.data.modalities.text import TextConfig
-    from mmssl.data.modalities.video import VideoConfig
+    from mmssl.data.modalities.usual import own_extensions, usual_modalities
     from mmssl.data.stream.config import DataConfig
 
     data = DataConfig(shards=tuple(targets))
     (source,) = data.open()
-    known: dict[str, Modality] = {
-        "image": ImageConfig(size=size).build("image"),
-        "video": VideoConfig(size=size).build("video"),
-        "audio": AudioConfig(rate=16_000, seconds=10.0, channels="mono", extensions=SOUNDS).build("audio"),
-        "text": TextConfig(captions="lines").build("text"),
-        "label": LabelConfig().build("label"),
-    }
-    kinds = {"image": "crop", "video": "crop", "audio": "crop", "text": "tokens", "label": "value"}
     has = {name for name, _, _ in source.index.members(0)}
-    modalities = {name: modality for name, modality in known.items() if has & set(modality.extensions)}
+    known = usual_modalities(size=size)
+    modalities = {name: modality for name, modality in known.items() if has & set(own_extensions(modality))}
     if not modalities:
         raise DataError(f"the first sample has {sorted(has)}, and none of it is read without a recipe: name a recipe")
-    return data, modalities, {name: {kinds[name]: 1} for name in modalities}, 64
+    needs = {name: {next(iter(modality.views)): 1} for name, modality in modalities.items()}
+    return data, modalities, needs, 64

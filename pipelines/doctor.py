@@ -64,6 +64,7 @@ def examine() -> Iterator[Finding]:
     yield from _versions()
     yield from _imports()
     yield _torchcodec()
+    yield from _plugins()
     yield from _devices()
     yield _processes()
     yield from _resources()
@@ -95,6 +96,19 @@ def _imports() -> Iterator[Finding]:
             yield Finding(
                 "bad", f"import {module}", f"{type(error).__name__}: {error}; are its version and torch's a pair?"
             )
+
+
+def _plugins() -> Iterator[Finding]:
+    """Modalities, encoders, objectives and evaluators of other packages."""
+    from mmssl.core.plugins import kind_of
+    from mmssl.recipe.unions import plugins
+
+    for plugin in plugins():
+        what = f"{plugin.group.removeprefix('mmssl.')} of {plugin.distribution}"
+        if plugin.config is None:
+            yield Finding("bad", what, f"{plugin.name} is left out: {plugin.fault}")
+        else:
+            yield Finding("ok", what, f"kind {kind_of(plugin.config)!r}")
 
 
 def _torchcodec() -> Finding:

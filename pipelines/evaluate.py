@@ -232,9 +232,7 @@ def _from_flags(
     pair: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluators as a suite would write them."""
-    from mmssl.data.modalities.text import TextModality
-
-    texts = [name for name in model.recipe.encoders if isinstance(model.modalities[name], TextModality)]
+    texts = [name for name in model.recipe.encoders if model.modalities[name].language]
     others = [name for name in model.recipe.encoders if name not in texts]
     classified = modality or next(iter(others), "")
     wanted: dict[str, dict[str, Any]] = {}

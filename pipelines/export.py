@@ -58,14 +58,12 @@ def open_clip_form(model: Model, ema: bool) -> tuple[dict[str, Any], ClipState]:
         RecipeError: a model that open_clip's CLIP cannot express; says what of it.
     """
     from mmssl.core.errors import RecipeError
-    from mmssl.data.modalities.text import TextConfig
-    from mmssl.data.modalities.tokenizers import ClipTokenizerConfig
     from mmssl.encoders.text_transformer import TextTransformerConfig
-    from mmssl.interop.open_clip import ClipState, ImageConfig, open_clip_config
+    from mmssl.interop.open_clip import ClipState, ImageEncoderConfig, open_clip_config
     from mmssl.training.checkpoints.read import load_weights
 
     encoders, heads = model.recipe.encoders, model.embedding.heads
-    images = {name: config for name in heads if isinstance(config := encoders[name], ImageConfig)}
+    images = {name: config for name in heads if isinstance(config := encoders[name], ImageEncoderConfig)}
     texts = {name: config for name in heads if isinstance(config := encoders[name], TextTransformerConfig)}
     if len(images) != 1 or len(texts) != 1:
         kinds = ", ".join(f"{name} ({encoders[name].kind})" for name in heads) or "none"
@@ -74,8 +72,7 @@ def open_clip_form(model: Model, ema: bool) -> tuple[dict[str, Any], ClipState]:
         )
     image, image_config = next(iter(images.items()))
     text, text_config = next(iter(texts.items()))
-    modality = model.recipe.modalities[text]
-    if not isinstance(modality, TextConfig) or not isinstance(modality.tokenizer, ClipTokenizerConfig):
+    if model.recipe.modalities[text].input_spec().tokenizer != "clip":
         raise RecipeError(
             f"modalities.{text}: open_clip would read texts by CLIP's tokenizer, and this model has another"
         )

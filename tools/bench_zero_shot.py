@@ -20,7 +20,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from mmssl.data.modalities.text import TextConfig, TextModality
+from mmssl.data.modalities.text import TextConfig
 from mmssl.evaluation.common import inference
 from mmssl.evaluation.zero_shot import build_classifier
 from mmssl.interop.open_clip import load_open_clip
@@ -56,7 +56,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     names = names[:: len(names) // arguments.classes][: arguments.classes]
     sentences = [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
     text = TextConfig().build("text")
-    assert isinstance(text, TextModality)
     tokenizer = open_clip.get_tokenizer(arguments.model)
 
     def ours() -> Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -93,21 +93,26 @@ class Encoder(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What the views of a modality are to an encoder. None: it does not apply.
+    """What the views of a modality are to an encoder, or what an encoder wants them to be. None: it does not apply.
 
     Attributes:
         pixels: height and width of pictures.
         seconds: length of views that have one.
         rate: samples a second of sounds, in Hz.
-        channels: of sounds: "keep", "mono" or "stereo".
+        channels: of sounds, 1 or 2.
         tokenizer: kind of the tokenizer that makes ids of sentences.
     """
 
     pixels: int | None = None
     seconds: float | None = None
     rate: int | None = None
-    channels: str | None = None
+    channels: int | None = None
     tokenizer: str | None = None
+
+    def misfits(self, wanted: InputSpec) -> dict[str, tuple[Any, Any]]:
+        """Key -> what it is and what is wanted, where both are stated and differ."""
+        pairs = {key.name: (getattr(self, key.name), getattr(wanted, key.name)) for key in fields(self)}
+        return {key: (got, want) for key, (got, want) in pairs.items() if None not in (got, want) and got != want}
 
 
 class EncoderConfig(Config):
@@ -126,9 +131,9 @@ class EncoderConfig(Config):
     frozen: bool = False
     unlocked_layers: int = 0
 
-    def misfits(self, spec: InputSpec) -> Iterator[tuple[str, str]]:
-        """Settings of the modality that the encoder cannot work with: (key, sentence) for each."""
-        yield from ()
+    def wants(self) -> InputSpec:
+        """What the views of its modality must be."""
+        return InputSpec()
 
 
 def freeze(encoder: Encoder, unlocked_layers: int = 0) -> None:

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.config import Config
-from mmssl.core.encoder import EncoderConfig
+from mmssl.core.encoder import EncoderConfig, InputSpec
 from mmssl.encoders.spec_augment import SpecAugmentConfig, spec_augment
 
 Channel = Literal["mean", "first", "both", "level_difference"]
@@ -177,6 +177,9 @@ class SoundEncoderConfig(EncoderConfig, ABC):
     @abstractmethod
     def stereo(self) -> bool:
         """Whether the front-end wants two channels."""
+
+    def wants(self) -> InputSpec:
+        return InputSpec(rate=self.rate, channels=2 if self.stereo else None)
 
 
 class FrontEnd(nn.Module, ABC):

@@ -11,16 +11,23 @@ from torch import Tensor
 
 from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Score
-from mmssl.data.modalities.audio import AudioModality
-from mmssl.data.modalities.text import TextModality
 from mmssl.data.modality import Modality
 from mmssl.data.samples import EncodedSample
-from mmssl.data.synchronized.negatives import Negative
+from mmssl.data.synchronized.negatives import Negative, Relation
 from mmssl.data.synchronized.operation import Skip, transform
 from mmssl.evaluation.common import require_modalities
 from mmssl.evaluation.ranking import choices
 from mmssl.evaluation.relations import Pieces, RelationConfig, RelationEvaluator
 from mmssl.evaluation.statistics import wilson
+
+REMEDIES: Mapping[Relation, str] = {
+    "channels": (
+        "a front-end that mixes the channels hears no sides: train with `channel: level_difference` (or `both`) in the front-end "
+        "of the encoder of {!r}"
+    ),
+    "caption": "the words are cut off (`context_length` of {!r}), or its encoder has collapsed",
+}
+"""Relation that is broken to exchange sides -> what to do where a model cannot tell."""
 
 
 class SidesConfig(RelationConfig):
@@ -36,14 +43,10 @@ class SidesConfig(RelationConfig):
 
     def build(self, modalities: Mapping[str, Modality]) -> Sides:
         require_modalities(modalities, self.pair)
-        changed = modalities[self.pair[1]]
-        if not isinstance(changed, AudioModality | TextModality):
+        if not modalities[self.pair[1]].relations & REMEDIES.keys():
             raise RecipeError(
-                f"sides: got the pair {list(self.pair)}, wanted a sound or a caption as the second: its sides are exchanged"
-            )
-        if isinstance(changed, AudioModality) and changed.channels == "mono":
-            raise RecipeError(
-                f"sides: modality {self.pair[1]!r} has `channels: mono`, which has no sides: wanted `channels: stereo` or `keep`"
+                f"sides: got the pair {list(self.pair)}, and {self.pair[1]!r} has no sides to exchange: wanted captions or stereo "
+                "sound (`channels: stereo` or `keep`) as the second"
             )
         return Sides(self, modalities)
 
@@ -58,15 +61,8 @@ class Sides(RelationEvaluator):
 
     def __init__(self, config: SidesConfig, modalities: Mapping[str, Modality]) -> None:
         changed = config.pair[1]
-        relation: Literal["channels", "caption"] = "caption"
-        remedy = f"the words are cut off (`context_length` of {changed!r}), or its encoder has collapsed"
-        if isinstance(modalities[changed], AudioModality):
-            relation = "channels"
-            remedy = (
-                "a front-end that mixes the channels hears no sides: train with `channel: level_difference` (or `both`) in the "
-                f"front-end of the encoder of {changed!r}"
-            )
-        super().__init__(config, modalities, remedy)
+        relation, remedy = next(item for item in REMEDIES.items() if item[0] in modalities[changed].relations)
+        super().__init__(config, modalities, remedy.format(changed))
         self.negative = Negative(probability=1.0, relations=(relation,))
 
     def pieces(self, sample: EncodedSample) -> Pieces | None:

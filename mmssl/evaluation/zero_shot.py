@@ -15,7 +15,6 @@ from mmssl.core import distributed
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, RecipeError
 from mmssl.core.evaluator import Evaluator, Score
-from mmssl.data.modalities.text import TextModality
 from mmssl.data.modality import Modality
 from mmssl.evaluation.common import (
     Collected,
@@ -86,7 +85,7 @@ class ZeroShotConfig(EvaluatorConfig):
 
     def build(self, modalities: Mapping[str, Modality]) -> ZeroShot:
         require_modalities(modalities, (self.modality, self.prompts, self.labels))
-        if not isinstance(modalities[self.prompts], TextModality):
+        if not modalities[self.prompts].language:
             raise RecipeError(
                 f"zero-shot prompts are sentences, and modality {self.prompts!r} is not text: set `prompts`"
             )
@@ -140,7 +139,6 @@ class ZeroShot(Evaluator):
     def classifier(self, model: EmbeddingModel) -> Tensor:
         """[K, E], one unit-norm row a class. Each process embeds its share of the classes."""
         text = self.modalities[self.config.prompts]
-        assert isinstance(text, TextModality)
         classes, rank, world = len(self.classnames), distributed.rank(), distributed.world_size()
         own = self.classnames[rank * classes // world : (rank + 1) * classes // world]
 

@@ -24,7 +24,7 @@ from mmssl.encoders.transformer import Activation
 from mmssl.encoders.vit import VisionTransformerConfig
 
 State = dict[str, Tensor]
-ImageConfig = VisionTransformerConfig | ResNetConfig
+ImageEncoderConfig = VisionTransformerConfig | ResNetConfig
 
 _TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 _NO_TENSORS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's files hold as tensors
@@ -116,7 +116,7 @@ def to_open_clip(state: ClipState, *, custom_text: bool = False) -> State:
 
 def encoder_configs(
     model: Mapping[str, Any], *, mean: Channels = OPENAI_MEAN, std: Channels = OPENAI_STD
-) -> tuple[ImageConfig, TextTransformerConfig]:
+) -> tuple[ImageEncoderConfig, TextTransformerConfig]:
     """Configs of our two encoders for one of open_clip's model configurations ("embed_dim", "vision_cfg", "text_cfg", ...).
 
     Raises:
@@ -135,7 +135,7 @@ def encoder_configs(
     pools: dict[str, Literal["cls", "mean"]] = {"tok": "cls", "avg": "mean"}
     size, width, layers = vision.get("image_size", 224), vision.get("width", 768), vision.get("layers", 12)
     head_width = vision.get("head_width", 64)
-    image: ImageConfig
+    image: ImageEncoderConfig
     if isinstance(layers, list | tuple):
         image = ResNetConfig(
             size=size,
@@ -174,7 +174,7 @@ def encoder_configs(
     )
 
 
-def open_clip_config(image: ImageConfig, text: TextTransformerConfig, embedding: int) -> dict[str, Any]:
+def open_clip_config(image: ImageEncoderConfig, text: TextTransformerConfig, embedding: int) -> dict[str, Any]:
     """open_clip's model configuration for our two encoders and a shared space of size E; undoes `encoder_configs`.
 
     Raises:

@@ -9,18 +9,20 @@ from mmssl.core.batch import Needs
 from mmssl.core.encoder import EncoderConfig
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.objective import Objective
-from mmssl.data.modalities.audio import AudioConfig
-from mmssl.data.modalities.image import ImageConfig
-from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality, ModalityConfig
 from mmssl.data.stream.config import DataConfig
 from mmssl.data.synchronized.chain import mistakes
 from mmssl.data.synchronized.space import Flip
 from mmssl.data.synchronized.time import TimeCrop
-from mmssl.encoders.spectrogram import SoundEncoderConfig
 from mmssl.objectives.clip import Clip
 from mmssl.objectives.weighted import Weighted
 from mmssl.training.steps.resolution import ResolutionStage
+
+HINTS = {
+    "rate": ": at another rate the filters of its front-end stand at wrong frequencies",
+    "channels": ": set channels: stereo, or channel: mean in its front-end",
+}
+"""What to do where a modality and its encoder differ in a key."""
 
 
 def check_keys(
@@ -34,7 +36,7 @@ def check_keys(
         ValueError: one sentence, on the first mistake.
     """
     wrong = next(
-        chain(_strangers(modalities, encoders), _sounds(modalities, encoders), _stages(modalities, resolution)), None
+        chain(_strangers(modalities, encoders), _inputs(modalities, encoders), _stages(modalities, resolution)), None
     )
     if wrong is not None:
         raise ValueError(wrong)
@@ -62,7 +64,7 @@ def check_parts(
     wrong = [
         *_views(data, configs, encoders, objective.needs(), modalities),
         *_mirrors(data, configs, objective),
-        *_windows(data, configs, objective),
+        *_windows(data, configs, objective, modalities),
         *_absences(data, objective),
     ]
     if wrong:
@@ -78,22 +80,11 @@ def _strangers(modalities: Mapping[str, ModalityConfig], encoders: Mapping[str, 
         )
 
 
-def _sounds(modalities: Mapping[str, ModalityConfig], encoders: Mapping[str, EncoderConfig]) -> Iterator[str]:
-    """Encoders of sound that want another rate or other channels."""
+def _inputs(modalities: Mapping[str, ModalityConfig], encoders: Mapping[str, EncoderConfig]) -> Iterator[str]:
+    """Modalities whose views are not what their encoder wants."""
     for name, encoder in encoders.items():
-        modality = modalities.get(name)
-        if not (isinstance(encoder, SoundEncoderConfig) and isinstance(modality, AudioConfig)):
-            continue
-        if modality.rate != encoder.rate:
-            yield (
-                f"modalities.{name}.rate: got {modality.rate}, wanted {encoder.rate}, the rate of the front-end of "
-                f"encoders.{name}: at any other its filters stand at wrong frequencies"
-            )
-        if encoder.stereo and modality.channels == "mono":
-            yield (
-                f"modalities.{name}.channels: got mono, and the front-end of encoders.{name} hears both channels: "
-                "set channels: stereo, or channel: mean in the front-end"
-            )
+        for key, (got, wanted) in modalities[name].input_spec().misfits(encoder.wants()).items():
+            yield f"modalities.{name}.{key}: got {got}, and encoders.{name} takes {wanted}{HINTS.get(key, '')}"
 
 
 def _stages(
@@ -101,11 +92,11 @@ def _stages(
 ) -> Iterator[str]:
     """Stages of resolution above the size of the pictures."""
     for name, stages in resolution.items():
-        modality = modalities.get(name)
+        pixels = modalities[name].input_spec().pixels if name in modalities else None
         largest = max(stage.size for stage in stages)
-        if isinstance(modality, ImageConfig | VideoConfig) and largest > modality.size:
+        if pixels is not None and largest > pixels:
             yield (
-                f"resolution.{name}: got a stage of {largest} pixels, and modalities.{name}.size is {modality.size}: stages "
+                f"resolution.{name}: got a stage of {largest} pixels, and modalities.{name}.size is {pixels}: stages "
                 "make pictures smaller only; lower it, or raise the modality's size"
             )
 
@@ -155,37 +146,47 @@ def _mirrors(data: DataConfig, modalities: Mapping[str, ModalityConfig], objecti
             )
 
 
-def _windows(data: DataConfig, modalities: Mapping[str, ModalityConfig], objective: Objective) -> Iterator[str]:
-    """Views that are longer than what is decoded for them, or that each take a part of their own of what was cut alike."""
+def _windows(
+    data: DataConfig, configs: Mapping[str, ModalityConfig], objective: Objective, modalities: Mapping[str, Modality]
+) -> Iterator[str]:
+    """Views of another length than the window that is cut of all modalities."""
+    seconds = {name: config.input_spec().seconds for name, config in configs.items()}
     crop = next((one for one in data.synchronized if isinstance(one, TimeCrop)), None)
+    if crop is not None:
+        yield from _short_windows(crop, seconds, objective)
+        yield from _windows_apart(crop, seconds, objective, modalities)
+
+
+def _short_windows(crop: TimeCrop, seconds: Mapping[str, float | None], objective: Objective) -> Iterator[str]:
+    """Views that are longer than what is decoded for them."""
     for name in sorted(objective.needs()):
-        config = modalities[name]
-        seconds = config.seconds if isinstance(config, AudioConfig | VideoConfig) else None
-        if crop is not None and seconds is not None and seconds > crop.seconds:
+        if (seconds[name] or 0.0) > crop.seconds:
             yield (
-                f"modalities.{name}.seconds: got {seconds:g}, and time_crop of data.synchronized leaves {crop.seconds:g} s of "
-                "every sample, so that all views would be padded: raise time_crop.seconds, or lower this"
+                f"modalities.{name}.seconds: got {seconds[name]:g}, and time_crop of data.synchronized leaves {crop.seconds:g} s "
+                "of every sample, so that all views would be padded: raise time_crop.seconds, or lower this"
             )
+
+
+def _windows_apart(
+    crop: TimeCrop, seconds: Mapping[str, float | None], objective: Objective, modalities: Mapping[str, Modality]
+) -> Iterator[str]:
+    """Views that are compared, and that each take another part of what was cut alike."""
     for one in objective.modules():
-        if crop is None or not isinstance(one, Clip):
+        if not isinstance(one, Clip):
             continue
         parts = {
-            name: s for name in sorted(one.needs()) if (s := _part(modalities[name], one.needs()[name], crop.seconds))
+            name: length
+            for name, views in sorted(one.needs().items())
+            if (length := seconds[name]) is not None
+            and length < crop.seconds
+            and any(modalities[name].views[kind].random_time for kind in views if kind in modalities[name].views)
         }
         if len(parts) > 1:
-            got = ", ".join(f"modalities.{name}.seconds {seconds:g}" for name, seconds in parts.items())
+            got = ", ".join(f"modalities.{name}.seconds {length:g}" for name, length in parts.items())
             yield (
                 f"{got}: each view would take a part of its own of the {crop.seconds:g} s that time_crop of data.synchronized cuts "
                 "alike, and what is seen and heard would not be of one moment: set all of them to one length"
             )
-
-
-def _part(config: ModalityConfig, views: Mapping[str, int], whole: float) -> float | None:
-    """Seconds of the modality's views, where they lie anywhere in a longer window."""
-    if not isinstance(config, AudioConfig | VideoConfig) or config.seconds is None or config.seconds >= whole:
-        return None
-    anywhere = any(config.views[kind].kind in ("random_window", "clip") for kind in views if kind in config.views)
-    return config.seconds if anywhere else None
 
 
 def _absences(data: DataConfig, objective: Objective) -> Iterator[str]:

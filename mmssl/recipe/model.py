@@ -12,7 +12,6 @@ from torch import Tensor
 from mmssl.core.encoder import EmbeddingModel, EncoderConfig
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
-from mmssl.data.modalities.text import TextModality
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.recipe.recipe import Recipe, saved_recipe
 from mmssl.training.checkpoints.read import load_weights, resolve
@@ -82,7 +81,7 @@ class Model:
 
 def _decoded(modality: Modality, item: Any) -> Any:
     """What a file path, bytes or a string hold; anything else counts as decoded already."""
-    if isinstance(item, str) and isinstance(modality, TextModality) and not _is_file_of(modality, item):
+    if isinstance(item, str) and modality.language and not _is_file_of(modality, item):
         item = item.encode()
     if isinstance(item, str | Path):
         return modality.decode(Path(item).read_bytes(), Path(item).suffix[1:].lower())

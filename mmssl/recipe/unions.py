@@ -1,16 +1,24 @@
-"""Every variant that a recipe can name, one explicit line each: this file is the registry."""
+"""Every variant that a recipe can name, one explicit line each: this file is the registry. Installed packages add theirs.
+
+See `mmssl.core.plugins` for the entry points.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 
 from pydantic import Field
 
+from mmssl.core.config import Config
+from mmssl.core.encoder import EncoderConfig
+from mmssl.core.plugins import Plugin, configs, discover
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
+from mmssl.data.modality import ModalityConfig
 from mmssl.encoders.adapters.open_clip import OpenClipConfig
 from mmssl.encoders.adapters.timm import TimmConfig
 from mmssl.encoders.adapters.transformers import HfTextConfig, HfVisionConfig
@@ -23,12 +31,14 @@ from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
+from mmssl.evaluation.common import EvaluatorConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig
 from mmssl.evaluation.offset import OffsetConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
 from mmssl.evaluation.sides import SidesConfig
 from mmssl.evaluation.zero_shot import ZeroShotConfig
 from mmssl.objectives.clip import ClipConfig
+from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.simclr import SimClrConfig
 from mmssl.objectives.weighted import WeightedConfig
@@ -68,14 +78,6 @@ SingleObjectiveUnion = Annotated[
     KIND,
 ]  # fmt: skip
 
-ObjectiveUnion = Annotated[
-    ClipConfig
-    | SimClrConfig
-    | MaeConfig
-    | WeightedConfig[SingleObjectiveUnion],
-    KIND,
-]  # fmt: skip
-
 EvaluatorUnion = Annotated[
     ZeroShotConfig
     | RetrievalConfig
@@ -85,3 +87,49 @@ EvaluatorUnion = Annotated[
     | LinearProbeConfig,
     KIND,
 ]  # fmt: skip
+
+ObjectiveUnion = Annotated[SingleObjectiveUnion | WeightedConfig[SingleObjectiveUnion], KIND]
+
+
+def members(union: Any) -> tuple[Any, ...]:
+    """The configs of one of the unions above."""
+    found: tuple[Any, ...] = get_args(get_args(union)[0])
+    return found
+
+
+BASES: dict[str, type[Config]] = {
+    "mmssl.modalities": ModalityConfig,
+    "mmssl.encoders": EncoderConfig,
+    "mmssl.objectives": ObjectiveConfig,
+    "mmssl.evaluators": EvaluatorConfig,
+}
+"""Group of entry points -> what the configs in it must be."""
+SHIPPED: dict[str, tuple[type[Config], ...]] = {
+    "mmssl.modalities": members(ModalityUnion),
+    "mmssl.encoders": members(EncoderUnion),
+    "mmssl.objectives": (*members(SingleObjectiveUnion), WeightedConfig),
+    "mmssl.evaluators": members(EvaluatorUnion),
+}
+"""Group of entry points -> the configs of this package."""
+
+
+def plugins() -> Iterator[Plugin]:
+    """All entry points of other packages, also those that cannot be used."""
+    for group, base in BASES.items():
+        yield from discover(group, base, SHIPPED[group])
+
+
+def _union(parts: Iterable[Any]) -> Any:
+    return Annotated[Union[tuple(parts)], KIND]  # noqa: UP007 - of as many as there are
+
+
+def _with_plugins(union: Any, group: str) -> Any:
+    return _union((*members(union), *configs(group, BASES[group], SHIPPED[group])))
+
+
+if not TYPE_CHECKING:
+    ModalityUnion = _with_plugins(ModalityUnion, "mmssl.modalities")
+    EncoderUnion = _with_plugins(EncoderUnion, "mmssl.encoders")
+    SingleObjectiveUnion = _with_plugins(SingleObjectiveUnion, "mmssl.objectives")
+    ObjectiveUnion = _union((*members(SingleObjectiveUnion), WeightedConfig[SingleObjectiveUnion]))
+    EvaluatorUnion = _with_plugins(EvaluatorUnion, "mmssl.evaluators")

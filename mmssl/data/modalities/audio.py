@@ -198,7 +198,7 @@ class AudioConfig(ModalityConfig):
 
     def input_spec(self) -> InputSpec:
         """Length, rate and channels of the views."""
-        return InputSpec(seconds=self.seconds, rate=self.rate, channels=self.channels)
+        return InputSpec(seconds=self.seconds, rate=self.rate, channels=1 if self.channels == "mono" else 2)
 
     @model_validator(mode="after")
     def _check(self) -> AudioConfig:
