@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +15,21 @@ import torch
 from PIL import Image
 
 from mmssl.core.seeding import generator
+from mmssl.data.inspection import Inspection
+from mmssl.data.kernel import Field
 from mmssl.data.media.encode import encode_clip
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.text import TextConfig
+from mmssl.data.modalities.usual import modality_configs
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.stream.collate import Row, collate
+from mmssl.data.synchronized.chain import SynchronizedConfig
 from mmssl.data.timeline import Clip
 from mmssl.datasets.digit_render import to_wav
-from mmssl.recipe.unions import ModalityUnion
+from mmssl.recipe.unions import ModalityUnion, members
 
 RATE = 16_000
 
@@ -78,6 +83,10 @@ def part_of_clip(value: Clip, start: float, length: float) -> Clip:
     return Clip(value.frames[shown], np.maximum(value.times[shown] - start, 0), end - start)
 
 
+def approximately(value: Any) -> Any:
+    return pytest.approx(value, abs=0.1)
+
+
 CASES = {
     "image": Case(lambda: ImageConfig(size=16), png(picture()), picture()),
     "text": Case(lambda: TextConfig(captions="lines"), b"a dog\ntwo cats\n", ("a dog", "two cats"), bad=(b"\xff",)),
@@ -91,6 +100,21 @@ CASES = {
         Clip(frames(), np.arange(20) / 10, 2.0),
         48.0,  # chroma has half the resolution
         part=part_of_clip,
+    ),
+}
+INSPECTIONS = {
+    "image": Inspection(
+        {"width": [40], "height": [32]}, items=(("an image", png(picture())),), channels=approximately(picture())
+    ),
+    "text": Inspection(
+        {"words": [2, 2], "tokens": [4, 4]},
+        flags=("several captions",),
+        items=(("'a dog'", b"a dog"), ("'two cats'", b"two cats")),
+    ),
+    "label": Inspection(counted={"class": 7}),
+    "audio": Inspection({"seconds": [2.0], "level (dB)": approximately([-11.2])}, {"rate (Hz)": RATE, "channels": 2}),
+    "video": Inspection(
+        {"seconds": approximately([2.0]), "frames a second": approximately([10.0]), "width": [40], "height": [32]}
     ),
 }
 EVERY = pytest.mark.parametrize("kind", CASES)
@@ -114,8 +138,61 @@ def close(got: Any, wanted: Any, tolerance: float) -> None:
 
 
 def test_every_kind_has_a_case() -> None:
-    union = get_args(get_args(ModalityUnion)[0])
-    assert {config.model_fields["kind"].default for config in union} == set(CASES)
+    assert {config.model_fields["kind"].default for config in members(ModalityUnion)} == set(CASES)
+    assert modality_configs().keys() == set(CASES)  # what verbs know without a recipe
+
+
+@EVERY
+def test_every_operation_has_a_kernel_or_a_reason(kind: str) -> None:
+    case, modality = CASES[kind], build(kind)
+    assert modality.kernels.keys() == {config.model_fields["kind"].default for config in members(SynchronizedConfig)}
+    value = modality.decode(case.data, case.extension)
+    for kernel in modality.kernels.values():
+        if kernel.reason:
+            assert kernel.run(value, {}, Field(kind, modality)) is value
+
+
+@EVERY
+def test_facts_go_with_values(kind: str) -> None:
+    """A time axis has a length, frames have times, sentences become views, and relations can be measured."""
+    case, modality = CASES[kind], build(kind)
+    value = modality.decode(case.data, case.extension)
+    assert modality.length(value) == (None if case.part is None else pytest.approx(2.0))
+    times = modality.frame_times(value)
+    assert (times is not None) == modality.moving
+    if times is not None:
+        assert times == pytest.approx(np.arange(20) / 10, abs=1e-6)
+        assert modality.frame_start(case.data, 0.55) == pytest.approx(0.5, abs=1e-6)
+    if modality.language:
+        assert torch.equal(modality.tokenize(list(value)), modality.view("eval")(value, {}))
+    else:
+        with pytest.raises(TypeError, match="takes no sentences"):
+            modality.tokenize(["a dog"])
+    assert (modality.kernels["negative"].measure(value) or frozenset()) <= modality.relations
+    assert bool(modality.relations) == (modality.audible or modality.language)
+
+
+@EVERY
+def test_reports_count_what_a_member_holds(kind: str) -> None:
+    case, modality = CASES[kind], build(kind)
+    assert modality.inspect(case.data, case.extension) == INSPECTIONS[kind]
+    with pytest.raises(DecodeError):
+        modality.inspect(case.bad[0], case.extension)
+
+
+@EVERY
+def test_usual_settings_and_files(kind: str) -> None:
+    case, config = CASES[kind], modality_configs()[kind]
+    usual = config.usual()
+    assert usual is not None
+    modality = usual.build(kind)
+    assert next(iter(modality.views)) != "eval"  # what `bench data` makes
+    modality.decode(case.data, modality.extensions[0])
+    formats = config.files
+    assert (formats is None) == (kind in ("text", "label"))
+    if formats is not None:
+        assert set(modality.extensions) <= set(formats.extensions)
+        assert any(re.match(begins, case.data[:64], re.DOTALL) for begins in formats.begins.values())
 
 
 @EVERY
