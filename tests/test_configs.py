@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 
+from mmssl.core.config import Config
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.synchronized.time import TimeCrop
@@ -55,6 +56,22 @@ def test_the_resolved_recipe_reads_back_equal(name: str) -> None:
 def test_it_says_how_to_run_it(name: str) -> None:
     first = [line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
     assert any(f"pretrain {name}" in line for line in first), "the command that runs it stands atop each recipe"
+
+
+def test_another_default_for_an_inherited_setting_keeps_its_limits() -> None:
+    def below(config: type[Config]) -> Iterator[type[Config]]:
+        for child in config.__subclasses__():
+            yield child
+            yield from below(child)
+
+    lost = [
+        f"{child.__name__}.{name} of {parent.__name__}"
+        for child in below(Config)
+        for parent in child.__mro__[1:]
+        for name, field in getattr(parent, "model_fields", {}).items()
+        if not set(map(repr, field.metadata)) <= set(map(repr, child.model_fields[name].metadata))
+    ]
+    assert not lost
 
 
 def test_windows_of_usual_videos_are_not_too_large() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 from torch import Tensor
 
 from mmssl.core.config import Config, Probability
+
+FactorRange = Annotated[float, Field(ge=0)]
+HueRange = Annotated[float, Field(ge=0, le=0.5)]
 
 
 class JitterConfig(Config):
@@ -20,10 +23,10 @@ class JitterConfig(Config):
     """
 
     jitter: Probability = 0.8
-    brightness: float = Field(default=0.8, ge=0)
-    contrast: float = Field(default=0.8, ge=0)
-    saturation: float = Field(default=0.8, ge=0)
-    hue: float = Field(default=0.2, ge=0, le=0.5)
+    brightness: FactorRange = 0.8
+    contrast: FactorRange = 0.8
+    saturation: FactorRange = 0.8
+    hue: HueRange = 0.2
 
 
 def draw_jitter(config: JitterConfig, rng: np.random.Generator) -> list[list[Any]]:

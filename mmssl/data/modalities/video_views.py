@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmssl.core.config import Config, Probability, Range, Share
-from mmssl.data.modalities.colours import JitterConfig, change_colours, draw_jitter
+from mmssl.data.modalities.colours import FactorRange, HueRange, JitterConfig, change_colours, draw_jitter
 from mmssl.data.modalities.image_views import Interpolation, centre, random_box, resize
 from mmssl.data.modalities.masks import TokenOrder
 from mmssl.data.modality import View
@@ -55,10 +55,10 @@ class _FramesConfig(JitterConfig):
     interpolation: Interpolation = "bicubic"
     flip: Probability = 0.0
     jitter: Probability = 0.0
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
+    brightness: FactorRange = 0.4
+    contrast: FactorRange = 0.4
+    saturation: FactorRange = 0.4
+    hue: HueRange = 0.1
 
 
 class ClipViewConfig(_FramesConfig):

@@ -43,6 +43,12 @@ def test_without_options_it_is_a_window() -> None:
     assert (view(wave, parameters).numpy() == wanted).all()
 
 
+@pytest.mark.parametrize(("samples", "places"), [(1003, {0, 1, 2, 3}), (1001, {0, 1}), (1000, {0}), (400, {0})])
+def test_windows_begin_at_every_place_from_which_they_are_whole(samples: int, places: set[int]) -> None:
+    view, wave = build(), stereo(samples)
+    assert {view.draw(wave, np.random.default_rng(seed))["start"] for seed in range(100)} == places
+
+
 def test_the_place_of_the_window_does_not_depend_on_the_options() -> None:
     wave = stereo(5000)
     for seed in range(20):

@@ -291,6 +291,29 @@ def test_simclr_draws_with_its_probabilities() -> None:
     assert len({tuple(jitter) for jitter in jitters}) == 24  # every order of the four
 
 
+@pytest.mark.parametrize("kind", ["resized_crop", "simclr", "rand_augment"])
+@pytest.mark.parametrize("flip", [0.0, 0.2, 1.0])
+def test_views_are_flipped_as_often_as_the_recipe_says(kind: str, flip: float) -> None:
+    view = build(f'{{"size": 16, "views": {{"crop": {{"kind": "{kind}", "flip": {flip}}}}}}}').views["crop"]
+    rng = np.random.default_rng(0)
+    flips = [view.draw(noise(0), rng)["flip"] for _ in range(1000)]
+    assert np.mean(flips) == pytest.approx(flip, abs=0.05 if 0 < flip < 1 else 0)
+
+
+def test_each_change_of_colours_has_its_own_range() -> None:
+    view = build(
+        """{"size": 16, "views": {"crop": {"kind": "simclr", "jitter": 1.0, "brightness": 0.1, "contrast": 0.4,
+        "saturation": 1.5, "hue": 0.05}}}"""
+    ).views["crop"]
+    rng = np.random.default_rng(0)
+    drawn = [dict(view.draw(noise(0), rng)["jitter"]) for _ in range(500)]
+    ranges = {"brightness": (0.9, 1.1), "contrast": (0.6, 1.4), "saturation": (0.0, 2.5), "hue": (-0.05, 0.05)}
+    for name, (low, high) in ranges.items():
+        amounts = [jitter[name] for jitter in drawn]
+        assert low <= min(amounts) < low + 0.02 * (high - low)
+        assert high - 0.02 * (high - low) < max(amounts) <= high
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -299,6 +322,8 @@ def test_simclr_draws_with_its_probabilities() -> None:
         ('{"size": 64, "views": {"crop": {"kind": "resized_crop", "scale": [1.0, 0.5]}}}', "smallest"),
         ('{"size": 64, "views": {"crop": {"kind": "resized_crop", "scale": [0.5, 1.5]}}}', "at most 1"),
         ('{"size": 64, "views": {"crop": {"kind": "resized_crop", "flip": 1.5}}}', "less than or equal to 1"),
+        ('{"size": 64, "views": {"crop": {"kind": "simclr", "brightness": -0.1}}}', "greater than or equal to 0"),
+        ('{"size": 64, "views": {"crop": {"kind": "simclr", "hue": 0.6}}}', "less than or equal to 0.5"),
         ('{"size": 64, "views": {"crop": {"kind": "cropped"}}}', "resized_crop"),
         ('{"size": "64"}', "valid integer"),
         ('{"size": 64, "extensions": [".jpg"]}', "leading dot"),

@@ -195,6 +195,21 @@ def test_a_clip_is_cut_and_coloured_alike_in_all_frames() -> None:
         assert all(torch.equal(frame, made[0]) for frame in made)
 
 
+@pytest.mark.parametrize("kind", ["clip", "frame"])
+def test_flips_and_colours_are_drawn_as_the_recipe_says(kind: str) -> None:
+    ranges = {"brightness": (0.9, 1.1), "contrast": (0.6, 1.4), "saturation": (0.0, 2.5), "hue": (-0.05, 0.05)}
+    view = {"kind": kind, "flip": 0.2, "jitter": 0.7, "brightness": 0.1, "contrast": 0.4, "saturation": 1.5, "hue": 0.05}
+    made = VideoConfig.model_validate({"size": 16, "views": {"crop": view}}).build("video").view("crop")
+    clip, rng = Clip(numbered(2, 8), np.array([0.0, 0.1]), 0.2), np.random.default_rng(0)
+    drawn = [made.draw(clip, rng) for _ in range(1000)]
+    assert np.mean([one["flip"] for one in drawn]) == pytest.approx(0.2, abs=0.05)
+    assert np.mean([bool(one["jitter"]) for one in drawn]) == pytest.approx(0.7, abs=0.05)
+    for name, (low, high) in ranges.items():
+        amounts = [dict(one["jitter"])[name] for one in drawn if one["jitter"]]
+        assert low <= min(amounts) < low + 0.02 * (high - low)
+        assert high - 0.02 * (high - low) < max(amounts) <= high
+
+
 def test_views_show_what_is_on_screen_in_the_middle_of_each_part() -> None:
     clip = Clip(numbered(8), np.array([0.0, 0.1, 0.15, 0.7, 0.8, 0.9, 1.2, 1.9]), 2.0)
     modality = VideoConfig(size=64, frames=4, seconds=1.0).build("video")
@@ -249,6 +264,8 @@ def test_limits_of_frames_and_sizes() -> None:
             "tubes: true has no effect",
         ),
         ({"size": 32, "frames": 0}, "greater than or equal to 1"),
+        ({"size": 32, "views": {"crop": {"kind": "clip", "saturation": -0.1}}}, "greater than or equal to 0"),
+        ({"size": 32, "views": {"still": {"kind": "frame", "hue": 0.6}}}, "less than or equal to 0.5"),
     ],
 )
 def test_configs_that_mean_nothing(values: dict[str, object], message: str) -> None:
