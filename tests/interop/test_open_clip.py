@@ -8,12 +8,16 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.transform import image_transform
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import CheckpointError
 from mmssl.encoders.resnet import ResNetConfig
+from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.interop.open_clip import encoder_configs, from_open_clip, load_open_clip, open_clip_config, to_open_clip
@@ -86,6 +90,23 @@ def test_features_and_embeddings_are_open_clips(name: str, custom: bool) -> None
             ours.embed("image", x), model.encode_image(normalised, normalize=True), atol=1e-5, rtol=0
         )
         torch.testing.assert_close(ours.embed("text", ids), model.encode_text(ids, normalize=True), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        VisionTransformerConfig(size=32, patch_size=16, width=32, depth=1, heads=2),
+        ResNetConfig(size=32, layers=(1, 1), channels=8),
+        SpaceTimeConfig(size=32, frames=2, patch_size=16, width=32, depth=1, heads=2),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_pictures_are_normalised_as_open_clips_are(config: Any) -> None:
+    x = torch.arange(256).repeat(4, 3).reshape(1, 3, 32, 32).to(torch.uint8)
+    theirs = image_transform(32, is_train=False, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD)
+    wanted = theirs(Image.fromarray(x[0].permute(1, 2, 0).numpy()))
+    prepared = config.build().prepare(x).movedim(1, -3)  # [1, 3, H, W], or of a clip of equal frames [1, T, 3, H, W]
+    torch.testing.assert_close(prepared, wanted.expand_as(prepared))
 
 
 @EVERY

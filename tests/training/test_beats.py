@@ -14,12 +14,13 @@ from mmssl.core.config import Duration
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, RecipeError
 from mmssl.core.evaluator import Evaluator, Score
+from mmssl.core.objective import Latents, LossOutput, StepContext
 from mmssl.training.beats import Every
 from mmssl.training.checkpoints.read import load_weights, resolve
 from mmssl.training.checkpoints.write import CheckpointStore
 from mmssl.training.runtime.jsonl import JsonLines
 from tests.distributed.processes import Processes
-from tests.training.toys import Distance, Match, Stream, assert_equal, make_learner, make_run
+from tests.training.toys import Agree, Distance, Match, Stream, assert_equal, make_learner, make_run
 
 BEST = {"every": "2 steps", "minutes": None, "keep_last": 2, "best": {"metric": "given/score"}}
 
@@ -220,6 +221,39 @@ def test_stores_need_room_and_a_spare(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(RecipeError, match=r"0\.00 GB free, and checkpoints need"):
         make_run(tmp_path / "run").train()
+
+
+class Heavy(Agree):
+    """Nearly all of its bytes are in two tensors, of which one is frozen and has neither gradients nor moments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ballast = torch.nn.Parameter(torch.zeros(200_000))
+        self.frozen = torch.nn.Parameter(torch.zeros(100_000), requires_grad=False)
+
+    def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
+        made = super().criterion(latents, ctx)
+        return LossOutput({**made.terms, "ballast": self.ballast.square().sum()}, made.measure)
+
+
+@pytest.mark.parametrize("ema", [None, {"decay": 0.9, "warmup": True}])
+def test_a_run_starts_where_two_checkpoints_have_room_and_goes_on_where_one_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: dict[str, Any] | None
+) -> None:
+    def train(name: str, free: float, total: int = 1) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": free})())
+        make_run(tmp_path / name, total, learner=make_learner(Heavy), ema=ema).train()
+
+    train("measured", 1e9)
+    files = (tmp_path / "measured/checkpoints/step_00000001").iterdir()
+    size = sum(file.stat().st_size for file in files)
+    assert size > 2_000_000
+    with pytest.raises(RecipeError, match="GB free, and checkpoints need"):
+        train("new", 1.95 * size)
+    train("new", 2.05 * size)
+    with pytest.raises(RecipeError, match="GB free, and checkpoints need"):
+        train("new", 0.95 * size, total=2)
+    train("new", 1.05 * size, total=2)
 
 
 def test_metrics_are_json(tmp_path: Path) -> None:

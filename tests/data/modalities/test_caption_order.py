@@ -51,6 +51,7 @@ def test_timeless_captions_stay(caption: str) -> None:
         "a man left the room before the dog barked",
         "the tone goes left to right",
         "left to right: a sweep",
+        "a left at the light",
         "a wheel spinning clockwise",
         "a ball rolls down a hill",
         "a balloon floats up",

@@ -192,6 +192,8 @@ AMBIGUOUS = [
     "a sign that reads keep right",
     "turn left, says the voice",
     "a robot announces a door on the right",
+    "takes a left at the light",
+    "takes a right at the light",
 ]
 
 

@@ -198,7 +198,15 @@ def test_a_clip_is_cut_and_coloured_alike_in_all_frames() -> None:
 @pytest.mark.parametrize("kind", ["clip", "frame"])
 def test_flips_and_colours_are_drawn_as_the_recipe_says(kind: str) -> None:
     ranges = {"brightness": (0.9, 1.1), "contrast": (0.6, 1.4), "saturation": (0.0, 2.5), "hue": (-0.05, 0.05)}
-    view = {"kind": kind, "flip": 0.2, "jitter": 0.7, "brightness": 0.1, "contrast": 0.4, "saturation": 1.5, "hue": 0.05}
+    view = {
+        "kind": kind,
+        "flip": 0.2,
+        "jitter": 0.7,
+        "brightness": 0.1,
+        "contrast": 0.4,
+        "saturation": 1.5,
+        "hue": 0.05,
+    }
     made = VideoConfig.model_validate({"size": 16, "views": {"crop": view}}).build("video").view("crop")
     clip, rng = Clip(numbered(2, 8), np.array([0.0, 0.1]), 0.2), np.random.default_rng(0)
     drawn = [made.draw(clip, rng) for _ in range(1000)]

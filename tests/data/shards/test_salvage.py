@@ -180,8 +180,8 @@ def test_a_run_on_damaged_shards_says_so_once(shard: Shard) -> None:
 
     with pytest.raises(DataError, match="checksum of the header"):
         build(0.5, "raise")
-    with pytest.raises(DataError, match=r"lost about 1 of 41 samples.*share of 0\.01"):
-        build(0.01)
+    with pytest.raises(DataError, match=r"lost about 1 of 41 samples.*share of 0\.02 "):
+        build(0.02)
     stream = build(0.5)
     reasons = [[fault.reason for fault in next(stream).faults] for _ in range(10)]
     assert reasons[0][0] == "damaged"

@@ -296,6 +296,49 @@ def test_substitutes_are_recorded_and_always_the_same(shard: Shard) -> None:
         assert one.keys[2:] == other.keys
 
 
+def test_another_sample_takes_the_place_in_every_epoch_and_for_every_fault(shard: Shard) -> None:
+    records = pairs(0, 20)
+    records[3].pop("cls")
+    records[7].pop("cls")
+    index = ShardIndex.open([shard(records)])
+
+    def substitutes(seed: int) -> list[dict[str, str]]:
+        """For each of ten epochs: key of a sample that cannot be used -> key of the one in its place."""
+        options: dict[str, Any] = {"batch_size": 20, "seed": seed, "on_error": "substitute", "max_failures": 1.0}
+        stream = TrainStream(index, {"label": MODALITIES["label"]}, {"label": {"value": 1}}, **options)
+        batches = itertools.islice(stream, 10)
+        return [{fault.key: str(fault.substitute).split()[0] for fault in batch.faults} for batch in batches]
+
+    ours, others = substitutes(0), substitutes(1)
+    assert all(epoch.keys() == {"0003", "0007"} for epoch in ours)
+    assert all(len({epoch[key] for epoch in ours}) > 3 for key in ("0003", "0007"))
+    assert any(epoch["0003"] != epoch["0007"] for epoch in ours)
+    assert ours != others
+
+
+def test_substitutes_are_drawn_until_one_can_be_used(shard: Shard) -> None:
+    records = [{"__key__": f"{i:02d}", **({"txt": b"x"} if i % 2 else {"cls": b"1"})} for i in range(20)]
+    options: dict[str, Any] = {"batch_size": 20, "seed": 0, "on_error": "substitute", "max_failures": 1.0}
+    index = ShardIndex.open([shard(records)])
+    batch = next(TrainStream(index, {"label": MODALITIES["label"]}, {"label": {"value": 1}}, **options))
+    assert len(batch) == 20
+    assert not (batch.index % 2).any()
+    assert len(batch.faults) > 12  # some of those in place of the ten cannot be used either
+
+
+def test_faults_are_judged_by_the_share_that_the_recipe_bears(shard: Shard) -> None:
+    records = [{"__key__": f"{i:03d}", **({"cls": b"1"} if i % 8 else {"txt": b"x"})} for i in range(504)]
+    index = ShardIndex.open([shard(records)])
+
+    def stream(share: float) -> EvalStream:
+        labels = {"label": MODALITIES["label"]}
+        return EvalStream(index, labels, {"label": {"eval": 1}}, 504, on_error="skip", max_failures=share)
+
+    assert [len(batch) for batch in stream(1 / 8)] == [441]
+    with pytest.raises(DataError, match=r"63 of 504 samples cannot be used \(missing: 63\).*share of 0\.12 "):
+        list(stream(0.12))
+
+
 def test_good_rows_are_those_of_a_stream_without_faults(shard: Shard) -> None:
     clean = take(train(ShardIndex.open([shard(pairs(0, 20))])), 5)
     records = pairs(0, 20)
@@ -315,8 +358,8 @@ def test_good_rows_are_those_of_a_stream_without_faults(shard: Shard) -> None:
 
 def test_too_many_faults_end_the_run(shard: Shard, caplog: pytest.LogCaptureFixture) -> None:
     index = ShardIndex.open([shard(bad_records())])
-    stream = train(index, batch_size=10, on_error="substitute", max_failures=0.05)
-    with pytest.raises(DataError, match=r"of 500 samples cannot be used \(.*missing: \d+.*share of 0\.05"):
+    stream = train(index, batch_size=10, on_error="substitute", max_failures=0.1)
+    with pytest.raises(DataError, match=r"of 500 samples cannot be used \(.*missing: \d+.*share of 0\.1 "):
         take(stream, 60)
     assert "undecodable 'jpg' of key '0003'" in caplog.text
     assert caplog.text.count("of key") == 20

@@ -82,6 +82,31 @@ def test_blocks_draw_from_few_slices_at_a_time_and_mix_them() -> None:
         assert numbers != sorted(numbers)
 
 
+def test_slices_come_in_another_order_in_every_epoch() -> None:
+    """One sample a slice and one slice a window, so that only the order of slices is drawn."""
+    orders = {tuple(drawn(BlockOrder([6, 6], 1, seed, digest, size=1, mixed=1))[epoch]) for seed, digest, epoch in RUNS}
+    assert len(orders) == len(RUNS)
+
+
+def test_windows_are_mixed_anew_in_every_epoch_window_and_lane() -> None:
+    """One slice a window, so that only the order within the slice is drawn, wherever the slice stands."""
+    orders = []
+    for seed, digest, epoch in RUNS:
+        order = BlockOrder([12] * 4, 2, seed, digest, size=12, mixed=1)
+        lanes = [drawn(order, lane)[epoch] for lane in (0, 1)]
+        orders += [tuple(n % 12 for n in lane[start : start + 12]) for lane in lanes for start in (0, 12)]
+    assert len(set(orders)) == len(orders) == 4 * len(RUNS)
+
+
+def drawn(order: BlockOrder, lane: int = 0, epochs: int = 3) -> list[list[int]]:
+    """Sample numbers of a lane by epoch."""
+    size = order.cuts[lane + 1] - order.cuts[lane]
+    return [[number for _, number in order.draws(lane, e * size, (e + 1) * size)] for e in range(epochs)]
+
+
+RUNS = [(seed, digest, epoch) for seed in (0, 1) for digest in "ab" for epoch in range(3)]
+
+
 def test_slices_are_even_and_within_shards() -> None:
     starts = slice_starts([130, 10, 64], 64)
     assert starts.tolist() == [0, 65, 130, 140]

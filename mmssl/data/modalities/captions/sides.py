@@ -201,7 +201,7 @@ def _judge_left(sentence: Words, place: int) -> Verdict:
     if before in _REMAINS:
         return "doubt" if before in _ARTICLES or after in _SIDED else "keep"
     if _names_a_side(sentence, place):
-        return "doubt" if before in ("a", "an", "one") and after not in _SIDED else "swap"
+        return "doubt" if before in ("a", "an") and after not in _SIDED else "swap"
     if after in _LEAVING or (after in _PREPOSITIONS and before.isalpha()):
         return "keep"  # a verb: she left the room, a bag left on a bench
     return "doubt"
