@@ -7,16 +7,42 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, core_schema, to_json, to_jsonable_python
 
 
 class Config(BaseModel):
-    """Base of every config: frozen, strict, no unknown keys, defaults validated too."""
+    """Base of every config: frozen, strict, no unknown keys, defaults validated too.
+
+    In Python, values may be written as in a recipe (text for paths and durations, lists, mappings), and one text for a list of
+    texts: `DataConfig(shards="shards/train")`. They are validated as those of a recipe are.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        fields = type(self).model_fields
+        written = {k: [v] if k in fields and _is_one_text(fields[k].annotation, v) else v for k, v in values.items()}
+        document = to_json(to_jsonable_python(written, fallback=_plain))
+        self.__pydantic_validator__.validate_json(document, self_instance=self)
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # recipes are validated without a detour through it
+
+
+def _is_one_text(annotation: Any, value: Any) -> bool:
+    """Whether a text stands where a list of texts is wanted, and no text is."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    bare = [get_args(option)[0] if get_origin(option) is Annotated else option for option in options]
+    return isinstance(value, str) and tuple[str, ...] in bare and str not in bare
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Duration):
+        return str(value)
+    raise TypeError(f"got a value of type {type(value).__name__}, wanted what a recipe can hold: {value!r}")
 
 
 def _rising(values: tuple[float, float]) -> tuple[float, float]:

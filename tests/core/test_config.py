@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from mmssl.core.config import Config, Duration
 
@@ -38,6 +41,51 @@ def test_config_takes_json_and_is_frozen() -> None:
 def test_config_refuses(text: str, complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         Sizes.model_validate_json(text)
+
+
+class Written(Config):
+    size: Sizes
+    shards: Annotated[tuple[str, ...], Field(min_length=1)]
+    names: tuple[str, ...] | str = ()
+    folder: Path | None = None
+    pair: tuple[str, str] = ("a", "b")
+    many: dict[str, Sizes] = Field(default_factory=dict)
+    extensions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+
+def test_python_may_write_values_as_recipes_do() -> None:
+    plain = Written(
+        size={"width": 3, "every": "2 epochs"},
+        shards="x",
+        names="file.txt",
+        folder="a/b",
+        pair=["b", "a"],
+        extensions="png",
+    )  # type: ignore[arg-type]
+    assert plain == Written(
+        size=Sizes(width=3, every=Duration("2 epochs")),
+        shards=("x",),
+        names="file.txt",
+        folder=Path("a/b"),
+        pair=("b", "a"),
+        extensions=("png",),
+    )
+    assert Written(size=plain.size, shards=["x", "y"], many={"one": plain.size}).many["one"] == plain.size  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"shards": 3}, {"shards": [3]}, {"folder": 3}, {"size": {"width": "3"}}, {"size": {"width": 3.0}}]
+)
+def test_python_is_as_strict_as_recipes(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="Input should be"):
+        Written(**{"size": {"width": 3}, "shards": "x", **wrong})
+    with pytest.raises(TypeError, match="got a value of type object"):
+        Written(size=object(), shards="x")  # type: ignore[arg-type]
+
+
+def test_one_text_for_a_list_is_refused_in_a_recipe() -> None:
+    with pytest.raises(ValidationError, match="valid array"):
+        Written.model_validate_json('{"size": {"width": 3}, "shards": "x"}')
 
 
 def test_config_round_trips_through_json() -> None:
