@@ -14,6 +14,10 @@ import yaml
 from mmssl.core.errors import RecipeError
 
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 32
+"""Lists and mappings within each other; the deepest key of a recipe lies a dozen deep."""
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times faster, where PyYAML has it
 
 KeyPath = tuple[str | int, ...]
 
@@ -25,6 +29,10 @@ _CONSTANTS: dict[str, Any] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
+
+
+class OutOfBoundsError(RecipeError):
+    """A document too large or too deep to be a recipe."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +51,24 @@ def parse(text: str, name: str) -> Document:
         name: what errors call it, usually the file's path.
 
     Raises:
-        RecipeError: not YAML, a duplicate key, an alias, a tag, or more than 1 MB.
+        OutOfBoundsError: more than 1 MB, or more than 32 levels.
+        RecipeError: not YAML, a duplicate key, an alias or a tag.
     """
     if len(text) > MAX_BYTES:
-        raise RecipeError(f"{name}: got {len(text)} characters, wanted a recipe of at most {MAX_BYTES}")
+        raise OutOfBoundsError(f"{name}: got {len(text)} characters, wanted a recipe of at most {MAX_BYTES}")
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            what = _refused(event)
+        depth = 0
+        for event in yaml.parse(text, Loader=LOADER):
+            what, line = _refused(event), event.start_mark.line + 1 if event.start_mark else 0
             if what is not None:
-                line = event.start_mark.line + 1 if event.start_mark else 0
                 raise RecipeError(f"{name}:{line}: got {what}, and recipes are plain values: write the value out")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise OutOfBoundsError(
+                    f"{name}:{line}: got lists and mappings more than {MAX_DEPTH} deep, wanted at most {MAX_DEPTH}: "
+                    "close brackets, or check the indentation"
+                )
+        node = yaml.compose(text, Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
@@ -109,11 +124,13 @@ def override(value: Any, assignment: str) -> KeyPath:
     """Set one `key.path=value` in plain values (in place) and return its path. The right-hand side is YAML.
 
     Raises:
-        RecipeError: no `=`, or a path that runs through something that is not a mapping or a list.
+        RecipeError: no `=`, a path that runs through something that is not a mapping or a list, or more than 32 levels.
     """
     dotted, equals, text = assignment.partition("=")
     if not equals or not dotted:
-        raise RecipeError(f"got {assignment!r}, wanted key.path=value, as in optimizer.lr=3e-4")
+        raise RecipeError(f"got {shortened(assignment)!r}, wanted key.path=value, as in optimizer.lr=3e-4")
+    if dotted.count(".") >= MAX_DEPTH:
+        raise OutOfBoundsError(f"override {shortened(assignment)!r}: wanted a key path of at most {MAX_DEPTH} keys")
     keys: list[str | int] = [int(part) if part.isdigit() else part for part in dotted.split(".")]
     for depth, key in enumerate(keys):
         done = ".".join(map(str, keys[:depth])) or "the recipe"
@@ -123,7 +140,7 @@ def override(value: Any, assignment: str) -> KeyPath:
             raise RecipeError(f"{assignment!r}: {done} is {_describe(value)}, which has no entry {key!r}")
         keys[depth] = key
         if depth == len(keys) - 1:
-            value[key] = _right_hand_side(text)
+            value[key] = _right_hand_side(text, f"override {shortened(assignment)!r}")
         else:
             if isinstance(value, dict):
                 value.setdefault(key, {})
@@ -131,11 +148,18 @@ def override(value: Any, assignment: str) -> KeyPath:
     return tuple(keys)
 
 
-def _right_hand_side(text: str) -> Any:
+def _right_hand_side(text: str, name: str) -> Any:
     try:
-        return parse(text, "override").value
+        return parse(text, name).value
+    except OutOfBoundsError:
+        raise
     except RecipeError:
         return text  # a brace pattern such as {000000..000007}.tar is text, not a broken flow mapping; types are checked later
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """The text, or its beginning."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _describe(value: Any) -> str:

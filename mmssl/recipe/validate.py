@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from mmssl.core.config import Config
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.recipe.flat import document_keys, flat_fields, group
-from mmssl.recipe.strict_yaml import Document, KeyPath, override, parse
+from mmssl.recipe.strict_yaml import Document, KeyPath, override, parse, shortened
 
 C = TypeVar("C", bound=Config)
 
@@ -144,7 +144,7 @@ def _shown(value: Any) -> str:
         if isinstance(value, bool | int | float | str | None)
         else f"a {type(value).__name__} {value!r}"
     )
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shortened(text)
 
 
 def _tags(config: type[Config], value: Any, path: KeyPath) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import pytest
 
 from mmssl.core.errors import RecipeError
@@ -81,3 +84,43 @@ def test_overrides() -> None:
 def test_impossible_overrides_are_refused(assignment: str) -> None:
     with pytest.raises(RecipeError):
         override({"optimizer": {"lr": 1.0}, "pairs": [1]}, assignment)
+
+
+NESTED: dict[str, Callable[[int], str]] = {
+    "brackets": lambda levels: "a: " + "[" * (levels - 1) + "]" * (levels - 1),
+    "open brackets": lambda levels: "a: " + "[" * (levels - 1),
+    "braces": lambda levels: "{a: " * levels + "}" * levels,
+    "dashes": lambda levels: "a:\n  " + "- " * (levels - 1) + "x",
+    "indents": lambda levels: "\n".join(" " * i + "a:" for i in range(levels)) + " x",
+}
+"""Documents of so many lists and mappings within each other."""
+
+
+@pytest.mark.parametrize("form", NESTED)
+@pytest.mark.parametrize("levels", [33, 500, 100_000])
+def test_depth_is_bounded(form: str, levels: int) -> None:
+    text = NESTED[form](min(levels, 1400) if form == "indents" else levels)  # 1400 indents are a megabyte
+    started = time.process_time()
+    with pytest.raises(RecipeError, match=r"x.yaml:\d+: got lists and mappings more than 32 deep, wanted") as error:
+        parse(text, "x.yaml")
+    assert time.process_time() - started < 5
+    assert ("x.yaml:33:" in str(error.value)) == (form == "indents")
+
+
+@pytest.mark.parametrize("form", NESTED.keys() - {"open brackets"})
+def test_what_is_less_deep_is_read(form: str) -> None:
+    value: object = parse(NESTED[form](32), "x.yaml").value
+    depth = 0
+    while isinstance(value, dict | list):
+        depth += 1
+        value = next(iter(value.values() if isinstance(value, dict) else value), None)
+    assert depth == 32
+
+
+@pytest.mark.parametrize("levels", [33, 500, 100_000])
+def test_depth_of_overrides_is_bounded(levels: int) -> None:
+    for assignment in ("a=" + "[" * levels, "a=" + "[" * levels + "]" * levels, ".".join("a" * levels) + "=1"):
+        with pytest.raises(RecipeError, match=r"^override 'a[=.].*':.* 32 ") as error:
+            override({}, assignment)
+        assert len(str(error.value)) < 300
+    override({}, ".".join("a" * 32) + "=1")
