@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -57,8 +58,17 @@ def _at_most_one(values: tuple[float, float]) -> tuple[float, float]:
     return values
 
 
+@dataclass(frozen=True)
+class Entries:
+    """Marks a tuple of fixed length with names of its entries, for messages: `Annotated[tuple[float, float], LOW_HIGH]`."""
+
+    names: tuple[str, ...]
+
+
+LOW_HIGH = Entries(("low", "high"))
+
 Probability = Annotated[float, Field(ge=0, le=1)]
-Range = Annotated[tuple[float, float], AfterValidator(_rising)]
+Range = Annotated[tuple[float, float], LOW_HIGH, AfterValidator(_rising)]
 """Smallest and largest value of a setting that is drawn, both above 0."""
 Share = Annotated[Range, AfterValidator(_at_most_one)]
 """Smallest and largest share of a whole."""

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from mmssl.core.config import Entries
 from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.positions import Grid, fit_columns, resize_positions
 from mmssl.encoders.spectrogram import FrontEndConfig, SoundEncoderConfig
@@ -16,7 +17,8 @@ from mmssl.encoders.transformer import Activation, Transformer
 from mmssl.encoders.weights import finish
 from mmssl.encoders.windows import encode_windows
 
-Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+Positive = Annotated[int, Field(gt=0)]
+Size = Annotated[tuple[Positive, Positive], Entries(("filters", "frames"))]
 
 
 class AudioTransformerConfig(SoundEncoderConfig):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-Channels = tuple[float, float, float]
+from mmssl.core.config import Entries
+
+Channels = Annotated[tuple[float, float, float], Entries(("red", "green", "blue"))]
 
 OPENAI_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD: Channels = (0.26862954, 0.26130258, 0.27577711)

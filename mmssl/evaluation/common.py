@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
-from mmssl.core.config import Config, PositiveDuration
+from mmssl.core.config import Config, Entries, PositiveDuration
 from mmssl.core.errors import DataError, NumericError, RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
@@ -67,7 +67,7 @@ class PairConfig(EvaluatorConfig, ABC):
         pair: two different modalities.
     """
 
-    pair: tuple[str, str]
+    pair: Annotated[tuple[str, str], Entries(("modality", "other modality"))]
 
     @field_validator("pair")
     @classmethod

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
-import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from mmssl.core.config import Config
 from mmssl.core.errors import RecipeError, did_you_mean
+from mmssl.recipe.annotations import configs, field_annotation, items, kinds_of, options, wanted
 from mmssl.recipe.flat import document_keys, flat_fields, group
 from mmssl.recipe.strict_yaml import Document, KeyPath, override, parse, shortened
 
@@ -33,7 +34,7 @@ def read(path: Path) -> str:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
 
 
-def validate_text(config: type[C], text: str, name: str, overrides: typing.Sequence[str] = ()) -> C:
+def validate_text(config: type[C], text: str, name: str, overrides: Sequence[str] = ()) -> C:
     """Read YAML text, apply dotted overrides and validate strictly.
 
     Args:
@@ -54,32 +55,28 @@ def validate_text(config: type[C], text: str, name: str, overrides: typing.Seque
         # Through JSON, so that strict types still take lists for tuples and text for paths and durations.
         return config.model_validate_json(json.dumps(group(config, value)))
     except ValidationError as error:
-        mistakes = [
-            _sentence(config, value, Document(value, document.lines), overridden, name, item) for item in error.errors()
-        ]
+        # A value that fits none of several types is one mistake, though pydantic lists one for each type.
+        mistakes = dict.fromkeys(
+            f"{_where(path, document, overridden, name)}: {'.'.join(map(str, path)) or 'recipe'}: "
+            f"{_message(config, value, path, item)}"
+            for path, item in _deepest(config, value, error.errors())
+        )
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
-        raise RecipeError("\n  ".join([f"{name}: {count}", *dict.fromkeys(mistakes)])) from None
+        raise RecipeError("\n  ".join([f"{name}: {count}", *mistakes])) from None
 
 
-def _sentence(
-    config: type[Config],
-    value: Any,
-    document: Document,
-    overridden: Mapping[KeyPath, str],
-    name: str,
-    error: ErrorDetails,
-) -> str:
+def _deepest(config: type[Config], value: Any, errors: Sequence[ErrorDetails]) -> list[tuple[KeyPath, ErrorDetails]]:
+    """Paths and errors, without those of values that have entries with errors."""
+    found = [(_user_path(config, value, error), error) for error in errors]
+    around = {path[:length] for path, _ in found for length in range(len(path))}
+    return [(path, error) for path, error in found if path not in around]
+
+
+def _user_path(config: type[Config], value: Any, error: ErrorDetails) -> KeyPath:
+    """The error's location without names of flat fields, and without the union tags and `[key]` marks that pydantic puts in it."""
     location = error["loc"]
-    path = _user_path(value, location[1:] if location and location[0] in flat_fields(config) else location)
-    where = _where(path, document, overridden, name)
-    dotted = ".".join(map(str, path)) or "recipe"
-    return f"{where}: {dotted}: {_message(config, value, path, error)}"
-
-
-def _user_path(value: Any, location: tuple[str | int, ...]) -> KeyPath:
-    """The error's location without the union tags and `[key]` marks that pydantic puts in it."""
     path: list[str | int] = []
-    for part in location:
+    for part in location[1:] if location and location[0] in flat_fields(config) else location:
         if part == "[key]":
             continue
         if isinstance(value, dict):
@@ -92,7 +89,8 @@ def _user_path(value: Any, location: tuple[str | int, ...]) -> KeyPath:
             value = value[part] if part < len(value) else None
         elif value is None:
             path.append(part)
-    return tuple(path)
+    # A list of fixed length that lacks an entry is reported of that entry.
+    return tuple(path[:-1] if error["type"] == "missing" and isinstance(path[-1], int) else path)
 
 
 def _where(path: KeyPath, document: Document, overridden: Mapping[KeyPath, str], name: str) -> str:
@@ -110,28 +108,38 @@ def _message(config: type[Config], value: Any, path: KeyPath, error: ErrorDetail
         key = str(path[-1])
         allowed = fields_at(config, value, path[:-1])
         return f"unknown key{did_you_mean(key, allowed)}; allowed here: {', '.join(sorted(allowed)) or 'nothing'}"
-    if kind == "missing":
-        return "missing; this key must be stated"
-    if kind == "union_tag_not_found":
-        return f"missing its `kind`; allowed: {_tags(config, value, path)}"
-    if kind == "union_tag_invalid":
-        tags = str(context.get("expected_tags", ""))
-        tag = str(context.get("tag", ""))
-        return f"got kind {tag!r}{did_you_mean(tag, _quoted(tags))}; allowed: {tags}"
-    if kind == "literal_error":
-        expected = str(context.get("expected", ""))
-        return f"got {_shown(got)}{did_you_mean(str(got), _quoted(expected))}; allowed: {expected}"
     if kind == "value_error":
         return str(context.get("error", error["msg"]))
-    if kind == "too_short":
-        least = context["min_length"]
-        return f"got {_shown(got)}, wanted at least {least} {'entry' if least == 1 else 'entries'}"
-    if kind in ("list_type", "tuple_type"):
-        return f"got {_shown(got)}, wanted a list" + (f": [{got}]" if isinstance(got, str | int | float) else "")
+    annotation = reduce(operator.or_, _types_at(config, value, path) or [Any])
+    if kind == "missing" and not isinstance(error["loc"][-1], int):
+        return f"missing; wanted {wanted(annotation)}"
+    if kind == "union_tag_not_found":
+        return f"missing its `kind`; allowed: {_kinds(annotation)}"
+    if kind == "union_tag_invalid":
+        tag = str(context.get("tag", ""))
+        return f"got kind {tag!r}{did_you_mean(tag, _quoted(_kinds(annotation)))}; allowed: {_kinds(annotation)}"
+    several = len([option for option in options(annotation) if option is not type(None)]) > 1
+    if kind == "literal_error" and not several:
+        expected = str(context.get("expected", ""))
+        return f"got {_shown(got)}{did_you_mean(str(got), _quoted(expected))}; allowed: {expected}"
+    if several or kind in ("list_type", "tuple_type", "too_short", "too_long", "missing", "dict_type"):
+        return f"got {_shown(got)}, wanted {wanted(annotation)}{_proposal(annotation, got)}"
     message = error["msg"]
     return f"got {_shown(got)}, wanted {message[0].lower() + message[1:].removeprefix('Input should be ')}".replace(
         "wanted input should be ", "wanted "
     )
+
+
+def _proposal(annotation: Any, got: Any) -> str:
+    """`: [3]` for a 3 in place of a list, where that is a value of the type."""
+    if not isinstance(got, str | int | float):
+        return ""
+    proposed = json.dumps([got])
+    try:
+        TypeAdapter(annotation).validate_json(proposed, strict=True)
+    except ValidationError:
+        return ""
+    return f": {proposed}"
 
 
 def _quoted(text: str) -> list[str]:
@@ -147,51 +155,41 @@ def _shown(value: Any) -> str:
     return shortened(text)
 
 
-def _tags(config: type[Config], value: Any, path: KeyPath) -> str:
-    kinds = [
-        str(field.default)
-        for model in _models_at(config, value, path, choose=False)
-        if (field := model.model_fields.get("kind"))
-    ]
-    return ", ".join(sorted(map(repr, kinds)))
+def _kinds(annotation: Any) -> str:
+    return ", ".join(sorted(repr(kind) for one in configs(annotation) for kind in kinds_of(one)))
 
 
 def fields_at(config: type[Config], value: Any, path: KeyPath) -> set[str]:
     """Names of the keys that are allowed at a path of the document."""
-    return {name for model in _models_at(config, value, path) for name in document_keys(model)}
-
-
-def _models_at(config: type[Config], value: Any, path: KeyPath, *, choose: bool = True) -> list[type[BaseModel]]:
-    annotations: list[Any] = [config]
     for part in path:
-        annotations = [inner for annotation in annotations for inner in _step(annotation, value, part)]
-        value = value.get(part) if isinstance(value, dict) else value[int(part)] if isinstance(value, list) else None
-    models = [model for annotation in annotations for model in _models(annotation)]
-    chosen = [m for m in models if _is_kind(m, value)] if choose and len(models) > 1 else []
-    return chosen or models
+        value = _entry(value, part)
+    models = [one for annotation in _types_at(config, value, path) for one in configs(annotation)]
+    return {name for model in _chosen(models, value) for name in document_keys(model)}
+
+
+def _types_at(config: type[Config], value: Any, path: KeyPath) -> list[Any]:
+    """The types that the key at a path may have, by the kinds that the document chose above it."""
+    found: list[Any] = [config]
+    for part in path:
+        found = [inner for annotation in found for inner in _step(annotation, value, part)]
+        value = _entry(value, part)
+    return found
 
 
 def _step(annotation: Any, value: Any, part: str | int) -> list[Any]:
-    models = _models(annotation)
+    models = _chosen(configs(annotation), value)
     if models:
-        chosen = [m for m in models if _is_kind(m, value)] or models
-        return [keys[str(part)].annotation for keys in map(document_keys, chosen) if str(part) in keys]
-    containers = [a for a in _options(annotation) if get_origin(a) in (dict, list, tuple, Mapping)]
-    return [get_args(a)[-1 if get_args(a)[-1] is not Ellipsis else 0] for a in containers]
+        return [field_annotation(keys[str(part)]) for keys in map(document_keys, models) if str(part) in keys]
+    return items(annotation)
 
 
-def _is_kind(model: type[BaseModel], value: Any) -> bool:
-    field = model.model_fields.get("kind")
-    return field is not None and isinstance(value, dict) and value.get("kind") in get_args(field.annotation)
+def _entry(value: Any, part: str | int) -> Any:
+    if isinstance(value, dict):
+        return value.get(part)
+    return value[part] if isinstance(value, list) and isinstance(part, int) and part < len(value) else None
 
 
-def _options(annotation: Any) -> list[Any]:
-    if get_origin(annotation) is Annotated:
-        return _options(get_args(annotation)[0])
-    if get_origin(annotation) in (typing.Union, types.UnionType):
-        return [option for inner in get_args(annotation) for option in _options(inner)]
-    return [annotation]
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    return [option for option in _options(annotation) if isinstance(option, type) and issubclass(option, BaseModel)]
+def _chosen(models: Sequence[type[BaseModel]], value: Any) -> Sequence[type[BaseModel]]:
+    """Those of the kind that the document names, or all."""
+    kind = value.get("kind") if isinstance(value, dict) else None
+    return [model for model in models if kind in kinds_of(model)] or models

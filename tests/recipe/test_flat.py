@@ -47,9 +47,9 @@ def test_mistakes_on_both_sides_are_named_at_once_by_flat_paths() -> None:
         validate_text(Car, "nam: x\ncylinders: [1, b]\n", "car.yaml")
     assert str(caught.value).split("\n  ") == [
         "car.yaml: 4 mistakes",
-        "car.yaml:1: power: missing; this key must be stated",
+        "car.yaml:1: power: missing; wanted an integer",
         'car.yaml:2: cylinders.1: got "b", wanted a valid integer',
-        "car.yaml:1: name: missing; this key must be stated",
+        "car.yaml:1: name: missing; wanted a string",
         "car.yaml:1: nam: unknown key, did you mean 'name'?; allowed here: cylinders, name, power",
     ]
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
-from mmssl.core.config import Config, Duration
+from mmssl.core.config import LOW_HIGH, Config, Duration
 from mmssl.core.errors import RecipeError
+from mmssl.recipe.annotations import field_annotation, options, unwrapped
+from mmssl.recipe.describe import registered
+from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.validate import validate_text
 
 
@@ -31,6 +37,12 @@ class Toy(Config):
     one: Square | None = None
     numbers: tuple[int, ...] = ()
     some: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
+    range: Annotated[tuple[float, float], LOW_HIGH] | None = None
+    colour: tuple[int, int, int] = (0, 0, 0)
+    names: tuple[str, ...] | str = "all"
+    tiles: bool | Annotated[int, Field(ge=1)] | None = None
+    share: float = Field(default=0.5, gt=0, lt=1)
+    extents: dict[str, tuple[int, int]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _named(self) -> Toy:
@@ -62,17 +74,18 @@ def test_all_mistakes_at_once() -> None:
     text += "one:\n  sid: 2\n"
     got = mistakes(text)
     assert got[0] == "toy.yaml: 9 mistakes"
+    assert len(got) == 10
     joined = "\n".join(got)
     assert "toy.yaml:1: name: got 3, wanted a valid string" in joined
     assert (
-        "toy.yaml:2: lenght: unknown key, did you mean 'length'?; allowed here: length, mode, name, numbers, one, shapes"
-        in joined
+        "toy.yaml:2: lenght: unknown key, did you mean 'length'?; allowed here: colour, extents, length, mode, "
+        "name, names, numbers, one, range, shapes, share, some, tiles" in joined
     )
-    assert "toy.yaml:1: length: missing; this key must be stated" in joined
+    assert "toy.yaml:1: length: missing; wanted a duration, as '2000 steps'" in joined
     assert "toy.yaml:3: mode: got \"fats\", did you mean 'fast'?; allowed: 'fast' or 'slow'" in joined
-    assert "toy.yaml:5: shapes.a: got kind 'sqare', did you mean 'square'?; allowed: 'square', 'circle'" in joined
+    assert "toy.yaml:5: shapes.a: got kind 'sqare', did you mean 'square'?; allowed: 'circle', 'square'" in joined
     assert "toy.yaml:6: shapes.b.side: unknown key; allowed here: centre, kind, radius" in joined
-    assert "toy.yaml:6: shapes.b.radius: missing" in joined
+    assert "toy.yaml:6: shapes.b.radius: missing; wanted a number" in joined
     assert "toy.yaml:8: one.sid: unknown key, did you mean 'side'?; allowed here: kind, side" in joined
 
 
@@ -94,12 +107,108 @@ def test_cross_field_rules_and_durations_speak_for_themselves() -> None:
 
 
 def test_too_few_entries() -> None:
-    assert mistakes(GOOD, "some=[]")[1] == "override 'some=[]': some: got a list [], wanted at least 1 entry"
+    assert mistakes(GOOD, "some=[]")[1] == (
+        "override 'some=[]': some: got a list [], wanted a list of integers, at least 1 entry"
+    )
 
 
 def test_one_entry_in_place_of_a_list() -> None:
-    assert mistakes(GOOD, "some=3")[1] == "override 'some=3': some: got 3, wanted a list: [3]"
-    assert mistakes(GOOD, "some={a: 1}")[1].endswith("wanted a list")
+    assert mistakes(GOOD, "some=3")[1].endswith("some: got 3, wanted a list of integers, at least 1 entry: [3]")
+    assert mistakes(GOOD, "some={a: 1}")[1].endswith("wanted a list of integers, at least 1 entry")
+    assert mistakes(GOOD, "some=x")[1].endswith('got "x", wanted a list of integers, at least 1 entry'), (
+        "[x] is refused"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("range=6.0", "range: got 6.0, wanted two numbers [low, high]"),
+        ("range=[6.0]", "range: got a list [6.0], wanted two numbers [low, high]"),
+        ("range=[1, 2, 3]", "range: got a list [1, 2, 3], wanted two numbers [low, high]"),
+        ("range=[1, high]", 'range.1: got "high", wanted a valid number'),
+        ("range={low: 1}", "range: got a dict {'low': 1}, wanted two numbers [low, high]"),
+        ("colour=3", "colour: got 3, wanted three integers [integer, integer, integer]"),
+        ("extents={a: 1}", "extents.a: got 1, wanted two integers [integer, integer]"),
+        ("extents=1", "extents: got 1, wanted a mapping of names to lists of two integers [integer, integer]"),
+    ],
+)
+def test_lists_of_fixed_length_are_described(override: str, sentence: str) -> None:
+    assert mistakes(GOOD, override)[0] == "toy.yaml: 1 mistake"
+    assert mistakes(GOOD, override)[1] == f"override {override!r}: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("names=3", "names: got 3, wanted a list of strings, or a string"),
+        ("names=[3]", "names.0: got 3, wanted a valid string"),
+        ("tiles=0", "tiles: got 0, wanted true or false, or an integer, at least 1"),
+        ("tiles=yes", 'tiles: got "yes", wanted true or false, or an integer, at least 1'),
+    ],
+)
+def test_a_value_that_fits_none_of_several_types_is_one_mistake(override: str, sentence: str) -> None:
+    assert mistakes(GOOD, override) == ["toy.yaml: 1 mistake", f"override {override!r}: {sentence}"]
+
+
+def test_what_is_missing_names_its_type_and_choices() -> None:
+    class Strict(Config):
+        rate: float = Field(gt=0, le=1)
+        mode: Literal["fast", "slow"]
+        shape: Annotated[Square | Circle, Field(discriminator="kind")]
+        one: Square
+        shapes: Annotated[dict[str, Annotated[Square | Circle, Field(discriminator="kind")]], Field(min_length=1)]
+        folder: Path
+        pair: tuple[str, str]
+        names: tuple[str, ...] | str
+        on: bool
+        size: Annotated[int, Field(ge=8)]
+
+    with pytest.raises(RecipeError) as error:
+        validate_text(Strict, "{}", "strict.yaml")
+    assert [line.removeprefix("strict.yaml:1: ") for line in str(error.value).split("\n  ")[1:]] == [
+        "rate: missing; wanted a number, above 0, at most 1",
+        "mode: missing; wanted 'fast' or 'slow'",
+        "shape: missing; wanted a mapping with kind 'square' or 'circle'",
+        "one: missing; wanted a mapping with `kind: square`",
+        "shapes: missing; wanted a mapping of names to mappings, kind 'square' or 'circle'; at least 1 entry",
+        "folder: missing; wanted a path",
+        "pair: missing; wanted two strings [string, string]",
+        "names: missing; wanted a list of strings, or a string",
+        "on: missing; wanted true or false",
+        "size: missing; wanted an integer, at least 8",
+    ]
+
+
+def lists() -> list[Any]:
+    """Every field of a registered config that takes a list, as (config, name)."""
+    return [
+        pytest.param(config, name, id=f"{config.__name__}.{name}")
+        for config in registered(Recipe)
+        for name, field in config.model_fields.items()
+        if any(get_origin(unwrapped(option)[0]) is tuple for option in options(field_annotation(field)))
+    ]
+
+
+@pytest.mark.parametrize(("config", "name"), lists())
+def test_what_a_message_proposes_is_a_value_of_the_type(config: type[Config], name: str) -> None:
+    """A scalar in place of a list, and a list that is too short: the answer is never one that is refused next."""
+    field = config.model_fields[name]
+    adapter = TypeAdapter(field_annotation(field))
+    fixed = any(
+        get_origin(bare) is tuple and get_args(bare)[-1] is not Ellipsis
+        for bare in (unwrapped(option)[0] for option in options(field_annotation(field)))
+    )
+    for got in (3, 0.5, "word", [0.5]):
+        try:
+            validate_text(config, json.dumps({name: got}), "x.yaml")
+            continue
+        except RecipeError as error:
+            said = [line for line in str(error).split("\n  ") if f": {name}: got" in line]
+        for proposal in re.findall(r": (\[.*\])$", "\n".join(said), re.MULTILINE):
+            adapter.validate_json(proposal, strict=True)
+        if fixed and said:
+            assert re.search(r"wanted (.*, or )?(two|three) \w+ \[\w", said[0]), said
 
 
 def test_an_override_is_named_as_the_place() -> None:

@@ -10,7 +10,7 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from mmssl.core.config import Config
+from mmssl.core.config import LOW_HIGH, Config
 from mmssl.data.modalities.masks import TokenOrder
 from mmssl.data.modality import View
 
@@ -27,7 +27,7 @@ def _rising(values: tuple[float, float]) -> tuple[float, float]:
     return values
 
 
-Decibels = Annotated[tuple[float, float], AfterValidator(_rising)]
+Decibels = Annotated[tuple[float, float], LOW_HIGH, AfterValidator(_rising)]
 
 
 class RandomWindowConfig(Config):

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from mmssl.core.config import Config
+from mmssl.core.config import LOW_HIGH, Config
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -93,7 +93,7 @@ class SpanConfig(WordsConfig):
     """
 
     kind: Literal["span"] = "span"
-    share: tuple[Share, Share] = (0.5, 1.0)
+    share: Annotated[tuple[Share, Share], LOW_HIGH] = (0.5, 1.0)
 
     @model_validator(mode="after")
     def _rising(self) -> Self:

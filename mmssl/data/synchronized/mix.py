@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field as Setting
 from pydantic import model_validator
 
-from mmssl.core.config import Probability
+from mmssl.core.config import LOW_HIGH, Probability
 from mmssl.core.errors import did_you_mean
 from mmssl.data.modality import Modality
 from mmssl.data.synchronized.operation import Operation, Skip, Values, measured
@@ -25,7 +25,7 @@ class Gain(Operation):
 
     kind: Literal["gain"] = "gain"
     probability: Probability = 0.5
-    decibels: tuple[float, float] = (-6.0, 6.0)
+    decibels: Annotated[tuple[float, float], LOW_HIGH] = (-6.0, 6.0)
 
     @model_validator(mode="after")
     def _ascending(self) -> Gain:

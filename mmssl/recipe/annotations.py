@@ -1,0 +1,185 @@
+"""Types of config fields in words: what a key takes, what is allowed, and the configs that a mapping may be."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from mmssl.core.config import Duration, Entries
+
+NOUNS = {float: "number", int: "integer", str: "string", Path: "path", Duration: "duration", Any: "value"}
+COUNTS = {2: "two", 3: "three", 4: "four"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One of the types that a key takes.
+
+    Attributes:
+        one, many: the noun, as "integer" and "integers".
+        allowed: what is allowed of it, as "at least 1"; empty: everything.
+        phrase: both in one, with an article where the language wants one.
+    """
+
+    one: str
+    many: str
+    allowed: str = ""
+    phrase: str = ""
+
+    def __str__(self) -> str:
+        return self.phrase or ", ".join(filter(None, (f"{_article(self.one)} {self.one}", self.allowed)))
+
+
+def field_annotation(field: FieldInfo) -> Any:
+    """The type of a field with its constraints, as one annotation."""
+    return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+
+
+def options(annotation: Any) -> list[Any]:
+    """The types of a union, or the only one, each with the constraints around it."""
+    inner, constraints = unwrapped(annotation)
+    if get_origin(inner) in (Union, types.UnionType):
+        found = [option for one in get_args(inner) for option in options(one)]
+        return [Annotated[(option, *constraints)] if constraints else option for option in found]
+    return [annotation]
+
+
+def unwrapped(annotation: Any) -> tuple[Any, list[Any]]:
+    """A type without `Annotated`, and all constraints that stood around it."""
+    if get_origin(annotation) is not Annotated:
+        return annotation, []
+    inner, *outer = get_args(annotation)
+    bare, constraints = unwrapped(inner)
+    metadata = [one for item in outer for one in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    return bare, [*constraints, *metadata]
+
+
+def configs(annotation: Any) -> list[type[BaseModel]]:
+    """The configs of a union, or the only one."""
+    inner = [unwrapped(option)[0] for option in options(annotation)]
+    return [one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)]
+
+
+def items(annotation: Any) -> list[Any]:
+    """The types of what lists and mappings hold, of those that the key takes."""
+    return [*entries(annotation), *values(annotation)]
+
+
+def entries(annotation: Any) -> list[Any]:
+    """The types of what lists hold."""
+    bare = [unwrapped(option)[0] for option in options(annotation)]
+    return [get_args(one)[0] for one in bare if get_origin(one) in (list, tuple)]
+
+
+def values(annotation: Any) -> list[Any]:
+    """The types of what mappings of names hold."""
+    bare = [unwrapped(option)[0] for option in options(annotation)]
+    return [get_args(one)[1] for one in bare if get_origin(one) is dict]
+
+
+def kinds_of(config: type[BaseModel]) -> tuple[str, ...]:
+    """The values of `kind` by which documents choose a config; empty if it has none."""
+    field = config.model_fields.get("kind")
+    return get_args(field.annotation) if field is not None else ()
+
+
+def type_in_words(annotation: Any) -> str:
+    """The noun alone, as "integer or null"."""
+    return " or ".join(dict.fromkeys(option.one for option in _in_words(annotation)))
+
+
+def allowed_in_words(annotation: Any) -> str:
+    """What is allowed, as "at least 1", "'a' or 'b'", "kind 'a' or 'b'"; empty: everything of the type."""
+    return "; ".join(dict.fromkeys(option.allowed for option in _in_words(annotation) if option.allowed))
+
+
+def wanted(annotation: Any) -> str:
+    """Type and what is allowed, for a message: "wanted ..."."""
+    return ", or ".join(dict.fromkeys(str(option) for option in _in_words(annotation) if option.one != "null"))
+
+
+def _in_words(annotation: Any) -> Iterator[Option]:
+    """The options of a type; configs of one union are one."""
+    mappings = configs(annotation)
+    if mappings:
+        yield _config_in_words(mappings)
+    for option in options(annotation):
+        inner, constraints = unwrapped(option)
+        if inner not in mappings:
+            yield _option(inner, constraints)
+
+
+def _config_in_words(mappings: Sequence[type[BaseModel]]) -> Option:
+    kinds = [kind for config in mappings for kind in kinds_of(config)]
+    allowed = f"kind {_choice(kinds)}" if kinds else f"keys {', '.join(mappings[0].model_fields)}"
+    phrase = f"a mapping with `kind: {kinds[0]}`" if len(kinds) == 1 else f"a mapping with {allowed}"
+    return Option("mapping", "mappings", allowed, phrase)
+
+
+def _option(inner: Any, constraints: Sequence[Any]) -> Option:
+    if inner is type(None):
+        return Option("null", "null")
+    if inner is bool:
+        return Option("true or false", "true or false", phrase="true or false")
+    if get_origin(inner) is Literal:
+        choice = _choice(get_args(inner))
+        return Option("word", "words", choice, choice)
+    if inner is Duration:
+        return Option("duration", "durations", "as '2000 steps', '2 epochs', '1e6 samples' or '10 percent'")
+    if get_origin(inner) in (tuple, list, dict):
+        return _container(inner, constraints)
+    noun = NOUNS.get(inner, "value")
+    return Option(noun, f"{noun}s", _limits(constraints))
+
+
+def _container(inner: Any, constraints: Sequence[Any]) -> Option:
+    inside = list(_in_words(items(inner)[0]))
+    many = " or ".join(dict.fromkeys(option.many for option in inside))
+    allowed = "; ".join(filter(None, [*(option.allowed for option in inside), _lengths(constraints)]))
+    if get_origin(inner) is dict:
+        noun = f"mapping of names to {many}"
+        return Option(noun, noun.replace("mapping", "mappings", 1), allowed)
+    if get_origin(inner) is list or get_args(inner)[-1] is Ellipsis:
+        return Option(f"list of {many}", f"lists of {many}", allowed)
+    count = len(get_args(inner))
+    names = next((one.names for one in constraints if isinstance(one, Entries)), (inside[0].one,) * count)
+    noun = f"{COUNTS.get(count, count)} {many} [{', '.join(names)}]"
+    return Option(noun, f"lists of {noun}", allowed, ", ".join(filter(None, (noun, allowed))))
+
+
+def _limits(constraints: Sequence[Any]) -> str:
+    """Bounds of a number. Of several lower, or upper, ones the narrowest counts."""
+    lower: list[tuple[Any, str]] = [(one.ge, f"at least {one.ge}") for one in constraints if isinstance(one, Ge)]
+    lower += [(one.gt, f"above {one.gt}") for one in constraints if isinstance(one, Gt)]
+    upper: list[tuple[Any, str]] = [(one.le, f"at most {one.le}") for one in constraints if isinstance(one, Le)]
+    upper += [(one.lt, f"below {one.lt}") for one in constraints if isinstance(one, Lt)]
+    multiples = [f"a multiple of {one.multiple_of}" for one in constraints if isinstance(one, MultipleOf)]
+    return ", ".join([*(max(lower)[1:] if lower else ()), *(min(upper)[1:] if upper else ()), *multiples])
+
+
+def _lengths(constraints: Sequence[Any]) -> str:
+    words: list[str] = []
+    for one in constraints:
+        match one:
+            case MinLen():
+                words.append(f"at least {one.min_length} {'entry' if one.min_length == 1 else 'entries'}")
+            case MaxLen():
+                words.append(f"at most {one.max_length} entries")
+    return ", ".join(words)
+
+
+def _choice(words: Sequence[Any]) -> str:
+    """As pydantic writes it: 'a', 'b' or 'c'."""
+    *first, last = map(repr, words)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"

@@ -1,0 +1,201 @@
+"""Every key of a recipe in words: type, default, what is allowed, and the sentence of its config's docstring."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from mmssl.core.errors import RecipeError, did_you_mean
+from mmssl.recipe.annotations import (
+    allowed_in_words,
+    configs,
+    entries,
+    field_annotation,
+    items,
+    kinds_of,
+    type_in_words,
+    values,
+)
+from mmssl.recipe.flat import document_keys, flat_fields
+
+REQUIRED = "required"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key, or what stands at a path.
+
+    Attributes:
+        path: key path; `*` for a name that a recipe chooses.
+        kinds: of the configs that have it, where the path leaves that open.
+        type, default, allowed, sentence: in words; `default` is YAML, or "required", or empty where there is no key.
+        inside: keys below it.
+    """
+
+    path: str
+    kinds: tuple[str, ...]
+    type: str
+    default: str
+    allowed: str
+    sentence: str
+    inside: tuple[str, ...] = ()
+
+
+def registered(root: type[BaseModel]) -> list[type[BaseModel]]:
+    """A config and all configs that its fields may hold, each once, in the order of documents."""
+    found: dict[type[BaseModel], None] = {}
+
+    def visit(annotation: Any) -> None:
+        for config in configs(annotation):
+            if config not in found:
+                found[config] = None
+                for field in config.model_fields.values():
+                    visit(field_annotation(field))
+        for item in items(annotation):
+            visit(item)
+
+    visit(root)
+    return list(found)
+
+
+def sentence(config: type[BaseModel], key: str) -> str:
+    """What the `Attributes:` section of a config's docstring, or of one of its bases, says of a key; empty: nothing."""
+    return next((text for base in config.__mro__ if (text := _attributes(base).get(key))), "")
+
+
+def summary(config: type[BaseModel]) -> str:
+    """First paragraph of a config's docstring."""
+    return " ".join((inspect.getdoc(config) or "").split("\n\n")[0].split())
+
+
+def _attributes(config: type[Any]) -> dict[str, str]:
+    """Name -> text of an `Attributes:` section; several names may share one text."""
+    lines = inspect.cleandoc(config.__dict__.get("__doc__") or "").splitlines()
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in lines[lines.index("Attributes:") + 1 :] if "Attributes:" in lines else ():
+        entry = re.fullmatch(r" {4}(\w+(?:, \w+)*): (.+)", line)
+        if entry:
+            names = entry[1].split(", ")
+            texts |= dict.fromkeys(names, entry[2])
+        elif line.startswith(" " * 5):
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+        elif line.strip():
+            break
+    return texts
+
+
+def default_in_yaml(field: FieldInfo) -> str:
+    """The default as a recipe would write it, in one line; "required" if there is none."""
+    if field.is_required():
+        return REQUIRED
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, BaseModel):
+        value = _plain(value)
+    return json.dumps(value, default=_plain, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, BaseModel):
+        return str(value)
+    plain = value.model_dump(mode="json")
+    return {name: plain[name] for name, one in value if name == "kind" or one != type(value).model_fields[name].default}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What stands at a path: a type, and the field that has it."""
+
+    path: str
+    annotation: Any
+    owner: type[BaseModel] | None = None
+    field: FieldInfo | None = None
+    kinds: tuple[str, ...] = ()
+
+    def below(self, segment: str) -> list[Place]:
+        """What a segment of a key path names here: a key, a kind, a name that a recipe chooses, or a place in a list."""
+        if found := list(self._keys(segment)):
+            return found
+        if found := self._chosen(segment):
+            return [replace(one, path=self._joined(segment)) for one in found]
+        if entry := [replace(self, annotation=one) for one in entries(self.annotation)]:
+            if segment.isdigit() or segment == "*":
+                return [replace(one, path=self._joined(segment)) for one in entry]
+            return [place for one in entry for place in one.below(segment)]
+        named = [Place(self._joined(segment), one, kinds=self.kinds) for one in values(self.annotation)]
+        return [place for one in named for place in one._chosen(segment) or [one]]
+
+    def _chosen(self, kind: str) -> list[Place]:
+        return [replace(self, annotation=one) for one in configs(self.annotation) if kind in kinds_of(one)]
+
+    def _keys(self, segment: str) -> Iterator[Place]:
+        models = configs(self.annotation)
+        for config in models:
+            kinds = (*self.kinds, *kinds_of(config)) if len(models) > 1 else self.kinds
+            for name, field in document_keys(config).items():
+                if fnmatchcase(name, segment) and name != "kind":
+                    owner = next((one for one in flat_fields(config).values() if name in one.model_fields), config)
+                    yield Place(self._joined(name), field_annotation(field), owner, field, kinds)
+
+    def names(self) -> list[str]:
+        """Keys and kinds that may follow here."""
+        inside = [one for item in items(self.annotation) for one in configs(item)]
+        models = [*configs(self.annotation), *inside]
+        keys = [name for one in models for name in document_keys(one) if name != "kind"]
+        return list(dict.fromkeys([*keys, *(kind for one in models for kind in kinds_of(one))]))
+
+    def key(self) -> Key:
+        """This place in words."""
+        name = self.path.rpartition(".")[2]
+        models = configs(self.annotation)
+        said = sentence(self.owner, name) if self.owner is not None else ""
+        if not said and len(models) == 1:
+            said = summary(models[0])
+        return Key(
+            self.path,
+            self.kinds,
+            type_in_words(self.annotation),
+            default_in_yaml(self.field) if self.field is not None else "",
+            allowed_in_words(self.annotation),
+            said,
+            tuple(name for one in models for name in document_keys(one) if name != "kind") if len(models) == 1 else (),
+        )
+
+    def _joined(self, segment: str) -> str:
+        return f"{self.path}.{segment}" if self.path else segment
+
+
+def find(root: type[BaseModel], path: str) -> list[Key]:
+    """What stands at a key path, once for each description that differs.
+
+    Args:
+        root: what the path begins in.
+        path: as "optimizer.lr", "modalities.image.views.crop.scale", "encoders.*.patch_size" or "encoders.vit.width": a name that
+            recipes choose may be any name, `*`, or a kind, which then is the one that is meant; keys may be patterns.
+
+    Raises:
+        RecipeError: there is no such key; says what is allowed where the path leaves the recipe.
+    """
+    places = [Place("", root)]
+    for segment in path.split("."):
+        following = [one for place in places for one in place.below(segment)]
+        if not following:
+            known = list(dict.fromkeys(name for place in places for name in place.names()))
+            raise RecipeError(
+                f"{path}: no key {segment!r} below {places[0].path or 'the recipe'}{did_you_mean(segment, known)}; "
+                f"allowed here: {', '.join(known) or 'nothing'}"
+            )
+        places = following
+    merged: dict[Key, tuple[str, ...]] = {}
+    for key in (place.key() for place in places):
+        alike = replace(key, kinds=())
+        merged[alike] = (*merged.get(alike, ()), *key.kinds)
+    return [replace(key, kinds=tuple(dict.fromkeys(kinds))) for key, kinds in merged.items()]
