@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -15,6 +15,11 @@ from mmssl.core.sample import Fault
 Views = Mapping[str, Tensor]
 Needs = Mapping[str, Mapping[str, int]]
 """What an objective or evaluator wants made: modality -> kind of view -> how many. `{"m": {"crop": 2}}` gives crop0, crop1."""
+
+
+def view_names(kind: str, count: int) -> list[str]:
+    """Names of the views of one kind: crop0, crop1, and so on."""
+    return [f"{kind}{number}" for number in range(count)]
 
 
 def merge_needs(*many: Needs) -> dict[str, dict[str, int]]:
@@ -28,6 +33,47 @@ def merge_needs(*many: Needs) -> dict[str, dict[str, int]]:
     return merged
 
 
+class Records(Sequence[Mapping[str, Any]]):
+    """What chance did to each sample, one record a sample: plain JSON data, kept and sent between processes as text.
+
+    A record is parsed each time it is read, so that records which nobody reads cost next to nothing.
+
+    Args:
+        texts: of the records, from `text`.
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._texts = tuple(texts)
+
+    @staticmethod
+    def text(record: Mapping[str, Any]) -> str:
+        """A record as text.
+
+        Raises:
+            TypeError: it holds something other than numbers, strings, lists and dicts of them, such as an array.
+        """
+        return json.dumps(record, separators=(",", ":"))
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Records: ...
+    def __getitem__(self, place: int | slice) -> Mapping[str, Any] | Records:
+        if isinstance(place, slice):
+            return Records(self._texts[place])
+        record: Mapping[str, Any] = json.loads(self._texts[place])
+        return record
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Records) and self._texts == other._texts
+
+    def __hash__(self) -> int:
+        return hash(self._texts)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Views of B samples. `batch["audio"]["crop0"]` is [B, ...]; sample i stands in row i everywhere.
@@ -39,7 +85,9 @@ class Batch:
         present: modality -> [B] bool, only for modalities that some sample of the batch lacks.
         lengths: modality -> [B] int64, only for views padded in dimension 1: how many entries are real.
         faults: samples of this batch that were replaced, with the reason.
-        records: what synchronized augmentation did to each sample, one entry an operation, as plain JSON data; empty without it.
+        records: what was drawn for each sample: `records[i]["views"][modality][view]` holds the parameters of a view, from which
+            it can be made again, and further entries are the data floor's own.
+        notes: for each sample, what is to be counted and logged of it, as short sentences.
     """
 
     views: Mapping[str, Views]
@@ -48,7 +96,8 @@ class Batch:
     present: Mapping[str, Tensor] = field(default_factory=dict)
     lengths: Mapping[str, Tensor] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
-    records: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+    records: Records = field(default_factory=Records)
+    notes: tuple[tuple[str, ...], ...] = ()
 
     def __getitem__(self, modality: str) -> Views:
         return self.views[modality]
@@ -56,10 +105,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
-    def unapplied(self) -> Counter[str]:
-        """Synchronized operations that had no meaning for a sample, as "flip: ambiguous_caption" -> how many samples."""
-        entries = (entry for record in self.records for entry in record)
-        return Counter(f"{entry['op']}: {entry['skipped']}" for entry in entries if "skipped" in entry)
+    def parameters(self, modality: str, view: str) -> list[Mapping[str, Any] | None]:
+        """The drawn parameters of a view, one mapping a sample; None: the sample lacks the modality.
+
+        An objective that needs them as tensors stacks them, here the boxes of random crops as [B, 4]:
+
+            torch.tensor([drawn["box"] for drawn in batch.parameters("image", "crop0")])
+        """
+        return [record["views"].get(modality, {}).get(view) for record in self.records]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply `function` to every tensor; used to move, pin and slice."""
@@ -87,7 +140,14 @@ class Batch:
             for fault in self.faults
             if start <= (fault.row or 0) < stop
         )
-        return replace(part, keys=self.keys[start:stop], faults=faults, records=self.records[start:stop])
+        of_rows = slice(start, stop)
+        return replace(
+            part,
+            keys=self.keys[of_rows],
+            faults=faults,
+            records=self.records[of_rows],
+            notes=self.notes[of_rows],
+        )
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """Consecutive batches of at most `size` samples; together they are this batch."""

@@ -18,7 +18,7 @@ from mmssl.core.batch import Needs
 from mmssl.core.errors import DataError
 from mmssl.curation.check_report import aligned
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, make_views
+from mmssl.data.samples import BadSample, draw_views, make_views
 from mmssl.data.shards.writer import Progress
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.collate import Row, collate
@@ -183,7 +183,7 @@ def _stages(stream: TrainStream, batch_size: int, clock: _Clock) -> tuple[dict[s
         except BadSample:
             unusable += 1
             continue
-        views = make_views(sample, rows.modalities, rows.needs, key)
+        views = make_views(sample, rows.modalities, rows.needs, draw_views(sample, rows.modalities, rows.needs, key))
         times.append(now())
         made.append(Row(ordinal, sample.key, views))
         samples, size = samples + 1, size + sum(map(len, encoded.raw.fields.values()))

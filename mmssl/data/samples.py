@@ -10,13 +10,16 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from mmssl.core.batch import Needs
+from mmssl.core.batch import Needs, view_names
 from mmssl.core.errors import did_you_mean
 from mmssl.core.sample import Fault, Origin, Sample
 from mmssl.core.seeding import generator
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.shards.index import RawSample
 from mmssl.data.timeline import Extent, Window
+
+Parameters = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Modality -> view name -> what was drawn for that view."""
 
 
 class BadSample(Exception):
@@ -227,19 +230,37 @@ def select(modalities: Mapping[str, Modality], needs: Needs) -> dict[str, Modali
     return {name: modalities[name] for name in needs}
 
 
-def make_views(
+def draw_views(
     sample: Sample, modalities: Mapping[str, Modality], needs: Needs, key: tuple[int | str, ...]
-) -> dict[str, dict[str, Tensor]]:
-    """All views that are needed of the modalities that the sample has: modality -> f"{kind}{i}" -> tensor.
+) -> Parameters:
+    """Draw the parameters of all views that are needed of the modalities that the sample has.
 
     Args:
         key: what chance is keyed by, such as (seed, epoch, source, shard, number); each view adds its modality and name.
     """
-    views: dict[str, dict[str, Tensor]] = {}
-    for name, value in sample.values.items():
-        made = views[name] = {}
-        for kind, count in needs[name].items():
-            view = modalities[name].views[kind]
-            for view_name in (f"{kind}{i}" for i in range(count)):
-                made[view_name] = view(value, view.draw(value, generator(*key, name, view_name)))
-    return views
+    return {
+        name: {
+            view: modalities[name].views[kind].draw(value, generator(*key, name, view))
+            for kind, count in needs[name].items()
+            for view in view_names(kind, count)
+        }
+        for name, value in sample.values.items()
+    }
+
+
+def make_views(
+    sample: Sample, modalities: Mapping[str, Modality], needs: Needs, parameters: Parameters
+) -> dict[str, dict[str, Tensor]]:
+    """All views that are needed of the modalities that the sample has: modality -> view name -> tensor.
+
+    Args:
+        parameters: from `draw_views`, or from a record in `Batch.records`: equal ones give equal bits.
+    """
+    return {
+        name: {
+            view: modalities[name].views[kind](value, parameters[name][view])
+            for kind, count in needs[name].items()
+            for view in view_names(kind, count)
+        }
+        for name, value in sample.values.items()
+    }

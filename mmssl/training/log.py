@@ -57,7 +57,7 @@ class LogBeat(Beat):
             **{f"skipped/{reason}": count for reason, count in state.faults.items()},
             **{f"share/{name}": drawn.share for name, drawn in state.stream.drawn().items()},
             **{f"passes/{name}": drawn.passes for name, drawn in state.stream.drawn().items()},
-            **{f"unapplied/{reason}": count for reason, count in state.unapplied.items()},
+            **{f"notes/{note}": count for note, count in state.notes.items()},
             "samples_per_second": speed,
             "data_wait": waiting,
         }
@@ -87,7 +87,7 @@ class LogBeat(Beat):
             f"ETA {remaining}",
             f"{state.skipped_steps} steps skipped (not finite)" if state.skipped_steps else "",
             _counted("samples skipped", state.faults),
-            _counted("not augmented", state.unapplied),
+            _counted("noted", state.notes),
         ]
         return " | ".join(piece for piece in pieces if piece)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from mmssl.core.batch import Batch, merge_needs
+from mmssl.core.batch import Batch, Records, merge_needs
 from mmssl.core.sample import Fault, Origin
 
 ORIGIN = Origin("train", "000001.tar", 3, 1536)
@@ -25,7 +28,14 @@ def batch(size: int = 5) -> Batch:
         present={"words": torch.arange(size) % 2 == 0},
         lengths={"words": torch.arange(size) + 1},
         faults=(FAULT,),
+        records=Records(Records.text(record(i)) for i in range(size)),
+        notes=tuple(("odd",) * (i % 2) for i in range(size)),
     )
+
+
+def record(i: int) -> dict[str, Any]:
+    """Sample i has a picture if i is not 2."""
+    return {"views": {"picture": {"crop0": {"box": [i, 0.1 + i]}}} if i != 2 else {}, "more": i}
 
 
 def test_rows_cut_everything_alike() -> None:
@@ -37,6 +47,26 @@ def test_rows_cut_everything_alike() -> None:
     assert torch.equal(part["words"]["tokens0"], whole["words"]["tokens0"][1:3])
     assert part.present["words"].tolist() == [False, True]
     assert part.lengths["words"].tolist() == [2, 3]
+    assert list(part.records) == [record(1), record(2)]
+    assert part.notes == (("odd",), ())
+
+
+def test_parameters_of_views_are_one_mapping_a_sample() -> None:
+    drawn = batch(4).parameters("picture", "crop0")
+    assert drawn == [{"box": [0, 0.1]}, {"box": [1, 1.1]}, None, {"box": [3, 3.1]}]
+    assert batch(4).rows(1, 3).parameters("picture", "crop0") == drawn[1:3]
+    assert batch(4).parameters("picture", "crop1") == [None] * 4
+
+
+def test_records_travel_unread_and_come_back_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("json.loads", lambda text: pytest.fail("a record was parsed"))
+    sent = pickle.loads(pickle.dumps(batch())).rows(0, 4).to("cpu")
+    monkeypatch.undo()
+    assert sent.records == batch(4).records
+    assert sent.records != batch(5).records
+    assert list(sent.records) == [record(i) for i in range(4)]
+    with pytest.raises(TypeError, match="ndarray is not JSON"):
+        Records.text({"views": np.zeros(2)})
 
 
 @pytest.mark.parametrize(("size", "sizes"), [(2, [2, 2, 1]), (5, [5]), (9, [5]), (1, [1] * 5)])

@@ -66,7 +66,7 @@ def test_what_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     last = records[-1]
     assert last.keys() == {
         "step", "loss", "chance", "grad_norm", "grad_norm/a", "grad_norm/b", "grad_norm/objective", "lr", "samples",
-        "skipped_steps", "skipped/undecodable", "unapplied/turn: no_handle", "samples_per_second", "data_wait",
+        "skipped_steps", "skipped/undecodable", "notes/turn: no_handle", "samples_per_second", "data_wait",
     }  # fmt: skip
     assert (last["samples"], last["skipped/undecodable"], last["skipped_steps"]) == (80, 3, 0)
     assert last["lr"] == pytest.approx(0.01 * run.factor(9))
@@ -79,7 +79,7 @@ def test_what_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "ETA 0:00:0" in first
     assert "grad_norm" not in said, "what is no headline is in the file only"
     assert "samples skipped: 3 undecodable" in said
-    assert "not augmented: 10 turn: no_handle" in said
+    assert "noted: 10 turn: no_handle" in said
     assert "undecodable 'a' of key 'bad-1'" in " ".join(said.split())
 
 

@@ -35,7 +35,7 @@ def trained(folder: str, objective: str, total: int = 6, **changes: Any) -> dict
     )
     run.train()
     wrapped = isinstance(run.step.wrapped, DistributedDataParallel)
-    counts = {"samples": run.state.samples, "faults": run.state.faults, "unapplied": run.state.unapplied}
+    counts = {"samples": run.state.samples, "faults": run.state.faults, "notes": run.state.notes}
     return {"tensors": tensors(run), "wrapped": wrapped, **counts}
 
 
@@ -56,7 +56,7 @@ def test_two_processes_train_as_one(two_processes: Processes, tmp_path: Path, ob
     assert_close(first["tensors"], one["tensors"])
     assert first["samples"] == second["samples"] == one["samples"] == 48
     assert first["faults"] == second["faults"] == one["faults"] == {"undecodable": 2}
-    assert first["unapplied"] == second["unapplied"] == one["unapplied"] == {"turn: no_handle": 6}
+    assert first["notes"] == second["notes"] == one["notes"] == {"turn: no_handle": 6}
     alone, together = (JsonLines(tmp_path / name / "metrics.jsonl").read() for name in ("one", "two"))
     assert [r["step"] for r in alone] == [r["step"] for r in together]
     for ours, theirs in zip(alone, together, strict=True):

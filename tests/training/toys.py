@@ -166,7 +166,7 @@ def make_batch(step: int, size: int, poisoned: bool = False) -> Batch:
         torch.arange(size) + step * size,
         tuple(f"{step}-{i}" for i in range(size)),
         faults=(fault,) if step % 4 == 1 and distributed.is_main() else (),
-        records=(({"op": "turn", "applied": False, "skipped": "no_handle"},), *[()] * (size - 1)),
+        notes=(("turn: no_handle",), *[()] * (size - 1)),
     )
     share = size // distributed.world_size()
     rows = whole.rows(distributed.rank() * share, (distributed.rank() + 1) * share)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +61,7 @@ class TrainStream:
     Attributes:
         rows: what workers do.
         faults: faults so far in this process, by reason; starts at zero on resume.
-        unapplied: synchronized operations that had no meaning for a sample, as "flip: ambiguous_caption", likewise.
+        notes: what batches had noted of their samples, likewise: note -> how many samples.
 
     Raises:
         DataError: fewer samples than G. ValueError: G is no multiple of W; views that no modality has; synchronized operations
@@ -98,7 +98,7 @@ class TrainStream:
         self.batch_size = batch_size
         self.step = 0
         self.faults: Counter[str] = Counter()
-        self.unapplied: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         sources = [Source(index)] if isinstance(index, ShardIndex) else list(index)
         mixture = partial(Mixture, sources, batch_size=batch_size, seed=seed, batches=batches, shuffle=shuffle)
         self._mixture = mixture()
@@ -162,7 +162,7 @@ class TrainStream:
             )
         self.step += 1
         self._judge(len(batch), batch.faults)
-        self.unapplied.update(batch.unapplied())
+        self.notes.update(chain.from_iterable(batch.notes))
         if self._lost and self.step == 1:  # told once in a run, by the process that keeps the books
             self._judge.note(self._lost)
             batch = replace(batch, faults=(*(self._lost if self.rank == 0 else ()), *batch.faults))

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmssl.core.batch import Batch, Needs
+from mmssl.core.batch import Batch, Needs, Records, view_names
 from mmssl.core.sample import Fault
 from mmssl.data.modality import Modality, View
 
@@ -73,14 +72,15 @@ class Row:
         index: dense number of the sample. key: its key.
         views: modality -> view name -> tensor; modalities that the sample lacks have no entry.
         faults: samples that should have been here and could not.
-        record: what synchronized augmentation did to it.
+        record: what was drawn for it, as text. notes: what is to be counted of it; see `Batch`.
     """
 
     index: int
     key: str
     views: Mapping[str, Mapping[str, Tensor]]
     faults: tuple[Fault, ...] = ()
-    record: tuple[Mapping[str, Any], ...] = ()
+    record: str = "{}"
+    notes: tuple[str, ...] = ()
 
 
 def collate(
@@ -108,7 +108,7 @@ def collate(
         views[name] = {}
         for kind, count in kinds.items():
             view = modalities[name].views[kind]
-            for view_name in (f"{kind}{i}" for i in range(count)):
+            for view_name in view_names(kind, count):
                 parts = [row.views[name][view_name] if it else view.blank() for row, it in zip(rows, has, strict=True)]
                 if view.ragged:
                     size = torch.tensor([len(part) for part in parts], dtype=torch.int64)
@@ -122,7 +122,8 @@ def collate(
         present=present,
         lengths=lengths,
         faults=(*(replace(fault, row=i) for i, row in enumerate(rows) for fault in row.faults), *faults),
-        records=tuple(row.record for row in rows) if any(row.record for row in rows) else (),
+        records=Records(row.record for row in rows),
+        notes=tuple(row.notes for row in rows),
     )
 
 

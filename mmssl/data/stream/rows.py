@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mmssl.core.batch import Batch, Needs
+from mmssl.core.batch import Batch, Needs, Records
 from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, make_views
+from mmssl.data.samples import BadSample, draw_views, make_views
 from mmssl.data.stream.collate import Row, collate
 from mmssl.data.stream.sources import Sources
 from mmssl.data.stream.workers import Located
 from mmssl.data.synchronized.chain import Synchronized
-from mmssl.data.synchronized.operation import Operation
+from mmssl.data.synchronized.operation import Operation, unapplied
 
 _log = logging.getLogger(__name__)
 
@@ -88,13 +88,15 @@ class Rows(Located):
             except DataError as error:
                 return error
             try:
-                views = make_views(sample, self.modalities, self.needs, key)
+                parameters = draw_views(sample, self.modalities, self.needs, key)
+                views = make_views(sample, self.modalities, self.needs, parameters)
+                record = Records.text({"synchronized": sample.record, "views": parameters})
             except Exception as error:
                 error.add_note(f"in key {sample.key!r}, {sample.origin}")
                 raise
             name = f"{sample.key} ({sample.origin})" if faults else None
             replaced = tuple(replace(fault, substitute=name) for fault in faults)
-            return Row(chosen, sample.key, views, replaced, sample.record)
+            return Row(chosen, sample.key, views, replaced, record, unapplied(sample.record))
         return DataError(
             f"{faults[0]}\n{_SUBSTITUTES} samples drawn to take its place cannot be used either, the last: {faults[-1]}"
         )

@@ -21,6 +21,11 @@ Values = Mapping[str, Any]
 """Modality -> decoded value."""
 
 
+def unapplied(record: Record) -> tuple[str, ...]:
+    """Notes on the operations that had no meaning for a sample, such as "flip not applied: ambiguous_caption"."""
+    return tuple(f"{entry['op']} not applied: {entry['skipped']}" for entry in record if "skipped" in entry)
+
+
 class Skip(Exception):
     """An operation that has no meaning for a sample.
 

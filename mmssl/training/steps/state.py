@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
 from torch.amp.grad_scaler import GradScaler
@@ -70,7 +71,7 @@ class TrainState:
         samples: samples that were seen by all processes together.
         skipped_steps: steps whose loss or gradient was not finite; bad_in_a_row: those since the last good one.
         faults: reason -> samples that were replaced, over all processes; fault_examples: one of each, in words.
-        unapplied: synchronized operations that had no meaning for a sample -> how many, over all processes.
+        notes: what batches had noted of their samples -> how many samples, over all processes; see `Batch.notes`.
         ledger: where every fault is written, with its step, process and row.
         scores: latest value of each metric of each evaluator, as "<evaluator>/<metric>"; like `best` of the watched metric not in
             a checkpoint, which is written before its step is evaluated, but in `metrics.jsonl`.
@@ -89,14 +90,14 @@ class TrainState:
     bad_in_a_row: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     fault_examples: dict[str, str] = field(default_factory=dict)
-    unapplied: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     failures: dict[str, MmsslError] = field(default_factory=dict)
     best: Best | None = None
     ledger: JsonLines | None = None
     _position: dict[str, Any] | None = None
     _new_faults: list[tuple[int, int, Fault]] = field(default_factory=list)
-    _new_unapplied: Counter[str] = field(default_factory=Counter)
+    _new_notes: Counter[str] = field(default_factory=Counter)
 
     @property
     def place(self) -> str:
@@ -111,20 +112,20 @@ class TrainState:
         self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
         self.skipped_steps += not finite
         self._new_faults += [(self.step, rank(), fault) for fault in batch.faults]
-        self._new_unapplied.update(batch.unapplied())
+        self._new_notes.update(chain.from_iterable(batch.notes))
 
     def join_faults(self) -> None:
-        """Add what all processes met since the last call: faults, and operations without meaning. Every process must call."""
-        parts = gather_objects((self._new_faults, dict(self._new_unapplied)))
+        """Add what all processes met since the last call: faults and notes. Every process must call."""
+        parts = gather_objects((self._new_faults, dict(self._new_notes)))
         new = sorted((one for faults, _ in parts for one in faults), key=lambda one: one[:2])
         for reason, count in Counter(fault.reason for *_, fault in new).items():
             self.faults[reason] = self.faults.get(reason, 0) + count
         self.fault_examples = {fault.reason: str(fault) for *_, fault in reversed(new)} | self.fault_examples
         if self.ledger is not None and is_main():
             self.ledger.extend([_entry(*one) for one in new])
-        for _, unapplied in parts:
-            self.unapplied = dict(Counter(self.unapplied) + Counter(unapplied))
-        self._new_faults, self._new_unapplied = [], Counter()
+        for _, notes in parts:
+            self.notes = dict(Counter(self.notes) + Counter(notes))
+        self._new_faults, self._new_notes = [], Counter()
 
     def numbers(self) -> dict[str, Any]:
         """All but the tensors, as JSON knows it."""
@@ -135,7 +136,7 @@ class TrainState:
             "bad_in_a_row": self.bad_in_a_row,
             "faults": self.faults,
             "fault_examples": self.fault_examples,
-            "unapplied": self.unapplied,
+            "notes": self.notes,
             # That of the last step: a batch may have been handed out that was given up.
             "stream": self.stream.state_dict() if self._position is None else self._position,
             "scaler": self.scaler.state_dict() if self.scaler else None,
@@ -147,7 +148,7 @@ class TrainState:
         self.step, self.samples = int(numbers["step"]), int(numbers["samples"])
         self.skipped_steps, self.bad_in_a_row = int(numbers["skipped_steps"]), int(numbers["bad_in_a_row"])
         self.faults, self.fault_examples = dict(numbers["faults"]), dict(numbers["fault_examples"])
-        self.unapplied = dict(numbers["unapplied"])
+        self.notes = dict(numbers["notes"])
         self.stream.load_state_dict(numbers["stream"])
         if self.scaler is not None and numbers["scaler"] is not None:
             self.scaler.load_state_dict(numbers["scaler"])

@@ -20,7 +20,7 @@ from mmssl.data.modalities.image import ImageConfig, ImageModality
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modality import Modality
-from mmssl.data.samples import iterate, load, make_views
+from mmssl.data.samples import draw_views, iterate, load, make_views
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import EvalStream, TrainStream
 from mmssl.data.stream.collate import Ring, own
@@ -349,7 +349,9 @@ def test_good_rows_are_those_of_a_stream_without_faults(shard: Shard) -> None:
         for row, number in enumerate(one.index.tolist()):
             if number == 3:  # another picture under the draws of the one that was to be there
                 taken = load(index, int(other.index[row]), MODALITIES)
-                views = make_views(taken, MODALITIES, NEEDS | {"label": {}}, (5, 0, *index.identity(3)))
+                needs = NEEDS | {"label": {}}
+                drawn = draw_views(taken, MODALITIES, needs, (5, 0, *index.identity(3)))
+                views = make_views(taken, MODALITIES, needs, drawn)
                 assert taken.index != 3
                 assert torch.equal(views["image"]["crop0"], other["image"]["crop0"][row])
             else:
@@ -485,7 +487,7 @@ def test_views_of_the_first_member_that_is_there(shard: Shard) -> None:
     images = {"image": MODALITIES["image"]}
     assert load(index, 0, images).values["image"].shape == (20, 24, 3)
     assert np.array_equal(load(index, 1, images).values["image"], noise(50, 10, 10))
-    views = make_views(load(index, 1, images), images, {"image": {"eval": 1}}, (0,))
+    views = make_views(load(index, 1, images), images, {"image": {"eval": 1}}, {"image": {"eval0": {}}})
     assert views["image"]["eval0"].shape == (3, 16, 16)
 
 

@@ -106,7 +106,7 @@ def test_records_and_batches_depend_on_neither_workers_nor_order(index: ShardInd
     helped.close()
     assert first.records != second.records
     halves = [next(stream(index, ALL, rank=rank, world=2)) for rank in (0, 1)]
-    assert halves[0].records + halves[1].records == first.records
+    assert [*halves[0].records, *halves[1].records] == list(first.records)
     assert first.rows(2, 5).records == first.records[2:5]
 
 
@@ -128,7 +128,7 @@ def test_a_record_is_json_and_gives_equal_bits_again(index: ShardIndex) -> None:
 def test_views_of_one_sample_share_its_record(index: ShardIndex) -> None:
     batch = next(stream(index, (TimeCrop(seconds=1.0), Flip(probability=0.5))))
     assert torch.equal(batch["video"]["crop0"], batch["video"]["crop1"])  # these views have no chance of their own
-    flipped = [record[1]["applied"] for record in batch.records]
+    flipped = [record["synchronized"][1]["applied"] for record in batch.records]
     assert len(set(flipped)) == 2
     plain = next(stream(index, (TimeCrop(seconds=1.0), Flip(probability=0.0))))
     for row, mirrored in enumerate(flipped):
@@ -162,7 +162,7 @@ def test_evaluation_has_no_synchronized_augmentation(index: ShardIndex) -> None:
     config = DataConfig(shards=("x.tar",), synchronized=ALL)
     assert DataConfig.model_validate_json(config.model_dump_json()) == config
     batch = next(iter(EvalStream(index, modalities(), {"video": {"eval": 1}}, 8)))
-    assert batch.records == ()
+    assert list(batch.records) == [{"synchronized": [], "views": {"video": {"eval0": {}}}}] * 8
 
 
 def test_what_is_skipped_is_counted(index: ShardIndex, samples: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -172,11 +172,10 @@ def test_what_is_skipped_is_counted(index: ShardIndex, samples: list[dict[str, A
     shard = ShardIndex.open([write(tmp_path / "0.tar", records)])
     train = stream(shard, (Flip(probability=1.0),))
     batch = next(train)
-    assert batch.unapplied() == {"flip: ambiguous_caption": 8}
-    assert train.unapplied == {"flip: ambiguous_caption": 8}
-    assert all(
-        record[0] == {"op": "flip", "applied": False, "skipped": "ambiguous_caption"} for record in batch.records
-    )
+    assert batch.notes == (("flip not applied: ambiguous_caption",),) * 8
+    assert train.notes == {"flip not applied: ambiguous_caption": 8}
+    skipped = {"op": "flip", "applied": False, "skipped": "ambiguous_caption"}
+    assert [record["synchronized"] for record in batch.records] == [[skipped]] * 8
 
 
 UNUSUAL: dict[str, dict[str, Any]] = {
