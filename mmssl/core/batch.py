@@ -33,6 +33,9 @@ def merge_needs(*many: Needs) -> dict[str, dict[str, int]]:
     return merged
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
+
 class Records(Sequence[Mapping[str, Any]]):
     """What chance did to each sample, one record a sample: plain JSON data, kept and sent between processes as text.
 
@@ -52,7 +55,7 @@ class Records(Sequence[Mapping[str, Any]]):
         Raises:
             TypeError: it holds something other than numbers, strings, lists and dicts of them, such as an array.
         """
-        return json.dumps(record, separators=(",", ":"))
+        return _ENCODER.encode(record)
 
     def __len__(self) -> int:
         return len(self._texts)
