@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from mmssl.core.evaluator import Score
+    from mmssl.recipe.model import Model
     from mmssl.recipe.recipe import Recipe
 
 RECIPE = "A YAML file, or the name of a shipped recipe such as image_text/vit_b_32."
@@ -51,11 +52,11 @@ def pretrain(
         run(wanted, resume)
 
 
-def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
+def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model | None]:
     """Train a recipe to its end in this process (one of several under a launcher), and write its report.
 
     Returns:
-        The latest scores, "<evaluator>/<metric>".
+        The latest scores, "<evaluator>/<metric>", and the trained model: on the main process, None on others.
 
     Raises:
         Interrupted: by a signal; says what is saved.
@@ -63,7 +64,7 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
     """
     from mmssl.core.errors import Interrupted
     from mmssl.core.evaluator import evaluation_error
-    from mmssl.recipe.model import load
+    from mmssl.recipe.model import trained
     from mmssl.recipe.resume import check_resumable
     from mmssl.reporting.run_report import report_run
     from mmssl.training.checkpoints.read import FOLDER, checkpoints
@@ -85,13 +86,14 @@ def run(recipe: Recipe, resume: str = "auto") -> dict[str, Score]:
     finally:
         # The report is one process' work: from here on the others are not waited for.
         launch.close()
+    model = None
     if launch.is_main and checkpoints(recipe.folder / FOLDER):
-        model = load(recipe.folder, device=launch.device)
+        model = trained(recipe, built)
         report = report_run(recipe, model=model, failures=built.state.failures)
         say(f"finished; report in {report}")
     if built.state.failures:
         raise evaluation_error(built.state.failures)
-    return scores
+    return scores, model
 
 
 def try_out(recipe: Recipe) -> None:

@@ -51,7 +51,6 @@ def quickstart(
 
     `mmssl quickstart --modalities video,audio`
     """
-    from mmssl.recipe.model import load
     from mmssl.recipe.shipped import find_recipe
     from mmssl.reporting.report import write_results
     from mmssl.reporting.run_report import report_run
@@ -73,7 +72,7 @@ def quickstart(
     watch.lap("untrained_probe")
 
     say(f"3/4 pretraining and evaluation: what `mmssl pretrain {name}` does")
-    scores = run(recipe)
+    scores, model = run(recipe)
     watch.lap("pretrain")
 
     say("4/4 report")
@@ -83,7 +82,7 @@ def quickstart(
         results[evaluator][metric] = value
     for evaluator, accuracy in untrained.items():
         results[evaluator]["untrained_acc1"] = accuracy
-    report_run(recipe, out / "report.html", results, load(recipe.folder))
+    report_run(recipe, out / "report.html", results, model)
     watch.lap("report")
     write_results(out / "results.json", {**results, "seconds": watch.seconds})
     print_table(recipe, results, watch.seconds["total"])

@@ -14,8 +14,10 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.recipe.recipe import Recipe, saved_recipe
-from mmssl.training.checkpoints.read import load_weights, resolve
+from mmssl.training.checkpoints.read import load_weights, resolve, step_of
 from mmssl.training.checkpoints.tensors import load_exactly
+from mmssl.training.run import Run
+from mmssl.training.steps.compilation import uncompile_encoders
 
 # What may be changed of a trained model: how samples are read, and what is measured.
 READING = ("modalities.", "evaluators.")
@@ -132,6 +134,26 @@ def load(
     )
     load_exactly(learner, load_weights(checkpoint, use_ema=ema), checkpoint)
     return Model(recipe, checkpoint, _ready(learner, device))
+
+
+def trained(recipe: Recipe, run: Run) -> Model:
+    """The model that `load(run.folder)` gives, made of the modules of a run that has ended: nothing is built again.
+
+    Args:
+        recipe: of the run.
+        run: ended; its modules stop learning and belong to the model from here on.
+
+    Raises:
+        CheckpointError: the run has no valid checkpoint.
+    """
+    if run.launch.parallel != "ddp":  # its modules are split over processes, which need not be there any more
+        return load(run.folder, device=run.launch.device)
+    checkpoint, state = resolve(run.folder), run.state
+    learner = state.ema.module if state.ema is not None else state.learner
+    if step_of(checkpoint) != state.step:
+        load_exactly(learner, load_weights(checkpoint), checkpoint)
+    uncompile_encoders(learner)
+    return Model(recipe, checkpoint, _ready(learner, run.launch.device))
 
 
 def _from_scratch(config: EncoderConfig) -> EncoderConfig:

@@ -46,6 +46,12 @@ def compile_encoders(learner: Learner, mode: CompileMode, backend: str | Callabl
     handle = learner.register_forward_hook(report)
 
 
+def uncompile_encoders(learner: Learner) -> None:
+    """Let compiled encoders run as they are written from here on."""
+    for encoder in learner.encoders.values():
+        encoder._compiled_call_impl = None
+
+
 def eagerly(learner: Learner) -> AbstractContextManager[Any]:
     """The context in which compiled encoders run as they are written: evaluation gives the same scores whether compiled or not."""
     compiled = any(encoder._compiled_call_impl is not None for encoder in learner.encoders.values())
