@@ -13,7 +13,7 @@ from mmssl.core.config import Entries
 from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.positions import Grid, fit_columns, resize_positions
 from mmssl.encoders.spectrogram import FrontEndConfig, SoundEncoderConfig
-from mmssl.encoders.transformer import Activation, Transformer
+from mmssl.encoders.transformer import TransformerConfig
 from mmssl.encoders.weights import finish
 from mmssl.encoders.windows import encode_windows
 
@@ -21,7 +21,7 @@ Positive = Annotated[int, Field(gt=0)]
 Size = Annotated[tuple[Positive, Positive], Entries(("filters", "frames"))]
 
 
-class AudioTransformerConfig(SoundEncoderConfig):
+class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
     """Settings of a spectrogram transformer; the defaults are AST's sizes with patches side by side.
 
     Attributes:
@@ -29,17 +29,9 @@ class AudioTransformerConfig(SoundEncoderConfig):
         seconds: length of the sounds that it is made for; others work too, by resampled positions.
         patch_size: mel filters and frames of a patch.
         stride: filters and frames from one patch to the next; None: patches side by side. AST: [10, 10].
-        width: D.
-        depth: number of blocks.
-        heads: attention heads; divides `width`.
-        mlp_ratio: width of the mlps in units of D.
         pool: "cls" takes the class token, "mean" the mean of the patch tokens.
         class_token: whether there is one.
-        activation: of the mlps.
         layer_scale: initial factor of each residual branch; None: none.
-        drop_path: stochastic depth of the last block, growing linearly from 0 in the first.
-        dropout: of each residual branch.
-        checkpointing: recompute blocks in backward: less memory, a third more work.
         hidden: how many of the last block outputs to give as `Features.hidden`.
     """
 
@@ -48,17 +40,9 @@ class AudioTransformerConfig(SoundEncoderConfig):
     seconds: float = Field(gt=0)
     patch_size: Size = (16, 16)
     stride: Size | None = None
-    width: int = Field(default=768, gt=0)
-    depth: int = Field(default=12, gt=0)
-    heads: int = Field(default=12, gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
     pool: Literal["cls", "mean"] = "cls"
     class_token: bool = True
-    activation: Activation = "gelu"
     layer_scale: float | None = None
-    drop_path: float = Field(default=0.0, ge=0, lt=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    checkpointing: bool = False
     hidden: int = Field(default=0, ge=0)
 
     @property
@@ -73,8 +57,6 @@ class AudioTransformerConfig(SoundEncoderConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.pool == "cls" and not self.class_token:
             raise ValueError("pool: cls takes the class token, and class_token: false leaves it out; use pool: mean")
         if self.hidden > self.depth:
@@ -121,17 +103,7 @@ class AudioTransformer(Encoder):
         self.class_embedding = nn.Parameter(scale * torch.randn(self.width)) if config.class_token else None
         self.prefix = int(config.class_token)
         self.positional_embedding = nn.Parameter(scale * torch.randn(self.prefix + prod(self.grid), self.width))
-        self.blocks = Transformer(
-            self.width,
-            config.depth,
-            config.heads,
-            mlp_ratio=config.mlp_ratio,
-            activation=config.activation,
-            layer_scale=config.layer_scale,
-            drop_path=config.drop_path,
-            dropout=config.dropout,
-            checkpointing=config.checkpointing,
-        )
+        self.blocks = config.transformer(layer_scale=config.layer_scale)
         self.norm_post = nn.LayerNorm(self.width)
 
     def prepare(self, x: Tensor) -> Tensor:

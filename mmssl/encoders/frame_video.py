@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmssl.core.encoder import Encoder, EncoderConfig, Features
+from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.adapters.adapter import refuse_masks
 from mmssl.encoders.adapters.open_clip import OpenClipConfig
 from mmssl.encoders.adapters.timm import TimmConfig
@@ -19,7 +19,7 @@ from mmssl.encoders.adapters.transformers import HfVisionConfig
 from mmssl.encoders.pixels import as_frames
 from mmssl.encoders.positions import fit_columns, resize_positions, sinusoidal_positions
 from mmssl.encoders.resnet import ResNetConfig
-from mmssl.encoders.transformer import Transformer
+from mmssl.encoders.transformer import BlocksConfig, Transformer
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.encoders.weights import finish
 
@@ -28,8 +28,8 @@ PictureEncoderConfig = Annotated[
 ]
 
 
-class FrameVideoConfig(EncoderConfig):
-    """Settings of a picture encoder for clips.
+class FrameVideoConfig(BlocksConfig):
+    """Settings of a picture encoder for clips; those of `BlocksConfig` are of the transformer over time.
 
     Attributes:
         image: the encoder of each frame, with `weights` and `frozen` of its own; `weights` above it are those of the whole.
@@ -37,11 +37,7 @@ class FrameVideoConfig(EncoderConfig):
         pool: "mean" of the frames' pooled vectors; or "transformer": attention between them, and then the mean.
         tokens: "frames": one token a frame; "patches": those of the picture encoder, which know nothing of other frames (not
             with pool: transformer, whose tokens are the frames after attention).
-        depth: blocks of the transformer over time.
-        heads: its attention heads; divides the width of the picture encoder.
-        mlp_ratio: width of its mlps.
         positions: of frames: "learned", resampled for other numbers of frames, or "sinusoidal".
-        drop_path, dropout: of the transformer over time.
     """
 
     kind: Literal["frame_video"] = "frame_video"
@@ -51,10 +47,7 @@ class FrameVideoConfig(EncoderConfig):
     tokens: Literal["frames", "patches"] = "frames"
     depth: int = Field(default=2, gt=0)
     heads: int = Field(default=8, gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
     positions: Literal["learned", "sinusoidal"] = "learned"
-    drop_path: float = Field(default=0.0, ge=0, lt=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -104,14 +97,7 @@ class FrameVideo(Encoder):
         if config.pool == "transformer":
             if self.width % config.heads:
                 raise ValueError(f"heads {config.heads} do not divide the width {self.width} of the picture encoder")
-            self.time = Transformer(
-                self.width,
-                config.depth,
-                config.heads,
-                mlp_ratio=config.mlp_ratio,
-                drop_path=config.drop_path,
-                dropout=config.dropout,
-            )
+            self.time = config.blocks(self.width)
             if config.positions == "learned":
                 self.time_embedding = nn.Parameter(self.width**-0.5 * torch.randn(config.frames, self.width))
             self.norm = nn.LayerNorm(self.width)

@@ -14,14 +14,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmssl.core.encoder import Encoder, EncoderConfig, Features
+from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels, as_frames
 from mmssl.encoders.positions import Grid, fit_columns, fit_positions, resize_positions
-from mmssl.encoders.transformer import Activation, Attention, Block, DropPath, Transformer, initialise_attention
+from mmssl.encoders.transformer import Attention, Block, DropPath, TransformerConfig, initialise_attention
 from mmssl.encoders.weights import State, finish
 
 
-class SpaceTimeConfig(EncoderConfig):
+class SpaceTimeConfig(TransformerConfig):
     """Settings of a space-time transformer; the defaults are ViT-B/16 on 16 frames in pairs.
 
     Attributes:
@@ -30,14 +30,6 @@ class SpaceTimeConfig(EncoderConfig):
         patch_size: pixels of a side of a tubelet; divides `size`.
         tubelet: frames of a tubelet; divides `frames`.
         attention: "divided" over time and space, or "joint".
-        width: D.
-        depth: number of blocks.
-        heads: attention heads; divides `width`.
-        mlp_ratio: width of the mlps in units of D.
-        activation: of the mlps.
-        drop_path: stochastic depth of the last block, growing linearly from 0 in the first.
-        dropout: of each residual branch.
-        checkpointing: recompute blocks in backward: less memory, a third more work.
         hidden: how many of the last block outputs to give as `Features.hidden`.
         mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
     """
@@ -48,14 +40,6 @@ class SpaceTimeConfig(EncoderConfig):
     patch_size: int = Field(default=16, gt=0)
     tubelet: int = Field(default=2, gt=0)
     attention: Literal["divided", "joint"] = "divided"
-    width: int = Field(default=768, gt=0)
-    depth: int = Field(default=12, gt=0)
-    heads: int = Field(default=12, gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    activation: Activation = "gelu"
-    drop_path: float = Field(default=0.0, ge=0, lt=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    checkpointing: bool = False
     hidden: int = Field(default=0, ge=0)
     mean: Channels = OPENAI_MEAN
     std: Channels = OPENAI_STD
@@ -66,8 +50,6 @@ class SpaceTimeConfig(EncoderConfig):
             raise ValueError(f"size {self.size} is not a multiple of patch_size {self.patch_size}")
         if self.frames % self.tubelet:
             raise ValueError(f"frames {self.frames} is not a multiple of tubelet {self.tubelet}")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.hidden > self.depth:
             raise ValueError(f"hidden {self.hidden} is more than the depth {self.depth}")
         return self
@@ -134,17 +116,7 @@ class SpaceTime(Encoder):
         scale = self.width**-0.5
         self.space_embedding = nn.Parameter(scale * torch.randn(side * side, self.width))
         self.time_embedding = nn.Parameter(scale * torch.randn(self.grid[0], self.width))
-        blocks: list[Any] = list(
-            Transformer(
-                self.width,
-                config.depth,
-                config.heads,
-                mlp_ratio=config.mlp_ratio,
-                activation=config.activation,
-                drop_path=config.drop_path,
-                dropout=config.dropout,
-            )
-        )
+        blocks: list[Any] = list(config.transformer())
         self.divided = config.attention == "divided"
         self.blocks = nn.ModuleList(
             DividedBlock(block, self.width, config.heads, config.depth, block.drop_path.rate, config.dropout)

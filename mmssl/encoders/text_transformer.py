@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmssl.core.encoder import Encoder, EncoderConfig, Features
+from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
 from mmssl.encoders.packing import Packing
 from mmssl.encoders.token_masking import TokenMasking, mask_tokens
-from mmssl.encoders.transformer import Activation, Transformer
+from mmssl.encoders.transformer import TransformerConfig
 from mmssl.encoders.weights import State, finish
 
 STEP = 8
@@ -34,49 +34,33 @@ _BESIDE = (
 )
 
 
-class TextTransformerConfig(EncoderConfig):
+class TextTransformerConfig(TransformerConfig):
     """Settings of a text transformer; the defaults are CLIP's beside ViT-B.
 
     Attributes:
         vocab_size: number of token ids. The end-of-text id must be the largest that occurs, as in CLIP's tokenizer.
         context_length: most tokens of a text.
-        width: D.
-        depth: number of blocks.
-        heads: attention heads; divides `width`.
-        mlp_ratio: width of the mlps in units of D.
         pool: "eot" takes the end-of-text token, "mean" the mean of all tokens up to it.
         causal: tokens see only those before them, as in CLIP; false: all tokens up to the end of the text.
-        activation: "gelu", or "quick_gelu" for OpenAI's weights.
         layer_scale: initial factor of each residual branch; None: none.
-        drop_path: stochastic depth of the last block, growing linearly from 0 in the first.
-        dropout: of each residual branch.
         keep_tokens: most tokens of a text in training, first and end among them; longer texts lose words. Cheaper, and another
             objective than with whole texts: train on those at the end. None: all of them.
         masking: which words stay then, see `mask_tokens`.
-        checkpointing: recompute blocks in backward: less memory, a third more work.
     """
 
     kind: Literal["text_transformer"] = "text_transformer"
     vocab_size: int = Field(default=49408, gt=0)
     context_length: int = Field(default=77, gt=0)
     width: int = Field(default=512, gt=0)
-    depth: int = Field(default=12, gt=0)
     heads: int = Field(default=8, gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
     pool: Literal["eot", "mean"] = "eot"
     causal: bool = True
-    activation: Activation = "gelu"
     layer_scale: float | None = None
-    drop_path: float = Field(default=0.0, ge=0, lt=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
     keep_tokens: int | None = Field(default=None, ge=3)
     masking: TokenMasking = "block"
-    checkpointing: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.keep_tokens is not None and self.keep_tokens >= self.context_length:
             raise ValueError(
                 f"keep_tokens {self.keep_tokens} has no effect on texts of at most {self.context_length} tokens (context_length): "
@@ -130,18 +114,7 @@ class TextTransformer(Encoder):
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, self.width))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
-        self.blocks = Transformer(
-            self.width,
-            config.depth,
-            config.heads,
-            mlp_ratio=config.mlp_ratio,
-            activation=config.activation,
-            causal=config.causal,
-            layer_scale=config.layer_scale,
-            drop_path=config.drop_path,
-            dropout=config.dropout,
-            checkpointing=config.checkpointing,
-        )
+        self.blocks = config.transformer(causal=config.causal, layer_scale=config.layer_scale)
         self.norm_final = nn.LayerNorm(self.width)
 
     def prepare(self, x: Tensor) -> Tensor:

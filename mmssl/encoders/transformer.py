@@ -1,17 +1,19 @@
-"""Pre-norm transformer blocks, shared by every own transformer."""
+"""Pre-norm transformer blocks and their settings, shared by every own transformer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from mmssl.core.encoder import EncoderConfig
 from mmssl.encoders.packing import Packing
 
 Activation = Literal["gelu", "quick_gelu"]
@@ -253,6 +255,60 @@ class Transformer(nn.ModuleList):
             if number >= len(self) - hidden:
                 outputs.append(x)
         return x, tuple(outputs)
+
+
+class BlocksConfig(EncoderConfig):
+    """Settings of every encoder with a stack of blocks.
+
+    Attributes:
+        depth: number of blocks.
+        heads: attention heads; divides the width D.
+        mlp_ratio: width of the mlps in units of D.
+        drop_path: stochastic depth of the last block, growing linearly from 0 in the first.
+        dropout: of each residual branch.
+    """
+
+    depth: int = Field(default=12, gt=0)
+    heads: int = Field(default=12, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    def blocks(self, width: int, **options: Any) -> Transformer:
+        """The stack, of width D; `options` are others of `Transformer`."""
+        return Transformer(
+            width,
+            self.depth,
+            self.heads,
+            mlp_ratio=self.mlp_ratio,
+            drop_path=self.drop_path,
+            dropout=self.dropout,
+            **options,
+        )
+
+
+class TransformerConfig(BlocksConfig):
+    """Settings of every encoder that is a transformer.
+
+    Attributes:
+        width: D.
+        activation: "gelu", or "quick_gelu" for OpenAI's weights.
+        checkpointing: recompute blocks in backward: less memory, a third more work.
+    """
+
+    width: int = Field(default=768, gt=0)
+    activation: Activation = "gelu"
+    checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    def transformer(self, **options: Any) -> Transformer:
+        """The stack; `options` are others of `Transformer`."""
+        return self.blocks(self.width, activation=self.activation, checkpointing=self.checkpointing, **options)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool) -> Tensor:

@@ -8,33 +8,25 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmssl.core.encoder import Encoder, EncoderConfig, Features
+from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
 from mmssl.encoders.positions import fit_positions, resize_positions
-from mmssl.encoders.transformer import Activation, Transformer
+from mmssl.encoders.transformer import TransformerConfig
 from mmssl.encoders.weights import finish
 
 
-class VisionTransformerConfig(EncoderConfig):
+class VisionTransformerConfig(TransformerConfig):
     """Settings of a vision transformer; the defaults are ViT-B/16 as CLIP has it.
 
     Attributes:
         size: pixels of a side of the pictures that it is made for; others work too, by resampled positions.
         patch_size: pixels of a side of a patch; divides `size`.
-        width: D.
-        depth: number of blocks.
-        heads: attention heads; divides `width`.
-        mlp_ratio: width of the mlps in units of D.
         pool: "cls" takes the class token, "mean" the mean of the patch tokens.
         class_token: whether there is one.
         pre_norm: a norm before the first block, as in CLIP.
-        activation: "gelu", or "quick_gelu" for OpenAI's weights.
         layer_scale: initial factor of each residual branch; None: none.
-        drop_path: stochastic depth of the last block, growing linearly from 0 in the first.
-        dropout: of each residual branch.
         patch_dropout: share of patches left out in training (FLIP, arXiv:2212.00794); the encoder draws them itself.
-        checkpointing: recompute blocks in backward: less memory, a third more work.
         hidden: how many of the last block outputs to give as `Features.hidden`.
         mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
     """
@@ -42,19 +34,11 @@ class VisionTransformerConfig(EncoderConfig):
     kind: Literal["vit"] = "vit"
     size: int = Field(default=224, gt=0)
     patch_size: int = Field(default=16, gt=0)
-    width: int = Field(default=768, gt=0)
-    depth: int = Field(default=12, gt=0)
-    heads: int = Field(default=12, gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
     pool: Literal["cls", "mean"] = "cls"
     class_token: bool = True
     pre_norm: bool = True
-    activation: Activation = "gelu"
     layer_scale: float | None = None
-    drop_path: float = Field(default=0.0, ge=0, lt=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
     patch_dropout: float = Field(default=0.0, ge=0, lt=1)
-    checkpointing: bool = False
     hidden: int = Field(default=0, ge=0)
     mean: Channels = OPENAI_MEAN
     std: Channels = OPENAI_STD
@@ -63,8 +47,6 @@ class VisionTransformerConfig(EncoderConfig):
     def _fits(self) -> Self:
         if self.size % self.patch_size:
             raise ValueError(f"size {self.size} is not a multiple of patch_size {self.patch_size}")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.pool == "cls" and not self.class_token:
             raise ValueError("pool: cls takes the class token, and class_token: false leaves it out; use pool: mean")
         if self.hidden > self.depth:
@@ -110,17 +92,7 @@ class VisionTransformer(Encoder):
         rows = self.prefix + self.grid[0] * self.grid[1]
         self.positional_embedding = nn.Parameter(scale * torch.randn(rows, self.width))
         self.norm_pre = nn.LayerNorm(self.width) if config.pre_norm else nn.Identity()
-        self.blocks = Transformer(
-            self.width,
-            config.depth,
-            config.heads,
-            mlp_ratio=config.mlp_ratio,
-            activation=config.activation,
-            layer_scale=config.layer_scale,
-            drop_path=config.drop_path,
-            dropout=config.dropout,
-            checkpointing=config.checkpointing,
-        )
+        self.blocks = config.transformer(layer_scale=config.layer_scale)
         self.norm_post = nn.LayerNorm(self.width)
 
     def prepare(self, x: Tensor) -> Tensor:
