@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    "mmssl.core": 0, "mmssl.losses": 0,
-    "mmssl.data": 1, "mmssl.encoders": 1, "mmssl.heads": 1,
+    "mmssl.core": 0,
+    "mmssl.losses": 1, "mmssl.data": 1, "mmssl.encoders": 1, "mmssl.heads": 1,
     "mmssl.curation": 2, "mmssl.datasets": 2, "mmssl.objectives": 2, "mmssl.evaluation": 2, "mmssl.interop": 2,
     "mmssl.training": 3,
     "mmssl.recipe": 4,
@@ -38,7 +39,7 @@ MAY_IMPORT = {
 ABOVE = ("mmssl.curation", "mmssl.datasets", "mmssl.reporting")
 """Imported by pipelines and tools only."""
 ROOMS = {
-    "accelerate": ("mmssl/training/runtime/launch.py", "mmssl/training/steps/plain.py"),
+    "accelerate": ("mmssl/core/compat.py", "mmssl/training/runtime/launch.py", "mmssl/training/steps/plain.py"),
     "timm": ("mmssl/encoders/adapters/timm.py",),
     "open_clip": ("mmssl/encoders/adapters/open_clip.py", "mmssl/interop/", "mmssl/data/modalities/"),
     "transformers": ("mmssl/encoders/adapters/transformers", "mmssl/interop/", "mmssl/data/modalities/"),
@@ -148,6 +149,34 @@ def test_libraries_stay_in_their_rooms() -> None:
         if module.split(".")[0] == library and not path.relative_to(ROOT).as_posix().startswith(tuple(rooms) or ("-",))
     ]
     assert not wrong, "\n".join(dict.fromkeys(wrong))
+
+
+def test_private_names_of_libraries_stay_in_compat() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} {name}"
+        for path in sources("mmssl", "pipelines", "tools")
+        if path != ROOT / "mmssl/core/compat.py"
+        for line, name in _foreign_private_names(ast.parse(path.read_text()))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def _foreign_private_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Private names that a file uses and neither defines nor sets on `self`; those that Python documents are free."""
+    nodes = list(ast.walk(tree))
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)} | {"_replace", "_exit"}
+    for node in nodes:
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                own.add(node.attr)
+            case ast.ImportFrom() if not (node.module or "").startswith("mmssl"):
+                words = [
+                    word for name in (node.module or "", *(a.name for a in node.names)) for word in name.split(".")
+                ]
+                yield from ((node.lineno, word) for word in words if re.match("_[a-z]", word, re.IGNORECASE))
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr, re.IGNORECASE) and node.attr not in own:
+            yield node.lineno, ast.unparse(node)
 
 
 def test_nothing_imports_tools_or_tests() -> None:

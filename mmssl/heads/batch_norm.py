@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmssl.core import distributed
+from mmssl.core.compat import BatchNorm
 
 
 class GlobalBatchNorm(nn.Module):
@@ -45,7 +45,7 @@ class GlobalBatchNorm(nn.Module):
         return out if self.weight is None or self.bias is None else out * self.weight + self.bias
 
 
-class SyncBatchNorm(_BatchNorm):
+class SyncBatchNorm(BatchNorm):
     """`nn.BatchNorm1d`, `2d` or `3d` whose statistics in training are those of all processes' inputs, running ones too.
 
     Equals one process that sees all inputs, in values, gradients and buffers; processes may have different numbers of rows. Unlike
@@ -105,13 +105,13 @@ def synchronise(module: nn.Module) -> int:
     """
     count = 0
     for name, child in list(module.named_children()):
-        if isinstance(child, _BatchNorm) and type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        if isinstance(child, BatchNorm) and type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             made = SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-            for own, tensor in (*child._parameters.items(), *child._buffers.items()):
+            for own, tensor in (*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)):
                 setattr(made, own, tensor)
             setattr(module, name, made.train(child.training))
             count += 1
-        elif isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm):
+        elif isinstance(child, BatchNorm) and not isinstance(child, SyncBatchNorm):
             raise ValueError(
                 f"{type(child).__name__} {name!r} is more than batch normalisation and cannot be synchronised"
             )

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmssl.core.compat import onednn_linear
 from mmssl.losses.candidates import first_hits, no_negatives, over_present, positives, same
 
-# What compiled layers call; it has no public name.
-_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_LINEAR = onednn_linear()
 
 
 def edge(device: torch.device) -> int:
@@ -30,8 +30,7 @@ def inner_products(x: Tensor, y: Tensor) -> Tensor:
     """
     if _LINEAR is None or x.device.type != "cpu" or x.dtype != torch.float32:
         return x @ y.T
-    made: Tensor = _LINEAR(x, y, None, "none", [], "")
-    return made
+    return _LINEAR(x, y)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from mmssl.core.batch import Batch
+from mmssl.core.compat import NormBase
 from mmssl.heads.batch_norm import SyncBatchNorm
 
 
@@ -53,9 +53,7 @@ def _held_statistics(encoder: nn.Module) -> Iterator[None]:
     layers = [
         module
         for module in encoder.modules()
-        if isinstance(module, _NormBase)
-        and module.training
-        and not isinstance(module, SyncBatchNorm | nn.SyncBatchNorm)
+        if isinstance(module, NormBase) and module.training and not isinstance(module, SyncBatchNorm | nn.SyncBatchNorm)
     ]
     for layer in layers:
         layer.eval()

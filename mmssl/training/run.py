@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmssl.core.compat import BatchNorm
 from mmssl.core.config import Config, Duration, PositiveDuration
 from mmssl.core.distributed import world_size
 from mmssl.core.errors import RecipeError
@@ -258,7 +258,7 @@ def _mention_batch_statistics(learner: Learner) -> None:
     apart = [
         name
         for name, encoder in trained.items()
-        if any(isinstance(layer, _BatchNorm) and not isinstance(layer, SyncBatchNorm) for layer in encoder.modules())
+        if any(isinstance(layer, BatchNorm) and not isinstance(layer, SyncBatchNorm) for layer in encoder.modules())
     ]
     if apart and world_size() > 1:
         say(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from mmssl.core.compat import resize_kernels
 from mmssl.core.config import Config, Probability, Range, Share
 from mmssl.data.modalities.colours import JitterConfig, change_colours, draw_jitter, to_grey
 from mmssl.data.modalities.masks import TokenOrder
@@ -204,18 +205,11 @@ def resize(value: np.ndarray, box: list[int], size: tuple[int, int], interpolati
     kernel = _KERNELS.get(interpolation)
     if kernel is None:
         return F.interpolate(x, size, mode=interpolation, antialias=True)[0]
-    kernel(x, size, False, None, None, out=out)
+    kernel(x, size, out)
     return out[0]
 
 
-def _kernels() -> dict[str, Any]:
-    """What `F.interpolate` calls, with a place for the result. The names are torch's own affair: it is called without them."""
-    names = {"bicubic": "_upsample_bicubic2d_aa", "bilinear": "_upsample_bilinear2d_aa"}
-    found = {mode: getattr(torch.ops.aten, name, None) for mode, name in names.items()}
-    return {mode: packet.out for mode, packet in found.items() if packet is not None and "out" in packet.overloads()}
-
-
-_KERNELS = _kernels()
+_KERNELS = resize_kernels()
 
 
 def gaussian_blur(x: Tensor, kernel: float, sigma: float) -> Tensor:

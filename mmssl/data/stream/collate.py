@@ -150,5 +150,5 @@ def own(batch: Batch) -> Batch:
 
 
 def _shared(size: int) -> torch.UntypedStorage:
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+    storage: torch.UntypedStorage = torch.UntypedStorage(size).share_memory_()  # type: ignore[no-untyped-call]
     return storage

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmssl.core.batch import Batch
+from mmssl.core.compat import end_workers, worker_processes
 from mmssl.core.errors import DataError
 from mmssl.data.stream.collate import lend, own
 
@@ -153,12 +154,12 @@ def deliver(loader: DataLoader[Any]) -> Iterator[Batch]:
         raise DataError(
             f"a data worker stopped or stalled: {error}. If it was killed, memory ran out: lower `workers`, `prefetch` or the "
             "batch size. If it timed out, look at the storage, or raise `timeout`. `workers: 0` shows errors where they arise."
-            f"{loader.dataset.report(batches._workers)}"  # type: ignore[attr-defined]
+            f"{loader.dataset.report(worker_processes(batches))}"  # type: ignore[attr-defined]
         ) from error
     finally:
         # Whoever keeps an error keeps torch's iterator, and workers whose end is left to the garbage collector take seconds.
         if loader.num_workers and not loader.persistent_workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+            end_workers(batches)
         del batches, loader, lent
 
 
@@ -183,7 +184,7 @@ _running: weakref.WeakSet[Any] = weakref.WeakSet()  # iterators with worker proc
 def _stop_all() -> None:
     """Python's own farewell to child processes is one SIGTERM, which workers ignore, and then waits for their end."""
     for batches in list(_running):
-        batches._shutdown_workers()
+        end_workers(batches)
 
 
 def _prepare_worker(slots: int, worker: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from mmssl.core.compat import BatchNorm
 from mmssl.core.encoder import Encoder, Features
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def refuse_checkpointing(module: nn.Module, name: str) -> None:
     Raises:
         ValueError: the network has batch norm.
     """
-    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
+    if any(isinstance(part, BatchNorm) for part in module.modules()):
         raise ValueError(
             f"checkpointing: true does not go with the batch norm of {name!r}: recomputing it in backward would move its running "
             "statistics twice a step; set checkpointing: false"

@@ -18,7 +18,6 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import nn
@@ -26,6 +25,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
+from mmssl.core.compat import forget_accelerator, remembered_device
 from mmssl.core.distributed import follow_main
 from mmssl.core.errors import MmsslError, RecipeError, did_you_mean
 from mmssl.core.objective import Learner
@@ -267,8 +267,9 @@ def _announce_group() -> None:
 
 def _forget_other_device(on_cpu: bool) -> None:
     """Accelerate remembers the device of a program's first run; a later run may be on another one."""
-    if PartialState._shared_state and (PartialState().device.type == "cpu") != on_cpu:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    device = remembered_device()
+    if device is not None and (device.type == "cpu") != on_cpu:
+        forget_accelerator()
 
 
 def _check_accelerator(accelerator: Accelerator) -> None:

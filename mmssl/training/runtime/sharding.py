@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from mmssl.core.compat import scale_each
 from mmssl.core.distributed import gather_detached, is_main, total_detached, world_size
 from mmssl.core.encoder import Encoder
 
@@ -154,4 +155,4 @@ def norm(gradients: Sequence[Tensor]) -> Tensor:
 def limit(gradients: Sequence[Tensor], most: float, total: Tensor) -> None:
     """Scale gradients, whose norm is `total`, down to the norm `most`, as `torch.nn.utils.clip_grads_with_norm_` does."""
     factor = (most / (total + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
+    scale_each([local(gradient) for gradient in gradients], factor)

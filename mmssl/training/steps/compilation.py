@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from mmssl.core.compat import compiled_graphs, is_compiled, uncompile
 from mmssl.core.objective import Learner
 from mmssl.training.runtime.console import say
 
@@ -29,17 +30,16 @@ def compile_encoders(learner: Learner, mode: CompileMode, backend: str | Callabl
     """
     if mode == "off":
         return
-    from torch._dynamo.utils import counters
-
     for encoder in learner.encoders.values():
         encoder.compile(mode=mode, backend=backend)
-    graphs, breaks = counters["stats"]["unique_graphs"], dict(counters["graph_break"])
+    graphs, breaks = compiled_graphs()
 
     def report(module: nn.Module, inputs: object, outputs: object) -> None:
         handle.remove()
-        found = {reason: n - breaks.get(reason, 0) for reason, n in counters["graph_break"].items()}
+        graphs_now, breaks_now = compiled_graphs()
+        found = {reason: n - breaks.get(reason, 0) for reason, n in breaks_now.items()}
         found = {reason: n for reason, n in found.items() if n > 0}
-        say(f"compiled {len(learner.encoders)} encoders into {counters['stats']['unique_graphs'] - graphs} graphs")
+        say(f"compiled {len(learner.encoders)} encoders into {graphs_now - graphs} graphs")
         for reason, count in found.items():
             say(f"graph broken {count} times: {' '.join(reason.split())}")
 
@@ -49,10 +49,10 @@ def compile_encoders(learner: Learner, mode: CompileMode, backend: str | Callabl
 def uncompile_encoders(learner: Learner) -> None:
     """Let compiled encoders run as they are written from here on."""
     for encoder in learner.encoders.values():
-        encoder._compiled_call_impl = None
+        uncompile(encoder)
 
 
 def eagerly(learner: Learner) -> AbstractContextManager[Any]:
     """The context in which compiled encoders run as they are written: evaluation gives the same scores whether compiled or not."""
-    compiled = any(encoder._compiled_call_impl is not None for encoder in learner.encoders.values())
+    compiled = any(is_compiled(encoder) for encoder in learner.encoders.values())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mmssl.core.compat import copy_each, lerp_each
 from mmssl.core.config import Config
 from mmssl.core.objective import Learner
 from mmssl.training.runtime.sharding import local
@@ -50,8 +51,7 @@ class Ema:
         """Take one step towards the learner."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         live: list[Tensor] = [local(parameter.detach()).float() for parameter in learner.parameters()]
-        torch._foreach_lerp_([local(average) for average in self.module.parameters()], live, 1 - decay)
+        lerp_each([local(average) for average in self.module.parameters()], live, 1 - decay)
         buffers = [*self.module.buffers()]
-        if buffers:
-            torch._foreach_copy_(buffers, [*learner.buffers()])
+        copy_each(buffers, [*learner.buffers()])
         self.updates += 1

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from mmssl.core.batch import Batch
+from mmssl.core.compat import BatchNorm, NormBase, copy_each
 from mmssl.core.config import Config
 from mmssl.core.distributed import rank, total_detached, world_size
 from mmssl.core.errors import RecipeError
@@ -232,19 +232,17 @@ class _RunningStatistics:
     """Running statistics of the learner's normalisation layers, which a forward pass changes in place."""
 
     def __init__(self, learner: Learner) -> None:
-        layers = [module for module in learner.modules() if isinstance(module, _NormBase)]
+        layers = [module for module in learner.modules() if isinstance(module, NormBase)]
         self._live = [buffer for layer in layers for buffer in layer.buffers()]
         self._saved = [buffer.clone() for buffer in self._live]
 
     @torch.no_grad()
     def save(self) -> None:
-        if self._live:
-            torch._foreach_copy_(self._saved, self._live)
+        copy_each(self._saved, self._live)
 
     @torch.no_grad()
     def restore(self) -> None:
-        if self._live:
-            torch._foreach_copy_(self._live, self._saved)
+        copy_each(self._live, self._saved)
 
 
 def refuse_batch_statistics(learner: Learner, how: str) -> None:
@@ -262,9 +260,9 @@ def refuse_batch_statistics(learner: Learner, how: str) -> None:
     layers = {
         name: layer
         for name, layer in learner.named_modules()
-        if isinstance(layer, _NormBase)
+        if isinstance(layer, NormBase)
         and layer.training
-        and (isinstance(layer, _BatchNorm) or layer.track_running_stats)
+        and (isinstance(layer, BatchNorm) or layer.track_running_stats)
     }
     for module, mode in modes:
         module.training = mode

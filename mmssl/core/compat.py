@@ -1,0 +1,108 @@
+"""Private names of torch and accelerate, each behind a public one, with what stands in for it where a release has dropped it.
+
+No other file uses such names, which may change without notice. `tests/core/test_compat.py` has a test of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+
+__all__ = [
+    "BatchNorm",
+    "NormBase",
+]  # bases of every batch normalisation; of every layer that may keep running statistics
+
+RESIZE_KERNELS = {"bicubic": "_upsample_bicubic2d_aa", "bilinear": "_upsample_bilinear2d_aa"}
+
+
+def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy sources[i] to targets[i], in few launches."""
+    _each("copy", targets, sources)
+
+
+def lerp_each(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
+    """Move targets[i] by the share `weight` of the way to ends[i], in few launches."""
+    _each("lerp", targets, ends, weight)
+
+
+def scale_each(targets: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply all targets by one factor [], in few launches."""
+    _each("mul", targets, factor)
+
+
+def _each(name: str, targets: Sequence[Tensor], *arguments: Any) -> None:
+    joined = getattr(torch, f"_foreach_{name}_", None)
+    if joined is not None:
+        if targets:
+            joined(targets, *arguments)
+        return
+    for i, target in enumerate(targets):
+        getattr(target, f"{name}_")(*(a[i] if isinstance(a, list | tuple) else a for a in arguments))
+
+
+def onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """oneDNN's x @ y.T of [n, k] and [m, k], float32 on a processor, without gradient; None where it is not to be had."""
+    kernel = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+    return None if kernel is None else lambda x, y: kernel(x, y, None, "none", [], "")
+
+
+def resize_kernels() -> dict[str, Callable[..., Tensor]]:
+    """Interpolation -> kernel(x, size, out) of `F.interpolate` with antialiasing; those that are not to be had are missing."""
+    packets = {mode: getattr(torch.ops.aten, name, None) for mode, name in RESIZE_KERNELS.items()}
+    return {
+        mode: _into(packet.out)
+        for mode, packet in packets.items()
+        if packet is not None and "out" in packet.overloads()
+    }
+
+
+def _into(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x, size, out: kernel(x, size, False, None, None, out=out)
+
+
+def worker_processes(batches: Any) -> Sequence[BaseProcess]:
+    """The worker processes of an iterator over a `DataLoader`, by number."""
+    return batches._workers  # type: ignore[no-any-return]
+
+
+def end_workers(batches: Any) -> None:
+    """End the worker processes of an iterator over a `DataLoader` now, not when it is garbage."""
+    batches._shutdown_workers()
+
+
+def compiled_graphs() -> tuple[int, Mapping[str, int]]:
+    """Graphs that torch.compile has made in this process so far, and reason -> how often one had to be broken."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"], dict(counters["graph_break"])
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `module.compile()` was called."""
+    return module._compiled_call_impl is not None
+
+
+def uncompile(module: nn.Module) -> None:
+    """Undo `module.compile()`: the module runs as it is written."""
+    module._compiled_call_impl = None
+
+
+def remembered_device() -> torch.device | None:
+    """The device that accelerate chose for this process and keeps for every later `Accelerator`; None before its first choice."""
+    from accelerate.state import PartialState
+
+    return PartialState().device if PartialState._shared_state else None
+
+
+def forget_accelerator() -> None:
+    """Let the next `Accelerator` choose its device anew."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
