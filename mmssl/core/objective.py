@@ -113,6 +113,13 @@ class Objective(nn.Module, ABC):
         """Heads into the shared space, [B, D] -> [B, E], for evaluators; empty where the objective aligns nothing."""
         return {}
 
+    def check_views(self, batch: Batch, ctx: StepContext) -> None:
+        """Refuse views that do not fit the encoders: called before a run with one blank sample that has all of `needs`.
+
+        Raises:
+            ValueError: says which view, and what it should be.
+        """
+
     @abstractmethod
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Encoders, heads, targets: sample by sample."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -105,6 +104,12 @@ class Mae(Objective):
         """Tokens, and dropping some of them."""
         return {self.modality: frozenset({Encoder.TOKENS, Encoder.MASK_DROP})}
 
+    def check_views(self, batch: Batch, ctx: StepContext) -> None:
+        """The order and the patches fit the encoder."""
+        encoder = ctx.encoders[self.modality]
+        self._order(batch, encoder)
+        self._target(view_of(batch, self.modality, f"{self.view}0"), encoder)
+
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Predictions and targets [B, T, P], and the mask [B, T] of hidden tokens.
 
@@ -139,8 +144,9 @@ class Mae(Objective):
         order = view_of(batch, self.modality, f"{self.order}0")
         if order.ndim != 2 or order.shape[1] != self.decoder.tokens:
             raise ValueError(
-                f"view {self.order!r} of {self.modality!r} has shape {list(order.shape)}, and the encoder's token grid "
-                f"{encoder.grid} wants [B, {self.decoder.tokens}]: set the view's patches to the encoder's"
+                f"got token orders {list(order.shape)} from modalities.{self.modality}.views.{self.order}, wanted "
+                f"[B, {self.decoder.tokens}] for the token grid {encoder.grid} of encoders.{self.modality}: give the view the "
+                "encoder's patches"
             )
         return order
 
@@ -149,11 +155,10 @@ class Mae(Objective):
         prepared = precise(encoder.prepare(x))
         assert encoder.grid is not None, "checked at build"
         patch = patch_shape(prepared.shape, encoder.grid)
-        values = prepared.shape[1] * math.prod(patch)
-        if values != self.decoder.values:
-            raise ValueError(
-                f"a patch of the prepared {self.modality!r} view {list(prepared.shape)} on the grid {encoder.grid} holds {values} "
-                f"numbers, and the decoder predicts {self.decoder.values}: set patch_values: {values}"
-            )
         patches = patchify(prepared, patch)
+        if patches.shape[2] != self.decoder.values:
+            raise ValueError(
+                f"patch_values: got {self.decoder.values}, wanted {patches.shape[2]}, the numbers in a patch of the prepared view "
+                f"{self.view!r} of {self.modality!r}, {list(prepared.shape)} on the token grid {encoder.grid}"
+            )
         return normalise_patches(patches) if self.normalise_targets else patches

@@ -86,6 +86,11 @@ class Weighted(Objective):
         """Heads of all children."""
         return {modality: head for _, child in self._children() for modality, head in child.heads().items()}
 
+    def check_views(self, batch: Batch, ctx: StepContext) -> None:
+        """Of all children."""
+        for _, child in self._children():
+            child.check_views(batch, ctx)
+
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Latents of all children, "child/name"."""
         return {

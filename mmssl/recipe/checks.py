@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 
-from mmssl.core.batch import Needs
+import torch
+
+from mmssl.core.batch import Batch, Needs
 from mmssl.core.encoder import EncoderConfig
 from mmssl.core.errors import RecipeError, did_you_mean
-from mmssl.core.objective import Objective
+from mmssl.core.objective import Learner, Objective
 from mmssl.data.modality import Modality, ModalityConfig
 from mmssl.data.stream.config import DataConfig
 from mmssl.data.synchronized.chain import mistakes
+from mmssl.data.synchronized.mix import Dropout
 from mmssl.data.synchronized.space import Flip
 from mmssl.data.synchronized.time import TimeCrop
 from mmssl.objectives.clip import Clip
@@ -123,6 +126,21 @@ def _views(
         declared = config.model_dump().get("views") or {}
         for kind in sorted(declared.keys() - needs.get(name, {}).keys() - {"eval"}):
             yield f"modalities.{name}.views.{kind}: the objective does not use it, so it would have no effect: remove it"
+def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
+    """Show the objective one blank sample, so that views which do not fit the encoders are refused before the first step.
+
+    Raises:
+        RecipeError: they do not fit.
+    """
+    needs = learner.objective.needs()
+    views = {
+        name: {f"{kind}{i}": modalities[name].view(kind).blank()[None] for kind, n in kinds.items() for i in range(n)}
+        for name, kinds in needs.items()
+    }
+    try:
+        learner.objective.check_views(Batch(views, torch.zeros(1, dtype=torch.int64)), learner.context())
+    except ValueError as error:
+        raise RecipeError(f"objective: {error}") from error
 
 
 def _mirrors(data: DataConfig, modalities: Mapping[str, ModalityConfig], objective: Objective) -> Iterator[str]:
@@ -191,12 +209,21 @@ def _windows_apart(
 
 def _absences(data: DataConfig, objective: Objective) -> Iterator[str]:
     """Objectives that use every sample of a batch, of modalities that samples may lack."""
+    dropped = {
+        name: f"data.synchronized[{number}].modalities"
+        for number, one in enumerate(data.synchronized)
+        if isinstance(one, Dropout) and one.probability > 0
+        for name, probability in one.modalities.items()
+        if probability > 0
+    }
+    causes = [*dropped.items(), *((name, "data.optional") for name in data.optional)]
     for path, part in objective.named_modules():
         if not isinstance(part, Objective) or isinstance(part, Clip | Weighted):
             continue
         where = ".".join(["objective", *path.replace("parts.", "objectives.").split(".")]).rstrip(".")
-        for name in sorted(part.needs().keys() & set(data.optional)):
-            yield (
-                f"data.optional: got {name!r}, and {where} ({type(part).__name__}) needs it of every sample of a batch: take it "
-                "out and leave such samples out of the shards, or take the objective 'clip', which aligns what is there"
-            )
+        for name, cause in causes:
+            if name in part.needs():
+                yield (
+                    f"{cause}: got {name!r}, and {where} ({type(part).__name__}) needs it of every sample of a batch: take it out "
+                    "of there, or take the objective 'clip', which aligns what is there"
+                )

@@ -18,7 +18,7 @@ from mmssl.core.objective import Learner
 from mmssl.core.seeding import seeded
 from mmssl.data.modality import Modality
 from mmssl.data.stream.config import DataConfig
-from mmssl.recipe.checks import check_keys, check_parts
+from mmssl.recipe.checks import check_keys, check_parts, check_views
 from mmssl.recipe.flat import FLAT, spread
 from mmssl.recipe.start import places, start_objective, weights_file
 from mmssl.recipe.strict_yaml import dump
@@ -162,6 +162,7 @@ class Recipe(Config):
         """
         modalities = self.build_modalities()
         learner = self.build_learner(modalities)
+        check_views(learner, modalities)
         if self.batch_size % world_size():
             raise RecipeError(
                 f"batch_size: got {self.batch_size} for {world_size()} processes, wanted a multiple of their number: "

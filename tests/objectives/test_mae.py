@@ -132,6 +132,21 @@ def test_targets_are_prepared_pixels_without_graph() -> None:
     assert normalised(batch)[0].metrics["zero_loss"].item() == pytest.approx(11 / 12, rel=1e-4)
 
 
+def test_targets_of_augmented_sounds_are_those_of_evaluation() -> None:
+    """SpecAugment hides bands of the input; what is to be predicted is the sound as it is."""
+    plain, x, values = sounds("mean")
+    encoder, _, _ = sounds("mean", spec_augment={"filter_width": 12, "time_width": 40})
+    learner, _ = build(encoder, patch_values=values, mask_ratio=0.5, normalise_targets=False)
+    encoder.load_state_dict(plain.state_dict())
+    seen: list[Tensor] = []
+    encoder.patch_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # type: ignore[union-attr]
+    order = torch.arange(10).expand(4, -1)
+    _, latents = learner.train()(Batch({"picture": {"crop0": x, "order0": order}}, torch.arange(4)))
+    clean = plain.eval().prepare(x)
+    assert torch.equal(latents["target"], patchify(clean, (8, 10)))
+    assert (seen[0] != clean).float().mean() > 0.05
+
+
 def test_needs_and_requirements() -> None:
     _, objective = build(order="shuffle")
     assert objective.needs() == {"picture": {"crop": 1, "shuffle": 1}}
@@ -144,14 +159,21 @@ def test_an_order_of_another_grid_is_refused() -> None:
     batch = toys.batch(2)
     for order in (torch.arange(9).expand(2, 9), torch.arange(16)[:, None]):
         wrong = Batch({"picture": {**batch["picture"], "order0": order}}, batch.index)
-        with pytest.raises(ValueError, match=r"'order' of 'picture' has shape .*\(4, 4\) wants \[B, 16\].*patches"):
+        sentence = (
+            r"got token orders .* from modalities.picture.views.order, wanted \[B, 16\] for the token grid \(4, 4\) of"
+        )
+        with pytest.raises(ValueError, match=sentence):
             learner(wrong)
+        with pytest.raises(ValueError, match=sentence):
+            learner.objective.check_views(wrong, learner.context())
 
 
 def test_a_wrong_patch_size_says_the_right_one() -> None:
     learner, _ = build(patch_values=768)
-    with pytest.raises(ValueError, match=r"holds 12 numbers, and the decoder predicts 768: set patch_values: 12"):
+    with pytest.raises(ValueError, match="patch_values: got 768, wanted 12, the numbers in a patch"):
         learner(toys.batch(2))
+    with pytest.raises(ValueError, match="patch_values: got 768, wanted 12, the numbers in a patch"):
+        learner.objective.check_views(toys.batch(1), learner.context())
 
 
 def test_encoders_without_grid_are_refused_at_build() -> None:
@@ -193,10 +215,10 @@ def test_decoder_defaults_are_those_of_the_paper() -> None:
     assert (config.mask_ratio, config.normalise_targets, config.order) == (0.75, True, "order")
 
 
-def sounds(channel: str) -> tuple[Encoder, Tensor, int]:
+def sounds(channel: str, **front: Any) -> tuple[Encoder, Tensor, int]:
     """An encoder of two by five patches, sounds, and the numbers in a patch."""
     front_end = MelConfig.model_validate(
-        {"rate": 8000, "window": 256, "hop": 80, "mels": 16, "frames": 50, "channel": channel}
+        {"rate": 8000, "window": 256, "hop": 80, "mels": 16, "frames": 50, "channel": channel, **front}
     )
     encoder = AudioTransformerConfig(
         front_end=front_end, seconds=0.5, patch_size=(8, 10), width=16, depth=1, heads=2

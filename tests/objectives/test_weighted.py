@@ -58,6 +58,9 @@ class Noting(Objective):
     def before_update(self, ctx: StepContext) -> None:
         self.notes.append(("before", ctx.step))
 
+    def check_views(self, batch: Batch, ctx: StepContext) -> None:
+        self.notes.append(("check", len(batch)))
+
     def after_update(self, latents: Latents, ctx: StepContext) -> None:
         self.notes.append(("after", ctx.step, sorted(latents)))
 
@@ -106,10 +109,11 @@ def test_hooks_reach_every_child() -> None:
     a, b = Noting(), Noting()
     both = Weighted({"a": a, "b": b}, {"a": 1.0, "b": 1.0})
     ctx = StepContext({}, step=7, total_steps=9)
+    both.check_views(toys.batch(1), ctx)
     both.before_update(ctx)
     both.after_update(both.encode(toys.batch(4), ctx), ctx)
     both.refresh([toys.batch(4), toys.batch(2)], ctx)
-    assert a.notes == [("before", 7), ("after", 7, ["x", "x/mean"]), ("refresh", [4, 2])]
+    assert a.notes == [("check", 1), ("before", 7), ("after", 7, ["x", "x/mean"]), ("refresh", [4, 2])]
     assert b.notes == a.notes
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from mmssl.core.errors import RecipeError
+from mmssl.datasets import digit_scenes
 from mmssl.recipe.recipe import load_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -87,6 +89,56 @@ def test_optional_modalities_of_objectives_that_need_every_sample() -> None:
     assert said.startswith("data.optional: got 'image', and objective (")
     build(PICTURES, SLIP, VIEWS, "data.optional=[text]")
     build(PICTURES, "data.optional=[image, text]")
+
+
+def drop(*modalities: str, probability: float = 1.0) -> str:
+    chances = ", ".join(f"{name}: 0.5" for name in modalities)
+    return (
+        f"data.synchronized=[{{kind: flip}}, {{kind: dropout, probability: {probability}, modalities: {{{chances}}}}}]"
+    )
+
+
+@pytest.mark.parametrize(
+    "step", ["{kind: plain}", "{kind: accumulated, micro_batches: 2}", "{kind: cached, micro_batches: 2}"]
+)
+def test_modality_dropout_with_objectives_that_need_every_sample(step: str) -> None:
+    how = (SLIP, VIEWS, f"step={step}")
+    said = refused(PICTURES, *how, drop("image", "text"))
+    assert said.startswith(
+        "data.synchronized[1].modalities: got 'image', and objective.objectives.b (SimClr) needs it of"
+    )
+    said = refused(MASKED, *MASKED_SMALL, f"step={step}", drop("image"))
+    assert said.startswith("data.synchronized[1].modalities: got 'image', and objective (Mae) needs it of every sample")
+    build(PICTURES, *how, drop("text"))
+    build(PICTURES, *how, drop("image", probability=0.0))
+    build(PICTURES, f"step={step}", drop("image", "text"))
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    digit_scenes.write(tmp_path, train=8, validation=1, test=1, shards=1)
+    return f"data.shards=[{tmp_path}/train]"
+
+
+def assemble(recipe: Path, folder: Path, *overrides: str) -> None:
+    loaded = load_recipe(recipe, [*overrides, f"output={folder}", "batch_size=8", "duration=1 steps", "data.workers=0"])
+    launch = loaded.training.launch()
+    try:
+        loaded.build(launch).state.stream.close()
+    finally:
+        launch.close()
+
+
+def test_views_of_masked_objectives_that_do_not_fit_the_encoder(shards: str, tmp_path: Path) -> None:
+    small = (*MASKED_SMALL, shards, "save.every=1 steps", "schedule.warmup=0 steps", "log.trackers=[]")
+    assemble(MASKED, tmp_path, *small)
+    for changes, sentence in (
+        (["modalities.image.views.order.patch_size=32"], "got token orders [1, 49] from modalities.image.views.order"),
+        (["modalities.image.size=192"], "got token orders [1, 144] from modalities.image.views.order, wanted [B, 196]"),
+        (["objective.patch_values=300"], "patch_values: got 300, wanted 768"),
+    ):
+        with pytest.raises(RecipeError, match=re.escape(f"objective: {sentence}")):
+            assemble(MASKED, tmp_path, *small, *changes)
 
 
 @pytest.mark.parametrize(
