@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.core.config import Config
+from mmssl.core.sample import TokenIds
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Encoder(nn.Module, ABC):
         width: D, the size of `pooled` and of each token.
         grid: shape of the token grid of a full-size input; None if there are no tokens.
         capabilities: subset of {"tokens", "mask_drop", "mask_replace"}: gives tokens; accepts `keep`; accepts `replace`.
+        token_ids: which ids it takes, of encoders of texts; None: it takes no ids.
         trim: cuts off the end of a raw view [B, T] what has no influence on any of its rows. Called before the view is moved to
             a device, where a look at its values would wait; None: views are taken as they are.
     """
@@ -53,6 +55,7 @@ class Encoder(nn.Module, ABC):
     width: int
     grid: tuple[int, ...] | None = None
     capabilities: frozenset[str] = frozenset()
+    token_ids: TokenIds | None = None
     trim: Callable[[Tensor], Tensor] | None = None
 
     @abstractmethod

@@ -35,6 +35,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class TokenIds:
+    """Token ids of texts [B, T], as a tokenizer makes them, or an encoder takes them.
+
+    Attributes:
+        context_length: largest T; None: any.
+        vocab_size: ids are below this number.
+    """
+
+    context_length: int | None
+    vocab_size: int
+
+
+@dataclass(frozen=True)
 class Fault:
     """A sample that could not be used as it is, why, and which sample took its place (None: none did)."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from mmssl.core.config import Config
 from mmssl.core.encoder import InputSpec
 from mmssl.core.errors import did_you_mean
+from mmssl.core.sample import TokenIds
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.kernel import Kernel, drop
 from mmssl.data.timeline import Extent, Window
@@ -88,6 +89,7 @@ class Modality(ABC):
             measures which of them a value has.
         warnings: what an audit says of members that repeat earlier ones ("repeated") or have a flag of `inspect`: what follows
             their number.
+        token_ids: which ids its views hold; None: they hold no ids.
 
     Raises:
         ValueError: no extension, or no view "eval".
@@ -100,6 +102,7 @@ class Modality(ABC):
     language: ClassVar[bool] = False
     label: ClassVar[bool] = False
     relations: frozenset[str] = frozenset()
+    token_ids: TokenIds | None = None
     warnings: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:

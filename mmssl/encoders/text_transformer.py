@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.encoder import Encoder, Features
+from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
 from mmssl.encoders.packing import Packing
 from mmssl.encoders.token_masking import TokenMasking, mask_tokens
@@ -106,6 +107,7 @@ class TextTransformer(Encoder):
         super().__init__()
         self.width = config.width
         self.grid = (config.context_length,)
+        self.token_ids = TokenIds(config.context_length, config.vocab_size)
         self.pool = config.pool
         self.causal = config.causal
         self.keep_tokens = config.keep_tokens

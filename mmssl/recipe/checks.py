@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 
 from mmssl.core.batch import Batch, Needs
-from mmssl.core.encoder import EncoderConfig
+from mmssl.core.encoder import Encoder, EncoderConfig
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.objective import Learner, Objective
 from mmssl.data.modality import Modality, ModalityConfig
@@ -48,8 +48,7 @@ def check_keys(
 def check_parts(
     data: DataConfig,
     configs: Mapping[str, ModalityConfig],
-    encoders: Collection[str],
-    objective: Objective,
+    learner: Learner,
     modalities: Mapping[str, Modality],
 ) -> None:
     """Refuse parts that do not fit the objective or each other, or that would have no effect.
@@ -57,18 +56,19 @@ def check_parts(
     Args:
         data: how samples are read and augmented.
         configs: of the modalities, by name.
-        encoders: their names.
-        objective: built.
+        learner: encoders and objective, built.
         modalities: built from `configs`.
 
     Raises:
         RecipeError: with every mistake, one a line.
     """
+    encoders, objective = learner.context().encoders, learner.objective
     wrong = [
         *_views(data, configs, encoders, objective.needs(), modalities),
         *_mirrors(data, configs, objective),
         *_windows(data, configs, objective, modalities),
         *_absences(data, objective),
+        *_tokens(encoders, modalities),
     ]
     if wrong:
         raise RecipeError("\n  ".join(["the recipe's parts do not fit", *wrong]))
@@ -126,6 +126,8 @@ def _views(
         declared = config.model_dump().get("views") or {}
         for kind in sorted(declared.keys() - needs.get(name, {}).keys() - {"eval"}):
             yield f"modalities.{name}.views.{kind}: the objective does not use it, so it would have no effect: remove it"
+
+
 def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
     """Show the objective one blank sample, so that views which do not fit the encoders are refused before the first step.
 
@@ -141,6 +143,25 @@ def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
         learner.objective.check_views(Batch(views, torch.zeros(1, dtype=torch.int64)), learner.context())
     except ValueError as error:
         raise RecipeError(f"objective: {error}") from error
+
+
+def _tokens(encoders: Mapping[str, Encoder], modalities: Mapping[str, Modality]) -> Iterator[str]:
+    """Tokenizers whose texts are too long for the encoder of their modality, or whose ids it does not have."""
+    for name, encoder in encoders.items():
+        made, taken = modalities[name].token_ids, encoder.token_ids
+        if made is None or taken is None:
+            continue
+        longest = taken.context_length
+        if longest is not None and (made.context_length is None or made.context_length > longest):
+            yield (
+                f"modalities.{name}.tokenizer.context_length: got {made.context_length}, wanted at most {longest}, the context "
+                f"length of encoders.{name}: lower it, or take an encoder of longer texts"
+            )
+        if made.vocab_size > taken.vocab_size:
+            yield (
+                f"modalities.{name}.tokenizer: got one of {made.vocab_size} token ids, wanted at most {taken.vocab_size}, the "
+                f"vocabulary size of encoders.{name}: take the tokenizer that belongs to the encoder"
+            )
 
 
 def _mirrors(data: DataConfig, modalities: Mapping[str, ModalityConfig], objective: Objective) -> Iterator[str]:

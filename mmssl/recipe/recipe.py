@@ -143,7 +143,7 @@ class Recipe(Config):
             raise RecipeError(f"objective: {error}") from error
         if start is not None:
             start_objective(learner.objective, start)
-        check_parts(self.data, self.modalities, self.encoders, learner.objective, modalities)
+        check_parts(self.data, self.modalities, learner, modalities)
         return learner
 
     def build_evaluators(self, modalities: Mapping[str, Modality]) -> dict[str, tuple[Evaluator, Duration | None]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +91,47 @@ def test_optional_modalities_of_objectives_that_need_every_sample() -> None:
     assert said.startswith("data.optional: got 'image', and objective (")
     build(PICTURES, SLIP, VIEWS, "data.optional=[text]")
     build(PICTURES, "data.optional=[image, text]")
+
+
+BERT = "{model_type: bert, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 16, vocab_size: %d, "
+BERT += "max_position_embeddings: %d}"
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        "{{kind: text_transformer, width: 16, depth: 1, heads: 1, vocab_size: {size}, context_length: {longest}}}",
+        "{{kind: hf_text, pool: mean, config: {bert}}}",
+        "{{kind: open_clip, tower: text, model: 'local-dir:{folder}'}}",
+    ],
+    ids=["own", "transformers", "open_clip"],
+)
+def test_tokenizers_that_do_not_fit_the_encoder(encoder: str, tmp_path: Path) -> None:
+    """Found at build, and not at the first long caption."""
+
+    def text(size: int, longest: int) -> str:
+        towers: dict[str, Any] = {
+            "vision_cfg": {},
+            "text_cfg": {"vocab_size": size, "context_length": longest, "width": 16, "layers": 1},
+        }
+        towers["text_cfg"]["heads"] = 1
+        settings = {"model_cfg": {"embed_dim": 16, **towers}, "preprocess_cfg": {}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
+        return "encoders.text=" + encoder.format(
+            size=size, longest=longest, bert=BERT % (size, longest), folder=tmp_path
+        )
+
+    clip = "modalities.text.tokenizer={kind: clip, context_length: %d}"
+    said = refused(PICTURES, text(49408, 32), clip % 33)
+    assert said.startswith(
+        "modalities.text.tokenizer.context_length: got 33, wanted at most 32, the context length of encoders.text"
+    )
+    said = refused(PICTURES, text(49407, 32), clip % 32)
+    assert said.startswith(
+        "modalities.text.tokenizer: got one of 49408 token ids, wanted at most 49407, the vocabulary size of enc"
+    )
+    build(PICTURES, text(49408, 32), clip % 32)
+    build(PICTURES, text(49500, 40), clip % 32)
 
 
 def drop(*modalities: str, probability: float = 1.0) -> str:

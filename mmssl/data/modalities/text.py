@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from mmssl.core.encoder import InputSpec
+from mmssl.core.sample import TokenIds
 from mmssl.data.inspection import Inspection
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.kernels.text import CAPTIONS
@@ -53,6 +54,7 @@ class TextModality(Modality):
         super().__init__(name, extensions, {"tokens": TokensView(tokenizer, augment), "eval": AllTokensView(tokenizer)})
         self.captions = captions
         self.tokenizer = tokenizer
+        self.token_ids = TokenIds(tokenizer.context_length, tokenizer.vocab_size)
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> Captions:
         """All captions of a member.

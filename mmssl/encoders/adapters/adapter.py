@@ -44,10 +44,21 @@ class Adapter(Encoder):
 
         Returns:
             The features of the example.
+
+        Raises:
+            ValueError: the model cannot encode it.
         """
         self.eval()
-        with torch.enable_grad():
-            features: Features = self(example)
+        try:
+            with torch.enable_grad():
+                features: Features = self(example)
+        except ValueError:
+            raise
+        except Exception as error:  # the model is foreign, and raises whatever it stumbles over
+            raise ValueError(
+                f"{type(self.model).__name__} cannot encode an input of shape {list(example.shape)} "
+                f"({type(error).__name__}: {error}): choose a model that is made for such inputs"
+            ) from error
         used = _leaves(features.pooled)
         idle = {name for name, parameter in self.model.named_parameters() if id(parameter) not in used}
         for name in idle:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmssl.core.encoder import EncoderConfig, Features
 from mmssl.core.errors import did_you_mean
+from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.adapter import Adapter, refuse_checkpointing, refuse_masks
 from mmssl.encoders.pixels import Channels, Pixels
 from mmssl.encoders.weights import finish
@@ -71,7 +72,8 @@ class OpenClipEncoder(Adapter):
         super().__init__(model.text if config.tower == "text" else model.visual)
         if config.tower == "text":
             self.pixels = None
-            example = torch.zeros(1, model.context_length, dtype=torch.int64)
+            self.token_ids = TokenIds(self.model.context_length, self.model.vocab_size)
+            example = torch.zeros(1, self.model.context_length, dtype=torch.int64)
         else:
             size = model.visual.image_size
             height, width = (size, size) if isinstance(size, int) else size

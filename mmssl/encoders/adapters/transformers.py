@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.core.encoder import Encoder, Features
+from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.adapter import Adapter, refuse_masks
 from mmssl.encoders.adapters.transformers_loading import HfConfig, create, require_complete
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
 from mmssl.encoders.weights import finish
+
+_POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
 
 
 class HfTextConfig(HfConfig):
@@ -84,6 +88,7 @@ class HfTextEncoder(Adapter):
         self.model.config.use_cache = False  # or decoders keep keys and values for a generation that never comes
         example = torch.full((1, 4), 1 if self.pad_id == 0 else 0)
         self.width = self.connect(example).pooled.shape[-1]
+        self.token_ids = TokenIds(_longest(self.model), self.model.get_input_embeddings().num_embeddings)
         require_complete(self, missing, config)
 
     def prepare(self, x: Tensor) -> Tensor:
@@ -199,6 +204,16 @@ def _special(model: Any, name: str, given: int | None) -> int:
             f"got {name}_token_id {value!r} from the model, wanted one number: set {name}_id to the tokenizer's"
         )
     return value
+
+
+def _longest(model: nn.Module) -> int | None:
+    """Most tokens of a text that a model with a table of positions takes; None: positions are relative or rotary."""
+    for name, table in model.named_modules():
+        if isinstance(table, nn.Embedding) and _POSITIONS.search(name):
+            longest: int = model.config.max_position_embeddings  # type: ignore[union-attr, assignment]
+            # RoBERTa and its kin begin to count behind the row of their padding.
+            return longest if table.padding_idx is None else longest - table.padding_idx - 1
+    return None
 
 
 def _size(model: Any, given: int | None) -> int:

@@ -18,8 +18,8 @@ class HfConfig(EncoderConfig):
     """What all kinds have. Nothing is downloaded and no code of a model folder is run.
 
     Attributes:
-        path: folder with config.json and safetensors: a pretrained model. Of a model with two towers (CLIP, SigLIP, ...) or of an
-            encoder and a decoder (T5, ...) the part that is wanted is taken.
+        path: folder with config.json and safetensors: a pretrained model. Of a model with two towers (CLIP, SigLIP, CLAP, ...) or
+            of an encoder and a decoder (T5, ...) the part that is wanted is taken.
         config: the settings of a model from scratch, as in a config.json with its "model_type", or the path of such a file.
         checkpointing: recompute blocks in backward: less memory, a third more work.
     """
@@ -113,7 +113,7 @@ def read_settings(config: HfConfig) -> Any:
 def _part(model: Any, part: str) -> Any:
     if model.config.is_encoder_decoder:
         return model.get_encoder()
-    if hasattr(model.config, "text_config") and hasattr(model.config, "vision_config"):
+    if len(model.config.sub_configs) > 1:
         towers = dict(model.named_children())
         if part not in towers:
             raise ValueError(f"got a {model.config.model_type} model of {sorted(towers)}, wanted one with a {part}")

@@ -18,12 +18,25 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmssl.core.errors import CheckpointError
+from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.adapter import Adapter, group_names
 from mmssl.encoders.adapters.open_clip import OpenClipConfig
 from mmssl.encoders.adapters.timm import TimmConfig
 from mmssl.encoders.adapters.transformers import HfTextConfig, HfVisionConfig
 from mmssl.encoders.pixels import OPENAI_MEAN
-from tests.encoders.kinds import BERT, CONTEXT, END, HF_CLIP, HF_VIT, OPEN_CLIP, START, VOCABULARY, config_of, inputs
+from tests.encoders.kinds import (
+    BERT,
+    CONTEXT,
+    END,
+    HF_CLAP,
+    HF_CLIP,
+    HF_VIT,
+    OPEN_CLIP,
+    START,
+    VOCABULARY,
+    config_of,
+    inputs,
+)
 
 PICTURES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -135,6 +148,21 @@ def test_open_clip_errors_say_what_to_do(tmp_path: Path) -> None:
             OpenClipConfig.model_validate(settings).build()
 
 
+def test_open_clip_models_that_do_not_fit_are_refused_with_a_sentence(tmp_path: Path) -> None:
+    """open_clip hands the size of its pictures to the transformers of timm in no way."""
+    vision = {
+        "timm_model_name": "vit_tiny_patch16_224",
+        "timm_model_pretrained": False,
+        "timm_pool": "token",
+        "image_size": 96,
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP | {"vision_cfg": vision}}))
+    with pytest.raises(
+        ValueError, match=r"TimmModel cannot encode an input of shape \[1, 3, 96, 96\] .*choose a model"
+    ):
+        OpenClipConfig(model=f"local-dir:{tmp_path}", tower="image").build()
+
+
 # transformers
 
 
@@ -177,6 +205,24 @@ def test_transformers_towers_are_taken_out_of_clip(tmp_path: Path) -> None:
     torch.testing.assert_close(model.visual_projection(image(PICTURES).pooled), features)
     features = model.get_text_features(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output
     torch.testing.assert_close(model.text_projection(text(ids).pooled), features)
+
+
+def test_the_text_tower_is_taken_out_of_clap(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    text = sizes | {"vocab_size": VOCABULARY, "max_position_embeddings": 16, "pad_token_id": 1}
+    audio = {name: value for name, value in HF_CLAP.items() if name != "model_type"}
+    model = saved(tmp_path, {"model_type": "clap", "text_config": text, "audio_config": audio, "projection_dim": 24})
+    encoder, ids = HfTextConfig(path=tmp_path, pool="cls").build().eval(), torch.tensor([[0, 7, 5, 2, 1, 1]])
+    states = model.text_model(input_ids=ids, attention_mask=(ids != 1).long()).last_hidden_state
+    torch.testing.assert_close(encoder(ids).pooled, states[:, 0])
+    assert encoder.token_ids == TokenIds(14, VOCABULARY)
+    with pytest.raises(ValueError, match=r"got a clap model of .*wanted one with a vision_model"):
+        HfVisionConfig(path=tmp_path, pool="cls", mean=OPENAI_MEAN, std=OPENAI_MEAN).build()
+
+
+def test_models_of_another_modality_are_refused_with_a_sentence() -> None:
+    with pytest.raises(ValueError, match=r"ViTModel cannot encode an input of shape \[1, 4\] .*choose a model"):
+        HfTextConfig(config=HF_VIT, pool="cls", pad_id=0).build()
 
 
 def test_transformers_encoders_are_taken_out_of_t5() -> None:
