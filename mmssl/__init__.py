@@ -19,6 +19,11 @@ __version__ = "0.1.0"
 __all__ = ["Model", "Recipe", "__version__", "find_recipe", "load"]
 
 
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     """The public names, loaded when first used: `import mmssl` stays quick."""
     if name == "Recipe":

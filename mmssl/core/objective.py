@@ -120,6 +120,10 @@ class Objective(nn.Module, ABC):
             ValueError: says which view, and what it should be.
         """
 
+    def logit_scales(self) -> Mapping[tuple[str, str], Tensor]:
+        """Pair of modalities -> [], what their cosines are multiplied with in the loss, 1 / temperature; empty where none are."""
+        return {}
+
     @abstractmethod
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Encoders, heads, targets: sample by sample."""

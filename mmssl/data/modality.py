@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -131,6 +132,24 @@ class Modality(ABC):
         Raises:
             DecodeError: the bytes do not hold what they should.
         """
+
+    def from_input(self, value: Any) -> Any:
+        """What `decode` gives, of an input from Python: the path of a file, its bytes, or what `from_value` takes.
+
+        Raises:
+            DecodeError: it does not hold what it should. OSError: the file cannot be read.
+        """
+        if isinstance(value, str | Path):
+            return self.decode(Path(value).read_bytes(), Path(value).suffix[1:].lower())
+        return self.decode(value, self.extensions[0]) if isinstance(value, bytes) else self.from_value(value)
+
+    def from_value(self, value: Any) -> Any:
+        """What `decode` gives, of an array, tensor or other object, checked like a file. By default no object is taken.
+
+        Raises:
+            DecodeError: it does not hold what it should.
+        """
+        raise DecodeError("type", f"got {type(value).__qualname__}, wanted the path of a file, or its bytes")
 
     def extent(self, data: bytes, extension: str) -> Extent | None:
         """What the header says about time; None: the modality has no time axis.

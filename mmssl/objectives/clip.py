@@ -192,6 +192,10 @@ class Clip(Objective):
         """The projections, before normalisation."""
         return dict(self.projections.items())
 
+    def logit_scales(self) -> Mapping[tuple[str, str], Tensor]:
+        """Of each pair."""
+        return {(p.first, p.second): self.logit_scale[self.scale_names[p.name]].exp() for p in self.pairs}
+
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """By modality: unit-norm embeddings [B, E] in float32, zero where absent, and "present/..." [B] bool.
 

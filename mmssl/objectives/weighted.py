@@ -91,6 +91,10 @@ class Weighted(Objective):
         for _, child in self._children():
             child.check_views(batch, ctx)
 
+    def logit_scales(self) -> Mapping[tuple[str, str], Tensor]:
+        """Of the pairs of all children."""
+        return {pair: scale for _, child in self._children() for pair, scale in child.logit_scales().items()}
+
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Latents of all children, "child/name"."""
         return {

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
-from mmssl.core.encoder import EmbeddingModel, EncoderConfig
+from mmssl.core.encoder import EmbeddingModel, Encoder, EncoderConfig
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
 from mmssl.data.modality import DecodeError, Modality
+from mmssl.evaluation.common import inference
+from mmssl.evaluation.zero_shot import TEMPLATES, build_classifier, check_classnames, check_templates
 from mmssl.recipe.recipe import Recipe, saved_recipe
 from mmssl.training.checkpoints.read import load_weights, resolve, step_of
 from mmssl.training.checkpoints.tensors import load_exactly
@@ -22,82 +26,214 @@ from mmssl.training.steps.compilation import uncompile_encoders
 # What may be changed of a trained model: how samples are read, and what is measured.
 READING = ("modalities.", "evaluators.")
 
+LONG = 1000
+"""Inputs of one modality above which a terminal shows a progress bar."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Zero-shot classes of N inputs among K names.
+
+    Attributes:
+        names: the K class names.
+        probabilities: [N, K], float32, on the CPU; each row sums to 1.
+    """
+
+    names: tuple[str, ...]
+    probabilities: Tensor
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable name of each input."""
+        return [self.names[k] for k in self.probabilities.argmax(1).tolist()]
+
 
 class Model:
     """A trained model: encoders, heads, and the decoders and evaluation views that go with them.
+
+    An input is the path of a file, its bytes, or a value in Python, checked like a file: for pictures PIL, or an array or tensor
+    [H, W, 3] (uint8, or floats in [0, 1]); for sounds an array or tensor [channels, samples] or [samples] at the modality's rate
+    (floats in [-1, 1], or int16); for videos a `mmssl.data.timeline.Clip`; for texts a string, which is one caption as it is.
 
     Attributes:
         recipe: what it was trained with.
         checkpoint: folder that it was loaded from; None for one that has not been trained.
         embedding: the encoders and heads, for evaluators.
         modalities: name -> decoder and views.
+        logit_scales: pair of modalities -> what their cosines were multiplied with in training, 1 / temperature.
     """
 
-    def __init__(self, recipe: Recipe, checkpoint: Path | None, embedding: EmbeddingModel) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        checkpoint: Path | None,
+        embedding: EmbeddingModel,
+        logit_scales: Mapping[tuple[str, str], float],
+    ) -> None:
         self.recipe = recipe
         self.checkpoint = checkpoint
         self.embedding = embedding
         self.modalities: Mapping[str, Modality] = recipe.build_modalities()
+        self.logit_scales = dict(logit_scales)
 
-    @torch.inference_mode()
-    def encode(self, *, batch_size: int = 64, **inputs: Any) -> dict[str, Tensor]:
+    def __repr__(self) -> str:
+        """The checkpoint, and of each encoder its kind, size and widths, one line a modality."""
+        lines = [f"Model of {self.checkpoint or 'an untrained recipe'} on {self.embedding.device}"]
+        for name, encoder in self.embedding.encoders.items():
+            assert isinstance(encoder, Encoder)
+            millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+            shared = (
+                f"embeddings [E = {self._embedding_width(name)}]" if name in self.embedding.heads else "no embeddings"
+            )
+            lines.append(
+                f"  {name}: {type(encoder).__name__}, {millions:.2f} M parameters, features [D = {encoder.width}], {shared}"
+            )
+        return "\n".join(lines)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move encoders and heads to a device, in place."""
+        self.embedding.to(device)
+        return self
+
+    def encode(self, *, batch_size: int = 64, progress: bool | None = None, **inputs: Any) -> dict[str, Tensor]:
         """Unit-norm embeddings of raw inputs in the shared space.
 
         Args:
-            batch_size: how many inputs pass the encoder at once.
-            **inputs: modality -> list of inputs (or one): file paths of any extension, bytes, or what the modality decodes to
-                (for pictures uint8 [H, W, 3] arrays, for sounds float32 [channels, samples] at its rate, for text strings).
+            batch_size: how many inputs are decoded and encoded at once.
+            progress: show a progress bar; None: on a terminal, for more than `LONG` inputs.
+            **inputs: modality -> list of inputs (or one), see `Model`.
 
         Returns:
             modality -> float32 [B, E] on the CPU.
 
         Raises:
-            ValueError: unknown modality, no input, or one that cannot be decoded (named by its position).
+            ValueError: unknown modality, no shared space, no input, or one that cannot be used (named by its position).
         """
-        return {name: self._encode_one(name, values, batch_size) for name, values in inputs.items()}
+        return {
+            name: self._encode(name, values, self.embedding.embed, batch_size, progress)
+            for name, values in inputs.items()
+        }
 
-    def _encode_one(self, name: str, values: Any, batch_size: int) -> Tensor:
-        if name not in self.recipe.encoders:
-            raise ValueError(f"no encoder for {name!r}; this model has {', '.join(self.recipe.encoders)}")
-        modality = self.modalities[name]
+    def features(self, *, batch_size: int = 64, progress: bool | None = None, **inputs: Any) -> dict[str, Tensor]:
+        """Pooled features of the encoders, before any head: modality -> float32 [B, D] on the CPU. Otherwise as `encode`."""
+        return {
+            name: self._encode(name, values, self.embedding.features, batch_size, progress)
+            for name, values in inputs.items()
+        }
+
+    def similarity(self, *embeddings: Tensor, batch_size: int = 64, **inputs: Any) -> Tensor:
+        """Cosines [N, M] between two sides: inputs of a modality (see `encode`), or embeddings that were made before.
+
+        `model.similarity(image=pictures, text=captions)`, `model.similarity(known, text=["a cat"])`, `model.similarity(a, b)`.
+
+        Args:
+            *embeddings: [N, E], unit norm.
+            batch_size: how many inputs are encoded at once.
+            **inputs: modality -> list of inputs (or one). Rows are the first side, embeddings before inputs.
+
+        Raises:
+            ValueError: other than two sides, or embeddings of other widths.
+        """
+        sides = [*embeddings, *self.encode(batch_size=batch_size, **inputs).values()]
+        if len(sides) != 2:
+            raise ValueError(f"got {len(sides)} sides to compare, wanted two: modality=inputs, or embeddings [N, E]")
+        a, b = (side.float().cpu() for side in sides)
+        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+            raise ValueError(f"got embeddings {list(a.shape)} and {list(b.shape)}, wanted [N, E] and [M, E]")
+        return a @ b.T
+
+    def classify(
+        self,
+        inputs: Any,
+        names: Sequence[str],
+        *,
+        templates: Sequence[str] | str = "simple",
+        modality: str | None = None,
+        prompts: str = "text",
+        batch_size: int = 64,
+        progress: bool | None = None,
+    ) -> Classification:
+        """Zero-shot classification: a softmax of cosines to prompts, at the temperature that the model was trained to.
+
+        Args:
+            inputs: list of inputs (or one) of the modality.
+            names: K different class names.
+            templates: sentences with `{}` where the class name goes; or "simple" or "plain".
+            modality: of the inputs; None: the one that is paired with `prompts`, if there is one only.
+            prompts: modality of the sentences.
+            batch_size: how many inputs are encoded at once.
+            progress: as in `encode`.
+
+        Raises:
+            ValueError: names or templates that cannot be used; modalities without a temperature; inputs as in `encode`.
+        """
+        modality, scale = self._paired(modality, prompts)
+        lines = TEMPLATES.get(templates, ()) if isinstance(templates, str) else tuple(templates)
+        if isinstance(templates, str) and not lines:
+            raise ValueError(f"templates: got {templates!r}, wanted sentences with {{}}, or one of {sorted(TEMPLATES)}")
+        check_classnames(names, [f"names[{i}]" for i in range(len(names))])
+        check_templates(lines, [f"templates[{i}]" for i in range(len(lines))])
+        embed = self.embedding.embed
+        rows = self._encode(modality, inputs, embed, batch_size, progress)
+        classes = build_classifier(
+            lambda some: self._encode(prompts, list(some), embed, len(some), False), names, lines
+        )
+        return Classification(tuple(names), (scale * rows @ classes.T).softmax(1))
+
+    def _paired(self, modality: str | None, prompts: str) -> tuple[str, float]:
+        """The modality that is compared with prompts, and the scale of their cosines."""
+        scales = {b if a == prompts else a: scale for (a, b), scale in self.logit_scales.items() if prompts in (a, b)}
+        if modality is None and len(scales) == 1:
+            modality = next(iter(scales))
+        if modality not in scales:
+            raise ValueError(
+                f"modality: got {modality!r}, wanted one that was trained to match {prompts!r}: "
+                f"{', '.join(scales) or 'there is none'}"
+            )
+        return modality, scales[modality]
+
+    def _encode(
+        self, name: str, values: Any, function: Callable[[str, Tensor], Tensor], batch_size: int, progress: bool | None
+    ) -> Tensor:
+        if name not in self.embedding.encoders:
+            raise ValueError(f"no encoder for {name!r}; this model has {', '.join(self.embedding.encoders)}")
         items = list(values) if isinstance(values, list | tuple) else [values]
         if not items:
             raise ValueError(f"{name}: got an empty list, wanted one input or more")
-        views = []
-        for i, item in enumerate(items):
-            try:
-                views.append(_single_view(modality, _decoded(modality, item)))
-            except (DecodeError, OSError) as error:
-                raise ValueError(f"{name} input {i}: {error}") from error
-            except (AttributeError, TypeError) as error:  # views know only what their modality decodes to
-                raise ValueError(
-                    f"{name} input {i}: got {type(item).__module__}.{type(item).__name__}, wanted a file path, bytes, or what the "
-                    f"modality decodes to, such as a numpy array: {error}"
-                ) from error
-        parts = [
-            self.embedding.embed(name, torch.stack(views[i : i + batch_size])).cpu()
-            for i in range(0, len(views), batch_size)
-        ]
+        shown = sys.stderr.isatty() and len(items) > LONG if progress is None else progress
+        starts: Iterable[int] = range(0, len(items), batch_size)
+        parts = []
+        with inference(self.embedding):
+            for start in _tracked(starts, len(items), name) if shown else starts:
+                views = [self._view(name, i, item) for i, item in enumerate(items[start : start + batch_size], start)]
+                parts.append(function(name, torch.stack(views)).cpu())
         return torch.cat(parts)
 
+    def _view(self, name: str, position: int, item: Any) -> Tensor:
+        """The view "eval" of one input."""
+        modality = self.modalities[name]
+        try:
+            value = modality.from_input(item)
+        except (DecodeError, OSError) as error:
+            raise ValueError(f"{name} input {position}: {error}") from error
+        view = modality.view("eval")
+        x = view(value, {})
+        return x[0] if view.ragged else x
 
-def _decoded(modality: Modality, item: Any) -> Any:
-    """What a file path, bytes or a string hold; anything else counts as decoded already."""
-    if isinstance(item, str) and modality.language and not _is_file_of(modality, item):
-        item = item.encode()
-    if isinstance(item, str | Path):
-        return modality.decode(Path(item).read_bytes(), Path(item).suffix[1:].lower())
-    return modality.decode(item, modality.extensions[0]) if isinstance(item, bytes) else item
+    def _embedding_width(self, name: str) -> int:
+        encoder, head = self.embedding.encoders[name], self.embedding.heads[name]
+        assert isinstance(encoder, Encoder)
+        with torch.no_grad():
+            width: int = head(torch.zeros(1, encoder.width, device=self.embedding.device)).shape[1]
+        return width
 
 
-def _is_file_of(modality: Modality, text: str) -> bool:
-    return Path(text).suffix[1:].lower() in modality.extensions and Path(text).is_file()
+def _tracked(starts: Iterable[int], total: int, name: str) -> Iterable[int]:
+    """The starts of batches, with a progress bar on standard error."""
+    from rich.console import Console
+    from rich.progress import track
 
-
-def _single_view(modality: Modality, value: Any) -> Tensor:
-    view = modality.view("eval")
-    x = view(value, {})
-    return x[0] if view.ragged else x
+    return track(starts, f"{name}, {total:,} inputs", console=Console(stderr=True))
 
 
 def load(
@@ -133,7 +269,7 @@ def load(
         recipe.build_modalities()
     )
     load_exactly(learner, load_weights(checkpoint, use_ema=ema), checkpoint)
-    return Model(recipe, checkpoint, _ready(learner, device))
+    return _ready(recipe, checkpoint, learner, device)
 
 
 def trained(recipe: Recipe, run: Run) -> Model:
@@ -153,7 +289,7 @@ def trained(recipe: Recipe, run: Run) -> Model:
     if step_of(checkpoint) != state.step:
         load_exactly(learner, load_weights(checkpoint), checkpoint)
     uncompile_encoders(learner)
-    return Model(recipe, checkpoint, _ready(learner, run.launch.device))
+    return _ready(recipe, checkpoint, learner, run.launch.device)
 
 
 def _from_scratch(config: EncoderConfig) -> EncoderConfig:
@@ -168,9 +304,10 @@ def start_of(recipe: Recipe, *, device: str | torch.device = "cpu") -> Model:
     Raises:
         RecipeError, CheckpointError: see `Recipe.build_learner`.
     """
-    return Model(recipe, None, _ready(recipe.build_learner(recipe.build_modalities()), device))
+    return _ready(recipe, None, recipe.build_learner(recipe.build_modalities()), device)
 
 
-def _ready(learner: Learner, device: str | torch.device) -> EmbeddingModel:
+def _ready(recipe: Recipe, checkpoint: Path | None, learner: Learner, device: str | torch.device) -> Model:
     embedding = EmbeddingModel(dict(learner.encoders.items()), learner.objective.heads())
-    return embedding.requires_grad_(False).eval().to(device)
+    scales = {pair: float(scale.detach()) for pair, scale in learner.objective.logit_scales().items()}
+    return Model(recipe, checkpoint, embedding.requires_grad_(False).eval().to(device), scales)

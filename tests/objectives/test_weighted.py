@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import pytest
 import torch
 from pydantic import Field, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.encoder import Encoder
@@ -69,10 +69,13 @@ class Noting(Objective):
 
 
 class Heading(Noting):
-    """Brings a head."""
+    """Brings a head and the scale of a pair."""
 
     def heads(self) -> Mapping[str, nn.Module]:
         return {self.modality: nn.Identity()}
+
+    def logit_scales(self) -> Mapping[tuple[str, str], Tensor]:
+        return {(self.modality, "words"): torch.tensor(5.0)}
 
 
 def test_needs_requirements_and_reduction_are_merged() -> None:
@@ -131,6 +134,7 @@ def test_two_heads_for_one_modality_are_refused() -> None:
         Weighted({"a": Heading(), "b": Heading()}, {"a": 1.0, "b": 1.0})
     merged = Weighted({"a": Heading(), "b": Heading(modality="sound"), "c": Noting()}, dict.fromkeys("abc", 1.0))
     assert sorted(merged.heads()) == ["picture", "sound"]
+    assert merged.logit_scales() == {("picture", "words"): 5.0, ("sound", "words"): 5.0}
 
 
 def build(seed: int = 0) -> Learner:

@@ -22,7 +22,9 @@ from mmssl.data.media.container import VIDEOS as VIDEO_FILES
 from mmssl.data.media.container import extent, first_stream, is_media, opened
 from mmssl.data.media.sound import MediaSound
 from mmssl.data.media.sound_file import RATES, check_finite, check_samples, open_sound, sound_figures, stored
+from mmssl.data.modalities.arrays import as_array
 from mmssl.data.modalities.audio_views import (
+    FULL_SCALE,
     CentreWindowView,
     Pad,
     RandomWindowConfig,
@@ -38,6 +40,7 @@ SoundViewConfig = Annotated[RandomWindowConfig | SoundOrderConfig, Field(discrim
 
 SILENT = -60.0
 """dB below full scale; quieter sounds say nothing."""
+_WANTED = "a path, bytes, or an array or tensor [channels, samples] or [samples]: floats in [-1, 1], or int16"
 _FILTERS = 600_000  # numbers in the filter bank of a ratio of rates, about: enough for all usual ones to be exact
 
 
@@ -120,6 +123,26 @@ class AudioModality(Modality):
             wave = self._read(file, window)
         check_finite(wave)
         return wave
+
+    def from_value(self, value: Any) -> np.ndarray:
+        """Waveform [channels, samples], float32, of an array or tensor at `rate`: floats in [-1, 1], or int16.
+
+        Args:
+            value: [channels, samples], or [samples] of one channel.
+
+        Raises:
+            DecodeError: "type", "shape", "empty", "not_finite", "channels", "too_large".
+        """
+        wave = np.atleast_2d(as_array(value, _WANTED))
+        if wave.dtype.kind != "f" and wave.dtype != np.int16:
+            raise DecodeError("type", f"got {wave.dtype}, wanted {_WANTED}")
+        if wave.ndim != 2 or wave.shape[0] > wave.shape[1]:
+            raise DecodeError("shape", f"got shape {list(wave.shape)}, wanted {_WANTED}")
+        check_channels(len(wave), self.channels)
+        if wave.size > self.max_samples:
+            raise DecodeError("too_large", f"{wave.size} samples, wanted at most {self.max_samples} (`max_samples`)")
+        scale = FULL_SCALE if wave.dtype == np.int16 else 1
+        return self._mix(wave.astype(np.float32) / np.float32(scale))
 
     def _read(self, file: Any, window: Window | None) -> np.ndarray:
         ratio = resampling_ratio(self.rate, file.samplerate)

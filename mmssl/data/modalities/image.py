@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import simplejpeg
@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from mmssl.core.encoder import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
+from mmssl.data.modalities.arrays import as_pixels
 from mmssl.data.modalities.image_views import EvalView, OrderConfig, ResizedCropConfig, SimClrConfig
 from mmssl.data.modalities.kernels.image import PICTURES
 from mmssl.data.modalities.rand_augment import RandAugmentConfig
@@ -31,6 +32,7 @@ ImageViewConfig = Annotated[
 
 _JPEG = b"\xff\xd8\xff"
 _FORMATS = ("PNG", "WEBP")
+_WANTED = "a path, bytes, a PIL picture (not of mode F), or an array or tensor [H, W, 3]: uint8, or floats in [0, 1]"
 
 
 class ImageModality(Modality):
@@ -63,6 +65,21 @@ class ImageModality(Modality):
         pixels = self.decode(data, extension)
         height, width, _ = pixels.shape
         return Inspection({"width": [width], "height": [height]}, items=(("an image", data),), channels=pixels)
+
+    def from_value(self, value: Any) -> np.ndarray:
+        """Pixels [H, W, 3] uint8 of a PIL picture of any mode but F, or of an array or tensor: uint8, or floats in [0, 1].
+
+        Raises:
+            DecodeError: "type", "shape", "empty", "not_finite", "range", "too_large".
+        """
+        if isinstance(value, Image.Image) and value.mode != "F":
+            _check_size(value.height, value.width, self.max_pixels)
+            return _to_rgb(value)
+        pixels = as_pixels(value, _WANTED)
+        if pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise DecodeError("shape", f"got shape {list(pixels.shape)}, wanted {_WANTED}")
+        _check_size(pixels.shape[0], pixels.shape[1], self.max_pixels)
+        return pixels
 
 
 class ImageConfig(ModalityConfig):

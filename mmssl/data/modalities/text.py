@@ -76,6 +76,25 @@ class TextModality(Modality):
             raise DecodeError("missing", f".{extension} holds no caption")
         return captions
 
+    def from_input(self, value: Any) -> Captions:
+        """One caption: a string as it is, however files of this modality hold captions; or a `Path` or bytes that hold one.
+
+        Raises:
+            DecodeError: "missing" (nothing but white space), "several" (captions); as `decode`. OSError: the file cannot be read.
+        """
+        if isinstance(value, str):
+            if not value.strip():
+                raise DecodeError("missing", f"got {value!r}, wanted a caption")
+            return Captions([value])
+        captions: Captions = super().from_input(value)
+        if len(captions) > 1:
+            raise DecodeError("several", f"got {len(captions)} captions, wanted one: give each as a string")
+        return captions
+
+    def from_value(self, value: Any) -> Captions:
+        """Refuses all: strings are taken by `from_input`."""
+        raise DecodeError("type", f"got {type(value).__qualname__}, wanted a string, or the Path or bytes of a file")
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Ids [n, T] int64 of n texts, such as prompts."""
         return self.tokenizer(texts)

@@ -7,7 +7,7 @@ FFmpeg converts them, turned upright where the file says that it was filmed aske
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -16,8 +16,9 @@ from mmssl.core.encoder import InputSpec
 from mmssl.core.errors import RecipeError
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.media.container import BOXES, MATROSKA
-from mmssl.data.media.frames import decode_video, frame_start, video_extent, video_figures
+from mmssl.data.media.frames import decode_video, frame_start, too_long, video_extent, video_figures
 from mmssl.data.media.torchcodec import decode_with_torchcodec, torchcodec_failure
+from mmssl.data.modalities.arrays import as_pixels
 from mmssl.data.modalities.kernels.video import CLIPS
 from mmssl.data.modalities.video_views import (
     ClipViewConfig,
@@ -27,8 +28,10 @@ from mmssl.data.modalities.video_views import (
     Span,
     VideoOrderConfig,
 )
-from mmssl.data.modality import Modality, ModalityConfig, View
+from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
 from mmssl.data.timeline import Clip, Extent, Window
+
+_WANTED = "a path, bytes, or a mmssl.data.timeline.Clip: frames [T, H, W, 3], times [T] that never fall, seconds"
 
 Backend = Literal["pyav", "torchcodec"]
 VideoViewConfig = Annotated[ClipViewConfig | FrameViewConfig | VideoOrderConfig, Field(discriminator="kind")]
@@ -106,6 +109,32 @@ class VideoModality(Modality):
         return Inspection(
             {"seconds": [video.seconds], "frames a second": [rate], "width": [video.width], "height": [video.height]}
         )
+
+    def from_value(self, value: Any) -> Clip:
+        """A `Clip` (frames, their times, seconds); its frames may be a tensor, and floats in [0, 1].
+
+        Raises:
+            DecodeError: "type", "shape", "empty", "not_finite", "range", "too_large".
+        """
+        if not isinstance(value, Clip):
+            raise DecodeError("type", f"got {type(value).__qualname__}, wanted {_WANTED}")
+        frames, times = as_pixels(value.frames, _WANTED), np.asarray(value.times, dtype=np.float64)
+        if frames.ndim != 4 or frames.shape[3] != 3 or times.shape != frames.shape[:1]:
+            raise DecodeError(
+                "shape", f"got frames {list(frames.shape)} and times {list(times.shape)}, wanted {_WANTED}"
+            )
+        if not (np.diff(times, prepend=0, append=value.seconds) >= 0).all() or not 0 < value.seconds < np.inf:
+            raise DecodeError(
+                "range", f"got times that fall, or lie outside 0 to {value.seconds:g} s, wanted {_WANTED}"
+            )
+        pixels = frames.shape[1] * frames.shape[2]
+        if pixels > self.max_pixels:
+            raise DecodeError(
+                "too_large", f"frames of {pixels} pixels, wanted at most {self.max_pixels} (`max_pixels`)"
+            )
+        if frames.nbytes > self.max_bytes:
+            raise too_long(f"{len(frames)}", pixels, self.max_bytes)
+        return Clip(frames, times, float(value.seconds))
 
 
 class VideoConfig(ModalityConfig):

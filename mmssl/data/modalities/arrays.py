@@ -1,0 +1,54 @@
+"""Arrays and tensors that Python code hands over in the place of files, checked like files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmssl.data.modality import DecodeError
+
+
+def as_array(value: Any, wanted: str) -> np.ndarray:
+    """A numpy array of an array, or of a tensor on any device, without its graph.
+
+    Args:
+        value: what was given.
+        wanted: what it should have been, for the message.
+
+    Raises:
+        DecodeError: "type" (neither array nor tensor), "empty", "not_finite" (NaN or infinity).
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if not isinstance(value, np.ndarray):
+        raise DecodeError("type", f"got {type(value).__module__}.{type(value).__qualname__}, wanted {wanted}")
+    if not value.size:
+        raise DecodeError("empty", f"got shape {list(value.shape)}, wanted {wanted}")
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise DecodeError(
+            "not_finite", f"{int((~np.isfinite(value)).sum())} of {value.size} values are NaN or infinite"
+        )
+    return value
+
+
+def as_pixels(value: Any, wanted: str) -> np.ndarray:
+    """uint8 [..., H, W, 3] of pixels as uint8, or as floats in [0, 1].
+
+    Raises:
+        DecodeError: as `as_array`; also "type" (another dtype), "range" (floats outside [0, 1]).
+    """
+    pixels = as_array(value, wanted)
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind != "f":
+        raise DecodeError("type", f"got {pixels.dtype}, wanted {wanted}")
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0 or high > 1:
+        raise DecodeError(
+            "range", f"got floats from {low:g} to {high:g}, wanted [0, 1]: divide by 255, and do not normalise"
+        )
+    made: np.ndarray = np.rint(pixels * 255).astype(np.uint8)
+    return made

@@ -1,0 +1,202 @@
+"""The Python face of a model: inputs of all kinds to embeddings, features, cosines and zero-shot classes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+import mmssl
+from mmssl.evaluation.zero_shot import TEMPLATES, fill
+from mmssl.recipe import model as module
+from mmssl.recipe.model import Model, start_of
+from mmssl.recipe.recipe import Recipe
+from mmssl.recipe.validate import validate_text
+from tests.pipelines.conftest import RECIPE
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 40, 32, 3), dtype=np.uint8)
+SOUND = {"kind": "audio", "rate": 8000, "seconds": 0.4, "channels": "mono"}
+HEARING = {
+    "kind": "audio_transformer",
+    "front_end": {"kind": "mel", "rate": 8000, "window": 256, "hop": 80, "mels": 32},
+    "seconds": 0.4,
+    "patch_size": [8, 10],
+    "width": 32,
+    "depth": 1,
+    "heads": 2,
+}
+
+
+def build(captions: Any = "whole", **objective: Any) -> Model:
+    values = json.loads(json.dumps(RECIPE)) | {"data": {"shards": ["none"]}}
+    values["modalities"]["text"]["captions"] = captions
+    values["modalities"]["audio"], values["encoders"]["audio"] = SOUND, HEARING
+    pairs = [["image", "text"], {"modalities": ["audio", "image"], "temperature": 0.5}]
+    views = {"image": "crop", "text": "tokens", "audio": "crop"}
+    values["objective"] |= {"pairs": pairs, "views": views, "temperature": 0.2, **objective}
+    return start_of(validate_text(Recipe, json.dumps(values), "test"))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return build()
+
+
+@pytest.mark.parametrize("captions", ["whole", "lines", "list", {"caption": 1.0}])
+def test_captions_are_encoded_as_they_are_however_files_hold_them(captions: Any, model: Model) -> None:
+    lines = ["a cat", "a cat\nand a dog"]
+    made = build(captions).encode(text=lines)["text"]
+    torch.testing.assert_close(made, model.encode(text=[line.replace("\n", " ") for line in lines])["text"])
+    assert not torch.allclose(made[0], made[1], atol=1e-3)
+
+
+def test_inputs_of_all_kinds_are_encoded_alike(model: Model) -> None:
+    pixels = PIXELS[0]
+    kinds = [pixels, torch.from_numpy(pixels), pixels / 255, Image.fromarray(pixels)]
+    made = model.encode(image=kinds)["image"]
+    assert made.shape == (4, 16)
+    assert torch.equal(made, made[:1].expand(4, -1))
+    wave = np.random.default_rng(1).uniform(-0.5, 0.5, 3200).astype(np.float32)
+    made = model.encode(audio=[wave, torch.from_numpy(wave), wave[None]])["audio"]
+    assert torch.equal(made, made[:1].expand(3, -1))
+
+
+def test_what_comes_out_can_be_trained_on(model: Model) -> None:
+    """Neither inference tensors nor parts of a graph."""
+    for made in (model.encode(image=PIXELS[0])["image"], model.features(image=PIXELS[0])["image"]):
+        assert not made.is_inference()
+        assert not made.requires_grad
+        probe = nn.Linear(made.shape[1], 2)
+        probe(made).sum().backward()
+        assert probe.weight.grad is not None
+
+
+def test_batches_change_nothing(model: Model) -> None:
+    pictures = list(PIXELS)
+    made = model.encode(image=pictures)["image"]
+    torch.testing.assert_close(model.encode(image=pictures, batch_size=4)["image"], made)
+    torch.testing.assert_close(made.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(model.encode(image=tuple(pictures), text="a cat")["image"], made)
+
+
+def test_features_are_those_of_the_encoder_before_the_head(model: Model) -> None:
+    pictures = list(PIXELS)
+    features = model.features(image=pictures)["image"]
+    assert features.shape == (6, 32)
+    embedded = F.normalize(model.embedding.heads["image"](features), dim=1)
+    torch.testing.assert_close(embedded, model.encode(image=pictures)["image"])
+
+
+def test_similarity_is_the_cosine_of_two_sides(model: Model) -> None:
+    pictures, lines = list(PIXELS), ["a cat", "a dog"]
+    a, b = model.encode(image=pictures)["image"], model.encode(text=lines)["text"]
+    wanted = F.cosine_similarity(a[:, None], b[None], dim=2)
+    torch.testing.assert_close(model.similarity(image=pictures, text=lines), wanted)
+    torch.testing.assert_close(model.similarity(text=lines, image=pictures), wanted.T)
+    torch.testing.assert_close(model.similarity(a, text=lines), wanted)
+    torch.testing.assert_close(model.similarity(a, b), wanted)
+    for sides in ({"image": pictures}, {"image": pictures, "text": lines, "audio": np.zeros(99, np.float32)}):
+        with pytest.raises(ValueError, match=rf"got {len(sides)} sides to compare, wanted two"):
+            model.similarity(**sides)
+    with pytest.raises(ValueError, match=r"got embeddings \[6, 16\] and \[2, 15\], wanted \[N, E\] and \[M, E\]"):
+        model.similarity(a, b[:, :15])
+
+
+@pytest.mark.parametrize(("modality", "prompts", "scale"), [(None, "text", 5.0), ("audio", "image", 2.0)])
+def test_scales_are_the_models_own(modality: str | None, prompts: str, scale: float, model: Model) -> None:
+    assert model._paired(modality, prompts) == (modality or "image", pytest.approx(scale))
+
+
+def test_classes_are_a_softmax_at_the_temperature_of_training(model: Model) -> None:
+    names = ["cat", "dog", "red bus"]
+
+    def prompts(name: str) -> Tensor:
+        rows = model.encode(text=[fill(template, name) for template in TEMPLATES["simple"]])["text"]
+        return F.normalize(rows.mean(0), dim=0)
+
+    rows, classes = model.encode(image=list(PIXELS))["image"], torch.stack([prompts(name) for name in names])
+    found = model.classify(list(PIXELS), names)
+    torch.testing.assert_close(found.probabilities, (5.0 * rows @ classes.T).softmax(1))
+    assert found.labels == [names[k] for k in (rows @ classes.T).argmax(1).tolist()]
+    plain = model.classify(PIXELS[0], names, templates="plain")
+    torch.testing.assert_close(plain.probabilities, model.classify(PIXELS[0], names, templates=["{}"]).probabilities)
+    assert not torch.allclose(plain.probabilities, found.probabilities[:1], atol=1e-4)
+
+
+def test_classes_that_are_refused(model: Model) -> None:
+    for arguments, sentence in (
+        ({"names": ["cat"]}, "got 1 class names, wanted at least two"),
+        ({"names": ["cat", "Cat"]}, r"names\[1\]: the class name 'Cat' is there already"),
+        (
+            {"names": ["cat", "dog"], "templates": "simpel"},
+            r"templates: got 'simpel', wanted sentences with \{\}, or one of",
+        ),
+        ({"names": ["cat", "dog"], "templates": ["a photo"]}, r"templates\[0\]: 'a photo'"),
+        ({"names": ["cat", "dog"], "modality": "audio"}, "modality: got 'audio', wanted one .* match 'text': image"),
+        ({"names": ["cat", "dog"], "prompts": "image"}, "modality: got None, wanted one .* match 'image': text, audio"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            model.classify(PIXELS[0], **arguments)  # type: ignore[arg-type]
+
+
+def test_a_model_shows_what_it_is(model: Model) -> None:
+    lines = repr(model).splitlines()
+    assert lines[0] == "Model of an untrained recipe on cpu"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["image", "text", "audio"]
+    count = sum(parameter.numel() for parameter in model.embedding.encoders["text"].parameters()) / 1e6
+    assert lines[2] == f"  text: TextTransformer, {count:.2f} M parameters, features [D = 32], embeddings [E = 16]"
+
+
+def test_a_model_moves(model: Model) -> None:
+    other = build()
+    assert other.to("meta") is other
+    assert {parameter.device.type for parameter in other.embedding.parameters()} == {"meta"}
+
+
+def test_errors_name_modality_and_position(model: Model) -> None:
+    for inputs, sentence in (
+        ({"image": [PIXELS[0], PIXELS[0].T]}, r"image input 1: shape: got shape \[3, 32, 40\], wanted"),
+        ({"image": "missing.jpg"}, r"image input 0: .*No such file or directory: 'missing\.jpg'"),
+        ({"text": []}, "text: got an empty list, wanted one input or more"),
+        ({"video": "a.mp4"}, "no encoder for 'video'; this model has image, text, audio"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            model.encode(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("progress", "terminal", "long", "shown"),
+    [
+        (None, True, True, True),
+        (None, True, False, False),
+        (None, False, True, False),
+        (True, False, False, True),
+        (False, True, True, False),
+    ],
+)
+def test_progress_is_shown_on_a_terminal_for_many_inputs(
+    progress: bool | None, terminal: bool, long: bool, shown: bool, model: Model, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(module, "LONG", 2 if long else 6)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    made = model.encode(image=list(PIXELS), progress=progress, batch_size=2)["image"]
+    assert ("image, 6 inputs" in capsys.readouterr().err) == shown
+    torch.testing.assert_close(made, model.encode(image=list(PIXELS))["image"])
+
+
+def test_the_public_face_is_listed() -> None:
+    assert dir(mmssl) == ["Model", "Recipe", "__version__", "find_recipe", "load"]
+    for name in dir(mmssl):
+        assert getattr(mmssl, name) is not None
+
+
+def test_types_are_announced_to_type_checkers() -> None:
+    assert (Path(mmssl.__file__).parent / "py.typed").is_file()
