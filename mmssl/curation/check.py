@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmssl.core.sample import Fault, Origin
 from mmssl.curation.check_report import CheckReport, FieldReport
-from mmssl.curation.check_shard import SOURCE, Decoders, Findings, Reader, examine
+from mmssl.curation.check_shard import SOURCE, Decoders, Findings, MemberDecoder, examine
 from mmssl.curation.figures import Place, Spread, Tally
 from mmssl.data.modalities.usual import file_formats, own_extensions, usual_modalities
 from mmssl.data.modality import Modality
@@ -88,12 +88,12 @@ def _share(limit: int | None, shard: int, shards: int) -> int | None:
 
 
 def _decoders(modalities: Mapping[str, Modality] | None) -> Decoders:
-    decoders: dict[str, tuple[Reader, ...]] = {} if modalities is not None else {"json": ()}
+    decoders: dict[str, tuple[MemberDecoder, ...]] = {} if modalities is not None else {"json": ()}
     for modality in (usual_modalities() if modalities is None else modalities).values():
         own = own_extensions(modality) if modalities is None else modality.extensions
         for extension in modality.extensions:
-            reader = Reader(modality, may_lack=extension not in own)
-            decoders[extension] = (*decoders.get(extension, ()), reader)
+            decoder = MemberDecoder(modality, may_lack=extension not in own)
+            decoders[extension] = (*decoders.get(extension, ()), decoder)
     return decoders
 
 

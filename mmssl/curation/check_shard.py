@@ -19,14 +19,14 @@ from mmssl.data.shards.table import split_name
 from mmssl.data.shards.tar import BLOCK, Lost, walk
 
 
-class Reader(NamedTuple):
+class MemberDecoder(NamedTuple):
     """A modality that reads members of an extension, and whether they may lack it, as mute videos lack sound."""
 
     modality: Modality
     may_lack: bool = False
 
 
-Decoders = Mapping[str, tuple[Reader, ...]]
+Decoders = Mapping[str, tuple[MemberDecoder, ...]]
 """Extension -> what reads such members; nothing: JSON, which is only parsed."""
 
 MAX_MEMBER_BYTES = 1 << 30
@@ -130,13 +130,13 @@ def _read(fd: int, offset: int, size: int) -> bytes:
     return os.pread(fd, size, offset)
 
 
-def _inspect(found: Findings, number: int, extension: str, data: bytes, readers: tuple[Reader, ...]) -> None:
-    if not readers:
+def _inspect(found: Findings, number: int, extension: str, data: bytes, decoders: tuple[MemberDecoder, ...]) -> None:
+    if not decoders:
         try:
             json.loads(data)
         except (ValueError, RecursionError) as error:
             raise DecodeError("undecodable", f".{extension} is not JSON: {error}") from error
-    for modality, may_lack in readers:
+    for modality, may_lack in decoders:
         try:
             held = modality.inspect(data, extension)
         except DecodeError as error:

@@ -21,7 +21,8 @@ from pydantic import Field
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError
 from mmssl.core.seeding import fold, generator
-from mmssl.curation.pack_items import ArraySource, BadRow, FolderSource, Source, encode, read_lines
+from mmssl.curation.pack_formats import BadRow
+from mmssl.curation.pack_items import ArraySource, FolderSource, Source, encode, read_lines
 from mmssl.curation.pack_readers import read_csv, read_hugging_face, read_parquet
 from mmssl.curation.pack_tables import Columns, TableSource
 from mmssl.data.shards.table import write_sidecar

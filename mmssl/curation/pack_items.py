@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,26 +17,10 @@ import numpy as np
 from PIL import Image
 
 from mmssl.core.errors import DataError
+from mmssl.curation.pack_formats import BadRow, check_media, convertible_extensions, packed_extensions, read_media
 from mmssl.data.media.container import IMAGES
-from mmssl.data.modalities.usual import file_formats
 
 MAX_PIXELS = 100_000_000  # of a picture that is re-encoded
-
-
-class BadRow(DataError):
-    """A row that cannot become a sample.
-
-    Attributes:
-        where: the row, as its owner would look for it.
-        reason: a short name to count by.
-        detail: what was got and what was wanted.
-    """
-
-    def __init__(self, where: str, reason: str, detail: str) -> None:
-        super().__init__(f"{where}: {reason}: {detail}")
-        self.where = where
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -197,74 +180,6 @@ class ArraySource(Source):
             return Item(where, {extension: data}, label=label)
         pixels = self.arrays["images"][row]
         return Item(where, {"png": np.stack([pixels] * 3, -1) if pixels.ndim == 2 else pixels}, label=label)
-
-
-def read_media(where: str, path: Path) -> tuple[str, bytes]:
-    """Extension and bytes of a media file.
-
-    Raises:
-        BadRow: it is not there, empty, or not what its name says.
-    """
-    extension = path.suffix[1:].lower()
-    if extension not in (*packed_extensions(), *convertible_extensions()):
-        wanted = ", ".join(packed_extensions())
-        raise BadRow(where, "unsupported", f"{path} ends in {path.suffix!r}, wanted one of {wanted}")
-    try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = "missing_file" if isinstance(error, FileNotFoundError) else "unreadable"
-        raise BadRow(where, reason, f"{path}: {error}") from error
-    return check_media(where, extension, data)
-
-
-def check_media(where: str, extension: str | None, data: bytes) -> tuple[str, bytes]:
-    """Make sure that bytes begin like a medium of that sort; without an extension, find it from the bytes.
-
-    A picture under the name of another format of pictures is taken, and keeps its name: decoders look at the bytes. So do sounds
-    and videos. A sound may lie in a container of videos.
-
-    Raises:
-        BadRow: empty, or something else.
-    """
-    if not data:
-        raise BadRow(where, "empty_file", "the file has no bytes")
-    if extension in convertible_extensions():
-        return extension, data
-    found = _formats_of(data)
-    if not found or (extension is not None and not any(_may_be_called(one, extension) for one in found)):
-        wanted = f"a {extension} file" if extension else f"one of {', '.join(packed_extensions())}"
-        like = f", like a {found[0]} file" if found else ""
-        raise BadRow(where, "undecodable", f"it begins with {data[:12]!r}{like}, wanted {wanted}")
-    extension = extension or found[0]
-    return "jpg" if extension == "jpeg" else extension, data
-
-
-def packed_extensions() -> tuple[str, ...]:
-    """Extensions of the files that are packed as they are."""
-    return tuple(extension for formats in file_formats().values() for extension in formats.begins)
-
-
-def convertible_extensions() -> tuple[str, ...]:
-    """Extensions of the files that are packed only if they are re-encoded."""
-    return tuple(extension for formats in file_formats().values() for extension in formats.convertible)
-
-
-def _formats_of(data: bytes) -> list[str]:
-    """Extensions of the formats that the bytes begin like, the first of each modality first."""
-    return [
-        extension
-        for formats in file_formats().values()
-        for extension, begins in formats.begins.items()
-        if re.match(begins, data[:64], re.DOTALL)
-    ]
-
-
-def _may_be_called(found: str, extension: str) -> bool:
-    return any(
-        found in (*formats.begins, *formats.within)
-        for formats in file_formats().values()
-        if extension in formats.begins
-    )
 
 
 def encode(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmssl.core.errors import DataError
-from mmssl.curation.pack_items import BadRow
+from mmssl.curation.pack_formats import BadRow
 from mmssl.curation.pack_tables import Table
 
 

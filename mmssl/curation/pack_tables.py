@@ -12,7 +12,8 @@ from pydantic import Field
 
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError, did_you_mean
-from mmssl.curation.pack_items import BadRow, Item, Source, check_media, read_media
+from mmssl.curation.pack_formats import BadRow, check_media, read_media
+from mmssl.curation.pack_items import Item, Source
 from mmssl.data.modalities.usual import file_formats
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")

@@ -12,7 +12,7 @@ import pytest
 from mmssl.core.errors import DataError
 from mmssl.curation.check import check
 from mmssl.curation.pack import Columns, PackConfig, pack
-from mmssl.curation.pack_items import BadRow, check_media
+from mmssl.curation.pack_formats import BadRow, check_media
 from mmssl.data.media.encode import encode_clip
 from pipelines import cli
 from pipelines.command import guarded
