@@ -82,7 +82,7 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
     except KeyboardInterrupt:
         saved = checkpoints(recipe.folder / FOLDER)
         what = f"the newest checkpoint is {saved[0]}" if saved else f"{recipe.folder} holds no checkpoint yet"
-        raise Interrupted(f"interrupted at once; {what}", signal.SIGINT) from None
+        raise Interrupted(f"at once; {what}", signal.SIGINT) from None
     finally:
         # The report is one process' work: from here on the others are not waited for.
         launch.close()

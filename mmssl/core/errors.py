@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 from typing import Any
 
@@ -48,10 +49,10 @@ class NumericError(MmsslError):
 
 
 class Interrupted(MmsslError):
-    """The run was asked to stop, saved itself and stops. `signal_number` decides between 130 and 143."""
+    """The run was stopped by a signal; the message goes on with when, and what is saved. The exit code is 128 + the signal's."""
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} {message}")
         self.exit_code = 128 + signal_number
 
 

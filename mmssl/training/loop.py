@@ -91,7 +91,7 @@ def _leave(state: TrainState, save: SaveBeat, number: int | None) -> NoReturn:
     """Save the last step and end the run, on all processes together."""
     assert number is not None, "nothing else ends the waiting for a batch"
     save.must(state)
-    raise Interrupted(f"stopped by signal {number} after step {state.step}; saved", number)
+    raise Interrupted(f"after step {state.step}; saved in {save.store.folder}", number)
 
 
 def _step(step: GradientStep, state: TrainState, batch: Batch, votes: Sequence[bool], missing: bool) -> StepReport:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from mmssl.core.errors import (
@@ -23,10 +25,10 @@ def test_exit_codes(error: type[MmsslError], code: int) -> None:
     assert isinstance(error("why"), MmsslError)
 
 
-@pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143)])
-def test_interruptions_exit_with_their_signal(number: int, code: int) -> None:
-    error = Interrupted("saved and stopped", number)
-    assert (error.exit_code, str(error)) == (code, "saved and stopped")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruptions_exit_with_their_signal_and_name_it(number: signal.Signals, code: int) -> None:
+    error = Interrupted("after step 7; saved", number)
+    assert (error.exit_code, str(error)) == (code, f"stopped by {number.name} after step 7; saved")
     assert MmsslError("why").exit_code == 1  # the class' own code is untouched
 
 

@@ -184,7 +184,7 @@ def test_an_attempt_alone(caplog: pytest.LogCaptureFixture) -> None:
 def stop(ranks: list[int]) -> str:
     def action() -> None:
         if distributed.rank() in ranks:
-            raise Interrupted("asked to stop", 15)
+            raise Interrupted("at once", 15)
         distributed.gather_objects(None)
 
     with pytest.raises(Interrupted) as stopped:
@@ -193,4 +193,4 @@ def stop(ranks: list[int]) -> str:
 
 
 def test_a_stop_is_no_failure(two_processes: Processes) -> None:
-    assert two_processes.run(stop, [([1],), ([1],)], timeout=60) == ["asked to stop 143"] * 2
+    assert two_processes.run(stop, [([1],), ([1],)], timeout=60) == ["stopped by SIGTERM at once 143"] * 2

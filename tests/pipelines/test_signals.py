@@ -65,5 +65,6 @@ def test_an_interrupt_at_once_says_what_is_saved(
     monkeypatch.setattr(PlainStep, "gradients", interrupted)
     assert world.pretrain(f"output={tmp_path}") == 130
     assert (
-        f"interrupted at once; {'the newest checkpoint is ' if at else ''}{tmp_path}/{said}" in capfd.readouterr().err
+        f"stopped by SIGINT at once; {'the newest checkpoint is ' if at else ''}{tmp_path}/{said}"
+        in capfd.readouterr().err
     )

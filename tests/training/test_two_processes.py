@@ -133,7 +133,11 @@ def signalled(folder: str) -> dict[str, Any]:
 
 def test_a_signal_to_one_process_stops_both_at_one_step(two_processes: Processes, tmp_path: Path) -> None:
     first, second = two_processes.run(signalled, [(str(tmp_path),)] * 2)
-    assert first == second == {"code": 143, "message": "stopped by signal 15 after step 4; saved"}
+    assert (
+        first
+        == second
+        == {"code": 143, "message": f"stopped by SIGTERM after step 4; saved in {tmp_path / 'checkpoints'}"}
+    )
     assert resolve(tmp_path, "last").name == "step_00000004"
 
 
@@ -223,7 +227,7 @@ def test_a_process_that_gives_its_batch_up_stops_both_before_that_step(
     two_processes: Processes, tmp_path: Path
 ) -> None:
     first, second = two_processes.run(stopped_without_a_batch, [(str(tmp_path / "cut"),)] * 2)
-    assert first[0] == second[0] == f"stopped by signal {signal.SIGUSR2} after step 5; saved"
+    assert first[0] == second[0] == f"stopped by SIGUSR2 after step 5; saved in {tmp_path / 'cut/checkpoints'}"
     assert first[2] == 5, "the batch that the first process had is drawn again"
     assert resolve(tmp_path / "cut", "last").name == "step_00000005"
     whole, _ = two_processes.run(gone_on, [(str(tmp_path / "whole"),)] * 2)

@@ -64,9 +64,7 @@ class StopSignals:
             if last is not None:
                 return last, True
             assert self.number is not None
-            raise Interrupted(
-                f"stopped by signal {self.number} before the first batch came: {stopped}", self.number
-            ) from None
+            raise Interrupted(f"before the first batch came: {stopped}", self.number) from None
         if batch is None:
             raise DataError("the training stream ended before the run did: a stream must repeat its data")
         return batch, False

@@ -73,7 +73,7 @@ class Odd(MmsslError):
 FAILURES: dict[str, Callable[[], object]] = {
     "value": lambda: 7,
     "recipe": lambda: _raise(RecipeError("wrong")),
-    "signal": lambda: _raise(Interrupted("stopped", 15)),
+    "signal": lambda: _raise(Interrupted("after step 3", 15)),
     "constructor": lambda: _raise(Odd("this", other="that")),
     "disk": lambda: _raise(OSError(28, "full")),
     "unicode": lambda: b"\xff".decode(),
@@ -100,7 +100,11 @@ def decided(name: str) -> tuple[str, str, int, bool]:
     [
         ("value", ("", "7", 0, False), ("", "7", 0, False)),
         ("recipe", ("RecipeError", "wrong", 2, True), ("RecipeError", "wrong", 2, False)),
-        ("signal", ("Interrupted", "stopped", 143, True), ("Interrupted", "stopped", 143, False)),
+        (
+            "signal",
+            ("Interrupted", "stopped by SIGTERM after step 3", 143, True),
+            ("Interrupted", "stopped by SIGTERM after step 3", 143, False),
+        ),
         ("constructor", ("Odd", "this and that", 9, True), ("Odd", "this and that", 9, False)),
         ("disk", ("OSError", "[Errno 28] full", 0, True), ("OSError", "[Errno 28] full", 0, False)),
         (
