@@ -160,7 +160,8 @@ def measure(model: Model, configs: Mapping[str, EvaluatorConfig]) -> tuple[Resul
 
 
 def _scores(evaluator: Evaluator, model: Model) -> dict[str, Score]:
-    return dict(evaluator.evaluate(model.embedding))
+    with evaluator:
+        return dict(evaluator.evaluate(model.embedding))
 
 
 def _refuse_alone(option: str, value: object, partners: Mapping[str, object]) -> None:

@@ -144,11 +144,11 @@ def untrained_probes(recipe: Recipe) -> dict[str, float]:
 
     model = start_of(recipe)
     built = recipe.build_evaluators(model.modalities)
-    return {
-        name: float(str(dict(built[name][0].evaluate(model.embedding))["acc1"]))
-        for name, evaluator in recipe.evaluators.items()
-        if evaluator.kind == "linear_probe"
-    }
+    accuracies = {}
+    for name in (name for name, config in recipe.evaluators.items() if config.kind == "linear_probe"):
+        with built[name][0] as probe:
+            accuracies[name] = float(str(dict(probe.evaluate(model.embedding))["acc1"]))
+    return accuracies
 
 
 class Stopwatch:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Self
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import MmsslError
@@ -31,6 +33,20 @@ class Evaluator(ABC):
             ValueError: the model lacks a modality or a shared space that this evaluator needs.
             DataError: the shards cannot be used. NumericError: an embedding is not finite (named by key).
         """
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to release
+        """Release what is kept between runs, such as open shards and worker processes; another run starts them again.
+
+        Whoever builds an evaluator closes it, or uses it as a context manager.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def evaluation_error(failures: Mapping[str, MmsslError]) -> MmsslError:

@@ -13,11 +13,10 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
+from mmssl.evaluation.collect import Collected, KeptShards
 from mmssl.evaluation.common import (
-    Collected,
     PairConfig,
     agreed,
-    collect_shards,
     inference,
     require_modalities,
     require_usable,
@@ -63,7 +62,8 @@ class ClassRetrieval(Evaluator):
 
     def __init__(self, config: ClassRetrievalConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
-        self.modalities = modalities
+        names = (*config.pair, config.labels)
+        self._shards = KeptShards(config, modalities, names, config.shards, config.max_samples)
         a, b = config.pair
         self.headlines = (f"{a}_to_{b}_mAP", f"{b}_to_{a}_mAP")
 
@@ -73,20 +73,17 @@ class ClassRetrieval(Evaluator):
             model.require(name, shared_space=True)
         with inference(model):
             encode = {name: lambda x, name=name: model.embed(name, x) for name in config.pair}
-            data = collect_shards(
-                config,
-                self.modalities,
-                {**encode, config.labels: lambda x: x},
-                model.device,
-                shards=config.shards,
-                limit=config.max_samples,
-            )
+            data = self._shards.collect({**encode, config.labels: lambda x: x}, model.device)
             scores = class_retrieval_scores(
                 data, config.pair, config.labels, ks=config.ks, resamples=config.resamples, seed=config.seed
             )
         for a, b in (config.pair, config.pair[::-1]):
             warn_of_ties(f"class retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
         yield from agreed(scores).items()
+
+    def close(self) -> None:
+        """See the base."""
+        self._shards.close()
 
 
 def class_retrieval_scores(

@@ -21,7 +21,8 @@ from mmssl.core.errors import DataError
 from mmssl.data.modality import Modality
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import EvalStream
-from mmssl.evaluation.common import inference, require_usable, unpack
+from mmssl.evaluation.collect import unpack
+from mmssl.evaluation.common import inference, require_usable
 
 
 class _Rows:

@@ -16,13 +16,11 @@ from mmssl.core.errors import DataError, NumericError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
+from mmssl.evaluation.collect import Collected, KeptShards, paired
 from mmssl.evaluation.common import (
-    Collected,
     EvaluatorConfig,
     agreed,
-    collect_shards,
     inference,
-    paired,
     require_modalities,
     require_usable,
 )
@@ -77,22 +75,29 @@ class LinearProbe(Evaluator):
 
     def __init__(self, config: LinearProbeConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
-        self.modalities = modalities
+        names = (config.modality, config.labels)
+        self._train = KeptShards(config, modalities, names, config.train_shards, config.max_train_samples)
+        self._test = KeptShards(config, modalities, names, config.shards, config.max_samples)
         self.headlines = ("acc1",)
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config
         model.require(config.modality, shared_space=False)
-        train = self._features(model, config.train_shards, config.max_train_samples)
-        test = self._features(model, config.shards, config.max_samples)
+        train = self._features(model, self._train)
+        test = self._features(model, self._test)
         scores = probe_scores(train, test, config)
         yield from agreed(scores).items()
 
-    def _features(self, model: EmbeddingModel, shards: Sequence[str], limit: int | None) -> Labelled:
+    def close(self) -> None:
+        """See the base."""
+        self._train.close()
+        self._test.close()
+
+    def _features(self, model: EmbeddingModel, shards: KeptShards) -> Labelled:
         config = self.config
         with inference(model):
             encode = {config.modality: lambda x: model.features(config.modality, x), config.labels: lambda x: x}
-            data = collect_shards(config, self.modalities, encode, model.device, shards=shards, limit=limit)
+            data = shards.collect(encode, model.device)
         return labelled(data, config.modality, config.labels)
 
 

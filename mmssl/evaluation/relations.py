@@ -20,6 +20,7 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, EncodedSample, read
 from mmssl.data.shards.index import ShardIndex
+from mmssl.evaluation.collect import KeptIndex
 from mmssl.evaluation.common import PairConfig, agreed, inference, require_usable
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class RelationEvaluator(Evaluator):
         self.config = config
         self.modalities = {name: modalities[name] for name in config.pair}
         self.remedy = remedy
+        self._index = KeptIndex(config.shards)
 
     @abstractmethod
     def pieces(self, sample: EncodedSample) -> Pieces | None:
@@ -71,7 +73,7 @@ class RelationEvaluator(Evaluator):
         config = self.config
         for name in config.pair:
             model.require(name, shared_space=True)
-        index = ShardIndex.open(config.shards)
+        index = self._index.open()
         total = min(len(index), config.max_samples or len(index))
         with inference(model):
             parts, owners, *counts = self._share(model, index, total)
@@ -89,6 +91,10 @@ class RelationEvaluator(Evaluator):
             scores = agreed(self.scores(embedded) | {"n_excluded": excluded, "n_skipped": skipped})
         self._warn(float(scores["tie_rate"] or 0))
         yield from scores.items()
+
+    def close(self) -> None:
+        """See the base."""
+        self._index.close()
 
     def _share(
         self, model: EmbeddingModel, index: ShardIndex, total: int

@@ -13,14 +13,11 @@ from torch import Tensor
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
+from mmssl.evaluation.collect import Collected, Items, KeptShards, paired
 from mmssl.evaluation.common import (
-    Collected,
-    Items,
     PairConfig,
     agreed,
-    collect_shards,
     inference,
-    paired,
     require_modalities,
     require_usable,
     warn_of_ties,
@@ -62,6 +59,7 @@ class Retrieval(Evaluator):
     def __init__(self, config: RetrievalConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
         self.modalities = modalities
+        self.shards = KeptShards(config, modalities, config.pair, config.shards, config.max_samples)
         a, b = config.pair
         self.headlines = (f"{a}_to_{b}_R@1", f"{b}_to_{a}_R@1")
 
@@ -81,14 +79,11 @@ class Retrieval(Evaluator):
             model.require(name, shared_space=True)
         with inference(model):
             encode = {name: lambda x, name=name: model.embed(name, x) for name in config.pair}
-            return collect_shards(
-                config,
-                self.modalities,
-                encode,
-                model.device,
-                shards=config.shards,
-                limit=config.max_samples,
-            )
+            return self.shards.collect(encode, model.device, hashed=True)
+
+    def close(self) -> None:
+        """See the base."""
+        self.shards.close()
 
 
 def retrieval_scores(

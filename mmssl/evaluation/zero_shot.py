@@ -16,13 +16,11 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, RecipeError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
+from mmssl.evaluation.collect import Collected, KeptShards, paired
 from mmssl.evaluation.common import (
-    Collected,
     EvaluatorConfig,
     agreed,
-    collect_shards,
     inference,
-    paired,
     require_modalities,
     require_usable,
     warn_of_ties,
@@ -113,6 +111,8 @@ class ZeroShot(Evaluator):
     ) -> None:
         self.config = config
         self.modalities = modalities
+        names = (config.modality, config.labels)
+        self._shards = KeptShards(config, modalities, names, config.shards, config.max_samples)
         self.classnames = tuple(classnames)
         self.templates = tuple(templates)
         self.headlines = ("acc1",)
@@ -124,17 +124,14 @@ class ZeroShot(Evaluator):
         with inference(model):
             classifier = self.classifier(model)
             encode = {config.modality: lambda x: model.embed(config.modality, x), config.labels: lambda x: x}
-            data = collect_shards(
-                config,
-                self.modalities,
-                encode,
-                model.device,
-                shards=config.shards,
-                limit=config.max_samples,
-            )
+            data = self._shards.collect(encode, model.device)
             scores = score(data, config.modality, config.labels, classifier, self.classnames)
         warn_of_ties(f"zero-shot of {config.modality!r}", float(scores["tie_rate"] or 0))
         yield from agreed(scores).items()
+
+    def close(self) -> None:
+        """See the base."""
+        self._shards.close()
 
     def classifier(self, model: EmbeddingModel) -> Tensor:
         """[K, E], one unit-norm row a class. Each process embeds its share of the classes."""

@@ -13,7 +13,8 @@ from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
 from mmssl.data.samples import load
 from mmssl.data.shards.index import ShardIndex
-from mmssl.evaluation.common import Collected, Items, inference
+from mmssl.evaluation.collect import Collected, Items
+from mmssl.evaluation.common import inference
 from mmssl.evaluation.ranking import Ranks, exact_products, pair_ranks
 from mmssl.evaluation.retrieval import Retrieval
 
@@ -163,7 +164,7 @@ def showcase(
     """Galleries of both directions and a heat map, from the shards of a retrieval evaluator. Every process must call it."""
     config = evaluator.config
     data = evaluator.collect(model)
-    index = ShardIndex.open(list(config.shards))
+    index = evaluator.shards.index.open()
     a, b = (data[name] for name in config.pair)
     with inference(model):
         ranks = pair_ranks(a.rows, a.owner, b.rows, b.owner)

@@ -41,7 +41,8 @@ def report_run(
     galleries: list[Gallery] = []
     similarity: Similarity | None = None
     if retrieval is not None:
-        galleries, similarity = showcase(retrieval, (model or load(recipe.folder)).embedding)
+        with retrieval:
+            galleries, similarity = showcase(retrieval, (model or load(recipe.folder)).embedding)
     write_report(
         path,
         title=recipe.name,

@@ -164,6 +164,10 @@ class EvaluateBeat(Beat):
             shown = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in heads.items())
             say(f"{state.place} | {shown}")
 
+    def close(self) -> None:
+        """Release what the evaluator keeps between its runs."""
+        self._evaluator.close()
+
     def catch_up(self, state: TrainState) -> None:
         """After a resume: take the scores so far from the file, and evaluate if the step is due and was not evaluated."""
         for record in on_main(self.metrics.read):

@@ -226,6 +226,8 @@ class Run:
                 show_drawn(self.state.stream.drawn())
             finally:
                 self.state.stream.close()
+                for evaluation in self.evaluations:
+                    evaluation.close()
                 self.launch.stop_trackers()
         return self.state.scores
 

@@ -19,7 +19,7 @@ from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.text import TextConfig, TextModality
 from mmssl.data.modality import Modality
-from mmssl.evaluation.common import Collected, Items
+from mmssl.evaluation.collect import Collected, Items
 
 COLOURS = {
     "black": (0, 0, 0), "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255),

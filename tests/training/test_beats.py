@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,36 @@ class Given(Evaluator):
         assert not model.training
         yield "score", next(self.scores)
         yield "name", "x"
+
+
+class Keeping(Given):
+    """Keeps something between its runs, until it is closed."""
+
+    held = False
+    closed = 0
+
+    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
+        assert self.closed == 0
+        self.held = True
+        yield from super().evaluate(model)
+
+    def close(self) -> None:
+        self.held = False
+        self.closed += 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluators_are_closed_once_at_the_end_of_a_run_however_it_ends(tmp_path: Path, fails: bool) -> None:
+    class Ending(Stream):
+        def act(self, step: int) -> None:
+            if fails and step == 5:
+                raise DataError("the data end here")
+
+    evaluator = Keeping(1, 2, 3, 4, 5)
+    run = make_run(tmp_path, stream=Ending(), evaluators={"kept": (evaluator, Duration("2 steps"))})
+    with pytest.raises(DataError, match="end here") if fails else nullcontext():
+        run.train()
+    assert (evaluator.held, evaluator.closed) == (False, 1)
 
 
 def names(folder: Path) -> list[str]:

@@ -249,9 +249,11 @@ class EvalStream:
             substitutes would be a score of something else.
         max_failures: share of faults above which the stream stops, judged after 500 samples.
         seed: for needs with chance in them; "eval" views have none.
+        limit: only the first samples, so many; None: all.
 
     Attributes:
-        faults: faults so far in this process, by reason.
+        index: the samples.
+        faults: faults of the latest pass in this process, by reason.
     """
 
     def __init__(
@@ -266,6 +268,7 @@ class EvalStream:
         max_failures: float = 0.01,
         optional: Collection[str] = (),
         seed: int = 0,
+        limit: int | None = None,
         rank: int | None = None,
         world: int | None = None,
     ) -> None:
@@ -273,7 +276,9 @@ class EvalStream:
             raise ValueError(f"got batches of {batch_size} samples, wanted at least one")
         rank = distributed.rank() if rank is None else rank
         world = distributed.world_size() if world is None else world
-        self.samples = range(rank * len(index) // world, (rank + 1) * len(index) // world)
+        total = len(index) if limit is None else min(limit, len(index))
+        self.index = index
+        self.samples = range(rank * total // world, (rank + 1) * total // world)
         self.faults: Counter[str] = Counter()
         starts = range(self.samples.start, self.samples.stop, batch_size)
         self._tickets = [[(0, i) for i in range(s, min(s + batch_size, self.samples.stop))] for s in starts]
@@ -283,7 +288,7 @@ class EvalStream:
             Workers.of(workers).loader, rows, self._tickets, Collate(rows.modalities, needs), persistent=True
         )
         self._loader: Any = None
-        self._judge = Judge(max_failures, self.faults)
+        self._max_failures = max_failures
 
     def __len__(self) -> int:
         """Batches of one pass; those without any usable sample are left out when it comes to it."""
@@ -292,8 +297,10 @@ class EvalStream:
     def __iter__(self) -> Iterator[Batch]:
         if self._loader is None:
             self._loader = self._make_loader()
+        self.faults.clear()
+        judge = Judge(self._max_failures, self.faults)
         for batch in deliver(self._loader):
-            self._judge(len(batch) + len(batch.faults), batch.faults)
+            judge(len(batch) + len(batch.faults), batch.faults)
             if len(batch):
                 yield batch
 

@@ -431,6 +431,20 @@ def test_evaluation_sees_every_sample_once_in_order(index: ShardIndex, world: in
     assert seen == list(range(23))
 
 
+@pytest.mark.parametrize("world", [1, 3])
+def test_evaluation_of_the_first_samples_decodes_no_others(folder: Path, world: int) -> None:
+    seen: list[int] = []
+    index = ShardIndex.open([folder])
+    read = index.read
+    numbers: list[int] = []
+    index.read = lambda n, *rest: numbers.append(n) or read(n, *rest)  # type: ignore[method-assign, func-returns-value]
+    for rank in range(world):
+        stream = EvalStream(index, MODALITIES, EVAL, 4, limit=10, rank=rank, world=world)
+        seen += [i for batch in stream for i in batch.index.tolist()]
+    assert seen == numbers == list(range(10))
+    assert len(EvalStream(index, MODALITIES, EVAL, 4, limit=99)) == 6
+
+
 def test_evaluation_can_be_repeated_and_knows_lengths(index: ShardIndex) -> None:
     stream = EvalStream(index, MODALITIES, EVAL, 10, Workers(1, start_method="fork"))
     first, second = list(stream), list(stream)
@@ -450,6 +464,8 @@ def test_evaluation_never_substitutes(shard: Shard) -> None:
     batches = list(stream)
     assert [i for batch in batches for i in batch.index.tolist()] == [i for i in range(20) if i not in (3, 7, 11)]
     assert stream.faults == {"undecodable": 1, "missing": 2}
+    list(stream)
+    assert stream.faults == {"undecodable": 1, "missing": 2}, "of one pass"
 
 
 def test_samples_one_by_one(shard: Shard) -> None:

@@ -1,0 +1,256 @@
+"""Embeddings of a whole data set on every process, and the shards that evaluators keep open between their runs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl.core import distributed
+from mmssl.core.batch import Batch
+from mmssl.core.errors import DataError
+from mmssl.data.modality import Modality
+from mmssl.data.shards.index import ShardIndex
+from mmssl.data.shards.paths import stamps
+from mmssl.data.stream.batches import EvalStream
+from mmssl.evaluation.common import EvaluatorConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Items:
+    """One modality of a whole data set: rows of all processes, in the order of the samples.
+
+    Attributes:
+        rows: [n, ...], one row an item; a sample may have several items (captions), or none.
+        owner: [n] int64, ascending: number of the sample that the item belongs to.
+        hashes: what `digest` gives; None: not asked for.
+    """
+
+    rows: Tensor
+    owner: Tensor
+    hashes: Tensor | None = None
+
+    @property
+    def digest(self) -> Tensor:
+        """[n] int64, hash of the item's view before it was encoded: equal items have equal digests.
+
+        Raises:
+            ValueError: they were collected without.
+        """
+        if self.hashes is None:
+            raise ValueError("these items were collected without hashes: collect them with hashed=True")
+        return self.hashes
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A data set as an evaluator sees it.
+
+    Attributes:
+        items: modality -> its items.
+        keys: number of a sample -> its key.
+        skipped: samples that could not be decoded and are not among the keys.
+    """
+
+    items: Mapping[str, Items]
+    keys: Mapping[int, str]
+    skipped: int = 0
+
+    def __getitem__(self, modality: str) -> Items:
+        return self.items[modality]
+
+
+Encode = Callable[[Tensor], Tensor]
+"""Views [n, ...] on the CPU -> rows [n, ...] on any device."""
+
+
+class KeptIndex:
+    """The index of an evaluator's shards, opened by the first run and kept for the next ones.
+
+    Shards that have changed in between (other files, sizes or times of change) are opened anew, and a warning says so.
+
+    Args:
+        shards: paths, braces or globs.
+    """
+
+    def __init__(self, shards: Sequence[str]) -> None:
+        self.shards = tuple(shards)
+        self._index: ShardIndex | None = None
+        self._stamps: object = None
+
+    def open(self) -> ShardIndex:
+        """The index of the shards as they are now.
+
+        Raises:
+            DataError: the shards cannot be used.
+        """
+        found = stamps(self.shards)
+        if self._index is not None and found != self._stamps:
+            log.warning(
+                "the shards %s have changed since the last evaluation, and are opened anew: earlier scores are of other samples",
+                list(self.shards),
+            )
+            self._index = None
+        if self._index is None:
+            self._index, self._stamps = ShardIndex.open(self.shards), found
+        return self._index
+
+    def close(self) -> None:
+        """Let go of the index; the next run opens it again."""
+        self._index = None
+
+
+class KeptShards:
+    """The samples that an evaluator measures on: their index, and worker processes that are started once for many runs.
+
+    Args:
+        config: batch size, workers, and what becomes of damaged samples.
+        modalities: by name.
+        names: the modalities that are collected, by their views "eval"; a sample may lack any of them.
+        shards: paths, braces or globs.
+        limit: only the first samples, so many; None: all.
+    """
+
+    def __init__(
+        self,
+        config: EvaluatorConfig,
+        modalities: Mapping[str, Modality],
+        names: Sequence[str],
+        shards: Sequence[str],
+        limit: int | None,
+    ) -> None:
+        self.config, self.modalities, self.names, self.limit = config, modalities, tuple(names), limit
+        self.index = KeptIndex(shards)
+        self._stream: EvalStream | None = None
+
+    def collect(self, encode: Mapping[str, Encode], device: torch.device, *, hashed: bool = False) -> Collected:
+        """`collect` over this process' share of the samples, with the number of damaged ones.
+
+        Args:
+            encode: modality -> function, for each of the names.
+
+        Raises:
+            DataError: the shards cannot be used.
+        """
+        stream = self._open()
+        try:
+            data = collect(stream, encode, device, self.config.batch_size, hashed=hashed)
+        except BaseException:
+            self.close()  # a pass that was broken off leaves workers in the middle of it, or dead
+            raise
+        return replace(data, skipped=sum(distributed.gather_objects(stream.faults.total())))
+
+    def close(self) -> None:
+        """End the workers and let go of the index; the next run starts them again."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self.index.close()
+
+    def _open(self) -> EvalStream:
+        index = self.index.open()
+        if self._stream is not None and self._stream.index is not index:
+            self._stream.close()
+            self._stream = None
+        if self._stream is None:
+            self._stream = EvalStream(
+                index,
+                self.modalities,
+                {name: {"eval": 1} for name in self.names},
+                self.config.batch_size,
+                self.config.workers,
+                on_error=self.config.on_error,
+                optional=self.names,
+                limit=self.limit,
+            )
+        return self._stream
+
+
+@torch.no_grad()
+def collect(
+    batches: Iterable[Batch], encode: Mapping[str, Encode], device: torch.device, chunk: int, *, hashed: bool = False
+) -> Collected:
+    """Encode one pass over this process' share, and give every process the rows of all.
+
+    Items of ragged views are unpacked: a sample with three captions gives three rows. A sample that lacks a modality gives none.
+
+    Args:
+        batches: views "eval0" of each modality in `encode`.
+        encode: modality -> function.
+        device: where rows are made and kept.
+        chunk: most items encoded at a time.
+        hashed: give items their `digest`, which takes about a second a gigabyte of views.
+
+    Raises:
+        DataError: no process got any sample, or none with one of the modalities.
+    """
+    parts: dict[str, list[tuple[Tensor, ...]]] = {modality: [] for modality in encode}
+    keys: dict[int, str] = {}
+    for batch in batches:
+        keys.update(zip(batch.index.tolist(), batch.keys, strict=True))
+        for modality, function in encode.items():
+            views, owner = unpack(batch, modality)
+            if len(owner):
+                rows = torch.cat([function(part).to(device) for part in torch.split(views, chunk)])
+                columns = (rows, owner.to(device))
+                parts[modality].append((*columns, digests(views).to(device)) if hashed else columns)
+    everyone = {number: key for share in distributed.gather_objects(keys) for number, key in share.items()}
+    if not everyone:
+        raise DataError("got no sample to measure on, wanted at least one: check the evaluator's `shards`")
+    joined = {modality: _joined(modality, part, device, len(everyone)) for modality, part in parts.items()}
+    return Collected(joined, everyone)
+
+
+def unpack(batch: Batch, modality: str) -> tuple[Tensor, Tensor]:
+    """Items of a modality's eval view [n, ...], and their owners [n]: absent samples and padding left out."""
+    x, owner = batch[modality]["eval0"], batch.index
+    present = batch.present.get(modality, torch.ones(len(batch), dtype=torch.bool))
+    if modality not in batch.lengths:
+        return x[present], owner[present]
+    real = (torch.arange(x.shape[1]) < batch.lengths[modality][:, None]) & present[:, None]
+    return x[real], owner[:, None].expand_as(real)[real]
+
+
+def digests(views: Tensor) -> Tensor:
+    """[n] int64, a hash of each row's bytes."""
+    rows = views.reshape(len(views), -1).contiguous().cpu().numpy()
+    found = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
+    return torch.from_numpy(np.frombuffer(b"".join(found), np.int64).copy())
+
+
+def _joined(modality: str, parts: list[tuple[Tensor, ...]], device: torch.device, samples: int) -> Items:
+    """Parts of all processes. One whose share had no item learns the shape of a row from another."""
+    own = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else None
+    shapes = distributed.gather_objects([(tuple(x.shape[1:]), x.dtype) for x in own] if own else None)
+    shape = next((shape for shape in shapes if shape), None)
+    if shape is None:
+        raise DataError(
+            f"no sample has {modality!r}, of {samples}: check the evaluator's `shards`, and the modality's `extensions`"
+        )
+    if own is None:
+        own = [torch.empty((0, *rest), dtype=dtype, device=device) for rest, dtype in shape]
+    return Items(*(distributed.gather_uneven(x) for x in own))
+
+
+def paired(data: Collected, a: str, b: str) -> tuple[Tensor, Tensor]:
+    """Which items of each of two modalities belong to a sample that has both: [n of a] bool, [n of b] bool.
+
+    Raises:
+        DataError: no sample has; says how many have one.
+    """
+    own, other = data[a].owner, data[b].owner
+    has, also = torch.isin(own, other), torch.isin(other, own)
+    if not has.any():
+        samples, first, second = len(data.keys), len(torch.unique(own)), len(torch.unique(other))
+        raise DataError(
+            f"no sample has both {a!r} and {b!r}: of {samples}, {first} have {a!r} and {second} have {b!r}; "
+            "check the evaluator's shards"
+        )
+    return has, also
