@@ -184,7 +184,8 @@ def test_shards_verbs(world: World, tmp_path: Path, capfd: pytest.CaptureFixture
     assert not bad["ok"]
     assert bad["fault_counts"]["damaged tar"] == 1
     figures = json.loads((tmp_path / "stats.json").read_text())
-    assert len(figures["mean"]) == len(figures["std"]) == 3
+    pictures = figures["modalities"]["image"]
+    assert len(pictures["mean"]) == len(pictures["std"]) == 3
     assert figures["fields"]["png"]["count"] == 12
     assert figures["rate"] > 0
     capfd.readouterr()
