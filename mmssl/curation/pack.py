@@ -22,7 +22,7 @@ from mmssl.core.config import Config
 from mmssl.core.errors import DataError
 from mmssl.core.seeding import fold, generator
 from mmssl.curation.pack_formats import BadRow
-from mmssl.curation.pack_items import ArraySource, FolderSource, Source, encode, read_lines
+from mmssl.curation.pack_items import ArraySource, FolderSource, RowSource, encode, read_lines
 from mmssl.curation.pack_readers import read_csv, read_hugging_face, read_parquet
 from mmssl.curation.pack_tables import Columns, TableSource
 from mmssl.data.shards.table import write_sidecar
@@ -116,7 +116,7 @@ def pack(
     return manifest.write()
 
 
-def open_source(source: str | Path, config: PackConfig | None = None, root: str | Path | None = None) -> Source:
+def open_source(source: str | Path, config: PackConfig | None = None, root: str | Path | None = None) -> RowSource:
     """The source that a path stands for.
 
     Raises:
@@ -143,7 +143,7 @@ def open_source(source: str | Path, config: PackConfig | None = None, root: str 
 class _Job:
     """One call of `pack`, with everything decided."""
 
-    source: Source
+    source: RowSource
     config: PackConfig
     templates: tuple[str, ...]
     workers: int
@@ -262,7 +262,7 @@ def _append_skipped(shards: list[ShardRecord], cut: _Cut) -> list[ShardRecord]:
     return [*others, replace(last, stop=cut.stop, skipped=(*last.skipped, *cut.skipped))]
 
 
-def _check_templates(config: PackConfig, source: Source) -> tuple[str, ...]:
+def _check_templates(config: PackConfig, source: RowSource) -> tuple[str, ...]:
     """Templates that will be used; refuses those that could not be, or would have no effect."""
     for number, template in enumerate(config.templates or (), 1):
         if template.count("{}") != 1:
@@ -281,7 +281,7 @@ def _check_templates(config: PackConfig, source: Source) -> tuple[str, ...]:
     return DEFAULT_TEMPLATES if config.templates is None else config.templates
 
 
-def _settings(config: PackConfig, source: Source) -> dict[str, Any]:
+def _settings(config: PackConfig, source: RowSource) -> dict[str, Any]:
     described = {"kind": source.kind, "name": source.name, "rows": len(source), "fingerprint": source.fingerprint}
     # Without `on_error`: after a bad row was met, a call that skips such rows goes on with the shards that are finished.
     options = config.model_dump(mode="json", exclude={"on_error"})

@@ -42,7 +42,7 @@ class Item:
     key: str | None = None
 
 
-class Source(ABC):
+class RowSource(ABC):
     """Rows to pack.
 
     Attributes:
@@ -74,7 +74,7 @@ class Source(ABC):
         """
 
 
-class FolderSource(Source):
+class FolderSource(RowSource):
     """A folder for each class, with media files at any depth below. Classes count in the order of their names.
 
     Media files that lie beside the folders are rows as well, which cannot be used: they have no class.
@@ -120,7 +120,7 @@ def _media_files(paths: Iterable[Path]) -> list[Path]:
     )
 
 
-class ArraySource(Source):
+class ArraySource(RowSource):
     """A `.npz` of arrays: `jpeg` (all JPEG bytes in a row) with `offsets` [N+1], or `images` uint8 [N, H, W, 3] or [N, H, W].
 
     With `labels` [N], and `classes` [K] if they have names.

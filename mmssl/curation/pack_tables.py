@@ -13,7 +13,7 @@ from pydantic import Field
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError, did_you_mean
 from mmssl.curation.pack_formats import BadRow, check_media, read_media
-from mmssl.curation.pack_items import Item, Source
+from mmssl.curation.pack_items import Item, RowSource
 from mmssl.data.modalities.usual import file_formats
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
@@ -84,7 +84,7 @@ class Table:
     classes: Mapping[str, tuple[str, ...]]
 
 
-class TableSource(Source):
+class TableSource(RowSource):
     """Rows of a table.
 
     Args:

@@ -18,7 +18,7 @@ ABSENT = object()
 """What a kernel returns to take its modality out of the sample."""
 
 
-class Field(NamedTuple):
+class Operand(NamedTuple):
     """Where a kernel is at work.
 
     Attributes:
@@ -42,8 +42,8 @@ class Kernel(NamedTuple):
         reason: why the values stay as they are; empty where they do not.
     """
 
-    run: Callable[[Any, Entry, Field], Any]
-    doubt: Callable[[Any, Entry, Field], str | None] = lambda value, entry, field: None
+    run: Callable[[Any, Entry, Operand], Any]
+    doubt: Callable[[Any, Entry, Operand], str | None] = lambda value, entry, field: None
     measure: Callable[[Any], Any] = lambda value: None
     reason: str = ""
 
@@ -53,12 +53,12 @@ def identity(reason: str) -> Kernel:
     return Kernel(unchanged, reason=reason)
 
 
-def unchanged(value: Any, entry: Entry, field: Field) -> Any:
+def unchanged(value: Any, entry: Entry, field: Operand) -> Any:
     """The value as it is."""
     return value
 
 
-def drop(value: Any, entry: Entry, field: Field) -> Any:
+def drop(value: Any, entry: Entry, field: Operand) -> Any:
     """Kernel of `dropout` for whatever a sample may lack: ABSENT where the entry names the modality."""
     return ABSENT if field.name in entry["dropped"] else value
 

@@ -15,7 +15,7 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.evaluation.collect import Collected, KeptShards
 from mmssl.evaluation.common import (
-    PairConfig,
+    PairEvaluatorConfig,
     agreed,
     inference,
     require_modalities,
@@ -28,7 +28,7 @@ from mmssl.evaluation.statistics import clustered_bootstrap
 _SCORES_AT_ONCE = 2**22
 
 
-class ClassRetrievalConfig(PairConfig):
+class ClassRetrievalConfig(PairEvaluatorConfig):
     """Configures retrieval at the level of classes.
 
     Attributes:

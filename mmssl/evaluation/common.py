@@ -54,7 +54,7 @@ class EvaluatorConfig(Config):
         """
 
 
-class PairConfig(EvaluatorConfig, ABC):
+class PairEvaluatorConfig(EvaluatorConfig, ABC):
     """What configs of evaluators that compare two modalities have.
 
     Attributes:

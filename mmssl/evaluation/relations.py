@@ -21,7 +21,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, EncodedSample, read
 from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation.collect import KeptIndex
-from mmssl.evaluation.common import PairConfig, agreed, inference, require_usable
+from mmssl.evaluation.common import PairEvaluatorConfig, agreed, inference, require_usable
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ Pieces = dict[str, Tensor]
 """Name of what was embedded -> [n, ...] views of one sample."""
 
 
-class RelationConfig(PairConfig):
+class RelationConfig(PairEvaluatorConfig):
     """What both probes have.
 
     Attributes:

@@ -15,7 +15,7 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.evaluation.collect import Collected, Items, KeptShards, paired
 from mmssl.evaluation.common import (
-    PairConfig,
+    PairEvaluatorConfig,
     agreed,
     inference,
     require_modalities,
@@ -26,7 +26,7 @@ from mmssl.evaluation.ranking import Ranks, pair_ranks
 from mmssl.evaluation.statistics import clustered_bootstrap
 
 
-class RetrievalConfig(PairConfig):
+class RetrievalConfig(PairEvaluatorConfig):
     """Configures retrieval.
 
     Attributes:

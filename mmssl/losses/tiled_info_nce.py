@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmssl.losses.candidates import check_samples, over_present
-from mmssl.losses.tiles import Block, Tile, block, inner_products, row_dots
+from mmssl.losses.tiles import Tile, TiledScores, block, inner_products, row_dots
 
 # Logits are made in base 2, because processors raise 2 to a power three times as fast as e.
 LN_2 = math.log(2)
@@ -101,7 +101,7 @@ class _LogSumExp(torch.autograd.Function):
         # Positives stand far above the rest, and take more rounding from a product in float32 than all others together.
         positive = row_dots(a, b[offset : offset + len(a)], size) * scale.double()
         weights = None if present is None else present.to(a.dtype)
-        for tile in Block(a, b, scale / LN_2, offset, size):
+        for tile in TiledScores(a, b, scale / LN_2, offset, size):
             _add(by_row[tile.rows], by_column[tile.columns], tile, present, weights, tile.same(ids))
         if present is not None:
             by_row.masked_fill_(~present[offset : offset + len(a)], -torch.inf)
@@ -120,7 +120,7 @@ class _LogSumExp(torch.autograd.Function):
         to_positive = to_positive.to(a.dtype)
         with torch.autocast(a.device.type, enabled=False):
             weights = _Weights(by_row, by_column, to_row, to_column, present, a.dtype)
-            for tile in Block(a, b, scale / LN_2, ctx.offset, ctx.size):
+            for tile in TiledScores(a, b, scale / LN_2, ctx.offset, ctx.size):
                 same = tile.same(ids)
                 weights.replace(tile)
                 if same is not None:

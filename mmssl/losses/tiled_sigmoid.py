@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.losses.candidates import check_samples, over_present
-from mmssl.losses.tiles import Block, Tile, block, inner_products, row_dots, scalar
+from mmssl.losses.tiles import Tile, TiledScores, block, inner_products, row_dots, scalar
 
 
 def tiled_sigmoid_loss(
@@ -79,7 +79,7 @@ class _Sigmoid(torch.autograd.Function):
         loss, grad_bias = (torch.zeros_like(bias, dtype=torch.float64) for _ in range(2))
         weights = None if present is None else present.to(a.dtype)
         spare = [a.new_empty(min(size, len(a)) * min(size, len(b))) for _ in range(2)]
-        for tile in Block(a, b, scale, offset, size):
+        for tile in TiledScores(a, b, scale, offset, size):
             # A positive is a negative of the other sign; its gradient turns back below.
             logits = tile.logits.add_(bias)
             tile.diagonal.neg_()

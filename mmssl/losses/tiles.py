@@ -34,7 +34,7 @@ def inner_products(x: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Block:
+class TiledScores:
     """Rows a, candidates b and the scale between them: logits[i, j] = scale * <a_i, b_j>, cut into square tiles.
 
     Attributes:

@@ -25,7 +25,7 @@ from mmssl.losses.tiled_sigmoid import tiled_sigmoid_loss
 from mmssl.losses.tiles import candidate_counts
 from mmssl.objectives.common import ObjectiveConfig, encoder_of, log_sum_exp_over_processes, precise, view_of
 from mmssl.objectives.pairs import SIGMOID_BIAS, Pair, PairConfig, PairLoss, check_pairs, modalities_of
-from mmssl.objectives.presence import content, encode_present, presence
+from mmssl.objectives.presence import content, encode_present, gather_facts, identities, presence
 
 WHOLE_UP_TO = 2048
 """Global batch up to which the logits are held as one matrix, 16 MB of them, if the config leaves it open."""
@@ -34,7 +34,7 @@ Duplicates = Literal["negatives", "ignore"]
 
 
 class ClipConfig(ObjectiveConfig):
-    """Contrastive alignment of pairs of modalities; see `Clip`.
+    """Contrastive alignment of pairs of modalities; see `ClipObjective`.
 
     Attributes:
         pairs: which modalities are aligned, e.g. [[image, text], [image, audio]]; a pair that differs from the others is written
@@ -112,7 +112,7 @@ class ClipConfig(ObjectiveConfig):
             for pair in self.pairs
         )
 
-    def build(self, encoders: Mapping[str, Encoder]) -> Clip:
+    def build(self, encoders: Mapping[str, Encoder]) -> ClipObjective:
         """The objective for these encoders."""
         pairs = self.resolved()
         heads = {
@@ -121,7 +121,7 @@ class ClipConfig(ObjectiveConfig):
             )
             for modality in modalities_of(pairs)
         }
-        return Clip(
+        return ClipObjective(
             pairs,
             self.views,
             heads,
@@ -132,7 +132,7 @@ class ClipConfig(ObjectiveConfig):
         )
 
 
-class Clip(Objective):
+class ClipObjective(Objective):
     """A symmetric contrastive loss over the global batch for each pair: the sum of `info_nce` or `sigmoid_loss` times its weight.
 
     Radford et al. 2021 (arXiv:2103.00020), Zhai et al. 2023 (arXiv:2303.15343). No term depends on how many pairs there are. In
@@ -223,7 +223,7 @@ class Clip(Objective):
         ways, and the loss of guessing.
         """
         everyone = {modality: distributed.gather(latents[modality]) for modality in modalities_of(self.pairs)}
-        facts = _gather_facts(latents)
+        facts = gather_facts(latents)
         terms: dict[str, Tensor] = {}
         measures: list[Callable[[], dict[str, Tensor]]] = []
         for pair in self.pairs:
@@ -233,7 +233,7 @@ class Clip(Objective):
             among: dict[str, Any] = {
                 "offset": distributed.rank() * len(a),
                 "present": facts[f"present/{pair.first}"].bool() & facts[f"present/{pair.second}"].bool(),
-                "ids": _identities(facts, pair),
+                "ids": identities(facts, pair),
             }
             terms[pair.name] = pair.weight * self._loss(scale, bias, a, b, all_a, all_b, among)
             # The bias is copied: the update changes it in place.
@@ -314,18 +314,3 @@ def _metrics(
     if bias is not None:
         metrics["bias"] = bias
     return {f"{pair.name}/{name}": x for name, x in metrics.items()}
-
-
-def _gather_facts(latents: Latents) -> dict[str, Tensor]:
-    """Presence, index and contents of the samples of all processes, [G] int64 each, in one exchange."""
-    names = [name for name in latents if name.startswith(("present/", "content/", "sample/"))]
-    everyone = distributed.gather_detached(torch.stack([latents[name].long() for name in names], 1))
-    return dict(zip(names, everyone.unbind(1), strict=True))
-
-
-def _identities(facts: Mapping[str, Tensor], pair: Pair) -> Tensor | None:
-    """[G, k]: samples that agree in one of the k are duplicates in this pair; None where these are negatives."""
-    if "sample/index" not in facts:
-        return None
-    contents = [f"content/{modality}" for modality in (pair.first, pair.second)]
-    return torch.stack([facts["sample/index"], *(facts[name] for name in contents if name in facts)], 1)

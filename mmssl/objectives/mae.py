@@ -18,7 +18,7 @@ from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of, precise, 
 
 
 class MaeConfig(ObjectiveConfig):
-    """Masked autoencoding of one modality; see `Mae`.
+    """Masked autoencoding of one modality; see `MaeObjective`.
 
     Attributes:
         modality: whose encoder is trained.
@@ -39,7 +39,7 @@ class MaeConfig(ObjectiveConfig):
     decoder: MaskedTokenDecoderConfig = MaskedTokenDecoderConfig()
     normalise_targets: bool = True
 
-    def build(self, encoders: Mapping[str, Encoder]) -> Mae:
+    def build(self, encoders: Mapping[str, Encoder]) -> MaeObjective:
         """The objective for these encoders.
 
         Raises:
@@ -52,10 +52,10 @@ class MaeConfig(ObjectiveConfig):
                 "take a vision transformer"
             )
         decoder = self.decoder.build(encoder.width, encoder.grid, self.patch_values)
-        return Mae(self.modality, self.view, self.order, decoder, self.mask_ratio, self.normalise_targets)
+        return MaeObjective(self.modality, self.view, self.order, decoder, self.mask_ratio, self.normalise_targets)
 
 
-class Mae(Objective):
+class MaeObjective(Objective):
     """Mean squared error of the hidden patches.
 
     He et al. 2022 (arXiv:2111.06377). The encoder sees the visible tokens only; a light decoder sees them in their places, and a

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.compat import NormBase
+from mmssl.core.objective import Latents
 from mmssl.heads.batch_norm import SyncBatchNorm
+from mmssl.objectives.pairs import Pair
 
 
 def presence(batch: Batch, modality: str) -> Tensor:
@@ -92,3 +95,18 @@ def _mix(x: Tensor) -> Tensor:
 def _shift(x: Tensor, bits: int) -> Tensor:
     """To the right, with zeros coming in."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def gather_facts(latents: Latents) -> dict[str, Tensor]:
+    """Presence, index and contents of the samples of all processes, [G] int64 each, in one exchange."""
+    names = [name for name in latents if name.startswith(("present/", "content/", "sample/"))]
+    everyone = distributed.gather_detached(torch.stack([latents[name].long() for name in names], 1))
+    return dict(zip(names, everyone.unbind(1), strict=True))
+
+
+def identities(facts: Mapping[str, Tensor], pair: Pair) -> Tensor | None:
+    """[G, k]: samples that agree in one of the k are duplicates in this pair; None where these are negatives."""
+    if "sample/index" not in facts:
+        return None
+    contents = [f"content/{modality}" for modality in (pair.first, pair.second)]
+    return torch.stack([facts["sample/index"], *(facts[name] for name in contents if name in facts)], 1)

@@ -22,7 +22,7 @@ from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of, view_of
 
 
 class SimClrConfig(ObjectiveConfig):
-    """Two views of one modality against the batch; see `SimClr`.
+    """Two views of one modality against the batch; see `SimClrObjective`.
 
     Attributes:
         modality: whose encoder is trained.
@@ -39,13 +39,13 @@ class SimClrConfig(ObjectiveConfig):
     embedding: int = Field(gt=0)
     head: MLPProjectionConfig
 
-    def build(self, encoders: Mapping[str, Encoder]) -> SimClr:
+    def build(self, encoders: Mapping[str, Encoder]) -> SimClrObjective:
         """The objective for these encoders."""
         head = self.head.build(encoder_of(encoders, self.modality).width, self.embedding)
-        return SimClr(self.modality, self.view, head, self.temperature)
+        return SimClrObjective(self.modality, self.view, head, self.temperature)
 
 
-class SimClr(Objective):
+class SimClrObjective(Objective):
     """NT-Xent over the global batch behind a projection head.
 
     Chen et al. 2020 (arXiv:2002.05709). Both views go through encoder and head in one call. The head is part of the criterion:

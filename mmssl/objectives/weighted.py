@@ -26,7 +26,7 @@ class WeightedPart(Config, Generic[Kind]):
 
 
 class WeightedConfig(ObjectiveConfig, Generic[Kind]):
-    """A sum of named objectives; see `Weighted`.
+    """A sum of named objectives; see `WeightedObjective`.
 
     Generic over the union of what may be summed, which is put together where all objectives are known:
     `WeightedConfig[Annotated[ClipConfig | SimClrConfig, Field(discriminator="kind")]]`.
@@ -38,13 +38,13 @@ class WeightedConfig(ObjectiveConfig, Generic[Kind]):
     kind: Literal["weighted"] = "weighted"
     objectives: dict[Name, WeightedPart[Kind]] = Field(min_length=1)
 
-    def build(self, encoders: Mapping[str, Encoder]) -> Weighted:
+    def build(self, encoders: Mapping[str, Encoder]) -> WeightedObjective:
         """The objective for these encoders."""
         children = {name: part.objective.build(encoders) for name, part in self.objectives.items()}
-        return Weighted(children, {name: part.weight for name, part in self.objectives.items()})
+        return WeightedObjective(children, {name: part.weight for name, part in self.objectives.items()})
 
 
-class Weighted(Objective):
+class WeightedObjective(Objective):
     """The sum of its children's losses times their weights; everything of child `c` is called `c/...`.
 
     Args:

@@ -17,8 +17,8 @@ from mmssl.data.synchronized.chain import mistakes
 from mmssl.data.synchronized.mix import Dropout
 from mmssl.data.synchronized.space import Flip
 from mmssl.data.synchronized.time import TimeCrop
-from mmssl.objectives.clip import Clip
-from mmssl.objectives.weighted import Weighted
+from mmssl.objectives.clip import ClipObjective
+from mmssl.objectives.weighted import WeightedObjective
 from mmssl.training.steps.resolution import ResolutionStage
 
 HINTS = {
@@ -172,7 +172,7 @@ def _mirrors(data: DataConfig, modalities: Mapping[str, ModalityConfig], objecti
     paired = {
         (name, kind)
         for one in objective.modules()
-        if isinstance(one, Clip)
+        if isinstance(one, ClipObjective)
         for name in one.needs()
         for kind in one.needs()[name]
     }
@@ -211,7 +211,7 @@ def _windows_apart(
 ) -> Iterator[str]:
     """Views that are compared, and that each take another part of what was cut alike."""
     for one in objective.modules():
-        if not isinstance(one, Clip):
+        if not isinstance(one, ClipObjective):
             continue
         parts = {
             name: length
@@ -239,7 +239,7 @@ def _absences(data: DataConfig, objective: Objective) -> Iterator[str]:
     }
     causes = [*dropped.items(), *((name, "data.optional") for name in data.optional)]
     for path, part in objective.named_modules():
-        if not isinstance(part, Objective) or isinstance(part, Clip | Weighted):
+        if not isinstance(part, Objective) or isinstance(part, ClipObjective | WeightedObjective):
             continue
         where = ".".join(["objective", *path.replace("parts.", "objectives.").split(".")]).rstrip(".")
         for name, cause in causes:

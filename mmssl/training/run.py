@@ -18,7 +18,7 @@ from mmssl.core.objective import Learner
 from mmssl.core.schedules import ScheduleConfig
 from mmssl.heads.batch_norm import SyncBatchNorm, synchronise
 from mmssl.training.beats import BestConfig, EvaluateBeat, Every, SaveBeat
-from mmssl.training.checkpoints.manifest import write_atomically
+from mmssl.training.checkpoints.manifest import replace_text
 from mmssl.training.checkpoints.write import CheckpointStore
 from mmssl.training.log import LogBeat
 from mmssl.training.loop import train
@@ -235,7 +235,7 @@ class Run:
         """The recipe of a run that is to train; a finished one keeps that which trained it."""
         path = self.folder / "recipe.yaml"
         if not (finished and path.exists()):
-            write_atomically(path, self.save.store.recipe)
+            replace_text(path, self.save.store.recipe)
 
 
 def _synchronise(learner: Learner) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmssl.core.seeding import generator
 from mmssl.data.inspection import Inspection
-from mmssl.data.kernel import Field
+from mmssl.data.kernel import Operand
 from mmssl.data.media.encode import encode_clip
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
@@ -149,7 +149,7 @@ def test_every_operation_has_a_kernel_or_a_reason(kind: str) -> None:
     value = modality.decode(case.data, case.extension)
     for kernel in modality.kernels.values():
         if kernel.reason:
-            assert kernel.run(value, {}, Field(kind, modality)) is value
+            assert kernel.run(value, {}, Operand(kind, modality)) is value
 
 
 @EVERY

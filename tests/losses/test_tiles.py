@@ -20,7 +20,7 @@ def test_tiles_make_up_the_matrix(size: int, offset: int) -> None:
     present = torch.tensor([True, False, True, True, True, True, False, True, True, True])
     hidden = torch.zeros(5, 10, dtype=torch.bool)
     same = torch.zeros(5, 10, dtype=torch.bool)
-    for tile in tiles.Block(a, b, torch.tensor(3.0, dtype=torch.float64), offset, size):
+    for tile in tiles.TiledScores(a, b, torch.tensor(3.0, dtype=torch.float64), offset, size):
         assert made[tile.rows, tile.columns].isnan().all()
         made[tile.rows, tile.columns] = tile.logits
         positive[tile.diagonal_rows] = tile.diagonal
@@ -71,6 +71,6 @@ def test_inner_products_are_those_of_all_rows(dtype: torch.dtype, fast: bool, mo
 
 def test_a_tile_gives_its_memory_back_before_the_next_one() -> None:
     a = torch.ones(6, 4)
-    held = [tile.logits for tile in tiles.Block(a, a, torch.tensor(1.0), 0, 2)]
+    held = [tile.logits for tile in tiles.TiledScores(a, a, torch.tensor(1.0), 0, 2)]
     assert len(held) == 9
     assert not any(logits.untyped_storage().nbytes() for logits in held)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.objective import Learner
 from mmssl.objectives import clip
-from mmssl.objectives.clip import Clip, ClipConfig
+from mmssl.objectives.clip import ClipConfig, ClipObjective
 from tests.contracts import toys
 
 TWO: dict[str, Any] = {
@@ -69,7 +69,7 @@ def test_terms_are_those_of_separate_pairs_times_their_weights() -> None:
     expected = {}
     for pair in THREE["pairs"]:
         alone = learner(**THREE)  # same seed, same weights; keep one pair
-        assert isinstance(alone.objective, Clip)
+        assert isinstance(alone.objective, ClipObjective)
         alone.objective.pairs = tuple(p for p in alone.objective.pairs if p.name == "-".join(pair))
         expected["-".join(pair)] = alone(toys.batch(6))[0].total
     expected["sound-words"] *= 0.25

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner
-from mmssl.objectives.clip import Clip, ClipConfig
+from mmssl.objectives.clip import ClipConfig, ClipObjective
 from tests.contracts import toys
 from tests.distributed.processes import WORLD, Processes
 
@@ -115,7 +115,7 @@ def test_the_comparison_sees_a_gather_without_gradient(two_processes: Processes)
 @pytest.mark.parametrize(("start", "end"), [(9.0, math.log(100)), (-1.0, 0.0), (3.0, 3.0)])
 def test_the_scale_is_clamped_after_the_step_as_in_open_clip(start: float, end: float) -> None:
     learner = build()
-    assert isinstance(learner.objective, Clip)
+    assert isinstance(learner.objective, ClipObjective)
     parameter = learner.objective.logit_scale["picture-words"]
     with torch.no_grad():
         parameter.fill_(start)

@@ -6,15 +6,15 @@ import pytest
 from torch import nn
 
 from mmssl.core.objective import Headline, Objective
-from mmssl.objectives.clip import Clip
+from mmssl.objectives.clip import ClipObjective
 from mmssl.objectives.pairs import Pair
-from mmssl.objectives.weighted import Weighted
+from mmssl.objectives.weighted import WeightedObjective
 
 
-def clip(*pairs: tuple[str, str, float]) -> Clip:
+def clip(*pairs: tuple[str, str, float]) -> ClipObjective:
     made = [Pair(a, b, temperature=0.07, weight=weight, loss="info_nce", bias=0.0) for a, b, weight in pairs]
     names = {name for a, b, _ in pairs for name in (a, b)}
-    return Clip(made, dict.fromkeys(names, "view"), {name: nn.Identity() for name in names})
+    return ClipObjective(made, dict.fromkeys(names, "view"), {name: nn.Identity() for name in names})
 
 
 def logged(a: str, b: str, chance: float, there: float, back: float) -> dict[str, float]:
@@ -22,7 +22,7 @@ def logged(a: str, b: str, chance: float, there: float, back: float) -> dict[str
     return {f"{clip((a, b, 1.0)).pairs[0].name}/{name}": value for name, value in metrics.items()}
 
 
-class Blind(Clip):
+class Blind(ClipObjective):
     """Does not know what guessing costs."""
 
     def headline(self, scalars: dict[str, float]) -> Headline:  # type: ignore[override]
@@ -46,7 +46,7 @@ def test_a_sum_shows_the_figures_of_its_parts() -> None:
     first, second = logged("image", "text", 4.0, 0.25, 0.5), logged("video", "audio", 3.0, 0.5, 0.75)
     scalars = {f"a/{name}": value for name, value in first.items()}
     scalars |= {f"b/{name}": value for name, value in second.items()}
-    shown = Weighted(parts, {"a": 1.0, "b": 2.0}).headline(scalars)
+    shown = WeightedObjective(parts, {"a": 1.0, "b": 2.0}).headline(scalars)
     assert shown.chance == 10.0
     assert list(shown.figures) == [
         "a image to text accuracy", "a text to image accuracy", "b video to audio accuracy", "b audio to video accuracy"
@@ -58,7 +58,7 @@ def test_a_sum_without_a_common_chance_shows_the_loss_of_each_part() -> None:
     blind = Blind(clip(("video", "audio", 1.0)).pairs, views, {name: nn.Identity() for name in views})
     scalars = {f"a/{name}": value for name, value in logged("image", "text", 4.0, 0.25, 0.5).items()}
     scalars |= {"b/zero_loss": 1.0, "loss/a/x": 1.5, "loss/b/x": 0.25, "loss/b/y": 0.5}
-    objective = Weighted({"a": clip(("image", "text", 1.0)), "b": blind}, {"a": 0.5, "b": 1.0})
+    objective = WeightedObjective({"a": clip(("image", "text", 1.0)), "b": blind}, {"a": 0.5, "b": 1.0})
     assert objective.headline(scalars) == Headline(
         None,
         {

@@ -19,7 +19,7 @@ from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.spectrogram import MelConfig
 from mmssl.losses.mae import patchify
-from mmssl.objectives.mae import Mae, MaeConfig
+from mmssl.objectives.mae import MaeConfig, MaeObjective
 from tests.contracts import toys
 from tests.heads.test_decoders import reference
 
@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def build(encoder: Encoder | None = None, **changes: Any) -> tuple[Learner, Mae]:
+def build(encoder: Encoder | None = None, **changes: Any) -> tuple[Learner, MaeObjective]:
     torch.manual_seed(0)
     encoder = encoder or toys.Patches()
     objective = MaeConfig.model_validate_json(json.dumps(CONFIG | changes)).build({"picture": encoder})
@@ -71,7 +71,7 @@ def test_equals_transformers_from_pixels_to_gradients() -> None:
     x = torch.randn(3, 3, 16, 16, generator=random, dtype=torch.float64, requires_grad=True)
     noise = torch.rand(3, 16, generator=random)
     batch = Batch({"picture": {"crop0": x, "order0": noise.argsort(1)}}, torch.arange(3))
-    objective = Mae("picture", "crop", "order", decoder, mask_ratio=0.75, normalise_targets=True)
+    objective = MaeObjective("picture", "crop", "order", decoder, mask_ratio=0.75, normalise_targets=True)
     learner = Learner({"picture": Borrowed(theirs)}, objective)
 
     out, latents = learner(batch)

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmssl.core.batch import Batch
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Learner, LossOutput
-from mmssl.objectives.clip import Clip, ClipConfig
+from mmssl.objectives.clip import ClipConfig, ClipObjective
 from tests.contracts import toys
 
 VIEWS = {"picture": "crop", "words": "tokens", "sound": "window"}
@@ -232,7 +232,7 @@ def test_one_temperature_for_all() -> None:
     assert len(gradients) == 3
     assert scale.grad is not None
     torch.testing.assert_close(scale.grad, torch.stack([x for x in gradients if x is not None]).sum())
-    assert isinstance(model.objective, Clip)
+    assert isinstance(model.objective, ClipObjective)
     with torch.no_grad():
         scale.fill_(9.0)
     model.objective.after_update({}, model.context())

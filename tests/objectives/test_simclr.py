@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mmssl.core.objective import Learner, Reduction
 from mmssl.losses.nt_xent import nt_xent
-from mmssl.objectives.simclr import SimClr, SimClrConfig
+from mmssl.objectives.simclr import SimClrConfig, SimClrObjective
 from tests.contracts import toys
 
 CONFIG: dict[str, Any] = {
@@ -21,7 +21,7 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def build(**changes: Any) -> tuple[Learner, SimClr]:
+def build(**changes: Any) -> tuple[Learner, SimClrObjective]:
     torch.manual_seed(0)
     encoder = toys.Patches()
     objective = SimClrConfig.model_validate_json(json.dumps(CONFIG | changes)).build({"picture": encoder})

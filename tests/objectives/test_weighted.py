@@ -16,7 +16,7 @@ from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduct
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.simclr import SimClrConfig
-from mmssl.objectives.weighted import Weighted, WeightedConfig
+from mmssl.objectives.weighted import WeightedConfig, WeightedObjective
 from tests.contracts import toys
 
 Slip = WeightedConfig[Annotated[ClipConfig | SimClrConfig | MaeConfig, Field(discriminator="kind")]]
@@ -82,16 +82,16 @@ def test_needs_requirements_and_reduction_are_merged() -> None:
     a = Noting(Reduction.LOCAL, crops=1)
     b = Noting(Reduction.STATISTIC, crops=3, capability="mask_drop")
     c = Noting(Reduction.GATHER, modality="sound")
-    both = Weighted({"a": a, "b": b, "c": c}, {"a": 1.0, "b": 1.0, "c": 1.0})
+    both = WeightedObjective({"a": a, "b": b, "c": c}, {"a": 1.0, "b": 1.0, "c": 1.0})
     assert both.needs() == {"picture": {"crop": 3}, "sound": {"crop": 1}}
     assert both.requires() == {"picture": {"tokens", "mask_drop"}, "sound": {"tokens"}}
     assert both.reduction is Reduction.STATISTIC
-    assert Weighted({"a": a, "c": c}, {"a": 1.0, "c": 1.0}).reduction is Reduction.GATHER
-    assert Weighted({"a": a}, {"a": 1.0}).reduction is Reduction.LOCAL
+    assert WeightedObjective({"a": a, "c": c}, {"a": 1.0, "c": 1.0}).reduction is Reduction.GATHER
+    assert WeightedObjective({"a": a}, {"a": 1.0}).reduction is Reduction.LOCAL
 
 
 def test_latents_terms_and_metrics_carry_the_name_of_the_child() -> None:
-    both = Weighted({"a": Noting(), "ab": Noting()}, {"a": 2.0, "ab": 0.5})
+    both = WeightedObjective({"a": Noting(), "ab": Noting()}, {"a": 2.0, "ab": 0.5})
     ctx = StepContext({})
     latents = both.encode(toys.batch(4), ctx)
     assert sorted(latents) == ["a/x", "a/x/mean", "ab/x", "ab/x/mean"]
@@ -110,7 +110,7 @@ def test_latents_terms_and_metrics_carry_the_name_of_the_child() -> None:
 
 def test_hooks_reach_every_child() -> None:
     a, b = Noting(), Noting()
-    both = Weighted({"a": a, "b": b}, {"a": 1.0, "b": 1.0})
+    both = WeightedObjective({"a": a, "b": b}, {"a": 1.0, "b": 1.0})
     ctx = StepContext({}, step=7, total_steps=9)
     both.check_views(toys.batch(1), ctx)
     both.before_update(ctx)
@@ -121,18 +121,20 @@ def test_hooks_reach_every_child() -> None:
 
 
 def test_refresh_needs_batches_that_start_over() -> None:
-    both = Weighted({"a": Noting(), "b": Noting()}, {"a": 1.0, "b": 1.0})
+    both = WeightedObjective({"a": Noting(), "b": Noting()}, {"a": 1.0, "b": 1.0})
     with pytest.raises(ValueError, match="only the first child could read"):
         both.refresh(iter([toys.batch(4)]), StepContext({}))
     alone = Noting()
-    Weighted({"a": alone}, {"a": 1.0}).refresh(iter([toys.batch(4)]), StepContext({}))
+    WeightedObjective({"a": alone}, {"a": 1.0}).refresh(iter([toys.batch(4)]), StepContext({}))
     assert alone.notes == [("refresh", [4])]
 
 
 def test_two_heads_for_one_modality_are_refused() -> None:
     with pytest.raises(ValueError, match="'a' and 'b' both bring a head for 'picture'"):
-        Weighted({"a": Heading(), "b": Heading()}, {"a": 1.0, "b": 1.0})
-    merged = Weighted({"a": Heading(), "b": Heading(modality="sound"), "c": Noting()}, dict.fromkeys("abc", 1.0))
+        WeightedObjective({"a": Heading(), "b": Heading()}, {"a": 1.0, "b": 1.0})
+    merged = WeightedObjective(
+        {"a": Heading(), "b": Heading(modality="sound"), "c": Noting()}, dict.fromkeys("abc", 1.0)
+    )
     assert sorted(merged.heads()) == ["picture", "sound"]
     assert merged.logit_scales() == {("picture", "words"): 5.0, ("sound", "words"): 5.0}
 
@@ -145,7 +147,7 @@ def build(seed: int = 0) -> Learner:
 
 def test_slip_is_clip_and_half_of_simclr_on_one_encoder() -> None:
     learner = build()
-    assert isinstance(learner.objective, Weighted)
+    assert isinstance(learner.objective, WeightedObjective)
     assert learner.objective.needs() == {"picture": {"crop": 2}, "words": {"tokens": 1}}
     batch = toys.batch(6)
     out, _ = learner(batch)

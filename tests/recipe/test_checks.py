@@ -86,7 +86,9 @@ def test_views_that_are_compared_with_themselves_may_be_mirrored() -> None:
 
 def test_optional_modalities_of_objectives_that_need_every_sample() -> None:
     said = refused(PICTURES, SLIP, VIEWS, "data.optional=[image]")
-    assert said.startswith("data.optional: got 'image', and objective.objectives.b (SimClr) needs it of every sample")
+    assert said.startswith(
+        "data.optional: got 'image', and objective.objectives.b (SimClrObjective) needs it of every sample"
+    )
     said = refused(MASKED, *MASKED_SMALL, "data.optional=[image]")
     assert said.startswith("data.optional: got 'image', and objective (")
     build(PICTURES, SLIP, VIEWS, "data.optional=[text]")
@@ -148,10 +150,12 @@ def test_modality_dropout_with_objectives_that_need_every_sample(step: str) -> N
     how = (SLIP, VIEWS, f"step={step}")
     said = refused(PICTURES, *how, drop("image", "text"))
     assert said.startswith(
-        "data.synchronized[1].modalities: got 'image', and objective.objectives.b (SimClr) needs it of"
+        "data.synchronized[1].modalities: got 'image', and objective.objectives.b (SimClrObjective) needs it of"
     )
     said = refused(MASKED, *MASKED_SMALL, f"step={step}", drop("image"))
-    assert said.startswith("data.synchronized[1].modalities: got 'image', and objective (Mae) needs it of every sample")
+    assert said.startswith(
+        "data.synchronized[1].modalities: got 'image', and objective (MaeObjective) needs it of every sample"
+    )
     build(PICTURES, *how, drop("text"))
     build(PICTURES, *how, drop("image", probability=0.0))
     build(PICTURES, f"step={step}", drop("image", "text"))

@@ -46,7 +46,7 @@ class ResizedCropConfig(Config):
         return ResizedCrop(self, size)
 
 
-class SimClrConfig(JitterConfig):
+class SimClrViewConfig(JitterConfig):
     """The augmentation of SimCLR (Chen et al. 2020, appendix A); MoCo v3 and SLIP use jitter of 0.4, 0.4, 0.4, 0.1.
 
     Attributes:
@@ -66,9 +66,9 @@ class SimClrConfig(JitterConfig):
     sigma: Range = (0.1, 2.0)
     blur_kernel: float = Field(default=0.1, gt=0, le=0.5)
 
-    def build(self, size: int) -> SimClr:
+    def build(self, size: int) -> SimClrView:
         """The view at `size` pixels."""
-        return SimClr(self, size)
+        return SimClrView(self, size)
 
 
 class OrderConfig(Config):
@@ -104,13 +104,13 @@ class ResizedCrop(View):
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
 
 
-class SimClr(View):
+class SimClrView(View):
     """uint8 [3, size, size]: crop, flip, colours, blur.
 
     Parameters: box, flip, jitter [[name, amount], ...] in order, grayscale, sigma (0: no blur).
     """
 
-    def __init__(self, config: SimClrConfig, size: int) -> None:
+    def __init__(self, config: SimClrViewConfig, size: int) -> None:
         self.config = config
         self.size = size
 

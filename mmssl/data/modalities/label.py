@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from mmssl.data.inspection import Inspection
-from mmssl.data.kernel import Entry, Field, Kernel, identity
+from mmssl.data.kernel import Entry, Kernel, Operand, identity
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
 from mmssl.data.timeline import Window
 
 
-def _heavier(label: int, entry: Entry, field: Field) -> int:
+def _heavier(label: int, entry: Entry, field: Operand) -> int:
     return label if entry["weight"] >= 0.5 else int(field.partner)
 
 

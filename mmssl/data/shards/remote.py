@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,10 @@ from mmssl.data.shards.cache import Cache
 from mmssl.data.shards.patience import Absent, NoRanges, Patience, Refused, shown
 from mmssl.data.shards.storage import Storage
 from mmssl.data.shards.table import ShardTable, checksums, load_sidecar, save_sidecar, scan, slice_starts
+from mmssl.data.shards.writer import Progress
 
 _log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-"""Called with (shards done, shards in all)."""
 
 SLICE = 64  # samples that are fetched together, unless block shuffle says otherwise
 _MAX_SIDECAR = 256 << 20

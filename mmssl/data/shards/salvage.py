@@ -51,7 +51,7 @@ def what_is_left(shard: Path, source: str) -> tuple[ShardTable, list[Fault], int
     return replace(table, crc=_known(table, before)), faults + missing, len({fault.key for fault in missing})
 
 
-def judge(lost: Sequence[Fault], gone: int, samples: int, max_failures: float) -> None:
+def refuse_large_losses(lost: Sequence[Fault], gone: int, samples: int, max_failures: float) -> None:
     """Decide whether too much is lost of a data set.
 
     Args:

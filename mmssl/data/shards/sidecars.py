@@ -15,11 +15,9 @@ from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.remote import Remote
 from mmssl.data.shards.storage import is_remote
 from mmssl.data.shards.table import ShardTable, checksums, load_sidecar, scan, sidecar_path, write_sidecar
-from mmssl.data.shards.writer import write_atomically
+from mmssl.data.shards.writer import Progress, write_atomically
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]
-"""Called with (shards done, shards in all)."""
 
 _THREADS = 8
 

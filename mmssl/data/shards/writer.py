@@ -24,7 +24,7 @@ from mmssl.data.shards.table import sidecar_path
 T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
-"""Called with (samples done, samples in all)."""
+"""Called with (samples or shards done, all of them)."""
 
 MANIFEST = "manifest.json"
 FORMAT = 1

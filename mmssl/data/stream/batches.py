@@ -21,7 +21,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.samples import select
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.remote import RemoteReader
-from mmssl.data.shards.salvage import judge
+from mmssl.data.shards.salvage import refuse_large_losses
 from mmssl.data.stream.ahead import Ahead
 from mmssl.data.stream.audit import Audit
 from mmssl.data.stream.mixture import Batches, BlockShuffleConfig, GlobalShuffleConfig, Mixture
@@ -111,7 +111,7 @@ class TrainStream:
         )
         self._judge = Judge(max_failures, self.faults)
         self._lost = tuple(fault for index in joined.indexes for fault in index.lost)
-        judge(self._lost, sum(index.gone for index in joined.indexes), len(joined), max_failures)
+        refuse_large_losses(self._lost, sum(index.gone for index in joined.indexes), len(joined), max_failures)
         self._batches: Iterator[Batch] | None = None
         # A mixture keeps what it needs around one step: the one that looks ahead has its own.
         self._make_ahead = partial(_look_ahead, joined, mixture, self._planned, ahead)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmssl.core.config import Config, Probability
-from mmssl.data.kernel import ABSENT, Entry, Field, Kernel
+from mmssl.data.kernel import ABSENT, Entry, Kernel, Operand
 from mmssl.data.modality import Modality
 
 Record = tuple[Entry, ...]
@@ -89,7 +89,7 @@ def transform(
         return dict(values)
     made: dict[str, Any] = {}
     for name, value in values.items():
-        field = Field(name, modalities[name], None if partner is None else partner.get(name))
+        field = Operand(name, modalities[name], None if partner is None else partner.get(name))
         new = kernel_of(entry["op"], modalities[name]).run(value, entry, field)
         if new is not ABSENT:
             made[name] = new
@@ -99,7 +99,7 @@ def transform(
 def doubt(entry: Entry, values: Values, modalities: Mapping[str, Modality]) -> str | None:
     """Why some value cannot follow the operation, or None."""
     for name, value in values.items():
-        reason = kernel_of(entry["op"], modalities[name]).doubt(value, entry, Field(name, modalities[name]))
+        reason = kernel_of(entry["op"], modalities[name]).doubt(value, entry, Operand(name, modalities[name]))
         if reason:
             return reason
     return None

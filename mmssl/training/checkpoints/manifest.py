@@ -149,7 +149,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: str) -> None:
+def replace_text(path: Path, content: str) -> None:
     """Replace a small file in one step."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     with open(temporary, "w", encoding="utf-8") as file:

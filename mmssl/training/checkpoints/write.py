@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmssl.core.distributed import world_size
 from mmssl.core.errors import CheckpointError, NumericError, RecipeError
-from mmssl.training.checkpoints.manifest import FolderWriter, remove_folder, sync_folder, verify, write_atomically
+from mmssl.training.checkpoints.manifest import FolderWriter, remove_folder, replace_text, sync_folder, verify
 from mmssl.training.checkpoints.read import (
     BEST,
     FOLDER,
@@ -77,13 +77,13 @@ class CheckpointStore:
                 raise OSError(f"what was read back is not what was written: {error}") from error
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        write_atomically(self.folder / LATEST, target.name)
+        replace_text(self.folder / LATEST, target.name)
         self._prune()
         return target
 
     def mark_best(self, step: int) -> None:
         """Point BEST to the checkpoint of a step, which stays from now on."""
-        write_atomically(self.folder / BEST, folder_name(step))
+        replace_text(self.folder / BEST, folder_name(step))
 
     def restore(self, state: TrainState, resume: str = "auto") -> Path | None:
         """Load a checkpoint into a freshly built state, on every process; the number of processes may have changed.

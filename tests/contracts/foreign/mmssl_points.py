@@ -19,7 +19,7 @@ from mmssl.core.encoder import EmbeddingModel, Encoder, EncoderConfig, Features
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Latents, LossOutput, Objective, Reduction, StepContext
 from mmssl.data.inspection import FileFormats, Inspection
-from mmssl.data.kernel import Entry, Field, Kernel
+from mmssl.data.kernel import Entry, Kernel, Operand
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
 from mmssl.data.timeline import Window
 from mmssl.evaluation.common import EvaluatorConfig
@@ -45,7 +45,7 @@ class Some(View):
         return torch.zeros(POINTS, 2)
 
 
-def mirror(points: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def mirror(points: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     """The points with left and right exchanged."""
     return points * np.array([-1, 1], dtype=points.dtype)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmssl.data.kernel import Entry, Field, Kernel, identity
+from mmssl.data.kernel import Entry, Kernel, Operand, identity
 from mmssl.data.modalities.audio import AudioModality
 from mmssl.data.modalities.text import TextModality
 from mmssl.data.modalities.video import VideoModality
@@ -84,7 +84,7 @@ def test_every_relation_is_kept(world: Any, name: str) -> None:
         assert told >= SEEDS // 4, f"{name}: only {told} seeds could tell of {relation}"
 
 
-def late(value: Any, entry: Entry, field: Field) -> Any:
+def late(value: Any, entry: Entry, field: Operand) -> Any:
     """The sound of a window that is 120 ms late."""
     first = round((entry["start"] - 0.12) * RATE)
     wave = np.pad(value, ((0, 0), (max(0, -first), 0)))

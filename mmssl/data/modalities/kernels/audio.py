@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from mmssl.data.kernel import Entry, Field, Kernel, window_of
+from mmssl.data.kernel import Entry, Kernel, Operand, window_of
 from mmssl.data.modalities.kernels.image import turned
 
 WINDOW_SECONDS = 0.032
@@ -17,7 +17,7 @@ ONE_SIDED = 0.1
 """Power of the difference of two channels over that of both, from which on swapping them can be heard."""
 
 
-def _rate(field: Field) -> int:
+def _rate(field: Operand) -> int:
     rate: int = field.modality.rate
     return rate
 
@@ -28,13 +28,13 @@ def fit_sound(wave: np.ndarray, samples: int, first: int = 0) -> np.ndarray:
     return part if part.shape[1] == samples else np.pad(part, ((0, 0), (0, samples - part.shape[1])))
 
 
-def _window_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def _window_sound(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     start, length = window_of(entry, field.name)
     first = round(start * _rate(field))
     return wave[:, first : first + round(length * _rate(field))]
 
 
-def _speed_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def _speed_sound(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     from torchaudio.functional import resample
 
     factor = Fraction(entry["factor"])
@@ -42,7 +42,7 @@ def _speed_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
     return np.ascontiguousarray(made[:, : max(1, int(wave.shape[1] / factor))])
 
 
-def _pan_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def _pan_sound(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     left, _, width, _ = entry["box"]
     if len(wave) != 2 or entry["pan"] == "ignore":
         return wave
@@ -77,11 +77,11 @@ def remap_pan(wave: np.ndarray, left: float, width: float, rate: int) -> np.ndar
     return out
 
 
-def _scale(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def _scale(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     return wave * np.float32(10 ** (entry["decibels"] / 20))
 
 
-def _mix_sounds(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def _mix_sounds(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     other = fit_sound(field.partner, wave.shape[1])
     if len(other) != len(wave):
         wave, other = (np.repeat(x, 2 // len(x), axis=0) for x in (wave, other))
@@ -94,20 +94,20 @@ def _mix_sounds(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
     return out
 
 
-def _samples(entry: Entry, field: Field) -> int:
+def _samples(entry: Entry, field: Operand) -> int:
     samples: int = round(entry["length"] * _rate(field))
     return samples
 
 
-def _reverse_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def _reverse_sound(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     return fit_sound(wave, _samples(entry, field))[:, ::-1].copy()
 
 
-def _roll_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def _roll_sound(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     return np.roll(fit_sound(wave, _samples(entry, field)), -round(entry["start"] * _rate(field)), axis=1)
 
 
-def _mask_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def _mask_sound(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     rate = _rate(field)
     made = wave.copy()
     for start, stop in entry["spans"].get(field.name, []):
@@ -126,7 +126,7 @@ def _is_one_sided(wave: np.ndarray) -> bool:
     return power > 0 and float(np.square(wave[0] - wave[1], dtype=np.float64).sum()) / power >= ONE_SIDED
 
 
-def _break_sound(wave: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def _break_sound(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     relation = entry["relation"]
     if relation == "shifted":
         return np.roll(wave, round(entry["seconds"] * _rate(field)), axis=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mmssl.data.kernel import Entry, Field, Kernel, identity
+from mmssl.data.kernel import Entry, Kernel, Operand, identity
 
 
 def _bounds(start: float, length: float, pixels: int) -> slice:
@@ -13,7 +13,7 @@ def _bounds(start: float, length: float, pixels: int) -> slice:
     return slice(first, max(first + 1, round((start + length) * pixels)))
 
 
-def crop_raster(frames: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def crop_raster(frames: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     """The entry's box of pictures [..., H, W, 3], or the rows or columns of it alone."""
     left, top, width, height = entry["box"]
     axes = entry["axes"].get(field.name, "xy")
@@ -28,7 +28,7 @@ def turned(value: np.ndarray, axis: int) -> np.ndarray:
     return np.flip(value, axis).copy()
 
 
-def _mirror_picture(picture: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def _mirror_picture(picture: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     return picture if field.name in entry["without_sides"] else turned(picture, 1)
 
 
@@ -44,7 +44,7 @@ def blend(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
     return out
 
 
-def _mix_pictures(picture: np.ndarray, entry: Entry, field: Field) -> np.ndarray:
+def _mix_pictures(picture: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     return blend(picture, field.partner, entry["weight"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from mmssl.data.kernel import Entry, Field, Kernel, identity, unchanged
+from mmssl.data.kernel import Entry, Kernel, Operand, identity, unchanged
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.captions.order import mentions_speech, swap_order
 from mmssl.data.modalities.captions.sides import swap_sides
@@ -17,22 +17,22 @@ PLACES = word_set(
 """Words that say where in the picture something is, besides left and right."""
 
 
-def _names_a_place(captions: Captions, entry: Entry, field: Field) -> str | None:
+def _names_a_place(captions: Captions, entry: Entry, field: Operand) -> str | None:
     for caption in captions:
         if swap_sides(caption).outcome != "unchanged" or not PLACES.isdisjoint(Words.of(caption).words):
             return "position_words"
     return None
 
 
-def _mirror_text(captions: Captions, entry: Entry, field: Field) -> Captions:
+def _mirror_text(captions: Captions, entry: Entry, field: Operand) -> Captions:
     return Captions([swap_sides(caption).text for caption in captions], captions.weights)
 
 
-def _cannot_mirror(captions: Captions, entry: Entry, field: Field) -> str | None:
+def _cannot_mirror(captions: Captions, entry: Entry, field: Operand) -> str | None:
     return "ambiguous_caption" if any(swap_sides(caption).outcome == "ambiguous" for caption in captions) else None
 
 
-def _mix_captions(captions: Captions, entry: Entry, field: Field) -> Captions:
+def _mix_captions(captions: Captions, entry: Entry, field: Operand) -> Captions:
     other: Captions = field.partner
     if entry["text"] == "heavier":
         return captions if entry["weight"] >= 0.5 else other
@@ -40,17 +40,17 @@ def _mix_captions(captions: Captions, entry: Entry, field: Field) -> Captions:
     return Captions(texts, captions.weights)
 
 
-def _reverse_text(captions: Captions, entry: Entry, field: Field) -> Captions:
+def _reverse_text(captions: Captions, entry: Entry, field: Operand) -> Captions:
     return Captions([swap_order(caption).text for caption in captions], captions.weights)
 
 
-def _cannot_reverse(captions: Captions, entry: Entry, field: Field) -> str | None:
+def _cannot_reverse(captions: Captions, entry: Entry, field: Operand) -> str | None:
     if any(map(mentions_speech, captions)):
         return "speech"
     return "ambiguous_caption" if any(swap_order(caption).outcome == "ambiguous" for caption in captions) else None
 
 
-def _cannot_roll(captions: Captions, entry: Entry, field: Field) -> str | None:
+def _cannot_roll(captions: Captions, entry: Entry, field: Operand) -> str | None:
     # Where the end meets the beginning, order and direction turn about.
     return "order_words" if any(swap_order(caption).outcome != "unchanged" for caption in captions) else None
 
@@ -65,7 +65,7 @@ def _breakable(captions: Captions) -> frozenset[str]:
     )
 
 
-def _break_captions(captions: Captions, entry: Entry, field: Field) -> Captions:
+def _break_captions(captions: Captions, entry: Entry, field: Operand) -> Captions:
     swap = _SWAPS.get(entry["relation"])
     return captions if swap is None else Captions([swap(caption).text for caption in captions], captions.weights)
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from mmssl.data.kernel import Entry, Field, Kernel, identity, window_of
+from mmssl.data.kernel import Entry, Kernel, Operand, identity, window_of
 from mmssl.data.modalities.kernels.image import blend, crop_raster, turned
 from mmssl.data.timeline import Clip
 
@@ -20,37 +20,37 @@ def cut_clip(clip: Clip, start: float, length: float) -> Clip:
     )
 
 
-def _window_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
+def _window_clip(clip: Clip, entry: Entry, field: Operand) -> Clip:
     return cut_clip(clip, *window_of(entry, field.name))
 
 
-def _speed_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
+def _speed_clip(clip: Clip, entry: Entry, field: Operand) -> Clip:
     factor = float(Fraction(entry["factor"]))
     return Clip(clip.frames, clip.times / factor, clip.seconds / factor)
 
 
-def _crop_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
+def _crop_clip(clip: Clip, entry: Entry, field: Operand) -> Clip:
     return Clip(crop_raster(clip.frames, entry, field), clip.times, clip.seconds)
 
 
-def _mirror_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
+def _mirror_clip(clip: Clip, entry: Entry, field: Operand) -> Clip:
     return Clip(turned(clip.frames, 2), clip.times, clip.seconds)
 
 
-def _mix_clips(clip: Clip, entry: Entry, field: Field) -> Clip:
+def _mix_clips(clip: Clip, entry: Entry, field: Operand) -> Clip:
     other = field.partner
     shown = np.maximum(np.searchsorted(other.times, clip.times, side="right") - 1, 0)  # at each of our moments
     return Clip(blend(clip.frames, other.frames[shown], entry["weight"]), clip.times, clip.seconds)
 
 
-def _reverse_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
+def _reverse_clip(clip: Clip, entry: Entry, field: Operand) -> Clip:
     # A frame that was shown from t to the next one's u is now shown from length - u: backwards, ends are beginnings.
     ends = np.append(clip.times[1:], entry["length"])
     times = np.maximum(entry["length"] - ends[::-1], 0.0)
     return Clip(clip.frames[::-1].copy(), times, entry["length"])
 
 
-def _roll_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
+def _roll_clip(clip: Clip, entry: Entry, field: Operand) -> Clip:
     start, length = entry["start"], entry["length"]
     first = int(np.searchsorted(clip.times, start, side="left"))
     if first < len(clip.times) and clip.times[first] == start:
@@ -61,7 +61,7 @@ def _roll_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
     return Clip(np.concatenate([shown, clip.frames[:first]]), times, length)
 
 
-def _mask_clip(clip: Clip, entry: Entry, field: Field) -> Clip:
+def _mask_clip(clip: Clip, entry: Entry, field: Operand) -> Clip:
     frames = clip.frames.copy()
     ends = np.append(clip.times[1:], max(entry["length"], float(clip.times[-1])))
     for start, stop in entry["spans"].get(field.name, []):
