@@ -21,13 +21,14 @@ app = typer.Typer(
 
 def full() -> typer.Typer:
     """The application with all its verbs."""
-    from pipelines import bench, doctor, embed, evaluate, export, pretrain, quickstart, shards
+    from pipelines import bench, doctor, embed, evaluate, export, pretrain, quickstart, recipes, shards
 
     app.command("quickstart")(quickstart.quickstart)
     app.command("pretrain")(pretrain.pretrain)
     app.command("evaluate")(evaluate.evaluate)
     app.command("embed")(embed.embed)
     app.command("export")(export.export)
+    app.add_typer(recipes.app, name="recipes")
     app.add_typer(shards.app, name="shards")
     app.add_typer(bench.app, name="bench")
     app.command("doctor")(doctor.doctor)

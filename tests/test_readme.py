@@ -47,6 +47,8 @@ def parse(application: typer.Typer, arguments: list[str]) -> None:
     command = typer.main.get_command(application)
     context = command.make_context("mmssl", list(arguments)) if hasattr(command, "commands") else None
     while context is not None and hasattr(command, "commands"):
+        if not arguments and command.invoke_without_command:
+            return
         name, *arguments = arguments
         assert name in command.commands, f"no verb {name!r}"
         command = command.commands[name]

@@ -16,7 +16,12 @@ def warmup(step: int, steps: int) -> float:
 
 
 class CosineConfig(Config):
-    """Linear warm-up, then half a cosine from the peak to `final` of it (open_clip's schedule for final = 0)."""
+    """Linear warm-up, then half a cosine from the peak to `final` of it (open_clip's schedule for final = 0).
+
+    Attributes:
+        warmup: length of the linear rise from zero to the peak.
+        final: share of the peak at which the run ends.
+    """
 
     kind: Literal["cosine"] = "cosine"
     warmup: Duration = Duration("0 steps")
@@ -31,7 +36,13 @@ class CosineConfig(Config):
 
 
 class ConstantConfig(Config):
-    """Linear warm-up, then the peak rate; with `cooldown`, a decay (1 - progress) ** power to zero at the end."""
+    """Linear warm-up, then the peak rate; with `cooldown`, a decay (1 - progress) ** power to zero at the end.
+
+    Attributes:
+        warmup: length of the linear rise from zero to the peak.
+        cooldown: length of the decay to zero at the end; None: none.
+        power: exponent of that decay; 1: linear.
+    """
 
     kind: Literal["constant"] = "constant"
     warmup: Duration = Duration("0 steps")

@@ -36,7 +36,8 @@ class ClassRetrievalConfig(PairEvaluatorConfig):
         labels: modality with the number of the class of each sample; samples that lack it, or both of the pair, are left out and
             counted.
         ks: cut-offs of the recalls.
-        resamples, seed: bootstrap draws of the intervals, over samples.
+        resamples: bootstrap draws of the intervals, over samples.
+        seed: seed of these draws.
     """
 
     kind: Literal["class_retrieval"] = "class_retrieval"

@@ -42,7 +42,7 @@ class LinearProbeConfig(EvaluatorConfig):
             encoders of any scale; "unit" gives every sample norm 1, as CLIP's embeddings have; "none".
         penalties: L2 penalties lambda that are tried; see `fit`. Scikit-learn's C is 1 / (lambda * n).
         validation: share of the training samples that chooses among the penalties. The probe is then fitted on all of them.
-        seed: of the split.
+        seed: seed of the split.
         max_train_samples: use the first so many training samples only; None: all.
     """
 

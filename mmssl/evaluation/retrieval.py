@@ -33,7 +33,7 @@ class RetrievalConfig(PairEvaluatorConfig):
         pair: the two modalities; each is searched with the other.
         ks: cut-offs of the recalls.
         resamples: bootstrap draws of the interval of R@1, over samples.
-        seed: of these draws.
+        seed: seed of these draws.
     """
 
     kind: Literal["retrieval"] = "retrieval"

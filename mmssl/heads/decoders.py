@@ -110,7 +110,13 @@ class MaskedTokenDecoder(nn.Module):
 
 
 class MaskedTokenDecoderConfig(Config):
-    """Size of the decoder; the defaults are MAE's for an encoder of ViT-L size."""
+    """Size of the decoder; the defaults are MAE's for an encoder of ViT-L size.
+
+    Attributes:
+        width: size of its tokens; the heads divide it.
+        depth: number of blocks.
+        heads: attention heads.
+    """
 
     width: int = Field(default=512, gt=0)
     depth: int = Field(default=8, ge=1)

@@ -99,7 +99,14 @@ class MLPProjection(nn.Module):
 
 
 class MLPProjectionConfig(Config):
-    """A projection with hidden layers; see `MLPProjection`."""
+    """A projection with hidden layers; see `MLPProjection`.
+
+    Attributes:
+        hidden: size of the layers between.
+        layers: number of linear layers.
+        norm: before each ReLU: over the global batch, over each row, or none.
+        norm_last: whether the output is normalised too.
+    """
 
     kind: Literal["mlp"] = "mlp"
     hidden: int = Field(gt=0)

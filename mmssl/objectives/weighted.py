@@ -19,7 +19,12 @@ Value = TypeVar("Value")
 
 
 class WeightedPart(Config, Generic[Kind]):
-    """One objective of a sum, and the factor of its losses."""
+    """One objective of a sum, and the factor of its losses.
+
+    Attributes:
+        weight: factor of its losses.
+        objective: any objective that is no sum itself.
+    """
 
     weight: float = Field(default=1.0, gt=0)
     objective: Kind

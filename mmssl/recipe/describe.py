@@ -68,7 +68,8 @@ def registered(root: type[BaseModel]) -> list[type[BaseModel]]:
 
 def sentence(config: type[BaseModel], key: str) -> str:
     """What the `Attributes:` section of a config's docstring, or of one of its bases, says of a key; empty: nothing."""
-    return next((text for base in config.__mro__ if (text := _attributes(base).get(key))), "")
+    said = next((text for base in config.__mro__ if (text := _attributes(base).get(key))), "")
+    return re.sub(r"\bNone\b", "null", said)  # as a recipe writes it
 
 
 def summary(config: type[BaseModel]) -> str:

@@ -52,3 +52,11 @@ def spread(config: type[BaseModel], fields: Mapping[str, Any]) -> dict[str, Any]
         for name, value in fields.items()
         for key, item in (value if name in flat_fields(config) else {name: value}).items()
     }
+
+
+def leaves(document: Any, path: str = "") -> dict[str, Any]:
+    """Key path -> value of everything in a document that is no mapping, or an empty one; lists are values."""
+    if isinstance(document, dict) and document:
+        inner = (leaves(child, f"{path}.{name}" if path else name) for name, child in document.items())
+        return {key: leaf for found in inner for key, leaf in found.items()}
+    return {path: document}

@@ -38,14 +38,14 @@ class Recipe(Config):
 
     Attributes:
         training: how to train; its keys (optimizer, schedule, precision, save, log, ...) stand in the YAML beside the others.
-        name: of the run, and of its folder below `output`.
-        seed: of weights, order, augmentations and dropout.
+        name: name of the run, and of its folder below `output`.
+        seed: seed of weights, order of samples, augmentations and dropout.
         duration: length of the run, e.g. "32 epochs" or "12.8e6 samples".
         batch_size: samples of the global batch, over all processes.
         modalities: name -> how its bytes are decoded and which views can be made.
         data: the training shards and how they are read.
-        encoders: modality -> network.
-        objective: what is learned; often a weighted sum.
+        encoders: modality -> network that encodes it.
+        objective: what is learned: one objective, or a weighted sum.
         evaluators: name -> what is measured, and how often.
         weights: whole trained model to start from: a run folder, a checkpoint folder, or a CLIP checkpoint of open_clip with
             encoders of kinds vit or resnet and text_transformer. Encoders with `weights` of their own keep to those.

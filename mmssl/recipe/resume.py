@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from mmssl.core.errors import CheckpointError
+from mmssl.recipe.flat import leaves
 from mmssl.recipe.recipe import Recipe, saved_recipe
 from mmssl.training.checkpoints.read import FOLDER, checkpoints, resolve
 
@@ -39,7 +39,7 @@ def check_resumable(recipe: Recipe, resume: str) -> None:
 
 def refuse_other_recipe(saved: Recipe, wanted: Recipe, checkpoint: Path) -> None:
     """The comparison of `check_resumable`."""
-    before, after = _flat(saved.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
+    before, after = leaves(saved.model_dump(mode="json")), leaves(wanted.model_dump(mode="json"))
     different = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     refused = [
         key for key in different if not any(fnmatchcase(key, free) or key.startswith(f"{free}.") for free in CHANGEABLE)
@@ -50,9 +50,3 @@ def refuse_other_recipe(saved: Recipe, wanted: Recipe, checkpoint: Path) -> None
             "\n".join([f"{checkpoint} was made by another recipe and cannot be continued by this one:", *lines])
             + "\nuse the saved recipe.yaml, or start afresh under another name=..."
         )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {key: leaf for name, child in value.items() for key, leaf in _flat(child, f"{prefix}{name}.").items()}
-    return {prefix.removesuffix("."): value}

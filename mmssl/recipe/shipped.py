@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,27 @@ def shipped_recipes() -> dict[str, Path]:
     return {name: path for name, path in names.items() if not name.startswith(LAUNCHERS)}
 
 
+def shipped_recipe(name: str) -> Path:
+    """The file of a recipe that comes with mmssl.
+
+    Raises:
+        RecipeError: there is none of that name; lists those there are.
+    """
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise RecipeError(
+            f"no file {name!r} and no shipped recipe of that name{did_you_mean(name, shipped)}; shipped: {', '.join(shipped)}"
+        )
+    return shipped[name]
+
+
+def summary(path: Path) -> str:
+    """First sentence of the comment atop a recipe, without its full stop."""
+    comment = "\n".join(line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines())
+    paragraph = " ".join(comment.split("\n\n")[0].split())
+    return re.split(r"\. (?=[A-Z])", paragraph)[0].removesuffix(".")
+
+
 def find_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a YAML path or of a shipped name, with overrides.
 
@@ -30,9 +52,4 @@ def find_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return load_recipe(path, overrides)
-    shipped = shipped_recipes()
-    if name not in shipped:
-        raise RecipeError(
-            f"no file {name!r} and no shipped recipe of that name{did_you_mean(name, shipped)}; shipped: {', '.join(shipped)}"
-        )
-    return load_recipe(shipped[name], overrides)
+    return load_recipe(shipped_recipe(name), overrides)

@@ -73,7 +73,12 @@ class Beat(ABC):
 
 
 class BestConfig(Config):
-    """Keep the checkpoint with the best score of one metric, "<evaluator>/<metric>"."""
+    """Keep the checkpoint with the best score of one metric.
+
+    Attributes:
+        metric: the score, as "<evaluator>/<metric>".
+        mode: whether the largest or the smallest value is the best.
+    """
 
     metric: str
     mode: Literal["max", "min"] = "max"

@@ -58,7 +58,13 @@ class SaveConfig(Config):
 
 
 class LogConfig(Config):
-    """When to log, and where to beside `metrics.jsonl` and the console."""
+    """When to log, and where to beside `metrics.jsonl` and the console.
+
+    Attributes:
+        every: training between two log lines.
+        minutes: time between two log lines, whichever comes first; None: by `every` alone.
+        trackers: names of Accelerate trackers that get the metrics too, such as tensorboard or wandb.
+    """
 
     every: PositiveDuration = Duration("20 steps")
     minutes: float | None = Field(default=None, gt=0)
@@ -69,14 +75,21 @@ class TrainingConfig(Config):
     """How to train, whatever is trained on whatever data.
 
     Attributes:
-        optimizer, schedule, step, ema: see their configs.
-        precision, device, parallel: see `Launch`.
-        compile: "off", or the mode in which torch.compile makes kernels for the encoders; see `compile_encoders`.
+        optimizer: how gradients move the weights, and at which peak rate.
+        schedule: learning rate over the run, as a share of the optimizer's peak rate.
+        step: how the gradient of a batch is computed: of the whole at once, or in parts that need less memory.
+        ema: average of the weights that is kept beside them, evaluated and exported; None: none.
+        precision: of matrix products in the forward pass (autocast); weights, criterion and updates are float32 always.
+        device: "auto" takes CUDA where there is some.
+        compile: "off", or the mode of torch.compile for the encoders; exact but for rounding.
         resolution: modality -> stages of smaller pictures, in order; full size after the last. It changes the result.
+        parallel: what several processes share: "ddp": nothing, each has all weights; "zero2": gradients and moments are split;
+            "fsdp2": weights too. "auto": what the launcher asks for, else "ddp". All give the same numbers.
         sync_batch_norm: let batch normalisation in encoders see the batches of all processes, as if they were one (SyncBN).
         distributed_timeout: minutes that a process waits for the others before it takes one for lost.
         clip_norm: largest gradient norm; None: no limit.
-        save, log: see their configs.
+        save: when checkpoints are written, and which of them stay.
+        log: when metrics are logged, and where to beside `metrics.jsonl` and the console.
         max_bad_steps: how many steps in a row may be skipped because loss or gradient is not finite, before the run ends.
     """
 

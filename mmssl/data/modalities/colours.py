@@ -19,7 +19,8 @@ class JitterConfig(Config):
 
     Attributes:
         jitter: probability that they are changed at all.
-        brightness, contrast, saturation: factor in [max(0, 1 - x), 1 + x]; hue: shift in [-x, x] of the colour circle.
+        brightness, contrast, saturation: x of a factor that is drawn from [max(0, 1 - x), 1 + x].
+        hue: x of a shift that is drawn from [-x, x] of the colour circle.
     """
 
     jitter: Probability = 0.8

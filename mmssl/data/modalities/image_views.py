@@ -31,7 +31,9 @@ class ResizedCropConfig(Config):
     """A random box, resized: torchvision's RandomResizedCrop. The defaults are open_clip's for training.
 
     Attributes:
-        scale: range of the box' share of the area; ratio: range of its width / height (log-uniform).
+        scale: range of the box' share of the area.
+        ratio: range of the box' width / height (log-uniform).
+        interpolation: filter of the resizing, with antialiasing.
         flip: probability of a horizontal flip.
     """
 
@@ -50,10 +52,14 @@ class SimClrViewConfig(JitterConfig):
     """The augmentation of SimCLR (Chen et al. 2020, appendix A); MoCo v3 and SLIP use jitter of 0.4, 0.4, 0.4, 0.1.
 
     Attributes:
-        scale, ratio, interpolation, flip: as in a resized crop.
-        jitter, brightness, contrast, saturation, hue: see `JitterConfig`.
-        grayscale: probability of grey; blur: probability of a Gaussian blur.
-        sigma: range of its standard deviation in pixels; blur_kernel: its width as a share of the picture's.
+        scale: range of the box' share of the area.
+        ratio: range of the box' width / height (log-uniform).
+        interpolation: filter of the resizing, with antialiasing.
+        flip: probability of a horizontal flip.
+        grayscale: probability of grey.
+        blur: probability of a Gaussian blur.
+        sigma: range of the blur's standard deviation in pixels.
+        blur_kernel: width of the blur's kernel as a share of the picture's.
     """
 
     kind: Literal["simclr"] = "simclr"
@@ -72,7 +78,11 @@ class SimClrViewConfig(JitterConfig):
 
 
 class OrderConfig(Config):
-    """A random order of the patches of a picture, for objectives that mask: the first ones are kept, or the last."""
+    """A random order of the patches of a picture, for objectives that mask: the first ones are kept, or the last.
+
+    Attributes:
+        patch_size: pixels of a side of a patch, as the encoder has it.
+    """
 
     kind: Literal["order"] = "order"
     patch_size: int = Field(ge=1)

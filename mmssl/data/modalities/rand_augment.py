@@ -43,7 +43,10 @@ class RandAugmentConfig(Config):
     """A resized crop, and RandAugment on it.
 
     Attributes:
-        scale, ratio, interpolation, flip: as in a resized crop.
+        scale: range of the box' share of the area.
+        ratio: range of the box' width / height (log-uniform).
+        interpolation: filter of the resizing, with antialiasing.
+        flip: probability of a horizontal flip.
         operations: how many are applied, one after the other; the same one may come twice.
         magnitude: strength of all of them, 0 to 30.
         among: which operations there are to choose from, all equally likely. `color`, `contrast` and the like change what

@@ -140,7 +140,11 @@ class HfTokenizer(Tokenizer):
 
 
 class ClipTokenizerConfig(Config):
-    """CLIP's tokenizer."""
+    """CLIP's tokenizer.
+
+    Attributes:
+        context_length: most tokens of a text, its start and end included; what is longer is cut.
+    """
 
     kind: Literal["clip"] = "clip"
     context_length: int = Field(default=77, ge=3)
@@ -155,6 +159,7 @@ class HfTokenizerConfig(Config):
 
     Attributes:
         path: local folder, as `save_pretrained` writes it.
+        context_length: most tokens of a text, special ones included; what is longer is cut.
     """
 
     kind: Literal["hf"] = "hf"

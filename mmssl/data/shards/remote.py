@@ -36,7 +36,7 @@ class CacheConfig(Config):
     """How shards that lie elsewhere are fetched and kept.
 
     Attributes:
-        folder: of fetched files, on a local disk, shared by all processes of a machine; None: what the environment variable
+        folder: folder of fetched files, on a local disk, shared by all processes of a machine; None: what the environment variable
             MMSSL_CACHE says, or `~/.cache/mmssl/shards`.
         max_bytes: what they may take; what was not used for longest is taken away.
         timeout: seconds without a byte after which an attempt has failed.

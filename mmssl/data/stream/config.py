@@ -32,7 +32,7 @@ class SourceConfig(Config):
     """One source of several.
 
     Attributes:
-        shards: as in `DataConfig`.
+        shards: paths, folders, globs, brace patterns or URLs of tar files.
         weight: its share of all samples that are drawn, relative to the other sources' weights, whatever their sizes. Where no
             source has one, each has its number of samples as weight, so that all are passed through equally often.
     """
@@ -50,14 +50,17 @@ class DataConfig(Config):
         sources: instead of `shards`: name -> shards and weight. An epoch is as many draws as there are samples in all sources.
         batches: with sources: "mixed": every batch holds samples of all of them; "one_source": of one only.
         shuffle: `{kind: global}` or `{kind: block, ...}`; default: block where a source is remote, else global.
-        cache: of remote shards, see `CacheConfig`.
+        cache: how remote shards are fetched and kept.
         allow_pipe: whether `pipe:` commands are run; the shell does whatever they say.
         workers: processes of each rank that prepare batches.
-        prefetch, timeout, start_method: see `Workers`.
+        prefetch: batches that each worker makes ahead.
+        timeout: seconds to wait for one batch before the workers count as stalled; 0: for ever.
+        start_method: "forkserver" starts workers from a clean process, safe beside CUDA, NCCL and threads; "fork" starts at once,
+            but copies a process whose threads may hold locks; "spawn" imports everything anew in each worker.
         on_error: "raise": the first sample that cannot be used, or a damaged shard, ends the run; "substitute": another takes
             its place, counted, and of damaged local shards what is left is used.
         verify: compare members with their checksums, where the sidecar of the shard has them.
-        max_failures: share of such samples that is borne, judged after 500 samples.
+        max_failures: share of such samples above which the run ends, judged after 500 samples.
         optional: modalities that samples may lack, or whole sources.
         synchronized: augmentation of all modalities of a sample alike, in this order; what `modalities.<name>.views` do is of that
             modality alone. Evaluation has none of it.

@@ -46,7 +46,8 @@ class Crop(Operation):
     Sizes of pictures follow: views bring them to one.
 
     Attributes:
-        scale: range of the box' share of the picture's area. ratio: range of its width over its height, times the picture's.
+        scale: range of the box' share of the picture's area.
+        ratio: range of the box' width over its height, times the picture's.
         axes: name of a picture or video -> which edges of the box cut it: "xy" both, "x" those at its sides, "y" upper and lower
             ones, "none" neither. Where there is more than one, such as a picture and its spectrogram, each must be named.
         pan: stereo sound is moved with what is seen ("remap"), made equal on both sides ("mono"), or left as it is ("ignore").

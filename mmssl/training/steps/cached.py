@@ -181,7 +181,11 @@ class _Remembered(Encoder):
 
 
 class CachedStepConfig(Config):
-    """The batch of each process in `micro_batches` parts, each encoded twice: less memory, the same gradient for any objective."""
+    """The batch of each process in `micro_batches` parts, each encoded twice: less memory, the same gradient for any objective.
+
+    Attributes:
+        micro_batches: number of parts of each process' batch.
+    """
 
     kind: Literal["cached"] = "cached"
     micro_batches: int = Field(ge=2)

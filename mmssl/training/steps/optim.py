@@ -73,12 +73,15 @@ class AdamWConfig(Config):
 
     Attributes:
         lr: peak rate.
-        betas, eps, weight_decay: of AdamW.
-        decay_rule: which parameters are decayed, see `is_decayed`.
+        betas: decay rates of the running means of the gradient and of its square.
+        eps: added to the denominator of an update.
+        weight_decay: decoupled weight decay, times the rate, of the parameters that `decay_rule` takes.
+        decay_rule: which parameters are decayed: "open_clip_3": neither vectors and scalars nor names that hold "bn", "ln", "bias"
+            or "logit_scale"; "open_clip_4": neither vectors and scalars nor tokens and position tables.
         layer_decay: rate of a layer group over that of the next one towards the output; the last group of each encoder and
             the objective have the full rate (BEiT, Bao et al. 2021).
         encoder_lr: modality -> multiplier of the rate of its encoder.
-        fused: one kernel for the whole update.
+        fused: one kernel for the whole update; faster, equal but for rounding.
     """
 
     kind: Literal["adamw"] = "adamw"

@@ -216,7 +216,11 @@ class PlainStepConfig(Config):
 
 
 class AccumulatedStepConfig(Config):
-    """The batch of each process in `micro_batches` parts, one after the other: less memory, the same gradient."""
+    """The batch of each process in `micro_batches` parts, one after the other: less memory, the same gradient.
+
+    Attributes:
+        micro_batches: number of parts of each process' batch.
+    """
 
     kind: Literal["accumulated"] = "accumulated"
     micro_batches: int = Field(ge=2)

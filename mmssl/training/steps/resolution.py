@@ -19,7 +19,12 @@ from mmssl.core.objective import Learner
 
 
 class ResolutionStage(Config):
-    """Pictures of `size` pixels a side until so much of the run is done, counted from its start."""
+    """Pictures of `size` pixels a side until so much of the run is done, counted from its start.
+
+    Attributes:
+        size: pixels of a side during the stage.
+        until: end of the stage, counted from the start of the run.
+    """
 
     size: int = Field(gt=0)
     until: PositiveDuration
