@@ -13,6 +13,7 @@ from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner
 from mmssl.encoders import text_transformer
 from mmssl.encoders.text_transformer import TextTransformerConfig
+from mmssl.encoders.transformer import Transformer
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.training.runtime.launch import Launch
@@ -82,7 +83,7 @@ def still(kind: str) -> dict[str, Tensor]:
     """Gradients of this process' share, averaged over processes, without dropped branches."""
     model, data = learner(), batch()
     for module in model.modules():
-        if isinstance(module, text_transformer.Transformer):
+        if isinstance(module, Transformer):
             for block in module:
                 block.drop_path.rate = 0.0
     share = len(data) // distributed.world_size()
