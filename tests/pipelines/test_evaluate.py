@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mmssl.evaluation import common
+from mmssl.evaluation import collect
 from tests.pipelines.conftest import World
 
 
@@ -25,13 +25,13 @@ def retrieval(shards: Path, **more: Any) -> dict[str, Any]:
 def streams(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Batch size and workers of every evaluation stream that is opened."""
     seen: list[tuple[int, int]] = []
-    real = common.EvalStream
+    real = collect.EvalStream
 
     def noted(index: Any, modalities: Any, needs: Any, batch_size: int, workers: int, **options: Any) -> Any:
         seen.append((batch_size, workers))
         return real(index, modalities, needs, batch_size, 0, **options)
 
-    monkeypatch.setattr(common, "EvalStream", noted)
+    monkeypatch.setattr(collect, "EvalStream", noted)
     return seen
 
 
