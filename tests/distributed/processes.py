@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import multiprocessing
 import os
 import sys
 import time
@@ -28,6 +27,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.programs import forkserver
 
 WORLD = 2
 
@@ -83,11 +84,11 @@ class Processes:
         self.children = []
 
     def _start(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
+        context = forkserver()
         store = self.folder / uuid.uuid4().hex  # a store file must not be used twice
         for rank in range(self.world):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(
+            ours, theirs = context.Pipe()
+            process = context.Process(
                 target=_serve, args=(rank, self.world, str(store), self.timeout, theirs), daemon=True
             )
             process.start()
@@ -107,12 +108,26 @@ class Processes:
                 try:
                     fine, value = _unpack(pipe.recv_bytes())
                 except EOFError:
-                    self.children[rank][0].join(5)
-                    raise ChildError(f"process {rank} died, exit code {self.children[rank][0].exitcode}") from None
+                    raise self._death(rank) from None
                 if not fine:
+                    self._look_for_the_dead(waiting)
                     raise ChildError(f"in process {rank} of {self.world}:\n{value}")
                 results[rank] = value
         return [results[rank] for rank in range(self.world)]
+
+    def _look_for_the_dead(self, waiting: dict[Connection, int]) -> None:
+        """A process that failed may have missed one that died: its death is the news."""
+        for pipe in wait(list(waiting), 0.5):
+            assert isinstance(pipe, Connection)
+            try:
+                pipe.recv_bytes()
+            except EOFError:
+                raise self._death(waiting[pipe]) from None
+
+    def _death(self, rank: int) -> ChildError:
+        process, _ = self.children[rank]
+        process.join(5)
+        return ChildError(f"process {rank} died, exit code {process.exitcode}")
 
 
 def _serve(rank: int, world: int, store: str, timeout: float, pipe: Connection) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from mmssl.training.checkpoints.read import load_weights, resolve
 from tests.pipelines.conftest import World
+from tests.programs import Program
 
 # Sums over other orders of float32 numbers, through six steps of AdamW. Its epsilon is raised: attention does not depend on the
 # bias of its keys, whose gradient is rounding noise alone, and Adam would make whole steps of that.
@@ -43,6 +44,9 @@ LAUNCHERS: dict[str, Callable[[], list[list[str]]]] = {
     "fsdp2": lambda: [[*ACCELERATE, "configs/accelerate/fsdp2.yaml", *TWO]],
     "machines": machines,
 }
+SLOW = {"accelerate": pytest.mark.slow, "machines": pytest.mark.slow}
+"""What else guards these: "torchrun" runs the same data-parallel run, "fsdp2" is started by the same `accelerate launch`, its files
+are read in tests/test_accelerate_configs.py, and the last test here joins two machines by their environment."""
 
 
 def launched(world: World, output: Path, launchers: list[list[str]]) -> None:
@@ -63,11 +67,18 @@ def launched(world: World, output: Path, launchers: list[list[str]]) -> None:
             assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_are_one(world: World, tmp_path: Path, launcher: str) -> None:
-    assert world.pretrain(f"output={tmp_path / 'one'}", *OVERRIDES) == 0
-    launched(world, tmp_path / "two", LAUNCHERS[launcher]())
-    runs = [tmp_path / "one/tiny", tmp_path / "two/tiny"]
+@pytest.fixture(scope="module")
+def alone(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run on one process."""
+    output = tmp_path_factory.mktemp("alone")
+    assert world.pretrain(f"output={output}", *OVERRIDES) == 0
+    return output / "tiny"
+
+
+@pytest.mark.parametrize("launcher", [pytest.param(name, marks=SLOW.get(name, ())) for name in LAUNCHERS])
+def test_two_processes_are_one(world: World, alone: Path, tmp_path: Path, launcher: str) -> None:
+    launched(world, tmp_path, LAUNCHERS[launcher]())
+    runs = [alone, tmp_path / "tiny"]
     one, two = (load_weights(resolve(run, "last")) for run in runs)
     assert one.keys() == two.keys()
     for name, tensor in one.items():
@@ -90,24 +101,23 @@ def test_a_machine_without_the_shards_is_named_on_the_other(world: World, tmp_pa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    common |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    run = [sys.executable, "-m", "pipelines.pretrain", str(world.recipe), f"output={tmp_path}"]
-    shards = [[], [f"data.shards=[{tmp_path / 'missing'}]"]]
-    with ExitStack() as started:
-        processes = []
-        for rank, override in enumerate(shards):
-            process = subprocess.Popen(
-                [*run, *override],
-                cwd=Path(__file__).resolve().parents[2],
-                env={**os.environ, **common, "RANK": str(rank)},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            started.enter_context(process)
-            started.callback(process.kill)
-            processes.append(process)
-        first, second = (process.communicate(timeout=120)[1] for process in processes)
+    common = {
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    command = ("pipelines.pretrain", world.recipe, f"output={tmp_path}", "device=cpu")
+    with (
+        Program(*command, folder=tmp_path, environment=common | {"RANK": "0"}) as on_first,
+        Program(
+            *command, f"data.shards=[{tmp_path / 'missing'}]", folder=tmp_path, environment=common | {"RANK": "1"}
+        ) as on_second,
+    ):
+        assert on_first.wait(120) != 0
+        assert on_second.wait(120) != 0
+    first, second = on_first.said(), on_second.said()
     assert "error on process 1" in second
     assert str(tmp_path / "missing") in second
     assert "error on process 0: process 0 of 2 has lost another process" in first

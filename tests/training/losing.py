@@ -1,4 +1,4 @@
-"""A run of two processes whose second one fails before step 3; started by test_lost_processes.py under torchrun."""
+"""A run of two processes whose second one fails before step 3; started by test_lost_processes.py."""
 
 from __future__ import annotations
 

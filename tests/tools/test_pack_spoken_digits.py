@@ -5,20 +5,18 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from mmssl.data.shards.index import ShardIndex
 from mmssl.datasets.digit_render import CLASS_NAMES, to_wav
+from tests.tools.conftest import RunTool
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "pack_spoken_digits.py"
 SPEAKERS = ("george", "theo")
 NUMBERS = {"george": 8, "theo": 2}  # recordings of each digit
 LABELS = np.arange(350) % 10
@@ -52,21 +50,15 @@ def inputs(folder: Path) -> list[str]:
     ]
 
 
-def pack(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, str(TOOL), *arguments], env=environment, capture_output=True, text=True)
-
-
 def read(folder: Path) -> list[dict[str, Any]]:
     index = ShardIndex.open([str(folder)])
     return [dict(index.read(i).fields) for i in range(len(index))]
 
 
-def test_splits_are_disjoint_and_one_speaker_is_held_out(tmp_path: Path) -> None:
+def test_splits_are_disjoint_and_one_speaker_is_held_out(run_tool: RunTool, tmp_path: Path) -> None:
     given = inputs(tmp_path)
     for name in ("one", "other"):
-        done = pack(*given, "--out", str(tmp_path / name))
-        assert done.returncode == 0, done.stderr
+        run_tool("pack_spoken_digits", *given, "--out", tmp_path / name)
     rows = {split: read(tmp_path / "one" / split) for split in ("train", "test_seen_speakers", "test")}
     told = {split: [json.loads(row["json"]) for row in part] for split, part in rows.items()}
     scans = [source["scan"] for part in told.values() for source in part]
@@ -91,11 +83,10 @@ def test_splits_are_disjoint_and_one_speaker_is_held_out(tmp_path: Path) -> None
     assert all((tmp_path / "one" / path).read_bytes() == (tmp_path / "other" / path).read_bytes() for path in again)
 
 
-def test_what_cannot_be_packed_is_said(tmp_path: Path) -> None:
-    given = inputs(tmp_path)
-    done = pack(*given, "--out", str(tmp_path / "out"), "--held-out", "nobody")
-    assert done.returncode == 1
-    assert "the speaker 'nobody' of ['george', 'theo']" in done.stderr
-    done = pack(*given[:3], str(tmp_path / "pictures"), *given[4:], "--out", str(tmp_path / "out"))
-    assert "wanted an idx file of bytes with 1 dimensions" in done.stderr
+def test_what_cannot_be_packed_is_said(run_tool: RunTool, tmp_path: Path) -> None:
+    given, out = inputs(tmp_path), ("--out", tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"the speaker 'nobody' of \['george', 'theo'\]"):
+        run_tool("pack_spoken_digits", *given, *out, "--held-out", "nobody")
+    with pytest.raises(SystemExit, match="wanted an idx file of bytes with 1 dimensions"):
+        run_tool("pack_spoken_digits", *given[:3], tmp_path / "pictures", *given[4:], *out)
     assert not (tmp_path / "out").exists()

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.tools.conftest import RunTool
 
-def test_figures(tmp_path: Path) -> None:
-    tool = Path(__file__).resolve().parents[1] / "tools" / "bench_tar.py"
-    options = ["--samples", "12", "--shards", "2", "--rounds", "3", "--json", str(tmp_path / "tar.json")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(tool), *options], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+
+def test_figures(run_tool: RunTool, tmp_path: Path) -> None:
+    run_tool("bench_tar", "--samples", 12, "--shards", 2, "--rounds", 3, "--json", tmp_path / "tar.json")
     figures = json.loads((tmp_path / "tar.json").read_text())
     assert figures["unit"] == "samples per CPU second"
     assert set(figures["rates"]) == {

@@ -1,0 +1,107 @@
+"""Programs in processes that have imported torch already: what `python -m MODULE ...` does, without the seconds of its imports.
+
+    with Program("pipelines.pretrain", recipe, f"output={folder}", folder=tmp_path) as run:
+        run.until("step 3", 60)
+        run.signal(signal.SIGTERM)
+        assert run.wait(60) == 143, run.said()
+
+Each is forked from a clean process, in which nothing but imports has happened; it has the environment, the signal handlers and the
+exit code of a program that was started from a shell.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+import time
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+PRELOADED = [
+    "torch",
+    "accelerate",
+    "mmssl.recipe.recipe",
+    "mmssl.recipe.model",
+    "tests.training.toys",
+    "tests.contracts.toys",
+]
+"""Imported once, by the process that all others are forked from."""
+
+
+def forkserver() -> ForkServerContext:
+    """Starts processes in which torch is imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+class Program:
+    """A module that runs as `__main__` in a process of its own; killed at the end of the `with` block.
+
+    Args:
+        module, arguments: what stands after `python -m`.
+        folder: what it writes to its standard error goes to a file here.
+        environment: variables besides those of this process.
+    """
+
+    def __init__(
+        self, module: str, *arguments: object, folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._errors = folder / f"errors-{len(list(folder.glob('errors-*')))}"
+        self._errors.touch()
+        given = (module, [str(argument) for argument in arguments], {**os.environ, **(environment or {})})
+        self._process = forkserver().Process(target=_become, args=(*given, str(self._errors)))
+        self._process.start()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code.
+
+        Raises:
+            TimeoutError: it still runs; with what it said so far.
+        """
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"a program still runs after {seconds} s; it said:\n{self.said()}")
+        return self._process.exitcode
+
+    def until(self, words: str, seconds: float) -> None:
+        """Wait until it has said this.
+
+        Raises:
+            TimeoutError: it has not, and has ended or the time is over; with what it said.
+        """
+        deadline = time.monotonic() + seconds
+        while words not in self.said():
+            if not self._process.is_alive() or time.monotonic() > deadline:
+                raise TimeoutError(f"a program did not say {words!r}; it said:\n{self.said()}")
+            time.sleep(0.005)
+
+    def said(self) -> str:
+        """What stands on its standard error so far."""
+        return self._errors.read_text()
+
+
+def _become(module: str, arguments: list[str], environment: dict[str, str], errors: str) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
+    torch.set_num_threads(1)
+    sys.argv[1:] = arguments
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

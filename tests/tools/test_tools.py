@@ -1,0 +1,204 @@
+"""Every tool answers --help, and the benchmarks run on sizes that take a second: their figures mean nothing then."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bench_cached
+import bench_loader
+import bench_loss
+import bench_train
+import compare_flips
+import open_clip
+import peer_env
+import pytest
+import run
+
+from mmssl.data.shards.index import ShardIndex
+from mmssl.recipe.recipe import Recipe
+from mmssl.recipe.shipped import find_recipe
+from pipelines.quickstart import CLIPS
+from tests.tools.conftest import RunTool
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+NAMES = sorted(path.stem for path in TOOLS.glob("*.py"))
+PROGRAMS = [name for name in NAMES if "__main__" in (TOOLS / f"{name}.py").read_text()]
+FEW = ("--threads", 1, "--repeats", 1)
+SMALL: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def test_there_are_tools() -> None:
+    assert set(NAMES) - set(PROGRAMS) == {"captions", "gpu_steps"}
+    assert len(PROGRAMS) >= 10
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in ("peer_env", "run")])
+def test_help(run_tool: RunTool, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_tool(name, "--help")
+    assert caught.value.code == 0
+    assert "--json" in capsys.readouterr().out or name == "pack_spoken_digits"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[str]:
+    """A model that open_clip knows by name while a test runs."""
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(SMALL))
+    open_clip.add_model_config(path)
+    yield "small"
+    path.unlink()
+    open_clip.factory._MODEL_CONFIG_PATHS.remove(path)
+    open_clip.factory._rescan_model_configs()
+
+
+def read(path: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads(path.read_text())
+    return figures
+
+
+def test_steps_beside_the_peers(run_tool: RunTool, small: str, tmp_path: Path) -> None:
+    run_tool("bench_step", "--model", small, "--batch", 4, *FEW, "--json", tmp_path / "step.json")
+    figures = read(tmp_path / "step.json")
+    assert [row["precision"] for row in figures["rows"]] == ["fp32", "bf16"]
+    assert figures["ratio"] == pytest.approx(figures["peer"] / figures["ours"])
+    assert figures["rows"][0]["difference"] < 1e-5, "both steps compute the same loss"
+
+
+def test_classifiers_beside_the_peers(run_tool: RunTool, small: str, tmp_path: Path) -> None:
+    run_tool("bench_zero_shot", "--model", small, "--classes", 2, *FEW, "--json", tmp_path / "zero.json")
+    figures = read(tmp_path / "zero.json")
+    assert figures["prompts"] == 2 * len(open_clip.OPENAI_IMAGENET_TEMPLATES)
+    assert figures["difference"] < 1e-5
+
+
+def test_losses_beside_the_peers(run_tool: RunTool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_loss, "memory", lambda *given: max(1, bench_loss.memory_here(*given)))
+    given = ("--batches", 8, 16, "--peer-up-to", 8, *FEW)
+    run_tool("bench_loss", *given, "--json", tmp_path / "loss.json")
+    figures = read(tmp_path / "loss.json")
+    assert figures["name"] == "info_nce at 8", "the headline is the largest batch that both ran"
+    assert [(row["loss"], row["batch"]) for row in figures["rows"]] == [
+        (loss, batch) for loss in bench_loss.LOSSES for batch in (8, 16)
+    ]
+
+
+def test_cached_steps_beside_plain_ones(run_tool: RunTool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(kind: str, pairs: int, arguments: argparse.Namespace) -> dict[str, Any]:
+        return {**bench_cached.measure(kind, pairs, arguments.micro_batch, arguments.threads), "mebibytes": 1.0}
+
+    monkeypatch.setattr(bench_cached, "in_a_process", here)
+    given = ("--pairs", 8, "--micro-batch", 4, "--threads", 1)
+    assert run_tool("bench_cached", *given, "--json", tmp_path / "cached.json") == 0
+    (row,) = read(tmp_path / "cached.json")["rows"]
+    assert row["difference"] < 1e-4, "both steps have the same loss and gradients"
+
+
+def test_our_side_of_the_loaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_loader, "SIZE", 32)
+    shards = bench_loader.make_shards(tmp_path, 8, 2)
+    batches = bench_loader.our_batches([str(path) for path in shards], 4, 0)
+    assert next(batches)["image"]["crop0"].shape == (4, 3, 32, 32)
+    clock = bench_loader.CpuClock()
+    rounds = [bench_loader.one_round(batches, clock, 1, 0) for _ in range(2)]
+    batches.close()
+    figures = bench_loader.summary({"ours": rounds, "peer": rounds}, 4)
+    assert figures["cpu"]["ratio"] == figures["wall"]["ratio"] == 1
+    assert bench_loader.decode_rate(shards) > 0
+
+
+def test_our_side_of_a_training_run(small: str, tmp_path: Path) -> None:
+    bench_train.make_shards(tmp_path / "shards", 8)
+    assert len(ShardIndex.open([str(tmp_path / "shards")])) == 8
+    bench_train.make_weights(small, tmp_path / "weights.pt", 0)
+    setting = argparse.Namespace(model=small, samples=8, batch=4, workers=0, precision="fp32")
+    recipe = find_recipe(str(bench_train.write_recipe(setting, tmp_path, 0)))
+    launch = recipe.launch()
+    recipe.assemble(launch).train("never")
+    launch.close()
+    said = [f"step {step}/2 | loss {loss}" for step, loss in enumerate(losses(tmp_path / "ours-0"), 1)]
+    assert len([line for line in said if bench_train.STEPS["ours"].search(line)]) == 2
+    assert bench_train.compare({"ours": [[3.0, 2.0], [3.0, 4.0]], "peer": [[1.0, 1.0], [1.0, 3.0]]})["apart"] == 1
+
+
+def losses(folder: Path) -> list[float]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if "loss" in record]
+
+
+def test_flips_are_compared(
+    run_tool: RunTool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def small(name: str, changes: list[str]) -> Recipe:
+        return find_recipe(name, [*changes, "batch_size=8", "data.workers=0"])
+
+    monkeypatch.setattr(compare_flips, "CLIPS", {**CLIPS, "train": 8, "validation": 0, "test": 8})
+    monkeypatch.setattr(compare_flips, "find_recipe", small)
+    given = ("--arms", "one_sided", "--epochs", 1, "--out", tmp_path)
+    run_tool("compare_flips", *given, "--json", tmp_path / "flips.json")
+    scores = read(tmp_path / "flips.json")["one_sided"]
+    assert set(compare_flips.SCORES) <= scores.keys()
+    assert "one_sided" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tool", [run, peer_env])
+def test_environments_explain_themselves(tool: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main(["--help"]) == 0
+    assert "python3 tools/" in capsys.readouterr().out
+
+
+def test_the_environment_is_made_again_when_what_it_is_made_from_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
+
+    def install(wanted: str) -> None:
+        made.append(wanted)
+        run.STAMP.write_text(wanted)
+
+    (tmp_path / "pyproject.toml").write_text("[project]")
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("torch==2.14.1")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "BIN", tmp_path)
+    monkeypatch.setattr(run, "STAMP", tmp_path / "stamp")
+    monkeypatch.setattr(run, "CONSTRAINTS", constraints)
+    monkeypatch.setattr(run, "install", install)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("VIRTUAL_ENV", "")
+    for _ in range(2):
+        assert run.main(["no-such-command"]) == 127
+    assert len(made) == 1
+    constraints.write_text("torch==2.11.0")
+    assert run.main(["no-such-command"]) == 127
+    assert len(set(made)) == 2
+    assert "no command 'no-such-command' in" in capsys.readouterr().err
+
+    def fail(wanted: str) -> None:
+        raise subprocess.CalledProcessError(1, ["pip", "install"])
+
+    constraints.write_text("")
+    monkeypatch.setattr(run, "install", fail)
+    assert run.main(["no-such-command"]) == 1
+    assert "setting up failed: pip install ended with 1; nothing was run" in capsys.readouterr().err
+
+
+def test_the_peers_environment_that_cannot_be_made_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> Path:
+        raise peer_env.SetupError("pip ended with 1")
+
+    monkeypatch.setattr(peer_env, "ensure", fail)
+    assert peer_env.main(["python"]) == 1
+    assert re.match(r"peer_env: pip ended with 1; nothing was run", capsys.readouterr().err)
