@@ -8,21 +8,20 @@ import typer
 
 from pipelines.command import guarded
 
-app = typer.Typer(
-    name="mmssl",
-    help="Pretrain multimodal contrastive models on WebDataset shards, and evaluate them honestly.",
-    epilog="Start here: mmssl quickstart",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 
 def full() -> typer.Typer:
     """The application with all its verbs."""
     from pipelines import bench, doctor, embed, evaluate, export, pretrain, quickstart, recipes, shards
 
+    app = typer.Typer(
+        name="mmssl",
+        help="Pretrain multimodal contrastive models on WebDataset shards, and evaluate them honestly.",
+        epilog="Start here: mmssl quickstart",
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     app.command("quickstart")(quickstart.quickstart)
     app.command("pretrain")(pretrain.pretrain)
     app.command("evaluate")(evaluate.evaluate)

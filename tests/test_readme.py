@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -42,9 +43,11 @@ def section(title: str) -> str:
     return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def parse(application: typer.Typer, arguments: list[str]) -> None:
+ALL_VERBS = typer.main.get_command(cli.full())
+
+
+def parse(command: Any, arguments: list[str]) -> None:
     """Let the command line parse the arguments, down to the verb, without running it."""
-    command = typer.main.get_command(application)
     context = command.make_context("mmssl", list(arguments)) if hasattr(command, "commands") else None
     while context is not None and hasattr(command, "commands"):
         if not arguments and command.invoke_without_command:
@@ -66,14 +69,14 @@ def test_every_command_is_one(command: list[str]) -> None:
         assert (ROOT / words[1]).is_file()
         words = words[2:]
     if words[0] == "mmssl":
-        parse(cli.full(), words[1:])
+        parse(ALL_VERBS, words[1:])
         if words[1] == "pretrain":
             assert words[2] in shipped_recipes()
     elif words[0] in ("accelerate", "torchrun"):
         module = words.index("-m")
         alone = typer.Typer()
         alone.command()(MODULES[words[module + 1]])
-        parse(alone, words[module + 2 :])
+        parse(typer.main.get_command(alone), words[module + 2 :])
         assert words[module + 2] in shipped_recipes()
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()

@@ -21,7 +21,7 @@ from mmssl.data.synchronized.space import Crop, Flip
 from mmssl.data.synchronized.time import Speed, TimeCrop
 from tests.data.metamorphic import RATE, Verdicts, judge, modalities, scenes, with_caption
 
-SEEDS = 500
+SEEDS = pytest.mark.parametrize("seeds", [200, pytest.param(500, marks=pytest.mark.slow)])
 
 OPERATIONS: dict[str, tuple[Operation, ...]] = {
     "nothing": (),
@@ -53,7 +53,7 @@ def world() -> tuple[dict[str, Modality], list[tuple[dict[str, Any], tuple[str, 
 
 
 def score(
-    world: Any, operations: tuple[Operation, ...], seeds: int = SEEDS, *, applied: bool = False
+    world: Any, operations: tuple[Operation, ...], seeds: int, *, applied: bool = False
 ) -> dict[str, tuple[float, int]]:
     """Relation -> share of seeds in which it holds, among how many that could tell; `applied`: where nothing was skipped."""
     mods, decoded = world
@@ -77,11 +77,12 @@ def _cuts(entry: Entry) -> list[float]:
     return [edge for spans in entry.get("spans", {}).values() for span in spans for edge in span]
 
 
+@SEEDS
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_relation_is_kept(world: Any, name: str) -> None:
-    for relation, (share, told) in score(world, OPERATIONS[name]).items():
+def test_every_relation_is_kept(world: Any, name: str, seeds: int) -> None:
+    for relation, (share, told) in score(world, OPERATIONS[name], seeds).items():
         assert share >= 0.99, f"{name}: {relation} holds in {share:.3f} of {told} seeds"
-        assert told >= SEEDS // 4, f"{name}: only {told} seeds could tell of {relation}"
+        assert told >= seeds // 4, f"{name}: only {told} seeds could tell of {relation}"
 
 
 def late(value: Any, entry: Entry, field: Operand) -> Any:
