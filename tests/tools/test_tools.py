@@ -118,8 +118,11 @@ def test_our_side_of_the_loaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert bench_loader.decode_rate(shards) > 0
 
 
-def test_our_side_of_a_training_run(small: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_our_side_of_a_training_run(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The recipe runs, and says a line at every step that the tool finds."""
+    monkeypatch.setattr(bench_train, "WARMUP", 1)
     bench_train.make_shards(tmp_path / "shards", 8)
     bench_train.make_weights(small, tmp_path / "weights.pt", 0)
     setting = argparse.Namespace(model=small, samples=8, batch=4, workers=0, precision="fp32")
