@@ -23,7 +23,10 @@ from torch.optim import Optimizer
 
 from mmssl.core.compat import scale_each
 from mmssl.core.distributed import gather_detached, is_main, total_detached, world_size
-from mmssl.core.encoder import Encoder
+from mmssl.core.encoder import Encoder, Features
+
+# Weights are gathered for the backward pass by hooks on outputs: torch 2.11 finds tensors only in outputs that pytree can open.
+torch.export.register_dataclass(Features)
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, *, reshard: bool) -> None:

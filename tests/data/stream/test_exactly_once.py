@@ -85,19 +85,29 @@ def assert_once(folder: Path, samples: int, steps: int) -> None:
     assert sum(epoch == whole for epoch, _ in used) == rest
 
 
+STEPS = 15  # more than three epochs
+Plain = tuple[list[torch.Tensor], dict[int, str]]
+
+
+@pytest.fixture(scope="module")
+def plain(index: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> Plain:
+    """Tensors of one process without workers, and the fingerprint of each batch in its audit."""
+    audit = tmp_path_factory.mktemp("plain")
+    tensors, _ = run(index, audit, STEPS)
+    return tensors, {record["step"]: record["batch"] for record in read_audit(audit)}
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_any_cluster_gives_the_same_tensors_and_each_sample_once(
-    index: ShardIndex, world: int, workers: int, tmp_path: Path
+    index: ShardIndex, plain: Plain, world: int, workers: int, tmp_path: Path
 ) -> None:
-    steps = 15  # more than three epochs
-    plain, _ = run(index, tmp_path / "plain", steps)
-    other, _ = run(index, tmp_path / "other", steps, world=world, workers=workers)
-    assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
-    assert_once(tmp_path / "other", len(index), steps)
-    prints = {record["step"]: record["batch"] for record in read_audit(tmp_path / "plain")}
-    assert all(record["batch"] == prints[record["step"]] for record in read_audit(tmp_path / "other"))
-    assert len(list((tmp_path / "other").glob("*.jsonl"))) == world
+    expected, prints = plain
+    other, _ = run(index, tmp_path, STEPS, world=world, workers=workers)
+    assert all(torch.equal(a, b) for a, b in zip(expected, other, strict=True))
+    assert_once(tmp_path, len(index), STEPS)
+    assert all(record["batch"] == prints[record["step"]] for record in read_audit(tmp_path))
+    assert len(list(tmp_path.glob("*.jsonl"))) == world
 
 
 def test_an_interrupted_run_on_other_clusters_is_one_run(index: ShardIndex, tmp_path: Path) -> None:
