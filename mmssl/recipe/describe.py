@@ -73,8 +73,8 @@ def sentence(config: type[BaseModel], key: str) -> str:
 
 
 def summary(config: type[BaseModel]) -> str:
-    """First paragraph of a config's docstring."""
-    return " ".join((inspect.getdoc(config) or "").split("\n\n")[0].split())
+    """First paragraph of a config's docstring, without the class that it is for."""
+    return re.sub(r"; see `\w+`", "", " ".join((inspect.getdoc(config) or "").split("\n\n")[0].split()))
 
 
 def _attributes(config: type[Any]) -> dict[str, str]:
