@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
 
 from mmssl.core import distributed
 from mmssl.core.config import Duration
@@ -269,6 +270,12 @@ def test_half_precision(two_processes: Processes, tmp_path: Path, monkeypatch: p
     assert first == second
     assert "fp16 is for CUDA devices" in first[0]
     assert first[1] == "0 skipped"
+
+
+def test_outputs_of_encoders_can_be_opened() -> None:
+    """torch 2.11 gathers weights for the backward pass where the tensors that pytree finds in an output get their gradient."""
+    pooled = torch.ones(2)
+    assert any(leaf is pooled for leaf in tree_leaves(Features(pooled)))
 
 
 def test_blocks_are_found() -> None:
