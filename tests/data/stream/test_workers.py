@@ -11,11 +11,11 @@ import threading
 import time
 import tracemalloc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -27,6 +27,8 @@ from mmssl.data.modalities.label import LabelModality, LabelView
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import EvalStream, TrainStream
 from mmssl.data.stream.workers import StartMethod, Workers, deliver
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 
@@ -107,6 +109,12 @@ def test_a_worker_that_stalls_is_named(folder: Path) -> None:
     assert re.search(r"worker 0, alive: at key '00\d\d' \(sample", str(caught.value))
 
 
+def in_a_new_process(function: Callable[..., T], *arguments: Any) -> T:
+    """What the function gives where no test ran before."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        return alone.submit(function, *arguments).result()
+
+
 def memory_over_epochs(folder: Path) -> list[int]:
     """Bytes that Python has allocated after 30, 50, 70 and 90 epochs; at first, what is made once is made."""
     numbers = TrainStream(
@@ -130,9 +138,8 @@ def memory_over_epochs(folder: Path) -> list[int]:
 
 
 def test_memory_stays_flat_over_epochs(folder: Path) -> None:
-    """In a process of its own: what earlier tests left running allocates too."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as alone:
-        assert_flat(alone.submit(memory_over_epochs, folder).result())
+    """What earlier tests left running allocates too."""
+    assert_flat(in_a_new_process(memory_over_epochs, folder))
 
 
 def test_memory_of_workers_stays_flat_over_epochs(folder: Path) -> None:
@@ -182,6 +189,11 @@ def test_a_bug_stays_a_bug(folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_workers_outlive_signals_that_stop_the_run(folder: Path, method: StartMethod) -> None:
+    """A fork server that earlier tests have started does not block signals."""
+    in_a_new_process(signal_workers, folder, method)
+
+
+def signal_workers(folder: Path, method: StartMethod) -> None:
     before, mask = set(multiprocessing.active_children()), signal.pthread_sigmask(signal.SIG_BLOCK, [])
     numbers = stream(folder, LabelModality, method=method)
     next(numbers)
