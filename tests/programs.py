@@ -12,12 +12,14 @@ exit code of a program that was started from a shell.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
+import signal
 import sys
 import time
-from collections.abc import Mapping
-from multiprocessing.context import ForkServerContext
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 
@@ -34,11 +36,24 @@ PRELOADED = [
 """Imported once, by the process that all others are forked from."""
 
 
-def forkserver() -> ForkServerContext:
-    """Starts processes in which torch is imported."""
+def start(target: Callable[..., object], *arguments: object, daemon: bool = False) -> BaseProcess:
+    """Call a function in a process in which torch is imported, with one thread, and with signals as a shell would have them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    return context
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        multiprocessing.forkserver.ensure_running()  # as data workers start it, which share it: deaf to these signals
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    process = context.Process(target=_begin, args=(target, *arguments), daemon=daemon)
+    process.start()
+    return process
+
+
+def _begin(target: Callable[..., object], *arguments: object) -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    torch.set_num_threads(1)
+    target(*arguments)
 
 
 class Program:
@@ -56,8 +71,7 @@ class Program:
         self._errors = folder / f"errors-{len(list(folder.glob('errors-*')))}"
         self._errors.touch()
         given = (module, [str(argument) for argument in arguments], {**os.environ, **(environment or {})})
-        self._process = forkserver().Process(target=_become, args=(*given, str(self._errors)))
-        self._process.start()
+        self._process = start(_become, *given, str(self._errors))
 
     def __enter__(self) -> Program:
         return self
@@ -102,6 +116,5 @@ def _become(module: str, arguments: list[str], environment: dict[str, str], erro
     os.environ.clear()
     os.environ.update(environment)
     os.dup2(os.open(errors, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
-    torch.set_num_threads(1)
     sys.argv[1:] = arguments
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import multiprocessing
 import os
 import sys
 import time
@@ -28,7 +29,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.programs import forkserver
+from tests.programs import start
 
 WORLD = 2
 
@@ -84,14 +85,10 @@ class Processes:
         self.children = []
 
     def _start(self) -> None:
-        context = forkserver()
         store = self.folder / uuid.uuid4().hex  # a store file must not be used twice
         for rank in range(self.world):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(rank, self.world, str(store), self.timeout, theirs), daemon=True
-            )
-            process.start()
+            ours, theirs = multiprocessing.Pipe()
+            process = start(_serve, rank, self.world, str(store), self.timeout, theirs, daemon=True)
             theirs.close()
             self.children.append((process, ours))
 
@@ -134,7 +131,6 @@ def _serve(rank: int, world: int, store: str, timeout: float, pipe: Connection) 
     """The life of a child: join the group, then answer calls until the pipe closes."""
     if sys.platform.startswith("linux"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's own name need not resolve
-    torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=timeout)
     )
