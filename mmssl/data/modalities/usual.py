@@ -15,7 +15,8 @@ from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality, ModalityConfig
 
 GROUP = "mmssl.modalities"
-SHIPPED: tuple[type[ModalityConfig], ...] = (ImageConfig, AudioConfig, VideoConfig, TextConfig, LabelConfig)
+SHIPPED: tuple[type[ModalityConfig], ...] = (ImageConfig, VideoConfig, AudioConfig, TextConfig, LabelConfig)
+"""In the order in which members of several modalities are audited: a damaged video is first called a video."""
 
 
 def modality_configs() -> dict[str, type[ModalityConfig]]:
