@@ -136,15 +136,19 @@ def _inspect(found: Findings, number: int, extension: str, data: bytes, decoders
             json.loads(data)
         except (ValueError, RecursionError) as error:
             raise DecodeError("undecodable", f".{extension} is not JSON: {error}") from error
+    first: DecodeError | None = None  # of the modalities that read this member; what the others hold is counted all the same
     for modality, may_lack in decoders:
         try:
             held = modality.inspect(data, extension)
         except DecodeError as error:
             if error.reason != "missing" or not may_lack:
-                raise
+                first = first or error
+                continue
             found.inspected.append((modality.name, number, None))
         else:
             # Neither pixels nor whole files are kept until the shard is done.
             items = tuple((shown, digest(one)) for shown, one in held.items)
             found.inspected.append((modality.name, number, replace(held, items=items, channels=None)))
+    if first is not None:
+        raise first
     found.decoded[extension] += 1
