@@ -136,7 +136,9 @@ def _inspect(found: Findings, number: int, extension: str, data: bytes, decoders
             json.loads(data)
         except (ValueError, RecursionError) as error:
             raise DecodeError("undecodable", f".{extension} is not JSON: {error}") from error
-    first: DecodeError | None = None  # of the modalities that read this member; what the others hold is counted all the same
+    first: DecodeError | None = (
+        None  # of the modalities that read this member; what the others hold is counted all the same
+    )
     for modality, may_lack in decoders:
         try:
             held = modality.inspect(data, extension)
