@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain
 
 import torch
 
@@ -36,13 +35,11 @@ def check_keys(
     """Refuse encoders and stages of resolution that do not go with the modalities.
 
     Raises:
-        ValueError: one sentence, on the first mistake.
+        ValueError: with every mistake, one a line.
     """
-    wrong = next(
-        chain(_strangers(modalities, encoders), _inputs(modalities, encoders), _stages(modalities, resolution)), None
-    )
-    if wrong is not None:
-        raise ValueError(wrong)
+    wrong = [*_strangers(modalities, encoders), *_inputs(modalities, encoders), *_stages(modalities, resolution)]
+    if wrong:
+        raise ValueError("\n  ".join(wrong))
 
 
 def check_parts(

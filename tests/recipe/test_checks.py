@@ -198,3 +198,12 @@ def test_stages_of_resolution_that_are_larger(recipe: Path, name: str, size: int
     sentence = refused(recipe, *small, stages % (size + 16))
     assert f"resolution.{name}: got a stage of {size + 16} pixels, and modalities.{name}.size is {size}" in sentence
     assert len(load_recipe(recipe, [*small, stages % size]).training.resolution[name]) == 2
+
+
+def test_all_contradictions_of_keys_are_said_at_once() -> None:
+    stage = "resolution={image: [{size: 640, until: 50 percent}]}"
+    stranger = "encoders.sound={kind: resnet, size: 64, layers: [1, 1], channels: 8, pool: mean}"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(PICTURES, [stage, stranger])
+    assert "encoders.sound has no modality of that name" in str(caught.value)
+    assert "resolution.image: got a stage of 640 pixels" in str(caught.value)
