@@ -56,6 +56,29 @@ def test_a_random_model_scores_chance() -> None:
     assert scores["image_to_text_R@1_ci95_low"] < 0.2 < scores["image_to_text_R@1_ci95_high"]
 
 
+def test_chance_knows_how_large_each_class_is() -> None:
+    """Three samples of one class and one of another: the mean over the places of the odd one out, by hand."""
+    scores = scores_of(unit(4, 8), unit(4, 8, seed=1), torch.tensor([5, 5, 9, 5]))
+    three_of_four = (1 + (1 + 1 + 3 / 4) / 3 + (1 + 2 / 3 + 3 / 4) / 3 + (1 / 2 + 2 / 3 + 3 / 4) / 3) / 4
+    one_of_four = (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4
+    for way in ("image_to_text", "text_to_image"):
+        assert scores[f"{way}_R@1_chance"] == pytest.approx((3 * 3 / 4 + 1 / 4) / 4)
+        assert scores[f"{way}_mAP_chance"] == pytest.approx((3 * three_of_four + one_of_four) / 4)
+
+
+def test_captions_of_one_sample_count_as_one_draw_of_the_interval() -> None:
+    """Of 40 samples with five captions each, 20 find their class by all of theirs: half-width 1.96 / sqrt(4 * 40)."""
+    labels, owner = torch.arange(40) % 4, torch.arange(40).repeat_interleave(5)
+    seen = torch.where(torch.arange(40) < 20, labels, (labels + 1) % 4)
+    data = collected(
+        40, image=items(torch.eye(4)[labels]), text=items(torch.eye(4)[seen[owner]], owner), label=items(labels)
+    )
+    scores = class_retrieval_scores(data, PAIR, "label")
+    low, high = (float(scores[f"text_to_image_R@1_ci95_{end}"] or 0) for end in ("low", "high"))
+    assert scores["text_to_image_R@1"] == 0.5
+    assert (0.5 - low, high - 0.5) == pytest.approx((0.155, 0.155), abs=0.03)
+
+
 def test_chance_is_the_mean_over_all_orders() -> None:
     from mmssl.evaluation.class_retrieval import _chance
 

@@ -60,10 +60,12 @@ def test_more_features_than_samples_and_dead_features_can_be_fitted() -> None:
     x = torch.randn(10, 40, generator=generator)
     x[:, 7] = 3.0
     x[:, 8] = 0.0
+    x[:, 9] = 1.0
+    x[0, 9] = 1 + 2**-23  # rounding, and no feature
     labels = torch.arange(10) % 2
     scale = Scale.of(x, "standard")
     assert bool(torch.isfinite(scale(x)).all())
-    assert bool((scale(x)[:, 7:9] == 0).all())
+    assert bool((scale(x)[:, 7:10] == 0).all())
     probe = fit(scale(x), labels, 2, (1e-3,))[1e-3]
     assert bool((probe.ranks(scale(x), labels) == 1).all())
 
@@ -106,6 +108,26 @@ def test_the_penalty_is_chosen_without_the_test_samples() -> None:
     one, other = scores_of(train, features(100, 1)), scores_of(train, features(100, 2))
     assert one["penalty"] == other["penalty"]
     assert one["acc1"] != other["acc1"]
+
+
+@pytest.mark.parametrize("seen", [(0.5, 1.5), (1.0, 1.0)])
+def test_features_are_scaled_as_in_training_whatever_the_test_samples_are(seen: tuple[float, float]) -> None:
+    """All test samples are of one class: around their own middle half of them are wrong, and by their own spread all are alike."""
+    train = torch.tensor([-1.0, 1]).repeat(20)[:, None], torch.arange(40) % 2
+    test = torch.tensor(seen).repeat(5)[:, None], torch.ones(10, dtype=torch.long)
+    assert scores_of(train, test)["acc1"] == 1
+
+
+@pytest.mark.parametrize("validation", [0.3, 0.5])
+def test_samples_that_choose_the_penalty_are_as_many_as_asked_and_no_part_of_the_scale(validation: float) -> None:
+    """One sample is so far out that a scale which has seen it takes the feature that tells the classes for a constant."""
+    labels = torch.arange(20) % 2
+    unharmed = 0
+    for far in range(20):
+        x = torch.stack([2.0 * labels - 1, torch.zeros(20)], 1)
+        x[far, 1] = 1e9
+        unharmed += choose_penalty(x, labels, 2, config(penalties=[1e-3], validation=validation))[1] == 1
+    assert unharmed == round(20 * validation), "where the one far out is among those that choose"
 
 
 def test_of_equal_penalties_the_larger_is_taken() -> None:

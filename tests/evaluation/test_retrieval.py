@@ -81,6 +81,25 @@ def test_a_random_model_scores_chance() -> None:
     assert scores["text_to_image_mean_rank"] == pytest.approx(1000, rel=0.06)
 
 
+def test_chance_counts_the_captions_of_a_picture() -> None:
+    """Five pictures with 1, 2, 3, 2 and no captions: a random caption of the 8 is right for a picture with c of them in c / 8."""
+    owner = torch.tensor([0, 1, 1, 2, 2, 2, 3, 3])
+    scores = scores_of(torch.eye(5), torch.eye(8)[:, :5] + 0.1, owner)
+    assert scores["image_to_text_R@1_chance"] == pytest.approx((1 + 2 + 3 + 2) / 4 / 8)
+    assert scores["text_to_image_R@1_chance"] == pytest.approx(1 / 5)
+
+
+def test_captions_that_succeed_or_fail_together_count_as_one_draw_of_the_interval() -> None:
+    """Of 40 pictures with five captions each, 20 are found by all of theirs: half-width 1.96 / sqrt(4 * 40), not sqrt(4 * 200)."""
+    found = torch.arange(40) % 2 == 0
+    points_to = torch.where(found, torch.arange(40), (torch.arange(40) + 1) % 40)
+    owner = torch.arange(40).repeat_interleave(5)
+    scores = scores_of(torch.eye(40), torch.eye(40)[points_to[owner]], owner)
+    low, high = (scores[f"text_to_image_R@1_ci95_{end}"] for end in ("low", "high"))
+    assert scores["text_to_image_R@1"] == 0.5
+    assert (0.5 - low, high - 0.5) == pytest.approx((0.155, 0.155), abs=0.03)
+
+
 @pytest.mark.parametrize("captions", [1, 5])
 def test_a_collapsed_model_scores_chance(captions: int) -> None:
     n = 60
