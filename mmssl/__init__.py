@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmssl.recipe.model import Model, load
+    from mmssl.recipe.load import load
+    from mmssl.recipe.model import Model
     from mmssl.recipe.recipe import Recipe
     from mmssl.recipe.shipped import find_recipe
 
@@ -34,8 +35,12 @@ def __getattr__(name: str) -> Any:
         from mmssl.recipe.shipped import find_recipe
 
         return find_recipe
-    if name in ("Model", "load"):
-        from mmssl.recipe import model
+    if name == "Model":
+        from mmssl.recipe.model import Model
 
-        return getattr(model, name)
+        return Model
+    if name == "load":
+        from mmssl.recipe.load import load
+
+        return load
     raise AttributeError(f"module 'mmssl' has no attribute {name!r}")

@@ -38,7 +38,7 @@ def embed(
     `accelerate launch --num_processes 8 -m pipelines.embed runs/vit_b_32 --shards test --out embeddings`
     """
     from mmssl.evaluation.embed import write_embeddings
-    from mmssl.recipe.model import load
+    from mmssl.recipe.load import load
     from mmssl.training.runtime.console import say
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of

@@ -185,7 +185,7 @@ def _suite_and_overrides(more: list[str]) -> tuple[Path | None, list[str]]:
 
 def _model(path: Path, which: str | None, launch: Launch, ema: bool | None, overrides: list[str]) -> Model:
     """The model of a run folder or checkpoint folder, or, untrained, of a recipe."""
-    from mmssl.recipe.model import load, start_of
+    from mmssl.recipe.load import load, start_of
     from mmssl.recipe.shipped import find_recipe, shipped_recipes
     from pipelines.command import one_of
 

@@ -34,7 +34,7 @@ def export(
 
     from mmssl.core.errors import DataError
     from mmssl.interop.open_clip import to_open_clip
-    from mmssl.recipe.model import load
+    from mmssl.recipe.load import load
     from mmssl.training.runtime.console import say
     from pipelines.command import one_of
 

@@ -64,7 +64,7 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
     """
     from mmssl.core.errors import Interrupted
     from mmssl.core.evaluator import evaluation_error
-    from mmssl.recipe.model import trained
+    from mmssl.recipe.load import trained
     from mmssl.recipe.resume import check_resumable
     from mmssl.reporting.run_report import report_run
     from mmssl.training.checkpoints.read import FOLDER, checkpoints

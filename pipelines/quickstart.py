@@ -140,7 +140,7 @@ def quoted(value: Any) -> str:
 
 def untrained_probes(recipe: Recipe) -> dict[str, float]:
     """Accuracy of the recipe's linear probes on its encoders as they are before training, by evaluator."""
-    from mmssl.recipe.model import start_of
+    from mmssl.recipe.load import start_of
 
     model = start_of(recipe)
     built = recipe.build_evaluators(model.modalities)

@@ -29,7 +29,7 @@ PRELOADED = [
     "torch",
     "accelerate",
     "mmssl.recipe.recipe",
-    "mmssl.recipe.model",
+    "mmssl.recipe.load",
     "tests.training.toys",
     "tests.contracts.toys",
 ]

@@ -8,7 +8,8 @@ from typing import Any
 
 from mmssl.core.errors import MmsslError
 from mmssl.evaluation.retrieval import Retrieval
-from mmssl.recipe.model import Model, load
+from mmssl.recipe.load import load
+from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe
 from mmssl.reporting.environment import environment
 from mmssl.reporting.gallery import Gallery, Similarity, showcase

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import mmssl
 from mmssl.evaluation.zero_shot import TEMPLATES, fill
 from mmssl.recipe import model as module
-from mmssl.recipe.model import Model, start_of
+from mmssl.recipe.load import start_of
+from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.validate import validate_text
 from tests.pipelines.conftest import RECIPE

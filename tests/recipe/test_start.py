@@ -16,7 +16,7 @@ from mmssl.encoders.frame_video import FrameVideoConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.interop.open_clip import encoder_configs
 from mmssl.objectives.clip import ClipConfig
-from mmssl.recipe.model import _from_scratch
+from mmssl.recipe.load import _from_scratch
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.start import start_objective
 from mmssl.recipe.validate import validate_text

@@ -8,7 +8,8 @@ from unittest import mock
 import pytest
 import torch
 
-from mmssl.recipe.model import Model, load, trained
+from mmssl.recipe.load import load, trained
+from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe, load_recipe
 from mmssl.training.checkpoints.read import BEST, FOLDER, folder_name, step_of
 from mmssl.training.run import Run
@@ -54,7 +55,7 @@ def test_it_is_what_load_gives(world: World, tmp_path: Path, overrides: list[str
 
 def test_the_last_state_is_not_read_again(world: World, tmp_path: Path) -> None:
     recipe, run = ended(world, tmp_path)
-    with mock.patch("mmssl.recipe.model.load_weights", side_effect=AssertionError("read again")):
+    with mock.patch("mmssl.recipe.load.load_weights", side_effect=AssertionError("read again")):
         assert trained(recipe, run).embedding.encoders["image"] is run.state.learner.encoders["image"]
 
 
