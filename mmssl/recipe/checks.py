@@ -82,8 +82,8 @@ def _strangers(modalities: Mapping[str, ModalityConfig], encoders: Mapping[str, 
 
 def _inputs(modalities: Mapping[str, ModalityConfig], encoders: Mapping[str, EncoderConfig]) -> Iterator[str]:
     """Modalities whose views are not what their encoder wants."""
-    for name, encoder in encoders.items():
-        for key, (got, wanted) in modalities[name].input_spec().misfits(encoder.wants()).items():
+    for name in (name for name in encoders if name in modalities):
+        for key, (got, wanted) in modalities[name].input_spec().misfits(encoders[name].wants()).items():
             yield f"modalities.{name}.{key}: got {got}, and encoders.{name} takes {wanted}{HINTS.get(key, '')}"
 
 
