@@ -125,6 +125,19 @@ def test_large_scales_stay_finite_and_right_in_float32(scale: float, size: int) 
     assert distance([x.double() for x in got], expected) < 1e-3
 
 
+@pytest.mark.parametrize("scale", [30.0, 40.0, 45.0, 51.9, 52.0, 60.0])
+def test_rows_opposite_to_all_candidates_keep_their_digits_in_float32(scale: float) -> None:
+    """Four rows whose logits all stand 2 * scale below those of the others: one power of 2 for both ends would lose them."""
+    tilt = torch.linspace(-0.05, 0.05, 32, dtype=torch.float64)
+    b = torch.stack([tilt.cos(), tilt.sin()], 1)
+    a = b.roll(1, 0)
+    a[:4] *= -1
+    expected = with_gradients(info_nce, a.float().double(), b.float().double(), double(scale))
+    for size in (8, 64):
+        got = with_gradients(tiled_info_nce, a.float(), b.float(), torch.tensor(scale), size=size)
+        assert distance([x.double() for x in got], expected) < 1e-4
+
+
 @pytest.mark.parametrize("size", [1, 4, 5, 100])
 @pytest.mark.parametrize("n", [1, 2, 13])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
