@@ -13,19 +13,28 @@ import torch
 
 from mmssl.core.batch import Batch
 from mmssl.core.errors import DataError, MmsslError, NumericError
+from mmssl.core.objective import Latents, LossOutput, StepContext
 from mmssl.training.runtime.jsonl import JsonLines
 from mmssl.training.steps.plain import PlainStep
-from tests.training.toys import Stream, assert_equal, make_batch, make_learner, make_run, tensors
+from tests.training.toys import Agree, Stream, assert_equal, make_batch, make_learner, make_run, tensors
 
 
-@pytest.mark.parametrize("where", ["loss", "one gradient"])
+class Overflowing(Agree):
+    """Its loss is infinite at step 3, and its gradients are not."""
+
+    def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
+        out = super().criterion(latents, ctx)
+        return LossOutput({**out.terms, "far": torch.tensor(math.inf if ctx.step == 3 else 0.0)}, out.measure)
+
+
+@pytest.mark.parametrize("where", ["loss and gradients", "one gradient", "loss"])
 def test_a_bad_step_moves_nothing(tmp_path: Path, where: str) -> None:
-    run = make_run(tmp_path)
+    run = make_run(tmp_path, learner=make_learner(Overflowing if where == "loss" else Agree))
     if where == "one gradient":
         run.state.learner.objective.break_gradient = 3
     for step in range(5):
         before = tensors(run)
-        batch = make_batch(step, 8, poisoned=where == "loss" and step == 3)
+        batch = make_batch(step, 8, poisoned=where == "loss and gradients" and step == 3)
         report = run.step(run.state, batch)
         run.state.advance(batch, report.finite)
         assert report.finite == (step != 3)
@@ -33,7 +42,7 @@ def test_a_bad_step_moves_nothing(tmp_path: Path, where: str) -> None:
             assert_equal(tensors(run), before)
             assert all(p.grad is None for p in run.state.learner.parameters())
             assert math.isfinite(report.scalars()["loss"]) == (where == "one gradient")
-            assert not math.isfinite(report.scalars()["grad_norm"])
+            assert math.isfinite(report.scalars()["grad_norm"]) == (where == "loss")
         else:
             changed = {
                 name for name, tensor in tensors(run).items() if not torch.equal(tensor, before.get(name, tensor))

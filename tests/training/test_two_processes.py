@@ -19,7 +19,7 @@ from mmssl.training.checkpoints.manifest import _HashingFile
 from mmssl.training.checkpoints.read import read_numbers, resolve
 from mmssl.training.runtime.jsonl import JsonLines
 from tests.distributed.processes import Processes
-from tests.training.toys import Agree, Distance, Match, Stream, assert_equal, make_learner, make_run, tensors
+from tests.training.toys import Agree, Distance, Drawing, Match, Stream, assert_equal, make_learner, make_run, tensors
 
 OBJECTIVES = {"agree": Agree, "match": Match}
 
@@ -63,6 +63,24 @@ def test_two_processes_train_as_one(two_processes: Processes, tmp_path: Path, ob
         for key in ours.keys() - {"samples_per_second", "data_wait"}:
             expected = theirs[key] if theirs[key] is None else pytest.approx(theirs[key], rel=1e-3, abs=1e-5)
             assert ours[key] == expected, key
+
+
+def drawn(folder: str, kind: str) -> list[tuple[float, ...]]:
+    step = {"kind": kind, **({} if kind == "plain" else {"micro_batches": 2})}
+    run = make_run(Path(folder), 2, learner=make_learner(Drawing, noise=False), step=step)
+    run.train()
+    drawn: list[tuple[float, ...]] = run.state.learner.objective.drawn
+    return drawn
+
+
+@pytest.mark.parametrize(("kind", "calls", "different"), [("plain", 1, 1), ("accumulated", 2, 2), ("cached", 4, 2)])
+def test_processes_draw_random_numbers_of_their_own(
+    two_processes: Processes, tmp_path: Path, kind: str, calls: int, different: int
+) -> None:
+    """Dropout differs between processes, steps and micro-batches; a micro-batch that is encoded twice draws the same twice."""
+    first, second = two_processes.run(drawn, [(str(tmp_path), kind)] * 2)
+    assert len(first) == len(second) == 2 * calls
+    assert len({*first, *second}) == 2 * 2 * different
 
 
 def trained_in_parts(folder: str) -> dict[str, Any]:

@@ -114,6 +114,18 @@ class Match(Agree):
         return Headline(scalars["chance"], {"gradient": scalars["grad_norm"]})
 
 
+class Drawing(Agree):
+    """Notes what an encoder would draw in each call, as dropout does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[tuple[float, ...]] = []
+
+    def encode(self, batch: Batch, ctx: StepContext) -> Latents:
+        self.drawn.append(tuple(torch.rand(2).tolist()))
+        return super().encode(batch, ctx)
+
+
 def make_learner(objective: type[Agree] = Agree, noise: bool = True, seed: int = 0) -> Learner:
     """Equal for equal seeds."""
     torch.manual_seed(seed)

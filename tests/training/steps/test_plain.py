@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Latents, LossOutput, Reduction, StepContext
-from tests.training.toys import Agree, Match, assert_equal, make_batch, make_learner, make_run, tensors
+from tests.training.toys import Agree, Drawing, Match, assert_equal, make_batch, make_learner, make_run, tensors
 
 ACCUMULATED = {"kind": "accumulated", "micro_batches": 3}
 
@@ -48,6 +48,22 @@ def test_a_step_is_forward_backward_limit_and_update(tmp_path: Path) -> None:
     for ours, theirs in zip(run.state.learner.parameters(), hand.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
     assert run.state.learner.objective.updates == 3
+
+
+@pytest.mark.parametrize(("clip_norm", "share"), [(None, 1.0), (1e6, 1.0), (0.01, None)])
+def test_gradients_are_scaled_down_and_never_up(tmp_path: Path, clip_norm: float | None, share: float | None) -> None:
+    """What reaches the optimizer: Adam itself would hide a common factor."""
+    run = make_run(tmp_path, clip_norm=clip_norm, learner=make_learner(noise=False))
+    reached: list[Tensor] = []
+
+    def note(*_: Any) -> None:
+        reached.append(torch.cat([p.grad.flatten() for p in run.state.learner.parameters()]).norm())
+
+    run.state.optimizer.register_step_pre_hook(note)
+    total = run.step(run.state, make_batch(0, 8)).norms["grad_norm"]
+    assert 0.01 < total < 1e6
+    wanted = float(total) * share if share is not None else clip_norm
+    assert [float(norm) for norm in reached] == [pytest.approx(wanted, rel=1e-3)]
 
 
 def test_a_single_term_is_the_loss(tmp_path: Path) -> None:
@@ -210,8 +226,17 @@ def assert_close_runs(one: Any, other: Any) -> None:
 
 
 def test_random_numbers_are_a_function_of_seed_and_step(tmp_path: Path) -> None:
-    one, two = make_run(tmp_path / "1"), make_run(tmp_path / "2")
-    torch.rand(5)
-    first = one.step(one.state, make_batch(0, 8)).scalars()
-    torch.rand(3)
-    assert two.step(two.state, make_batch(0, 8)).scalars() == first
+    """Dropout and its kin: another seed and every other step draws others, whatever was drawn before."""
+
+    def drawn(name: str, seed: int) -> list[tuple[float, ...]]:
+        run = make_run(tmp_path / name, learner=make_learner(Drawing, noise=False))
+        run.step.seed = seed
+        for step in range(3):
+            torch.rand(step + seed)
+            batch = make_batch(step, 8)
+            run.state.advance(batch, run.step(run.state, batch).finite)
+        return run.state.learner.objective.drawn
+
+    one, other = drawn("1", 1), drawn("2", 2)
+    assert len(set(one + other)) == 6
+    assert drawn("3", 1) == one
