@@ -50,6 +50,15 @@ def mirrored(flip: float) -> str:
     return f"modalities.image.views.crop={{kind: resized_crop, flip: {flip}}}"
 
 
+def test_an_encoder_that_the_objective_does_not_use() -> None:
+    sound = "modalities.audio={kind: audio, rate: 8000, seconds: 1.0, channels: mono, views: {}}"
+    front_end = "{kind: mel, rate: 8000, window: 256, hop: 80, mels: 40}"
+    hearing = f"encoders.audio={{kind: audio_resnet, seconds: 1.0, front_end: {front_end}}}"
+    said = refused(PICTURES, sound, hearing)
+    assert said == "encoders.audio: the objective does not use it: remove it, or add it to the objective"
+    build(PICTURES, sound)
+
+
 def test_a_mirror_of_one_modality_beside_that_of_all() -> None:
     both = "data.synchronized=[{kind: flip}]"
     assert refused(PICTURES, both, mirrored(0.5)).startswith(

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import mmssl
+from mmssl.core.errors import RecipeError
 from mmssl.evaluation.zero_shot import TEMPLATES, fill
 from mmssl.recipe import model as module
 from mmssl.recipe.load import start_of
@@ -191,6 +192,13 @@ def test_progress_is_shown_on_a_terminal_for_many_inputs(
     made = model.encode(image=list(PIXELS), progress=progress, batch_size=2)["image"]
     assert ("image, 6 inputs" in capsys.readouterr().err) == shown
     torch.testing.assert_close(made, model.encode(image=list(PIXELS))["image"])
+
+
+@pytest.mark.parametrize("key", ["encoders.image.width", "objective.embedding", "data.shards", "seed", "modalities"])
+def test_what_was_trained_cannot_be_changed(key: str) -> None:
+    sentence = rf"got '{key}=8' for a trained model, .* wanted a key below modalities\. or evaluators\."
+    with pytest.raises(RecipeError, match=sentence):
+        mmssl.load("nowhere", overrides=[f"{key}=8"])
 
 
 def test_the_public_face_is_listed() -> None:

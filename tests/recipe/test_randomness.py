@@ -53,6 +53,20 @@ def test_initial_weights_are_those_of_the_seed_whatever_generator_an_encoder_dra
     assert all(a != b for a, b in zip(first, other, strict=True))
 
 
+def test_the_seed_of_the_recipe_draws_all_its_initial_weights() -> None:
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        recipe = mmssl.find_recipe("quickstart/image_text", [f"seed={seed}"])
+        return dict(recipe.build_learner(recipe.build_modalities()).named_parameters())
+
+    first, again, other = weights(0), weights(0), weights(1)
+    assert all(torch.equal(x, again[name]) for name, x in first.items())
+    drawn = {name for name, x in first.items() if x.ndim > 1}
+    assert {name.rsplit(".", 2)[0] for name in drawn} >= {"objective.projections.image", "objective.projections.text"}
+    assert not [name for name in sorted(drawn) if torch.equal(first[name], other[name])], "equal for both seeds"
+    heads = (first[f"objective.projections.{name}.linear.weight"][:, :96] for name in ("image", "text"))
+    assert not torch.equal(*heads), "one seed, and each weight its own draw"
+
+
 def test_an_error_puts_them_back_too() -> None:
     before = draws()
     with pytest.raises(ZeroDivisionError), seeded(1):
