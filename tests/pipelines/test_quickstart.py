@@ -1,14 +1,78 @@
-"""The quickstart's parts: which recipe, where its data lie, and what the table says."""
+"""The quickstart from shards to report in two steps; and its parts: which recipe, where its data lie, what the table says."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mmssl.core.errors import RecipeError
+from mmssl.data.shards.index import ShardIndex
+from mmssl.datasets import digit_scenes
+from mmssl.recipe import shipped
+from mmssl.recipe.load import start_of
+from mmssl.recipe.recipe import Recipe, load_recipe
 from mmssl.recipe.shipped import find_recipe
-from pipelines.quickstart import CLIPS, RECIPES, recipe_for, relocated, table_rows
+from pipelines import cli
+from pipelines.command import guarded
+from pipelines.quickstart import CLIPS, RECIPES, recipe_for, relocated, table_rows, write_shards
+
+SCENES = {"train": 32, "validation": 8, "test": 16}
+SHORT = ["duration=2 steps", "batch_size=16", "data.workers=0", "schedule.warmup=0 steps", "log.every=1 steps"]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few scenes, and two steps on them."""
+
+    def shorter(name: str, overrides: Sequence[str] = ()) -> Recipe:
+        return find_recipe(name, [*SHORT, *overrides])
+
+    monkeypatch.setattr(shipped, "find_recipe", shorter)
+    monkeypatch.setattr(digit_scenes, "write", partial(digit_scenes.write, **SCENES, shards=1))
+    for split, clips in SCENES.items():
+        monkeypatch.setitem(CLIPS, split, clips // 8)
+
+
+def test_it_makes_shards_trains_evaluates_and_reports(
+    short: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert guarded(cli.full(), ["quickstart", "--out", str(out)]) == 0
+    recipe = load_recipe(out / "run/recipe.yaml")
+    results = json.loads((out / "results.json").read_text())
+    seconds = results.pop("seconds")
+    assert list(seconds) == ["shards", "total", "untrained_probe", "pretrain", "report"]
+    assert seconds["total"] == pytest.approx(sum(seconds.values()) - seconds["total"], abs=0.1)
+
+    untrained, model = results["linear_probe"].pop("untrained_acc1"), start_of(recipe)
+    with recipe.build_evaluators(model.modalities)["linear_probe"][0] as probe:
+        assert dict(probe.evaluate(model.embedding))["acc1"] == untrained
+
+    assert list(results) == list(recipe.evaluators)
+    logged: dict[str, object] = {}
+    for line in (out / "run/metrics.jsonl").read_text().splitlines():
+        logged |= json.loads(line)
+    for name, scores in results.items():
+        assert scores
+        assert {f"{name}/{metric}": value for metric, value in scores.items()}.items() <= logged.items()
+
+    said = capsys.readouterr()
+    for name in recipe.evaluators.keys() - {"validation"}:
+        for row in table_rows(recipe.evaluators[name], {**results[name], "untrained_acc1": 0.5}):
+            assert row[0] in said.out
+    assert f"next: mmssl evaluate {out / 'run'}" in " ".join(said.err.split())
+    report = (out / "report.html").read_text()
+    assert all(name in report for name in recipe.evaluators)
+
+
+def test_moving_pictures_are_made_where_their_recipe_reads_them(short: None, tmp_path: Path) -> None:
+    write_shards("quickstart/video_audio", tmp_path, None)
+    data = find_recipe("quickstart/video_audio", relocated(find_recipe("quickstart/video_audio"), tmp_path)).data
+    assert len(ShardIndex.open(data.shards)) == CLIPS["train"]
 
 
 def test_modalities_choose_the_recipe_in_any_order() -> None:
