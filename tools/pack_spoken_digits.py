@@ -31,7 +31,7 @@ from PIL import Image
 
 from mmssl.core.seeding import generator
 from mmssl.data.shards.table import write_sidecar
-from mmssl.data.shards.writer import Manifest, claim, remove_stale, write_shard
+from mmssl.data.shards.writer import Manifest, claim_folder, remove_stale, write_shard
 from mmssl.datasets.digit_render import CLASS_NAMES, TEMPLATES
 
 TEST_SHARE = 0.2  # of the scans of each digit
@@ -151,7 +151,7 @@ def main() -> None:
         sys.exit(
             f"got {len(pictures)} pictures, {len(labels)} labels and the speaker {arguments.held_out!r} of {speakers}"
         )
-    claim(arguments.out)
+    claim_folder(arguments.out)
     records = []
     for split, rows in plan(labels, speech, arguments.held_out, arguments.seed).items():
         for part in range(SHARDS):

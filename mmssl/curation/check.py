@@ -21,7 +21,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.remote import CacheConfig, Remote
 from mmssl.data.shards.storage import is_remote
-from mmssl.data.shards.writer import Progress, in_order
+from mmssl.data.shards.writer import Progress, map_in_order
 
 MAX_LISTED = 1000  # faults in a report; all are counted
 EXPECTED_SHARE = 0.75  # a field that so many samples have is missing in the others
@@ -69,11 +69,11 @@ def check(
         if isinstance(place, Path):
             return examine(place, decoders, share)
         shard = way.shard(place)
-        with way.whole(shard):
-            return examine(way.cache.path(shard.key), decoders, share, name=shard.shown)
+        with way.open_shard(shard):
+            return examine(way.cache.path(shard.key), decoders, share, name=shard.display_url)
 
     total = _Total(usual_modalities() if modalities is None else modalities, context_length, lines=modalities is None)
-    for number, findings in enumerate(in_order(one, range(len(places)), threads)):
+    for number, findings in enumerate(map_in_order(one, range(len(places)), threads)):
         total.add(findings)
         if progress is not None:
             progress(number + 1, len(places))

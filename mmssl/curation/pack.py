@@ -30,8 +30,8 @@ from mmssl.data.shards.writer import (
     Manifest,
     Progress,
     ShardRecord,
-    claim,
-    in_order,
+    claim_folder,
+    map_in_order,
     remove_stale,
     write_atomically,
     write_shard,
@@ -230,7 +230,7 @@ class _Cut:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         config, size, count = self.job.config, 0, 0
         rows = range(self.start, len(self.job.source))
-        with contextlib.closing(in_order(self.job.sample, rows, self.job.workers)) as outcomes:
+        with contextlib.closing(map_in_order(self.job.sample, rows, self.job.workers)) as outcomes:
             for position, outcome in zip(rows, outcomes, strict=False):
                 self.stop = position + 1
                 if self.job.progress is not None and self.stop % 100 == 0:
@@ -290,7 +290,7 @@ def _settings(config: PackConfig, source: RowSource) -> dict[str, Any]:
 
 def _previous(folder: Path, settings: dict[str, Any], overwrite: bool) -> Mapping[int, ShardRecord]:
     """First position -> shard of an earlier call with the same settings."""
-    previous = claim(folder)
+    previous = claim_folder(folder)
     if previous is None:
         return {}
     if dict(previous.settings) == settings:

@@ -1,4 +1,4 @@
-"""What a modality tells those who pack, audit and measure shards: its file formats, and what one member holds."""
+"""What a modality declares for packing, audits and statistics: its file formats, and the inspection of one member."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one member holds.
+    """Contents of one member, for audits and statistics.
 
     Attributes:
-        figures: name -> numbers, of which reports give the spread; several where a member has several items, such as captions.
-        counted: name -> what is counted by value, such as {"class": 7}.
-        flags: what is counted because it holds, such as "silent".
-        items: contents of which reports say where they are there twice, each (how to show it, bytes).
-        channels: [..., C], whose mean and standard deviation by channel normalisation needs. Whole numbers count in units of the
-            largest that their type holds.
+        figures: name -> numbers, whose distribution reports give; several if a member has several items, such as captions.
+        counted: name -> value to count, such as {"class": 7}.
+        flags: properties to count, such as "silent".
+        items: contents to search for duplicates, each (description, bytes).
+        channels: [..., C], for the mean and standard deviation of each channel. Integers count in units of the largest value of
+            their dtype.
     """
 
     figures: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -30,15 +30,15 @@ class Inspection:
 
 @dataclass(frozen=True)
 class FileFormats:
-    """Files of a modality that are packed as they are.
+    """File formats of a modality that are packed without re-encoding.
 
     Attributes:
-        what: one of them in words, such as "a picture".
-        begins: extension -> how such files begin, as a regular expression of their first 64 bytes. Files of one of these formats
-            may have the extension of another.
-        within: extensions of other modalities' files that hold this modality too, as videos hold sound.
-        convertible: extensions of files that are taken only if they are re-encoded.
-        columns: usual names of a table's column of such files.
+        what: one such file in words, such as "a picture".
+        begins: extension -> regular expression of the first 64 bytes (signature). Files of one of these formats may have the
+            extension of another.
+        within: extensions of other modalities' files that contain this modality too, as videos contain sound.
+        convertible: extensions of files that are accepted only with re-encoding.
+        columns: usual names of table columns of such files.
     """
 
     what: str
@@ -49,5 +49,5 @@ class FileFormats:
 
     @property
     def extensions(self) -> tuple[str, ...]:
-        """All extensions of files that hold the modality."""
+        """All extensions of files that contain the modality."""
         return (*self.begins, *self.convertible, *self.within)

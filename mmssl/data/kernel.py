@@ -1,7 +1,7 @@
-"""What a synchronized operation does to the values of a modality: the kernels that a modality declares.
+"""Kernels: how a synchronized augmentation transforms the values of one modality. Each modality declares its kernels.
 
 An operation draws one entry of parameters for a sample, in seconds and fractions of the frame. Every modality of a recipe has a
-kernel for every operation of the recipe, or a stated reason why its values stay as they are.
+kernel for every operation of the recipe, or a stated reason why its values stay unchanged.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any, NamedTuple
 from mmssl.data.timeline import Window
 
 Entry = Mapping[str, Any]
-"""What an operation did to a sample, as plain JSON data: "op", "applied", and parameters, or under "skipped" why it did nothing."""
+"""Record of an operation on a sample, as JSON data: "op", "applied", and its parameters, or the reason in "skipped"."""
 
 ABSENT = object()
-"""What a kernel returns to take its modality out of the sample."""
+"""Return value of a kernel that removes its modality from the sample."""
 
 
 class Operand(NamedTuple):
-    """Where a kernel is at work.
+    """The modality that a kernel transforms, and its partner value.
 
     Attributes:
         name: of the modality in the recipe.
         modality: the one that declares the kernel, for its settings.
-        partner: its value in the other sample, where two are mixed.
+        partner: value of the other sample, if two are mixed.
     """
 
     name: str
@@ -33,13 +33,14 @@ class Operand(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """What an operation does to a value.
+    """How an operation transforms the values of a modality.
 
     Attributes:
-        run: (value, entry, field) -> new value, or ABSENT. A pure function, which leaves `value` as it is.
-        doubt: (value, entry, field) -> why this value cannot follow, or None. One such value and the whole sample stays as it is.
-        measure: value -> what the operation must know of it to draw its parameters; the operation says what that is.
-        reason: why the values stay as they are; empty where they do not.
+        run: (value, entry, field) -> new value, or ABSENT. A pure function that does not change `value`.
+        doubt: (value, entry, field) -> why this value cannot be transformed, or None. One such value, and the whole sample is
+            left unchanged.
+        measure: value -> measurement that the operation needs to draw its parameters; the operation defines it.
+        reason: why the values stay unchanged; empty if they change.
     """
 
     run: Callable[[Any, Entry, Operand], Any]
@@ -49,20 +50,20 @@ class Kernel(NamedTuple):
 
 
 def identity(reason: str) -> Kernel:
-    """The kernel that leaves values as they are, because of `reason`."""
+    """A kernel that leaves values unchanged, and says why in `reason`."""
     return Kernel(unchanged, reason=reason)
 
 
 def unchanged(value: Any, entry: Entry, field: Operand) -> Any:
-    """The value as it is."""
+    """Return the value unchanged."""
     return value
 
 
 def drop(value: Any, entry: Entry, field: Operand) -> Any:
-    """Kernel of `dropout` for whatever a sample may lack: ABSENT where the entry names the modality."""
+    """Kernel of `dropout` for modalities that samples may lack: ABSENT if the entry names the modality."""
     return ABSENT if field.name in entry["dropped"] else value
 
 
 def window_of(entry: Entry, name: str) -> Window:
-    """Start and length in seconds of the part of a modality that an entry of `time_crop` leaves."""
+    """Start and length in seconds of the window of a modality in an entry of `time_crop`."""
     return max(0.0, entry["start"] + entry["jitter"].get(name, 0.0)), entry["length"]

@@ -1,8 +1,8 @@
-"""What a modality is: how its bytes are decoded, which views there are, and all that other parts of the house know of its values.
+"""Base classes of modalities: decoding of bytes, views (tensors) of decoded values, and properties for the rest of the package.
 
-Nobody asks for the class of a modality. What operations, audits, evaluators and recipes need to know, it declares; the defaults fit
-a modality that has no time axis, is neither seen nor heard, and of which nothing is counted. Each view comes from a record of
-parameters, so that it can be logged and made again.
+Nobody asks for the class of a modality: it declares what operations, audits, evaluators and recipes need to know. The defaults fit
+a modality without a time axis that is neither visual nor audible. Each view is made from recorded parameters, so that it can be
+logged and reproduced.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from mmssl.data.timeline import Extent, Window
 
 
 class DecodeError(Exception):
-    """Bytes that do not hold what they should: a property of the data, the same on every attempt.
+    """Bytes that cannot be decoded: a permanent property of the data, so there are no retries.
 
     Attributes:
         reason: a short name to count by: "undecodable", "missing", "empty", "duplicate", "too_large".
-        detail: what was got and what was wanted.
-        field: the member that it is about, where the one who decodes does not know it anyway.
+        detail: got and wanted, in words.
+        field: extension of the member, if the caller cannot know it.
     """
 
     def __init__(self, reason: str, detail: str, field: str = "") -> None:
@@ -45,11 +45,11 @@ class DecodeError(Exception):
 
 
 class View(ABC):
-    """One way to turn a decoded value into a tensor, in two halves: all chance in `draw`, all work in the call.
+    """Transform of a decoded value to a tensor, in two steps: `draw` has all randomness, the call is deterministic.
 
     Attributes:
         ragged: whether dimension 0 differs between samples; such views are padded in a batch, and the batch has their lengths.
-        random_time: whether `draw` takes a part of the value's time that may lie anywhere in it.
+        random_time: whether `draw` chooses a random window of the value's time.
     """
 
     ragged: ClassVar[bool] = False
@@ -57,43 +57,42 @@ class View(ABC):
 
     @abstractmethod
     def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
-        """Parameters of one view of `value`: plain numbers, strings and lists, so that they can be logged and replayed."""
+        """Draw the parameters of one view of `value`: numbers, strings and lists, so that they can be logged and replayed."""
 
     @abstractmethod
     def __call__(self, value: Any, parameters: Mapping[str, Any]) -> Tensor:
-        """The view. A pure function of the value and the parameters."""
+        """Make the view. A pure function of the value and the parameters."""
 
     @abstractmethod
     def blank(self) -> Tensor:
-        """What stands in the row of a sample that lacks the modality: shape and dtype of the view, without content."""
+        """Placeholder for the row of a sample that lacks the modality: shape and dtype of the view, without content."""
 
 
 class Modality(ABC):
-    """The only place that knows an encoding: which members of a shard it reads, how to decode them, and which views there are.
+    """A modality: the members of a shard that it reads, their decoder, its views, and its synchronized kernels.
 
-    Objects are picklable and never change after they were built: workers get copies.
+    Objects are picklable and immutable: workers get copies.
 
     Args:
         name: the modality's name in the recipe, and in every batch.
-        extensions: members that it reads, in order of preference: of several in one sample the first is taken.
-        views: kind of view -> view. "eval" is deterministic, and what evaluators see.
+        extensions: members that it reads, in order of preference: the first one in a sample is used.
+        views: kind of view -> view. "eval" is the deterministic view for evaluators.
 
     Attributes:
-        kernels: kind of synchronized operation -> what it does to values. A class has its own and those of its parents. Operations
-            without a kernel are refused in recipes with this modality.
-        visual: values are pictures, with a height and a width that operations on space cut and mirror.
-        moving: values are frames with times (`frame_times`), at which windows of all modalities begin.
-        audible: values are sounds, which may be moved in time a little without anybody noticing.
-        language: values are sentences, and `tokenize` makes views of others, such as prompts.
-        label: values are answers, such as the number of a class, and no content.
+        kernels: kind of synchronized operation -> kernel. A class adds its kernels to those of its parents. Recipes with this
+            modality refuse operations without a kernel.
+        visual: values are pictures, with a height and a width for crops and flips.
+        moving: values are frames with times (`frame_times`); windows of all modalities begin at a frame.
+        audible: values are sounds, which `time_crop` may shift a little in time.
+        language: values are sentences, and `tokenize` makes views of other sentences, such as prompts.
+        label: values are targets, such as class numbers, not inputs.
         relations: what the operation `negative` can break: of "shifted", "reversed", "channels", "caption", "order". The kernel
             measures which of them a value has.
-        warnings: what an audit says of members that repeat earlier ones ("repeated") or have a flag of `inspect`: what follows
-            their number.
-        token_ids: which ids its views hold; None: they hold no ids.
+        warnings: flag of `inspect`, or "repeated" for duplicates -> text of an audit's warning after the number of members.
+        token_ids: the token ids of its views; None: views have no token ids.
 
     Raises:
-        ValueError: no extension, or no view "eval".
+        ValueError: no extension, or no "eval" view.
     """
 
     kernels: ClassVar[Mapping[str, Kernel]] = {"dropout": Kernel(drop)}
@@ -114,7 +113,8 @@ class Modality(ABC):
     def __init__(self, name: str, extensions: tuple[str, ...], views: Mapping[str, View]) -> None:
         if not extensions or "eval" not in views:
             raise ValueError(
-                f"modality {name!r} needs an extension and a view 'eval', got {extensions} and {sorted(views)}"
+                f"got extensions {extensions} and views {sorted(views)} for modality {name!r}, wanted an extension and "
+                "a view 'eval'"
             )
         self.name = name
         self.extensions = extensions
@@ -134,25 +134,25 @@ class Modality(ABC):
         """
 
     def from_input(self, value: Any) -> Any:
-        """What `decode` gives, of an input from Python: the path of a file, its bytes, or what `from_value` takes.
+        """Decode an input from Python: the path of a file, its bytes, or a value for `from_value`.
 
         Raises:
-            DecodeError: it does not hold what it should. OSError: the file cannot be read.
+            DecodeError: the input does not decode. OSError: the file cannot be read.
         """
         if isinstance(value, str | Path):
             return self.decode(Path(value).read_bytes(), Path(value).suffix[1:].lower())
         return self.decode(value, self.extensions[0]) if isinstance(value, bytes) else self.from_value(value)
 
     def from_value(self, value: Any) -> Any:
-        """What `decode` gives, of an array, tensor or other object, checked like a file. By default no object is taken.
+        """Check an array, tensor or other object, and convert it to a decoded value. By default none is accepted.
 
         Raises:
-            DecodeError: it does not hold what it should.
+            DecodeError: another type, shape or range than wanted.
         """
         raise DecodeError("type", f"got {type(value).__qualname__}, wanted the path of a file, or its bytes")
 
     def extent(self, data: bytes, extension: str) -> Extent | None:
-        """What the header says about time; None: the modality has no time axis.
+        """Start and length by the header; None: the modality has no time axis.
 
         Raises:
             DecodeError: as `decode`, as far as the header tells.
@@ -160,19 +160,19 @@ class Modality(ABC):
         return None
 
     def length(self, value: Any) -> float | None:
-        """Seconds of a decoded value; None: the modality has no time axis."""
+        """Duration of a decoded value in seconds; None: the modality has no time axis."""
         return None
 
     def frame_times(self, value: Any) -> np.ndarray | None:
-        """When each frame of a decoded value is first shown, float64 [T] in seconds; None: it has no frames."""
+        """Time at which each frame of a decoded value is first shown, float64 [T] in seconds; None: it has no frames."""
         return None
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """The view "eval" of sentences, [n, ...]. Asked where `language`."""
-        raise TypeError(f"modality {self.name!r} takes no sentences")
+        """Tokenize sentences like the view "eval": [n, ...]. Only if `language`."""
+        raise TypeError(f"modality {self.name!r} has no tokenizer, wanted a modality with `language`")
 
     def inspect(self, data: bytes, extension: str) -> Inspection:
-        """What audits and statistics of shards count of a member. By default: that it decodes.
+        """Inspect a member for audits and statistics. By default only whether it decodes.
 
         Raises:
             DecodeError: as `decode`.
@@ -181,10 +181,10 @@ class Modality(ABC):
         return Inspection()
 
     def frame_start(self, data: bytes, moment: float) -> float | None:
-        """When the frame began that is on screen at `moment`, in seconds; None: the modality has no frames.
+        """Start time in seconds of the frame on screen at `moment`; None: the modality has no frames.
 
         Args:
-            data: all bytes of the member; nothing of it is decoded.
+            data: all bytes of the member; they are not decoded.
             moment: seconds on the sample's timeline.
 
         Raises:
@@ -193,7 +193,7 @@ class Modality(ABC):
         return None
 
     def view(self, kind: str) -> View:
-        """The view of that kind.
+        """Get the view of a kind.
 
         Raises:
             ValueError: there is none.
@@ -207,12 +207,12 @@ class Modality(ABC):
 
 
 class ModalityConfig(Config, ABC):
-    """What every modality's config has.
+    """Base class of the configs of modalities.
 
     Attributes:
-        extensions: members of a sample that hold the modality, in order of preference, written as WebDataset names them: without
-            the first dot, in lower case (`jpg`, `caption.txt`). None: the modality's usual ones.
-        files: formats that `mmssl shards pack` takes; None: it packs none.
+        extensions: extensions of the modality's members in order of preference, in WebDataset's spelling: without the first dot, in
+            lower case (`jpg`, `caption.txt`). None: the modality's usual ones.
+        files: file formats for `mmssl shards pack`; None: it packs none.
     """
 
     files: ClassVar[FileFormats | None] = None
@@ -233,13 +233,13 @@ class ModalityConfig(Config, ABC):
 
     @classmethod
     def usual(cls) -> Self | None:
-        """Settings with which shards are audited and measured without a recipe; None: they are not."""
+        """Settings for audits and statistics without a recipe; None: not included there."""
         return None
 
     def input_spec(self) -> InputSpec:
-        """What the views are to an encoder, and to the checks of a recipe."""
+        """Input specification of the views, for encoders and the checks of a recipe."""
         return InputSpec()
 
     @abstractmethod
     def build(self, name: str) -> Modality:
-        """The modality under the name that the recipe gives it."""
+        """Build the modality with its name in the recipe."""

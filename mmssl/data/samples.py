@@ -1,4 +1,4 @@
-"""From the bytes of a sample to decoded values, and from values to views. Pure functions: the same in every process."""
+"""Load samples: bytes to decoded values, values to views. Pure functions: the same in every process."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mmssl.data.shards.index import RawSample
 from mmssl.data.timeline import Extent, Window
 
 Parameters = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Modality -> view name -> what was drawn for that view."""
+"""Modality -> view name -> drawn parameters of that view."""
 
 
 class BadSample(Exception):
-    """A sample that cannot be used as it is.
+    """An unusable sample: a member is missing, duplicated or damaged.
 
     Attributes:
-        fault: which, where and why.
+        fault: sample, place and reason.
     """
 
     def __init__(self, fault: Fault) -> None:
@@ -38,7 +38,7 @@ class BadSample(Exception):
 
 
 class Samples(Protocol):
-    """Samples by number, 0 ... N-1: what loading asks of an index of shards."""
+    """Random access to samples 0 ... N-1: the interface of an index of shards for loading."""
 
     def __len__(self) -> int: ...
 
@@ -47,7 +47,7 @@ class Samples(Protocol):
         ...
 
     def origin(self, number: int, /) -> Origin:
-        """Where a sample lies."""
+        """Shard and position of a sample."""
         ...
 
     def read(self, number: int, extensions: Collection[str], /) -> RawSample:
@@ -57,13 +57,13 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A sample that was read and is decoded on request: whole, or the windows that were chosen by what headers tell.
+    """A sample that was read but not decoded: `decode` it whole, or in windows chosen with the help of headers.
 
     Attributes:
-        raw: key, origin, and the bytes.
+        raw: key, origin and bytes.
         index: dense number of the sample in its data set.
-        modalities: name -> what decodes it.
-        members: name -> extension of the member that it reads; modalities that the sample lacks have none.
+        modalities: name -> modality.
+        members: name -> extension of the member that it reads; no entry for modalities that the sample lacks.
         optional: modalities that samples may lack.
     """
 
@@ -75,7 +75,7 @@ class EncodedSample:
 
     @cached_property
     def extents(self) -> dict[str, Extent]:
-        """What the headers say about time, of the modalities that have a time axis; nothing is decoded.
+        """Start and length by the headers, of each modality with a time axis. Decodes nothing.
 
         Raises:
             BadSample: as `decode`, as far as headers tell.
@@ -89,9 +89,9 @@ class EncodedSample:
         return extents
 
     def frame_start(self, moment: float) -> float:
-        """When the frame began that the first modality with frames shows at `moment`, in seconds on the sample's timeline.
+        """Start time of the frame on screen at `moment` in the first modality with frames, in seconds on the sample's timeline.
 
-        The moment itself where no modality has frames. Nothing is decoded.
+        `moment` itself if no modality has frames. Decodes nothing.
 
         Raises:
             BadSample: the file cannot be searched.
@@ -104,14 +104,14 @@ class EncodedSample:
         return moment
 
     def decode(self, windows: Mapping[str, Window] | None = None, names: Collection[str] | None = None) -> Sample:
-        """Decoded values. A member without the modality in it, such as a video without sound, is like a missing one.
+        """Decode values. A member that lacks the modality, such as a video without sound, counts as missing.
 
         Args:
-            windows: modality -> the part that is decoded, in seconds; default: all.
-            names: modalities that are decoded; default: all.
+            windows: modality -> (start, length) in seconds to decode; default: all.
+            names: modalities to decode; default: all.
 
         Raises:
-            BadSample: a modality that is not in `optional` is missing, or bytes do not hold what they should.
+            BadSample: a modality that is not in `optional` is missing, or a member does not decode.
         """
         values: dict[str, Any] = {}
         for name, extension in self.members.items():
@@ -123,13 +123,11 @@ class EncodedSample:
 
     @contextmanager
     def _blaming(self, name: str) -> Iterator[None]:
-        """A DecodeError within becomes a BadSample, unless an optional modality is missing within its member."""
+        """Turn a DecodeError into a BadSample, unless an optional modality is missing in its member."""
         try:
             yield
         except DecodeError as error:
-            if (
-                error.reason == "missing" and name in self.optional
-            ):  # a mute video has no sound, and nothing is wrong with it
+            if error.reason == "missing" and name in self.optional:  # a silent video is no fault
                 return
             raise BadSample(
                 Fault(self.raw.key, self.raw.origin, self.members[name], error.reason, error.detail)
@@ -144,11 +142,11 @@ def read(
     Args:
         samples: an index of shards.
         number: of the sample, 0 ... N-1.
-        modalities: name -> modality; the sample must have each, but for those in `optional`.
+        modalities: name -> modality; the sample must have all that are not in `optional`.
         optional: modalities that samples may lack.
 
     Raises:
-        BadSample: a modality is missing, or a member is there twice, too large, or not what its checksum says.
+        BadSample: a modality is missing, or a member is duplicated, too large, or differs from its checksum.
         DataError: the shard cannot be read.
     """
     wanted = {extension for modality in modalities.values() for extension in modality.extensions}
@@ -167,13 +165,13 @@ def load(
     optional: Collection[str] = (),
     windows: Mapping[str, Window] | None = None,
 ) -> Sample:
-    """Read and decode a sample: the one way from shards to values.
+    """Read and decode a sample.
 
-    Who chooses windows by what headers tell, wants several windows of one sample, or times the two halves takes `read` and
-    `EncodedSample.decode` apart.
+    Use `read` and `EncodedSample.decode` separately to choose windows with the help of headers, to decode several windows of one
+    sample, or to time the two steps.
 
     Args:
-        windows: modality -> the part that is decoded, in seconds; default: all. Others: see `read`.
+        windows: modality -> (start, length) in seconds to decode; default: all. Others: see `read`.
 
     Raises:
         BadSample, DataError: see `read` and `EncodedSample.decode`.
@@ -200,7 +198,7 @@ def iterate(
     numbers: Iterable[int] | None = None,
     optional: Collection[str] = (),
 ) -> Iterator[Sample | Fault]:
-    """Decoded samples in order, and in place of those that cannot be used the reason why.
+    """Iterate over decoded samples in order; an unusable sample gives its `Fault` instead.
 
     Raises:
         DataError: a shard cannot be read.
@@ -213,15 +211,15 @@ def iterate(
 
 
 def select(modalities: Mapping[str, Modality], needs: Needs) -> dict[str, Modality]:
-    """The modalities that the needs name, after a check that all views are there.
+    """Select the modalities in `needs`, and check that they have all views.
 
     Raises:
-        ValueError: the needs are empty, or name a modality or a kind of view that is not there.
+        ValueError: `needs` is empty, or names an unknown modality or kind of view.
     """
     for name, kinds in needs.items():
         if name not in modalities:
             raise ValueError(
-                f"views of {name!r} are needed{did_you_mean(name, modalities)}, and the modalities are {sorted(modalities)}"
+                f"got needs for modality {name!r}{did_you_mean(name, modalities)}, wanted one of {sorted(modalities)}"
             )
         for kind in kinds:
             modalities[name].view(kind)
@@ -233,10 +231,10 @@ def select(modalities: Mapping[str, Modality], needs: Needs) -> dict[str, Modali
 def draw_views(
     sample: Sample, modalities: Mapping[str, Modality], needs: Needs, key: tuple[int | str, ...]
 ) -> Parameters:
-    """Draw the parameters of all views that are needed of the modalities that the sample has.
+    """Draw the parameters of all views in `needs`, for the modalities that the sample has.
 
     Args:
-        key: what chance is keyed by, such as (seed, epoch, source, shard, number); each view adds its modality and name.
+        key: key of the random draws, such as (seed, epoch, source, shard, number); each view adds its modality and name.
     """
     return {
         name: {
@@ -251,10 +249,10 @@ def draw_views(
 def make_views(
     sample: Sample, modalities: Mapping[str, Modality], needs: Needs, parameters: Parameters
 ) -> dict[str, dict[str, Tensor]]:
-    """All views that are needed of the modalities that the sample has: modality -> view name -> tensor.
+    """Make all views in `needs`, for the modalities that the sample has: modality -> view name -> tensor.
 
     Args:
-        parameters: from `draw_views`, or from a record in `Batch.records`: equal ones give equal bits.
+        parameters: from `draw_views`, or from a record in `Batch.records`: equal parameters give bit-equal views.
     """
     return {
         name: {

@@ -1,8 +1,8 @@
-"""Time: what values with a time axis have in common.
+"""The timeline of a sample: windows, extents and clips of frames, in seconds.
 
 Every sample has one timeline, in seconds. It begins at the first instant of its earliest stream: a sound that starts late in
-its file is preceded by silence, so that equal times mean equal moments in all modalities. A window (start, length) in seconds
-names a part of it, and values that were decoded from a window have times that count from the window's start.
+its file is preceded by silence, so that equal times mean equal moments in all modalities. A window is (start, length) in
+seconds; values decoded from a window have times relative to its start.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Window = tuple[float, float]
 
 
 class Extent(NamedTuple):
-    """What a header tells about time, before anything is decoded.
+    """Start and length of a stream by its header, before decoding.
 
     Attributes:
         seconds: length on the sample's timeline, from 0 to the end of the stream.
-        start: when the stream itself begins, at or after 0.
+        start: start time of the stream, at least 0.
     """
 
     seconds: float
@@ -34,8 +34,8 @@ class Clip:
 
     Attributes:
         frames: uint8 [T, H, W, 3].
-        times: float64 [T], seconds at which each frame is first shown, counted from the start of what was decoded; never falls.
-        seconds: length of what was decoded; the last frame is shown until then.
+        times: float64 [T], seconds at which each frame is first shown, relative to the start of the decoded window; non-decreasing.
+        seconds: length of the decoded window; the last frame is shown until then.
     """
 
     frames: np.ndarray

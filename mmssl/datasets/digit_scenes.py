@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmssl.core.seeding import generator
-from mmssl.data.shards.writer import Manifest, Progress, ShardRecord, claim, remove_stale, write_shard
+from mmssl.data.shards.writer import Manifest, Progress, ShardRecord, claim_folder, remove_stale, write_shard
 from mmssl.datasets.digit_render import (
     CLASS_NAMES,
     TEMPLATES,
@@ -191,7 +191,7 @@ def write_splits(
     Raises:
         DataError: the folder holds foreign tar files, or cannot be written.
     """
-    previous = claim(folder)
+    previous = claim_folder(folder)
     same = previous is not None and dict(previous.settings) == settings
     records = {record.path: record for record in previous.shards} if previous is not None and same else {}
     total, done = sum(counts.values()), 0

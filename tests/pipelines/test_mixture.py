@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmssl.data.stream.audit import read_audit, uses
+from mmssl.data.stream.audit import count_uses, read_audit
 from tests.data.servers import serve
 from tests.pipelines.conftest import World
 
@@ -39,7 +39,7 @@ def test_a_run_over_two_sources(world: World, tmp_path: Path, capsys: pytest.Cap
         records = [json.loads(line) for line in (tmp_path / "mixed/metrics.jsonl").read_text().splitlines()]
         audit = list(read_audit(tmp_path / "mixed/audit"))
         assert [record["step"] for record in audit] == list(range(6))
-        assert set(uses(audit).values()) == {1}
+        assert set(count_uses(audit).values()) == {1}
         for record in records:  # what is logged is what was used
             used = [number for line in audit[: record["step"]] for number in line["samples"]]
             far = sum(number >= 64 for number in used)
@@ -56,5 +56,5 @@ def test_a_run_over_two_sources(world: World, tmp_path: Path, capsys: pytest.Cap
         assert world.pretrain("duration=8 steps", f"data.sources.far.shards={moved}", recipe=recipe) == 0
     longer = list(read_audit(tmp_path / "mixed/audit"))
     assert longer[:6] == audit
-    assert set(uses(longer).values()) == {1}
+    assert set(count_uses(longer).values()) == {1}
     assert len(longer) == 8

@@ -73,7 +73,7 @@ def test_diff_names_the_keys_that_differ(tmp_path: Path, capsys: pytest.CaptureF
         ("objective.pairs", ["(kind clip)", "list of mappings"]),
         ("objective.pairs.0.weight", ["factor of its loss"]),
         ("objective.objectives.mine.objective.mask_ratio", ["above 0, below 1", "default  0.75"]),
-        ("data.synchronized.flip.probability", ["how often a sample has it", "default  0.5"]),
+        ("data.synchronized.flip.probability", ["probability of the operation for a sample", "default  0.5"]),
         ("save.best.mode", ["'max' or 'min'"]),
         ("evaluators.*.every", ["duration or null", "null: at the end only"]),
     ],

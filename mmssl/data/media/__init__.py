@@ -1,1 +1,1 @@
-"""Files of sound and moving pictures: containers, windows of sound and frames, encoding. Knows no shard."""
+"""Decoding and encoding of audio and video files: containers, windows of sound and of frames. Imports no shards."""

@@ -1,8 +1,8 @@
-"""Files with several streams, such as videos with sound: opened from bytes, looked at, and put on one timeline.
+"""Media containers with video and audio streams: open them from bytes, check them, and put their streams on one timeline.
 
-The format is taken from the bytes, and only mp4 (mov, m4a) and Matroska (mkv, webm) are opened: FFmpeg would otherwise follow
-playlists to other files. Times are fractions of a second made from time stamps and time bases, never from numbers of frames.
-Time 0 is the first instant of the earliest picture or sound stream, so that all readers of one file mean the same moment by it.
+The format is detected from the bytes, and only mp4 (mov, m4a) and Matroska (mkv, webm) are opened: FFmpeg would otherwise follow
+playlists to other files. Times are fractions of a second, computed from time stamps and time bases, never from frame counts.
+Time 0 is the start of the earliest video or audio stream, so that it is the same for all readers of a file.
 """
 
 from __future__ import annotations
@@ -24,85 +24,85 @@ MEDIA = (*IMAGES, *SOUNDS, *VIDEOS)
 
 MATROSKA = b"\x1aE\xdf\xa3"
 BOXES = rb"....(ftyp|moov|mdat|wide|free|skip|styp)"
-"""How files made of boxes begin, as a regular expression: mp4 and its kin."""
+"""Regular expression of the first bytes of mp4, mov and m4a files."""
 
 
 def is_media(data: bytes) -> bool:
-    """Whether these are bytes of a container that is read here."""
+    """Whether the bytes begin like mp4, mov, m4a, mkv or webm."""
     return data.startswith(MATROSKA) or re.match(BOXES, data, re.DOTALL) is not None
 
 
 @contextmanager
-def opened(data: bytes) -> Iterator[Any]:
-    """The container of these bytes (`av.container.InputContainer`), with decoders that use one thread; closed in the end.
+def open_container(data: bytes) -> Iterator[Any]:
+    """Open the container of these bytes (`av.container.InputContainer`), with single-threaded decoders; closed on exit.
 
     Raises:
-        DecodeError: "empty" (0 bytes), "undecodable": also in place of all that FFmpeg finds wrong inside of the block.
+        DecodeError: "empty" (0 bytes), "undecodable": also for all FFmpeg errors inside the block.
     """
     import av
 
     if not data:
-        raise DecodeError("empty", "0 bytes, wanted a video file")
+        raise DecodeError("empty", "got 0 bytes, wanted a video file")
     if not is_media(data):
         raise DecodeError(
-            "undecodable", f"{len(data)} bytes beginning with {data[:12]!r}, wanted mp4, mov, webm or mkv"
+            "undecodable", f"got {len(data)} bytes beginning with {data[:12]!r}, wanted mp4, mov, webm or mkv"
         )
     form = "matroska" if data.startswith(MATROSKA) else "mov"
     end = _matroska_end(data) if form == "matroska" else _boxes_end(data)
     if end > len(data):
-        raise DecodeError("undecodable", f"cut short: the file should have {end} bytes, and there are {len(data)}")
+        raise DecodeError("undecodable", f"truncated file: got {len(data)} bytes, wanted {end}")
     try:
         with av.open(io.BytesIO(data), format=form, metadata_errors="ignore") as container:
             for stream in container.streams:
                 if stream.type in ("video", "audio") and stream.codec_context is not None:
-                    stream.codec_context.thread_count = 1  # many workers decode at a time
+                    stream.codec_context.thread_count = 1  # many workers decode in parallel
             yield container
     except (
         av.FFmpegError,
         ArithmeticError,
         ValueError,
-    ) as error:  # PyAV has ValueErrors for formats that it cannot hand over
+    ) as error:  # PyAV raises ValueError for formats that it cannot convert
         raise DecodeError("undecodable", f"{len(data)} bytes of {form}: {error}") from error
 
 
 def first_stream(container: Any, kind: str) -> Any:
-    """The stream of that kind ("video" or "audio") that is the file's main one.
+    """The main stream of a kind ("video" or "audio").
 
     Raises:
-        DecodeError: "missing": there is none; a picture of a cover is no video. "undecodable": of an unknown codec.
+        DecodeError: "missing": no such stream; cover pictures do not count as video. "undecodable": unknown codec.
     """
     for stream in _timed(container):
         if stream.type == kind:
             if stream.codec_context is None:
-                raise DecodeError("undecodable", f"the {kind} stream has a codec that is unknown")
+                raise DecodeError("undecodable", f"the {kind} stream has an unknown codec")
             return stream
     got = ", ".join(stream.type for stream in container.streams) or "none"
-    raise DecodeError("missing", f"no {kind} stream; the streams are: {got}")
+    raise DecodeError("missing", f"got the streams: {got}; wanted a {kind} stream")
 
 
-def zero(container: Any) -> Fraction:
-    """The time stamp, in seconds, of the instant that is 0 on the sample's timeline."""
+def timeline_zero(container: Any) -> Fraction:
+    """Time stamp in seconds of time 0 of the sample's timeline."""
     return min((start_of(stream) for stream in _timed(container)), default=Fraction(0))
 
 
 def start_of(stream: Any) -> Fraction:
-    """The time stamp of the first instant of a stream in seconds."""
+    """Time stamp in seconds of the start of a stream."""
     return Fraction(stream.start_time or 0) * Fraction(stream.time_base)
 
 
 def extent(container: Any, stream: Any) -> Extent:
-    """When a stream begins and ends on the timeline. Where the header does not say, the packets do, which are not decoded.
+    """Start and end of a stream on the timeline, by the header, or else by the packets, without decoding.
 
     Raises:
-        DecodeError: "empty": there are none.
+        DecodeError: "empty": no packets.
     """
-    origin, begin = zero(container), start_of(stream)
+    origin, begin = timeline_zero(container), start_of(stream)
     if stream.duration:
         end = begin + stream.duration * Fraction(stream.time_base)
     else:
         packets = [(p.pts, p.duration or 0) for p in container.demux(stream) if p.pts is not None]
         if not packets:
-            raise DecodeError("empty", f"nothing in the {stream.type} stream")
+            raise DecodeError("empty", f"no packets in the {stream.type} stream")
         last, length = max(packets)
         step = Fraction(stream.time_base) * length or usual_step(stream)
         end = Fraction(stream.time_base) * last + step
@@ -110,7 +110,7 @@ def extent(container: Any, stream: Any) -> Extent:
 
 
 def usual_step(stream: Any) -> Fraction:
-    """Seconds from one frame of a video to the next where none are written: by the average rate, else 1/30."""
+    """Seconds between frames if packets have no duration: by the average frame rate, else 1/30."""
     rate = getattr(stream, "average_rate", None)
     return 1 / Fraction(rate) if rate else Fraction(1, 30)
 
@@ -126,7 +126,7 @@ def _timed(container: Any) -> list[Any]:
 
 
 def _boxes_end(data: bytes) -> int:
-    """Where the last box of an mp4 file ends by its own account (ISO/IEC 14496-12, 4.2); 0 size: at the end of the file."""
+    """End offset of the last box of an mp4 file by its header (ISO/IEC 14496-12, 4.2); size 0: the end of the file."""
     place = 0
     while place + 8 <= len(data):
         size = int.from_bytes(data[place : place + 4])
@@ -134,14 +134,14 @@ def _boxes_end(data: bytes) -> int:
             size = int.from_bytes(data[place + 8 : place + 16])
         if size == 0:
             return len(data)
-        if size < 8:  # not a box: FFmpeg will say what it makes of it
+        if size < 8:  # not a box: FFmpeg decides
             return place
         place += size
     return place
 
 
 def _matroska_end(data: bytes) -> int:
-    """Where the segment of a Matroska file ends by its own account (RFC 8794, 6); unknown sizes: at the end of the file."""
+    """End offset of the segment of a Matroska file by its header (RFC 8794, 6); unknown size: the end of the file."""
     place, end = 0, len(data)
     for marker in (MATROSKA, b"\x18S\x80g"):
         if data[place : place + 4] != marker or place + 4 >= len(data):

@@ -1,6 +1,6 @@
-"""Frames and a sound to the bytes of a video file: mp4, webm, mkv and mov. What `media.py` reads, this writes.
+"""Encode frames and sound to the bytes of a video file: mp4, webm, mkv and mov.
 
-Encoders run in one thread and containers carry neither time nor random numbers: equal input gives equal bytes on one machine.
+Encoders use one thread, and containers have neither creation time nor random numbers: equal input gives equal bytes on one machine.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_TICKS = 90_000  # a second, of frames that come at times of their own
+_TICKS = 90_000  # time base of frames with variable rate, in ticks a second
 
 
 class Codecs(NamedTuple):
-    """How a container is filled: its name in FFmpeg, and encoders with their options."""
+    """Settings of a container: its name in FFmpeg, and encoders with their options."""
 
     form: str
     video: str
@@ -25,7 +25,8 @@ class Codecs(NamedTuple):
     audio_options: Mapping[str, str]
 
 
-_H264 = {"preset": "veryfast", "crf": "20", "x264-params": "mbtree=0:rc-lookahead=0"}  # else two runs may differ
+# With mbtree or a look-ahead two runs may give different bytes.
+_H264 = {"preset": "veryfast", "crf": "20", "x264-params": "mbtree=0:rc-lookahead=0"}
 _VP9 = {"deadline": "realtime", "cpu-used": "8", "crf": "24", "b": "0"}
 _AAC = {"aac_coder": "fast"}
 CONTAINERS = {
@@ -35,11 +36,11 @@ CONTAINERS = {
     "webm": Codecs("webm", "libvpx-vp9", _VP9, "libopus", {}),
     "m4a": Codecs("ipod", "libx264", _H264, "aac", _AAC),
 }
-"""Extension -> how it is filled. Opus, in webm, takes 8, 12, 16, 24 or 48 kHz, and is always 48 kHz when it is decoded."""
+"""Extension -> codecs. Opus (webm) accepts 8, 12, 16, 24 or 48 kHz, and always decodes to 48 kHz."""
 
 
 def exact_rate(fps: float | Fraction) -> Fraction:
-    """Frames a second as a fraction: 29.97 is 30000/1001, as broadcasters mean it, and 23.976 is 24000/1001."""
+    """Frames a second as a fraction: 29.97 is 30000/1001 as in broadcasting, and 23.976 is 24000/1001."""
     nearby = Fraction(round(float(fps) * 1.001) * 1000, 1001)
     return nearby if abs(float(nearby) - float(fps)) < 0.004 else Fraction(fps).limit_denominator(1001)
 
@@ -63,19 +64,19 @@ def encode_clip(
     pixel_format: str = "yuv420p",
     options: Mapping[str, str] | None = None,
 ) -> bytes:
-    """A file.
+    """Encode frames and/or sound as a media file.
 
     Args:
         container: one of `CONTAINERS`.
         frames: uint8 [T, H, W, 3], with even H and W where chroma is subsampled; None: no video stream.
         sound: float32 [samples, channels] in [-1, 1]; None: no audio stream.
-        fps: constant rate of the frames; or
-        times: [T] seconds at which each is first shown, rising.
-        seconds: with `times`, when the last frame ends; None: it lasts as long as the one before.
+        fps: constant frame rate; or
+        times: [T] seconds at which each frame is first shown, rising.
+        seconds: with `times`, end of the last frame; None: it lasts as long as the previous one.
         rate: samples a second, in Hz.
-        sound_start: when the sound begins, in seconds.
-        pixel_format: FFmpeg's name of how pixels are stored.
-        options: of the video encoder, beside or in place of the usual ones.
+        sound_start: start time of the sound in seconds.
+        pixel_format: FFmpeg's pixel format.
+        options: options of the video encoder that extend or replace the defaults.
 
     Raises:
         ValueError: an unknown container, nothing to encode, or both or neither of `fps` and `times`.
@@ -85,12 +86,12 @@ def encode_clip(
     if container not in CONTAINERS or (frames is None and sound is None):
         raise ValueError(f"got container {container!r}, wanted one of {list(CONTAINERS)}, and frames or a sound")
     if frames is not None and (fps is None) == (times is None):
-        raise ValueError("frames need `fps` or `times`, and not both")
+        raise ValueError("got both or neither of `fps` and `times`, wanted one of them for the frames")
     codecs = CONTAINERS[container]
     file = io.BytesIO()
     muxing = {"fflags": "+bitexact"}
     if codecs.form in ("mp4", "mov", "ipod"):
-        muxing["movie_timescale"] = str(_TICKS)  # else streams begin at whole milliseconds
+        muxing["movie_timescale"] = str(_TICKS)  # without it streams begin at whole milliseconds
     with av.open(file, "w", format=codecs.form, options=muxing) as out:
         video = None if frames is None else _video_stream(out, codecs, frames, fps, pixel_format, options or {})
         audio = None if sound is None else _audio_stream(out, codecs, sound.shape[1], rate)
@@ -149,7 +150,7 @@ def _encode_frames(
         frame.pts, frame.time_base = tick, base
         packets += stream.encode(frame)
     for packet in (*packets, *stream.encode()):
-        packet.duration = lengths[packet.pts]  # encoders forget it
+        packet.duration = lengths[packet.pts]  # encoders drop it
         out.mux(packet)
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a video file: the frames that are on screen within a window, by their time stamps."""
+"""Decode video frames: those on screen within a window, selected by their time stamps."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmssl.data.media.container import extent, first_stream, opened, start_of, usual_step, zero
+from mmssl.data.media.container import extent, first_stream, open_container, start_of, timeline_zero, usual_step
 from mmssl.data.modality import DecodeError
 from mmssl.data.timeline import Clip, Extent, Window
 
-_BACK = (0, 1, 10, 10**9)  # seconds before the window from which a key frame is looked for, until one is early enough
+_BACK = (0, 1, 10, 10**9)  # seconds before the window to seek a key frame from, until one is early enough
 
-_SLIVER = Fraction(1, 1_000_000)  # seconds; what is seen shorter in a window is not in it: windows are given in floats
+_SLIVER = Fraction(1, 1_000_000)  # seconds; frames shown for less in a window are not in it: windows are floats
 
 
 class Shown(NamedTuple):
-    """A frame, and when it is on screen, in seconds from the start of the window: from `begin` until `end`."""
+    """A frame that is on screen from `begin` until `end`, in seconds from the start of the window."""
 
     picture: Any
     begin: Fraction
@@ -27,11 +27,11 @@ class Shown(NamedTuple):
 
 
 Timed = Callable[[Any, Any, Fraction], Iterator[tuple[Any, Fraction]]]
-"""(container, stream, origin) -> pictures in the order of their times from where the container stands, with their times."""
+"""(container, stream, origin) -> frames with their times, in the order of times from the container's position."""
 
 
 class VideoFigures(NamedTuple):
-    """What a whole video holds: size of the frames in pixels, how many, and the length in seconds."""
+    """Figures of a whole video: size of the frames in pixels, their number, and the length in seconds."""
 
     width: int
     height: int
@@ -40,16 +40,16 @@ class VideoFigures(NamedTuple):
 
 
 def video_figures(data: bytes, max_pixels: int) -> VideoFigures:
-    """Decode all frames of a video, one after the other, and count them.
+    """Decode and count all frames of a video, without keeping them.
 
     Raises:
         DecodeError: see `decode_video`.
     """
-    with opened(data) as container:
+    with open_container(data) as container:
         stream = first_stream(container, "video")
         check_size(stream, max_pixels)
         count, end = 0, Fraction(0)
-        for frame in shown(container, stream, Fraction(0)):
+        for frame in timed_frames(container, stream, Fraction(0)):
             count, end = count + 1, frame.end
         if not count:
             raise DecodeError("empty", "no frame in the video")
@@ -57,12 +57,12 @@ def video_figures(data: bytes, max_pixels: int) -> VideoFigures:
 
 
 def video_extent(data: bytes, max_pixels: int) -> Extent:
-    """When the pictures begin and end.
+    """Start and end of the video stream.
 
     Raises:
         DecodeError: see `decode_video`.
     """
-    with opened(data) as container:
+    with open_container(data) as container:
         stream = first_stream(container, "video")
         check_size(stream, max_pixels)
         return extent(container, stream)
@@ -73,23 +73,23 @@ def decode_video(
 ) -> Clip:
     """Decode the frames that are on screen within a window.
 
-    The first one is usually on screen before the window begins, and has time 0. A video that begins within the window has its
-    first frame at that moment.
+    The first frame is usually on screen before the window begins, and has time 0. If the video begins within the window, the
+    first frame has its start time.
 
     Args:
         data: the file.
-        window: (start, length) in seconds; None: everything.
-        fps: keep only frames that are on screen at one of the instants 0, 1 / fps, 2 / fps, ... of the window; None: keep all.
-        max_pixels: of one frame. max_bytes: of all frames that are kept, 3 for a pixel.
+        window: (start, length) in seconds; None: the whole video.
+        fps: keep only frames that are on screen at one of the times 0, 1 / fps, 2 / fps, ... of the window; None: keep all.
+        max_pixels: limit for one frame. max_bytes: limit for all kept frames, 3 bytes a pixel.
 
     Raises:
         DecodeError: "missing" (no video stream), "undecodable" (foreign, damaged, cut short), "empty" (no frame in the window),
-            "too_large" (more pixels or bytes, by the header where it says so; nothing is decoded then).
+            "too_large" (more pixels or bytes; checked before decoding if the header has the sizes).
     """
     from av.video.reformatter import VideoReformatter
 
     start, length = (Fraction(0), None) if window is None else (Fraction(max(0.0, window[0])), Fraction(window[1]))
-    with opened(data) as container:
+    with open_container(data) as container:
         stream = first_stream(container, "video")
         pixels = check_size(stream, max_pixels)
         limit = max_bytes // (3 * pixels)
@@ -97,13 +97,13 @@ def decode_video(
         frames: list[np.ndarray] = []
         times: list[float] = []
         end = Fraction(0)
-        converter = VideoReformatter()  # one for all frames: to begin anew costs more than to convert
-        for frame, keep in chosen(shown(container, stream, start), length, fps):
+        converter = VideoReformatter()  # one for all frames: creating it costs more than a conversion
+        for frame, keep in select_frames(timed_frames(container, stream, start), length, fps):
             end = frame.end
             if not keep:
                 continue
             if frame.picture.width * frame.picture.height > pixels:
-                raise DecodeError("undecodable", "frames that are larger than the header says")
+                raise DecodeError("undecodable", "got frames that are larger than in the header")
             if len(frames) == limit:
                 raise too_long(f"more than {limit}", pixels, max_bytes)
             frames.append(_to_rgb(frame.picture, converter))
@@ -111,19 +111,19 @@ def decode_video(
         if not frames:
             raise DecodeError("empty", f"no frame in {window or 'the video'}")
         if len({frame.shape for frame in frames}) > 1:
-            raise DecodeError("undecodable", "frames of several sizes in one video")
+            raise DecodeError("undecodable", "got frames of several sizes, wanted one size")
     return Clip(np.stack(frames), np.array(times), float(end))
 
 
-def shown(container: Any, stream: Any, start: Fraction, timed: Timed | None = None) -> Iterator[Shown]:
-    """Frames with their times from the one that is on screen at `start`, or before it, to the end.
+def timed_frames(container: Any, stream: Any, start: Fraction, timed: Timed | None = None) -> Iterator[Shown]:
+    """Iterate over frames with their times, from one on screen at or before `start` to the end of the video.
 
     Args:
-        container, stream: opened and not read yet.
+        container, stream: opened and not yet read.
         start: in seconds on the sample's timeline.
-        timed: what gives pictures; None: decoding.
+        timed: source of frames with times; None: decoding.
     """
-    origin, base = zero(container), Fraction(stream.time_base)
+    origin, base = timeline_zero(container), Fraction(stream.time_base)
     timed = timed or _timed
     decoded = timed(container, stream, origin + start)
     first = None
@@ -137,7 +137,7 @@ def shown(container: Any, stream: Any, start: Fraction, timed: Timed | None = No
     if picture is None:
         return
     for after, moment in decoded:
-        if moment > begin:  # of two frames at one instant the later is seen
+        if moment > begin:  # of two frames with equal times the later is shown
             yield Shown(picture, begin, moment)
         picture, begin = after, max(moment, begin)
     end = begin + (Fraction(picture.duration or 0) * base or usual_step(stream))
@@ -146,16 +146,16 @@ def shown(container: Any, stream: Any, start: Fraction, timed: Timed | None = No
 
 
 def _timed(container: Any, stream: Any, origin: Fraction) -> Iterator[tuple[Any, Fraction]]:
-    """Frames from here on, each with its time."""
+    """Decode frames from the container's position on, each with its time."""
     for picture in container.decode(stream):
         stamp = picture.pts if picture.pts is not None else picture.dts
         if stamp is None:
-            raise DecodeError("undecodable", "frames without time stamps")
+            raise DecodeError("undecodable", "got frames without time stamps")
         yield picture, stamp * Fraction(stream.time_base) - origin
 
 
-def chosen(frames: Iterator[Shown], length: Fraction | None, fps: float | None) -> Iterator[tuple[Shown, bool]]:
-    """Those of which something is seen in the window, with ends cut to it, and whether they are kept; the first is."""
+def select_frames(frames: Iterator[Shown], length: Fraction | None, fps: float | None) -> Iterator[tuple[Shown, bool]]:
+    """Select the frames on screen in the window, with times clipped to it, and whether `fps` keeps them; the first is kept."""
     first = True
     for frame in frames:
         if length is not None and frame.begin >= length - _SLIVER:
@@ -171,25 +171,25 @@ def _has_instant(begin: Fraction, end: Fraction, fps: float) -> bool:
 
 
 def _to_rgb(picture: Any, converter: Any) -> np.ndarray:
-    """[H, W, 3] uint8, turned as the file says that it is to be shown."""
+    """Convert to RGB [H, W, 3] uint8, with the rotation in the file applied."""
     pixels: np.ndarray = converter.reformat(picture, format="rgb24", threads=1).to_ndarray()
     if picture.rotation % 90:
-        raise DecodeError("undecodable", f"frames are turned by {picture.rotation} degrees, wanted a multiple of 90")
+        raise DecodeError("undecodable", f"got frames rotated by {picture.rotation} degrees, wanted a multiple of 90")
     return np.ascontiguousarray(np.rot90(pixels, picture.rotation // 90))
 
 
 def check_size(stream: Any, max_pixels: int) -> int:
-    """Pixels of a frame, by the header.
+    """Pixels of a frame by the header, checked against `max_pixels`.
 
     Raises:
-        DecodeError: "undecodable" (it does not say), "too_large".
+        DecodeError: "undecodable" (no size in the header), "too_large".
     """
     width, height = stream.codec_context.width, stream.codec_context.height
     if width < 1 or height < 1:
-        raise DecodeError("undecodable", "the video stream does not say how large its frames are")
+        raise DecodeError("undecodable", "the video stream has no frame size in its header")
     if width * height > max_pixels:
         raise DecodeError(
-            "too_large", f"frames of {width} x {height}, wanted at most {max_pixels} pixels (`max_pixels`)"
+            "too_large", f"got frames of {width} x {height}, wanted at most {max_pixels} pixels (`max_pixels`)"
         )
     return int(width * height)
 
@@ -197,7 +197,7 @@ def check_size(stream: Any, max_pixels: int) -> int:
 def check_count(
     container: Any, stream: Any, start: Fraction, length: Fraction | None, fps: float | None, limit: int
 ) -> None:
-    """Refuse, by the header, what would hold too many frames.
+    """Refuse a window with too many frames by the header, before decoding.
 
     Raises:
         DecodeError: "too_large".
@@ -211,24 +211,22 @@ def check_count(
 
 
 def too_long(frames: str, pixels: int, max_bytes: int) -> DecodeError:
-    """What is raised where frames would take more than `max_bytes`."""
+    """The error for frames of more than `max_bytes`."""
     return DecodeError(
         "too_large",
-        f"{frames} frames of {pixels} pixels, wanted at most {max_bytes} bytes of them (`max_bytes`): shorten the window, "
+        f"got {frames} frames of {pixels} pixels, wanted at most {max_bytes} bytes in all (`max_bytes`): shorten the window, "
         "or keep fewer frames a second (`fps`)",
     )
 
 
-_REORDERED = (
-    2  # seconds by which packets may come before others that are shown earlier, where they have no time of decoding
-)
-_NUDGE = 1e-9  # seconds, so that a rounded number cannot mean the frame before
+_REORDERED = 2  # maximum seconds by which packets without decoding time may precede others that are shown earlier
+_NUDGE = 1e-9  # seconds, so that rounding cannot select the previous frame
 
 
 def frame_start(data: bytes, time: float) -> float:
-    """The moment, in seconds on the sample's timeline, at which the frame began that is on screen at `time`.
+    """Start time, in seconds on the sample's timeline, of the frame on screen at `time`.
 
-    It is `time` itself before the first frame, and a nanosecond late otherwise: a window from there on begins with that frame.
+    It is `time` itself before the first frame, and a nanosecond late otherwise: a window that starts there begins with that frame.
 
     Args:
         data: the file.
@@ -238,9 +236,9 @@ def frame_start(data: bytes, time: float) -> float:
         DecodeError: "missing" (no video stream), "undecodable".
     """
     moment = Fraction(time)
-    with opened(data) as container:
+    with open_container(data) as container:
         stream = first_stream(container, "video")
-        origin, base = zero(container), Fraction(stream.time_base)
+        origin, base = timeline_zero(container), Fraction(stream.time_base)
         container.seek(math.floor((origin + moment) / base), stream=stream)  # to the key frame before it
         found: Fraction | None = None
         for packet in container.demux(stream):

@@ -1,7 +1,7 @@
-"""Mp3 streams whose header does not say how long they are: their frames are counted, and the number is put before them.
+"""Fix mp3 streams without a length in their header: count the frames, and prepend an info frame with their number.
 
-libsndfile takes the length of such a stream from its size in bytes and the bit rate of its first frame. That is wrong where the
-rate varies, or where a picture stands in front: the end would be lost, or the file be taken for one that was cut short.
+libsndfile estimates the length of such a stream from its size in bytes and the bit rate of its first frame. That is wrong if the
+rate varies or a picture precedes the sound: the end would be lost, or the file would count as truncated.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ _BIT_RATES = {  # kbit/s of layer III by number in the header (ISO/IEC 11172-3, 
     False: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _RATES = (44_100, 48_000, 32_000)
-_HALVED = {3: 1, 2: 2, 0: 4}  # number of the version -> what the rates are divided by
-_INFO = 16  # bytes of our own: name, flags, number of frames, and some room
+_HALVED = {3: 1, 2: 2, 0: 4}  # MPEG version number -> divisor of the rates
+_INFO = 16  # bytes of the info header: name, flags, number of frames, padding
 
 
 class _Frame(NamedTuple):
     size: int  # bytes
-    side: int  # bytes of the header and the side information, behind which an encoder's own header stands
-    like: bytes  # what all frames of a stream have in common
+    side: int  # bytes of the header and the side information, before an encoder's info header
+    like: bytes  # header bits that all frames of a stream share
 
 
 def with_length(data: bytes) -> bytes:
-    """The stream with its number of frames in front, without tags before it; other data, and streams that know it, as they are."""
+    """Prepend the number of frames, and drop tags before the stream; other data, and streams with a length, are unchanged."""
     start = _behind_tag(data)
     first = _frame(data, start)
     if first is None or data[start + first.side :][:4] in (b"Xing", b"Info") or data[start + 36 :][:4] == b"VBRI":
@@ -40,7 +40,7 @@ def with_length(data: bytes) -> bytes:
 
 
 def _behind_tag(data: bytes) -> int:
-    """Where the ID3v2 tags before the sound end (id3.org, id3v2.4.0, 3.1): sizes have seven bits a byte."""
+    """End offset of the ID3v2 tags before the sound (id3.org, id3v2.4.0, 3.1): sizes have seven bits a byte."""
     place = 0
     while data[place : place + 3] == b"ID3" and len(data) >= place + 10:
         size = sum(
@@ -51,14 +51,14 @@ def _behind_tag(data: bytes) -> int:
 
 
 def _frame(data: bytes, place: int) -> _Frame | None:
-    """The frame whose header stands there, if one does."""
+    """Parse the frame header at `place`; None if there is none."""
     return _parsed(data[place : place + 4])
 
 
 @functools.lru_cache(1024)
 def _parsed(head: bytes) -> _Frame | None:
-    # A stream has few headers that differ: this is most of the time.
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:  # the sign of a frame, layer III
+    # A stream has few distinct headers, so the cache saves most of the time.
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:  # sync word of a layer III frame
         return None
     version, number, rate = head[1] >> 3 & 3, head[2] >> 4, head[2] >> 2 & 3
     if version == 1 or number in (0, 15) or rate == 3:
@@ -70,7 +70,7 @@ def _parsed(head: bytes) -> _Frame | None:
 
 
 def _next_frame(data: bytes, place: int, like: bytes) -> int:
-    """Where the next frame of the stream begins that is followed by another one, or the end."""
+    """Offset of the next frame that is followed by another one, or of the end."""
     while (place := data.find(b"\xff", place)) >= 0:
         frame = _frame(data, place)
         if frame is not None and frame.like == like:
@@ -82,7 +82,7 @@ def _next_frame(data: bytes, place: int, like: bytes) -> int:
 
 
 def _info_frame(head: bytes, count: int) -> bytes:
-    """A silent frame that tells how many follow it, as encoders write it."""
+    """A silent info frame with the number of following frames, as encoders write it."""
     for number in range(1, 15):
         mine = bytes((0xFF, head[1] | 1, number << 4 | head[2] & 0x0C, head[3]))
         frame = _frame(mine, 0)
@@ -90,4 +90,4 @@ def _info_frame(head: bytes, count: int) -> bytes:
         if frame.size >= frame.side + _INFO:
             told = b"Info" + (1).to_bytes(4) + count.to_bytes(4)
             return (mine + bytes(frame.side - 4) + told).ljust(frame.size, b"\0")
-    raise AssertionError("no bit rate has room for it")
+    raise AssertionError("no bit rate has room for the info frame")

@@ -1,6 +1,6 @@
-"""Sound files: wav, flac, ogg, opus and mp3, and whatever `media_sound.py` opens, read as they are stored.
+"""Read audio files at their stored rate: wav, flac, ogg, opus and mp3, and the containers that `sound.py` opens.
 
-The format is taken from the bytes, never from the extension. Headers are looked at before anything is decoded.
+The format is detected from the bytes, not from the extension. Headers are checked before decoding.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from mmssl.data.media.mp3 import with_length
 from mmssl.data.media.sound import MediaSound, opened_sound
 from mmssl.data.modality import DecodeError
 
-RATES = (1_000, 192_000)  # Hz; a header that says anything else is damaged, or its sound is of no use
+RATES = (1_000, 192_000)  # Hz; other rates mean a damaged header or useless sound
 _MAGIC = re.compile(rb"RIFF....WAVE|RF64....WAVE|RIFX....WAVE|fLaC|OggS|ID3|\xff[\xe2-\xff]", re.DOTALL)
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 _STREAMED = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF - 36)  # sizes that say "unknown" in a wav header
-_MP3_AHEAD = 20 * 1152  # frames of an mp3 lean on bits of those before them; after a jump the first come out silent
-_MP3_LENGTH = 0.9  # decoders skip some damaged frames of an mp3 without a word: so much of it must be there
+_MP3_AHEAD = 20 * 1152  # mp3 frames need bits of earlier ones; after a seek the first frames are silent
+_MP3_LENGTH = 0.9  # share of mp3 samples that must decode: decoders silently skip some damaged frames
 
 
 def open_sound(data: bytes) -> AbstractContextManager[Any]:
-    """A sound with a header that was looked at: `samplerate`, `channels` and `frames` of it, for `stored`.
+    """Open a sound and check its header: `samplerate`, `channels` and `frames`, for `read_samples`.
 
     Raises:
         DecodeError: "undecodable", "empty", "no_rate", "missing" (a video without sound).
@@ -36,8 +36,8 @@ def open_sound(data: bytes) -> AbstractContextManager[Any]:
     return opened_sound(data) if is_media(data) else _opened(data)
 
 
-def stored(file: Any, start: int, stop: int) -> np.ndarray:
-    """Samples as they are in the file, [channels, stop - start]; fewer only where the stream of a video ends."""
+def read_samples(file: Any, start: int, stop: int) -> np.ndarray:
+    """Read stored samples `start` to `stop` - 1, [channels, stop - start]; fewer only at the end of a video's audio stream."""
     if isinstance(file, MediaSound):
         return file.read(start, stop)
     ahead = min(start, _MP3_AHEAD) if file.format == "MP3" else 0
@@ -48,10 +48,10 @@ def stored(file: Any, start: int, stop: int) -> np.ndarray:
 
 
 class SoundFigures(NamedTuple):
-    """What a sound holds, as it is stored.
+    """Figures of a stored sound.
 
     Attributes:
-        seconds: its length. rate: in Hz. channels: how many.
+        seconds: its length. rate: in Hz. channels: their number.
         level: root mean square in dB below full scale, at least -120.
         clipped: whether three samples in a row are at full scale.
     """
@@ -64,14 +64,14 @@ class SoundFigures(NamedTuple):
 
 
 def sound_figures(data: bytes, max_samples: int) -> SoundFigures:
-    """Decode all of a sound, without resampling, and measure it.
+    """Decode a whole sound without resampling, and measure it.
 
     Raises:
-        DecodeError: as `AudioModality.decode`, but for any number of channels.
+        DecodeError: as `AudioModality.decode`, except that any number of channels is accepted.
     """
     with open_sound(data) as file:
         check_samples(file, 0, file.frames, file.frames, file.samplerate, max_samples)
-        wave = stored(file, 0, file.frames)
+        wave = read_samples(file, 0, file.frames)
         rate, channels = int(file.samplerate), int(file.channels)
     check_finite(wave)
     if wave.shape[1] == 0:
@@ -93,7 +93,7 @@ def check_finite(wave: np.ndarray) -> None:
 
 
 def check_samples(file: Any, start: int, stop: int, count: int, rate: int, limit: int) -> None:
-    """Refuse what would be more than `limit` numbers: stored samples `start` to `stop`, or `count` at `rate`, of all channels.
+    """Refuse more than `limit` samples over all channels: stored samples `start` to `stop`, or `count` samples at `rate`.
 
     Raises:
         DecodeError: "too_large".
@@ -102,31 +102,31 @@ def check_samples(file: Any, start: int, stop: int, count: int, rate: int, limit
     if samples > limit:
         raise DecodeError(
             "too_large",
-            f"{(stop - start) / file.samplerate:.1f} s of {file.channels} channels at {file.samplerate} Hz are {samples} "
+            f"got {(stop - start) / file.samplerate:.1f} s of {file.channels} channels at {file.samplerate} Hz, {samples} "
             f"samples (at {rate} Hz if that is more), wanted at most {limit} (`max_samples`)",
         )
 
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Any]:
-    """The sound file with a header that was looked at; what libsndfile finds wrong becomes a DecodeError."""
+    """Open a sound file and check its header; errors of libsndfile become DecodeErrors."""
     import soundfile
 
     if not data:
-        raise DecodeError("empty", "0 bytes, wanted a sound")
+        raise DecodeError("empty", "got 0 bytes, wanted a sound")
     if not _MAGIC.match(data):
         raise DecodeError(
-            "undecodable", f"{len(data)} bytes beginning with {data[:12]!r}, wanted wav, flac, ogg, opus or mp3"
+            "undecodable", f"got {len(data)} bytes beginning with {data[:12]!r}, wanted wav, flac, ogg, opus or mp3"
         )
     try:
         with soundfile.SoundFile(io.BytesIO(with_length(data))) as file:
             _check_header(file, data)
             yield file
     except soundfile.LibsndfileError as error:
-        # This is what libsndfile says of a header with a zero in the place of the rate.
+        # libsndfile's message for a header with rate 0.
         if "SF_INFO struct incomplete" in str(error):
             raise DecodeError(
-                "no_rate", f"the header names no sample rate, wanted {RATES[0]} to {RATES[1]} Hz"
+                "no_rate", f"the header has no sample rate, wanted {RATES[0]} to {RATES[1]} Hz"
             ) from error
         text = str(error.error_string).strip() or type(error).__name__
         raise DecodeError("undecodable", f"{len(data)} bytes beginning with {data[:12]!r}: {text}") from error
@@ -134,24 +134,24 @@ def _opened(data: bytes) -> Iterator[Any]:
 
 def _check_header(file: Any, data: bytes) -> None:
     if file.format not in _FORMATS:
-        raise DecodeError("undecodable", f"{file.format} behind a tag, wanted wav, flac, ogg, opus or mp3")
+        raise DecodeError("undecodable", f"got {file.format} after a tag, wanted wav, flac, ogg, opus or mp3")
     if not RATES[0] <= file.samplerate <= RATES[1]:
-        raise DecodeError("no_rate", f"the header says {file.samplerate} Hz, wanted {RATES[0]} to {RATES[1]}")
+        raise DecodeError("no_rate", f"got {file.samplerate} Hz in the header, wanted {RATES[0]} to {RATES[1]}")
     if file.format == "OGG" and not _ends_with_last_page(data):
-        raise DecodeError("undecodable", f"cut short: {len(data)} bytes of Ogg without a last page")
+        raise DecodeError("undecodable", f"truncated file: got {len(data)} bytes of Ogg without a last page")
     if file.format == "OGG" and _is_chained(data):
         raise DecodeError(
             "undecodable",
-            "several Ogg streams one after the other, of which only the first would be heard: join them anew",
+            "got several concatenated Ogg streams, of which only the first would be decoded: merge them into one",
         )
     if file.frames <= 0:
         raise DecodeError("empty", f"no samples in {len(data)} bytes of {file.format}")
-    if file.frames > 1 << 48:  # libsndfile can neither tell the length of such streams nor read them to their end
-        raise DecodeError("undecodable", f"the {file.format} header does not say how long it is: write the file anew")
+    if file.frames > 1 << 48:  # libsndfile neither knows the length of such streams nor reads them to their end
+        raise DecodeError("undecodable", f"the {file.format} header has no length: write the file again")
     cut = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
     if cut and int(cut[1]) > int(cut[2]) and int(cut[1]) not in _STREAMED:
         raise DecodeError(
-            "undecodable", f"cut short: the header says {cut[1]} bytes of samples, and there are {cut[2]}"
+            "undecodable", f"truncated file: got {cut[2]} bytes of samples, wanted {cut[1]} as in the header"
         )
 
 
@@ -164,7 +164,7 @@ def _ends_with_last_page(data: bytes) -> bool:
 
 
 def _is_chained(data: bytes) -> bool:
-    """Whether another stream begins behind the last page of the first one (RFC 3533, 4)."""
+    """Whether another stream follows the last page of the first one (RFC 3533, 4)."""
     place, ended = 0, False
     while data[place : place + 4] == b"OggS" and len(data) >= place + 27:
         flags, segments = data[place + 5], data[place + 26]
@@ -177,4 +177,4 @@ def _is_chained(data: bytes) -> bool:
 
 def _check_length(got: int, wanted: int, form: str) -> None:
     if got < wanted * (_MP3_LENGTH if form == "MP3" else 1):
-        raise DecodeError("undecodable", f"cut short: {wanted} samples were announced, and {got} could be decoded")
+        raise DecodeError("undecodable", f"truncated file: decoded {got} samples, wanted {wanted} as in the header")

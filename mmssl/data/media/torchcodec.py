@@ -1,8 +1,8 @@
-"""Frames of a video decoded by torchcodec, which is optional: the same frames at the same times as `media_video.py` gives.
+"""Decode video frames with torchcodec (optional): the same frames at the same times as `frames.decode_video`.
 
-PyAV reads the header and the packets: what is refused, which frames are on screen in the window and when, is decided by the same
-code. Their time stamps are handed to torchcodec, which then need not search the file for them, and what it decodes is compared
-with them. Whether torchcodec works is found out by decoding: it can be imported, and still lack the FFmpeg that it needs.
+PyAV reads the header and the packets, so that the same code refuses files and selects the frames in the window. torchcodec gets
+their time stamps, so it need not scan the file, and the times of its frames are compared with them. A test decode shows whether
+torchcodec works: it may import although its FFmpeg libraries are missing.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from mmssl.data.media.container import first_stream, opened
+from mmssl.data.media.container import first_stream, open_container
 from mmssl.data.media.encode import encode_clip
-from mmssl.data.media.frames import Shown, check_count, check_size, chosen, shown, too_long
+from mmssl.data.media.frames import Shown, check_count, check_size, select_frames, timed_frames, too_long
 from mmssl.data.modality import DecodeError
 from mmssl.data.timeline import Clip, Window
 
-_NEAR = 1e-6  # seconds by which what is decoded may be off its packet
+_NEAR = 1e-6  # maximum difference in seconds between a decoded frame and its packet
 
 
 @functools.cache
 def torchcodec_failure() -> str | None:
-    """Why torchcodec does not decode in this process, in a few words; None: it does."""
+    """Why torchcodec cannot decode in this process, in a few words; None: it can."""
     frames = np.zeros((3, 32, 32, 3), dtype=np.uint8)
     frames[1] = 255
     try:
@@ -37,23 +37,23 @@ def torchcodec_failure() -> str | None:
         )
     except ModuleNotFoundError as error:
         return f"{error.name} is not installed"
-    except Exception as error:  # whatever keeps it from decoding is the answer
+    except Exception as error:  # any error is the reason
         cause = error.__cause__ or error
         return f"{type(cause).__name__}: {_first_sentence(cause)}"
     wrong = np.abs(clip.frames.astype(int) - frames).max() > 40
-    return "a black and a white frame came out as others" if wrong else None
+    return "it decodes a black and a white frame to other colours" if wrong else None
 
 
 def decode_with_torchcodec(
     data: bytes, window: Window | None = None, *, fps: float | None = None, max_pixels: int, max_bytes: int
 ) -> Clip:
-    """As `decode_video`.
+    """Decode frames of a window with torchcodec; arguments and result as in `decode_video`.
 
     Raises:
         DecodeError: as `decode_video`.
     """
     start, length = (Fraction(0), None) if window is None else (Fraction(max(0.0, window[0])), Fraction(window[1]))
-    with opened(data) as container:
+    with open_container(data) as container:
         stream = first_stream(container, "video")
         pixels = check_size(stream, max_pixels)
         limit = max_bytes // (3 * pixels)
@@ -61,7 +61,7 @@ def decode_with_torchcodec(
         packets = _Packets()
         kept: list[Shown] = []
         end = Fraction(0)
-        for frame, keep in chosen(shown(container, stream, start, packets), length, fps):
+        for frame, keep in select_frames(timed_frames(container, stream, start, packets), length, fps):
             end = frame.end
             if keep and len(kept) == limit:
                 raise too_long(f"more than {limit}", pixels, max_bytes)
@@ -74,27 +74,27 @@ def decode_with_torchcodec(
 
 
 class _Packets:
-    """Packets in place of decoded pictures, as `shown` asks for them.
+    """Source of packets instead of decoded frames, for `timed_frames`.
 
     Attributes:
-        read: all packets since the container was last moved, in the order of their times, from a key frame on.
+        read: all packets since the last seek, in the order of their times, from a key frame on.
     """
 
     def __init__(self) -> None:
         self.read: list[Any] = []
 
     def __call__(self, container: Any, stream: Any, origin: Fraction) -> Iterator[tuple[Any, Fraction]]:
-        """Packets of frames that are shown, with their times."""
+        """Iterate over packets of visible frames, with their times."""
         self.read = []
         for packet in _in_order(container, stream):
-            if self.read or packet.is_keyframe:  # what leans on earlier frames cannot be decoded
+            if self.read or packet.is_keyframe:  # frames before the first key frame cannot be decoded
                 self.read.append(packet)
                 if not packet.is_discard:
                     yield packet, _stamp(packet) * Fraction(stream.time_base) - origin
 
 
 def _in_order(container: Any, stream: Any) -> Iterator[Any]:
-    """Packets by their times. They come in the order of decoding, and none is shown before it is decoded."""
+    """Sort packets by time. They come in decoding order, and no frame is shown before it is decoded."""
     waiting: list[tuple[int, int, Any]] = []
     for number, packet in enumerate(container.demux(stream)):
         if packet.size == 0:  # the end
@@ -109,12 +109,12 @@ def _in_order(container: Any, stream: Any) -> Iterator[Any]:
 def _stamp(packet: Any) -> int:
     stamp = packet.pts if packet.pts is not None else packet.dts
     if stamp is None:
-        raise DecodeError("undecodable", "frames without time stamps")
+        raise DecodeError("undecodable", "got frames without time stamps")
     return int(stamp)
 
 
 def _frames(data: bytes, stream: Any, packets: list[Any], kept: list[Any]) -> np.ndarray:
-    """Frames [T, H, W, 3] of the packets `kept`, which are among `packets`."""
+    """Decode the frames [T, H, W, 3] of the packets `kept`, a subset of `packets`."""
     from torchcodec.decoders import VideoDecoder
 
     places = {id(packet): place for place, packet in enumerate(packets)}
@@ -124,7 +124,7 @@ def _frames(data: bytes, stream: Any, packets: list[Any], kept: list[Any]) -> np
             data,
             stream_index=stream.index,
             dimension_order="NHWC",
-            num_ffmpeg_threads=1,  # many workers decode at a time
+            num_ffmpeg_threads=1,  # many workers decode in parallel
             custom_frame_mappings=json.dumps({"frames": known}),
         )
         batch = decoder.get_frames_at([places[id(packet)] for packet in kept])
@@ -133,10 +133,10 @@ def _frames(data: bytes, stream: Any, packets: list[Any], kept: list[Any]) -> np
     wanted = np.array([float(_stamp(packet) * Fraction(stream.time_base)) for packet in kept])
     off = np.abs(batch.pts_seconds.numpy() - wanted).max()
     if off > _NEAR:
-        raise DecodeError("undecodable", f"frames are decoded {off:.6f} s beside the times of their packets")
+        raise DecodeError("undecodable", f"got frames {off:.6f} s from the times of their packets, wanted equal times")
     return np.ascontiguousarray(batch.data.numpy())
 
 
 def _first_sentence(error: BaseException) -> str:
-    """What torchcodec says, without the causes and traces of loading that it adds."""
+    """First sentence of torchcodec's error message, without its causes and traces."""
     return re.split(r"\.\s|\n", str(error).strip())[0] or "no message"

@@ -1,1 +1,1 @@
-"""Image, audio, video, text and label: bytes to values, values to views. Knows no shard."""
+"""Modalities: image, audio, video, text and label. Bytes to values, values to views (tensors). Imports no shards."""

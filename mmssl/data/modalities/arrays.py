@@ -1,4 +1,4 @@
-"""Arrays and tensors that Python code hands over in the place of files, checked like files."""
+"""Checks and conversions of arrays and tensors that are passed instead of files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mmssl.data.modality import DecodeError
 
 
 def as_array(value: Any, wanted: str) -> np.ndarray:
-    """A numpy array of an array, or of a tensor on any device, without its graph.
+    """Convert an array, or a tensor on any device (detached), to a numpy array.
 
     Args:
-        value: what was given.
-        wanted: what it should have been, for the message.
+        value: the input.
+        wanted: description of a valid input, for the message.
 
     Raises:
         DecodeError: "type" (neither array nor tensor), "empty", "not_finite" (NaN or infinity).
@@ -35,7 +35,7 @@ def as_array(value: Any, wanted: str) -> np.ndarray:
 
 
 def as_pixels(value: Any, wanted: str) -> np.ndarray:
-    """uint8 [..., H, W, 3] of pixels as uint8, or as floats in [0, 1].
+    """Convert pixels, uint8 or floats in [0, 1], to uint8 [..., H, W, 3].
 
     Raises:
         DecodeError: as `as_array`; also "type" (another dtype), "range" (floats outside [0, 1]).

@@ -1,7 +1,7 @@
-"""Sounds: wav, flac, ogg, opus, mp3 and the sound of videos to float32 waveforms at one rate, decoded once for any number of views.
+"""Audio modality: wav, flac, ogg, opus, mp3 and the sound of videos, decoded once to float32 waveforms at one sample rate.
 
-Batches travel as int16 in units of 1 / 32768: half the size of floats, and for 16-bit sources at the modality's rate not a bit is
-lost; what lies outside [-1, 1) is clipped. The encoder's `prepare` scales them back and makes the spectrogram.
+Views are int16 in units of 1 / 32768: half the size of floats, and lossless for 16-bit sources at the modality's rate; values
+outside [-1, 1) are clipped. The encoder's `prepare` scales them back and makes the spectrogram.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mmssl.core.encoder import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.media.container import SOUNDS as SOUND_FILES
 from mmssl.data.media.container import VIDEOS as VIDEO_FILES
-from mmssl.data.media.container import extent, first_stream, is_media, opened
+from mmssl.data.media.container import extent, first_stream, is_media, open_container
 from mmssl.data.media.sound import MediaSound
-from mmssl.data.media.sound_file import RATES, check_finite, check_samples, open_sound, sound_figures, stored
+from mmssl.data.media.sound_file import RATES, check_finite, check_samples, open_sound, read_samples, sound_figures
 from mmssl.data.modalities.arrays import as_array
 from mmssl.data.modalities.audio_views import (
     FULL_SCALE,
@@ -39,26 +39,26 @@ Channels = Literal["keep", "mono", "stereo"]
 SoundViewConfig = Annotated[RandomWindowConfig | SoundOrderConfig, Field(discriminator="kind")]
 
 SILENT = -60.0
-"""dB below full scale; quieter sounds say nothing."""
+"""Level in dB relative to full scale below which a sound counts as silent."""
 _WANTED = "a path, bytes, or an array or tensor [channels, samples] or [samples]: floats in [-1, 1], or int16"
-_FILTERS = 600_000  # numbers in the filter bank of a ratio of rates, about: enough for all usual ones to be exact
+_FILTERS = 600_000  # approximate maximum size of a resampling filter bank: exact for all common ratios of rates
 
 
 class AudioModality(Modality):
-    """Sounds as float32 arrays [channels, samples] at `rate`, in [-1, 1] but for what the source holds beyond.
+    """Audio: sounds as float32 arrays [channels, samples] at `rate`, in [-1, 1] unless the source exceeds it.
 
     Args:
-        rate: samples a second of every value, in Hz.
-        channels: "keep": as stored (one or two); "mono": their mean; "stereo": one channel is doubled, two stay.
-        max_samples: limit on seconds x channels x rate of what is decoded at once, at the stored rate and at `rate`; checked
-            against the header, before anything is decoded.
+        rate: sample rate of all values, in Hz.
+        channels: "keep": as stored (one or two); "mono": mean of all; "stereo": a single channel is duplicated.
+        max_samples: limit on seconds x channels x rate of one decoded window, at the stored rate and at `rate`; checked against
+            the header before decoding.
     """
 
     kernels = SOUNDS
     audible = True
     relations = frozenset({"shifted", "reversed", "channels"})
     warnings: ClassVar[Mapping[str, str]] = {
-        "silent": f"sounds are silent (quieter than {SILENT:g} dB): they say nothing of what they go with"
+        "silent": f"sounds are silent (below {SILENT:g} dB): they carry no information about the other modalities"
     }
 
     def __init__(
@@ -82,7 +82,7 @@ class AudioModality(Modality):
         return float(value.shape[1] / self.rate)
 
     def inspect(self, data: bytes, extension: str) -> Inspection:
-        """Length, level, rate and channels as stored, without keeping the sound in memory."""
+        """Length, level, rate and channels of the stored sound, decoded in blocks to save memory."""
         sound = sound_figures(data, self.max_samples)
         check_channels(sound.channels, self.channels)
         flags = {"silent": sound.level < SILENT, "clipped": sound.clipped}
@@ -93,31 +93,31 @@ class AudioModality(Modality):
         )
 
     def extent(self, data: bytes, extension: str) -> Extent:
-        """Length of the sound by its header.
+        """Start and length of the sound by its header.
 
         Raises:
             DecodeError: as `decode`, as far as the header tells.
         """
         if is_media(data):
-            with opened(data) as container:
+            with open_container(data) as container:
                 return extent(container, first_stream(container, "audio"))
         with open_sound(data) as file:
             return Extent(file.frames / file.samplerate)
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> np.ndarray:
-        """Waveform [channels, samples], float32. The sound of a video that begins later than the pictures has silence before it.
+        """Decode to a waveform [channels, samples], float32. Sound of a video that starts after the frames gets silence before it.
 
         Args:
             data: the file.
-            extension: not looked at.
-            window: (start, length) in seconds: only this span is read and resampled. It equals that span of the whole to the
-                rounding of floats, and is shorter where the sound ends within it. From second 20 of a video on, the noise that
-                AAC lets decoders invent (at low bit rates) may be another, at the same places.
+            extension: ignored.
+            window: (start, length) in seconds: only this span is read and resampled. It equals that span of the whole sound up to
+                float rounding, and is shorter if the sound ends within it. From second 20 of a video on, the noise that AAC
+                decoders synthesize (at low bit rates) may differ.
 
         Raises:
             DecodeError: "undecodable" (foreign, damaged or cut short), "empty" (no samples, or none in the window), "no_rate"
-                (the header names no usable rate), "not_finite" (NaN or infinite samples), "channels" (more than two, and mono
-                was not asked for), "too_large", "missing" (a video without sound).
+                (no valid rate in the header), "not_finite" (NaN or infinite samples), "channels" (more than two without `mono`),
+                "too_large", "missing" (a video without sound).
         """
         with open_sound(data) as file:
             wave = self._read(file, window)
@@ -125,10 +125,10 @@ class AudioModality(Modality):
         return wave
 
     def from_value(self, value: Any) -> np.ndarray:
-        """Waveform [channels, samples], float32, of an array or tensor at `rate`: floats in [-1, 1], or int16.
+        """Check an array or tensor at `rate` (floats in [-1, 1], or int16): waveform [channels, samples], float32.
 
         Args:
-            value: [channels, samples], or [samples] of one channel.
+            value: [channels, samples], or [samples] for one channel.
 
         Raises:
             DecodeError: "type", "shape", "empty", "not_finite", "channels", "too_large".
@@ -140,7 +140,9 @@ class AudioModality(Modality):
             raise DecodeError("shape", f"got shape {list(wave.shape)}, wanted {_WANTED}")
         check_channels(len(wave), self.channels)
         if wave.size > self.max_samples:
-            raise DecodeError("too_large", f"{wave.size} samples, wanted at most {self.max_samples} (`max_samples`)")
+            raise DecodeError(
+                "too_large", f"got {wave.size} samples, wanted at most {self.max_samples} (`max_samples`)"
+            )
         scale = FULL_SCALE if wave.dtype == np.int16 else 1
         return self._mix(wave.astype(np.float32) / np.float32(scale))
 
@@ -152,16 +154,16 @@ class AudioModality(Modality):
         count = (whole if window is None else min(whole, first + round(window[1] * self.rate))) - first
         if count <= 0:
             raise DecodeError(
-                "empty", f"no sample in {window or 'the sound'}: it has {file.frames} at {file.samplerate} Hz"
+                "empty", f"no samples in {window or 'the sound'}: it has {file.frames} at {file.samplerate} Hz"
             )
         check_channels(file.channels, self.channels)
-        silent = min(max(0, late - first), count)  # of the window, before the sound begins
+        silent = min(max(0, late - first), count)  # samples of the window before the sound starts
         start, stop, skip = _source_span(max(0, first - late), count - silent, ratio, file.frames)
         check_samples(file, start, stop, count, self.rate, self.max_samples)
-        wave = self._mix(stored(file, start, stop))
+        wave = self._mix(read_samples(file, start, stop))
         wave = wave if ratio == 1 else np.ascontiguousarray(_resample(wave, ratio)[:, skip : skip + count - silent])
         if wave.shape[1] == 0 and not silent:
-            raise DecodeError("empty", f"no sample in {window}: the sound has ended before")
+            raise DecodeError("empty", f"no samples in {window}: the sound ends before it")
         return np.pad(wave, ((0, 0), (silent, 0))) if silent else wave
 
     def _mix(self, wave: np.ndarray) -> np.ndarray:
@@ -174,21 +176,20 @@ class AudioModality(Modality):
 
 
 class AudioConfig(ModalityConfig):
-    """Sounds.
+    """Audio settings: sample rate, length and channels of the views.
 
     Attributes:
-        rate: samples a second of every view, in Hz: what the encoder's front-end wants.
+        rate: sample rate of all views in Hz, as the encoder needs it.
         seconds: length of every view.
-        channels: "keep": one or two as stored, and views have two (a single one is doubled) so that they stack; "mono": the
-            mean of all; "stereo": always two.
-        views: kind of view, as objectives ask for it -> how to make it. "eval" is always there besides: the window in the
-            middle.
-        pad: how sounds shorter than a view are made as long: "repeat" (as often as it fits whole, then silence; LAION-CLAP's
-            rule) or "zero" (silence behind them).
-        eval_windows: windows of the view "eval": 1: the one in the middle; more: so many from the beginning to the end, whose
-            features encoders average. A sound of `eval_windows` x `seconds` is heard whole.
-        max_samples: sounds of more seconds x channels x rate are refused before they are decoded; the default is ten minutes
-            of 48 kHz stereo, 230 MB.
+        channels: "keep": one or two as stored, and views have two (a single one is duplicated) so that they stack; "mono": mean
+            of all; "stereo": always two.
+        views: kind of view that an objective needs -> its settings. The view "eval" always exists: the window in the middle.
+        pad: padding of sounds shorter than a view: "repeat" (as many whole repeats as fit, then silence, as in LAION-CLAP) or
+            "zero" (silence after them).
+        eval_windows: number of windows of the view "eval": 1: the one in the middle; more: evenly spaced from the beginning to
+            the end, and encoders average their features. They cover a sound of `eval_windows` x `seconds`.
+        max_samples: limit on seconds x channels x rate, checked before decoding; the default is ten minutes of 48 kHz stereo,
+            230 MB.
     """
 
     kind: Literal["audio"] = "audio"
@@ -216,7 +217,7 @@ class AudioConfig(ModalityConfig):
 
     @classmethod
     def usual(cls) -> AudioConfig:
-        """Sounds with any number of channels, also those in videos."""
+        """Sounds with any number of channels, also in videos."""
         return cls(rate=16_000, seconds=10.0, channels="mono", extensions=SOUND_FILES + VIDEO_FILES)
 
     def input_spec(self) -> InputSpec:
@@ -226,20 +227,20 @@ class AudioConfig(ModalityConfig):
     @model_validator(mode="after")
     def _check(self) -> AudioConfig:
         if "eval" in self.views:
-            raise ValueError(
-                "the view 'eval' is made from `seconds` alone and cannot be configured: give the view another name"
-            )
+            raise ValueError("got a view 'eval', which is reserved and made from `seconds`: give the view another name")
         samples = round(self.rate * self.seconds)
         if samples < 1:
-            raise ValueError(f"seconds {self.seconds:g} at {self.rate} Hz is less than one sample")
+            raise ValueError(
+                f"got {self.seconds:g} seconds at {self.rate} Hz, wanted at least one sample: raise `seconds`"
+            )
         if samples * (1 if self.channels == "mono" else 2) > self.max_samples:
             raise ValueError(
-                f"views of {self.seconds:g} s at {self.rate} Hz are longer than max_samples {self.max_samples}: raise it"
+                f"got views of {self.seconds:g} s at {self.rate} Hz, longer than max_samples {self.max_samples}: raise it"
             )
         return self
 
     def build(self, name: str) -> AudioModality:
-        """The modality under the name that the recipe gives it."""
+        """Build the modality with its name in the recipe."""
         shape = (1 if self.channels == "mono" else 2, round(self.rate * self.seconds))
         views: dict[str, View] = {kind: view.build(shape, self.pad) for kind, view in self.views.items()}
         spread = self.eval_windows > 1
@@ -251,9 +252,9 @@ class AudioConfig(ModalityConfig):
 
 
 def resampling_ratio(rate: int, stored: int) -> Fraction:
-    """`rate` / `stored`, or, where its filter bank would be huge (a header may say 44,101 Hz), that to 0.1 %.
+    """Resampling ratio `rate` / `stored`, rounded to 0.1 % if its filter bank would be huge (such as for 44,101 Hz).
 
-    torchaudio's bank has numerator x denominator entries and takes gigabytes where they have no common factor.
+    torchaudio's bank has numerator x denominator entries, which can take gigabytes without a common factor.
     """
     exact = Fraction(rate, stored)
     ratio, limit = exact, 1024
@@ -263,22 +264,20 @@ def resampling_ratio(rate: int, stored: int) -> Fraction:
 
 
 def check_channels(got: int, wanted: Channels) -> None:
-    """Refuse more than two channels where they are not mixed.
+    """Refuse more than two channels unless they are mixed to mono.
 
     Raises:
         DecodeError: "channels".
     """
     if got > 2 and wanted != "mono":
-        raise DecodeError(
-            "channels", f"{got} channels, wanted one or two; `channels: mono` takes the mean of any number"
-        )
+        raise DecodeError("channels", f"got {got} channels, wanted one or two; `channels: mono` averages any number")
 
 
 def _source_span(first: int, count: int, ratio: Fraction, frames: int) -> tuple[int, int, int]:
-    """Stored samples [start, stop) from which output samples [first, first + count) are made, and how many come out before them.
+    """Stored samples [start, stop) for output samples [first, first + count), and the number of extra output samples before them.
 
-    The span begins at a multiple of the ratio's denominator, where the filter bank begins anew, and reaches as far to both
-    sides as the filter does.
+    The span starts at a multiple of the ratio's denominator, where the filter bank repeats, and extends by the filter's width on
+    both sides.
     """
     new, old = ratio.numerator, ratio.denominator
     if ratio == 1:

@@ -1,4 +1,4 @@
-"""Views of sounds: float32 [channels, samples] arrays to int16 tensors [channels, samples] of one length."""
+"""Audio views (crops and augmentation): float32 arrays [channels, samples] to int16 tensors [channels, samples] of fixed length."""
 
 from __future__ import annotations
 
@@ -31,18 +31,17 @@ Decibels = Annotated[tuple[float, float], LOW_HIGH, AfterValidator(_rising)]
 
 
 class RandomWindowConfig(Config):
-    """A window at a random place; its length is the modality's `seconds`. What is set besides changes what is heard in it.
+    """Random crop in time, of the modality's `seconds`, with optional gain, noise and shift.
 
-    All of it acts on both channels alike, so that where a sound comes from stays as it was; the time of events stays too, but
+    All changes act on both channels alike, so that the direction of a sound stays the same. So does the time of events, except
     for `shift`.
 
     Attributes:
-        gain_db: range of the gain; what becomes too loud is clipped. None: as recorded.
-        noise_snr_db: range of the ratio of the window's power to that of white noise, which is added; none to silence. None: no
-            noise.
+        gain_db: range of the gain in dB; samples that become too loud are clipped. None: no gain.
+        noise_snr_db: range of the signal-to-noise ratio in dB of added white noise; silence gets none. None: no noise.
         noise: probability of noise, with `noise_snr_db`.
-        shift: the window's content is moved by up to this share of its length, to earlier or later.
-        shift_fill: "roll": what leaves at one end comes in at the other; "silence".
+        shift: maximum time shift, as a share of the window, to earlier or later.
+        shift_fill: "roll": circular shift; "silence": fill with zeros.
     """
 
     kind: Literal["random_window"] = "random_window"
@@ -56,40 +55,40 @@ class RandomWindowConfig(Config):
     def _check(self) -> Self:
         if self.noise_snr_db is None and self.noise != 1:
             raise ValueError(
-                f"noise {self.noise:g} has no effect without noise_snr_db: give its range, or leave noise out"
+                f"got noise {self.noise:g} without noise_snr_db, where it has no effect: set noise_snr_db, or remove noise"
             )
         return self
 
     def build(self, shape: Shape, pad: Pad) -> RandomWindowView:
-        """The view of that many channels and samples."""
+        """Build the view of [channels, samples]."""
         return RandomWindowView(self, shape, pad)
 
 
 class SoundOrderConfig(Config):
-    """A random order of the patches of a spectrogram, for objectives that mask: the first ones are kept, or the last.
+    """Random permutation of the patches of a spectrogram, for masking objectives, which keep the first or the last ones.
 
     Attributes:
-        tokens: how many patches the encoder has: rows over the filters times columns over time.
+        tokens: number of patches of the encoder: rows over the filters times columns over time.
     """
 
     kind: Literal["order"] = "order"
     tokens: int = Field(ge=2)
 
     def build(self, shape: Shape, pad: Pad) -> TokenOrder:
-        """The view; lengths of sounds do not matter to it."""
+        """Build the view; it does not depend on the lengths of sounds."""
         return TokenOrder(self.tokens)
 
 
 class RandomWindowView(View):
-    """int16 [channels, samples]: a window at a random place, and what its config does to it.
+    """Random crop in time with augmentation: int16 [channels, samples].
 
-    Parameters: start, in samples; and where its config asks for it shift, in samples, later if above 0; gain_db; noise, the
-    ratio in dB and the seed of its samples, or None.
+    Parameters: start, in samples; and if configured: shift, in samples, later if positive; gain_db; noise, the ratio in dB and
+    the seed, or None.
 
     Args:
-        config: what is done.
-        shape: channels and samples of the view; a sound with one channel is doubled where two are wanted.
-        pad: how shorter sounds are made as long; see `fit`.
+        config: settings of the augmentation.
+        shape: channels and samples of the view; a single channel is duplicated if two are wanted.
+        pad: padding of shorter sounds; see `pad_to_length`.
     """
 
     random_time = True
@@ -100,7 +99,7 @@ class RandomWindowView(View):
         self.pad = pad
 
     def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """All places of the window are equally likely; shorter sounds start at 0. Gains and ratios are uniform in dB."""
+        """Draw the start uniformly (0 for shorter sounds); gains and ratios are uniform in dB."""
         c = self.config
         drawn: dict[str, Any] = {"start": int(rng.integers(max(1, value.shape[1] - self.shape[1] + 1)))}
         if c.shift:
@@ -114,12 +113,12 @@ class RandomWindowView(View):
         return drawn
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
-        """The window, shifted, with noise, louder or softer, in this order."""
-        wave = window(value, parameters["start"], self.shape, self.pad)
+        """Crop, then shift, add noise and apply the gain, in this order."""
+        wave = window_at(value, parameters["start"], self.shape, self.pad)
         if parameters.get("shift"):
-            wave = shifted(wave, parameters["shift"], self.config.shift_fill)
+            wave = shift_in_time(wave, parameters["shift"], self.config.shift_fill)
         if parameters.get("noise"):
-            wave = noisy(wave, *parameters["noise"])
+            wave = add_noise(wave, *parameters["noise"])
         if "gain_db" in parameters:
             wave = wave * np.float32(10 ** (parameters["gain_db"] / 20))
         return quantise(wave, self.shape[0])
@@ -130,7 +129,7 @@ class RandomWindowView(View):
 
 
 class CentreWindowView(View):
-    """int16 [channels, samples]: the window in the middle, without chance."""
+    """Centre crop in time, deterministic: int16 [channels, samples]."""
 
     def __init__(self, shape: Shape, pad: Pad) -> None:
         self.shape = shape
@@ -141,8 +140,8 @@ class CentreWindowView(View):
         return {}
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
-        """The window."""
-        return cut(value, max(0, (value.shape[1] - self.shape[1]) // 2), self.shape, self.pad)
+        """Crop the window in the middle."""
+        return cut_window(value, max(0, (value.shape[1] - self.shape[1]) // 2), self.shape, self.pad)
 
     def blank(self) -> Tensor:
         """Silence."""
@@ -150,10 +149,9 @@ class CentreWindowView(View):
 
 
 class SpreadWindowsView(View):
-    """int16 [n, channels, samples]: n windows from the beginning to the end of the sound, equally far apart, without chance.
+    """n evenly spaced windows from the beginning to the end of the sound, deterministic: int16 [n, channels, samples].
 
-    They overlap where the sound is shorter than n windows, and leave gaps where it is longer. Encoders take the mean of their
-    features.
+    They overlap if the sound is shorter than n windows, and leave gaps if it is longer. Encoders average their features.
     """
 
     def __init__(self, shape: Shape, pad: Pad, windows: int) -> None:
@@ -166,50 +164,50 @@ class SpreadWindowsView(View):
         return {}
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
-        """The windows."""
+        """Crop the windows."""
         spare = max(0, value.shape[1] - self.shape[1])
         starts = [spare * number // max(1, self.windows - 1) for number in range(self.windows)]
-        return torch.stack([cut(value, start, self.shape, self.pad) for start in starts])
+        return torch.stack([cut_window(value, start, self.shape, self.pad) for start in starts])
 
     def blank(self) -> Tensor:
         """Silence."""
         return torch.zeros(self.windows, *self.shape, dtype=torch.int16)
 
 
-def cut(value: np.ndarray, start: int, shape: Shape, pad: Pad) -> Tensor:
-    """The window at `start` as int16."""
-    return quantise(window(value, start, shape, pad), shape[0])
+def cut_window(value: np.ndarray, start: int, shape: Shape, pad: Pad) -> Tensor:
+    """Crop the window at `start`, padded, as int16."""
+    return quantise(window_at(value, start, shape, pad), shape[0])
 
 
-def window(value: np.ndarray, start: int, shape: Shape, pad: Pad) -> np.ndarray:
-    """The window at `start`, float32 [channels of the value, samples]."""
-    return fit(value[:, start : start + shape[1]], shape[1], pad)
+def window_at(value: np.ndarray, start: int, shape: Shape, pad: Pad) -> np.ndarray:
+    """Crop the window at `start`, padded, float32 [channels of the value, samples]."""
+    return pad_to_length(value[:, start : start + shape[1]], shape[1], pad)
 
 
 def quantise(wave: np.ndarray, channels: int) -> Tensor:
-    """int16 [channels, samples]: rounded, and clipped to [-1, 1); one channel is doubled where two are wanted."""
+    """Quantise to int16 [channels, samples]: rounded, and clipped to [-1, 1); a single channel is duplicated if two are wanted."""
     whole = np.clip(np.rint(wave * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     return torch.from_numpy(np.repeat(whole, channels // len(whole), axis=0))
 
 
-def shifted(wave: np.ndarray, samples: int, fill: Literal["roll", "silence"]) -> np.ndarray:
-    """[channels, samples] moved along time, all channels together; later if `samples` is above 0."""
+def shift_in_time(wave: np.ndarray, samples: int, fill: Literal["roll", "silence"]) -> np.ndarray:
+    """Shift [channels, samples] in time, all channels together; later if `samples` is positive."""
     moved = np.roll(wave, samples, axis=1)
     if fill == "silence":
         moved[:, slice(0, samples) if samples > 0 else slice(samples, None)] = 0
     return moved
 
 
-def noisy(wave: np.ndarray, snr_db: float, seed: int) -> np.ndarray:
-    """[channels, samples] with white Gaussian noise of equal power in all channels, independent of each other."""
+def add_noise(wave: np.ndarray, snr_db: float, seed: int) -> np.ndarray:
+    """Add white Gaussian noise to [channels, samples], independent and of equal power in all channels."""
     power = float(np.mean(wave.astype(np.float64) ** 2)) * 10 ** (-snr_db / 10)
     noise = np.random.default_rng(seed).standard_normal(wave.shape, dtype=np.float32)
     made: np.ndarray = wave + np.float32(np.sqrt(power)) * noise
     return made
 
 
-def fit(wave: np.ndarray, samples: int, pad: Pad) -> np.ndarray:
-    """A sound of at most `samples` at that length: "repeat" says it as often as it fits whole; silence fills the rest."""
+def pad_to_length(wave: np.ndarray, samples: int, pad: Pad) -> np.ndarray:
+    """Pad a sound to `samples`: "repeat" adds as many whole repeats as fit; silence fills the rest."""
     length = wave.shape[1]
     times = samples // length if pad == "repeat" else 1
     return np.pad(np.tile(wave, (1, times)), ((0, 0), (0, samples - times * length)))

@@ -1,4 +1,4 @@
-"""Changes of colours: drawn once, and the same for a picture and for all frames of a clip."""
+"""Colour jitter: drawn once, and applied alike to a picture or to all frames of a clip."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ HueRange = Annotated[float, Field(ge=0, le=0.5)]
 
 
 class JitterConfig(Config):
-    """How colours may change: four changes in random order, each by a random factor.
+    """Colour jitter: brightness, contrast, saturation and hue in random order, each by a random factor.
 
     Attributes:
-        jitter: probability that they are changed at all.
-        brightness, contrast, saturation: x of a factor that is drawn from [max(0, 1 - x), 1 + x].
-        hue: x of a shift that is drawn from [-x, x] of the colour circle.
+        jitter: probability of the jitter.
+        brightness, contrast, saturation: strength x; the factor is uniform in [max(0, 1 - x), 1 + x].
+        hue: strength x; the shift is uniform in [-x, x] of the colour circle.
     """
 
     jitter: Probability = 0.8
@@ -31,7 +31,7 @@ class JitterConfig(Config):
 
 
 def draw_jitter(config: JitterConfig, rng: np.random.Generator) -> list[list[Any]]:
-    """Changes of colours [[name, amount], ...] in the order in which they are made; often none."""
+    """Draw the colour changes [[name, amount], ...] in their order; empty without jitter."""
     if rng.random() >= config.jitter:
         return []
     ranges = {
@@ -44,7 +44,7 @@ def draw_jitter(config: JitterConfig, rng: np.random.Generator) -> list[list[Any
 
 
 def change_colours(x: Tensor, jitter: list[list[Any]]) -> Tensor:
-    """Make the changes that `draw_jitter` drew; x: uint8 [..., 3, H, W]."""
+    """Apply the changes from `draw_jitter` to x, uint8 [..., 3, H, W]."""
     from torchvision.transforms.v2 import functional as tv  # slow to import, and only needed here
 
     change = {
@@ -59,7 +59,7 @@ def change_colours(x: Tensor, jitter: list[list[Any]]) -> Tensor:
 
 
 def to_grey(x: Tensor) -> Tensor:
-    """uint8 [3, H, W] without colours."""
+    """Convert uint8 [3, H, W] to greyscale, with three channels."""
     from torchvision.transforms.v2 import functional as tv
 
     grey: Tensor = tv.rgb_to_grayscale(x, num_output_channels=3)

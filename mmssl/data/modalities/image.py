@@ -1,7 +1,7 @@
-"""Images: JPEG, PNG and WebP bytes to uint8 pixels, decoded once for any number of views.
+"""Image modality: JPEG, PNG and WebP bytes to uint8 pixels, decoded once for any number of views.
 
-Pixels are those that Pillow, open_clip and timm see: alpha is dropped and not composed (as `convert("RGB")` does), the EXIF
-orientation is not applied, of an animation the first frame is taken. 16-bit greys keep their upper 8 bits. Batches travel as
+Pixels are as in Pillow, open_clip and timm: alpha is dropped without blending (as in `convert("RGB")`), the EXIF orientation is
+ignored, and animations give their first frame. 16-bit greyscale keeps its upper 8 bits. Views are
 uint8: normalisation belongs to the encoder's `prepare`.
 """
 
@@ -36,16 +36,16 @@ _WANTED = "a path, bytes, a PIL picture (not of mode F), or an array or tensor [
 
 
 class ImageModality(Modality):
-    """Pictures as uint8 arrays [H, W, 3].
+    """Images: uint8 arrays [H, W, 3].
 
     Args:
-        max_pixels: larger pictures are refused from their header alone, before anything is decoded.
+        max_pixels: larger pictures are refused by their header, before decoding.
     """
 
     kernels = PICTURES
     visual = True
     warnings: ClassVar[Mapping[str, str]] = {
-        "repeated": "images are there more than once: equal images are false negatives, or leak between splits"
+        "repeated": "images repeat earlier ones: equal images are false negatives, or leak between splits"
     }
 
     def __init__(self, name: str, extensions: tuple[str, ...], views: Mapping[str, View], max_pixels: int) -> None:
@@ -53,7 +53,7 @@ class ImageModality(Modality):
         self.max_pixels = max_pixels
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> np.ndarray:
-        """Pixels [H, W, 3] uint8. The format is taken from the bytes, never from the extension.
+        """Decode to pixels [H, W, 3] uint8. The format is detected from the bytes, not from the extension.
 
         Raises:
             DecodeError: "undecodable" (not a JPEG, PNG or WebP, or damaged: JPEG decoding is strict), "too_large".
@@ -61,13 +61,13 @@ class ImageModality(Modality):
         return _decode_jpeg(data, self.max_pixels) if data.startswith(_JPEG) else _decode_other(data, self.max_pixels)
 
     def inspect(self, data: bytes, extension: str) -> Inspection:
-        """Width and height, the file for finding equal ones, and the pixels."""
+        """Width and height, the file to find duplicates, and the pixels."""
         pixels = self.decode(data, extension)
         height, width, _ = pixels.shape
         return Inspection({"width": [width], "height": [height]}, items=(("an image", data),), channels=pixels)
 
     def from_value(self, value: Any) -> np.ndarray:
-        """Pixels [H, W, 3] uint8 of a PIL picture of any mode but F, or of an array or tensor: uint8, or floats in [0, 1].
+        """Pixels [H, W, 3] uint8 of a PIL image of any mode except F, or of an array or tensor: uint8, or floats in [0, 1].
 
         Raises:
             DecodeError: "type", "shape", "empty", "not_finite", "range", "too_large".
@@ -83,13 +83,13 @@ class ImageModality(Modality):
 
 
 class ImageConfig(ModalityConfig):
-    """Pictures.
+    """Image settings: size and views.
 
     Attributes:
         size: height and width of every view in pixels.
-        views: kind of view, as objectives ask for it -> how to make it. "eval" is always there besides: the shortest side
-            resized, the centre cropped.
-        max_pixels: pictures with more are refused before they are decoded.
+        views: kind of view that an objective needs -> its settings. The view "eval" always exists: shortest side resized, centre
+            crop.
+        max_pixels: pictures with more pixels are refused before decoding.
     """
 
     kind: Literal["image"] = "image"
@@ -121,25 +121,23 @@ class ImageConfig(ModalityConfig):
     @model_validator(mode="after")
     def _check(self) -> ImageConfig:
         if "eval" in self.views:
-            raise ValueError(
-                "the view 'eval' is made from `size` alone and cannot be configured: give the view another name"
-            )
+            raise ValueError("got a view 'eval', which is reserved and made from `size`: give the view another name")
         for name, view in self.views.items():
             if isinstance(view, OrderConfig) and self.size % view.patch_size:
                 raise ValueError(
-                    f"view {name!r} has patches of {view.patch_size} pixels, which do not divide the size of {self.size}"
+                    f"view {name!r}: got patch_size {view.patch_size}, wanted a divisor of size {self.size}"
                 )
         return self
 
     def build(self, name: str) -> ImageModality:
-        """The modality under the name that the recipe gives it."""
+        """Build the modality with its name in the recipe."""
         views: dict[str, View] = {kind: view.build(self.size) for kind, view in self.views.items()}
         extensions = self.extensions or ("jpg", "jpeg", "png", "webp")
         return ImageModality(name, extensions, {**views, "eval": EvalView(self.size)}, self.max_pixels)
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
-    # Strict: Pillow accepts most JPEGs with flipped bits or a missing half, and trains on the grey that it puts there.
+    # Strict: Pillow accepts most JPEGs with flipped bits or a missing half, and fills the rest with grey.
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=True)
         _check_size(height, width, max_pixels)
@@ -160,11 +158,11 @@ def _decode_other(data: bytes, max_pixels: int) -> np.ndarray:
         raise
     except UnidentifiedImageError as error:
         raise DecodeError(
-            "undecodable", f"{len(data)} bytes beginning with {data[:12]!r}, wanted a JPEG, PNG or WebP"
+            "undecodable", f"got {len(data)} bytes beginning with {data[:12]!r}, wanted a JPEG, PNG or WebP"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DecodeError("too_large", str(error)) from error
-    except Exception as error:  # the bytes are foreign, and Pillow's readers raise whatever they stumble over
+    except Exception as error:  # Pillow's readers raise many types of exceptions on foreign bytes
         raise DecodeError(
             "undecodable", f"{len(data)} bytes beginning with {data[:12]!r}: {error or type(error).__name__}"
         ) from error
@@ -172,11 +170,13 @@ def _decode_other(data: bytes, max_pixels: int) -> np.ndarray:
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
-        raise DecodeError("too_large", f"{width} x {height} pixels, wanted at most {max_pixels} in all (`max_pixels`)")
+        raise DecodeError(
+            "too_large", f"got {width} x {height} pixels, wanted at most {max_pixels} in all (`max_pixels`)"
+        )
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16 bits; Pillow would clip and not scale them
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scale
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")

@@ -1,6 +1,6 @@
-"""Views of pictures: uint8 [H, W, 3] arrays to uint8 tensors [3, size, size], and permutations of patches.
+"""Image views (crops and augmentation): uint8 arrays [H, W, 3] to uint8 tensors [3, size, size]; permutations of patches.
 
-Crops are resized in uint8 with antialiasing, from full resolution: equal to Pillow, and so to open_clip, within rounding.
+Crops are resized in uint8 with antialiasing, from full resolution: equal to Pillow, and so to open_clip, up to rounding.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from mmssl.data.modality import View
 
 Interpolation = Literal["bicubic", "bilinear"]
 RATIO = (3 / 4, 4 / 3)
-"""Widths by heights of boxes, torchvision's default."""
-MAX_ASPECT = 8  # beyond it the centre is cut out first, or a picture one pixel high would be blown up to gigabytes
+"""Range of aspect ratios (width / height) of random crops, torchvision's default."""
+MAX_ASPECT = (
+    8  # more elongated pictures are centre-cropped first: a picture one pixel high would be resized to gigabytes
+)
 
 
 class ResizedCropConfig(Config):
-    """A random box, resized: torchvision's RandomResizedCrop. The defaults are open_clip's for training.
+    """Random resized crop, as torchvision's RandomResizedCrop. The defaults are open_clip's for training.
 
     Attributes:
-        scale: range of the box' share of the area.
-        ratio: range of the box' width / height (log-uniform).
+        scale: range of the crop's share of the area.
+        ratio: range of the crop's width / height (log-uniform).
         interpolation: filter of the resizing, with antialiasing.
         flip: probability of a horizontal flip.
     """
@@ -52,14 +54,14 @@ class SimClrViewConfig(JitterConfig):
     """The augmentation of SimCLR (Chen et al. 2020, appendix A); MoCo v3 and SLIP use jitter of 0.4, 0.4, 0.4, 0.1.
 
     Attributes:
-        scale: range of the box' share of the area.
-        ratio: range of the box' width / height (log-uniform).
+        scale: range of the crop's share of the area.
+        ratio: range of the crop's width / height (log-uniform).
         interpolation: filter of the resizing, with antialiasing.
         flip: probability of a horizontal flip.
-        grayscale: probability of grey.
+        grayscale: probability of greyscale.
         blur: probability of a Gaussian blur.
         sigma: range of the blur's standard deviation in pixels.
-        blur_kernel: width of the blur's kernel as a share of the picture's.
+        blur_kernel: width of the blur's kernel as a share of the picture's width.
     """
 
     kind: Literal["simclr"] = "simclr"
@@ -78,34 +80,34 @@ class SimClrViewConfig(JitterConfig):
 
 
 class OrderConfig(Config):
-    """A random order of the patches of a picture, for objectives that mask: the first ones are kept, or the last.
+    """Random permutation of the patches of a picture, for masking objectives, which keep the first or the last ones.
 
     Attributes:
-        patch_size: pixels of a side of a patch, as the encoder has it.
+        patch_size: side of a patch in pixels, as in the encoder.
     """
 
     kind: Literal["order"] = "order"
     patch_size: int = Field(ge=1)
 
     def build(self, size: int) -> TokenOrder:
-        """The view for pictures of `size` pixels."""
+        """Build the view for pictures of `size` pixels."""
         return TokenOrder((size // self.patch_size) ** 2)
 
 
 class ResizedCrop(View):
-    """uint8 [3, size, size] from a random box. Parameters: box [top, left, height, width], flip."""
+    """Random resized crop: uint8 [3, size, size]. Parameters: box [top, left, height, width], flip."""
 
     def __init__(self, config: ResizedCropConfig, size: int) -> None:
         self.config = config
         self.size = size
 
     def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """Box and flip."""
+        """Draw box and flip."""
         box = random_box(value.shape[0], value.shape[1], self.config.scale, self.config.ratio, rng)
         return {"box": box, "flip": bool(rng.random() < self.config.flip)}
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
-        """The resized box."""
+        """Crop, resize and flip."""
         x = resize(value, parameters["box"], (self.size, self.size), self.config.interpolation)
         return x.flip(-1) if parameters["flip"] else x
 
@@ -115,7 +117,7 @@ class ResizedCrop(View):
 
 
 class SimClrView(View):
-    """uint8 [3, size, size]: crop, flip, colours, blur.
+    """SimCLR augmentation: crop, flip, colour jitter, greyscale, blur. uint8 [3, size, size].
 
     Parameters: box, flip, jitter [[name, amount], ...] in order, grayscale, sigma (0: no blur).
     """
@@ -125,7 +127,7 @@ class SimClrView(View):
         self.size = size
 
     def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """All parameters of all operations."""
+        """Draw the parameters of all operations."""
         c = self.config
         jitter = draw_jitter(c, rng)
         return {
@@ -137,7 +139,7 @@ class SimClrView(View):
         }
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
-        """The augmented picture."""
+        """Apply all operations."""
         x = resize(value, parameters["box"], (self.size, self.size), self.config.interpolation).contiguous()
         if parameters["flip"]:
             x = x.flip(-1)
@@ -154,26 +156,26 @@ class SimClrView(View):
 
 
 class EvalView(View):
-    """uint8 [3, size, size]: the shortest side resized (bicubic), the centre cropped: open_clip's transform for evaluation."""
+    """Evaluation transform of open_clip: shortest side resized (bicubic), centre crop. uint8 [3, size, size]."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
-        """Nothing: this view has no chance in it."""
+        """No parameters: this view is deterministic."""
         return {}
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
-        """The centre of the resized picture."""
-        return centre(value, self.size)
+        """Resize and centre-crop."""
+        return centre_crop(value, self.size)
 
     def blank(self) -> Tensor:
         """Black."""
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
 
 
-def centre(value: np.ndarray, size: int) -> Tensor:
-    """uint8 [3, size, size] of uint8 [H, W, 3]: the shortest side resized (bicubic), the middle cropped."""
+def centre_crop(value: np.ndarray, size: int) -> Tensor:
+    """Resize the shortest side of uint8 [H, W, 3] to `size` (bicubic), and crop the centre: uint8 [3, size, size]."""
     height, width = value.shape[:2]
     short = min(height, width)
     top, left = max(0, height - MAX_ASPECT * short) // 2, max(0, width - MAX_ASPECT * short) // 2
@@ -187,7 +189,7 @@ def centre(value: np.ndarray, size: int) -> Tensor:
 def random_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> list[int]:
-    """[top, left, height, width] as torchvision's RandomResizedCrop draws it: ten tries, then the largest centred box."""
+    """Draw a box [top, left, height, width] as torchvision's RandomResizedCrop: ten tries, then the largest centred box."""
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -203,9 +205,9 @@ def random_box(
 
 
 def resize(value: np.ndarray, box: list[int], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """Cut the box [top, left, height, width] out of uint8 [H, W, 3] and resize it with antialiasing to uint8 [3, *size].
+    """Crop the box [top, left, height, width] of uint8 [H, W, 3] and resize it with antialiasing to uint8 [3, *size].
 
-    The result lies in memory as the picture does, channels last: turning it into planes would take a quarter of the time again.
+    The result is channels-last in memory, like the picture: a copy to contiguous planes would take a quarter more time.
     """
     top, left, height, width = box
     x = torch.from_numpy(value)[top : top + height, left : left + width].permute(2, 0, 1)[None]
@@ -225,7 +227,7 @@ _KERNELS = resize_kernels()
 def gaussian_blur(x: Tensor, kernel: float, sigma: float) -> Tensor:
     """Blur uint8 [C, H, W] with reflected borders; the kernel is `kernel` of the width, made odd.
 
-    Row and column passes by shifted sums equal torchvision's two-dimensional kernel within rounding, in a ninth of its time.
+    Separable passes by shifted sums equal torchvision's two-dimensional kernel up to rounding, in a ninth of its time.
     """
     radius = max(1, int(x.shape[-1] * kernel / 2))
     weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]

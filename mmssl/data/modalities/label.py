@@ -1,4 +1,4 @@
-"""Class labels: members with one whole number."""
+"""Class labels: members with one integer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LABELS = {
     "crop": identity("a class has no place"),
     "mixup": Kernel(_heavier),
     "gain": identity("only sounds have a level"),
-    "dropout": identity("a label is an answer, not something seen or heard"),
+    "dropout": identity("a label is a target, not an input"),
     "negative": identity("the class stays that of the picture"),
 }
 
@@ -39,26 +39,26 @@ _NUMBER = re.compile(rb"\s*([0-9]{1,18})\s*")
 
 
 class LabelModality(Modality):
-    """Numbers of classes."""
+    """Class labels as integers."""
 
     kernels = LABELS
     label = True
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> int:
-        """The number.
+        """Decode to the class number.
 
         Raises:
-            DecodeError: "undecodable": not a whole number from 0, in digits.
+            DecodeError: "undecodable": not a non-negative integer in digits.
         """
         match = _NUMBER.fullmatch(data)
         if match is None:
             raise DecodeError(
-                "undecodable", f".{extension} holds {data[:40]!r}, wanted the number of a class, from 0, in digits"
+                "undecodable", f".{extension} holds {data[:40]!r}, wanted a class number of at least 0 in digits"
             )
         return int(match[1])
 
     def inspect(self, data: bytes, extension: str) -> Inspection:
-        """The class."""
+        """Count the class."""
         return Inspection(counted={"class": self.decode(data, extension)})
 
 
@@ -69,23 +69,23 @@ class LabelConfig(ModalityConfig):
 
     @classmethod
     def usual(cls) -> LabelConfig:
-        """Numbers in `.cls`."""
+        """Class numbers in `.cls`."""
         return cls()
 
     def build(self, name: str) -> LabelModality:
-        """The modality under the name that the recipe gives it."""
+        """Build the modality with its name in the recipe."""
         return LabelModality(name, self.extensions or ("cls",), {"value": LabelView(), "eval": LabelView()})
 
 
 class LabelView(View):
-    """int64 scalar []."""
+    """Class number as int64 scalar []."""
 
     def draw(self, value: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Nothing: this view has no chance in it."""
+        """No parameters: this view is deterministic."""
         return {}
 
     def __call__(self, value: int, parameters: Mapping[str, Any]) -> Tensor:
-        """The number as a tensor."""
+        """The class number as a tensor."""
         return torch.tensor(value, dtype=torch.int64)
 
     def blank(self) -> Tensor:

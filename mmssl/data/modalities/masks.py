@@ -1,4 +1,4 @@
-"""Random orders of tokens, for objectives that mask: masks are data, so they do not depend on the number of processes."""
+"""Random permutations of tokens, for masking objectives. Masks are views, so they do not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from mmssl.data.modality import View
 
 
 class TokenOrder(View):
-    """int64 [T], a permutation of 0 ... T-1, the tokens of a view in reading order. Parameters: the order of the places.
+    """Random permutation of the T tokens of a view, int64 [T]. Parameters: the order of the places.
 
     Args:
-        places: tokens that are shuffled.
-        times: tokens that stay together at each place, `places` apart from each other in reading order: tubes through all times of
-            a clip (VideoMAE, arXiv:2203.12602, section 3.3), so that nothing hidden is to be seen a moment later.
-            T = places x times.
+        places: number of places to shuffle.
+        times: number of tokens that stay together at each place, `places` apart in reading order: tubes through all times of a
+            clip (VideoMAE, arXiv:2203.12602, section 3.3), so that hidden content is hidden at all times. T = places x times.
     """
 
     def __init__(self, places: int, times: int = 1) -> None:
@@ -27,7 +26,7 @@ class TokenOrder(View):
         self.times = times
 
     def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
-        """The permutation."""
+        """Draw the permutation."""
         return {"order": rng.permutation(self.places).tolist()}
 
     def __call__(self, value: Any, parameters: Mapping[str, Any]) -> Tensor:
@@ -36,5 +35,5 @@ class TokenOrder(View):
         return (places[:, None] + self.places * torch.arange(self.times)).flatten()
 
     def blank(self) -> Tensor:
-        """Reading order: still a permutation, so that code which gathers by it stands."""
+        """The identity permutation, so that `gather` by it works."""
         return torch.arange(self.places * self.times)

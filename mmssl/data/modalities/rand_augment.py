@@ -1,6 +1,6 @@
-"""RandAugment (Cubuk et al. 2020, arXiv:1909.13719): a few operations of one strength, chosen at random, after a random crop.
+"""RandAugment (Cubuk et al. 2020, arXiv:1909.13719): a few random operations of one magnitude, after a random resized crop.
 
-Operations and their strengths are torchvision's. All chance is in the record of parameters.
+Operations and magnitudes are torchvision's. All randomness is in the recorded parameters.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ _SIGNED = {
     "contrast": 0.9,
     "sharpness": 0.9,
 }
-"""Amounts at the strongest magnitude, to both sides."""
+"""Largest amount of each operation, at the largest magnitude; the sign is random."""
 
 
 class RandAugmentConfig(Config):
-    """A resized crop, and RandAugment on it.
+    """RandAugment after a random resized crop.
 
     Attributes:
-        scale: range of the box' share of the area.
-        ratio: range of the box' width / height (log-uniform).
+        scale: range of the crop's share of the area.
+        ratio: range of the crop's width / height (log-uniform).
         interpolation: filter of the resizing, with antialiasing.
         flip: probability of a horizontal flip.
-        operations: how many are applied, one after the other; the same one may come twice.
-        magnitude: strength of all of them, 0 to 30.
-        among: which operations there are to choose from, all equally likely. `color`, `contrast` and the like change what
-            captions say of colours, `rotate` and `translate_x` what they say of places: leave out what must stay.
-        fill: grey level, 0 to 255, of what comes in from outside the picture.
+        operations: number of operations in sequence, drawn with replacement.
+        magnitude: strength of all operations, 0 to 30.
+        among: operations to choose from, equally likely. `color`, `contrast` and the like change colours that captions may name,
+            `rotate` and `translate_x` change places: leave out those that would make captions false.
+        fill: grey level, 0 to 255, of pixels from outside the picture.
     """
 
     kind: Literal["rand_augment"] = "rand_augment"
@@ -70,14 +70,14 @@ class RandAugmentConfig(Config):
 
 
 class RandAugment(View):
-    """uint8 [3, size, size]. Parameters: box, flip, operations [[name, amount], ...] in order."""
+    """RandAugment after a random resized crop: uint8 [3, size, size]. Parameters: box, flip, operations [[name, amount], ...]."""
 
     def __init__(self, config: RandAugmentConfig, size: int) -> None:
         self.config = config
         self.size = size
 
     def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """All parameters of all operations."""
+        """Draw the parameters of all operations."""
         c = self.config
         return {
             "box": random_box(value.shape[0], value.shape[1], c.scale, c.ratio, rng),
@@ -86,12 +86,12 @@ class RandAugment(View):
         }
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
-        """The augmented picture."""
+        """Apply all operations."""
         x = resize(value, parameters["box"], (self.size, self.size), self.config.interpolation)
         if parameters["flip"]:
             x = x.flip(-1)
         for name, amount in parameters["operations"]:
-            x = apply(x, name, amount, self.config.fill)
+            x = apply_operation(x, name, amount, self.config.fill)
         return x.contiguous()
 
     def blank(self) -> Tensor:
@@ -105,16 +105,16 @@ class RandAugment(View):
         return [name, {"posterize": 8 - round(4 * strength), "solarize": 1 - strength}.get(name, 0)]
 
 
-def apply(x: Tensor, name: Operation, amount: float, fill: int) -> Tensor:
-    """One operation on a picture uint8 [3, H, W].
+def apply_operation(x: Tensor, name: Operation, amount: float, fill: int) -> Tensor:
+    """Apply one operation to a picture uint8 [3, H, W].
 
     Args:
         x: the picture.
         name: of the operation.
         amount: shear: tangent of the angle; translate: share of the side; rotate: degrees, counter-clockwise; brightness, color,
-            contrast, sharpness: the factor less 1; posterize: bits that are left; solarize: level from 0 to 1 from which
-            on pixels are inverted; others: nothing.
-        fill: grey level of what comes in from outside.
+            contrast, sharpness: the factor minus 1; posterize: bits to keep; solarize: level from 0 to 1 above which pixels are
+            inverted; others: ignored.
+        fill: grey level of pixels from outside the picture.
     """
     from torchvision.transforms.v2 import functional as tv  # slow to import, and only needed here
 

@@ -1,4 +1,4 @@
-"""Text: caption files to tuples of captions, captions to token ids."""
+"""Text modality: caption files to tuples of captions, captions to token ids."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
 from mmssl.data.timeline import Window
 
 MAX_TOKENS = 1024
-"""Captions with more tokens are counted as of that length."""
+"""Maximum tokens of a caption in inspections; longer captions count as this length."""
 
 CaptionFormat = Literal["whole", "lines", "list"] | dict[str, Annotated[float, Field(gt=0)]]
 
 
 class TextModality(Modality):
-    """Captions.
+    """Text: captions of a sample, as `Captions`.
 
     Args:
-        captions: how a member holds them; see `TextConfig`.
-        tokenizer: turns them into ids.
-        augment: what is done to captions in the view "tokens".
+        captions: format of members; see `TextConfig`.
+        tokenizer: converts captions to token ids.
+        augment: augmentation of captions in the view "tokens".
     """
 
     kernels = CAPTIONS
@@ -57,10 +57,10 @@ class TextModality(Modality):
         self.token_ids = TokenIds(tokenizer.context_length, tokenizer.vocab_size)
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> Captions:
-        """All captions of a member.
+        """Decode all captions of a member.
 
         Raises:
-            DecodeError: "undecodable" (not UTF-8, not the expected JSON), "missing" (no caption in it).
+            DecodeError: "undecodable" (not UTF-8, not the expected JSON), "missing" (no caption).
         """
         try:
             text = data.decode("utf-8-sig")
@@ -77,10 +77,10 @@ class TextModality(Modality):
         return captions
 
     def from_input(self, value: Any) -> Captions:
-        """One caption: a string as it is, however files of this modality hold captions; or a `Path` or bytes that hold one.
+        """One caption: a string is taken literally; a `Path` or bytes are decoded.
 
         Raises:
-            DecodeError: "missing" (nothing but white space), "several" (captions); as `decode`. OSError: the file cannot be read.
+            DecodeError: "missing" (only white space), "several" (captions), or as `decode`. OSError: the file cannot be read.
         """
         if isinstance(value, str):
             if not value.strip():
@@ -92,15 +92,15 @@ class TextModality(Modality):
         return captions
 
     def from_value(self, value: Any) -> Captions:
-        """Refuses all: strings are taken by `from_input`."""
+        """Refuse all objects: `from_input` accepts strings."""
         raise DecodeError("type", f"got {type(value).__qualname__}, wanted a string, or the Path or bytes of a file")
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Ids [n, T] int64 of n texts, such as prompts."""
+        """Tokenize n texts, such as prompts: ids [n, T] int64."""
         return self.tokenizer(texts)
 
     def inspect(self, data: bytes, extension: str) -> Inspection:
-        """Words, and tokens of CLIP with start and end, of each caption; the captions for finding equal ones."""
+        """Number of words and of CLIP tokens (with start and end) of each caption; the captions to find duplicates."""
         captions = self.decode(data, extension)
         # The end mark has the largest id.
         figures = {
@@ -112,16 +112,16 @@ class TextModality(Modality):
 
 
 class TextConfig(ModalityConfig):
-    """Captions.
+    """Text settings: tokenizer, format of captions and their augmentation.
 
     Attributes:
-        tokenizer: which one.
-        captions: "whole": a member is one caption; "lines": one a line; "list": a JSON list of captions; or {key: weight}: a JSON
-            object, of which these keys are read (each a caption or a list of them; keys that a sample lacks are left out) and
-            drawn in proportion to their weights.
-        augment: what is done to the caption in the view "tokens", in this order: swap, delete or repeat words, or take a span.
-            The view "eval" has captions as they are.
-        extensions: default `txt`, and `json` where JSON is read.
+        tokenizer: the tokenizer.
+        captions: "whole": a member is one caption; "lines": each line is a caption; "list": a JSON list of captions; or
+            {key: weight}: a JSON object with these keys (each a caption or a list of captions; missing keys are skipped), drawn
+            in proportion to their weights.
+        augment: augmentations of the caption in the view "tokens", in this order: swap, delete or repeat words, or take a span.
+            The view "eval" has no augmentation.
+        extensions: default `txt`, or `json` for JSON formats.
     """
 
     kind: Literal["text"] = "text"
@@ -131,11 +131,11 @@ class TextConfig(ModalityConfig):
 
     @classmethod
     def usual(cls) -> TextConfig:
-        """One caption a line."""
+        """Each line is a caption."""
         return cls(captions="lines")
 
     def input_spec(self) -> InputSpec:
-        """Which tokenizer."""
+        """Vocabulary and context length of the tokenizer."""
         return InputSpec(tokenizer=self.tokenizer.kind)
 
     @field_validator("captions")
@@ -146,39 +146,39 @@ class TextConfig(ModalityConfig):
         return captions
 
     def build(self, name: str) -> TextModality:
-        """The modality under the name that the recipe gives it."""
+        """Build the modality with its name in the recipe."""
         usual = ("txt",) if self.captions in ("whole", "lines") else ("json",)
         return TextModality(name, self.extensions or usual, self.captions, self.tokenizer.build(), self.augment)
 
 
 class TokensView(View):
-    """int64 [T], ids of one caption drawn by weight. Parameters: caption, its number; words, see `draw_words`, if it is changed."""
+    """Token ids of one caption drawn by weight, int64 [T]. Parameters: caption (number); words (`draw_words`), if augmented."""
 
     def __init__(self, tokenizer: Tokenizer, augment: Sequence[WordsConfig] = ()) -> None:
         self.tokenizer = tokenizer
         self.augment = tuple(augment)
 
     def draw(self, value: Captions, rng: np.random.Generator) -> dict[str, Any]:
-        """Which caption, and what becomes of it."""
+        """Draw the caption and its augmentation."""
         bounds = list(accumulate(value.weights))
         caption = min(bisect_right(bounds, rng.random() * bounds[-1]), len(value) - 1)
         words = draw_words(value[caption], self.augment, rng)
         return {"caption": caption} if words is None else {"caption": caption, "words": words}
 
     def __call__(self, value: Captions, parameters: Mapping[str, Any]) -> Tensor:
-        """Ids of that caption."""
+        """Tokenize the drawn caption."""
         text = value[parameters["caption"]]
         if "words" in parameters:
             text = take_words(text, parameters["words"])
         return self.tokenizer([text])[0]
 
     def blank(self) -> Tensor:
-        """The ids of an empty text: start and end."""
+        """Token ids of an empty text: start and end."""
         return self.tokenizer([""])[0]
 
 
 class AllTokensView(View):
-    """int64 [K, T], ids of all K captions in their order."""
+    """Token ids of all K captions in their order, int64 [K, T]."""
 
     ragged = True
 
@@ -186,15 +186,15 @@ class AllTokensView(View):
         self.tokenizer = tokenizer
 
     def draw(self, value: Captions, rng: np.random.Generator) -> dict[str, Any]:
-        """Nothing: all are taken."""
+        """No parameters: this view is deterministic."""
         return {}
 
     def __call__(self, value: Captions, parameters: Mapping[str, Any]) -> Tensor:
-        """Ids of all captions."""
+        """Tokenize all captions."""
         return self.tokenizer(value)
 
     def blank(self) -> Tensor:
-        """No caption."""
+        """No caption: [0, T]."""
         return torch.zeros(0, self.tokenizer.context_length, dtype=torch.int64)
 
 
@@ -225,15 +225,13 @@ def _from_json(text: str, extension: str, captions: CaptionFormat) -> Captions:
     for key, weight in captions.items():
         found = _texts(value[key] if isinstance(value.get(key), list) else [value.get(key)], extension)
         texts += found
-        weights += [weight / len(found) for _ in found]  # a key keeps its weight, however many captions it has
+        weights += [weight / len(found) for _ in found]  # the captions of a key share its weight
     return Captions(texts, weights)
 
 
 def _texts(values: list[Any], extension: str) -> list[str]:
-    """The captions among JSON values; null and blanks are none."""
+    """The captions among JSON values, without null and blanks."""
     for value in values:
         if not isinstance(value, str | None):
-            raise DecodeError(
-                "undecodable", f".{extension} has {str(value)[:40]!r} where a caption should be, wanted a string"
-            )
+            raise DecodeError("undecodable", f".{extension} has {str(value)[:40]!r} as a caption, wanted a string")
     return [value.strip() for value in values if value and value.strip()]

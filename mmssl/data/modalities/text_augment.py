@@ -1,7 +1,7 @@
-"""Changes of captions in training, word by word: EDA (Wei and Zou 2019, arXiv:1901.11196) and random spans (arXiv:2112.09118).
+"""Text augmentation by words: EDA (Wei and Zou 2019, arXiv:1901.11196) and random spans (arXiv:2112.09118).
 
-Each operation only chooses words: an augmented caption is a list of places in the old one, which is the whole record. EDA's
-synonyms need a database; a word that is said twice stands in for a synonym that is put in.
+Each operation only chooses words: the parameters of an augmented caption are a list of word positions in the original. EDA's
+synonyms need a database; here a repeated word replaces the insertion of a synonym.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class WordsConfig(Config, ABC):
-    """What all operations have.
+    """Base class of the text augmentations.
 
     Attributes:
-        probability: of a caption to be changed at all.
+        probability: probability of the operation for a caption.
     """
 
     probability: float = Field(default=1.0, gt=0, le=1)
 
     @abstractmethod
     def choose(self, words: list[int], rng: np.random.Generator) -> list[int]:
-        """The places of words after the operation, of those before it; at least one of at least one."""
+        """Choose word positions from `words` (at least one): the positions after the operation, at least one."""
 
 
 class SwapConfig(WordsConfig):
-    """Two random words change places, several times over. Not for captions in which order says who is where.
+    """Random swap (EDA): swap two random words, several times. Not for captions whose word order has a spatial meaning.
 
     Attributes:
-        share: how many times, as a share of the words; at least once.
+        share: number of swaps as a share of the words; at least one.
     """
 
     kind: Literal["swap"] = "swap"
@@ -52,10 +52,10 @@ class SwapConfig(WordsConfig):
 
 
 class DeleteConfig(WordsConfig):
-    """Each word is left out by chance; of a caption that would lose all, a random one stays.
+    """Random deletion (EDA): drop each word with a probability, but keep at least one.
 
     Attributes:
-        share: probability of each word.
+        share: probability of dropping each word.
     """
 
     kind: Literal["delete"] = "delete"
@@ -68,10 +68,10 @@ class DeleteConfig(WordsConfig):
 
 
 class RepeatConfig(WordsConfig):
-    """Random words are said a second time at random places.
+    """Random repetition: insert copies of random words at random positions.
 
     Attributes:
-        share: how many, as a share of the words; at least one.
+        share: number of copies as a share of the words; at least one.
     """
 
     kind: Literal["repeat"] = "repeat"
@@ -86,7 +86,7 @@ class RepeatConfig(WordsConfig):
 
 
 class SpanConfig(WordsConfig):
-    """A random span of consecutive words (Contriever's crop).
+    """Random crop: keep a random span of consecutive words (Contriever).
 
     Attributes:
         share: range of its length as a share of the words; at least one word.
@@ -112,7 +112,7 @@ WordOperation = Annotated[SwapConfig | DeleteConfig | RepeatConfig | SpanConfig,
 
 
 def draw_words(text: str, operations: Sequence[WordsConfig], rng: np.random.Generator) -> list[int] | None:
-    """Places of the words of `text` after all operations in their order; None if it stays as it is, to the letter."""
+    """Draw the word positions of `text` after all operations, in their order; None if the text is unchanged."""
     before = list(range(len(text.split())))
     words = before
     for operation in operations:
@@ -122,7 +122,7 @@ def draw_words(text: str, operations: Sequence[WordsConfig], rng: np.random.Gene
 
 
 def take_words(text: str, words: Sequence[int]) -> str:
-    """The words of `text` at these places, with single spaces."""
+    """Join the words of `text` at these positions with single spaces."""
     split = text.split()
     return " ".join(split[word] for word in words)
 

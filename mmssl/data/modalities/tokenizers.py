@@ -1,4 +1,4 @@
-"""Tokenizers behind one small face: texts in, int64 [n, T] out, padded on the right.
+"""Tokenizers with one interface: texts in, int64 [n, T] out, padded on the right.
 
 Picklable for workers: a copy loads its vocabulary on first use.
 """
@@ -21,17 +21,17 @@ from torch import Tensor
 from mmssl.core.config import Config
 from mmssl.core.errors import RecipeError
 
-# Printable ASCII without "&": nothing that ftfy or HTML's rules would change.
+# Printable ASCII without "&": text that ftfy and HTML unescaping leave unchanged.
 _PLAIN = re.compile(r"[ !-%'-~]*").fullmatch
 
 
 class Tokenizer(ABC):
-    """Texts to token ids.
+    """Tokenizer: texts to token ids of a fixed length.
 
     Attributes:
-        context_length: T, tokens of every text; longer ones are cut on the right.
+        context_length: T, tokens of every text; longer texts are truncated on the right.
         vocab_size: ids are below this number.
-        pad_id: id behind the end of a text.
+        pad_id: padding id.
     """
 
     context_length: int
@@ -46,7 +46,7 @@ class Tokenizer(ABC):
 class ClipTokenizer(Tokenizer):
     """CLIP's byte-pair encoding as open_clip ships it: lower case, start 49406, end 49407, padded with 0.
 
-    Of a text that is cut the last token is still the end mark.
+    A truncated text still ends with the end token.
     """
 
     vocab_size = 49408
@@ -65,17 +65,17 @@ class ClipTokenizer(Tokenizer):
 
     @cached_property
     def _ids(self) -> dict[str, list[int]]:
-        """Ids of words that were met in plain texts."""
+        """Cache: word -> ids, for words of plain texts."""
         return {}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Ids [n, T] int64 of n texts."""
         encoder = self._encoder
-        if len(encoder.cache) > self.MAX_CACHED_WORDS:  # every word of the web would end up in it
+        if len(encoder.cache) > self.MAX_CACHED_WORDS:  # unbounded, it would grow with every new word
             self.__dict__.pop("_encoder"), self.__dict__.pop("_ids", None)
             encoder = self._encoder
         out = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
-        rows = out.numpy()  # shares memory; torch takes far longer to fill a few numbers in
+        rows = out.numpy()  # shares memory; filling small rows is much faster in numpy
         for row, text in zip(rows, texts, strict=True):
             ids = [encoder.sot_token_id, *self._encode(encoder, text), encoder.eot_token_id][: self.context_length]
             ids[-1] = encoder.eot_token_id
@@ -83,7 +83,7 @@ class ClipTokenizer(Tokenizer):
         return out
 
     def _encode(self, encoder: Any, text: str) -> list[int]:
-        """Ids as `encoder.encode` gives them. Most captions need none of its repairs, which take longest, and repeat words."""
+        """Token ids equal to `encoder.encode`. Faster: most captions need no repair of the text, and their words are cached."""
         if not _PLAIN(text):
             ids: list[int] = encoder.encode(text)
             return ids
@@ -99,7 +99,7 @@ class ClipTokenizer(Tokenizer):
 
 
 class HfTokenizer(Tokenizer):
-    """A tokenizer of transformers, from a local folder; nothing is fetched and no code of the folder is run."""
+    """Tokenizer of transformers from a local folder, without downloads and without running code of the folder."""
 
     def __init__(self, path: Path, context_length: int) -> None:
         self.path = path
@@ -116,7 +116,7 @@ class HfTokenizer(Tokenizer):
 
         if not self.path.is_dir():
             raise RecipeError(
-                f"no tokenizer folder {self.path}, wanted one as transformers' `save_pretrained` writes it"
+                f"got tokenizer folder {self.path}, which does not exist, wanted one from transformers' `save_pretrained`"
             )
         try:
             encoder = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
@@ -143,14 +143,14 @@ class ClipTokenizerConfig(Config):
     """CLIP's tokenizer.
 
     Attributes:
-        context_length: most tokens of a text, its start and end included; what is longer is cut.
+        context_length: maximum tokens of a text with start and end; longer texts are truncated.
     """
 
     kind: Literal["clip"] = "clip"
     context_length: int = Field(default=77, ge=3)
 
     def build(self) -> ClipTokenizer:
-        """The tokenizer."""
+        """Build the tokenizer."""
         return ClipTokenizer(self.context_length)
 
 
@@ -158,8 +158,8 @@ class HfTokenizerConfig(Config):
     """A tokenizer of transformers.
 
     Attributes:
-        path: local folder, as `save_pretrained` writes it.
-        context_length: most tokens of a text, special ones included; what is longer is cut.
+        path: local folder from `save_pretrained`.
+        context_length: maximum tokens of a text with special tokens; longer texts are truncated.
     """
 
     kind: Literal["hf"] = "hf"
@@ -167,7 +167,7 @@ class HfTokenizerConfig(Config):
     context_length: int = Field(ge=3)
 
     def build(self) -> HfTokenizer:
-        """The tokenizer, loaded.
+        """Build and load the tokenizer.
 
         Raises:
             RecipeError: the folder is missing, or has no tokenizer with a padding token.
@@ -179,13 +179,13 @@ TokenizerConfig = Annotated[ClipTokenizerConfig | HfTokenizerConfig, Field(discr
 
 
 def _simple_tokenizer() -> Any:
-    """open_clip's class, from its file alone: importing the package costs each worker seconds and every model that it knows."""
+    """Load open_clip's tokenizer class from its file alone: importing the whole package costs each worker seconds."""
     module = sys.modules.get("open_clip.tokenizer")
     if module is None:
         package = importlib.util.find_spec("open_clip")
         folders = package.submodule_search_locations if package else None
         if not folders:
-            raise RecipeError("CLIP's tokenizer needs the package open_clip_torch: install it")
+            raise RecipeError("CLIP's tokenizer needs the package open_clip_torch: pip install open_clip_torch")
         spec = importlib.util.spec_from_file_location("mmssl_clip_tokenizer", Path(folders[0]) / "tokenizer.py")
         assert spec is not None
         assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""The modalities that verbs know without a recipe: those of this package, and those of installed packages."""
+"""Registry of modalities with usual settings, for commands without a recipe: built-in ones, and those of installed packages."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SHIPPED: tuple[type[ModalityConfig], ...] = (ImageConfig, VideoConfig, AudioConf
 
 
 def modality_configs() -> dict[str, type[ModalityConfig]]:
-    """Kind -> config of every modality that is installed."""
+    """Kind -> config class of every installed modality."""
     found = cast("tuple[type[ModalityConfig], ...]", (*SHIPPED, *configs(GROUP, ModalityConfig, SHIPPED)))
     return {str(config.model_fields["kind"].default): config for config in found}
 
 
 def usual_modalities(**settings: Any) -> dict[str, Modality]:
-    """Kind -> modality with its usual settings, of those that have such.
+    """Kind -> modality with its usual settings, for all modalities that have some.
 
     Args:
-        **settings: values of keys that replace the usual ones, where a modality has such a key.
+        **settings: values that replace the usual ones in modalities with such a key.
     """
     made = {}
     for kind, config in modality_configs().items():
@@ -42,11 +42,11 @@ def usual_modalities(**settings: Any) -> dict[str, Modality]:
 
 @cache
 def file_formats() -> dict[str, FileFormats]:
-    """Kind -> formats of its files, of the modalities that are packed from files."""
+    """Kind -> file formats, for all modalities that can be packed from files."""
     return {kind: config.files for kind, config in modality_configs().items() if config.files is not None}
 
 
 def own_extensions(modality: Modality) -> tuple[str, ...]:
-    """Extensions of a usual modality without those of other modalities' files that hold it too, as videos hold sound."""
+    """Extensions of a usual modality, without those of other modalities' files that contain it too, as videos contain sound."""
     formats = file_formats().get(modality.name)
     return tuple(one for one in modality.extensions if formats is None or one not in formats.within)

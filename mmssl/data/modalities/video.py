@@ -1,7 +1,7 @@
-"""Videos: mp4, mov, webm and mkv bytes to clips of frames with their times, decoded once for any number of views.
+"""Video modality: mp4, mov, webm and mkv bytes to clips of frames with their times, decoded once for any number of views.
 
-Everything goes by the time stamps of the frames, never by their number: see `timeline.py` for what time 0 is. Pixels are RGB as
-FFmpeg converts them, turned upright where the file says that it was filmed askew. Batches travel as uint8.
+All times are from time stamps, not from frame numbers; `timeline.py` defines time 0. Pixels are RGB as FFmpeg converts them, with
+the rotation in the file applied. Views are uint8.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from mmssl.data.modalities.video_views import (
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
 from mmssl.data.timeline import Clip, Extent, Window
 
-_WANTED = "a path, bytes, or a mmssl.data.timeline.Clip: frames [T, H, W, 3], times [T] that never fall, seconds"
+_WANTED = "a path, bytes, or a mmssl.data.timeline.Clip: frames [T, H, W, 3], non-decreasing times [T], seconds"
 
 Backend = Literal["pyav", "torchcodec"]
 VideoViewConfig = Annotated[ClipViewConfig | FrameViewConfig | VideoOrderConfig, Field(discriminator="kind")]
 
 
 class VideoModality(Modality):
-    """Videos as `Clip`s.
+    """Videos: frames with times, as `Clip`s.
 
     Args:
-        fps: of the frames that are kept, see `VideoConfig`.
-        max_pixels: of one frame. max_bytes: of all frames of a clip. Both are judged by the header, before anything is decoded.
-        backend: what turns packets into pixels, see `VideoConfig`.
+        fps: frame rate to keep, see `VideoConfig`.
+        max_pixels: limit for one frame. max_bytes: limit for all frames of a clip. Both are checked before decoding.
+        backend: decoder, see `VideoConfig`.
     """
 
     kernels = CLIPS
@@ -67,7 +67,7 @@ class VideoModality(Modality):
         self.max_bytes = max_bytes
 
     def extent(self, data: bytes, extension: str) -> Extent:
-        """When the pictures begin and end, by the header or, where that does not say, by the time stamps.
+        """Start and end of the video stream, by the header, or else by the time stamps.
 
         Raises:
             DecodeError: as `decode`, as far as the header tells.
@@ -75,7 +75,7 @@ class VideoModality(Modality):
         return video_extent(data, self.max_pixels)
 
     def frame_start(self, data: bytes, moment: float) -> float:
-        """When the frame began that is on screen at `moment`; the moment itself before the first one.
+        """Start time of the frame on screen at `moment`; `moment` itself before the first frame.
 
         Raises:
             DecodeError: "missing" (no video stream), "undecodable".
@@ -83,9 +83,9 @@ class VideoModality(Modality):
         return frame_start(data, moment)
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> Clip:
-        """The frames that are on screen within the window, at their times. The format is taken from the bytes.
+        """Decode the frames on screen within the window, with their times. The format is detected from the bytes.
 
-        Decoding begins at the key frame before the window. The clip is shorter than the window where the video ends within it.
+        Decoding starts at the key frame before the window. The clip is shorter than the window if the video ends within it.
 
         Raises:
             DecodeError: "missing" (no video stream), "undecodable" (foreign, damaged, cut short), "empty" (0 bytes, or no frame
@@ -95,15 +95,15 @@ class VideoModality(Modality):
         return decode(data, window, fps=self.fps, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
 
     def length(self, value: Clip) -> float:
-        """Seconds of a clip."""
+        """Duration of a clip in seconds."""
         return value.seconds
 
     def frame_times(self, value: Clip) -> np.ndarray:
-        """When each frame is first shown."""
+        """Time at which each frame is first shown."""
         return value.times
 
     def inspect(self, data: bytes, extension: str) -> Inspection:
-        """Length, frames a second and size, from headers and time stamps; every frame is decoded and none is kept."""
+        """Length, frame rate and size, from headers and time stamps; decodes every frame and keeps none."""
         video = video_figures(data, self.max_pixels)
         rate = video.frames / video.seconds
         return Inspection(
@@ -111,7 +111,7 @@ class VideoModality(Modality):
         )
 
     def from_value(self, value: Any) -> Clip:
-        """A `Clip` (frames, their times, seconds); its frames may be a tensor, and floats in [0, 1].
+        """Check a `Clip` (frames, their times, seconds); frames may be a tensor, and floats in [0, 1].
 
         Raises:
             DecodeError: "type", "shape", "empty", "not_finite", "range", "too_large".
@@ -125,12 +125,12 @@ class VideoModality(Modality):
             )
         if not (np.diff(times, prepend=0, append=value.seconds) >= 0).all() or not 0 < value.seconds < np.inf:
             raise DecodeError(
-                "range", f"got times that fall, or lie outside 0 to {value.seconds:g} s, wanted {_WANTED}"
+                "range", f"got times that decrease, or lie outside 0 to {value.seconds:g} s, wanted {_WANTED}"
             )
         pixels = frames.shape[1] * frames.shape[2]
         if pixels > self.max_pixels:
             raise DecodeError(
-                "too_large", f"frames of {pixels} pixels, wanted at most {self.max_pixels} (`max_pixels`)"
+                "too_large", f"got frames of {pixels} pixels, wanted at most {self.max_pixels} (`max_pixels`)"
             )
         if frames.nbytes > self.max_bytes:
             raise too_long(f"{len(frames)}", pixels, self.max_bytes)
@@ -138,20 +138,20 @@ class VideoModality(Modality):
 
 
 class VideoConfig(ModalityConfig):
-    """Videos.
+    """Video settings: size, length and frame rate of the views, and the decoder.
 
     Attributes:
         size: height and width of every view in pixels.
-        frames: frames of every view that is a clip.
-        seconds: length of these views; None: of whatever was decoded, so that frames lie closer in shorter videos.
-        fps: keep only frames that are on screen at multiples of 1 / fps seconds; saves memory and time where views have fewer
-            frames a second than videos have. None: keep all.
-        views: kind of view, as objectives ask for it -> how to make it.
-        eval: what the view "eval", which is always there besides, is made of: a "clip", or the "frame" in the middle.
-        max_pixels: videos with larger frames are refused before they are decoded; the default is 4096 x 2304.
-        max_bytes: clips that hold more bytes of pixels are refused; the default is 540 frames of 640 x 480.
-        backend: what decodes frames: "pyav", or "torchcodec", which must be installed beside an FFmpeg that it can load. Frames and
-            times are the same; pixels differ by what two conversions to RGB differ.
+        frames: number of frames of every view that is a clip.
+        seconds: length of these views; None: the whole decoded window, so that frames are closer in shorter videos.
+        fps: keep only frames on screen at multiples of 1 / fps seconds; saves memory and time if views have a lower frame rate
+            than videos. None: keep all.
+        views: kind of view that an objective needs -> its settings.
+        eval: the view "eval", which always exists: a "clip", or the "frame" in the middle.
+        max_pixels: videos with larger frames are refused before decoding; the default is 4096 x 2304.
+        max_bytes: clips with more bytes of pixels are refused; the default is 540 frames of 640 x 480.
+        backend: decoder of frames: "pyav", or "torchcodec", which must be installed with FFmpeg libraries that it can load.
+            Frames and times are equal; pixels differ slightly by the conversion to RGB.
     """
 
     kind: Literal["video"] = "video"
@@ -184,33 +184,33 @@ class VideoConfig(ModalityConfig):
     def _check(self) -> VideoConfig:
         if "eval" in self.views:
             raise ValueError(
-                "the view 'eval' is made from `size`, `frames` and `seconds` and cannot be configured: give the view another name"
+                "got a view 'eval', which is reserved and made from `size`, `frames`, `seconds`: give the view another name"
             )
         if self.fps is not None and self.seconds is not None and self.fps * self.seconds < self.frames:
             raise ValueError(
-                f"views have {self.frames} frames in {self.seconds:g} s, and fps {self.fps:g} keeps fewer: "
-                f"raise it to {self.frames / self.seconds:g} or more, or leave it out"
+                f"got views of {self.frames} frames in {self.seconds:g} s, and fps {self.fps:g}, which keeps fewer: "
+                f"raise fps to {self.frames / self.seconds:g} or more, or remove it"
             )
         for view in self.views.values():
-            view.build(self.span)  # says what does not fit
+            view.build(self.span)  # raises on settings that do not fit
         return self
 
     @property
     def span(self) -> Span:
-        """What views cover."""
+        """Frames, seconds and size of the views."""
         return Span(self.frames, self.seconds, self.size)
 
     def build(self, name: str) -> VideoModality:
-        """The modality under the name that the recipe gives it.
+        """Build the modality with its name in the recipe.
 
         Raises:
-            RecipeError: the backend does not decode on this machine.
+            RecipeError: the backend cannot decode on this machine.
         """
         failure = torchcodec_failure() if self.backend == "torchcodec" else None
         if failure is not None:
             raise RecipeError(
-                f"modalities.{name}.backend: got 'torchcodec', which does not decode here ({failure}): install torchcodec for this "
-                "torch and FFmpeg's shared libraries where they are found, or take backend 'pyav', which needs neither"
+                f"modalities.{name}.backend: got 'torchcodec', which cannot decode here ({failure}): install a torchcodec for this "
+                "torch and the FFmpeg libraries, or set backend 'pyav', which needs neither"
             )
         views: dict[str, View] = {kind: view.build(self.span) for kind, view in self.views.items()}
         views["eval"] = EvalClipView(self.span) if self.eval == "clip" else EvalFrameView(self.size)

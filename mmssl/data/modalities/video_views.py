@@ -1,7 +1,7 @@
-"""Views of videos: clips of frames to uint8 tensors [T, 3, size, size], or to the picture [3, size, size] at one instant.
+"""Video views (temporal and spatial crops): clips to uint8 tensors [T, 3, size, size], or to one frame [3, size, size].
 
-A view of T frames over s seconds shows what is on screen in the middle of each T-th part of them. Where a video is shorter than a
-view, its last frame stays. All frames of a view are cut, mirrored and coloured alike: what moves in a view moved in the video.
+A view of T frames over s seconds has the frames on screen in the middle of T equal parts. If a video is shorter than a view, its
+last frame repeats. All frames of a view have the same crop, flip and colour jitter, so that motion is that of the video.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmssl.core.config import Config, Probability, Range, Share
 from mmssl.data.modalities.colours import FactorRange, HueRange, JitterConfig, change_colours, draw_jitter
-from mmssl.data.modalities.image_views import Interpolation, centre, random_box, resize
+from mmssl.data.modalities.image_views import Interpolation, centre_crop, random_box, resize
 from mmssl.data.modalities.masks import TokenOrder
 from mmssl.data.modality import View
 from mmssl.data.timeline import Clip
@@ -25,11 +25,11 @@ from mmssl.data.timeline import Clip
 
 @dataclass(frozen=True)
 class Span:
-    """What a view of a video covers.
+    """Frames, seconds and size of a view of a video.
 
     Attributes:
         frames: T.
-        seconds: how long it is; None: all that was decoded.
+        seconds: its length; None: the whole decoded clip.
         size: H = W in pixels.
     """
 
@@ -38,12 +38,12 @@ class Span:
     size: int
 
     def instants(self, clip: Clip, start: float) -> list[float]:
-        """The T instants that are shown, of a view that begins at `start`."""
+        """The T sampled times of a view that begins at `start`."""
         seconds = clip.seconds if self.seconds is None else self.seconds
         return [start + (i + 0.5) * seconds / self.frames for i in range(self.frames)]
 
     def room(self, clip: Clip) -> float:
-        """Seconds by which the clip is longer than the view; 0 if it is not."""
+        """Seconds by which the clip is longer than the view, at least 0."""
         return 0.0 if self.seconds is None else max(0.0, clip.seconds - self.seconds)
 
 
@@ -62,13 +62,13 @@ class _FramesConfig(JitterConfig):
 
 
 class ClipViewConfig(_FramesConfig):
-    """T frames from a random place in time, of which the same random box is resized.
+    """Random clip: T frames from a random start, with one random resized crop for all frames.
 
     Attributes:
-        scale, ratio, interpolation: of the box, as for pictures.
-        flip: probability that the frames are mirrored. It is no business of one modality alone where a sound has sides and a
-            caption says them: what mirrors all of them together is a synchronized augmentation.
-        jitter, brightness, contrast, saturation, hue: change of colours, as for pictures (`simclr`), the same for all frames.
+        scale, ratio, interpolation: of the crop, as for pictures.
+        flip: probability of a horizontal flip of the frames alone. If sounds are stereo or captions name sides, use the
+            synchronized augmentation `flip` instead, which flips all modalities together.
+        jitter, brightness, contrast, saturation, hue: colour jitter as for pictures (`simclr`), the same for all frames.
     """
 
     kind: Literal["clip"] = "clip"
@@ -79,10 +79,10 @@ class ClipViewConfig(_FramesConfig):
 
 
 class FrameViewConfig(_FramesConfig):
-    """One picture [3, size, size] of a random instant, for encoders of pictures.
+    """Random frame: one picture [3, size, size], for image encoders.
 
     Attributes:
-        at: "random", or "middle" of what was decoded.
+        at: time of the frame: "random", or the "middle" of the decoded clip.
         scale, ratio, interpolation, flip, jitter, brightness, contrast, saturation, hue: as in a clip.
     """
 
@@ -95,12 +95,12 @@ class FrameViewConfig(_FramesConfig):
 
 
 class VideoOrderConfig(Config):
-    """A random order of the tokens of a view, for objectives that mask: the first ones are kept, or the last.
+    """Random permutation of the tokens of a view, for masking objectives, which keep the first or the last ones.
 
     Attributes:
-        patch_size: pixels of a side of a patch; divides the size of views.
-        tubelet: frames of a token of a clip; divides the frames of views. None: the view is one frame.
-        tubes: places are shuffled and all their times stay together: what is hidden is hidden all the time.
+        patch_size: side of a patch in pixels; divides the size of views.
+        tubelet: number of frames of a token; divides the frames of views. None: the view is one frame.
+        tubes: shuffle places, and keep all times of a place together, so that hidden places are hidden at all times.
     """
 
     kind: Literal["order"] = "order"
@@ -111,7 +111,9 @@ class VideoOrderConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.tubes and self.tubelet is None:
-            raise ValueError("tubes: true has no effect on a view of one frame: set tubelet, or leave tubes out")
+            raise ValueError(
+                "got tubes: true for a view of one frame, where it has no effect: set tubelet, or remove tubes"
+            )
         return self
 
     def build(self, span: Span) -> TokenOrder:
@@ -122,7 +124,7 @@ class VideoOrderConfig(Config):
         """
         if span.size % self.patch_size or (self.tubelet and span.frames % self.tubelet):
             raise ValueError(
-                f"got patches of {self.patch_size} pixels and tubelets of {self.tubelet or 1} frames, which do not divide views of "
+                f"got patches of {self.patch_size} pixels and tubelets of {self.tubelet or 1} frames, wanted divisors of views of "
                 f"{span.size} pixels and {span.frames} frames"
             )
         places = (span.size // self.patch_size) ** 2
@@ -131,7 +133,7 @@ class VideoOrderConfig(Config):
 
 
 class ClipView(View):
-    """uint8 [T, 3, size, size]. Parameters: start in seconds, box [top, left, height, width], flip, jitter."""
+    """Random clip: uint8 [T, 3, size, size]. Parameters: start in seconds, box [top, left, height, width], flip, jitter."""
 
     random_time = True
 
@@ -140,7 +142,7 @@ class ClipView(View):
         self.span = span
 
     def draw(self, value: Clip, rng: np.random.Generator) -> dict[str, Any]:
-        """Where the view begins, box, flip and colours."""
+        """Draw start, box, flip and colour jitter."""
         return {"start": float(rng.uniform(0, self.span.room(value))), **_draw(self.config, value, rng)}
 
     def __call__(self, value: Clip, parameters: Mapping[str, Any]) -> Tensor:
@@ -154,14 +156,14 @@ class ClipView(View):
 
 
 class FrameView(View):
-    """uint8 [3, size, size]. Parameters: time in seconds, box [top, left, height, width], flip, jitter."""
+    """Random frame: uint8 [3, size, size]. Parameters: time in seconds, box [top, left, height, width], flip, jitter."""
 
     def __init__(self, config: FrameViewConfig, size: int) -> None:
         self.config = config
         self.size = size
 
     def draw(self, value: Clip, rng: np.random.Generator) -> dict[str, Any]:
-        """The instant, box, flip and colours."""
+        """Draw time, box, flip and colour jitter."""
         share = 0.5 if self.config.at == "middle" else float(rng.random())
         return {"time": share * value.seconds, **_draw(self.config, value, rng)}
 
@@ -175,7 +177,7 @@ class FrameView(View):
 
 
 class EvalClipView(View):
-    """uint8 [T, 3, size, size] without chance: the middle of the video, the shortest side resized, the centre cropped."""
+    """Deterministic clip from the middle of the video: shortest side resized, centre crop. uint8 [T, 3, size, size]."""
 
     def __init__(self, span: Span) -> None:
         self.span = span
@@ -187,7 +189,7 @@ class EvalClipView(View):
     def __call__(self, value: Clip, parameters: Mapping[str, Any]) -> Tensor:
         """The frames."""
         frames = on_screen(value, self.span.instants(value, self.span.room(value) / 2))
-        return _stack(frames, lambda frame: centre(frame, self.span.size))
+        return _stack(frames, lambda frame: centre_crop(frame, self.span.size))
 
     def blank(self) -> Tensor:
         """Black."""
@@ -195,7 +197,7 @@ class EvalClipView(View):
 
 
 class EvalFrameView(View):
-    """uint8 [3, size, size] without chance: the picture in the middle of the video, resized and cropped as in `EvalClipView`."""
+    """Deterministic frame from the middle of the video, resized and cropped as in `EvalClipView`: uint8 [3, size, size]."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -206,7 +208,7 @@ class EvalFrameView(View):
 
     def __call__(self, value: Clip, parameters: Mapping[str, Any]) -> Tensor:
         """The picture."""
-        return centre(on_screen(value, [value.seconds / 2])[0], self.size)
+        return centre_crop(on_screen(value, [value.seconds / 2])[0], self.size)
 
     def blank(self) -> Tensor:
         """Black."""
@@ -214,9 +216,9 @@ class EvalFrameView(View):
 
 
 def on_screen(clip: Clip, instants: Sequence[float]) -> list[np.ndarray]:
-    """The frame [H, W, 3] that is seen at each instant; before the first frame that one, after the last that one.
+    """The frame [H, W, 3] on screen at each time; the first or last frame outside of the clip.
 
-    Of one frame there is one array, however often it is seen: `_stack` looks at that.
+    Repeated frames are the same array, so that `_stack` can transform each once.
     """
     places = np.maximum(np.searchsorted(clip.times, np.asarray(instants), side="right") - 1, 0).tolist()
     seen = {place: clip.frames[place] for place in set(places)}
@@ -240,7 +242,7 @@ def _make(config: _FramesConfig, size: int, frames: Sequence[np.ndarray], parame
 
 
 def _stack(frames: Sequence[np.ndarray], make: Any) -> Tensor:
-    """[T, 3, H, W]; a frame that is shown several times in a row is made once."""
+    """Transform frames and stack them to [T, 3, H, W]; a frame that repeats in a row is transformed once."""
     made: list[Tensor] = []
     for i, frame in enumerate(frames):
         same = i > 0 and frame is frames[i - 1]

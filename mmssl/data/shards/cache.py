@@ -18,25 +18,25 @@ from mmssl.core.errors import DataError
 _log = logging.getLogger(__name__)
 
 Fill = Callable[[BinaryIO], None]
-"""Writes the content of an entry, from its beginning."""
+"""Writes the whole content of a cache entry into the given file."""
 
 _PART = ".part-"
 _ATTEMPTS = 5
 _PATIENCE = 60.0  # seconds to wait for room
-_ABANDONED = 3600  # seconds after which a part that nobody holds is one of a killed process
+_ABANDONED = 3600  # seconds after which an unlocked partial file counts as left by a killed process
 
 
 class Cache:
-    """Files by key. Holds no state: any number of processes and threads may use one folder.
+    """Cache of files by key, with least-recently-used eviction. Stateless: any number of processes and threads may share a folder.
 
-    An entry is written under another name and moved to its place when it is whole, by one process while others wait for it. A
-    file that is open is never taken away; of the others, those that were not used for longest are, a tenth of the cap at a time.
-    What is being written counts against the cap as a whole from the beginning (where its size is known).
+    One process writes an entry under a temporary name and renames it when complete; others wait for it. Open files are never
+    evicted. Of the others the least recently used go first, a tenth of the cap at a time. A file being written counts with its
+    full size from the beginning, where the size is known.
 
     Args:
-        folder: is made when first needed.
-        max_bytes: what all files together may take.
-        sleep, clock: how to wait for room, and what time it is.
+        folder: created on first use.
+        max_bytes: largest total size of all files.
+        sleep, clock: functions that wait and tell the time.
     """
 
     def __init__(
@@ -51,35 +51,35 @@ class Cache:
         self.sleep, self.clock = sleep, clock
 
     def open(self, key: str, fill: Fill, size: int | None = None) -> BinaryIO:
-        """The file of a key, open for reading; it stays as long as it is open.
+        """Open the file of a key for reading, and fill it first if it is missing. It is not evicted while open.
 
         Args:
             key: any text that names the content.
-            fill: called if the file is not there.
-            size: bytes that it must have; None: as many as `fill` writes.
+            fill: called if the file is missing.
+            size: bytes that the file must have; None: any number.
 
         Raises:
-            DataError: the disk does not take it, the cap is too small, or `fill` wrote another number of bytes. Others: of `fill`.
+            DataError: an unwritable folder, a cap that is too small, or `fill` wrote too few or too many bytes. Others: see `fill`.
         """
         path = self.path(key)
         for _ in range(_ATTEMPTS):
             try:
-                file = self.take(key, size)
+                file = self.open_cached(key, size)
                 file = self._make(path, fill, size) if file is None else file
                 if file is not None:
                     return file
             except OSError as error:
                 raise DataError(
-                    f"the cache {self.folder} cannot be written: {error}; free some space, or name another folder in "
+                    f"the cache {self.folder} cannot be written: {error}; free some space, or set another folder in "
                     "`data.cache.folder`"
                 ) from error
         raise DataError(
-            f"{path} was made {_ATTEMPTS} times and each time was gone before it could be opened: does another program delete "
-            "files there, or is `data.cache.max_bytes` far too small?"
+            f"{path} was written {_ATTEMPTS} times, and deleted each time before it was opened. Stop other programs that delete "
+            "files there, or raise `data.cache.max_bytes`"
         )
 
-    def take(self, key: str, size: int | None = None) -> BinaryIO | None:
-        """The file of a key if it is there and has the right size, open for reading."""
+    def open_cached(self, key: str, size: int | None = None) -> BinaryIO | None:
+        """Open the file of a key for reading; None if it is missing or has another size."""
         path = self.path(key)
         try:
             file = path.open("rb", buffering=0)
@@ -88,36 +88,34 @@ class Cache:
         fcntl.flock(file, fcntl.LOCK_SH)
         status = os.fstat(file.fileno())
         if status.st_nlink and size in (None, status.st_size):
-            os.utime(file.fileno())  # what was used last goes last
+            os.utime(file.fileno())  # evicted last
             return file
         file.close()
         if status.st_nlink:
-            _log.warning("%s has %d bytes, wanted %s: it is fetched again", path, status.st_size, size)
+            _log.warning("%s has %d bytes, wanted %s: fetching it again", path, status.st_size, size)
             path.unlink(missing_ok=True)
         return None
 
-    def drop(self, key: str) -> None:
-        """Forget the file of a key; who has it open keeps what is in it."""
+    def remove(self, key: str) -> None:
+        """Delete the file of a key. Handles that are open stay readable."""
         self.path(key).unlink(missing_ok=True)
 
     def path(self, key: str) -> Path:
-        """Where the file of a key lies."""
+        """Path of the file of a key."""
         name = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / name[:2] / name
 
     def used(self) -> int:
-        """Bytes of all files, by looking at each."""
+        """Total bytes of all files, by a scan of the folder."""
         if not self.folder.exists():
             return 0
         with _locked(self.folder / ".lock"):
             return sum(size for _, size, _ in self._listed())
 
     def _make(self, path: Path, fill: Fill, size: int | None) -> BinaryIO | None:
-        """Make a file and keep it open; None: another process has just made it."""
+        """Write a file and keep it open; None: another process has just written it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(
-            path.parent / ".lock"
-        ):  # shared by a 256th of all keys: nobody fetches what another fetches already
+        with _locked(path.parent / ".lock"):  # one lock for a 256th of all keys: no two processes fetch the same file
             if path.exists():
                 return None
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_PART, delete=False) as file:
@@ -131,11 +129,11 @@ class Cache:
                     if size is None:
                         self._reserve(file.fileno(), got)
                     elif got != size:
-                        raise DataError(f"got {got} bytes to be cached, wanted {size}")
-                    with _locked(self.folder / ".lock"):  # nobody is counting files meanwhile
+                        raise DataError(f"got {got} bytes for the cache, wanted {size}")
+                    with _locked(self.folder / ".lock"):  # no other process counts files meanwhile
                         os.replace(file.name, path)
-                    # Said aloud, because a process forked meanwhile has the same lock open; kept, or in a cache that is too
-                    # small others would take the file away before it was read.
+                    # Unlock explicitly, because a process forked meanwhile has the same lock open. Keep the file open: in a small
+                    # cache other processes might evict it before it is read.
                     fcntl.flock(file, fcntl.LOCK_SH)
                     file.seek(0)
                     return os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
@@ -162,25 +160,25 @@ class Cache:
             if self.clock() > deadline:
                 raise DataError(
                     f"the cache of {self.max_bytes} bytes in {self.folder} has been full of files in use for {_PATIENCE:g} s: "
-                    "raise `data.cache.max_bytes`, or use fewer workers"
+                    "raise `data.cache.max_bytes`, or lower `data.workers`"
                 )
-            self.sleep(0.02)  # what is in use is in use for moments: until it is read, or fetched
+            self.sleep(0.02)  # files are in use for moments only: until they are read or fetched
 
     def _noted(self) -> int | None:
-        """What the last one noted; too much where files were lost since, and then corrected by the next eviction."""
+        """Total bytes as last recorded. Too large if files were deleted since; the next eviction corrects it."""
         try:
             return int((self.folder / "used").read_text())
         except (FileNotFoundError, ValueError):
             return None
 
     def _evict(self, size: int) -> int:
-        """Take away what was not used for longest until `size` bytes fit well, or nothing can go; returns what is used then."""
+        """Delete the least recently used files until `size` bytes fit; returns the total bytes after it."""
         files = self._listed()
         abandoned = time.time_ns() - _ABANDONED * 10**9
         used = sum(bytes_ for _, bytes_, _ in files)
         goal = min(self.max_bytes - size, int(0.9 * self.max_bytes)) if used + size > self.max_bytes else used
         for modified, bytes_, path in sorted(files):
-            # A part is locked only a moment after it was made: one that is young is never taken for that of a killed process.
+            # A partial file is locked a moment after its creation: a young one never counts as left by a killed process.
             part = path.name.startswith(_PART)
             if (used > goal or part) and not (part and modified > abandoned) and _remove_unused(path):
                 used -= bytes_
@@ -190,7 +188,7 @@ class Cache:
         """(time of last use, bytes, path) of each file."""
         files = []
         for path in self.folder.glob("[0-9a-f][0-9a-f]/*"):
-            with suppress(FileNotFoundError):  # parts of failed attempts go without a lock
+            with suppress(FileNotFoundError):  # partial files of failed attempts are deleted without a lock
                 status = path.stat()
                 if path.name != ".lock":
                     files.append((status.st_mtime_ns, status.st_size, path))
@@ -204,7 +202,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing alone does not end it if a process was forked meanwhile
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing alone does not unlock if a process was forked meanwhile
 
 
 def _remove_unused(path: Path) -> bool:

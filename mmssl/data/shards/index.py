@@ -1,4 +1,4 @@
-"""Which samples there are and where their bytes lie: samples of all shards under one dense number, read by that number."""
+"""Index of shards: random access to the samples of all shards by one dense number."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault, Origin
 from mmssl.data.modality import DecodeError
 from mmssl.data.shards.paths import expand, expand_urls
-from mmssl.data.shards.patience import shown
+from mmssl.data.shards.patience import without_secrets
 from mmssl.data.shards.remote import CacheConfig, Remote, open_remote
-from mmssl.data.shards.salvage import what_is_left
+from mmssl.data.shards.salvage import salvage_table
 from mmssl.data.shards.storage import PIPE, is_remote
 from mmssl.data.shards.table import ShardTable, load_table
 
 
 class RawSample(NamedTuple):
-    """Bytes of a sample: extension -> data."""
+    """Undecoded sample: key, origin, and extension -> bytes."""
 
     key: str
     origin: Origin
@@ -36,18 +36,20 @@ class RawSample(NamedTuple):
 
 
 class ShardIndex:
-    """N samples of a list of shards, numbered 0 ... N-1 in the order of the shards and of the first member of each sample.
+    """Random access to the N samples of a list of shards, by number.
+
+    Samples are numbered 0 ... N-1 in the order of the shards, and of the first member of each sample.
 
     Holds numpy arrays only (about 30 bytes a sample and 18 a member), no open files: it can be pickled to workers.
 
     Attributes:
         source: name of the data set; part of every sample's identity.
         shards: the files or URLs, in order.
-        labels: names of the shards that do not change when their common folder moves.
+        labels: names of the shards below their common folder, so that they do not change when it moves.
         digest: hash over labels, keys, names, sizes and offsets: two indexes with equal digests number the same samples alike.
-        reader: gets the bytes.
-        ignored: members without an extension, which WebDataset's naming rule leaves out.
-        lost: what damaged shards have lost, if they were opened for what is left of them; gone: about so many samples.
+        reader: reads byte ranges of shards.
+        ignored: number of members without an extension, which belong to no sample by WebDataset's naming rule.
+        lost: unreadable parts of damaged shards, if opened with `salvage`; gone: estimated number of lost samples.
         verify: whether members are compared with their checksums, where sidecars have them.
     """
 
@@ -92,16 +94,16 @@ class ShardIndex:
         remote: Remote | None = None,
         salvage: bool = False,
     ) -> ShardIndex:
-        """Index local shards (paths, folders, globs and brace patterns) or URLs with braces. Sidecars save the walk over headers.
+        """Index local shards (paths, folders, globs and brace patterns) or URLs with braces. With sidecars no headers are read.
 
         Args:
             shards: all local, or all remote.
             source: name of the data set.
-            remote: the way to URLs; default: with the usual cache.
-            salvage: of damaged local shards take what is left, and tell in `lost` what is not.
+            remote: client for URLs; default: one with the usual cache.
+            salvage: index the readable part of damaged local shards, and list the rest in `lost`.
 
         Raises:
-            DataError: a pattern without files, or damaged, empty or repeated shards: all of them are named at once.
+            DataError: a pattern without files, or damaged, empty or repeated shards: the message names all of them.
         """
         if any(is_remote(str(shard)) for shard in shards):
             urls = expand_urls(shards)
@@ -112,7 +114,7 @@ class ShardIndex:
         lost: list[Fault] = []
         for path in paths:
             try:
-                table, faults, count = what_is_left(path, source) if salvage else (load_table(path), [], 0)
+                table, faults, count = salvage_table(path, source) if salvage else (load_table(path), [], 0)
                 tables.append(table)
                 lost, gone = lost + faults, gone + count
             except (DataError, OSError) as error:
@@ -123,7 +125,7 @@ class ShardIndex:
                 f"{len(problems)} of {len(paths)} shards cannot be used:\n"
                 + "\n".join(problems[:10])
                 + more
-                + "\nFetch or write them again; training can go on with what is left of damaged ones: `data.on_error: substitute`"
+                + "\nFetch or write them again; to train on the readable part of damaged shards, set `data.on_error: substitute`"
             )
         index = cls(paths, tables, source)
         index.lost, index.gone = tuple(lost), gone
@@ -138,7 +140,7 @@ class ShardIndex:
         return sum(self._shard_bytes)
 
     def shard_sizes(self) -> list[int]:
-        """Samples of each shard."""
+        """Number of samples of each shard."""
         return [int(b - a) for a, b in pairwise(self._samples)]
 
     def key(self, ordinal: int) -> str:
@@ -151,10 +153,12 @@ class ShardIndex:
         start, _ = self._span(self._members, ordinal)
         shard = self._shard(ordinal)
         offset = int(self._offset[start]) - 512
-        return Origin(self.source, shown(str(self.shards[shard])), int(ordinal - self._samples[shard]), offset)
+        return Origin(
+            self.source, without_secrets(str(self.shards[shard])), int(ordinal - self._samples[shard]), offset
+        )
 
     def identity(self, ordinal: int) -> tuple[str, str, int]:
-        """(source, shard label, number within the shard): what random draws are keyed by, wherever the shards are mounted."""
+        """(source, shard label, number within the shard): the key of random draws, independent of where the shards are mounted."""
         shard = self._shard(ordinal)
         return self.source, self.labels[shard], int(ordinal - self._samples[shard])
 
@@ -174,8 +178,8 @@ class ShardIndex:
         """Bytes of a sample, of the given extensions only (None: all).
 
         Raises:
-            DecodeError: two members of one name ("duplicate"), a member of more than `max_member_bytes` ("too_large"), or other
-                bytes than those that the sidecar has a checksum of ("checksum").
+            DecodeError: two members of one name ("duplicate"), a member of more than `max_member_bytes` ("too_large"), or bytes
+                that differ from the checksum in the sidecar ("checksum").
             DataError: the shard could not be read after several attempts, or has changed since it was indexed.
         """
         fields: dict[str, bytes] = {}
@@ -184,14 +188,14 @@ class ShardIndex:
             if extensions is not None and extension not in extensions:
                 continue
             if extension in fields:
-                raise DecodeError("duplicate", "the sample has two members of this name: which is meant?", extension)
+                raise DecodeError("duplicate", "got two members of this name in the sample, wanted one", extension)
             if size > self.max_member_bytes:
-                raise DecodeError("too_large", f"{size} bytes, wanted at most {self.max_member_bytes}", extension)
+                raise DecodeError("too_large", f"got {size} bytes, wanted at most {self.max_member_bytes}", extension)
             data = self.reader.read(shard, offset, size)
             if not self._fits(row, data):
                 data = self.reader.read_anew(shard, offset, size)
                 if not self._fits(row, data):
-                    known = "are not those of its index (damage, or an old index: see `mmssl shards index`)"
+                    known = "differ from their checksum (damage, or an old sidecar: renew it with `mmssl shards index`)"
                     raise DecodeError("checksum", f"the {size} bytes at byte {offset} {known}", extension)
             fields[extension] = data
         return RawSample(self.key(ordinal), self.origin(ordinal), fields)
@@ -212,19 +216,19 @@ class ShardIndex:
 
 
 class Reader(Protocol):
-    """Bytes of shards by number, wherever the shards lie. Picklable."""
+    """Reads byte ranges of shards by shard number, local or remote. Picklable."""
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        """Bytes offset ... offset+size-1 of a shard; all of them, or a DataError."""
+        """Bytes offset ... offset+size-1 of a shard. Raises DataError if it cannot read all of them."""
         ...
 
     def read_anew(self, number: int, offset: int, size: int) -> bytes:
-        """The same from where the shard lies, and not from a copy of it."""
+        """As `read`, but from the storage instead of a cached copy."""
         ...
 
 
 class _Reader:
-    """Reads ranges of files. Handles are opened on first use in each process, at most `MAX_OPEN` of them, and never pickled."""
+    """Reads byte ranges of local files. Each process opens at most `MAX_OPEN` handles, on first use; they are never pickled."""
 
     MAX_OPEN: ClassVar[int] = 128
     PAUSES: ClassVar[tuple[float, ...]] = (0.1, 0.5, 2.0)
@@ -238,7 +242,7 @@ class _Reader:
         return {"paths": self.paths, "sizes": self.sizes, "_handles": OrderedDict()}
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        """Bytes of file `number`. Trouble with the device or network is retried: skipping would make the stream depend on it."""
+        """Bytes of file `number`. I/O errors are retried: skipping the sample would make the stream depend on them."""
         for pause in (*self.PAUSES, None):
             try:
                 return self._handle(number).read(offset, size)
@@ -246,13 +250,13 @@ class _Reader:
                 self._handles.pop(number, None)
                 if pause is None or error.errno in (errno.ENOENT, errno.EACCES):
                     raise DataError(
-                        f"{self.paths[number]}, byte {offset}: {size} bytes cannot be read: {error}"
+                        f"{self.paths[number]}, byte {offset}: cannot read {size} bytes: {error}"
                     ) from error
                 time.sleep(pause)
         raise AssertionError("unreachable")
 
     def read_anew(self, number: int, offset: int, size: int) -> bytes:
-        """Bytes of file `number`: there is no copy."""
+        """As `read`: local files have no cached copy."""
         return self.read(number, offset, size)
 
     def _handle(self, number: int) -> _Handle:
@@ -271,7 +275,7 @@ class _Reader:
 
 
 class _Handle:
-    """An open file that closes with its last reference, so that evicting it cannot hurt a read that is under way."""
+    """An open file that closes with its last reference, so that eviction cannot break a read in progress."""
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -294,10 +298,10 @@ class _Handle:
 
 
 def _labels(shards: Sequence[Path | str]) -> tuple[str, ...]:
-    """Paths below the folder that all shards share. The query of a URL, which may change from day to day, is no part of it."""
+    """Paths below the common folder of all shards, without the query of URLs, which may change from day to day."""
     if any(str(shard).startswith(PIPE) for shard in shards):
         return tuple(map(str, shards))
-    paths = [Path("/", shown(shard)) if isinstance(shard, str) else shard.absolute() for shard in shards]
+    paths = [Path("/", without_secrets(shard)) if isinstance(shard, str) else shard.absolute() for shard in shards]
     folder = os.path.commonpath([path.parent for path in paths])
     return tuple(path.relative_to(folder).as_posix() for path in paths)
 

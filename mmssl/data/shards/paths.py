@@ -1,4 +1,4 @@
-"""From what people write (paths, folders, globs, brace patterns) to a list of shard files that are there."""
+"""Expand paths, folders, globs and brace patterns to a list of existing shard files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mmssl.data.shards.storage import is_remote
 def expand(shards: Sequence[str | Path]) -> list[Path]:
     """Expand patterns in the order given: braces as WebDataset does (`{000..127}`, `{train,extra}`), then globs, sorted.
 
-    A folder stands for its `*.tar` files, sorted. A path that exists is taken as it is, whatever characters it has.
+    A folder means its `*.tar` files, sorted. An existing path is taken literally, even with pattern characters in its name.
 
     Raises:
-        DataError: nothing given, a pattern without files, missing files (all are named), a file given twice, or an address
-            that is not a local path.
+        DataError: an empty list, a pattern without files, missing files (the message names them), a file given twice, or a
+            URL.
     """
     if isinstance(shards, str | Path):
         raise ValueError(f"got {shards!r}, wanted a list of paths or patterns: [{str(shards)!r}]")
@@ -26,7 +26,8 @@ def expand(shards: Sequence[str | Path]) -> list[Path]:
     for pattern in shards:
         if is_remote(str(pattern)):
             raise DataError(
-                f"got the shard address {str(pattern)!r}, wanted a local path: fetch the shards first, or make a source of them"
+                f"got the shard address {str(pattern)!r}, wanted a local path: download the shards first, or put them into "
+                "their own source (`data.sources`)"
             )
         for piece in _braces(str(pattern)):
             found = _find(piece)
@@ -37,7 +38,7 @@ def expand(shards: Sequence[str | Path]) -> list[Path]:
         shown = "\n".join(f"  {name}" for name in missing[:5])
         more = f"\n  ... and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(
-            f"no such shard, looked from {Path.cwd()}:\n{shown}{more}\nCheck the path, or make shards with `mmssl shards pack`."
+            f"no such shard (relative to {Path.cwd()}):\n{shown}{more}\nCheck the path, or make shards with `mmssl shards pack`."
         )
     if not paths:
         raise DataError("no shards given: name at least one path, folder or pattern under `shards`")
@@ -61,7 +62,7 @@ def expand_urls(shards: Sequence[str | Path]) -> list[str]:
     for pattern in map(str, shards):
         if not is_remote(pattern):
             raise DataError(
-                f"got the local shards {pattern!r} among remote ones: make two sources of them (`data.sources`)"
+                f"got the local shards {pattern!r} among remote ones: put them into two sources (`data.sources`)"
             )
         for url in _braces(pattern):
             if url in urls:
@@ -71,7 +72,7 @@ def expand_urls(shards: Sequence[str | Path]) -> list[str]:
 
 
 def stamps(shards: Sequence[str | Path]) -> list[tuple[Path, int, int]]:
-    """Path, bytes and time of change of each local shard, in order: equal stamps mean unchanged shards. Remote ones have none.
+    """Path, size in bytes and modification time of each local shard, in order, to detect changes. Remote shards have none.
 
     Raises:
         DataError: as `expand`.

@@ -1,6 +1,6 @@
-"""Patience with storage that fails: when to try again, until when, and how a run that is told to stop ends the waiting.
+"""Retry policy for remote storage: exponential backoff until a deadline, and an early end when the run is told to stop.
 
-All readers of a run share one `Outages`, also those in worker processes: the deadline is that of a server, not of a reader.
+All readers of a run, also in worker processes, share one `Outages`: a deadline belongs to a server, not to a reader.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ from mmssl.core.errors import DataError, Stopped
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-_GLANCE = 0.25  # seconds between two looks at whether the run is to stop
+_GLANCE = 0.25  # seconds between two checks of the stop flag
 _SERVERS = 64
 _USER = re.compile(r"//[^/@\s]*@")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class Absent(DataError):
-    """There is nothing at that URL."""
+    """The URL does not exist (404)."""
 
 
 class Refused(DataError):
-    """The storage answers, and will not give it."""
+    """The storage answers and refuses access (for example 403)."""
 
 
 class NoRanges(Exception):
-    """The server gives whole files only."""
+    """The server does not support range requests."""
 
 
 class Outages:
-    """Since when servers fail, and whether the run is to stop, in shared memory: worker processes inherit it.
+    """Start of each server's outage, and the stop flag, in shared memory that worker processes inherit.
 
-    Times are of a clock that all processes of a machine share. Servers share a slot where their names collide, and then a deadline.
+    Times are of a clock that all processes of a machine share. Servers whose names collide share a slot, and so a deadline.
     """
 
     def __init__(self) -> None:
-        # [0]: whether to stop, if positive; after it, for each slot, when the server's first failure since its last answer was, and
-        # its last failure.
+        # [0]: stop flag, set if positive; then for each slot the time of the server's first failure since its last answer, and
+        # the time of its last failure.
         nothing = torch.full((1 + 2 * _SERVERS,), -math.inf, dtype=torch.float64)
         self._shared = nothing.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def stopping(self) -> bool:
-        """Whether nobody is to wait any longer."""
+        """Whether the stop flag is set: all waiting ends."""
         return bool(self._shared[0] > 0)
 
     def stop(self) -> None:
-        """End all waiting; may be called by a signal handler."""
+        """Set the stop flag, which ends all waiting. Safe in a signal handler."""
         self._shared[0] = 1
 
     def failed(self, server: str, now: float, gap: float) -> float:
-        """Note a failure; returns since when the server has been failing. After `gap` seconds without one an outage is over."""
+        """Record a failure; returns the time of the outage's first failure. An outage is over after `gap` seconds without one."""
         slot = self._slot(server)
         since, last = float(self._shared[slot]), float(self._shared[slot + 1])
         if now - last > gap:
@@ -73,7 +73,7 @@ class Outages:
         return since
 
     def answered(self, server: str) -> None:
-        """Note that the server has answered."""
+        """Record that the server has answered, which ends its outage."""
         self._shared[self._slot(server) + 1] = -math.inf
 
     @staticmethod
@@ -83,14 +83,14 @@ class Outages:
 
 @dataclass(frozen=True)
 class Patience:
-    """When to try again: after pauses that double, until a deadline.
+    """Retry with exponential backoff: pauses double, until a deadline.
 
     Attributes:
         pause: seconds after the first failure; longest: the longest pause.
-        deadline: seconds from a server's first failure after which no attempt begins, whichever reader it met.
+        deadline: seconds from a server's first failure, in any reader, after which no attempt begins.
         timeout: seconds without a byte after which an attempt has failed.
-        outages: what all readers share.
-        sleep, clock: how to wait, and what time it is.
+        outages: state that all readers share.
+        sleep, clock: functions that wait and tell the time.
     """
 
     pause: float = 0.5
@@ -102,18 +102,18 @@ class Patience:
     clock: Callable[[], float] = time.monotonic
 
     def __call__(self, url: str, part: str, action: Callable[[], T]) -> T:
-        """The result of the first attempt that does not fail.
+        """Run an action until it succeeds; returns its result.
 
         Args:
-            url: whose server is asked.
-            part: of the file that is wanted, for messages, as "byte 0 to 512".
-            action: one attempt; it may go on in the background after a stop.
+            url: the file; its server has the deadline.
+            part: wanted part of the file, for messages, as "byte 0 to 512".
+            action: one attempt; after a stop it may continue in the background.
 
         Raises:
-            Absent: the storage says that there is nothing. Refused: it will not give it, as it will not after another attempt.
-            NoRanges: as it is. Stopped: the run was told to stop. DataError: all attempts failed.
+            Absent: the URL does not exist. Refused: the storage refuses access; both are final. NoRanges: passed on from the
+            action. Stopped: the run was told to stop. DataError: all attempts failed.
         """
-        server, what = _server(url), f"{shown(url)}, {part}"
+        server, what = _server(url), f"{without_secrets(url)}, {part}"
         started, pause, attempts = self.clock(), self.pause, 0
         while True:
             attempts += 1
@@ -125,7 +125,7 @@ class Patience:
                 self.outages.answered(server)
                 raise
             except Exception as error:
-                # Every client has exceptions of its own; what is not known to be final is tried again, and raised in the end.
+                # Each client has its own exceptions. Errors that are not known to be final are retried, and raised in the end.
                 final = _final(error, what)
                 if final is not None:
                     self.outages.answered(server)
@@ -134,12 +134,12 @@ class Patience:
                 since = min(started, self.outages.failed(server, now, self.longest + self.timeout))
                 if now - since + pause > self.deadline:
                     raise DataError(
-                        f"{what}: attempt {attempts} failed: {_words(error)}; {server} has failed for {now - since:.0f} s. Nothing "
-                        "was skipped; resume when the storage is back, or give it more time (`data.cache.deadline`)"
+                        f"{what}: attempt {attempts} failed: {_words(error)}; {server} has failed for {now - since:.0f} s. No "
+                        "sample was skipped: resume when the storage is back, or raise `data.cache.deadline`"
                     ) from error
-                level = logging.WARNING if since >= started else logging.INFO  # one outage, one reader that tells of it
+                level = logging.WARNING if since >= started else logging.INFO  # one warning for each outage
                 left = self.deadline - (now - since)
-                _log.log(level, "%s: attempt %d failed: %s; again for %.0f s", what, attempts, _words(error), left)
+                _log.log(level, "%s: attempt %d failed: %s; retrying for %.0f s", what, attempts, _words(error), left)
             else:
                 self.outages.answered(server)
                 return result
@@ -147,14 +147,14 @@ class Patience:
             pause = min(2 * pause, self.longest)
 
     def _wait(self, what: str, seconds: float) -> None:
-        """Sleep, but not on when the run is to stop."""
+        """Sleep, or return early when the run is told to stop."""
         ends = self.clock() + seconds
         while (left := ends - self.clock()) > 0:
             self._refuse_to_wait(what)
             self.sleep(min(left, _GLANCE))
 
     def _attempt(self, what: str, action: Callable[[], T]) -> T:
-        """The action's outcome, from a thread of its own: a server that does not answer cannot keep a run from stopping."""
+        """Run the action in a separate thread, so that a server that does not answer cannot block a stop."""
         self._refuse_to_wait(what)
         attempt = _Attempt(action)
         attempt.start()
@@ -164,11 +164,11 @@ class Patience:
 
     def _refuse_to_wait(self, what: str) -> None:
         if self.outages.stopping:
-            raise Stopped(f"{what}: told to stop while waiting for it")
+            raise Stopped(f"{what}: the run was told to stop while waiting for it")
 
 
 class _Attempt(threading.Thread, Generic[T]):
-    """Runs an action; its result or exception is there when `done` is set."""
+    """Thread that runs an action; `done` is set when its result or exception is available."""
 
     def __init__(self, action: Callable[[], T]) -> None:
         super().__init__(daemon=True)
@@ -185,36 +185,38 @@ class _Attempt(threading.Thread, Generic[T]):
         self.done.set()
 
     def result(self) -> T:
-        """What the action returned; or its exception, raised."""
+        """Return the action's result, or raise its exception."""
         if self._error is not None:
             raise self._error
         return self._values[0]
 
 
-def shown(url: str) -> str:
-    """A URL without its query, its user and that one's password."""
+def without_secrets(url: str) -> str:
+    """A URL for messages: without query, user and password."""
     return url if url.startswith("pipe:") else _USER.sub("//", url.split("?", 1)[0])
 
 
 def _server(url: str) -> str:
-    parts = urlsplit(shown(url))
+    parts = urlsplit(without_secrets(url))
     return f"{parts.scheme}://{parts.netloc}"
 
 
 def _final(error: Exception, what: str) -> DataError | None:
-    """What to raise at once; None for a failure that may pass."""
+    """The exception to raise without a retry; None for a failure that may be temporary."""
     status = getattr(error, "status", getattr(error.__cause__, "status", None))
     if status in (404, 410) or (isinstance(error, FileNotFoundError) and error.__cause__ is None):
-        return Absent(f"{what}: there is nothing ({_words(error)}); check the address")
+        return Absent(f"{what}: not found ({_words(error)}); check the address")
     if status is not None:
         refused = 400 <= status < 500 and status not in (408, 425, 429)
     else:
         refused = isinstance(error, PermissionError | NotImplementedError) or (
             isinstance(error, OSError) and error.errno in _FULL
         )
-    return Refused(f"{what}: refused: {_words(error)}") if refused else None
+    return (
+        Refused(f"{what}: access refused: {_words(error)}; check the credentials and permissions") if refused else None
+    )
 
 
 def _words(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-    return shown(f"{type(cause).__name__}: {cause}".rstrip(": "))
+    return without_secrets(f"{type(cause).__name__}: {cause}".rstrip(": "))

@@ -1,4 +1,4 @@
-"""Shards that lie elsewhere as an index like any other: tables by sidecar or by one fetch, bytes by slice through a cache."""
+"""Remote shards: tables from sidecars or by one download of the shard, bytes in slices through a local cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic import Field
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError
 from mmssl.data.shards.cache import Cache
-from mmssl.data.shards.patience import Absent, NoRanges, Patience, Refused, shown
+from mmssl.data.shards.patience import Absent, NoRanges, Patience, Refused, without_secrets
 from mmssl.data.shards.storage import Storage
 from mmssl.data.shards.table import ShardTable, checksums, load_sidecar, save_sidecar, scan, slice_starts
 from mmssl.data.shards.writer import Progress
@@ -27,21 +27,21 @@ from mmssl.data.shards.writer import Progress
 _log = logging.getLogger(__name__)
 
 
-SLICE = 64  # samples that are fetched together, unless block shuffle says otherwise
+SLICE = 64  # samples that are fetched together, unless block shuffle sets another number
 _MAX_SIDECAR = 256 << 20
 _THREADS = 16
 
 
 class CacheConfig(Config):
-    """How shards that lie elsewhere are fetched and kept.
+    """How remote shards are fetched and cached on disk.
 
     Attributes:
-        folder: folder of fetched files, on a local disk, shared by all processes of a machine; None: what the environment variable
-            MMSSL_CACHE says, or `~/.cache/mmssl/shards`.
-        max_bytes: what they may take; what was not used for longest is taken away.
+        folder: cache folder on a local disk, shared by all processes of a machine; None: the environment variable MMSSL_CACHE,
+            or `~/.cache/mmssl/shards`.
+        max_bytes: largest total size of the cache; the least recently used files are deleted.
         timeout: seconds without a byte after which an attempt has failed.
-        deadline: seconds after a server's first failure, whichever process met it, after which failures end the run.
-        threads: of each process, that fetch ahead of the workers; 0: workers fetch what they need when they need it.
+        deadline: seconds after a server's first failure, in any process, after which failures end the run.
+        threads: threads of each rank that prefetch slices for the workers; 0: workers fetch slices when they need them.
     """
 
     folder: Path | None = None
@@ -51,7 +51,7 @@ class CacheConfig(Config):
     threads: int = Field(default=8, ge=0)
 
     def build(self, allow_pipe: bool = False) -> Remote:
-        """The way to remote shards."""
+        """Client for remote shards: cache and storage."""
         patience = Patience(timeout=self.timeout, deadline=self.deadline)
         folder = self.folder or Path(os.environ.get("MMSSL_CACHE") or "~/.cache/mmssl/shards")
         return Remote(Cache(folder.expanduser(), self.max_bytes), Storage(patience, allow_pipe))
@@ -59,18 +59,18 @@ class CacheConfig(Config):
 
 @dataclass(frozen=True)
 class Remote:
-    """A cache, the storage behind it, and how many samples are fetched together."""
+    """Client for remote shards: storage, a local cache, and the number of samples in a slice."""
 
     cache: Cache
     storage: Storage
     slice: int = SLICE
 
-    def whole(self, shard: RemoteShard) -> BinaryIO:
-        """A whole shard, fetched if need be; it stays in the cache as long as the file is open."""
+    def open_shard(self, shard: RemoteShard) -> BinaryIO:
+        """Open a whole shard, downloaded if it is not cached. It is not evicted while open."""
         return self.cache.open(shard.key, lambda sink: self.storage.copy(shard.url, sink, shard.size), shard.size)
 
     def table(self, url: str) -> tuple[RemoteShard, ShardTable]:
-        """What a shard holds: from the cache, from its sidecar `<url>.index.npz`, or from the shard, fetched as a whole for it.
+        """The table of a shard: from the cache, from its sidecar `<url>.index.npz`, or by a download of the whole shard.
 
         Raises:
             DataError: the storage fails, or the shard is damaged or holds no sample.
@@ -79,7 +79,7 @@ class Remote:
         return shard, load_sidecar(io.BytesIO(self.sidecar(shard)), shard.size)
 
     def shard(self, url: str) -> RemoteShard:
-        """A shard, and what the storage says of it.
+        """Look up a shard: its size and version.
 
         Raises:
             DataError: the storage fails, or there is no such shard.
@@ -87,34 +87,34 @@ class Remote:
         return RemoteShard(url, *self.storage.facts(url))
 
     def sidecar(self, shard: RemoteShard) -> bytes:
-        """A shard's sidecar; it stays in the cache.
+        """Bytes of a shard's sidecar, from the cache if present.
 
         Raises:
             DataError: see `table`.
         """
         key = f"index\0{shard.key}"
-        file = self.cache.take(key)
+        file = self.cache.open_cached(key)
         if file is None:
-            data = self._sidecar(shard)  # in front of the cache's lock: it takes another one
+            data = self._sidecar(shard)  # before the cache's lock, as it takes another lock
             file = self.cache.open(key, lambda sink: _write(sink, data))
         with file:
             return file.read()
 
     def _sidecar(self, shard: RemoteShard) -> bytes:
-        """A shard's sidecar: the one beside it, or made from the shard."""
+        """Bytes of a shard's sidecar: the remote one, or made from the whole shard."""
         found = self._fetch_sidecar(shard)
         if found is not None:
             return found[0]
-        with self.whole(shard):
+        with self.open_shard(shard):
             path, made = self.cache.path(shard.key), io.BytesIO()
             try:
                 save_sidecar(made, checksums(path, scan(path)), os.stat(path))
             except DataError as error:
-                raise DataError(str(error).replace(str(path), shard.shown)) from error
+                raise DataError(str(error).replace(str(path), shard.display_url)) from error
         return made.getvalue()
 
     def fetch_sidecar(self, shard: RemoteShard) -> ShardTable | None:
-        """The table in the sidecar beside a shard; None if there is none, or one that does not fit (which is logged)."""
+        """The table in the remote sidecar; None if it is missing, or belongs to another version of the shard (logged)."""
         found = self._fetch_sidecar(shard)
         return found[1] if found is not None else None
 
@@ -130,16 +130,16 @@ class Remote:
             found = io.BytesIO()
             self.storage.copy(url, found, size)
             return found.getvalue(), load_sidecar(io.BytesIO(found.getvalue()), shard.size)
-        except (Absent, Refused):  # buckets that may not be listed refuse what is not there
+        except (Absent, Refused):  # buckets without list permission refuse missing files
             return None
         except ValueError as error:
-            _log.warning("%s does not fit the shard and is not used: %s", shown(url), error)
+            _log.warning("ignoring %s, which does not fit the shard: %s", without_secrets(url), error)
             return None
 
 
 @dataclass(frozen=True)
 class RemoteShard:
-    """A shard elsewhere, and what the storage says of it; see `Facts`."""
+    """A remote shard: URL, and size and version as in `Facts`."""
 
     url: str
     size: int | None
@@ -147,24 +147,24 @@ class RemoteShard:
 
     @property
     def key(self) -> str:
-        """Name of its content: the whole URL, its size and version."""
+        """Cache key of its content: the whole URL, its size and version."""
         return f"{self.url}\0{self.size}\0{self.version}"
 
     @property
-    def shown(self) -> str:
-        """Its address, for people."""
-        return shown(self.url)
+    def display_url(self) -> str:
+        """Its URL for messages, without secrets."""
+        return without_secrets(self.url)
 
 
 class RemoteReader:
-    """Reads ranges of remote shards from slices in the cache, each fetched when it is first needed, or ahead of that.
+    """Reads byte ranges of remote shards from slices in the cache, each fetched on first use or prefetched.
 
-    A slice is a run of neighbouring samples, so that block shuffle, which draws from few slices at a time, fetches each byte once
-    an epoch at most, and once for ever where the cache has room. Shards that are there as a whole are read from that.
+    A slice is a run of neighbouring samples. Block shuffle draws from few slices at a time, so it fetches each byte at most once
+    an epoch, and only once if the cache has room. If the whole shard is cached, it is read instead.
 
     Args:
         shards, tables: in the same order.
-        remote: the way to them.
+        remote: client that fetches them.
     """
 
     def __init__(self, shards: Sequence[RemoteShard], tables: Sequence[ShardTable], remote: Remote) -> None:
@@ -190,26 +190,28 @@ class RemoteReader:
             most = min(size, int(self._cuts[number][piece + 1]) - offset)
             part = os.pread(self._last.file.fileno(), most, offset - self._last.first)
             if not part:
-                raise DataError(f"{self.shards[number].shown} ends at byte {offset}: it has changed; start again")
+                raise DataError(
+                    f"{self.shards[number].display_url} ends at byte {offset}: it has changed since it was indexed; restart the run"
+                )
             parts.append(part)
             offset += len(part)
             size -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_anew(self, number: int, offset: int, size: int) -> bytes:
-        """Bytes of shard `number`, fetched once more: what the cache has of them is dropped.
+        """Bytes of shard `number`, fetched again: cached copies are deleted.
 
         Raises:
             DataError: as `read`.
         """
         _log.warning(
-            "%s, byte %d: the bytes in the cache are not those of the index and are fetched again",
-            self.shards[number].shown, offset,
+            "%s, byte %d: the cached bytes differ from their checksum: fetching them again",
+            self.shards[number].display_url, offset,
         )  # fmt: skip
         self._last.close()
-        self.remote.cache.drop(self.shards[number].key)
+        self.remote.cache.remove(self.shards[number].key)
         for piece in range(self.slice_of(number, offset), self.slice_of(number, offset + max(size, 1) - 1) + 1):
-            self.remote.cache.drop(self._slice_key(number, piece))
+            self.remote.cache.remove(self._slice_key(number, piece))
         return self.read(number, offset, size)
 
     def _slice_key(self, number: int, piece: int) -> str:
@@ -217,26 +219,26 @@ class RemoteReader:
         return f"{self.shards[number].key}\0{start}\0{stop}"
 
     def slice_of(self, number: int, offset: int) -> int:
-        """The slice of a shard that has the byte at `offset`."""
+        """Number of the slice of a shard that contains the byte at `offset`."""
         return bisect_right(self._cuts[number], offset) - 1
 
     def slice_bytes(self, number: int, piece: int) -> int:
-        """Size of a slice."""
+        """Size of a slice in bytes."""
         return int(self._cuts[number][piece + 1] - self._cuts[number][piece])
 
     def fetch(self, number: int, piece: int) -> None:
-        """Have a slice in the cache."""
+        """Fetch a slice into the cache, unless it is there."""
         self._open(number, piece)[1].close()
 
     def stop_waiting(self) -> None:
-        """End the waiting for the storage in all threads and workers; see `Patience`."""
+        """End all waiting for storage, in all threads and workers; see `Patience`."""
         self.remote.storage.patience.outages.stop()
 
     def _open(self, number: int, piece: int) -> tuple[int, BinaryIO]:
-        """A file that has the slice, and the byte of the shard that it begins with."""
+        """An open file that contains the slice, and the byte of the shard that the file begins with."""
         shard = self.shards[number]
         if number not in self._only_whole:
-            whole = self.remote.cache.take(shard.key, shard.size)
+            whole = self.remote.cache.open_cached(shard.key, shard.size)
             if whole is not None:
                 return 0, whole
             start, stop = (int(cut) for cut in self._cuts[number][piece : piece + 2])
@@ -248,18 +250,19 @@ class RemoteReader:
                 return start, self.remote.cache.open(self._slice_key(number, piece), fill, stop - start)
             except NoRanges:
                 self._only_whole.add(number)
-        whole = self.remote.whole(shard)
+        whole = self.remote.open_shard(shard)
         got = os.fstat(whole.fileno()).st_size
         if got != self.sizes[number]:
             whole.close()
             raise DataError(
-                f"{shard.shown} has changed since it was indexed: it had {self.sizes[number]} bytes and now has {got}"
+                f"{shard.display_url} has changed since it was indexed: it had {self.sizes[number]} bytes and "
+                f"now has {got}; restart the run"
             )
         return 0, whole
 
 
 class _Last(threading.local):
-    """The slice that a thread read last, still open. Never pickled: a copy starts without one."""
+    """The slice that a thread read last, still open. Not pickled: a copy starts without one."""
 
     def __init__(self) -> None:
         self.place: tuple[int, int] | None = None
@@ -280,10 +283,10 @@ class _Last(threading.local):
 def open_remote(
     urls: Sequence[str], remote: Remote, progress: Progress | None = None
 ) -> tuple[list[ShardTable], RemoteReader]:
-    """Tables of remote shards, several at a time, and what reads them.
+    """Open remote shards: their tables, fetched in parallel, and a reader of their bytes.
 
     Raises:
-        DataError: shards that cannot be used; all of them are named, unless the storage fails as a whole.
+        DataError: unusable shards. The message names all of them, unless the storage is down.
     """
     found: dict[int, tuple[RemoteShard, ShardTable]] = {}
     problems: dict[int, str] = {}
@@ -307,7 +310,7 @@ def open_remote(
 
 
 def _cuts(table: ShardTable, size: int) -> np.ndarray:
-    """[slices + 1] bytes at which slices of about `size` samples begin, the first at 0, and the end of the shard."""
+    """Byte offsets [slices + 1] at which slices of about `size` samples begin; the last is the end of the shard."""
     headers = table.offset[table.members[slice_starts([len(table)], size)[1:]]] - 512
     return np.unique(np.concatenate([[0], headers, [table.shard_bytes]]))
 

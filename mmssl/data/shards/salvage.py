@@ -1,6 +1,6 @@
-"""What is left of a damaged shard, and a list of what is not: nothing is lost silently.
+"""Salvage damaged shards: index the readable part, and list every lost sample and span of bytes.
 
-Where an earlier sidecar lies beside the shard, it tells which samples there should be, and the checksums of their bytes.
+An earlier sidecar beside the shard tells the samples that the shard should have, and the checksums of their bytes.
 """
 
 from __future__ import annotations
@@ -17,28 +17,26 @@ from mmssl.core.sample import Fault, Origin
 from mmssl.data.shards.table import ShardTable, load_sidecar, load_table, make_table, sidecar_path
 from mmssl.data.shards.tar import Lost, walk
 
-_GONE = (
-    "its index knows it, and the shard has it no more (if it was written anew: `mmssl shards index` renews the index)"
-)
+_GONE = "the sidecar lists it, but the shard lacks it (if the shard was rewritten, renew the sidecar with `mmssl shards index`)"
 
 
-def what_is_left(shard: Path, source: str) -> tuple[ShardTable, list[Fault], int]:
-    """The table of a shard, which may be damaged, and what was lost: spans of bytes, and samples that a sidecar knows.
+def salvage_table(shard: Path, source: str) -> tuple[ShardTable, list[Fault], int]:
+    """The table of a possibly damaged shard, and its losses: spans of bytes, and samples that a sidecar lists.
 
     Args:
         shard: the file.
         source: name of the data set, for the faults.
 
     Returns:
-        Table, faults, and how many samples are gone: counted by the sidecar, or else estimated from the size of the spans.
+        Table, faults, and number of lost samples: counted by the sidecar, or else estimated from the size of the spans.
 
     Raises:
-        DataError: no tar archive at all, or without any sample. OSError: it cannot be read.
+        DataError: not a tar archive, or one without a readable sample. OSError: the file cannot be read.
     """
     lost: list[Lost] = []
     try:
         table = load_table(shard)
-        if (table.crc >= 0).any():  # the sidecar is of this very file: whatever happened to its bytes, checksums tell
+        if (table.crc >= 0).any():  # the sidecar belongs to this file: its checksums find all damage
             return table, [], 0
     except DataError:
         table = make_table(shard, walk(shard, lost))
@@ -52,26 +50,26 @@ def what_is_left(shard: Path, source: str) -> tuple[ShardTable, list[Fault], int
 
 
 def refuse_large_losses(lost: Sequence[Fault], gone: int, samples: int, max_failures: float) -> None:
-    """Decide whether too much is lost of a data set.
+    """Refuse a data set whose damaged shards have lost more than `max_failures`.
 
     Args:
-        lost: of all its shards. gone: samples that are lost. samples: that are left.
-        max_failures: share of samples that may be lost.
+        lost: faults of all its shards. gone: number of lost samples. samples: number of readable samples.
+        max_failures: largest share of lost samples allowed.
 
     Raises:
-        DataError: more is lost.
+        DataError: a larger share is lost.
     """
     if gone > max_failures * (gone + samples):
         shown = "\n".join(f"  {fault}" for fault in lost[:5])
         more = f"\n  ... and {len(lost) - 5} more" if len(lost) > 5 else ""
         raise DataError(
-            f"damaged shards have lost about {gone} of {gone + samples} samples, more than the share of {max_failures:g} that is "
-            f"borne (`max_failures`):\n{shown}{more}\nFetch or write these shards again."
+            f"damaged shards have lost about {gone} of {gone + samples} samples, wanted at most a share of "
+            f"{max_failures:g} (`max_failures`):\n{shown}{more}\nFetch or write these shards again."
         )
 
 
 def _before(shard: Path, table: ShardTable) -> ShardTable | None:
-    """The table of an earlier state of the shard; None without one, or when it has no sample in common."""
+    """The table of an earlier state of the shard, from its sidecar; None if there is none, or it has no sample in common."""
     try:
         before = load_sidecar(sidecar_path(shard))
     except (OSError, ValueError):
@@ -82,12 +80,12 @@ def _before(shard: Path, table: ShardTable) -> ShardTable | None:
 def _spans(shard: Path, source: str, lost: Iterable[Lost], table: ShardTable) -> Iterable[Fault]:
     for span in lost:
         ordinal = int(np.searchsorted(table.offset[table.members[:-1]], span.offset))
-        detail = f"{span.detail}; {span.stop - span.offset} bytes are passed over"
+        detail = f"{span.detail}; {span.stop - span.offset} bytes are skipped"
         yield Fault("", Origin(source, str(shard), ordinal, span.offset), "tar", "damaged", detail)
 
 
 def _missing(shard: Path, source: str, table: ShardTable, before: ShardTable) -> Iterable[Fault]:
-    """Members that the sidecar knows and the shard no longer has; of a sample without any member, one for all."""
+    """Faults for members that the sidecar lists and the shard lacks; one for a sample that lacks all."""
     there: dict[str, set[str]] = {}
     for key, extension, *_ in _members(table):
         there.setdefault(key, set()).add(extension)
@@ -102,12 +100,12 @@ def _missing(shard: Path, source: str, table: ShardTable, before: ShardTable) ->
 
 
 def _known(table: ShardTable, before: ShardTable) -> np.ndarray:
-    """Checksums [m] of members that go by the same name and size as before."""
+    """Checksums [m] of members whose name and size are those of the sidecar."""
     known = {(key, extension): (size, crc) for key, extension, size, crc in _members(before)}
     crc = []
     for key, extension, size, _ in _members(table):
         was, value = known.get((key, extension), (size, -1))
-        # A member of another size is another one: no CRC-32 has this value, so that reading it is a fault.
+        # A member of another size gets a value that no CRC-32 has, so that reading it is a fault.
         crc.append(value if was == size else 1 << 32)
     return np.array(crc, np.int64)
 

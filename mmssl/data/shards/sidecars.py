@@ -25,22 +25,22 @@ _THREADS = 8
 def write_sidecars(
     shards: Sequence[str], remote: Remote, out: Path | None = None, progress: Progress | None = None
 ) -> int:
-    """Make the sidecar of each shard: beside it where it is local, else in the cache, and as `out/<name>.index.npz`.
+    """Write the index sidecar of each shard: beside local shards, for remote ones into the cache and as `out/<name>.index.npz`.
 
     Args:
         shards: all local, or all remote; see `ShardIndex.open`.
-        remote: the way to remote shards.
-        out: folder for sidecars of remote shards, to be put beside them.
+        remote: client for remote shards.
+        out: folder for the sidecars of remote shards, for upload beside them.
 
     Returns:
-        How many shards there are.
+        Number of shards.
 
     Raises:
-        DataError: shards that cannot be used, all of them named; two of one name for `out`; `out` with local shards.
+        DataError: unusable shards (the message names all); two shards of one name with `out`; `out` with local shards.
     """
     if not any(map(is_remote, shards)):
         if out is not None:
-            raise DataError(f"--out: got {out} for local shards, whose sidecars belong beside them: leave it out")
+            raise DataError(f"--out: got {out} for local shards, whose sidecars are written beside them: omit --out")
         paths = expand(shards)
         problems = _each(paths, lambda path: _attempt(lambda: write_sidecar(path)), progress)
     else:
@@ -48,7 +48,7 @@ def write_sidecars(
         names = [f"{url.split('?')[0].rsplit('/', 1)[-1]}.index.npz" for url in urls]
         if out is not None and len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"--out: two shards want the sidecar {out / twice}: index one folder at a time")
+            raise DataError(f"--out: two shards would write {out / twice}: index one folder at a time")
 
         def make(place: tuple[str, str]) -> str | None:
             url, name = place
@@ -61,20 +61,20 @@ def write_sidecars(
 
 
 def check_sidecars(shards: Sequence[str], remote: Remote, progress: Progress | None = None) -> int:
-    """Read every shard anew and compare what it holds with its sidecar.
+    """Read every shard again and compare it with its sidecar.
 
     Returns:
-        How many shards there are.
+        Number of shards.
 
     Raises:
-        DataError: sidecars that are missing, stale, damaged or wrong, all of them named.
+        DataError: sidecars that are missing, stale, damaged or wrong; the message names all.
     """
     if any(map(is_remote, shards)):
         problems = _each(expand_urls(shards), lambda url: _attempt(lambda: _check_remote(remote, url)), progress)
     else:
         problems = _each(expand(shards), lambda path: _attempt(lambda: _check_local(path)), progress)
     if any(problems):
-        raise DataError(_summary(problems, "have no right sidecar") + "\nMake them with `mmssl shards index`.")
+        raise DataError(_summary(problems, "have no valid sidecar") + "\nMake them with `mmssl shards index`.")
     return len(problems)
 
 
@@ -99,20 +99,20 @@ def _check_remote(remote: Remote, url: str) -> None:
     shard = remote.shard(url)
     found = remote.fetch_sidecar(shard)
     if found is None:
-        raise DataError(f"{shard.shown}: no sidecar that fits")
-    with remote.whole(shard):
+        raise DataError(f"{shard.display_url}: no valid sidecar")
+    with remote.open_shard(shard):
         path = remote.cache.path(shard.key)
-        _compare(found, checksums(path, scan(path)), f"the sidecar of {shard.shown}")
+        _compare(found, checksums(path, scan(path)), f"the sidecar of {shard.display_url}")
 
 
 def _compare(saved: ShardTable, true: ShardTable, where: str) -> None:
     for field in fields(ShardTable):
         if not np.array_equal(getattr(saved, field.name), getattr(true, field.name)):
-            raise DataError(f"{where} does not hold what the shard holds: {field.name} differs")
+            raise DataError(f"{where} differs from the shard in {field.name}")
 
 
 def _attempt(action: Callable[[], object]) -> str | None:
-    """What went wrong, if anything did."""
+    """The error message of an action, or None."""
     try:
         action()
     except (DataError, OSError) as error:
@@ -121,7 +121,7 @@ def _attempt(action: Callable[[], object]) -> str | None:
 
 
 def _each(items: Sequence[T], work: Callable[[T], str | None], progress: Progress | None) -> list[str | None]:
-    """The problem of each item, several at a time."""
+    """The error message of each item or None, computed in parallel."""
     problems = []
     with ThreadPoolExecutor(_THREADS) as pool:
         for problem in pool.map(work, items):

@@ -1,4 +1,4 @@
-"""Bytes from storage elsewhere: sizes, ranges and whole files by URL."""
+"""Remote storage: sizes, byte ranges and whole files by URL (fsspec)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from typing import Any, BinaryIO, NamedTuple
 
 from mmssl.core.errors import DataError
-from mmssl.data.shards.patience import NoRanges, Patience, shown
+from mmssl.data.shards.patience import NoRanges, Patience, without_secrets
 
 _log = logging.getLogger(__name__)
 
@@ -22,18 +22,18 @@ _VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModifie
 
 
 class Facts(NamedTuple):
-    """What a server says of a file: size in bytes (None: it does not say) and whatever changes when the content does."""
+    """A remote file: size in bytes (None: unknown), and a version that changes with the content (ETag, time)."""
 
     size: int | None
     version: str
 
 
 class Storage:
-    """Reads URLs through fsspec, and shell commands where that was allowed. Clients are made on first use in each process.
+    """Reads URLs through fsspec, and the output of shell commands if allowed. Each process makes its clients on first use.
 
     Args:
-        patience: with failures.
-        allow_pipe: whether `pipe:` commands are run.
+        patience: retry policy.
+        allow_pipe: whether `pipe:` commands may run.
     """
 
     def __init__(self, patience: Patience | None = None, allow_pipe: bool = False) -> None:
@@ -45,10 +45,10 @@ class Storage:
         return {"patience": self.patience, "allow_pipe": self.allow_pipe, "_clients": {}}
 
     def facts(self, url: str) -> Facts:
-        """Size and version of a file; nothing is known of a command's output.
+        """Size and version of a file; both unknown for a `pipe:` command.
 
         Raises:
-            Absent, Refused, DataError: see `Patience`; a command that is not allowed.
+            Absent, Refused, DataError: see `Patience`; DataError also for a command that is not allowed.
         """
         if url.startswith(PIPE):
             self._check_allowed(url)
@@ -62,7 +62,7 @@ class Storage:
         """Bytes start ... stop-1 of a file of `size` bytes.
 
         Raises:
-            NoRanges: the server gives whole files only. Others: see `Patience`.
+            NoRanges: the server does not support ranges. Others: see `Patience`.
         """
 
         def attempt() -> bytes:
@@ -70,7 +70,7 @@ class Storage:
             if not url.startswith("http"):
                 data = client.cat_file(url, start=start, end=stop)
             else:
-                # `cat_file` would read everything from a server that does not know ranges.
+                # `cat_file` would read the whole file from a server without range support.
                 with client.open(url, "rb", cache_type="none", size=size) as file:
                     file.seek(start)
                     try:
@@ -84,10 +84,10 @@ class Storage:
         return self.patience(url, f"byte {start} to {stop}", attempt)
 
     def copy(self, url: str, sink: BinaryIO, size: int | None) -> None:
-        """Write a whole file into `sink`, in pieces, so that a failure costs one piece.
+        """Download a whole file into `sink`, in pieces, so that a failure costs one piece.
 
         Raises:
-            Absent, DataError: see `Patience`; a command that is not allowed or fails.
+            Absent, DataError: see `Patience`; DataError also for a command that is not allowed or fails.
         """
         if url.startswith(PIPE):
             self._run(url, sink)
@@ -98,7 +98,7 @@ class Storage:
                     sink.write(self.read(url, start, min(start + _PIECE, size), size))
                 return
             except NoRanges:
-                _log.info("%s: the server knows no ranges; it is fetched as a whole", shown(url))
+                _log.info("%s: the server does not support ranges; downloading the whole file", without_secrets(url))
         self.patience(url, "as a whole", lambda: self._stream(url, sink, size))
 
     def _stream(self, url: str, sink: BinaryIO, size: int | None) -> None:
@@ -107,12 +107,12 @@ class Storage:
             while piece := file.read(1 << 20):
                 sink.write(piece)
         if size is None:
-            sink.truncate()  # what an attempt before had written
+            sink.truncate()  # the rest of an earlier attempt
         elif sink.tell() != size:
             raise OSError(errno.EIO, f"got {sink.tell()} bytes, wanted {size}")
 
     def _run(self, url: str, sink: BinaryIO) -> None:
-        """The output of a command. It is run once: it knows best what to try again."""
+        """Write the output of a shell command into `sink`. No retries: the command can retry by itself."""
         self._check_allowed(url)
         with tempfile.TemporaryFile() as complaints:
             command = ["/bin/sh", "-c", url.removeprefix(PIPE)]
@@ -120,29 +120,33 @@ class Storage:
             complaints.seek(max(0, complaints.tell() - 2000))
             tail = complaints.read().decode("utf-8", "replace").strip()
         if done.returncode:
-            raise DataError(f"{url}: the command ended with {done.returncode}: {tail or 'and said nothing'}")
+            raise DataError(f"{url}: the command exited with code {done.returncode}: {tail or 'no error output'}")
         sink.seek(0, os.SEEK_END)
 
     def _check_allowed(self, url: str) -> None:
         if not self.allow_pipe:
             raise DataError(
-                f"{url}: a shell command runs whatever the recipe says, with your rights; if you trust it, allow it with "
+                f"{url}: got a shell command, which would run with your rights; if you trust the recipe, set "
                 "`data.allow_pipe: true`"
             )
 
     def _client(self, url: str) -> Any:
-        """The file system of a URL. Clients own threads and sockets, which a forked process must not share."""
+        """The fsspec file system of a URL. Clients have threads and sockets, which a forked process must not share."""
         import fsspec
 
         scheme = url.split("://", 1)[0].lower()
         key = (os.getpid(), scheme)
         if key not in self._clients:
             if scheme not in SCHEMES:
-                raise DataError(f"{shown(url)}: got the scheme {scheme!r}, wanted one of {', '.join(SCHEMES)}")
+                raise DataError(
+                    f"{without_secrets(url)}: got the scheme {scheme!r}, wanted one of {', '.join(SCHEMES)}"
+                )
             try:
                 self._clients[key] = fsspec.filesystem(scheme, skip_instance_cache=True, **self._options(scheme))
             except ImportError as error:
-                raise DataError(f"{shown(url)}: {error}: pip install '{EXTRAS.get(scheme, 'fsspec')}'") from error
+                raise DataError(
+                    f"{without_secrets(url)}: {error}: pip install '{EXTRAS.get(scheme, 'fsspec')}'"
+                ) from error
         return self._clients[key]
 
     def _options(self, scheme: str) -> dict[str, Any]:

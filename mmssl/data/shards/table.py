@@ -1,6 +1,6 @@
-"""Samples of one shard as a few arrays, made by walking the tar headers or read from a sidecar file next to the shard.
+"""Index of one shard as a few arrays, made from the tar headers or read from a sidecar file next to the shard.
 
-The sidecar `<shard>.index.npz` is a cache: never required, checked against size and time of the shard, holding arrays only.
+The sidecar `<shard>.index.npz` is a cache: optional, checked against size and time of the shard, and holds arrays only.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _ARRAYS = {
 
 @dataclass(frozen=True)
 class ShardTable:
-    """n samples with m members in all, sorted by sample.
+    """Index of a shard: n samples with m members in all, sorted by sample.
 
     Attributes:
-        extensions: names that `extension` counts.
-        keys: UTF-8 bytes of all keys; key_ends: [n+1] where each begins and ends.
+        extensions: the distinct extensions; `extension` has numbers into this list.
+        keys: UTF-8 bytes of all keys; key_ends: [n+1] offsets of their ends, starting at 0.
         members: [n+1] first member of each sample; extension, offset, size: [m], of each member.
         shard_bytes: size of the shard.
-        ignored: regular files that are no member of a sample, because their names have no extension.
-        crc: [m] CRC-32 of the data of each member, -1 where it is not known.
+        ignored: number of files without an extension, which belong to no sample.
+        crc: [m] CRC-32 of the data of each member, -1: unknown.
     """
 
     extensions: tuple[str, ...]
@@ -66,15 +66,15 @@ class ShardTable:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """(key, extension) by WebDataset's rule: the key is the folder and the base name up to its first dot, the rest the extension
-    in lower case. None: no part of a sample.
+    """Split a member name into (key, extension) by WebDataset's rule: the key is the folder and the base name up to its first
+    dot, the rest the extension in lower case. None: the name has no extension.
     """
     match = _NAME.fullmatch(name)
     return (match[1], match[2].lower()) if match else None
 
 
 def load_table(shard: Path) -> ShardTable:
-    """The table of a shard, from a valid sidecar or from the shard itself.
+    """Load the table of a shard, from a valid sidecar or from the shard itself.
 
     Raises:
         DataError: the shard is damaged or holds no sample.
@@ -85,7 +85,7 @@ def load_table(shard: Path) -> ShardTable:
 
 
 def scan(shard: Path) -> ShardTable:
-    """Walk a shard. Members of one key belong together even where others stand between them.
+    """Make the table of a shard from its tar headers. Members of one key form one sample even if others lie between them.
 
     Raises:
         DataError: the shard is damaged or holds no sample.
@@ -95,10 +95,10 @@ def scan(shard: Path) -> ShardTable:
 
 
 def make_table(shard: Path, found: Iterable[Member]) -> ShardTable:
-    """The table of the members that were found in a shard; folders of WebDataset's own (`__meta__`) are left out.
+    """Make the table of the given members of a shard, without WebDataset's metadata (`__meta__`).
 
     Raises:
-        DataError: no sample among them. What `found` raises.
+        DataError: no sample among them. Others: from iterating `found`.
     """
     samples: dict[str, int] = {}
     extensions: dict[str, int] = {}
@@ -117,11 +117,11 @@ def make_table(shard: Path, found: Iterable[Member]) -> ShardTable:
         kind.append(extensions.setdefault(parts[1], len(extensions)))
         place.append((offset, size))
     if not samples:
-        what = f"its {ignored} files have names without an extension" if ignored else "it is a tar file without files"
-        raise DataError(f"{shard} holds no sample: {what}; write it again, or take it off the list")
+        what = f"its {ignored} files have names without an extension" if ignored else "the tar file is empty"
+        raise DataError(f"{shard} holds no sample: {what}; write it again, or remove it from the list")
     if len(extensions) > np.iinfo(np.uint16).max:
         raise DataError(
-            f"{shard} has {len(extensions)} different extensions, as from names with dots in the key, such as 'photo.17.3.jpg'"
+            f"{shard} has {len(extensions)} different extensions, probably from dots in the keys, such as 'photo.17.3.jpg'"
         )
     order = np.argsort(np.array(owner), kind="stable")
     keys = [key.encode() for key in samples]
@@ -161,18 +161,18 @@ def checksums(shard: Path, table: ShardTable) -> ShardTable:
 
 
 def sidecar_path(shard: Path) -> Path:
-    """Where the sidecar of a shard lies."""
+    """Path of the sidecar of a shard."""
     return shard.with_name(shard.name + ".index.npz")
 
 
 def write_sidecar(shard: Path) -> Path:
-    """Walk a shard and write its table, with checksums of all members, next to it, whole or not at all.
+    """Write the sidecar of a shard: its table with checksums of all members, atomically.
 
     Returns:
         The sidecar's path.
 
     Raises:
-        DataError: the shard is damaged, or its folder cannot be written: reading goes on without sidecars, only starts slower.
+        DataError: the shard is damaged, or its folder is not writable. Sidecars are optional: they only make the start faster.
     """
     target = sidecar_path(shard)
     status = shard.stat()
@@ -189,17 +189,17 @@ def write_sidecar(shard: Path) -> Path:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise DataError(
-            f"cannot write {target}: {error}; shards can be read without it, only starting takes longer"
+            f"cannot write {target}: {error}; sidecars are optional, but the start takes longer without"
         ) from error
     return target
 
 
 class StaleSidecar(ValueError):
-    """A sidecar of another version of the shard, or of mmssl."""
+    """The sidecar belongs to another version of the shard, or of mmssl."""
 
 
 def save_sidecar(file: IO[bytes], table: ShardTable, status: os.stat_result) -> None:
-    """Write a table as a sidecar; size and time of the shard go with it."""
+    """Write a table as a sidecar, with size and modification time of the shard."""
     np.savez(
         file,
         version=np.int64(SIDECAR_VERSION),
@@ -211,20 +211,22 @@ def save_sidecar(file: IO[bytes], table: ShardTable, status: os.stat_result) -> 
 
 
 def load_sidecar(file: IO[bytes] | Path, *stamp: int | None) -> ShardTable:
-    """The table in a sidecar.
+    """Read the table in a sidecar.
 
     Args:
-        stamp: size of the shard, and time where that means anything; None: unknown.
+        stamp: size of the shard, and its modification time if local; None: unknown.
 
     Raises:
-        StaleSidecar: it is of another version of the shard. ValueError: it is damaged.
+        StaleSidecar: it belongs to another version of the shard. ValueError: it is damaged.
     """
     try:
         with np.load(file, allow_pickle=False) as arrays:
             saved = arrays["stamp"].tolist()
             fits = all(mine in (None, its) for mine, its in zip(stamp, saved, strict=False))
             if int(arrays["version"]) != SIDECAR_VERSION or not fits:
-                raise StaleSidecar(f"it was made for a shard of {saved[0]} bytes, now {stamp[0]}, or by another mmssl")
+                raise StaleSidecar(
+                    f"the sidecar is for another version of the shard ({saved[0]} bytes, now {stamp[0]}) or of mmssl"
+                )
             table = ShardTable(
                 extensions=tuple(str(name) for name in arrays["extensions"]),
                 shard_bytes=int(saved[0]),
@@ -246,14 +248,16 @@ def _read_sidecar(shard: Path) -> ShardTable | None:
     try:
         return load_sidecar(path, status.st_size, status.st_mtime_ns)
     except StaleSidecar:
-        _log.warning("%s belongs to another version of the shard and is not used; `mmssl shards index` renews it", path)
+        _log.warning(
+            "ignoring %s, which belongs to another version of the shard; renew it with `mmssl shards index`", path
+        )
     except (OSError, ValueError) as error:
-        _log.warning("%s is damaged and is not used (%s); `mmssl shards index` renews it", path, error)
+        _log.warning("ignoring %s, which is damaged (%s); renew it with `mmssl shards index`", path, error)
     return None
 
 
 def _check(table: ShardTable) -> None:
-    """Refuse arrays that point outside the shard or outside each other: they come from a file."""
+    """Refuse arrays of a sidecar that point outside the shard or outside each other."""
     for name, kind in _ARRAYS.items():
         array = getattr(table, name)
         if array.dtype != kind or array.ndim != 1:
@@ -266,20 +270,20 @@ def _check(table: ShardTable) -> None:
             or ends[-1] != total
             or (np.diff(ends) < 1).any()
         ):
-            raise ValueError("the ends of samples do not fit")
+            raise ValueError("the ends of samples do not fit the arrays")
     if not len(table.extension) == len(table.offset) == len(table.size) or table.extension.max() >= len(
         table.extensions
     ):
-        raise ValueError("the members do not fit")
+        raise ValueError("the arrays of members differ in length, or have unknown extensions")
     if len(table.crc) != len(table.size) or table.crc.min() < -1 or table.crc.max() >= 1 << 32:
-        raise ValueError("the checksums do not fit")
+        raise ValueError("the checksums are not one CRC-32 for each member")
     if (table.offset < 512).any() or (table.size < 0).any() or (table.offset + table.size > table.shard_bytes).any():
         raise ValueError("members lie outside the shard")
     table.keys.tobytes().decode()
 
 
 def slice_starts(shards: Sequence[int], size: int) -> np.ndarray:
-    """First sample of each slice: shards cut into even parts of about `size` samples, [slices] int64."""
+    """First sample of each slice, [slices] int64; each shard is cut into even slices of about `size` samples."""
     starts, first = [], 0
     for count in shards:
         parts = max(1, round(count / size))

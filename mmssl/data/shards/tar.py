@@ -1,8 +1,8 @@
-"""Walk the headers of a plain tar file, and refuse every file that does not add up.
+"""Strict reader of tar headers: verifies every checksum and the end mark, and refuses damaged files.
 
-Python's `tarfile`, and with it WebDataset, takes a damaged header in the middle of an archive for its end and drops the rest
-without a word. Here each header's checksum is verified and the archive must end as the format says. Who would rather have what is
-left of a damaged file passes a list: the walk then goes on at the next header that holds, and notes what it passed over.
+Python's `tarfile`, and with it WebDataset, treats a damaged header in the middle of an archive as its end and silently drops the
+rest. Here each header's checksum is verified, and the archive must end as the format says. To read a damaged file anyway, pass a
+list `lost`: the walk then continues at the next valid header, and adds the skipped spans to the list.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Member(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A span of an archive in which no member could be found: bytes offset ... stop-1, and why."""
+    """An unreadable span of an archive: bytes offset ... stop-1, and the reason."""
 
     offset: int
     stop: int
@@ -56,7 +56,7 @@ class Lost(NamedTuple):
 
 
 class _Damage(DataError):
-    """Something is wrong at a byte behind which there may be more."""
+    """Damage at a byte; more members may follow."""
 
     def __init__(self, message: str, offset: int) -> None:
         super().__init__(message)
@@ -64,12 +64,12 @@ class _Damage(DataError):
 
 
 def walk(path: Path, lost: list[Lost] | None = None) -> Iterator[Member]:
-    """Regular files of a tar archive (ustar, GNU long names, PAX names and sizes) in order; folders are passed over.
+    """Iterate over the regular files of a tar archive (ustar, GNU long names, PAX names and sizes), without folders.
 
     Args:
         path: the archive.
-        lost: None: damage is an error. A list: spans that make no sense are passed over and noted in it. Only a file that does not
-            look like a tar archive at all is still an error.
+        lost: None: damage is an error. A list: unreadable spans are skipped and added to it. A file that does not look like a
+            tar archive is an error in both cases.
 
     Raises:
         DataError: not a tar file, compressed, cut off, a wrong checksum, a link or device, or no end mark.
@@ -88,10 +88,10 @@ class _Walk:
         self.lost = lost
 
     def members(self) -> Iterator[Member]:
-        return self._run(0, False) if self.lost is None else self._what_is_left(self.lost)
+        return self._run(0, False) if self.lost is None else self._readable_members(self.lost)
 
-    def _what_is_left(self, lost: list[Lost]) -> Iterator[Member]:
-        """All members that stand between damaged spans. One is given out when the header behind it holds, or none is inside it."""
+    def _readable_members(self, lost: list[Lost]) -> Iterator[Member]:
+        """Members between damaged spans. A member counts if the header after it is valid, or no header lies inside it."""
         offset, orphan = 0, False
         last: Member | None = None
         while True:
@@ -102,13 +102,13 @@ class _Walk:
                     last = member
             except _Damage as damage:
                 detail = str(damage).removeprefix(f"{self.path}, byte {damage.offset}: ")
-                start, stop = min(damage.offset, self.end), None  # a cut may take the padding only
+                start, stop = min(damage.offset, self.end), None  # truncation may cut only the padding
                 if last is not None:
                     stop = self._next_header(last.offset - BLOCK, last.offset + last.size)
                     if stop is None:
                         yield last
-                    else:  # bytes are missing from its data: the next member begins too early
-                        start, detail = last.offset - BLOCK, f"another header stands inside member {last.name!r}"
+                    else:  # bytes are missing from the last member's data, so the next member begins too early
+                        start, detail = last.offset - BLOCK, f"another header lies inside member {last.name!r}"
                     last = None
                 if stop is None:
                     stop = self._next_header(start, self.end)
@@ -122,7 +122,7 @@ class _Walk:
                 return
 
     def _run(self, offset: int, orphan: bool) -> Iterator[Member]:
-        """Members from a header on. An orphan is the first one behind damage."""
+        """Members from the header at `offset`. An orphan is the first one after damage."""
         renamed: str | None = None
         pax: dict[str, str] = {}
         while True:
@@ -135,7 +135,7 @@ class _Walk:
             if data + size > self.end:
                 self._fail(
                     offset,
-                    f"member {self._name(block)!r} has {size} bytes, and the file ends after {self.end - data}: it is cut off",
+                    f"member {self._name(block)!r} has {size} bytes, but the file ends after {self.end - data}: it is truncated",
                 )
             if kind in _RECORDS:
                 payload = self._payload(data, size, offset)
@@ -147,19 +147,19 @@ class _Walk:
                 what = _REFUSED.get(kind, "a sparse file")
                 self._fail(offset, f"member {renamed or self._name(block)!r} is {what}: shards hold regular files only")
             else:
-                # Its name may have stood in a record that is lost; the header then has a shortened one, of another sample perhaps.
+                # Its long name may be in a lost record; the short name in the header may be that of another sample.
                 shortened = len(block[:100].rstrip(b"\0")) > 97 or b"?" in block[:100]
                 if kind in _REGULAR and orphan and shortened and renamed is None and not pax:
                     self._fail(offset, f"the name of member {self._name(block)!r} is lost with the bytes before it")
                 if kind in _REGULAR:
                     yield Member(renamed or pax.get("path") or self._name(block), data, size)
                 elif kind != _FOLDER:
-                    self._fail(offset, f"member {self._name(block)!r} is of the unknown type {kind!r}")
+                    self._fail(offset, f"member {self._name(block)!r} has the unknown type {kind!r}")
                 renamed, pax, orphan = None, {}, False
             offset = data + -(-size // BLOCK) * BLOCK
 
     def _next_header(self, offset: int, end: int) -> int | None:
-        """Where, behind the block at `offset` and before `end`, the next header stands; read a megabyte at a time."""
+        """Offset of the next header after the block at `offset` and before `end`; reads a megabyte at a time."""
         position = offset + BLOCK
         while position + BLOCK <= end:
             piece = os.pread(self.fd, min(1 << 20, end - position), position)
@@ -174,7 +174,7 @@ class _Walk:
     def _size(self, block: bytes, pax: dict[str, str], offset: int) -> int:
         size = int(pax["size"]) if "size" in pax else self._number(block[124:136], offset)
         if size < 0:
-            self._fail(offset, f"member {self._name(block)!r} has {size} bytes, which cannot be")
+            self._fail(offset, f"member {self._name(block)!r} has {size} bytes, an impossible size")
         return size
 
     def _block(self, offset: int) -> bytes:
@@ -182,7 +182,9 @@ class _Walk:
         block = os.pread(self.fd, BLOCK, offset)
         if len(block) < BLOCK and offset:
             what = "inside a header" if block else "between two members: its end mark is missing"
-            self._fail(offset, f"the file is cut off {what}; was its writer killed? Write it again, or fetch it again")
+            self._fail(
+                offset, f"the file is truncated {what}, as after a killed writer; write it again, or fetch it again"
+            )
         if block != _ZERO and not _checksum_fits(block):
             if offset or self._is_tar_behind(block):
                 self._fail(
@@ -192,25 +194,25 @@ class _Walk:
         return block
 
     def _is_tar_behind(self, block: bytes) -> bool:
-        """Whether a file that does not begin as an archive is one all the same, for those who take what is left."""
+        """Whether a later header is valid although the first one is damaged; for salvage only."""
         compressed = any(block.startswith(magic) for magic in _COMPRESSED)
         return self.lost is not None and not compressed and self._next_header(0, self.end) is not None
 
     def _refuse(self, block: bytes) -> NoReturn:
-        """Say what stands where the first header should."""
+        """Raise an error that describes the bytes in place of the first header."""
         if not block:
             raise DataError(f"{self.path} is empty: wanted a tar file; fetch or write it again")
         for magic, name in _COMPRESSED.items():
             if block.startswith(magic):
                 raise DataError(
-                    f"{self.path} is compressed ({name}): samples are read in any order, so unpack it to a plain .tar first"
+                    f"{self.path} is compressed ({name}): samples need random access, so decompress it to a plain .tar first"
                 )
         raise DataError(
             f"{self.path} is not a tar file, or its first header is damaged: it begins with {block[:24]!r}; fetch or write it again"
         )
 
     def _check_end(self, offset: int) -> None:
-        """Behind the end mark there may be nothing but zeros: anything else is a hole, or an archive glued to another."""
+        """Refuse data after the end mark: a hole, or concatenated archives."""
         position = offset
         while chunk := os.pread(self.fd, 1 << 20, position):
             rest = chunk.lstrip(b"\0")
@@ -218,7 +220,7 @@ class _Walk:
                 found = position + len(chunk) - len(rest)
                 self._fail(
                     offset,
-                    f"the archive ends here, and data follow at byte {found}: a hole, or several archives in one; write it again",
+                    f"got data at byte {found} after the end mark: a hole, or concatenated archives; write the file again",
                 )
             position += len(chunk)
 
@@ -228,7 +230,7 @@ class _Walk:
         return os.pread(self.fd, size, data)
 
     def _number(self, field: bytes, offset: int) -> int:
-        """A size: octal digits, or the GNU form for large files."""
+        """Parse a size: octal digits, or the GNU base-256 form for large files."""
         if field[0] & 0x80:
             return int.from_bytes(bytes([field[0] & 0x7F if field[0] < 0xFF else 0xFF]) + field[1:], "big", signed=True)
         digits = field.strip(b"\0 ")
@@ -253,7 +255,7 @@ class _Walk:
                 blank = payload.index(b" ", start, start + 20)
                 stop = start + int(payload[start:blank])
                 if not blank < stop <= len(payload) or len(records) == _MAX_RECORDS:
-                    raise ValueError("a length that does not fit, or too many records")
+                    raise ValueError("a wrong length, or too many records")
                 key, value = payload[blank + 1 : stop].removesuffix(b"\n").split(b"=", 1)
                 records[_text(key)] = _text(value)
                 start = stop
@@ -268,7 +270,7 @@ class _Walk:
 
 
 def _checksum_fits(block: bytes) -> bool:
-    """Sum of all bytes with the checksum field taken as blanks; some old writers summed signed bytes."""
+    """Verify the checksum: the sum of all bytes, with blanks for the checksum field. Some old writers summed signed bytes."""
     if len(block) < BLOCK:
         return False
     try:
@@ -285,5 +287,5 @@ def _checksum_fits(block: bytes) -> bool:
 
 
 def _text(name: bytes) -> str:
-    """A name that can always be printed: what is not UTF-8 is shown as escapes."""
+    """Decode a name; bytes that are not UTF-8 become escapes."""
     return name.decode("utf-8", "backslashreplace")

@@ -1,7 +1,7 @@
-"""Writing shards: tar files that are whole or absent, equal bytes for equal samples, and a manifest that can prove it.
+"""Writing shards: atomic tar files, equal bytes for equal samples, and a manifest with their digests.
 
-Used by everything that makes shards. A shard is written beside its final name and moved there when it is complete; the manifest
-records size and SHA-256 of each, so that a later call keeps what is already there and redoes only what is missing or damaged.
+A shard is written under a temporary name and renamed when complete. The manifest records size and SHA-256 of each, so that a later
+call keeps intact shards and writes only those that are missing or damaged.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class ShardRecord:
 
     Attributes:
         path: relative to the folder of the manifest, with forward slashes.
-        start, stop: positions in the order of packing that it covers, with rows that were skipped.
-        samples: samples in it.
+        start, stop: range of positions in the order of packing, skipped rows included.
+        samples: number of samples.
         bytes: size of the tar file.
         sha256: digest of the tar file, hexadecimal.
-        skipped: rows between start and stop that could not be used: {"row", "where", "reason", "detail"}.
+        skipped: unusable rows between start and stop: {"row", "where", "reason", "detail"}.
     """
 
     path: str
@@ -55,13 +55,13 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds and what it was made from.
+    """Manifest of a folder of shards: settings, and size and digest of each shard.
 
     Attributes:
-        folder: where the shards lie (not stored, so that the folder can be moved).
-        settings: everything that the bytes depend on; equal settings mean equal shards.
+        folder: folder of the shards (not stored, so that it can be moved).
+        settings: all settings that the bytes depend on; equal settings mean equal shards.
         shards: one record a shard, in order.
-        complete: whether all shards are there.
+        complete: whether all shards are written.
     """
 
     folder: Path
@@ -71,26 +71,26 @@ class Manifest:
 
     @property
     def samples(self) -> int:
-        """Samples over all shards."""
+        """Number of samples in all shards."""
         return sum(shard.samples for shard in self.shards)
 
     @property
     def bytes(self) -> int:
-        """Bytes over all shards."""
+        """Total size of all shards in bytes."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
     def paths(self) -> list[Path]:
-        """Where the shards are, in order."""
+        """Paths of the shards, in order."""
         return [self.folder / shard.path for shard in self.shards]
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How many rows were skipped, by reason."""
+        """Number of skipped rows by reason."""
         return dict(Counter(row["reason"] for shard in self.shards for row in shard.skipped))
 
     def write(self) -> Manifest:
-        """Store as `manifest.json` in the folder, at once or not at all."""
+        """Write `manifest.json` into the folder, atomically."""
         document = {
             "format": FORMAT,
             "complete": self.complete,
@@ -104,16 +104,16 @@ class Manifest:
         return self
 
     def intact(self, shard: ShardRecord) -> bool:
-        """Whether the shard is there with the recorded size and digest."""
+        """Whether the shard exists with the recorded size and digest."""
         path = self.folder / shard.path
         return path.is_file() and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder of shards; None if there is none.
+    """Read the manifest of a folder of shards; None if there is none.
 
     Raises:
-        DataError: there is one, and it cannot be read.
+        DataError: the manifest cannot be read.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -129,44 +129,44 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def write_shard(folder: Path, name: str, start: int, stop: int, samples: Iterable[Mapping[str, Any]]) -> ShardRecord:
-    """Write samples as one tar file `folder/name`, at once or not at all.
+    """Write samples as one tar file `folder/name`, atomically.
 
     Args:
-        folder: folder of the manifest; the shard's own folder is made.
+        folder: folder of the manifest; the folder of the shard is created.
         name: path of the shard relative to `folder`.
-        start, stop: recorded as they are, see `ShardRecord`.
+        start, stop: for the record, see `ShardRecord`.
         samples: mappings {"__key__": key, extension: bytes}. Equal samples give equal tar files: no time, no user.
 
     Raises:
-        DataError: the disk does not take it; nothing is left behind.
+        DataError: the disk is full or not writable; no partial file remains.
     """
-    # No fsync: a shard that a power cut truncates is found by its digest and made again.
-    with _whole_or_not(folder / name) as partial, partial.open("wb") as file:
+    # No fsync: the digest finds a shard that a power cut truncated, and a later call writes it again.
+    with _atomic(folder / name) as partial, partial.open("wb") as file:
         hashing = _Hashing(file)
         count = _write_tar(hashing, samples)
         sidecar_path(folder / name).unlink(missing_ok=True)
     return ShardRecord(name, start, stop, count, hashing.size, hashing.digest.hexdigest())
 
 
-def claim(folder: Path) -> Manifest | None:
-    """Make sure that a folder may be filled with shards; returns the manifest of an earlier call, or None for a new folder.
+def claim_folder(folder: Path) -> Manifest | None:
+    """Check that shards may be written into a folder; returns the manifest of an earlier call, or None.
 
     Raises:
-        DataError: the folder holds tar files of somebody else, which the next `*.tar` would mix up with ours.
+        DataError: the folder holds tar files that are not in the manifest, which `*.tar` would mix with the new ones.
     """
     previous = read_manifest(folder)
     found = sorted(folder.rglob("*.tar")) if folder.is_dir() else []
     foreign = [path for path in found if previous is None or not _OURS.fullmatch(path.name)]
     if foreign:
         raise DataError(
-            f"{folder} holds {len(foreign)} tar files that no manifest there knows (first: {foreign[0].name}): they would be "
-            "mixed up with the new shards; choose another folder, or move them away"
+            f"{folder} holds {len(foreign)} tar files that are not in its manifest (first: {foreign[0].name}) and would be "
+            "mixed with the new shards; choose another folder, or move them away"
         )
     return previous
 
 
 def remove_stale(folder: Path, keep: Iterable[str]) -> None:
-    """Delete numbered shards of earlier calls that are not among the names to keep, and what a killed call left half written."""
+    """Delete numbered shards of earlier calls except those to keep, and partial files of killed calls."""
     kept = {folder / name for name in keep}
     for path in (*folder.rglob("*.tar"), *folder.rglob(".*.partial")):
         if path not in kept and _OURS.fullmatch(path.name):
@@ -174,8 +174,8 @@ def remove_stale(folder: Path, keep: Iterable[str]) -> None:
             sidecar_path(path).unlink(missing_ok=True)
 
 
-def in_order(work: Callable[[int], T], rows: range, workers: int) -> Generator[T]:
-    """`map` over threads that looks only a little ahead, so that memory stays flat whatever waits for the results."""
+def map_in_order(work: Callable[[int], T], rows: range, workers: int) -> Generator[T]:
+    """`map` over threads, in order and with a bounded look-ahead, so that memory stays constant."""
     if workers <= 1:
         yield from map(work, rows)
         return
@@ -194,18 +194,18 @@ def in_order(work: Callable[[int], T], rows: range, workers: int) -> Generator[T
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file at once or not at all.
+    """Write a small file atomically.
 
     Raises:
-        DataError: the disk does not take it.
+        DataError: the disk is full or not writable.
     """
-    with _whole_or_not(path) as partial:
+    with _atomic(path) as partial:
         partial.write_bytes(data)
 
 
 @contextlib.contextmanager
-def _whole_or_not(path: Path) -> Iterator[Path]:
-    """A file to fill, which takes the place of `path` at the end, or vanishes."""
+def _atomic(path: Path) -> Iterator[Path]:
+    """A temporary file, renamed to `path` at the end, or deleted on an error."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ def sha256_of(path: Path) -> str:
 
 
 class _Hashing:
-    """A file that is hashed and counted while it is written: tar streams never seek back."""
+    """File wrapper that hashes and counts the written bytes: tar streams never seek back."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

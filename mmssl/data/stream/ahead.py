@@ -1,4 +1,4 @@
-"""Fetches what the next batches need from remote shards before a worker asks for it: the order is known, so this is exact."""
+"""Prefetch slices of remote shards for the next batches, before a worker asks. The order is known, so this is exact."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _MOST_STEPS = 1000
 
 
 class Ahead:
-    """Threads of one process that bring slices into the cache in the order in which they will be needed.
+    """Prefetch threads of one process: fetch slices into the cache in the order of their use.
 
-    They look ahead as far as slices of a quarter of the cache reach, so that nothing is fetched that is taken away before its use.
-    Workers that come too early fetch for themselves, or wait for the thread that does: no slice is fetched twice.
+    They prefetch at most a quarter of the cache, so that no slice is evicted before its use. A worker that needs a slice earlier
+    fetches it, or waits for the thread that does: no slice is fetched twice.
 
     Args:
         sources: where the samples are.
         plan: step -> tickets of this process.
-        threads: how many slices are fetched at a time.
+        threads: number of slices to fetch in parallel.
     """
 
     def __init__(self, sources: Sources, plan: Callable[[int], Iterable[Ticket]], threads: int) -> None:
@@ -36,7 +36,7 @@ class Ahead:
         caches = [i.reader.remote.cache for i in sources.indexes if isinstance(i.reader, RemoteReader)]
         self._limit = min((cache.max_bytes for cache in caches), default=0) // 4
         self._next = 0
-        self._ahead: deque[tuple[int, int]] = deque()  # (step, bytes) that were asked for and are not needed yet
+        self._ahead: deque[tuple[int, int]] = deque()  # (step, bytes) of requested slices that no batch has used yet
         self._asked: OrderedDict[tuple[int, int, int], int] = OrderedDict()  # slice -> last step so far that needs it
         self._jobs: SimpleQueue[tuple[RemoteReader, int, int] | None] = SimpleQueue()
         self._ended = False
@@ -45,14 +45,14 @@ class Ahead:
             thread.start()
 
     def advance(self, step: int) -> None:
-        """Step `step` is about to be handed out."""
+        """Request the slices of the steps after `step`, the next one to be returned."""
         if not self._threads or self._ended:
             return
         self._next = max(self._next, step)
         while self._ahead and self._ahead[0][0] < step:
             self._ahead.popleft()
         while self._asked and next(iter(self._asked.values())) < step:
-            self._asked.popitem(last=False)  # by its next use it may be gone from the cache
+            self._asked.popitem(last=False)  # it may be evicted before its next use
         waiting = sum(size for _, size in self._ahead)
         while self._next < step + _MOST_STEPS and waiting < self._limit:
             new = self._ask(self._next)
@@ -61,13 +61,13 @@ class Ahead:
             self._next += 1
 
     def close(self) -> None:
-        """End the threads when they are done with what they are at."""
+        """Stop the threads after their current slice."""
         self._ended = True
         for _ in self._threads:
             self._jobs.put(None)
 
     def _ask(self, step: int) -> int:
-        """Put the slices of a step into the queue, but those that a step before it needs too; returns their bytes."""
+        """Queue the slices of a step that no earlier step needs; returns their bytes."""
         total = 0
         for _, ordinal in self._plan(step):
             index, number = self._sources.locate(ordinal)
@@ -94,6 +94,6 @@ class Ahead:
             except Stopped:
                 self._ended = True
             except DataError as error:
-                # The worker that needs the slice tries for itself, and ends the run if that fails too.
+                # The worker that needs the slice fetches it, and ends the run if that fails too.
                 self._ended = True
-                _log.warning("fetching ahead has ended: %s", error)
+                _log.warning("prefetching stopped: %s", error)

@@ -1,4 +1,4 @@
-"""Which samples a run used: a file a process with a line a batch, and the proof that every sample came once an epoch."""
+"""Log of the samples that a run used: a file for each process, a line for each batch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mmssl.data.stream.order import Ticket
 class Audit:
     """Writes `rank00000.jsonl` and so on: {"step", "rank", "batch", "epochs", "samples", "keys"}.
 
-    `samples` are dense numbers of the samples that were used (substitutes where there were any), `epochs` the epoch of each in
-    its source, and `batch` the fingerprint of the planned global batch, equal on all processes. A stream that begins at a step
-    takes away what was written from that step on, by however many processes: together the files tell of one uninterrupted run.
+    `samples` are dense numbers of the used samples (or their substitutes), `epochs` the epoch of each in its source, and `batch`
+    the fingerprint of the planned global batch, equal on all processes. A stream that starts at a step deletes the lines from
+    that step on, of any number of processes: together the files describe one uninterrupted run.
 
     Args:
-        folder: is made.
+        folder: created if needed.
         rank, world: of this process.
-        step: first step that will be written.
+        step: first step of the stream.
 
     Raises:
-        DataError: the folder cannot be written.
+        DataError: the folder is not writable.
     """
 
     def __init__(self, folder: Path, rank: int, world: int, step: int) -> None:
@@ -37,21 +37,21 @@ class Audit:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.glob("rank*.jsonl"):
-                # Files of processes that are no more are dealt to those that are: no two change one file.
+                # Files of ranks that no longer exist are shared out, so that no two processes change one file.
                 if int(path.stem.removeprefix("rank")) % world == rank:
                     _rewind(path, step)
             self._file = self.path.open("a", encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise DataError(f"data.audit: {folder} cannot hold the audit: {error}; name another folder") from error
+            raise DataError(f"data.audit: cannot write into {folder}: {error}; set another folder") from error
 
     def write(self, step: int, batch: Batch, tickets: Sequence[Ticket], whole: Iterable[Ticket]) -> None:
-        """One line for this process' rows of a global batch.
+        """Write the line of this process' rows of a global batch.
 
         Args:
             step: 0-based number of the global batch.
-            batch: what was handed out.
-            tickets: what was planned for its rows.
-            whole: what was planned for the rows of all processes.
+            batch: the returned batch.
+            tickets: planned samples of its rows.
+            whole: planned samples of the rows of all processes.
         """
         record = {
             "step": step,
@@ -76,10 +76,10 @@ def fingerprint(tickets: Iterable[Ticket]) -> str:
 
 
 def read_audit(folder: Path) -> Iterator[dict[str, Any]]:
-    """All lines of all processes in the order of steps and ranks.
+    """Read all lines of all processes, in the order of steps and ranks.
 
     Raises:
-        DataError: a line that is not whole, or no audit.
+        DataError: an incomplete line, or no audit files.
     """
     records = []
     for path in sorted(folder.glob("rank*.jsonl")):
@@ -87,14 +87,14 @@ def read_audit(folder: Path) -> Iterator[dict[str, Any]]:
             try:
                 records.append(json.loads(line))
             except ValueError as error:
-                raise DataError(f"{path}, line {number}: not a whole record: {error}") from error
+                raise DataError(f"{path}, line {number}: not a complete record: {error}") from error
     if not records:
-        raise DataError(f"{folder} holds no audit: it is written by runs with `data.audit`")
+        raise DataError(f"{folder} holds no audit: set `data.audit` in the recipe to write one")
     yield from sorted(records, key=lambda record: (record["step"], record["rank"]))
 
 
-def uses(records: Iterable[Mapping[str, Any]]) -> Counter[Ticket]:
-    """(epoch, sample number) -> how often it was used. Exactly once means: every value is 1."""
+def count_uses(records: Iterable[Mapping[str, Any]]) -> Counter[Ticket]:
+    """Number of uses of each (epoch, sample number). Every value is 1 if each sample was used exactly once."""
     return Counter(
         (epoch, number) for record in records for epoch, number in zip(record["epochs"], record["samples"], strict=True)
     )

@@ -1,8 +1,8 @@
-"""Views of single samples to a batch: stacked, padded where ragged, blank where a sample lacks a modality.
+"""Collate views of samples into a batch: stacked, padded if ragged, blank where a sample lacks a modality.
 
-Workers build batches in a few pieces of shared memory, used in turn, instead of a new one for each batch: a page of shared memory
-that is touched for the first time costs many times what copying into it does. What comes out of a worker is therefore a loan:
-whoever takes it copies it (`own`) before asking for the next batch.
+Workers build batches in a ring of shared memory buffers instead of allocating one for each batch: the first touch of a page of
+shared memory costs many times as much as copying into it. A batch from a worker is therefore valid only until the next one: copy
+it (`copy_from_shared`) before asking for the next batch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mmssl.data.modality import Modality, View
 
 
 class Ring:
-    """Pieces of shared memory of one worker.
+    """Ring of shared memory buffers of one worker, reused in turn.
 
     Args:
-        slots: batches that can be lent at a time. A worker is asked for the next batch when one is taken, and that one may still
-            be in use: with n batches asked for ahead, n + 1.
+        slots: number of batches in shared memory at a time. A worker is asked for the next batch while the last one may be in
+            use: n + 1 for a prefetch of n batches.
     """
 
     def __init__(self, slots: int) -> None:
@@ -34,12 +34,12 @@ class Ring:
         self._pieces: list[list[torch.UntypedStorage]] = [[] for _ in range(slots)]
         self._slot = self._next = 0
 
-    def turn(self) -> None:
-        """The next batch begins: its tensors take the memory of the oldest one."""
+    def advance(self) -> None:
+        """Start the next batch, which reuses the memory of the oldest one."""
         self._slot, self._next = (self._slot + 1) % len(self._pieces), 0
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor of this batch, with whatever an older one left in it."""
+        """An uninitialised tensor of this batch in shared memory."""
         pieces, number = self._pieces[self._slot], self._next
         self._next += 1
         size = max(1, math.prod(shape) * dtype.itemsize)
@@ -51,28 +51,28 @@ class Ring:
         return torch.empty(0, dtype=dtype).set_(pieces[number], 0, tuple(shape), strides)
 
 
-_rings: list[Ring] = []  # of this process: one in a worker, none elsewhere
+_rings: list[Ring] = []  # one in a worker process, none elsewhere
 
 
-def lend(slots: int) -> None:
-    """From now on this process is a worker, and its batches are lent."""
+def start_ring(slots: int) -> None:
+    """Make this process a worker: from now on `collate` builds batches in a ring of shared memory."""
     _rings[:] = [Ring(slots)]
 
 
 def ring() -> Ring | None:
-    """The ring of this process, if it is a worker."""
+    """The ring of this process; None outside workers."""
     return _rings[0] if _rings else None
 
 
 @dataclass(frozen=True)
 class Row:
-    """What becomes one row of a batch.
+    """One row of a batch: views of a sample, and its record.
 
     Attributes:
         index: dense number of the sample. key: its key.
         views: modality -> view name -> tensor; modalities that the sample lacks have no entry.
-        faults: samples that should have been here and could not.
-        record: what was drawn for it, as text. notes: what is to be counted of it; see `Batch`.
+        faults: unusable samples that this one replaces.
+        record: drawn parameters, as text. notes: events to count; see `Batch`.
     """
 
     index: int
@@ -86,18 +86,18 @@ class Row:
 def collate(
     rows: Sequence[Row], modalities: Mapping[str, Modality], needs: Needs, faults: Sequence[Fault] = ()
 ) -> Batch:
-    """Stack rows.
+    """Collate rows into a batch.
 
     Views of equal shape become [B, ...]. Ragged ones, whose dimension 0 differs, become [B, max K, ...], padded with zeros, and
-    `lengths[modality]` holds their K. Rows that lack a modality get the view's blank, and `present[modality]` says which have it.
+    `lengths[modality]` holds their K. Rows that lack a modality get the view's blank; `present[modality]` marks the others.
 
     Args:
         rows: may be empty: then all tensors have 0 rows.
-        faults: of samples that have no row.
+        faults: faults of samples without a row.
     """
     memory = ring()
     if memory is not None:
-        memory.turn()
+        memory.advance()
     views: dict[str, dict[str, Tensor]] = {}
     present: dict[str, Tensor] = {}
     lengths: dict[str, Tensor] = {}
@@ -113,7 +113,9 @@ def collate(
                 if view.ragged:
                     size = torch.tensor([len(part) for part in parts], dtype=torch.int64)
                     if not torch.equal(lengths.setdefault(name, size), size):
-                        raise ValueError(f"modality {name!r} has ragged views of different lengths in one batch")
+                        raise ValueError(
+                            f"got ragged views of modality {name!r} of different lengths in one sample, wanted equal"
+                        )
                 views[name][view_name] = _stack(parts, view, memory)
     return Batch(
         views=views,
@@ -128,14 +130,14 @@ def collate(
 
 
 def _stack(parts: Sequence[Tensor], view: View, memory: Ring | None) -> Tensor:
-    """[B, ...] of B parts."""
+    """Stack B tensors into [B, ...], padded if ragged."""
     if not parts:
         blank = view.blank()
         return blank.new_zeros((0, *((0, *blank.shape[1:]) if view.ragged else blank.shape)))
     if view.ragged:
         padded = pad_sequence(list(parts), batch_first=True)
         return padded if memory is None else memory.empty(padded.shape, padded.dtype).copy_(padded)
-    # Pictures come with their channels last. A batch keeps the order of memory that its rows have: anything else is a slow copy.
+    # Pictures are channels-last in memory. A batch keeps the memory format of its rows: any other is a slow copy.
     first = parts[0]
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
     shape = (len(parts), *(first.shape[dim] for dim in order))
@@ -144,8 +146,8 @@ def _stack(parts: Sequence[Tensor], view: View, memory: Ring | None) -> Tensor:
     return out.permute(0, *(1 + order.index(dim) for dim in range(first.dim())))
 
 
-def own(batch: Batch) -> Batch:
-    """The batch in memory of its own; what is in no worker's memory stays where it is."""
+def copy_from_shared(batch: Batch) -> Batch:
+    """Copy the tensors of a batch that are in shared memory of a worker; others stay."""
     return batch.map(lambda x: x.clone() if x.is_shared() else x)  # type: ignore[no-untyped-call]
 
 

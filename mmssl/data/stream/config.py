@@ -1,4 +1,4 @@
-"""The training data of a recipe: which shards, in which shares and order, and how they are read."""
+"""The `data` section of a recipe: shards, mixture weights, shuffling, workers and caching."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Shards = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class SourceConfig(Config):
-    """One source of several.
+    """One source of a mixture: its shards and weight.
 
     Attributes:
         shards: paths, folders, globs, brace patterns or URLs of tar files.
-        weight: its share of all samples that are drawn, relative to the other sources' weights, whatever their sizes. Where no
-            source has one, each has its number of samples as weight, so that all are passed through equally often.
+        weight: sampling weight, relative to the other sources' weights and independent of their sizes. If no source has a weight,
+            each has its number of samples as weight, so that all have equally long epochs.
     """
 
     shards: Shards
@@ -42,29 +42,29 @@ class SourceConfig(Config):
 
 
 class DataConfig(Config):
-    """The training data of a recipe.
+    """Training data: shards or sources, shuffling, workers, faults and synchronized augmentation.
 
     Attributes:
         shards: paths, folders, globs or brace patterns of tar files, as in `train/{000000..000127}.tar`; or URLs (http, https, s3,
             gs, hf) with braces; or `pipe:` commands.
-        sources: instead of `shards`: name -> shards and weight. An epoch is as many draws as there are samples in all sources.
-        batches: with sources: "mixed": every batch holds samples of all of them; "one_source": of one only.
-        shuffle: `{kind: global}` or `{kind: block, ...}`; default: block where a source is remote, else global.
-        cache: how remote shards are fetched and kept.
-        allow_pipe: whether `pipe:` commands are run; the shell does whatever they say.
-        workers: processes of each rank that prepare batches.
-        prefetch: batches that each worker makes ahead.
-        timeout: seconds to wait for one batch before the workers count as stalled; 0: for ever.
-        start_method: "forkserver" starts workers from a clean process, safe beside CUDA, NCCL and threads; "fork" starts at once,
-            but copies a process whose threads may hold locks; "spawn" imports everything anew in each worker.
-        on_error: "raise": the first sample that cannot be used, or a damaged shard, ends the run; "substitute": another takes
-            its place, counted, and of damaged local shards what is left is used.
-        verify: compare members with their checksums, where the sidecar of the shard has them.
-        max_failures: share of such samples above which the run ends, judged after 500 samples.
-        optional: modalities that samples may lack, or whole sources.
-        synchronized: augmentation of all modalities of a sample alike, in this order; what `modalities.<name>.views` do is of that
-            modality alone. Evaluation has none of it.
-        audit: folder for the names of all samples that are used, see `Audit`; a relative path starts at the run folder.
+        sources: instead of `shards`: name -> shards and weight. An epoch has as many draws as all sources have samples.
+        batches: with `sources`: "mixed": every batch has samples of all sources; "one_source": of one source only.
+        shuffle: `{kind: global}` or `{kind: block, ...}`; default: block if a source is remote, else global.
+        cache: how remote shards are fetched and cached on disk.
+        allow_pipe: whether `pipe:` commands may run; they are arbitrary shell commands.
+        workers: DataLoader worker processes of each rank.
+        prefetch: batches that each worker prepares ahead.
+        timeout: seconds to wait for one batch before the workers count as stalled; 0: no limit.
+        start_method: "forkserver" starts workers from a clean process, safe with CUDA, NCCL and threads; "fork" starts at once,
+            but copies a process whose threads may hold locks; "spawn" imports everything again in each worker.
+        on_error: "raise": the first unusable sample or damaged shard ends the run; "substitute": unusable samples are replaced and
+            counted, and the readable part of damaged local shards is used.
+        verify: compare members with their checksums, if the sidecar of the shard has them.
+        max_failures: largest share of unusable samples, checked after 500 samples; above it the run ends.
+        optional: modalities that samples, or whole sources, may lack.
+        synchronized: augmentations of all modalities of a sample together, in this order; `modalities.<name>.views` augment one
+            modality alone. Not used in evaluation.
+        audit: folder of the log of used samples, see `Audit`; a relative path starts at the run folder.
     """
 
     shards: Shards | None = None
@@ -90,7 +90,7 @@ class DataConfig(Config):
         without = [name for name, source in (sources or {}).items() if source.weight is None]
         if without and len(without) < len(sources or {}):
             raise ValueError(
-                f"got no weight for {', '.join(without)}, and one for the others: give each source a weight, or none of them"
+                f"got weights for some sources, but none for {', '.join(without)}: give each source a weight, or none"
             )
         return sources
 
@@ -102,7 +102,9 @@ class DataConfig(Config):
                 f"got {got} of `shards` and `sources`, wanted one: a list of shards, or name -> shards and weight"
             )
         if self.batches == "one_source" and len(self.sources or {}) < 2:
-            raise ValueError("batches: got 'one_source' for a single source, where it has no effect: leave it out")
+            raise ValueError(
+                "batches: got 'one_source' without `sources`, where it has no effect: remove it, or set `sources`"
+            )
         return self
 
     def build(
@@ -118,11 +120,11 @@ class DataConfig(Config):
         """Index the shards and make the stream.
 
         Args:
-            source: name of the data set where there are only `shards`.
-            folder: of the run, where a relative `audit` starts.
+            source: name of the data set, for `shards`.
+            folder: folder of the run, for a relative `audit`.
 
         Raises:
-            DataError: the shards are missing or damaged, hold too few samples, or two sources share one. ValueError: see
+            DataError: the shards are missing or damaged, hold too few samples, or two sources share a shard. ValueError: see
                 `TrainStream`.
         """
         return self.stream(self.open(source), modalities, needs, batch_size=batch_size, seed=seed, folder=folder)
@@ -137,7 +139,7 @@ class DataConfig(Config):
         seed: int,
         folder: Path = Path(),
     ) -> TrainStream:
-        """The stream over sources that `open` gave.
+        """Make the stream over the sources from `open`.
 
         Raises:
             DataError, ValueError: see `build`.
@@ -163,7 +165,7 @@ class DataConfig(Config):
         )
 
     def open(self, source: str = "train") -> list[Source]:
-        """The sources, indexed.
+        """Index the shards of all sources.
 
         Raises:
             DataError: see `build`.
@@ -191,7 +193,7 @@ class DataConfig(Config):
         return self.shuffle or (BlockShuffleConfig() if any(map(is_remote, named)) else GlobalShuffleConfig())
 
     def _check_cache(self, sources: list[Source], shuffle: BlockShuffleConfig, batch_size: int) -> None:
-        """Slices that are being mixed must have room in the cache, or each would be fetched for almost every batch anew."""
+        """Refuse a cache that is too small for the slices in use: each would be fetched again for almost every batch."""
         lanes = -(-shuffle.lanes_for(batch_size, min(len(source.index) for source in sources)) // world_size())
         sources = [source for source in sources if isinstance(source.index.reader, RemoteReader)]
         slices = sum(
@@ -201,12 +203,12 @@ class DataConfig(Config):
         if wanted > self.cache.max_bytes:
             raise DataError(
                 f"data.cache.max_bytes: got {self.cache.max_bytes}, wanted at least {wanted} for each process of this machine: "
-                "twice what block shuffle mixes at a time. Raise it, or lower `lanes`, `slice` or `mixed` of `data.shuffle`"
+                "twice the slices that block shuffle mixes. Raise it, or lower `lanes`, `slice` or `mixed` of `data.shuffle`"
             )
 
 
 def _refuse_common(sources: list[Source]) -> None:
-    """No shard in two sources: its samples would come in twice the share, under two numbers."""
+    """Refuse a shard in two sources: its samples would have two numbers, and twice the share."""
     owner: dict[Path | str, str] = {}
     for source in sources:
         for shard in source.index.shards:
@@ -214,5 +216,5 @@ def _refuse_common(sources: list[Source]) -> None:
             if other != source.name:
                 raise DataError(
                     f"data.sources: {shard} is in {other!r} and in {source.name!r}: its samples would be drawn from both; "
-                    "name it in one, and raise that one's weight"
+                    "keep it in one source, and raise the weight of that source"
                 )

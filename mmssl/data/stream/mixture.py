@@ -1,4 +1,4 @@
-"""Which samples a global batch holds, when they come from one source or from several with weights: a pure function of the step."""
+"""Which samples each global batch has, from one source or several with weights: a pure function of the step."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class GlobalShuffleConfig(Config):
 
 
 class BlockShuffleConfig(Config):
-    """Every epoch of a source is a random permutation of slices, of which some are mixed at a time; see `BlockOrder`.
+    """Every epoch of a source is a random permutation of slices, a few of which are mixed at a time; see `BlockOrder`.
 
-    Over all processes, lanes x mixed x slice samples are being mixed: 16,384 by default, about 1 GB of pictures of 66 kB.
+    Over all processes, lanes x mixed x slice samples are mixed at a time: 16,384 by default, about 1 GB of pictures of 66 kB.
 
     Attributes:
-        lanes: at most so many; the largest number that divides the global batch, and leaves each lane a slice, is taken.
-        slice: samples that lie side by side in a shard and are fetched together.
-        mixed: slices of a lane that are mixed.
+        lanes: maximum number of lanes; the largest divisor of the global batch that leaves each lane a slice is used.
+        slice: number of neighbouring samples of a shard that are fetched together.
+        mixed: number of slices that a lane mixes at a time.
     """
 
     kind: Literal["block"] = "block"
@@ -45,22 +45,22 @@ class BlockShuffleConfig(Config):
     mixed: int = Field(default=8, ge=1)
 
     def lanes_for(self, batch_size: int, samples: int) -> int:
-        """V for batches of G samples, where the smallest source has `samples`."""
+        """Number of lanes V for batches of G samples, if the smallest source has `samples`."""
         most = max(1, min(self.lanes, samples // self.slice))
         return max(lanes for lanes in range(1, most + 1) if batch_size % lanes == 0)
 
 
 class Quotas:
-    """Which source each of an endless row of places belongs to: exact shares in blocks, in random order within a block.
+    """Assigns an endless sequence of places to sources: exact shares in blocks, in random order within a block.
 
-    The number of places of a source in front of a block differs from its exact share by less than one, for ever.
+    The number of places of a source before any block differs from its exact share by less than one.
 
     Args:
-        weights: of the sources; one that would have fewer than 2 places in 2^20 is refused.
-        key: what chance is keyed by.
+        weights: of the sources; at least 2 places in 2^20 each.
+        key: key of the random draws.
 
     Attributes:
-        block: places of a block: so many that each source has at least two.
+        block: number of places in a block; each source has at least two.
     """
 
     def __init__(self, weights: Sequence[Fraction], key: tuple[int | str, ...]) -> None:
@@ -73,12 +73,12 @@ class Quotas:
             self.block *= 2
             if self.block > 2**20:
                 raise ValueError(
-                    f"the smallest weight is {float(min(self.shares)):.2g} of their sum, wanted at least 2e-6"
+                    f"got {float(min(self.shares)):.2g} as the smallest share of all weights, wanted at least 2e-6"
                 )
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def split(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """[n] int64 source of each of the places start ... stop-1, and [n] int64 how many of that source stood before it."""
+        """Source of each of the places start ... stop-1, [n] int64, and the number of earlier places of that source, [n] int64."""
         if len(self.shares) == 1:
             return np.zeros(stop - start, np.int64), np.arange(start, stop)
         parts = []
@@ -89,7 +89,7 @@ class Quotas:
         return sources, draws
 
     def before(self, place: int) -> list[int]:
-        """Places of each source in front of `place`."""
+        """Number of places of each source before `place`."""
         number, offset = divmod(place, self.block)
         if len(self.shares) == 1:
             return [place]
@@ -97,7 +97,7 @@ class Quotas:
         return [a + b for a, b in zip(self._in_front(number), inside, strict=True)]
 
     def _in_front(self, number: int) -> list[int]:
-        """Places of each source in front of block `number`: differences of rounded bounds, so that they sum up exactly."""
+        """Number of places of each source before block `number`: differences of rounded bounds, so that they sum up exactly."""
         ends = [int(bound * number * self.block + Fraction(1, 2)) for bound in self._bounds]
         return [b - a for a, b in pairwise(ends)]
 
@@ -116,22 +116,22 @@ class Quotas:
 
 
 class Mixture:
-    """The tickets of every global batch.
+    """Mixes sources by weight: the tickets (epoch, sample number) of every global batch.
 
-    Row i of a batch belongs to lane iV // G. Each lane has its own row of places and its own share of every source, so that a
-    process has whole lanes where the number of processes divides V. Places are dealt to sources by `Quotas`, and the d-th place
-    of a source takes the d-th draw of the lane from that source's `Order`: each source passes through its own epochs, all of them
-    complete, whatever its weight. Nothing depends on how many processes there are.
+    Row i of a batch belongs to lane iV // G. Each lane has a sequence of places and a share of every source, so that a process has
+    whole lanes if the number of processes divides V. `Quotas` assigns places to sources, and the d-th place of a source takes the
+    d-th draw of the lane from that source's `Order`: each source has separate, complete epochs, for any weight. Nothing depends on
+    the number of processes.
 
     Args:
-        sources: with names of their own.
+        sources: with distinct names.
         batch_size: G.
         seed: of the run.
         batches: "mixed", or "one_source": every global batch holds samples of one source only, and weights count batches.
-        shuffle: how each source is shuffled.
+        shuffle: order of the samples of each source.
 
     Attributes:
-        digest: of all that decides which sample is where, but the seed and G.
+        digest: hash of everything that the order depends on, except the seed and G.
 
     Raises:
         DataError: a source that is too small for its weight.
@@ -190,7 +190,7 @@ class Mixture:
         tickets: list[Ticket] = [(0, 0)] * len(sources)
         for source in np.unique(sources).tolist():
             places = np.flatnonzero(sources == source)
-            numbers = draws[places]  # without a gap: they count this source's places
+            numbers = draws[places]  # consecutive: they count this source's places
             found = self._draws(source, lane, int(numbers[0]), int(numbers[-1]) + 1)
             for place, ticket in zip(places.tolist(), found, strict=True):
                 tickets[place] = ticket
@@ -204,14 +204,14 @@ class Mixture:
         self, number: int, source: Source, seed: int, shuffle: GlobalShuffleConfig | BlockShuffleConfig
     ) -> Order:
         index = source.index
-        # Copies of the same shards under two names must not come in the same order.
+        # Copies of the same shards under two names must have different orders.
         digest = index.digest if len(self.names) == 1 else f"{source.name}/{index.digest}"
         if isinstance(shuffle, BlockShuffleConfig):
             return BlockOrder(index.shard_sizes(), self.lanes, seed, digest, shuffle.slice, shuffle.mixed)
         return GlobalOrder(len(index), self._most(number), seed, digest, lambda epoch: self._shared(number, epoch))
 
     def _most(self, source: int) -> int:
-        """Samples of a source in one global batch, at most."""
+        """Maximum number of samples of a source in one global batch."""
         if len(self.names) == 1 or self.batches == "one_source":
             return self.batch_size
         quotas = self._quotas[0]
@@ -219,7 +219,7 @@ class Mixture:
         return min(self.batch_size, (self.batch_size // quotas.block + 2) * a_block)
 
     def _shared(self, source: int, epoch: int) -> int:
-        """Samples of the epoch before in the global batch in which an epoch of a source begins."""
+        """Number of samples of the previous epoch in the global batch in which an epoch of a source begins."""
         draw = epoch * self.sizes[source]
         share = self._quotas[0].shares[source] * self.batch_size
         late = int(draw / share) + 2 * self._quotas[0].block
@@ -237,7 +237,7 @@ class Mixture:
                     f"add shards, or lower `batch_size` to {size} or less"
                 )
             raise DataError(
-                f"source {name!r} holds {size} samples, fewer than the {wanted} that stand in each of its batches (weight: a share "
+                f"source {name!r} holds {size} samples, fewer than the {wanted} in each of its batches (weight: a share "
                 f"of {float(share):.3g}, global batch: {self.batch_size}): add shards, or lower its weight or `batch_size`"
             )
 

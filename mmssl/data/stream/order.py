@@ -1,4 +1,4 @@
-"""In which order the samples of a source are seen: a pure function of the seed, and of nothing that a cluster could change."""
+"""Order of the samples of a source: a pure function of the seed, independent of workers and ranks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mmssl.core.seeding import generator
 from mmssl.data.shards.table import slice_starts
 
 Ticket = tuple[int, int]
-"""(epoch, sample number): what a worker needs to know to make a row."""
+"""(epoch, sample number): the key of a row for a worker."""
 
 
 class Order(ABC):
     """An endless sequence of samples of one source for each of V lanes; in each epoch all lanes together have each sample once.
 
-    Lane v has every epoch the places vN/V ... (v+1)N/V-1 (rounded down) of that epoch's sequence, so lanes differ by one at most.
+    In every epoch lane v has places vN/V ... (v+1)N/V-1 (rounded down) of the epoch's sequence, so lanes differ by at most one.
 
     Attributes:
         samples: N. lanes: V.
@@ -46,23 +46,23 @@ class Order(ABC):
 
     @abstractmethod
     def _part(self, epoch: int, lane: int, first: int, last: int) -> np.ndarray:
-        """Some of the sample numbers first ... last-1 of what the lane has in that epoch: those in front, at least one."""
+        """The first few, at least one, of sample numbers first ... last-1 of the lane in that epoch."""
 
 
 class GlobalOrder(Order):
-    """Every epoch is a random permutation of all samples, in one lane. It mixes best, and reads at random places.
+    """Full shuffle: every epoch is a random permutation of all samples, in one lane. Reads at random places.
 
-    Where a batch begins in one epoch and ends in the next, it would hold some samples twice: their second one moves back within
-    the head of its epoch, right behind the batch. (This needs N >= 2 `most`; in smaller sources such a batch may hold one twice.)
+    A batch that spans two epochs could have a sample twice: its second occurrence is then moved to right after the batch. (This
+    needs N >= 2 `most`; in smaller sources such a batch may have a sample twice.)
 
     Memory: 4 bytes a sample for each of at most two epochs.
 
     Args:
         samples: N.
-        most: draws from this source in one batch, at most.
+        most: maximum number of draws from this source in one batch.
         seed: of the run.
         digest: of the source.
-        shared: epoch -> how many draws of the epoch before it stand in the batch in which it begins; default: batches of `most`.
+        shared: epoch -> number of draws of the previous epoch in the batch in which it begins; default: batches of `most`.
     """
 
     def __init__(
@@ -99,21 +99,21 @@ class GlobalOrder(Order):
 
 
 class BlockOrder(Order):
-    """Every epoch is a random permutation of slices, each some neighbours of a shard; lanes mix a few slices at a time.
+    """Block shuffle: every epoch is a random permutation of slices of neighbouring samples; lanes mix a few slices at a time.
 
-    For storage that is slow at random places: at any time a lane draws from `mixed` slices only, in random order, so V x `mixed`
-    slices are in use over all processes, and a process that has whole lanes reads slices of its own. A batch in which an epoch
-    ends may hold a sample of the next epoch's beginning twice (with a chance of about G / N for each).
+    For storage with slow random access: at any time a lane draws from `mixed` slices only, in random order, so V x `mixed` slices
+    are in use over all processes, and processes with whole lanes read separate slices. A batch that spans two epochs may have a
+    sample twice (with a probability of about G / N for each).
 
     Memory: 32 bytes a slice and epoch, and 8 bytes a sample of the windows in use.
 
     Args:
-        shards: samples of each shard.
+        shards: number of samples of each shard.
         lanes: V.
         seed: of the run.
         digest: of the source.
-        size: samples of a slice, about.
-        mixed: slices that a lane mixes.
+        size: approximate number of samples in a slice.
+        mixed: number of slices that a lane mixes at a time.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class BlockOrder(Order):
         return self._windows[key]
 
     def _slices(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Slices in the order of an epoch, and where each ends in its sequence."""
+        """Slices in the order of an epoch, and the end of each in the epoch's sequence."""
         if epoch not in self._epochs:
             permuted = generator(self.seed, "slices", self.digest, epoch).permutation(len(self.starts))
             self._epochs[epoch] = permuted, np.cumsum(self._lengths[permuted])

@@ -1,4 +1,4 @@
-"""What workers do: a key (epoch, sample number) to a row of views, and rows to a batch. They hold no state of the stream."""
+"""Dataset and collate function of the workers: (epoch, sample number) to a row of views, rows to a batch. Stateless."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from mmssl.data.synchronized.operation import Operation, unapplied
 _log = logging.getLogger(__name__)
 
 OnError = Literal["raise", "substitute", "skip"]
-JUDGE_AFTER = 500  # samples before the share of faults means something
-SUBSTITUTE = "let others take their place with `data.on_error: substitute`"
+_CHECK_AFTER = 500  # samples before the share of faults is checked
+SUBSTITUTE = "replace them with `data.on_error: substitute`"
 _SUBSTITUTES = 10
 _LOGGED = 20
 
@@ -40,11 +40,11 @@ class Rows(Located):
     """Map-style data set: (epoch, sample number) -> Row, Skipped, or a DataError as a value.
 
     Args:
-        sources: where the samples are, by dense number.
-        modalities: those that `needs` names.
+        sources: the samples, by dense number.
+        modalities: the modalities in `needs`.
         on_error: see `TrainStream` and `EvalStream`.
-        synchronized: operations on all modalities of a sample alike, before its views are made.
-        remedy: what may be done about samples that cannot be used, in the words of an error.
+        synchronized: operations on all modalities of a sample together, before its views are made.
+        remedy: advice on unusable samples, for the error message.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Rows(Located):
                     return Skipped(tuple(faults))
                 if self.on_error == "raise":
                     return DataError(
-                        f"{bad}\nFind all such samples with `mmssl shards check` and write the shards without them, or "
+                        f"{bad}\nFind such samples with `mmssl shards check` and write the shards without them, or "
                         f"{self.remedy}."
                     )
                 continue
@@ -97,12 +97,10 @@ class Rows(Located):
             name = f"{sample.key} ({sample.origin})" if faults else None
             replaced = tuple(replace(fault, substitute=name) for fault in faults)
             return Row(chosen, sample.key, views, replaced, record, unapplied(sample.record))
-        return DataError(
-            f"{faults[0]}\n{_SUBSTITUTES} samples drawn to take its place cannot be used either, the last: {faults[-1]}"
-        )
+        return DataError(f"{faults[0]}\n{_SUBSTITUTES} substitutes for it are unusable too, the last: {faults[-1]}")
 
     def where(self, ticket: tuple[int, int]) -> str:
-        """Key, shard and place of a sample."""
+        """Key, shard and position of a sample, for messages."""
         index, number = self.sources.locate(ticket[1])
         return f"key {index.key(number)!r} ({index.origin(number)})"
 
@@ -114,7 +112,7 @@ class Rows(Located):
 
 
 class Collate:
-    """Rows to a batch; the first error among them instead, if there is one."""
+    """Collate function: rows to a batch, or the first error among them."""
 
     def __init__(self, modalities: Mapping[str, Modality], needs: Needs) -> None:
         self.modalities = modalities
@@ -129,12 +127,12 @@ class Collate:
         return collate(rows, self.modalities, self.needs, skipped)
 
 
-class Judge:
-    """Counts and logs faults, and decides when there are too many.
+class FaultLimit:
+    """Counts and logs faults, and raises when their share exceeds `max_failures`.
 
     Args:
-        max_failures: share of faults among samples that is borne.
-        counts: faults by reason, kept up to date here.
+        max_failures: largest share of faults among samples allowed.
+        counts: number of faults by reason, updated here.
     """
 
     def __init__(self, max_failures: float, counts: Counter[str]) -> None:
@@ -143,7 +141,7 @@ class Judge:
         self.samples = self.failed = 0
 
     def __call__(self, samples: int, faults: Sequence[Fault]) -> None:
-        """Take note of a batch.
+        """Count the samples and faults of a batch.
 
         Raises:
             DataError: the share of faults is too high.
@@ -151,20 +149,20 @@ class Judge:
         self.samples += samples
         self.failed += len(faults)
         self.note(faults)
-        if self.samples >= JUDGE_AFTER and self.failed > self.max_failures * self.samples:
+        if self.samples >= _CHECK_AFTER and self.failed > self.max_failures * self.samples:
             reasons = ", ".join(f"{reason}: {n}" for reason, n in self.counts.most_common())
             last = f"; the last: {faults[-1]}" if faults else ""
             raise DataError(
-                f"{self.failed} of {self.samples} samples cannot be used ({reasons}), more than the share of "
-                f"{self.max_failures:g} that is borne (`max_failures`){last}\nSee them all with `mmssl shards check`."
+                f"{self.failed} of {self.samples} samples are unusable ({reasons}), wanted at most a share of "
+                f"{self.max_failures:g} (`max_failures`){last}\nList them all with `mmssl shards check`."
             )
 
     def note(self, faults: Sequence[Fault]) -> None:
-        """Count and log faults; those of shards that are damaged as a whole are judged when they are opened."""
+        """Count and log faults. The share lost in damaged shards is checked when they are opened."""
         for fault in faults:
             logged = self.counts.total()
             if logged < _LOGGED:
-                _log.warning("%s%s", fault, f"; in its place: {fault.substitute}" if fault.substitute else "")
+                _log.warning("%s%s", fault, f"; replaced by {fault.substitute}" if fault.substitute else "")
             elif logged == _LOGGED:
-                _log.warning("further samples that cannot be used are counted and not shown")
+                _log.warning("further unusable samples are counted and not logged")
             self.counts[fault.reason] += 1

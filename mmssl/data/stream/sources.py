@@ -12,14 +12,14 @@ from mmssl.data.shards.index import ShardIndex
 
 @dataclass(frozen=True)
 class Source:
-    """A source of a mixture: its samples, and its weight in samples relative to the other sources'."""
+    """A source of a mixture: its samples, and its sampling weight relative to the other sources."""
 
     index: ShardIndex
     weight: float = 1.0
 
     @property
     def name(self) -> str:
-        """The index' name of the source."""
+        """Name of the source."""
         return self.index.source
 
 
@@ -34,11 +34,11 @@ class Sources:
         return self.offsets[-1]
 
     def locate(self, ordinal: int) -> tuple[ShardIndex, int]:
-        """The source's index, and the sample's number there."""
+        """The index of the source of a sample, and the sample's number there."""
         source = bisect_right(self.offsets, ordinal) - 1
         return self.indexes[source], ordinal - self.offsets[source]
 
     def siblings(self, ordinal: int) -> range:
-        """All samples of the source that has sample `ordinal`."""
+        """Numbers of all samples of the source of sample `ordinal`."""
         source = bisect_right(self.offsets, ordinal) - 1
         return range(self.offsets[source], self.offsets[source + 1])

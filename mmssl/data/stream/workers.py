@@ -1,4 +1,4 @@
-"""Worker processes: how many, how started, and what is said when one of them dies or stalls."""
+"""DataLoader worker processes: their options, start and end, and the error when one dies or stalls."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from mmssl.core.batch import Batch
 from mmssl.core.compat import end_workers, worker_processes
 from mmssl.core.errors import DataError
-from mmssl.data.stream.collate import lend, own
+from mmssl.data.stream.collate import copy_from_shared, start_ring
 
 StartMethod = Literal["forkserver", "spawn", "fork"]
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Worker processes of one stream.
+    """Options of the DataLoader workers of one stream.
 
     Attributes:
-        count: 0: the same code runs in the calling process.
-        prefetch: batches that each worker makes ahead.
-        timeout: seconds to wait for one batch before the workers count as stalled; 0: for ever.
-        start_method: "forkserver" starts workers from a clean process that has imported torch already: slower by seconds for the
-            first stream of a program, quick for later ones, and safe beside CUDA, NCCL and threads. "fork" starts at once, but
-            copies a process whose threads may hold locks. "spawn" imports everything anew in each worker.
+        count: number of worker processes; 0: the same code runs in the calling process.
+        prefetch: batches that each worker prepares ahead.
+        timeout: seconds to wait for one batch before the workers count as stalled; 0: no limit.
+        start_method: "forkserver" starts workers from a clean process that has already imported torch: slower by seconds for the
+            first stream of a program, fast for later ones, and safe with CUDA, NCCL and threads. "fork" starts at once, but
+            copies a process whose threads may hold locks. "spawn" imports everything again in each worker.
     """
 
     count: int = 0
@@ -48,7 +48,7 @@ class Workers:
 
     @classmethod
     def of(cls, workers: int | Workers) -> Workers:
-        """A plain number stands for that many workers with the usual options."""
+        """Options of the workers; a number N means N workers with the default options."""
         return cls(workers) if isinstance(workers, int) else workers
 
     def loader(
@@ -59,12 +59,12 @@ class Workers:
         *,
         persistent: bool,
     ) -> DataLoader[Any]:
-        """A DataLoader over a map-style dataset, which asks for the given batches of keys, in their order.
+        """Make a DataLoader over a map-style dataset with the given batches of keys, in their order.
 
         Args:
             persistent: keep the workers for a second pass.
         """
-        # Without a generator of its own the loader would draw from the global one, and a resumed run would differ.
+        # Without this generator the loader would draw from the global one, and a resumed run would differ.
         options: dict[str, Any] = {"generator": torch.Generator()}
         if self.count:
             watched = Watched(dataset, self.count)
@@ -88,18 +88,18 @@ class Workers:
 
 
 class Located(Dataset[Any], ABC):
-    """A map-style dataset that can say what a key stands for."""
+    """A map-style dataset that can describe the sample of a key."""
 
     @abstractmethod
     def where(self, ticket: Any) -> str:
-        """The sample of a key of this dataset, in words."""
+        """Describe the sample of a key, for messages."""
 
 
 class Watched(Dataset[Any]):
-    """Notes in shared memory what each worker is at, so that a dead one can still be asked.
+    """Records each worker's current sample in shared memory, so that it is known even if the worker dies.
 
     Attributes:
-        places: [workers, 2] int64, the (epoch, sample number) that each works on; -1: none.
+        places: [workers, 2] int64, the current (epoch, sample number) of each worker; -1: none.
     """
 
     def __init__(self, dataset: Located, workers: int) -> None:
@@ -116,7 +116,7 @@ class Watched(Dataset[Any]):
         return row
 
     def report(self, workers: Sequence[Any]) -> str:
-        """What the dead among these processes were at, or what the living are at if none is dead."""
+        """The current samples of dead workers, or of all if none is dead, for messages."""
         dead = [number for number, process in enumerate(workers) if not process.is_alive()]
         lines = []
         for number in dead or range(len(workers)):
@@ -126,19 +126,19 @@ class Watched(Dataset[Any]):
         return "".join(lines)
 
 
-def deliver(loader: DataLoader[Any]) -> Iterator[Batch]:
-    """The loader's batches.
+def iterate_loader(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """Iterate over the batches of a loader; errors of workers are raised here.
 
     Raises:
-        DataError: a sample could not be used (the error comes from a worker as a value, so that its text stays whole), or a worker
-            died or stalled.
+        DataError: a sample is unusable (workers return the error as a value, which keeps its message), or a worker died or
+            stalled.
     """
     with _blocking_user_signals():
         batches = iter(loader)
     if loader.num_workers:
         _running.add(batches)
-    # Memory of workers that stays mapped is not mapped again when it comes with the next batch. Pinned batches are copies, of
-    # which none is to be held longer than its user does.
+    # While workers' memory stays mapped, the next batch needs no new mapping. Pinned batches are copies, which are not kept
+    # longer than their user keeps them.
     lent: deque[Batch] = deque(
         maxlen=0 if loader.pin_memory else loader.num_workers * (1 + (loader.prefetch_factor or 0))
     )
@@ -147,17 +147,17 @@ def deliver(loader: DataLoader[Any]) -> Iterator[Batch]:
             if isinstance(batch, DataError):
                 raise type(batch)(*batch.args)
             lent.append(batch)
-            yield own(batch)
+            yield copy_from_shared(batch)
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader"):  # torch's own words for trouble with its workers
+        if not str(error).startswith("DataLoader"):  # torch's message for dead or stalled workers
             raise
         raise DataError(
             f"a data worker stopped or stalled: {error}. If it was killed, memory ran out: lower `workers`, `prefetch` or the "
-            "batch size. If it timed out, look at the storage, or raise `timeout`. `workers: 0` shows errors where they arise."
+            "batch size. If it timed out, check the storage, or raise `timeout`. For a full traceback set `workers: 0`."
             f"{loader.dataset.report(worker_processes(batches))}"  # type: ignore[attr-defined]
         ) from error
     finally:
-        # Whoever keeps an error keeps torch's iterator, and workers whose end is left to the garbage collector take seconds.
+        # A kept exception would keep torch's iterator alive, and workers that the garbage collector ends take seconds.
         if loader.num_workers and not loader.persistent_workers:
             end_workers(batches)
         del batches, loader, lent
@@ -165,10 +165,10 @@ def deliver(loader: DataLoader[Any]) -> Iterator[Batch]:
 
 @contextmanager
 def _blocking_user_signals() -> Iterator[None]:
-    """Processes that are started in the block, and theirs, never receive SIGUSR1 and SIGUSR2.
+    """Block SIGUSR1 and SIGUSR2 in processes started within, and in their children.
 
     `sbatch --signal` sends them to every process of a job. The trainer still needs its workers, and the server that forks them, to
-    finish the step. A mask is inherited from the first instant on; a handler would come after the imports.
+    finish the step. A signal mask is inherited at once; a handler would be installed only after the imports.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
     try:
@@ -182,21 +182,21 @@ _running: weakref.WeakSet[Any] = weakref.WeakSet()  # iterators with worker proc
 
 @atexit.register
 def _stop_all() -> None:
-    """Python's own farewell to child processes is one SIGTERM, which workers ignore, and then waits for their end."""
+    """Stop all workers at exit: Python would send a SIGTERM, which workers ignore, and then wait for them."""
     for batches in list(_running):
         end_workers(batches)
 
 
 def _prepare_worker(slots: int, worker: int) -> None:
-    """Runs first in every worker (torch has set it to one thread already)."""
-    lend(slots)
-    # torch looks whether its parent is another one than before. A worker of the fork server never sees that: its parent is the
-    # server, which in turn waits for its workers. Without this, workers of a killed run would stay for ever.
+    """Worker init function (torch has already set one thread)."""
+    start_ring(slots)
+    # torch checks whether the parent process has changed. A worker of the fork server never sees that: its parent is the
+    # server, which in turn waits for its workers. Without this, workers of a killed run would never end.
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     # Ctrl-C and `timeout` signal the whole process group: the trainer then finishes its step and saves, which a dying worker would
-    # turn into an error. Workers end with the stream, or seconds after the trainer is gone.
+    # turn into an error. Workers end with the stream, or seconds after the trainer ends.
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A scheduler may send SIGTERM to every process of a job by number: the trainer still needs its workers to finish the step.
@@ -205,6 +205,6 @@ def _prepare_worker(slots: int, worker: int) -> None:
 
 
 def _end_with(sentinel: int) -> None:
-    """End this process when the one that started it is gone."""
+    """End this process when the trainer process has ended."""
     connection.wait([sentinel])
     os._exit(1)

@@ -1,1 +1,1 @@
-"""One draw of augmentation parameters for all modalities of a sample, applied so that their relation holds."""
+"""Synchronized augmentation: one draw of parameters for all modalities of a sample, which keeps their relation."""

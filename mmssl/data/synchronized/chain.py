@@ -1,9 +1,9 @@
-"""Synchronized augmentation: one record of parameters a sample, applied to every modality of it.
+"""Synchronized augmentation: one record of parameters for each sample, applied to all of its modalities.
 
-A flip mirrors the frames, swaps the stereo channels and the sides in the caption, or does nothing at all. The life of a sample:
-extents from headers -> a window of time -> each modality decodes that window only -> the other operations, in the order of the list
--> views, whose own augmentations are of one modality and not synchronized. Chance is keyed by (seed, epoch, sample). The record
-travels with the sample into `Batch.records`, and applied again to the same bytes it gives bit-equal values.
+A flip mirrors the frames, swaps the stereo channels and the sides in the caption, or does nothing. Stages: extents from headers ->
+window of time -> each modality decodes that window only -> the other operations, in the order of the list -> views, whose
+augmentations are not synchronized. Random draws are keyed by (seed, epoch, sample). `Batch.records` has the records; a record
+applied again to the same bytes gives bit-equal values.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Key = tuple[int | str, ...]
 
 
 def mistakes(operations: Sequence[Operation], modalities: Mapping[str, Modality]) -> Iterator[str]:
-    """Sentences on operations that cannot be done, together or with these modalities."""
+    """Error messages for operations that do not fit together, or do not fit the modalities."""
     kinds = [operation.kind for operation in operations]
     if "time_crop" in kinds[1:]:
         yield "time_crop must come first, and once: it decides what is decoded"
     for kind in ("mixup", "speed"):
         if kinds.count(kind) > 1:
-            yield f"{kind} comes {kinds.count(kind)} times: once is enough"
+            yield f"got {kind} {kinds.count(kind)} times, wanted it at most once"
     for operation in operations:
         reasons = []
         for name, modality in modalities.items():
@@ -55,21 +55,21 @@ def mistakes(operations: Sequence[Operation], modalities: Mapping[str, Modality]
                 continue
             reasons += [f"{name} ({reason})"] if reason else []
         if len(reasons) == len(modalities):
-            yield f"{operation.kind} would change nothing: {'; '.join(sorted(reasons))}"
+            yield f"{operation.kind} has no effect: {'; '.join(sorted(reasons))}"
         else:
             yield from operation.mistakes(modalities)
 
 
 class Synchronized:
-    """Loads samples and augments all of their modalities alike.
+    """Loads samples, and augments all of their modalities together.
 
     Args:
-        operations: in the order in which they are applied.
-        modalities: all that samples are decoded to.
-        optional: those that samples may lack.
+        operations: in the order of their application.
+        modalities: name -> modality of the samples.
+        optional: modalities that samples may lack.
 
     Raises:
-        ValueError: operations that cannot be done with these modalities; see `mistakes`.
+        ValueError: operations that do not fit the modalities; see `mistakes`.
     """
 
     def __init__(
@@ -85,27 +85,27 @@ class Synchronized:
         """Read, decode and augment a sample.
 
         Args:
-            samples: where it and its partners lie.
+            samples: index with the sample and its partners.
             number: its dense number.
-            key: what chance is keyed by, such as (seed, epoch, source, shard, number).
+            key: key of the random draws, such as (seed, epoch, source, shard, number).
 
         Returns:
             The augmented values, with their record.
 
         Raises:
-            BadSample: it cannot be used. DataError: the shard cannot be read.
+            BadSample: the sample is unusable. DataError: the shard cannot be read.
         """
         return self._load(samples, number, key, None, None)
 
     def read(self, samples: Samples, number: int) -> EncodedSample:
-        """The first stage of `load`: bytes."""
+        """First stage of `load`: read the bytes."""
         return read(samples, number, self.modalities, self.optional)
 
     def decode(self, encoded: EncodedSample, key: Key, record: Sequence[Entry] | None = None) -> Sample:
-        """The second stage of `load`: values, of the drawn window only where the operations begin with `time_crop`.
+        """Second stage of `load`: decode values; only the drawn window if `time_crop` is the first operation.
 
         Args:
-            record: what was drawn before; default: draw anew.
+            record: an earlier record to replay; default: draw a new one.
 
         Returns:
             The sample, with the entry of the window in its record.
@@ -125,11 +125,11 @@ class Synchronized:
         record: Sequence[Entry] | None = None,
         upto: int | None = None,
     ) -> Sample:
-        """The third stage of `load`: the operations that the sample's record has no entry of. Partners are loaded here.
+        """Third stage of `load`: apply the operations without an entry in the sample's record. Loads partners.
 
         Args:
-            record: what was drawn before; default: draw anew.
-            upto: number of the first operation that is left out; default: none is.
+            record: an earlier record to replay; default: draw a new one.
+            upto: apply only the operations before this number; default: all.
         """
         values, entries = sample.values, list(sample.record)
         for position, operation in enumerate(self.operations[:upto]):
@@ -144,18 +144,18 @@ class Synchronized:
         return replace(sample, values=values, record=tuple(entries))
 
     def replay(self, samples: Samples, number: int, record: Sequence[Entry]) -> Sample:
-        """The sample as `load` gave it with this record, bit for bit.
+        """Load a sample with an earlier record: bit-equal to the result of `load`.
 
         Raises:
-            ValueError: the record is of other operations. Otherwise as `load`.
+            ValueError: the record has other operations. Others: as `load`.
         """
         return self._load(samples, number, (), record, None)
 
     def __call__(self, values: Values, key: Key) -> tuple[dict[str, Any], Record]:
-        """Augment values that were decoded whole. There is no partner to mix with here.
+        """Augment values that were decoded whole. Mixing has no partner here.
 
         Returns:
-            New values, and the record; `apply` does the same again.
+            New values, and the record for `apply`.
         """
         current, entries = dict(values), []
         for position, operation in enumerate(self.operations):
@@ -172,7 +172,7 @@ class Synchronized:
         return current, tuple(entries)
 
     def apply(self, record: Sequence[Entry], values: Values) -> dict[str, Any]:
-        """What `__call__` made of these values when it drew this record, bit for bit."""
+        """Apply a record of `__call__` to the same values: bit-equal to its result."""
         for entry in record:
             values = transform(entry, values, self.modalities)
         return dict(values)
@@ -182,7 +182,7 @@ class Synchronized:
     ) -> Sample:
         if record is not None and [entry["op"] for entry in record] != [o.kind for o in self.operations[:upto]]:
             raise ValueError(
-                f"the record is of {[entry['op'] for entry in record]}, and the operations are {[o.kind for o in self.operations]}"
+                f"got a record of {[entry['op'] for entry in record]}, wanted one of {[o.kind for o in self.operations]}"
             )
         return self.augment(self.decode(self.read(samples, number), key, record), samples, key, record, upto)
 
@@ -200,7 +200,7 @@ class Synchronized:
     def _draw_window(
         self, operation: TimeCrop, extents: Mapping[str, Extent], snap: Callable[[float], float], key: Key
     ) -> Entry:
-        # What comes faster must be longer for the same length to remain; the draw of a speed looks at no value.
+        # A faster speed needs a longer window for the same final length. Drawing a speed needs no values.
         drawn = (self._draw(i, o, {}, key) for i, o in enumerate(self.operations) if isinstance(o, Speed))
         speed = next((Fraction(entry["factor"]) for entry in drawn if entry["applied"]), Fraction(1))
         rng = generator(*key, "synchronized", 0, operation.kind)
@@ -213,7 +213,7 @@ class Synchronized:
     def _partner(
         self, samples: Samples, number: int, key: Key, position: int, entry: Entry, values: Values
     ) -> tuple[Entry, Values | None]:
-        """The entry with the partner in it, and the partner's values; or an entry that says why there is none."""
+        """The entry with the partner, and the partner's values; or an entry with the reason for no partner."""
         nobody = {"op": entry["op"], "applied": False}
         if len(samples) < 2:
             return {**nobody, "skipped": "no_partner"}, None
@@ -222,7 +222,7 @@ class Synchronized:
         try:
             sample = self._load(samples, other, (*key, "partner"), entry.get("partner_record"), position)
         except BadSample as bad:
-            # It is counted as a fault when its own turn comes.
+            # It counts as a fault only when it is drawn itself.
             return {**nobody, "skipped": f"partner_{bad.fault.reason}"}, None
         if sample.values.keys() < values.keys() or not values.keys() <= sample.values.keys():
             return {**nobody, "skipped": "partner_lacks_a_modality"}, None

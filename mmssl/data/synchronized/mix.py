@@ -1,4 +1,4 @@
-"""Synchronized operations on what is there and how strong: gain, modality dropout, and mixing two samples."""
+"""Synchronized gain, modality dropout, and mixup of two samples."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mmssl.data.synchronized.operation import Operation, Skip, Values, measured
 
 
 class Gain(Operation):
-    """All sounds of a sample louder or softer, the same on all channels, so that nothing changes its place.
+    """Gain: all sounds of a sample louder or softer, equally on all channels, so that their direction stays the same.
 
     Attributes:
-        decibels: range of the change; it ends where the loudest sample of a sound would leave [-1, 1].
+        decibels: range of the gain in dB; limited so that no sound leaves [-1, 1].
     """
 
     kind: Literal["gain"] = "gain"
@@ -34,7 +34,7 @@ class Gain(Operation):
         return self
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
-        """The change in decibels."""
+        """Draw the gain in dB."""
         peaks = measured(self.kind, values, modalities).values()
         if not peaks:
             raise Skip("no_sound")
@@ -44,12 +44,12 @@ class Gain(Operation):
 
 
 class Dropout(Operation):
-    """Modalities taken out of a sample: the batch's `present` says so, and objectives leave the sample out there.
+    """Modality dropout: remove modalities from a sample. The batch's `present` marks them, and objectives skip them.
 
-    Each sample has coins of its own, and keeps one modality at least besides labels.
+    Draws are independent for each sample, which keeps at least one modality besides labels.
 
     Attributes:
-        modalities: name -> probability that a sample loses it.
+        modalities: name -> probability of removal.
     """
 
     kind: Literal["dropout"] = "dropout"
@@ -57,7 +57,7 @@ class Dropout(Operation):
     modalities: dict[str, Probability] = Setting(min_length=1)
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
-        """Names of the modalities that are taken out."""
+        """Draw the names of the modalities to remove."""
         coins = {name: float(rng.random()) < chance for name, chance in self.modalities.items()}
         content = [name for name in values if not modalities[name].label]
         dropped = [name for name in content if coins.get(name)]
@@ -66,24 +66,24 @@ class Dropout(Operation):
         return {"dropped": dropped}
 
     def mistakes(self, modalities: Mapping[str, Modality]) -> Iterator[str]:
-        """Names that cannot be dropped."""
+        """Error messages for names that cannot be dropped."""
         content = [name for name, modality in modalities.items() if not modality.label]
         for name in self.modalities.keys() - set(content):
-            yield f"dropout.modalities names {name!r}{did_you_mean(name, content)}; what can be dropped: {', '.join(content)}"
+            yield f"dropout.modalities: got {name!r}{did_you_mean(name, content)}, wanted one of: {', '.join(content)}"
 
 
 class Mixup(Operation):
-    """Two samples in one: one partner and one weight for all modalities (Zhang et al. 2018, over modalities as in CAV-MAE).
+    """Mixup of two samples with one weight for all modalities (Zhang et al. 2018; over modalities as in CAV-MAE).
 
-    The partner goes through the operations that come before this one in the list. Pictures are mixed convexly. Sounds are mixed
-    as waveforms, never as spectrograms, so that the weight is that of what is heard, whatever their levels (Tokozume et al. 2018,
-    arXiv 1711.10282, eq. 2, with root mean squares as levels). A partner that lacks a modality, or cannot be used, is not mixed in.
+    The operations before this one in the list are applied to the partner too. Pictures are mixed convexly. Sounds are mixed as
+    waveforms, not as spectrograms, so that the weight is that of the perceived loudness at any level (Tokozume et al. 2018, arXiv
+    1711.10282, eq. 2, with root mean squares as levels). A partner that lacks a modality or is unusable is not mixed in.
 
     Attributes:
-        alpha: the weight is drawn from Beta(alpha, alpha); the rest is the partner's.
+        alpha: the weight is drawn from Beta(alpha, alpha); the partner has weight 1 - weight.
         text: "and": "A and B"; "heavier": the caption of the sample with the larger weight.
-        labels: "refuse": a recipe with class labels cannot mix; "soft": the label is that of the heavier sample, and the record
-            has the weight and the partner.
+        labels: "refuse": refuse recipes with class labels; "soft": the label of the sample with the larger weight, and weight and
+            partner in the record.
     """
 
     kind: Literal["mixup"] = "mixup"
@@ -93,11 +93,11 @@ class Mixup(Operation):
     labels: Literal["refuse", "soft"] = "refuse"
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
-        """The weight of the sample itself; who the partner is, the one who loads samples adds."""
+        """Draw the weight of the sample; `Synchronized` adds the partner."""
         return {"weight": float(rng.beta(self.alpha, self.alpha)), "text": self.text}
 
     def mistakes(self, modalities: Mapping[str, Modality]) -> Iterator[str]:
-        """Labels that would be of one sample only."""
+        """Error message for labels, which cannot be mixed."""
         labels = [name for name, modality in modalities.items() if modality.label]
         if labels and self.labels == "refuse":
-            yield f"mixup would leave {labels[0]!r} with one class for two samples: take it out, or set mixup.labels to soft"
+            yield f"mixup would give modality {labels[0]!r} one class for two samples: remove mixup, or set mixup.labels to soft"

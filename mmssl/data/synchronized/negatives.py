@@ -1,7 +1,7 @@
-"""Negatives with a label: one relation between the modalities of a sample broken on purpose, and the record says which.
+"""Hard negatives: break one relation between the modalities of a sample, and record which.
 
-For heads that learn to tell what belongs together (Korbar et al. 2018, arXiv 1807.00230; Yang et al. 2020, "Telling Left from
-Right"). The picture stays; the sound or the caption leaves it.
+For heads that classify whether modalities match (Korbar et al. 2018, arXiv 1807.00230; Yang et al. 2020, "Telling Left from
+Right"). The picture stays unchanged; the sound or the caption changes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from mmssl.data.synchronized.operation import Operation, Skip, Values, measured
 Relation = Literal["shifted", "reversed", "channels", "caption", "order"]
 
 SHIFT = 0.5
-"""Seconds by which a shifted sound is off, at least (Korbar et al. 2018)."""
+"""Minimum shift in seconds of a shifted sound (Korbar et al. 2018)."""
 
 
 class Negative(Operation):
-    """One relation of a sample broken; the entry's "relation" is the label.
+    """Hard negative: break one relation of a sample; "relation" in its record is the label.
 
-    "shifted": the sound is rolled by half a second or more; "reversed": the sound runs backwards; "channels": left and right of the
-    sound are exchanged; "caption": left and right in the captions; "order": before and after in the captions. Only relations that
-    the sample has can be broken: a sound in the middle has no side.
+    "shifted": roll the sound by half a second or more; "reversed": reverse the sound in time; "channels": swap left and right of
+    the sound; "caption": swap left and right in the captions; "order": swap before and after in the captions. Only relations of
+    the sample can be broken: a sound in the middle has no side.
 
     Attributes:
-        relations: which of them, all equally likely among those that a sample has.
+        relations: relations to choose from, equally likely among those that a sample has.
     """
 
     kind: Literal["negative"] = "negative"
@@ -38,7 +38,7 @@ class Negative(Operation):
     relations: tuple[Relation, ...] = Setting(default=("shifted", "reversed", "channels", "caption"), min_length=1)
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
-        """Which relation, and for "shifted" by how many seconds the sound comes later."""
+        """Draw the relation, and for "shifted" the delay of the sound in seconds."""
         moving = any(modalities[name].moving for name in values)
         visual = any(modalities[name].visual for name in values)
         audible = any(modalities[name].audible for name in values)

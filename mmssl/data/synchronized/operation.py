@@ -1,6 +1,6 @@
-"""What a synchronized operation is: its settings, and how it draws one entry of parameters for a sample.
+"""Base class of synchronized operations: settings, and the draw of one record entry of parameters for a sample.
 
-What an entry means for a value, the kernel says that its modality declares (`Modality.kernels`).
+The kernels of each modality (`Modality.kernels`) apply an entry to its values.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from mmssl.data.kernel import ABSENT, Entry, Kernel, Operand
 from mmssl.data.modality import Modality
 
 Record = tuple[Entry, ...]
-"""What all operations of the recipe did to a sample, in their order."""
+"""Entries of all operations of the recipe for a sample, in their order."""
 Values = Mapping[str, Any]
 """Modality -> decoded value."""
 
 
 def unapplied(record: Record) -> tuple[str, ...]:
-    """Notes on the operations that had no meaning for a sample, such as "flip not applied: ambiguous_caption"."""
+    """Notes on operations that were not applied to a sample, such as "flip not applied: ambiguous_caption"."""
     return tuple(f"{entry['op']} not applied: {entry['skipped']}" for entry in record if "skipped" in entry)
 
 
 class Skip(Exception):
-    """An operation that has no meaning for a sample.
+    """Raised by `draw` if the operation cannot be applied to a sample.
 
     Attributes:
         reason: a short name to count by.
@@ -39,11 +39,11 @@ class Skip(Exception):
 
 
 class Operation(Config, ABC):
-    """A synchronized operation: its settings are all that it is.
+    """A synchronized operation: a config with a `draw` method.
 
     Attributes:
         kind: its name in recipes and records.
-        probability: how often a sample has it.
+        probability: probability of the operation for a sample.
     """
 
     kind: str
@@ -51,28 +51,28 @@ class Operation(Config, ABC):
 
     @abstractmethod
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
-        """Parameters for a sample: plain numbers, strings, lists and dicts.
+        """Draw parameters for a sample: numbers, strings, lists and dicts.
 
         Raises:
-            Skip: the operation has no meaning for these values.
+            Skip: the operation cannot be applied to these values.
         """
 
     def mistakes(self, modalities: Mapping[str, Modality]) -> Iterator[str]:
-        """Sentences on settings that do not fit the modalities."""
+        """Error messages for settings that do not fit the modalities."""
         yield from ()
 
 
 def kernel_of(kind: str, modality: Modality) -> Kernel:
-    """What an operation does to the values of a modality.
+    """The kernel of an operation for a modality.
 
     Raises:
-        ValueError: the modality does not say.
+        ValueError: the modality declares none.
     """
     if kind not in modality.kernels:
         raise ValueError(
-            f"the synchronized operation {kind!r} has no kernel for modality {modality.name!r} ({type(modality).__name__}): passed "
-            "on as it is, its values would no longer belong to the others. Declare a kernel in the `kernels` of the modality, or "
-            "`identity` with a reason, or take the operation out of `data.synchronized`"
+            f"the synchronized operation {kind!r} has no kernel for modality {modality.name!r} ({type(modality).__name__}): "
+            "unchanged, its values would no longer match the others. Declare a kernel in the `kernels` of the modality, or "
+            "`identity` with a reason, or remove the operation from `data.synchronized`"
         )
     return modality.kernels[kind]
 
@@ -80,7 +80,7 @@ def kernel_of(kind: str, modality: Modality) -> Kernel:
 def transform(
     entry: Entry, values: Values, modalities: Mapping[str, Modality], partner: Values | None = None
 ) -> dict[str, Any]:
-    """The values after one operation.
+    """Apply one operation to all values.
 
     Raises:
         ValueError: a modality without a kernel.
@@ -97,7 +97,7 @@ def transform(
 
 
 def doubt(entry: Entry, values: Values, modalities: Mapping[str, Modality]) -> str | None:
-    """Why some value cannot follow the operation, or None."""
+    """Why the operation cannot be applied to some value, or None."""
     for name, value in values.items():
         reason = kernel_of(entry["op"], modalities[name]).doubt(value, entry, Operand(name, modalities[name]))
         if reason:
@@ -106,6 +106,6 @@ def doubt(entry: Entry, values: Values, modalities: Mapping[str, Modality]) -> s
 
 
 def measured(kind: str, values: Values, modalities: Mapping[str, Modality]) -> dict[str, Any]:
-    """What the kernels of an operation measure of the values; modalities whose kernel measures nothing are left out."""
+    """Measurements of the values by the kernels of an operation; only modalities whose kernel has `measure`."""
     found = {name: kernel_of(kind, modalities[name]).measure(value) for name, value in values.items()}
     return {name: one for name, one in found.items() if one is not None}

@@ -1,4 +1,4 @@
-"""Synchronized operations on the order of time: reversal, rolling and masks."""
+"""Synchronized time reversal, rolling and time masks."""
 
 from __future__ import annotations
 
@@ -14,41 +14,39 @@ from mmssl.data.synchronized.time import frame_times, lengths_of
 
 
 class Reverse(Operation):
-    """Everything backwards. Captions that tell what comes when are turned too; with words of speech the sample stays as it is.
+    """Time reversal of all modalities. Temporal order in captions is swapped; samples whose captions mention speech stay unchanged.
 
-    Speech itself cannot be told from other sounds: leave this out where people speak.
+    Speech in the sound itself is not detected: do not use this for data with speech.
     """
 
     kind: Literal["reverse"] = "reverse"
     probability: Probability = 0.5
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
-        """Length of the sample in seconds: all modalities are turned about its middle."""
+        """The length of the sample in seconds: all modalities are reversed about its middle."""
         return {"length": _length(values, modalities)}
 
 
 class Roll(Operation):
-    """The end of everything put before its beginning, cut at a frame. Captions that tell what comes when, or where
-    something goes, forbid it.
-    """
+    """Circular shift of all modalities in time, cut at a frame. Captions that name an order or a direction prevent it."""
 
     kind: Literal["roll"] = "roll"
     probability: Probability = 0.5
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
-        """Length of the sample, and where in it the new beginning is, both in seconds."""
+        """Draw the new beginning in the sample; with the sample's length, both in seconds."""
         length = _length(values, modalities)
         start = _snap(float(rng.uniform(0, length)), frame_times(values, modalities), length)
         return {"length": length, "start": start}
 
 
 class TimeMask(Operation):
-    """A stretch of time hidden: pictures black, sounds silent.
+    """Time mask: hide a span of time, with black frames and silence.
 
     Attributes:
         share: range of its length as a share of the sample's.
-        mode: "same": hidden in all modalities; "complementary": one of them, drawn, is hidden everywhere else instead, so that
-            no moment is hidden in it and the others alike; "independent": each has a stretch of its own.
+        mode: "same": the same span in all modalities; "complementary": one drawn modality is hidden outside of the span instead, so
+            that no time is hidden in it and in the others; "independent": a separate span for each modality.
     """
 
     kind: Literal["time_mask"] = "time_mask"
@@ -57,7 +55,7 @@ class TimeMask(Operation):
     mode: Literal["same", "complementary", "independent"] = "same"
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
-        """Length of the sample, and the hidden spans [start, stop] of each modality with a time axis, in seconds."""
+        """Draw the hidden spans [start, stop] of each modality with a time axis; with the sample's length, in seconds."""
         length = _length(values, modalities)
         timed, times = list(lengths_of(values, modalities)), frame_times(values, modalities)
 
@@ -83,7 +81,7 @@ def _length(values: Values, modalities: Mapping[str, Modality]) -> float:
 
 
 def _snap(time: float, times: np.ndarray | None, length: float, *, up: bool = False) -> float:
-    """The nearest of the times at which frames are first shown, before `time`, or after it with `up`; without frames `time`."""
+    """The start of the last frame before `time`, or with `up` of the first after it; `time` itself without frames."""
     if times is None:
         return time
     edges = np.concatenate([[0.0], times[(times > 0) & (times < length)], [length]])

@@ -1,4 +1,4 @@
-"""Synchronized operations on space: the mirror, and crops, of everything that has a left and a right."""
+"""Synchronized horizontal flip and crop of pictures, stereo sound and captions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Axes = Literal["xy", "x", "y", "none"]
 
 
 class Flip(Operation):
-    """Left and right exchanged: pictures mirrored, stereo channels swapped, sides in captions swapped.
+    """Synchronized horizontal flip: mirror pictures, swap stereo channels, and swap left and right in captions.
 
-    A caption that leaves it open which words name a side keeps the whole sample as it is. Writing in the picture is mirrored too.
+    A caption with ambiguous sides leaves the whole sample unchanged. Text in the picture is mirrored too.
 
     Attributes:
-        without_sides: names of pictures whose width is no direction in space, such as spectrograms: they stay.
+        without_sides: names of pictures whose width is not a direction in space, such as spectrograms: they are not mirrored.
     """
 
     kind: Literal["flip"] = "flip"
@@ -30,27 +30,27 @@ class Flip(Operation):
     without_sides: tuple[str, ...] = ()
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
-        """Nothing but the setting: there is one mirror."""
+        """No random parameters: only the setting."""
         return {"without_sides": list(self.without_sides)}
 
     def mistakes(self, modalities: Mapping[str, Modality]) -> Iterator[str]:
-        """Names that are no pictures."""
+        """Error messages for names that are not pictures."""
         pictures = [name for name, modality in modalities.items() if modality.visual and not modality.moving]
         for name in set(self.without_sides) - set(pictures):
-            yield f"flip.without_sides names {name!r}{did_you_mean(name, pictures)}; pictures are: {', '.join(pictures) or 'none'}"
+            yield f"flip.without_sides: got {name!r}{did_you_mean(name, pictures)}, wanted one of: {', '.join(pictures) or 'none'}"
 
 
 class Crop(Operation):
-    """The same box of every picture, and stereo sound moved to where things are seen then. Captions that name a place forbid it.
+    """Synchronized crop: the same box of every picture, with stereo sound panned to match. Captions that name a place prevent it.
 
-    Sizes of pictures follow: views bring them to one.
+    Pictures change their size; views resize them.
 
     Attributes:
-        scale: range of the box' share of the picture's area.
-        ratio: range of the box' width over its height, times the picture's.
-        axes: name of a picture or video -> which edges of the box cut it: "xy" both, "x" those at its sides, "y" upper and lower
-            ones, "none" neither. Where there is more than one, such as a picture and its spectrogram, each must be named.
-        pan: stereo sound is moved with what is seen ("remap"), made equal on both sides ("mono"), or left as it is ("ignore").
+        scale: range of the box's share of the picture's area.
+        ratio: range of the box's width over its height, times the picture's.
+        axes: name of a picture or video -> axes to crop: "xy" both, "x" width, "y" height, "none" neither. With more than one, such
+            as a picture and its spectrogram, each must be named.
+        pan: stereo sound is panned with the picture ("remap"), made equal on both sides ("mono"), or unchanged ("ignore").
     """
 
     kind: Literal["crop"] = "crop"
@@ -61,7 +61,7 @@ class Crop(Operation):
     pan: Literal["remap", "mono", "ignore"] = "remap"
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
-        """Box [left, top, width, height] in fractions of the picture, and the settings that kernels need."""
+        """Draw a box [left, top, width, height] in fractions of the picture; with the settings that kernels need."""
         if not any(modalities[name].visual for name in values):
             raise Skip("no_picture")
         area = float(rng.uniform(*self.scale))
@@ -72,10 +72,10 @@ class Crop(Operation):
         return {"box": [left, top, width, height], "axes": dict(self.axes), "pan": self.pan}
 
     def mistakes(self, modalities: Mapping[str, Modality]) -> Iterator[str]:
-        """Names that have no picture, and pictures that are not named where there are several."""
+        """Error messages for names that are not pictures, and for missing names if there are several pictures."""
         rasters = [name for name, modality in modalities.items() if modality.visual]
         for name in self.axes.keys() - set(rasters):
-            yield f"crop.axes names {name!r}{did_you_mean(name, rasters)}; pictures and videos are: {', '.join(rasters) or 'none'}"
+            yield f"crop.axes: got {name!r}{did_you_mean(name, rasters)}, wanted one of: {', '.join(rasters) or 'none'}"
         if len(rasters) > 1:
             for name in sorted(set(rasters) - self.axes.keys()):
-                yield f"crop.axes must say which edges of the box cut {name!r}, as there are several: one of xy, x, y, none"
+                yield f"crop.axes: got no entry for {name!r}, wanted one of xy, x, y, none, as there are several pictures"

@@ -1,4 +1,4 @@
-"""Synchronized operations on time: windows and speed, in seconds and never in numbers of frames."""
+"""Synchronized time crop and speed change, in seconds and not in frames."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mmssl.data.synchronized.operation import Operation, Skip, Values
 from mmssl.data.timeline import Extent
 
 EARLY, LATE = 0.045, 0.125
-"""Seconds that a sound may be ahead of its picture, or behind it, before people notice (ITU-R BT.1359-1)."""
+"""Seconds by which sound may lead or lag the picture before people notice (ITU-R BT.1359-1)."""
 
 
 class TimeCrop(Operation):
-    """The same window of time of every modality, drawn from the headers, before anything is decoded.
+    """Synchronized time crop: the same window of all modalities, drawn from the headers before decoding.
 
-    It begins at the time of a frame of the first video, exactly: all others are decoded from there. It comes first in the list, and
-    every sample has it. Where `speed` follows, the window is as long as it must be for `seconds` to remain.
+    It starts exactly at the time of a frame of the first video. It must be first in the list, and applies to every sample. If
+    `speed` follows, the window is longer or shorter, so that the result has `seconds`.
 
     Attributes:
-        seconds: length of the window. Samples that are shorter stay so; views pad them.
-        jitter: seconds by which sounds may be moved against the first video, at most, within what people do not notice.
+        seconds: length of the window. Shorter samples stay shorter; views pad them.
+        jitter: maximum shift in seconds of sounds against the first video, below what people notice.
     """
 
     kind: Literal["time_crop"] = "time_crop"
@@ -37,7 +37,7 @@ class TimeCrop(Operation):
     jitter: float = Setting(default=0.0, ge=0, le=LATE)
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
-        """Where the window lies on decoded values, at their own speed."""
+        """Draw the window on decoded values, at normal speed."""
         extents = extents_of(values, modalities)
         return self.draw_window(
             extents, modalities, rng, Fraction(1), partial(frame_before, frame_times(values, modalities))
@@ -51,16 +51,16 @@ class TimeCrop(Operation):
         speed: Fraction,
         snap: Callable[[float], float],
     ) -> dict[str, Any]:
-        """Start and length in seconds on the sample's timeline, and jitter by modality (how much later its window starts).
+        """Draw start and length in seconds on the sample's timeline, and the jitter of each modality (delay of its window).
 
-        The window lies where all modalities have something, if they have that much in common; all places are equally likely.
+        The window lies where all modalities have content, if their overlap is long enough; the start is uniform.
 
         Args:
             extents: of the modalities that have a time axis.
             modalities: all of them.
             rng: of this operation on this sample.
-            speed: how much longer than `seconds` the window is.
-            snap: a moment -> when the frame began that is on screen then.
+            speed: factor of the window's length over `seconds`.
+            snap: time -> start time of the frame on screen then.
         """
         if not extents:
             raise Skip("no_time_axis")
@@ -74,7 +74,7 @@ class TimeCrop(Operation):
         alone = len(sounds) == len(extents) and len(sounds) < 2
         low, high = max(-self.jitter, -LATE), min(self.jitter, EARLY)
         jitter = {
-            # A sound that is shorter than the jitter must not end before its window begins.
+            # A sound shorter than the jitter must not end before its window starts.
             name: max(-start, min(low + move * (high - low), max(0.0, extents[name].seconds - start) / 2))
             for name, move in zip(extents, moves, strict=True)
             if self.jitter and name in sounds and not alone
@@ -83,33 +83,33 @@ class TimeCrop(Operation):
 
 
 def frame_times(values: Values, modalities: Mapping[str, Modality]) -> np.ndarray | None:
-    """When each frame of the first modality that has frames is first shown, in seconds."""
+    """Time in seconds at which each frame of the first modality with frames is first shown."""
     found = (modalities[name].frame_times(value) for name, value in values.items())
     return next((times for times in found if times is not None), None)
 
 
 def frame_before(times: np.ndarray | None, moment: float) -> float:
-    """When the frame began that is on screen at a moment; the moment itself where there is none."""
+    """Start time of the frame on screen at `moment`; `moment` itself if there is none."""
     place = -1 if times is None else int(np.searchsorted(times, moment, side="right")) - 1
     return moment if times is None or place < 0 else max(0.0, float(times[place]))
 
 
 def lengths_of(values: Values, modalities: Mapping[str, Modality]) -> dict[str, float]:
-    """Seconds of the decoded values that have a time axis."""
+    """Durations in seconds of the decoded values with a time axis."""
     lengths = {name: modalities[name].length(value) for name, value in values.items()}
     return {name: seconds for name, seconds in lengths.items() if seconds is not None}
 
 
 def extents_of(values: Values, modalities: Mapping[str, Modality]) -> dict[str, Extent]:
-    """Extents of the decoded values that have a time axis."""
+    """Extents of the decoded values with a time axis."""
     return {name: Extent(seconds) for name, seconds in lengths_of(values, modalities).items()}
 
 
 class Speed(Operation):
-    """Everything faster or slower: pitch moves with it, as on a tape.
+    """Synchronized speed change of all modalities; the pitch of sounds changes with it, as on a tape.
 
     Attributes:
-        factors: speeds, all equally likely: 1.25 takes four fifths of the time. At most two decimals, so that they are exact.
+        factors: speeds to choose from, equally likely; 1.25 takes four fifths of the time. At most two decimals, for exactness.
     """
 
     kind: Literal["speed"] = "speed"
@@ -125,5 +125,5 @@ class Speed(Operation):
         return factors
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
-        """The factor as a fraction, for example "5/4". Looks at no value: it is drawn before anything is decoded."""
+        """Draw the factor as a fraction, such as "5/4". Independent of values, as it is drawn before decoding."""
         return {"factor": str(Fraction(str(self.factors[int(rng.integers(len(self.factors)))])))}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mmssl.data.media.container import opened
+from mmssl.data.media.container import open_container
 from mmssl.data.media.encode import encode_clip, exact_rate
 from mmssl.data.modalities.audio import AudioConfig, AudioModality
 from mmssl.data.modalities.video import VideoConfig, VideoModality
@@ -159,7 +159,7 @@ def test_a_sound_that_was_announced_and_never_written_is_missing() -> None:
 
 
 def test_decoders_use_one_thread() -> None:
-    with opened(encode_clip("mp4", FRAMES, clicks(), fps=15, rate=RATE)) as container:
+    with open_container(encode_clip("mp4", FRAMES, clicks(), fps=15, rate=RATE)) as container:
         assert [stream.codec_context.thread_count for stream in container.streams] == [1, 1]
 
 

@@ -115,10 +115,8 @@ def test_a_backend_that_is_not_there_is_refused_at_build(monkeypatch: pytest.Mon
     for name in [name for name in sys.modules if name.split(".")[0] == "torchcodec"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [_Nowhere(), *sys.meta_path])
-    sentence = (
-        r"modalities\.film\.backend: got 'torchcodec', which does not decode here \(torchcodec is not installed\)"
-    )
-    with pytest.raises(RecipeError, match=f"{sentence}: install torchcodec .*, or take backend 'pyav'"):
+    sentence = r"modalities\.film\.backend: got 'torchcodec', which cannot decode here \(torchcodec is not installed\)"
+    with pytest.raises(RecipeError, match=f"{sentence}: install a torchcodec .*, or set backend 'pyav'"):
         VideoConfig(size=32, backend="torchcodec").build("film")
     VideoConfig(size=32).build("film")
 
@@ -137,7 +135,7 @@ def test_a_backend_that_can_be_imported_and_not_decode_is_refused_in_one_line(mo
 @pytest.mark.usefixtures("asked_anew")
 def test_a_backend_that_decodes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media_torchcodec, "_frames", lambda *_: np.zeros((3, 32, 32, 3), dtype=np.uint8))
-    with pytest.raises(RecipeError, match="a black and a white frame came out as others"):
+    with pytest.raises(RecipeError, match="a black and a white frame to other colours"):
         VideoConfig(size=32, backend="torchcodec").build("film")
 
 

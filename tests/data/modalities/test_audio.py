@@ -311,8 +311,8 @@ def test_workers_get_equal_copies() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"rate": 16000, "seconds": 1.0, "views": {"eval": {"kind": "random_window"}}}', "cannot be configured"),
-        ('{"rate": 16000, "seconds": 0.00001}', "less than one sample"),
+        ('{"rate": 16000, "seconds": 1.0, "views": {"eval": {"kind": "random_window"}}}', "is reserved"),
+        ('{"rate": 16000, "seconds": 0.00001}', "wanted at least one sample"),
         ('{"rate": 16000, "seconds": 4000.0}', "longer than max_samples"),
         ('{"rate": 16, "seconds": 1.0}', "greater than or equal to 1000"),
         ('{"rate": 16000, "seconds": 1.0, "extensions": [".wav"]}', "without a leading dot"),

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from mmssl.data.modalities.audio import AudioConfig
-from mmssl.data.modalities.audio_views import RandomWindowConfig, RandomWindowView, noisy, shifted
+from mmssl.data.modalities.audio_views import RandomWindowConfig, RandomWindowView, add_noise, shift_in_time
 
 SHAPE = (2, 1000)
 
@@ -98,7 +98,7 @@ def test_gain_is_the_same_on_both_sides() -> None:
 @pytest.mark.parametrize("samples", [1, 300, -300, 999])
 def test_a_shift_moves_time_and_not_channels(samples: int) -> None:
     wave = stereo()
-    rolled, silent = shifted(wave, samples, "roll"), shifted(wave, samples, "silence")
+    rolled, silent = shift_in_time(wave, samples, "roll"), shift_in_time(wave, samples, "silence")
     for time in range(1000):
         assert (rolled[:, (time + samples) % 1000] == wave[:, time]).all()
     inside = np.zeros(1000, dtype=bool)
@@ -113,13 +113,13 @@ def test_a_shift_moves_time_and_not_channels(samples: int) -> None:
 @pytest.mark.parametrize("ratio", [0.0, 20.0])
 def test_noise_has_the_ratio_that_was_drawn(ratio: float) -> None:
     wave = stereo(200_000)
-    noise = noisy(wave, ratio, 5) - wave
+    noise = add_noise(wave, ratio, 5) - wave
     measured = 10 * np.log10((wave**2).mean() / (noise**2).mean(axis=1))
     assert measured == pytest.approx([ratio, ratio], abs=0.1), "as loud on both sides"
     assert abs(np.corrcoef(noise)[0, 1]) < 0.01
     assert abs(np.corrcoef(noise[0], wave[0])[0, 1]) < 0.01
-    assert not np.array_equal(noisy(wave, ratio, 6), noisy(wave, ratio, 5))
-    assert not noisy(np.zeros((1, 100), dtype=np.float32), ratio, 5).any(), "silence stays silent"
+    assert not np.array_equal(add_noise(wave, ratio, 6), add_noise(wave, ratio, 5))
+    assert not add_noise(np.zeros((1, 100), dtype=np.float32), ratio, 5).any(), "silence stays silent"
 
 
 def test_mono_stays_mono_in_two_channels() -> None:
@@ -172,7 +172,7 @@ def test_short_sounds_give_equal_windows() -> None:
     ("changes", "message"),
     [
         ({"gain_db": [6.0, -6.0]}, r"wanted \[smallest, largest\]"),
-        ({"noise": 0.5}, "has no effect without noise_snr_db"),
+        ({"noise": 0.5}, "without noise_snr_db, where it has no effect"),
         ({"shift": 1.5}, "less than or equal to 1"),
         ({"polarity": 0.5}, "Extra inputs"),
     ],

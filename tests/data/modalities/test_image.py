@@ -317,7 +317,10 @@ def test_each_change_of_colours_has_its_own_range() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"size": 64, "views": {"order": {"kind": "order", "patch_size": 14}}}', "do not divide"),
+        (
+            '{"size": 64, "views": {"order": {"kind": "order", "patch_size": 14}}}',
+            "got patch_size 14, wanted a divisor of size 64",
+        ),
         ('{"size": 64, "views": {"eval": {"kind": "resized_crop"}}}', "another name"),
         ('{"size": 64, "views": {"crop": {"kind": "resized_crop", "scale": [1.0, 0.5]}}}', "smallest"),
         ('{"size": 64, "views": {"crop": {"kind": "resized_crop", "scale": [0.5, 1.5]}}}', "at most 1"),

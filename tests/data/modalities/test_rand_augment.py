@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from mmssl.data.modalities.image import ImageConfig
-from mmssl.data.modalities.rand_augment import OPERATIONS, RandAugment, RandAugmentConfig, apply
+from mmssl.data.modalities.rand_augment import OPERATIONS, RandAugment, RandAugmentConfig, apply_operation
 from tests.data.make import noise
 
 THEIRS = {
@@ -59,7 +59,7 @@ def test_operations_are_torchvisions(name: str, magnitude: int) -> None:
         assert {draw[0] for draw in draws} == {name}
         assert len({draw[1] for draw in draws}) == (2 if signed and magnitude else 1)
         drawn = next(draw[1] for draw in draws if not signed or magnitude == 0 or (draw[1] > 0) == (sign > 0))
-        made = apply(x, name, drawn, 0)  # type: ignore[arg-type]
+        made = apply_operation(x, name, drawn, 0)  # type: ignore[arg-type]
         assert made.dtype == torch.uint8
         assert (made.int() - wanted.int()).abs().max() <= 1
         assert ((made != wanted).float().mean()) < 0.01
@@ -103,7 +103,7 @@ def test_it_replays_and_follows_the_crop() -> None:
 
 def test_fill_comes_in_from_outside() -> None:
     x = torch.full((3, 40, 40), 200, dtype=torch.uint8)
-    made = apply(x, "translate_x", 0.25, 17)
+    made = apply_operation(x, "translate_x", 0.25, 17)
     assert (made[:, :, :10] == 17).all()
     assert (made[:, :, 10:] == 200).all()
 

@@ -124,7 +124,7 @@ def test_hf_tokens_are_padded_on_the_right(hf_folder: Path) -> None:
 
 
 def test_hf_folders_that_cannot_be_used(hf_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no tokenizer folder"):
+    with pytest.raises(RecipeError, match="absent, which does not exist"):
         hf(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecipeError, match="holds no tokenizer"):

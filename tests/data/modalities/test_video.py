@@ -263,13 +263,16 @@ def test_limits_of_frames_and_sizes() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"size": 32, "views": {"eval": {"kind": "clip"}}}, "cannot be configured"),
-        ({"size": 32, "frames": 16, "seconds": 2.0, "fps": 7.0}, "raise it to 8 or more"),
-        ({"size": 32, "views": {"order": {"kind": "order", "patch_size": 12}}}, "do not divide views of 32 pixels"),
+        ({"size": 32, "views": {"eval": {"kind": "clip"}}}, "is reserved"),
+        ({"size": 32, "frames": 16, "seconds": 2.0, "fps": 7.0}, "raise fps to 8 or more"),
+        (
+            {"size": 32, "views": {"order": {"kind": "order", "patch_size": 12}}},
+            "wanted divisors of views of 32 pixels",
+        ),
         ({"size": 32, "views": {"order": {"kind": "order", "patch_size": 8, "tubelet": 3}}}, "tubelets of 3 frames"),
         (
             {"size": 32, "views": {"order": {"kind": "order", "patch_size": 8, "tubes": True}}},
-            "tubes: true has no effect",
+            "tubes: true for a view of one frame",
         ),
         ({"size": 32, "frames": 0}, "greater than or equal to 1"),
         ({"size": 32, "views": {"crop": {"kind": "clip", "saturation": -0.1}}}, "greater than or equal to 0"),

@@ -29,7 +29,7 @@ def put(cache: Cache, key: str, data: bytes) -> None:
 
 
 def get(cache: Cache, key: str) -> bytes | None:
-    file = cache.take(key)
+    file = cache.open_cached(key)
     if file is None:
         return None
     with file:
@@ -86,7 +86,7 @@ def test_what_is_open_stays(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"101 bytes do not fit into the cache of 100 bytes.*max_bytes"):
         put(Cache(tmp_path, 100), "a", bytes(101))
-    with pytest.raises(DataError, match="got 3 bytes to be cached, wanted 4"):
+    with pytest.raises(DataError, match="got 3 bytes for the cache, wanted 4"):
         Cache(tmp_path, 100).open("a", bytes_of(b"abc"), 4)
     assert Cache(tmp_path, 100).used() == 0
 

@@ -54,7 +54,7 @@ def fail() -> None:
 
 def test_a_stop_ends_the_pause_between_two_attempts(patience: Patience, time: Time) -> None:
     time.events[9.0] = patience.outages.stop  # within a pause of 8 seconds
-    with pytest.raises(Stopped, match=r"host/a/7.tar, its size: told to stop while waiting for it$"):
+    with pytest.raises(Stopped, match=r"host/a/7.tar, its size: the run was told to stop while waiting for it$"):
         patience(SHARD, "its size", fail)
     assert time.now <= 9.5
     with pytest.raises(Stopped):
@@ -112,7 +112,7 @@ def test_one_reader_tells_of_an_outage_with_server_shard_and_attempt(
     said = [record.getMessage() for record in caplog.records]
     assert said[0] == (
         "https://host/a/7.tar, byte 0 to 9: attempt 1 failed: ConnectionError: no route to https://host/a/7.tar; "
-        "again for 20 s"
+        "retrying for 20 s"
     )
     assert not any("8.tar" in line for line in said)
 
@@ -137,6 +137,6 @@ def test_workers_learn_that_the_run_is_to_stop(tmp_path: Path, method: StartMeth
             path.unlink()  # what was fetched for the index
         server.faults["/0.tar"] = Failing(["503"])
         threading.Thread(target=lambda: asked.wait() and stream.stop_waiting()).start()
-        with pytest.raises(Stopped, match=r"/0\.tar, byte \d+ to \d+: told to stop"):
+        with pytest.raises(Stopped, match=r"/0\.tar, byte \d+ to \d+: the run was told to stop"):
             next(stream)
         stream.close()

@@ -23,7 +23,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.samples import draw_views, iterate, load, make_views
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import EvalStream, TrainStream
-from mmssl.data.stream.collate import Ring, own
+from mmssl.data.stream.collate import Ring, copy_from_shared
 from mmssl.data.stream.config import DataConfig
 from mmssl.data.stream.workers import Workers
 from tests.data.make import encode, noise, pairs
@@ -132,12 +132,12 @@ def test_batches_of_workers_are_built_in_memory_that_comes_round(
 ) -> None:
     plain = take(train(index), 3)
     monkeypatch.setattr("mmssl.data.stream.collate._rings", [Ring(2)])
-    monkeypatch.setattr("mmssl.data.stream.workers.own", lambda batch: batch)
+    monkeypatch.setattr("mmssl.data.stream.workers.copy_from_shared", lambda batch: batch)
     stream = train(index)
     shared = []
     for batch in plain:
         shared.append(next(stream))
-        assert_equal(own(shared[-1]), batch)
+        assert_equal(copy_from_shared(shared[-1]), batch)
     first, _, third = (batch["image"]["crop0"] for batch in shared)
     assert first.is_shared()
     assert first.data_ptr() == third.data_ptr()
@@ -208,8 +208,8 @@ def test_state_comes_before_the_first_batch(index: ShardIndex) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 9}, "seed 5, and the checkpoint has 9"),
-        ({"digest": "x"}, "shards are not those"),
+        ({"seed": 9}, "got seed 5 in the data stream, wanted 9 as in the checkpoint"),
+        ({"digest": "x"}, "since the run started"),
         ({"batch_size": 8}, "global batch"),
         ({"version": 9}, "another version"),
         ({"step": -1}, "as the state of the data stream"),
@@ -237,7 +237,7 @@ def test_batches_that_cannot_be(index: ShardIndex) -> None:
     with pytest.raises(ValueError, match="multiple"):
         train(index, batch_size=4, world=3)
     for needs, message in (
-        ({"audio": {"crop": 1}}, "views of 'audio' are needed"),
+        ({"audio": {"crop": 1}}, "got needs for modality 'audio', wanted one of"),
         ({"image": {"crops": 1}}, "did you mean 'crop'"),
         ({"image": {"crop": 0}}, "at least one view"),
     ):
@@ -335,7 +335,7 @@ def test_faults_are_judged_by_the_share_that_the_recipe_bears(shard: Shard) -> N
         return EvalStream(index, labels, {"label": {"eval": 1}}, 504, on_error="skip", max_failures=share)
 
     assert [len(batch) for batch in stream(1 / 8)] == [441]
-    with pytest.raises(DataError, match=r"63 of 504 samples cannot be used \(missing: 63\).*share of 0\.12 "):
+    with pytest.raises(DataError, match=r"63 of 504 samples are unusable \(missing: 63\).*share of 0\.12 "):
         list(stream(0.12))
 
 
@@ -361,7 +361,7 @@ def test_good_rows_are_those_of_a_stream_without_faults(shard: Shard) -> None:
 def test_too_many_faults_end_the_run(shard: Shard, caplog: pytest.LogCaptureFixture) -> None:
     index = ShardIndex.open([shard(bad_records())])
     stream = train(index, batch_size=10, on_error="substitute", max_failures=0.1)
-    with pytest.raises(DataError, match=r"of 500 samples cannot be used \(.*missing: \d+.*share of 0\.1 "):
+    with pytest.raises(DataError, match=r"of 500 samples are unusable \(.*missing: \d+.*share of 0\.1 "):
         take(stream, 60)
     assert "undecodable 'jpg' of key '0003'" in caplog.text
     assert caplog.text.count("of key") == 20
@@ -369,7 +369,7 @@ def test_too_many_faults_end_the_run(shard: Shard, caplog: pytest.LogCaptureFixt
 
 def test_shards_without_a_usable_sample_end_the_run(shard: Shard) -> None:
     index = ShardIndex.open([shard([{"__key__": f"{i}", "txt": "x", "jpg": b"bad"} for i in range(5)])])
-    with pytest.raises(DataError, match="samples drawn to take its place"):
+    with pytest.raises(DataError, match="substitutes for it are unusable too"):
         take(train(index, on_error="substitute", max_failures=1.0), 1)
 
 
@@ -398,7 +398,7 @@ def test_trouble_with_the_device_is_never_substituted(shard: Shard) -> None:
     path = shard(pairs(0, 20))
     stream = train(ShardIndex.open([path]), on_error="substitute", max_failures=1.0)
     path.unlink()
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot read"):
         next(stream)
 
 
@@ -458,7 +458,7 @@ def test_evaluation_can_be_repeated_and_knows_lengths(index: ShardIndex) -> None
 
 def test_evaluation_never_substitutes(shard: Shard) -> None:
     index = ShardIndex.open([shard(bad_records())])
-    with pytest.raises(DataError, match=r"'0003'(?s:.*)leave them out of the evaluation with its `on_error: skip`"):
+    with pytest.raises(DataError, match=r"'0003'(?s:.*)skip them with `on_error: skip` of the evaluation"):
         list(EvalStream(index, MODALITIES, EVAL, 4))
     stream = EvalStream(index, MODALITIES, EVAL, 1, on_error="skip")
     batches = list(stream)

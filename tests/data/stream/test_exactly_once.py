@@ -15,7 +15,7 @@ from mmssl.core.errors import DataError
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modality import Modality
 from mmssl.data.shards.index import ShardIndex, _Reader
-from mmssl.data.stream.audit import Audit, fingerprint, read_audit, uses
+from mmssl.data.stream.audit import Audit, count_uses, fingerprint, read_audit
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.config import DataConfig
 from mmssl.data.stream.mixture import BlockShuffleConfig
@@ -77,7 +77,7 @@ def flat(batch: Batch) -> torch.Tensor:
 def assert_once(folder: Path, samples: int, steps: int) -> None:
     """The audit tells of `steps` whole batches, in which each epoch, but for the unfinished last, has every sample once."""
     records = list(read_audit(folder))
-    used = uses(records)
+    used = count_uses(records)
     whole, rest = divmod(steps * G, samples)
     assert set(used.values()) == {1}
     assert used.total() == steps * G
@@ -139,7 +139,7 @@ def test_mixtures_are_the_same_everywhere(tmp_path: Path, batches: str, shuffle:
         rest, _ = run(sources, tmp_path / "1", 6, world=world, state=saved, **options)
         assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(plain[6:], rest, strict=True))
-    assert set(uses(read_audit(tmp_path / "1")).values()) == {1}
+    assert set(count_uses(read_audit(tmp_path / "1")).values()) == {1}
 
 
 def test_a_resume_late_in_an_epoch_reads_no_more_than_a_cold_start(
@@ -174,7 +174,7 @@ def test_an_audit_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no audit"):
         list(read_audit(tmp_path))
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="name another folder"):
+    with pytest.raises(DataError, match="set another folder"):
         Audit(tmp_path / "file", 0, 1, 0)
     (tmp_path / "rank00000.jsonl").write_text('{"step": 0}\n{"ste')
     with pytest.raises(DataError, match="line 2"):

@@ -7,14 +7,14 @@ import torch
 
 from mmssl.core.batch import Batch
 from mmssl.data.stream import collate as shared
-from mmssl.data.stream.collate import Ring, own
+from mmssl.data.stream.collate import Ring, copy_from_shared
 
 
 def test_slots_come_round_and_no_sooner() -> None:
     memory = Ring(2)
     seen = []
     for number in range(5):
-        memory.turn()
+        memory.advance()
         small, large = memory.empty((2, 3), torch.uint8).fill_(number), memory.empty((4,), torch.int64).fill_(number)
         seen.append((small, large))
         assert (small.shape, small.dtype, large.shape) == ((2, 3), torch.uint8, (4,))
@@ -29,7 +29,7 @@ def test_a_slot_grows_with_its_batch() -> None:
     memory = Ring(1)
     sizes = []
     for rows in (4, 2, 9, 0):
-        memory.turn()
+        memory.advance()
         x = memory.empty((rows, 5), torch.int64)
         assert x.shape == (rows, 5)
         assert x.is_shared()
@@ -42,13 +42,13 @@ def test_a_slot_grows_with_its_batch() -> None:
 def test_what_is_owned_does_not_change_with_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "_rings", [])
     assert shared.ring() is None
-    shared.lend(1)
+    shared.start_ring(1)
     memory = shared.ring()
     assert memory is not None
-    memory.turn()
+    memory.advance()
     x = memory.empty((2, 4, 4, 3), torch.uint8).fill_(7).permute(0, 3, 1, 2)
     plain = torch.arange(2)
-    mine = own(Batch({"m": {"x": x}}, plain))
+    mine = copy_from_shared(Batch({"m": {"x": x}}, plain))
     x.fill_(9)
     assert (mine["m"]["x"] == 7).all()
     assert mine["m"]["x"].stride() == x.stride()

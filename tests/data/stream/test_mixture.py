@@ -163,7 +163,7 @@ def test_sources_too_small_for_their_weight_are_refused() -> None:
         mixture((1, 1), 64)
     with pytest.raises(DataError, match="source 'b' holds 17 samples, fewer than the 20"):
         mixture((1, 1), 20, batches="one_source")
-    with pytest.raises(ValueError, match="smallest weight is 1e-08"):
+    with pytest.raises(ValueError, match="got 1e-08 as the smallest share of all weights"):
         mixture((1, 1e-8), 4)
 
 
@@ -251,7 +251,7 @@ def test_one_shard_in_two_sources_is_refused(config: dict[str, Any], tmp_path: P
         ({"shards": ("x",)}, "got both of `shards` and `sources`"),
         ({"sources": None}, "got neither of `shards` and `sources`"),
         ({"sources": None, "shards": ("x",), "batches": "one_source"}, "no effect"),
-        ({"sources": {"a": {"shards": ("x",)}, "b": {"shards": ("y",), "weight": 1.0}}}, "got no weight for a"),
+        ({"sources": {"a": {"shards": ("x",)}, "b": {"shards": ("y",), "weight": 1.0}}}, "but none for a:"),
         ({"sources": {"a": {"shards": ("x",), "weight": 0.0}}}, "greater than 0"),
         ({"sources": {"a/b": {"shards": ("x",)}}}, "should match pattern"),
     ],

@@ -26,7 +26,7 @@ from mmssl.core.errors import DataError
 from mmssl.data.modalities.label import LabelModality, LabelView
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import EvalStream, TrainStream
-from mmssl.data.stream.workers import StartMethod, Workers, deliver
+from mmssl.data.stream.workers import StartMethod, Workers, iterate_loader
 
 T = TypeVar("T")
 
@@ -176,7 +176,7 @@ class Pinned:
 
 
 def test_pinned_batches_are_not_held() -> None:
-    batches = deliver(Pinned())  # type: ignore[arg-type]
+    batches = iterate_loader(Pinned())  # type: ignore[arg-type]
     given = [weakref.ref(next(batches).index) for _ in range(3)]
     assert [index() for index in given[:2]] == [None, None]
 

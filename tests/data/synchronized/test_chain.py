@@ -121,7 +121,7 @@ def test_a_record_is_json_and_gives_equal_bits_again(index: ShardIndex) -> None:
         assert np.array_equal(again.values["video"].frames, sample.values["video"].frames)
         assert np.array_equal(again.values["video"].times, sample.values["video"].times)
         assert again.values["text"] == sample.values["text"]
-    with pytest.raises(ValueError, match="the record is of"):
+    with pytest.raises(ValueError, match="got a record of"):
         synchronized.replay(index, 0, sample.record[:2])
 
 

@@ -376,11 +376,11 @@ def test_no_kernel_is_an_error_and_so_is_nothing_to_do() -> None:
     assert Finger.kernels.keys() == {"dropout", "flip", "crop"}  # its own, and those of its parents
     Synchronized([Flip()], {**some("video", "audio"), "touch": Finger("touch", ("x",), views)})
     assert list(mistakes([Speed()], some("image", "text"))) == [
-        "speed would change nothing: image (a still picture has no time axis); text (captions name no speed in numbers)"
+        "speed has no effect: image (a still picture has no time axis); text (captions do not give the speed as a number)"
     ]
     assert "time_crop must come first" in next(mistakes([Flip(), TimeCrop(seconds=1)], MODALITIES))
-    assert "mixup would leave 'label'" in next(mistakes([Mixup()], MODALITIES))
-    assert "must say which edges" in next(mistakes([Crop()], MODALITIES))
+    assert "mixup would give modality 'label' one class" in next(mistakes([Mixup()], MODALITIES))
+    assert "got no entry for" in next(mistakes([Crop()], MODALITIES))
     assert "did you mean 'audio'" in next(mistakes([Dropout(modalities={"audoi": 0.1})], MODALITIES))
 
 

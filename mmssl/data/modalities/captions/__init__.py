@@ -1,1 +1,1 @@
-"""What becomes of captions when their sample is transformed: sides, order, and the words that decide."""
+"""Rewriting captions when their sample is mirrored or reversed: sides, order, and word lists."""

@@ -7,10 +7,10 @@ from typing import Any
 
 
 class Captions(tuple[str, ...]):
-    """All captions of a sample, none of them empty.
+    """All captions of a sample, non-empty, with sampling weights.
 
     Attributes:
-        weights: how often each is drawn, relative to the others.
+        weights: sampling weight of each caption, relative to the others.
     """
 
     weights: tuple[float, ...]

@@ -1,7 +1,7 @@
-"""Earlier and later in captions: which words change when picture and sound are played backwards.
+"""Temporal order in captions: which words change when picture and sound are played backwards.
 
 "A before B" becomes "A after B", "followed by" becomes "preceded by". Words of order without an opposite ("then", "finally"),
-motion with a direction ("a door opens", "towards"), and speech make a caption ambiguous: backwards, it would be untrue.
+motion with a direction ("a door opens", "towards"), and speech make a caption ambiguous: it would be false for the reversed sample.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _IDIOMS_AFTER = word_set("look looks looking looked name named names all run run
 
 
 def mentions_speech(caption: str) -> bool:
-    """Whether the caption tells of speech or song, which nobody understands backwards."""
+    """Whether the caption mentions speech or singing, which cannot be understood backwards."""
     return not _SPEECH.isdisjoint(Words.of(caption).words)
 
 
 def swap_order(caption: str) -> Rewrite:
-    """The caption of the sample played backwards.
+    """Rewrite a caption for the sample played backwards.
 
-    Case and number of words stay, and swapping twice gives the caption back.
+    Case and number of words stay the same, and swapping twice gives the caption back.
     """
     return rewrite(caption, _mirror, _judge)
 
@@ -65,7 +65,9 @@ def swap_order(caption: str) -> Rewrite:
 def _mirror(word: str) -> str | None:
     if word in _MIRROR:
         return _MIRROR[word]
-    return word if word in _ORDER or word in _DIRECTED or word in _SPEECH else None  # looked at, to be doubted
+    return (
+        word if word in _ORDER or word in _DIRECTED or word in _SPEECH else None
+    )  # for `judge`, which returns "doubt"
 
 
 def _judge(sentence: Words, place: int) -> Verdict:
@@ -74,17 +76,17 @@ def _judge(sentence: Words, place: int) -> Verdict:
         return "keep"  # a place, not a time
     if word in ("from", "second", "third", "first"):
         return "keep" if sentence.at(place + 2) == "side" else "doubt"
-    if word == "left":  # a place is one backwards, too; to leave is to come, and a direction is the other one
+    if word == "left":  # a place stays; leaving becomes coming, and a direction reverses
         direction = before in ("to", "from") or (after == "to" and sentence.at(place + 2) == "right")
         return "keep" if judge_side(sentence, place) == "swap" and not direction else "doubt"
-    if word in ("light", "lights"):  # or to set on fire
+    if word in ("light", "lights"):  # or the verb
         return "doubt" if after in ("a", "an", "the", "his", "her", "up") else "keep"
     if word not in _MIRROR:
         return "doubt"
     if word in ("followed", "preceded"):
         return "swap" if after == "by" else "doubt"
     if word == "after" and after in ("another", "each", "one", "the") and before == "one":
-        return "keep"  # one after another holds in both directions
+        return "keep"  # "one after another" holds in both directions
     if before in _STANDING or before in _IDIOMS_AFTER or after in ("all", "you", "us"):
         return "doubt"
     return "swap"

@@ -1,8 +1,8 @@
 """Left and right in captions: which words change when picture and sound are mirrored.
 
-Only what clearly names a side is swapped ("on the left", "left of", "his right hand", "turns left", "clockwise"), and what
-clearly does not is left alone ("left the room", "nothing is left", "right now", "all right", "the right time"). Everything else,
-and sides in other languages than English, makes a caption ambiguous. Writing in the picture is mirrored too: nothing here knows.
+Words that clearly name a side are swapped ("on the left", "left of", "his right hand", "turns left", "clockwise"); those that
+clearly do not are kept ("left the room", "nothing is left", "right now", "all right", "the right time"). All other cases, and
+sides in languages other than English, make a caption ambiguous. Text in the picture is mirrored too, which is not detected.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _SIDES = {"left": "right", "right": "left"}
 _ENDINGS = ("", "most", "ward", "wards")
 _MIRROR = {
     **{side + ending: other + ending for side, other in _SIDES.items() for ending in _ENDINGS},
-    # Spellings with "counter-" or "anti-" have no opposite of their own, so swapping twice would not give them back.
+    # Spellings with "counter-" or "anti-" have no distinct opposite, so swapping twice would not give them back.
     **{"clockwise": "counterclockwise", "counterclockwise": "clockwise"},
     **{side + "hand": other + "hand" for side, other in _SIDES.items()},
 }
@@ -22,7 +22,7 @@ _NAMES_OF_SIDES = word_set(
     "lefty lefties leftie righty righties lefthanded righthanded leftside rightside lefts topleft topright"
     " bottomleft bottomright upperleft upperright lowerleft lowerright southpaw southpaws starboard larboard portside"
 )
-"""Words with a side in them that have no sure opposite, or may be something else."""
+"""Words with a side in them that have no certain opposite, or another meaning."""
 _FOREIGN = word_set(
     "links rechts linke linken linker linkes linkem rechte rechten rechter rechtes rechtem gauche droite izquierda izquierdo"
     " derecha derecho esquerda esquerdo direita direito sinistra sinistro destra destro слева справа влево вправо налево направо"
@@ -46,7 +46,7 @@ _FOREIGN_PARTS = (
     "दाएं",
     "दाएँ",
 )
-"""Looked for in the whole caption: these scripts have no spaces, or marks that end what is a word here."""
+"""Searched in the whole caption: these scripts have no spaces, or marks that split words here."""
 
 _PREPOSITIONS = word_set(
     "on to at from toward towards in into off by near along down up across with within past beside of"
@@ -60,18 +60,18 @@ _PLACED = word_set(
     " upstage"
 )
 _THINGS = word_set("stage camera house screen frame picture image")
-"""Those that are things too: "exits stage left", but "a camera left on a bench"."""
+"""Words of the list above that are things too: "exits stage left", but "a camera left on a bench"."""
 _NUMBERS = word_set("one two three four five six seven eight nine ten")
 _COUNTED = word_set(
     "several many some few more no any most last only extra old new"
     " red blue green yellow black white small large little big happy sad empty bread"
 )
-"""What stands before things that were left, as in "a few rolls left on a plate"; and so do numbers."""
+"""Words before things that were left, as in "a few rolls left on a plate"; numbers act alike."""
 _STEERED = word_set(
     "turn turns turning turned veer veers veering veered bend bends bending swerve swerves swerving lean leans leaning"
     " leaned tilt tilts tilting tilted pan pans panning panned swing swings swinging swipe swipes swiping"
 )
-"""Verbs whose left or right is a side: to look, walk or fly "right over the house" is to do it straight."""
+"""Verbs whose left or right is a side, unlike "to look, walk or fly right over the house", which means straight."""
 _STRAIGHT = word_set(
     "at to into onto on in over under through past by along up down across around about behind beside beyond between"
     " above below before after off out from toward towards away back near against inside outside"
@@ -80,19 +80,19 @@ _STAYS = word_set(
     "stay stays keep keeps bear bears merge merges sits stands lies appears hangs rests waits second third fourth first"
     " next seen shown sat stood hung second-from third-from"
 )
-"""What may stand before a left that is a place, as in "pictured left with an umbrella": a participle does, too."""
+"""Words, besides participles, before a "left" that is a place, as in "pictured left with an umbrella"."""
 _QUOTING = word_set(
     "say says said saying tell tells telling told announce announces announcing announcer instruct instructs instructing"
     " reads spell spells spelling instructions lyrics"
 )
-"""After these, and in their sentence, sides may be words that are heard or written, and stay when the sample is mirrored."""
+"""After these, in the same sentence, sides may be spoken or written words, which a mirror does not change."""
 _SHOUTING = _QUOTING | word_set("shout shouts shouting yell yells yelling call calls calling sing sings singing voice")
 _BIDDING = word_set("turn go move look keep swipe face point lean step bend walk run drive")
 _CHOOSING = word_set(
     "find finds found finding choose chooses chose pick picks picked picking need needs want wants know knows get gets got"
     " that this not wrong is was"
 )
-"""Before "the right door": the one that is meant, perhaps, and not the one on the right."""
+"""Words before "the right door" in the possible sense of the correct one."""
 _DIRECTED = word_set(
     "turn turns turning turned move moves moving moved go goes going face faces facing faced look looks"
     " looking looked head heads heading headed lean leans leaning leaned tilt tilts tilting tilted pan pans"
@@ -108,7 +108,7 @@ _SIDED = word_set(
     " glove shoe boot sleeve pocket paw turn turns image photo picture frame screen foreground background"
     " center centre headlight wheel door window mirror blinker tail tire tyre engine claw horn"
 )
-"""What has a side: "the right eye" is a place, "the right tool" is not."""
+"""Things that have a side: "the right eye" is a place, "the right tool" is not."""
 _AFTER_A_SIDE = word_set(
     ". , ; : ) ] ! ? left and or but while is are was were has have with in on at of by from near next beside"
     " behind above below under over to onto then the a an as that which who where when there stands sits stand"
@@ -119,7 +119,7 @@ _AFTER_A_SIDE = word_set(
     " knocks moves runs walks turns jumps flashes blinks falls opens closes starts stops rolls drives flies comes goes gets"
     " had does will keeps makes wears waits sleeps eats drinks reads rides smiles watches plays"
 )
-"""What may follow a side that stands for itself: "on the right wearing a hat", not "on the right track"."""
+"""Words that may follow a side used as a noun: "on the right wearing a hat", not "on the right track"."""
 _CORRECT = word_set(
     "time times place way thing things person people man moment answer answers size tool tools amount choice"
     " choices decision idea kind sort word words note notes order stuff angle angles temperature conditions"
@@ -149,9 +149,9 @@ _PARTS = {
 
 
 def swap_sides(caption: str) -> Rewrite:
-    """The caption of the mirrored sample.
+    """Rewrite a caption for the mirrored sample.
 
-    Case and number of words stay, and swapping twice gives the caption back.
+    Case and number of words stay the same, and swapping twice gives the caption back.
     """
     if any(part in caption for part in _FOREIGN_PARTS):
         return Rewrite("ambiguous", caption)
@@ -160,7 +160,7 @@ def swap_sides(caption: str) -> Rewrite:
 
 def _mirror(word: str) -> str | None:
     if word in _TURNING or word in _FOREIGN or word in _NAMES_OF_SIDES:
-        return word  # looked at, to be doubted
+        return word  # for `judge_side`, which returns "doubt"
     if word in ("left's", "right's") or word in ("l", "r", "l-r", "r-l"):
         return word
     if word in _MIRROR:
@@ -174,7 +174,7 @@ def _sides(parts: list[str]) -> int:
 
 
 def judge_side(sentence: Words, place: int) -> Verdict:
-    """What to do with a word that has a side in it: "swap": it names one; "keep": it does not; "doubt": who knows."""
+    """Decide about a word with a side in it: "swap": it names a side; "keep": it does not; "doubt": ambiguous."""
     word = sentence.at(place)
     if word in ("l", "r"):
         marked = sentence.at(place - 1) in ("(", "[") or sentence.at(place + 1) in ("to", "-", "/")
@@ -237,7 +237,7 @@ def _judge_right(sentence: Words, place: int) -> Verdict:
 
 
 def _names_a_side(sentence: Words, place: int) -> bool:
-    """Whether the words in front, or the marks around, say that a side is meant."""
+    """Whether the words before, or the marks around, show that the word names a side."""
     before, after = sentence.at(place - 1), sentence.at(place + 1)
     if before in ("(", "[") and after in (")", "]", ",", ":"):
         return True
@@ -253,7 +253,7 @@ def _names_a_side(sentence: Words, place: int) -> bool:
 
 
 def _is_quoted(sentence: Words, place: int) -> bool:
-    """Whether the word may be said or written in the sample, where no mirror changes it."""
+    """Whether the word may be spoken or written in the sample, where a mirror does not change it."""
     spoken = list(sentence.words[:place])
     while "." in spoken:
         del spoken[: spoken.index(".") + 1]
@@ -263,7 +263,7 @@ def _is_quoted(sentence: Words, place: int) -> bool:
 
 
 def _is_a_phrase(sentence: Words, place: int) -> bool:
-    """Whether the word belongs to a phrase that means something else than a side, or may."""
+    """Whether the word belongs, or may belong, to a phrase that does not mean a side."""
     before, word, after, then = (sentence.at(place + step) for step in (-1, 0, 1, 2))
     if after == "of":
         own = sentence.at(place + 3) == "own"  # she left of her own accord
@@ -286,7 +286,7 @@ def _is_a_phrase(sentence: Words, place: int) -> bool:
 
 
 def _may_be_a_verb(sentence: Words, place: int) -> bool:
-    """Whether "left" may mean to leave or to remain where the words around look like a side, or the other way round."""
+    """Whether "left" may be a verb although the words around look like a side, or the reverse."""
     first, earlier, before, _, after = (sentence.at(place + step) for step in (-3, -2, -1, 0, 1))
     named = first in _ARTICLES | {"digit", "number"} and after not in _PREPOSITIONS  # the seven moves left
     if before in _THINGS | _DIRECTED and (earlier in _ARTICLES | _COUNTED or (earlier in _NUMBERS and not named)):

@@ -1,7 +1,7 @@
-"""Captions under a transformation of what they describe: words are swapped, left alone, or the caption is given up.
+"""Rewrite captions of transformed samples: swap words, keep them, or declare the caption ambiguous.
 
-Sentences are judged word by word, and a doubt about one word is a doubt about the caption. Whoever transforms the sample then
-leaves it as it is: a wrong caption teaches a wrong relation, and a transformation that did not happen costs nothing.
+Each word is judged separately, and one ambiguous word makes the caption ambiguous. The sample is then left unchanged: a wrong
+caption teaches a wrong relation, while a skipped augmentation costs nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|\d+|[^\w\s]|_")
 
 
 def word_set(text: str) -> frozenset[str]:
-    """The words of a text, each once."""
+    """Set of the words of a text."""
     return frozenset(text.split())
 
 
@@ -26,7 +26,7 @@ class Rewrite(NamedTuple):
     """A caption after a transformation.
 
     Attributes:
-        outcome: "swapped"; "unchanged": it holds for the transformed sample as it stands; "ambiguous": nobody can tell.
+        outcome: "swapped"; "unchanged": it also holds for the transformed sample; "ambiguous": unknown.
         text: the new caption; the old one unless swapped.
     """
 
@@ -39,7 +39,7 @@ class Words:
     """The words and marks of a sentence.
 
     Attributes:
-        text: the sentence. spans: where each word stands in it. words: the same words in lower case.
+        text: the sentence. spans: position of each word in it. words: the same words in lower case.
     """
 
     text: str
@@ -48,24 +48,24 @@ class Words:
 
     @classmethod
     def of(cls, text: str) -> Words:
-        """Words keep their inner hyphens and apostrophes; each mark is a word of its own."""
+        """Split a sentence: words keep inner hyphens and apostrophes; each mark is a separate word."""
         found = list(_WORD.finditer(text))
         return cls(text, [match.span() for match in found], [match[0].lower().replace("’", "'") for match in found])
 
     def at(self, place: int) -> str:
-        """The word there; before the first and behind the last there is "."."""
+        """The word at `place`; "." before the first and after the last."""
         return self.words[place] if 0 <= place < len(self.words) else "."
 
 
 def rewrite(text: str, mirror: Callable[[str], str | None], judge: Callable[[Words, int], Verdict]) -> Rewrite:
-    """Swap the words that `judge` says to swap.
+    """Swap the words for which `judge` returns "swap".
 
-    Swapping twice gives the first text back: a caption whose other form would be read otherwise is ambiguous.
+    Swapping twice gives the first text back; a caption for which it would not is ambiguous.
 
     Args:
         text: the caption.
-        mirror: a word in lower case -> its opposite; None: the word has none, and is not looked at.
-        judge: what to do with a word that has one, from the words around it.
+        mirror: a word in lower case -> its opposite; None: the word is kept.
+        judge: (sentence, place) -> verdict on a word that has an opposite.
     """
     once = _swap(text, mirror, judge)
     if once is None:
@@ -94,7 +94,7 @@ def _swap(text: str, mirror: Callable[[str], str | None], judge: Callable[[Words
 
 
 def _in_case_of(model: str, word: str) -> str | None:
-    """`word` written in capitals as `model` is; None where there is no telling how."""
+    """Write `word` in the case of `model`; None if that case is ambiguous."""
     if model.islower():
         return word
     if model.isupper():

@@ -1,4 +1,4 @@
-"""Kernels of sounds, float32 [channels, samples] at the rate of their modality."""
+"""Synchronized augmentation kernels for sounds, float32 [channels, samples] at the rate of their modality."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from mmssl.data.kernel import Entry, Kernel, Operand, window_of
-from mmssl.data.modalities.kernels.image import turned
+from mmssl.data.modalities.kernels.image import reverse_axis
 
 WINDOW_SECONDS = 0.032
-"""Length of the windows of the spectra in which sounds are moved."""
+"""Length of the STFT windows in which sounds are panned."""
 ONE_SIDED = 0.1
-"""Power of the difference of two channels over that of both, from which on swapping them can be heard."""
+"""Minimum power of the channels' difference over that of both, for a swap of channels to be audible."""
 
 
 def _rate(field: Operand) -> int:
@@ -23,7 +23,7 @@ def _rate(field: Operand) -> int:
 
 
 def fit_sound(wave: np.ndarray, samples: int, first: int = 0) -> np.ndarray:
-    """Samples first ... first + samples - 1 of a sound [C, N], with silence behind its end."""
+    """Crop samples first ... first + samples - 1 of a sound [C, N], with silence after its end."""
     part = wave[:, first : first + samples]
     return part if part.shape[1] == samples else np.pad(part, ((0, 0), (0, samples - part.shape[1])))
 
@@ -52,15 +52,16 @@ def _pan_sound(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
 
 
 def remap_pan(wave: np.ndarray, left: float, width: float, rate: int) -> np.ndarray:
-    """Move what is heard at fraction u of the old picture to (u - left) / width, in each cell of time and frequency by itself.
+    """Pan stereo sound with a crop: a source at fraction u of the old picture moves to (u - left) / width, in each STFT bin.
 
-    Panning is that of constant power: a source at u has the gains cos(u pi / 2) and sin(u pi / 2). What stands outside of the new
-    picture is heard from its edge. Turning both channels by the difference of the angles keeps power and phase, and leaves what
-    was recorded without a place (as by two distant microphones) as diffuse as it was.
+    Constant-power panning: a source at u has the gains cos(u pi / 2) and sin(u pi / 2). Sources outside the new picture are panned
+    to its edge. Rotating both channels by the difference of the angles keeps power and phase, and keeps diffuse sound (as from
+    two distant microphones) diffuse.
 
     Args:
-        wave: float32 [2, N]. left: left edge of the new picture, as a fraction of the old one. width: its width, likewise.
-        rate: samples a second.
+        wave: float32 [2, N]. left: left edge of the new picture, as a fraction of the old one. width: its width, as a
+            fraction.
+        rate: sample rate in Hz.
     """
     size = 1 << max(5, round(math.log2(WINDOW_SECONDS * rate)))
     sound = torch.from_numpy(np.ascontiguousarray(wave))
@@ -69,7 +70,7 @@ def remap_pan(wave: np.ndarray, left: float, width: float, rate: int) -> np.ndar
     angle = torch.atan2(spectra[1].abs(), spectra[0].abs())
     panned = ((angle * (2 / math.pi) - left) / width).clamp(0, 1) * (math.pi / 2) - angle
     cosine, sine = panned.cos(), panned.sin()
-    # Channels in opposite phase are turned the other way, as their angle is the mirrored one.
+    # Channels in opposite phase are rotated the other way, as their angle is mirrored.
     sine = torch.where((spectra[0] * spectra[1].conj()).real < 0, -sine, sine)
     made = torch.stack([cosine * spectra[0] - sine * spectra[1], sine * spectra[0] + cosine * spectra[1]])
     wide = torch.istft(made, size, size // 4, window=window, length=wave.shape[1])
@@ -87,7 +88,7 @@ def _mix_sounds(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
         wave, other = (np.repeat(x, 2 // len(x), axis=0) for x in (wave, other))
     weight = entry["weight"]
     level, others = (math.sqrt(float(np.mean(np.square(x, dtype=np.float64)))) for x in (wave, other))
-    audible = min(level, others, weight, 1 - weight) > 0  # silence has no level to be matched
+    audible = min(level, others, weight, 1 - weight) > 0  # silence has no level to match
     share = 1 / (1 + level / others * (1 - weight) / weight) if audible else weight
     mixed = (share * wave + (1 - share) * other) / math.hypot(share, 1 - share)
     out: np.ndarray = (mixed / max(1.0, float(np.abs(mixed).max(initial=0)))).astype(np.float32)
@@ -145,7 +146,7 @@ SOUNDS = {
     "reverse": Kernel(_reverse_sound),
     "roll": Kernel(_roll_sound),
     "time_mask": Kernel(_mask_sound),
-    "flip": Kernel(lambda wave, entry, field: turned(wave, 0)),
+    "flip": Kernel(lambda wave, entry, field: reverse_axis(wave, 0)),
     "crop": Kernel(_pan_sound),
     "mixup": Kernel(_mix_sounds),
     "gain": Kernel(_scale, measure=_peak),

@@ -1,4 +1,4 @@
-"""Kernels of pictures, uint8 [H, W, 3]."""
+"""Synchronized augmentation kernels for pictures, uint8 [H, W, 3]."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _bounds(start: float, length: float, pixels: int) -> slice:
 
 
 def crop_raster(frames: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
-    """The entry's box of pictures [..., H, W, 3], or the rows or columns of it alone."""
+    """Crop the entry's box out of pictures [..., H, W, 3], in both axes or one, by the entry's `axes`."""
     left, top, width, height = entry["box"]
     axes = entry["axes"].get(field.name, "xy")
     rows = _bounds(top, height, frames.shape[-3]) if "y" in axes else slice(None)
@@ -22,18 +22,18 @@ def crop_raster(frames: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     return np.ascontiguousarray(frames[..., rows, columns, :])
 
 
-def turned(value: np.ndarray, axis: int) -> np.ndarray:
-    """A copy with one axis reversed."""
+def reverse_axis(value: np.ndarray, axis: int) -> np.ndarray:
+    """Copy an array with one axis reversed."""
     # `ascontiguousarray` would leave an axis of length 1, such as a mono sound's, with the negative stride that torch refuses.
     return np.flip(value, axis).copy()
 
 
 def _mirror_picture(picture: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
-    return picture if field.name in entry["without_sides"] else turned(picture, 1)
+    return picture if field.name in entry["without_sides"] else reverse_axis(picture, 1)
 
 
 def blend(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
-    """Convex mixture of uint8 [..., H, W, 3]; the second is brought to the size of the first."""
+    """Convex combination of uint8 [..., H, W, 3]; the second is resized to the first."""
     if a.shape[-3:] != b.shape[-3:]:
         planes = torch.from_numpy(np.ascontiguousarray(b.reshape(-1, *b.shape[-3:]))).permute(0, 3, 1, 2)
         size = (a.shape[-3], a.shape[-2])
@@ -59,5 +59,5 @@ PICTURES = {
     "crop": Kernel(crop_raster),
     "mixup": Kernel(_mix_pictures),
     "gain": identity("only sounds have a level"),
-    "negative": identity("the picture is what sound and caption are taken away from"),
+    "negative": identity("negatives change the sound or the caption, and keep the picture"),
 }

@@ -1,4 +1,4 @@
-"""Kernels of captions."""
+"""Synchronized augmentation kernels for captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLACES = word_set(
     "top bottom upper lower middle center centre central corner corners edge edges side sides above below"
     " over under beneath background foreground border"
 )
-"""Words that say where in the picture something is, besides left and right."""
+"""Words for places in the picture, besides left and right."""
 
 
 def _names_a_place(captions: Captions, entry: Entry, field: Operand) -> str | None:
@@ -51,12 +51,12 @@ def _cannot_reverse(captions: Captions, entry: Entry, field: Operand) -> str | N
 
 
 def _cannot_roll(captions: Captions, entry: Entry, field: Operand) -> str | None:
-    # Where the end meets the beginning, order and direction turn about.
+    # Rolling joins the end to the beginning, which changes order and direction.
     return "order_words" if any(swap_order(caption).outcome != "unchanged" for caption in captions) else None
 
 
 _SWAPS: Mapping[str, Callable[[str], Rewrite]] = {"caption": swap_sides, "order": swap_order}
-"""Relation that `negative` breaks -> how a caption is rewritten for it."""
+"""Relation that `negative` breaks -> rewriting function for captions."""
 
 
 def _breakable(captions: Captions) -> frozenset[str]:
@@ -74,8 +74,8 @@ _WHOLE = identity("a caption without times describes the whole sample")
 CAPTIONS = {
     "time_crop": _WHOLE,
     "time_mask": _WHOLE,
-    "speed": identity("captions name no speed in numbers"),
-    "gain": identity("captions name no level in numbers"),
+    "speed": identity("captions do not give the speed as a number"),
+    "gain": identity("captions do not give the level as a number"),
     "reverse": Kernel(_reverse_text, _cannot_reverse),
     "roll": Kernel(unchanged, _cannot_roll),
     "flip": Kernel(_mirror_text, _cannot_mirror),

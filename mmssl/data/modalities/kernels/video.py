@@ -1,4 +1,4 @@
-"""Kernels of moving pictures, `Clip`s."""
+"""Synchronized augmentation kernels for videos, `Clip`s."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from fractions import Fraction
 import numpy as np
 
 from mmssl.data.kernel import Entry, Kernel, Operand, identity, window_of
-from mmssl.data.modalities.kernels.image import blend, crop_raster, turned
+from mmssl.data.modalities.kernels.image import blend, crop_raster, reverse_axis
 from mmssl.data.timeline import Clip
 
 
 def cut_clip(clip: Clip, start: float, length: float) -> Clip:
-    """What is shown from `start` on for `length` seconds; times count from there."""
+    """Cut a clip to `length` seconds from `start`; times are relative to `start`."""
     first = max(0, int(np.searchsorted(clip.times, start, side="right")) - 1)
     stop = max(first + 1, int(np.searchsorted(clip.times, start + length, side="left")))
     return Clip(
@@ -34,7 +34,7 @@ def _crop_clip(clip: Clip, entry: Entry, field: Operand) -> Clip:
 
 
 def _mirror_clip(clip: Clip, entry: Entry, field: Operand) -> Clip:
-    return Clip(turned(clip.frames, 2), clip.times, clip.seconds)
+    return Clip(reverse_axis(clip.frames, 2), clip.times, clip.seconds)
 
 
 def _mix_clips(clip: Clip, entry: Entry, field: Operand) -> Clip:
@@ -44,7 +44,7 @@ def _mix_clips(clip: Clip, entry: Entry, field: Operand) -> Clip:
 
 
 def _reverse_clip(clip: Clip, entry: Entry, field: Operand) -> Clip:
-    # A frame that was shown from t to the next one's u is now shown from length - u: backwards, ends are beginnings.
+    # A frame that was shown from t to u is now shown from length - u to length - t.
     ends = np.append(clip.times[1:], entry["length"])
     times = np.maximum(entry["length"] - ends[::-1], 0.0)
     return Clip(clip.frames[::-1].copy(), times, entry["length"])
@@ -55,7 +55,7 @@ def _roll_clip(clip: Clip, entry: Entry, field: Operand) -> Clip:
     first = int(np.searchsorted(clip.times, start, side="left"))
     if first < len(clip.times) and clip.times[first] == start:
         late, shown = clip.times[first:], clip.frames[first:]
-    else:  # the beginning of another clip's frame: what is shown then is shown from 0 on
+    else:  # the cut is at a frame of another clip: the frame on screen then is shown from 0 on
         late, shown = np.append(start, clip.times[first:]), clip.frames[max(0, first - 1) :]
     times = np.concatenate([late - start, np.maximum(clip.times[:first], 0.0) + (length - start)])
     return Clip(np.concatenate([shown, clip.frames[:first]]), times, length)
@@ -79,5 +79,5 @@ CLIPS = {
     "crop": Kernel(_crop_clip),
     "mixup": Kernel(_mix_clips),
     "gain": identity("only sounds have a level"),
-    "negative": identity("the picture is what sound and caption are taken away from"),
+    "negative": identity("negatives change the sound or the caption, and keep the picture"),
 }
