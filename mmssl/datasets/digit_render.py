@@ -1,7 +1,7 @@
-"""Digit scenes, second half: what a scene looks like, sounds like and is called. Pure functions of its latents.
+"""Renderer of digit scenes: picture, sound and captions as pure functions of the latents.
 
-Nothing here draws at random or touches a file. Whoever wants the same scene otherwise, e.g. in motion, moves the digits of a
-`Scene` and renders again: places are fractions of the picture and are drawn between pixels, times are seconds.
+Nothing here draws at random or touches a file. To animate a scene, move the digits of a `Scene` and render again: positions are
+fractions of the picture with subpixel accuracy, times are seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmssl.core.seeding import generator
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 TEMPLATES = ("the digit {}", "the number {}", "a handwritten {}", "a photo of the digit {}")
-"""Prompts for zero-shot: every one is also a form of caption. None has an article before the name, which would differ for eight."""
+"""Zero-shot prompts; each is also a form of caption. None has an article before the name, which would differ for eight."""
 
 KEY_TONES = (
     (941, 1336),
@@ -30,7 +30,7 @@ KEY_TONES = (
 """Low and high frequency in Hz of the telephone key of each digit, 0 to 9 (ITU-T Recommendation Q.23)."""
 
 GRAIN = 4  # standard deviation of the noise in a picture, in grey levels of 255
-RAMP_SECONDS = 0.005  # in which a tone fades in and out
+RAMP_SECONDS = 0.005  # duration of the fade-in and fade-out of a tone
 CLEARLY = 0.10  # a digit stands "on the left" if its centre is at least this fraction of the width left of the middle,
 HARDLY = 0.05  # and "in the middle" if it is at most this far off; between the two, captions do not mention the place
 
@@ -60,7 +60,7 @@ class Digit:
 
 @dataclass(frozen=True)
 class Scene:
-    """The latents of a scene: picture, sound and captions follow from them (and from the scans) alone.
+    """The latents of a scene, which (with the scans) determine picture, sound and captions.
 
     Attributes:
         split: "train", "validation" or "test".
@@ -70,7 +70,7 @@ class Scene:
         held_out_pair: these two digits, in this order, never stand together in training.
         level: peak of each tone before panning, 0 to 1.
         seconds: length of the sound.
-        form: which of the captions is the one in `.txt`.
+        form: number of the caption in `.txt`.
         noise: seed of the grain of the picture.
     """
 
@@ -86,7 +86,7 @@ class Scene:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Scene:
-        """The scene whose parsed `.json` field this is."""
+        """Make a scene from its parsed `.json` field."""
         digits = tuple(
             Digit(**{name: digit[name] for name in Digit.__annotations__ if name != "ink"}, ink=tuple(digit["ink"]))
             for digit in document["digits"]
@@ -96,7 +96,7 @@ class Scene:
 
 
 def render_image(scene: Scene, scans: np.ndarray, size: int = 64) -> np.ndarray:
-    """The picture of a scene.
+    """Render the picture of a scene.
 
     Args:
         scene: what to draw.
@@ -121,7 +121,7 @@ def plane(colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def coverage(digit: Digit, scan: np.ndarray, size: int) -> np.ndarray:
-    """How much of each pixel a digit's ink covers: the scan [8, 8] resized by Keys' bicubic kernel to where it stands, [H, W]."""
+    """Ink coverage of each pixel, [H, W]: the scan [8, 8] resized by Keys' bicubic kernel to the digit's place."""
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size
     rows = _cubic(((centres - digit.y) / digit.size + 0.5) * 8 - 0.5)
     columns = _cubic(((centres - digit.x) / digit.size + 0.5) * 8 - 0.5)
@@ -139,10 +139,10 @@ def _cubic(position: np.ndarray) -> np.ndarray:
 
 
 def render_sound(scene: Scene, rate: int = 8000) -> np.ndarray:
-    """The sound of a scene: each digit's key tone at its time and from its side.
+    """Render the stereo sound of a scene: each digit's key tone at its time, panned to its position.
 
-    Constant power: a digit at fraction x of the width has the gains cos(x pi / 2) left and sin(x pi / 2) right, so mirroring the
-    picture is swapping the channels, exactly.
+    Constant-power panning: a digit at fraction x of the width has the gains cos(x pi / 2) left and sin(x pi / 2) right, so
+    mirroring the picture equals swapping the channels exactly.
 
     Args:
         scene: what to play.
@@ -173,13 +173,13 @@ def key_tone(label: int, rate: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def fade(samples: int) -> np.ndarray:
-    """Gains [samples] that rise from 0 to 1 along a squared sine."""
-    # Without it each tone would begin and end with a click, which is heard (and learned) at all frequencies.
+    """Fade-in gains [samples] from 0 to 1 along a squared sine."""
+    # Without the fade each tone would begin and end with a click, which is audible (and learnable) at all frequencies.
     return (np.sin((np.arange(samples) + 0.5) / samples * np.pi / 2) ** 2).astype(np.float32)
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """All that may be said of a scene; every sentence is true of its latents. Lower case, no full stop."""
+    """All captions of a scene; every one is true of its latents. Lower case, no full stop."""
     names = [CLASS_NAMES[digit.label] for digit in scene.digits]
     if scene.layout == "single":
         return _of_one(names[0], place(scene.digits[0]))
@@ -204,7 +204,7 @@ def captions(scene: Scene) -> tuple[str, ...]:
 
 
 def place(digit: Digit) -> str | None:
-    """Where a digit stands in words, or None where words would be arguable."""
+    """Position of a digit in words; None if it is ambiguous."""
     across, down = digit.x - 0.5, digit.y - 0.5
     if any(HARDLY < abs(offset) < CLEARLY for offset in (across, down)):
         return None
@@ -229,7 +229,7 @@ def with_article(name: str) -> str:
 
 
 def to_wav(sound: np.ndarray, rate: int = 8000) -> bytes:
-    """A sound [samples, channels] as a wav file, 16 bit."""
+    """Encode a sound [samples, channels] as a 16-bit wav file."""
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setnchannels(sound.shape[1])

@@ -1,11 +1,11 @@
-"""The embedded data set: scenes of one or two real handwritten digits as picture, captions and stereo sound, made offline.
+"""Synthetic data set: scenes of one or two real handwritten digits as picture, captions and stereo sound, generated offline.
 
 The handwriting is scikit-learn's bundled `load_digits`: 1,797 scans of 8 x 8 (Alpaydin and Kaynak, Optical Recognition of
 Handwritten Digits, UCI 1998). Half of the scenes show one digit, half show two (70 % side by side, 30 % one above the other).
 Train, validation and test use disjoint scans, and some pairs of digits never meet in training. A scene is a pure function of
 (seed, split, number).
 
-A sample holds `key.jpg key.txt key.wav key.json`, and `key.cls` where there is one digit. `.txt` is one caption; `.json` is the
+A sample has `key.jpg key.txt key.wav key.json`, and `key.cls` if the scene has one digit. `.txt` is one caption; `.json` is the
 latents (see `digit_render.Scene`) and, under "captions", every true paraphrase.
 """
 
@@ -34,7 +34,7 @@ from mmssl.datasets.digit_render import (
 
 __all__ = ["CLASS_NAMES", "HELD_OUT", "SPLITS", "TEMPLATES", "load_scans", "sample_scene", "split_scans", "write"]
 
-VERSION = 1  # raise it when equal settings give other bytes: old folders are then made anew
+VERSION = 1  # raise it when equal settings give other bytes: old folders are then rewritten
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 """Share of each digit's scans."""
@@ -43,19 +43,19 @@ HELD_OUT = frozenset(
     [(a, b) for pair in ((0, 4), (1, 7), (2, 5), (3, 8), (6, 9)) for a, b in (pair, pair[::-1])]  # in either order
     + [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]  # in this order only; the reverse is in training
 )
-"""Ordered pairs (left or upper, right or lower) that stand in validation and test only."""
+"""Ordered pairs (left or upper, right or lower) that are in validation and test only."""
 
 ONE_DIGIT_SHARE = 0.5
 ROW_SHARE = 0.7  # of scenes with two digits
 HELD_OUT_SHARE = 1 / 3  # of scenes with two digits in validation and test
 SECONDS = 1.0
-RATE = 8000  # as the telephone that the tones are from; they end at 1,477 Hz
+RATE = 8000  # the sample rate of telephony; key tones reach up to 1,477 Hz
 QUALITY = 95
 
 
 @functools.lru_cache(maxsize=1)
 def load_scans() -> tuple[np.ndarray, np.ndarray]:
-    """Ink [1797, 8, 8] from 0 to 1, and labels [1797], of scikit-learn's bundled digits."""
+    """Load scikit-learn's bundled digits: ink [1797, 8, 8] from 0 to 1, and labels [1797]."""
     from sklearn.datasets import load_digits
 
     bundle = load_digits()
@@ -64,7 +64,7 @@ def load_scans() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=4)
 def split_scans(seed: int = 0) -> Mapping[str, tuple[np.ndarray, ...]]:
-    """Rows of the scans of each split, by label: disjoint, and with the same share of every digit."""
+    """Split the scans: split -> rows by label. Splits are disjoint, with the same share of every digit."""
     labels = load_scans()[1]
     edges = np.cumsum([0.0, *SPLITS.values()])
     parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
@@ -76,7 +76,7 @@ def split_scans(seed: int = 0) -> Mapping[str, tuple[np.ndarray, ...]]:
 
 
 def sample_scene(split: str, number: int, seed: int = 0) -> Scene:
-    """Draw the latents of one scene; the same (seed, split, number) gives the same scene, whatever else is made.
+    """Draw the latents of one scene; a pure function of (seed, split, number).
 
     Raises:
         ValueError: no such split.
@@ -109,7 +109,7 @@ def sample_scene(split: str, number: int, seed: int = 0) -> Scene:
 
 
 def encode_scene(scene: Scene, key: str, size: int = 64) -> dict[str, Any]:
-    """A scene as a sample of a shard: {"__key__": key, extension: bytes}."""
+    """Encode a scene as a sample of a shard: {"__key__": key, extension: bytes}."""
     import simplejpeg
 
     sentences = captions(scene)
@@ -139,13 +139,13 @@ def write(
     size: int = 64,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write `out_dir/{train,validation,test}/{000000...}.tar` and a manifest; what is already there and intact is kept.
+    """Write `out_dir/{train,validation,test}/{000000...}.tar` and a manifest; intact shards are kept.
 
     Args:
-        out_dir: folder; made if needed.
-        train, validation, test: scenes of each split; 0 leaves a split out.
-        seed: decides everything that is drawn.
-        shards: tar files a split (fewer where a split has fewer scenes).
+        out_dir: folder; created if needed.
+        train, validation, test: number of scenes of each split; 0: no such split.
+        seed: seed of all random draws.
+        shards: tar files of each split (fewer if a split has fewer scenes).
         size: H = W of the pictures in pixels.
         progress: called with (scenes done, scenes in all).
 
@@ -154,7 +154,7 @@ def write(
 
     Raises:
         ValueError: a negative count, or nothing to write.
-        DataError: the folder holds foreign tar files, or cannot be written.
+        DataError: the folder holds foreign tar files, or is not writable.
     """
     counts = {"train": train, "validation": validation, "test": test}
     if min(counts.values()) < 0 or sum(counts.values()) == 0 or shards < 1 or size < 16:
@@ -178,14 +178,14 @@ def write_splits(
     samples: Callable[[str, int, int], Iterator[dict[str, Any]]],
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write `folder/{split}/{000000...}.tar` and a manifest; what was written with equal settings and is intact is kept.
+    """Write `folder/{split}/{000000...}.tar` and a manifest; intact shards of equal settings are kept.
 
     Args:
-        folder: made if needed.
-        settings: all that the bytes depend on.
-        counts: samples of each split.
-        shards: tar files a split (fewer where a split has fewer samples).
-        samples: (split, first, after the last) -> those samples.
+        folder: created if needed.
+        settings: all settings that the bytes depend on.
+        counts: number of samples of each split.
+        shards: tar files of each split (fewer if a split has fewer samples).
+        samples: (split, start, stop) -> those samples.
         progress: called with (samples done, samples in all).
 
     Raises:
@@ -218,14 +218,14 @@ def _plan(counts: Mapping[str, int], shards: int) -> Iterator[tuple[str, str, in
 
 
 def _draw_pair(rng: np.random.Generator, split: str) -> tuple[int, int]:
-    """Two digits in reading order: a pair of the training pairs, or now and then, outside training, one that is held out."""
+    """Two digits in reading order: a training pair, or outside training sometimes a held-out pair."""
     apart = split != "train" and rng.random() < HELD_OUT_SHARE
     pairs = _PAIRS[apart]
     return pairs[int(rng.integers(len(pairs)))]
 
 
 def _draw_single(rng: np.random.Generator) -> list[tuple[float, float, float]]:
-    """Centre and size of one digit, wholly inside the picture."""
+    """Centre and size of one digit that fits into the picture."""
     size = uniform(rng, 0.4, 0.85)
     return [(uniform(rng, size / 2, 1 - size / 2), uniform(rng, size / 2, 1 - size / 2), size)]
 
@@ -242,7 +242,7 @@ def _draw_two(rng: np.random.Generator, layout: str) -> list[tuple[float, float,
 
 
 def _draw_times(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
-    """Begin and end of each digit's tone; of two, either may sound first, and they never overlap."""
+    """Begin and end of each digit's tone, in random order, without overlap."""
     if count == 1:
         begin = uniform(rng, 0.05, 0.5)
         return [(begin, round(begin + uniform(rng, 0.3, 0.45), 3))]
@@ -254,7 +254,7 @@ def _draw_times(rng: np.random.Generator, count: int) -> list[tuple[float, float
 
 
 def draw_colour(rng: np.random.Generator, *, light: bool) -> tuple[int, int, int]:
-    """A colour of any hue that is clearly light or clearly dark: luma at least 0.7, or at most 0.3 (ITU-R BT.601 weights)."""
+    """Draw a colour of any hue that is clearly light or clearly dark: luma at least 0.7, or at most 0.3 (ITU-R BT.601 weights)."""
     luma = rng.uniform(0.7, 0.92) if light else rng.uniform(0.05, 0.3)
     colour = rng.uniform(0, 1, 3)
     own = float(colour @ (0.299, 0.587, 0.114))
@@ -265,7 +265,7 @@ def draw_colour(rng: np.random.Generator, *, light: bool) -> tuple[int, int, int
 
 
 def uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number from `low` to `high` with three decimals: times are whole milliseconds, and `.json` holds what was rendered."""
+    """Draw a number from `low` to `high`, rounded to three decimals, so that `.json` has exactly the rendered values."""
     return round(float(rng.uniform(low, high)), 3)
 
 

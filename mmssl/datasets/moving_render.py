@@ -1,8 +1,8 @@
-"""Moving digit scenes, second half: what a clip looks like, sounds like and is called. Pure functions of its latents.
+"""Renderer of moving digit scenes: frames, sound and captions as pure functions of the latents.
 
-One digit moves across the picture along a straight path. At its beats its key tone beeps, from where it stands just then, and
-a disc of its ink lights up around it. Picture, sound and caption so have relations that an augmentation keeps or breaks: side,
-direction, place of each beep, moment of each flash.
+One digit moves across the picture along a straight path. At each beat its key tone beeps, panned to its position at that time, and
+a disc of its ink lights up around it. So picture, sound and caption have relations that an augmentation keeps or breaks: side,
+direction, place of each beep, time of each flash.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from mmssl.datasets.digit_render import (
 )
 
 BEEP_SECONDS = 0.1
-GLOW = 0.6  # how much of the ink the disc has
+GLOW = 0.6  # opacity of the disc relative to the ink
 
 
 @dataclass(frozen=True)
 class MovingScene:
-    """The latents of a clip: frames, sound and captions follow from them (and from the scans) alone.
+    """The latents of a clip, which (with the scans) determine frames, sound and captions.
 
     Attributes:
         split: "train", "validation" or "test".
         motion: "left" or "right" (it stays on that side), "leftward" or "rightward" (it moves from one side to the other).
         label: 0 to 9. scan: row of scikit-learn's `load_digits`.
-        path: x at the beginning and at the end, the centre of the ink as fraction of the width; in between it moves evenly.
-        y: the same from above, as fraction of the height. size: side of its square as fraction of the height.
-        ink, paper: RGB, 0 to 255; a light ink on a dark paper, as lamps are seen.
-        beats: seconds of the middle of each beep and flash, rising.
+        path: x of the centre of the ink at the beginning and at the end, as fraction of the width; constant speed in between.
+        y: the same from the top, as fraction of the height. size: side of its square as fraction of the height.
+        ink, paper: RGB, 0 to 255; light ink on dark paper.
+        beats: times in seconds of the middle of each beep and flash, rising.
         level: peak of the beeps before panning, 0 to 1.
         seconds: length of the clip.
-        form: which of the captions is the one in `.txt`.
+        form: number of the caption in `.txt`.
         noise: seed of the grain of the picture, which does not move.
     """
 
@@ -67,22 +67,22 @@ class MovingScene:
     noise: int
 
     def x(self, time: Any) -> Any:
-        """Where the digit is at a time, or at an array of them, as fraction of the width."""
+        """Position of the digit at a time, or at an array of times, as fraction of the width."""
         return self.path[0] + (self.path[1] - self.path[0]) * (time / self.seconds)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> MovingScene:
-        """The clip whose parsed `.json` field this is."""
+        """Make a clip from its parsed `.json` field."""
         own: dict[str, Any] = {name: document[name] for name in cls.__annotations__}
         own |= {name: tuple(own[name]) for name in ("path", "ink", "paper", "beats")}
         return cls(**own)
 
 
 def render_frames(scene: MovingScene, scans: np.ndarray, times: np.ndarray, size: int = 64) -> np.ndarray:
-    """The frames of a clip, as a camera takes them whose shutter is open from one frame to the next.
+    """Render the frames of a clip, with a camera exposure from each frame to the next.
 
-    A flash of which a frame sees half is half as strong in it, so that moments can be told finer than by whole frames; places are
-    those in the middle of the exposure.
+    A flash during half of an exposure is half as bright, so that its time can be estimated finer than by whole frames; positions
+    are those in the middle of the exposure.
 
     Args:
         scene: what to draw.
@@ -112,7 +112,7 @@ def render_frames(scene: MovingScene, scans: np.ndarray, times: np.ndarray, size
 
 
 def render_sound(scene: MovingScene, rate: int) -> np.ndarray:
-    """The beeps of a clip, panned at constant power to where the digit is at each sample, see `digit_render.render_sound`.
+    """Render the beeps of a clip, panned at constant power to the digit's position at each sample, see `digit_render.render_sound`.
 
     Returns:
         float32 [seconds * rate, 2], left and right, within -1 to 1.
@@ -130,7 +130,7 @@ def render_sound(scene: MovingScene, rate: int) -> np.ndarray:
 
 
 def side_captions(scene: MovingScene) -> tuple[str, ...]:
-    """Sentences that say digit and side or direction, all true. Lower case, no full stop."""
+    """Captions that name digit and side or direction, all true. Lower case, no full stop."""
     name = CLASS_NAMES[scene.label]
     a, the = with_article(name), f"the digit {name}"
     if scene.motion in ("left", "right"):
@@ -147,19 +147,19 @@ def side_captions(scene: MovingScene) -> tuple[str, ...]:
 
 
 def captions(scene: MovingScene) -> tuple[str, ...]:
-    """All that may be said of a clip: what says side or direction first, then what names the digit alone."""
+    """All captions of a clip: first those with side or direction, then those that name the digit alone."""
     name = CLASS_NAMES[scene.label]
     return (*side_captions(scene), *(template.format(name) for template in TEMPLATES), with_article(name))
 
 
 def _exposure(scene: MovingScene, begin: float, end: float) -> float:
-    """Share of the time from `begin` to `end` at which a flash is on."""
+    """Share of the time from `begin` to `end` during which a flash is on."""
     lit = sum(max(0.0, min(end, beat + BEEP_SECONDS / 2) - max(begin, beat - BEEP_SECONDS / 2)) for beat in scene.beats)
     return lit / (end - begin)
 
 
 def _disc(x: float, y: float, diameter: float, size: int) -> np.ndarray:
-    """How much of each pixel a disc covers, [H, W]; its edge is two pixels soft."""
+    """Coverage of each pixel by a disc with a soft edge of two pixels, [H, W]."""
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size
     distance = np.hypot(centres[None, :] - x, centres[:, None] - y)
     cover: np.ndarray = np.clip((diameter / 2 - distance) * size / 2 + 0.5, 0, 1).astype(np.float32)
@@ -176,5 +176,5 @@ def _centre_of(scan: int, cells: bytes) -> tuple[float, float]:
 
 
 def _centre_of_ink(number: int, scan: np.ndarray) -> tuple[float, float]:
-    """How far the centre of mass of a scan's ink is right of and below the middle of its square, in sides of the square."""
+    """Offset of the centre of mass of a scan's ink from the middle of its square, right and down, in sides of the square."""
     return _centre_of(number, np.ascontiguousarray(scan, dtype=np.float32).tobytes())

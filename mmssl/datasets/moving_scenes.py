@@ -1,8 +1,8 @@
-"""The embedded data set in motion: clips of a real handwritten digit that moves, beeps from where it is, and flashes as it beeps.
+"""Synthetic data set of videos: clips of a real handwritten digit that moves, beeps from its position, and flashes with each beep.
 
 The handwriting and its split into disjoint scans is that of `digit_scenes`. A clip is a pure function of (seed, split, number). A
-sample holds `key.mp4` (or `.webm`, ...), `key.txt`, `key.json` and `key.cls`, and `key.wav` where it is asked for: `.txt` is one
-caption, which says digit and side; `.json` is the latents (see `moving_render.MovingScene`) and, under "captions", all captions.
+sample has `key.mp4` (or `.webm`, ...), `key.txt`, `key.json` and `key.cls`, and with `wav` also `key.wav`: `.txt` is one
+caption, which names digit and side; `.json` is the latents (see `moving_render.MovingScene`) and, under "captions", all captions.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from mmssl.datasets.moving_render import (
 
 __all__ = ["MOTIONS", "encode_scene", "sample_scene", "write"]
 
-VERSION = 2  # raise it when equal settings give other bytes: old folders are then made anew
+VERSION = 2  # raise it when equal settings give other bytes: old folders are then rewritten
 
 MOTIONS = ("left", "right", "leftward", "rightward")
 """See `MovingScene.motion`; all are equally frequent."""
 
-GAP = 0.35  # seconds between the middles of two beeps, at least
-MARGIN = 0.12  # seconds before the middle of the first beep, and after that of the last, at least
+GAP = 0.35  # minimum seconds between the middles of two beeps
+MARGIN = 0.12  # minimum seconds before the middle of the first beep, and after that of the last
 MAX_BEATS = 4
 FPS = 15.0
 RATE = 16_000
@@ -44,7 +44,7 @@ SECONDS = 2.0
 
 
 def sample_scene(split: str, number: int, seed: int = 0, seconds: float = SECONDS) -> MovingScene:
-    """Draw the latents of one clip; the same (seed, split, number, seconds) gives the same, whatever else is made.
+    """Draw the latents of one clip; a pure function of (seed, split, number, seconds).
 
     Raises:
         ValueError: no such split, or less than a second.
@@ -84,14 +84,14 @@ def encode_scene(
     rate: int = RATE,
     wav: bool = False,
 ) -> dict[str, Any]:
-    """A clip as a sample of a shard: {"__key__": key, extension: bytes}.
+    """Encode a clip as a sample of a shard: {"__key__": key, extension: bytes}.
 
     Args:
         container: one of `media_encode.CONTAINERS`.
         size: H = W of the frames in pixels, even.
         fps: frames a second; 29.97 is 30000/1001.
         rate: samples a second, in Hz.
-        wav: write the sound, as it was before it was encoded, as `key.wav` too.
+        wav: also write the sound before encoding as `key.wav`.
     """
     sentences = captions(scene)
     sound = render_sound(scene, rate)
@@ -130,20 +130,20 @@ def write(
     wav: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write `out_dir/{train,validation,test}/{000000...}.tar` and a manifest; what is already there and intact is kept.
+    """Write `out_dir/{train,validation,test}/{000000...}.tar` and a manifest; intact shards are kept.
 
     Args:
-        out_dir: folder; made if needed.
-        train, validation, test: clips of each split; 0 leaves a split out.
-        seed: decides everything that is drawn.
-        shards: tar files a split (fewer where a split has fewer clips).
+        out_dir: folder; created if needed.
+        train, validation, test: number of clips of each split; 0: no such split.
+        seed: seed of all random draws.
+        shards: tar files of each split (fewer if a split has fewer clips).
         container, size, fps, rate, wav: see `encode_scene`.
         seconds: length of every clip.
         progress: called with (clips done, clips in all).
 
     Raises:
-        ValueError: a setting that means nothing.
-        DataError: the folder holds foreign tar files, or cannot be written.
+        ValueError: a setting outside its range.
+        DataError: the folder holds foreign tar files, or is not writable.
     """
     counts = {"train": train, "validation": validation, "test": test}
     if min(counts.values()) < 0 or sum(counts.values()) == 0 or shards < 1:
@@ -171,7 +171,7 @@ def write(
 
 
 def _draw_path(rng: np.random.Generator, motion: str, size: float) -> tuple[float, float]:
-    """x at the beginning and at the end: 0.1 or more to the side of the middle, so that words for it cannot be argued about."""
+    """Draw x at the beginning and at the end: at least 0.1 from the middle, so that side and direction are unambiguous."""
     near = (uniform(rng, size / 2 + 0.02, 0.4), uniform(rng, size / 2 + 0.02, 0.4))
     left, right = (near[0], near[1]), (round(1 - near[0], 3), round(1 - near[1], 3))
     paths = {"left": left, "right": right, "leftward": (right[0], left[1]), "rightward": (left[0], right[1])}
@@ -179,7 +179,7 @@ def _draw_path(rng: np.random.Generator, motion: str, size: float) -> tuple[floa
 
 
 def _draw_beats(rng: np.random.Generator, seconds: float) -> tuple[float, ...]:
-    """Moments at least `GAP` apart, otherwise anywhere: their distances tell them from each other."""
+    """Draw times at least `GAP` apart, otherwise uniform: their distances identify them."""
     room = seconds - 2 * MARGIN - BEEP_SECONDS
     count = int(rng.integers(2, max(2, min(MAX_BEATS, int(room / (1.2 * GAP)) + 1)) + 1))
     free = np.sort(rng.uniform(0, room - (count - 1) * GAP, count))

@@ -118,7 +118,7 @@ def test_other_settings_leave_no_old_shard_behind(tmp_path: Path) -> None:
 def test_refuses_a_folder_of_somebody_else_and_nonsense(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "000000.tar").write_bytes(b"precious")
-    with pytest.raises(DataError, match=r"1 tar files that no manifest"):
+    with pytest.raises(DataError, match=r"1 tar files that are not in its manifest"):
         write(tmp_path, **SMALL)
     assert (tmp_path / "train" / "000000.tar").read_bytes() == b"precious"
     with pytest.raises(ValueError, match="wanted scenes"):

@@ -155,7 +155,7 @@ def test_shards_are_kept_made_again_and_equal(tmp_path: Path) -> None:
         moving_scenes.write(tmp_path / "c", size=33)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "other.tar").write_bytes(b"x")
-    with pytest.raises(DataError, match="no manifest"):
+    with pytest.raises(DataError, match="not in its manifest"):
         moving_scenes.write(tmp_path / "d", **counts)  # type: ignore[arg-type]
 
 
