@@ -1,8 +1,8 @@
 """Auditing shards: what `mmssl shards check` does. It looks at everything and does not stop at the first problem.
 
-A fault is what a loader would refuse or lose: a damaged archive, a member that does not decode or is there twice, a caption without
-text, a field that a sample lacks. A warning is what trains, but perhaps not as meant: equal images, captions that are cut, fewer
-shards than workers. Of a damaged archive what is left is still examined.
+A fault is what a loader would refuse or lose: a damaged archive, a member that does not decode or is duplicated, a caption without
+text, a field that a sample lacks. A warning is about data that trains, but maybe not as intended: equal images, truncated
+captions, fewer shards than workers. The readable part of a damaged archive is examined too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmssl.data.shards.storage import is_remote
 from mmssl.data.shards.writer import Progress, map_in_order
 
 MAX_LISTED = 1000  # faults in a report; all are counted
-EXPECTED_SHARE = 0.75  # a field that so many samples have is missing in the others
+EXPECTED_SHARE = 0.75  # a field that this share of the samples has counts as missing in the others
 _DOTTED = re.compile(r"(?:[^.]*\.)*[^.]*\d[^.]*\.[a-z][a-z0-9]{1,4}").fullmatch  # such as 17.3.jpg, but not caption.txt
 
 
@@ -40,24 +40,26 @@ def check(
     remote: Remote | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Audit shards. Takes about half a kilobyte of memory a sample, to find what is there twice.
+    """Audit shards: read and decode every member, and report faults, duplicates and statistics.
+
+    Takes about half a kilobyte of memory a sample, to find duplicates.
 
     Args:
         shards: paths, folders, globs, brace patterns; or URLs with braces, which are fetched as a whole.
-        modalities: what decodes which members; every sample must have each. None: all modalities with usual settings (pictures,
-            sounds, videos and their sounds, `.txt` with one caption a line, `.cls`, those of other packages) and `.json` are
-            decoded, other members are only counted.
+        modalities: name -> modality that decodes its members; every sample must have each. None: all modalities with usual
+            settings (pictures, sounds, videos and their sounds, `.txt` with one caption a line, `.cls`, those of other packages)
+            and `.json` are decoded, other members are only counted.
         required: extensions that every sample must have. None: without `modalities`, those that three quarters have.
-        limit: read and decode at most so many samples, the first ones of each shard, an equal share of every shard; the others
+        limit: maximum number of samples to read and decode: an equal share of every shard, its first samples; the others
             are counted.
-        workers: loader workers of the run that is planned, to compare with the number of shards.
-        context_length: tokens of CLIP from which captions count as cut.
-        threads: shards that are examined at the same time.
-        remote: the way to URLs; default: with the usual cache.
+        workers: DataLoader workers of the planned run, to compare with the number of shards.
+        context_length: captions with more CLIP tokens than this count as truncated.
+        threads: number of shards to audit in parallel.
+        remote: client for URLs; default: one with the usual cache.
         progress: called with (shards done, shards in all).
 
     Raises:
-        DataError: a pattern without files, or storage that fails; what is wrong with the files themselves is in the report.
+        DataError: a pattern without files, or storage that fails. Faults of the files themselves are in the report.
     """
     far = any(is_remote(str(shard)) for shard in shards)
     places: Sequence[str | Path] = expand_urls(shards) if far else expand(shards)
@@ -65,7 +67,7 @@ def check(
     decoders = _decoders(modalities)
 
     def one(number: int) -> Findings:
-        place, share = places[number], _share(limit, number, len(places))
+        place, share = places[number], _limit_of_shard(limit, number, len(places))
         if isinstance(place, Path):
             return examine(place, decoders, share)
         shard = way.shard(place)
@@ -82,8 +84,8 @@ def check(
     return total.report(workers, groups)
 
 
-def _share(limit: int | None, shard: int, shards: int) -> int | None:
-    """How many of `limit` samples are those of one shard: shares differ by one at most, and their sum is `limit`."""
+def _limit_of_shard(limit: int | None, shard: int, shards: int) -> int | None:
+    """Number of samples of one shard under `limit`: shares differ by at most one, and their sum is `limit`."""
     return None if limit is None else (shard + 1) * limit // shards - shard * limit // shards
 
 
@@ -100,7 +102,7 @@ def _decoders(modalities: Mapping[str, Modality] | None) -> Decoders:
 def _expected(
     total: _Total, modalities: Mapping[str, Modality] | None, required: Collection[str] | None
 ) -> dict[str, tuple[str, ...]]:
-    """What every sample should have: name -> extensions, of which one is enough."""
+    """Fields that every sample should have: name -> extensions, any one of which is enough."""
     if required is not None:
         return {extension: (extension,) for extension in required}
     if modalities is not None:
@@ -198,7 +200,7 @@ class _Total:
 
     def _warnings(self, shards: int, workers: int | None) -> Iterable[str]:
         if workers is not None and shards < workers:
-            yield f"{shards} shards for {workers} workers: loaders that deal out whole shards leave some workers idle"
+            yield f"{shards} shards for {workers} workers: loaders that give whole shards to workers leave some workers idle"
         for name, tally in self.tallies.items():
             counts = {"repeated": tally.extra, **tally.flags}
             warnings = self.modalities[name].warnings
@@ -210,7 +212,7 @@ class _Total:
                 "`modalities.text.captions: lines` alone; otherwise they are one caption"
             )
         if self.truncated:
-            yield f"{self.truncated} captions are longer than {self.context_length} tokens of CLIP and will be cut"
+            yield f"{self.truncated} captions are longer than {self.context_length} CLIP tokens and will be truncated"
         repeated = sum(count > 1 for count in self.keys.values())
         if repeated:
             yield f"{repeated} keys occur more than once: loaders that merge by key may mix their samples"
@@ -220,7 +222,7 @@ class _Total:
                 key for found in self.findings for key, _, names in found.samples if set(names) & set(dotted)
             )
             yield (
-                f"names have dots before their extension, as {example}.{dotted[0]}: the key ends at the first dot, so "
+                f"names have dots before their extension, as in {example}.{dotted[0]}: the key ends at the first dot, so "
                 f"samples may be merged ({len(dotted)} such extensions); write the keys without dots"
             )
         if self.ignored:

@@ -1,4 +1,4 @@
-"""What an audit of shards found, as numbers, as JSON and as a table for people."""
+"""The report of an audit of shards: numbers, JSON, and a text table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mmssl.curation.figures import ModalityFigures, Spread
 
 @dataclass(frozen=True)
 class FieldReport:
-    """One kind of member.
+    """Audit results of one field (extension).
 
     Attributes:
         samples: how many samples have it.
         expected: whether every sample should.
-        decoded: how many were decoded (0: nothing here knows the encoding, or the limit was reached before).
-        bytes: spread of its size.
+        decoded: how many were decoded (0: no modality decodes the extension, or the limit was reached before).
+        bytes: distribution of its size.
     """
 
     samples: int
@@ -36,11 +36,11 @@ class CheckReport:
         shards: files looked at; shard_samples: samples in each.
         samples: in all; examined: samples whose members were read.
         bytes: size of all shards.
-        fields: extension -> what is known of it.
+        fields: extension -> its `FieldReport`.
         fault_counts: "reason field" -> samples; everything in it makes the audit fail.
         faults: the first of them, each with shard, key and offset.
-        warnings: sentences about what trains, but perhaps not as meant.
-        modalities: name -> what its members hold. truncated: captions longer than `context_length` tokens of CLIP.
+        warnings: sentences about data that trains, but maybe not as intended.
+        modalities: name -> statistics of its members. truncated: captions longer than `context_length` CLIP tokens.
     """
 
     shards: int
@@ -58,15 +58,15 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong; warnings are no faults."""
+        """Whether the audit found no faults; warnings do not count."""
         return not self.fault_counts
 
     def to_json(self) -> str:
-        """Everything, as a JSON object."""
+        """The whole report as a JSON object."""
         return json.dumps({"ok": self.ok, **asdict(self)}, indent=1)
 
     def table(self) -> str:
-        """The report for people, lines of text."""
+        """The report as a text table."""
         rows: list[tuple[str, Any]] = [
             ("shards", f"{self.shards}, {min(self.shard_samples)} to {max(self.shard_samples)} samples each"),
             ("samples", f"{self.samples:,} ({self.examined:,} read and decoded)"),
@@ -76,7 +76,7 @@ class CheckReport:
         for name, figures in self.modalities.items():
             rows += figures.rows(name)
         if self.truncated:
-            rows.append(("captions cut", f"{self.truncated:,} are longer than {self.context_length} tokens"))
+            rows.append(("captions truncated", f"{self.truncated:,} are longer than {self.context_length} tokens"))
         lines = aligned(rows)
         lines += [f"warning: {warning}" for warning in self.warnings]
         lines += [f"fault: {count:,} x {what}" for what, count in self.fault_counts.items()]
@@ -89,7 +89,7 @@ class CheckReport:
 
 
 def aligned(rows: Iterable[tuple[str, Any]]) -> list[str]:
-    """Lines `name  value` with the values below each other."""
+    """Format rows as lines `name  value`, with the values aligned in a column."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]

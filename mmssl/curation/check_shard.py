@@ -1,4 +1,4 @@
-"""Auditing one shard: every member is found, read and decoded, and what is wrong is noted with its place."""
+"""Auditing one shard: find, read and decode every member, and record each fault with its shard, key and offset."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from mmssl.data.shards.tar import BLOCK, Lost, walk
 
 
 class MemberDecoder(NamedTuple):
-    """A modality that reads members of an extension, and whether they may lack it, as mute videos lack sound."""
+    """A modality that decodes members of an extension, and whether members may lack it, as silent videos lack an audio track."""
 
     modality: Modality
     may_lack: bool = False
 
 
 Decoders = Mapping[str, tuple[MemberDecoder, ...]]
-"""Extension -> what reads such members; nothing: JSON, which is only parsed."""
+"""Extension -> decoders of such members; an empty tuple: JSON, which is only parsed."""
 
 MAX_MEMBER_BYTES = 1 << 30
 CODE = frozenset({"pyd", "pkl", "pickle", "dill", "joblib", "pt", "pth", "so", "dll", "exe", "sh", "py", "pyc"})
-SOURCE = "check"  # the data set that origins of an audit belong to
+SOURCE = "check"  # the source name in the origins of an audit
 
 
 @dataclass
 class Findings:
-    """What one shard holds.
+    """Audit results of one shard.
 
     Attributes:
-        path: the file; name: of the shard, for people; shard_bytes: its size.
+        path: the file; name: of the shard in messages; shard_bytes: its size.
         samples: key, offset of the first header and extensions of each.
         sizes: extension -> bytes of each member; decoded: extension -> members that could be decoded.
         examined: samples whose members were read.
-        faults: what is wrong.
-        inspected: name of a modality, number of the sample, and what the member holds; None: not the modality, as in a mute video.
+        faults: damaged spans, and members that are missing, duplicated, too large or do not decode.
+        inspected: modality name, number of the sample, and the inspection; None: the member lacks the modality, as a silent video.
         ignored: members without an extension.
     """
 
@@ -61,12 +61,12 @@ class Findings:
 
 
 def examine(path: Path, decoders: Decoders, limit: int | None, *, name: str | None = None) -> Findings:
-    """Examine a shard; of a damaged one, what is left.
+    """Audit one shard: list, read and decode its members; of a damaged shard, the readable part.
 
     Args:
         path: the shard.
-        decoders: extension -> what decode it; none: JSON, which is only parsed.
-        limit: read and decode the first so many samples only.
+        decoders: extension -> its decoders; empty: JSON, which is only parsed.
+        limit: read and decode only the first `limit` samples.
         name: what to call the shard; default: its path.
     """
     found = Findings(path, name or str(path), path.stat().st_size)
@@ -86,7 +86,7 @@ def examine(path: Path, decoders: Decoders, limit: int | None, *, name: str | No
     starts = [fields[0][1] for fields in members.values()]
     for span in lost:
         origin = Origin(SOURCE, found.name, sum(start <= span.offset for start in starts), span.offset)
-        detail = f"{span.detail}; {span.stop - span.offset} bytes hold nothing that can be read"
+        detail = f"{span.detail}; {span.stop - span.offset} bytes are unreadable"
         found.faults.append(Fault("", origin, "tar", "damaged", detail))
     if not members and not found.faults:
         found.faults.append(Fault("", Origin(SOURCE, found.name, 0, 0), "tar", "empty", "no samples in it"))
@@ -108,10 +108,10 @@ def _examine_samples(
             found.samples.append((key, origin.offset, tuple(dict.fromkeys(names))))
             for extension, count in Counter(names).items():
                 if extension.rpartition(".")[2] in CODE:
-                    detail = "loaders that unpickle it run its author's code; mmssl reads no such member: write the shard without"
+                    detail = "unpickling runs arbitrary code, so mmssl does not read it: write the shard without such members"
                     found.faults.append(Fault(key, origin, extension, "refused", detail))
                 if count > 1:
-                    detail = f"the sample has {count} members .{extension}, and which one is meant is unknown"
+                    detail = f"got {count} members .{extension} in the sample, wanted one"
                     found.faults.append(Fault(key, origin, extension, "duplicate", detail))
             for extension, offset, size in fields:
                 found.sizes.setdefault(extension, []).append(size)

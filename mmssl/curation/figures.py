@@ -1,4 +1,4 @@
-"""What is known of the members of a modality: the inspections of many members, summed up."""
+"""Statistics of the members of a modality: the inspections of many members, aggregated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from mmssl.data.inspection import Inspection
 
 MAX_EXAMPLES = 20
-MAX_VALUES = 8  # that a table lists; of more it says how many there are
+MAX_VALUES = 8  # a table lists at most this number of values; of more it gives their number
 
 Place = tuple[int, int]
 """Number of the shard, number of the sample in it."""
@@ -20,7 +20,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Spread:
-    """How a quantity is spread over samples. All None where nothing was measured."""
+    """Distribution of a quantity over samples: mean, percentiles, extremes. All None where nothing was measured."""
 
     count: int
     mean: float | None = None
@@ -32,7 +32,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float] | np.ndarray) -> Spread:
-        """The spread of these values."""
+        """The distribution of these values."""
         if not len(values):
             return cls(0)
         low, p5, median, p95, high = np.percentile(values, [0, 5, 50, 95, 100]).tolist()
@@ -44,25 +44,25 @@ class Spread:
             return "none"
         unit = unit and f" {unit}"
         if self.minimum == self.maximum:
-            return f"{_short(self.mean)}{unit} each"
+            return f"{_format_number(self.mean)}{unit} each"
         mean, median, p5, p95, low, high = map(
-            _short, (self.mean, self.median, self.p5, self.p95, self.minimum, self.maximum)
+            _format_number, (self.mean, self.median, self.p5, self.p95, self.minimum, self.maximum)
         )
         return f"mean {mean}, median {median}, 5-95 % {p5} to {p95}, {low} to {high}{unit}"
 
 
-def _short(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     assert value is not None
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Equal things in several samples.
+    """Equal contents in several samples.
 
     Attributes:
         extra: samples that repeat an earlier one.
-        groups: distinct things that occur more than once.
+        groups: distinct contents that occur more than once.
         examples: some of them, each (what, key of the first sample, key of the second).
     """
 
@@ -80,12 +80,12 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class ModalityFigures:
-    """What is known of the members of a modality; see `Inspection` for what the names mean.
+    """Statistics of the members of a modality; `Inspection` explains the names.
 
     Attributes:
         members: how many were inspected.
         lacking: members of several modalities that do not hold this one, such as videos without sound.
-        figures: name -> spread of the numbers.
+        figures: name -> distribution of the numbers.
         counted: name -> value -> members.
         flags: name -> members.
         repeated: contents in several samples; None: not looked for.
@@ -102,7 +102,7 @@ class ModalityFigures:
     std: tuple[float, ...] | None
 
     def rows(self, name: str) -> Iterator[tuple[str, str]]:
-        """Lines of a table for people: what, and how much."""
+        """Rows of a text table: (name, value)."""
         yield from ((f"{name} {figure}", spread.text()) for figure, spread in self.figures.items())
         yield from ((f"{name} {what}", _values(counts)) for what, counts in self.counted.items())
         for what, values in (("mean", self.mean), ("std", self.std)):
@@ -122,7 +122,7 @@ def _values(counts: Mapping[Hashable, int]) -> str:
 
 
 class Tally:
-    """Sums up the inspections of the members of one modality."""
+    """Aggregates the inspections of the members of one modality."""
 
     def __init__(self) -> None:
         self.members = self.lacking = 0
@@ -136,10 +136,10 @@ class Tally:
         self.extra = 0
 
     def add(self, found: Inspection, place: Place | None = None) -> None:
-        """Count a member.
+        """Add the inspection of one member.
 
         Args:
-            place: of its sample, for finding what is there twice; None: that is not looked for. A sample may say one thing twice.
+            place: of its sample, to find duplicates; None: no search for them. Repeats within one sample do not count.
         """
         self.members += 1
         for name, numbers in found.figures.items():
@@ -154,10 +154,10 @@ class Tally:
                 self._look_for(digest(data), shown, place)
 
     def report(self, key: Callable[[Place], str] | None = None) -> ModalityFigures:
-        """The sums.
+        """The statistics of all members added so far.
 
         Args:
-            key: place -> key of the sample, for examples of what is there twice; None: it was not looked for.
+            key: place -> key of the sample, for examples of duplicates; None: duplicates were not searched.
         """
         mean = std = repeated = None
         if self.moments:
@@ -170,7 +170,7 @@ class Tally:
             members=self.members,
             lacking=self.lacking,
             figures={name: Spread.of(numbers) for name, numbers in self.numbers.items()},
-            counted={name: _sorted(counts) for name, counts in self.counted.items()},
+            counted={name: _sorted_by_value(counts) for name, counts in self.counted.items()},
             flags=dict(sorted(self.flags.items())),
             repeated=repeated,
             mean=mean,
@@ -187,7 +187,7 @@ class Tally:
 
 
 def digest(data: bytes) -> bytes:
-    """16 bytes that tell contents apart."""
+    """Hash of `data`, 16 bytes, to compare contents."""
     return hashlib.sha256(data).digest()[:16]
 
 
@@ -197,7 +197,7 @@ def _moments(channels: np.ndarray) -> np.ndarray:
     return np.stack([values.mean(0, dtype=np.float64), (values**2).mean(0, dtype=np.float64)])
 
 
-def _sorted(counts: Counter[Hashable]) -> dict[Hashable, int]:
+def _sorted_by_value(counts: Counter[Hashable]) -> dict[Hashable, int]:
     try:
         return dict(sorted(counts.items()))
     except TypeError:  # values of several types

@@ -1,7 +1,7 @@
 """Packing data sets into shards: what `mmssl shards pack` does.
 
 The order of samples, the choice of templates and the cuts between shards depend on the source and the config alone: the
-number of workers changes nothing, and packing that was interrupted goes on where it stopped. Media are copied byte for byte
+number of workers changes nothing, and an interrupted packing resumes where it stopped. Media are copied byte for byte
 unless `max_side` is given; arrays of pixels become PNG, which loses nothing.
 """
 
@@ -45,18 +45,18 @@ DEFAULT_TEMPLATES = ("a photo of a {}",)
 
 
 class PackConfig(Config):
-    """Everything besides the source that the bytes of the shards depend on.
+    """Settings of `pack` that the bytes of the shards depend on.
 
     Attributes:
-        shard_bytes: a shard is closed when it holds at least so many bytes;
-        shard_samples: ... or so many samples.
+        shard_bytes: a shard is closed when it holds at least this number of bytes;
+        shard_samples: ... or this number of samples.
         templates: captions for labelled sources without captions, with `{}` for the class name; of several, one is chosen
             for each sample. None: "a photo of a {}". (): no captions.
         class_names: names of the classes in the order of their numbers; None: from the source.
-        columns: what the columns of a table mean.
+        columns: which columns of a table hold the media, captions and labels.
         split: which split of a saved Hugging Face data set.
-        max_side: pictures with a longer side are re-encoded to it (JPEG stays JPEG, PNG stays PNG, all else becomes JPEG).
-        quality: of JPEGs that are re-encoded.
+        max_side: larger pictures are scaled to this longer side in pixels (PNG stays PNG, all others become JPEG).
+        quality: JPEG quality of re-encoded pictures.
         shuffle: seed of the order of samples; None: the order of the source.
         on_error: "raise" at the first row that cannot be used, or "skip" it and say so in the manifest.
     """
@@ -83,16 +83,16 @@ def pack(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write `out/000000.tar ...`, `out/manifest.json` and, where classes have names, `out/classnames.txt`.
+    """Pack a data set into shards: `out/000000.tar ...`, `out/manifest.json` and, if classes have names, `out/classnames.txt`.
 
     Args:
         source: folder of class folders; `.csv`, `.tsv`, `.parquet`; a saved Hugging Face data set; `.npz` (see `ArraySource`).
         out: folder. Finished shards of the same packing are kept if their digests are right.
         config: see `PackConfig`.
-        root: folder that relative paths in a table start from; None: the table's own.
+        root: folder that relative paths in a table start from; None: the table's folder.
         workers: threads that read and encode.
         overwrite: replace another packing in `out`.
-        progress: called with (rows done, rows in all) now and then.
+        progress: called with (rows done, rows in all).
 
     Returns:
         The manifest; `skipped` counts rows that were left out, and each shard's record names them.
@@ -117,10 +117,10 @@ def pack(
 
 
 def open_source(source: str | Path, config: PackConfig | None = None, root: str | Path | None = None) -> RowSource:
-    """The source that a path stands for.
+    """Open a path as a source of rows, by its extension or folder layout.
 
     Raises:
-        DataError: not there, or nothing that can be packed.
+        DataError: the path does not exist, or is no format that can be packed.
     """
     config = config or PackConfig()
     path, base = Path(source), Path(root) if root is not None else None
@@ -141,7 +141,7 @@ def open_source(source: str | Path, config: PackConfig | None = None, root: str 
 
 @dataclass(frozen=True)
 class _Job:
-    """One call of `pack`, with everything decided."""
+    """One call of `pack`: its source, settings and output folder."""
 
     source: RowSource
     config: PackConfig
@@ -152,7 +152,7 @@ class _Job:
     progress: Progress | None
 
     def run(self, before: Mapping[int, ShardRecord]) -> Manifest:
-        """Keep or write shard after shard; the manifest on disk always tells what is finished.
+        """Keep or write shard after shard; the manifest on disk always lists the finished ones.
 
         Args:
             before: first position -> shard of an earlier call.
@@ -192,7 +192,7 @@ class _Job:
         return np.arange(rows) if seed is None else generator(seed, "pack").permutation(rows)
 
     def sample(self, position: int) -> dict[str, Any] | BadRow:
-        """The sample at a position, or why there is none; called from several threads."""
+        """The sample at a position, or the reason why the row is unusable; called from several threads."""
         row = int(self.order[position])
         try:
             item = self.source.item(row)
@@ -238,7 +238,7 @@ class _Cut:
                 if isinstance(outcome, BadRow):
                     self._skip(position, outcome)
                     continue
-                # What tar takes: a header block, and the data filled up to whole blocks.
+                # Size in the tar: a header block, and the data padded to whole blocks.
                 size += sum(512 + -(-len(data) // 512) * 512 for name, data in outcome.items() if name != "__key__")
                 count += 1
                 yield outcome
@@ -247,7 +247,7 @@ class _Cut:
 
     def _skip(self, position: int, error: BadRow) -> None:
         if self.job.config.on_error == "raise":
-            raise DataError(f"{error}; correct it, or leave such rows out (--on-error skip)") from error
+            raise DataError(f"{error}; correct the row, or skip such rows (--on-error skip)") from error
         row = int(self.job.order[position])
         self.skipped.append({"row": row, "where": error.where, "reason": error.reason, "detail": error.detail})
 
@@ -263,7 +263,7 @@ def _append_skipped(shards: list[ShardRecord], cut: _Cut) -> list[ShardRecord]:
 
 
 def _check_templates(config: PackConfig, source: RowSource) -> tuple[str, ...]:
-    """Templates that will be used; refuses those that could not be, or would have no effect."""
+    """Templates of captions to use; refuses malformed ones, and templates without effect."""
     for number, template in enumerate(config.templates or (), 1):
         if template.count("{}") != 1:
             raise DataError(
@@ -271,11 +271,11 @@ def _check_templates(config: PackConfig, source: RowSource) -> tuple[str, ...]:
             )
     if config.templates and source.captioned:
         raise DataError(
-            f"{source.name} brings captions of its own, so templates would have no effect: leave one of them out"
+            f"{source.name} has captions, so templates would have no effect: drop the templates or the captions"
         )
     if config.templates and not (source.labelled and source.class_names):
         lack = "its labels are numbers without names: give class names" if source.labelled else "it has no labels"
-        raise DataError(f"templates need the class of each sample of {source.name}, and {lack}")
+        raise DataError(f"templates need a class name for each sample of {source.name}, but {lack}")
     if source.captioned or not (source.labelled and source.class_names):
         return ()
     return DEFAULT_TEMPLATES if config.templates is None else config.templates
@@ -283,7 +283,7 @@ def _check_templates(config: PackConfig, source: RowSource) -> tuple[str, ...]:
 
 def _settings(config: PackConfig, source: RowSource) -> dict[str, Any]:
     described = {"kind": source.kind, "name": source.name, "rows": len(source), "fingerprint": source.fingerprint}
-    # Without `on_error`: after a bad row was met, a call that skips such rows goes on with the shards that are finished.
+    # Without `on_error`: after a bad row, a call that skips such rows keeps the finished shards.
     options = config.model_dump(mode="json", exclude={"on_error"})
     return {"writer": "pack", "version": VERSION, "source": described, **options}
 
@@ -298,7 +298,7 @@ def _previous(folder: Path, settings: dict[str, Any], overwrite: bool) -> Mappin
     if previous.complete and not overwrite:
         changed = sorted(name for name in settings if previous.settings.get(name) != settings[name])
         raise DataError(
-            f"{folder} holds a finished packing that differs in {', '.join(changed)}: choose another folder, or replace it "
-            "(--overwrite)"
+            f"{folder} holds a finished packing that differs in {', '.join(changed)}: choose another folder, or replace the "
+            "packing (--overwrite)"
         )
     return {}

@@ -1,4 +1,4 @@
-"""Which files are packed, and whether their bytes begin as their names say."""
+"""File formats that can be packed, and the check of a file's first bytes against its extension."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class BadRow(DataError):
     """A row that cannot become a sample.
 
     Attributes:
-        where: the row, as its owner would look for it.
+        where: file and line or row number, for messages.
         reason: a short name to count by.
-        detail: what was got and what was wanted.
+        detail: got and wanted, in words.
     """
 
     def __init__(self, where: str, reason: str, detail: str) -> None:
@@ -26,10 +26,10 @@ class BadRow(DataError):
 
 
 def read_media(where: str, path: Path) -> tuple[str, bytes]:
-    """Extension and bytes of a media file.
+    """Read a media file: its extension and bytes.
 
     Raises:
-        BadRow: it is not there, empty, or not what its name says.
+        BadRow: the file is missing, empty, or of another format than its extension.
     """
     extension = path.suffix[1:].lower()
     if extension not in (*packed_extensions(), *convertible_extensions()):
@@ -44,13 +44,13 @@ def read_media(where: str, path: Path) -> tuple[str, bytes]:
 
 
 def check_media(where: str, extension: str | None, data: bytes) -> tuple[str, bytes]:
-    """Make sure that bytes begin like a medium of that sort; without an extension, find it from the bytes.
+    """Check that the first bytes fit the extension; without an extension, find it from the bytes.
 
-    A picture under the name of another format of pictures is taken, and keeps its name: decoders look at the bytes. So do sounds
-    and videos. A sound may lie in a container of videos.
+    A picture with the extension of another picture format is accepted, and keeps its extension: decoders look at the bytes. The
+    same holds for sounds and videos. A sound may lie in a video container.
 
     Raises:
-        BadRow: empty, or something else.
+        BadRow: no bytes, or bytes of another format.
     """
     if not data:
         raise BadRow(where, "empty_file", "the file has no bytes")
@@ -60,23 +60,23 @@ def check_media(where: str, extension: str | None, data: bytes) -> tuple[str, by
     if not found or (extension is not None and not any(_may_be_called(one, extension) for one in found)):
         wanted = f"a {extension} file" if extension else f"one of {', '.join(packed_extensions())}"
         like = f", like a {found[0]} file" if found else ""
-        raise BadRow(where, "undecodable", f"it begins with {data[:12]!r}{like}, wanted {wanted}")
+        raise BadRow(where, "undecodable", f"the file begins with {data[:12]!r}{like}, wanted {wanted}")
     extension = extension or found[0]
     return "jpg" if extension == "jpeg" else extension, data
 
 
 def packed_extensions() -> tuple[str, ...]:
-    """Extensions of the files that are packed as they are."""
+    """Extensions of the files that are packed without re-encoding."""
     return tuple(extension for formats in file_formats().values() for extension in formats.begins)
 
 
 def convertible_extensions() -> tuple[str, ...]:
-    """Extensions of the files that are packed only if they are re-encoded."""
+    """Extensions of the files that are packed only after re-encoding (`max_side`)."""
     return tuple(extension for formats in file_formats().values() for extension in formats.convertible)
 
 
 def _formats_of(data: bytes) -> list[str]:
-    """Extensions of the formats that the bytes begin like, the first of each modality first."""
+    """Extensions of the formats whose signature the bytes begin with, the first of each modality first."""
     return [
         extension
         for formats in file_formats().values()

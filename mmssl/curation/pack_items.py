@@ -1,4 +1,4 @@
-"""What a packer reads from: sources of items, each item the fields, captions and label of one sample to be.
+"""Sources of rows to pack: class folders and `.npz` arrays; each row gives the fields, captions and label of one sample.
 
 A source knows its rows without reading their files; `item` reads one, from any thread. A row that cannot be used raises `BadRow`,
 which names it: the packer decides whether that ends the packing.
@@ -20,19 +20,19 @@ from mmssl.core.errors import DataError
 from mmssl.curation.pack_formats import BadRow, check_media, convertible_extensions, packed_extensions, read_media
 from mmssl.data.media.container import IMAGES
 
-MAX_PIXELS = 100_000_000  # of a picture that is re-encoded
+MAX_PIXELS = 100_000_000  # largest picture that is re-encoded
 
 
 @dataclass(frozen=True)
 class Item:
-    """One row, read.
+    """One row of a source: fields, captions and label of a sample.
 
     Attributes:
         where: the row, for messages.
-        fields: extension -> bytes as they were found, or pixels uint8 [H, W, 3] that are still to be encoded.
-        captions: as the source gives them; empty where it has none.
+        fields: extension -> bytes of the file, or pixels uint8 [H, W, 3] not yet encoded.
+        captions: captions of the source; empty where it has none.
         label: number of the class.
-        key: wanted key of the sample, already safe; None: numbered.
+        key: key of the sample, safe in tar names; None: its number.
     """
 
     where: str
@@ -43,15 +43,15 @@ class Item:
 
 
 class RowSource(ABC):
-    """Rows to pack.
+    """Random access to the rows of a data set to pack.
 
     Attributes:
-        kind: which sort of source.
+        kind: the sort of source.
         name: name of its file or folder.
-        fingerprint: changes when the list of rows changes (files that rows point to are not read for it).
-        class_names: names of the classes that labels count, or empty.
-        captioned: whether the source brings captions of its own.
-        labelled: whether its items have labels.
+        fingerprint: changes when the list of rows changes (the contents of files do not count).
+        class_names: name of each class number, or empty.
+        captioned: whether the rows have captions.
+        labelled: whether the rows have labels.
     """
 
     kind: str
@@ -75,9 +75,9 @@ class RowSource(ABC):
 
 
 class FolderSource(RowSource):
-    """A folder for each class, with media files at any depth below. Classes count in the order of their names.
+    """A folder of class folders, with media files at any depth below. Class numbers follow the sorted names.
 
-    Media files that lie beside the folders are rows as well, which cannot be used: they have no class.
+    Media files beside the class folders count as bad rows: they have no class.
     """
 
     kind = "folder"
@@ -95,8 +95,8 @@ class FolderSource(RowSource):
         ]
         if not self.files:
             raise DataError(
-                f"{folder} holds no media files in folders of their own: wanted <class>/<file>.jpg and so on "
-                f"({', '.join(packed_extensions())}); files without classes are packed from a table of their paths"
+                f"{folder} has no class folders with media files: wanted <class>/<file>.jpg and so on "
+                f"({', '.join(packed_extensions())}); to pack files without classes, write a table of their paths"
             )
         self.files += [(path, None) for path in _media_files(folder.iterdir())]
         listing = "\n".join(f"{path.relative_to(folder)}\t{path.stat().st_size}" for path, _ in self.files)
@@ -108,7 +108,7 @@ class FolderSource(RowSource):
     def item(self, row: int) -> Item:
         path, label = self.files[row]
         if label is None:
-            raise BadRow(str(path), "no_class", "a file beside the class folders, wanted it in one of them")
+            raise BadRow(str(path), "no_class", "the file lies beside the class folders, wanted it in one of them")
         extension, data = read_media(str(path), path)
         return Item(str(path), {extension: data}, label=label)
 
@@ -123,7 +123,7 @@ def _media_files(paths: Iterable[Path]) -> list[Path]:
 class ArraySource(RowSource):
     """A `.npz` of arrays: `jpeg` (all JPEG bytes in a row) with `offsets` [N+1], or `images` uint8 [N, H, W, 3] or [N, H, W].
 
-    With `labels` [N], and `classes` [K] if they have names.
+    Optional: `labels` [N], and class names `classes` [K].
     """
 
     kind = "npz"
@@ -136,7 +136,7 @@ class ArraySource(RowSource):
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 self.arrays = {name: arrays[name] for name in arrays.files}
-        except Exception as error:  # the file is foreign, and zip and numpy raise whatever they stumble over
+        except Exception as error:  # zip and numpy raise many types of exceptions on foreign files
             raise DataError(f"{path} cannot be read as .npz without pickled objects: {error}") from error
         self.labelled = "labels" in self.arrays
         named = tuple(str(name) for name in self.arrays["classes"]) if "classes" in self.arrays else ()
@@ -158,12 +158,12 @@ class ArraySource(RowSource):
         if not fine:
             raise DataError(
                 f"{self.path} holds {shapes}; wanted `jpeg` uint8 [bytes] with rising `offsets` [N+1], or `images` uint8 "
-                "[N, H, W, 3] or [N, H, W]; and `labels` [N], `classes` [K] if there are any"
+                "[N, H, W, 3] or [N, H, W]; and optionally `labels` [N], `classes` [K]"
             )
         labels = self.arrays.get("labels")
         if labels is not None and not (labels.shape == (len(self),) and np.issubdtype(labels.dtype, np.integer)):
             raise DataError(
-                f"{self.path} holds {shapes}; wanted whole numbers `labels` [{len(self)}], one for each image"
+                f"{self.path} holds {shapes}; wanted `labels` as integers [{len(self)}], one for each image"
             )
 
     def __len__(self) -> int:
@@ -173,7 +173,8 @@ class ArraySource(RowSource):
         where = f"image {row} of {self.path}"
         label = int(self.arrays["labels"][row]) if self.labelled else None
         if label is not None and not 0 <= label < (len(self.class_names) or label + 1):
-            raise BadRow(where, "bad_label", f"got {label}, and there are {len(self.class_names)} classes")
+            wanted = f"0 to {len(self.class_names) - 1}" if self.class_names else "at least 0"
+            raise BadRow(where, "bad_label", f"got label {label}, wanted {wanted}")
         if "jpeg" in self.arrays:
             start, stop = self.arrays["offsets"][row : row + 2].tolist()
             extension, data = check_media(where, "jpg", self.arrays["jpeg"][start:stop].tobytes())
@@ -185,12 +186,12 @@ class ArraySource(RowSource):
 def encode(
     where: str, extension: str, value: bytes | np.ndarray, max_side: int | None, quality: int
 ) -> tuple[str, bytes]:
-    """Extension and bytes of a field: as it came, unless it has no bytes yet, or is a picture that is larger than wanted.
+    """Encode a field: its extension and bytes. Bytes are kept, unless a picture is larger than `max_side`.
 
     PNG stays PNG, all other pictures become JPEG, without chroma subsampling.
 
     Raises:
-        BadRow: a picture to be re-encoded cannot be decoded, or is enormous; or it must be re-encoded and `max_side` is None.
+        BadRow: a picture that needs re-encoding does not decode, has over MAX_PIXELS, or `max_side` is None.
     """
     if max_side is None and extension in convertible_extensions():
         wanted = f"wanted one of {', '.join(IMAGES)}; --max-side N re-encodes it"
@@ -206,7 +207,7 @@ def encode(
         limit = max_side or max(image.size)
         if isinstance(value, bytes) and extension in IMAGES and max(image.size) <= limit:
             return extension, value
-        if image.mode.startswith("I"):  # 16 bits; Pillow would clip and not scale them
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scale
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if extension != "png" or image.mode not in ("L", "RGB", "RGBA"):
             image = image.convert("RGB")
@@ -219,12 +220,12 @@ def encode(
         return "jpg", file.getvalue()
     except BadRow:
         raise
-    except Exception as error:  # the bytes are foreign, and Pillow's readers raise whatever they stumble over
+    except Exception as error:  # Pillow's readers raise many types of exceptions on foreign bytes
         raise BadRow(where, "undecodable", f"{type(error).__name__}: {error}") from error
 
 
 def read_lines(path: str | Path) -> tuple[str, ...]:
-    """Lines of a text file without blank ones: class names or templates.
+    """Read the non-blank lines of a text file: class names or templates.
 
     Raises:
         DataError: unreadable or empty.

@@ -14,7 +14,7 @@ from mmssl.curation.pack_tables import Table
 
 
 def read_csv(path: Path, root: Path | None) -> Table:
-    """A CSV or TSV file with a header line, UTF-8.
+    """Read a CSV or TSV file with a header line, UTF-8.
 
     Raises:
         DataError: unreadable, no header, or a column name twice.
@@ -27,10 +27,10 @@ def read_csv(path: Path, root: Path | None) -> Table:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path} as UTF-8 text with columns: {error}") from error
     if not rows:
-        raise DataError(f"{path} is empty: wanted a header line with names of columns, then one line a sample")
+        raise DataError(f"{path} is empty: wanted a header line with column names, then one line for each sample")
     columns = tuple(name.strip() for name in rows.pop(0)[1])
     if len(set(columns)) != len(columns):
-        raise DataError(f"{path} has a column twice: {list(columns)}")
+        raise DataError(f"{path} has duplicate column names: {list(columns)}")
 
     def row(number: int) -> Mapping[str, str]:
         line, values = rows[number]
@@ -54,7 +54,7 @@ def read_csv(path: Path, root: Path | None) -> Table:
 
 
 def read_parquet(path: Path, root: Path | None) -> Table:
-    """A parquet file, of paths or of bytes (as Hugging Face publishes them). Needs `pyarrow`.
+    """Read a parquet file of paths or bytes (as Hugging Face publishes them). Needs `pyarrow`.
 
     Raises:
         DataError: unreadable, or `pyarrow` is not installed.
@@ -85,7 +85,7 @@ def read_parquet(path: Path, root: Path | None) -> Table:
 
 
 def read_hugging_face(folder: Path, root: Path | None, split: str | None) -> Table:
-    """A folder written by `save_to_disk` of Hugging Face `datasets`, which must be installed. Media are not decoded.
+    """Read a folder written by `save_to_disk` of Hugging Face `datasets`, which must be installed. Media are not decoded.
 
     Raises:
         DataError: unreadable, `datasets` is not installed, or the folder has several splits and none was named.

@@ -1,4 +1,4 @@
-"""Packing from tables: a `Table` is a list of columns and a function that gives row i; `TableSource` says what the columns mean."""
+"""Packing from tables: `Table` gives row i of a file; `TableSource` assigns its columns to media, captions and labels."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ MAX_KEY = 80  # tar names end at 100 bytes, and an extension follows
 
 
 class Columns(Config):
-    """Which columns hold what. What is left out is found by usual names, and may be absent; what is named must be there.
+    """Which columns of a table hold the media, captions, labels and keys.
 
-    Media are paths, relative to the table's folder, or bytes. Where there are several columns of them, an empty cell means that
-    the sample lacks that modality. As soon as one of them is named, none is found by its name.
+    A column named here must exist. Columns not named here are found by their usual names, and may be absent. If any media column
+    is named, no other media column is searched. Media are paths, relative to the table's folder, or bytes. With several media
+    columns, an empty cell means that the sample lacks that modality.
 
     Attributes:
         image: pictures. Usual: image, img.
-        audio: sounds, or videos for the sake of their sound. Usual: audio, sound.
+        audio: sounds, or videos of which only the sound is used. Usual: audio, sound.
         video: videos. Usual: video.
-        media: of modalities of other packages: kind -> column. Usual: what the modality says.
-        files: media of any sort. Usual, where there is none of the above: path, filepath, file.
-        captions: one caption each. Usual: caption, text.
+        media: kind of modality -> column, for modalities of other packages. Usual: the names that the modality declares.
+        files: media of any modality. Usual, if there is no column of the above: path, filepath, file.
+        captions: columns of one caption each. Usual: caption, text.
         label: class number or class name. Usual: label.
-        key: what the sample is called. Usual: key.
+        key: key of the sample. Usual: key.
     """
 
     image: str | None = None
@@ -57,19 +58,19 @@ _USUAL = {
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by number.
+    """Random access to the rows of a table.
 
     Attributes:
-        kind: which sort of table.
-        path: where it lies; paths in it are relative to `root`.
+        kind: the sort of table.
+        path: its file or folder.
         root: folder that relative paths start from.
-        columns: names.
-        length: rows.
+        columns: column names.
+        length: number of rows.
         row: number -> values by column; from any thread.
-        column: name -> all values of a column, for labels and keys.
-        where: number -> what people call the row.
+        column: column name -> all its values, for labels and keys.
+        where: row number -> line and file, for messages.
         fingerprint: changes when the rows change.
-        classes: class names of label columns that know them.
+        classes: label column -> its class names, where the format stores them.
     """
 
     kind: str
@@ -85,15 +86,15 @@ class Table:
 
 
 class TableSource(RowSource):
-    """Rows of a table.
+    """The rows of a table as samples to pack.
 
     Args:
         table: the rows.
-        columns: what the columns mean.
-        class_names: names of the classes; None: from the table, where labels are names.
+        columns: which columns hold the media, captions, labels and keys.
+        class_names: names of the classes; None: from the table, if its labels are names.
 
     Raises:
-        DataError: a column that is named and not there, no rows, no media column.
+        DataError: a named column does not exist, or there are no rows or no media column.
     """
 
     def __init__(self, table: Table, columns: Columns, class_names: tuple[str, ...] | None) -> None:
@@ -129,12 +130,11 @@ class TableSource(RowSource):
                 continue
             extension, data = self._medium(f"{where}, column {column!r}", values[column], kind)
             if extension in fields:
-                raise BadRow(
-                    where, "unsupported", f"two files of one kind (.{extension}), and a sample has room for one"
-                )
+                raise BadRow(where, "unsupported", f"got two files with the extension .{extension}, wanted one")
             fields[extension] = data
         if not fields:
-            raise BadRow(where, "missing_file", f"nothing in {', '.join(map(repr, self.media))}, wanted a file in one")
+            columns = ", ".join(map(repr, self.media))
+            raise BadRow(where, "missing_file", f"got empty cells in {columns}, wanted a file in at least one")
         captions = tuple(str(values[column]) for column in self.captions if str(values[column] or "").strip())
         if self.captions and not captions:
             raise BadRow(where, "empty_caption", f"no text in {' or '.join(map(repr, self.captions))}")
@@ -142,7 +142,7 @@ class TableSource(RowSource):
         return Item(where, fields, captions, label, self._key(where, row, values))
 
     def _find_media(self, columns: Columns) -> dict[str, str | None]:
-        """Columns of media, each with the kind of modality that it must hold; None: any."""
+        """Media columns, each with the kind of modality that it must hold; None: any."""
         kinds = file_formats()
         for kind in columns.media.keys() - kinds.keys():
             raise DataError(f"got a column of {kind!r}{did_you_mean(kind, kinds)}, wanted one of: {', '.join(kinds)}")
@@ -154,7 +154,7 @@ class TableSource(RowSource):
         found: dict[str, str | None] = dict.fromkeys(self._find("files", columns.files or ()))
         for kind, column in named.items():
             if column in found:
-                raise DataError(f"column {column!r} of {self.table.path} is named twice among its media")
+                raise DataError(f"column {column!r} of {self.table.path} is named for two media: name it once")
             found |= dict.fromkeys(self._find(kind, (column,)), kind)
         return found
 
@@ -188,7 +188,11 @@ class TableSource(RowSource):
             return self.class_names.index(text)
         if text.isdecimal() and (not self.class_names or int(text) < len(self.class_names)):
             return int(text)
-        wanted = f"one of {len(self.class_names)} names or their numbers" if self.class_names else "a number from 0 on"
+        wanted = (
+            f"one of {len(self.class_names)} class names or their numbers"
+            if self.class_names
+            else "an integer of at least 0"
+        )
         raise BadRow(where, "bad_label", f"got {text!r} in {self.label!r}, wanted {wanted}")
 
     def _medium(self, where: str, value: Any, kind: str | None) -> tuple[str, bytes]:
@@ -202,7 +206,7 @@ class TableSource(RowSource):
         formats = file_formats()[kind] if kind else None
         if formats is not None and extension not in formats.extensions:
             wanted = f"{formats.what}: {', '.join(formats.extensions)}"
-            raise BadRow(where, "unsupported", f"a .{extension} file, wanted {wanted}")
+            raise BadRow(where, "unsupported", f"got a .{extension} file, wanted {wanted}")
         return extension, data
 
     def _key(self, where: str, row: int, values: Mapping[str, Any]) -> str | None:
@@ -213,15 +217,17 @@ class TableSource(RowSource):
             raise BadRow(where, "bad_key", f"got {values[self.key]!r}, wanted letters or digits")
         if row in self.repeated:
             first = self.table.where(self.repeated[row])
-            raise BadRow(where, "duplicate_key", f"the key is written {key!r}, as that of {first} already is")
+            raise BadRow(where, "duplicate_key", f"got key {key!r}, which {first} has too; wanted distinct keys")
         return key
 
     def _repeated_keys(self) -> dict[int, int]:
-        """Row -> the earlier row with the same key, as keys are written."""
+        """Row -> the earlier row with the same key after `safe_key`."""
         first: dict[str, int] = {}
         values = self.table.column(self.key) if self.key else ()
         rows = ((row, first.setdefault(safe_key(value), row)) for row, value in enumerate(values))
-        return {row: earlier for row, earlier in rows if earlier != row}  # empty keys are refused before this is asked
+        return {
+            row: earlier for row, earlier in rows if earlier != row
+        }  # `_key` refuses empty keys before it looks here
 
 
 def _cell(value: Any) -> Any:
@@ -235,5 +241,5 @@ def _is_empty(value: Any) -> bool:
 
 
 def safe_key(value: Any) -> str:
-    """A key that no reader takes apart: letters, digits, `-` and `_`. A dot would begin the extension, a slash a folder."""
+    """Turn a value into a key of letters, digits, `-` and `_`: in tar names a dot starts the extension, and a slash a folder."""
     return _UNSAFE.sub("_", str(value if value is not None else "")).strip("_")[:MAX_KEY]

@@ -1,7 +1,7 @@
-"""How fast samples come, and which stage takes the time: what `mmssl bench data` does.
+"""Throughput of the data loader and the CPU time of each stage: what `mmssl bench data` does.
 
-Stages are timed on one thread in CPU time, so that they mean something on a busy machine too; the rate of the whole loader is wall
-time, and means something on a quiet one.
+Stages are timed on one thread in CPU time, which is meaningful on a busy machine too. The rate of the whole loader is in wall
+time, which is meaningful on an idle machine only.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from mmssl.data.stream.collate import Row, collate
 from mmssl.data.stream.config import DataConfig
 from mmssl.data.stream.rows import Rows
 
-MAX_SAMPLES = 20_000  # of the stages; more say no more
+MAX_SAMPLES = 20_000  # of the stages; more do not change the result
 
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """What a loader delivers.
+    """Throughput of a data loader.
 
     Attributes:
-        samples: that the stages were timed on; unusable: others, which could not be decoded.
-        sample_bytes: mean size of what is read of a sample; batch_bytes: mean size of what a batch holds of it.
-        stages: microseconds of CPU time a sample on one thread: "read", "decode", "synchronized" (operations on all modalities of
-            a sample alike, where there are any), "views", "collate"; "hand-over": of the process that takes the batches of workers.
-        rate: samples a second of the whole loader; megabytes: the same in read megabytes a second.
-        workers, cores, batch_size: that it was measured with.
-        first_batch: seconds until it came.
-        decode_rate: samples a second that decoding alone would allow on the cores in use; share: `rate` of it.
+        samples: number that the stages were timed on; unusable: number that could not be decoded.
+        sample_bytes: mean bytes read for a sample; batch_bytes: mean bytes of a sample in a batch.
+        stages: microseconds of CPU time a sample on one thread: "read", "decode", "synchronized" (only if the
+            recipe has synchronized operations), "views", "collate"; "hand-over": the main process, taking batches from the workers.
+        rate: samples a second of the whole loader; megabytes: megabytes read a second.
+        workers, cores, batch_size: settings of the measurement.
+        first_batch: seconds until the first batch.
+        decode_rate: samples a second if the cores in use did nothing but decode; share: `rate / decode_rate`.
     """
 
     samples: int
@@ -58,11 +58,11 @@ class SpeedReport:
     share: float
 
     def to_json(self) -> str:
-        """Everything, as a JSON object."""
+        """The whole report as a JSON object."""
         return json.dumps(asdict(self), indent=1)
 
     def table(self) -> str:
-        """The figures for people, lines of text."""
+        """The report as a text table."""
         total = sum(self.stages.values())
         rows: list[tuple[str, Any]] = [
             (name, f"{value:9.1f} us a sample  {value / total:5.0%}  {1e6 / value:>10,.0f} / CPU s" if value else "-")
@@ -75,7 +75,10 @@ class SpeedReport:
                 "loader",
                 f"{self.rate:,.0f} samples/s ({self.megabytes:,.1f} MB/s) with {self.workers} workers on {self.cores} cores",
             ),
-            ("decoding alone", f"{self.decode_rate:,.0f} samples/s there; the loader has {self.share:.0%} of it"),
+            (
+                "decoding alone",
+                f"{self.decode_rate:,.0f} samples/s on these cores; the loader reaches {self.share:.0%} of it",
+            ),
             ("first batch", f"after {self.first_batch:.1f} s"),
         ]
         if self.unusable:
@@ -92,18 +95,17 @@ def measure(
     seconds: float = 5.0,
     progress: Progress | None = None,
 ) -> SpeedReport:
-    """Time the stages, then the whole loader, on samples in the order of training, but for `data.audit`, which is not written.
+    """Time the stages, then the whole loader, on samples in the order of training. `data.audit` is not written.
 
     Args:
-        data: which samples, by how many workers, and what is done to all modalities alike. Samples that cannot be used are
-            counted, and have substitutes in the loader.
+        data: the shards, workers and synchronized operations. Unusable samples are counted, and replaced in the loader.
         modalities, needs: as in `TrainStream`.
-        batch_size: of the loader, or the number of all samples if that is less.
-        seconds: for the stages, and again for the loader.
+        batch_size: of the loader; at most the number of all samples.
+        seconds: duration of the measurement of the stages, and of that of the loader.
         progress: called with (tenths of seconds done, of all).
 
     Raises:
-        DataError: no sample can be used, or too few for their weight. ValueError: views that no modality has.
+        DataError: no sample is usable, or a source has too few for its weight. ValueError: views that no modality has.
     """
     clock = _Clock(seconds, progress)
     tolerant = data.model_copy(update={"on_error": "substitute", "max_failures": 1.0, "audit": None})
@@ -118,7 +120,7 @@ def measure(
         for _ in range(data.workers * data.prefetch):  # made before the clock starts
             next(stream)
         start, cpu, count = time.perf_counter(), time.process_time(), 0
-        while not count or clock.half(1, time.perf_counter() - start):
+        while not count or clock.continues(1, time.perf_counter() - start):
             next(stream)
             count += batch_size
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -147,13 +149,13 @@ def measure(
 
 
 class _Clock:
-    """Tells when a half of the measurement is over, and how far it is."""
+    """Time limit and progress of the two halves of the measurement: stages, then loader."""
 
     def __init__(self, seconds: float, progress: Progress | None) -> None:
         self.seconds, self.progress = seconds, progress
 
-    def half(self, number: int, elapsed: float) -> bool:
-        """Whether half `number` (0 or 1) goes on after so many seconds of it."""
+    def continues(self, number: int, elapsed: float) -> bool:
+        """Whether half `number` (0 or 1) continues after `elapsed` seconds of it."""
         if self.progress is not None:
             done = number * self.seconds + min(elapsed, self.seconds)
             self.progress(round(10 * done), round(20 * self.seconds))
@@ -187,14 +189,14 @@ def _stages(stream: TrainStream, batch_size: int, clock: _Clock) -> tuple[dict[s
         times.append(now())
         made.append(Row(ordinal, sample.key, views))
         samples, size = samples + 1, size + sum(map(len, encoded.raw.fields.values()))
-        if samples > 1 or len(rows.sources) == 1:  # the first one pays for what is imported and loaded on first use
+        if samples > 1 or len(rows.sources) == 1:  # the first sample includes the cost of imports and lazy loading
             for name, (begin, end) in zip(spent, pairwise(times), strict=False):
                 spent[name] += end - begin
             done += 1
         if len(made) == batch_size:
             spent["collate"] += _time_collate(rows, made)
             made = []
-            if not clock.half(0, time.perf_counter() - began):
+            if not clock.continues(0, time.perf_counter() - began):
                 break
     if not samples:
         raise DataError(f"none of {unusable} samples can be used: see `mmssl shards check`")

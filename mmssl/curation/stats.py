@@ -1,7 +1,7 @@
-"""Figures of a data set: what `mmssl shards stats` does. A sample of the samples is read, evenly spread over all shards.
+"""Statistics of a data set: what `mmssl shards stats` does. Reads an evenly spaced subset of the samples.
 
-For picking an image size, a context length, the mean and standard deviation of normalisation, and for knowing what one core
-can load.
+Use it to choose an image size, a context length, the mean and standard deviation of normalisation, and to know how fast one
+core loads.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from mmssl.data.shards.writer import Progress
 
 @dataclass(frozen=True)
 class StatsReport:
-    """Figures of a data set; spreads are over the sampled samples, except `fields`.
+    """Statistics of a data set; distributions are over the sampled samples, except `fields`.
 
     Attributes:
         shards, samples, bytes: of the whole set.
         sampled: samples that were read and decoded.
-        undecodable: members among them that could not be decoded, and are left out.
-        fields: extension -> spread of sizes in bytes, over all samples.
-        modalities: name -> what its members hold.
-        read_rate, decode_rate: samples a second of this process on one thread for reading, and for decoding what was read.
+        undecodable: number of their members that did not decode, and do not count below.
+        fields: extension -> distribution of sizes in bytes, over all samples.
+        modalities: name -> statistics of its members.
+        read_rate, decode_rate: samples a second on one thread of this process for reading, and for decoding.
         rate: of both, one after the other.
     """
 
@@ -50,11 +50,11 @@ class StatsReport:
     rate: float
 
     def to_json(self) -> str:
-        """Everything, as a JSON object."""
+        """The whole report as a JSON object."""
         return json.dumps(asdict(self), indent=1)
 
     def table(self) -> str:
-        """The figures for people, lines of text."""
+        """The report as a text table."""
         rows: list[tuple[str, Any]] = [
             (
                 "samples",
@@ -79,18 +79,18 @@ def stats(
     remote: Remote | None = None,
     progress: Progress | None = None,
 ) -> StatsReport:
-    """Measure a data set.
+    """Compute statistics of a data set: sizes, figures of each modality, channel means, decoding rate.
 
     Args:
         shards: paths, folders, globs, brace patterns; or URLs with braces.
-        modalities: what decodes which members; None: all modalities with their usual settings.
-        sample: how many samples are read and decoded.
-        remote: the way to URLs; default: with the usual cache.
+        modalities: name -> modality that decodes its members; None: all modalities with their usual settings.
+        sample: number of samples to read and decode.
+        remote: client for URLs; default: one with the usual cache.
         progress: called with (samples done, samples to do).
 
     Raises:
         ValueError: `sample` is below 1.
-        DataError: shards that cannot be used.
+        DataError: no shards, or shards that cannot be read.
     """
     if sample < 1:
         raise ValueError(f"got sample={sample}, wanted at least 1")
@@ -105,7 +105,7 @@ def stats(
 
 
 class _Tally:
-    """Sums over the samples that were looked at."""
+    """Sums over the sampled samples."""
 
     def __init__(self, modalities: Mapping[str, Modality]) -> None:
         self.decoders: dict[str, tuple[Modality, ...]] = {}
@@ -130,7 +130,7 @@ class _Tally:
                 try:
                     held = modality.inspect(data, extension)
                 except DecodeError as error:
-                    self.undecodable += error.reason != "missing"  # a mute video is whole
+                    self.undecodable += error.reason != "missing"  # a silent video is no fault
                     continue
                 finally:
                     self.decoding += time.perf_counter() - start

@@ -121,7 +121,11 @@ def test_every_planted_defect_is_found_in_one_pass(tmp_path: Path) -> None:
     assert (report.truncated, captions(report)) == (1, 29)
     assert text.figures["words"].maximum == 100
     assert report.modalities["label"].counted == {"class": {3: 31}}
-    for part in ("1 shards for 4 workers", "1 images are there more than once", "1 captions are longer than 77 tokens"):
+    for part in (
+        "1 shards for 4 workers",
+        "1 images repeat earlier ones",
+        "1 captions are longer than 77 CLIP tokens",
+    ):
         assert sum(part in warning for warning in report.warnings) == 1
     # Every fault says where, to the byte.
     (fault,) = [fault for fault in report.faults if fault.key == "s020"]
@@ -295,7 +299,7 @@ def test_remote_shards_are_fetched_and_named_by_their_address(
         assert guarded(cli.full(), arguments) == 3
         assert server.gets() == gets  # what the cache has is not fetched again
         assert f"{server.url}/1.tar" in capsys.readouterr().out
-        with pytest.raises(DataError, match=r"/9\.tar.*there is nothing"):
+        with pytest.raises(DataError, match=r"/9\.tar.*not found"):
             check([f"{server.url}/9.tar"], remote=remote)
     with pytest.raises(DataError, match=r"data\.allow_pipe: true"):
         check([f"pipe:cat {good}"], remote=remote)

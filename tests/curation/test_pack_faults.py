@@ -81,7 +81,7 @@ def test_no_file_of_a_folder_is_left_out_without_a_word(tmp_path: Path) -> None:
     whole = pack(folder, tmp_path / "whole").samples
     (folder / "loose.jpg").write_bytes(picture(1))
     (next(path for path in folder.iterdir() if path.is_dir()) / "b.bmp").write_bytes(picture(2, kind="BMP"))
-    with pytest.raises(DataError, match=r"loose\.jpg: no_class: a file beside the class folders"):
+    with pytest.raises(DataError, match=r"loose\.jpg: no_class: the file lies beside the class folders"):
         pack(folder, tmp_path / "out", PackConfig(max_side=64))
     manifest = pack(folder, tmp_path / "out", SKIP)
     assert manifest.samples == whole
@@ -172,7 +172,7 @@ def test_keys_that_collide_or_vanish(tmp_path: Path) -> None:
     manifest = pack(tmp_path / "k.csv", tmp_path / "out", SKIP)
     assert sorted(samples(manifest)) == ["a_b", "ok"]
     assert manifest.skipped == {"duplicate_key": 1, "bad_key": 1}
-    with pytest.raises(DataError, match=r"line 3 of .*duplicate_key.* as that of line 2 "):
+    with pytest.raises(DataError, match=r"line 3 of .*duplicate_key.*, which line 2 of .* has too"):
         pack(tmp_path / "k.csv", tmp_path / "other", PackConfig(shuffle=None))
 
 

@@ -74,7 +74,9 @@ def test_the_sort_of_bytes_without_a_name_is_found(name: str) -> None:
     [("mp4", "jpg"), ("mp4", "wav"), ("webm", "mp3"), ("wav", "png"), ("mp3", "jpg"), ("jpg", "mp4"), ("jpg", "m4a")],
 )
 def test_a_name_that_the_bytes_belie_is_refused(name: str, content: str) -> None:
-    with pytest.raises(BadRow, match=f"undecodable: it begins with .*, like a {content} file, wanted a {name} file"):
+    with pytest.raises(
+        BadRow, match=f"undecodable: the file begins with .*, like a {content} file, wanted a {name} file"
+    ):
         check_media("row", name, media()[content])
 
 
@@ -103,10 +105,10 @@ def test_a_row_without_any_medium_or_with_another_is_named(tmp_path: Path) -> No
     write(tmp_path, t="\n".join(["image,audio,caption", *rows]))
     manifest = pack(tmp_path / "t.csv", tmp_path / "out", SKIP)
     skipped = {row["where"].split(" of ")[0]: (row["reason"], row["detail"]) for row in manifest.shards[0].skipped}
-    assert skipped["line 3"] == ("missing_file", "nothing in 'image', 'audio', wanted a file in one")
+    assert skipped["line 3"] == ("missing_file", "got empty cells in 'image', 'audio', wanted a file in at least one")
     assert skipped["line 4"][0] == skipped["line 5"][0] == "unsupported"
-    assert skipped["line 4"][1].startswith("a .png file, wanted a sound: wav, flac")
-    assert skipped["line 5"][1].startswith("a .mp4 file, wanted a picture: jpg")
+    assert skipped["line 4"][1].startswith("got a .png file, wanted a sound: wav, flac")
+    assert skipped["line 5"][1].startswith("got a .mp4 file, wanted a picture: jpg")
 
 
 def test_columns_that_are_named(tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_columns_that_are_named(tmp_path: Path) -> None:
     assert sorted(found["0"]) == ["jpg", "mp4", "txt"]
     for columns, message in (
         (Columns(image="foto"), "has no column 'foto', did you mean 'photo'"),
-        (Columns(image="photo", audio="photo"), "column 'photo' of .* is named twice"),
+        (Columns(image="photo", audio="photo"), "column 'photo' of .* is named for two media"),
         (Columns(files=("photo", "image")), "unsupported: .*ignored ends in ''"),
     ):
         with pytest.raises(DataError, match=message):
