@@ -55,7 +55,7 @@ def front_end_stats(shards: Sequence[str], name: str, *, sample: int, remote: Re
     from mmssl.data.modalities.audio import AudioConfig, Channels
     from mmssl.data.samples import iterate
     from mmssl.data.shards.index import ShardIndex
-    from mmssl.encoders.spectrogram import measure
+    from mmssl.encoders.spectrogram import measure_statistics
 
     front_end = _front_end(name)
     channels: Channels = "stereo" if front_end.planes == 2 else "keep"
@@ -71,12 +71,12 @@ def front_end_stats(shards: Sequence[str], name: str, *, sample: int, remote: Re
         from mmssl.core.sample import Sample
 
         for one in iterate(index, {"audio": audio.build("audio")}, chosen):
-            if isinstance(one, Sample) and front_end.count(one.values["audio"].shape[1]) >= 1:
+            if isinstance(one, Sample) and front_end.frame_count(one.values["audio"].shape[1]) >= 1:
                 used += 1
                 yield torch.from_numpy(one.values["audio"])[None]
 
     try:
-        mean, std = measure(front_end, waves())
+        mean, std = measure_statistics(front_end, waves())
     except ValueError as error:
         raise DataError(f"none of {len(chosen)} samples has a sound that {name} can measure: {error}") from error
     return FrontEndReport(name, mean, std, used, len(chosen) - used)

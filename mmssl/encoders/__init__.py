@@ -1,4 +1,4 @@
-"""Floor 1: networks of one modality each. Own small ones (vit, resnet, text_transformer) and adapters to three libraries.
+"""Floor 1: encoders, one network for one modality: our own (vit, resnet, text_transformer, ...) and adapters to three libraries.
 
-Every encoder stands beside its config, whose `build()` makes it, loads `weights` and freezes what is to stay as it is.
+Every encoder stands beside its config, whose `build()` makes it, loads `weights` and freezes parameters where `frozen` says so.
 """

@@ -13,16 +13,16 @@ from mmssl.encoders.adapters.adapter import refuse_masks
 from mmssl.encoders.positions import fit_columns
 from mmssl.encoders.resnet import Stages, StagesConfig
 from mmssl.encoders.spectrogram import FrontEndConfig, SoundEncoderConfig
-from mmssl.encoders.weights import finish
+from mmssl.encoders.weights import load_and_freeze
 from mmssl.encoders.windows import encode_windows
 
 
 class AudioResNetConfig(StagesConfig, SoundEncoderConfig):
-    """Settings of a residual network for sounds.
+    """Settings of an audio ResNet: CLIP's residual network on mel spectrograms.
 
     Attributes:
         front_end: waveforms to spectrograms.
-        seconds: length of the sounds that it is made for; others work too, by resampled positions (of the attention pooling).
+        seconds: usual length of the sounds; other lengths work too: the positions of the attention pooling are resampled.
     """
 
     kind: Literal["audio_resnet"] = "audio_resnet"
@@ -31,23 +31,25 @@ class AudioResNetConfig(StagesConfig, SoundEncoderConfig):
 
     @property
     def rate(self) -> int:
-        """Of the front-end."""
+        """Sampling rate of the front-end in Hz."""
         return self.front_end.settings.rate
 
     @property
     def stereo(self) -> bool:
-        """Of the front-end."""
+        """Whether the front-end needs stereo waveforms."""
         return self.front_end.settings.planes == 2
 
     def build(self) -> AudioResNet:
         """Build it, load `weights` (positions resampled to this length), freeze."""
         encoder = AudioResNet(self)
-        finish(encoder, self, adapt=lambda state: fit_columns(state, "attnpool.positional_embedding", encoder.grid, 1))
+        load_and_freeze(
+            encoder, self, adapt=lambda state: fit_columns(state, "attnpool.positional_embedding", encoder.grid, 1)
+        )
         return encoder
 
 
 class AudioResNet(Stages):
-    """Waveforms [B, C, samples] -> pooled [B, D] and the cells of the last feature map as tokens [B, T, D].
+    """Audio ResNet: waveforms [B, C, samples] -> pooled [B, D] and the cells of the last feature map as tokens [B, T, D].
 
     The grid is (rows over the filters from low to high, columns over time), read row by row; cells at the ends may be cut.
     """
@@ -70,10 +72,10 @@ class AudioResNet(Stages):
         replace: tuple[Tensor, Tensor] | None = None,
         pooled_only: bool = False,
     ) -> Features:
-        """See `Encoder.forward`. Sounds in several windows [B, n, C, samples] give the mean of the windows' features, pooled alone.
+        """See `Encoder.forward`. Several windows of a sound [B, n, C, samples] give the mean of their pooled features, no tokens.
 
         Raises:
-            ValueError: masks are given, or `x` are not sounds.
+            ValueError: masks are given, or `x` is not audio.
         """
         refuse_masks(self, keep, replace)
         if x.ndim == 4:

@@ -1,4 +1,4 @@
-"""A transformer on patches of a spectrogram (AST, arXiv:2104.01778), with its front-end inside and masks for masked pretraining."""
+"""Audio spectrogram transformer (AST, arXiv:2104.01778), with its front-end inside and masks for masked pretraining."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.positions import Grid, fit_columns, resize_positions
 from mmssl.encoders.spectrogram import FrontEndConfig, SoundEncoderConfig
 from mmssl.encoders.transformer import TransformerConfig
-from mmssl.encoders.weights import finish
+from mmssl.encoders.weights import load_and_freeze
 from mmssl.encoders.windows import encode_windows
 
 Positive = Annotated[int, Field(gt=0)]
@@ -22,17 +22,17 @@ Size = Annotated[tuple[Positive, Positive], Entries(("filters", "frames"))]
 
 
 class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
-    """Settings of a spectrogram transformer; the defaults are AST's sizes with patches side by side.
+    """Settings of an audio spectrogram transformer; the defaults are AST's sizes, without overlap of patches.
 
     Attributes:
         front_end: waveforms to spectrograms.
-        seconds: length of the sounds that it is made for; others work too, by resampled positions.
+        seconds: usual length of the sounds; other lengths work too: position embeddings are resampled.
         patch_size: mel filters and frames of a patch.
-        stride: filters and frames from one patch to the next; None: patches side by side. AST: [10, 10].
+        stride: filters and frames from one patch to the next; None: the patch size, without overlap. AST: [10, 10].
         pool: "cls" takes the class token, "mean" the mean of the patch tokens.
-        class_token: whether there is one.
-        layer_scale: initial factor of each residual branch; None: none.
-        hidden: how many of the last block outputs to give as `Features.hidden`.
+        class_token: whether a learned class token goes first.
+        layer_scale: initial factor of each residual branch (LayerScale); None: no such factor.
+        hidden: number of last block outputs that are returned as `Features.hidden`.
     """
 
     kind: Literal["audio_transformer"] = "audio_transformer"
@@ -47,30 +47,30 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
 
     @property
     def rate(self) -> int:
-        """Of the front-end."""
+        """Sampling rate of the front-end in Hz."""
         return self.front_end.settings.rate
 
     @property
     def stereo(self) -> bool:
-        """Of the front-end."""
+        """Whether the front-end needs stereo waveforms."""
         return self.front_end.settings.planes == 2
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.pool == "cls" and not self.class_token:
-            raise ValueError("pool: cls takes the class token, and class_token: false leaves it out; use pool: mean")
+            raise ValueError("got pool: cls and class_token: false, wanted a class token to pool; use pool: mean")
         if self.hidden > self.depth:
-            raise ValueError(f"hidden {self.hidden} is more than the depth {self.depth}")
+            raise ValueError(f"hidden: got {self.hidden}, wanted at most the depth {self.depth}")
         return self
 
     def build(self) -> AudioTransformer:
         """Build it, load `weights` (positions resampled to this grid), freeze.
 
         Raises:
-            ValueError: `seconds` give no whole patch.
+            ValueError: sounds of `seconds` are too short for one patch.
         """
         encoder = AudioTransformer(self)
-        finish(
+        load_and_freeze(
             encoder,
             self,
             adapt=lambda state: fit_columns(state, "positional_embedding", encoder.grid, encoder.prefix),
@@ -79,10 +79,10 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
 
 
 class AudioTransformer(Encoder):
-    """Waveforms [B, C, samples] -> pooled [B, D] and patch tokens [B, T, D], both after the final norm.
+    """Audio spectrogram transformer: waveforms [B, C, samples] -> pooled [B, D] and patch tokens [B, T, D], after the final norm.
 
     The grid is (rows of patches over the filters from low to high, columns over time), read row by row. Filters and frames at
-    the ends that fill no patch are not seen.
+    the ends that do not fill a patch are ignored.
     """
 
     capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE})
@@ -118,10 +118,10 @@ class AudioTransformer(Encoder):
         replace: tuple[Tensor, Tensor] | None = None,
         pooled_only: bool = False,
     ) -> Features:
-        """See `Encoder.forward`. Sounds in several windows [B, n, C, samples] give the mean of the windows' features, pooled alone.
+        """See `Encoder.forward`. Several windows of a sound [B, n, C, samples] give the mean of their pooled features, no tokens.
 
         Raises:
-            ValueError: not sounds, or too short for one patch.
+            ValueError: `x` is not audio, or is too short for one patch.
         """
         if x.ndim == 4 and keep is None and replace is None:
             return encode_windows(self, x)
@@ -147,14 +147,14 @@ class AudioTransformer(Encoder):
         return Features(pooled, tokens, grid if keep is None else None, hidden if self.hidden else None)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Embeddings; each block; the final norm."""
+        """Layer groups: embeddings; each block; the final norm."""
         embeddings = [self.class_embedding, self.positional_embedding, *self.patch_embedding.parameters()]
         first = [parameter for parameter in embeddings if parameter is not None]
         return [first, *(list(block.parameters()) for block in self.blocks), list(self.norm_post.parameters())]
 
     def _grid(self, *size: int) -> Grid:
         rows, columns = (
-            (whole - patch) // step + 1 for whole, patch, step in zip(size, self.patch_size, self.stride, strict=True)
+            (extent - patch) // step + 1 for extent, patch, step in zip(size, self.patch_size, self.stride, strict=True)
         )
         if rows < 1 or columns < 1:
             raise ValueError(

@@ -1,7 +1,7 @@
-"""LAION-CLAP's input (arXiv:2211.06687, section 3.3): ten seconds as one mel spectrogram, or any length as four, without chance.
+"""CLAP's mel spectrograms (arXiv:2211.06687, section 3.3): one of ten seconds, or four of any length; no randomness in evaluation.
 
-transformers' extractor draws the chunks of long sounds at random, in inference too, and calls a random one of short sounds long, so
-that the embedding of one file changes from call to call. Here evaluation has no chance in it.
+transformers' feature extractor draws the chunks of long sounds at random, in inference too, and treats one random short sound of a
+batch as long. So the embedding of one file changes from call to call. Here evaluation is deterministic.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from mmssl.encoders.spectrogram import PRESETS, MelConfig, MelFrontEnd
 
 
 class ClapFrontEndConfig(Config):
-    """The input of CLAP's audio towers.
+    """Settings of the mel front-end of CLAP's audio towers.
 
     Attributes:
         kind: "clap_htsat_unfused": one spectrogram of the middle `seconds`; "clap_htsat_fused": four of that length, see
-            `ClapFrontEnd`. They differ in their filters too (Slaney's, and HTK's).
-        mel: other filters than the published ones.
+            `ClapFrontEnd`. Their mel filters differ too (Slaney's and HTK's).
+        mel: mel filters; None: the published ones.
         seconds: length of a spectrogram. Shorter sounds are repeated as often as they fit whole; silence fills the rest.
-        spec_augment: what is hidden in training; None: nothing.
+        spec_augment: SpecAugment masks in training; None: none.
     """
 
     kind: Literal["clap_htsat_fused", "clap_htsat_unfused"]
@@ -38,28 +38,28 @@ class ClapFrontEndConfig(Config):
     def _one_plane(self) -> Self:
         if self.settings.planes != 1:
             raise ValueError(
-                "mel.channel: got 'both', wanted mean or first: planes of CLAP's towers are chunks of time"
+                "mel.channel: got 'both', wanted mean or first: the input planes of CLAP's towers are chunks of time"
             )
         return self
 
     @property
     def settings(self) -> MelConfig:
-        """All numbers of the spectrogram."""
+        """Settings of the spectrogram: the published ones where `mel` is None."""
         mel = self.mel or PRESETS[self.kind]
         assert isinstance(mel, MelConfig)
         return mel.model_copy(update={"spec_augment": self.spec_augment or mel.spec_augment})
 
     def build(self) -> ClapFrontEnd:
-        """The front-end."""
+        """Build the front-end."""
         return ClapFrontEnd(self)
 
 
 class ClapFrontEnd(nn.Module):
-    """Waveforms [B, C, samples] -> spectrograms [B, 1, F, T], or with fusion [B, 4, F, T], T frames of `seconds`.
+    """CLAP's mel front-end: waveforms [B, C, samples] -> spectrograms [B, 1, F, T], or with fusion [B, 4, F, T].
 
-    With fusion, the four of a longer sound are the whole of it, shrunk to T frames (bilinear), and chunks of T frames from its
-    front, middle and back: the first, the central and the last, or with `augment` one at a random place of each third
-    (LAION's way in training). Those of other sounds are four times the same. Without fusion the middle of a longer sound is taken.
+    T is the number of frames of `seconds`. With fusion, a longer sound gives its whole spectrogram, shrunk to T frames (bilinear),
+    and three chunks of T frames: the first, the central and the last, or with `augment` one at a random place of each third (as
+    LAION trains). Other sounds give four equal planes. Without fusion the middle of a longer sound is taken.
     """
 
     def __init__(self, config: ClapFrontEndConfig) -> None:
@@ -67,11 +67,11 @@ class ClapFrontEnd(nn.Module):
         self.mel = MelFrontEnd(config.settings)
         self.fused = config.kind == "clap_htsat_fused"
         self.samples = round(config.settings.rate * config.seconds)
-        self.frames = self.mel.count(self.samples)
+        self.frames = self.mel.frame_count(self.samples)
 
     def is_longer(self, samples: int) -> bool:
-        """Whether sounds of so many samples have chunks that differ: what fused towers call "longer"."""
-        return self.fused and self.mel.count(samples) > self.frames
+        """Whether sounds of this number of samples have chunks that differ: what fused towers call "longer"."""
+        return self.fused and self.mel.frame_count(samples) > self.frames
 
     def forward(self, x: Tensor, *, augment: bool = False) -> Tensor:
         """[B, C, samples], int16 in units of 1 / 32768 or float in [-1, 1] -> [B, 1 or 4, F, T].
@@ -81,21 +81,21 @@ class ClapFrontEnd(nn.Module):
             augment: apply spec_augment, and draw the places of chunks.
 
         Raises:
-            ValueError: other shapes or types.
+            ValueError: `x` has another shape or dtype.
         """
-        x = self._fit(x)
+        x = self._crop_or_repeat(x)
         mel: Tensor = self.mel(x, augment=augment)  # [B, 1, F, frames]
         if not self.fused:
             return mel
         if mel.shape[3] == self.frames:
             return mel.expand(-1, 4, -1, -1)
         whole = F.interpolate(mel, (mel.shape[2], self.frames), mode="bilinear", align_corners=False)
-        place = self._starts(mel, augment)[:, :, None] + torch.arange(self.frames, device=mel.device)  # [B, 3, T]
+        place = self._chunk_starts(mel, augment)[:, :, None] + torch.arange(self.frames, device=mel.device)  # [B, 3, T]
         chunks = mel.expand(-1, 3, -1, -1).gather(3, place[:, :, None].expand(-1, -1, mel.shape[2], -1))
         return torch.cat([whole, chunks], dim=1)
 
-    def _fit(self, x: Tensor) -> Tensor:
-        # [B, C, at least `samples`], or exactly so many without fusion
+    def _crop_or_repeat(self, x: Tensor) -> Tensor:
+        # [B, C, at least `samples`]; exactly `samples` without fusion
         length = x.shape[-1]
         if x.ndim != 3 or length == 0:
             return x  # the spectrogram says what is wrong
@@ -105,7 +105,7 @@ class ClapFrontEnd(nn.Module):
         start = (length - self.samples) // 2
         return x if self.fused else x[..., start : start + self.samples]
 
-    def _starts(self, mel: Tensor, augment: bool) -> Tensor:
+    def _chunk_starts(self, mel: Tensor, augment: bool) -> Tensor:
         # [B, 3], first frames of the chunks
         places = mel.shape[3] - self.frames + 1
         if not augment:

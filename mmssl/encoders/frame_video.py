@@ -1,4 +1,4 @@
-"""Any picture encoder on each frame of a clip, and what joins the frames: their mean, or a small transformer over time.
+"""Video encoder from an image encoder on each frame: pooled by their mean, or by a small transformer over time.
 
 CLIP4Clip (arXiv:2104.08860) compares the two for retrieval: the mean needs no training and is hard to beat on small data.
 """
@@ -21,7 +21,7 @@ from mmssl.encoders.positions import fit_columns, resize_positions, sinusoidal_p
 from mmssl.encoders.resnet import ResNetConfig
 from mmssl.encoders.transformer import BlocksConfig, Transformer
 from mmssl.encoders.vit import VisionTransformerConfig
-from mmssl.encoders.weights import finish
+from mmssl.encoders.weights import load_and_freeze
 
 PictureEncoderConfig = Annotated[
     VisionTransformerConfig | ResNetConfig | TimmConfig | OpenClipConfig | HfVisionConfig, Field(discriminator="kind")
@@ -29,15 +29,15 @@ PictureEncoderConfig = Annotated[
 
 
 class FrameVideoConfig(BlocksConfig):
-    """Settings of a picture encoder for clips; those of `BlocksConfig` are of the transformer over time.
+    """Settings of a frame-wise video encoder; `depth`, `heads` and other block settings are those of the transformer over time.
 
     Attributes:
-        image: the encoder of each frame, with `weights` and `frozen` of its own; `weights` above it are those of the whole.
-        frames: frames of the clips that it is made for; others work too.
-        pool: "mean" of the frames' pooled vectors; or "transformer": attention between them, and then the mean.
-        tokens: "frames": one token a frame; "patches": those of the picture encoder, which know nothing of other frames (not
-            with pool: transformer, whose tokens are the frames after attention).
-        positions: of frames: "learned", resampled for other numbers of frames, or "sinusoidal".
+        image: the encoder of each frame. Its `weights` and `frozen` concern it alone; `weights` beside it load the whole encoder.
+        frames: usual number of frames of a clip; other numbers work too.
+        pool: "mean": the mean of the frames' pooled vectors; "transformer": attention between frames, then the mean.
+        tokens: "frames": one token a frame; "patches": the image encoder's patch tokens of each frame, without attention between
+            frames (not with pool: transformer).
+        positions: position embeddings of frames: "learned" (resampled for other numbers of frames) or "sinusoidal".
     """
 
     kind: Literal["frame_video"] = "frame_video"
@@ -53,30 +53,30 @@ class FrameVideoConfig(BlocksConfig):
     def _fits(self) -> Self:
         if self.pool == "transformer" and self.tokens == "patches":
             raise ValueError(
-                "tokens: patches are those of single frames, which pool: transformer does not look at: use tokens: frames"
+                "got tokens: patches with pool: transformer, which attends between frames only; use tokens: frames"
             )
         if isinstance(self.image, OpenClipConfig) and self.image.tower != "image":
             raise ValueError("image: got the text tower of an open_clip model, wanted tower: image")
         if self.unlocked_layers and self.image.unlocked_layers:
-            raise ValueError("got unlocked_layers here and in image: choose one of them")
+            raise ValueError("got unlocked_layers both here and in image, wanted one of them; leave the other out")
         return self
 
     def build(self) -> FrameVideo:
         """Build it, load `weights` (time positions resampled to this number of frames), freeze.
 
         Raises:
-            ValueError: the picture encoder has no tokens where they are wanted, or a width that `heads` do not divide.
-            CheckpointError: weights that do not fit.
+            ValueError: the image encoder has no tokens and tokens: patches needs them, or `heads` do not divide its width.
+            CheckpointError: the weights do not fit.
         """
         encoder = FrameVideo(self)
-        finish(encoder, self, adapt=lambda state: fit_columns(state, "time_embedding", (1, self.frames), 0))
+        load_and_freeze(encoder, self, adapt=lambda state: fit_columns(state, "time_embedding", (1, self.frames), 0))
         return encoder
 
 
 class FrameVideo(Encoder):
-    """Clips [B, T, 3, H, W], or pictures [B, 3, H, W] as clips of one frame -> pooled [B, D] and tokens.
+    """Frame-wise video encoder: clips [B, T, 3, H, W] (images [B, 3, H, W]: clips of one frame) -> pooled [B, D] and tokens.
 
-    Frames are folded into the batch: memory is that of B x T pictures. The grid of tokens is (T,), or (T, rows, columns) of
+    Frames are folded into the batch: memory is that of B x T images. The grid of tokens is (T,), or (T, rows, columns) of
     patches. An `image` without a trainable parameter stays in evaluation mode.
     """
 
@@ -88,7 +88,7 @@ class FrameVideo(Encoder):
         self.width = self.image.width
         self.patches = config.tokens == "patches"
         if self.patches and (Encoder.TOKENS not in self.image.capabilities or self.image.grid is None):
-            raise ValueError(f"tokens: patches, and {type(self.image).__name__} gives none: use tokens: frames")
+            raise ValueError(f"got tokens: patches, and {type(self.image).__name__} has no tokens; use tokens: frames")
         self.grid = (config.frames, *(self.image.grid or ())) if self.patches else (config.frames,)
         self.frames = config.frames
         self.time: Transformer | None = None
@@ -96,14 +96,16 @@ class FrameVideo(Encoder):
         self.norm: nn.LayerNorm | None = None
         if config.pool == "transformer":
             if self.width % config.heads:
-                raise ValueError(f"heads {config.heads} do not divide the width {self.width} of the picture encoder")
+                raise ValueError(
+                    f"heads: got {config.heads}, wanted a divisor of the image encoder's width {self.width}"
+                )
             self.time = config.blocks(self.width)
             if config.positions == "learned":
                 self.time_embedding = nn.Parameter(self.width**-0.5 * torch.randn(config.frames, self.width))
             self.norm = nn.LayerNorm(self.width)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """uint8, or float in [0, 1], [B, T, 3, H, W] or [B, 3, H, W] -> what the picture encoder sees, [B, T, 3, H, W]."""
+        """uint8, or float in [0, 1], [B, T, 3, H, W] or [B, 3, H, W] -> the image encoder's normalised input [B, T, 3, H, W]."""
         x = as_frames(x)
         made = self.image.prepare(x.flatten(0, 1))
         return made.reshape(*x.shape[:2], *made.shape[1:])
@@ -119,7 +121,7 @@ class FrameVideo(Encoder):
         """See `Encoder.forward`.
 
         Raises:
-            ValueError: masks are given, or `x` are neither clips nor pictures.
+            ValueError: masks are given, or `x` is neither clips nor images.
         """
         refuse_masks(self, keep, replace)
         x = as_frames(x)
@@ -138,7 +140,7 @@ class FrameVideo(Encoder):
         return Features(pooled, patches, None if each.grid is None else (frames, *each.grid))
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Those of the picture encoder; then positions in time with the first block over time, the other blocks, the norm."""
+        """Layer groups: those of the image encoder; then time positions with the first block over time, other blocks, the norm."""
         groups = self.image.layers()
         if self.time is not None and self.norm is not None:
             blocks = [list(block.parameters()) for block in self.time]
@@ -148,7 +150,7 @@ class FrameVideo(Encoder):
         return groups
 
     def train(self, mode: bool = True) -> FrameVideo:
-        """As usual, but a picture encoder without a trainable parameter stays in evaluation mode."""
+        """Switch to training mode; an image encoder without a trainable parameter stays in evaluation mode."""
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.image.parameters()):
             self.image.eval()

@@ -1,4 +1,4 @@
-"""From raw pictures to what the first layer sees; shared by all picture encoders."""
+"""Pixel normalisation, shared by all image and video encoders."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ OPENAI_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Pixels(nn.Module):
-    """Scales uint8 [B, 3, H, W] to [0, 1], or takes floats in [0, 1], and normalises: (x - mean) / std for each channel.
+    """Normalise images [B, 3, H, W], uint8 or float in [0, 1]: (x - mean) / std of each channel, after scaling uint8 to [0, 1].
 
-    The statistics follow the module to its device and are no part of its state: they belong to the config.
+    The statistics are non-persistent buffers: they belong to the config, not to the state dict.
     """
 
     mean: Tensor
@@ -29,7 +29,7 @@ class Pixels(nn.Module):
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(
-                f"got mean {list(mean)} and std {list(std)}, wanted three numbers each, and every std above 0"
+                f"got mean {list(mean)} and std {list(std)}, wanted three numbers each, with every std above 0"
             )
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
@@ -38,23 +38,23 @@ class Pixels(nn.Module):
         """[B, 3, H, W] uint8 or float in [0, 1] -> [B, 3, H, W] float."""
         if x.ndim != 4 or x.shape[1] != 3 or not (x.dtype == torch.uint8 or x.is_floating_point()):
             raise ValueError(
-                f"got {x.dtype} {list(x.shape)}, wanted pictures as uint8, or as floats in [0, 1], of shape [B, 3, H, W]"
+                f"got {x.dtype} {list(x.shape)}, wanted images as uint8, or as floats in [0, 1], of shape [B, 3, H, W]"
             )
-        # The loader's pictures have their channels last in memory; encoders say themselves which order they want.
+        # The loader's images are channels last in memory; each encoder chooses its memory format.
         floats = x.to(self.mean.dtype, memory_format=torch.contiguous_format)
         x = floats / 255 if x.dtype == torch.uint8 else floats
         return (x - self.mean) / self.std
 
 
 def as_frames(x: Tensor) -> Tensor:
-    """Clips [B, T, 3, H, W] as they are; pictures [B, 3, H, W] become clips of one frame.
+    """Add a time axis to images [B, 3, H, W]: clips of one frame; clips [B, T, 3, H, W] stay as they are.
 
     Raises:
-        ValueError: other shapes, or no frame.
+        ValueError: `x` has another shape, or no frame.
     """
     x = x[:, None] if x.ndim == 4 else x
     if x.ndim != 5 or x.shape[1] == 0 or x.shape[2] != 3:
         raise ValueError(
-            f"got {x.dtype} {list(x.shape)}, wanted clips of shape [B, frames, 3, H, W] or pictures of shape [B, 3, H, W]"
+            f"got {x.dtype} {list(x.shape)}, wanted clips of shape [B, frames, 3, H, W] or images of shape [B, 3, H, W]"
         )
     return x

@@ -1,4 +1,4 @@
-"""Learned position tables: one row for each prefix token, then one for each cell of the grid in reading order."""
+"""Position embeddings and their resampling: a row for each prefix token, then one for each cell of the grid in reading order."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Grid = tuple[int, int]
 
 
 def resize_positions(table: Tensor, old: Grid, new: Grid, prefix: int) -> Tensor:
-    """Bicubic, antialiased resampling of the grid rows of a table; prefix rows stay (open_clip's way).
+    """Interpolate position embeddings to another grid, bicubic and antialiased; prefix rows stay (as open_clip does).
 
     Args:
         table: [prefix + rows * columns of `old`, D].
         old: grid of the table.
-        new: grid that is wanted.
-        prefix: number of leading rows that belong to no cell.
+        new: grid of the result.
+        prefix: number of leading rows without a cell, such as the class token's.
 
     Returns:
         [prefix + rows * columns of `new`, D]; the table itself if the grids are equal.
@@ -26,7 +26,7 @@ def resize_positions(table: Tensor, old: Grid, new: Grid, prefix: int) -> Tensor
     if old == new:
         return table
     if torch.compiler.is_compiling():
-        # A kernel with the grid as a variable would have no backward pass in torch; grids are few, so each may have its own.
+        # torch has no backward pass of a compiled kernel with a variable grid; grids are few, so each gets a kernel.
         new = (_constant(new[0]), _constant(new[1]))
     cells = table[prefix:].float().T.reshape(1, -1, *old)  # [1, D, rows, columns]
     cells = F.interpolate(cells, size=new, mode="bicubic", antialias=True, align_corners=False)
@@ -34,12 +34,12 @@ def resize_positions(table: Tensor, old: Grid, new: Grid, prefix: int) -> Tensor
 
 
 def _constant(size: int) -> int:
-    """The same, known to torch.compile: a list has a length that is no variable."""
+    """The same number as a constant for torch.compile: the length of a list is not symbolic."""
     return len([None] * size)
 
 
 def fit_positions(state: dict[str, Tensor], name: str, grid: Grid, prefix: int) -> None:
-    """Resample `state[name]` to `grid` in place where it was made for another square grid; leave anything else alone."""
+    """Resample `state[name]`, in place, from another square grid to `grid`; leave anything else alone."""
     table = state.get(name)
     if table is None or len(table) == prefix + prod(grid):
         return
@@ -49,7 +49,7 @@ def fit_positions(state: dict[str, Tensor], name: str, grid: Grid, prefix: int) 
 
 
 def fit_columns(state: dict[str, Tensor], name: str, grid: Grid, prefix: int) -> None:
-    """Resample `state[name]` to `grid` in place where it was made for another number of columns of as many rows."""
+    """Resample `state[name]`, in place, from another number of columns to `grid`; the number of rows must be equal."""
     table = state.get(name)
     cells = 0 if table is None else len(table) - prefix
     if table is not None and cells > 0 and cells % grid[0] == 0:
@@ -57,7 +57,7 @@ def fit_columns(state: dict[str, Tensor], name: str, grid: Grid, prefix: int) ->
 
 
 def sinusoidal_positions(count: int, width: int, device: torch.device) -> Tensor:
-    """[count, width], sines and cosines of wavelengths from 2 pi to 20000 pi (arXiv:1706.03762, section 3.5)."""
+    """Sinusoidal position embeddings [count, width], of wavelengths from 2 pi to 20000 pi (arXiv:1706.03762, section 3.5)."""
     half = -(-width // 2)
     angle = torch.arange(count, device=device)[:, None] * 10_000.0 ** (-torch.arange(half, device=device) / half)
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[:, :width]

@@ -1,6 +1,6 @@
 """CLIP's residual network (arXiv:2103.00020, section 2.4): three-layer stem, blurred strides, attention pooling.
 
-Parameters bear the names that OpenAI's CLIP and open_clip give them, so that their checkpoints load as they are.
+Parameters have the names of OpenAI's CLIP and open_clip, so that their checkpoints load as they are.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from mmssl.core.encoder import Encoder, EncoderConfig, Features
 from mmssl.encoders.adapters.adapter import refuse_masks
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
 from mmssl.encoders.positions import Grid, fit_positions, resize_positions
-from mmssl.encoders.weights import finish
+from mmssl.encoders.weights import load_and_freeze
 
 
 class StagesConfig(EncoderConfig):
-    """What all residual networks have; the defaults are CLIP's RN50.
+    """Settings of every residual network (image and audio); the defaults are CLIP's RN50.
 
     The stem divides the resolution by 4, each stage after the first by 2 more. For small inputs take fewer stages:
-    `layers: [2, 2]` sees 32 pixels as 4 cells.
+    `layers: [2, 2]` turns 32 pixels of a side into 4 cells.
 
     Attributes:
         layers: blocks of each stage, one to four stages.
-        channels: channels of the first stage inside its blocks; they double with each stage, and blocks put out four times as many.
-        pool: "attention" pools by one query, CLIP's way; "mean" takes the mean of the feature map.
-        heads: of the attention pooling; None: one for 64 channels.
-        output_dim: D with attention pooling, whose last layer leads there; None: half the channels of the feature map (1024 for
-            RN50). With "mean", D is the channels of the feature map.
-        zero_init_residual: start each block as its shortcut alone, as open_clip does (Goyal et al. 2017, arXiv:1706.02677):
-            better in long runs with large batches; small networks in short runs learn sooner without.
+        channels: channels inside the blocks of the first stage. They double with each stage; a block's output has four times more.
+        pool: "attention": attention pooling with one query, as in CLIP; "mean": the mean of the feature map.
+        heads: heads of the attention pooling; None: one for every 64 channels.
+        output_dim: D, output size of the attention pooling; None: half the channels of the feature map (1024 for RN50). With
+            pool: mean, D is the number of channels of the feature map.
+        zero_init_residual: zero the last batch norm of each block, so that it starts as its shortcut (as open_clip does; Goyal et
+            al. 2017, arXiv:1706.02677). Better in long runs with large batches; small networks in short runs learn sooner without.
     """
 
     layers: tuple[int, ...] = Field(default=(3, 4, 6, 3), min_length=1, max_length=4)
@@ -45,7 +45,7 @@ class StagesConfig(EncoderConfig):
 
     @property
     def stride(self) -> int:
-        """Pixels (filters, frames) of a side of a cell of the last feature map."""
+        """Total stride: pixels (or filters and frames) from one cell of the last feature map to the next."""
         return int(2 ** (len(self.layers) + 1))
 
     @property
@@ -61,23 +61,23 @@ class StagesConfig(EncoderConfig):
     @model_validator(mode="after")
     def _poolable(self) -> Self:
         if min(self.layers) < 1:
-            raise ValueError(f"layers {list(self.layers)}: every stage needs a block")
+            raise ValueError(f"layers: got {list(self.layers)}, wanted at least one block in every stage")
         if self.pool == "mean" and not (self.output_dim is None and self.heads is None):
             raise ValueError(
-                f"pool: mean has no heads and no output_dim (its width is {self.feature_dim}): leave both out"
+                f"got pool: mean with heads or output_dim, which only pool: attention has (D is {self.feature_dim}); leave both out"
             )
         if self.pool == "attention" and self.feature_dim % self.pool_heads:
             raise ValueError(
-                f"heads {self.pool_heads} do not divide the {self.feature_dim} channels of the feature map"
+                f"heads: got {self.pool_heads}, wanted a divisor of the {self.feature_dim} channels of the feature map"
             )
         return self
 
 
 class ResNetConfig(StagesConfig):
-    """Settings of a residual network for pictures.
+    """Settings of an image ResNet (CLIP's modified ResNet).
 
     Attributes:
-        size: pixels of a side of the pictures that it is made for; a multiple of the whole stride.
+        size: usual pixels of a side of the images; a multiple of the total stride.
         mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
     """
 
@@ -90,21 +90,21 @@ class ResNetConfig(StagesConfig):
     def _fits(self) -> Self:
         if self.size % self.stride:
             raise ValueError(
-                f"size {self.size} is not a multiple of the stride {self.stride} of {len(self.layers)} stages"
+                f"size: got {self.size}, wanted a multiple of the stride {self.stride} of {len(self.layers)} stages"
             )
         return self
 
     def build(self) -> ResNet:
         """Build it, load `weights` (own, or a whole open_clip checkpoint; positions resampled to this grid), freeze."""
         encoder = ResNet(self)
-        finish(
+        load_and_freeze(
             encoder, self, adapt=lambda state: fit_positions(state, "attnpool.positional_embedding", encoder.grid, 1)
         )
         return encoder
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolution and a shortcut; strides are average pools, which do not alias, also of what is left at the ends."""
+    """Bottleneck block: 1x1, 3x3, 1x1 convolutions and a shortcut; strides are average pools (no aliasing), partial at the ends."""
 
     def __init__(self, incoming: int, channels: int, stride: int, zero_init: bool) -> None:
         super().__init__()
@@ -133,10 +133,10 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One attention step whose query is the mean of the feature map (arXiv:2103.00020, section 2.4).
+    """Attention pooling: one attention layer whose query is the mean of the feature map (arXiv:2103.00020, section 2.4).
 
-    Only the query of the mean is computed, as the others would be thrown away. Cells get what the mean would get if it looked at
-    them alone, which is how dense features are read from such a network (MaskCLIP, arXiv:2112.01071).
+    Only the query of the mean is computed, as the others are not used. The token of a cell is the output of the layer when the
+    query attends to that cell alone, as dense features are read from such networks (MaskCLIP, arXiv:2112.01071).
     """
 
     def __init__(self, width: int, heads: int, output_dim: int, grid: Grid) -> None:
@@ -166,14 +166,14 @@ class AttentionPool(nn.Module):
 
 
 class Stages(Encoder):
-    """Stem, stages and pooling, whatever they look at; subclasses say what goes in.
+    """Base of residual networks: stem, stages and pooling; subclasses prepare the input (images, spectrograms).
 
-    Tokens are the cells of the last feature map. Batch statistics are those of the process' own micro-batch. Every parameter
-    gets a gradient from `pooled`; with `zero_init_residual` those inside blocks are zero at the start.
+    Tokens are the cells of the last feature map. Batch norm uses the statistics of the process' micro-batch. Every parameter gets
+    a gradient from `pooled`; with `zero_init_residual` the gradients inside blocks are zero at the start.
 
     Args:
-        config: of the stages.
-        inputs: channels of what `prepare` gives.
+        config: settings of the stages.
+        inputs: channels of the prepared input.
         grid: cells of a full-size input.
     """
 
@@ -209,7 +209,7 @@ class Stages(Encoder):
             self.attnpool = AttentionPool(config.feature_dim, config.pool_heads, self.width, self.grid)
 
     def encode(self, x: Tensor) -> Features:
-        """Prepared input [B, C, H, W] -> pooled and tokens; a row or column of cells that is not full counts as one."""
+        """Prepared input [B, C, H, W] -> pooled and tokens; a partial row or column of cells counts as one."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
         x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2, ceil_mode=True)
@@ -223,7 +223,7 @@ class Stages(Encoder):
         return Features(pooled, tokens, grid)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The stem; each block; the attention pooling."""
+        """Layer groups: the stem; each block; the attention pooling."""
         stem = [
             p
             for layer in (self.conv1, self.bn1, self.conv2, self.bn2, self.conv3, self.bn3)
@@ -234,7 +234,7 @@ class Stages(Encoder):
 
 
 class ResNet(Stages):
-    """Pictures [B, 3, H, W] -> pooled [B, D] and the cells of the last feature map as tokens [B, T, D]."""
+    """CLIP's modified ResNet: images [B, 3, H, W] -> pooled [B, D] and the cells of the last feature map as tokens [B, T, D]."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__(config, 3, (config.size // config.stride,) * 2)
@@ -254,15 +254,15 @@ class ResNet(Stages):
         replace: tuple[Tensor, Tensor] | None = None,
         pooled_only: bool = False,
     ) -> Features:
-        """See `Encoder.forward`. H and W are multiples of the whole stride.
+        """See `Encoder.forward`. H and W are multiples of the total stride.
 
         Raises:
-            ValueError: masks are given, or `x` are not pictures of such a size.
+            ValueError: masks are given, or `x` is not images of such a size.
         """
         refuse_masks(self, keep, replace)
         x = self.prepare(x)
         if x.shape[2] % self.stride or x.shape[3] % self.stride:
             raise ValueError(
-                f"got pictures of {x.shape[2]} x {x.shape[3]} pixels, wanted multiples of the stride {self.stride}"
+                f"got images of {x.shape[2]} x {x.shape[3]} pixels, wanted multiples of the stride {self.stride}"
             )
         return self.encode(x)

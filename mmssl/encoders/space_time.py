@@ -1,7 +1,7 @@
-"""A transformer on tubelets of a clip: attention over time and over space in turn, or over both at once.
+"""Space-time video transformer on tubelets of a clip: attention over time and space in turn (divided), or over both (joint).
 
-Divided attention is TimeSformer's (arXiv:2102.05095) and ViViT's factorised self-attention (arXiv:2103.15691, model 3): its cost
-grows with T + S instead of T x S. Joint attention is ViViT's model 1 and VideoMAE's (arXiv:2203.12602).
+Divided attention is that of TimeSformer (arXiv:2102.05095) and ViViT's factorised self-attention (arXiv:2103.15691, model 3).
+Its cost grows with T + S instead of T x S. Joint attention is that of ViViT's model 1 and of VideoMAE (arXiv:2203.12602).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels, as_frames
 from mmssl.encoders.positions import Grid, fit_columns, fit_positions, resize_positions
 from mmssl.encoders.transformer import Attention, Block, DropPath, TransformerConfig, initialise_attention
-from mmssl.encoders.weights import State, finish
+from mmssl.encoders.weights import State, load_and_freeze
 
 
 class SpaceTimeConfig(TransformerConfig):
-    """Settings of a space-time transformer; the defaults are ViT-B/16 on 16 frames in pairs.
+    """Settings of a space-time video transformer; the defaults are ViT-B/16 on 16 frames in tubelets of 2.
 
     Attributes:
-        size: pixels of a side of the frames that it is made for; others work too, by resampled positions.
-        frames: frames of the clips that it is made for; others work too, likewise.
+        size: usual pixels of a side of the frames; other sizes work too: position embeddings are resampled.
+        frames: usual number of frames of a clip; other numbers work too: position embeddings are resampled.
         patch_size: pixels of a side of a tubelet; divides `size`.
         tubelet: frames of a tubelet; divides `frames`.
-        attention: "divided" over time and space, or "joint".
-        hidden: how many of the last block outputs to give as `Features.hidden`.
+        attention: "divided" (over time, then over space) or "joint".
+        hidden: number of last block outputs that are returned as `Features.hidden`.
         mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
     """
 
@@ -47,22 +47,22 @@ class SpaceTimeConfig(TransformerConfig):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.size % self.patch_size:
-            raise ValueError(f"size {self.size} is not a multiple of patch_size {self.patch_size}")
+            raise ValueError(f"size: got {self.size}, wanted a multiple of patch_size {self.patch_size}")
         if self.frames % self.tubelet:
-            raise ValueError(f"frames {self.frames} is not a multiple of tubelet {self.tubelet}")
+            raise ValueError(f"frames: got {self.frames}, wanted a multiple of tubelet {self.tubelet}")
         if self.hidden > self.depth:
-            raise ValueError(f"hidden {self.hidden} is more than the depth {self.depth}")
+            raise ValueError(f"hidden: got {self.hidden}, wanted at most the depth {self.depth}")
         return self
 
     def build(self) -> SpaceTime:
         """Build it, load `weights` (positions resampled to this grid), freeze."""
         encoder = SpaceTime(self)
-        finish(encoder, self, adapt=encoder.fit)
+        load_and_freeze(encoder, self, adapt=encoder.fit_positions)
         return encoder
 
 
 class DividedBlock(nn.Module):
-    """x + time attention(norm(x)), then a block over space: a token sees its place at all times, then all places of its time."""
+    """Divided attention: x + attention over time(norm(x)), among tokens of one place; then a block among tokens of one time."""
 
     def __init__(self, space: Block, width: int, heads: int, depth: int, drop_path: float, dropout: float) -> None:
         super().__init__()
@@ -78,10 +78,10 @@ class DividedBlock(nn.Module):
 
         Args:
             x: tokens, the places of the first time first.
-            times: how many times there are.
-            places: [B, T, 2], time and place of each token; None: all tokens are there, in reading order.
+            times: number of times (tubelets).
+            places: [B, T, 2], time and place of each token; None: all tokens, in reading order.
         """
-        if places is not None:  # any tokens in any order: masks say who sees whom
+        if places is not None:  # any tokens in any order, with attention masks
             same = places[:, :, None] == places[:, None]  # [B, T, T, 2]
             at_time, at_place = same[..., 0][:, None], same[..., 1][:, None]
             x = x + self.drop_path(self.dropout(self.time(self.norm(x), at_place)))
@@ -94,9 +94,9 @@ class DividedBlock(nn.Module):
 
 
 class SpaceTime(Encoder):
-    """Clips [B, T, 3, H, W], or pictures [B, 3, H, W] as clips of one frame -> pooled [B, D], the mean, and tokens [B, T', D].
+    """Space-time transformer: clips [B, T, 3, H, W] (images: clips of one frame) -> pooled [B, D], the mean, and tokens [B, T', D].
 
-    The grid is (tubelets in time, rows, columns), read time by time and row by row. The last frame is repeated until tubelets
+    The grid is (tubelets in time, rows, columns), in this reading order. The last frame is repeated until tubelets
     are full. Positions are the sum of a table for space and one for time.
     """
 
@@ -147,7 +147,7 @@ class SpaceTime(Encoder):
         """See `Encoder.forward`. H and W are multiples of the patch size.
 
         Raises:
-            ValueError: neither clips nor pictures, or of a size that patches do not tile.
+            ValueError: `x` is neither clips nor images, or patches do not tile it.
         """
         x, grid = self._tubelets(self.prepare(x))
         if replace is not None:
@@ -171,12 +171,12 @@ class SpaceTime(Encoder):
         return Features(x.mean(1), x, grid if keep is None else None, tuple(hidden) if self.hidden else None)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Embeddings; each block; the final norm."""
+        """Layer groups: embeddings; each block; the final norm."""
         first = [self.space_embedding, self.time_embedding, *self.patch_embedding.parameters()]
         return [first, *(list(block.parameters()) for block in self.blocks), list(self.norm_post.parameters())]
 
-    def fit(self, state: State) -> None:
-        """Resample both position tables of a checkpoint, in place, where they were made for another size or length."""
+    def fit_positions(self, state: State) -> None:
+        """Resample both position tables of a checkpoint, in place, to this size and number of frames."""
         fit_positions(state, "space_embedding", self.grid[1:], 0)
         fit_columns(state, "time_embedding", (1, self.grid[0]), 0)
 

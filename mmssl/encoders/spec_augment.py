@@ -1,7 +1,7 @@
-"""SpecAugment (Park et al. 2019, arXiv:1904.08779): bands of filters and stretches of frames are hidden in training.
+"""SpecAugment (Park et al. 2019, arXiv:1904.08779): random masks over filters and over frames of a spectrogram, in training.
 
-Encoders apply it to their input in training, on the device; it draws from torch's random stream, which the trainer seeds for each
-step and replays for cached gradients.
+Encoders apply it to their input in training, on the device. It draws from torch's generator, which the trainer seeds for each step
+and replays for cached gradients.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from mmssl.core.config import Config
 
 
 class SpecAugmentConfig(Config):
-    """What is hidden; the defaults are the paper's policy LD, without its time warping (the part that it found to matter least).
+    """Settings of SpecAugment; the defaults are the paper's policy LD without time warping (which matters least, it says).
 
     Attributes:
-        filter_masks: how many bands of filters.
-        filter_width: F of the paper: each is 0 to so many filters high, all heights equally likely.
-        time_masks: how many stretches of frames.
-        time_width: T of the paper: each is 0 to so many frames long.
-        time_share: p of the paper: no stretch is longer than this share of the frames.
+        filter_masks: number of frequency masks.
+        filter_width: largest height of a frequency mask, in filters (F of the paper); heights from 0 are equally likely.
+        time_masks: number of time masks.
+        time_width: largest length of a time mask, in frames (T of the paper); lengths from 0 are equally likely.
+        time_share: largest length of a time mask as a share of the frames (p of the paper).
     """
 
     filter_masks: int = Field(default=2, ge=0)
@@ -32,26 +32,26 @@ class SpecAugmentConfig(Config):
 
 
 def spec_augment(x: Tensor, config: SpecAugmentConfig) -> Tensor:
-    """Mask bands of filters and stretches of frames by a draw for each sample, in all of its planes alike.
+    """Mask random bands of filters and of frames of each sample, equal in all of its planes.
 
     Args:
         x: spectrograms [B, planes, F, T].
-        config: how many masks, and how wide.
+        config: number and widths of masks.
 
     Returns:
-        [B, planes, F, T]; what is hidden is the sample's mean.
+        [B, planes, F, T], where masked values are the sample's mean.
     """
     batch, _, filters, frames = x.shape
     longest = min(config.time_width, int(config.time_share * frames))
-    rows = bands(batch, filters, config.filter_masks, min(config.filter_width, filters), x.device)
-    columns = bands(batch, frames, config.time_masks, longest, x.device)
-    # The paper hides with 0, the mean of its normalised spectrograms. Not all front-ends normalise.
+    rows = draw_bands(batch, filters, config.filter_masks, min(config.filter_width, filters), x.device)
+    columns = draw_bands(batch, frames, config.time_masks, longest, x.device)
+    # The paper masks with 0, the mean of its normalised spectrograms. Not all front-ends normalise.
     hidden = rows[:, None, :, None] | columns[:, None, None, :]
     return torch.where(hidden, x.mean((1, 2, 3), keepdim=True), x)
 
 
-def bands(batch: int, size: int, count: int, widest: int, device: torch.device) -> Tensor:
-    """[batch, size] bool, True within `count` bands of 0 to `widest` places; they may overlap."""
+def draw_bands(batch: int, size: int, count: int, widest: int, device: torch.device) -> Tensor:
+    """Draw masks [batch, size] bool, True within `count` bands of 0 to `widest` places; bands may overlap."""
     chance = torch.rand(2, batch, count, 1, device=device)
     width = (chance[0] * (widest + 1)).long()
     start = (chance[1] * (size - width + 1)).long()

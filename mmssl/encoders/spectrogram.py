@@ -1,7 +1,7 @@
-"""Front-ends: waveforms to normalised log-mel spectrograms, batched, on any device, differentiable.
+"""Audio front-ends: waveforms to normalised log-mel spectrograms, batched, on any device, differentiable.
 
-The conventions of published models are presets with their own normalisation: statistics belong to the front-end and not to the
-data set, because every front-end has another scale. All are computed in float32, whatever the autocast around.
+The conventions of published models are presets with their normalisation: statistics belong to the front-end and not to the data
+set, because every front-end has another scale. All are computed in float32, also under autocast.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from mmssl.encoders.spec_augment import SpecAugmentConfig, spec_augment
 Channel = Literal["mean", "first", "both", "level_difference"]
 
 FULL_SCALE = 32768
-"""int16 value of 1.0 in the waveforms of the data floor."""
+"""int16 value that means 1.0 in waveforms."""
 
 
 class FrontEndSettings(Config):
-    """What all front-ends have.
+    """Settings of every log-mel front-end.
 
     Attributes:
-        rate: samples a second of the waveforms that it is made for, in Hz.
+        rate: sampling rate of the waveforms in Hz.
         mels: F, number of mel filters.
-        low, high: edges of the filters in Hz; high None: half of the rate.
-        channel: what is done with stereo: the "mean" of all channels; the "first" one; or, so that an
-            encoder can hear from which side a sound comes, two planes: "both" channels, or "level_difference": the mean of the
-            channels, and how much louder the left one is in each filter and frame (the difference of the logarithms over `std`),
-            which is what ears go by at high frequencies (Rayleigh 1907).
-        frames: T; more are cut off, and missing ones are zeros before normalisation (as AST has it). None: as many as come.
-        mean, std: of the logarithms: the output is (x - mean) / std.
-        spec_augment: what is hidden in training; None: nothing.
+        low, high: lowest and highest frequency of the mel filters in Hz; high None: half of the rate.
+        channel: how stereo is used: the "mean" of all channels, or the "first" one; or two planes, from which an encoder can learn
+            the side of a sound: "both" channels, or "level_difference": the mean of the channels, and the level of the left over
+            the right one in each filter and frame (difference of the logarithms over `std`; the cue of human hearing at high
+            frequencies, Rayleigh 1907).
+        frames: T; more frames are cut off, missing ones are zeros before normalisation (as in AST). None: no fixed number.
+        mean, std: statistics of the logarithms: the output is (x - mean) / std.
+        spec_augment: SpecAugment masks in training; None: none.
     """
 
     rate: int = Field(default=16_000, gt=0)
@@ -54,17 +54,17 @@ class FrontEndSettings(Config):
 
     @property
     def settings(self) -> FrontEndSettings:
-        """All numbers."""
+        """All settings of the spectrogram."""
         return self
 
     @property
     def planes(self) -> int:
-        """Spectrograms of one sound."""
+        """Number of spectrograms of one sound: 1, or 2 where both channels are used."""
         return 2 if self.channel in ("both", "level_difference") else 1
 
     @property
     def top(self) -> float:
-        """Upper edge of the last filter in Hz."""
+        """Highest frequency of the mel filters in Hz."""
         return self.rate / 2 if self.high is None else self.high
 
     @model_validator(mode="after")
@@ -75,10 +75,10 @@ class FrontEndSettings(Config):
 
 
 class KaldiConfig(FrontEndSettings):
-    """Kaldi's filter banks, as AST and its descendants use them; see `KaldiFrontEnd`.
+    """Settings of Kaldi's log-mel filter banks, as in AST and its descendants; see `KaldiFrontEnd`.
 
     Attributes:
-        window, hop: length and distance of frames in milliseconds.
+        window, hop: length of a frame, and step from one to the next, in milliseconds.
     """
 
     kind: Literal["kaldi"] = "kaldi"
@@ -86,19 +86,19 @@ class KaldiConfig(FrontEndSettings):
     hop: float = Field(default=10.0, gt=0)
 
     def build(self) -> KaldiFrontEnd:
-        """The front-end."""
+        """Build the front-end."""
         return KaldiFrontEnd(self)
 
 
 class MelConfig(FrontEndSettings):
-    """A mel spectrogram of centred frames; see `MelFrontEnd`.
+    """Settings of a log-mel spectrogram of centred frames, as in torchaudio and librosa; see `MelFrontEnd`.
 
     Attributes:
-        window, hop: length and distance of frames in samples.
-        scale: "htk" (torchaudio's default) or "slaney" (librosa's default, LAION-CLAP).
-        norm: "slaney": filters of equal area; None: of equal height.
-        log: "ln", or "db": 10 log10.
-        floor: power below which the logarithm does not fall.
+        window, hop: length of a frame, and step from one to the next, in samples.
+        scale: mel scale: "htk" (torchaudio's default) or "slaney" (librosa's default, LAION-CLAP).
+        norm: normalisation of the filters: "slaney": equal area; None: equal height.
+        log: logarithm of the power: "ln", or "db" (10 log10).
+        floor: smallest power; smaller values are raised to it before the logarithm.
     """
 
     kind: Literal["mel"] = "mel"
@@ -112,7 +112,7 @@ class MelConfig(FrontEndSettings):
     floor: float = Field(default=1e-6, gt=0)
 
     def build(self) -> MelFrontEnd:
-        """The front-end."""
+        """Build the front-end."""
         return MelFrontEnd(self)
 
 
@@ -130,18 +130,18 @@ PRESETS: dict[str, KaldiConfig | MelConfig] = {
     ),
 }  # fmt: skip
 """The front-ends of AST (arXiv:2104.01778), CAV-MAE (arXiv:2210.07839), ImageBind (arXiv:2305.05665; one clip of two seconds) and
-LAION-CLAP without and with fusion (arXiv:2211.06687; the spectrogram alone, for the four that are fused see `ClapFrontEnd`)."""
+LAION-CLAP without and with fusion (arXiv:2211.06687; one spectrogram; for the four of fusion see `ClapFrontEnd`)."""
 
 
 class PresetConfig(Config):
-    """A front-end exactly as a published model has it; all of its numbers are in `PRESETS`.
+    """Settings of a published model's front-end, by name; the numbers are in `PRESETS`.
 
     Attributes:
-        kind: whose it is; "clap_htsat_fused" is one spectrogram of the whole sound by that model's filters.
-        channel: another way with stereo than the preset's.
-        frames: another length than the preset's.
-        mean, std: other statistics than the preset's.
-        spec_augment: what is hidden in training; None: nothing.
+        kind: name of the model; "clap_htsat_fused" is one spectrogram of the whole sound with that model's filters.
+        channel: how stereo is used; None: as in the preset.
+        frames: T; None: as in the preset.
+        mean, std: statistics of the logarithms; None: those of the preset.
+        spec_augment: SpecAugment masks in training; None: none.
     """
 
     kind: Literal["ast", "cav_mae", "imagebind", "clap_htsat_unfused", "clap_htsat_fused"]
@@ -153,12 +153,12 @@ class PresetConfig(Config):
 
     @property
     def settings(self) -> KaldiConfig | MelConfig:
-        """All numbers."""
+        """All settings of the spectrogram."""
         given = {name: value for name, value in self if name != "kind" and value is not None}
         return PRESETS[self.kind].model_copy(update=given)
 
     def build(self) -> FrontEnd:
-        """The front-end."""
+        """Build the front-end."""
         return self.settings.build()
 
 
@@ -166,26 +166,26 @@ FrontEndConfig = Annotated[KaldiConfig | MelConfig | PresetConfig, Field(discrim
 
 
 class SoundEncoderConfig(EncoderConfig, ABC):
-    """What the configs of all encoders with a front-end have."""
+    """Base of the configs of all audio encoders."""
 
     @property
     @abstractmethod
     def rate(self) -> int:
-        """Samples a second of the sounds that the front-end is made for, in Hz."""
+        """Sampling rate of the front-end in Hz."""
 
     @property
     @abstractmethod
     def stereo(self) -> bool:
-        """Whether the front-end wants two channels."""
+        """Whether the front-end needs stereo waveforms."""
 
     def wants(self) -> InputSpec:
         return InputSpec(rate=self.rate, channels=2 if self.stereo else None)
 
 
 class FrontEnd(nn.Module, ABC):
-    """Waveforms [B, C, samples] -> log-mel spectrograms [B, planes, F, T], normalised; planes are 2 where both channels are heard.
+    """Log-mel front-end: waveforms [B, C, samples] -> normalised spectrograms [B, planes, F, T]; 2 planes for both channels.
 
-    Filters follow the module to its device and are no part of its state: they belong to the config.
+    Filters are non-persistent buffers: they belong to the config, not to the state dict.
     """
 
     filters: Tensor
@@ -196,16 +196,16 @@ class FrontEnd(nn.Module, ABC):
         self.settings = settings
 
     @abstractmethod
-    def count(self, samples: int) -> int:
-        """Frames of a waveform of that many samples, before `frames` cuts or pads them."""
+    def frame_count(self, samples: int) -> int:
+        """Number of frames of a waveform of this number of samples, before `frames` cuts or pads it."""
 
     @abstractmethod
     def _log_mel(self, x: Tensor) -> Tensor:
-        """[N, samples] float32 in [-1, 1] -> [N, F, count(samples)]."""
+        """[N, samples] float32 in [-1, 1] -> [N, F, frame_count(samples)]."""
 
     @property
     def planes(self) -> int:
-        """Spectrograms of one sound, left before right."""
+        """Number of spectrograms of one sound (left before right)."""
         return self.settings.planes
 
     @property
@@ -214,24 +214,24 @@ class FrontEnd(nn.Module, ABC):
         return self.settings.mels
 
     def length(self, samples: int) -> int:
-        """T of a waveform of that many samples."""
-        return self.settings.frames or self.count(samples)
+        """T: number of frames of the output for a waveform of this number of samples."""
+        return self.settings.frames or self.frame_count(samples)
 
     def forward(self, x: Tensor, *, augment: bool = False) -> Tensor:
         """[B, C, samples], int16 in units of 1 / 32768 or float in [-1, 1] -> [B, planes, F, T]; `augment` applies spec_augment.
 
         Raises:
-            ValueError: other shapes or types, too short for one frame, or not stereo where both channels are to be heard.
+            ValueError: `x` has another shape or dtype, is too short for one frame, or is not stereo and `channel` needs both.
         """
         if x.ndim != 3 or not (x.dtype == torch.int16 or x.is_floating_point()):
             raise ValueError(
                 f"got {x.dtype} {list(x.shape)}, wanted sounds as int16, or as floats in [-1, 1], of shape [B, channels, samples]"
             )
-        if self.count(x.shape[2]) < 1:
+        if self.frame_count(x.shape[2]) < 1:
             raise ValueError(f"got sounds of {x.shape[2]} samples, too short for one frame of {self.settings}")
         with torch.autocast(x.device.type, enabled=False):
             x = x.float() / FULL_SCALE if x.dtype == torch.int16 else x.float()
-            heard = self._hear(x)
+            heard = self._input_planes(x)
             made = self._log_mel(heard.flatten(0, 1))
             made = made.reshape(*heard.shape[:2], *made.shape[1:])
             if self.settings.frames is not None:
@@ -242,24 +242,23 @@ class FrontEnd(nn.Module, ABC):
             masks = self.settings.spec_augment if augment else None
             return made if masks is None else spec_augment(made, masks)
 
-    def _hear(self, x: Tensor) -> Tensor:
-        # [B, C, samples] -> the waveforms that spectrograms are made of, [B, n, samples]
+    def _input_planes(self, x: Tensor) -> Tensor:
+        # [B, C, samples] -> one waveform for each spectrogram, [B, n, samples]
         if self.settings.planes == 2:
             if x.shape[1] != 2:
                 raise ValueError(
-                    f"got sounds of {x.shape[1]} channel(s), and the front-end hears both of two (channel: "
-                    f"{self.settings.channel}): set `channels: stereo` in the modality, which doubles mono sounds, or "
-                    "channel: mean in the front-end"
+                    f"got sounds of {x.shape[1]} channel(s), wanted two for the front-end's channel: {self.settings.channel}; "
+                    "set `channels: stereo` in the modality, which doubles mono sounds, or channel: mean in the front-end"
                 )
             return x if self.settings.channel == "both" else torch.cat([x.mean(1, keepdim=True), x], dim=1)
         return x[:, :1] if self.settings.channel == "first" else x.mean(1, keepdim=True)
 
 
 class KaldiFrontEnd(FrontEnd):
-    """Kaldi's log-mel filter banks (ln, power), as `torchaudio.compliance.kaldi.fbank` makes them without dither, for a batch.
+    """Kaldi's log-mel filter banks (ln, power), batched: equals `torchaudio.compliance.kaldi.fbank` without dither.
 
-    torchaudio's function silently returns the first row of a batch alone. Frames lie wholly inside the sound; from each its mean
-    is taken, then a pre-emphasis of 0.97, a symmetric Hann window, and zeros up to a power of two.
+    torchaudio's function silently returns the first row of a batch only. Frames lie wholly inside the sound. Of each, the mean is
+    subtracted; then come a pre-emphasis of 0.97, a symmetric Hann window, and zeros up to a power of two.
     """
 
     def __init__(self, config: KaldiConfig) -> None:
@@ -273,8 +272,8 @@ class KaldiFrontEnd(FrontEnd):
         self.register_buffer("filters", F.pad(banks, (0, 1)).T.contiguous(), persistent=False)  # [fft / 2 + 1, F]
         self.register_buffer("window", torch.hann_window(self.size, periodic=False), persistent=False)
 
-    def count(self, samples: int) -> int:
-        """Whole frames."""
+    def frame_count(self, samples: int) -> int:
+        """Number of whole frames."""
         return 0 if samples < self.size else 1 + (samples - self.size) // self.hop
 
     def _log_mel(self, x: Tensor) -> Tensor:
@@ -287,7 +286,7 @@ class KaldiFrontEnd(FrontEnd):
 
 
 class MelFrontEnd(FrontEnd):
-    """Mel spectrogram (power) of frames centred on multiples of the hop, with a periodic Hann window; reflected at the ends."""
+    """Log-mel spectrogram (power) of frames centred on multiples of the hop: periodic Hann window, reflection padding."""
 
     def __init__(self, config: MelConfig) -> None:
         from torchaudio.functional import melscale_fbanks
@@ -301,8 +300,8 @@ class MelFrontEnd(FrontEnd):
         self.register_buffer("filters", banks, persistent=False)  # [size / 2 + 1, F]
         self.register_buffer("window", torch.hann_window(self.size), persistent=False)
 
-    def count(self, samples: int) -> int:
-        """One frame more than whole hops; none of sounds that are too short to be reflected."""
+    def frame_count(self, samples: int) -> int:
+        """Number of whole hops plus one; 0 where the sound is too short for reflection padding."""
         return 0 if samples <= self.size // 2 else 1 + samples // self.hop
 
     def _log_mel(self, x: Tensor) -> Tensor:
@@ -312,19 +311,19 @@ class MelFrontEnd(FrontEnd):
 
 
 @torch.no_grad()
-def measure(front_end: FrontEnd, waves: Iterable[Tensor]) -> tuple[float, float]:
-    """Mean and standard deviation of a front-end's output over batches [B, C, samples]: what `mean` and `std` are to be.
+def measure_statistics(front_end: FrontEnd, waves: Iterable[Tensor]) -> tuple[float, float]:
+    """Mean and standard deviation of a front-end's output over batches [B, C, samples]: the values for `mean` and `std`.
 
-    Measure with mean 0 and std 1, and without padding by `frames`. Every value has the same weight; sums are in float64.
+    The front-end must have mean 0 and std 1, and no `frames`. Every value has the same weight; sums are in float64.
 
     Raises:
-        ValueError: no batch.
+        ValueError: there is no batch.
     """
     count, total, squares = 0, 0.0, 0.0
     for wave in waves:
         x = front_end(wave).double()
         count, total, squares = count + x.numel(), total + x.sum().item(), squares + x.square().sum().item()
     if count == 0:
-        raise ValueError("got no sounds to measure")
+        raise ValueError("got no batch of sounds, wanted at least one")
     mean = total / count
     return mean, math.sqrt(max(0.0, squares / count - mean**2))

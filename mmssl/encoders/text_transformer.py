@@ -15,14 +15,14 @@ from mmssl.encoders.adapters.open_clip_names import to_open_clip
 from mmssl.encoders.packing import Packing
 from mmssl.encoders.token_masking import TokenMasking, mask_tokens
 from mmssl.encoders.transformer import TransformerConfig
-from mmssl.encoders.weights import State, finish
+from mmssl.encoders.weights import State, load_and_freeze
 
 STEP = 8
-"""Lengths that texts are trimmed to are multiples of it."""
+"""Texts are trimmed to a multiple of this number of tokens."""
 
 Replace = tuple[Tensor, Tensor] | None
 
-# What a whole CLIP checkpoint holds beside a text tower whose names stand at its top.
+# Names of a whole CLIP checkpoint that are not the text tower's, where the text tower has no prefix.
 _BESIDE = (
     "visual.",
     "text_projection",
@@ -36,17 +36,17 @@ _BESIDE = (
 
 
 class TextTransformerConfig(TransformerConfig):
-    """Settings of a text transformer; the defaults are CLIP's beside ViT-B.
+    """Settings of CLIP's text transformer; the defaults are those of CLIP with ViT-B.
 
     Attributes:
         vocab_size: number of token ids. The end-of-text id must be the largest that occurs, as in CLIP's tokenizer.
-        context_length: most tokens of a text.
-        pool: "eot" takes the end-of-text token, "mean" the mean of all tokens up to it.
-        causal: tokens see only those before them, as in CLIP; false: all tokens up to the end of the text.
-        layer_scale: initial factor of each residual branch; None: none.
-        keep_tokens: most tokens of a text in training, first and end among them; longer texts lose words. Cheaper, and another
-            objective than with whole texts: train on those at the end. None: all of them.
-        masking: which words stay then, see `mask_tokens`.
+        context_length: largest number of tokens of a text.
+        pool: "eot" takes the end-of-text token, "mean" the mean of all tokens including it.
+        causal: causal attention, as in CLIP; false: each token attends to all tokens of its text.
+        layer_scale: initial factor of each residual branch (LayerScale); None: no such factor.
+        keep_tokens: largest number of tokens of a text in training, first and end included; longer texts lose words. Cheaper, but
+            it changes the objective: train the last steps with all tokens. None: all tokens.
+        masking: which words `keep_tokens` keeps; see `mask_tokens`.
     """
 
     kind: Literal["text_transformer"] = "text_transformer"
@@ -64,27 +64,29 @@ class TextTransformerConfig(TransformerConfig):
     def _fits(self) -> Self:
         if self.keep_tokens is not None and self.keep_tokens >= self.context_length:
             raise ValueError(
-                f"keep_tokens {self.keep_tokens} has no effect on texts of at most {self.context_length} tokens (context_length): "
-                "lower it, or leave it out"
+                f"keep_tokens: got {self.keep_tokens}, wanted less than context_length ({self.context_length}), or it has no "
+                "effect; lower it, or leave it out"
             )
         if self.keep_tokens is None and self.masking != "block":
-            raise ValueError(f"masking: {self.masking} has no effect without keep_tokens: set it, or leave masking out")
+            raise ValueError(
+                f"masking: got {self.masking} without keep_tokens, which has no effect; set keep_tokens, or leave masking out"
+            )
         return self
 
     def build(self) -> TextTransformer:
         """Build it, load `weights` (own, or a whole open_clip checkpoint; longer position tables are cut), freeze."""
         encoder = TextTransformer(self)
-        finish(encoder, self, alias=to_open_clip, ignore=_BESIDE, adapt=self._cut_positions)
+        load_and_freeze(encoder, self, alias=to_open_clip, ignore=_BESIDE, adapt=self._cut_positions)
         return encoder
 
     def _cut_positions(self, state: State) -> None:
-        # A shorter context uses the first rows as they are. A longer one cannot be made up: the shapes then differ, and say so.
+        # A shorter context uses the first rows as they are. A longer one is refused later, because the shapes differ.
         if "positional_embedding" in state:
             state["positional_embedding"] = state["positional_embedding"][: self.context_length]
 
 
 def trim_padding(ids: Tensor) -> Tensor:
-    """Ids [B, T] up to the longest text, which ends at its largest id, rounded up to `STEP`: devices like few different sizes."""
+    """Cut padding off token ids [B, T] after the longest text, rounded up to `STEP` (few shapes); a text ends at its largest id."""
     if not len(ids):
         return ids
     longest = int(ids.argmax(dim=1).max()) + 1
@@ -92,11 +94,11 @@ def trim_padding(ids: Tensor) -> Tensor:
 
 
 class TextTransformer(Encoder):
-    """Token ids [B, T] -> pooled [B, D] and tokens [B, T, D], both after the final norm; tokens past the end are zero.
+    """CLIP's text transformer: token ids [B, T] -> pooled [B, D] and tokens [B, T, D], after the final norm; zero at padding.
 
-    A text ends at its largest id (CLIP's end-of-text id, whose first occurrence counts); what stands behind it is padding and
-    has no influence, so the padding id may be any smaller one. Every parameter gets a gradient from `pooled`, except rows of
-    the embedding tables that the batch does not use.
+    A text ends at its largest id (CLIP's end-of-text id, whose first occurrence counts). All ids after it are padding and have no
+    influence, so the padding id may be any smaller one. Every parameter gets a gradient from `pooled`, except rows of the
+    embedding tables that the batch does not use.
     """
 
     capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_REPLACE})
@@ -123,11 +125,11 @@ class TextTransformer(Encoder):
         """Ids [B, T] as they are.
 
         Raises:
-            ValueError: not ids, too many of them, or (seen on the CPU only) ids that the table does not have.
+            ValueError: `x` is not token ids, has too many, or (checked on the CPU only) has ids outside the vocabulary.
         """
         if x.ndim != 2 or x.is_floating_point() or x.shape[1] > self.grid[0]:
             raise ValueError(
-                f"got {x.dtype} {list(x.shape)}, wanted token ids int64 [B, T], and at most {self.grid[0]} a text"
+                f"got {x.dtype} {list(x.shape)}, wanted token ids int64 [B, T], with T at most {self.grid[0]}"
             )
         if _on_cpu(x) and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < self.token_embedding.num_embeddings:
             raise ValueError(
@@ -146,15 +148,17 @@ class TextTransformer(Encoder):
     ) -> Features:
         """See `Encoder.forward`.
 
-        On the CPU all layers see real tokens only (see `Packing`), elsewhere texts are padded to T: call `trim` before a batch is
-        moved. All of this is exact, as padding has no influence. In training, `keep_tokens` leaves words out, unless `replace`
-        names tokens by their places.
+        On the CPU all layers work on real tokens only (see `Packing`); elsewhere texts are padded to T: call `trim` before a batch
+        is moved. Both are exact, as padding has no influence. In training, `keep_tokens` drops words, unless `replace` names
+        tokens by their places.
 
         Raises:
-            ValueError: `keep` is given, or `x` are not ids (see `prepare`).
+            ValueError: `keep` is given, or `x` is not token ids (see `prepare`).
         """
         if keep is not None:
-            raise ValueError("a text transformer cannot drop tokens (no capability mask_drop); replace them instead")
+            raise ValueError(
+                "got keep, and a text transformer cannot drop tokens (no capability mask_drop); use replace instead"
+            )
         ids = self.prepare(x)
         if self.training and self.keep_tokens is not None and replace is None:
             ids = mask_tokens(ids, self.keep_tokens, self.masking)
@@ -170,7 +174,7 @@ class TextTransformer(Encoder):
             mask, value = replace
             value = value.to(x.dtype).expand(*ids.shape, self.width)
             x = torch.where(packing.pack(mask)[:, None], packing.pack(value), x)
-        # Not `positional_embedding[places]`: on a CPU its gradient is summed by atomic additions, in whatever order threads come.
+        # Not `positional_embedding[places]`: on a CPU its gradient is summed by atomic additions, in random order.
         x = x + F.embedding(places, self.positional_embedding)
         if pooled_only and self.pool == "eot":
             x, _ = self.blocks(x, packing=packing, pick=packing.last)
@@ -187,7 +191,7 @@ class TextTransformer(Encoder):
             x = torch.where(hidden[..., None], value.to(x.dtype), x)
         x = x + self.positional_embedding[: ids.shape[1]]
         real = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]  # [B, T]
-        # Causal attention of real tokens never reaches padding; the other kind needs to be told.
+        # Causal attention of real tokens never reaches padding; bidirectional attention needs a mask.
         mask = None if self.causal else real[:, None, None, :]
         if pooled_only and self.pool == "eot":
             x, _ = self.blocks(x, mask, pick=end)
@@ -199,7 +203,7 @@ class TextTransformer(Encoder):
         return Features(pooled, x, (ids.shape[1],))
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Embeddings; each block; the final norm."""
+        """Layer groups: embeddings; each block; the final norm."""
         blocks = [list(block.parameters()) for block in self.blocks]
         return [
             [*self.token_embedding.parameters(), self.positional_embedding],
@@ -209,5 +213,5 @@ class TextTransformer(Encoder):
 
 
 def _on_cpu(x: Tensor) -> bool:
-    # Elsewhere a look at the values would wait for the device; in a traced graph it would fix them.
+    # On a GPU the host would wait for the values; in a traced graph they would become constants.
     return x.device.type == "cpu" and not torch.compiler.is_compiling()

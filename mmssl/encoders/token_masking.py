@@ -1,4 +1,4 @@
-"""Fewer tokens of each text in training: cheaper, and another objective (CLIPA, arXiv:2305.07017, section 3)."""
+"""Text masking: train on fewer tokens of each text, which is cheaper (CLIPA, arXiv:2305.07017, section 3)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ TokenMasking = Literal["truncate", "random", "block"]
 
 
 def mask_tokens(ids: Tensor, count: int, how: TokenMasking) -> Tensor:
-    """Leave words out of texts that are longer than `count` tokens; shorter ones stay as they are.
+    """Shorten token ids to `count` tokens by dropping words; shorter texts stay as they are.
 
-    The first token and the end (the largest id) always stay, and what stays moves together, so that positions are those of a
-    shorter text. Draws from torch's generator of the device.
+    The first token and the end-of-text token (the largest id) always stay. The kept tokens move together, so that positions are
+    those of a shorter text. Draws from torch's generator of the device.
 
     Args:
         ids: [B, T].
-        count: tokens that a text may have, its first and its end among them; at least 3.
-        how: which words stay: the first ones, any in their order, or a run of neighbours.
+        count: largest number of tokens of a text, first and end included; at least 3.
+        how: which words stay: the first ones, random ones in their order, or a random run of neighbours.
 
     Returns:
         [B, count], or `ids` where T is no larger.

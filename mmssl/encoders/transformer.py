@@ -1,4 +1,4 @@
-"""Pre-norm transformer blocks and their settings, shared by every own transformer."""
+"""Pre-norm transformer blocks and their settings, shared by all of our transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmssl.encoders.packing import Packing
 
 Activation = Literal["gelu", "quick_gelu"]
 Pick = int | Tensor
-"""Which token of each sample is wanted of the last block: its number, the same for all; or [B] numbers. With packing: `last`."""
+"""Token of each sample that the last block computes: one number for all samples, or [B] numbers. With packing: `last`."""
 
 SHORT = 128
 """Keys up to which fused attention is slower backward in bfloat16 on the CPU: twice at 50 keys, eight times at 13."""
@@ -29,7 +29,7 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""
-        # The same function written with silu keeps one tensor for backward instead of two.
+        # The same function, written with silu, saves one tensor for backward instead of two.
         return F.silu(1.702 * x) / 1.702
 
 
@@ -44,7 +44,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
-        """[B, T, D], or packed [N or B, D] -> the same, of equal expectation. A sample is dropped whether packed or not."""
+        """[B, T, D], or packed [N or B, D] -> the same shape and expectation. Whole samples are dropped, packed ones too."""
         if self.rate == 0 or not self.training:
             return x
         kept = 1 - self.rate
@@ -82,7 +82,7 @@ class Attention(nn.Module):
         else:
             width = x.shape[-1]
             weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(take(x, pick), weight[:width], bias[:width])
+            q = F.linear(pick_tokens(x, pick), weight[:width], bias[:width])
             kv = F.linear(x, weight[width:], bias[width:])
             parts = tuple(part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, *kv.chunk(2, -1)))
         if packing is not None:
@@ -110,7 +110,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers and an activation."""
+    """The MLP of a transformer block: two linear layers with an activation between them."""
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); each branch may be scaled and dropped."""
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)), with LayerScale, dropout and drop path."""
 
     def __init__(
         self,
@@ -152,9 +152,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, packing: Packing | None = None, pick: Pick | None = None
     ) -> Tensor:
-        """Shapes as those of `Attention.forward`."""
+        """Shapes as in `Attention.forward`."""
         update = self.attention(self.norm1(x), mask, packing=packing, pick=pick)
-        x = (x if pick is None else take(x, pick)) + self._branch(update, self.scale1, packing)
+        x = (x if pick is None else pick_tokens(x, pick)) + self._branch(update, self.scale1, packing)
         return x + self._branch(self.mlp(self.norm2(x)), self.scale2, packing)
 
     def _branch(self, x: Tensor, scale: Tensor | None, packing: Packing | None) -> Tensor:
@@ -163,7 +163,7 @@ class Block(nn.Module):
 
 
 def initialise_attention(attention: Attention, width: int, depth: int) -> None:
-    """As `Transformer` has it, for a stack of `depth` blocks."""
+    """Initialise attention weights as `Transformer` does, for a stack of `depth` blocks."""
     nn.init.normal_(attention.qkv.weight, std=width**-0.5)
     nn.init.normal_(attention.out.weight, std=width**-0.5 * (2 * depth) ** -0.5)
     nn.init.zeros_(attention.qkv.bias)
@@ -171,11 +171,11 @@ def initialise_attention(attention: Attention, width: int, depth: int) -> None:
 
 
 class Transformer(nn.ModuleList):
-    """A stack of blocks.
+    """Transformer: a stack of pre-norm blocks.
 
-    Initialised as open_clip does its text tower: normal, of standard deviation D^-0.5 for queries, keys and values,
+    Initialised as open_clip's text tower: normal, of standard deviation D^-0.5 for queries, keys and values,
     (2 D)^-0.5 for the first layer of each mlp, and D^-0.5 (2 depth)^-0.5 for the two layers that write into the residual
-    stream, so that the stream's size does not grow with depth. Attention biases start at 0, mlp biases as torch has them.
+    stream, so that the stream's size does not grow with depth. Attention biases start at 0, mlp biases as in `nn.Linear`.
 
     Args:
         width: D.
@@ -183,10 +183,10 @@ class Transformer(nn.ModuleList):
         heads: attention heads of each block; divides D.
         mlp_ratio: width of the mlp in units of D.
         activation: "gelu" (exact) or "quick_gelu".
-        causal: each token sees itself and those before it.
+        causal: each token attends to itself and earlier tokens only.
         layer_scale: initial factor of each branch (arXiv:2103.17239); None: no such parameter.
         drop_path: probability of dropping a branch in the last block; grows linearly from 0 in the first.
-        dropout: of each branch's output.
+        dropout: dropout probability of each branch's output.
         checkpointing: recompute each block in backward instead of keeping its activations.
     """
 
@@ -235,10 +235,10 @@ class Transformer(nn.ModuleList):
 
         Args:
             x: [B, T, D], or packed [N, D].
-            mask: bool, broadcastable to [B, heads, T, T], True where attention is allowed; None for all (or causal).
-            hidden: how many of the last block outputs to hand back.
-            packing: of the packed tokens, which need no mask.
-            pick: the one token of each sample that is wanted. The last block is then computed for it alone, which is exact.
+            mask: bool, broadcastable to [B, heads, T, T], True where attention is allowed; None: everywhere (or causal).
+            hidden: number of last block outputs to return.
+            packing: index of packed tokens, which need no mask.
+            pick: one token of each sample: the last block is computed for it alone, which is exact.
                 `mask` must not differ between queries, and `hidden` must be 0. With packing it is the last token of each text.
 
         Returns:
@@ -265,7 +265,7 @@ class BlocksConfig(EncoderConfig):
         heads: attention heads; divides the width D.
         mlp_ratio: width of the mlps in units of D.
         drop_path: stochastic depth of the last block, growing linearly from 0 in the first.
-        dropout: of each residual branch.
+        dropout: dropout probability of each residual branch.
     """
 
     depth: int = Field(default=12, gt=0)
@@ -275,7 +275,7 @@ class BlocksConfig(EncoderConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def blocks(self, width: int, **options: Any) -> Transformer:
-        """The stack, of width D; `options` are others of `Transformer`."""
+        """Build the stack of width D; `options` are further arguments of `Transformer`."""
         return Transformer(
             width,
             self.depth,
@@ -288,10 +288,10 @@ class BlocksConfig(EncoderConfig):
 
 
 class TransformerConfig(BlocksConfig):
-    """Settings of every encoder that is a transformer.
+    """Settings of every transformer encoder.
 
     Attributes:
-        width: D.
+        width: D, size of each token and of the pooled vector.
         activation: "gelu", or "quick_gelu" for OpenAI's weights.
         checkpointing: recompute blocks in backward: less memory, a third more work.
     """
@@ -303,26 +303,26 @@ class TransformerConfig(BlocksConfig):
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+            raise ValueError(f"width: got {self.width}, wanted a multiple of heads {self.heads}")
         return self
 
     def transformer(self, **options: Any) -> Transformer:
-        """The stack; `options` are others of `Transformer`."""
+        """Build the stack; `options` are further arguments of `Transformer`."""
         return self.blocks(self.width, activation=self.activation, checkpointing=self.checkpointing, **options)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool) -> Tensor:
-    """Scaled dot-product attention, [B, heads, T, D / heads] each, by the kernel that is fastest."""
+    """Scaled dot-product attention of q, k, v [B, heads, T, D / heads], by the fastest kernel."""
     short = k.shape[-2] <= SHORT and q.dtype is torch.bfloat16 and q.device.type == "cpu" and q.requires_grad
     with sdpa_kernel(SDPBackend.MATH) if short and not torch.compiler.is_compiling() else nullcontext():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
-def take(x: Tensor, pick: Pick) -> Tensor:
-    """[B, T, D] -> [B, 1, D], the picked token of each sample; packed [N, D] -> [B, D]."""
+def pick_tokens(x: Tensor, pick: Pick) -> Tensor:
+    """Gather one token of each sample: [B, T, D] -> [B, 1, D]; packed [N, D] -> [B, D]."""
     if isinstance(pick, int):
         return x[:, pick : pick + 1]
     if x.ndim == 2:
         return x[pick]
-    # Not take_along_dim, which makes torch.compile take T for a constant.
+    # Not take_along_dim, with which torch.compile treats T as a constant.
     return x.gather(1, pick[:, None, None].expand(-1, 1, x.shape[2]))

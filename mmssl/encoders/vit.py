@@ -1,4 +1,4 @@
-"""The vision transformer of CLIP (arXiv:2010.11929, arXiv:2103.00020), with masks for masked pretraining."""
+"""Vision transformer (ViT) of CLIP (arXiv:2010.11929, arXiv:2103.00020), with masks for masked pretraining."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from mmssl.encoders.adapters.open_clip_names import to_open_clip
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
 from mmssl.encoders.positions import fit_positions, resize_positions
 from mmssl.encoders.transformer import TransformerConfig
-from mmssl.encoders.weights import finish
+from mmssl.encoders.weights import load_and_freeze
 
 
 class VisionTransformerConfig(TransformerConfig):
-    """Settings of a vision transformer; the defaults are ViT-B/16 as CLIP has it.
+    """Settings of a vision transformer (ViT); the defaults are CLIP's ViT-B/16.
 
     Attributes:
-        size: pixels of a side of the pictures that it is made for; others work too, by resampled positions.
+        size: usual pixels of a side of the images; other sizes work too: position embeddings are resampled.
         patch_size: pixels of a side of a patch; divides `size`.
         pool: "cls" takes the class token, "mean" the mean of the patch tokens.
-        class_token: whether there is one.
-        pre_norm: a norm before the first block, as in CLIP.
-        layer_scale: initial factor of each residual branch; None: none.
-        patch_dropout: share of patches left out in training (FLIP, arXiv:2212.00794); the encoder draws them itself.
-        hidden: how many of the last block outputs to give as `Features.hidden`.
+        class_token: whether a learned class token goes first.
+        pre_norm: whether a LayerNorm comes before the first block, as in CLIP.
+        layer_scale: initial factor of each residual branch (LayerScale); None: no such factor.
+        patch_dropout: share of patches that the encoder drops at random in training (FLIP, arXiv:2212.00794).
+        hidden: number of last block outputs that are returned as `Features.hidden`.
         mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
     """
 
@@ -46,31 +46,31 @@ class VisionTransformerConfig(TransformerConfig):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.size % self.patch_size:
-            raise ValueError(f"size {self.size} is not a multiple of patch_size {self.patch_size}")
+            raise ValueError(f"size: got {self.size}, wanted a multiple of patch_size {self.patch_size}")
         if self.pool == "cls" and not self.class_token:
-            raise ValueError("pool: cls takes the class token, and class_token: false leaves it out; use pool: mean")
+            raise ValueError("got pool: cls and class_token: false, wanted a class token to pool; use pool: mean")
         if self.hidden > self.depth:
-            raise ValueError(f"hidden {self.hidden} is more than the depth {self.depth}")
+            raise ValueError(f"hidden: got {self.hidden}, wanted at most the depth {self.depth}")
         return self
 
     def build(self) -> VisionTransformer:
         """Build it, load `weights` (own, or a whole open_clip checkpoint; positions resampled to this grid), freeze."""
         encoder = VisionTransformer(self)
         prefix = int(self.class_token)
-        finish(
+        load_and_freeze(
             encoder,
             self,
             alias=to_open_clip,
-            ignore=("proj",),  # open_clip's projection into the shared space stands inside its tower
+            ignore=("proj",),  # open_clip's projection into the shared space is part of its tower
             adapt=lambda state: fit_positions(state, "positional_embedding", encoder.grid, prefix),
         )
         return encoder
 
 
 class VisionTransformer(Encoder):
-    """Pictures [B, 3, H, W] -> pooled [B, D] and patch tokens [B, T, D], both after the final norm.
+    """Vision transformer (ViT): images [B, 3, H, W] -> pooled [B, D] and patch tokens [B, T, D], both after the final norm.
 
-    Every parameter gets a gradient from `pooled`. The head into the shared space is the objective's.
+    Every parameter gets a gradient from `pooled`. The projection into the shared space belongs to the objective.
     """
 
     capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE})
@@ -112,7 +112,7 @@ class VisionTransformer(Encoder):
         In training, `patch_dropout` drops tokens too, unless `keep` or `replace` names tokens by their places.
 
         Raises:
-            ValueError: not pictures, or of a size that patches do not tile.
+            ValueError: `x` is not images, or patches do not tile it.
         """
         x, grid = self._patches(self.prepare(x))
         if replace is not None:
@@ -136,7 +136,7 @@ class VisionTransformer(Encoder):
         return Features(pooled, tokens, grid if keep is None else None, hidden if self.hidden else None)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Embeddings and the norm before the blocks; each block; the final norm."""
+        """Layer groups: embeddings and the norm before the blocks; each block; the final norm."""
         embeddings = [self.class_embedding, self.positional_embedding, *self.patch_embedding.parameters()]
         first = [*(parameter for parameter in embeddings if parameter is not None), *self.norm_pre.parameters()]
         blocks = [list(block.parameters()) for block in self.blocks]
@@ -147,13 +147,13 @@ class VisionTransformer(Encoder):
         height, width = x.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
-                f"got pictures of {height} x {width} pixels, wanted multiples of the patch size {self.patch_size}"
+                f"got images of {height} x {width} pixels, wanted multiples of the patch size {self.patch_size}"
             )
         x = self.patch_embedding(x)
         return x.flatten(2).transpose(1, 2), (height // self.patch_size, width // self.patch_size)
 
     def _draw_patches(self, x: Tensor) -> Tensor:
-        # Positions [B, T_keep] in reading order, a set of its own for each sample, drawn where the tokens are.
+        # Positions [B, T_keep] in reading order, drawn for each sample on the device of the tokens.
         count = max(1, int(x.shape[1] * (1 - self.patch_dropout)))
         noise = torch.rand(x.shape[:2], device=x.device)
         return noise.topk(count, dim=1).indices.sort(dim=1).values

@@ -1,4 +1,4 @@
-"""Weights from files, without pickled code, and the last steps of every encoder's `build()`."""
+"""Load weights from safetensors or torch files, without pickled code, and freeze encoders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmssl.core.errors import CheckpointError
 State = dict[str, Tensor]
 
 
-def finish(
+def load_and_freeze(
     encoder: Encoder,
     config: EncoderConfig,
     *,
@@ -36,28 +36,26 @@ def finish(
 
     Raises:
         CheckpointError: the file is missing, damaged or made for another encoder.
-        ValueError: `unlocked_layers` or `place` means nothing here.
+        ValueError: `unlocked_layers` or `place` has no meaning with the other settings.
     """
     if config.weights is not None:
         load_weights(module or encoder, config.weights, place=config.place, alias=alias, ignore=ignore, adapt=adapt)
     elif config.place is not None:
-        raise ValueError(
-            f"got place {config.place!r} and no weights to look for it in: set weights, or leave place out"
-        )
+        raise ValueError(f"got place {config.place!r} without weights, wanted both; set weights, or leave place out")
     groups = len(encoder.layers())
     if config.unlocked_layers and not (config.frozen and 0 < config.unlocked_layers <= groups):
         raise ValueError(
-            f"got unlocked_layers {config.unlocked_layers} and frozen {str(config.frozen).lower()}: wanted 0 to {groups} (this "
-            "encoder's layer groups) together with frozen: true; without it every layer is trained anyway"
+            f"got unlocked_layers {config.unlocked_layers} and frozen {str(config.frozen).lower()}, wanted 0 to {groups} (this "
+            "encoder's layer groups) with frozen: true. With frozen: false every layer is trained"
         )
     if config.frozen:
         freeze(encoder, config.unlocked_layers)
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a weights file by name: safetensors, or what `torch.save` wrote of a state dict.
+    """Read a state dict from a file: safetensors, or one that `torch.save` wrote.
 
-    A dict that holds the state dict under "state_dict" or "model" is unwrapped. Nothing in the file is ever run.
+    A dict that holds the state dict under "state_dict" or "model" is unwrapped. No code in the file is run.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds something else.
@@ -70,11 +68,11 @@ def read_state(path: Path) -> State:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files end in exceptions of a dozen kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if "weights_only" in reason:  # torch's advice is to run what stands in the file
-            reason = "torch finds no tensors in it, or more than tensors"
+        if "weights_only" in reason:  # torch advises to run the code in the file
+            reason = "torch finds no tensors, or other objects beside tensors"
         raise CheckpointError(
-            f"cannot read weights from {str(path)!r}: {reason}. Wanted a safetensors file or a saved state dict of tensors only; "
-            "files that hold program code (whole models, TorchScript archives) are refused: save their state_dict() instead"
+            f"cannot read weights from {str(path)!r}: {reason}. Wanted a safetensors file or a saved state dict of tensors only. "
+            "Files with program code (whole models, TorchScript archives) are refused; save their state_dict() instead"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -97,21 +95,21 @@ def load_weights(
     ignore: tuple[str, ...] = (),
     adapt: Callable[[State], None] | None = None,
 ) -> None:
-    """Load a file into a module strictly: every name, every shape.
+    """Load a weights file into a module strictly: every name and every shape must match.
 
-    The names may stand under any prefix (`encoders.image.`, `module.visual.`): the prefix under which most of them fit is
-    taken, so one file may hold a whole run, a whole CLIP model, or the encoder alone.
+    The names may have any prefix (`encoders.image.`, `module.visual.`): the prefix with the most matching names is taken, so a file
+    may hold a whole run, a whole CLIP model, or the encoder alone.
 
     Args:
         module: gets the weights.
         path: see `read_state`.
-        place: the prefix, where it is known; None: to be found.
-        alias: turns a name of this module into the one that another library uses for the same tensor.
-        ignore: beginnings of names that may stand beside the module's own and are not for it.
-        adapt: changes the tensors, by the module's names, to fit the module, such as position tables.
+        place: the prefix, where it is known; None: search for it.
+        alias: turns a name of this module into another library's name of the same tensor.
+        ignore: beginnings of further names in the file that are skipped.
+        adapt: changes the tensors (by the module's names) in place to fit the module, e.g. resamples position tables.
 
     Raises:
-        CheckpointError: names or shapes do not fit; says which, and what to do.
+        CheckpointError: names or shapes do not match; says which, and what to do.
     """
     state = read_state(path)
     own = module.state_dict()
@@ -119,33 +117,33 @@ def load_weights(
     if alias is not None:
         fits += _fits(state, own, alias)
     if place is not None:
-        # An adapter's model stands one name deeper in an encoder of ours, and nowhere else below the place.
+        # In our encoders an adapter's model is one name deeper, and nowhere else below the place.
         fits = [fit for fit in fits if fit.prefix in (place, f"{place}model.")]
     best = max((fit.rank for fit in fits), default=None)
     found = [fit for fit in fits if fit.rank == best]
     if not found:
         where = "" if place is None else f" under {place!r}"
         raise CheckpointError(
-            f"{str(path)!r} holds nothing for {type(module).__name__}{where}: got names like {_short(state)}, wanted names like "
+            f"{str(path)!r} has no weights for {type(module).__name__}{where}: got names like {_short(state)}, wanted names like "
             f"{_short(own)}"
         )
     places = sorted({fit.prefix for fit in found})
     if len(places) > 1:
         raise CheckpointError(
-            f"{str(path)!r} holds weights for {type(module).__name__} at several places, {places}, and all fit: set "
-            "place to one of them"
+            f"{str(path)!r} holds weights for {type(module).__name__} at several places, {places}, wanted one; set place "
+            "to one of them"
         )
     _load(module, found[0], path, ignore, adapt)
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """How a file's names fit a module's under one prefix."""
+    """Match between a file's names under one prefix and a module's names."""
 
     prefix: str
     state: State  # by the module's names
-    extra: tuple[str, ...]  # names under the prefix that the module does not know
-    shapes: int  # how many of the shapes are equal
+    extra: tuple[str, ...]  # names under the prefix that the module lacks
+    shapes: int  # number of equal shapes
 
     @property
     def rank(self) -> tuple[int, int, int]:
@@ -183,7 +181,7 @@ def _load(
     missing = [name for name in own if name not in state]
     unexpected = [name for name in fit.extra if not name.startswith(ignore)] if ignore else list(fit.extra)
     shapes = [
-        f"{name} is {list(state[name].shape)} and should be {list(tensor.shape)}"
+        f"{name}: got {list(state[name].shape)}, wanted {list(tensor.shape)}"
         for name, tensor in own.items()
         if name in state and state[name].shape != tensor.shape
     ]
@@ -193,7 +191,7 @@ def _load(
         where = f" (names under {fit.prefix!r})" if fit.prefix else ""
         raise CheckpointError(
             f"{str(path)!r}{where} was not made for this {type(module).__name__}:{wrong}\n"
-            "Give the encoder the settings of the one that was saved (width, depth, patch size, vocabulary, ...), or another file."
+            "Give the encoder the settings of the saved one (width, depth, patch size, vocabulary, ...), or choose another file."
         )
     module.load_state_dict(state)
 

@@ -1,4 +1,4 @@
-"""Long sounds in evaluation: several windows of each, and the mean of their features."""
+"""Features of long sounds in evaluation: the mean over several windows of each."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mmssl.core.encoder import Encoder, Features
 
 
 def encode_windows(encoder: Encoder, x: Tensor) -> Features:
-    """Pooled features [B, D] of B sounds in n windows, the mean over the windows; no tokens, since windows may overlap.
+    """Mean over n windows of the pooled features of B sounds, [B, D]; no tokens, because windows may overlap.
 
     Args:
-        encoder: of single windows [B, C, samples].
+        encoder: encodes single windows [B, C, samples].
         x: [B, n, C, samples].
     """
     each = encoder(x.flatten(0, 1), pooled_only=True).pooled

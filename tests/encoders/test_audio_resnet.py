@@ -67,7 +67,7 @@ def test_weights_of_another_length_are_resampled(tmp_path: Path) -> None:
 
 
 def test_configs_that_mean_nothing() -> None:
-    with pytest.raises(ValidationError, match="every stage needs a block"):
+    with pytest.raises(ValidationError, match="wanted at least one block in every stage"):
         build(layers=[1, 0])
     with pytest.raises(ValidationError, match="greater than 0"):
         build(seconds=0.0)

@@ -11,7 +11,15 @@ import torchaudio
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from mmssl.encoders.spectrogram import PRESETS, FrontEnd, FrontEndConfig, KaldiConfig, MelConfig, PresetConfig, measure
+from mmssl.encoders.spectrogram import (
+    PRESETS,
+    FrontEnd,
+    FrontEndConfig,
+    KaldiConfig,
+    MelConfig,
+    PresetConfig,
+    measure_statistics,
+)
 
 KALDI = {
     "htk_compat": True,
@@ -180,12 +188,12 @@ def test_low_precision_around_it_changes_nothing(name: str) -> None:
 
 def test_measured_statistics_normalise() -> None:
     batches = [waves(2, 16_000, seed) for seed in range(3)]
-    mean, std = measure(MelConfig().build(), batches)
+    mean, std = measure_statistics(MelConfig().build(), batches)
     every = MelConfig(mean=mean, std=std).build()(torch.cat(batches))
     assert every.mean().item() == pytest.approx(0, abs=1e-4)
     assert every.std().item() == pytest.approx(1, abs=1e-3)
-    with pytest.raises(ValueError, match="no sounds"):
-        measure(MelConfig().build(), [])
+    with pytest.raises(ValueError, match="no batch of sounds"):
+        measure_statistics(MelConfig().build(), [])
 
 
 def test_presets_can_be_given_another_length_and_statistics() -> None:

@@ -118,9 +118,9 @@ def test_hidden_states_are_the_last_outputs() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"heads": 5}, "width 32 is not a multiple of heads 5"),
+        ({"heads": 5}, "width: got 32, wanted a multiple of heads 5"),
         ({"class_token": False}, "use pool: mean"),
-        ({"hidden": 3}, "more than the depth"),
+        ({"hidden": 3}, "hidden: got 3, wanted at most the depth"),
         ({"patch_size": [8, 0]}, "greater than 0"),
     ],
 )

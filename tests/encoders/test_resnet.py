@@ -20,12 +20,12 @@ def resnet(**changes: object) -> ResNet:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 30}, "size 30 is not a multiple of the stride 8 of 2 stages"),
-        ({"layers": (1, 0)}, "every stage needs a block"),
+        ({"size": 30}, "size: got 30, wanted a multiple of the stride 8 of 2 stages"),
+        ({"layers": (1, 0)}, "wanted at least one block in every stage"),
         ({"layers": ()}, "at least 1"),
         ({"pool": "mean", "heads": 2}, "leave both out"),
         ({"pool": "mean", "output_dim": 5}, "leave both out"),
-        ({"heads": 7}, "heads 7 do not divide the 64 channels"),
+        ({"heads": 7}, "heads: got 7, wanted a divisor of the 64 channels"),
         ({"channels": 7}, "multiple of 2"),
     ],
 )
@@ -48,7 +48,7 @@ def test_other_sizes_use_resampled_positions() -> None:
     assert features.grid == (2, 6)
     assert features.tokens is not None
     assert features.tokens.shape == (1, 12, 32)
-    with pytest.raises(ValueError, match="got pictures of 20 x 32 pixels, wanted multiples of the stride 8"):
+    with pytest.raises(ValueError, match="got images of 20 x 32 pixels, wanted multiples of the stride 8"):
         encoder(torch.rand(1, 3, 20, 32))
 
 

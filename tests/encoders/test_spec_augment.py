@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
-from mmssl.encoders.spec_augment import SpecAugmentConfig, bands, spec_augment
+from mmssl.encoders.spec_augment import SpecAugmentConfig, draw_bands, spec_augment
 from mmssl.encoders.spectrogram import MelConfig, PresetConfig
 
 
@@ -57,13 +57,13 @@ def test_what_is_hidden_becomes_the_samples_mean(planes: int) -> None:
 
 def test_widths_and_places_are_uniform() -> None:
     torch.manual_seed(0)
-    made = bands(40_000, 12, 1, 5, torch.device("cpu"))
+    made = draw_bands(40_000, 12, 1, 5, torch.device("cpu"))
     widths = made.sum(1)
     assert torch.bincount(widths).tolist() == pytest.approx([40_000 / 6] * 6, rel=0.05)
     first = made[widths == 5].int().argmax(1)
     assert torch.bincount(first).tolist() == pytest.approx([len(first) / 8] * 8, rel=0.1)
-    assert not bands(100, 12, 0, 5, torch.device("cpu")).any()
-    assert bands(1000, 3, 4, 3, torch.device("cpu")).all(1).any(), "all may be hidden, and nothing breaks"
+    assert not draw_bands(100, 12, 0, 5, torch.device("cpu")).any()
+    assert draw_bands(1000, 3, 4, 3, torch.device("cpu")).all(1).any(), "all may be hidden, and nothing breaks"
 
 
 def test_no_stretch_is_longer_than_its_share() -> None:

@@ -75,8 +75,8 @@ def test_training_sees_less_and_evaluation_everything(how: TokenMasking) -> None
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"keep_tokens": 20}, r"keep_tokens 20 has no effect on texts of at most 20 tokens \(context_length\)"),
-        ({"masking": "random"}, "masking: random has no effect without keep_tokens"),
+        ({"keep_tokens": 20}, r"keep_tokens: got 20, wanted less than context_length \(20\)"),
+        ({"masking": "random"}, "masking: got random without keep_tokens, which has no effect"),
     ],
 )
 def test_options_that_leave_texts_whole_are_refused(options: dict[str, Any], complaint: str) -> None:

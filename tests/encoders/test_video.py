@@ -238,19 +238,23 @@ def test_blocks_start_as_those_of_other_transformers() -> None:
     ("make", "changes", "message"),
     [
         (frames, {"pool": "transformer", "tokens": "patches"}, "use tokens: frames"),
-        (frames, {"pool": "transformer", "heads": 5}, "heads 5 do not divide the width 32"),
+        (frames, {"pool": "transformer", "heads": 5}, "heads: got 5, wanted a divisor of the image encoder's width 32"),
         (frames, {"image": {"kind": "open_clip", "model": "ViT-B-32", "tower": "text"}}, "wanted tower: image"),
         (frames, {"image": {"kind": "text_transformer"}}, "does not match any of the expected tags"),
-        (frames, {"image": {"kind": "timm", "model": "mobilenetv3_small_050"}, "tokens": "patches"}, "gives none"),
+        (
+            frames,
+            {"image": {"kind": "timm", "model": "mobilenetv3_small_050"}, "tokens": "patches"},
+            "has no tokens; use tokens: frames",
+        ),
         (
             frames,
             {"frozen": True, "unlocked_layers": 1, "image": VIT | {"frozen": True, "unlocked_layers": 1}},
-            "choose",
+            "both here and in image, wanted one of them",
         ),
-        (space_time, {"size": 30}, "not a multiple of patch_size"),
-        (space_time, {"frames": 5}, "not a multiple of tubelet"),
-        (space_time, {"heads": 5}, "not a multiple of heads"),
-        (space_time, {"hidden": 3}, "more than the depth"),
+        (space_time, {"size": 30}, "size: got 30, wanted a multiple of patch_size"),
+        (space_time, {"frames": 5}, "frames: got 5, wanted a multiple of tubelet"),
+        (space_time, {"heads": 5}, "wanted a multiple of heads 5"),
+        (space_time, {"hidden": 3}, "hidden: got 3, wanted at most the depth"),
     ],
 )
 def test_configs_that_mean_nothing(make: Any, changes: dict[str, Any], message: str) -> None:

@@ -25,10 +25,10 @@ def pictures(height: int = 32, width: int = 32, count: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 30}, "size 30 is not a multiple of patch_size 8"),
-        ({"heads": 5}, "width 32 is not a multiple of heads 5"),
+        ({"size": 30}, "size: got 30, wanted a multiple of patch_size 8"),
+        ({"heads": 5}, "width: got 32, wanted a multiple of heads 5"),
         ({"class_token": False}, "use pool: mean"),
-        ({"hidden": 4}, "hidden 4 is more than the depth 3"),
+        ({"hidden": 4}, "hidden: got 4, wanted at most the depth 3"),
         ({"patch_dropout": 1.0}, "less than 1"),
     ],
 )
@@ -43,7 +43,7 @@ def test_other_sizes_use_resampled_positions() -> None:
     assert features.grid == (6, 2)
     assert features.tokens is not None
     assert features.tokens.shape == (2, 12, 32)
-    with pytest.raises(ValueError, match="got pictures of 36 x 32 pixels, wanted multiples of the patch size 8"):
+    with pytest.raises(ValueError, match="got images of 36 x 32 pixels, wanted multiples of the patch size 8"):
         encoder(pictures(36, 32))
     # The same weights in an encoder made for that size, whose table was resampled beforehand, say the same.
     table = encoder.positional_embedding

@@ -1,4 +1,4 @@
-"""What the adapters to other libraries share: grouping, unused parameters, and refusals."""
+"""Base of the adapters to timm, open_clip and transformers: layer groups, unused parameters, and refusals."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BLOCK = re.compile(r"(.*?\.\d+)\.")
 
 
 class Adapter(Encoder):
-    """An encoder around another library's model; subclasses say what goes in and how the output is read.
+    """Encoder that wraps another library's model; subclasses prepare its input and read its output.
 
     Args:
-        model: the foreign model; its state is the encoder's, under `model.`.
+        model: the other library's model; its state dict is part of the encoder's, under `model.`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,10 +32,10 @@ class Adapter(Encoder):
 
     @final
     def connect(self, example: Tensor, last: tuple[str, ...] = (), first: tuple[str, ...] = ()) -> Features:
-        """Run an example, and find out from its graph which parameters matter and in which order they come.
+        """Trace an example through the model: freeze parameters that do not reach the output, and group the others by layer.
 
-        Foreign models often carry parameters that this use of them leaves idle. Data parallelism fails on those, so they are taken
-        out of training here, and logged. Evaluation mode is used, so nothing is drawn and no statistics move.
+        Models of other libraries often have parameters that an encoder does not use. DDP fails on those, so they are frozen and
+        logged. The model runs in evaluation mode: no dropout, and running statistics stay the same.
 
         Args:
             example: a raw view of one sample.
@@ -54,10 +54,10 @@ class Adapter(Encoder):
                 features: Features = self(example)
         except ValueError:
             raise
-        except Exception as error:  # the model is foreign, and raises whatever it stumbles over
+        except Exception as error:  # another library's model may raise anything
             raise ValueError(
                 f"{type(self.model).__name__} cannot encode an input of shape {list(example.shape)} "
-                f"({type(error).__name__}: {error}): choose a model that is made for such inputs"
+                f"({type(error).__name__}: {error}); choose a model for such inputs"
             ) from error
         used = _leaves(features.pooled)
         idle = {name for name, parameter in self.model.named_parameters() if id(parameter) not in used}
@@ -65,7 +65,7 @@ class Adapter(Encoder):
             self.model.get_parameter(name).requires_grad_(False)
         if idle:
             logger.info(
-                "%d tensors of %s do not reach its output and stay as they are: %s",
+                "%d parameters of %s do not reach its output and are frozen: %s",
                 len(idle),
                 type(self).__name__,
                 idle,
@@ -76,20 +76,20 @@ class Adapter(Encoder):
 
     @final
     def layers(self) -> list[list[nn.Parameter]]:
-        """What precedes the blocks (and all idle parameters); each block or stage; what follows them."""
+        """Layer groups: before the blocks (with all unused parameters); each block or stage; after the blocks."""
         return [[self.model.get_parameter(name) for name in names] for names in self._layers]
 
 
 def group_names(
     names: Iterable[str], idle: Collection[str] = (), last: tuple[str, ...] = (), first: tuple[str, ...] = ()
 ) -> list[list[str]]:
-    """All names once, from input to output: what precedes the numbered blocks, each block, what follows them.
+    """Group parameter names by layer, from input to output: before the numbered blocks, each block, after the blocks.
 
     Args:
-        names: of a network whose blocks bear numbers in their names (`layers.3.`, `stages.0.`), in their order.
-        idle: names that count to the input, wherever they stand.
-        last: beginnings of names that belong to the output although they stand first.
-        first: beginnings of names that belong to the input, wherever they stand.
+        names: parameter names, in order, of a network whose blocks are numbered (`layers.3.`, `stages.0.`).
+        idle: names of unused parameters, which go into the first group.
+        last: beginnings of names that belong to the output although they come first.
+        first: beginnings of names that belong to the input, at any position.
     """
     stem: list[str] = []
     tail: list[str] = []
@@ -108,34 +108,34 @@ def group_names(
 
 
 def refuse_masks(encoder: Encoder, keep: Tensor | None, replace: tuple[Tensor, Tensor] | None) -> None:
-    """Refuse masks for an encoder that has no capability for them.
+    """Refuse masks (`keep`, `replace`) for an encoder without mask capabilities.
 
     Raises:
-        ValueError: there is a mask.
+        ValueError: a mask is given.
     """
     if keep is not None or replace is not None:
         given = "keep" if keep is not None else "replace"
         raise ValueError(
             f"{type(encoder).__name__} takes no {given!r}: its capabilities are {sorted(encoder.capabilities) or 'none'}; "
-            "transformers of our own (kinds vit, audio_transformer, space_time) take masks"
+            "use an encoder of kind vit, audio_transformer or space_time, which take masks"
         )
 
 
 def refuse_checkpointing(module: nn.Module, name: str) -> None:
-    """Refuse to recompute a network with batch norm in backward: its running statistics would move twice a step.
+    """Refuse activation checkpointing of a network with batch norm: its running statistics would be updated twice a step.
 
     Raises:
         ValueError: the network has batch norm.
     """
     if any(isinstance(part, BatchNorm) for part in module.modules()):
         raise ValueError(
-            f"checkpointing: true does not go with the batch norm of {name!r}: recomputing it in backward would move its running "
+            f"got checkpointing: true for {name!r}, which has batch norm: recomputing it in backward would move its running "
             "statistics twice a step; set checkpointing: false"
         )
 
 
 def _leaves(output: Tensor) -> set[int]:
-    # ids of the parameters that the graph of `output` ends in
+    # ids of the leaf parameters of the graph of `output`
     found: set[int] = set()
     seen = set()
     stack = [output.grad_fn]

@@ -1,4 +1,4 @@
-"""Either tower of any open_clip model as an encoder."""
+"""Adapter to open_clip: the image or text tower of any of its models as an encoder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mmssl.core.errors import did_you_mean
 from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.adapter import Adapter, refuse_checkpointing, refuse_masks
 from mmssl.encoders.pixels import Channels, Pixels
-from mmssl.encoders.weights import finish
+from mmssl.encoders.weights import load_and_freeze
 
-# Towers as small as open_clip makes them: its models always have two, and only one is wanted.
+# The smallest towers that open_clip makes: its models always have two, and only one is used.
 _NO_IMAGE = {"layers": 1, "width": 64, "image_size": 8, "patch_size": 8}
 _NO_TEXT = {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 8}
 
-# Registered first and used last.
+# Parameters that are registered first and used last.
 _OUTPUT = ("proj", "text_projection", "ln_post", "ln_final", "attn_pool", "attnpool")
 
-# What a checkpoint of the old layout holds beside the text tower.
+# Names of a checkpoint in the old layout that are not the text tower's.
 _BESIDE = ("visual.", "logit_scale", "logit_bias")
 
 
@@ -32,12 +32,12 @@ class OpenClipConfig(EncoderConfig):
     """Settings of an open_clip tower. Nothing is downloaded: `weights` is a local checkpoint of the whole model or the tower.
 
     Attributes:
-        model: open_clip's name, such as "ViT-B-32", or "local-dir:FOLDER" for a folder with open_clip_config.json, of which the
-            configuration alone is read.
+        model: open_clip's name, such as "ViT-B-32", or "local-dir:FOLDER" for a folder with open_clip_config.json (only this file
+            is read).
         tower: "image" or "text".
         checkpointing: recompute blocks in backward: less memory, a third more work.
-        mean, std: statistics of the channels for pixels in [0, 1], for the image tower; None: open_clip's for this model. State
-            them for weights that were trained with others (SigLIP: 0.5 each), since a weights file does not tell.
+        mean, std: statistics of the channels for pixels in [0, 1], for the image tower; None: open_clip's for this model. Set
+            them for weights that were trained with others (SigLIP: 0.5 each), since a weights file does not contain them.
     """
 
     kind: Literal["open_clip"] = "open_clip"
@@ -48,23 +48,23 @@ class OpenClipConfig(EncoderConfig):
     std: Channels | None = None
 
     def build(self) -> OpenClipEncoder:
-        """Make the tower, load `weights`, freeze.
+        """Build the tower, load `weights`, freeze.
 
         Raises:
             ValueError: open_clip has no such model, or the tower lacks an option that is set.
             CheckpointError: the weights do not fit.
         """
         if self.tower == "text" and not (self.mean is None and self.std is None):
-            raise ValueError("mean and std mean nothing to a text tower: leave them out")
+            raise ValueError("got mean or std for a text tower, which has no pixels to normalise; leave them out")
         encoder = OpenClipEncoder(self)
-        finish(encoder, self, module=encoder.model, ignore=_BESIDE)
+        load_and_freeze(encoder, self, module=encoder.model, ignore=_BESIDE)
         return encoder
 
 
 class OpenClipEncoder(Adapter):
-    """Pictures [B, 3, H, W], or ids [B, T], -> [B, D], where D is open_clip's embed_dim: the tower keeps its projection.
+    """open_clip tower: images [B, 3, H, W] or token ids [B, T] -> pooled [B, D], after its projection (D is embed_dim).
 
-    So `pooled` is what `encode_image` or `encode_text` gives, not normalised, and a pretrained tower stays aligned to its partner.
+    `pooled` is the output of `encode_image` or `encode_text`, not normalised: a pretrained tower stays aligned with its partner.
     """
 
     def __init__(self, config: OpenClipConfig) -> None:
@@ -85,7 +85,7 @@ class OpenClipEncoder(Adapter):
             self.model.set_grad_checkpointing(True)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Pictures: uint8, or float in [0, 1], -> normalised float. Ids: as they are."""
+        """Images: uint8, or float in [0, 1], -> normalised float. Ids: as they are."""
         return x if self.pixels is None else self.pixels(x)
 
     def forward(
@@ -103,7 +103,7 @@ class OpenClipEncoder(Adapter):
         """
         refuse_masks(self, keep, replace)
         out = self.model(self.prepare(x))
-        return Features(out[0] if isinstance(out, tuple) else out)  # CoCa's towers give tokens too, of another size
+        return Features(out[0] if isinstance(out, tuple) else out)  # CoCa's towers return tokens too, of another size
 
 
 def _create(config: OpenClipConfig) -> Any:
@@ -112,12 +112,12 @@ def _create(config: OpenClipConfig) -> Any:
     own = _text_settings(config.model)
     if config.tower == "text" and "hf_model_name" in own:
         raise ValueError(
-            f"open_clip's {config.model!r} takes its text tower {own['hf_model_name']!r} from a hub, and nothing is downloaded "
-            "here: use kind: hf_text with a local folder"
+            f"open_clip's {config.model!r} downloads its text tower {own['hf_model_name']!r} from a hub, which is refused; "
+            "use kind: hf_text with a local folder"
         )
     unused = {"vision_cfg": _NO_IMAGE} if config.tower == "text" else {"text_cfg": _NO_TEXT}
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it would warn of random weights, which is what was asked for here
+    logging.disable(logging.WARNING)  # it would warn of random weights, which are intended here
     try:
         return open_clip.create_model(
             config.model,
@@ -144,10 +144,10 @@ def _text_settings(model: str) -> dict[str, Any]:
                 f"cannot use model {model!r}: {file} is missing or has no model_cfg with a text_cfg"
             ) from error
     name = model.replace("/", "-")
-    if name not in open_clip.list_models():  # asked first, as open_clip looks for unknown names on a hub
+    if name not in open_clip.list_models():  # checked first, because open_clip looks for unknown names on a hub
         near = did_you_mean(model, open_clip.list_models())
         raise ValueError(
-            f"got model {model!r}, wanted the name of an open_clip model{near} (open_clip.list_models() has them all), or "
+            f"got model {model!r}, wanted the name of an open_clip model{near} (see open_clip.list_models()), or "
             "local-dir:FOLDER; nothing is downloaded"
         )
     return dict(open_clip.get_model_config(name)["text_cfg"])

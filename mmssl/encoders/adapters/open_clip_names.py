@@ -1,8 +1,8 @@
-"""How open_clip (and OpenAI's CLIP before it) names the tensors of our own towers. The only such table in the project."""
+"""Names of our towers' tensors in open_clip (and OpenAI's CLIP). The only such table in the project."""
 
 from __future__ import annotations
 
-# Ours, theirs. Each tensor is the same on both sides, bit for bit: only names differ. ModifiedResNet's names are ours as they are.
+# (our name, open_clip's name). The tensors are equal bit for bit, only names differ. ModifiedResNet's names are the same.
 _PAIRS = (
     ("blocks.", "transformer.resblocks."),
     (".norm1.", ".ln_1."),
@@ -21,14 +21,14 @@ _PAIRS = (
 
 
 def to_open_clip(name: str) -> str:
-    """`blocks.0.attention.qkv.weight` -> `transformer.resblocks.0.attn.in_proj_weight`."""
+    """Our tensor name to open_clip's: `blocks.0.attention.qkv.weight` -> `transformer.resblocks.0.attn.in_proj_weight`."""
     for ours, theirs in _PAIRS:
         name = name.replace(ours, theirs)
     return name
 
 
 def from_open_clip(name: str) -> str:
-    """`transformer.resblocks.0.attn.in_proj_weight` -> `blocks.0.attention.qkv.weight`."""
+    """open_clip's tensor name to ours: `transformer.resblocks.0.attn.in_proj_weight` -> `blocks.0.attention.qkv.weight`."""
     for ours, theirs in _PAIRS:
         name = name.replace(theirs, ours)
     return name

@@ -1,4 +1,4 @@
-"""Any picture model of timm as an encoder."""
+"""Adapter to timm: any of its image models as an encoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmssl.core.encoder import Encoder, EncoderConfig, Features
 from mmssl.core.errors import did_you_mean
 from mmssl.encoders.adapters.adapter import Adapter, refuse_checkpointing, refuse_masks
 from mmssl.encoders.pixels import Channels, Pixels
-from mmssl.encoders.weights import State, finish
+from mmssl.encoders.weights import State, load_and_freeze
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -24,11 +24,11 @@ class TimmConfig(EncoderConfig):
 
     Attributes:
         model: timm's name, such as "convnext_tiny" or "vit_small_patch16_224".
-        size: pixels of a side of the pictures; None: what timm's default for the model is.
-        pool: timm's `global_pool`, such as "avg", "token" or "map"; None: the model's own.
-        drop_path: stochastic depth, where the model has it.
-        checkpointing: recompute blocks in backward, where the model can: less memory, a third more work.
-        mean, std: statistics of the channels for pixels in [0, 1]; None: those that timm gives for the model.
+        size: pixels of a side of the images; None: timm's default for the model.
+        pool: timm's `global_pool`, such as "avg", "token" or "map"; None: the model's default.
+        drop_path: stochastic depth, if the model has it.
+        checkpointing: recompute blocks in backward, if the model can: less memory, a third more work.
+        mean, std: statistics of the channels for pixels in [0, 1]; None: timm's for the model.
     """
 
     kind: Literal["timm"] = "timm"
@@ -41,21 +41,21 @@ class TimmConfig(EncoderConfig):
     std: Channels | None = None
 
     def build(self) -> TimmEncoder:
-        """Make the model, load `weights` without its classifier (positions resampled to this size), freeze.
+        """Build the model, load `weights` without the classifier (positions resampled to this size), freeze.
 
         Raises:
             ValueError: timm has no such model, or the model lacks an option that is set.
             CheckpointError: the weights do not fit.
         """
         encoder = TimmEncoder(self)
-        finish(encoder, self, module=encoder.model, ignore=encoder.classifier, adapt=encoder.fit_positions)
+        load_and_freeze(encoder, self, module=encoder.model, ignore=encoder.classifier, adapt=encoder.fit_positions)
         return encoder
 
 
 class TimmEncoder(Adapter):
-    """Pictures [B, 3, H, W] -> what timm pools [B, D], and patch tokens or cells of the last feature map [B, T, D].
+    """timm image model: images [B, 3, H, W] -> timm's pooled output [B, D], and patch tokens or feature-map cells [B, T, D].
 
-    Tokens are left out where their size is not that of `pooled` (MobileNetV3 and its kin).
+    There are no tokens where their size differs from that of `pooled` (MobileNetV3 and similar models).
     """
 
     def __init__(self, config: TimmConfig) -> None:
@@ -78,7 +78,9 @@ class TimmEncoder(Adapter):
             try:
                 self.model.set_grad_checkpointing(True)
             except (AssertionError, AttributeError) as error:
-                raise ValueError(f"checkpointing: true, and timm's {config.model!r} cannot: set it to false") from error
+                raise ValueError(
+                    f"got checkpointing: true, which timm's {config.model!r} lacks; set it to false"
+                ) from error
 
     def prepare(self, x: Tensor) -> Tensor:
         """uint8, or float in [0, 1], [B, 3, H, W] -> normalised float."""
@@ -95,7 +97,7 @@ class TimmEncoder(Adapter):
         """See `Encoder.forward`.
 
         Raises:
-            ValueError: masks are given, or the model's pooling does not give one vector a picture.
+            ValueError: masks are given, or the model's pooling does not give one vector for each image.
         """
         refuse_masks(self, keep, replace)
         maps = self.model.forward_features(self.prepare(x))
@@ -133,10 +135,10 @@ def _defaults(name: str) -> PretrainedCfg:
 
     if not timm.is_model(name):
         near = did_you_mean(name, timm.list_models())
-        raise ValueError(f"got model {name!r}, wanted the name of a timm model{near} (timm.list_models() has them all)")
+        raise ValueError(f"got model {name!r}, wanted the name of a timm model{near} (see timm.list_models())")
     defaults = timm.get_pretrained_cfg(name)
     if defaults is None:
-        raise ValueError(f"timm gives no defaults for {name!r}: choose another model")
+        raise ValueError(f"got model {name!r}, for which timm has no default settings; choose another model")
     return defaults
 
 

@@ -1,4 +1,4 @@
-"""Any text or vision model of transformers as an encoder, from a local folder or from scratch."""
+"""Adapters to transformers: any of its text or vision models as an encoder, from a local folder or from scratch."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.adapter import Adapter, refuse_masks
 from mmssl.encoders.adapters.transformers_loading import HfConfig, create, require_complete
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
-from mmssl.encoders.weights import finish
+from mmssl.encoders.weights import load_and_freeze
 
 _POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
 
 
 class HfTextConfig(HfConfig):
-    """Settings of a text model.
+    """Settings of a transformers text model.
 
     Attributes:
         pool: "eos" takes the first end-of-text token (the last real token of a text without one), "last" the last real token,
             "cls" the first token, "mean" the mean of the real tokens.
-        pad_id: id of padding, which is on the right and not attended to; None: the model's own.
-        eos_id: id of the end of a text; None: the model's own.
+        pad_id: id of padding, which is on the right and masked in attention; None: the model's.
+        eos_id: end-of-text id; None: the model's.
     """
 
     kind: Literal["hf_text"] = "hf_text"
@@ -36,24 +36,24 @@ class HfTextConfig(HfConfig):
     eos_id: int | None = Field(default=None, ge=0)
 
     def build(self) -> HfTextEncoder:
-        """Make the model, load `weights` (ours) over what the folder has, freeze.
+        """Build the model from the folder, load our `weights` over the folder's, freeze.
 
         Raises:
-            ValueError: the settings do not make a text model, or name code to run.
-            CheckpointError: the folder or the weights do not fit.
+            ValueError: the settings are not a text model's, or name code to run.
+            CheckpointError: the folder or the weights do not match the model.
         """
         encoder = HfTextEncoder(self)
-        finish(encoder, self, module=encoder.model)
+        load_and_freeze(encoder, self, module=encoder.model)
         return encoder
 
 
 class HfVisionConfig(HfConfig):
-    """Settings of a vision model.
+    """Settings of a transformers vision model.
 
     Attributes:
-        pool: "pooler" takes what the model itself calls its pooled output (right for CLIP, SigLIP and convolutional networks),
-            "cls" the first token, "mean" the mean of the patch tokens or cells.
-        size: pixels of a side; None: the model's own. Needed for models that have none (convolutional networks).
+        pool: "pooler" takes the model's `pooler_output` (right for CLIP, SigLIP and convolutional networks), "cls" the first token,
+            "mean" the mean of the patch tokens or cells.
+        size: pixels of a side; None: the model's image_size. Needed for models without one (convolutional networks).
         mean, std: statistics of the channels for pixels in [0, 1]; None: those in the folder's preprocessor_config.json, and
             OpenAI's for a model from scratch.
     """
@@ -65,19 +65,19 @@ class HfVisionConfig(HfConfig):
     std: Channels | None = None
 
     def build(self) -> HfVisionEncoder:
-        """Make the model, load `weights` (ours) over what the folder has, freeze.
+        """Build the model from the folder, load our `weights` over the folder's, freeze.
 
         Raises:
-            ValueError: the settings do not make a vision model, or name code to run.
-            CheckpointError: the folder or the weights do not fit.
+            ValueError: the settings are not a vision model's, or name code to run.
+            CheckpointError: the folder or the weights do not match the model.
         """
         encoder = HfVisionEncoder(self)
-        finish(encoder, self, module=encoder.model)
+        load_and_freeze(encoder, self, module=encoder.model)
         return encoder
 
 
 class HfTextEncoder(Adapter):
-    """Token ids [B, T], padded on the right, -> pooled [B, D] of the last hidden states."""
+    """transformers text model: token ids [B, T], padded on the right -> pooled [B, D] of the last hidden states."""
 
     def __init__(self, config: HfTextConfig) -> None:
         model, missing = create(config, "text_model")
@@ -85,7 +85,7 @@ class HfTextEncoder(Adapter):
         self.pool = config.pool
         self.pad_id = _special(self.model, "pad", config.pad_id)
         self.eos_id = _special(self.model, "eos", config.eos_id) if config.pool == "eos" else None
-        self.model.config.use_cache = False  # or decoders keep keys and values for a generation that never comes
+        self.model.config.use_cache = False  # without this, decoders keep keys and values for text generation
         example = torch.full((1, 4), 1 if self.pad_id == 0 else 0)
         self.width = self.connect(example).pooled.shape[-1]
         self.token_ids = TokenIds(_longest(self.model), self.model.get_input_embeddings().num_embeddings)
@@ -123,13 +123,13 @@ class HfTextEncoder(Adapter):
         return Features(states[torch.arange(ids.shape[0], device=ids.device), last])
 
     def _real(self, ids: Tensor) -> Tensor:
-        # [B, T] bool, True up to the end of each text. Where the padding id also ends texts, its first occurrence is no padding.
+        # [B, T] bool, True up to the end of each text. If the padding id also ends texts, its first occurrence is no padding.
         padding = ids == self.pad_id
         return (padding.cumsum(1) - padding.long() == 0) if self.pad_id == self.eos_id else ~padding
 
 
 class HfVisionEncoder(Adapter):
-    """Pictures [B, 3, H, W] -> pooled [B, D], and patch tokens or cells [B, T, D] where they are as wide."""
+    """transformers vision model: images [B, 3, H, W] -> pooled [B, D], and patch tokens or cells [B, T, D] of equal width."""
 
     def __init__(self, config: HfVisionConfig) -> None:
         model, missing = create(config, "vision_model")
@@ -159,25 +159,25 @@ class HfVisionEncoder(Adapter):
         """See `Encoder.forward`.
 
         Raises:
-            ValueError: masks are given, or the model has not got what `pool` takes.
+            ValueError: masks are given, or the model lacks the output that `pool` takes.
         """
         refuse_masks(self, keep, replace)
         out = self.model(pixel_values=self.prepare(x))
         tokens, grid = self._tokens(out.last_hidden_state, x)
         if self.pool == "pooler":
             if out.get("pooler_output") is None:
-                raise ValueError("pool: pooler, and this model has no pooled output: use cls or mean")
+                raise ValueError("got pool: pooler, and this model has no pooled output; use cls or mean")
             pooled = out["pooler_output"].flatten(1)
         elif self.pool == "cls":
             if out.last_hidden_state.ndim != 3:
                 raise ValueError(
-                    "pool: cls, and this model gives a feature map without a class token: use mean or pooler"
+                    "got pool: cls, and this model returns a feature map without a class token; use mean or pooler"
                 )
             pooled = out.last_hidden_state[:, 0]
         else:
             if tokens is None:
                 raise ValueError(
-                    "pool: mean, and which of this model's tokens are patches is unknown: use cls or pooler"
+                    "got pool: mean, and it is unknown which of this model's tokens are patches; use cls or pooler"
                 )
             pooled = tokens.mean(1)
         return (
@@ -201,17 +201,17 @@ def _special(model: Any, name: str, given: int | None) -> int:
     value = given if given is not None else getattr(model.config, f"{name}_token_id", None)
     if not isinstance(value, int):
         raise ValueError(
-            f"got {name}_token_id {value!r} from the model, wanted one number: set {name}_id to the tokenizer's"
+            f"got {name}_token_id {value!r} from the model, wanted one number; set {name}_id to the tokenizer's"
         )
     return value
 
 
 def _longest(model: nn.Module) -> int | None:
-    """Most tokens of a text that a model with a table of positions takes; None: positions are relative or rotary."""
+    """Largest number of tokens of a text, for a model with position embeddings; None: positions are relative or rotary."""
     for name, table in model.named_modules():
         if isinstance(table, nn.Embedding) and _POSITIONS.search(name):
             longest: int = model.config.max_position_embeddings  # type: ignore[union-attr, assignment]
-            # RoBERTa and its kin begin to count behind the row of their padding.
+            # RoBERTa and similar models count positions from the padding id on.
             return longest if table.padding_idx is None else longest - table.padding_idx - 1
     return None
 
@@ -220,10 +220,12 @@ def _size(model: Any, given: int | None) -> int:
     own: Any = getattr(model.config, "image_size", None)
     own = own[0] if isinstance(own, list | tuple) else own
     if own is None and given is None:
-        raise ValueError("this model has no size of its own: set size to the pixels of a side of the pictures")
+        raise ValueError(
+            "got no size, and this model has no image_size; set size to the pixels of a side of the images"
+        )
     if own is not None and given not in (None, own):
         raise ValueError(
-            f"got size {given}, and this model is made for {own}: leave size out, or change image_size in its config"
+            f"size: got {given}, wanted this model's image_size {own}; leave size out, or change image_size in its config"
         )
     return int(own) if given is None else given
 
@@ -238,4 +240,4 @@ def _statistics(config: HfVisionConfig) -> tuple[Channels, Channels]:
         values = json.loads(file.read_text("utf-8"))
         return config.mean or tuple(values["image_mean"]), config.std or tuple(values["image_std"])
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{str(file)!r} does not give image_mean and image_std: set mean and std") from error
+        raise ValueError(f"{str(file)!r} has no image_mean and image_std; set mean and std") from error

@@ -1,6 +1,6 @@
-"""transformers' audio towers as encoders: the spectrogram transformer AST (arXiv:2104.01778) and CLAP's HTSAT (arXiv:2211.06687).
+"""Adapters to transformers' audio models: the spectrogram transformer AST (arXiv:2104.01778) and CLAP's HTSAT (arXiv:2211.06687).
 
-Their front-ends run inside `prepare`, on the device, with the numbers of the folder's preprocessor_config.json.
+Their front-ends run inside `prepare`, on the device, with the settings of the folder's preprocessor_config.json.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from mmssl.encoders.spectrogram import (
     MelConfig,
     SoundEncoderConfig,
 )
-from mmssl.encoders.weights import finish
+from mmssl.encoders.weights import load_and_freeze
 from mmssl.encoders.windows import encode_windows
 
 
 def _refuse_two(front_end: object, spec_augment: object) -> None:
     if front_end is not None and spec_augment is not None:
-        raise ValueError("got spec_augment beside a front_end: set front_end.spec_augment, or leave front_end out")
+        raise ValueError("got spec_augment beside a front_end; set front_end.spec_augment, or leave front_end out")
 
 
 class HfAstConfig(HfConfig, SoundEncoderConfig):
-    """Settings of an AST.
+    """Settings of a transformers audio spectrogram transformer (AST).
 
     Attributes:
-        pool: "pooler": the mean of the class and the distillation token, as AST has it; "cls" the class token alone; "mean"
-            the mean of the patch tokens.
-        front_end: waveforms to spectrograms, of as many filters and frames as the model has; None: by the folder's
+        pool: "pooler": the mean of the class and the distillation token, as in AST; "cls": the class token; "mean": the mean of
+            the patch tokens.
+        front_end: waveforms to spectrograms, with the model's numbers of filters and frames; None: from the folder's
             preprocessor_config.json, and AST's for a model from scratch.
-        spec_augment: what is hidden in training; with a front_end it is set there.
+        spec_augment: SpecAugment masks in training; with a front_end set them there.
     """
 
     kind: Literal["hf_ast"] = "hf_ast"
@@ -63,26 +63,28 @@ class HfAstConfig(HfConfig, SoundEncoderConfig):
     @model_validator(mode="after")
     def _one_plane(self) -> Self:
         if self.front_end is not None and self.front_end.settings.planes != 1:
-            raise ValueError("front_end.channel: got 'both', wanted mean or first: the model has one input plane")
+            raise ValueError(
+                "front_end.channel: got 'both', wanted mean or first, because the model has one input plane"
+            )
         return self
 
     @property
     def rate(self) -> int:
-        """Of the front-end."""
+        """Sampling rate of the front-end in Hz."""
         if self.front_end is None and self.path is None:
             return PRESETS["ast"].rate
         return self.spectrogram().rate
 
     @property
     def stereo(self) -> bool:
-        """Never: the model has one plane."""
+        """False: the model has one input plane."""
         return False
 
     def spectrogram(self) -> FrontEndSettings:
-        """All numbers of the front-end.
+        """Settings of the front-end: `front_end`, or those of the folder's preprocessor_config.json.
 
         Raises:
-            ValueError: the folder's preprocessor_config.json does not give them.
+            ValueError: the folder's preprocessor_config.json lacks some of them.
         """
         if self.front_end is not None:
             return self.front_end.settings
@@ -102,26 +104,26 @@ class HfAstConfig(HfConfig, SoundEncoderConfig):
         )
 
     def build(self) -> HfAstEncoder:
-        """Make the model, load `weights` (ours) over what the folder has, freeze.
+        """Build the model from the folder, load our `weights` over the folder's, freeze.
 
         Raises:
-            ValueError: the settings do not make an AST, name code to run, or do not fit the front-end.
-            CheckpointError: the folder or the weights do not fit.
+            ValueError: the settings are not an AST's, name code to run, or do not match the front-end.
+            CheckpointError: the folder or the weights do not match the model.
         """
         encoder = HfAstEncoder(self)
-        finish(encoder, self, module=encoder.model)
+        load_and_freeze(encoder, self, module=encoder.model)
         return encoder
 
 
 class HfClapAudioConfig(HfConfig, SoundEncoderConfig):
-    """Settings of CLAP's audio tower, with or without fusion.
+    """Settings of transformers' CLAP audio tower (HTSAT), with or without fusion.
 
     Attributes:
-        pool: "pooler": the mean of the last feature map; "projection": that through CLAP's own head into the shared space.
-        seconds: length of the sounds that it is made for. Layers that fuse the parts of sounds longer than ten seconds are
-            trained only if these are longer.
-        front_end: waveforms to spectrograms; None: by the folder's preprocessor_config.json, and LAION's for a model from scratch.
-        spec_augment: what is hidden in training; with a front_end it is set there.
+        pool: "pooler": the mean of the last feature map; "projection": the same after CLAP's projection into the shared space.
+        seconds: usual length of the sounds. Fusion layers, which join the chunks of sounds longer than ten seconds, are trained
+            only if it is above 10.
+        front_end: waveforms to spectrograms; None: the folder's preprocessor_config.json, and LAION's for a model from scratch.
+        spec_augment: SpecAugment masks in training; with a front_end set them there.
     """
 
     kind: Literal["hf_clap_audio"] = "hf_clap_audio"
@@ -137,21 +139,21 @@ class HfClapAudioConfig(HfConfig, SoundEncoderConfig):
 
     @property
     def rate(self) -> int:
-        """Of the front-end."""
+        """Sampling rate of the front-end in Hz."""
         if self.front_end is None and self.path is None:
-            return PRESETS["clap_htsat_fused"].rate  # that of the other as well
+            return PRESETS["clap_htsat_fused"].rate  # equal in both presets
         return self.spectrogram(fused=False).settings.rate
 
     @property
     def stereo(self) -> bool:
-        """Never: planes of these models are chunks of time."""
+        """False: the input planes of these models are chunks of time."""
         return False
 
     def spectrogram(self, *, fused: bool) -> ClapFrontEndConfig:
-        """The front-end; `fused` says what a model from scratch wants.
+        """Settings of the front-end; `fused` chooses the preset of a model from scratch.
 
         Raises:
-            ValueError: the folder's preprocessor_config.json does not give it.
+            ValueError: the folder's preprocessor_config.json lacks some of them.
         """
         if self.front_end is not None:
             return self.front_end
@@ -162,7 +164,7 @@ class HfClapAudioConfig(HfConfig, SoundEncoderConfig):
         if values.get("padding", "repeatpad") != "repeatpad":
             raise ValueError(
                 f"got padding {values['padding']!r} in the preprocessor_config.json of {str(self.path)!r}, wanted 'repeatpad'; "
-                "set front_end, and short sounds are repeated as often as they fit whole"
+                "set front_end to pad by whole repeats"
             )
         fusion = values.get("truncation", "fusion") == "fusion"
         mel = MelConfig(
@@ -182,22 +184,22 @@ class HfClapAudioConfig(HfConfig, SoundEncoderConfig):
         return ClapFrontEndConfig(kind=kind, mel=mel, seconds=seconds, spec_augment=self.spec_augment)
 
     def build(self) -> HfClapAudioEncoder:
-        """Make the tower, load `weights` (ours) over what the folder has, freeze.
+        """Build the tower from the folder, load our `weights` over the folder's, freeze.
 
         Raises:
-            ValueError: the settings do not make a CLAP tower, name code to run, or do not fit the front-end.
-            CheckpointError: the folder or the weights do not fit.
+            ValueError: the settings are not a CLAP tower's, name code to run, or do not match the front-end.
+            CheckpointError: the folder or the weights do not match the model.
         """
         encoder = HfClapAudioEncoder(self)
-        finish(encoder, self, module=encoder.model)
+        load_and_freeze(encoder, self, module=encoder.model)
         return encoder
 
 
 class HfAstEncoder(Adapter):
-    """Waveforms [B, C, samples] -> pooled [B, D] and patch tokens [B, T, D], after the final norm.
+    """transformers AST: waveforms [B, C, samples] -> pooled [B, D] and patch tokens [B, T, D], after the final norm.
 
-    The grid is (rows of patches over the filters from low to high, columns over time), read row by row. It has one size: sounds
-    are cut or filled up to it by the front-end.
+    The grid is (rows of patches over the filters from low to high, columns over time), read row by row. Its size is fixed: the
+    front-end cuts or pads sounds to it.
     """
 
     capabilities = frozenset({Encoder.TOKENS})
@@ -233,10 +235,10 @@ class HfAstEncoder(Adapter):
         replace: tuple[Tensor, Tensor] | None = None,
         pooled_only: bool = False,
     ) -> Features:
-        """See `Encoder.forward`. Sounds in several windows [B, n, C, samples] give the mean of the windows' features, pooled alone.
+        """See `Encoder.forward`. Several windows of a sound [B, n, C, samples] give the mean of their pooled features, no tokens.
 
         Raises:
-            ValueError: masks are given, or `x` are not sounds.
+            ValueError: masks are given, or `x` is not audio.
         """
         refuse_masks(self, keep, replace)
         if x.ndim == 4:
@@ -251,9 +253,9 @@ class HfAstEncoder(Adapter):
 
 
 class HfClapAudioEncoder(Adapter):
-    """Waveforms [B, C, samples] -> pooled [B, D] and, unless projected, the cells of the last feature map as tokens [B, T, D].
+    """transformers CLAP audio tower: waveforms [B, C, samples] -> pooled [B, D] and (unless projected) feature-map cells [B, T, D].
 
-    The grid is (rows over the filters, columns over time). For sounds of any length there is no chance in it; see `ClapFrontEnd`.
+    The grid is (rows over the filters, columns over time). Evaluation is deterministic, also of long sounds; see `ClapFrontEnd`.
     """
 
     def __init__(self, config: HfClapAudioConfig) -> None:
@@ -265,12 +267,10 @@ class HfClapAudioEncoder(Adapter):
             raise ValueError(f"got a {settings.model_type} model, wanted model_type clap or clap_audio_model")
         front_end = config.spectrogram(fused=settings.enable_fusion)
         if settings.enable_fusion != (front_end.kind == "clap_htsat_fused"):
-            raise ValueError(
-                f"got front_end {front_end.kind}, and the model has enable_fusion {settings.enable_fusion}"
-            )
+            raise ValueError(f"got front_end {front_end.kind} for a model with enable_fusion {settings.enable_fusion}")
         bare = "ClapAudioModel" in (settings.architectures or ())
         if bare and config.pool == "projection":
-            raise ValueError(f"pool: projection, and {str(config.path)!r} holds no projection: use pooler")
+            raise ValueError(f"got pool: projection, and {str(config.path)!r} has no projection; use pooler")
         classes = transformers.ClapAudioModel, transformers.ClapAudioModelWithProjection
         model, missing = create(config, settings=settings, model_class=classes[0] if bare else classes[1])
         super().__init__(model if bare or config.pool == "projection" else model.audio_model)
@@ -298,10 +298,10 @@ class HfClapAudioEncoder(Adapter):
         replace: tuple[Tensor, Tensor] | None = None,
         pooled_only: bool = False,
     ) -> Features:
-        """See `Encoder.forward`. Sounds in several windows [B, n, C, samples] give the mean of the windows' features, pooled alone.
+        """See `Encoder.forward`. Several windows of a sound [B, n, C, samples] give the mean of their pooled features, no tokens.
 
         Raises:
-            ValueError: masks are given, or `x` are not sounds.
+            ValueError: masks are given, or `x` is not audio.
         """
         refuse_masks(self, keep, replace)
         if x.ndim == 4:

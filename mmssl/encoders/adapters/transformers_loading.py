@@ -1,4 +1,4 @@
-"""How models of transformers are made from a folder or from scratch: nothing is downloaded and no code of a folder is run."""
+"""Load transformers models from a local folder, or build them from scratch: no downloads, and no code of a folder is run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mmssl.encoders.adapters.adapter import refuse_checkpointing
 
 
 class HfConfig(EncoderConfig):
-    """What all kinds have. Nothing is downloaded and no code of a model folder is run.
+    """Settings of every transformers model. Nothing is downloaded and no code of a model folder is run.
 
     Attributes:
-        path: folder with config.json and safetensors: a pretrained model. Of a model with two towers (CLIP, SigLIP, CLAP, ...) or
-            of an encoder and a decoder (T5, ...) the part that is wanted is taken.
-        config: the settings of a model from scratch, as in a config.json with its "model_type", or the path of such a file.
+        path: folder of a pretrained model, with config.json and safetensors. Of a model with two towers (CLIP, SigLIP, CLAP, ...)
+            or with encoder and decoder (T5, ...) the matching part is loaded.
+        config: settings of a model from scratch, as in a config.json with its "model_type", or the path of such a file.
         checkpointing: recompute blocks in backward: less memory, a third more work.
     """
 
@@ -31,22 +31,24 @@ class HfConfig(EncoderConfig):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.path is None) == (self.config is None):
-            raise ValueError("wanted either path (a folder with a pretrained model) or config (a model from scratch)")
+            raise ValueError(
+                "wanted exactly one of path (folder of a pretrained model) and config (a model from scratch)"
+            )
         return self
 
 
 def create(config: HfConfig, part: str = "", *, settings: Any = None, model_class: Any = None) -> tuple[Any, set[int]]:
-    """The model, and the ids of its parameters and buffers that the folder had no weights for.
+    """Build the model; returns it and the `id`s of its parameters and buffers that the folder has no weights for.
 
     Args:
         config: folder or settings.
-        part: name of the tower that is wanted of a model with several.
-        settings: transformers' config of the model; None: what `config` says.
-        model_class: class of the model; None: the one that its config names.
+        part: name of the tower to take from a model with several.
+        settings: transformers' config of the model; None: from `config`.
+        model_class: class of the model; None: the one in its config.
 
     Raises:
-        ValueError: the settings do not make such a model, or name code to run.
-        CheckpointError: the folder does not fit.
+        ValueError: the settings are not such a model's, or name code to run.
+        CheckpointError: the folder does not match the settings.
     """
     import transformers
 
@@ -82,10 +84,10 @@ def create(config: HfConfig, part: str = "", *, settings: Any = None, model_clas
 
 
 def read_settings(config: HfConfig) -> Any:
-    """transformers' config of the model.
+    """Read transformers' config of the model.
 
     Raises:
-        ValueError: transformers does not know such a model, or it brings code.
+        ValueError: transformers has no such model, or it needs code of the folder.
         CheckpointError: there is no config.json.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
@@ -101,12 +103,12 @@ def read_settings(config: HfConfig) -> Any:
             raise CheckpointError(f"cannot read {where!r}: {error}; wanted a model's config.json") from error
     if "auto_map" in values:
         raise ValueError(
-            f"{where} has auto_map: this model runs code of its own folder, which is refused; choose another model"
+            f"{where} has auto_map: this model runs code from its folder, which is refused; choose another model"
         )
     kind = values.pop("model_type", None)
     if kind not in CONFIG_MAPPING:
         near = did_you_mean(str(kind), CONFIG_MAPPING.keys())
-        raise ValueError(f"got model_type {kind!r} in {where}, wanted one that transformers knows{near}")
+        raise ValueError(f"got model_type {kind!r} in {where}, wanted one of transformers{near}")
     return AutoConfig.for_model(kind, **values)
 
 
@@ -122,7 +124,7 @@ def _part(model: Any, part: str) -> Any:
 
 
 def require_complete(encoder: Encoder, missing: set[int], config: HfConfig) -> None:
-    """Refuse weights that the folder lacks, but for those that do not reach the output: `connect` has taken them out of training.
+    """Refuse a folder without weights for a trainable parameter; `connect` has frozen those that do not reach the output.
 
     Raises:
         CheckpointError: says which are missing.
@@ -131,13 +133,13 @@ def require_complete(encoder: Encoder, missing: set[int], config: HfConfig) -> N
     names = [name for name, tensor in tensors if id(tensor) in missing]
     if names:
         raise CheckpointError(
-            f"the folder {str(config.path)!r} has no weights for {len(names)} tensors that this encoder uses, among them "
-            f"{names[:5]}: choose another pool, or another folder"
+            f"the folder {str(config.path)!r} has no weights for {len(names)} tensors of this encoder, among them {names[:5]}; "
+            "choose another pool, or another folder"
         )
 
 
 def read_preprocessor(config: HfConfig) -> dict[str, Any]:
-    """The preprocessor_config.json of a folder.
+    """Read the preprocessor_config.json of a folder.
 
     Raises:
         ValueError: it cannot be read.
@@ -147,6 +149,6 @@ def read_preprocessor(config: HfConfig) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"cannot read {str(file)!r}: {error}; set front_end to what the model was trained with"
+            f"cannot read {str(file)!r}: {error}; set front_end to that of the model's training"
         ) from error
     return values

@@ -56,7 +56,7 @@ def test_idle_parameters_are_taken_out_of_training_and_named(caplog: pytest.LogC
         encoder = HfTextConfig(config=BERT, pool="mean").build()
     idle = [name for name, parameter in encoder.named_parameters() if not parameter.requires_grad]
     assert sorted(idle) == ["model.pooler.dense.bias", "model.pooler.dense.weight"]
-    assert "2 tensors of HfTextEncoder do not reach its output" in caplog.text
+    assert "2 parameters of HfTextEncoder do not reach its output and are frozen" in caplog.text
     assert encoder.training
 
 
@@ -141,7 +141,7 @@ def test_open_clip_errors_say_what_to_do(tmp_path: Path) -> None:
         ({"model": "hf-hub:org/name", "tower": "image"}, "nothing is downloaded"),
         ({"model": "roberta-ViT-B-32", "tower": "text"}, "use kind: hf_text with a local folder"),
         ({"model": f"local-dir:{tmp_path}", "tower": "text"}, "open_clip_config.json is missing"),
-        ({"model": "ViT-B-32", "tower": "text", "mean": OPENAI_MEAN}, "mean nothing to a text tower"),
+        ({"model": "ViT-B-32", "tower": "text", "mean": OPENAI_MEAN}, "got mean or std for a text tower"),
         ({"model": "RN50", "tower": "image", "checkpointing": True}, "running statistics twice a step"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -286,7 +286,7 @@ def test_weights_that_the_output_needs_must_be_there(tmp_path: Path) -> None:
     transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
     settings = {"path": tmp_path, "mean": OPENAI_MEAN, "std": OPENAI_MEAN}
     assert HfVisionConfig(pool="cls", **settings).build().width == 32
-    with pytest.raises(CheckpointError, match=r"no weights for 2 tensors that this encoder uses, .*pooler"):
+    with pytest.raises(CheckpointError, match=r"no weights for 2 tensors of this encoder, .*pooler"):
         HfVisionConfig(pool="pooler", **settings).build()
 
 
@@ -295,7 +295,7 @@ def test_folders_that_bring_code_or_pickles_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     good = json.loads(file.read_text())
     file.write_text(json.dumps(good | {"auto_map": {"AutoModel": "modeling.Evil"}}))
-    with pytest.raises(ValueError, match="runs code of its own folder, which is refused"):
+    with pytest.raises(ValueError, match="runs code from its folder, which is refused"):
         HfTextConfig(path=tmp_path, pool="mean").build()
     with pytest.raises(ValueError, match="auto_map"):
         HfTextConfig(config=BERT | {"auto_map": {}}, pool="mean").build()
@@ -320,12 +320,12 @@ def test_transformers_errors_say_what_to_do(tmp_path: Path) -> None:
             {"config": BERT | {"model_type": "berd"}, "pool": "cls"},
             "got model_type 'berd' in config, .* did you mean 'bert'",
         ),
-        ({"pool": "cls"}, "wanted either path"),
-        ({"config": BERT, "path": tmp_path, "pool": "cls"}, "wanted either path"),
+        ({"pool": "cls"}, "wanted exactly one of path"),
+        ({"config": BERT, "path": tmp_path, "pool": "cls"}, "wanted exactly one of path"),
     ):
         with pytest.raises((ValueError, ValidationError), match=message):
             HfTextConfig.model_validate(settings).build()
-    with pytest.raises(ValueError, match="got size 64, and this model is made for 32"):
+    with pytest.raises(ValueError, match="size: got 64, wanted this model's image_size 32"):
         HfVisionConfig(config=HF_VIT, pool="cls", size=64).build()
     saved(tmp_path, HF_VIT)
     with pytest.raises(ValueError, match="set mean and std"):

@@ -85,7 +85,7 @@ def test_ast_takes_its_numbers_from_the_folder_or_the_recipe(tmp_path: Path) -> 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values | {"do_normalize": False}))
     assert ast(tmp_path).front_end.settings.std == 1.0
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match="set front_end to what the model was trained with"):
+    with pytest.raises(ValueError, match="set front_end to that of the model's training"):
         ast(tmp_path)
     scratch = HfAstConfig(config=AST)
     assert scratch.rate == 16_000
@@ -172,7 +172,7 @@ def test_a_bare_tower_has_no_projection(tmp_path: Path) -> None:
     extractor.save_pretrained(tmp_path / "bare")
     x = waves(48_000, 2.0)
     torch.testing.assert_close(clap(tmp_path / "bare")(x).pooled, clap(tmp_path)(x).pooled)
-    with pytest.raises(ValueError, match="holds no projection: use pooler"):
+    with pytest.raises(ValueError, match="has no projection; use pooler"):
         clap(tmp_path / "bare", pool="projection")
 
 
@@ -190,7 +190,7 @@ def test_weights_of_the_tower_must_be_there(tmp_path: Path) -> None:
     [
         (HfAstConfig, {"config": HF_VIT}, "got a vit model, wanted model_type audio-spectrogram-transformer"),
         (HfAstConfig, {"config": AST, "front_end": {"kind": "ast"}}, "got a front_end of 128 mels and 1024 frames"),
-        (HfAstConfig, {"config": AST, "path": "somewhere"}, "wanted either path"),
+        (HfAstConfig, {"config": AST, "path": "somewhere"}, "wanted exactly one of path"),
         (HfAstConfig, {"config": AST, "front_end": {"kind": "ast"}, "spec_augment": {}}, "set front_end.spec_augment"),
         (
             HfAstConfig,
@@ -206,7 +206,7 @@ def test_weights_of_the_tower_must_be_there(tmp_path: Path) -> None:
         (
             HfClapAudioConfig,
             {"config": TOWER, "front_end": {"kind": "clap_htsat_fused"}},
-            "got front_end clap_htsat_fused, and the model has enable_fusion False",
+            "got front_end clap_htsat_fused for a model with enable_fusion False",
         ),
         (HfClapAudioConfig, {"config": TOWER, "checkpointing": True}, "running statistics twice a step"),
     ],
