@@ -1,9 +1,9 @@
-"""open_clip's CLIP checkpoints (ViT or ModifiedResNet, and a text transformer), exactly, both ways.
+"""Convert open_clip's CLIP checkpoints (ViT or ModifiedResNet, and a text transformer) to ours and back, exactly.
 
-The same tensors under other names, with one difference of form: open_clip keeps the projections into the shared space inside its
-towers, as [D, E]; ours are heads beside the encoders, as the weight [E, D] of a linear layer. Its ModifiedResNet has no such
-projection, since its attention pooling ends in one: the head is then the identity, and a head that was trained is multiplied
-into that last layer on the way back, which changes no output.
+The tensors are the same under other names, with one difference: open_clip keeps the projections into the shared space inside its
+towers, as [D, E]; ours are heads beside the encoders, as the weight [E, D] of a linear layer. Its ModifiedResNet has no separate
+projection, because its attention pooling ends in one. The head is then the identity; on the way back a trained head is multiplied
+into that last layer, which changes no output.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ State = dict[str, Tensor]
 ImageEncoderConfig = VisionTransformerConfig | ResNetConfig
 
 _TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
-_NO_TENSORS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's files hold as tensors
+_NO_TENSORS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's files store as tensors
 
-# Settings of open_clip's model files that ours can express. Tokenizer settings belong to the data, not to the tower.
+# Settings of open_clip's model files that our towers have too. Tokenizer settings belong to the data, not to the tower.
 _PATCHES = {"patch_size", "patch_dropout", "no_ln_pre", "pool_type", "mlp_ratio", "ls_init_value"}
 _VISION = {"image_size", "layers", "width", "head_width", *_PATCHES}
 _TOWER = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value"}
@@ -37,7 +37,7 @@ _TOKENIZER = {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}
 
 
 class ClipState(TypedDict):
-    """A CLIP model's tensors in our form.
+    """The tensors of a CLIP model by our names.
 
     image, text: encoder states by our names. heads: "image" and "text" -> weight [E, D]. logit_scale: logarithm, scalar.
     logit_bias: scalar, or None where the model has none.
@@ -51,10 +51,10 @@ class ClipState(TypedDict):
 
 
 def from_open_clip(state: Mapping[str, Tensor]) -> ClipState:
-    """Turn a state dict of open_clip's CLIP or CustomTextCLIP (or of OpenAI's CLIP) into ours.
+    """Convert a state dict of open_clip's CLIP or CustomTextCLIP (or of OpenAI's CLIP) to ours.
 
     Raises:
-        CheckpointError: it holds something that our towers do not have.
+        CheckpointError: it has tensors that our towers lack.
     """
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     image = {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
@@ -67,9 +67,9 @@ def from_open_clip(state: Mapping[str, Tensor]) -> ClipState:
     other = [n for n in state if n not in used and not n.startswith("visual.") and n.removeprefix("text.") not in text]
     if other or not image or "text_projection" not in text or "logit_scale" not in state:
         raise CheckpointError(
-            f"wanted the state dict of a CLIP model with a ViT or ResNet and a text transformer; got {len(image)} tensors under "
-            f"'visual.', {len(text)} of a text tower, and others such as {other[:5]}: use the encoder of kind open_clip for models "
-            "with other towers"
+            f"got {len(image)} tensors under 'visual.', {len(text)} of a text tower, and others such as {other[:5]}, wanted the "
+            "state dict of a CLIP model with a ViT or ResNet and a text transformer. For models with other towers use encoders of "
+            "kind open_clip"
         )
     heads = {"text": text.pop("text_projection").T.contiguous()}
     if "proj" in image:
@@ -90,11 +90,11 @@ def from_open_clip(state: Mapping[str, Tensor]) -> ClipState:
 
 
 def to_open_clip(state: ClipState, *, custom_text: bool = False) -> State:
-    """Turn our tensors into a state dict that open_clip loads strictly; undoes `from_open_clip` bit for bit.
+    """Convert our tensors to a state dict that open_clip loads strictly; the exact inverse of `from_open_clip`.
 
     Args:
         state: see `ClipState`.
-        custom_text: the layout of CustomTextCLIP, with the text tower under `text.`, instead of that of CLIP.
+        custom_text: use the layout of CustomTextCLIP (text tower under `text.`) instead of CLIP's.
     """
     image, head = dict(state["image"]), state["heads"]["image"]
     if "class_embedding" in image:
@@ -117,19 +117,19 @@ def to_open_clip(state: ClipState, *, custom_text: bool = False) -> State:
 def encoder_configs(
     model: Mapping[str, Any], *, mean: Channels = OPENAI_MEAN, std: Channels = OPENAI_STD
 ) -> tuple[ImageEncoderConfig, TextTransformerConfig]:
-    """Configs of our two encoders for one of open_clip's model configurations ("embed_dim", "vision_cfg", "text_cfg", ...).
+    """Convert an open_clip model configuration ("embed_dim", "vision_cfg", "text_cfg", ...) to configs of our two encoders.
 
     Raises:
-        ValueError: a setting that our towers do not have; names it.
+        ValueError: our towers lack a setting; names it.
     """
     vision, text = dict(model["vision_cfg"]), dict(model["text_cfg"])
     _refuse("vision_cfg", vision, _VISION)
     if vision.get("pool_type", "tok") not in ("tok", "avg"):
         raise ValueError(
-            f"vision_cfg has pool_type {vision['pool_type']!r}, and our vision transformer matches tok and avg only"
+            f"vision_cfg.pool_type: got {vision['pool_type']!r}, wanted tok or avg, which our vision transformer has"
         )
     if text.pop("pool_type", "argmax") != "argmax" or text.pop("no_causal_mask", False):
-        raise ValueError("our text transformer matches open_clip's with causal attention and pool_type argmax only")
+        raise ValueError("text_cfg: wanted causal attention and pool_type argmax, which our text transformer has")
     _refuse("text_cfg", text, _TOWER | _TOKENIZER)
     activation: Activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
     pools: dict[str, Literal["cls", "mean"]] = {"tok": "cls", "avg": "mean"}
@@ -175,19 +175,17 @@ def encoder_configs(
 
 
 def open_clip_config(image: ImageEncoderConfig, text: TextTransformerConfig, embedding: int) -> dict[str, Any]:
-    """open_clip's model configuration for our two encoders and a shared space of size E; undoes `encoder_configs`.
+    """Convert configs of our two encoders and the embedding size E to open_clip's model configuration; inverts `encoder_configs`.
 
     Raises:
-        ValueError: a setting that open_clip's towers do not have; names it.
+        ValueError: open_clip's towers lack a setting; names it.
     """
     if text.pool != "eot" or not text.causal:
-        raise ValueError(
-            "open_clip's text tower is causal and pools at the end of the text: pool: eot and causal: true"
-        )
+        raise ValueError("got a text transformer that open_clip does not have, wanted pool: eot and causal: true")
     vision: dict[str, Any] = {"image_size": image.size}
     if isinstance(image, ResNetConfig):
         if image.pool != "attention" or len(image.layers) != 4:
-            raise ValueError("open_clip's ModifiedResNet has four stages and pool: attention")
+            raise ValueError("got a ResNet that open_clip does not have, wanted four stages and pool: attention")
         vision |= {
             "layers": list(image.layers),
             "width": image.channels,
@@ -195,7 +193,9 @@ def open_clip_config(image: ImageEncoderConfig, text: TextTransformerConfig, emb
         }
     else:
         if not image.class_token or image.activation != text.activation:
-            raise ValueError("open_clip's towers have a class token, and the same activation in both")
+            raise ValueError(
+                "got towers that open_clip does not have, wanted class_token: true and the same activation in both"
+            )
         vision |= {
             "layers": image.depth,
             "width": image.width,
@@ -227,16 +227,16 @@ def load_open_clip(
     mean: Channels = OPENAI_MEAN,
     std: Channels = OPENAI_STD,
 ) -> EmbeddingModel:
-    """An open_clip model made of our own encoders: same features, ready for every evaluator.
+    """Load an open_clip model into our encoders: same features, ready for every evaluator.
 
     Args:
         model: open_clip's model configuration, e.g. `open_clip.get_model_config("ViT-B-32")`.
         state: its state dict, in either layout.
-        mean, std: statistics that it was trained with.
+        mean, std: pixel statistics of its training.
 
     Raises:
-        ValueError: a setting that our towers do not have.
-        CheckpointError: tensors that do not fit the configuration.
+        ValueError: our towers lack a setting.
+        CheckpointError: the tensors do not match the configuration.
     """
     tensors = from_open_clip(state)
     image, text = encoder_configs(model, mean=mean, std=std)
@@ -246,7 +246,7 @@ def load_open_clip(
         encoders["image"].load_state_dict(tensors["image"])
         encoders["text"].load_state_dict(tensors["text"])
     except RuntimeError as error:
-        raise CheckpointError(f"the state dict was not made for this configuration: {error}") from error
+        raise CheckpointError(f"the state dict does not match this configuration: {error}") from error
     for modality, weight in tensors["heads"].items():
         head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
         head.load_state_dict({"weight": weight})
@@ -257,4 +257,4 @@ def load_open_clip(
 def _refuse(section: str, settings: Mapping[str, Any], known: set[str]) -> None:
     other = sorted(set(settings) - known)
     if other:
-        raise ValueError(f"{section} has {other}, which our towers do not have: use the encoder of kind open_clip")
+        raise ValueError(f"{section} has {other}, which our towers do not have; use encoders of kind open_clip")

@@ -215,9 +215,9 @@ def test_positions_are_resampled_as_open_clip_does(tmp_path: Path) -> None:
 def test_what_our_towers_lack_is_refused_by_name() -> None:
     for vision, text, message in (
         ({"attentional_pool": True}, {}, r"vision_cfg has \['attentional_pool'\]"),
-        ({"pool_type": "none"}, {}, "matches tok and avg only"),
+        ({"pool_type": "none"}, {}, "wanted tok or avg"),
         ({}, {"embed_cls": True}, r"text_cfg has \['embed_cls'\]"),
-        ({}, {"pool_type": "last"}, "pool_type argmax only"),
+        ({}, {"pool_type": "last"}, "wanted causal attention and pool_type argmax"),
         ({}, {"no_causal_mask": True}, "causal attention"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -244,7 +244,7 @@ def test_states_of_other_models_are_refused() -> None:
         with pytest.raises(CheckpointError, match=message):
             from_open_clip(wrong)
     deeper = MODELS["vit"] | {"text_cfg": TEXT | {"layers": 4}}
-    with pytest.raises(CheckpointError, match="was not made for this configuration"):
+    with pytest.raises(CheckpointError, match="does not match this configuration"):
         load_open_clip(deeper, state)
 
 

@@ -57,5 +57,5 @@ def test_what_cannot_be_exported_is_told(world: World, tmp_path: Path, capfd: py
     assert world.pretrain(recipe=recipe) == 0
     capfd.readouterr()
     assert world.mmssl("export", tmp_path / "mean", "--out", tmp_path / "two") == 2
-    assert "pools at the end of the text" in capfd.readouterr().err
+    assert "wanted pool: eot and causal: true" in capfd.readouterr().err
     assert not (tmp_path / "two").exists()
