@@ -1,1 +1,1 @@
-"""Floor 1: what objectives put on top of encoders: projections, the batch norm of their heads, decoders."""
+"""Floor 1: heads on top of encoders: projections, batch norm over all processes, decoders."""

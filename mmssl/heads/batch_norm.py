@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch, in heads and in encoders: the same numbers on one process and on many."""
+"""Synchronised batch norm (SyncBatchNorm) over the global batch, in heads and in encoders."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mmssl.core.compat import BatchNorm
 
 
 class GlobalBatchNorm(nn.Module):
-    """Normalise each feature by its mean and biased variance over the rows of all processes, then scale and shift.
+    """Batch norm of a head over the rows of all processes: each feature by its mean and biased variance, then scale and shift.
 
     In one process it equals `nn.BatchNorm1d` in training mode; on many it equals one process that sees all rows, gradients too.
-    It keeps no running statistics, because heads are not used at evaluation, and normalises by the batch in both modes. It
-    couples samples and therefore belongs into an objective's `criterion`, never into `encode`.
+    It has no running statistics, because heads are not used at evaluation, and normalises by the batch in both modes. It
+    couples samples, so it belongs into an objective's `criterion`, never into `encode`.
 
     Args:
         width: number of features.
@@ -30,14 +30,14 @@ class GlobalBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[rows, width] of this process -> [rows, width]. Every process must have as many rows.
+        """[rows, width] of this process -> [rows, width]. Every process must have the same number of rows.
 
         Raises:
             ValueError: one row in all, whose variance is zero.
         """
         rows = len(x) * distributed.world_size()
         if rows < 2:
-            raise ValueError("batch normalisation got 1 row over all processes, wanted at least 2: use a larger batch")
+            raise ValueError("batch norm got 1 row over all processes, wanted at least 2; use a larger batch")
         # Two passes: E[x^2] - E[x]^2 in float32 would lose the variance of features far from zero.
         centred = x - distributed.total(x.sum(0)) / rows
         variance = distributed.total(centred.square().sum(0)) / rows
@@ -46,47 +46,49 @@ class GlobalBatchNorm(nn.Module):
 
 
 class SyncBatchNorm(BatchNorm):
-    """`nn.BatchNorm1d`, `2d` or `3d` whose statistics in training are those of all processes' inputs, running ones too.
+    """SyncBatchNorm: `nn.BatchNorm1d`, `2d` or `3d` with statistics over the inputs of all processes in training.
 
-    Equals one process that sees all inputs, in values, gradients and buffers; processes may have different numbers of rows. Unlike
-    `nn.SyncBatchNorm` it runs on CPUs. It has the parameters, buffers and names of the layer that it stands for. For encoders:
-    it couples the samples of one forward pass, so that micro-batches of a pass are not the whole.
+    Equals one process that sees all inputs, in values, gradients and buffers (running statistics too); processes may have different
+    numbers of rows. Unlike `nn.SyncBatchNorm` it runs on CPUs. It has the parameters, buffers and names of the layer that it
+    replaces. For encoders: it couples the samples of one forward pass, so micro-batches give other numbers than the whole batch.
     """
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.ndim < 2 or x.shape[1] != self.num_features:
             raise ValueError(
-                f"batch normalisation of {self.num_features} features got {list(x.shape)}, wanted [B, C, ...]"
+                f"batch norm of {self.num_features} features got shape {list(x.shape)}, wanted [B, {self.num_features}, ...]"
             )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] of this process -> [B, C, ...].
 
         Raises:
-            ValueError: another number of features, or one value of each in all, whose variance is zero.
+            ValueError: `x` has another number of features, or one value of each over all processes, whose variance is zero.
         """
         self._check_input_dim(x)
         if not self.training and self.running_mean is not None:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         exact, others = x.float() if x.dtype != torch.float64 else x, [d for d in range(x.ndim) if d != 1]
-        # Filled on the device: a number that is copied there would make the host wait in every layer.
+        # Filled on the device: copying a number there would make the host wait in every layer.
         count = distributed.total_detached(exact.new_full((), x.numel() / x.shape[1]))
-        if x.numel() == x.shape[1] and count < 2:  # asks the device only where it may be so
-            raise ValueError("batch normalisation got 1 value of each feature over all processes, wanted at least 2")
+        if x.numel() == x.shape[1] and count < 2:  # reads from the device only where it is possible
+            raise ValueError(
+                "batch norm got 1 value of each feature over all processes, wanted at least 2; use a larger batch"
+            )
         shape = [1, -1] + [1] * (x.ndim - 2)
         mean = distributed.total(exact.sum(others)) / count
         centred = exact - mean.view(shape)
         variance = distributed.total(centred.square().sum(others)) / count
         if self.training:
-            self._follow(mean.detach(), variance.detach() * (count / (count - 1)))
+            self._update_running_statistics(mean.detach(), variance.detach() * (count / (count - 1)))
         out = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(x.dtype)
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics; with momentum None they are the mean of all batches."""
+    def _update_running_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        """Update the running mean and variance; with momentum None they are the mean over all batches."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -95,13 +97,13 @@ class SyncBatchNorm(BatchNorm):
         self.running_var.lerp_(variance, share)
 
 
-def synchronise(module: nn.Module) -> int:
-    """Put a `SyncBatchNorm` in the place of every batch normalisation in a module; returns how many there were.
+def synchronise_batch_norm(module: nn.Module) -> int:
+    """Replace every batch norm of a module by `SyncBatchNorm`; returns the number of replaced layers.
 
     Parameters and buffers stay the same tensors.
 
     Raises:
-        ValueError: a batch normalisation of another kind, whose additions would be lost.
+        ValueError: a layer is a subclass of batch norm with further behaviour, which would be lost.
     """
     count = 0
     for name, child in list(module.named_children()):
@@ -113,8 +115,8 @@ def synchronise(module: nn.Module) -> int:
             count += 1
         elif isinstance(child, BatchNorm) and not isinstance(child, SyncBatchNorm):
             raise ValueError(
-                f"{type(child).__name__} {name!r} is more than batch normalisation and cannot be synchronised"
+                f"got {type(child).__name__} {name!r}, wanted plain batch norm: it does more, and cannot be synchronised"
             )
         else:
-            count += synchronise(child)
+            count += synchronise_batch_norm(child)
     return count

@@ -1,4 +1,4 @@
-"""The light decoder of masked autoencoders: sees encoded tokens, fills in the masked ones, predicts their content."""
+"""The light decoder of masked autoencoders (MAE): predicts all tokens from the encoded visible ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mmssl.core.config import Config
 
 
 def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
-    """Fixed positions [T, width] of a token grid with any number of axes, float32.
+    """Fixed sine-cosine position embeddings [T, width] of a token grid with any number of axes, float32.
 
     Each axis gets an equal part of the width: sines, then cosines, of position / 10000^(k / K) (Vaswani et al. 2017, section
-    3.5, axis by axis as in MAE). What does not divide stays zero.
+    3.5, axis by axis as in MAE). Columns that do not divide evenly stay zero.
 
     Raises:
-        ValueError: too narrow to hold a sine and a cosine for each axis.
+        ValueError: the width is too small for a sine and a cosine of each axis.
     """
     each = width // (2 * len(grid))
     if each == 0:
@@ -35,7 +35,7 @@ def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
 
 
 class DecoderBlock(nn.Module):
-    """A pre-norm transformer block: attention, then a perceptron four times as wide. [B, T, width] -> [B, T, width]."""
+    """Pre-norm transformer block: attention, then an MLP with hidden size 4 * width. [B, T, width] -> [B, T, width]."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -57,17 +57,17 @@ class DecoderBlock(nn.Module):
 
 
 class MaskedTokenDecoder(nn.Module):
-    """Predict every token of a grid from a few encoded ones (MAE, arXiv:2111.06377, section 3).
+    """MAE decoder: predicts every token of a grid from the encoded visible ones (arXiv:2111.06377, section 3).
 
-    The pooled features go first, without a position, as the class token does in the original: so the whole encoder, its pooling
+    The pooled features go first, without a position, as the class token in the paper: so the whole encoder, its pooling
     included, takes part in the loss.
 
     Args:
         encoder_width: D of the encoder.
         grid: shape of the token grid; T is its product.
         values: P, numbers to predict for each token.
-        width: of the decoder.
-        depth: blocks.
+        width: width of the decoder.
+        depth: number of blocks.
         heads: attention heads, a divisor of the width.
     """
 
@@ -90,10 +90,10 @@ class MaskedTokenDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, pooled: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
-        """Predictions for all tokens, seen ones included.
+        """Predict all tokens, visible ones included.
 
         Args:
-            pooled: [B, D] of the encoder.
+            pooled: [B, D] pooled features of the encoder.
             tokens: [B, T_keep, D] encoded tokens.
             keep: [B, T_keep] int64, their positions in the grid.
 
@@ -110,10 +110,10 @@ class MaskedTokenDecoder(nn.Module):
 
 
 class MaskedTokenDecoderConfig(Config):
-    """Size of the decoder; the defaults are MAE's for an encoder of ViT-L size.
+    """Settings of the MAE decoder; the defaults are the paper's for a ViT-L encoder.
 
     Attributes:
-        width: size of its tokens; the heads divide it.
+        width: size of the decoder's tokens, a multiple of heads.
         depth: number of blocks.
         heads: attention heads.
     """
@@ -125,9 +125,9 @@ class MaskedTokenDecoderConfig(Config):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> MaskedTokenDecoderConfig:
         if self.width % self.heads:
-            raise ValueError(f"got width {self.width} with {self.heads} heads, wanted a width that the heads divide")
+            raise ValueError(f"width: got {self.width}, wanted a multiple of heads {self.heads}")
         return self
 
     def build(self, encoder_width: int, grid: Sequence[int], values: int) -> MaskedTokenDecoder:
-        """The decoder of tokens [B, T_keep, encoder_width] into [B, T, values]."""
+        """Build the decoder from tokens [B, T_keep, encoder_width] to [B, T, values]."""
         return MaskedTokenDecoder(encoder_width, grid, values, self.width, self.depth, self.heads)

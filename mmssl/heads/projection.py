@@ -1,4 +1,4 @@
-"""Projections of pooled features into an embedding space, and their configs."""
+"""Projection heads: pooled features to an embedding space."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmssl.heads.batch_norm import GlobalBatchNorm
 
 
 class LinearProjection(nn.Module):
-    """[B, D] -> [B, E], no bias, weights drawn from N(0, 1/D): CLIP's projection of both towers.
+    """Linear projection [B, D] -> [B, E] without bias, initialised from N(0, 1/D), as in CLIP.
 
     Args:
         width: D.
@@ -31,30 +31,30 @@ class LinearProjection(nn.Module):
 
 
 class LinearProjectionConfig(Config):
-    """CLIP's projection."""
+    """Settings of a linear projection without bias, as in CLIP."""
 
     kind: Literal["linear"] = "linear"
 
     def build(self, width: int, embedding: int) -> nn.Module:
-        """The head [B, width] -> [B, embedding]."""
+        """Build the head [B, width] -> [B, embedding]."""
         return LinearProjection(width, embedding)
 
 
 class IdentityProjectionConfig(Config):
-    """No head: the encoder's pooled features already lie in the shared space (LiT's locked tower, projected adapters)."""
+    """Settings of no projection: the pooled features already lie in the shared space (LiT's locked tower, adapters)."""
 
     kind: Literal["identity"] = "identity"
 
     def build(self, width: int, embedding: int) -> nn.Module:
-        """Nothing, with shapes checked.
+        """Build an `nn.Identity`, after a check of the widths.
 
         Raises:
-            ValueError: the encoder is not as wide as the space.
+            ValueError: the encoder's width differs from `embedding`.
         """
         if width != embedding:
             raise ValueError(
-                f"head 'identity' got an encoder of width {width} for an embedding of {embedding}, wanted equal sizes: "
-                f"set embedding: {width}, or take the head 'linear'"
+                f"head 'identity' got an encoder of width {width} for an embedding of {embedding}, wanted equal sizes; "
+                f"set embedding: {width}, or use head 'linear'"
             )
         return nn.Identity()
 
@@ -63,13 +63,13 @@ Norm = Literal["batch", "layer", "none"]
 
 
 class MLPProjection(nn.Module):
-    """[B, D] -> [B, E] through `layers` linear layers with norm and ReLU between them.
+    """MLP projection head [B, D] -> [B, E]: `layers` linear layers with norm and ReLU between them.
 
     SimCLR's head is 2 layers with "batch" and `norm_last`; SLIP's is 3 layers of hidden 4096 with "batch" and no last norm.
 
     Args:
         width: D.
-        hidden: size of the layers between.
+        hidden: size of the hidden layers.
         embedding: E.
         layers: number of linear layers, at least 1.
         norm: "batch" (over the global batch: only inside a criterion), "layer" or "none", before each ReLU.
@@ -85,7 +85,7 @@ class MLPProjection(nn.Module):
         for number, (before, after) in enumerate(pairwise(sizes), start=1):
             last = number == layers
             normed = norm != "none" and (norm_last or not last)
-            # Batch norm subtracts the mean over rows and the bias with it.
+            # Batch norm subtracts the mean over rows, which removes a bias.
             steps.append(nn.Linear(before, after, bias=not (normed and norm == "batch")))
             if normed:
                 steps.append(GlobalBatchNorm(after) if norm == "batch" else nn.LayerNorm(after))
@@ -99,12 +99,12 @@ class MLPProjection(nn.Module):
 
 
 class MLPProjectionConfig(Config):
-    """A projection with hidden layers; see `MLPProjection`.
+    """Settings of an MLP projection head; see `MLPProjection`.
 
     Attributes:
-        hidden: size of the layers between.
+        hidden: size of the hidden layers.
         layers: number of linear layers.
-        norm: before each ReLU: over the global batch, over each row, or none.
+        norm: normalisation before each ReLU: "batch" (over the global batch), "layer" or "none".
         norm_last: whether the output is normalised too.
     """
 
@@ -118,12 +118,12 @@ class MLPProjectionConfig(Config):
     def _norm_last_needs_norm(self) -> MLPProjectionConfig:
         if self.norm_last and self.norm == "none":
             raise ValueError(
-                "norm_last: true has no effect with norm: none; choose norm: batch or layer, or leave norm_last out"
+                "got norm_last: true with norm: none, which has no effect; set norm: batch or layer, or leave norm_last out"
             )
         return self
 
     def build(self, width: int, embedding: int) -> nn.Module:
-        """The head [B, width] -> [B, embedding]."""
+        """Build the head [B, width] -> [B, embedding]."""
         return MLPProjection(width, self.hidden, embedding, self.layers, self.norm, self.norm_last)
 
 

@@ -1,4 +1,4 @@
-"""What losses over candidates share: where positives stand, who is no negative, and how often positives are ranked first."""
+"""Positives and negatives of losses over candidates: indices of positives, masks of negatives, in-batch accuracy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 
-def positives(rows: Tensor, candidates: Tensor, offset: int) -> Tensor:
-    """[B] int64: row i of `rows` [B, E] belongs to candidate `offset + i` of `candidates` [G, E].
+def positive_indices(rows: Tensor, candidates: Tensor, offset: int) -> Tensor:
+    """Index of the positive of each row, [B] int64: `offset + i` for row i of `rows` [B, E] among `candidates` [G, E].
 
     Raises:
-        ValueError: the shapes do not fit, or some row would have no positive.
+        ValueError: the shapes do not match, or some row would have no positive.
     """
     if rows.ndim != 2 or candidates.ndim != 2 or rows.shape[1] != candidates.shape[1]:
         raise ValueError(
@@ -18,17 +18,17 @@ def positives(rows: Tensor, candidates: Tensor, offset: int) -> Tensor:
         )
     if not 0 <= offset <= len(candidates) - len(rows):
         raise ValueError(
-            f"got offset {offset} for {len(rows)} rows among {len(candidates)} candidates: row i belongs to candidate "
-            "offset + i, so give rank * B and the candidates of all processes"
+            f"got offset {offset} for {len(rows)} rows among {len(candidates)} candidates: the positive of row i is candidate "
+            "offset + i; give rank * B and the candidates of all processes"
         )
     return torch.arange(offset, offset + len(rows), device=rows.device)
 
 
 def check_samples(candidates: int, present: Tensor | None, ids: Tensor | None) -> Tensor | None:
-    """The ids as [G, k], checked together with `present` [G].
+    """Check `present` [G] and `ids` [G] or [G, k]; returns the ids as [G, k].
 
     Raises:
-        ValueError: not one entry for each candidate, or not booleans and integers.
+        ValueError: there is not one entry for each candidate, or they are not booleans and integers.
     """
     if present is not None and (present.shape != (candidates,) or present.dtype != torch.bool):
         raise ValueError(
@@ -45,22 +45,22 @@ def check_samples(candidates: int, present: Tensor | None, ids: Tensor | None) -
     return ids if ids.ndim == 2 else ids[:, None]
 
 
-def same(ids: Tensor, others: Tensor) -> Tensor:
-    """[n, m] bool: whether two samples agree in any of their k ids, [n, k] and [m, k]."""
+def same_ids(ids: Tensor, others: Tensor) -> Tensor:
+    """Mask of equal samples, [n, m] bool: True where any of the k ids agree, `ids` [n, k] and `others` [m, k]."""
     found = ids[:, None, 0] == others[:, 0]
     for column in range(1, ids.shape[1]):
         found |= ids[:, None, column] == others[:, column]
     return found
 
 
-def no_negatives(target: Tensor, candidates: int, present: Tensor | None, ids: Tensor | None) -> Tensor | None:
-    """[B, G] bool, True where a candidate is no negative of a row whose positive is `target` [B]; None: all are.
+def left_out_negatives(target: Tensor, candidates: int, present: Tensor | None, ids: Tensor | None) -> Tensor | None:
+    """Mask of left-out negatives, [B, G] bool, True where a candidate is no negative of a row; None: none are left out.
 
-    These are all of an absent row, the absent candidates, and those of an id that the row has too. Positives are False.
+    Left out are all candidates of an absent row, absent candidates, and those that share an id with the row. Positives are False.
 
     Args:
-        target: of each row.
-        candidates: G.
+        target: [B], index of the positive of each row.
+        candidates: G, number of candidates.
         present: [G] bool. ids: [G, k], of all candidates; a row's own are those of its positive.
     """
     if present is None and ids is None:
@@ -69,12 +69,12 @@ def no_negatives(target: Tensor, candidates: int, present: Tensor | None, ids: T
     if present is not None:
         out |= ~(present[target, None] & present)
     if ids is not None:
-        out |= same(ids[target], ids)
+        out |= same_ids(ids[target], ids)
     return out.scatter_(1, target[:, None], False)
 
 
 def over_present(mean: Tensor, present: Tensor | None) -> Tensor:
-    """Turn a mean over all rows, to which absent ones add 0, into one over those that are present [G]; 0 if there are none."""
+    """Rescale a mean over all rows (absent ones add 0) to a mean over present samples; `present` [G]; 0 if there are none."""
     if present is None:
         return mean
     return mean * (len(present) / present.sum().clamp(min=1).double()).to(mean.dtype)
@@ -82,9 +82,9 @@ def over_present(mean: Tensor, present: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def first_hits(logits: Tensor, target: Tensor) -> Tensor:
-    """[B]: 1 for rows of `logits` [B, M] whose `target` [B] scores highest, else 0; a tie among n counts 1/n.
+    """Top-1 hits [B]: 1 for rows of `logits` [B, M] whose `target` [B] scores highest, else 0; a tie among n counts 1/n.
 
-    With the tie rule a collapsed model, whose candidates all score alike, gets 1/M and not whatever argmax makes of rounding.
+    With this tie rule a collapsed model, whose candidates all have equal scores, gets 1/M; an argmax would depend on rounding.
     """
     best = logits == logits.amax(1, keepdim=True)
     hit = best.gather(1, target[:, None]).squeeze(1)
@@ -92,5 +92,5 @@ def first_hits(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def first_rate(logits: Tensor, target: Tensor) -> Tensor:
-    """The mean of `first_hits`, in [0, 1]."""
+    """Top-1 accuracy, the mean of `first_hits`, in [0, 1]."""
     return first_hits(logits, target).mean()

@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE between two sets of embeddings: the loss of CLIP."""
+"""Symmetric InfoNCE (contrastive cross entropy) between two sets of embeddings: the loss of CLIP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.losses.candidates import check_samples, no_negatives, over_present, positives
+from mmssl.losses.candidates import check_samples, left_out_negatives, over_present, positive_indices
 from mmssl.losses.tiles import nearest_rate
 
 
@@ -21,11 +21,11 @@ def info_nce(
     present: Tensor | None = None,
     ids: Tensor | None = None,
 ) -> Tensor:
-    """Cross entropy of finding b_i among all b from a_i, and a_i among all a from b_i: their mean, over rows too.
+    """Symmetric InfoNCE: mean cross entropy of finding b_i among all b from a_i, and a_i among all a from b_i.
 
     Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision" (arXiv:2103.00020), figure 3.
-    Slow loop, over the rows of one process that sees them all; samples that are not present take no part, neither as rows nor
-    as candidates, and samples with an id in common are no negatives of each other::
+    Slow loop, over the rows of one process that has them all; samples that are not present are neither rows nor
+    candidates, and samples with an id in common are no negatives of each other::
 
         def loop(a, b, scale, present, ids):
             there = [i for i in range(len(a)) if present[i]]
@@ -41,8 +41,8 @@ def info_nce(
         a: [B, E] unit-norm rows of this process, float32 or float64.
         b: [B, E] unit-norm, b_i belongs to a_i.
         scale: multiplier of the cosines, the inverse of the temperature; a tensor [] where it is learned.
-        all_a: [G, E] rows of all processes (gathered with gradient); None: `a` is all there is.
-        all_b: [G, E] likewise.
+        all_a: [G, E] rows of all processes (gathered with gradient); None: one process, all rows are in `a`.
+        all_b: [G, E] the same of b.
         offset: where this process' rows start among all of them, rank * B.
         present: [G] bool, which samples of all processes take part; None: all.
         ids: [G] or [G, k] integers of all processes; samples that agree in any of the k are no negatives of each other. None:
@@ -52,15 +52,15 @@ def info_nce(
         [] this process' share: the mean over processes is the loss of the global batch, the mean over samples that are present.
 
     Raises:
-        ValueError: shapes, offset, present or ids do not fit.
+        ValueError: shapes, offset, present or ids do not match.
     """
     all_a, all_b, target = _candidates(a, b, all_a, all_b, offset)
-    out = no_negatives(target, len(all_b), present, check_samples(len(all_b), present, ids))
+    out = left_out_negatives(target, len(all_b), present, check_samples(len(all_b), present, ids))
     a_to_b = scale * a @ all_b.T
-    # With one process both directions are the same products.
+    # With one process both directions use the same products.
     b_to_a = a_to_b.T if all_a is a and all_b is b else scale * b @ all_a.T
     if out is not None:
-        # An absent row keeps its positive alone, which costs nothing and has no gradient.
+        # An absent row has its positive as the only candidate: its loss is 0, without gradient.
         a_to_b, b_to_a = a_to_b.masked_fill(out, -torch.inf), b_to_a.masked_fill(out, -torch.inf)
     loss = (F.cross_entropy(a_to_b, target) + F.cross_entropy(b_to_a, target)) / 2
     return over_present(loss, present)
@@ -77,9 +77,9 @@ def info_nce_accuracy(
     present: Tensor | None = None,
     ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """In-batch accuracy, [] in [0, 1]: how often b_i is nearest to a_i, and a_i to b_i, among what the loss has as candidates.
+    """In-batch accuracy both ways, each [] in [0, 1]: how often b_i is nearest to a_i, and a_i to b_i, among the loss' candidates.
 
-    Ties count by their share. This process' share, as of the loss; 0 where no sample is present.
+    A tie among n counts 1/n. This process' share, as with the loss; 0 if no sample is present.
     """
     all_a, all_b, target = _candidates(a, b, all_a, all_b, offset)
     ids = check_samples(len(all_b), present, ids)
@@ -98,6 +98,6 @@ def _candidates(
     all_b = b if all_b is None else all_b
     if len(all_a) != len(all_b):
         raise ValueError(
-            f"got {len(all_a)} candidates a and {len(all_b)} candidates b, wanted as many of both: give all_a and all_b"
+            f"got {len(all_a)} candidates a and {len(all_b)} candidates b, wanted equal numbers; give all_a and all_b"
         )
-    return all_a, all_b, positives(a, all_b, offset)
+    return all_a, all_b, positive_indices(a, all_b, offset)

@@ -1,4 +1,4 @@
-"""Masked autoencoding: what a masked token has to predict, and how far off the prediction is."""
+"""Masked autoencoder (MAE) loss: patches as targets, and the mean squared error of masked tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def patch_shape(shape: Sequence[int], grid: Sequence[int]) -> tuple[int, ...]:
-    """Extent of one token of `grid` in an input of `shape` [B, C, *spatial], axis by axis.
+    """Patch size: extent of one token of `grid` in an input of `shape` [B, C, *spatial], for each axis.
 
     Raises:
         ValueError: the input has other axes than the grid, or is not a whole multiple of it.
@@ -18,7 +18,7 @@ def patch_shape(shape: Sequence[int], grid: Sequence[int]) -> tuple[int, ...]:
     if len(spatial) != len(grid) or any(size % cells for size, cells in zip(spatial, grid, strict=True)):
         raise ValueError(
             f"got an input of shape {list(shape)} for a token grid {tuple(grid)}, wanted [B, C, *spatial] with each spatial "
-            "extent a whole multiple of the grid: give the encoder inputs of its full size"
+            "extent a whole multiple of the grid; give the encoder inputs of its full size"
         )
     return tuple(size // cells for size, cells in zip(spatial, grid, strict=True))
 
@@ -27,7 +27,7 @@ def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
     """Cut [B, C, *spatial] into patches [B, T, P], T in reading order, P = prod(patch) * C with the channel fastest.
 
     He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377), section 3. Any number of spatial axes:
-    pictures and spectrograms have two, video three. Slow loop for pictures::
+    images and spectrograms have two, video three. Slow loop for images::
 
         def loop(x, patch):
             B, C, H, W = x.shape
@@ -41,7 +41,7 @@ def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
             return stack(out, 1)
 
     Raises:
-        ValueError: the patch does not tile the input.
+        ValueError: patches of this size do not tile the input.
     """
     axes, spatial = len(patch), tuple(x.shape[2:])
     if len(spatial) != axes or any(size % extent for size, extent in zip(spatial, patch, strict=True)):
@@ -56,7 +56,7 @@ def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
 
 
 def normalise_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
-    """Each patch of [B, T, P] minus its mean, over its standard deviation: sqrt(unbiased variance + eps).
+    """Normalise each patch of [B, T, P] by its mean and standard deviation, sqrt(unbiased variance + eps).
 
     The "normalised pixels" target of the paper (section 4.1). With it a prediction of zero has a loss of (P-1)/P.
     """
@@ -64,7 +64,7 @@ def normalise_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def masked_mean_square(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Squared error of masked tokens: the mean over a token's values, over the masked tokens of a sample, over samples.
+    """Mean squared error of masked tokens: mean over a token's values, over the masked tokens of a sample, over samples.
 
     Slow loop::
 
@@ -83,7 +83,7 @@ def masked_mean_square(prediction: Tensor, target: Tensor, mask: Tensor) -> Tens
         [] a mean over samples, so that parts of a batch can be averaged.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: the shapes do not match.
     """
     if prediction.shape != target.shape or mask.shape != target.shape[:2]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""NT-Xent, the loss of SimCLR: two views of each sample, every other view of the batch is a negative."""
+"""NT-Xent, the contrastive loss of SimCLR: two views of each sample, every other view of the batch is a negative."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.losses.candidates import first_rate, positives
+from mmssl.losses.candidates import first_rate, positive_indices
 
 
 def nt_xent(
@@ -18,7 +18,7 @@ def nt_xent(
     all_b: Tensor | None = None,
     offset: int = 0,
 ) -> Tensor:
-    """Cross entropy of finding the other view of a sample among all 2G-1 other views; mean over the 2B views.
+    """NT-Xent: cross entropy of finding the other view of a sample among all 2G-1 other views; mean over the 2B views.
 
     Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations" (arXiv:2002.05709), equation 1 and
     algorithm 1. It is not InfoNCE between a and b: the other samples' views of the *same* set are negatives too. Slow loop, over
@@ -37,15 +37,15 @@ def nt_xent(
         a: [B, E] unit-norm first views of this process, float32 or float64.
         b: [B, E] unit-norm second views; b_i and a_i are of one sample.
         temperature: divisor of the cosines.
-        all_a: [G, E] first views of all processes (gathered with gradient); None: `a` is all there is.
-        all_b: [G, E] likewise. The two are gathered apart: concatenating before the gather would mix views and processes.
+        all_a: [G, E] first views of all processes (gathered with gradient); None: one process, all rows are in `a`.
+        all_b: [G, E] second views. Gather the two separately: concatenating them first would mix views and processes.
         offset: where this process' rows start among all of them, rank * B.
 
     Returns:
         [] this process' share: the mean over processes is the loss of the global batch.
 
     Raises:
-        ValueError: shapes or offset do not fit.
+        ValueError: shapes or offset do not match.
     """
     from_a, from_b, target = _logits(a, b, temperature, all_a, all_b, offset)
     return (F.cross_entropy(from_a, target) + F.cross_entropy(from_b, target)) / 2
@@ -55,7 +55,7 @@ def nt_xent(
 def nt_xent_accuracy(
     a: Tensor, b: Tensor, *, all_a: Tensor | None = None, all_b: Tensor | None = None, offset: int = 0
 ) -> Tensor:
-    """How often the other view of a sample is the nearest of all 2G-1 other views, [] in [0, 1]. Ties count by their share."""
+    """In-batch accuracy, [] in [0, 1]: how often the other view is the nearest of all 2G-1; a tie among n counts 1/n."""
     from_a, from_b, target = _logits(a, b, 1.0, all_a, all_b, offset)
     return (first_rate(from_a, target) + first_rate(from_b, target)) / 2
 
@@ -72,11 +72,11 @@ def _logits(
     all_b = b if all_b is None else all_b
     if len(all_a) != len(all_b):
         raise ValueError(
-            f"got {len(all_a)} candidates a and {len(all_b)} candidates b, wanted as many of both: give all_a and all_b"
+            f"got {len(all_a)} candidates a and {len(all_b)} candidates b, wanted equal numbers; give all_a and all_b"
         )
-    target = positives(a, all_b, offset)
+    target = positive_indices(a, all_b, offset)
     itself = torch.zeros(len(a), len(all_a), dtype=torch.bool, device=a.device).scatter_(1, target[:, None], True)
-    # The other set stands first, so that its positive has the same column in both directions.
+    # The other set comes first, so that its positive has the same column in both directions.
     from_a = torch.cat([a @ all_b.T, (a @ all_a.T).masked_fill(itself, -torch.inf)], 1) / temperature
     from_b = torch.cat([b @ all_a.T, (b @ all_b.T).masked_fill(itself, -torch.inf)], 1) / temperature
     return from_a, from_b, target

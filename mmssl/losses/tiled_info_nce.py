@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE in O(G E) memory: the loss and gradients of `info_nce`, from tiles of its logits."""
+"""Memory-efficient symmetric InfoNCE, O(G E): the loss and gradients of `info_nce`, from tiles of its logits."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmssl.losses.candidates import check_samples, over_present
-from mmssl.losses.tiles import Tile, TiledScores, block, inner_products, row_dots
+from mmssl.losses.tiles import Tile, TiledScores, inner_products, row_dots, tiled_scores
 
 # Logits are made in base 2, because processors raise 2 to a power three times as fast as e.
 LN_2 = math.log(2)
-# One power serves rows and columns while what it spans stays clear of float32's smallest numbers, 2 ** -126.
+# One power is enough for rows and columns while its range stays clear of float32's smallest numbers, 2 ** -126.
 SPREAD = 86.0
-# Factors are held for the rows of one strip of so many to a tile.
+# Number of strips of rows in a tile; factors are held for one strip at a time.
 STRIPS = 8
 
 
@@ -34,41 +34,41 @@ def tiled_info_nce(
     ids: Tensor | None = None,
     size: int | None = None,
 ) -> Tensor:
-    """`info_nce` without its matrix: four products of [B, E] and [G, E] in all, one forward and three backward.
+    """`info_nce` without its logits matrix: four products of [B, E] and [G, E], one forward and three backward.
 
     Both directions share each tile: with s_ij = scale * <a_i, b_j>, the forward pass keeps the log-sum-exp of rows and of columns
-    only, and the backward pass makes each tile anew. The positive is left out of the sums: log(exp(s_ii) + others) - s_ii is
-    softplus(log(others) - s_ii), which keeps its digits when the batch is all but solved.
+    only, and the backward pass computes each tile again. The positive is left out of the sums: log(exp(s_ii) + others) - s_ii is
+    softplus(log(others) - s_ii), which stays precise when the loss is near 0.
 
-    Among several processes each makes its [B, G] block of rows only, and columns are finished by exchanging G numbers: so `a`
-    need not be gathered.
+    Each of several processes computes its [B, G] block of rows only, and an all-reduce of G numbers completes the columns, so `a`
+    is not gathered.
 
     Args:
-        a: [B, E] unit-norm rows of this process; float64, or anything less, which is taken as float32 whatever the autocast.
+        a: [B, E] unit-norm rows of this process; float64, or a smaller type, which is cast to float32 (also under autocast).
         b: [B, E] unit-norm, b_i belongs to a_i.
         scale: multiplier of the cosines, the inverse of the temperature; a tensor [] where it is learned.
-        all_b: [G, E] rows of all processes (gathered with gradient); None: `b` is all there is.
+        all_b: [G, E] rows of all processes (gathered with gradient); None: one process, all rows are in `b`.
         offset: where this process' rows start among all of them, rank * B.
         over_processes: log-sum-exp of [G] float64 numbers over processes, element by element, with gradient; needed where
             `all_b` is of several processes.
         present: [G] bool, which samples of all processes take part; None: all.
         ids: [G] or [G, k] integers of all processes; samples that agree in any of the k are no negatives of each other. None:
             every other sample is a negative.
-        size: edge of a tile; None: one that suits the device. It moves rounding only.
+        size: rows and columns of a tile; None: chosen for the device. It changes rounding only.
 
     Returns:
         [] this process' share: the mean over processes is the loss of the global batch, the mean over samples that are present.
 
     Raises:
-        ValueError: shapes, offset, present, ids or size do not fit; candidates of other processes without `over_processes`.
+        ValueError: shapes, offset, present, ids or size do not match; candidates of other processes without `over_processes`.
     """
     with torch.autocast(a.device.type, enabled=False):
         ids = check_samples(len(b if all_b is None else all_b), present, ids)
-        rows, candidates, scale, size = block(a, b, all_b, scale, offset, size, present)
+        rows, candidates, scale, size = tiled_scores(a, b, all_b, scale, offset, size, present)
         if over_processes is None and len(candidates) != len(rows):
             raise ValueError(
-                f"got {len(candidates)} candidates for {len(rows)} rows and no over_processes, wanted the way to finish columns "
-                "whose other rows are elsewhere: give the log-sum-exp over processes"
+                f"got {len(candidates)} candidates for {len(rows)} rows and no over_processes, wanted an all-reduce for columns "
+                "with rows on other processes; give the log-sum-exp over processes"
             )
         sums: tuple[Tensor, Tensor, Tensor] = _LogSumExp.apply(rows, candidates, scale, offset, present, ids, size)
         by_row, by_column, positive = sums
@@ -80,9 +80,9 @@ def tiled_info_nce(
 
 
 class _LogSumExp(torch.autograd.Function):
-    """Log-sum-exp of the logits of each row [B] and column [G] but its positive, and the positives [B]; all in float64.
+    """Log-sum-exp of the logits of each row [B] and column [G] without its positive, and the positives [B]; all in float64.
 
-    Vectors are cheap, and a float32 near 100 is known to 4e-6 only, which would be the error of every weight.
+    Vectors are cheap, and a float32 near 100 has an error of 4e-6, which would be the error of every weight.
     """
 
     @staticmethod
@@ -102,7 +102,7 @@ class _LogSumExp(torch.autograd.Function):
         positive = row_dots(a, b[offset : offset + len(a)], size) * scale.double()
         weights = None if present is None else present.to(a.dtype)
         for tile in TiledScores(a, b, scale / LN_2, offset, size):
-            _add(by_row[tile.rows], by_column[tile.columns], tile, present, weights, tile.same(ids))
+            _add(by_row[tile.rows], by_column[tile.columns], tile, present, weights, tile.same_ids(ids))
         if present is not None:
             by_row.masked_fill_(~present[offset : offset + len(a)], -torch.inf)
             by_column.masked_fill_(~present, -torch.inf)
@@ -121,7 +121,7 @@ class _LogSumExp(torch.autograd.Function):
         with torch.autocast(a.device.type, enabled=False):
             weights = _Weights(by_row, by_column, to_row, to_column, present, a.dtype)
             for tile in TiledScores(a, b, scale / LN_2, ctx.offset, ctx.size):
-                same = tile.same(ids)
+                same = tile.same_ids(ids)
                 weights.replace(tile)
                 if same is not None:
                     tile.logits.masked_fill_(same, 0)
@@ -130,7 +130,7 @@ class _LogSumExp(torch.autograd.Function):
                     grad_a[tile.rows].add_(inner_products(tile.logits, tile.candidates.T))
                 if grad_b is not None:
                     grad_b[tile.columns].addmm_(tile.logits.T, tile.scaled)
-            # grad_a is of scale * a_i so far: with it d s_ij / d scale needs no pass of its own.
+            # grad_a is so far the gradient of scale * a_i, which gives d s_ij / d scale without another pass.
             grad_scale = row_dots(grad_a, a, ctx.size).sum().to(a.dtype) if grad_a is not None and for_scale else None
             if grad_a is not None:
                 grad_a.mul_(scale)
@@ -142,9 +142,9 @@ class _LogSumExp(torch.autograd.Function):
 def _add(
     by_row: Tensor, by_column: Tensor, tile: Tile, present: Tensor | None, weights: Tensor | None, same: Tensor | None
 ) -> None:
-    """Add a tile to the log-sum-exp (base 2) of its rows and columns, in place. The tile is used up."""
+    """Add a tile to the log-sum-exp (base 2) of its rows and columns, in place. The tile is overwritten."""
     logits = tile.logits
-    tile.diagonal.zero_()  # positives may be far above the rest, and would widen what one power has to span
+    tile.diagonal.zero_()  # positives may be far above the rest, and would widen the range of the power
     low, high = torch.aminmax(logits)
     if bool(high - low < SPREAD):
         logits.sub_(high).exp2_()
@@ -163,7 +163,7 @@ def _add(
 
 
 def _log_sum_exp(logits: Tensor, axis: int) -> Tensor:
-    """In base 2; the result is a float64 with all digits of the sum."""
+    """Log-sum-exp in base 2; the result is float64, with all digits of the sum."""
     top = logits.amax(axis, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
     return (logits - top).exp2_().sum(axis).double().log2_().add_(top.squeeze(axis))
 
@@ -182,20 +182,20 @@ class _Weights:
     ) -> None:
         no_row, no_column = by_row == -torch.inf, by_column == -torch.inf
         top = torch.maximum(by_row.max(), by_column.max()).nan_to_num(neginf=0.0)
-        # A row or column without any sum has left out all its entries: any number serves, but for NaN.
+        # In a row or column without any sum all entries are left out: any number will do, except NaN.
         by_row, to_row = by_row.masked_fill(no_row, top), to_row.masked_fill(no_row, 0)
         by_column, to_column = by_column.masked_fill(no_column, top), to_column.masked_fill(no_column, 0)
         low = torch.minimum(by_row.min(), by_column.min())
         # Absent samples have logits of 0, whose power must be finite too: it meets zeros in the products.
         self.together = bool((top - low < SPREAD) & (top > -SPREAD))
         self.present = present
-        # What is taken off before the power has the digits of the logits; the factors after it carry the rest.
+        # The shift before the power has the precision of the logits; the factors after it carry the rest.
         self.row_top, self.column_top = ((top if self.together else x).to(dtype) for x in (by_row, by_column))
         self.rows = (to_row * (self.row_top - by_row).exp2()).to(dtype)
         self.columns = (to_column * (self.column_top - by_column).exp2()).to(dtype)
 
     def replace(self, tile: Tile) -> None:
-        """In place. Entries that are left out become any number, or none."""
+        """Replace the logits of a tile by their weights, in place. Left-out entries may become any number, or NaN."""
         logits, rows, columns = tile.logits, tile.rows, tile.columns
         if self.together:
             to_columns = self.columns[columns]

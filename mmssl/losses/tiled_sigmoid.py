@@ -1,4 +1,4 @@
-"""Pairwise sigmoid loss in O(G E) memory: the loss and gradients of `sigmoid_loss`, from tiles of its logits."""
+"""Memory-efficient pairwise sigmoid loss, O(G E): the loss and gradients of `sigmoid_loss`, from tiles of its logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.losses.candidates import check_samples, over_present
-from mmssl.losses.tiles import Tile, TiledScores, block, inner_products, row_dots, scalar
+from mmssl.losses.tiles import Tile, TiledScores, inner_products, row_dots, scalar, tiled_scores
 
 
 def tiled_sigmoid_loss(
@@ -26,31 +26,31 @@ def tiled_sigmoid_loss(
     ids: Tensor | None = None,
     size: int | None = None,
 ) -> Tensor:
-    """`sigmoid_loss` without its matrix: three products of [B, E] and [G, E] in all.
+    """`sigmoid_loss` without its logits matrix: three products of [B, E] and [G, E].
 
-    Pairs do not depend on each other, so gradients are made in the forward pass, while the tile is there, and the backward pass
-    only multiplies them. Without gradient the forward pass makes the loss alone.
+    Pairs do not depend on each other, so the forward pass computes the gradients while it has the tile, and the backward pass only
+    multiplies them. Under no_grad the forward pass computes the loss alone.
 
     Args:
-        a: [B, E] unit-norm rows of this process; float64, or anything less, which is taken as float32 whatever the autocast.
+        a: [B, E] unit-norm rows of this process; float64, or a smaller type, which is cast to float32 (also under autocast).
         b: [B, E] unit-norm, b_i belongs to a_i.
         scale: multiplier of the cosines; a tensor [] where it is learned.
-        bias: added to the logits, likewise.
-        all_b: [G, E] rows of all processes (gathered with gradient); None: `b` is all there is.
+        bias: added to the logits; a tensor [] where it is learned.
+        all_b: [G, E] rows of all processes (gathered with gradient); None: one process, all rows are in `b`.
         offset: where this process' rows start among all of them, rank * B.
         present: [G] bool, which samples of all processes take part; None: all.
         ids: [G] or [G, k] integers of all processes; samples that agree in any of the k are no negatives of each other.
-        size: edge of a tile; None: one that suits the device. It moves rounding only.
+        size: rows and columns of a tile; None: chosen for the device. It changes rounding only.
 
     Returns:
         [] this process' share: the mean over processes is the loss of the global batch, the mean over samples that are present.
 
     Raises:
-        ValueError: shapes, offset, present, ids or size do not fit.
+        ValueError: shapes, offset, present, ids or size do not match.
     """
     with torch.autocast(a.device.type, enabled=False):
         ids = check_samples(len(b if all_b is None else all_b), present, ids)
-        rows, candidates, scale, size = block(a, b, all_b, scale, offset, size, present)
+        rows, candidates, scale, size = tiled_scores(a, b, all_b, scale, offset, size, present)
         bias = scalar("bias", bias, rows.dtype, rows.device)
         learning = torch.is_grad_enabled()
         loss: Tensor = _Sigmoid.apply(rows, candidates, scale, bias, offset, present, ids, size, learning)
@@ -58,7 +58,7 @@ def tiled_sigmoid_loss(
 
 
 class _Sigmoid(torch.autograd.Function):
-    """The sum over all pairs, with the gradients that the backward pass will multiply."""
+    """Sum over all pairs; the forward pass stores the gradients, which the backward pass multiplies."""
 
     @staticmethod
     def forward(
@@ -80,10 +80,10 @@ class _Sigmoid(torch.autograd.Function):
         weights = None if present is None else present.to(a.dtype)
         spare = [a.new_empty(min(size, len(a)) * min(size, len(b))) for _ in range(2)]
         for tile in TiledScores(a, b, scale, offset, size):
-            # A positive is a negative of the other sign; its gradient turns back below.
+            # A positive is a negative of the other sign; the sign of its gradient is restored below.
             logits = tile.logits.add_(bias)
             tile.diagonal.neg_()
-            _leave_out(tile, tile.same(ids))
+            _leave_out(tile, tile.same_ids(ids))
             loss += _sum(_softplus(logits, spare), tile, weights)
             if not (for_a or for_b or for_scale or for_bias):
                 continue
@@ -107,20 +107,20 @@ class _Sigmoid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # `once_differentiable` would not see it: what comes down here has no graph, and gradients would pass for constants.
+        # `once_differentiable` would not notice: the incoming gradient has no graph, and the result would count as a constant.
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "got create_graph=True, and gradients of tiled_sigmoid_loss cannot be differentiated again: take sigmoid_loss, "
-                "in an objective tiles: false, where second derivatives are wanted"
+                "got create_graph=True, and gradients of tiled_sigmoid_loss cannot be differentiated again; for second "
+                "derivatives use sigmoid_loss (in an objective tiles: false)"
             )
         return (*(None if x is None else x * gradient for x in ctx.saved_tensors), None, None, None, None, None)
 
 
 def _softplus(x: Tensor, spare: Sequence[Tensor]) -> Tensor:
-    """log(1 + exp(x)) of numbers [n, m], with all digits of small ones; on a processor in the two `spare` [>= n * m].
+    """Softplus, log(1 + exp(x)), of [n, m], precise also near 0; on CPUs it uses the two buffers `spare` [>= n * m].
 
-    torch's softplus takes as long there as the product that made x, because of its log1p. Here, with e = exp(-|x|), 1 + e is u
-    and what rounding took from it is r: log(1 + e) = log(u + r) = log(u) + r / u, to first order in r, which is a last digit.
+    On CPUs torch's softplus takes as long as the product for x, because of its log1p. Here, with e = exp(-|x|), u is 1 + e
+    rounded and r the rounding error: log(1 + e) = log(u + r) = log(u) + r / u, to first order in r, which is a last digit.
     """
     if x.device.type != "cpu":
         return F.softplus(x, threshold=40)
@@ -133,7 +133,7 @@ def _softplus(x: Tensor, spare: Sequence[Tensor]) -> Tensor:
 
 
 def _leave_out(tile: Tile, same: Tensor | None) -> None:
-    """Put -inf, which costs nothing, where nothing is asked; positives stay."""
+    """Set logits of left-out pairs to -inf, where the loss is 0; positives stay."""
     if same is not None:
         positive = tile.diagonal.clone()
         tile.logits.masked_fill_(same, -torch.inf)
@@ -141,7 +141,7 @@ def _leave_out(tile: Tile, same: Tensor | None) -> None:
 
 
 def _sum(x: Tensor, tile: Tile, weights: Tensor | None) -> Tensor:
-    """The sum of numbers [n, m] of a tile, [] in float64, in which sample j of all [G] counts `weights[j]`."""
+    """Weighted sum of the values [n, m] of a tile, [] float64; `weights` [G] are those of samples."""
     if weights is None:
         return x.sum().double()
     return x.mv(weights[tile.columns]).double().dot(weights[tile.positives].double())

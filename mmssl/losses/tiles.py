@@ -1,4 +1,4 @@
-"""Logits tile by tile: what losses over all pairs walk through instead of holding a [B, G] matrix."""
+"""Logits tile by tile, for losses over all pairs without a [B, G] matrix in memory."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 from mmssl.core.compat import onednn_linear
-from mmssl.losses.candidates import first_hits, no_negatives, over_present, positives, same
+from mmssl.losses.candidates import first_hits, left_out_negatives, over_present, positive_indices, same_ids
 
 _LINEAR = onednn_linear()
 
 
-def edge(device: torch.device) -> int:
-    """Rows and columns of a tile.
+def tile_size(device: torch.device) -> int:
+    """Default number of rows and columns of a tile on a device.
 
-    2048 fits into the cache of a processor, where smaller tiles are up to 8 % slower. Elsewhere 8192, because each tile costs
+    On CPUs 2048, which fits into the cache; smaller tiles are up to 8 % slower. On GPUs 8192, because each tile costs kernel
     launches.
     """
     return 2048 if device.type == "cpu" else 8192
 
 
 def inner_products(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y.T without gradient, [n, m] of [n, k] and [m, k].
+    """Inner products x @ y.T without gradient: [n, k] and [m, k] -> [n, m].
 
-    In float32 on a processor by oneDNN, which is 4 to 9 % faster at tiles than the library behind `torch.mm` (MKL, on AMD Zen 4).
+    In float32 on CPUs it uses oneDNN, which is 4 to 9 % faster at tiles than `torch.mm` (MKL, on AMD Zen 4).
     """
     if _LINEAR is None or x.device.type != "cpu" or x.dtype != torch.float32:
         return x @ y.T
@@ -35,14 +35,14 @@ def inner_products(x: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TiledScores:
-    """Rows a, candidates b and the scale between them: logits[i, j] = scale * <a_i, b_j>, cut into square tiles.
+    """The logits matrix, logits[i, j] = scale * <a_i, b_j>, computed as square tiles.
 
     Attributes:
         a: [B, E] rows of this process.
         b: [G, E] candidates; candidate `offset + i` is the positive of row i.
         scale: [] multiplier.
-        offset: where the positives start.
-        size: edge of a tile.
+        offset: candidate number of the first row's positive.
+        size: rows and columns of a tile.
     """
 
     a: Tensor
@@ -52,7 +52,7 @@ class TiledScores:
     size: int
 
     def __iter__(self) -> Iterator[Tile]:
-        """All tiles, row by row. A tile is valid until the next one is asked for: there is memory for one at a time."""
+        """Iterate over all tiles, row by row. A tile is valid until the next one: they share one buffer."""
         for i in range(0, len(self.a), self.size):
             scaled = self.a[i : i + self.size] * self.scale
             for j in range(0, len(self.b), self.size):
@@ -64,15 +64,15 @@ class TiledScores:
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile of a block.
+    """One tile of the logits matrix.
 
     Attributes:
         logits: [n, m], to be overwritten in place.
-        scaled: [n, E] scale * a of these rows.
-        candidates: [m, E] b of these columns.
-        top: first row.
-        left: first column.
-        shift: the positive of the tile's row r stands in its column r + shift, if that is one of its columns.
+        scaled: [n, E] scale * a, the tile's rows.
+        candidates: [m, E] b, the tile's columns.
+        top: number of the first row.
+        left: number of the first column.
+        shift: the positive of the tile's row r is its column r + shift, if it has this column.
     """
 
     logits: Tensor
@@ -84,48 +84,48 @@ class Tile:
 
     @property
     def rows(self) -> slice:
-        """The rows among all rows."""
+        """Slice of the tile's rows among all rows [B]."""
         return slice(self.top, self.top + len(self.scaled))
 
     @property
     def columns(self) -> slice:
-        """The columns among all candidates."""
+        """Slice of the tile's columns among all candidates [G]."""
         return slice(self.left, self.left + len(self.candidates))
 
     @property
     def diagonal(self) -> Tensor:
-        """The positives of this tile, a view into its logits; empty where there are none."""
+        """Logits of the tile's positives, a view; empty if it has none."""
         return self.logits.diagonal(self.shift)
 
     @property
     def diagonal_rows(self) -> slice:
-        """The rows among all rows whose positives are in this tile."""
+        """Slice among all rows [B] of those with their positive in this tile."""
         start = self.top + max(0, -self.shift)
         return slice(start, start + len(self.diagonal))
 
     @property
     def positives(self) -> slice:
-        """The rows among all candidates."""
+        """Slice of the tile's rows among all candidates [G]: their positives."""
         start = self.shift + self.left
         return slice(start, start + len(self.scaled))
 
-    def same(self, ids: Tensor | None) -> Tensor | None:
-        """[n, m] bool, True where row and candidate agree in any of the candidates' ids [G, k]; None without ids."""
-        return None if ids is None else same(ids[self.positives], ids[self.columns])
+    def same_ids(self, ids: Tensor | None) -> Tensor | None:
+        """Mask of equal samples, [n, m] bool, True where row and candidate share any of the ids [G, k]; None without ids."""
+        return None if ids is None else same_ids(ids[self.positives], ids[self.columns])
 
     def hide(self, present: Tensor | None) -> None:
-        """Put -inf into rows and columns of samples that are not present ([G] bool)."""
+        """Set logits to -inf in rows and columns of samples that are not present ([G] bool)."""
         if present is not None:
             self.logits.masked_fill_(~(present[self.positives, None] & present[self.columns]), -torch.inf)
 
     def sums(self, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Sums of rows [n] and of columns [m], in which sample j of all [G] counts `weights[j]`; None: all count 1."""
+        """Sums over rows [n] and over columns [m], weighted by sample with `weights` [G]; None: all weights are 1."""
         if weights is None:
             return self.logits.sum(1), self.logits.sum(0)
         return self.logits.mv(weights[self.columns]), self.logits.T.mv(weights[self.positives])
 
 
-def block(
+def tiled_scores(
     a: Tensor,
     b: Tensor,
     all_b: Tensor | None,
@@ -134,35 +134,35 @@ def block(
     size: int | None,
     present: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Checked rows, candidates, scale and tile size, in float32 where they came in less.
+    """Check rows, candidates, scale and tile size, and cast types below float32 to float32.
 
-    Samples that are not present become zeros: with that they add nothing to any gradient, and get none.
+    Samples that are not present become zeros, so that they add nothing to any gradient and get none.
 
     Raises:
-        ValueError: shapes, scale, offset or size do not fit.
+        ValueError: shapes, scale, offset or size do not match.
     """
     if a.shape != b.shape:
         raise ValueError(
             f"got a {tuple(a.shape)} and b {tuple(b.shape)}, wanted equal shapes [B, E]: b_i belongs to a_i"
         )
     candidates = b if all_b is None else all_b
-    positives(a, candidates, offset)
+    positive_indices(a, candidates, offset)
     if size is not None and size < 1:
-        raise ValueError(f"got tiles of {size}, wanted at least 1, such as 1024")
+        raise ValueError(f"got tile size {size}, wanted at least 1, e.g. 1024")
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     scale = scalar("scale", scale, dtype, a.device)
     a, candidates = a.to(dtype), candidates.to(dtype)
     if present is not None:
         a = a.masked_fill(~present[offset : offset + len(a), None], 0)
         candidates = candidates.masked_fill(~present[:, None], 0)
-    return a, candidates, scale, size or edge(a.device)
+    return a, candidates, scale, size or tile_size(a.device)
 
 
 def scalar(name: str, x: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One number as a tensor [], with gradient to what it was: parameters are also kept as [1].
+    """A number, or a tensor [] or [1], as a tensor [] with gradient to the original.
 
     Raises:
-        ValueError: it is not one number.
+        ValueError: it has more than one element.
     """
     x = torch.as_tensor(x, dtype=dtype, device=device)
     if x.numel() != 1:
@@ -174,17 +174,17 @@ def scalar(name: str, x: Tensor | float, dtype: torch.dtype, device: torch.devic
 def nearest_rate(
     rows: Tensor, candidates: Tensor, target: Tensor, present: Tensor | None = None, ids: Tensor | None = None
 ) -> Tensor:
-    """How often the positive of a row is the nearest of its candidates, [] in [0, 1], from as many rows at a time as make one tile.
+    """In-batch accuracy, [] in [0, 1]: how often the positive of a row is its nearest candidate; computed in chunks of rows.
 
     Args:
-        rows: [B, E]. candidates: [G, E]. target: [B], the positive of each row.
+        rows: [B, E]. candidates: [G, E]. target: [B], index of the positive of each row.
         present: [G] bool. ids: [G, k]. As in the losses.
     """
     hits = []
-    strip = max(1, edge(rows.device) ** 2 // len(candidates))
+    strip = max(1, tile_size(rows.device) ** 2 // len(candidates))
     for part, at in zip(rows.split(strip), target.split(strip), strict=True):
         logits = part @ candidates.T
-        out = no_negatives(at, len(candidates), present, ids)
+        out = left_out_negatives(at, len(candidates), present, ids)
         hit = first_hits(logits if out is None else logits.masked_fill_(out, -torch.inf), at)
         hits.append(hit if present is None else hit * present[at])
     return over_present(torch.cat(hits).mean(), present)
@@ -192,17 +192,17 @@ def nearest_rate(
 
 @torch.no_grad()
 def candidate_counts(target: Tensor, candidates: int, present: Tensor | None, ids: Tensor | None) -> Tensor:
-    """[B] float64: among how many each row has to find its positive; 1 for rows that are not present."""
+    """Number of candidates of each row, [B] float64: its positive and its negatives; 1 for rows that are not present."""
     if ids is None:
         everyone = candidates if present is None else present.sum()
         counts = torch.ones_like(target, dtype=torch.float64) * everyone
         return counts if present is None else counts.where(present[target], 1)
-    strip = max(1, edge(target.device) ** 2 // candidates)
-    out = [no_negatives(part, candidates, present, ids) for part in target.split(strip)]
+    strip = max(1, tile_size(target.device) ** 2 // candidates)
+    out = [left_out_negatives(part, candidates, present, ids) for part in target.split(strip)]
     return torch.cat([candidates - x.sum(1) for x in out if x is not None]).double()
 
 
 def row_dots(x: Tensor, y: Tensor, size: int) -> Tensor:
-    """[B] float64, <x_i, y_i> of two [B, E], `size` rows at a time. Products are rounded as their type is, sums are not."""
+    """Row-wise inner products <x_i, y_i> of [B, E], [B] float64, `size` rows at a time. Only the sums are float64."""
     parts = zip(x.split(size), y.split(size), strict=True)
     return torch.cat([(part * other).sum(1, dtype=torch.float64) for part, other in parts])

@@ -1,1 +1,1 @@
-"""Floor 2: what is learned. One file an objective: its Config and, beside it, the module in two halves, encode and criterion."""
+"""Floor 2: objectives (training losses with their heads). One file each: its config, and the module with encode and criterion."""

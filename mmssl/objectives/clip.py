@@ -1,4 +1,4 @@
-"""CLIP: samples of paired modalities meet in one space, every other sample of the global batch is a negative."""
+"""CLIP and SigLIP: contrastive alignment of pairs of modalities; other samples of the global batch are negatives."""
 
 from __future__ import annotations
 
@@ -23,35 +23,34 @@ from mmssl.losses.sigmoid import sigmoid_loss
 from mmssl.losses.tiled_info_nce import tiled_info_nce
 from mmssl.losses.tiled_sigmoid import tiled_sigmoid_loss
 from mmssl.losses.tiles import candidate_counts
-from mmssl.objectives.common import ObjectiveConfig, encoder_of, log_sum_exp_over_processes, precise, view_of
+from mmssl.objectives.common import ObjectiveConfig, at_least_float32, encoder_of, log_sum_exp_over_processes, view_of
 from mmssl.objectives.pairs import SIGMOID_BIAS, Pair, PairConfig, PairLoss, check_pairs, modalities_of
-from mmssl.objectives.presence import content, encode_present, gather_facts, identities, presence
+from mmssl.objectives.presence import content_hash, encode_present, gather_facts, identities, presence
 
 WHOLE_UP_TO = 2048
-"""Global batch up to which the logits are held as one matrix, 16 MB of them, if the config leaves it open."""
+"""Largest global batch with the logits as one matrix (16 MB) where the config has tiles: null."""
 
 Duplicates = Literal["negatives", "ignore"]
 
 
 class ClipConfig(ObjectiveConfig):
-    """Contrastive alignment of pairs of modalities; see `ClipObjective`.
+    """Settings of CLIP or SigLIP over pairs of modalities; see `ClipObjective`.
 
     Attributes:
-        pairs: which modalities are aligned, e.g. [[image, text], [image, audio]]; a pair that differs from the others is written
-            {modalities: [audio, text], weight: 0.5, loss: sigmoid, temperature: 0.1, bias: -10}. A modality of several pairs is
-            encoded once.
-        views: modality -> kind of the view that is encoded, one for each modality of the pairs.
+        pairs: which modalities are aligned, e.g. [[image, text], [image, audio]]. A pair may have its settings: {modalities:
+            [audio, text], weight: 0.5, loss: sigmoid, temperature: 0.1, bias: -10}. A modality of several pairs is encoded once.
+        views: modality -> kind of view to encode, one for each modality of the pairs.
         embedding: E, size of the shared space.
-        loss: of pairs that do not name theirs: "info_nce" (CLIP) or "sigmoid" (SigLIP).
+        loss: default loss of a pair: "info_nce" (CLIP) or "sigmoid" (SigLIP).
         temperature: initial value; the logit scale starts at ln(1 / temperature). CLIP: 0.07; SigLIP: 0.1.
-        bias: initial value in sigmoid losses; null: SigLIP's -10, which suits batches of 20,000. ln(1 / G) suits one of G.
-        max_scale: largest value of 1 / temperature, kept after every step. CLIP: 100.
+        bias: initial logit bias of sigmoid losses; null: SigLIP's -10, for batches of about 20,000. For a batch of G: ln(1 / G).
+        max_scale: upper bound of 1 / temperature, enforced after every step. CLIP: 100.
         shared_temperature: one temperature for all pairs instead of one for each.
-        duplicates: whether samples that are the same, or have the same tokens in a modality of the pair, are negatives of each
-            other: "negatives", or "ignore" to leave them out.
-        heads: modality -> head into the shared space; CLIP's linear projection where not given.
-        tiles: make the loss from tiles of its logits, in memory that grows with the batch and not with its square: true, false or
-            rows of a tile; null: always for sigmoid losses, and for info_nce in global batches above 2048. It moves rounding only.
+        duplicates: repeated samples, or samples with equal tokens in a modality of the pair: "negatives" of each other, or "ignore"
+            to leave them out.
+        heads: modality -> projection head into the shared space; default: CLIP's linear projection.
+        tiles: compute the loss from tiles of its logits, in memory linear in the batch instead of quadratic: true, false or rows of
+            a tile; null: always for sigmoid, and for info_nce in global batches above 2048. It changes rounding only.
     """
 
     kind: Literal["clip"] = "clip"
@@ -94,12 +93,12 @@ class ClipConfig(ObjectiveConfig):
         for modality, head in self.heads.items():
             if isinstance(head, MLPProjectionConfig) and head.norm == "batch":
                 raise ValueError(
-                    f"heads.{modality}: got norm: batch, wanted norm: layer or none: evaluators embed each sample alone"
+                    f"heads.{modality}: got norm: batch, wanted norm: layer or none, because evaluators embed each sample alone"
                 )
         return self
 
     def resolved(self) -> tuple[Pair, ...]:
-        """The pairs, with what they leave to the objective."""
+        """The pairs, with the objective's settings where they have none."""
         bias = SIGMOID_BIAS if self.bias is None else self.bias
         return tuple(
             Pair(
@@ -113,7 +112,7 @@ class ClipConfig(ObjectiveConfig):
         )
 
     def build(self, encoders: Mapping[str, Encoder]) -> ClipObjective:
-        """The objective for these encoders."""
+        """Build the objective for these encoders."""
         pairs = self.resolved()
         heads = {
             modality: self.heads.get(modality, LinearProjectionConfig()).build(
@@ -133,23 +132,23 @@ class ClipConfig(ObjectiveConfig):
 
 
 class ClipObjective(Objective):
-    """A symmetric contrastive loss over the global batch for each pair: the sum of `info_nce` or `sigmoid_loss` times its weight.
+    """CLIP or SigLIP loss over the global batch: the weighted sum over pairs of `info_nce` or `sigmoid_loss`.
 
-    Radford et al. 2021 (arXiv:2103.00020), Zhai et al. 2023 (arXiv:2303.15343). No term depends on how many pairs there are. In
-    each, samples that lack one of the two modalities are neither rows nor candidates, and the mean is over those of the global
-    batch that have both; with none of them it is 0.
+    Radford et al. 2021 (arXiv:2103.00020), Zhai et al. 2023 (arXiv:2303.15343). No term depends on the number of pairs. In each
+    pair, samples that lack one of the two modalities are neither rows nor candidates; the mean is over the samples of the global
+    batch that have both, and 0 if there are none.
 
-    The parameter of a temperature is the logarithm of the logit scale, starts at ln(1 / temperature) and is held in
-    [0, ln(max_scale)] after each optimizer step, not in the forward pass: there it would lose its gradient.
+    The parameter of a temperature is the logarithm of the logit scale. It starts at ln(1 / temperature) and is clamped to
+    [0, ln(max_scale)] after each optimizer step, not in the forward pass, where clamping would remove its gradient.
 
     Args:
-        pairs: modalities to align, and how.
+        pairs: the pairs of modalities, with their settings.
         views: modality -> kind of view.
-        heads: modality -> [B, D] -> [B, E]; the same modules that evaluators use.
+        heads: modality -> projection [B, D] -> [B, E]; evaluators use the same modules.
         max_scale: upper bound of the scale.
-        shared_temperature: one parameter for all pairs, which starts at the first one's temperature.
-        duplicates: whether samples that are alike are negatives of each other.
-        tiles: whether losses are made from tiles, or of which size they are; None: where it pays.
+        shared_temperature: one parameter for all pairs, initialised with the first pair's temperature.
+        duplicates: "negatives", or "ignore" to leave repeated samples out of the negatives.
+        tiles: whether losses are computed from tiles, or their size; None: for sigmoid losses and large batches.
     """
 
     reduction = Reduction.GATHER
@@ -193,13 +192,13 @@ class ClipObjective(Objective):
         return dict(self.projections.items())
 
     def logit_scales(self) -> Mapping[tuple[str, str], Tensor]:
-        """Of each pair."""
+        """Logit scale (1 / temperature) of each pair."""
         return {(p.first, p.second): self.logit_scale[self.scale_names[p.name]].exp() for p in self.pairs}
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
-        """By modality: unit-norm embeddings [B, E] in float32, zero where absent, and "present/..." [B] bool.
+        """Unit-norm embeddings [B, E] float32 by modality, zero where absent, and "present/..." [B] bool.
 
-        Where duplicates are left out, also "sample/index" [B] and, of views of symbols (int64), "content/..." [B].
+        With duplicates: ignore, also "sample/index" [B] and, of integer views (token ids), "content/..." [B].
         """
         latents: Latents = {"sample/index": batch.index} if self.duplicates == "ignore" else {}
         for modality in modalities_of(self.pairs):
@@ -207,20 +206,20 @@ class ClipObjective(Objective):
             x = view_of(batch, modality, f"{self.views[modality]}0", absent=True)
 
             def embed(rows: Tensor, encoder: Encoder = encoder, head: nn.Module = head) -> Tensor:
-                return F.normalize(precise(head(encoder(rows, pooled_only=True).pooled)), dim=-1)
+                return F.normalize(at_least_float32(head(encoder(rows, pooled_only=True).pooled)), dim=-1)
 
             here = presence(batch, modality)
             latents[modality] = encode_present(embed, encoder, x, here) if modality in batch.present else embed(x)
             latents[f"present/{modality}"] = here
             if self.duplicates == "ignore" and x.dtype == torch.int64:
-                latents[f"content/{modality}"] = content(x)
+                latents[f"content/{modality}"] = content_hash(x)
         return latents
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
-        """One term for each pair.
+        """One loss term for each pair.
 
-        Logs, for each: its scale (and bias), how many samples of the global batch have both modalities, in-batch accuracy both
-        ways, and the loss of guessing.
+        Metrics of each pair: logit scale (and bias), number of samples of the global batch with both modalities, in-batch accuracy
+        both ways, and the chance loss.
         """
         everyone = {modality: distributed.gather(latents[modality]) for modality in modalities_of(self.pairs)}
         facts = gather_facts(latents)
@@ -243,7 +242,7 @@ class ClipObjective(Objective):
         return LossOutput(terms, lambda: {name: x for measure in measures for name, x in measure().items()})
 
     def headline(self, scalars: Mapping[str, float]) -> Headline:
-        """Accuracy both ways of a single pair; of several pairs the mean of both ways of each."""
+        """In-batch accuracy: both directions of a single pair; for several pairs the mean of both directions of each."""
         ways = {
             pair: (f"{pair.first}_to_{pair.second}_accuracy", f"{pair.second}_to_{pair.first}_accuracy")
             for pair in self.pairs
@@ -260,7 +259,7 @@ class ClipObjective(Objective):
 
     @torch.no_grad()
     def after_update(self, latents: Latents, ctx: StepContext) -> None:
-        """Keep each scale in [1, max_scale]."""
+        """Clamp each logit scale to [1, max_scale]."""
         for parameter in self.logit_scale.values():
             parameter.clamp_(0, math.log(self.max_scale))
 
@@ -274,7 +273,7 @@ class ClipObjective(Objective):
         all_b: Tensor,
         among: dict[str, Any],
     ) -> Tensor:
-        """Of one pair; the sigmoid loss if there is a bias."""
+        """Loss of one pair: sigmoid if it has a bias, else InfoNCE."""
         tiles = self.tiles
         if tiles is None:
             tiles = bias is not None or len(all_b) > WHOLE_UP_TO
@@ -300,7 +299,7 @@ def _metrics(
     there, back = info_nce_accuracy(a, b, **among)
     present, target = among["present"], torch.arange(len(a), device=a.device) + among["offset"]
     counts = candidate_counts(target, len(among["all_b"]), present, among["ids"])
-    # Of c candidates one is right: a softmax that does not know which costs ln(c), c sigmoids that do not c times the entropy.
+    # One of c candidates is right. Chance loss: ln(c) for a softmax, c times the entropy of 1 / c for c sigmoids.
     guess = counts.log()
     if bias is not None:
         guess = guess + torch.xlogy(counts - 1, counts / (counts - 1).clamp(min=1))

@@ -1,4 +1,4 @@
-"""What every objective uses: the base of their configs, and reading views, encoders and precise numbers with clear errors."""
+"""Helpers of every objective: the base config, look-up of views and encoders, casts to float32."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmssl.core.errors import did_you_mean
 from mmssl.core.objective import Objective
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-"""A modality or child: a plain word, because it becomes part of parameter names, where dots, dashes and slashes separate."""
+"""Name of a modality or child: a plain word, because it is part of parameter names, where dots, dashes and slashes separate."""
 
 
 class ObjectiveConfig(Config, ABC):
@@ -26,18 +26,18 @@ class ObjectiveConfig(Config, ABC):
 
     @abstractmethod
     def build(self, encoders: Mapping[str, Encoder]) -> Objective:
-        """The objective for these encoders (modality -> encoder), which it measures and does not keep.
+        """Build the objective for these encoders (modality -> encoder); it reads their sizes and does not keep them.
 
         Raises:
-            ValueError: an encoder is missing or does not fit; says which and what to change.
+            ValueError: an encoder is missing or unsuitable; says which and what to change.
         """
 
 
 def encoder_of(encoders: Mapping[str, Encoder], modality: str) -> Encoder:
-    """The encoder of a modality.
+    """Look up the encoder of a modality.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the modality has no encoder.
     """
     if modality not in encoders:
         raise ValueError(
@@ -47,37 +47,37 @@ def encoder_of(encoders: Mapping[str, Encoder], modality: str) -> Encoder:
 
 
 def view_of(batch: Batch, modality: str, name: str, *, absent: bool = False) -> Tensor:
-    """The view [B, ...] of a modality, e.g. "crop0".
+    """Look up the view [B, ...] of a modality in a batch, e.g. "crop0".
 
     Args:
-        batch: has it, among others.
-        modality: whose view.
+        batch: the batch.
+        modality: name of the modality.
         name: kind and number.
-        absent: whether samples may lack it, whose rows are blank.
+        absent: allow samples without the modality, whose rows are blank.
 
     Raises:
-        ValueError: the batch does not have it, or some samples lack it that must not.
+        ValueError: the batch lacks the view, or some samples lack the modality and `absent` is False.
     """
     views = batch.views.get(modality, {})
     if name not in views:
         raise ValueError(
-            f"objective needs view {name!r} of {modality!r}, and the batch has {sorted(views) or 'no view of it'}: "
-            "the data floor makes the views that needs() names, one number from 0 after each kind"
+            f"objective needs view {name!r} of {modality!r}, and the batch has {sorted(views) or 'no view of it'}; "
+            "declare it in needs(): the views of a kind are numbered from 0"
         )
     if modality in batch.present and not absent:
         lacking = int((~batch.present[modality]).sum())
         raise ValueError(
-            f"{lacking} of {len(batch)} samples have no {modality!r}, and this objective uses every sample of a batch: "
-            "leave such samples out of the shards, or take the objective 'clip', which aligns what is there"
+            f"{lacking} of {len(batch)} samples have no {modality!r}, and this objective needs it in every sample; "
+            "leave such samples out of the shards, or use objective 'clip', which accepts missing modalities"
         )
     return views[name]
 
 
-def precise(x: Tensor) -> Tensor:
-    """float32 of half-precision tensors; float64 stays as it is."""
+def at_least_float32(x: Tensor) -> Tensor:
+    """Cast half-precision tensors to float32; float32 and float64 stay as they are."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def log_sum_exp_over_processes(x: Tensor) -> Tensor:
-    """Log-sum-exp of [G] numbers over processes, element by element, with gradient."""
+    """All-reduce by log-sum-exp of [G] numbers, element by element, with gradient."""
     return torch.logsumexp(distributed.gather(x[None]), 0)

@@ -1,4 +1,4 @@
-"""MAE: hide most tokens before the encoder, predict their content from the others."""
+"""MAE, masked autoencoder: drop most tokens before the encoder, and predict them from the others."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction, StepContext
 from mmssl.heads.decoders import MaskedTokenDecoder, MaskedTokenDecoderConfig
 from mmssl.losses.mae import masked_mean_square, normalise_patches, patch_shape, patchify
-from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of, precise, view_of
+from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of, view_of
 
 
 class MaeConfig(ObjectiveConfig):
-    """Masked autoencoding of one modality; see `MaeObjective`.
+    """Settings of a masked autoencoder (MAE) of one modality; see `MaeObjective`.
 
     Attributes:
-        modality: whose encoder is trained.
-        view: kind of the view that is masked and predicted.
-        order: kind of the view that draws a random order [B, T] of the tokens; the first ones stay visible.
+        modality: modality of the encoder to train.
+        view: kind of view that is masked and predicted.
+        order: kind of view with a random order [B, T] of the tokens; the first ones stay visible.
         patch_values: P, numbers in one patch of the prepared view, e.g. 3 * 16 * 16 = 768.
-        mask_ratio: share of the tokens that is hidden.
-        decoder: its size.
-        normalise_targets: predict patches less their mean over their standard deviation (the paper's better target).
+        mask_ratio: share of masked tokens.
+        decoder: size of the decoder.
+        normalise_targets: predict patches normalised by their mean and standard deviation (better in the paper).
     """
 
     kind: Literal["mae"] = "mae"
@@ -40,38 +40,38 @@ class MaeConfig(ObjectiveConfig):
     normalise_targets: bool = True
 
     def build(self, encoders: Mapping[str, Encoder]) -> MaeObjective:
-        """The objective for these encoders.
+        """Build the objective for these encoders.
 
         Raises:
-            ValueError: no encoder, no token grid, or a ratio that hides all tokens or none.
+            ValueError: there is no encoder, it has no token grid, or the ratio masks all tokens or none.
         """
         encoder = encoder_of(encoders, self.modality)
         if encoder.grid is None:
             raise ValueError(
-                f"mae needs an encoder for {self.modality!r} with a token grid, and {type(encoder).__name__} has none: "
-                "take a vision transformer"
+                f"mae needs an encoder for {self.modality!r} with a token grid, and {type(encoder).__name__} has none; "
+                "use a transformer (kind vit, audio_transformer or space_time)"
             )
         decoder = self.decoder.build(encoder.width, encoder.grid, self.patch_values)
         return MaeObjective(self.modality, self.view, self.order, decoder, self.mask_ratio, self.normalise_targets)
 
 
 class MaeObjective(Objective):
-    """Mean squared error of the hidden patches.
+    """MAE: mean squared error of the masked patches.
 
-    He et al. 2022 (arXiv:2111.06377). The encoder sees the visible tokens only; a light decoder sees them in their places, and a
-    learned token in all others. Masks are data: the order of tokens is a view, drawn for each sample, the same on any number of
-    processes.
+    He et al. 2022 (arXiv:2111.06377). The encoder sees the visible tokens only. A light decoder sees them at their positions, and a
+    learned mask token at all others. Masks are data: the order of tokens is a view, drawn for each sample, equal on any number
+    of processes.
 
     Args:
-        modality: whose encoder is trained.
-        view: kind of the view.
-        order: kind of the view with the token order.
-        decoder: from visible tokens to predictions for all.
-        mask_ratio: share of hidden tokens, rounded to whole tokens.
-        normalise_targets: whether each patch is standardised.
+        modality: modality of the encoder to train.
+        view: kind of view that is masked and predicted.
+        order: kind of view with the token order.
+        decoder: predicts all tokens from the visible ones.
+        mask_ratio: share of masked tokens, rounded to whole tokens.
+        normalise_targets: whether target patches are normalised.
 
     Raises:
-        ValueError: the ratio hides all tokens or none.
+        ValueError: the ratio masks all tokens or none.
     """
 
     reduction = Reduction.LOCAL
@@ -93,7 +93,7 @@ class MaeObjective(Objective):
         if not 0 < self.visible < decoder.tokens:
             raise ValueError(
                 f"got mask_ratio {mask_ratio} for {decoder.tokens} tokens, which leaves {self.visible} visible; "
-                "wanted at least one visible and one hidden"
+                "wanted at least one visible and one masked token"
             )
 
     def needs(self) -> Needs:
@@ -101,20 +101,20 @@ class MaeObjective(Objective):
         return {self.modality: {self.view: 1, self.order: 1}}
 
     def requires(self) -> Mapping[str, frozenset[str]]:
-        """Tokens, and dropping some of them."""
+        """Encoder capabilities: tokens, and dropping tokens (mask_drop)."""
         return {self.modality: frozenset({Encoder.TOKENS, Encoder.MASK_DROP})}
 
     def check_views(self, batch: Batch, ctx: StepContext) -> None:
-        """The order and the patches fit the encoder."""
+        """Check that token order and patches match the encoder's token grid."""
         encoder = ctx.encoders[self.modality]
         self._order(batch, encoder)
         self._target(view_of(batch, self.modality, f"{self.view}0"), encoder)
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
-        """Predictions and targets [B, T, P], and the mask [B, T] of hidden tokens.
+        """Predictions and targets [B, T, P], and the mask [B, T], True for masked tokens.
 
         Raises:
-            ValueError: the order is of another number of tokens than the grid, or patches are not as large as configured.
+            ValueError: the order has another number of tokens than the grid, or patches have another size than configured.
         """
         encoder = ctx.encoders[self.modality]
         x = view_of(batch, self.modality, f"{self.view}0")
@@ -128,7 +128,7 @@ class MaeObjective(Objective):
         }
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
-        """One term; logs what a prediction of zero would score, beside which the loss is to be read."""
+        """One loss term; the metric zero_loss is the loss of an all-zero prediction, for comparison."""
         target, mask = latents["target"], latents["mask"]
         loss = masked_mean_square(latents["prediction"], target, mask)
         return LossOutput(
@@ -137,7 +137,7 @@ class MaeObjective(Objective):
         )
 
     def headline(self, scalars: Mapping[str, float]) -> Headline:
-        """What a prediction of zero would score."""
+        """Loss of an all-zero prediction."""
         return Headline(figures={"zero loss": scalars["zero_loss"]})
 
     def _order(self, batch: Batch, encoder: Encoder) -> Tensor:
@@ -152,7 +152,7 @@ class MaeObjective(Objective):
 
     @torch.no_grad()
     def _target(self, x: Tensor, encoder: Encoder) -> Tensor:
-        prepared = precise(encoder.prepare(x))
+        prepared = at_least_float32(encoder.prepare(x))
         assert encoder.grid is not None, "checked at build"
         patch = patch_shape(prepared.shape, encoder.grid)
         patches = patchify(prepared, patch)

@@ -1,4 +1,4 @@
-"""The pairs of modalities that a contrastive objective aligns: how a recipe writes them, and what they come to."""
+"""Pairs of modalities of a contrastive objective: their settings in a recipe, and the resolved values."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mmssl.objectives.common import Name
 
 PairLoss = Literal["info_nce", "sigmoid"]
 SIGMOID_BIAS = -10.0
-"""Where the bias of a sigmoid loss starts if nothing else is said: SigLIP's."""
+"""Default initial bias of a sigmoid loss: SigLIP's."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two modalities, and how they are aligned.
+    """Two modalities to align, and the settings of their loss.
 
     Attributes:
         first, second: the modalities; both directions belong to the pair.
         temperature: initial value; the logit scale starts at ln(1 / temperature).
-        weight: factor of its loss.
-        loss: "info_nce" (a softmax over candidates, CLIP) or "sigmoid" (each pair of samples a question of its own, SigLIP).
-        bias: initial value; of "sigmoid" only.
+        weight: factor of the pair's loss.
+        loss: "info_nce" (softmax over candidates, CLIP) or "sigmoid" (binary cross entropy of each pair of samples, SigLIP).
+        bias: initial logit bias; "sigmoid" only.
     """
 
     first: str
@@ -37,24 +37,24 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """What it is called in parameters and losses: "first-second"."""
+        """Name of the pair in parameters and losses: "first-second"."""
         return f"{self.first}-{self.second}"
 
 
 def modalities_of(pairs: Sequence[Pair]) -> list[str]:
-    """Every modality of the pairs once, in the order in which they are first named."""
+    """Every modality of the pairs once, in order of first appearance."""
     return list(dict.fromkeys(modality for pair in pairs for modality in (pair.first, pair.second)))
 
 
 class PairConfig(Config):
-    """A pair of modalities: `[image, text]`, or `{modalities: [image, text], weight: 0.5}` where it differs from the others.
+    """Settings of a pair of modalities: `[image, text]`, or `{modalities: [image, text], weight: 0.5}` to override defaults.
 
     Attributes:
-        modalities: two different ones.
-        weight: factor of its loss.
-        loss: null: the objective's.
-        temperature: initial value; null: the objective's.
-        bias: initial value of a sigmoid loss; null: the objective's.
+        modalities: two different modalities.
+        weight: factor of the pair's loss.
+        loss: "info_nce" or "sigmoid"; null: the objective's.
+        temperature: initial temperature; null: the objective's.
+        bias: initial logit bias of a sigmoid loss; null: the objective's.
     """
 
     modalities: tuple[Name, Name]
@@ -68,7 +68,7 @@ class PairConfig(Config):
     def _plain_list(cls, value: Any) -> Any:
         written = {"modalities": value} if isinstance(value, list | tuple) else value
         if isinstance(written, dict) and isinstance(written.get("modalities"), list):
-            # What a validator has touched counts as Python's, where a strict tuple is no list.
+            # A value from a validator counts as a Python value, and strict mode refuses a list for a tuple.
             written = written | {"modalities": tuple(written["modalities"])}
         return written
 
@@ -89,27 +89,27 @@ class PairConfig(Config):
 def check_pairs(
     pairs: Sequence[PairConfig], loss: PairLoss, bias: float | None, max_scale: float, shared: bool
 ) -> None:
-    """Refuse pairs that contradict each other or their objective.
+    """Check that pairs do not contradict each other or their objective.
 
     Args:
         pairs: as configured.
-        loss: the objective's. bias: the objective's, None where nothing is said. max_scale: largest 1 / temperature.
-        shared: whether all pairs have one temperature.
+        loss: the objective's. bias: the objective's, None if not set. max_scale: upper bound of 1 / temperature.
+        shared: whether all pairs share one temperature.
 
     Raises:
-        ValueError: a pair twice, a bias that nothing uses, a temperature out of range, or of its own where one is shared.
+        ValueError: a repeated pair, an unused bias, a temperature out of range, or one pair's temperature where it is shared.
     """
     seen: set[frozenset[str]] = set()
     for pair in pairs:
         which = f"pairs: got {list(pair.modalities)}"
         if frozenset(pair.modalities) in seen:
-            raise ValueError(f"{which} twice, and both directions belong to one pair: leave one out, or set its weight")
+            raise ValueError(f"{which} twice, and a pair includes both directions; leave one out, or set its weight")
         seen.add(frozenset(pair.modalities))
         if pair.bias is not None and (pair.loss or loss) != "sigmoid":
-            raise ValueError(f"{which} with a bias, which only the sigmoid loss has: set its loss: sigmoid")
+            raise ValueError(f"{which} with a bias, which only the sigmoid loss has; set loss: sigmoid for this pair")
         if pair.temperature is not None and shared:
             raise ValueError(
-                f"{which} with a temperature of its own and shared_temperature: true; wanted one of them: "
+                f"{which} with a temperature and shared_temperature: true, wanted one of them; "
                 "set the objective's temperature"
             )
         if pair.temperature is not None and 1 / pair.temperature > max_scale:
@@ -117,4 +117,4 @@ def check_pairs(
                 f"{which} with temperature {pair.temperature}, wanted at least 1 / max_scale = {1 / max_scale:g}"
             )
     if bias is not None and all((pair.loss or loss) != "sigmoid" for pair in pairs):
-        raise ValueError(f"bias: got {bias}, and no pair has the loss that uses it: set loss: sigmoid, or leave it out")
+        raise ValueError(f"bias: got {bias}, and no pair has the sigmoid loss; set loss: sigmoid, or leave bias out")

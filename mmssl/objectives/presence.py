@@ -1,4 +1,4 @@
-"""Samples that lack a modality, and samples that are alike: encode what is there, and tell equal content by a number."""
+"""Missing modalities and duplicates: encode present samples only, and find samples with equal content by a hash."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from mmssl.objectives.pairs import Pair
 
 
 def presence(batch: Batch, modality: str) -> Tensor:
-    """[B] bool: which samples of the batch have the modality."""
+    """Mask of present samples, [B] bool: True where a sample has the modality."""
     everyone = torch.ones(len(batch), dtype=torch.bool, device=batch.index.device)
     return batch.present.get(modality, everyone)
 
 
 def encode_present(function: Callable[[Tensor], Tensor], encoder: nn.Module, x: Tensor, present: Tensor) -> Tensor:
-    """What `function` makes of the rows that are present; zeros in the others.
+    """Encode the present rows of a view with `function`; the other rows of the result are zeros.
 
-    Absent rows are not encoded, and batch normalisation does not see them. If no row is present, the first is encoded all the
-    same and leaves nothing but gradients of zero: data parallelism waits for every parameter on every process, and sharding or
-    synchronised normalisation for every process in every layer. Batch normalisation that is not synchronised then works with its
-    running statistics, which stay as they are; that which is counts the one blank row.
+    Absent rows are not encoded, and batch norm does not see them. If no row is present, the first (blank) row is encoded anyway,
+    with zero gradients: DDP waits for every parameter on every process, and FSDP and SyncBatchNorm for every process in every
+    layer. Plain batch norm then uses its running statistics, which stay the same; SyncBatchNorm counts the blank row.
 
     Args:
-        function: of rows [n, ...] to [n, E], through the encoder.
-        encoder: whose statistics are held.
+        function: rows [n, ...] -> [n, E], through the encoder.
+        encoder: encoder whose running statistics must not change.
         x: [B, ...] a view, blank where absent.
         present: [B] bool.
 
@@ -52,7 +51,7 @@ def encode_present(function: Callable[[Tensor], Tensor], encoder: nn.Module, x: 
 
 @contextmanager
 def _held_statistics(encoder: nn.Module) -> Iterator[None]:
-    """Normalisation by running statistics, but for layers that would keep other processes waiting."""
+    """Put batch norm into evaluation mode, except SyncBatchNorm, for which other processes wait."""
     layers = [
         module
         for module in encoder.modules()
@@ -68,10 +67,10 @@ def _held_statistics(encoder: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def content(x: Tensor) -> Tensor:
-    """[B] int64, a number of each row of symbols [B, ...] (int64): equal rows have equal numbers.
+def content_hash(x: Tensor) -> Tensor:
+    """Hash of each row of integers [B, ...] int64 (token ids) -> [B] int64: equal rows have equal hashes.
 
-    Different rows share a number with a chance of about 2 ** -64. Zeros add nothing, so that padding with them changes nothing.
+    Different rows collide with a probability of about 2 ** -64. Zeros add nothing, so zero padding does not change the hash.
     """
     symbols = x.flatten(1)
     places = torch.arange(1, symbols.shape[1] + 1, device=x.device)
@@ -86,26 +85,26 @@ _SECOND = 0x94D049BB133111EB - 2**64
 
 
 def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser of int64 numbers, which wrap: each bit of the input moves about half of the output's."""
+    """splitmix64's finaliser on int64 numbers (with overflow): each bit of the input flips about half of the output's bits."""
     x = (x ^ _shift(x, 30)) * _FIRST
     x = (x ^ _shift(x, 27)) * _SECOND
     return x ^ _shift(x, 31)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """To the right, with zeros coming in."""
+    """Logical shift to the right, filled with zeros."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def gather_facts(latents: Latents) -> dict[str, Tensor]:
-    """Presence, index and contents of the samples of all processes, [G] int64 each, in one exchange."""
+    """All-gather presence, index and content hashes of the samples of all processes, [G] int64 each, in one collective."""
     names = [name for name in latents if name.startswith(("present/", "content/", "sample/"))]
     everyone = distributed.gather_detached(torch.stack([latents[name].long() for name in names], 1))
     return dict(zip(names, everyone.unbind(1), strict=True))
 
 
 def identities(facts: Mapping[str, Tensor], pair: Pair) -> Tensor | None:
-    """[G, k]: samples that agree in one of the k are duplicates in this pair; None where these are negatives."""
+    """Ids [G, k] for duplicates in a pair: samples with any equal id are duplicates; None with duplicates: negatives."""
     if "sample/index" not in facts:
         return None
     contents = [f"content/{modality}" for modality in (pair.first, pair.second)]

@@ -1,4 +1,4 @@
-"""SimCLR: two random views of each sample attract each other, all other views of the global batch repel."""
+"""SimCLR: two random views of each sample are positives, all other views of the global batch are negatives."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of, view_of
 
 
 class SimClrConfig(ObjectiveConfig):
-    """Two views of one modality against the batch; see `SimClrObjective`.
+    """Settings of SimCLR on two views of one modality; see `SimClrObjective`.
 
     Attributes:
-        modality: whose encoder is trained.
+        modality: modality of the encoder to train.
         view: kind of the two views.
-        temperature: divisor of the cosines. SimCLR: 0.1 on large pictures, 0.5 on small ones; SLIP: 0.1.
+        temperature: divisor of the cosines. SimCLR: 0.1 on large images, 0.5 on small ones; SLIP: 0.1.
         embedding: E, output of the head. SimCLR: 128; SLIP: 256.
-        head: the projection that is thrown away afterwards. SimCLR: 2 layers, hidden 2048, norm batch, norm_last.
+        head: projection head, not used after training. SimCLR: 2 layers, hidden 2048, norm batch, norm_last.
     """
 
     kind: Literal["simclr"] = "simclr"
@@ -40,19 +40,19 @@ class SimClrConfig(ObjectiveConfig):
     head: MLPProjectionConfig
 
     def build(self, encoders: Mapping[str, Encoder]) -> SimClrObjective:
-        """The objective for these encoders."""
+        """Build the objective for these encoders."""
         head = self.head.build(encoder_of(encoders, self.modality).width, self.embedding)
         return SimClrObjective(self.modality, self.view, head, self.temperature)
 
 
 class SimClrObjective(Objective):
-    """NT-Xent over the global batch behind a projection head.
+    """SimCLR: NT-Xent over the global batch, after a projection head.
 
     Chen et al. 2020 (arXiv:2002.05709). Both views go through encoder and head in one call. The head is part of the criterion:
-    its batch norm sees all views of all processes, so that no view can be told by its batch, and micro-batches change nothing.
+    its batch norm sees all views of all processes, so views do not reveal their batch, and micro-batches change nothing.
 
     Args:
-        modality: whose encoder is trained.
+        modality: modality of the encoder to train.
         view: kind of the two views.
         head: [rows, D] -> [rows, E].
         temperature: divisor of the cosines.
@@ -66,7 +66,7 @@ class SimClrObjective(Objective):
         self.reduction = Reduction.STATISTIC if batch_norm else Reduction.GATHER
 
     def needs(self) -> Needs:
-        """Two views."""
+        """Two views of one kind."""
         return {self.modality: {self.view: 2}}
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
@@ -76,7 +76,7 @@ class SimClrObjective(Objective):
         return {"0": first, "1": second}
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
-        """One term; logs in-batch accuracy and the loss of guessing, ln(2G - 1)."""
+        """One loss term; metrics: in-batch accuracy and the chance loss, ln(2G - 1)."""
         a, b = F.normalize(self.head(torch.cat([latents["0"], latents["1"]])), dim=-1).chunk(2)
         all_a, all_b = distributed.gather(a), distributed.gather(b)
         offset = distributed.rank() * len(a)

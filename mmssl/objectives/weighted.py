@@ -1,4 +1,4 @@
-"""A weighted sum of objectives that share encoders: CLIP and SimCLR make SLIP."""
+"""Weighted sum of objectives that share encoders, e.g. SLIP = CLIP + SimCLR."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Value = TypeVar("Value")
 
 
 class WeightedPart(Config, Generic[Kind]):
-    """One objective of a sum, and the factor of its losses.
+    """Settings of one objective of a weighted sum: the objective and its weight.
 
     Attributes:
-        weight: factor of its losses.
-        objective: any objective that is no sum itself.
+        weight: factor of the objective's losses.
+        objective: any objective except a weighted sum.
     """
 
     weight: float = Field(default=1.0, gt=0)
@@ -31,33 +31,33 @@ class WeightedPart(Config, Generic[Kind]):
 
 
 class WeightedConfig(ObjectiveConfig, Generic[Kind]):
-    """A sum of named objectives; see `WeightedObjective`.
+    """Settings of a weighted sum of named objectives; see `WeightedObjective`.
 
-    Generic over the union of what may be summed, which is put together where all objectives are known:
+    Generic over the union of allowed objectives, which is defined where all objectives are known:
     `WeightedConfig[Annotated[ClipConfig | SimClrConfig, Field(discriminator="kind")]]`.
 
     Attributes:
-        objectives: name -> weight and objective; names lead their losses and parameters.
+        objectives: name -> weight and objective; names are the prefixes of losses and parameters.
     """
 
     kind: Literal["weighted"] = "weighted"
     objectives: dict[Name, WeightedPart[Kind]] = Field(min_length=1)
 
     def build(self, encoders: Mapping[str, Encoder]) -> WeightedObjective:
-        """The objective for these encoders."""
+        """Build the objective for these encoders."""
         children = {name: part.objective.build(encoders) for name, part in self.objectives.items()}
         return WeightedObjective(children, {name: part.weight for name, part in self.objectives.items()})
 
 
 class WeightedObjective(Objective):
-    """The sum of its children's losses times their weights; everything of child `c` is called `c/...`.
+    """Weighted sum of the losses of its children; losses and metrics of child `c` are named `c/...`.
 
     Args:
         children: name -> objective.
         weights: name -> factor of the child's terms.
 
     Raises:
-        ValueError: two children bring a head for the same modality, and evaluators could not know which is meant.
+        ValueError: two children have a head for the same modality, and evaluators need exactly one.
     """
 
     def __init__(self, children: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
@@ -70,7 +70,7 @@ class WeightedObjective(Objective):
             for modality in child.heads():
                 if modality in owner:
                     raise ValueError(
-                        f"{owner[modality]!r} and {name!r} both bring a head for {modality!r}, and an evaluator wants one: "
+                        f"{owner[modality]!r} and {name!r} both have a head for {modality!r}, and evaluators need exactly one; "
                         "put their pairs into one objective"
                     )
                 owner[modality] = name
@@ -80,7 +80,7 @@ class WeightedObjective(Objective):
         return merge_needs(*[child.needs() for _, child in self._children()])
 
     def requires(self) -> Mapping[str, frozenset[str]]:
-        """Capabilities that some child needs."""
+        """Capabilities that any child needs."""
         merged: dict[str, frozenset[str]] = {}
         for _, child in self._children():
             for modality, wanted in child.requires().items():
@@ -92,12 +92,12 @@ class WeightedObjective(Objective):
         return {modality: head for _, child in self._children() for modality, head in child.heads().items()}
 
     def check_views(self, batch: Batch, ctx: StepContext) -> None:
-        """Of all children."""
+        """Check the views of all children."""
         for _, child in self._children():
             child.check_views(batch, ctx)
 
     def logit_scales(self) -> Mapping[tuple[str, str], Tensor]:
-        """Of the pairs of all children."""
+        """Logit scales of the pairs of all children."""
         return {pair: scale for _, child in self._children() for pair, scale in child.logit_scales().items()}
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
@@ -107,7 +107,7 @@ class WeightedObjective(Objective):
         }
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
-        """Terms and metrics of all children, "child/name"; terms times their weight."""
+        """Loss terms and metrics of all children, "child/name"; terms are multiplied by their weight."""
         terms: dict[str, Tensor] = {}
         measures: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         for name, child in self._children():
@@ -119,9 +119,9 @@ class WeightedObjective(Objective):
         )
 
     def headline(self, scalars: Mapping[str, float]) -> Headline:
-        """Figures of all children, "child figure"; chance is that of the sum where all children know theirs.
+        """Figures of all children, "child figure", and the chance loss of the sum if every child has one.
 
-        Where one does not, the loss of each child stands beside its own chance.
+        Otherwise each child's loss is shown with the child's chance loss.
         """
         parts = {name: child.headline(_of_child(scalars, name)) for name, child in self._children()}
         chances = {name: self.weights[name] * part.chance for name, part in parts.items() if part.chance is not None}
@@ -136,24 +136,24 @@ class WeightedObjective(Objective):
         return Headline(sum(chances.values()) if known else None, figures)
 
     def before_update(self, ctx: StepContext) -> None:
-        """Of all children, in order."""
+        """Call `before_update` of all children, in order."""
         for _, child in self._children():
             child.before_update(ctx)
 
     def after_update(self, latents: Latents, ctx: StepContext) -> None:
-        """Of all children, in order, each with its latents."""
+        """Call `after_update` of all children, in order, each with its latents."""
         for name, child in self._children():
             child.after_update(_of_child(latents, name), ctx)
 
     def refresh(self, batches: Iterable[Batch], ctx: StepContext) -> None:
-        """Of all children, in order; each goes through the batches anew.
+        """Call `refresh` of all children, in order; each iterates over the batches.
 
         Raises:
             ValueError: the batches can be read only once, and there are several children.
         """
         if len(self.parts) > 1 and iter(batches) is batches:
             raise ValueError(
-                "refresh got an iterator, which only the first child could read; wanted an iterable to start over, such as a list"
+                "refresh got an iterator, which only the first child could read; wanted a re-iterable, e.g. a list"
             )
         for _, child in self._children():
             child.refresh(batches, ctx)

@@ -16,7 +16,7 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Learner
 from mmssl.core.schedules import ScheduleConfig
-from mmssl.heads.batch_norm import SyncBatchNorm, synchronise
+from mmssl.heads.batch_norm import SyncBatchNorm, synchronise_batch_norm
 from mmssl.training.beats import BestConfig, EvaluateBeat, Every, SaveBeat
 from mmssl.training.checkpoints.manifest import replace_text
 from mmssl.training.checkpoints.write import CheckpointStore
@@ -253,7 +253,7 @@ class Run:
 
 def _synchronise(learner: Learner) -> None:
     try:
-        if synchronise(learner) == 0:
+        if synchronise_batch_norm(learner) == 0:
             raise RecipeError(
                 "sync_batch_norm has no effect: nothing in the learner normalises by the batch; remove it"
             )

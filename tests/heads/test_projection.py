@@ -69,7 +69,7 @@ def test_configs_build_heads_of_the_asked_shape(text: str) -> None:
         ('{"kind": "mlp"}', "Field required"),
         ('{"kind": "mlp", "hidden": 0}', "greater than 0"),
         ('{"kind": "mlp", "hidden": 8, "layers": 1}', "greater than or equal to 2"),
-        ('{"kind": "mlp", "hidden": 8, "norm": "none", "norm_last": true}', "has no effect with norm: none"),
+        ('{"kind": "mlp", "hidden": 8, "norm": "none", "norm_last": true}', "with norm: none, which has no effect"),
         ('{"kind": "mlp", "hidden": 8, "norm": "group"}', "'batch', 'layer' or 'none'"),
         ('{"kind": "linear", "bias": true}', "Extra inputs"),
         ('{"kind": "conv"}', "does not match any of the expected tags"),

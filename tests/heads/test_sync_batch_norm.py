@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmssl.core import distributed
 from mmssl.core.errors import RecipeError
-from mmssl.heads.batch_norm import SyncBatchNorm, synchronise
+from mmssl.heads.batch_norm import SyncBatchNorm, synchronise_batch_norm
 from tests.distributed.processes import Processes
 from tests.training.toys import Match, make_learner, make_run, tensors
 
@@ -50,7 +50,7 @@ def layer_and_input(kind: str) -> tuple[nn.Module, Tensor]:
 def test_it_is_torchs_in_one_process(kind: str) -> None:
     theirs, x = layer_and_input(kind)
     ours = copy.deepcopy(theirs)
-    assert synchronise(ours) == 1
+    assert synchronise_batch_norm(ours) == 1
     assert isinstance(ours[0], SyncBatchNorm)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     expected, got = (passes(layer, x, 0, len(x)) for layer in (theirs, ours))
@@ -62,7 +62,7 @@ def test_it_is_torchs_in_one_process(kind: str) -> None:
 def uneven(kind: str) -> dict[str, Any]:
     """The first process has two rows, the second four; a loss of each row alone, so that shares are rows of one whole."""
     layer, x = layer_and_input(kind)
-    synchronise(layer)
+    synchronise_batch_norm(layer)
     rows = (0, 2) if distributed.is_main() else (2, 6)
     x = x[slice(*rows)].clone().requires_grad_()
     (layer(x) * x.detach().cos()).sum().backward()
@@ -121,7 +121,7 @@ def test_a_result_that_depends_on_the_number_of_processes_is_announced(
 
 def test_half_precision_is_normalised_in_full() -> None:
     layer, x = layer_and_input("2d")
-    synchronise(layer.float())
+    synchronise_batch_norm(layer.float())
     exact, rough = layer(x.float()), layer(x.bfloat16())
     assert rough.dtype == torch.bfloat16
     torch.testing.assert_close(rough.float(), exact, rtol=0.02, atol=0.05)
@@ -133,7 +133,7 @@ class Activated(nn.BatchNorm2d):
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Activated '0' is more than batch normalisation"):
-        synchronise(nn.Sequential(Activated(3)))
+        synchronise_batch_norm(nn.Sequential(Activated(3)))
     with pytest.raises(RecipeError, match="sync_batch_norm has no effect"):
         make_run(tmp_path, learner=make_learner(noise=False), sync_batch_norm=True)
     with pytest.raises(RecipeError, match=r"SyncBatchNorm 'encoders\.a\.norm'.* one micro-batch"):

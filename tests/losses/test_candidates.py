@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmssl.losses.candidates import first_rate, positives
+from mmssl.losses.candidates import first_rate, positive_indices
 
 
 @pytest.mark.parametrize(
@@ -30,4 +30,4 @@ def test_first_rate_is_a_mean_without_graph() -> None:
 
 
 def test_positives_start_at_the_offset() -> None:
-    assert positives(torch.zeros(2, 3), torch.zeros(6, 3), 4).tolist() == [4, 5]
+    assert positive_indices(torch.zeros(2, 3), torch.zeros(6, 3), 4).tolist() == [4, 5]

@@ -114,7 +114,7 @@ def test_large_scales_stay_finite_in_float32() -> None:
     ("arguments", "complaint"),
     [
         ({"b": torch.zeros(3, 2)}, "wanted equal shapes"),
-        ({"all_a": torch.zeros(8, 2)}, "wanted as many of both"),
+        ({"all_a": torch.zeros(8, 2)}, "wanted equal numbers"),
         ({"offset": 1}, "rank \\* B"),
         ({"offset": -1}, "rank \\* B"),
         ({"a": torch.zeros(4, 2, 1), "b": torch.zeros(4, 2, 1)}, r"wanted \[B, E\]"),

@@ -93,7 +93,7 @@ def test_low_temperature_stays_finite_in_float32() -> None:
     ("arguments", "complaint"),
     [
         ({"b": torch.zeros(3, 2)}, "wanted equal shapes"),
-        ({"all_b": torch.zeros(8, 2)}, "wanted as many of both"),
+        ({"all_b": torch.zeros(8, 2)}, "wanted equal numbers"),
         ({"offset": 1}, "rank \\* B"),
     ],
 )

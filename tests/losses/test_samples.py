@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmssl.losses.candidates import no_negatives
+from mmssl.losses.candidates import left_out_negatives
 from mmssl.losses.info_nce import info_nce, info_nce_accuracy
 from mmssl.losses.sigmoid import sigmoid_loss
 from mmssl.losses.tiled_info_nce import tiled_info_nce
@@ -236,9 +236,9 @@ def test_accuracy_and_counts_are_those_of_the_candidates_that_are_left(which: st
 
 
 def test_no_negatives_keeps_every_positive() -> None:
-    out = no_negatives(torch.arange(4, 8), N, PRESENT, IDS)
+    out = left_out_negatives(torch.arange(4, 8), N, PRESENT, IDS)
     assert out is not None
     assert not out[torch.arange(4), torch.arange(4, 8)].any()
     assert out[0].sum() == N - 1  # absent
     assert out[3].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 11, 12, 14]
-    assert no_negatives(torch.arange(4), N, None, None) is None
+    assert left_out_negatives(torch.arange(4), N, None, None) is None

@@ -29,8 +29,8 @@ def test_tiles_make_up_the_matrix(size: int, offset: int) -> None:
             torch.testing.assert_close(sums[0], kept.sum(1))
             kept = tile.logits if weights is None else tile.logits * weights[tile.positives, None]
             torch.testing.assert_close(sums[1], kept.sum(0))
-        assert tile.same(None) is None
-        left_out = tile.same(ids[:, None])
+        assert tile.same_ids(None) is None
+        left_out = tile.same_ids(ids[:, None])
         assert left_out is not None
         same[tile.rows, tile.columns] = left_out
         tile.hide(present)
@@ -45,7 +45,7 @@ def test_tiles_make_up_the_matrix(size: int, offset: int) -> None:
 
 @pytest.mark.parametrize("edge", [1, 5, 100])
 def test_nearest_rate_is_that_of_the_matrix(edge: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "edge", lambda device: edge)
+    monkeypatch.setattr(tiles, "tile_size", lambda device: edge)
     a, b = unit_rows(17, 3)
     b[4] = b[9]  # a tie
     target = torch.arange(17)

@@ -183,7 +183,7 @@ def test_encoders_without_grid_are_refused_at_build() -> None:
 
 def test_ratios_that_hide_all_or_nothing_are_refused() -> None:
     for ratio in (0.01, 0.99):
-        with pytest.raises(ValueError, match="wanted at least one visible and one hidden"):
+        with pytest.raises(ValueError, match="wanted at least one visible and one masked token"):
             build(mask_ratio=ratio)
 
 

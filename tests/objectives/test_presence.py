@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.core import distributed
-from mmssl.heads.batch_norm import SyncBatchNorm, synchronise
-from mmssl.objectives.presence import content, encode_present
+from mmssl.heads.batch_norm import SyncBatchNorm, synchronise_batch_norm
+from mmssl.objectives.presence import content_hash, encode_present
 from tests.distributed.processes import Processes
 
 
@@ -69,7 +69,7 @@ def test_layers_that_other_processes_wait_for_stay_in_training(kind: type[nn.Mod
 def on_one_of_two() -> list[Tensor]:
     """The first process has four rows, the second none."""
     net = network()
-    synchronise(net)
+    synchronise_batch_norm(net)
     here = PRESENT if distributed.is_main() else torch.zeros(6, dtype=torch.bool)
     encode_present(net, net, X.masked_fill(~here[:, None], 0), here).sum().backward()
     return [*net.buffers(), *(distributed.total_detached(p.grad) for p in net.parameters() if p.grad is not None)]
@@ -84,15 +84,15 @@ def test_a_process_without_any_keeps_no_other_waiting(two_processes: Processes) 
 def test_equal_rows_have_equal_numbers_and_others_do_not() -> None:
     random = torch.Generator().manual_seed(1)
     rows = torch.randint(0, 4, (4000, 7), generator=random)  # 4 ** 7 rows are possible: some are alike
-    numbers = content(rows)
+    numbers = content_hash(rows)
     assert numbers.dtype == torch.int64
     assert 2000 < len(rows.unique(dim=0)) < 4000
     assert len(numbers.unique()) == len(rows.unique(dim=0))
-    assert torch.equal(content(rows.flip(0)), numbers.flip(0))
+    assert torch.equal(content_hash(rows.flip(0)), numbers.flip(0))
     pairs = torch.cat([rows[:, None, :3], rows[:, None, 3:6]], 1)
-    assert torch.equal(content(pairs), content(rows[:, :6]))
-    assert torch.equal(content(F.pad(rows, (0, 5))), numbers)  # padding with zeros
-    assert (content(rows.flip(1)) != numbers).float().mean() > 0.9  # the order counts
+    assert torch.equal(content_hash(pairs), content_hash(rows[:, :6]))
+    assert torch.equal(content_hash(F.pad(rows, (0, 5))), numbers)  # padding with zeros
+    assert (content_hash(rows.flip(1)) != numbers).float().mean() > 0.9  # the order counts
 
 
 def test_numbers_do_not_follow_a_pattern() -> None:
@@ -100,10 +100,11 @@ def test_numbers_do_not_follow_a_pattern() -> None:
     base = torch.arange(1, 78) * 631
     rows = base.repeat(77, 1) + torch.eye(77, dtype=torch.int64)
     swapped = torch.stack([base[torch.arange(77).roll(k)] for k in range(1, 77)])
-    numbers = content(torch.cat([base[None], rows, swapped]))
+    numbers = content_hash(torch.cat([base[None], rows, swapped]))
     assert len(numbers.unique()) == 1 + 77 + 76
     bits = torch.stack([(numbers >> bit) & 1 for bit in range(64)]).double().mean(1)
     assert (bits - 0.5).abs().max() < 0.2
     assert (
-        content(torch.tensor([[49406, 320, 49407]])).tolist() == content(torch.tensor([[49406, 320, 49407]])).tolist()
+        content_hash(torch.tensor([[49406, 320, 49407]])).tolist()
+        == content_hash(torch.tensor([[49406, 320, 49407]])).tolist()
     )

@@ -71,7 +71,7 @@ def test_diff_names_the_keys_that_differ(tmp_path: Path, capsys: pytest.CaptureF
         ("encoders.*.patch_size", ["(kind vit", "audio_transformer", "two integers [filters, frames]"]),
         ("encoders.*.patch*", ["encoders.*.patch_size", "encoders.*.patch_dropout"]),
         ("objective.pairs", ["(kind clip)", "list of mappings"]),
-        ("objective.pairs.0.weight", ["factor of its loss"]),
+        ("objective.pairs.0.weight", ["factor of the pair's loss"]),
         ("objective.objectives.mine.objective.mask_ratio", ["above 0, below 1", "default  0.75"]),
         ("data.synchronized.flip.probability", ["probability of the operation for a sample", "default  0.5"]),
         ("save.best.mode", ["'max' or 'min'"]),
