@@ -1,4 +1,4 @@
-"""Retrieval at the level of classes: a candidate is right when it is of the query's class, whichever sample it is from."""
+"""Class-level retrieval (mAP): a candidate is right if it has the query's class, from any sample."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from mmssl.data.modality import Modality
 from mmssl.evaluation.collect import Collected, KeptShards
 from mmssl.evaluation.common import (
     PairEvaluatorConfig,
-    agreed,
+    broadcast_scores,
     inference,
     require_modalities,
     require_usable,
     warn_of_ties,
 )
-from mmssl.evaluation.ranking import exact_products, padded
+from mmssl.evaluation.ranking import exact_products, pad_rows
 from mmssl.evaluation.statistics import clustered_bootstrap
 
 _SCORES_AT_ONCE = 2**22
 
 
 class ClassRetrievalConfig(PairEvaluatorConfig):
-    """Configures retrieval at the level of classes.
+    """Settings of class-level retrieval between two modalities (mAP, R@k).
 
     Attributes:
-        pair: the two modalities; each is searched with the other.
-        labels: modality with the number of the class of each sample; samples that lack it, or both of the pair, are left out and
-            counted.
+        pair: the two modalities, in both directions: each is query and candidate.
+        labels: modality with the class number of each sample; samples without a label, or without both of the pair, are left out
+            and counted.
         ks: cut-offs of the recalls.
-        resamples: bootstrap draws of the intervals, over samples.
-        seed: seed of these draws.
+        resamples: number of bootstrap draws (over samples) for the intervals.
+        seed: seed of the bootstrap.
     """
 
     kind: Literal["class_retrieval"] = "class_retrieval"
@@ -50,7 +50,7 @@ class ClassRetrievalConfig(PairEvaluatorConfig):
     @classmethod
     def _positive(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
         if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
-            raise ValueError(f"got the cut-offs {list(ks)}, wanted different numbers from 1 up")
+            raise ValueError(f"ks: got {list(ks)}, wanted different numbers of at least 1")
         return ks
 
     def build(self, modalities: Mapping[str, Modality]) -> ClassRetrieval:
@@ -59,7 +59,7 @@ class ClassRetrievalConfig(PairEvaluatorConfig):
 
 
 class ClassRetrieval(Evaluator):
-    """Looks for items of a query's class in the other modality. Scores: see `class_retrieval_scores`."""
+    """Class-level retrieval in both directions. Scores: see `class_retrieval_scores`."""
 
     def __init__(self, config: ClassRetrievalConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
@@ -80,10 +80,10 @@ class ClassRetrieval(Evaluator):
             )
         for a, b in (config.pair, config.pair[::-1]):
             warn_of_ties(f"class retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
-        yield from agreed(scores).items()
+        yield from broadcast_scores(scores).items()
 
     def close(self) -> None:
-        """See the base."""
+        """See `Evaluator.close`."""
         self._shards.close()
 
 
@@ -96,18 +96,18 @@ def class_retrieval_scores(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """Scores of both directions; every labelled item is a query, and a candidate of the other direction.
+    """mAP and R@k of class-level retrieval in both directions; each labelled item is a query one way and a candidate the other.
 
     For each direction, e.g. `a_to_b_`:
         mAP: mean over queries of the average precision of the whole ranking (the precision at each right candidate's rank,
-            averaged over the right candidates; of candidates of equal score the mean over all their orders); the query's own
-            partner counts like every other item of its class;
-        mAP_chance: its expectation under a random order;  R@k: share of queries with a right candidate among the k best;
-        R@1_chance;  R@1_ci95_low, _high: bootstrap over the samples of the queries (candidates are held fixed);
+            averaged over the right candidates; candidates of equal score are averaged over all their orders); the item of the
+            query's sample counts like every other item of its class;
+        mAP_chance: mAP of a random order;  R@k: share of queries with a right candidate among the k best;
+        R@1_chance;  R@1_ci95_low, _high: bootstrap over the samples of the queries (candidates are fixed);
         tie_rate: share of queries whose best right candidate ties with a wrong one;
-        n_queries (a query of whose class there is no candidate is left out).
-    Of the data: n_classes, n_<modality>, n_excluded (samples without a label, or with none of the pair), n_skipped (could not be
-    decoded).
+        n_queries (queries without a candidate of their class are left out).
+    Of the data: n_classes, n_<modality>, n_excluded (samples without a label, or with none of the pair), n_skipped (samples that
+    could not be decoded).
 
     Raises:
         NumericError: an embedding is not finite, or zero.
@@ -129,9 +129,9 @@ def class_retrieval_scores(
     shared = torch.isin(torch.unique(sides[0][1]), torch.unique(sides[1][1]))
     if not shared.any():
         raise DataError(
-            f"no class has both {pair[0]!r} and {pair[1]!r}: of {len(data.keys)} samples {len(known)} have a label, and with one "
-            f"there are {len(sides[0][2])} of {pair[0]!r} and {len(sides[1][2])} of {pair[1]!r}; check the evaluator's `shards`, "
-            f"and `labels` ({labels!r})"
+            f"no class has both {pair[0]!r} and {pair[1]!r}: of {len(data.keys)} samples {len(known)} have a label; labelled are "
+            f"{len(sides[0][2])} of {pair[0]!r} and {len(sides[1][2])} of {pair[1]!r}; check the evaluator's `shards` and "
+            f"`labels` ({labels!r})"
         )
     scores["n_classes"] = int(shared.sum())
     for (query, found), (a, b) in ((pair, sides), (pair[::-1], sides[::-1])):
@@ -175,14 +175,14 @@ def _direction(
 def average_precision(
     queries: Tensor, wanted: Tensor, candidates: Tensor, classes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Average precision of each query's ranking, the rank of its best right candidate, and whether a wrong one ties with that.
+    """Average precision of each query's ranking, rank of its best right candidate, and whether a wrong one ties with it.
 
     The slow form, for one query: sort the candidates by score, descending; at the rank r of the i-th right one precision is
-    i / r; average over the right ones. Where right and wrong ones have equal scores, average that over all orders of the equal
-    (McSherry and Najork 2008): in the order of data that are sorted by class a collapsed model would score above chance.
+    i / r; average over the right ones. Where right and wrong ones have equal scores, average over all orders of these (McSherry
+    and Najork 2008): in the order of data sorted by class, a collapsed model would score above chance.
 
     Args:
-        queries: [Q, E] float32. wanted: [Q] int64, class of each; some candidate has it.
+        queries: [Q, E] float32. wanted: [Q] int64, class of each; at least one candidate has it.
         candidates: [N, E] float32. classes: [N] int64.
 
     Returns:
@@ -191,7 +191,7 @@ def average_precision(
     precision, first, tied = [], [], []
     rank = torch.arange(1, len(classes) + 1, device=classes.device)
     size = max(1, _SCORES_AT_ONCE // len(classes))
-    columns, n = padded(candidates, 64)
+    columns, n = pad_rows(candidates, 64)
     for rows, own in zip(torch.split(queries, size), torch.split(wanted, size), strict=True):
         with exact_products():
             scores, order = (rows @ columns.T)[:, :n].sort(dim=1, descending=True, stable=True)
@@ -210,16 +210,16 @@ def average_precision(
 
 
 def _over_orders(scores: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Expected sum of the precisions at right candidates over the orders of equal ones; and whether a wrong one has that score.
+    """Expected sum of precisions at right candidates over all orders of ties, and whether a tie includes a wrong candidate.
 
-    Of t equal candidates, r of them right, that stand after R right ones, each is as likely as the others to be the j-th; given
-    that the j-th is right, 1 + (j - 1)(r - 1) / (t - 1) right ones of the t are expected up to there.
+    Let t candidates tie, r of them right, after R right ones. Each is equally likely to be the j-th of them; given that the j-th is
+    right, 1 + (j - 1)(r - 1) / (t - 1) right ones of the t are expected up to it.
 
     Args:
         scores: [Q, N], descending. right: [Q, N] bool.
 
     Returns:
-        sum [Q] float64, whether a place is among equal ones of which some are wrong [Q, N] bool.
+        sum [Q] float64, and mask [Q, N] bool, True at ranks in a tie with a wrong candidate.
     """
     n = scores.shape[1]
     place = torch.arange(n, device=scores.device).expand_as(scores)
@@ -237,10 +237,10 @@ def _over_orders(scores: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _chance(right: Tensor, n: int) -> Tensor:
-    """Expected average precision when `right` of n candidates are right and their order is random.
+    """Expected average precision of a random order with `right` right ones among n candidates.
 
-    At rank r, given that it is right, 1 + (r - 1)(R - 1) / (n - 1) right ones are expected up to there; the mean over ranks of
-    that over r is (H + (n - H)(R - 1) / (n - 1)) / n, with H the n-th harmonic number.
+    If rank r is right, 1 + (r - 1)(R - 1) / (n - 1) right ones are expected up to it. Divided by r, the mean over ranks is
+    (H + (n - H)(R - 1) / (n - 1)) / n, with H the n-th harmonic number.
     """
     harmonic = float((1 / torch.arange(1, n + 1, dtype=torch.double)).sum())
     return (harmonic + (n - harmonic) * (right - 1) / max(1, n - 1)) / n

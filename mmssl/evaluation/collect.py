@@ -1,4 +1,4 @@
-"""Embeddings of a whole data set on every process, and the shards that evaluators keep open between their runs."""
+"""All-gather the embeddings of a data set, and keep the shards and workers of an evaluator between its runs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Items:
-    """One modality of a whole data set: rows of all processes, in the order of the samples.
+    """Embeddings (or other rows) of one modality of a data set, from all processes, in the order of the samples.
 
     Attributes:
         rows: [n, ...], one row an item; a sample may have several items (captions), or none.
         owner: [n] int64, ascending: number of the sample that the item belongs to.
-        hashes: what `digest` gives; None: not asked for.
+        hashes: see `digest`; None: collected without hashes.
     """
 
     rows: Tensor
@@ -42,21 +42,21 @@ class Items:
         """[n] int64, hash of the item's view before it was encoded: equal items have equal digests.
 
         Raises:
-            ValueError: they were collected without.
+            ValueError: they were collected without hashes.
         """
         if self.hashes is None:
-            raise ValueError("these items were collected without hashes: collect them with hashed=True")
+            raise ValueError("these items were collected without hashes; collect them with hashed=True")
         return self.hashes
 
 
 @dataclass(frozen=True)
 class Collected:
-    """A data set as an evaluator sees it.
+    """An encoded data set: the items of each modality, the keys of the samples, and the number of skipped ones.
 
     Attributes:
         items: modality -> its items.
         keys: number of a sample -> its key.
-        skipped: samples that could not be decoded and are not among the keys.
+        skipped: number of samples that could not be decoded; they are not in `keys`.
     """
 
     items: Mapping[str, Items]
@@ -68,13 +68,13 @@ class Collected:
 
 
 Encode = Callable[[Tensor], Tensor]
-"""Views [n, ...] on the CPU -> rows [n, ...] on any device."""
+"""Function that encodes views: [n, ...] on the CPU -> rows [n, ...] on any device."""
 
 
 class KeptIndex:
-    """The index of an evaluator's shards, opened by the first run and kept for the next ones.
+    """The index of an evaluator's shards, opened by the first run and reused by later ones.
 
-    Shards that have changed in between (other files, sizes or times of change) are opened anew, and a warning says so.
+    Shards that have changed in between (other files, sizes or modification times) are opened again, with a warning.
 
     Args:
         shards: paths, braces or globs.
@@ -86,7 +86,7 @@ class KeptIndex:
         self._stamps: object = None
 
     def open(self) -> ShardIndex:
-        """The index of the shards as they are now.
+        """Open the index of the current shards, or return the open one.
 
         Raises:
             DataError: the shards cannot be used.
@@ -94,7 +94,7 @@ class KeptIndex:
         found = stamps(self.shards)
         if self._index is not None and found != self._stamps:
             log.warning(
-                "the shards %s have changed since the last evaluation, and are opened anew: earlier scores are of other samples",
+                "the shards %s have changed since the last evaluation: earlier scores are of other samples",
                 list(self.shards),
             )
             self._index = None
@@ -103,19 +103,19 @@ class KeptIndex:
         return self._index
 
     def close(self) -> None:
-        """Let go of the index; the next run opens it again."""
+        """Close the index; the next run opens it again."""
         self._index = None
 
 
 class KeptShards:
-    """The samples that an evaluator measures on: their index, and worker processes that are started once for many runs.
+    """Data loader of an evaluator: the index of its shards, and worker processes that persist between runs.
 
     Args:
-        config: batch size, workers, and what becomes of damaged samples.
+        config: batch size, workers, and `on_error` for damaged samples.
         modalities: by name.
-        names: the modalities that are collected, by their views "eval"; a sample may lack any of them.
+        names: modalities to collect, by their views "eval"; a sample may lack any of them.
         shards: paths, braces or globs.
-        limit: only the first samples, so many; None: all.
+        limit: number of samples, the first ones; None: all.
     """
 
     def __init__(
@@ -131,10 +131,10 @@ class KeptShards:
         self._stream: EvalStream | None = None
 
     def collect(self, encode: Mapping[str, Encode], device: torch.device, *, hashed: bool = False) -> Collected:
-        """`collect` over this process' share of the samples, with the number of damaged ones.
+        """Run `collect` over this process' share of the samples, with the number of damaged ones.
 
         Args:
-            encode: modality -> function, for each of the names.
+            encode: modality -> function that encodes its views, for each of the names.
 
         Raises:
             DataError: the shards cannot be used.
@@ -143,12 +143,12 @@ class KeptShards:
         try:
             data = collect(stream, encode, device, self.config.batch_size, hashed=hashed)
         except BaseException:
-            self.close()  # a pass that was broken off leaves workers in the middle of it, or dead
+            self.close()  # after an interrupted pass, workers are in the middle of it, or dead
             raise
         return replace(data, skipped=sum(distributed.gather_objects(stream.faults.total())))
 
     def close(self) -> None:
-        """End the workers and let go of the index; the next run starts them again."""
+        """Stop the workers and close the index; the next run starts them again."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -177,39 +177,39 @@ class KeptShards:
 def collect(
     batches: Iterable[Batch], encode: Mapping[str, Encode], device: torch.device, chunk: int, *, hashed: bool = False
 ) -> Collected:
-    """Encode one pass over this process' share, and give every process the rows of all.
+    """Encode one pass over this process' share, and all-gather the rows.
 
-    Items of ragged views are unpacked: a sample with three captions gives three rows. A sample that lacks a modality gives none.
+    Ragged views are unpacked: a sample with three captions gives three rows. A sample that lacks a modality gives none.
 
     Args:
         batches: views "eval0" of each modality in `encode`.
-        encode: modality -> function.
-        device: where rows are made and kept.
-        chunk: most items encoded at a time.
-        hashed: give items their `digest`, which takes about a second a gigabyte of views.
+        encode: modality -> function that encodes its views.
+        device: device of the rows.
+        chunk: largest number of items encoded at a time.
+        hashed: compute `digest` of the items, about one second for each gigabyte of views.
 
     Raises:
-        DataError: no process got any sample, or none with one of the modalities.
+        DataError: there are no samples, or none has one of the modalities.
     """
     parts: dict[str, list[tuple[Tensor, ...]]] = {modality: [] for modality in encode}
     keys: dict[int, str] = {}
     for batch in batches:
         keys.update(zip(batch.index.tolist(), batch.keys, strict=True))
         for modality, function in encode.items():
-            views, owner = unpack(batch, modality)
+            views, owner = unpack_items(batch, modality)
             if len(owner):
                 rows = torch.cat([function(part).to(device) for part in torch.split(views, chunk)])
                 columns = (rows, owner.to(device))
-                parts[modality].append((*columns, digests(views).to(device)) if hashed else columns)
+                parts[modality].append((*columns, row_hashes(views).to(device)) if hashed else columns)
     everyone = {number: key for share in distributed.gather_objects(keys) for number, key in share.items()}
     if not everyone:
-        raise DataError("got no sample to measure on, wanted at least one: check the evaluator's `shards`")
+        raise DataError("got no sample to evaluate on, wanted at least one; check the evaluator's `shards`")
     joined = {modality: _joined(modality, part, device, len(everyone)) for modality, part in parts.items()}
     return Collected(joined, everyone)
 
 
-def unpack(batch: Batch, modality: str) -> tuple[Tensor, Tensor]:
-    """Items of a modality's eval view [n, ...], and their owners [n]: absent samples and padding left out."""
+def unpack_items(batch: Batch, modality: str) -> tuple[Tensor, Tensor]:
+    """Unpack a modality's eval view into items [n, ...] and their owners [n], without absent samples and padding."""
     x, owner = batch[modality]["eval0"], batch.index
     present = batch.present.get(modality, torch.ones(len(batch), dtype=torch.bool))
     if modality not in batch.lengths:
@@ -218,15 +218,15 @@ def unpack(batch: Batch, modality: str) -> tuple[Tensor, Tensor]:
     return x[real], owner[:, None].expand_as(real)[real]
 
 
-def digests(views: Tensor) -> Tensor:
-    """[n] int64, a hash of each row's bytes."""
+def row_hashes(views: Tensor) -> Tensor:
+    """Hash of each row's bytes, [n] int64."""
     rows = views.reshape(len(views), -1).contiguous().cpu().numpy()
     found = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
     return torch.from_numpy(np.frombuffer(b"".join(found), np.int64).copy())
 
 
 def _joined(modality: str, parts: list[tuple[Tensor, ...]], device: torch.device, samples: int) -> Items:
-    """Parts of all processes. One whose share had no item learns the shape of a row from another."""
+    """All-gather the parts of all processes. A process without items gets the shape of a row from another."""
     own = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else None
     shapes = distributed.gather_objects([(tuple(x.shape[1:]), x.dtype) for x in own] if own else None)
     shape = next((shape for shape in shapes if shape), None)
@@ -239,11 +239,11 @@ def _joined(modality: str, parts: list[tuple[Tensor, ...]], device: torch.device
     return Items(*(distributed.gather_uneven(x) for x in own))
 
 
-def paired(data: Collected, a: str, b: str) -> tuple[Tensor, Tensor]:
-    """Which items of each of two modalities belong to a sample that has both: [n of a] bool, [n of b] bool.
+def items_in_both(data: Collected, a: str, b: str) -> tuple[Tensor, Tensor]:
+    """Masks of the items of two modalities whose sample has both: [n of a] bool, [n of b] bool.
 
     Raises:
-        DataError: no sample has; says how many have one.
+        DataError: no sample has both; says how many have each.
     """
     own, other = data[a].owner, data[b].owner
     has, also = torch.isin(own, other), torch.isin(other, own)
@@ -251,6 +251,6 @@ def paired(data: Collected, a: str, b: str) -> tuple[Tensor, Tensor]:
         samples, first, second = len(data.keys), len(torch.unique(own)), len(torch.unique(other))
         raise DataError(
             f"no sample has both {a!r} and {b!r}: of {samples}, {first} have {a!r} and {second} have {b!r}; "
-            "check the evaluator's shards"
+            "check the evaluator's `shards`"
         )
     return has, also

@@ -1,4 +1,4 @@
-"""What all evaluators share: their config, evaluation mode, and what they refuse or warn of."""
+"""Base of all evaluators: their config, evaluation mode, and shared checks and warnings."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ from mmssl.evaluation.ranking import exact_products
 log = logging.getLogger(__name__)
 
 TIE_WARNING = 0.01
-"""Share of tied queries above which scores depend on the tie rule, and a warning says so."""
+"""Share of tied queries above which an evaluator warns that scores depend on the tie rule."""
 
 
 class EvaluatorConfig(Config):
-    """What every evaluator's config has.
+    """Settings of every evaluator.
 
     Attributes:
-        shards: shards to measure on: paths, braces or globs.
-        every: how often it runs during training; None: at the end only.
-        batch_size: samples of one process encoded at a time; changes speed and memory, not scores.
-        workers: processes that decode; 0: none but this one.
-        max_samples: measure on the first so many samples only; None: on all.
-        on_error: what a sample that cannot be decoded does: "raise" ends the evaluation; "skip" leaves it out and
-            counts it in n_skipped.
+        shards: shards to evaluate on: paths, braces or globs.
+        every: interval between evaluations during training; None: at the end only.
+        batch_size: samples that a process encodes at a time; changes speed and memory, not scores.
+        workers: number of worker processes that decode; 0: decode in the main process.
+        max_samples: number of samples to evaluate on, the first ones; None: all.
+        on_error: for a sample that cannot be decoded: "raise" ends the evaluation; "skip" leaves it out and counts it in n_skipped.
     """
 
     shards: tuple[str, ...] = Field(min_length=1)
@@ -47,15 +46,15 @@ class EvaluatorConfig(Config):
 
     @abstractmethod
     def build(self, modalities: Mapping[str, Modality]) -> Evaluator:
-        """The evaluator for the modalities of a recipe.
+        """Build the evaluator for the modalities of a recipe.
 
         Raises:
-            RecipeError: it names a modality that the recipe lacks, or a file that cannot be used.
+            RecipeError: it names a modality that the recipe lacks, or a file that cannot be read.
         """
 
 
 class PairEvaluatorConfig(EvaluatorConfig, ABC):
-    """What configs of evaluators that compare two modalities have.
+    """Settings of every evaluator that compares two modalities.
 
     Attributes:
         pair: two different modalities.
@@ -68,32 +67,32 @@ class PairEvaluatorConfig(EvaluatorConfig, ABC):
     def _two(cls, pair: tuple[str, str]) -> tuple[str, str]:
         if pair[0] == pair[1]:
             raise ValueError(
-                f"got the pair {list(pair)}, wanted two different modalities: everything would find itself"
+                f"pair: got {list(pair)}, wanted two different modalities, because each item would find itself"
             )
         return pair
 
 
 def require_usable(rows: Tensor, owner: Tensor, keys: Mapping[int, str], what: str, *, unit: bool) -> None:
-    """Refuse rows that are not finite, and with `unit` rows without a direction, by the key of their sample.
+    """Check that rows are finite, and with `unit` that they are not zero; the error names the key of the sample.
 
     Raises:
-        NumericError: names the first such sample, and says how many there are.
+        NumericError: names the first such sample, and the number of them.
     """
     bad = ~torch.isfinite(rows).all(1)
     problem = "not finite"
     if unit and not bad.any():
-        bad, problem = rows.norm(dim=1) == 0, "zero: it has no direction"
+        bad, problem = rows.norm(dim=1) == 0, "zero and has no direction"
     if bad.any():
         first = int(owner[bad.to(owner.device)][0])
         raise NumericError(
-            f"{what} of key {keys[first]!r} (sample {first}) is {problem}; such are {int(bad.sum())} of {len(rows)}, and no score "
-            "can be given. One: check that sample. Many: the weights are damaged, go back to an earlier checkpoint"
+            f"{what} of key {keys[first]!r} (sample {first}) is {problem}; so are {int(bad.sum())} of {len(rows)}. If it is one, "
+            "check that sample. If there are many, the weights are damaged: go back to an earlier checkpoint"
         )
 
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradient, float32 throughout; afterwards every module is in the mode that it was in."""
+    """Context of inference: evaluation mode, no gradients, exact float32; restores the mode of every module at exit."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -105,29 +104,30 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def require_modalities(modalities: Mapping[str, Modality], names: Iterable[str]) -> None:
-    """Refuse names that the recipe does not list.
+    """Check that the recipe lists modalities with these names.
 
     Raises:
-        RecipeError: says which, and what there is.
+        RecipeError: names the missing one and those of the recipe.
     """
     for name in names:
         if name not in modalities:
             raise RecipeError(
-                f"an evaluator names the modality {name!r}{did_you_mean(name, modalities)}: the recipe has {sorted(modalities)}"
+                f"an evaluator got the modality {name!r}{did_you_mean(name, modalities)}, wanted one of the recipe's: "
+                f"{sorted(modalities)}"
             )
 
 
-def agreed(scores: Mapping[str, Score]) -> dict[str, Score]:
-    """The main process' scores, on every process: rounding may differ between devices."""
+def broadcast_scores(scores: Mapping[str, Score]) -> dict[str, Score]:
+    """Broadcast the main process' scores to all processes, because rounding may differ between devices."""
     return dict(distributed.gather_objects(dict(scores))[0])
 
 
 def warn_of_ties(name: str, share: float) -> None:
-    """Say that scores hang on the tie rule: the model has collapsed, or the data repeat themselves."""
+    """Warn that scores depend on the tie rule: the model has collapsed, or samples repeat each other."""
     if share > TIE_WARNING and distributed.is_main():
         log.warning(
-            "%s: %.1f %% of the queries tie with a wrong candidate; ties go to the one that stands earlier in the data, so that "
-            "a collapsed model scores chance. Many ties mean a collapsed model, or samples that repeat each other.",
+            "%s: %.1f %% of the queries tie with a wrong candidate. Ties go to the earlier one in the data, so a collapsed model "
+            "scores chance. Many ties mean a collapsed model, or samples that repeat each other.",
             name,
             100 * share,
         )

@@ -1,4 +1,4 @@
-"""Embeddings of shards as numpy files, written as they come: memory does not grow with the data, and nothing half-written stays."""
+"""Write embeddings of shards to numpy files, in constant memory; no partial files remain after an error."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mmssl.core.errors import DataError
 from mmssl.data.modality import Modality
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import EvalStream
-from mmssl.evaluation.collect import unpack
+from mmssl.evaluation.collect import unpack_items
 from mmssl.evaluation.common import inference, require_usable
 
 
 class _Rows:
-    """This process' rows of one modality, in raw files until all processes are done."""
+    """Embeddings of one modality from this process, in raw files until all processes have finished."""
 
     def __init__(self, folder: Path, name: str, dtype: type[np.floating[Any]]) -> None:
         self.folder, self.name, self.dtype = folder, name, dtype
@@ -42,7 +42,7 @@ class _Rows:
         self.width = values.shape[1]
 
     def close(self) -> tuple[int, int]:
-        """Join the parts of all processes, if there is a row; returns the rows of all, and of how many samples they are."""
+        """Join the parts of all processes, if there is a row; returns the numbers of rows and of samples over all processes."""
         self._values.close()
         self._owners.close()
         shares = distributed.gather_objects((self.rows, self.samples, self.width))
@@ -81,29 +81,30 @@ def write_embeddings(
     workers: int = 0,
     source: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
-    """Embed every sample of the shards; every process of a launch must call, and needs the same folder.
+    """Embed every sample of the shards into numpy files; all processes must call this, with the same folder.
 
-    The files appear when all are finished, the manifest last; files of an earlier call give way then. After an error the folder is
-    as it was.
+    The files appear when all are complete, the manifest last, and replace files of an earlier call. After an error the folder is
+    unchanged.
 
     Args:
         model: encoders and heads.
         modalities: decoders and views.
-        shards: what is embedded.
+        shards: paths, braces or globs of the shards to embed.
         out: folder for `<modality>.npy`, `<modality>.samples.npy`, `keys.txt` and `manifest.json`.
-        wanted: modalities that are embedded. A sample that lacks one gives no row of it; the manifest says how many do ("without").
-        required: a modality that no sample has is an error; otherwise it has no files and 0 rows.
+        wanted: modalities to embed. A sample that lacks one gives no row; the manifest counts them ("without").
+        required: whether a modality that no sample has is an error; otherwise it has no files and 0 rows.
         features: pooled encoder features instead of unit-norm embeddings.
         half: float16 instead of float32.
         batch_size, workers: as in `EvalStream`.
-        source: goes into the manifest.
+        source: facts to copy into the manifest.
 
     Returns:
-        modality -> rows.
+        modality -> number of rows.
 
     Raises:
-        ValueError: the model lacks a modality. DataError: no sample has a modality that is required, or none has any. NumericError:
-            a row is not finite.
+        ValueError: the model lacks a modality.
+        DataError: no sample has a required modality, or none has any.
+        NumericError: a row is not finite.
     """
     for name in wanted:
         model.require(name, shared_space=not features)
@@ -139,12 +140,12 @@ def write_embeddings(
 
 @contextmanager
 def _unfinished(out: Path) -> Iterator[Path]:
-    """A folder within `out` for files that are not finished, shared by all processes and gone in the end."""
+    """Temporary folder within `out` for unfinished files, shared by all processes and removed at exit."""
     folder, made = out / ".unfinished", not out.exists()
-    distributed.barrier()  # all have looked
+    distributed.barrier()  # all processes have checked
     if distributed.is_main():
         try:
-            if folder.exists():  # of a process that was killed
+            if folder.exists():  # left by a killed process
                 shutil.rmtree(folder)
             folder.mkdir(parents=True)
         except OSError as error:
@@ -153,14 +154,14 @@ def _unfinished(out: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        # Another process may be at it too, so what is gone already is no error.
+        # Another process may remove it too, so missing files are no error.
         shutil.rmtree(folder, ignore_errors=True)
         if made and distributed.is_main() and not any(out.iterdir()):
             out.rmdir()
 
 
 def _publish(folder: Path, out: Path, absent: Sequence[str]) -> None:
-    """Move finished files to their place. Where there is a manifest, all files that it names are of one call."""
+    """Move finished files into `out`, the manifest last: all files that a manifest names are from one call."""
     (out / "manifest.json").unlink(missing_ok=True)
     for name in absent:
         (out / f"{name}.npy").unlink(missing_ok=True)
@@ -178,7 +179,7 @@ def _embed_all(
     batch_size: int,
     workers: int,
 ) -> int:
-    """One pass over this process' share; returns how many samples were skipped on all."""
+    """Embed this process' share in one pass; returns the number of skipped samples over all processes."""
     needs = {name: {"eval": 1} for name in files}
     stream = EvalStream(index, modalities, needs, batch_size, workers, on_error="skip", optional=tuple(files))
     try:
@@ -192,9 +193,9 @@ def _embed_all(
 
 
 def _embed_batch(model: EmbeddingModel, batch: Batch, name: str, file: _Rows, features: bool, chunk: int) -> None:
-    """Write the rows of one modality of a batch; captions of a sample are encoded as samples of their own."""
+    """Write the embeddings of one modality of a batch; each caption of a sample is encoded separately."""
     keys = dict(zip(batch.index.tolist(), batch.keys, strict=True))
-    views, owners = unpack(batch, name)
+    views, owners = unpack_items(batch, name)
     file.samples += len(torch.unique(owners))
     for views_part, owners_part in zip(torch.split(views, chunk), torch.split(owners, chunk), strict=True):
         if len(owners_part):
@@ -204,7 +205,7 @@ def _embed_batch(model: EmbeddingModel, batch: Batch, name: str, file: _Rows, fe
 
 
 def _write_legend(out: Path, index: ShardIndex, facts: Mapping[str, Any]) -> None:
-    """What the rows are: a key a line for every sample, and a manifest."""
+    """Write the keys of all samples, one a line, and the manifest."""
     with open(out / "keys.txt", "w", encoding="utf-8") as file:
         file.writelines(f"{index.key(i)}\n" for i in range(len(index)))
     (out / "manifest.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

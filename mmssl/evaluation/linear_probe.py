@@ -1,4 +1,4 @@
-"""Linear probe: a logistic regression on frozen encoder features; says what the encoder knows before any head or prompt."""
+"""Linear probe: logistic regression on frozen encoder features, without heads or prompts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mmssl.core.errors import DataError, NumericError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
-from mmssl.evaluation.collect import Collected, KeptShards, paired
+from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
 from mmssl.evaluation.common import (
     EvaluatorConfig,
-    agreed,
+    broadcast_scores,
     inference,
     require_modalities,
     require_usable,
@@ -31,19 +31,19 @@ PENALTIES = tuple(10.0**exponent for exponent in (1, 0, -1, -2, -3, -4, -5, -6))
 
 
 class LinearProbeConfig(EvaluatorConfig):
-    """Configures a linear probe.
+    """Settings of a linear probe.
 
     Attributes:
-        shards: what the probe is measured on; nothing is chosen by it.
-        train_shards: what the probe is fitted on.
-        modality: what is classified.
-        labels: modality with the number of the class; samples that lack it, or what is classified, are left out and counted.
-        scale: "standard" gives every feature mean 0 and variance 1 over the training part, so that one grid of penalties suits
-            encoders of any scale; "unit" gives every sample norm 1, as CLIP's embeddings have; "none".
-        penalties: L2 penalties lambda that are tried; see `fit`. Scikit-learn's C is 1 / (lambda * n).
-        validation: share of the training samples that chooses among the penalties. The probe is then fitted on all of them.
+        shards: test shards; no hyperparameter is chosen on them.
+        train_shards: training shards of the probe.
+        modality: modality to classify.
+        labels: modality with the class number; samples that lack it, or `modality`, are left out and counted.
+        scale: scaling of features: "standard": mean 0 and variance 1 of every feature over the training part, so that one grid of
+            penalties suits encoders of any scale; "unit": norm 1 of every sample, as CLIP's embeddings have; "none".
+        penalties: grid of L2 penalties lambda; scikit-learn's C is 1 / (lambda * n).
+        validation: share of the training samples for choosing the penalty. The probe is then fitted on all of them.
         seed: seed of the split.
-        max_train_samples: use the first so many training samples only; None: all.
+        max_train_samples: number of training samples, the first ones; None: all.
     """
 
     kind: Literal["linear_probe"] = "linear_probe"
@@ -61,7 +61,7 @@ class LinearProbeConfig(EvaluatorConfig):
     def _positive(cls, penalties: tuple[float, ...]) -> tuple[float, ...]:
         if not penalties or min(penalties) <= 0:
             raise ValueError(
-                f"got the penalties {list(penalties)}, wanted numbers above 0: without one the fit may not exist"
+                f"penalties: got {list(penalties)}, wanted numbers above 0, because without a penalty the fit may not exist"
             )
         return penalties
 
@@ -71,7 +71,7 @@ class LinearProbeConfig(EvaluatorConfig):
 
 
 class LinearProbe(Evaluator):
-    """Fits on the training shards, measures on the others. Scores: see `probe_scores`."""
+    """Linear probe: fits on the training shards, evaluates on the test shards. Scores: see `probe_scores`."""
 
     def __init__(self, config: LinearProbeConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
@@ -86,10 +86,10 @@ class LinearProbe(Evaluator):
         train = self._features(model, self._train)
         test = self._features(model, self._test)
         scores = probe_scores(train, test, config)
-        yield from agreed(scores).items()
+        yield from broadcast_scores(scores).items()
 
     def close(self) -> None:
-        """See the base."""
+        """See `Evaluator.close`."""
         self._train.close()
         self._test.close()
 
@@ -103,7 +103,7 @@ class LinearProbe(Evaluator):
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features [n, D] float32 and labels [n] int64 of the samples that have both; `excluded` others, and `skipped` damaged ones."""
+    """Features [n, D] float32 and labels [n] int64 of samples with both; numbers of `excluded` and `skipped` (damaged) ones."""
 
     features: Tensor
     labels: Tensor
@@ -112,7 +112,7 @@ class Labelled:
 
 
 def labelled(data: Collected, modality: str, labels: str) -> Labelled:
-    """The samples of a data set that have features and a label.
+    """Select the samples of a data set that have features and a label.
 
     Raises:
         NumericError: a feature is not finite.
@@ -120,20 +120,21 @@ def labelled(data: Collected, modality: str, labels: str) -> Labelled:
     """
     rows, owner = data[modality].rows, data[modality].owner
     require_usable(rows, owner, data.keys, f"the feature vector of {modality!r}", unit=False)
-    with_label, with_row = paired(data, modality, labels)
+    with_label, with_row = items_in_both(data, modality, labels)
     if int(with_label.sum()) != int(with_row.sum()):
-        raise DataError(f"{modality!r} or {labels!r} has several items in one sample, and a probe needs one of each")
+        raise DataError(
+            f"{modality!r} or {labels!r} has several items in one sample, wanted one of each for a linear probe"
+        )
     excluded = len(data.keys) - int(with_label.sum())
     return Labelled(rows[with_label], data[labels].rows[with_row], excluded, data.skipped)
 
 
 def probe_scores(train: Labelled, test: Labelled, config: LinearProbeConfig) -> dict[str, Score]:
-    """Choose the penalty on a part of the training samples, fit on all of them, measure on the test samples.
+    """Choose the penalty on a part of the training samples, fit on all of them, evaluate on the test samples.
 
-    Scores: those of `classification_scores` (classes are the labels that occur in training; a test label that does not counts as
-    an error and in n_unseen), validation_acc1, penalty, penalty_at_edge (the grid should be wider), gradient (largest entry where
-    the fit stopped; 0 is exact), n_train, n_excluded and n_skipped (of the
-    test samples), n_train_excluded and n_train_skipped, split_seed.
+    Scores: those of `classification_scores` (classes are the training labels; another test label counts as an error and in
+    n_unseen), validation_acc1, penalty, penalty_at_edge (the grid should be wider), gradient (largest entry at the end of the fit;
+    0 is exact), n_train, n_excluded and n_skipped (of the test samples), n_train_excluded and n_train_skipped, split_seed.
 
     Raises:
         DataError: fewer than two classes, or too few samples to split.
@@ -141,13 +142,13 @@ def probe_scores(train: Labelled, test: Labelled, config: LinearProbeConfig) -> 
     classes, train_labels = torch.unique(train.labels, return_inverse=True)
     if len(classes) < 2:
         raise DataError(
-            f"the probe's training samples have {len(classes)} class, wanted at least two: check `train_shards`"
+            f"the probe's training samples have {len(classes)} class, wanted at least two; check `train_shards`"
         )
     chosen, validation_acc1 = choose_penalty(train.features, train_labels, len(classes), config)
     scale = Scale.of(train.features, config.scale)
-    probe = fit(scale(train.features), train_labels, len(classes), (chosen,))[chosen]
+    probe = fit_probes(scale(train.features), train_labels, len(classes), (chosen,))[chosen]
     known = torch.isin(test.labels, classes)
-    # A label that training never showed gets the last class number + 1: no row of the probe can score for it.
+    # A label that training lacks gets the last class number + 1, for which the probe has no row.
     numbers = torch.where(known, torch.searchsorted(classes, test.labels).clamp(max=len(classes) - 1), len(classes))
     ranks = torch.full_like(numbers, len(classes) + 5)
     if known.any():
@@ -177,11 +178,11 @@ def choose_penalty(features: Tensor, labels: Tensor, classes: int, config: Linea
     n = len(labels)
     held = max(1, round(config.validation * n))
     if n - held < 2:
-        raise DataError(f"got {n} training samples for the probe, wanted more: {held} of them choose the penalty")
+        raise DataError(f"got {n} training samples for the probe, wanted more than {held}, which choose the penalty")
     order = torch.from_numpy(generator(config.seed, "linear_probe").permutation(n)).to(features.device)
     held_out, rest = order[:held], order[held:]
     scale = Scale.of(features[rest], config.scale)
-    probes = fit(scale(features[rest]), labels[rest], classes, config.penalties)
+    probes = fit_probes(scale(features[rest]), labels[rest], classes, config.penalties)
     best, accuracy = 0.0, -1.0
     for penalty in sorted(config.penalties, reverse=True):
         ranks = probes[penalty].ranks(scale(features[held_out]), labels[held_out])
@@ -193,7 +194,7 @@ def choose_penalty(features: Tensor, labels: Tensor, classes: int, config: Linea
 
 @dataclass(frozen=True)
 class Scale:
-    """An affine map of features, made from training samples; `unit` normalises each sample instead."""
+    """Feature scaling: an affine map fitted on training samples, or with `unit` normalisation of each sample."""
 
     mean: Tensor
     deviation: Tensor
@@ -201,30 +202,30 @@ class Scale:
 
     @classmethod
     def of(cls, features: Tensor, kind: str) -> Scale:
-        """The map for features [n, D]."""
+        """Fit the scaling on features [n, D]."""
         exact = features.double()
         mean, deviation = torch.zeros_like(exact[0]), torch.ones_like(exact[0])
         if kind == "standard":
             mean, deviation = exact.mean(0), exact.std(0, unbiased=False)
-            # A feature that does not move is rounding noise: dividing by its deviation would make it the loudest.
+            # A constant feature is rounding noise: dividing by its deviation would make it the largest.
             deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)
         return cls(mean, deviation, kind == "unit")
 
     def __call__(self, features: Tensor) -> Tensor:
-        """[n, D] float64."""
+        """Scale features [n, D] -> [n, D] float64."""
         exact = features.double()
         return F.normalize(exact, dim=1) if self.unit else (exact - self.mean) / self.deviation
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted classifier.
+    """A fitted linear classifier.
 
     Attributes:
         weight: [K, D] float64.
         bias: [K] float64.
-        objective: what `fit` minimises, at the solution.
-        gradient: largest absolute entry of its gradient there.
+        objective: value of `probe_objective` at the solution.
+        gradient: largest absolute entry of its gradient at the solution.
     """
 
     weight: Tensor
@@ -233,22 +234,23 @@ class Probe:
     gradient: float
 
     def ranks(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Rank of the true class of each sample, by the tie rule of all evaluators."""
+        """Rank of the true class of each sample, with the tie rule of all evaluators."""
         ones = torch.ones_like(features[:, :1])
         return class_ranks(torch.cat([features, ones], 1), torch.cat([self.weight, self.bias[:, None]], 1), labels)[0]
 
 
-def objective(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, penalty: float) -> Tensor:
-    """Mean cross-entropy + penalty / 2 * |weight|^2; the bias is free. Scikit-learn's objective with C = 1 / (penalty * n)."""
+def probe_objective(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, penalty: float) -> Tensor:
+    """Ridge logistic loss: mean cross-entropy + penalty / 2 * |weight|^2. Scikit-learn's objective with C = 1 / (penalty * n)."""
     return F.cross_entropy(features @ weight.T + bias, labels) + penalty / 2 * weight.square().sum()
 
 
-def fit(features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> dict[float, Probe]:
-    """Minimise `objective` for each penalty, exactly, by L-BFGS in float64 on all samples.
+def fit_probes(features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> dict[float, Probe]:
+    """Fit a logistic regression for each penalty: minimise `probe_objective` by L-BFGS in float64 on all samples.
 
-    Features of encoders are ill-conditioned, and L-BFGS on them takes hundreds of passes. So it works in other coordinates, where
-    the Hessian is near the identity: features are centred, rotated to the eigenbasis of their covariance (once for all penalties)
-    and coordinate i is divided by sqrt(eigenvalue_i / K + penalty). Penalties go from large to small, each from the last solution.
+    Features of encoders are ill-conditioned, and L-BFGS on them takes hundreds of passes. So it works in whitened coordinates,
+    where the Hessian is near the identity: features are centred, rotated to the eigenbasis of their covariance (once for all
+    penalties) and coordinate i is divided by sqrt(eigenvalue_i / K + penalty). Penalties go from large to small, each starts from
+    the last solution.
 
     Args:
         features: [n, D] float64.
@@ -291,7 +293,7 @@ def _minimise(
     )
 
     def closure() -> Tensor:
-        # By hand: nearly all time goes here, and autograd would pass over the features in the order that is slow.
+        # Gradient by hand: nearly all time goes here, and autograd would read the features in the slow memory order.
         logs = (inner @ whitened + bias[:, None]).log_softmax(0)
         loss = (decay * inner.square()).sum() / 2 - logs[labels, samples].mean()
         slope = logs.exp()
@@ -305,14 +307,14 @@ def _minimise(
 
 
 def _finished(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, penalty: float) -> Probe:
-    """Measure a solution in the coordinates of the caller."""
+    """Objective and gradient of a solution in the caller's coordinates."""
     with torch.enable_grad():
         inputs = [weight.requires_grad_(), bias.requires_grad_()]
-        value = objective(weight, bias, features, labels, penalty)
+        value = probe_objective(weight, bias, features, labels, penalty)
         gradients = torch.autograd.grad(value, inputs)
     largest = max(float(gradient.abs().max()) for gradient in gradients)
     if not torch.isfinite(value):
         raise NumericError(
-            f"the probe with penalty {penalty:g} did not converge to a finite objective; try a larger penalty"
+            f"the probe with penalty {penalty:g} did not converge to a finite objective; set larger `penalties`"
         )
     return Probe(weight.detach(), bias.detach(), value.item(), largest)

@@ -1,4 +1,4 @@
-"""Retrieval when sound and picture are apart in time: a model that was trained on sounds cut anywhere cannot tell moments."""
+"""Synchronisation test: retrieval with a time offset between two modalities, e.g. audio later than video."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mmssl.evaluation.statistics import wilson
 
 
 class OffsetConfig(RelationConfig):
-    """Configures retrieval against the offset between two modalities with a time axis.
+    """Settings of retrieval with a time offset between two modalities.
 
     Attributes:
-        pair: the modality that stays, and the one that is taken from elsewhere in time, as in [video, audio].
-        seconds: length of the window of each; as long as the model was trained for.
-        offsets: seconds by which the second window begins later; 0 is in sync. Samples that are shorter than `seconds` and the
-            largest offset together are excluded, so that all points of the curve are of the same samples.
+        pair: the modality that stays, and the one that is shifted in time, e.g. [video, audio].
+        seconds: length of the window of each modality; use the length of training.
+        offsets: seconds by which the second window starts later; 0 is in sync. Samples shorter than `seconds` plus the largest
+            offset are excluded, so that all offsets use the same samples.
     """
 
     kind: Literal["offset"] = "offset"
@@ -37,7 +37,7 @@ class OffsetConfig(RelationConfig):
     @classmethod
     def _rising(cls, offsets: tuple[float, ...]) -> tuple[float, ...]:
         if len(offsets) < 2 or offsets[0] != 0 or list(offsets) != sorted(set(offsets)):
-            raise ValueError(f"got the offsets {list(offsets)}, wanted 0 and then larger ones, rising")
+            raise ValueError(f"offsets: got {list(offsets)}, wanted 0 first and then ascending numbers")
         return offsets
 
     def build(self, modalities: Mapping[str, Modality]) -> Offset:
@@ -46,18 +46,18 @@ class OffsetConfig(RelationConfig):
 
 
 class Offset(RelationEvaluator):
-    """R@1 from the first modality to the second at each offset, among the same samples, and the choice of the true moment.
+    """R@1 from the first modality to the second at each time offset, and accuracy of choosing the offset 0.
 
-    Scores: R@1_at_<offset> (R@1 when every candidate is late by so much); in_sync_acc: share of samples whose own candidate without
-    offset is nearer than each of its own candidates with one (ties: see `choices`; chance is in_sync_chance), and its Wilson
-    interval; tie_rate: share of samples whose own candidate without offset scores exactly like one of its own with an offset; n.
+    Scores: R@1_at_<offset> (R@1 with every candidate late by this offset); in_sync_acc: share of samples for which the sample's
+    window without offset is nearer than all of its windows with an offset (ties: see `choices`; chance is in_sync_chance), with its
+    Wilson interval; tie_rate: share of samples whose window without offset ties with one of its windows with an offset; n.
     """
 
     headlines = ("R@1_at_0", "in_sync_acc")
 
     def __init__(self, config: OffsetConfig, modalities: Mapping[str, Modality]) -> None:
         moved = config.pair[1]
-        remedy = f"{moved!r} is the same at all offsets (silence, or a still picture), or its encoder has collapsed"
+        remedy = f"{moved!r} is the same at all offsets (silence, or a still image), or its encoder has collapsed"
         super().__init__(config, modalities, remedy)
         self.seconds, self.offsets = config.seconds, config.offsets
 
@@ -66,7 +66,9 @@ class Offset(RelationEvaluator):
         anchor, moved = self.config.pair
         for name in self.config.pair:
             if name not in extents:
-                raise RecipeError(f"offset: modality {name!r} has no time axis, and both of the pair need one")
+                raise RecipeError(
+                    f"pair: got modality {name!r} without a time axis, wanted two with one for kind offset"
+                )
         first = max(extent.start for extent in extents.values())
         room = min(extent.seconds for extent in extents.values()) - first - self.seconds - self.offsets[-1]
         if room < -1e-3:  # containers round their lengths to milliseconds
@@ -77,7 +79,7 @@ class Offset(RelationEvaluator):
             windows = {name: (start + offset, self.seconds)}
             return self._views(name, sample.decode(windows, [name]).values[name])
 
-        return {"anchor": window(anchor, 0.0)} | {label(offset): window(moved, offset) for offset in self.offsets}
+        return {"anchor": window(anchor, 0.0)} | {offset_name(offset): window(moved, offset) for offset in self.offsets}
 
     def scores(self, embedded: Mapping[str, Tensor]) -> dict[str, Score]:
         anchor = embedded["anchor"]
@@ -86,7 +88,7 @@ class Offset(RelationEvaluator):
         scores: dict[str, Score] = {"n": n}
         near = []
         for offset in self.offsets:
-            rows = embedded[label(offset)]
+            rows = embedded[offset_name(offset)]
             ranks, _ = pair_ranks(anchor, own, rows, own, depth=1)
             scores[f"R@1_at_{offset:g}"] = int((ranks.ranks[:, 0] == 1).sum()) / n
             near.append((anchor * rows).sum(1))
@@ -102,6 +104,6 @@ class Offset(RelationEvaluator):
         }
 
 
-def label(offset: float) -> str:
+def offset_name(offset: float) -> str:
     """Name of the candidates at an offset."""
     return f"{offset:g}"

@@ -1,4 +1,4 @@
-"""Exact ranks without the matrix of all scores: tiles are scored, compared and forgotten. Pure functions of tensors."""
+"""Exact ranks from tiles of the score matrix, which is never in memory as a whole. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 TILE = {"cpu": (512, 2048), "cuda": (8192, 16384)}
-"""Rows and columns scored at a time: on a CPU a tile stays near the cache, on a GPU it fills the chip (512 MiB)."""
+"""Rows and columns of a tile: on a CPU it stays near the cache, on a GPU it fills the chip (512 MiB)."""
 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Matrix products and convolutions in true float32: no autocast, no TF32 (which convolutions have by default on CUDA), no
-    bfloat16 passes; the caller's settings come back after.
+    """Context of exact float32 matrix products and convolutions: no autocast, no TF32, no bfloat16 passes.
+
+    By default convolutions use TF32 on CUDA. The caller's settings are restored at exit.
     """
     cudnn = torch.backends.cudnn
     before = torch.get_float32_matmul_precision()
@@ -34,12 +35,12 @@ def exact_products() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """How Q queries of one direction fared.
+    """Ranks of the right candidates of Q queries, in one direction.
 
     Attributes:
-        positives: [Q] int64, number of right candidates; 0 for a query that cannot succeed and is left out of every mean.
-        ranks: [Q, R] int64, rank among *all* candidates of the best, second best ... right one, 1 is best; NEVER where a query
-            has fewer. Column 0 is the rank of the best right candidate, with no right one before it.
+        positives: [Q] int64, number of right candidates; queries with 0 are left out of every mean.
+        ranks: [Q, R] int64, rank among *all* candidates of the best, second best ... right one, 1 is best; NEVER if a query
+            has fewer. Column 0 is the rank of the best right candidate.
         best: [Q] float32, score of the best right candidate; -inf without one.
         tied: [Q] bool, whether a wrong candidate has exactly that score.
     """
@@ -51,7 +52,7 @@ class Ranks:
 
 
 NEVER = torch.iinfo(torch.int64).max
-"""The rank of a candidate that is not there."""
+"""Rank of a missing candidate."""
 
 
 @torch.no_grad()
@@ -71,7 +72,7 @@ def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor) -> tuple
     order = torch.arange(len(classifier), device=labels.device)
     ranks, tied = [], []
     size = max(1, 2**24 // len(classifier))
-    classes, columns = padded(classifier, 64)
+    classes, columns = pad_rows(classifier, 64)
     for rows, own in zip(torch.split(embeddings, size), torch.split(labels, size), strict=True):
         with exact_products():
             scores = (rows @ classes.T)[:, :columns]
@@ -86,29 +87,29 @@ def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor) -> tuple
 def pair_ranks(
     a: Tensor, owner_a: Tensor, b: Tensor, owner_b: Tensor, *, depth: int = 10, tile: tuple[int, int] | None = None
 ) -> tuple[Ranks, Ranks]:
-    """Ranks of both directions, a -> b and b -> a, from one matrix product a tile.
+    """Retrieval ranks of both directions, a -> b and b -> a, from one matrix product for each tile.
 
     A candidate is right when it has the query's owner. The slow form, for one query q and its right candidates P sorted by
     (score descending, position), is: rank of P[r] = 1 + r + #(wrong c: score(c) > score(P[r]) or equal and c before P[r]).
 
-    Owners ascend, so right candidates lie near the diagonal and whole tiles beside it are wrong candidates that all stand
-    before, or all after, the right ones: one comparison counts them, ties included. The tiles of the diagonal are scored
-    twice, with the same operands and shapes, so that a right candidate's score is bit for bit the one that it is compared with.
+    Owners ascend, so right candidates lie near the diagonal, and a tile off the diagonal has only wrong candidates that all come
+    before, or all after, the right ones: one comparison counts them, ties included. The tiles of the diagonal are scored twice,
+    with the same operands and shapes, so that a right candidate's score is bit-equal in both passes.
 
     Args:
         a: [Na, E] float32.
         owner_a: [Na] int64, ascending: which sample each row belongs to.
         b: [Nb, E] float32.
         owner_b: [Nb] int64, ascending.
-        depth: R, how many right candidates of a query are ranked: recall@k needs the k best.
-        tile: rows and columns at a time; None: by device.
+        depth: R, number of right candidates of a query that are ranked: recall@k needs the k best.
+        tile: rows and columns of a tile; None: chosen for the device.
 
     Raises:
         ValueError: owners do not ascend.
     """
     for owner in (owner_a, owner_b):
         if (owner.diff() < 0).any():
-            raise ValueError("got owners out of order, wanted them ascending: rows stand in the order of their samples")
+            raise ValueError("got owners out of order, wanted them ascending; sort the rows by sample")
     sweep = _Sweep(a, owner_a, b, owner_b, tile or TILE.get(a.device.type, TILE["cpu"]), depth)
     with exact_products():
         for place in sweep.places():
@@ -122,10 +123,10 @@ def pair_ranks(
 
 
 def choices(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """What choices among candidates of one and the same sample earn, and whether a wrong candidate ties with the right one.
+    """Accuracy of choices among candidates of one sample, with ties as chance, and whether a wrong candidate ties.
 
-    Such candidates have no order in the data: t equal best ones, the right one among them, earn 1 / t. So a model that cannot
-    tell them scores chance, 1 / C.
+    Such candidates have no order in the data: if t are equally good and one of them is right, the choice scores 1 / t. So a model
+    that does not distinguish them scores chance, 1 / C.
 
     Args:
         scores: [n, C], the right candidate first.
@@ -147,7 +148,7 @@ class _Place:
 
 
 class _Direction:
-    """Queries of one direction: scores of their right candidates, then counts of wrong ones above each."""
+    """Queries of one direction: scores of their right candidates, then numbers of wrong ones above each."""
 
     def __init__(self, owner: Tensor, candidates: Tensor, depth: int) -> None:
         self.first = torch.searchsorted(candidates, owner)
@@ -159,17 +160,17 @@ class _Direction:
         self.tied = torch.zeros(len(owner), dtype=torch.bool, device=owner.device)
 
     def settle(self) -> None:
-        """All right candidates are scored: keep the best ones, best first, equal ones in their order."""
+        """After all right candidates are scored: keep the best ones, best first, ties in order of position."""
         self.scores, slot = self.scores.sort(dim=1, descending=True, stable=True)
         self.scores, slot = self.scores[:, : self.depth].contiguous(), slot[:, : self.depth]
         self.order = self.first[:, None] + slot
         missing = torch.arange(slot.shape[1], device=slot.device) >= self.positives[:, None]
-        # No score is above +inf: a slot without a candidate counts nothing.
+        # No score is above +inf, so a slot without a candidate counts nothing.
         self.scores[missing] = torch.inf
         self.above = torch.zeros_like(slot)
 
     def count_wrong(self, queries: slice, scores: Tensor, scratch: Tensor, *, before: bool) -> None:
-        """Count in a tile [queries, candidates] of wrong candidates only, that all stand before or all after the right ones."""
+        """Count wrong candidates in a tile [queries, candidates] with wrong ones only, all before or all after the right ones."""
         compare = torch.ge if before else torch.gt
         for slot in range(self.scores.shape[1]):
             compare(scores, self.scores[queries, slot, None], out=scratch)
@@ -178,7 +179,7 @@ class _Direction:
         self.tied[queries] |= scratch.sum(1) > 0
 
     def count_mixed(self, queries: slice, start: int, scores: Tensor, right: Tensor) -> None:
-        """Count in a tile that holds right candidates too; `start` is the position of its first candidate."""
+        """Count wrong candidates in a tile with right ones too; `start` is the position of its first candidate."""
         position = torch.arange(start, start + scores.shape[1], device=scores.device)
         for slot in range(self.scores.shape[1]):
             own = self.scores[queries, slot, None]
@@ -189,7 +190,7 @@ class _Direction:
                 self.tied[queries] |= equal.any(1)
 
     def result(self) -> Ranks:
-        """The ranks, once every tile was counted."""
+        """The ranks, after every tile has been counted."""
         slot = torch.arange(self.above.shape[1], device=self.above.device)
         ranks = torch.where(slot < self.positives[:, None], self.above + slot + 1, NEVER)
         best = torch.where(self.positives > 0, self.scores[:, 0], -torch.inf)
@@ -197,7 +198,7 @@ class _Direction:
 
 
 class _Sweep:
-    """One pass over all tiles; `forward` has the rows of a as queries, `backward` those of b."""
+    """A pass over all tiles; `forward` has the rows of a as queries, `backward` those of b."""
 
     def __init__(
         self, a: Tensor, owner_a: Tensor, b: Tensor, owner_b: Tensor, tile: tuple[int, int], depth: int
@@ -205,8 +206,8 @@ class _Sweep:
         self.owner_a, self.owner_b = owner_a, owner_b
         self.tile = (min(tile[0], _round_up(len(a), 64)), min(tile[1], _round_up(len(b), 64)))
         # All products have one shape: kernels chosen by shape round differently, and equal embeddings must score equally.
-        self.a, _ = padded(a, self.tile[0])
-        self.b, _ = padded(b, self.tile[1])
+        self.a, _ = pad_rows(a, self.tile[0])
+        self.b, _ = pad_rows(b, self.tile[1])
         self.out = torch.empty(self.tile, device=a.device)
         self.scratch = torch.empty(self.tile[0] * self.tile[1], device=a.device)
         self.forward = _Direction(owner_a, owner_b, depth)
@@ -221,7 +222,7 @@ class _Sweep:
                 yield _Place(rows, columns, side)
 
     def find(self, place: _Place) -> None:
-        """Take the scores of the right candidates out of a mixed tile, for both directions."""
+        """Store the scores of the right candidates of a mixed tile, for both directions."""
         scores, right = self._score(place), self._right(place)
         row, column = right.nonzero(as_tuple=True)
         values = scores[row, column]
@@ -264,7 +265,7 @@ def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def padded(x: Tensor, multiple: int) -> tuple[Tensor, int]:
-    """`x` with zero rows up to a multiple, and how many rows are real."""
+def pad_rows(x: Tensor, multiple: int) -> tuple[Tensor, int]:
+    """Pad `x` with zero rows up to a multiple; returns it and the number of real rows."""
     short = _round_up(len(x), multiple) - len(x)
     return (torch.cat([x, x.new_zeros(short, x.shape[1])]) if short else x.contiguous()), len(x)

@@ -1,6 +1,6 @@
-"""What probes of relations share: one relation of a sample is broken on purpose, and nothing else, and the model is to tell.
+"""Base of relation tests (time offset, left and right): one relation of a sample is broken, and the model must prefer the original.
 
-Scores of retrieval hide whether a model can.
+Retrieval scores do not show whether a model can.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, EncodedSample, read
 from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation.collect import KeptIndex
-from mmssl.evaluation.common import PairEvaluatorConfig, agreed, inference, require_usable
+from mmssl.evaluation.common import PairEvaluatorConfig, broadcast_scores, inference, require_usable
 
 log = logging.getLogger(__name__)
 
 MOST = 0.5
-"""Share of choices that tie above which a score says little of the model, and a warning says so."""
+"""Share of tied choices above which an evaluator warns that the score says little about the model."""
 
 Pieces = dict[str, Tensor]
-"""Name of what was embedded -> [n, ...] views of one sample."""
+"""Name of a variant -> its views [n, ...] in one sample."""
 
 
 class RelationConfig(PairEvaluatorConfig):
-    """What both probes have.
+    """Settings of every relation test.
 
     Attributes:
-        pair: the modality that stays as it is, and the one that leaves it. Samples that lack one of them are excluded.
+        pair: the unchanged modality, and the changed one. Samples that lack one of them are excluded.
     """
 
     kind: str
 
 
 class RelationEvaluator(Evaluator):
-    """Embeds the pieces of each sample of this process' share, sample by sample, and gives every process those of all.
+    """Base of relation tests: embeds the original and changed views of each sample, and all-gathers them.
 
     Args:
-        config: of the probe.
+        config: settings of the evaluator.
         modalities: by name.
-        remedy: what makes candidates the same to a model, and what to do about it: for a warning.
+        remedy: for the warning of ties: what makes candidates equal to a model, and what to do.
     """
 
     def __init__(self, config: RelationConfig, modalities: Mapping[str, Modality], remedy: str) -> None:
@@ -59,15 +59,15 @@ class RelationEvaluator(Evaluator):
 
     @abstractmethod
     def pieces(self, sample: EncodedSample) -> Pieces | None:
-        """Views of a sample by name, equally many of each, "anchor" among them; None: the sample has no such relation.
+        """Views of a sample by name, equal numbers of each, with one named "anchor"; None: the sample lacks the relation.
 
         Raises:
-            BadSample: it cannot be used, or ("missing") a member has none of its modality in it, as a mute video.
+            BadSample: it cannot be used, or ("missing") a member lacks its modality, e.g. a video without sound.
         """
 
     @abstractmethod
     def scores(self, embedded: Mapping[str, Tensor]) -> dict[str, Score]:
-        """Scores from unit embeddings [n, E] by name, in the order of the samples; "tie_rate" is the share of choices that tie."""
+        """Scores from unit-norm embeddings [n, E] by name, in the order of the samples; "tie_rate" is the share of tied choices."""
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config
@@ -81,25 +81,25 @@ class RelationEvaluator(Evaluator):
             embedded = self._everywhere(parts, model.device)
             if not embedded:
                 raise DataError(
-                    f"no sample has the relation that is probed between {list(config.pair)}: of {total}, {excluded} lack one of "
-                    f"the two or the relation, and {skipped} are damaged; check `shards`, and what `{config.kind}` asks of a sample"
+                    f"no sample has the relation between {list(config.pair)} that `{config.kind}` tests: of {total}, {excluded} "
+                    f"lack a modality or the relation, and {skipped} are damaged; check `shards` and `pair`"
                 )
             owner = distributed.gather_uneven(torch.tensor(owners, dtype=torch.int64, device=model.device))
             keys = {number: index.key(number) for number in owner.tolist()}
             for name, rows in embedded.items():
                 require_usable(rows, owner, keys, f"the embedding of {self._modality(name)!r} ({name})", unit=True)
-            scores = agreed(self.scores(embedded) | {"n_excluded": excluded, "n_skipped": skipped})
+            scores = broadcast_scores(self.scores(embedded) | {"n_excluded": excluded, "n_skipped": skipped})
         self._warn(float(scores["tie_rate"] or 0))
         yield from scores.items()
 
     def close(self) -> None:
-        """See the base."""
+        """See `Evaluator.close`."""
         self._index.close()
 
     def _share(
         self, model: EmbeddingModel, index: ShardIndex, total: int
     ) -> tuple[dict[str, list[Tensor]], list[int], int, int]:
-        """This process' embeddings by name, the numbers of their samples, and how many were excluded and skipped."""
+        """This process' embeddings by name, the indices of their samples, and the numbers of excluded and skipped samples."""
         rank, world = distributed.rank(), distributed.world_size()
         excluded, skipped = 0, 0
         parts: dict[str, list[Tensor]] = {}
@@ -109,11 +109,11 @@ class RelationEvaluator(Evaluator):
             try:
                 pieces = self.pieces(read(index, ordinal, self.modalities))
             except BadSample as bad:
-                if bad.fault.reason == "missing":  # such as a mute video
+                if bad.fault.reason == "missing":  # e.g. a video without sound
                     excluded += 1
                     continue
                 if self.config.on_error == "raise":
-                    raise DataError(f"{bad}\nLeave such samples out with `on_error: skip`") from bad
+                    raise DataError(f"{bad}\nTo leave such samples out, set `on_error: skip`") from bad
                 skipped += 1
                 continue
             if pieces is None:
@@ -129,8 +129,8 @@ class RelationEvaluator(Evaluator):
     def _warn(self, ties: float) -> None:
         if ties > MOST and distributed.is_main():
             log.warning(
-                "%s of %s: %.1f %% of the choices are ties. They count as chance, so the score says little but that the model "
-                "cannot tell these candidates: %s",
+                "%s of %s: %.1f %% of the choices are ties, which count as chance: the model does not distinguish these "
+                "candidates. Likely reason: %s",
                 self.config.kind,
                 list(self.config.pair),
                 100 * ties,
@@ -148,7 +148,7 @@ class RelationEvaluator(Evaluator):
         return self.config.pair[0] if piece == "anchor" else self.config.pair[1]
 
     def _everywhere(self, parts: dict[str, list[Tensor]], device: torch.device) -> dict[str, Tensor]:
-        """Rows of all processes by name; empty if no process has any."""
+        """All-gather rows by name; empty if no process has any."""
         own = {name: torch.cat(part) for name, part in parts.items()}
         known = distributed.gather_objects({name: x.shape[1] for name, x in own.items()})
         widths: dict[str, int] = next((widths for widths in known if widths), {})

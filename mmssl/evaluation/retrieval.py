@@ -1,4 +1,4 @@
-"""Retrieval between two modalities, both ways, with several items of a modality in one sample (captions)."""
+"""Cross-modal retrieval (R@k) in both directions; a sample may have several items of a modality (captions)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
-from mmssl.evaluation.collect import Collected, Items, KeptShards, paired
+from mmssl.evaluation.collect import Collected, Items, KeptShards, items_in_both
 from mmssl.evaluation.common import (
     PairEvaluatorConfig,
-    agreed,
+    broadcast_scores,
     inference,
     require_modalities,
     require_usable,
@@ -27,13 +27,13 @@ from mmssl.evaluation.statistics import clustered_bootstrap
 
 
 class RetrievalConfig(PairEvaluatorConfig):
-    """Configures retrieval.
+    """Settings of cross-modal retrieval (R@k).
 
     Attributes:
-        pair: the two modalities; each is searched with the other.
+        pair: the two modalities, in both directions: each is query and candidate.
         ks: cut-offs of the recalls.
-        resamples: bootstrap draws of the interval of R@1, over samples.
-        seed: seed of these draws.
+        resamples: number of bootstrap draws (over samples) for the interval of R@1.
+        seed: seed of the bootstrap.
     """
 
     kind: Literal["retrieval"] = "retrieval"
@@ -45,7 +45,7 @@ class RetrievalConfig(PairEvaluatorConfig):
     @classmethod
     def _positive(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
         if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
-            raise ValueError(f"got the cut-offs {list(ks)}, wanted different numbers from 1 up")
+            raise ValueError(f"ks: got {list(ks)}, wanted different numbers of at least 1")
         return ks
 
     def build(self, modalities: Mapping[str, Modality]) -> Retrieval:
@@ -54,7 +54,7 @@ class RetrievalConfig(PairEvaluatorConfig):
 
 
 class Retrieval(Evaluator):
-    """Looks for each item's own sample in the other modality. Scores: see `retrieval_scores`."""
+    """Cross-modal retrieval: the right candidates of an item are those of its sample. Scores: see `retrieval_scores`."""
 
     def __init__(self, config: RetrievalConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
@@ -70,10 +70,10 @@ class Retrieval(Evaluator):
             scores = retrieval_scores(data, config.pair, ks=config.ks, resamples=config.resamples, seed=config.seed)
         for a, b in (config.pair, config.pair[::-1]):
             warn_of_ties(f"retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
-        yield from agreed(scores).items()
+        yield from broadcast_scores(scores).items()
 
     def collect(self, model: EmbeddingModel) -> Collected:
-        """Embeddings of both modalities of all samples, on every process; the report's gallery starts from these too."""
+        """Embed both modalities of all samples, on every process; the report's gallery uses this too."""
         config = self.config
         for name in config.pair:
             model.require(name, shared_space=True)
@@ -82,25 +82,25 @@ class Retrieval(Evaluator):
             return self.shards.collect(encode, model.device, hashed=True)
 
     def close(self) -> None:
-        """See the base."""
+        """See `Evaluator.close`."""
         self.shards.close()
 
 
 def retrieval_scores(
     data: Collected, pair: tuple[str, str], *, ks: tuple[int, ...] = (1, 5, 10), resamples: int = 2000, seed: int = 0
 ) -> dict[str, Score]:
-    """Scores of both directions, and of the data.
+    """R@k, recall@k, MRR and ranks in both directions, and facts about the data.
 
     For each direction, e.g. `a_to_b_`:
-        R@k: share of queries with at least one right candidate among the k best (what papers on CLIP call recall);
-        recall@k: mean share of a query's right candidates that are among the k best (equal to R@k where there is one);
+        R@k: share of queries with at least one right candidate among the k best (called recall in papers on CLIP);
+        recall@k: mean share of a query's right candidates that are among the k best (equal to R@k if there is one);
         MRR: mean of 1 / rank of the best right candidate; mean_rank; median_rank (a half is rounded down, as in open_clip);
         R@1_ci95_low, _high: bootstrap over samples, so that the items of one sample count as one draw;
-        R@1_chance: what random scores give;  R@1_ceiling: what the best model could give, where items repeat between samples;
+        R@1_chance: R@1 of random scores;  R@1_ceiling: R@1 of the best possible model, below 1 if items repeat between samples;
         tie_rate: share of queries whose best right candidate ties with a wrong one;  n_queries.
-    Of the data: n (samples with both), n_excluded (with one or none: no query, but still
-    candidates), n_skipped (could not be decoded), n_<modality> (items),
-    n_duplicate_<modality> (items that another sample has too), bootstrap_seed, and note where k exceeds the candidates.
+    Of the data: n (samples with both), n_excluded (samples with one or none: no queries, but candidates), n_skipped (could not be
+    decoded), n_<modality> (items), n_duplicate_<modality> (items that another sample has too), bootstrap_seed, and note if k
+    exceeds the number of candidates.
 
     Raises:
         NumericError: an embedding is not finite, or zero.
@@ -109,11 +109,11 @@ def retrieval_scores(
     a, b = (data[name] for name in pair)
     for name in pair:
         require_usable(data[name].rows, data[name].owner, data.keys, f"the embedding of {name!r}", unit=True)
-    n = len(torch.unique(a.owner[paired(data, *pair)[0]]))
+    n = len(torch.unique(a.owner[items_in_both(data, *pair)[0]]))
     scores: dict[str, Score] = {"n": n, "n_excluded": len(data.keys) - n, "n_skipped": data.skipped}
     for name, items in zip(pair, (a, b), strict=True):
         scores[f"n_{name}"] = len(items.owner)
-        scores[f"n_duplicate_{name}"] = duplicates(items)
+        scores[f"n_duplicate_{name}"] = duplicate_count(items)
     forward, backward = pair_ranks(a.rows, a.owner, b.rows, b.owner, depth=max(ks))
     for (query, found), ranks, queries, candidates in (
         (pair, forward, a, b),
@@ -122,10 +122,10 @@ def retrieval_scores(
         prefix = f"{query}_to_{found}_"
         for name, value in direction_scores(ranks, queries.owner, len(candidates.owner), ks, resamples, seed).items():
             scores[prefix + name] = value
-        scores[prefix + "R@1_ceiling"] = ceiling(queries, candidates)
+        scores[prefix + "R@1_ceiling"] = recall_ceiling(queries, candidates)
     fewest = min(len(a.owner), len(b.owner))
     if max(ks) > fewest:
-        scores["note"] = f"k above the number of candidates ({fewest}) counts as that number"
+        scores["note"] = f"a k above the number of candidates ({fewest}) counts as that number"
     return scores | {"bootstrap_seed": seed}
 
 
@@ -156,20 +156,20 @@ def direction_scores(
     }
 
 
-def duplicates(items: Items) -> int:
-    """How many items another sample has too, byte for byte: the tie between them is no fault of the model."""
+def duplicate_count(items: Items) -> int:
+    """Number of items that another sample has too, byte for byte: a model cannot break the tie between them."""
     pairs = torch.unique(torch.stack([items.digest, items.owner], 1), dim=0)
     _, inverse, samples = torch.unique(pairs[:, 0], return_inverse=True, return_counts=True)
     shared = pairs[samples[inverse] > 1, 0]
     return int(torch.isin(items.digest, shared).sum())
 
 
-def ceiling(queries: Items, candidates: Items) -> float:
-    """The best R@1 that any model can reach under the tie rule: below 1 where items repeat between samples.
+def recall_ceiling(queries: Items, candidates: Items) -> float:
+    """Best R@1 that any model can reach under the tie rule: below 1 if items repeat between samples.
 
-    Equal queries get one answer, so only those of one sample can be right; of equal candidates the first wins every tie, so only
-    its sample can be right. The bound is the sum, over distinct queries, of the most copies in one sample that owns such a first
-    candidate, divided by the number of queries.
+    Equal queries get one answer, so only those of one sample can be right. Of equal candidates the first wins every tie, so only
+    its sample can be right. The bound is a sum over distinct queries, divided by the number of queries: for each, the largest
+    number of copies in one sample that owns such a first candidate.
     """
     order = candidates.digest.sort(stable=True)
     first = order.indices[torch.cat([torch.ones_like(order.values[:1]), order.values.diff()]) != 0]

@@ -1,4 +1,4 @@
-"""Choices between left and right: a model that was trained on flips of the picture alone cannot tell sides."""
+"""Left-right test: does a model distinguish a sample from its mirror image? Training with image-only flips prevents it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from mmssl.evaluation.statistics import wilson
 
 REMEDIES: Mapping[Relation, str] = {
     "channels": (
-        "a front-end that mixes the channels hears no sides: train with `channel: level_difference` (or `both`) in the front-end "
+        "its front-end averages the channels; train with `channel: level_difference` (or `both`) in the front-end "
         "of the encoder of {!r}"
     ),
-    "caption": "the words are cut off (`context_length` of {!r}), or its encoder has collapsed",
+    "caption": "the words are cut off (`context_length` of {!r}), or the encoder has collapsed",
 }
-"""Relation that is broken to exchange sides -> what to do where a model cannot tell."""
+"""Relation that is broken to exchange left and right -> advice for the warning of ties."""
 
 
 class SidesConfig(RelationConfig):
-    """Configures the choice between a sample and its mirror image.
+    """Settings of the left-right test: the choice between a sample and its mirror image.
 
     Attributes:
-        pair: the modality that stays, and the one whose sides are exchanged: the channels of stereo sound, or left and right in
-            captions; as in [image, audio] or [video, text]. Samples without a side (sound in the middle, no such words) are
+        pair: the unchanged modality, and the one whose left and right are exchanged: the channels of stereo sound, or the words in
+            captions; e.g. [image, audio] or [video, text]. Samples without a side (sound in the middle, no such words) are
             excluded.
     """
 
@@ -45,16 +45,16 @@ class SidesConfig(RelationConfig):
         require_modalities(modalities, self.pair)
         if not modalities[self.pair[1]].relations & REMEDIES.keys():
             raise RecipeError(
-                f"sides: got the pair {list(self.pair)}, and {self.pair[1]!r} has no sides to exchange: wanted captions or stereo "
-                "sound (`channels: stereo` or `keep`) as the second"
+                f"pair: got {list(self.pair)} for kind sides, wanted captions or stereo sound (`channels: stereo` or `keep`) as "
+                f"the second, and {self.pair[1]!r} has no left and right to exchange"
             )
         return Sides(self, modalities)
 
 
 class Sides(RelationEvaluator):
-    """Share of samples whose first modality is nearer to the second than to the second with its sides exchanged.
+    """Left-right accuracy: share of samples whose first modality is nearer to the original second one than to its mirrored version.
 
-    Scores: acc (ties count as half; chance is 0.5), its Wilson interval, tie_rate, n (captions, where a sample has several).
+    Scores: acc (a tie counts 1/2; chance is 0.5), its Wilson interval, tie_rate, n (of captions, if a sample has several).
     """
 
     headlines = ("acc",)

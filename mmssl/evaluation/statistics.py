@@ -1,4 +1,4 @@
-"""Numbers about numbers: proportions with intervals, recalls by class, summaries of ranks. Pure functions of tensors."""
+"""Statistics of scores: confidence intervals, bootstrap, accuracy and recall by class. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Z95 = 1.959963984540054
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Score interval (low, high) of a proportion of n independent trials (Wilson 1927); sane at 0 and at n.
+    """Wilson score interval (low, high) of a proportion of n independent trials (Wilson 1927); valid at 0 and at n too.
 
     Raises:
-        ValueError: no trial, or more successes than trials.
+        ValueError: there is no trial, or there are more successes than trials.
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"got {successes} successes of {n} trials, wanted 0 <= successes <= n and n >= 1")
@@ -33,17 +33,17 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
 def clustered_bootstrap(
     hits: Tensor, counts: Tensor, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval (low, high) of sum(hits) / sum(counts) when whole clusters are drawn again, not single queries.
+    """Cluster bootstrap: percentile interval (low, high) of sum(hits) / sum(counts); draws whole clusters, not single queries.
 
-    The captions of one picture succeed or fail together; drawing them one by one gives an interval that is too narrow. The
-    ratio depends only on how often each distinct pair (hits, count) is drawn, so one multinomial draw over the distinct pairs
-    is the same bootstrap as drawing N clusters, at a cost that does not grow with N.
+    The captions of one image succeed or fail together; drawing them one by one gives a too narrow interval. The ratio depends only
+    on the number of draws of each distinct pair (hits, count), so one multinomial draw over the distinct pairs is the same
+    bootstrap as drawing N clusters, at a cost that does not grow with N.
 
     Args:
         hits: [N] successful queries of each cluster.
         counts: [N] queries of each cluster, >= hits.
         resamples: number of bootstrap draws.
-        seed: key of the draws; the same seed gives the same interval.
+        seed: seed of the draws; the same seed gives the same interval.
         level: confidence level.
     """
     if len(hits) != len(counts) or not (counts > 0).any():
@@ -60,10 +60,10 @@ def clustered_bootstrap(
 
 
 def class_recalls(hits: Tensor, labels: Tensor, classes: int) -> list[float | None]:
-    """Recall of each class; None for a class that has no sample.
+    """Recall of each class; None for a class without samples.
 
     Args:
-        hits: [N] bool, whether the sample was named right.
+        hits: [N] bool, whether the sample was classified correctly.
         labels: [N] int64, in 0 ... classes-1.
         classes: K.
     """
@@ -73,7 +73,7 @@ def class_recalls(hits: Tensor, labels: Tensor, classes: int) -> list[float | No
 
 
 def classification_scores(ranks: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Score]:
-    """Scores of a classifier from the rank of the true class of each sample.
+    """Accuracy (top 1, top 5) and mean per-class recall of a classifier, from the rank of the true class of each sample.
 
     acc1 and acc5 are shares of ranks <= 1 and <= 5 (acc5 is None below five classes); mean_per_class_recall is the mean over
     the classes that occur (scikit-learn's balanced accuracy), and absent_classes lists the others; the interval is Wilson's.
@@ -103,6 +103,6 @@ def classification_scores(ranks: Tensor, labels: Tensor, names: Sequence[str]) -
 
 
 def shorten(names: Sequence[str], limit: int = 20) -> str:
-    """Names in one line, the first `limit` of them."""
+    """Join names in one line, at most `limit` of them."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

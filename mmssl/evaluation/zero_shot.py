@@ -1,4 +1,4 @@
-"""Zero-shot classification: the classifier is made of prompts, one bundle of them a class."""
+"""Zero-shot classification with text prompts: the class weights are the mean embeddings of each class' prompts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, RecipeError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
-from mmssl.evaluation.collect import Collected, KeptShards, paired
+from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
 from mmssl.evaluation.common import (
     EvaluatorConfig,
-    agreed,
+    broadcast_scores,
     inference,
     require_modalities,
     require_usable,
@@ -31,7 +31,7 @@ from mmssl.evaluation.statistics import classification_scores
 PLACEHOLDERS = ("{}", "{c}")
 
 SORTED_TOGETHER = 65536
-"""How many prompts are sorted by length and held as embeddings at a time."""
+"""Number of prompts that are sorted by length and kept as embeddings at a time."""
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "plain": ("{}",),
@@ -45,19 +45,18 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
         "one {} seen from the side.",
     ),
 }
-"""Template lists that a recipe may name."""
+"""Prompt template lists by name, for `templates` of a recipe."""
 
 
 class ZeroShotConfig(EvaluatorConfig):
-    """Configures zero-shot classification.
+    """Settings of zero-shot classification with text prompts.
 
     Attributes:
-        modality: what is classified.
-        prompts: modality of the prompts; it must be text.
-        labels: modality with the number of the class of each sample; samples that lack it, or what is classified, are left out and
-            counted.
-        classnames: class names in the order of their numbers, or a file with one a line.
-        templates: sentences with `{}` (or `{c}`) where the class name goes; or a file with one a line; or "simple" or "plain".
+        modality: modality to classify.
+        prompts: modality of the prompts; must be text.
+        labels: modality with the class number of each sample; samples that lack it, or `modality`, are left out and counted.
+        classnames: class names in the order of their numbers, or a file with one on each line.
+        templates: sentences with `{}` (or `{c}`) for the class name; or a file with one on each line; or "simple" or "plain".
     """
 
     kind: Literal["zero_shot"] = "zero_shot"
@@ -84,9 +83,7 @@ class ZeroShotConfig(EvaluatorConfig):
     def build(self, modalities: Mapping[str, Modality]) -> ZeroShot:
         require_modalities(modalities, (self.modality, self.prompts, self.labels))
         if not modalities[self.prompts].language:
-            raise RecipeError(
-                f"zero-shot prompts are sentences, and modality {self.prompts!r} is not text: set `prompts`"
-            )
+            raise RecipeError(f"prompts: got modality {self.prompts!r}, wanted one of kind text for zero-shot prompts")
         names, templates = self.classnames, self.templates
         if isinstance(names, str):
             names = _read(names, "classnames", check_classnames)
@@ -96,10 +93,10 @@ class ZeroShotConfig(EvaluatorConfig):
 
 
 class ZeroShot(Evaluator):
-    """Names each sample by the class whose prompts lie nearest.
+    """Zero-shot classification: the predicted class of a sample is the one with the nearest prompt embedding.
 
     Scores: see `classification_scores`, and tie_rate (samples whose true class ties with another),
-    n_excluded (samples without a label, or without what is classified) and n_skipped (samples that could not be decoded).
+    n_excluded (samples without a label, or without `modality`) and n_skipped (samples that could not be decoded).
     """
 
     def __init__(
@@ -125,16 +122,16 @@ class ZeroShot(Evaluator):
             classifier = self.classifier(model)
             encode = {config.modality: lambda x: model.embed(config.modality, x), config.labels: lambda x: x}
             data = self._shards.collect(encode, model.device)
-            scores = score(data, config.modality, config.labels, classifier, self.classnames)
+            scores = zero_shot_scores(data, config.modality, config.labels, classifier, self.classnames)
         warn_of_ties(f"zero-shot of {config.modality!r}", float(scores["tie_rate"] or 0))
-        yield from agreed(scores).items()
+        yield from broadcast_scores(scores).items()
 
     def close(self) -> None:
-        """See the base."""
+        """See `Evaluator.close`."""
         self._shards.close()
 
     def classifier(self, model: EmbeddingModel) -> Tensor:
-        """[K, E], one unit-norm row a class. Each process embeds its share of the classes."""
+        """Class weights [K, E] from prompts, one unit-norm row for each class. Each process embeds its share of the classes."""
         text = self.modalities[self.config.prompts]
         classes, rank, world = len(self.classnames), distributed.rank(), distributed.world_size()
         own = self.classnames[rank * classes // world : (rank + 1) * classes // world]
@@ -142,7 +139,7 @@ class ZeroShot(Evaluator):
         def embed(sentences: Sequence[str]) -> Tensor:
             return model.embed(self.config.prompts, text.tokenize(list(sentences)))
 
-        # With fewer classes than processes some have none: they embed one all the same, to know E, and give no row.
+        # With fewer classes than processes some have none: they embed one anyway, to learn E, and return no row.
         rows = build_classifier(embed, own or self.classnames[:1], self.templates, self.config.batch_size)
         classifier = distributed.gather_uneven(rows[: len(own)])
         names = dict(enumerate(self.classnames))
@@ -153,36 +150,36 @@ class ZeroShot(Evaluator):
 def build_classifier(
     embed: Callable[[Sequence[str]], Tensor], classnames: Sequence[str], templates: Sequence[str], batch_size: int = 256
 ) -> Tensor:
-    """Mean direction of each class' prompts, [K, E]: normalise each prompt, average, normalise again (CLIP's convention).
+    """Zero-shot class weights [K, E]: normalise each prompt embedding, average over a class, normalise again (as in CLIP).
 
     Args:
         embed: n sentences -> [n, E].
         classnames: K names.
         templates: sentences with a placeholder.
-        batch_size: how many sentences are embedded at a time: sentences of about one length, of whatever class, so that little
-            of a batch is padding.
+        batch_size: number of sentences embedded at a time. They have similar lengths, so that a batch has little padding, and may
+            be of different classes.
     """
     at_once = max(1, SORTED_TOGETHER // len(templates))
     rows = []
     for start in range(0, len(classnames), at_once):
         names = classnames[start : start + at_once]
-        prompts = _embed_by_length(embed, [fill(t, name) for name in names for t in templates], batch_size)
+        prompts = _embed_by_length(embed, [fill_template(t, name) for name in names for t in templates], batch_size)
         rows.append(F.normalize(prompts.reshape(len(names), len(templates), -1).mean(1), dim=-1))
     return torch.cat(rows)
 
 
 def _embed_by_length(embed: Callable[[Sequence[str]], Tensor], sentences: Sequence[str], batch_size: int) -> Tensor:
-    # Unit-norm rows in the order of the sentences. Characters tell well enough how many tokens a prompt will have.
+    # Unit-norm rows in the order of the sentences. The number of characters is a good enough estimate of the tokens.
     order = sorted(range(len(sentences)), key=lambda number: len(sentences[number]))
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     rows = torch.cat([F.normalize(embed([sentences[i] for i in part]).float(), dim=-1) for part in parts])
     return torch.empty_like(rows).index_copy_(0, torch.tensor(order, device=rows.device), rows)
 
 
-def score(
+def zero_shot_scores(
     data: Collected, modality: str, labels: str, classifier: Tensor, classnames: Sequence[str]
 ) -> dict[str, Score]:
-    """Scores of embeddings and labels that were collected.
+    """Zero-shot accuracy of collected embeddings and labels; see `classification_scores`.
 
     Raises:
         NumericError: an embedding is not finite, or zero.
@@ -191,17 +188,15 @@ def score(
     embeddings, owner = data[modality].rows, data[modality].owner
     require_usable(embeddings, owner, data.keys, f"the embedding of {modality!r}", unit=True)
     if len(torch.unique(owner)) < len(owner):
-        raise DataError(
-            f"{modality!r} has several items in one sample, and zero-shot needs one: it cannot tell which is meant"
-        )
-    labelled, has_row = paired(data, modality, labels)
+        raise DataError(f"{modality!r} has several items in one sample, wanted one for zero-shot classification")
+    labelled, has_row = items_in_both(data, modality, labels)
     true, true_owner = data[labels].rows[has_row], data[labels].owner[has_row]
     wrong = (true < 0) | (true >= len(classnames))
     if wrong.any():
         first = int(true_owner[wrong][0])
         raise DataError(
-            f"key {data.keys[first]!r} (sample {first}) has the label {int(true[wrong][0])}, wanted 0 ... {len(classnames) - 1}: "
-            f"there are {len(classnames)} class names; {int(wrong.sum())} labels of {len(true)} are outside"
+            f"key {data.keys[first]!r} (sample {first}) has the label {int(true[wrong][0])}, wanted 0 ... {len(classnames) - 1} "
+            f"for {len(classnames)} class names; {int(wrong.sum())} of {len(true)} labels are outside. Check `classnames`"
         )
     ranks, tied = class_ranks(embeddings[labelled], classifier, true)
     scores = classification_scores(ranks, true, classnames)
@@ -212,21 +207,21 @@ def score(
     }
 
 
-def fill(template: str, name: str) -> str:
-    """The sentence with the class name in place of every placeholder; other braces stay as they are."""
+def fill_template(template: str, name: str) -> str:
+    """Fill the class name into every placeholder of a template; other braces stay as they are."""
     for placeholder in PLACEHOLDERS:
         template = template.replace(placeholder, name)
     return template
 
 
 def check_templates(templates: Sequence[str], where: Sequence[str]) -> None:
-    """Refuse an empty list, and templates that would give the same sentence for every class.
+    """Check that there are prompt templates and that each has a placeholder for the class name.
 
     Raises:
-        ValueError: names each of them by its place.
+        ValueError: names each bad template and its place.
     """
     if not templates:
-        raise ValueError("got no template, wanted at least one sentence with {} where the class name goes")
+        raise ValueError("got no template, wanted at least one sentence with {} for the class name")
     lacking = [
         f"{place}: {template!r}"
         for place, template in zip(where, templates, strict=True)
@@ -234,12 +229,12 @@ def check_templates(templates: Sequence[str], where: Sequence[str]) -> None:
     ]
     if lacking:
         raise ValueError(
-            "templates without a placeholder, wanted {} or {c} where the class name goes: " + "; ".join(lacking[:5])
+            "got templates without a placeholder, wanted {} or {c} for the class name: " + "; ".join(lacking[:5])
         )
 
 
 def check_classnames(names: Sequence[str], where: Sequence[str]) -> None:
-    """Refuse fewer than two classes, empty names, and names that occur twice: only the first of them could ever win.
+    """Check class names: at least two, none empty, none repeated (only the first could be predicted).
 
     Raises:
         ValueError: says which, and where.
@@ -251,30 +246,26 @@ def check_classnames(names: Sequence[str], where: Sequence[str]) -> None:
         plain = " ".join(name.casefold().split())
         if not plain:
             raise ValueError(
-                f"{place}: the class name is empty; names stand in the order of the labels, so it cannot be skipped"
+                f"{place}: got an empty class name, wanted one name for each label, in the order of the labels"
             )
         if plain in seen:
             raise ValueError(
-                f"{place}: the class name {name!r} is there already ({seen[plain]}): prompts could not tell the two apart. "
-                "Make the names differ, as in 'crane (bird)' and 'crane (machine)'"
+                f"{place}: got the class name {name!r} again (also at {seen[plain]}), wanted different names. "
+                "Make them differ, as in 'crane (bird)' and 'crane (machine)'"
             )
         seen[plain] = place
 
 
 def _read(path: str, what: str, check: Callable[[Sequence[str], Sequence[str]], None]) -> tuple[str, ...]:
-    """Lines of a text file, checked; blank lines at its end are ignored.
+    """Read the lines of a text file and check them; blank lines at its end are ignored.
 
     Raises:
-        RecipeError: the file cannot be read, or a line cannot be used; with file and line.
+        RecipeError: the file cannot be read, or a line is refused; names file and line.
     """
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8-sig").rstrip().splitlines()
         check(lines, [f"{path}, line {number}" for number in range(1, len(lines) + 1)])
     except (OSError, ValueError) as error:
-        hint = (
-            f"; lists that come along: {sorted(TEMPLATES)}"
-            if what == "templates" and isinstance(error, OSError)
-            else ""
-        )
+        hint = f"; built-in lists: {sorted(TEMPLATES)}" if what == "templates" and isinstance(error, OSError) else ""
         raise RecipeError(f"`{what}`: {error}{hint}") from error
     return tuple(line.strip() for line in lines)

@@ -20,7 +20,7 @@ from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.workers import Workers
 from mmssl.evaluation import collect as module
 from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
-from mmssl.evaluation.collect import KeptIndex, KeptShards, collect, digests, unpack
+from mmssl.evaluation.collect import KeptIndex, KeptShards, collect, row_hashes, unpack_items
 from mmssl.evaluation.linear_probe import LinearProbeConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
 from mmssl.evaluation.zero_shot import ZeroShotConfig
@@ -55,12 +55,12 @@ def batch(start: int, n: int) -> Batch:
 
 
 def test_items_are_unpacked() -> None:
-    views, owner = unpack(batch(3, 4), "words")
+    views, owner = unpack_items(batch(3, 4), "words")
     assert views[:, 0].tolist() == [40, 50, 51]
     assert owner.tolist() == [4, 5, 5]
-    assert unpack(batch(3, 4), "mark")[1].tolist() == [4, 6]
+    assert unpack_items(batch(3, 4), "mark")[1].tolist() == [4, 6]
     without_five = replace(batch(3, 4), present={"words": torch.tensor([True, True, False, True])})
-    assert unpack(without_five, "words")[1].tolist() == [4]
+    assert unpack_items(without_five, "words")[1].tolist() == [4]
 
 
 def test_collect_keeps_order_keys_and_owners() -> None:
@@ -81,13 +81,13 @@ def test_collect_keeps_order_keys_and_owners() -> None:
 
 
 def test_equal_views_have_equal_digests() -> None:
-    found = digests(torch.tensor([[1, 2], [3, 4], [1, 2]]))
+    found = row_hashes(torch.tensor([[1, 2], [3, 4], [1, 2]]))
     assert found[0] == found[2]
     assert found[0] != found[1]
 
 
 def test_nothing_to_measure_is_an_error() -> None:
-    with pytest.raises(DataError, match="no sample to measure on"):
+    with pytest.raises(DataError, match="no sample to evaluate on"):
         collect([], {"value": lambda x: x}, CPU, chunk=2)
     with pytest.raises(DataError, match="no sample has 'mark', of 1:"):
         collect([batch(1, 1)], {"mark": lambda x: x}, CPU, chunk=2)
@@ -227,7 +227,7 @@ def test_shards_that_change_are_opened_anew(tmp_path: Path, caplog: pytest.LogCa
     write_shard(path, [colour_sample(i) for i in range(3, 8)])
     with caplog.at_level(logging.WARNING):
         assert list(kept.collect(encode, CPU).keys.values()) == [f"sample{i:03d}" for i in range(3, 8)]
-    assert "have changed since the last evaluation, and are opened anew" in caplog.text
+    assert "have changed since the last evaluation: earlier scores are of other samples" in caplog.text
     write_shard(tmp_path / "1.tar", [colour_sample(9)])
     assert len(kept.collect(encode, CPU).keys) == 6
 
@@ -244,7 +244,7 @@ def test_time_of_change_tells_shards_of_one_size_apart(tmp_path: Path) -> None:
 
 def test_views_are_hashed_where_somebody_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
-    monkeypatch.setattr(module, "digests", lambda views: hashed.append(len(views)) or digests(views))
+    monkeypatch.setattr(module, "row_hashes", lambda views: hashed.append(len(views)) or row_hashes(views))
     shards = colour_shards(tmp_path, 24)
     for kind, (config, values, _) in KINDS.items():
         more = {"train_shards": shards} if kind == "linear_probe" else {}

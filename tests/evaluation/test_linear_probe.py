@@ -16,9 +16,9 @@ from mmssl.evaluation.linear_probe import (
     LinearProbeConfig,
     Scale,
     choose_penalty,
-    fit,
+    fit_probes,
     labelled,
-    objective,
+    probe_objective,
     probe_scores,
 )
 from tests.evaluation.world import collected, colour_shards, configured, items, knowing_model, modalities
@@ -45,10 +45,10 @@ def test_the_minimum_is_scikit_learns(scale: str) -> None:
 
     raw, labels = features(150, 0)
     x = Scale.of(raw, scale)(raw)
-    for penalty, probe in fit(x, labels, 4, (1.0, 1e-2)).items():
+    for penalty, probe in fit_probes(x, labels, 4, (1.0, 1e-2)).items():
         model = LogisticRegression(C=1 / (penalty * len(x)), tol=1e-8, max_iter=5000).fit(x.numpy(), labels.numpy())
         reference = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
-        expected = objective(*reference, x, labels, penalty).item()
+        expected = probe_objective(*reference, x, labels, penalty).item()
         assert probe.objective == pytest.approx(expected, abs=1e-7)
         assert probe.objective <= expected + 1e-9
         assert probe.gradient < 1e-5
@@ -66,7 +66,7 @@ def test_more_features_than_samples_and_dead_features_can_be_fitted() -> None:
     scale = Scale.of(x, "standard")
     assert bool(torch.isfinite(scale(x)).all())
     assert bool((scale(x)[:, 7:10] == 0).all())
-    probe = fit(scale(x), labels, 2, (1e-3,))[1e-3]
+    probe = fit_probes(scale(x), labels, 2, (1e-3,))[1e-3]
     assert bool((probe.ranks(scale(x), labels) == 1).all())
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmssl.core.errors import DataError, NumericError, RecipeError
 from mmssl.evaluation import zero_shot
-from mmssl.evaluation.zero_shot import TEMPLATES, ZeroShotConfig, build_classifier, fill, score
+from mmssl.evaluation.zero_shot import TEMPLATES, ZeroShotConfig, build_classifier, fill_template, zero_shot_scores
 from tests.evaluation.world import (
     NAMES,
     collected,
@@ -33,7 +33,7 @@ TEN = [f"c{i}" for i in range(10)]
 
 def run(embeddings: Tensor, labels: Tensor, classifier: Tensor) -> dict[str, Any]:
     names = [f"c{i}" for i in range(len(classifier))]
-    return score(collected(len(labels), m=items(embeddings), y=items(labels)), "m", "y", classifier, names)
+    return zero_shot_scores(collected(len(labels), m=items(embeddings), y=items(labels)), "m", "y", classifier, names)
 
 
 def test_a_perfect_model_scores_one() -> None:
@@ -67,7 +67,7 @@ def test_a_collapsed_model_scores_chance(collapsed: str) -> None:
 def test_samples_without_a_label_are_excluded_and_counted() -> None:
     embeddings = torch.eye(10)
     labels = items(torch.tensor([2, 7]), owner=torch.tensor([2, 7]))
-    scores = score(collected(10, m=items(embeddings), y=labels), "m", "y", torch.eye(10), TEN)
+    scores = zero_shot_scores(collected(10, m=items(embeddings), y=labels), "m", "y", torch.eye(10), TEN)
     assert (scores["n"], scores["n_excluded"], scores["acc1"]) == (2, 8, 1)
 
 
@@ -87,7 +87,7 @@ def test_embeddings_that_are_not_finite_are_refused_by_key() -> None:
 def test_no_label_at_all_is_an_error() -> None:
     data = collected(2, m=items(torch.eye(2)[:1]), y=items(torch.tensor([1]), owner=torch.tensor([1])))
     with pytest.raises(DataError, match="no sample has both 'm' and 'y': of 2, 1 have 'm' and 1 have 'y'"):
-        score(data, "m", "y", torch.eye(2), ["a", "b"])
+        zero_shot_scores(data, "m", "y", torch.eye(2), ["a", "b"])
 
 
 class FakeClip(nn.Module):
@@ -107,7 +107,7 @@ def test_the_classifier_is_open_clips(batch_size: int) -> None:
     import open_clip
 
     names, templates = [f"thing {i}" for i in range(11)], ("a {}.", "the {}!", "{} here")
-    sentences = [fill(template, name) for name in names for template in templates]
+    sentences = [fill_template(template, name) for name in names for template in templates]
     ids = {sentence: i for i, sentence in enumerate(sentences)}
     vectors = torch.randn(len(sentences), 24, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -129,7 +129,7 @@ def test_the_classifier_is_open_clips(batch_size: int) -> None:
 
 
 def test_placeholders_are_filled_and_other_braces_stay() -> None:
-    assert fill("a {} and a {c} in {braces}", "{x}") == "a {x} and a {x} in {braces}"
+    assert fill_template("a {} and a {c} in {braces}", "{x}") == "a {x} and a {x} in {braces}"
 
 
 def make(tmp_path: Path, **values: Any) -> ZeroShotConfig:
@@ -158,7 +158,7 @@ def test_bad_lists_are_refused_in_the_recipe(tmp_path: Path, values: dict[str, A
         ("templates", "a {}\na photo\n", "bad.txt, line 2: 'a photo'"),
         ("templates", "", "got no template"),
         ("classnames", "one\ntwo\n\nthree\n", "bad.txt, line 3: the class name is empty"),
-        ("classnames", "one\ntwo\nOne\n", r"bad.txt, line 3.*already \(.*bad.txt, line 1\)"),
+        ("classnames", "one\ntwo\nOne\n", r"bad.txt, line 3.*again \(also at .*bad.txt, line 1\)"),
     ],
 )
 def test_bad_files_are_refused_with_file_and_line(tmp_path: Path, field: str, text: str, says: str) -> None:
@@ -173,7 +173,7 @@ def test_a_missing_template_file_names_the_lists_that_there_are(tmp_path: Path) 
 
 
 def test_prompts_must_be_text(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="'picture' is not text"):
+    with pytest.raises(RecipeError, match="prompts: got modality 'picture', wanted one of kind text"):
         make(tmp_path, prompts="picture").build(modalities())
 
 
@@ -189,8 +189,8 @@ def test_files_are_read(tmp_path: Path) -> None:
 
 def test_the_shipped_templates_can_be_used() -> None:
     for name, templates in TEMPLATES.items():
-        assert len({fill(template, name) for template in templates}) == len(templates)
-        assert all(name in fill(template, name) for template in templates)
+        assert len({fill_template(template, name) for template in templates}) == len(templates)
+        assert all(name in fill_template(template, name) for template in templates)
 
 
 def test_from_shards_to_scores(tmp_path: Path) -> None:

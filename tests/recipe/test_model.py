@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import mmssl
 from mmssl.core.errors import RecipeError
-from mmssl.evaluation.zero_shot import TEMPLATES, fill
+from mmssl.evaluation.zero_shot import TEMPLATES, fill_template
 from mmssl.recipe import model as module
 from mmssl.recipe.load import start_of
 from mmssl.recipe.model import Model
@@ -121,7 +121,7 @@ def test_classes_are_a_softmax_at_the_temperature_of_training(model: Model) -> N
     names = ["cat", "dog", "red bus"]
 
     def prompts(name: str) -> Tensor:
-        rows = model.encode(text=[fill(template, name) for template in TEMPLATES["simple"]])["text"]
+        rows = model.encode(text=[fill_template(template, name) for template in TEMPLATES["simple"]])["text"]
         return F.normalize(rows.mean(0), dim=0)
 
     rows, classes = model.encode(image=list(PIXELS))["image"], torch.stack([prompts(name) for name in names])
