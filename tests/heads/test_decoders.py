@@ -111,5 +111,5 @@ def test_runs_under_autocast() -> None:
 def test_config_builds_and_refuses() -> None:
     decoder = MaskedTokenDecoderConfig(width=12, depth=2, heads=3).build(8, (2, 2), 7)
     assert (decoder.tokens, decoder.values, len(decoder.blocks)) == (4, 7, 2)
-    with pytest.raises(ValueError, match="width 12 with 5 heads"):
+    with pytest.raises(ValueError, match="width: got 12, wanted a multiple of heads 5"):
         MaskedTokenDecoderConfig(width=12, heads=5)

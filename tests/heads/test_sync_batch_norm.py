@@ -132,14 +132,14 @@ class Activated(nn.BatchNorm2d):
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Activated '0' is more than batch normalisation"):
+    with pytest.raises(ValueError, match="got Activated '0', wanted plain batch norm"):
         synchronise_batch_norm(nn.Sequential(Activated(3)))
     with pytest.raises(RecipeError, match="sync_batch_norm has no effect"):
         make_run(tmp_path, learner=make_learner(noise=False), sync_batch_norm=True)
     with pytest.raises(RecipeError, match=r"SyncBatchNorm 'encoders\.a\.norm'.* one micro-batch"):
         make_run(tmp_path, sync_batch_norm=True, step={"kind": "cached", "micro_batches": 2})
     layer = SyncBatchNorm(3)
-    with pytest.raises(ValueError, match=r"of 3 features got \[2, 4\]"):
+    with pytest.raises(ValueError, match=r"of 3 features got shape \[2, 4\], wanted \[B, 3"):
         layer(torch.ones(2, 4))
     with pytest.raises(ValueError, match="got 1 value of each feature"):
         layer(torch.ones(1, 3))

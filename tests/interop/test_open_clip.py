@@ -226,7 +226,11 @@ def test_what_our_towers_lack_is_refused_by_name() -> None:
     for image, words, message in (
         (vit, text_config.model_copy(update={"causal": False}), "causal: true"),
         (vit, text_config.model_copy(update={"activation": "quick_gelu"}), "the same activation"),
-        (vit.model_copy(update={"class_token": False}), text_config, "a class token"),
+        (
+            vit.model_copy(update={"class_token": False}),
+            text_config,
+            "wanted class_token: true and the same activation in both",
+        ),
         (ResNetConfig(layers=(1, 1)), text_config, "four stages"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -177,7 +177,7 @@ def test_a_wrong_patch_size_says_the_right_one() -> None:
 
 
 def test_encoders_without_grid_are_refused_at_build() -> None:
-    with pytest.raises(ValueError, match="with a token grid, and Words has none: take a vision transformer"):
+    with pytest.raises(ValueError, match="with a token grid, and Words has none; use a transformer"):
         build(toys.Words())
 
 
@@ -192,7 +192,7 @@ def test_ratios_that_hide_all_or_nothing_are_refused() -> None:
     [
         ({"mask_ratio": 1.0}, "less than 1"),
         ({"mask_ratio": 0.0}, "greater than 0"),
-        ({"decoder": {"width": 10, "heads": 4}}, "width 10 with 4 heads"),
+        ({"decoder": {"width": 10, "heads": 4}}, "width: got 10, wanted a multiple of heads 4"),
         ({"decoder": {"kind": "linear"}}, "Extra inputs"),
         ({"patch_values": 1}, "greater than or equal to 2"),
     ],

@@ -130,7 +130,7 @@ def test_refresh_needs_batches_that_start_over() -> None:
 
 
 def test_two_heads_for_one_modality_are_refused() -> None:
-    with pytest.raises(ValueError, match="'a' and 'b' both bring a head for 'picture'"):
+    with pytest.raises(ValueError, match="'a' and 'b' both have a head for 'picture'"):
         WeightedObjective({"a": Heading(), "b": Heading()}, {"a": 1.0, "b": 1.0})
     merged = WeightedObjective(
         {"a": Heading(), "b": Heading(modality="sound"), "c": Noting()}, dict.fromkeys("abc", 1.0)
