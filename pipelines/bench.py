@@ -41,14 +41,16 @@ def data(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Samples of a batch; default: the recipe's, or 64.")
     ] = None,
-    size: Annotated[int, typer.Option(min=8, help="Side of pictures in pixels, where shards are given.")] = 224,
-    seconds: Annotated[float, typer.Option(min=0.1, help="For the stages, and again for the whole loader.")] = 5.0,
+    size: Annotated[int, typer.Option(min=8, help="Side of pictures in pixels, for SHARDS only.")] = 224,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Duration of the stages, and again of the whole loader.")
+    ] = 5.0,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", callback=file_to_write, help="Write the figures here, as JSON."),
     ] = None,
 ) -> None:
-    """What the loader alone delivers here, stage by stage: reading, decoding, views, collating, handing over.
+    """Measure the data loader on this machine, stage by stage: reading, decoding, views, collating, transfer.
 
     Examples:
 
@@ -79,7 +81,7 @@ Parts = tuple["DataConfig", "Mapping[str, Modality]", "Needs", int]
 
 
 def _recipe(targets: list[str]) -> Parts | None:
-    """Data, modalities, needs and batch size of a recipe; None if the targets are shards."""
+    """Data, modalities, needs and batch size of a recipe; None for shards."""
     from mmssl.recipe.shipped import find_recipe
 
     first = Path(targets[0])
@@ -91,7 +93,7 @@ def _recipe(targets: list[str]) -> Parts | None:
 
 
 def _shards(targets: list[str], size: int) -> Parts:
-    """The same for plain shards: all modalities that are installed, as far as the shards have them."""
+    """The same for plain shards: all installed modalities that the shards have."""
     from mmssl.core.errors import DataError
     from mmssl.data.modalities.usual import own_extensions, usual_modalities
     from mmssl.data.stream.config import DataConfig
@@ -102,6 +104,8 @@ def _shards(targets: list[str], size: int) -> Parts:
     known = usual_modalities(size=size)
     modalities = {name: modality for name, modality in known.items() if has & set(own_extensions(modality))}
     if not modalities:
-        raise DataError(f"the first sample has {sorted(has)}, and none of it is read without a recipe: name a recipe")
+        raise DataError(
+            f"the first sample has {sorted(has)}, and no installed modality reads it without a recipe: give a recipe"
+        )
     needs = {name: {next(iter(modality.views)): 1} for name, modality in modalities.items()}
     return data, modalities, needs, 64

@@ -1,4 +1,4 @@
-"""Verbs as programs: the one place where errors become messages and exit codes.
+"""Run a verb as a program: errors become messages and exit codes here.
 
 Exit codes: 0 fine, 2 usage or recipe, 3 data, 4 checkpoint, 5 numeric failure, 128 + n stopped by signal n and
 saved: 130 SIGINT, 143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2 (what `sbatch --signal` sends).
@@ -19,12 +19,12 @@ from mmssl.core.errors import MmsslError, RecipeError, did_you_mean
 
 T = TypeVar("T", bound=str)
 
-# Typer carries a Click of its own, and makes the base of its usage errors public through this one only.
+# Typer bundles Click, and exposes the base of its usage errors only through this class.
 UsageError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int:
-    """Run a command line and return its exit code; errors that a user can cure are shown as one message."""
+    """Run a command line and return its exit code; an `MmsslError` is shown as one message."""
     try:
         code = application(args=arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -44,10 +44,10 @@ def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int
 
 
 def one_of(option: str, value: str, allowed: tuple[T, ...]) -> T:
-    """The value of an option that takes one of a few words.
+    """Check the value of an option with few allowed values.
 
     Raises:
-        RecipeError: it is none of them.
+        RecipeError: the value is not allowed.
     """
     for word in allowed:
         if word == value:
@@ -56,7 +56,7 @@ def one_of(option: str, value: str, allowed: tuple[T, ...]) -> T:
 
 
 def single(command: Callable[..., Any]) -> None:
-    """`python -m pipelines.VERB`: run one verb as a program of its own."""
+    """`python -m pipelines.VERB`: run one verb as a separate program."""
     alone = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_enable=False)
     alone.command()(command)
     sys.exit(guarded(alone))

@@ -1,4 +1,4 @@
-"""`mmssl doctor`: what this machine has, and what would get in the way of a run."""
+"""`mmssl doctor`: versions, devices and limits of this machine, and what would stop a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# Oldest versions without a known hole that matters here (loaders that run code, decoders that overflow).
+# Oldest versions without a known security hole that matters here (loaders that run code, decoders that overflow).
 OLDEST_SAFE = {"torch": "2.10", "transformers": "5.3", "accelerate": "1.15", "pillow": "12.2"}
 PACKAGES = (
     "torch",
@@ -57,7 +57,7 @@ def doctor() -> None:
 
 
 def examine() -> Iterator[Finding]:
-    """Everything that doctor looks at, one finding after the other."""
+    """Yield all findings of doctor."""
     yield Finding(
         "ok" if sys.version_info >= (3, 11) else "bad", "python", f"{platform.python_version()}, wanted 3.11 or newer"
     )
@@ -77,7 +77,7 @@ def _versions() -> Iterator[Finding]:
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("bad", package, "not installed: pip install . installs all that is needed")
+            yield Finding("bad", package, "not installed: pip install . installs all requirements")
             continue
         oldest = OLDEST_SAFE.get(package)
         if oldest and Version(version) < Version(oldest):
@@ -94,7 +94,7 @@ def _imports() -> Iterator[Finding]:
             yield Finding("ok", f"import {module}", "works")
         except Exception as error:  # whatever an import raises is the finding
             yield Finding(
-                "bad", f"import {module}", f"{type(error).__name__}: {error}; are its version and torch's a pair?"
+                "bad", f"import {module}", f"{type(error).__name__}: {error}; check that its version matches torch's"
             )
 
 
@@ -112,14 +112,14 @@ def _plugins() -> Iterator[Finding]:
 
 
 def _torchcodec() -> Finding:
-    """Optional: whether videos may be decoded by it."""
+    """Whether the optional torchcodec can decode videos."""
     from mmssl.data.media.torchcodec import torchcodec_failure
 
     failure = torchcodec_failure()
     if failure is None:
         return Finding("ok", "torchcodec", "decodes: videos may have `backend: torchcodec`")
     return Finding(
-        "note", "torchcodec", f"does not decode ({failure}): videos keep to `backend: pyav`, which needs no more"
+        "note", "torchcodec", f"does not decode ({failure}): videos use `backend: pyav`, which needs nothing else"
     )
 
 
@@ -128,7 +128,7 @@ def _devices() -> Iterator[Finding]:
 
     yield Finding("ok", "cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
-        yield Finding("note", "gpu", "none that torch can use: runs go on the CPU")
+        yield Finding("note", "gpu", "no CUDA device: runs use the CPU")
         return
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
@@ -137,7 +137,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _processes() -> Finding:
-    """What several processes would talk through, and whether a launcher has started this one as one of several."""
+    """Communication backends, and whether a launcher started this process as one of several."""
     import torch
     import torch.distributed as dist
 
@@ -176,7 +176,7 @@ def _resources() -> Iterator[Finding]:
             state,
             "shared memory",
             f"{size:.1f} GiB in {shared}"
-            + ("" if size > 1 else ": data workers may run out; data.workers=0 does without"),
+            + ("" if size > 1 else ": data workers may run out of shared memory; data.workers=0 avoids it"),
         )
     if os.name == "posix":
         import resource

@@ -13,7 +13,7 @@ def embed(
     shards: Annotated[list[str], typer.Option(help="Folder, path or brace pattern; may be given several times.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the arrays; made if needed.")],
     modality: Annotated[
-        list[str] | None, typer.Option(help="May be given several times. Default: all of the shared space.")
+        list[str] | None, typer.Option(help="May be given several times. Default: all in the shared space.")
     ] = None,
     features: Annotated[
         bool, typer.Option("--features", help="Pooled encoder features before any head, not embeddings.")
@@ -27,8 +27,8 @@ def embed(
     """Embed shards: `DIR/<modality>.npy` [rows, E] of unit norm, `DIR/<modality>.samples.npy` [rows] with the number of the
     sample of each row, `DIR/keys.txt` with a key a line, and `DIR/manifest.json`.
 
-    A sample with several captions gives several rows; one that lacks a modality, or cannot be decoded, gives none and is counted
-    in the manifest. A modality that no sample has gets no file, and is an error where --modality asks for it. The files appear
+    A sample with several captions gives several rows; a sample that lacks a modality, or cannot be decoded, gives none and is
+    counted in the manifest. A modality that no sample has gets no file, and is an error if --modality names it. Files appear only
     when all are finished.
 
     Examples:

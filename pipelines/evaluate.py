@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmssl.training.runtime.launch import Launch
 
 CHECKPOINT = Annotated[
-    Path, typer.Argument(help="A run folder or a checkpoint folder; or a recipe: its model as it is before training.")
+    Path, typer.Argument(help="A run folder or a checkpoint folder; or a recipe, for its untrained model.")
 ]
 MORE = Annotated[
     list[str] | None,
@@ -44,22 +44,23 @@ PROBE = Annotated[
 ]
 MODALITY = Annotated[
     str | None,
-    typer.Option(help="For --zero-shot and --linear-probe: what is classified. Default: the first that is not text."),
+    typer.Option(help="For --zero-shot and --linear-probe: modality to classify. Default: the first that is not text."),
 ]
 PAIR = Annotated[
-    str | None, typer.Option(metavar="A,B", help="For --retrieval. Default: the first two of the shared space.")
+    str | None, typer.Option(metavar="A,B", help="For --retrieval. Default: the first two in the shared space.")
 ]
 WHICH = Annotated[
     str | None, typer.Option(metavar="best|last", help="Which checkpoint of a run folder. Default: best.")
 ]
 EMA = Annotated[
-    bool | None, typer.Option("--ema/--no-ema", help="Take averaged weights where the run kept them (default) or not.")
+    bool | None, typer.Option("--ema/--no-ema", help="Use the EMA weights if the run kept them (default), or not.")
 ]
 BATCH_SIZE = Annotated[
-    int | None, typer.Option(min=1, help="Samples encoded at a time, by all evaluators. Default: as each one says.")
+    int | None,
+    typer.Option(min=1, help="Samples encoded at a time, by all evaluators. Default: each evaluator's setting."),
 ]
 WORKERS = Annotated[
-    int | None, typer.Option(min=0, help="Processes that decode, for all evaluators. Default: as each one says.")
+    int | None, typer.Option(min=0, help="Worker processes, for all evaluators. Default: each evaluator's setting.")
 ]
 DEVICE = Annotated[str, typer.Option(metavar="auto|cpu|cuda")]
 OUT = Annotated[
@@ -134,7 +135,7 @@ def evaluate(
 def measure(model: Model, configs: Mapping[str, EvaluatorConfig]) -> tuple[Results, dict[str, MmsslError]]:
     """Run evaluators one after the other and print their scores; every process of a launch must call.
 
-    All are built before the first one runs, so that a misspelt file name shows at once.
+    All are built before the first one runs, so a misspelt file name shows at once.
 
     Returns:
         Scores by evaluator, {"error": sentence} where one failed; and the errors by evaluator.
@@ -165,7 +166,7 @@ def _scores(evaluator: Evaluator, model: Model) -> dict[str, Score]:
 
 
 def _refuse_alone(option: str, value: object, partners: Mapping[str, object]) -> None:
-    """Refuse an option that says more about others of which none is given."""
+    """Raise an error for an option without effect, because its partner options are missing."""
     if value is not None and all(partner is None for partner in partners.values()):
         raise typer.BadParameter(
             f"{option} has no effect without {' or '.join(partners)}: add one, or leave {option} out"
@@ -173,7 +174,7 @@ def _refuse_alone(option: str, value: object, partners: Mapping[str, object]) ->
 
 
 def _suite_and_overrides(more: list[str]) -> tuple[Path | None, list[str]]:
-    """What stands after the checkpoint: a file, and what looks like KEY.PATH=VALUE and is none."""
+    """Split the arguments after the checkpoint into a suite file and KEY.PATH=VALUE overrides."""
     overrides = [item for item in more if "=" in item and not Path(item).exists()]
     suites = [Path(item) for item in more if item not in overrides]
     if len(suites) > 1:
@@ -204,7 +205,7 @@ def _origin(model: Model) -> str:
 
 
 def _evaluators(model: Model, suite: Path | None, wanted: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Configs of the suite's evaluators and of those that flags name; with neither, the recipe's own."""
+    """Evaluator configs of the suite and of flags; with neither, the recipe's."""
     from mmssl.recipe.suite import Suite
     from mmssl.recipe.validate import read, validate_text
 
@@ -217,7 +218,7 @@ def _evaluators(model: Model, suite: Path | None, wanted: dict[str, dict[str, An
     evaluators = listed | flagged or model.recipe.evaluators
     if not evaluators:
         raise typer.BadParameter(
-            "nothing to measure, as the recipe has no evaluators: name a suite, --zero-shot, --retrieval or --linear-probe"
+            "nothing to measure: the recipe has no evaluators; give a suite, --zero-shot, --retrieval or --linear-probe"
         )
     return evaluators
 
@@ -232,7 +233,7 @@ def _from_flags(
     modality: str | None,
     pair: str | None,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluators as a suite would write them."""
+    """Evaluators of the flags, as mappings like a suite's."""
     texts = [name for name in model.recipe.encoders if model.modalities[name].language]
     others = [name for name in model.recipe.encoders if name not in texts]
     classified = modality or next(iter(others), "")

@@ -21,7 +21,7 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="A run folder or a checkpoint folder.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; made if needed.")],
     which: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint of a run folder.")] = "best",
-    ema: Annotated[bool, typer.Option(help="Take averaged weights where the run kept them.")] = True,
+    ema: Annotated[bool, typer.Option(help="Use the EMA weights if the run kept them.")] = True,
 ) -> None:
     """Write the image and the text tower for open_clip: `open_clip.create_model_and_transforms("local-dir:DIR")` has the same
     embeddings. Other modalities of the model are left out.
@@ -52,10 +52,10 @@ def export(
 
 
 def open_clip_form(model: Model, ema: bool) -> tuple[dict[str, Any], ClipState]:
-    """What stands in `open_clip_config.json`, and the tensors.
+    """Contents of `open_clip_config.json`, and the tensors.
 
     Raises:
-        RecipeError: a model that open_clip's CLIP cannot express; says what of it.
+        RecipeError: open_clip's CLIP cannot express the model; says which part.
     """
     from mmssl.core.errors import RecipeError
     from mmssl.encoders.text_transformer import TextTransformerConfig
@@ -73,9 +73,7 @@ def open_clip_form(model: Model, ema: bool) -> tuple[dict[str, Any], ClipState]:
     image, image_config = next(iter(images.items()))
     text, text_config = next(iter(texts.items()))
     if model.recipe.modalities[text].input_spec().tokenizer != "clip":
-        raise RecipeError(
-            f"modalities.{text}: open_clip would read texts by CLIP's tokenizer, and this model has another"
-        )
+        raise RecipeError(f"modalities.{text}: open_clip reads texts with CLIP's tokenizer, and this model has another")
     assert model.checkpoint is not None  # a trained model has one
     tensors = load_weights(model.checkpoint, ema)
     bias = _of_pair(tensors, "logit_bias", image, text)
@@ -88,7 +86,7 @@ def open_clip_form(model: Model, ema: bool) -> tuple[dict[str, Any], ClipState]:
         settings["init_logit_bias"] = float(bias)
     scale = _of_pair(tensors, "logit_scale", image, text)
     if scale is None:
-        raise RecipeError(f"this model has no temperature for {image} and {text}: they are no pair of its objective")
+        raise RecipeError(f"this model has no temperature for {image} and {text}: the objective does not pair them")
     state = ClipState(
         image=_below(tensors, f"encoders.{image}."),
         text=_below(tensors, f"encoders.{text}."),
@@ -107,7 +105,7 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _of_pair(tensors: dict[str, Tensor], kind: str, image: str, text: str) -> Tensor | None:
-    """The pair's own number or the one that all pairs share, wherever in the objective it stands."""
+    """The pair's parameter or the shared one, at any depth of the objective."""
     ends = tuple(f".{kind}.{name}" for name in (f"{image}-{text}", f"{text}-{image}", "all"))
     return next((tensor.reshape(()) for name, tensor in tensors.items() if name.endswith(ends)), None)
 

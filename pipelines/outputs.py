@@ -1,4 +1,4 @@
-"""Files that verbs write when their work is done: looked at before it begins."""
+"""Check output files of verbs before the work begins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def file_to_write(path: Path | None) -> Path | None:
     """Callback of an option that names a file to write. Its folder is made if needed.
 
     Raises:
-        typer.BadParameter: nothing can be written there.
+        typer.BadParameter: the file cannot be written.
     """
     if path is None:
         return None
@@ -29,5 +29,5 @@ def file_to_write(path: Path | None) -> Path | None:
             return path
     except OSError as error:
         raise typer.BadParameter(
-            f"cannot write {str(path)!r}: {error.strerror}; name a file in a folder of yours"
+            f"cannot write {str(path)!r}: {error.strerror}; choose a file in a writable folder"
         ) from error

@@ -1,4 +1,4 @@
-"""`mmssl pretrain`: train a recipe, from the start or from where it stopped."""
+"""`mmssl pretrain`: train a recipe from the start, or resume it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESUME = (
     "auto: go on from the newest valid checkpoint of the run folder, or start; never: start, and refuse a folder that holds "
     "checkpoints; or the PATH of a checkpoint or run folder to go on from."
 )
-DRY_RUN = "Build everything, take one step on one batch, say what the run would be, write nothing."
+DRY_RUN = "Build the run, take one step on one batch, print a summary, write nothing."
 
 
 def pretrain(
@@ -74,7 +74,7 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
     launch = recipe.training.launch()
     try:
         say(f"run folder {recipe.folder}")
-        # From the first collective on: shards that one machine lacks end its process before the run begins.
+        # Covers the first collective too: shards missing on one machine end its process before the run begins.
         with launch.naming_lost_processes():
             on_main(lambda: check_resumable(recipe, resume))
             built = recipe.build(launch)
@@ -84,7 +84,7 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
         what = f"the newest checkpoint is {saved[0]}" if saved else f"{recipe.folder} holds no checkpoint yet"
         raise Interrupted(f"at once; {what}", signal.SIGINT) from None
     finally:
-        # The report is one process' work: from here on the others are not waited for.
+        # Only the main process writes the report: it does not wait for the others from here on.
         launch.close()
     model = None
     if launch.is_main and checkpoints(recipe.folder / FOLDER):
@@ -97,11 +97,11 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
 
 
 def try_out(recipe: Recipe) -> None:
-    """One step on one batch: what the run would be, without writing anything."""
+    """Dry run: build the run and take one step on one batch, without writing anything."""
     from mmssl.training.runtime.console import say
     from mmssl.training.steps.optim import describe_groups
 
-    # Beginning an audit takes away what a run has written there.
+    # Starting an audit would delete the file of an earlier run.
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"audit": None})})
     launch = recipe.training.launch()
     try:

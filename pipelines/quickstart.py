@@ -1,4 +1,4 @@
-"""`mmssl quickstart`: the main job on embedded data, offline, in a few minutes on two CPU cores."""
+"""`mmssl quickstart`: pretrain and evaluate on built-in data, offline, in minutes on two CPU cores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLIPS: dict[str, Any] = {
     **{"train": 1600, "validation": 100, "test": 200},
     **{"seconds": 3.0, "fps": 8.0, "size": 32, "rate": 8000},
 }
-"""Moving pictures that two cores make, read and learn from in minutes; longer than the views, so that there is time to crop."""
+"""Size of the clips for two cores in minutes; longer than the views, which are cropped in time."""
 
 
 def quickstart(
@@ -41,7 +41,7 @@ def quickstart(
 ) -> None:
     """Make shards, pretrain a small model that aligns the modalities, evaluate it on unseen handwriting, write a report.
 
-    Offline, a few minutes on two CPU cores. Run again, it goes on where it stopped.
+    Offline, a few minutes on two CPU cores. Run it again to resume.
 
     Examples:
 
@@ -94,7 +94,7 @@ def recipe_for(modalities: str) -> str:
     """The shipped recipe for "a,b,c".
 
     Raises:
-        RecipeError: there is none; says for which there are.
+        RecipeError: none exists; lists the modalities of those that do.
     """
     from mmssl.core.errors import RecipeError
 
@@ -106,7 +106,7 @@ def recipe_for(modalities: str) -> str:
 
 
 def write_shards(name: str, out: Path, progress: Any) -> None:
-    """Make the data that the recipe reads."""
+    """Write the shards that the recipe reads."""
     if "video" in name:
         from mmssl.datasets import moving_scenes
 
@@ -118,7 +118,7 @@ def write_shards(name: str, out: Path, progress: Any) -> None:
 
 
 def relocated(recipe: Recipe, out: Path) -> list[str]:
-    """Overrides that turn the shipped recipe's folders `quickstart/...` to the folder at hand."""
+    """Overrides that move the shipped recipe's folders `quickstart/...` to `out`."""
 
     def turned(shards: tuple[str, ...]) -> str:
         return quoted([str(out / Path(path).relative_to("quickstart")) for path in shards])
@@ -132,14 +132,14 @@ def relocated(recipe: Recipe, out: Path) -> list[str]:
 
 
 def quoted(value: Any) -> str:
-    """As a recipe's override writes it."""
+    """The value as YAML for an override."""
     import json
 
     return json.dumps(value)
 
 
 def untrained_probes(recipe: Recipe) -> dict[str, float]:
-    """Accuracy of the recipe's linear probes on its encoders as they are before training, by evaluator."""
+    """Accuracy of the recipe's linear probes on its untrained encoders, by evaluator."""
     from mmssl.recipe.load import start_of
 
     model = start_of(recipe)
@@ -159,7 +159,7 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
-        """Call what went by since the last lap `name`."""
+        """Record the seconds since the last lap as `name`."""
         now = time.monotonic()
         self.seconds[name] = round(now - self._last, 2)
         self.seconds["total"] = round(now - self._start, 2)
@@ -167,7 +167,7 @@ class Stopwatch:
 
 
 def print_table(recipe: Recipe, results: Mapping[str, Mapping[str, Any]], seconds: float) -> None:
-    """The figures that matter, beside chance."""
+    """Print the main scores beside chance."""
     from rich.console import Console
     from rich.table import Table
 

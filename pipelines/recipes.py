@@ -1,4 +1,4 @@
-"""`mmssl recipes`: the shipped recipes, their differences, and what each key of a recipe means."""
+"""`mmssl recipes`: the shipped recipes, their differences, and the meaning of each key."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def diff(a: EITHER, b: EITHER) -> None:
 
 @app.command()
 def key(path: PATH = None, markdown: MARKDOWN = False) -> None:
-    """Say what a key takes: type, default, what is allowed, and what it does.
+    """Describe a key: type, default, allowed values, and what it does.
 
     Examples:
 
@@ -81,7 +81,7 @@ def key(path: PATH = None, markdown: MARKDOWN = False) -> None:
 
     `mmssl recipes key modalities.image.views.crop.scale`
     """
-    from mmssl.recipe.describe import find
+    from mmssl.recipe.describe import describe_path
     from mmssl.recipe.recipe import Recipe
     from mmssl.recipe.reference import reference
 
@@ -90,7 +90,7 @@ def key(path: PATH = None, markdown: MARKDOWN = False) -> None:
     if markdown:
         print(reference(Recipe), end="")
     else:
-        print("\n\n".join(map(_block, find(Recipe, path or "*"))))
+        print("\n\n".join(map(_block, describe_path(Recipe, path or "*"))))
 
 
 def _block(key: Key) -> str:

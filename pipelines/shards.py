@@ -40,13 +40,14 @@ def pack(
         typer.Option(help="Caption for samples with a class, with {} for its name; may be given several times."),
     ] = None,
     captions: Annotated[bool, typer.Option(help="Write captions made from class names.")] = True,
-    shard_size: Annotated[float, typer.Option(min=0.001, help="Close a shard at so many MB.")] = 256.0,
-    shard_samples: Annotated[int, typer.Option(min=1, help="Close a shard at so many samples.")] = 10_000,
+    shard_size: Annotated[float, typer.Option(min=0.001, help="Largest size of a shard in MB.")] = 256.0,
+    shard_samples: Annotated[int, typer.Option(min=1, help="Largest number of samples in a shard.")] = 10_000,
     max_side: Annotated[
-        int | None, typer.Option(min=1, help="Re-encode pictures whose longer side is longer, to this many pixels.")
+        int | None,
+        typer.Option(min=1, help="Shrink larger pictures to this longer side, in pixels, and re-encode them."),
     ] = None,
-    shuffle: Annotated[bool, typer.Option(help="Mix the order of samples.")] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order and of the choice of captions.")] = 0,
+    shuffle: Annotated[bool, typer.Option(help="Shuffle the samples.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order and of the choice of captions.")] = 0,
     column: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,11 +57,11 @@ def pack(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that relative paths in a table start from.")] = None,
     split: Annotated[str | None, typer.Option(help="Which split of a saved Hugging Face data set.")] = None,
-    on_error: Annotated[
-        str, typer.Option(metavar="raise|skip", help="What to do with rows that are unusable.")
-    ] = "raise",
+    on_error: Annotated[str, typer.Option(metavar="raise|skip", help="What to do with unusable rows.")] = "raise",
     workers: Annotated[int, typer.Option(min=1, help="Threads that read and encode.")] = 2,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another packing in OUT.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the shards of another pack run in OUT.")
+    ] = False,
 ) -> None:
     """Pack a data set into shards: deterministic, resumable, media copied byte for byte.
 
@@ -79,7 +80,7 @@ def pack(
     from mmssl.training.runtime.console import say
 
     if not captions and template:
-        raise RecipeError("--template and --no-captions: templates would have no effect: leave one of the two out")
+        raise RecipeError("--template and --no-captions: templates would have no effect: remove one of the two")
     values = {
         "shard_bytes": int(shard_size * 2**20),
         "shard_samples": shard_samples,
@@ -99,7 +100,7 @@ def pack(
 
 
 def _columns(items: list[str]) -> dict[str, Any]:
-    """`Columns` of what was said on the command line; files and captions may be said several times."""
+    """`Columns` from the command line; files and captions may be given several times."""
     from mmssl.core.errors import RecipeError, did_you_mean
     from mmssl.data.modalities.usual import file_formats
 
@@ -128,7 +129,7 @@ def index(
     shards: SHARDS,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the sidecars of remote shards, to be put beside them; default: the cache."),
+        typer.Option(help="Folder for the index files of remote shards, to upload beside them; default: the cache."),
     ] = None,
     verify: Annotated[
         bool,
@@ -139,9 +140,9 @@ def index(
     cache: CACHE = None,
     allow_pipe: PIPE = False,
 ) -> None:
-    """Write the index of each shard beside it, so that runs start at once. Runs that lack it make it for themselves.
+    """Write the index of each shard beside it, so that runs start at once. Runs build a missing index themselves.
 
-    A remote shard is fetched as a whole for it, once; with its index `<url>.index.npz` beside it nobody need do that again.
+    A remote shard is downloaded once for it; with its index `<url>.index.npz` beside it, later runs skip the download.
 
     Examples:
 
@@ -167,9 +168,13 @@ def check(
         typer.Option(min=1, help="Decode at most this number of samples in all, an equal share of each shard."),
     ] = None,
     require: Annotated[list[str] | None, typer.Option(help="Extension that every sample must have.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Say whether there is work for so many workers.")] = None,
-    context_length: Annotated[int, typer.Option(min=2, help="Tokens that captions are cut to.")] = 77,
-    threads: Annotated[int, typer.Option(min=1, help="Shards that are read at a time.")] = 2,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Check that this number of workers has enough shards.")
+    ] = None,
+    context_length: Annotated[
+        int, typer.Option(min=2, help="Context length, in tokens, at which captions are cut.")
+    ] = 77,
+    threads: Annotated[int, typer.Option(min=1, help="Shards read in parallel.")] = 2,
     cache: CACHE = None,
     allow_pipe: PIPE = False,
     json_file: JSON = None,
@@ -202,7 +207,7 @@ def check(
 @app.command()
 def stats(
     shards: SHARDS,
-    sample: Annotated[int, typer.Option(min=1, help="How many samples are read and decoded.")] = 2000,
+    sample: Annotated[int, typer.Option(min=1, help="Number of samples to read and decode.")] = 2000,
     front_end: Annotated[
         str | None,
         typer.Option(

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FrontEndReport:
-    """What was measured.
+    """Mean and standard deviation of a front-end's log spectrogram.
 
     Attributes:
-        front_end: its name or settings; the figures hold for it alone, and belong into its `mean` and `std`.
+        front_end: name or settings; write the figures to its `mean` and `std` in the recipe.
         mean, std: of its logarithms, before any normalisation; each value counts alike. LAION-CLAP's is in dB.
-        sounds: how many were measured. left_out: without a sound, damaged, or shorter than one frame.
+        sounds: number measured. left_out: samples without sound, damaged, or shorter than one frame.
     """
 
     front_end: str
@@ -44,7 +44,7 @@ def front_end_stats(shards: Sequence[str], name: str, *, sample: int, remote: Re
         shards: paths, folders, globs, brace patterns; or URLs with braces.
         name: "mel", "kaldi" (both with the numbers that recipes have when they name no others), a preset, or settings as
             recipes have them, for example "{kind: mel, rate: 8000, mels: 40}". Where channels are compared, their mean is measured.
-        sample: how many samples are looked at, evenly spread.
+        sample: number of samples to read, evenly spread.
 
     Raises:
         RecipeError: no such front-end, or settings that are wrong. DataError: no shards, or no usable sound in them.
@@ -78,7 +78,7 @@ def front_end_stats(shards: Sequence[str], name: str, *, sample: int, remote: Re
     try:
         mean, std = measure_statistics(front_end, waves())
     except ValueError as error:
-        raise DataError(f"none of {len(chosen)} samples has a sound that {name} can measure: {error}") from error
+        raise DataError(f"no sample of {len(chosen)} has a sound that {name} can measure: {error}") from error
     return FrontEndReport(name, mean, std, used, len(chosen) - used)
 
 

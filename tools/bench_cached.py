@@ -1,9 +1,9 @@
-"""How much memory a step of cached gradients takes beside a plain one: `python3 tools/run.py python tools/bench_cached.py`.
+"""Peak memory of a step with cached gradients against a plain one: `python3 tools/run.py python tools/bench_cached.py`.
 
 CLIP's loss on random pictures and captions through a small vision and a small text transformer, on the CPU. Every measurement
-runs in a process of its own: its figure is the growth of the process' peak resident memory (ru_maxrss) over one forward and
-backward pass, after a pass over two pairs has warmed up what stays. Losses and gradients of both ways are compared too, so that
-memory is not saved by computing something else. The ratio is plain / cached, at the largest batch.
+runs in a separate process: its figure is the growth of the process' peak resident memory (ru_maxrss) over one forward and
+    backward pass, after a warm-up pass over two pairs. Losses and gradients of both are compared too: less memory must not mean
+another result. The ratio is plain / cached, at the largest batch.
 
 `--pairs 1024 2048 32768 --cached-only` shows batches that a plain step cannot hold: the memory of the encoders stays that of one
 micro-batch; what grows is the loss.
@@ -24,7 +24,7 @@ SIZE, PATCH, WIDTH, DEPTH, HEADS, TOKENS, WORDS, EMBEDDING = 32, 4, 128, 2, 4, 1
 
 
 def measure(kind: str, pairs: int, micro_batch: int, threads: int) -> dict[str, Any]:
-    """One step of one kind, in this process: MiB of growth, seconds, loss, and the gradient as a few numbers."""
+    """Measure one step of one kind in this process: MiB of growth, seconds, loss, and gradient norms."""
     import torch
 
     from mmssl.core.objective import Learner
@@ -79,7 +79,7 @@ def make_batch(pairs: int) -> Any:
 
 
 def in_a_process(kind: str, pairs: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """`measure` in a process of its own, because peak memory never goes down."""
+    """Run `measure` in a new process, because peak memory never goes down."""
     command = [sys.executable, str(Path(__file__).resolve()), "--one", kind, "--pairs", str(pairs)]
     command += ["--micro-batch", str(arguments.micro_batch), "--threads", str(arguments.threads)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -99,8 +99,8 @@ def main() -> int:
     """Measure, print a table, and write the figures where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[256, 1024], help="batch sizes")
-    parser.add_argument("--micro-batch", type=int, default=64, help="pairs that are encoded with a graph at a time")
-    parser.add_argument("--cached-only", action="store_true", help="leave the plain step out")
+    parser.add_argument("--micro-batch", type=int, default=64, help="pairs in a micro-batch")
+    parser.add_argument("--cached-only", action="store_true", help="skip the plain step")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--one", choices=["plain", "cached"], help=argparse.SUPPRESS)

@@ -1,18 +1,17 @@
-"""Speed and memory on one GPU beside open_clip: `python3 tools/run.py python tools/bench_gpu.py --json gpu.json --markdown gpu.md`
+"""Speed and memory on one GPU against open_clip: `python3 tools/run.py python tools/bench_gpu.py --json gpu.json --markdown gpu.md`
 
 Four tables: training steps (ViT-B/16, B/32 and L/14 in bf16, compiled and not: samples/s, memory, model FLOP utilisation on useful
 operations: real text tokens, nothing computed twice counted twice); the contrastive loss from 16k to 256k pairs until memory runs
-out; the input pipeline; the largest batch that fits with and without cached gradients. Ours has its texts without common padding,
-as a run has them; the peer's are as its tokenizer makes them. A measurement that fails (no memory left, a kernel that cannot be
-compiled) is left out with its reason, and the others go on. When `--budget` seconds are over, what was measured is kept.
+out; the input pipeline; the largest batch that fits with and without cached gradients. Our texts are trimmed of common padding,
+as in a run; the peer's are padded by its tokenizer. A failed measurement (out of memory, a kernel that does not compile) is
+skipped with its reason. After `--budget` seconds the rows so far are kept.
 
-Nothing is fetched from a network, and nothing has to be installed but what is imported: beside torch and torchvision it is
-pydantic, accelerate, safetensors, rich and PyYAML, and open_clip_torch with timm, ftfy, regex and huggingface_hub; `--sections
-input` also wants simplejpeg, braceexpand, Pillow and scikit-learn, and is left out without them. Then `python
-tools/bench_gpu.py` is enough.
+Nothing is fetched from a network, and only the imported packages are needed: torch and torchvision, pydantic, accelerate,
+safetensors, rich and PyYAML, and open_clip_torch with timm, ftfy, regex and huggingface_hub; `--sections input` also wants
+simplejpeg, braceexpand, Pillow and scikit-learn, and is skipped without them. Then `python tools/bench_gpu.py` is enough.
 
-Without a CUDA device it says so and exits with 3. `--device cpu --tiny` runs every path on toy sizes, to see that it runs; figures
-of that mean nothing. A ratio is our samples/s over open_clip's: above 1, ours is faster; the headline is ViT-B/16, compiled.
+Without a CUDA device it says so and exits with 3. `--device cpu --tiny` runs every path on toy sizes, as a smoke test; its
+figures mean nothing. A ratio is our samples/s over open_clip's: above 1, ours is faster; the headline is ViT-B/16, compiled.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ def one_loss(side: str, pairs: int, options: argparse.Namespace) -> tuple[float,
 
 
 def largest_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[Row]:
-    """The largest power of two of pairs whose step fits, in one piece and with cached gradients; at most `--most`."""
+    """Largest power-of-two batch whose step fits, plain and with cached gradients; at most `--most`."""
     for name, model in models.items():
         row: Row = {"model": name, "micro_batch": options.micro_batch, "most tried": options.most}
         for kind in ("plain", "cached"):
@@ -112,20 +111,20 @@ def largest_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterato
 
 
 def largest(model: Any, kind: str, options: argparse.Namespace) -> int:
-    """The last size that fits, doubled from two micro-batches on; 0: none did."""
+    """Largest size that fits, doubling from two micro-batches on; 0 if none does."""
     import gpu_steps as gpu
 
     found, size = 0, 2 * options.micro_batch
     while size <= options.most:
         parts = 1 if kind == "plain" else size // options.micro_batch
-        if not gpu.fits(model, size, parts, options.device):
+        if not gpu.step_fits(model, size, parts, options.device):
             break
         found, size = size, 2 * size
     return found
 
 
 def input_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[Row]:
-    """Samples/s of the step with a batch that lies on the device, and with batches from shards."""
+    """Samples/s of the step with one batch on the device, and with batches from shards."""
     import bench_loader
     import gpu_steps as gpu
 
@@ -145,7 +144,7 @@ def input_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[
         made = bench_loader.our_batches([str(path) for path in shards], samples, options.workers)
         stream = DeviceStream(made, learner, options.device)
         try:
-            fed = gpu.fed(step, iter(stream), options.device, options.steps, ahead=2 * options.workers)
+            fed = gpu.seconds_from_workers(step, iter(stream), options.device, options.steps, ahead=2 * options.workers)
         finally:
             stream.close()
     row: Row = {"model": name, "batch": samples, "workers": options.workers}
@@ -154,20 +153,20 @@ def input_rows(models: dict[str, Any], options: argparse.Namespace) -> Iterator[
 
 
 def attempt(measure: Callable[[], Any], options: argparse.Namespace, row: Row, what: str) -> Any:
-    """A measurement; None where it fails, with the reason among the row's notes: one cell must not cost the others."""
+    """Run a measurement; None if it fails, with the reason in the row's notes, so that others go on."""
     import gpu_steps as gpu
 
     try:
         return measure()
     except Exception as error:
-        row["notes"] = "; ".join([*filter(None, [row.get("notes")]), f"{what}: {why(error)}"])
+        row["notes"] = "; ".join([*filter(None, [row.get("notes")]), f"{what}: {failure_reason(error)}"])
         return None
     finally:
-        gpu.free(options.device)
+        gpu.free_memory(options.device)
 
 
-def why(error: Exception) -> str:
-    """A failure in one line; the traceback of all but the usual ones goes to stderr."""
+def failure_reason(error: Exception) -> str:
+    """The reason of a failure in one line; the traceback of all but the usual ones goes to stderr."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError):
@@ -179,7 +178,7 @@ def why(error: Exception) -> str:
 
 
 def ratio(ours: float | None, peer: float | None) -> float | None:
-    """How many times as much the first is, where both are there."""
+    """The ratio of two figures; None if one is missing."""
     return ours / peer if ours and peer else None
 
 
@@ -189,20 +188,20 @@ def markdown(tables: dict[str, list[Row]], about: str) -> str:
     for title, rows in tables.items():
         columns = sorted(dict.fromkeys(column for row in rows for column in row), key=lambda column: column in LAST)
         lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-        lines += ["| " + " | ".join(shown(column, row.get(column)) for column in columns) + " |" for row in rows]
+        lines += ["| " + " | ".join(cell_text(column, row.get(column)) for column in columns) + " |" for row in rows]
         pieces.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(pieces)
 
 
-def shown(column: str, value: Any) -> str:
-    """One cell; what was not measured is a dash."""
+def cell_text(column: str, value: Any) -> str:
+    """The text of one cell; a dash if not measured."""
     if isinstance(value, float):
         return f"{value:.1%}" if column.endswith("MFU") else f"{value:.4g}"
     return "–" if value is None else str(value).replace("|", "\\|")
 
 
 def headline(rows: list[Row]) -> Row:
-    """Our and the peer's samples/s of the model that the ratio is about, or of the last that there is."""
+    """Our and the peer's samples/s of the headline model, or of the last one measured."""
     chosen = [row for row in rows if (row["model"], row["compiled"]) == HEADLINE] or rows[-1:]
     row = chosen[0] if chosen else {}
     facts = {"ratio": row.get("ratio"), "ours": row.get("ours samples/s"), "peer": row.get("open_clip samples/s")}
@@ -216,23 +215,21 @@ def read_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, as a smoke test")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--models", nargs="+", choices=["ViT-B/32", "ViT-B/16", "ViT-L/14"])
-    parser.add_argument("--batch", type=int, help="samples of a step, instead of each model's own")
-    parser.add_argument("--steps", type=int, default=20, help="steps that are timed")
-    parser.add_argument(
-        "--micro-batch", type=int, default=256, help="pairs with a graph at a time, for --sections largest"
-    )
-    parser.add_argument("--most", type=int, default=65536, help="largest batch that is tried")
-    parser.add_argument("--data", type=Path, help="folder for the shards of --sections input, kept for the next time")
-    parser.add_argument("--workers", type=int, default=12, help="processes that decode")
-    parser.add_argument("--budget", type=float, default=540, help="seconds after which no more is measured")
+    parser.add_argument("--batch", type=int, help="samples of a step, for all models")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps")
+    parser.add_argument("--micro-batch", type=int, default=256, help="pairs in a micro-batch, for --sections largest")
+    parser.add_argument("--most", type=int, default=65536, help="largest batch to try")
+    parser.add_argument("--data", type=Path, help="folder for the shards of --sections input, kept for the next run")
+    parser.add_argument("--workers", type=int, default=12, help="worker processes that decode")
+    parser.add_argument("--budget", type=float, default=540, help="seconds after which measuring stops")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     options = parser.parse_args()
     if options.device == "cpu" and not options.tiny:
-        parser.error("--device cpu goes with --tiny only: it shows that the benchmark runs, and measures nothing")
+        parser.error("--device cpu goes with --tiny only: a smoke test without measurements")
     options.backend = "eager" if options.tiny else "inductor"
     if options.tiny:
         options.steps, options.micro_batch, options.most, options.workers = 2, 4, 16, 0
@@ -276,7 +273,7 @@ def main() -> int:
 
 
 def stop(*_: object) -> None:
-    """End the measurements, from wherever they are.
+    """Signal handler that ends the measurements.
 
     Raises:
         TimeIsUp: always.
@@ -285,7 +282,7 @@ def stop(*_: object) -> None:
 
 
 class Report:
-    """What was measured so far, and what was left out and why; written after every row, so that it stays when a later one fails."""
+    """Rows so far and skipped measurements with reasons; written after every row, so a later failure loses nothing."""
 
     def __init__(self, about: str, figures: Path | None, page: Path | None) -> None:
         self.about, self.figures, self.page = about, figures, page
@@ -293,25 +290,25 @@ class Report:
         self.left_out: dict[str, str] = {}
 
     def measure(self, section: str, rows: Callable[[], Iterator[Row]]) -> None:
-        """All rows of a section, each of which may come again with more in it; or those until it fails as a whole."""
+        """Measure the rows of a section; a row may be updated as it fills. A failure ends the section."""
         table = self.tables[section] = []
         try:
             for row in rows():
                 if not table or table[-1] is not row:
                     table.append(row)
-                print(f"{section}: " + "  ".join(f"{k} {shown(k, v)}" for k, v in row.items()), flush=True)
+                print(f"{section}: " + "  ".join(f"{k} {cell_text(k, v)}" for k, v in row.items()), flush=True)
                 self.write()
         except Exception as error:
-            self.leave_out(section, why(error))
+            self.leave_out(section, failure_reason(error))
 
     def leave_out(self, what: str, why: str) -> None:
-        """Note what was not measured."""
+        """Record a skipped measurement."""
         self.left_out[what] = why
         print(f"left out: {what}: {why}", flush=True)
         self.write()
 
     def write(self) -> None:
-        """The files that were asked for."""
+        """Write the requested files."""
         figures = headline(self.tables.get("steps", [])) | {
             "about": self.about,
             "rows": self.tables,

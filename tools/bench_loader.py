@@ -1,9 +1,9 @@
-"""How fast the loader is beside open_clip's own: `python3 tools/run.py python tools/bench_loader.py --data /tmp/bench`.
+"""Throughput of our data loader against open_clip's: `python3 tools/run.py python tools/bench_loader.py --data /tmp/bench`.
 
 Both read the same shards (JPEG 500 x 375, quality 90, one caption each), crop to 224 as open_clip does for training (scale 0.9-1,
 bicubic, antialiased), tokenize, and deliver batches; rounds of the two alternate. open_clip's `get_wds_dataset` runs in the
-environment of tools/peer_env.py. Two figures of each: samples per second of wall time, which mean something on a quiet machine,
-and samples per second of CPU time over all processes of a side, which mean something on a busy one too. The ratio is ours / theirs.
+environment of tools/peer_env.py. Two figures of each: samples per second of wall time, reliable on an idle machine only, and
+samples per second of CPU time over all processes of a side, reliable on a busy one too. The ratio is ours / theirs.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def our_batches(shards: list[str], batch: int, workers: int) -> Iterator[Any]:
 
 
 def their_batches(shards: list[str], batch: int, workers: int) -> Iterator[Any]:
-    """Endless batches of open_clip: one epoch that does not end while this runs."""
+    """Endless batches of open_clip: one epoch longer than the benchmark."""
     import open_clip
     from open_clip.transform import image_transform
     from open_clip_train.data import get_wds_dataset
@@ -117,7 +117,7 @@ def their_batches(shards: list[str], batch: int, workers: int) -> Iterator[Any]:
 
 
 def serve(side: str, shards: list[str], batch: int, workers: int, ahead: int) -> None:
-    """Run rounds of one side: a line with a number of batches in, a line of JSON out."""
+    """Run rounds of one side: reads a number of batches a line, writes a JSON line each."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
     start = time.perf_counter()
@@ -134,8 +134,8 @@ def serve(side: str, shards: list[str], batch: int, workers: int, ahead: int) ->
 def one_round(batches: Iterator[Any], clock: CpuClock, count: int, ahead: int) -> dict[str, float]:
     """Seconds of wall and CPU time a batch.
 
-    The clock starts when the batches that workers had made ahead are used up. The CPU time is between two moments at which all is
-    made ahead again, so it pays for exactly as many batches as were taken.
+    The clock starts when prefetched batches are used up. CPU time is taken between two moments of full prefetch, so it covers
+    exactly the batches that were taken.
     """
     cpu = clock.seconds()
     for _ in range(ahead):
@@ -149,7 +149,7 @@ def one_round(batches: Iterator[Any], clock: CpuClock, count: int, ahead: int) -
 
 
 class CpuClock:
-    """CPU time of this process and of all that are below it now."""
+    """CPU time of this process and its current descendants."""
 
     def __init__(self) -> None:
         import psutil
@@ -162,7 +162,7 @@ class CpuClock:
         return time.process_time() + sum(each.user + each.system for each in times)
 
     def settle(self) -> None:
-        """Wait until the workers have nothing more to make ahead."""
+        """Wait until the workers' prefetch is full."""
         before = self.seconds()
         while True:
             time.sleep(0.2)
@@ -173,7 +173,7 @@ class CpuClock:
 
 
 class Side:
-    """One loader in a process of its own."""
+    """One loader in a separate process."""
 
     def __init__(self, name: str, python: str, shards: list[Path], batch: int, workers: int) -> None:
         self.name = name
@@ -199,7 +199,7 @@ class Side:
         return self._answer()
 
     def close(self) -> None:
-        """End the process, and its workers with it."""
+        """End the process and its workers."""
         self._pipe(self._process.stdin).close()
         try:
             self._process.wait(20)

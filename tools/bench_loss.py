@@ -1,9 +1,9 @@
-"""Time and memory of our losses beside open_clip's: python3 tools/run.py python tools/bench_loss.py
+"""Time and memory of our losses against open_clip's: python3 tools/run.py python tools/bench_loss.py
 
-Forward and backward of one process on the CPU, E = 512, float32, on embeddings that belong together about as those of a
-half-trained model, with the scale (and bias) learned. Ours and the peer's take turns, and medians are compared, so that
-whoever else uses the machine disturbs both. `--clock cpu` with one thread counts processor time, which a busy machine moves
-less. Memory is the resident peak of one forward and backward pass, gradients included, above what a fresh process held before.
+Forward and backward of one process on the CPU, E = 512, float32, on embeddings with cosines like a half-trained model's, with a
+learned scale (and bias). Ours and the peer's take turns, and medians are compared, so that other load on the machine affects
+both. `--clock cpu` with one thread counts CPU time, which other load affects less. Memory is the resident peak of one forward and
+backward pass, gradients included, above what a fresh process held before.
 
 A ratio is the peer's number over ours: above 1, ours is better. The headline is the time of InfoNCE at the largest batch that both
 sides took. Above `--peer-up-to` ours runs alone, and once: at 32768 the peer needs 16 GiB.
@@ -44,7 +44,7 @@ def loss_of(loss: str, side: str) -> Callable[..., Any]:
 
 
 def inputs_of(loss: str, batch: int) -> list[Any]:
-    """Leaves that want a gradient: a and b [B, E] with cosines of about 0.3 in pairs, and the scale and bias."""
+    """Leaf tensors with requires_grad: a and b [B, E] with cosines of about 0.3 in pairs, and the scale and bias."""
     import torch
     import torch.nn.functional as F
 
@@ -72,7 +72,7 @@ def status(field: str) -> int:
 
 
 def memory_here(loss: str, side: str, batch: int) -> int:
-    """Bytes that a pass needs at its peak, after a small one has loaded what it needs."""
+    """Peak bytes of a pass, after a small warm-up pass."""
     import torch
 
     torch.set_num_threads(1)
@@ -86,9 +86,9 @@ def memory_here(loss: str, side: str, batch: int) -> int:
 
 
 def memory(loss: str, side: str, batch: int) -> int:
-    """`memory_here` of a process of its own."""
+    """Run `memory_here` in a new process."""
     command = [sys.executable, str(Path(__file__).resolve()), "--memory-here", loss, side, str(batch)]
-    # Each large tensor has pages of its own, given back when it goes: none hides in what an earlier one has left.
+    # Each large tensor has separate pages, returned when freed: none reuses the pages of an earlier one.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return int(done.stdout)
@@ -108,12 +108,12 @@ def medians(loss: str, sides: Sequence[str], batch: int, repeats: int, clock: Ca
 
 
 def compare(ours: float, peer: float | None = None, *, unit: str) -> dict[str, Any]:
-    """How the peer's number relates to ours; None where the peer did not run."""
+    """Ratios of the peer's numbers to ours; None if the peer did not run."""
     return {"ratio": None if peer is None else peer / ours, "ours": ours, "peer": peer, "unit": unit}
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row as people read it."""
+    """The text of a row."""
     times, sizes = row["time"], row["memory"]
     start = f"{row['loss']:9} {row['batch']:6}  {times['ours']:8.3f} s"
     if times["ratio"] is None:
@@ -125,7 +125,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All rows, and the headline over them."""
+    """Measure all rows and the headline."""
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -155,7 +155,7 @@ def main() -> None:
     """Read arguments, measure, print, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--quick", action="store_true", help=f"a batch of {QUICK[0]} only, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help=f"a batch of {QUICK[0]} only, as a smoke test")
     parser.add_argument("--batches", type=int, nargs="+")
     parser.add_argument("--peer-up-to", type=int, default=16384, metavar="BATCH", help="above it, ours runs alone")
     parser.add_argument("--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES))

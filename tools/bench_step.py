@@ -1,9 +1,9 @@
-"""One training step beside open_clip's: `python3 tools/run.py python tools/bench_step.py --json FILE`.
+"""Time of one training step against open_clip's: `python3 tools/run.py python tools/bench_step.py --json FILE`.
 
 The same CLIP model with the same weights (ours made from open_clip's state dict), the same pictures and captions, and one full
 step each: forward, loss, backward, AdamW. Ours is what `mmssl pretrain` runs, with its check for finite numbers and its gradient
 norms, from uint8 pictures; the peer's is the step of open_clip's train.py, from prepared pictures. Both take turns, and medians
-are compared. The losses of the first step are compared too: what is faster must compute the same.
+are compared. The losses of the first step are compared too: the faster one must compute the same.
 
 A ratio is the peer's seconds over ours. The headline is that of the last precision, bf16 by default.
 """
@@ -37,11 +37,11 @@ from mmssl.training.steps.state import TrainState
 
 RATE, DECAY = 5e-4, 0.2
 Step = Callable[[], float]
-"""One optimizer step; gives its loss."""
+"""One optimizer step; returns its loss."""
 
 
 def peer_step(model: Any, pictures: Tensor, ids: Tensor, precision: str) -> Step:
-    """open_clip's own: see train_one_epoch in open_clip_train/train.py, and its parameter groups in main.py."""
+    """open_clip's step: see train_one_epoch in open_clip_train/train.py, and its parameter groups in main.py."""
     named = list(model.named_parameters())
     plain = [p for n, p in named if p.ndim < 2 or any(word in n for word in ("bn", "ln", "bias", "logit_scale"))]
     rest = [p for n, p in named if not any(p is other for other in plain)]
@@ -66,7 +66,7 @@ def peer_step(model: Any, pictures: Tensor, ids: Tensor, precision: str) -> Step
 
 
 def our_step(name: str, state: dict[str, Tensor], pictures: Tensor, ids: Tensor, precision: str) -> Step:
-    """What a recipe with these encoders runs, on weights of open_clip."""
+    """Our step, as a recipe with these encoders runs it, on open_clip's weights."""
     tensors = from_open_clip(state)
     image, text = encoder_configs(open_clip.get_model_config(name))
     encoders = {"image": image.build(), "text": text.build()}
@@ -93,7 +93,7 @@ def our_step(name: str, state: dict[str, Tensor], pictures: Tensor, ids: Tensor,
 
 
 def measure(name: str, precision: str, batch: int, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:
-    """Median seconds of both steps, their ratio, and how far the losses of the first step are apart."""
+    """Median seconds of both steps, their ratio, and the difference of their first losses."""
     torch.manual_seed(0)
     model = open_clip.create_model(name, pretrained=None, output_dict=True).train()
     size = model.visual.image_size

@@ -1,4 +1,4 @@
-"""How fast samples are read from tar shards beside webdataset's iterator: `python3 tools/run.py python tools/bench_tar.py`.
+"""Speed of reading samples from tar shards against webdataset's iterator: `python3 tools/run.py python tools/bench_tar.py`.
 
 Both give the bytes of all members (jpg, txt and json) of every sample of the same shards, which lie in the page cache; nothing is
 decoded. webdataset passes through each shard from its beginning; ours reads by index, in order and shuffled over all shards, with
@@ -28,7 +28,7 @@ JPEG_BYTES = (20_000, 112_000)  # 66 KB on average, as pictures of 500 x 375 pix
 
 
 def make_shards(folder: Path, samples: int, shards: int) -> list[Path]:
-    """Shards whose pictures are noise: readers of archives do not look inside."""
+    """Write shards with noise for pictures: tar readers do not decode."""
     rng = random.Random(0)
     paths = [folder / f"{number:06d}.tar" for number in range(shards)]
     for number, path in enumerate(paths):

@@ -1,12 +1,12 @@
-"""A whole training run beside open_clip's: `python3 tools/run.py python tools/bench_train.py --json FILE`.
+"""Throughput of a whole training run against open_clip's: `python3 tools/run.py python tools/bench_train.py --json FILE`.
 
 `open_clip_train.main` (in the environment of tools/peer_env.py) and `mmssl pretrain` train the same model from the same weights on
 the same shards, with the same batch, number of samples, precision, optimizer and schedule, one after the other: JPEGs of 500 x 375
-and captions of real length, made once. Each says a line at every step, and the clock reads when the line comes: the time between
-two lines has all in it, from reading the shards to logging. The first steps are left out: they hold the start of both.
+and captions of real length, made once. Each logs a line at every step, and the times of the lines are taken: they include
+everything from reading shards to logging. The first steps, with the start-up of both, are excluded.
 
-A ratio is our samples per second over the peer's. The loss curves are compared too: the order of samples differs, so that they
-can agree within noise only. `--seeds 3` runs each side three times, in other orders from other weights, and tells that noise.
+A ratio is our samples per second over the peer's. The loss curves are compared too: the order of samples differs, so they agree
+only within noise. `--seeds 3` runs each side three times, with other orders and weights, to estimate that noise.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def make_shards(folder: Path, samples: int) -> None:
 
 
 def make_weights(model: str, path: Path, seed: int) -> None:
-    """Random weights that both start from."""
+    """Write the random initial weights of both sides."""
     import open_clip
     import torch
 
@@ -72,7 +72,7 @@ def make_weights(model: str, path: Path, seed: int) -> None:
 
 
 def write_recipe(arguments: argparse.Namespace, folder: Path, seed: int) -> Path:
-    """The recipe that says what the peer's options say."""
+    """Write the recipe that equals the peer's options."""
     import open_clip
 
     from mmssl.interop.open_clip import encoder_configs
@@ -116,7 +116,7 @@ def write_recipe(arguments: argparse.Namespace, folder: Path, seed: int) -> Path
 
 
 def commands(arguments: argparse.Namespace, folder: Path, seed: int) -> dict[str, list[str]]:
-    """What starts each side."""
+    """The command of each side."""
     find = subprocess.run([sys.executable, str(TOOLS / "peer_env.py")], check=True, stdout=subprocess.PIPE, text=True)
     options = {
         "train-data": f"{folder}/shards/{{000000..{SHARDS - 1:06d}}}.tar",
@@ -144,7 +144,7 @@ def commands(arguments: argparse.Namespace, folder: Path, seed: int) -> dict[str
 
 
 def run(side: str, command: list[str], threads: int, folder: Path) -> tuple[list[float], list[float]]:
-    """When each step was done (seconds), and its loss. It runs in `folder`, where open_clip leaves a folder of its own.
+    """Run one side in `folder`, where open_clip also writes its logs: time of each step (seconds), and its loss.
 
     Raises:
         SystemExit: it failed; its last lines are printed.
@@ -167,9 +167,9 @@ def run(side: str, command: list[str], threads: int, folder: Path) -> tuple[list
 
 
 def compare(curves: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """The curves of each side, and how far the means of their second halves are apart.
+    """The loss curves of each side, and the difference of the means of their second halves.
 
-    "noise" is the standard error of that difference, from how much runs of one side differ; None: there is one run of each only.
+    "noise" is the standard error of that difference, from the spread of runs of one side; None: one run each.
     """
     halves = {side: [statistics.fmean(run[len(run) // 2 :]) for run in runs] for side, runs in curves.items()}
     means = {side: statistics.fmean(half) for side, half in halves.items()}
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-B-32", help="open_clip's name of a model with our kinds of towers")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--samples", type=int, default=1280, help="of the whole run, and of its shards")
-    parser.add_argument("--skip", type=int, default=4, help="first steps that are not measured")
+    parser.add_argument("--skip", type=int, default=4, help="first steps to exclude")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

@@ -1,8 +1,8 @@
-"""Building a zero-shot classifier beside open_clip: `python3 tools/run.py python tools/bench_zero_shot.py --json FILE`.
+"""Time to build a zero-shot classifier against open_clip: `python3 tools/run.py python tools/bench_zero_shot.py --json FILE`.
 
 Both embed the same prompts (class names in open_clip's 80 sentences for ImageNet) with the same weights: open_clip by its
 `build_zero_shot_classifier`, with all prompts padded to 77 tokens, ours as the zero-shot evaluator does it. Both take turns, and
-medians are compared. The classifiers are compared too: what is faster must compute the same.
+medians are compared. The classifiers are compared too: the faster one must compute the same.
 
 A ratio is the peer's seconds over ours: above 1, ours is better.
 """

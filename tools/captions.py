@@ -1,4 +1,4 @@
-"""Captions as long as those of the web, for the benchmarks: CC3M's have 13 tokens in the mean, 12 in the median, 31 at most."""
+"""Captions of realistic length for the benchmarks; CC3M's have 13 tokens on average, 12 in the median, 31 at most."""
 
 CAPTIONS = (
     "a dog runs on the beach with a red ball in its mouth",

@@ -1,9 +1,9 @@
-"""What one-sided flips cost: `python3 tools/run.py python tools/compare_flips.py --out DIR --json FILE`.
+"""Compare synchronized, video-only and no flips: `python3 tools/run.py python tools/compare_flips.py --out DIR --json FILE`.
 
-The quickstart on moving clips runs several times, equal in data, seeds and steps but for the mirror. "synchronized": frames are
-mirrored and the channels of the sound (and the sides in the caption) exchanged with them, or neither. "one_sided": frames alone are
-mirrored, as is usual. "none": nothing is. Each is scored by the choice between a sample and the same with its sides exchanged, on
-clips that it never saw and that are not mirrored, and by retrieval. Retrieval alone hardly shows what is lost.
+The quickstart on moving clips runs several times, with equal data, seeds and steps; only the flip differs. "synchronized": frames
+are mirrored and the channels of the sound (and the sides in the caption) exchanged with them, or neither. "one_sided": only frames
+are mirrored, as is common. "none": no flip. Each is scored on unseen, unmirrored clips: by the choice between a sample and its
+mirrored copy, and by retrieval, which alone hardly shows the loss.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def run(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train one arm and score it: "<evaluator>/<metric>", and the seconds of processor time, those of data workers not counted."""
+    """Train one arm and score it: "<evaluator>/<metric>", and the seconds of processor time, without data workers."""
     synchronized, flip = ARMS[arm]
     test = [str(arguments.out / "clips/test")]
     pairs = {"sides": ("video", "audio"), "caption_sides": ("video", "text"), "video_audio": ("video", "audio")}
@@ -76,7 +76,7 @@ def run(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(result: dict[str, dict[str, Any]]) -> str:
-    """Rows of what matters, one column an arm."""
+    """The main scores, one column an arm."""
     lines = ["".join([f"{'':34}", *(f"{arm:>14}" for arm in result)])]
     for key in [*SCORES, "cpu_seconds"]:
         lines.append("".join([f"{key:34}", *(f"{scores[key]:14.3f}" for scores in result.values())]))

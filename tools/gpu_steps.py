@@ -1,7 +1,7 @@
-"""Training steps of our models and of open_clip's on one device, and the floating point operations that they are worth.
+"""Training steps of our models and of open_clip's on one device, and their useful floating point operations.
 
-Used by bench_gpu.py. The operations that count are those that the loss needs: of a text, its real tokens and not its padding; of
-a backward pass, twice those of the forward pass and nothing for what is computed again.
+Used by bench_gpu.py. Useful operations are those that the loss needs: real tokens of a text, no padding; for a backward pass, twice
+the forward pass, without recomputation.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mmssl.training.steps.state import Stream, TrainState
 
 CONTEXT, WORDS, LEARNING_RATE, WARM = 77, 49408, 1e-5, 3
 FEWEST, ENOUGH = 3, 10.0
-"""Steps that are timed in any case, and seconds after which no more are."""
+"""Smallest number of timed steps, and seconds after which timing stops."""
 CAPTIONS = (9, 10, 11, 11, 12, 12, 13, 13, 14, 15, 16, 19)
 """Tokens of captions, ends included, spread as in CC3M: 12.9 on average."""
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
@@ -50,7 +50,7 @@ class Tower:
     heads: int
 
     def operations(self, tokens: int) -> float:
-        """Of the blocks' forward pass over one sample."""
+        """Operations of the blocks' forward pass over one sample."""
         return self.depth * (24 * self.width**2 * tokens + 4 * self.width * tokens**2)
 
 
@@ -102,7 +102,7 @@ def caption_lengths(batch: Batch) -> Tensor:
 
 
 class _NoStream:
-    """A state wants a stream; here batches are handed in."""
+    """A stand-in for `TrainState.stream`: batches are passed in directly."""
 
     def __iter__(self) -> Any:
         return iter(())
@@ -130,14 +130,14 @@ def our_learner(model: Model) -> Learner:
 
 
 def trimmed(batch: Batch) -> Batch:
-    """The batch as a run has it on its device: texts without the padding that all of them have (see `DeviceStream`)."""
+    """The batch on the device, with common padding of texts trimmed (see `DeviceStream`)."""
     return replace(batch, views={**batch.views, "text": {"tokens0": trim_padding(batch["text"]["tokens0"])}})
 
 
 def our_step(
     model: Model, device: torch.device, backend: str | None, micro_batches: int = 1
 ) -> tuple[Callable[[Batch], None], Learner]:
-    """One whole step of a run (forward, backward, finite check, update), and the learner that it moves."""
+    """One whole step of a run (forward, backward, finite check, update), and the learner that it updates."""
     torch.manual_seed(0)
     launch = Launch("bf16", "cpu" if device.type == "cpu" else "cuda")
     learner = our_learner(model)
@@ -155,7 +155,7 @@ def our_step(
 
 
 def peer_step(model: Model, device: torch.device, backend: str | None) -> Callable[[Batch], None]:
-    """open_clip's step: its model, loss and optimizer settings, bf16 autocast, pictures as its loader hands them over."""
+    """open_clip's step: its model, loss and optimizer settings, bf16 autocast, pictures as from its loader."""
     import open_clip
 
     torch.manual_seed(0)
@@ -178,7 +178,7 @@ def peer_step(model: Model, device: torch.device, backend: str | None) -> Callab
 
     def run(batch: Batch) -> None:
         pictures = batch["image"]["crop0"]
-        # Normalised before the clock starts where the batch stays the same: its loader does it in the workers.
+        # Normalised before timing if the batch is reused: its loader does it in the workers.
         pictures = pictures if pictures.is_floating_point() else pictures.float() / 128 - 1
         with torch.autocast(device.type, dtype=torch.bfloat16):
             total = loss(*called(pictures, batch["text"]["tokens0"]))
@@ -192,14 +192,14 @@ def peer_step(model: Model, device: torch.device, backend: str | None) -> Callab
 
 
 def as_peer_sees(batch: Batch) -> Batch:
-    """The batch with pictures as open_clip's loader hands them over: float32, normalised."""
+    """The batch with pictures as from open_clip's loader: float32, normalised."""
     return batch.map(lambda x: x.float() / 128 - 1 if x.dtype == torch.uint8 else x)
 
 
 def timed(step: Callable[[Any], None], batch: Any, device: torch.device, steps: int) -> tuple[float, float]:
-    """Median seconds of a step, of at most so many and of fewer where they take long, and GiB of device memory at the peak.
+    """Median seconds of a step, over at most `steps` (fewer if slow), and peak GiB of device memory.
 
-    The memory of a CPU is not measured: 0.
+    On a CPU memory is 0 (not measured).
     """
     for _ in range(WARM):
         step(batch)
@@ -217,11 +217,13 @@ def timed(step: Callable[[Any], None], batch: Any, device: torch.device, steps: 
     return statistics.median(times), peak_gib(device)
 
 
-def fed(step: Callable[[Any], None], batches: Iterator[Any], device: torch.device, steps: int, ahead: int) -> float:
-    """Mean seconds of a step whose batches come from workers that make `ahead` batches ahead.
+def seconds_from_workers(
+    step: Callable[[Any], None], batches: Iterator[Any], device: torch.device, steps: int, ahead: int
+) -> float:
+    """Mean seconds of a step whose batches come from workers that prefetch `ahead` batches.
 
-    They begin and end their first batches together: the clock starts when all that was made ahead is used up, and runs over as
-    many batches at least, or it would not show a loader that is too slow.
+    The clock starts when prefetched batches are used up and runs over at least as many batches: otherwise it would not show a
+    slow loader.
     """
     for _ in range(max(WARM, ahead)):
         step(next(batches))
@@ -233,8 +235,8 @@ def fed(step: Callable[[Any], None], batches: Iterator[Any], device: torch.devic
     return (time.perf_counter() - started) / count
 
 
-def fits(model: Model, pairs: int, micro_batches: int, device: torch.device) -> bool:
-    """Whether two of our steps on so many pairs run without the device running out of memory."""
+def step_fits(model: Model, pairs: int, micro_batches: int, device: torch.device) -> bool:
+    """Whether two of our steps on `pairs` pairs run without running out of device memory."""
     try:
         step = our_step(model, device, None, micro_batches)[0]
         data = trimmed(random_batch(model, pairs, device))
@@ -245,23 +247,23 @@ def fits(model: Model, pairs: int, micro_batches: int, device: torch.device) -> 
         return False
     finally:
         step = data = None  # type: ignore[assignment]
-        free(device)
+        free_memory(device)
     return True
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device is done."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_gib(device: torch.device) -> float:
-    """Most device memory since the last reset."""
+    """Peak device memory since the last reset."""
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
 
 
-def free(device: torch.device) -> None:
-    """Give back what nothing holds any more."""
+def free_memory(device: torch.device) -> None:
+    """Collect garbage, reset torch.compile and empty the CUDA cache."""
     gc.collect()
     torch.compiler.reset()
     if device.type == "cuda":
@@ -269,7 +271,7 @@ def free(device: torch.device) -> None:
 
 
 def peak_rate(device: torch.device) -> float:
-    """bf16 operations a second that a utilisation is counted against: the data sheet's, or else those of a matrix product."""
+    """Peak bf16 operations a second, for utilisation: from the data sheet, or else measured by a matrix product."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for part, rate in PEAKS.items():

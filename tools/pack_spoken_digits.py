@@ -51,7 +51,7 @@ class Recording(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What becomes one sample."""
+    """The parts of one sample."""
 
     scan: int
     recording: Recording
@@ -59,10 +59,10 @@ class Row(NamedTuple):
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """An idx file of bytes, gzipped or not.
+    """Read an idx file of bytes, gzipped or not.
 
     Raises:
-        SystemExit: it is something else.
+        SystemExit: not an idx file of bytes.
     """
     data = path.read_bytes()
     data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
@@ -73,7 +73,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def read_speech(path: Path) -> list[Recording]:
-    """All recordings, sorted by digit, speaker and number.
+    """Read all recordings, sorted by digit, speaker and number.
 
     Raises:
         SystemExit: there are none.
@@ -91,7 +91,7 @@ def read_speech(path: Path) -> list[Recording]:
 
 
 def plan(labels: np.ndarray, speech: list[Recording], held_out: str, seed: int) -> dict[str, list[Row]]:
-    """Which scan goes with which recording, by split."""
+    """Assign scans to recordings, by split."""
     rows: dict[str, list[Row]] = {"train": [], "test_seen_speakers": [], "test": []}
     for digit in range(10):
         rng = generator(seed, "spoken_digits", digit)
@@ -105,7 +105,7 @@ def plan(labels: np.ndarray, speech: list[Recording], held_out: str, seed: int) 
         }
         for split, recordings in parts.items():
             if len(recordings) > len(unseen):
-                sys.exit(f"{len(unseen)} scans of {digit} are left for {len(recordings)} recordings of {split}")
+                sys.exit(f"{len(unseen)} scans of {digit} remain for {len(recordings)} recordings of {split}")
             rows[split] += [Row(unseen.pop(), recording, int(rng.integers(len(TEMPLATES)))) for recording in recordings]
         pool = [r for r in said if r.speaker != held_out and r.number not in OWN_TEST]
         order = [int(i) for _ in range(-(-len(training) // len(pool))) for i in rng.permutation(len(pool))]
@@ -118,7 +118,7 @@ def plan(labels: np.ndarray, speech: list[Recording], held_out: str, seed: int) 
 
 
 def samples(split: str, rows: list[Row], start: int, pictures: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Samples as the shard writer takes them."""
+    """Samples for the shard writer."""
     for number, (scan, recording, form) in enumerate(rows, start):
         picture = io.BytesIO()
         Image.fromarray(pictures[scan]).save(picture, "PNG")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make the peers' environment `.peers` once, and run a command in it: `python3 tools/peer_env.py python -m open_clip_train.main`.
 
-Peers are what this project is measured against: open_clip's loader and trainer need other versions than the project has. Their
+Peers are the libraries of the benchmarks: open_clip's loader and trainer need other package versions than the project. Their
 environment sees all packages of the project's and shadows those pinned in tools/peer-constraints.txt. Without a command: prints the
 path of its Python. Standard library only; made again only when the pins, the project's environment or Python changed, and
 offline otherwise.
@@ -27,7 +27,7 @@ _PLACES = "import json, sys, sysconfig; print(json.dumps([sys.version, sysconfig
 
 
 class SetupError(Exception):
-    """The environment could not be made."""
+    """The environment could not be created."""
 
 
 def project_python() -> Path:
@@ -39,7 +39,7 @@ def project_python() -> Path:
 
 
 def ensure() -> Path:
-    """The peers' Python, after their environment was made if it was not there.
+    """The peers' Python; creates their environment if it is missing.
 
     Raises:
         SetupError: the environment could not be made.
@@ -54,7 +54,7 @@ def ensure() -> Path:
         shutil.rmtree(PEERS)
     _call([str(base), "-m", "venv", "--without-pip", str(PEERS)])
     own, packages = (Path(_site_packages(python)) for python in (PYTHON, base))
-    # Packages of its own come first on the path, and so shadow those of the project.
+    # Its packages come first on the path, and so shadow those of the project.
     pip = [str(base), "-m", "pip", "--python", str(PYTHON), "install", "--quiet", "--disable-pip-version-check"]
     _call([*pip, "--no-deps", "--requirement", str(CONSTRAINTS)])
     (own / "project.pth").write_text(f"{packages}\n")
@@ -63,7 +63,7 @@ def ensure() -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    """Set up if needed, then become the command."""
+    """Set up if needed, then exec the command."""
     if arguments and arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0
@@ -89,7 +89,7 @@ def _site_packages(python: Path) -> str:
 
 
 def _call(command: list[str]) -> str:
-    """What a command prints.
+    """The output of a command.
 
     Raises:
         SetupError: it failed.

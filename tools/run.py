@@ -21,7 +21,7 @@ CONSTRAINTS = ROOT / "tools" / "constraints.txt"
 
 
 def fingerprint() -> str:
-    """What the environment was made from."""
+    """Hash of pyproject.toml, constraints, folder and Python version."""
     digest = hashlib.sha256(f"{sys.version}\n{ROOT}\n".encode())
     for path in (ROOT / "pyproject.toml", CONSTRAINTS):
         digest.update(path.read_bytes())
@@ -29,7 +29,7 @@ def fingerprint() -> str:
 
 
 def install(wanted: str) -> None:
-    """Make the environment from nothing, so that no leftover of an older one can hide a missing dependency."""
+    """Create the environment from scratch, so that no leftover hides a missing dependency."""
     print(
         f"mmssl: setting up {VENV.relative_to(Path.cwd()) if VENV.is_relative_to(Path.cwd()) else VENV} (a few minutes, once) ...",
         file=sys.stderr,
@@ -44,7 +44,7 @@ def install(wanted: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Set up if needed, then become the command."""
+    """Set up if needed, then exec the command."""
     if sys.version_info < (3, 11):  # noqa: UP036 - this script is what tells users of an older Python
         print(
             f"mmssl needs Python 3.11 or newer, and this is {sys.version.split()[0]}: use python3.11 tools/run.py ...",

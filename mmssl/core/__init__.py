@@ -1,4 +1,4 @@
-"""Floor 0: the types that every other floor speaks. Names no modality, no method and no data set.
+"""Floor 0: protocols and types that all other floors use. Names no modality, no method and no data set.
 
 Shape legend, used in every docstring and comment of the project
     B  samples of this process          W  processes            G  samples of the global batch, W * B

@@ -1,4 +1,4 @@
-"""A batch: views by modality and name, and what goes with them."""
+"""A batch of samples: tensors of views by modality and name, with keys, indices, presence masks and lengths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmssl.core.sample import Fault
 
 Views = Mapping[str, Tensor]
 Needs = Mapping[str, Mapping[str, int]]
-"""What an objective or evaluator wants made: modality -> kind of view -> how many. `{"m": {"crop": 2}}` gives crop0, crop1."""
+"""Views that an objective or evaluator needs: modality -> kind of view -> how many. `{"m": {"crop": 2}}` gives crop0, crop1."""
 
 
 def view_names(kind: str, count: int) -> list[str]:
@@ -37,9 +37,9 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 class Records(Sequence[Mapping[str, Any]]):
-    """What chance did to each sample, one record a sample: plain JSON data, kept and sent between processes as text.
+    """The random augmentation parameters drawn for each sample, one record a sample: JSON, sent between processes as text.
 
-    A record is parsed each time it is read, so that records which nobody reads cost next to nothing.
+    A record is parsed each time it is read, so unread records cost almost nothing.
 
     Args:
         texts: of the records, from `text`.
@@ -79,7 +79,7 @@ class Records(Sequence[Mapping[str, Any]]):
 
 @dataclass(frozen=True)
 class Batch:
-    """Views of B samples. `batch["audio"]["crop0"]` is [B, ...]; sample i stands in row i everywhere.
+    """Views of B samples. `batch["audio"]["crop0"]` is [B, ...]; sample i is row i of every view.
 
     Attributes:
         views: modality -> view name -> tensor [B, ...].
@@ -88,9 +88,9 @@ class Batch:
         present: modality -> [B] bool, only for modalities that some sample of the batch lacks.
         lengths: modality -> [B] int64, only for views padded in dimension 1: how many entries are real.
         faults: samples of this batch that were replaced, with the reason.
-        records: what was drawn for each sample: `records[i]["views"][modality][view]` holds the parameters of a view, from which
-            it can be made again, and further entries are the data floor's own.
-        notes: for each sample, what is to be counted and logged of it, as short sentences.
+        records: what was drawn for each sample: `records[i]["views"][modality][view]` holds the parameters of a view, enough to
+            make it again; further entries are for the loader's internal use.
+        notes: for each sample, short sentences that are counted and logged.
     """
 
     views: Mapping[str, Views]
@@ -132,11 +132,11 @@ class Batch:
         return self.map(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory (the DataLoader calls this by name)."""
+        """The same batch in pinned (page-locked) memory (the DataLoader calls this by name)."""
         return self.map(lambda x: x.pin_memory())
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Samples start ... stop-1 as a batch of their own. Faults without a row go with the first sample."""
+        """Samples start ... stop-1 as a separate batch. Faults without a row go with the first sample."""
         part = self.map(lambda x: x[start:stop])
         faults = tuple(
             fault if fault.row is None else replace(fault, row=fault.row - start)

@@ -1,4 +1,4 @@
-"""Private names of torch and accelerate, each behind a public one, with what stands in for it where a release has dropped it.
+"""Private names of torch and accelerate, each behind a public one, with a fallback for releases that lack it.
 
 No other file uses such names, which may change without notice. `tests/core/test_compat.py` has a test of each.
 """
@@ -23,17 +23,17 @@ RESIZE_KERNELS = {"bicubic": "_upsample_bicubic2d_aa", "bilinear": "_upsample_bi
 
 
 def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy sources[i] to targets[i], in few launches."""
+    """Copy sources[i] to targets[i], in few kernel launches."""
     _each("copy", targets, sources)
 
 
 def lerp_each(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
-    """Move targets[i] by the share `weight` of the way to ends[i], in few launches."""
+    """Move targets[i] by the share `weight` of the way to ends[i], in few kernel launches."""
     _each("lerp", targets, ends, weight)
 
 
 def scale_each(targets: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiply all targets by one factor [], in few launches."""
+    """Multiply all targets by one factor [], in few kernel launches."""
     _each("mul", targets, factor)
 
 
@@ -48,13 +48,13 @@ def _each(name: str, targets: Sequence[Tensor], *arguments: Any) -> None:
 
 
 def onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """oneDNN's x @ y.T of [n, k] and [m, k], float32 on a processor, without gradient; None where it is not to be had."""
+    """oneDNN's x @ y.T of [n, k] and [m, k], float32 on the CPU, without gradient; None where it is unavailable."""
     kernel = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
     return None if kernel is None else lambda x, y: kernel(x, y, None, "none", [], "")
 
 
 def resize_kernels() -> dict[str, Callable[..., Tensor]]:
-    """Interpolation -> kernel(x, size, out) of `F.interpolate` with antialiasing; those that are not to be had are missing."""
+    """Interpolation -> kernel(x, size, out) of `F.interpolate` with antialiasing; unavailable ones are missing."""
     packets = {mode: getattr(torch.ops.aten, name, None) for mode, name in RESIZE_KERNELS.items()}
     return {
         mode: _into(packet.out)
@@ -73,12 +73,12 @@ def worker_processes(batches: Any) -> Sequence[BaseProcess]:
 
 
 def end_workers(batches: Any) -> None:
-    """End the worker processes of an iterator over a `DataLoader` now, not when it is garbage."""
+    """End the worker processes of an iterator over a `DataLoader` now, not at garbage collection."""
     batches._shutdown_workers()
 
 
 def compiled_graphs() -> tuple[int, Mapping[str, int]]:
-    """Graphs that torch.compile has made in this process so far, and reason -> how often one had to be broken."""
+    """Graphs that torch.compile has made in this process so far, and reason -> number of graph breaks."""
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"], dict(counters["graph_break"])
@@ -95,7 +95,7 @@ def uncompile(module: nn.Module) -> None:
 
 
 def remembered_device() -> torch.device | None:
-    """The device that accelerate chose for this process and keeps for every later `Accelerator`; None before its first choice."""
+    """The device that accelerate chose for this process and reuses for later `Accelerator`s; None before the first one."""
     from accelerate.state import PartialState
 
     return PartialState().device if PartialState._shared_state else None

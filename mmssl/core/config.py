@@ -1,6 +1,6 @@
 """The strict base of every config, and durations.
 
-A Config stands beside the class that it builds, is frozen, refuses unknown keys and does not convert types: `"3"` is not 3.
+Each Config is defined beside the class that it builds, is frozen, refuses unknown keys and does not convert types: `"3"` is not 3.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Config(BaseModel):
 
 
 def _is_one_text(annotation: Any, value: Any) -> bool:
-    """Whether a text stands where a list of texts is wanted, and no text is."""
+    """Whether a single text was given where only a list of texts is allowed."""
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     bare = [get_args(option)[0] if get_origin(option) is Annotated else option for option in options]
     return isinstance(value, str) and tuple[str, ...] in bare and str not in bare
@@ -43,7 +43,7 @@ def _is_one_text(annotation: Any, value: Any) -> bool:
 def _plain(value: Any) -> str:
     if isinstance(value, Duration):
         return str(value)
-    raise TypeError(f"got a value of type {type(value).__name__}, wanted what a recipe can hold: {value!r}")
+    raise TypeError(f"got a value of type {type(value).__name__}, wanted a value that YAML can hold: {value!r}")
 
 
 def _rising(values: tuple[float, float]) -> tuple[float, float]:
@@ -54,7 +54,7 @@ def _rising(values: tuple[float, float]) -> tuple[float, float]:
 
 def _at_most_one(values: tuple[float, float]) -> tuple[float, float]:
     if values[1] > 1:
-        raise ValueError(f"got {list(values)}, wanted shares of the whole, at most 1")
+        raise ValueError(f"got {list(values)}, wanted fractions, at most 1")
     return values
 
 
@@ -69,16 +69,16 @@ LOW_HIGH = Entries(("low", "high"))
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Range = Annotated[tuple[float, float], LOW_HIGH, AfterValidator(_rising)]
-"""Smallest and largest value of a setting that is drawn, both above 0."""
+"""Smallest and largest value of a randomly drawn setting, both above 0."""
 Share = Annotated[Range, AfterValidator(_at_most_one)]
-"""Smallest and largest share of a whole."""
+"""Smallest and largest fraction, at most 1."""
 
 _UNITS = {"step": "steps", "sample": "samples", "epoch": "epochs", "percent": "percent", "%": "percent"}
 _DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z%]+)\s*")
 
 
 def _ceil(steps: float) -> int:
-    """Rounded up, but not for the noise of a float: 1.1 * 100 / 10 is 11 steps. However short, it is a step unless it is 0."""
+    """Round up, except for floating-point noise: 1.1 * 100 / 10 is 11 steps. Anything above 0 is at least one step."""
     return max(math.ceil(round(steps, 6)), int(steps > 0))
 
 
@@ -112,7 +112,7 @@ class Duration:
         if self.unit == "percent":
             if total_steps is None:
                 raise ValueError(
-                    f"{self} needs the length of the run, and is itself that length: give steps, samples or epochs"
+                    f"{self} is the length of the run, which cannot be a percentage of itself: give steps, samples or epochs"
                 )
             return _ceil(self.amount * total_steps / 100)
         if self.unit == "steps":

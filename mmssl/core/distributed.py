@@ -1,4 +1,4 @@
-"""Every collective of the project, with and without gradient. In one process each is the identity.
+"""Collectives (all-gather, all-reduce, broadcast), with and without gradient. In one process each is the identity.
 
 Convention: a criterion returns this process' share, such that the *mean* over processes is the loss of the global batch, and
 data parallelism averages gradients. Under it the backward pass of `gather` sums the cotangents of all processes, and both
@@ -46,7 +46,7 @@ def barrier() -> None:
 
 @torch.no_grad()
 def follow_main(tensors: Iterable[Tensor]) -> None:
-    """Give every process the main process' values, in place."""
+    """Broadcast the main process' values to every process, in place."""
     if world_size() > 1:
         for tensor in tensors:
             dense = tensor.contiguous()
@@ -56,18 +56,18 @@ def follow_main(tensors: Iterable[Tensor]) -> None:
 
 
 def gather(x: Tensor) -> Tensor:
-    """[B, ...] of each process -> [G, ...] in the order of ranks, with gradient. B must be equal everywhere."""
+    """All-gather with gradient: [B, ...] of each process -> [G, ...] in the order of ranks. B must be equal on all processes."""
     return _Gather.apply(x) if world_size() > 1 else x
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum over processes, on every process, with gradient: the cotangents of all processes are summed too."""
+    """All-reduce (sum) with gradient: the cotangents of all processes are summed too."""
     return _Total.apply(x) if world_size() > 1 else x
 
 
 @torch.no_grad()
 def gather_detached(x: Tensor) -> Tensor:
-    """[B, ...] of each process -> [G, ...] in the order of ranks, without gradient."""
+    """All-gather without gradient: [B, ...] of each process -> [G, ...] in the order of ranks."""
     if world_size() == 1:
         return x.detach()
     parts = [torch.empty_like(x) for _ in range(world_size())]
@@ -77,7 +77,7 @@ def gather_detached(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def total_detached(x: Tensor) -> Tensor:
-    """The sum over processes, on every process, without gradient; `x` itself is left alone."""
+    """All-reduce (sum) without gradient; `x` itself is not changed."""
     x = x.detach().clone()
     if world_size() > 1:
         dist.all_reduce(x)
@@ -86,7 +86,7 @@ def total_detached(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather_uneven(x: Tensor) -> Tensor:
-    """Rows of all processes in the order of ranks, where each may have another number of them, without gradient."""
+    """All-gather without gradient where processes may have different numbers of rows; in the order of ranks."""
     if world_size() == 1:
         return x.detach()
     counts = gather_objects(len(x))
@@ -97,10 +97,10 @@ def gather_uneven(x: Tensor) -> Tensor:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """One small picklable value of each process, in the order of ranks. Travels between our own processes only.
+    """All-gather one small picklable value of each process, in the order of ranks. Pickles come from this run's processes only.
 
     Raises:
-        FailedElsewhere: a process failed within `attempt` and will not come here.
+        FailedElsewhere: a process failed within `attempt`, so it never joins this collective.
     """
     if world_size() == 1:
         return [value]
@@ -122,13 +122,13 @@ class FailedElsewhere(Exception):
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a process that failed hands over in place of its value."""
+    """Sent by a failed process in place of its value."""
 
     error: MmsslError
 
 
 def attempt(action: Callable[[], T]) -> T | MmsslError:
-    """Run `action` on every process and return its value; where it fails on one process, all return that error and none hangs.
+    """Run `action` on every process and return its value; if it fails on one process, all return that error and none hangs.
 
     The process that fails answers the next `gather_objects` of the others with its error. So `action` may use any collective,
     but work that can fail on one process alone must be followed by a `gather_objects` before a collective of tensors. Errors

@@ -1,4 +1,4 @@
-"""The encoder protocol, and the model that is left when training is over."""
+"""The encoder protocol, and the embedding model (encoders and heads) that training leaves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmssl.core.sample import TokenIds
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder says about B inputs.
+    """The output of an encoder for B inputs: pooled vector, tokens and hidden states.
 
     Attributes:
         pooled: [B, D], one vector a sample, before any head.
@@ -36,16 +36,16 @@ class Features:
 class Encoder(nn.Module, ABC):
     """One modality's network: raw views in, `Features` out.
 
-    The input is the raw view as the data floor makes it (uint8 pixels, token ids, waveforms): `prepare` turns it into what the
-    first layer sees, on the device, so that an encoder carries its own statistics and front-end wherever it goes.
+    The input is a raw view of the batch (uint8 pixels, token ids, waveforms). On the device, `prepare` turns it into the input of
+    the first layer, so normalisation statistics and front-end belong to the encoder.
 
     Attributes:
         width: D, the size of `pooled` and of each token.
         grid: shape of the token grid of a full-size input; None if there are no tokens.
         capabilities: subset of {"tokens", "mask_drop", "mask_replace"}: gives tokens; accepts `keep`; accepts `replace`.
-        token_ids: which ids it takes, of encoders of texts; None: it takes no ids.
-        trim: cuts off the end of a raw view [B, T] what has no influence on any of its rows. Called before the view is moved to
-            a device, where a look at its values would wait; None: views are taken as they are.
+        token_ids: token ids that a text encoder accepts; None: it takes no ids.
+        trim: cuts padding that influences no row off the end of a raw view [B, T]. Called before the view moves to a device,
+            because reading its values there would synchronise; None: views are not trimmed.
     """
 
     TOKENS: ClassVar[str] = "tokens"
@@ -76,17 +76,17 @@ class Encoder(nn.Module, ABC):
     ) -> Features:
         """Encode raw views.
 
-        `keep` and `replace` name tokens by their places among all T. An encoder that leaves tokens out by itself in training
-        (patch dropout, keep_tokens) does so in calls without them alone.
+        `keep` and `replace` name tokens by their positions among all T. An encoder that drops tokens itself in training (patch
+        dropout, keep_tokens) does so only in calls without them.
 
         Args:
             x: [B, ...] raw view; prepared inside.
             keep: [B, T_keep] int64, positions of the content tokens that are encoded; the others are dropped after the
                 position embedding, before the first block. Needs the capability "mask_drop".
-            replace: (mask [B, T] bool, value broadcastable to [B, T, D]): embedded content tokens under the mask give way to
-                the value before the position embedding is added. Needs the capability "mask_replace".
-            pooled_only: the caller reads `pooled` alone: an encoder may leave out all that only `tokens` need (the same `pooled`
-                but for rounding; `tokens` may then be None). Every encoder takes it; those that gain nothing ignore it.
+            replace: (mask [B, T] bool, value broadcastable to [B, T, D]): embedded content tokens under the mask are replaced
+                by the value before the position embedding is added. Needs the capability "mask_replace".
+            pooled_only: the caller reads only `pooled`: an encoder may skip work that only `tokens` need (the same `pooled` up to
+                rounding; `tokens` may be None). Every encoder accepts it; some ignore it.
         """
 
     @abstractmethod
@@ -96,14 +96,14 @@ class Encoder(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What the views of a modality are to an encoder, or what an encoder wants them to be. None: it does not apply.
+    """Size, duration, sample rate, channels and tokenizer of views, as made or as an encoder needs them. None: not applicable.
 
     Attributes:
         pixels: height and width of pictures.
         seconds: length of views that have one.
         rate: samples a second of sounds, in Hz.
         channels: of sounds, 1 or 2.
-        tokenizer: kind of the tokenizer that makes ids of sentences.
+        tokenizer: kind of the tokenizer that turns sentences into ids.
     """
 
     pixels: int | None = None
@@ -113,20 +113,20 @@ class InputSpec:
     tokenizer: str | None = None
 
     def misfits(self, wanted: InputSpec) -> dict[str, tuple[Any, Any]]:
-        """Key -> what it is and what is wanted, where both are stated and differ."""
+        """Key -> (actual, wanted) value, where both are stated and differ."""
         pairs = {key.name: (getattr(self, key.name), getattr(wanted, key.name)) for key in fields(self)}
         return {key: (got, want) for key, (got, want) in pairs.items() if None not in (got, want) and got != want}
 
 
 class EncoderConfig(Config):
-    """What every encoder's config has.
+    """Settings that all encoders share: initial weights, frozen or not, unlocked layers.
 
     Attributes:
         weights: file to start from (safetensors, or a `.pt` state dict, read without pickled code); None: from scratch.
-        place: what the names of this encoder's tensors begin with in that file, such as "encoders.image."; None: wherever they
-            fit, which must be one place.
+        place: prefix of this encoder's tensor names in that file, such as "encoders.image."; None: found by matching, which must
+            give one prefix.
         frozen: keep the whole encoder as it is: no gradient, evaluation mode (LiT's locked tower).
-        unlocked_layers: with `frozen`, how many of the last layer groups are trained all the same.
+        unlocked_layers: with `frozen`, number of last layer groups that are still trained.
     """
 
     weights: Path | None = None
@@ -135,12 +135,12 @@ class EncoderConfig(Config):
     unlocked_layers: int = 0
 
     def wants(self) -> InputSpec:
-        """What the views of its modality must be."""
+        """Size, rate and tokenizer that the views of its modality must have."""
         return InputSpec()
 
 
 def freeze(encoder: Encoder, unlocked_layers: int = 0) -> None:
-    """Take all parameters but those of the last `unlocked_layers` groups out of training.
+    """Freeze all parameters except those of the last `unlocked_layers` groups.
 
     Raises:
         ValueError: the encoder has fewer groups.
@@ -156,7 +156,7 @@ def freeze(encoder: Encoder, unlocked_layers: int = 0) -> None:
 
 
 class EmbeddingModel(nn.Module):
-    """Encoders and the heads that lead into a shared space: all that evaluators, embedding and export see of a trained model.
+    """Encoders and the heads that lead into a shared space: the part of a trained model that evaluators, embedding and export use.
 
     Args:
         encoders: modality -> encoder.
@@ -170,11 +170,11 @@ class EmbeddingModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def require(self, modality: str, *, shared_space: bool) -> None:
-        """Say what is missing before work begins.
+        """Raise an error if the encoder or head of a modality is missing, before work begins.
 
         Raises:
             ValueError: no encoder for the modality, or no head into a shared space where one is asked for.
@@ -188,7 +188,7 @@ class EmbeddingModel(nn.Module):
             )
 
     def features(self, modality: str, x: Tensor) -> Tensor:
-        """Pooled encoder features [B, D] of raw views [B, ...], float32, before any head: what linear probes see.
+        """Pooled encoder features [B, D] of raw views [B, ...], float32, before any head: the input of linear probes.
 
         Views may be on the CPU: they are trimmed where the encoder allows it, and moved.
         """

@@ -1,4 +1,4 @@
-"""Errors for people: each says what it got, what it wanted, where, and what to do. The class decides the exit code."""
+"""Errors that users see: got, wanted, where, and what to do. The class decides the exit code."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 class MmsslError(Exception):
-    """Base of every error that a user can cause or cure. Shown as one message, without a traceback.
+    """Base of all errors that a user can fix; shown as one message, without a traceback.
 
-    Travels between processes whole, whatever arguments the constructor of a subclass takes.
+    Pickles completely between processes, also for subclasses with other constructor arguments.
     """
 
     exit_code = 1
@@ -21,19 +21,19 @@ class MmsslError(Exception):
 
 
 class RecipeError(MmsslError):
-    """A recipe, an override or a command line that cannot mean anything."""
+    """An invalid recipe, override or command line."""
 
     exit_code = 2
 
 
 class DataError(MmsslError):
-    """Shards or samples that are missing, damaged or not what the recipe says."""
+    """Shards or samples that are missing, damaged or different from the recipe."""
 
     exit_code = 3
 
 
 class Stopped(DataError):
-    """Data that was waited for and given up, because the run was told to stop."""
+    """Waiting for data was given up because a signal stopped the run."""
 
 
 class CheckpointError(MmsslError):
@@ -43,13 +43,13 @@ class CheckpointError(MmsslError):
 
 
 class NumericError(MmsslError):
-    """Numbers that stopped being finite and did not recover."""
+    """Losses, gradients or weights that stay NaN or infinite."""
 
     exit_code = 5
 
 
 class Interrupted(MmsslError):
-    """The run was stopped by a signal; the message goes on with when, and what is saved. The exit code is 128 + the signal's."""
+    """A signal stopped the run; the message says when, and what is saved. The exit code is 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name} {message}")
@@ -57,7 +57,7 @@ class Interrupted(MmsslError):
 
 
 def for_people(error: Exception) -> MmsslError:
-    """The error as one that is shown without a traceback. A ValueError of ours says what to do; others are named by their class."""
+    """Convert an exception to an `MmsslError`, shown without a traceback. Errors other than ValueError are named by class."""
     if isinstance(error, MmsslError):
         return error
     if isinstance(error, ValueError):

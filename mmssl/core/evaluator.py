@@ -14,13 +14,13 @@ Score = float | int | str | None
 
 
 class Evaluator(ABC):
-    """Measures a model on shards of its own; knows nothing of how the model was trained.
+    """Measures a model on evaluation shards, independently of how the model was trained.
 
     `evaluate` runs on every process, each on its share of the samples, and all processes yield the same scores: those of one
     process on all samples.
 
     Attributes:
-        headlines: the few metrics that a console shows; all go to the files. Empty: all are shown.
+        headlines: metrics shown on the console; files hold all. Empty: all are shown.
     """
 
     headlines: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class Evaluator(ABC):
         """
 
     def close(self) -> None:  # noqa: B027 - most have nothing to release
-        """Release what is kept between runs, such as open shards and worker processes; another run starts them again.
+        """Close open shards and worker processes kept between runs; another run starts them again.
 
         Whoever builds an evaluator closes it, or uses it as a context manager.
         """
@@ -50,7 +50,7 @@ class Evaluator(ABC):
 
 
 def evaluation_error(failures: Mapping[str, MmsslError]) -> MmsslError:
-    """One error for evaluators that failed beside others that did not, of the class (and exit code) of the first.
+    """Join the errors of failed evaluators into one, of the class (and exit code) of the first.
 
     Args:
         failures: name of an evaluator -> its error; at least one.

@@ -33,7 +33,7 @@ class Reduction(IntEnum):
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where in the run a step stands, and the encoders, which objectives share and therefore do not own.
+    """State of one training step that objectives read: step number, run length, and the shared encoders.
 
     Attributes:
         encoders: modality -> encoder.
@@ -59,8 +59,8 @@ class LossOutput:
 
     Attributes:
         terms: name -> [].
-        measure: makes the metrics. It holds no graph, and no parameter, because it is called after the update if at all: most
-            steps are not logged.
+        measure: computes the metrics on demand: most steps are not logged. Called after the update, so it holds neither graph nor
+            parameter.
     """
 
     terms: Mapping[str, Tensor]
@@ -80,11 +80,11 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class Headline:
-    """The few figures of a step for people to watch while a run trains; all others are only recorded.
+    """The few figures of a step that the console shows; the rest goes to the log file only.
 
     Attributes:
-        chance: the loss of guessing, beside which the loss is to be read; None: it is not known.
-        figures: what a figure is called -> its value, in the order in which they are shown.
+        chance: the loss of random guessing, for comparison; None: unknown.
+        figures: label -> value, in display order.
     """
 
     chance: float | None = None
@@ -92,7 +92,7 @@ class Headline:
 
 
 class Objective(nn.Module, ABC):
-    """What is learned: heads, teachers, queues, centres and temperatures as parameters and persistent buffers, and two functions.
+    """A training objective in two functions, with heads, teachers, queues, centres and temperatures as parameters and buffers.
 
     `encode` works on each sample alone (dimension 0 of all latents is the sample), on this process alone: running it in
     micro-batches and joining the results changes nothing. `criterion` couples samples and processes, in float32 with autocast
@@ -106,7 +106,7 @@ class Objective(nn.Module, ABC):
         """Views that `encode` reads: modality -> kind -> count."""
 
     def requires(self) -> Mapping[str, frozenset[str]]:
-        """Encoder capabilities that this objective cannot do without: modality -> capabilities. Checked at build."""
+        """Encoder capabilities that this objective requires: modality -> capabilities. Checked at build."""
         return {}
 
     def heads(self) -> Mapping[str, nn.Module]:
@@ -114,19 +114,19 @@ class Objective(nn.Module, ABC):
         return {}
 
     def check_views(self, batch: Batch, ctx: StepContext) -> None:
-        """Refuse views that do not fit the encoders: called before a run with one blank sample that has all of `needs`.
+        """Refuse views that do not fit the encoders: called once before a run, with a blank sample that has all of `needs`.
 
         Raises:
             ValueError: says which view, and what it should be.
         """
 
     def logit_scales(self) -> Mapping[tuple[str, str], Tensor]:
-        """Pair of modalities -> [], what their cosines are multiplied with in the loss, 1 / temperature; empty where none are."""
+        """Pair of modalities -> logit scale [] of their cosines in the loss (1 / temperature); empty if there is none."""
         return {}
 
     @abstractmethod
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
-        """Encoders, heads, targets: sample by sample."""
+        """Compute latents (encoders, heads, targets), each sample independently."""
 
     @abstractmethod
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
@@ -137,13 +137,13 @@ class Objective(nn.Module, ABC):
         return Headline()
 
     def before_update(self, ctx: StepContext) -> None:
-        """Gradients are final and not yet clipped: cancel or scale some."""
+        """Hook: gradients are final and not yet clipped; cancel or scale some here."""
 
     def after_update(self, latents: Latents, ctx: StepContext) -> None:
-        """The optimizer has stepped: clamp temperatures, move teachers, fill queues. Latents come detached."""
+        """Hook: the optimizer has stepped; clamp temperatures, update teachers, fill queues here. Latents are detached."""
 
     def refresh(self, batches: Iterable[Batch], ctx: StepContext) -> None:
-        """See the whole data set now and then (clustering)."""
+        """Hook: pass over the whole data set at intervals (clustering)."""
 
 
 def check_capabilities(objective: Objective, encoders: Mapping[str, Encoder]) -> None:
@@ -166,14 +166,14 @@ def check_capabilities(objective: Objective, encoders: Mapping[str, Encoder]) ->
 
 
 class Learner(nn.Module):
-    """Encoders and objective as one module: the thing that is wrapped (DDP, FSDP, compile), optimised and saved.
+    """Encoders and objective as one nn.Module: wrapped (DDP, FSDP, compile), optimised and saved together.
 
     Encoders are here and not inside the objective because several objectives may share them (SLIP), and a shared tensor must
     have one name in a checkpoint.
 
     Attributes:
-        adapt: changes a batch as its 0-based step wants it, on the device, before it is encoded; None: batches stay as they are.
-        stand_ins: modality -> what objectives see in the place of that encoder for now; not part of the learner's state.
+        adapt: changes a batch for its 0-based step, on the device, before encoding; None: batches are unchanged.
+        stand_ins: modality -> module that temporarily replaces that encoder for objectives; not part of the state dict.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder], objective: Objective) -> None:
@@ -185,7 +185,7 @@ class Learner(nn.Module):
         self.stand_ins: Mapping[str, Encoder] = {}
 
     def context(self, step: int = 0, total_steps: int = 1) -> StepContext:
-        """The context of one step with this learner's encoders, or what stands in for them."""
+        """The `StepContext` of one step, with this learner's encoders or their `stand_ins`."""
         return StepContext({**dict(self.encoders.items()), **self.stand_ins}, step, total_steps)  # type: ignore[arg-type]
 
     def frozen(self) -> dict[str, Encoder]:
@@ -199,10 +199,10 @@ class Learner(nn.Module):
     def forward(
         self, batch: Batch, step: int = 0, total_steps: int = 1, *, encode_only: bool = False
     ) -> tuple[LossOutput | None, Latents]:
-        """Both halves on one batch; with `encode_only` the first alone, and None in place of the loss.
+        """Run `encode` and `criterion` on one batch; with `encode_only` return latents and None as the loss.
 
-        `criterion` runs in float32, whatever the autocast around. Wrappers for data parallelism see this method only, so all
-        that they have to prepare and average has to pass through it.
+        `criterion` runs in float32, whatever the autocast around. Wrappers for data parallelism see this method only, so every
+        parameter that they average must be used through it.
         """
         ctx = self.context(step, total_steps)
         if self.adapt is not None:
@@ -211,7 +211,7 @@ class Learner(nn.Module):
         return None if encode_only else self.criterion(latents, ctx), latents
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
-        """The second half alone, in float32 with autocast off."""
+        """Run `criterion` alone, in float32 with autocast off."""
         device = next(self.parameters()).device.type
         with torch.autocast(device, enabled=False):
             exact = {
@@ -221,7 +221,7 @@ class Learner(nn.Module):
             return self.objective.criterion(exact, ctx)
 
     def train(self, mode: bool = True) -> Learner:
-        """As usual, but encoders without a trainable parameter stay in evaluation mode: their statistics must not move."""
+        """Set training mode; frozen encoders stay in evaluation mode, so their running statistics do not change."""
         super().train(mode)
         for encoder in self.frozen().values():
             encoder.eval()

@@ -25,8 +25,7 @@ class Plugin(NamedTuple):
 
     Attributes:
         group, name: of the entry point. distribution: the installed package that brings it, with its version.
-        config: the class; None: it cannot be used.
-        fault: why not.
+        config: the class; None: unusable, `fault` says why.
     """
 
     group: str
@@ -83,12 +82,14 @@ def _load(point: EntryPoint, base: type[Config], taken: dict[str | None, str]) -
     if not (isinstance(config, type) and issubclass(config, base)):
         return refused(f"got {point.value}, wanted a subclass of {base.__module__}.{base.__qualname__}")
     if not Config.model_config.items() <= config.model_config.items():
-        return refused(f"{point.value} loosens `model_config`, so its mistakes would go unnoticed: take that out")
+        return refused(
+            f"{point.value} loosens `model_config`, so mistakes in recipes would pass unnoticed: remove that setting"
+        )
     kind = kind_of(config)
     if kind is None:
         return refused(
             f'{point.value} has no kind: wanted a field such as kind: Literal["{point.name}"] = "{point.name}"'
         )
     if kind in taken:
-        return refused(f"kind {kind!r} of {point.value} is taken by {taken[kind]}: give it another")
+        return refused(f"kind {kind!r} of {point.value} is taken by {taken[kind]}: choose another kind")
     return Plugin(point.group, point.name, distribution, config)

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a sample lies: its identity is (source, shard, ordinal), never its key, which may repeat."""
+    """Location of a sample in its shards: its identity is (source, shard, ordinal), never its key, which may repeat."""
 
     source: str
     shard: str
@@ -22,9 +22,9 @@ class Origin:
 
 @dataclass(frozen=True)
 class Sample:
-    """A decoded sample: `values[modality]` is whatever that modality decodes to; absent modalities have no entry.
+    """A decoded sample: `values[modality]` is the decoded value; absent modalities have no entry.
 
-    `record` tells what synchronized augmentation did to it: one entry an operation, plain JSON data.
+    `record` holds the drawn parameters of synchronized augmentation: one entry an operation, plain JSON data.
     """
 
     key: str
@@ -36,7 +36,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TokenIds:
-    """Token ids of texts [B, T], as a tokenizer makes them, or an encoder takes them.
+    """Range of token ids [B, T] that a tokenizer makes or an encoder accepts.
 
     Attributes:
         context_length: largest T; None: any.
@@ -49,7 +49,7 @@ class TokenIds:
 
 @dataclass(frozen=True)
 class Fault:
-    """A sample that could not be used as it is, why, and which sample took its place (None: none did)."""
+    """An unusable sample, the reason, and the sample that replaced it (None: none did)."""
 
     key: str
     origin: Origin
@@ -65,7 +65,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn from one source of several.
+    """Samples drawn so far from one data source of a mixture.
 
     Attributes:
         samples: draws. share: of all draws. passes: through the whole source.

@@ -1,4 +1,4 @@
-"""Randomness as a pure function: every draw of a run is keyed by what it is for, so nothing has to be stored to resume it."""
+"""Random seeds as a pure function of (seed, purpose, step): a resumed run needs no stored random state."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from numpy.random.bit_generator import ISeedSequence
 
 
 def fold(*parts: int | str) -> int:
-    """A 63-bit key made from its parts; stable over machines, versions and processes (unlike `hash`)."""
+    """Hash parts into a 63-bit seed; stable over machines, versions and processes (unlike `hash`)."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def generator(*parts: int | str) -> np.random.Generator:
-    """A counter-based generator (Philox) for the given key parts, for draws on the data side."""
+    """A numpy generator (counter-based Philox), seeded by the given parts, for data loading."""
     return np.random.Generator(np.random.Philox(_Key(fold(*parts))))  # type: ignore[arg-type]
 
 
 class _Key(ISeedSequence):
-    """A Philox key as it is. `Philox(key=...)` makes the same generator, but asks the system for entropy that it then drops."""
+    """A Philox key without hashing. `Philox(key=...)` makes the same generator, but draws unused entropy from the system."""
 
     def __init__(self, key: int) -> None:
         self.key = key
@@ -37,7 +37,7 @@ class _Key(ISeedSequence):
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Seed what initial weights are drawn from (torch on the CPU, numpy, Python) for the block; then put all back as it was."""
+    """Seed torch (CPU), numpy and Python inside the block, for initial weights; then restore their states."""
     key = fold(*parts)
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(key)  # `torch.manual_seed` would seed the generators of all devices for good
@@ -60,6 +60,6 @@ def seed_step(seed: int, step: int, *place: int) -> None:
     Args:
         seed: of the run.
         step: 0-based optimizer step.
-        place: the rank, and after it the number of the micro-batch where each has a stream of its own.
+        place: the rank, followed by the micro-batch number where each micro-batch has a separate random stream.
     """
     torch.manual_seed(fold(seed, "step", step, *place))

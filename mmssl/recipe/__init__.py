@@ -1,1 +1,1 @@
-"""Floor 4: one YAML file becomes a run. Strict reading, cross-field rules, and the objects built from it."""
+"""Floor 4: one YAML file becomes a run. Strict validation, cross-field checks, and the objects built from it."""

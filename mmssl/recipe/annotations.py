@@ -1,4 +1,4 @@
-"""Types of config fields in words: what a key takes, what is allowed, and the configs that a mapping may be."""
+"""Type annotations of config fields as text (type, allowed values), and the configs of a union."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Option:
     """One of the types that a key takes.
 
     Attributes:
-        one, many: the noun, as "integer" and "integers".
-        allowed: what is allowed of it, as "at least 1"; empty: everything.
-        phrase: both in one, with an article where the language wants one.
+        one, many: the type's noun, as "integer" and "integers".
+        allowed: constraint, as "at least 1"; empty: everything.
+        phrase: type and constraint in one, with an article if needed.
     """
 
     one: str
@@ -43,7 +43,7 @@ def field_annotation(field: FieldInfo) -> Any:
 
 
 def options(annotation: Any) -> list[Any]:
-    """The types of a union, or the only one, each with the constraints around it."""
+    """The member types of a union, or the single type, each with its outer constraints."""
     inner, constraints = unwrapped(annotation)
     if get_origin(inner) in (Union, types.UnionType):
         found = [option for one in get_args(inner) for option in options(one)]
@@ -52,7 +52,7 @@ def options(annotation: Any) -> list[Any]:
 
 
 def unwrapped(annotation: Any) -> tuple[Any, list[Any]]:
-    """A type without `Annotated`, and all constraints that stood around it."""
+    """A type without `Annotated`, and the constraints from it."""
     if get_origin(annotation) is not Annotated:
         return annotation, []
     inner, *outer = get_args(annotation)
@@ -61,42 +61,42 @@ def unwrapped(annotation: Any) -> tuple[Any, list[Any]]:
     return bare, [*constraints, *metadata]
 
 
-def configs(annotation: Any) -> list[type[BaseModel]]:
-    """The configs of a union, or the only one."""
+def configs_of(annotation: Any) -> list[type[BaseModel]]:
+    """The config classes of a union, or the single one."""
     inner = [unwrapped(option)[0] for option in options(annotation)]
     return [one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)]
 
 
-def items(annotation: Any) -> list[Any]:
-    """The types of what lists and mappings hold, of those that the key takes."""
-    return [*entries(annotation), *values(annotation)]
+def item_types(annotation: Any) -> list[Any]:
+    """Element types of the lists and mappings that a key takes."""
+    return [*list_types(annotation), *mapping_types(annotation)]
 
 
-def entries(annotation: Any) -> list[Any]:
-    """The types of what lists hold."""
+def list_types(annotation: Any) -> list[Any]:
+    """Element types of the lists that a key takes."""
     bare = [unwrapped(option)[0] for option in options(annotation)]
     return [get_args(one)[0] for one in bare if get_origin(one) in (list, tuple)]
 
 
-def values(annotation: Any) -> list[Any]:
-    """The types of what mappings of names hold."""
+def mapping_types(annotation: Any) -> list[Any]:
+    """Value types of the mappings that a key takes."""
     bare = [unwrapped(option)[0] for option in options(annotation)]
     return [get_args(one)[1] for one in bare if get_origin(one) is dict]
 
 
 def kinds_of(config: type[BaseModel]) -> tuple[str, ...]:
-    """The values of `kind` by which documents choose a config; empty if it has none."""
+    """The values of `kind` that select a config; empty if it has none."""
     field = config.model_fields.get("kind")
     return get_args(field.annotation) if field is not None else ()
 
 
 def type_in_words(annotation: Any) -> str:
-    """The noun alone, as "integer or null"."""
+    """The type as text, as "integer or null"."""
     return " or ".join(dict.fromkeys(option.one for option in _in_words(annotation)))
 
 
 def allowed_in_words(annotation: Any) -> str:
-    """What is allowed, as "at least 1", "'a' or 'b'", "kind 'a' or 'b'"; empty: everything of the type."""
+    """Allowed values as text, as "at least 1", "'a' or 'b'", "kind 'a' or 'b'"; empty: all values of the type."""
     return "; ".join(dict.fromkeys(option.allowed for option in _in_words(annotation) if option.allowed))
 
 
@@ -106,8 +106,8 @@ def wanted(annotation: Any) -> str:
 
 
 def _in_words(annotation: Any) -> Iterator[Option]:
-    """The options of a type; configs of one union are one."""
-    mappings = configs(annotation)
+    """The options of a type as text; all configs of a union count as one."""
+    mappings = configs_of(annotation)
     if mappings:
         yield _config_in_words(mappings)
     for option in options(annotation):
@@ -140,7 +140,7 @@ def _option(inner: Any, constraints: Sequence[Any]) -> Option:
 
 
 def _container(inner: Any, constraints: Sequence[Any]) -> Option:
-    inside = list(_in_words(items(inner)[0]))
+    inside = list(_in_words(item_types(inner)[0]))
     many = " or ".join(dict.fromkeys(option.many for option in inside))
     allowed = "; ".join(filter(None, [*(option.allowed for option in inside), _lengths(constraints)]))
     if get_origin(inner) is dict:
@@ -155,7 +155,7 @@ def _container(inner: Any, constraints: Sequence[Any]) -> Option:
 
 
 def _limits(constraints: Sequence[Any]) -> str:
-    """Bounds of a number. Of several lower, or upper, ones the narrowest counts."""
+    """Bounds of a number; of several, the narrowest."""
     lower: list[tuple[Any, str]] = [(one.ge, f"at least {one.ge}") for one in constraints if isinstance(one, Ge)]
     lower += [(one.gt, f"above {one.gt}") for one in constraints if isinstance(one, Gt)]
     upper: list[tuple[Any, str]] = [(one.le, f"at most {one.le}") for one in constraints if isinstance(one, Le)]
@@ -176,7 +176,7 @@ def _lengths(constraints: Sequence[Any]) -> str:
 
 
 def _choice(words: Sequence[Any]) -> str:
-    """As pydantic writes it: 'a', 'b' or 'c'."""
+    """Join names as pydantic does: 'a', 'b' or 'c'."""
     *first, last = map(repr, words)
     return f"{', '.join(first)} or {last}" if first else last
 

@@ -1,4 +1,4 @@
-"""Contradictions between parts of a recipe that are each right alone: those of its keys, and those of the built objects."""
+"""Cross-field checks of a recipe: contradictions between keys, and between the built objects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HINTS = {
     "rate": ": at another rate the filters of its front-end stand at wrong frequencies",
     "channels": ": set channels: stereo, or channel: mean in its front-end",
 }
-"""What to do where a modality and its encoder differ in a key."""
+"""Advice for a key in which a modality and its encoder differ."""
 
 
 def check_keys(
@@ -32,7 +32,7 @@ def check_keys(
     encoders: Mapping[str, EncoderConfig],
     resolution: Mapping[str, Sequence[ResolutionStage]],
 ) -> None:
-    """Refuse encoders and stages of resolution that do not go with the modalities.
+    """Raise an error for encoders and resolution stages that do not match the modalities.
 
     Raises:
         ValueError: with every mistake, one a line.
@@ -48,11 +48,11 @@ def check_parts(
     learner: Learner,
     modalities: Mapping[str, Modality],
 ) -> None:
-    """Refuse parts that do not fit the objective or each other, or that would have no effect.
+    """Raise an error for parts that do not fit the objective or each other, or have no effect.
 
     Args:
         data: how samples are read and augmented.
-        configs: of the modalities, by name.
+        configs: modality configs, by name.
         learner: encoders and objective, built.
         modalities: built from `configs`.
 
@@ -72,7 +72,7 @@ def check_parts(
 
 
 def _strangers(modalities: Mapping[str, ModalityConfig], encoders: Mapping[str, EncoderConfig]) -> Iterator[str]:
-    """Encoders without a modality."""
+    """Errors of encoders without a modality."""
     for name in sorted(encoders.keys() - modalities.keys()):
         yield (
             f"encoders.{name} has no modality of that name{did_you_mean(name, modalities)}; "
@@ -81,7 +81,7 @@ def _strangers(modalities: Mapping[str, ModalityConfig], encoders: Mapping[str, 
 
 
 def _inputs(modalities: Mapping[str, ModalityConfig], encoders: Mapping[str, EncoderConfig]) -> Iterator[str]:
-    """Modalities whose views are not what their encoder wants."""
+    """Errors of modalities whose views do not match their encoder's input."""
     for name in (name for name in encoders if name in modalities):
         for key, (got, wanted) in modalities[name].input_spec().misfits(encoders[name].wants()).items():
             yield f"modalities.{name}.{key}: got {got}, and encoders.{name} takes {wanted}{HINTS.get(key, '')}"
@@ -90,7 +90,7 @@ def _inputs(modalities: Mapping[str, ModalityConfig], encoders: Mapping[str, Enc
 def _stages(
     modalities: Mapping[str, ModalityConfig], resolution: Mapping[str, Sequence[ResolutionStage]]
 ) -> Iterator[str]:
-    """Stages of resolution above the size of the pictures."""
+    """Errors of resolution stages above the size of the pictures."""
     for name, stages in resolution.items():
         pixels = modalities[name].input_spec().pixels if name in modalities else None
         largest = max(stage.size for stage in stages)
@@ -108,7 +108,7 @@ def _views(
     needs: Needs,
     modalities: Mapping[str, Modality],
 ) -> Iterator[str]:
-    """Views that are missing, and views, encoders and operations without effect."""
+    """Errors of missing views, and of views and encoders without effect."""
     used = {name: modalities[name] for name in needs}
     yield from (f"data.synchronized: {mistake}" for mistake in mistakes(data.synchronized, used))
     for name in sorted(set(encoders) - needs.keys()):
@@ -126,7 +126,7 @@ def _views(
 
 
 def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
-    """Show the objective one blank sample, so that views which do not fit the encoders are refused before the first step.
+    """Run `check_views` of the objective on one blank sample, so that misfits show before the first step.
 
     Raises:
         RecipeError: they do not fit.
@@ -143,7 +143,7 @@ def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
 
 
 def _tokens(encoders: Mapping[str, Encoder], modalities: Mapping[str, Modality]) -> Iterator[str]:
-    """Tokenizers whose texts are too long for the encoder of their modality, or whose ids it does not have."""
+    """Errors of tokenizers that exceed the context length or vocabulary of their encoder."""
     for name, encoder in encoders.items():
         made, taken = modalities[name].token_ids, encoder.token_ids
         if made is None or taken is None:
@@ -162,7 +162,7 @@ def _tokens(encoders: Mapping[str, Encoder], modalities: Mapping[str, Modality])
 
 
 def _mirrors(data: DataConfig, modalities: Mapping[str, ModalityConfig], objective: Objective) -> Iterator[str]:
-    """Views that are mirrored alone, and compared with modalities that were mirrored together with them."""
+    """Errors of views with an independent flip beside the synchronized flip."""
     flips = [one for one in data.synchronized if isinstance(one, Flip) and one.probability > 0]
     if not flips:
         return
@@ -185,7 +185,7 @@ def _mirrors(data: DataConfig, modalities: Mapping[str, ModalityConfig], objecti
 def _windows(
     data: DataConfig, configs: Mapping[str, ModalityConfig], objective: Objective, modalities: Mapping[str, Modality]
 ) -> Iterator[str]:
-    """Views of another length than the window that is cut of all modalities."""
+    """Errors of views longer or shorter than the synchronized time_crop."""
     seconds = {name: config.input_spec().seconds for name, config in configs.items()}
     crop = next((one for one in data.synchronized if isinstance(one, TimeCrop)), None)
     if crop is not None:
@@ -194,7 +194,7 @@ def _windows(
 
 
 def _short_windows(crop: TimeCrop, seconds: Mapping[str, float | None], objective: Objective) -> Iterator[str]:
-    """Views that are longer than what is decoded for them."""
+    """Errors of views longer than the synchronized time_crop, which would be padded."""
     for name in sorted(objective.needs()):
         if (seconds[name] or 0.0) > crop.seconds:
             yield (
@@ -206,7 +206,7 @@ def _short_windows(crop: TimeCrop, seconds: Mapping[str, float | None], objectiv
 def _windows_apart(
     crop: TimeCrop, seconds: Mapping[str, float | None], objective: Objective, modalities: Mapping[str, Modality]
 ) -> Iterator[str]:
-    """Views that are compared, and that each take another part of what was cut alike."""
+    """Errors of compared views that crop the synchronized window to different moments."""
     for one in objective.modules():
         if not isinstance(one, ClipObjective):
             continue
@@ -220,13 +220,13 @@ def _windows_apart(
         if len(parts) > 1:
             got = ", ".join(f"modalities.{name}.seconds {length:g}" for name, length in parts.items())
             yield (
-                f"{got}: each view would take a part of its own of the {crop.seconds:g} s that time_crop of data.synchronized cuts "
-                "alike, and what is seen and heard would not be of one moment: set all of them to one length"
+                f"{got}: each view would crop its own part of the {crop.seconds:g} s that time_crop of data.synchronized cuts, "
+                "so the views would show different moments: set all of them to one length"
             )
 
 
 def _absences(data: DataConfig, objective: Objective) -> Iterator[str]:
-    """Objectives that use every sample of a batch, of modalities that samples may lack."""
+    """Errors of objectives that need every sample to have a modality which samples may lack."""
     dropped = {
         name: f"data.synchronized[{number}].modalities"
         for number, one in enumerate(data.synchronized)
@@ -242,6 +242,6 @@ def _absences(data: DataConfig, objective: Objective) -> Iterator[str]:
         for name, cause in causes:
             if name in part.needs():
                 yield (
-                    f"{cause}: got {name!r}, and {where} ({type(part).__name__}) needs it of every sample of a batch: take it out "
-                    "of there, or take the objective 'clip', which aligns what is there"
+                    f"{cause}: got {name!r}, and {where} ({type(part).__name__}) needs it of every sample of a batch: remove it "
+                    "there, or use the objective 'clip', which aligns what is there"
                 )

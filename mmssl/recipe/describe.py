@@ -1,4 +1,4 @@
-"""Every key of a recipe in words: type, default, what is allowed, and the sentence of its config's docstring."""
+"""Describe recipe keys: type, default, allowed values, and the sentence of the config's docstring."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pydantic.fields import FieldInfo
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.recipe.annotations import (
     allowed_in_words,
-    configs,
-    entries,
+    configs_of,
     field_annotation,
-    items,
+    item_types,
     kinds_of,
+    list_types,
+    mapping_types,
     type_in_words,
-    values,
 )
 from mmssl.recipe.flat import document_keys, flat_fields
 
@@ -31,12 +31,12 @@ REQUIRED = "required"
 
 @dataclass(frozen=True)
 class Key:
-    """One key, or what stands at a path.
+    """Description of one key of a recipe.
 
     Attributes:
         path: key path; `*` for a name that a recipe chooses.
-        kinds: of the configs that have it, where the path leaves that open.
-        type, default, allowed, sentence: in words; `default` is YAML, or "required", or empty where there is no key.
+        kinds: kinds of the configs with this key, if the path matches several.
+        type, default, allowed, sentence: as text; `default` is YAML, "required", or empty if the path is no key.
         inside: keys below it.
     """
 
@@ -50,16 +50,16 @@ class Key:
 
 
 def registered(root: type[BaseModel]) -> list[type[BaseModel]]:
-    """A config and all configs that its fields may hold, each once, in the order of documents."""
+    """A config and all configs nested in its fields, each once, in document order."""
     found: dict[type[BaseModel], None] = {}
 
     def visit(annotation: Any) -> None:
-        for config in configs(annotation):
+        for config in configs_of(annotation):
             if config not in found:
                 found[config] = None
                 for field in config.model_fields.values():
                     visit(field_annotation(field))
-        for item in items(annotation):
+        for item in item_types(annotation):
             visit(item)
 
     visit(root)
@@ -67,13 +67,13 @@ def registered(root: type[BaseModel]) -> list[type[BaseModel]]:
 
 
 def sentence(config: type[BaseModel], key: str) -> str:
-    """What the `Attributes:` section of a config's docstring, or of one of its bases, says of a key; empty: nothing."""
+    """The text for a key in the `Attributes:` section of a config's docstring or its bases'; empty if missing."""
     said = next((text for base in config.__mro__ if (text := _attributes(base).get(key))), "")
     return re.sub(r"\bNone\b", "null", said)  # as a recipe writes it
 
 
 def summary(config: type[BaseModel]) -> str:
-    """First paragraph of a config's docstring, without the class that it is for."""
+    """First paragraph of a config's docstring, without "see ClassName"."""
     return re.sub(r"; see `\w+`", "", " ".join((inspect.getdoc(config) or "").split("\n\n")[0].split()))
 
 
@@ -95,7 +95,7 @@ def _attributes(config: type[Any]) -> dict[str, str]:
 
 
 def default_in_yaml(field: FieldInfo) -> str:
-    """The default as a recipe would write it, in one line; "required" if there is none."""
+    """The default as YAML, in one line; "required" if there is none."""
     if field.is_required():
         return REQUIRED
     value = field.get_default(call_default_factory=True, validated_data={})
@@ -113,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Place:
-    """What stands at a path: a type, and the field that has it."""
+    """A key path with its type and field."""
 
     path: str
     annotation: Any
@@ -122,23 +122,23 @@ class Place:
     kinds: tuple[str, ...] = ()
 
     def below(self, segment: str) -> list[Place]:
-        """What a segment of a key path names here: a key, a kind, a name that a recipe chooses, or a place in a list."""
+        """The places that a path segment names here: a key, a kind, a user-chosen name, or a list index."""
         if found := list(self._keys(segment)):
             return found
         if found := self._chosen(segment):
             return [replace(one, path=self._joined(segment)) for one in found]
-        if entry := [replace(self, annotation=one) for one in entries(self.annotation)]:
+        if entry := [replace(self, annotation=one) for one in list_types(self.annotation)]:
             if segment.isdigit() or segment == "*":
                 return [replace(one, path=self._joined(segment)) for one in entry]
             return [place for one in entry for place in one.below(segment)]
-        named = [Place(self._joined(segment), one, kinds=self.kinds) for one in values(self.annotation)]
+        named = [Place(self._joined(segment), one, kinds=self.kinds) for one in mapping_types(self.annotation)]
         return [place for one in named for place in one._chosen(segment) or [one]]
 
     def _chosen(self, kind: str) -> list[Place]:
-        return [replace(self, annotation=one) for one in configs(self.annotation) if kind in kinds_of(one)]
+        return [replace(self, annotation=one) for one in configs_of(self.annotation) if kind in kinds_of(one)]
 
     def _keys(self, segment: str) -> Iterator[Place]:
-        models = configs(self.annotation)
+        models = configs_of(self.annotation)
         for config in models:
             kinds = (*self.kinds, *kinds_of(config)) if len(models) > 1 else self.kinds
             for name, field in document_keys(config).items():
@@ -147,16 +147,16 @@ class Place:
                     yield Place(self._joined(name), field_annotation(field), owner, field, kinds)
 
     def names(self) -> list[str]:
-        """Keys and kinds that may follow here."""
-        inside = [one for item in items(self.annotation) for one in configs(item)]
-        models = [*configs(self.annotation), *inside]
+        """Keys and kinds allowed as the next segment."""
+        inside = [one for item in item_types(self.annotation) for one in configs_of(item)]
+        models = [*configs_of(self.annotation), *inside]
         keys = [name for one in models for name in document_keys(one) if name != "kind"]
         return list(dict.fromkeys([*keys, *(kind for one in models for kind in kinds_of(one))]))
 
     def key(self) -> Key:
-        """This place in words."""
+        """The description of this place."""
         name = self.path.rpartition(".")[2]
-        models = configs(self.annotation)
+        models = configs_of(self.annotation)
         said = sentence(self.owner, name) if self.owner is not None else ""
         if not said and len(models) == 1:
             said = summary(models[0])
@@ -174,16 +174,16 @@ class Place:
         return f"{self.path}.{segment}" if self.path else segment
 
 
-def find(root: type[BaseModel], path: str) -> list[Key]:
-    """What stands at a key path, once for each description that differs.
+def describe_path(root: type[BaseModel], path: str) -> list[Key]:
+    """Describe a key path: one `Key` for each distinct description.
 
     Args:
-        root: what the path begins in.
-        path: as "optimizer.lr", "modalities.image.views.crop.scale", "encoders.*.patch_size" or "encoders.vit.width": a name that
-            recipes choose may be any name, `*`, or a kind, which then is the one that is meant; keys may be patterns.
+        root: config in which the path starts.
+        path: as "optimizer.lr", "modalities.image.views.crop.scale", "encoders.*.patch_size" or "encoders.vit.width": a
+            user-chosen name may be any name, `*`, or a kind, which selects that config; keys may be patterns.
 
     Raises:
-        RecipeError: there is no such key; says what is allowed where the path leaves the recipe.
+        RecipeError: unknown key; lists the keys allowed at that point.
     """
     places = [Place("", root)]
     for segment in path.split("."):

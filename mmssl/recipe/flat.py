@@ -1,7 +1,7 @@
-"""Flat documents of nested configs: a field that is marked FLAT has its keys beside those of the config that holds it.
+"""Flatten nested configs in YAML: keys of a field marked FLAT are on the level of the config that holds it.
 
-Pydantic has no such fields, and a validator that groups keys would lose its strict mode for JSON, in which lists are tuples and
-text is a path: so keys are grouped before pydantic reads them.
+Pydantic has no such fields, and a validator that nests keys would lose pydantic's strict JSON mode (lists as tuples, text as
+paths): so keys are nested before pydantic validates them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FLAT = "flat"
 
 
 def flat_fields(config: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """Name -> config, of the fields that are marked."""
+    """Name -> config of the fields marked FLAT."""
     return {
         name: field.annotation
         for name, field in config.model_fields.items()
@@ -26,7 +26,7 @@ def flat_fields(config: type[BaseModel]) -> dict[str, type[BaseModel]]:
 
 
 def document_keys(config: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Key -> field, as documents have them, in order."""
+    """Key of a document -> its field, in order."""
     keys: dict[str, FieldInfo] = {}
     for name, field in config.model_fields.items():
         inner = flat_fields(config).get(name)
@@ -34,19 +34,19 @@ def document_keys(config: type[BaseModel]) -> dict[str, FieldInfo]:
     return keys
 
 
-def group(config: type[BaseModel], document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document as the config's fields: keys of a marked field go below its name."""
+def nest_keys(config: type[BaseModel], document: Mapping[str, Any]) -> dict[str, Any]:
+    """Nest a flat document: keys of a FLAT field move below its name."""
     groups: dict[str, dict[str, Any]] = {name: {} for name in flat_fields(config)}
     rest: dict[str, Any] = {}
-    # A marked field's own name is no key of documents: it goes among that field's keys, and is refused there as unknown.
+    # A FLAT field's name is no key of documents: it moves below that field, and is refused there as unknown.
     owners = {key: name for name, inner in flat_fields(config).items() for key in (name, *inner.model_fields)}
     for key, value in document.items():
         (groups[owners[key]] if key in owners else rest)[key] = value
     return {**groups, **rest}
 
 
-def spread(config: type[BaseModel], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The reverse of `group`, keys in the order of `document_keys`."""
+def flatten_keys(config: type[BaseModel], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten nested fields: the reverse of `nest_keys`, in the order of `document_keys`."""
     return {
         key: item
         for name, value in fields.items()
@@ -55,7 +55,7 @@ def spread(config: type[BaseModel], fields: Mapping[str, Any]) -> dict[str, Any]
 
 
 def leaves(document: Any, path: str = "") -> dict[str, Any]:
-    """Key path -> value of everything in a document that is no mapping, or an empty one; lists are values."""
+    """Key path -> value of each leaf of a document: non-mappings (lists too) and empty mappings."""
     if isinstance(document, dict) and document:
         inner = (leaves(child, f"{path}.{name}" if path else name) for name, child in document.items())
         return {key: leaf for found in inner for key, leaf in found.items()}

@@ -35,19 +35,17 @@ def load(
     Args:
         path: run folder (its best checkpoint, or the last if there is no best) or checkpoint folder.
         which: "best" or "last", for run folders.
-        device: where the model goes.
-        ema: take the averaged weights if the run kept them.
+        device: of the model.
+        ema: use the EMA weights if the run kept them.
         overrides: changes to how samples are read and what is measured, such as "modalities.text.captions=lines".
 
     Raises:
         CheckpointError: missing, damaged or unreadable checkpoint.
-        RecipeError: overrides that are mistaken, or of what was trained.
+        RecipeError: invalid overrides, or overrides of what was trained.
     """
     for override in overrides:
         if not override.startswith(READING):
-            raise RecipeError(
-                f"got {override!r} for a trained model, which stays as it is: wanted a key below {' or '.join(READING)}"
-            )
+            raise RecipeError(f"got {override!r} for a trained model; wanted a key below {' or '.join(READING)}")
     checkpoint = resolve(Path(path), which)
     recipe = saved_recipe(checkpoint, overrides)
     from_scratch = {name: _from_scratch(config) for name, config in recipe.encoders.items()}
@@ -59,16 +57,16 @@ def load(
 
 
 def trained(recipe: Recipe, run: Run) -> Model:
-    """The model that `load(run.folder)` gives, made of the modules of a run that has ended: nothing is built again.
+    """The model of a finished run, equal to `load(run.folder)`, from the modules in memory: nothing is built again.
 
     Args:
-        recipe: of the run.
-        run: ended; its modules stop learning and belong to the model from here on.
+        recipe: the run's recipe.
+        run: finished; the model takes over its modules, frozen and in evaluation mode.
 
     Raises:
         CheckpointError: the run has no valid checkpoint.
     """
-    if run.launch.parallel != "ddp":  # its modules are split over processes, which need not be there any more
+    if run.launch.parallel != "ddp":  # its modules are sharded over processes that may have ended
         return load(run.folder, device=run.launch.device)
     checkpoint, state = resolve(run.folder), run.state
     learner = state.ema.module if state.ema is not None else state.learner
@@ -79,13 +77,13 @@ def trained(recipe: Recipe, run: Run) -> Model:
 
 
 def _from_scratch(config: EncoderConfig) -> EncoderConfig:
-    """Without weights to start from, which may be gone from where they were; nor do encoders inside have any."""
+    """The config without initial weights, also of nested encoders: their files may be gone."""
     inside = {name: _from_scratch(value) for name, value in config if isinstance(value, EncoderConfig)}
     return config.model_copy(update={"weights": None, "place": None, **inside})
 
 
 def start_of(recipe: Recipe, *, device: str | torch.device = "cpu") -> Model:
-    """The model as training would find it: freshly drawn weights, or those that the recipe starts from.
+    """The untrained model of a recipe: random initial weights, or the pretrained `weights` that the recipe names.
 
     Raises:
         RecipeError, CheckpointError: see `Recipe.build_learner`.

@@ -47,11 +47,11 @@ class Model:
     (floats in [-1, 1], or int16); for videos a `mmssl.data.timeline.Clip`; for texts a string, which is one caption as it is.
 
     Attributes:
-        recipe: what it was trained with.
-        checkpoint: folder that it was loaded from; None for one that has not been trained.
+        recipe: recipe that trained it.
+        checkpoint: folder it was loaded from; None if untrained.
         embedding: the encoders and heads, for evaluators.
         modalities: name -> decoder and views.
-        logit_scales: pair of modalities -> what their cosines were multiplied with in training, 1 / temperature.
+        logit_scales: pair of modalities -> trained logit scale of their cosines, 1 / temperature.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Model:
         """Unit-norm embeddings of raw inputs in the shared space.
 
         Args:
-            batch_size: how many inputs are decoded and encoded at once.
+            batch_size: number of inputs decoded and encoded at once.
             progress: show a progress bar; None: on a terminal, for more than `LONG` inputs.
             **inputs: modality -> list of inputs (or one), see `Model`.
 
@@ -113,17 +113,17 @@ class Model:
         }
 
     def similarity(self, *embeddings: Tensor, batch_size: int = 64, **inputs: Any) -> Tensor:
-        """Cosines [N, M] between two sides: inputs of a modality (see `encode`), or embeddings that were made before.
+        """Cosines [N, M] between two sides: inputs of a modality (see `encode`), or precomputed embeddings.
 
         `model.similarity(image=pictures, text=captions)`, `model.similarity(known, text=["a cat"])`, `model.similarity(a, b)`.
 
         Args:
             *embeddings: [N, E], unit norm.
-            batch_size: how many inputs are encoded at once.
+            batch_size: number of inputs encoded at once.
             **inputs: modality -> list of inputs (or one). Rows are the first side, embeddings before inputs.
 
         Raises:
-            ValueError: other than two sides, or embeddings of other widths.
+            ValueError: not exactly two sides, or embeddings of different widths.
         """
         sides = [*embeddings, *self.encode(batch_size=batch_size, **inputs).values()]
         if len(sides) != 2:
@@ -144,15 +144,15 @@ class Model:
         batch_size: int = 64,
         progress: bool | None = None,
     ) -> Classification:
-        """Zero-shot classification: a softmax of cosines to prompts, at the temperature that the model was trained to.
+        """Zero-shot classification: softmax of cosines to prompts, at the model's trained temperature.
 
         Args:
             inputs: list of inputs (or one) of the modality.
             names: K different class names.
             templates: sentences with `{}` where the class name goes; or "simple" or "plain".
-            modality: of the inputs; None: the one that is paired with `prompts`, if there is one only.
+            modality: of the inputs; None: the one that is paired with `prompts`, if there is only one.
             prompts: modality of the sentences.
-            batch_size: how many inputs are encoded at once.
+            batch_size: number of inputs encoded at once.
             progress: as in `encode`.
 
         Raises:
@@ -172,13 +172,13 @@ class Model:
         return Classification(tuple(names), (scale * rows @ classes.T).softmax(1))
 
     def _paired(self, modality: str | None, prompts: str) -> tuple[str, float]:
-        """The modality that is compared with prompts, and the scale of their cosines."""
+        """The modality compared with prompts, and the logit scale of the pair."""
         scales = {b if a == prompts else a: scale for (a, b), scale in self.logit_scales.items() if prompts in (a, b)}
         if modality is None and len(scales) == 1:
             modality = next(iter(scales))
         if modality not in scales:
             raise ValueError(
-                f"modality: got {modality!r}, wanted one that was trained to match {prompts!r}: "
+                f"modality: got {modality!r}, wanted one trained to match {prompts!r}: "
                 f"{', '.join(scales) or 'there is none'}"
             )
         return modality, scales[modality]

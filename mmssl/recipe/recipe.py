@@ -1,4 +1,4 @@
-"""The recipe: everything that decides a run, and the objects built from it."""
+"""The recipe of a training run (one YAML file), and the objects built from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmssl.core.seeding import seeded
 from mmssl.data.modality import Modality
 from mmssl.data.stream.config import DataConfig
 from mmssl.recipe.checks import check_keys, check_parts, check_views
-from mmssl.recipe.flat import FLAT, spread
+from mmssl.recipe.flat import FLAT, flatten_keys
 from mmssl.recipe.start import places, start_objective, weights_file
 from mmssl.recipe.strict_yaml import dump
 from mmssl.recipe.suite import evaluation_modalities
@@ -34,10 +34,10 @@ WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 class Recipe(Config):
-    """A complete run: how to train, and what on what.
+    """A complete training run: data, modalities, encoders, objective, evaluators and training settings.
 
     Attributes:
-        training: how to train; its keys (optimizer, schedule, precision, save, log, ...) stand in the YAML beside the others.
+        training: how to train; its keys (optimizer, schedule, precision, save, log, ...) are at the top level of the YAML.
         name: name of the run, and of its folder below `output`.
         seed: seed of weights, order of samples, augmentations and dropout.
         duration: length of the run, e.g. "32 epochs" or "12.8e6 samples".
@@ -48,7 +48,7 @@ class Recipe(Config):
         objective: what is learned: one objective, or a weighted sum.
         evaluators: name -> what is measured, and how often.
         weights: whole trained model to start from: a run folder, a checkpoint folder, or a CLIP checkpoint of open_clip with
-            encoders of kinds vit or resnet and text_transformer. Encoders with `weights` of their own keep to those.
+            encoders of kinds vit or resnet and text_transformer. Encoders that set their `weights` load those instead.
         output: folder that holds run folders.
     """
 
@@ -77,7 +77,7 @@ class Recipe(Config):
     def _has_a_length(cls, duration: Duration) -> Duration:
         if duration.unit == "percent":
             raise ValueError(
-                f"got '{duration}', and the length of a run cannot be a share of itself: give steps, samples or epochs"
+                f"got '{duration}', and the length of a run cannot be a percentage of itself: give steps, samples or epochs"
             )
         return duration
 
@@ -98,7 +98,7 @@ class Recipe(Config):
 
     @model_serializer(mode="wrap")
     def _document(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return spread(type(self), handler(self))
+        return flatten_keys(type(self), handler(self))
 
     @property
     def folder(self) -> Path:
@@ -106,7 +106,7 @@ class Recipe(Config):
         return self.output / self.name
 
     def to_yaml(self) -> str:
-        """The resolved recipe as YAML that reads back to an equal recipe."""
+        """The resolved recipe as YAML; parsing it gives an equal recipe."""
         return dump(self.model_dump(mode="json"))
 
     def build_modalities(self) -> dict[str, Modality]:
@@ -114,7 +114,7 @@ class Recipe(Config):
         return {name: config.build(name) for name, config in self.modalities.items()}
 
     def build_learner(self, modalities: Mapping[str, Modality]) -> Learner:
-        """Encoders and objective with freshly drawn (or loaded) weights: a pure function of the recipe.
+        """Encoders and objective with initial (or loaded) weights: a pure function of the recipe.
 
         The caller's random generators stay as they are.
 
@@ -152,7 +152,7 @@ class Recipe(Config):
         return {name: (config.build(available), config.every) for name, config in self.evaluators.items()}
 
     def build(self, launch: Launch) -> Run:
-        """The whole run of this process, built and not yet started; no config is needed from here on.
+        """Build this process' run: modalities, learner, data stream and evaluators; not yet started.
 
         Args:
             launch: from `training.launch()`.

@@ -1,4 +1,4 @@
-"""The reference of all keys of a recipe as Markdown: one table a config, grouped by the part of a recipe that it stands in."""
+"""The reference of all keys of a recipe as Markdown: one table a config, grouped by top-level key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mmssl.recipe.annotations import configs, entries, kinds_of, values
+from mmssl.recipe.annotations import configs_of, kinds_of, list_types, mapping_types
 from mmssl.recipe.describe import Key, Place, summary
 
 COMMAND = "mmssl recipes key --markdown > configs/REFERENCE.md"
@@ -39,13 +39,13 @@ class Part:
         return [place.key() for place in Place("", self.config).below("*")]
 
 
-def parts(root: type[BaseModel]) -> list[Part]:
-    """A config and all configs below it, each once, in the order of documents; those of one union have their paths first."""
+def config_tables(root: type[BaseModel]) -> list[Part]:
+    """A config and all configs nested in it, each once, in document order, with the paths of a union first."""
     paths: dict[type[BaseModel], str] = {}
     found: list[Part] = []
 
     def visit(path: str, annotation: Any) -> None:
-        here = configs(annotation)
+        here = configs_of(annotation)
         new = [config for config in here if config not in paths]
         paths.update(dict.fromkeys(new, path))
         for config in new:
@@ -53,7 +53,7 @@ def parts(root: type[BaseModel]) -> list[Part]:
             base = _of_kind(path, config) if len(here) > 1 else path
             for place in Place(base, config).below("*"):
                 visit(place.path, place.annotation)
-        for item in (*entries(annotation), *values(annotation)):
+        for item in (*list_types(annotation), *mapping_types(annotation)):
             visit(f"{path}.*", item)
 
     visit("", root)
@@ -61,7 +61,7 @@ def parts(root: type[BaseModel]) -> list[Part]:
 
 
 def _of_kind(path: str, config: type[BaseModel]) -> str:
-    """The path with the kind in place of the name, or after the key, that may be of several kinds."""
+    """The path with the kind in place of a name, or after a key with several kinds."""
     return f"{path.removesuffix('.*')}.{kinds_of(config)[0]}" if kinds_of(config) else path
 
 
@@ -69,7 +69,7 @@ def reference(root: type[BaseModel]) -> str:
     """Markdown with a section for the keys of `root` itself and one for each key that holds configs."""
     lines = [HEAD]
     section = ""
-    for part in parts(root):
+    for part in config_tables(root):
         if part.path.partition(".")[0] != section or not part.path:
             section = part.path.partition(".")[0]
             lines.append(f"## {section or 'run'}\n")

@@ -1,4 +1,4 @@
-"""What of a recipe may change when its run is resumed."""
+"""Which keys of a recipe may change when its run is resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmssl.recipe.flat import leaves
 from mmssl.recipe.recipe import Recipe, saved_recipe
 from mmssl.training.checkpoints.read import FOLDER, checkpoints, resolve
 
-# What a resumed run may change: how it is watched, saved and fed, and how fast and how long it learns. All else would make the
+# Keys that a resume may change: logging, evaluation, saving, loading speed, learning rate, duration. Other changes would make the
 # weights, optimizer state or sample order of the checkpoint mean something different.
 CHANGEABLE = (
     "name", "output", "duration", "schedule", "optimizer.lr", "optimizer.weight_decay", "optimizer.encoder_lr",
@@ -22,14 +22,14 @@ CHANGEABLE = (
 
 
 def check_resumable(recipe: Recipe, resume: str) -> None:
-    """Refuse to continue a checkpoint with a recipe that gives its state another meaning.
+    """Raise an error if a recipe gives the state of its checkpoint another meaning.
 
     Args:
-        recipe: what is to be run.
+        recipe: of the run to start or resume.
         resume: "auto", "never", or the path of a checkpoint or run folder.
 
     Raises:
-        CheckpointError: lists every difference that is not allowed.
+        CheckpointError: lists all forbidden differences.
     """
     if resume == "never" or (resume == "auto" and not checkpoints(recipe.folder / FOLDER)):
         return

@@ -1,4 +1,4 @@
-"""Recipes by name: those that come with mmssl, and files of one's own."""
+"""Find recipes by name: those shipped with mmssl, and YAML files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAUNCHERS = "accelerate/"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name -> file of every recipe that comes with mmssl, e.g. "image_text/vit_b_32"."""
+    """Name -> file of every shipped recipe, e.g. "image_text/vit_b_32"."""
     inside = Path(mmssl.__file__).parent / "configs"
     folder = inside if inside.is_dir() else Path(mmssl.__file__).parent.parent / "configs"
     names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
@@ -23,10 +23,10 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def shipped_recipe(name: str) -> Path:
-    """The file of a recipe that comes with mmssl.
+    """The file of a shipped recipe.
 
     Raises:
-        RecipeError: there is none of that name; lists those there are.
+        RecipeError: unknown name; lists the shipped recipes.
     """
     shipped = shipped_recipes()
     if name not in shipped:

@@ -1,4 +1,4 @@
-"""Starting a run from a whole trained model: its encoders, heads and temperatures."""
+"""Initialise a run from a trained model: its encoders, heads and temperatures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ADVICE = "give `objective` the settings of the model that was saved (embedding, 
 
 
 def weights_file(path: Path) -> Path:
-    """The file with the tensors: a run or checkpoint folder stands for its averaged weights, or its weights.
+    """The weights file of a path: of a run or checkpoint folder, its EMA weights or else its weights.
 
     Raises:
         CheckpointError: a folder without a valid checkpoint, or no such file.
@@ -34,7 +34,7 @@ def weights_file(path: Path) -> Path:
 
 
 def places(path: Path, encoders: Iterable[str]) -> dict[str, str]:
-    """Modality -> what the names of its encoder's tensors begin with in a file of `weights_file`: of those that one of ours has.
+    """Modality -> prefix of its encoder's tensor names in a file of `weights_file`; empty for other libraries' files.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -45,10 +45,10 @@ def places(path: Path, encoders: Iterable[str]) -> dict[str, str]:
 
 
 def start_objective(objective: Objective, path: Path) -> None:
-    """Load heads and temperatures from a file of `weights_file`: one of ours, or a CLIP checkpoint of open_clip.
+    """Load heads and temperatures from a file of `weights_file`: an mmssl checkpoint, or a CLIP checkpoint of open_clip.
 
     Raises:
-        CheckpointError: the file does not hold what the objective wants; lists the differences.
+        CheckpointError: the tensors do not match the objective; lists the differences.
     """
     state = read_state(path)
     tensors = {name.removeprefix(OURS): tensor for name, tensor in state.items() if name.startswith(OURS)}

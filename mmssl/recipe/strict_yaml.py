@@ -1,6 +1,6 @@
-"""YAML 1.2 core schema, strictly: `1e-3` is a number, `on` is text, duplicate keys and aliases are errors, lines are remembered.
+"""Strict YAML 1.2 (core schema): `1e-3` is a number, `on` is text, duplicate keys and aliases are errors, lines are remembered.
 
-What is written reads back to the same values.
+`dump` writes YAML that `parse` reads back to the same values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mmssl.core.errors import RecipeError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
-"""Lists and mappings within each other; the deepest key of a recipe lies a dozen deep."""
+"""Nesting depth of lists and mappings; the deepest key of a recipe is about twelve deep."""
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times faster, where PyYAML has it
 
@@ -37,7 +37,7 @@ class OutOfBoundsError(RecipeError):
 
 @dataclass(frozen=True)
 class Document:
-    """Plain values of one YAML document, and the line (from 1) on which each path of it stands."""
+    """Plain values of one YAML document, and the line (from 1) of each path."""
 
     value: Any
     lines: dict[KeyPath, int]
@@ -48,7 +48,7 @@ def parse(text: str, name: str) -> Document:
 
     Args:
         text: the document.
-        name: what errors call it, usually the file's path.
+        name: name in error messages, usually the file's path.
 
     Raises:
         OutOfBoundsError: more than 1 MB, or more than 32 levels.
@@ -108,7 +108,7 @@ def _value(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str)
 
 
 def scalar(text: str) -> Any:
-    """A plain scalar by the YAML 1.2 core schema; infinities and NaN stay text, so that a strict number refuses them."""
+    """Parse a plain scalar by the YAML 1.2 core schema; infinities and NaN stay text, which strict numbers refuse."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if _INTEGER.fullmatch(text):
@@ -158,7 +158,7 @@ def _right_hand_side(text: str, name: str) -> Any:
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """The text, or its beginning."""
+    """The text, truncated if long."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

@@ -1,4 +1,4 @@
-"""A suite: evaluators in a file of their own, for checkpoints."""
+"""A suite: a YAML file of evaluators to run on checkpoints."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LABEL = "label"
 
 
 class Suite(Config):
-    """What `mmssl evaluate` measures: name -> evaluator, written as in a recipe."""
+    """The evaluators that `mmssl evaluate` runs: name -> evaluator, written as in a recipe."""
 
     evaluators: dict[str, EvaluatorUnion] = Field(default_factory=dict)
 
 
 def evaluation_modalities(modalities: Mapping[str, Modality]) -> dict[str, Modality]:
-    """A recipe's modalities, and class numbers (.cls) as "label" where it names no such modality itself."""
+    """A recipe's modalities, with class numbers (.cls) added as "label" unless the recipe has that modality."""
     return {LABEL: LabelConfig().build(LABEL), **modalities}

@@ -1,4 +1,4 @@
-"""Every variant that a recipe can name, one explicit line each: this file is the registry. Installed packages add theirs.
+"""The registry: every config that a recipe can select by `kind`, one line each. Installed packages add theirs.
 
 See `mmssl.core.plugins` for the entry points.
 """
@@ -103,7 +103,7 @@ BASES: dict[str, type[Config]] = {
     "mmssl.objectives": ObjectiveConfig,
     "mmssl.evaluators": EvaluatorConfig,
 }
-"""Group of entry points -> what the configs in it must be."""
+"""Group of entry points -> base class of its configs."""
 SHIPPED: dict[str, tuple[type[Config], ...]] = {
     "mmssl.modalities": members(ModalityUnion),
     "mmssl.encoders": members(EncoderUnion),

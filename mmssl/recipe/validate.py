@@ -1,4 +1,4 @@
-"""Strict validation of plain values against a Config, with all errors at once, each as one sentence."""
+"""Strict validation of YAML values against a Config: all errors at once, one sentence each."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pydantic_core import ErrorDetails
 
 from mmssl.core.config import Config
 from mmssl.core.errors import RecipeError, did_you_mean
-from mmssl.recipe.annotations import configs, field_annotation, items, kinds_of, options, wanted
-from mmssl.recipe.flat import document_keys, flat_fields, group
+from mmssl.recipe.annotations import configs_of, field_annotation, item_types, kinds_of, options, wanted
+from mmssl.recipe.flat import document_keys, flat_fields, nest_keys
 from mmssl.recipe.strict_yaml import Document, KeyPath, override, parse, shortened
 
 C = TypeVar("C", bound=Config)
@@ -38,9 +38,9 @@ def validate_text(config: type[C], text: str, name: str, overrides: Sequence[str
     """Read YAML text, apply dotted overrides and validate strictly.
 
     Args:
-        config: what the document describes.
+        config: class of the document.
         text: YAML.
-        name: what errors call the document.
+        name: name of the document in errors.
         overrides: `key.path=value`, later ones win.
 
     Raises:
@@ -52,8 +52,8 @@ def validate_text(config: type[C], text: str, name: str, overrides: Sequence[str
         raise RecipeError(f"{name}: got {type(value).__name__}, wanted a mapping of keys to values")
     overridden = {override(value, assignment): assignment for assignment in overrides}
     try:
-        # Through JSON, so that strict types still take lists for tuples and text for paths and durations.
-        return config.model_validate_json(json.dumps(group(config, value)))
+        # Through JSON, so that strict types accept lists as tuples and text as paths and durations.
+        return config.model_validate_json(json.dumps(nest_keys(config, value)))
     except ValidationError as error:
         # A value that fits none of several types is one mistake, though pydantic lists one for each type.
         mistakes = dict.fromkeys(
@@ -66,7 +66,7 @@ def validate_text(config: type[C], text: str, name: str, overrides: Sequence[str
 
 
 def _deepest(config: type[Config], value: Any, errors: Sequence[ErrorDetails]) -> list[tuple[KeyPath, ErrorDetails]]:
-    """Paths and errors, without those of values that have entries with errors."""
+    """Paths and errors, without errors of containers whose entries have errors."""
     found = [(_user_path(config, value, error), error) for error in errors]
     around = {path[:length] for path, _ in found for length in range(len(path))}
     return [(path, error) for path, error in found if path not in around]
@@ -156,19 +156,19 @@ def _shown(value: Any) -> str:
 
 
 def _kinds(annotation: Any) -> str:
-    return ", ".join(sorted(repr(kind) for one in configs(annotation) for kind in kinds_of(one)))
+    return ", ".join(sorted(repr(kind) for one in configs_of(annotation) for kind in kinds_of(one)))
 
 
 def fields_at(config: type[Config], value: Any, path: KeyPath) -> set[str]:
-    """Names of the keys that are allowed at a path of the document."""
+    """Keys allowed at a path of the document."""
     for part in path:
         value = _entry(value, part)
-    models = [one for annotation in _types_at(config, value, path) for one in configs(annotation)]
+    models = [one for annotation in _types_at(config, value, path) for one in configs_of(annotation)]
     return {name for model in _chosen(models, value) for name in document_keys(model)}
 
 
 def _types_at(config: type[Config], value: Any, path: KeyPath) -> list[Any]:
-    """The types that the key at a path may have, by the kinds that the document chose above it."""
+    """Types allowed at a path, given the kinds that the document selects above it."""
     found: list[Any] = [config]
     for part in path:
         found = [inner for annotation in found for inner in _step(annotation, value, part)]
@@ -177,10 +177,10 @@ def _types_at(config: type[Config], value: Any, path: KeyPath) -> list[Any]:
 
 
 def _step(annotation: Any, value: Any, part: str | int) -> list[Any]:
-    models = _chosen(configs(annotation), value)
+    models = _chosen(configs_of(annotation), value)
     if models:
         return [field_annotation(keys[str(part)]) for keys in map(document_keys, models) if str(part) in keys]
-    return items(annotation)
+    return item_types(annotation)
 
 
 def _entry(value: Any, part: str | int) -> Any:
@@ -190,6 +190,6 @@ def _entry(value: Any, part: str | int) -> Any:
 
 
 def _chosen(models: Sequence[type[BaseModel]], value: Any) -> Sequence[type[BaseModel]]:
-    """Those of the kind that the document names, or all."""
+    """The configs of the kind that the document names, or all."""
     kind = value.get("kind") if isinstance(value, dict) else None
     return [model for model in models if kind in kinds_of(model)] or models

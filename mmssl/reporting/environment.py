@@ -1,4 +1,4 @@
-"""What a run ran on, for reports; without what is secret."""
+"""Software and hardware environment of a run, for reports, without secrets."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def commit(folder: Path) -> str | None:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a name says that its value is a secret: `hf_token`, `apiKey`, `DB_PASSWORD`; not `tokenizer`, `tokens` or `key`."""
+    """Whether a setting's name suggests a secret: `hf_token`, `apiKey`, `DB_PASSWORD`; not `tokenizer`, `tokens` or `key`."""
     words = [word.lower() for word in _WORD.findall(name)]
     pairs = pairwise(words)
     return bool(SECRETS.intersection(words)) or any(a in _KEY_WORDS and b in ("key", "keys") for a, b in pairs)
 
 
 def redact(facts: Mapping[str, str]) -> dict[str, str]:
-    """The same facts, values of secret names hidden."""
+    """Hide the values of secret names."""
     return {name: HIDDEN if is_secret(name) else value for name, value in facts.items()}
 
 
 def redact_text(text: str) -> str:
-    """The same text (YAML, JSON or `name=value`), without what stands after a secret name: rest of its line, deeper lines."""
+    """Hide the values after secret names in text (YAML, JSON or `name=value`): rest of the line, deeper lines."""
     kept: list[str] = []
     deepest: int | None = None  # indentation of the secret name whose lines are being left out
     for line in text.splitlines():

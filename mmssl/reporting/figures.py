@@ -1,4 +1,4 @@
-"""Pictures for reports, as data URIs: charts of curves, and thumbnails encoded anew from pixels."""
+"""Figures for reports, as data URIs: charts of curves, and thumbnails re-encoded from pixels."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ CHARTS = (
     ("Samples per second", r"samples_per_second"),
     ("Share of time waiting for data", r"data_wait"),
 )
-"""Title and names (whole match) of charts that hold several curves; every other name of training has its own."""
+"""Title and names (whole match) of charts with several curves; every other training metric has one chart."""
 
 SCORE_CHARTS = (
     ("Accuracy", r".+/(acc1|mean_per_class_recall)"),
     ("Retrieval, R@k", r".+/.+_R@\d+"),
 )
-"""The same for scores; their other numbers stand in the table."""
+"""The same for scores; other scores are in the table only."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6d4c1d", "#555555")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+"""Okabe and Ito's colour-blind-safe palette."""
 
 LONGEST = 600
-"""Points of a curve that are drawn."""
+"""Largest number of points drawn of a curve."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Chart:
 
 
 def charts(curves: Mapping[str, Curve], evaluators: Sequence[str] = ()) -> list[Chart]:
-    """Curves sorted into charts. Curves of one point, and leftovers that never move, are left out.
+    """Group curves into charts. Curves with one point, and ungrouped constant ones, are left out.
 
     Args:
         curves: metric -> points.
@@ -68,7 +68,7 @@ def charts(curves: Mapping[str, Curve], evaluators: Sequence[str] = ()) -> list[
 
 
 def chart_uri(chart: Chart) -> str:
-    """An SVG of the curves as a data URI. Names are drawn as outlines, so no font and no markup of theirs gets in."""
+    """An SVG of the curves as a data URI. Names are drawn as outlines: no fonts, no markup."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -106,7 +106,7 @@ def thinned(curve: Curve, most: int = LONGEST) -> list[tuple[float, float]]:
 def picture_uri(picture: Tensor, side: int = 160) -> str:
     """Pixels uint8 [3, H, W] as a data URI, at most `side` wide and high: small ones exactly (PNG), others as JPEG.
 
-    The file is made here from pixels alone: nothing of the original file, such as where it was taken, comes along.
+    Encoded from pixels only: no metadata of the original file, such as its location, remain.
     """
     from PIL import Image
 
@@ -120,8 +120,8 @@ def picture_uri(picture: Tensor, side: int = 160) -> str:
     return _uri("image/jpeg", file.getvalue())
 
 
-def heat(value: float, low: float, high: float) -> tuple[str, str]:
-    """Colours (#rrggbb) of a cell and its text: white at `low`, dark blue at `high`."""
+def heat_colours(value: float, low: float, high: float) -> tuple[str, str]:
+    """Background and text colours (#rrggbb) of a heat map cell: white at `low`, dark blue at `high`."""
     share = min(1.0, max(0.0, (value - low) / (high - low) if high > low else 0.0))
     white, blue = (250, 251, 253), (8, 64, 129)
     mixed = [round(a + (b - a) * share) for a, b in zip(white, blue, strict=True)]
@@ -129,7 +129,7 @@ def heat(value: float, low: float, high: float) -> tuple[str, str]:
 
 
 def _plain(name: str) -> str:
-    """A name for a legend: matplotlib hides labels that begin with `_`, has few letters, and copies them into comments."""
+    """Make a legend label safe: matplotlib hides labels that begin with `_`, lacks glyphs, and writes labels to comments."""
     return re.sub(r"[^\w/@.,:+ -]", "?", name, flags=re.ASCII).lstrip("_")
 
 

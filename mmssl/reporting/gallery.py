@@ -1,4 +1,4 @@
-"""Retrieval to look at: which queries went best and worst, what was found for them, and how alike the samples of a batch are."""
+"""Retrieval examples for the report: best and worst queries with their answers, and a similarity heat map."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmssl.evaluation.retrieval import Retrieval
 
 @dataclass(frozen=True)
 class Thing:
-    """What a report shows of one item: a picture, a text, or the key alone.
+    """One item in a report: a picture, a text, or only the key.
 
     Attributes:
         key: of the sample.
@@ -35,16 +35,16 @@ class Thing:
 
 
 Show = Callable[[int], Thing]
-"""Row of an item -> what to show of it."""
+"""Row of an item -> its `Thing`."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A candidate that a query found, and its cosine.
+    """A retrieved candidate and its cosine.
 
     Attributes:
-        right: it is of the query's sample.
-        same: it is of another sample, but byte for byte equal to a right one.
+        right: it belongs to the query's sample.
+        same: it belongs to another sample, but equals a right one byte for byte.
     """
 
     thing: Thing
@@ -73,7 +73,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Similarity:
-    """Cosines [R, C] of some samples, and what stands beside the rows and above the columns."""
+    """Cosines [R, C] of some samples, with the items of rows and columns."""
 
     matrix: Tensor
     rows: tuple[Thing, ...]
@@ -100,14 +100,14 @@ def gallery(
         queries: unit-norm rows [Q, E] with owners.
         candidates: unit-norm rows [M, E] with owners.
         ranks: of these queries among these candidates, from `pair_ranks`.
-        show_query: row of a query -> what to show.
-        show_candidate: row of a candidate -> what to show.
+        show_query: row of a query -> its `Thing`.
+        show_candidate: row of a candidate -> its `Thing`.
         count: queries a section.
         answers: candidates a query.
         seed: of the random section.
     """
     sections = {}
-    for name, chosen in choose(ranks, queries.owner, count, seed).items():
+    for name, chosen in choose_queries(ranks, queries.owner, count, seed).items():
         picks = []
         for query in chosen:
             with exact_products():
@@ -127,10 +127,10 @@ def gallery(
     return Gallery(title, sections)
 
 
-def choose(ranks: Ranks, owner: Tensor, count: int, seed: int = 0) -> dict[str, list[int]]:
+def choose_queries(ranks: Ranks, owner: Tensor, count: int, seed: int = 0) -> dict[str, list[int]]:
     """Rows of the best queries (lowest rank, then highest score of the right candidate), the worst, and random ones.
 
-    At most one query a sample stands in a section, so that the captions of one picture do not fill it.
+    A section has at most one query a sample, so that the captions of one picture do not fill it.
     """
     usable = [row for row, n in enumerate(ranks.positives.tolist()) if n]
     rank, score, owners = ranks.ranks[:, 0].tolist(), ranks.best.tolist(), owner.tolist()
@@ -168,7 +168,7 @@ def showcase(
     a, b = (data[name] for name in config.pair)
     with inference(model):
         ranks = pair_ranks(a.rows, a.owner, b.rows, b.owner)
-    show = {name: shower(evaluator.modalities[name], index, data, name) for name in config.pair}
+    show = {name: item_renderer(evaluator.modalities[name], index, data, name) for name in config.pair}
     galleries = [
         gallery(
             f"{query} → {found}",
@@ -183,15 +183,15 @@ def showcase(
         )
         for (query, found), rank in zip((config.pair, config.pair[::-1]), ranks, strict=True)
     ]
-    # A picture fits above a column, a caption beside a row.
+    # Pictures go above columns, captions beside rows.
     first, second = config.pair
     if a.owner.numel() and show[first](0).picture is None:
         first, second = second, first
     return galleries, similarity(data[first], data[second], show[first], show[second], title=f"{second} × {first}")
 
 
-def shower(modality: Modality, index: ShardIndex, data: Collected, name: str) -> Show:
-    """How to show an item: its sample is read again. Text shows as text, an eval view that is a picture as a picture."""
+def item_renderer(modality: Modality, index: ShardIndex, data: Collected, name: str) -> Show:
+    """A function from row to `Thing`: reads the sample again; texts as text, image eval views as pictures."""
     owner = data[name].owner
     view = modality.view("eval")
 

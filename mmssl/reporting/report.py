@@ -1,4 +1,4 @@
-"""Results for machines (strict JSON) and for people (one HTML file that needs no network)."""
+"""Results as strict JSON and as one self-contained HTML report."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mmssl.reporting.gallery import Answer, Gallery, Similarity, Thing
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 HEADLINES = re.compile(r"acc1|(in_sync_)?acc|.+_R@1|.+_mAP")
-"""Scores that stand in large print at the top."""
+"""Scores in large print at the top."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 _DIRECTION = re.compile(r"(\w+_to_\w+?)_((?:mAP|R@|recall@|MRR|mean_rank|median_rank|tie_rate|n_queries).*)")
 
 
 def write_results(path: Path | str, results: Mapping[str, Any]) -> None:
-    """Write JSON that every parser reads, all of it or nothing.
+    """Write results as strict JSON (no NaN), atomically.
 
     Raises:
         ValueError: a number is not finite; says which. A score that is not defined is None.
@@ -39,7 +39,7 @@ def write_results(path: Path | str, results: Mapping[str, Any]) -> None:
 
 
 def read_curves(path: Path | str) -> dict[str, list[tuple[float, float]]]:
-    """Curves of a run from its `metrics.jsonl`: metric -> (step, value) pairs, numbers only. A last line that was cut is ignored.
+    """Curves of a run from its `metrics.jsonl`: metric -> (step, value) pairs, numbers only. A truncated last line is ignored.
 
     Raises:
         ValueError: another line is no JSON object with a step; says which.
@@ -71,10 +71,10 @@ def write_report(
     environment: Mapping[str, str] | None = None,
     recipe_text: str = "",
 ) -> None:
-    """Write one self-contained HTML file: no script, no network, everything that came from data escaped.
+    """Write one self-contained HTML file: no script, no network, all data escaped.
 
     Args:
-        path: the file; replaced at once when all of it is there.
+        path: the file; replaced atomically.
         title: heading.
         curves: metric -> (step, value) pairs, see `read_curves`.
         results: evaluator -> {metric: value}; other values are shown under "other".
@@ -133,7 +133,7 @@ def _details(around: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
 
 
 def _around(values: Mapping[str, Any], metric: str) -> dict[str, float | None]:
-    """What belongs to a metric by its name: its interval, chance and ceiling."""
+    """Interval, chance and ceiling of a metric, looked up by name."""
     of_whole = {"acc1": "chance", "acc": "chance", "mean_per_class_recall": "chance", "in_sync_acc": "in_sync_chance"}
     chance = values.get(f"{metric}_chance", values.get(of_whole.get(metric, "")))
     return {
@@ -209,7 +209,7 @@ def _heat(similarity: Similarity) -> dict[str, Any]:
     for i, (thing, row) in enumerate(zip(similarity.rows, matrix, strict=True)):
         cells = []
         for j, value in enumerate(row):
-            back, ink = figures.heat(value, low, high)
+            back, ink = figures.heat_colours(value, low, high)
             cells.append({"value": f"{value:.2f}".replace("0.", "."), "back": back, "ink": ink, "own": i == j})
         rows.append({"thing": _thing(thing), "cells": cells})
     return {
@@ -222,7 +222,7 @@ def _heat(similarity: Similarity) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """Text for a page: control characters, and marks that turn the direction of reading, are made visible as one sign."""
+    """Text for HTML: control characters and bidirectional marks become one visible sign."""
     return _UNPRINTABLE.sub("\ufffd", str(value))
 
 
@@ -250,7 +250,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace a file at once: a crash or a full disk leaves the old one."""
+    """Write a file atomically: a crash or a full disk leaves the old one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The report of a run, for the verbs that write one."""
+"""Write the HTML report of a finished run, with scores, curves and gallery."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def report_run(
     """Write the report of a finished run.
 
     Args:
-        recipe: of the run; its first retrieval evaluator that did not fail, if it has one, fills the gallery.
+        recipe: the run's recipe; its first successful retrieval evaluator fills the gallery.
         path: the file; default: report.html in the run folder.
         results: metric table; default: the latest scores in the run's metrics.
         model: the trained model; default: loaded from the run folder.

@@ -1,4 +1,4 @@
-"""Floor 3: the loop and what a run is made of. Knows the learner, and no modality, loss or data set by name.
+"""Floor 3: the training loop, optimizer steps, checkpoints and runtime. Names no modality, loss or data set.
 
 From the command to the first optimizer step, each file calling the next
     pipelines/cli.py                 `mmssl pretrain RECIPE`: which function a verb is

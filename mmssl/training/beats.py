@@ -1,4 +1,4 @@
-"""What happens now and then between steps: logging, evaluating, saving."""
+"""Periodic actions between steps: evaluation and checkpoints, with the interval rule of logging too."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from mmssl.training.steps.state import Best, TrainState
 
 
 class Every:
-    """When a beat is due: every so many steps, every so many minutes, or both.
+    """The interval of a periodic action: every N steps, every N minutes, or both.
 
-    The main process' clock decides for all: its wish travels as a vote of the step.
+    The main process' clock decides for all processes: its vote is sent with the step's finite check.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Every:
         self._last = clock()
 
     def wish(self) -> bool:
-        """Whether this process' clock says that the minutes are over; only the main process' counts."""
+        """Whether the minutes are over by this process' clock; only the main process votes."""
         return is_main() and self.minutes is not None and self._clock() - self._last >= 60 * self.minutes
 
     def due(self, step: int, wished: bool) -> bool:
-        """Whether to beat after `step` steps, given the joined wishes; restarts the clock if so."""
+        """Whether the action is due after `step` steps, given the votes of all processes; restarts the clock if so."""
         due = wished or (self.steps is not None and step % self.steps == 0)
         if due:
             self._last = self._clock()
@@ -50,7 +50,7 @@ class Every:
 
 
 class Beat(ABC):
-    """Something that all processes do together between two steps."""
+    """A periodic action that all processes run together between two steps."""
 
     def __init__(self, every: Every) -> None:
         self.every = every
@@ -58,15 +58,15 @@ class Beat(ABC):
 
     @abstractmethod
     def beat(self, state: TrainState, report: StepReport | None) -> None:
-        """Do it. `report` is that of the step; None for a step of an earlier session."""
+        """Run the action. `report` is the step's; None for a step of an earlier session."""
 
     def after_step(self, state: TrainState, report: StepReport, wished: bool) -> None:
-        """Do it if it is due."""
+        """Run the action if it is due."""
         if self.every.due(state.step, wished):
             self.once(state, report)
 
     def once(self, state: TrainState, report: StepReport | None) -> None:
-        """Do it unless it was done at this step."""
+        """Run the action unless it already ran at this step."""
         if self._done_at != state.step:
             self._done_at = state.step
             self.beat(state, report)
@@ -90,10 +90,10 @@ class BestConfig(Config):
 
 @dataclass(frozen=True)
 class BestRule:
-    """Which score is the best so far.
+    """Compares scores with the best so far, by one metric.
 
     Attributes:
-        metric: that is watched, "<evaluator>/<metric>".
+        metric: the watched score, "<evaluator>/<metric>".
         larger: whether larger scores are better.
     """
 
@@ -115,16 +115,16 @@ class BestRule:
 class EvaluateBeat(Beat):
     """Runs one evaluator on the averaged learner, or on the learner itself where no average is kept.
 
-    In float32, as `mmssl evaluate` does, so that both give the same scores. An evaluator that fails takes its error for its score,
-    "<name>/error", and the run goes on, but not without the scores that decide which checkpoint is the best.
+    In float32, as `mmssl evaluate` does, so that both give the same scores. The error of a failed evaluator is written as
+    "<name>/error", and the run goes on unless the failed scores decide which checkpoint is the best.
 
     Args:
         every: when.
-        name: what its scores are called by, "<name>/<metric>".
+        name: prefix of its scores, "<name>/<metric>".
         evaluator: what to run.
         metrics: file to write scores to.
         launch: for its trackers.
-        best: what to watch, if it is a metric of this evaluator.
+        best: the rule of the best checkpoint, if its metric belongs to this evaluator.
 
     Raises:
         RecipeError: the watched metric is none of the evaluator's.
@@ -150,7 +150,7 @@ class EvaluateBeat(Beat):
         """See the base."""
         learner = state.ema.module if state.ema is not None else state.learner
         model = EmbeddingModel(dict(learner.encoders.items()), learner.objective.heads()).eval()
-        with eagerly(learner), self._launch.whole(learner):
+        with eagerly(learner), self._launch.gathered(learner):
             mine = attempt(
                 lambda: {f"{self.name}/{metric}": score for metric, score in self._evaluator.evaluate(model)}
             )
@@ -170,7 +170,7 @@ class EvaluateBeat(Beat):
             say(f"{state.place} | {shown}")
 
     def close(self) -> None:
-        """Release what the evaluator keeps between its runs."""
+        """Close the shards and workers that the evaluator keeps between runs."""
         self._evaluator.close()
 
     def catch_up(self, state: TrainState) -> None:
@@ -184,10 +184,10 @@ class EvaluateBeat(Beat):
             self.once(state, None)
 
     def _fail(self, state: TrainState, error: MmsslError) -> None:
-        """Keep the error where scores would be; end a run that goes on and has to choose a checkpoint by them."""
+        """Store the error in place of scores; end an unfinished run if the best checkpoint depends on them."""
         if self._best is not None:
             error = type(error)(
-                f"{error}\n  save.best.metric: {self._best.metric!r} has no value at step {state.step}; mend the evaluator "
+                f"{error}\n  save.best.metric: {self._best.metric!r} has no value at step {state.step}; fix the evaluator "
                 "and run again, or remove save.best"
             )
         say(f"{state.place} | evaluators.{self.name} failed: {error}")
@@ -220,8 +220,8 @@ class EvaluateBeat(Beat):
 class SaveBeat(Beat):
     """Writes checkpoints: when due, when a score is the best so far, at the end and when stopped.
 
-    A disk that is full must not end a run that may go on: a failed save is reported and tried again when next due. Three
-    failures in a row, or one at the end, are an error; what was saved before stays.
+    A failed save (full disk) is reported and tried again when next due. Three failures in a row, or one at the end, raise an
+    error; earlier checkpoints stay.
 
     Args:
         every: when.
@@ -247,7 +247,7 @@ class SaveBeat(Beat):
             super().after_step(state, report, wished)
 
     def must(self, state: TrainState) -> None:
-        """Save this step, unless it is saved already.
+        """Save this step, unless it is already saved.
 
         Raises:
             CheckpointError: it cannot be saved.

@@ -1,4 +1,4 @@
-"""The log of a run: every number of a step in `metrics.jsonl` and the trackers, a few of them in a line for people."""
+"""The log of a run: every number of a step in `metrics.jsonl` and the trackers, a few on the console."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mmssl.training.steps.plain import StepReport
 from mmssl.training.steps.state import TrainState
 
 INPUT_BOUND = 0.25
-"""Share of the time waiting for data, in two log lines in a row, from which a faster input is worth the work."""
+"""Share of the time waiting for data, in two log lines in a row, from which the log line says "input-bound"."""
 
 
 class LogBeat(Beat):
-    """Writes the last step's numbers to `metrics.jsonl` and the trackers, and a headline of them to the console.
+    """Writes the last step's numbers to `metrics.jsonl` and the trackers, and the main ones to the console.
 
     Args:
         every: when.
@@ -34,7 +34,7 @@ class LogBeat(Beat):
         self._slow = False  # whether the last line's time was spent waiting for data
 
     def timed(self, waited: float, worked: float) -> None:
-        """Count the seconds of one iteration: waiting for the batch, and all else."""
+        """Add the seconds of one iteration: waiting for the batch, and the rest."""
         self._waited += waited
         self._worked += worked
 
@@ -97,5 +97,5 @@ def _counted(what: str, counts: Mapping[str, int]) -> str:
 
 
 def _figure(value: float) -> str:
-    """Three decimals, where they say something."""
+    """Format a number with up to three decimals."""
     return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The loop: batch, rate, step, beats. Everything that it calls is a part that was built before."""
+"""The training loop: next batch, learning rate, optimizer step, then logging, saving and evaluation."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def train(
     bad_batches: JsonLines,
     max_bad_steps: int = 10,
 ) -> None:
-    """Train from where `state` stands to its last step, save and evaluate.
+    """Train from the current step of `state` to its last, save and evaluate.
 
     Args:
         state: moves; its stream gives batches on the device.
         step: computes and applies gradients.
         factor: the schedule: multiplier of the peak rate at a 0-based step.
-        log, save, evaluations: what happens now and then, in this order: a step is safe before its evaluation, which may take
-            long, begins; a resumed run evaluates what was not.
-        bad_batches: where the keys of batches go whose loss or gradient was not finite.
-        max_bad_steps: how many of those in a row end the run.
+        log, save, evaluations: periodic actions, in this order: a step is saved before its evaluation, which may take long;
+            a resumed run evaluates it if that is still missing.
+        bad_batches: file for the sample keys of batches with a non-finite loss or gradient.
+        max_bad_steps: number of such batches in a row that ends the run.
 
     Raises:
         Interrupted: one of `HANDLED` signals came; the run is saved.
-        NumericError: too many steps in a row were not finite; the last checkpoint is as it was.
+        NumericError: too many steps in a row were not finite; the last checkpoint is unchanged.
         CheckpointError: saving failed three times in a row, or at the end.
         DataError: the stream ended or cannot be read.
     """
@@ -84,11 +84,11 @@ def train(
             save.mark_best(state)
             del report  # its metrics are made of latents, which are not to be held through the next step
     if state.faults:
-        show_counts("samples that were skipped", state.faults, state.fault_examples)
+        show_counts("skipped samples", state.faults, state.fault_examples)
 
 
 def _leave(state: TrainState, save: SaveBeat, number: int | None) -> NoReturn:
-    """Save the last step and end the run, on all processes together."""
+    """Save the last step and end the run by an `Interrupted`, on all processes."""
     assert number is not None, "nothing else ends the waiting for a batch"
     save.must(state)
     raise Interrupted(f"after step {state.step}; saved in {save.store.folder}", number)
@@ -106,7 +106,7 @@ def _step(step: GradientStep, state: TrainState, batch: Batch, votes: Sequence[b
 
 
 def _note_bad(state: TrainState, batch: Batch, report: StepReport, bad_batches: JsonLines, most: int) -> None:
-    """Record a batch that was skipped, from all processes; end the run after too many."""
+    """Record a skipped batch, from all processes; end the run after too many in a row."""
     keys = [key for keys in gather_objects(list(batch.keys)) for key in keys]
     scalars = report.scalars()
     if is_main():
@@ -115,6 +115,6 @@ def _note_bad(state: TrainState, batch: Batch, report: StepReport, bad_batches: 
     if state.bad_in_a_row >= most:
         raise NumericError(
             f"loss or gradient was not finite in {state.bad_in_a_row} steps in a row, up to step {state.step}; the keys are "
-            f"in {bad_batches.path}, the last checkpoint is as it was. Lower the learning rate, warm up longer, clip the "
+            f"in {bad_batches.path}, the last checkpoint is unchanged. Lower the learning rate, warm up longer, clip the "
             "gradient, or look at those samples"
         )

@@ -1,4 +1,4 @@
-"""A whole run, from configs and built parts: the one thing that a recipe needs to call."""
+"""Training settings, and a `Run` built from them: the optimizer, steps, checkpoints and logs of one training."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ StepConfig = Annotated[PlainStepConfig | AccumulatedStepConfig | CachedStepConfi
 
 
 class SaveConfig(Config):
-    """When to save, and what to keep.
+    """When to save checkpoints, and which to keep.
 
     Attributes:
         every: training between two checkpoints; None: by the clock or at the end only.
         minutes: time between two checkpoints.
-        keep_last: how many of the newest stay.
-        best: metric whose best checkpoint stays too.
+        keep_last: number of newest checkpoints to keep.
+        best: metric whose best checkpoint is kept too.
     """
 
     every: PositiveDuration | None = None
@@ -58,7 +58,7 @@ class SaveConfig(Config):
 
 
 class LogConfig(Config):
-    """When to log, and where to beside `metrics.jsonl` and the console.
+    """When to log, and trackers besides `metrics.jsonl` and the console.
 
     Attributes:
         every: training between two log lines.
@@ -72,25 +72,25 @@ class LogConfig(Config):
 
 
 class TrainingConfig(Config):
-    """How to train, whatever is trained on whatever data.
+    """Training settings: optimizer, schedule, precision, parallel mode, checkpoints and logs.
 
     Attributes:
         optimizer: how gradients move the weights, and at which peak rate.
         schedule: learning rate over the run, as a share of the optimizer's peak rate.
-        step: how the gradient of a batch is computed: of the whole at once, or in parts that need less memory.
-        ema: average of the weights that is kept beside them, evaluated and exported; None: none.
+        step: how the gradient of a batch is computed: at once, or in micro-batches that need less memory.
+        ema: exponential moving average of the weights, evaluated and exported; None: none.
         precision: of matrix products in the forward pass (autocast); weights, criterion and updates are float32 always.
-        device: "auto" takes CUDA where there is some.
-        compile: "off", or the mode of torch.compile for the encoders; exact but for rounding.
+        device: "auto" takes CUDA if available.
+        compile: "off", or the mode of torch.compile for the encoders; exact up to rounding.
         resolution: modality -> stages of smaller pictures, in order; full size after the last. It changes the result.
         parallel: what several processes share: "ddp": nothing, each has all weights; "zero2": gradients and moments are split;
             "fsdp2": weights too. "auto": what the launcher asks for, else "ddp". All give the same numbers.
         sync_batch_norm: let batch normalisation in encoders see the batches of all processes, as if they were one (SyncBN).
-        distributed_timeout: minutes that a process waits for the others before it takes one for lost.
+        distributed_timeout: minutes that a process waits for the others before it gives up.
         clip_norm: largest gradient norm; None: no limit.
-        save: when checkpoints are written, and which of them stay.
-        log: when metrics are logged, and where to beside `metrics.jsonl` and the console.
-        max_bad_steps: how many steps in a row may be skipped because loss or gradient is not finite, before the run ends.
+        save: when checkpoints are written, and which are kept.
+        log: when metrics are logged, and trackers besides `metrics.jsonl` and the console.
+        max_bad_steps: number of steps in a row with a non-finite loss or gradient (skipped) after which the run ends.
     """
 
     optimizer: OptimizerConfig
@@ -110,7 +110,7 @@ class TrainingConfig(Config):
     max_bad_steps: int = Field(default=10, ge=1)
 
     def launch(self) -> Launch:
-        """This process' place; to be had before anything is put on a device."""
+        """Set up device, processes and precision; call it before anything moves to a device."""
         return Launch(self.precision, self.device, self.log.trackers, self.parallel, self.distributed_timeout)
 
     def build(
@@ -126,7 +126,7 @@ class TrainingConfig(Config):
         total_steps: int,
         to_steps: ToSteps,
     ) -> Run:
-        """Put a run together.
+        """Build a run: learner on its device, optimizer, step, checkpoints and periodic actions.
 
         Args:
             learner: on any device; it is moved.
@@ -140,7 +140,7 @@ class TrainingConfig(Config):
             to_steps: turns durations of this config into steps.
 
         Raises:
-            RecipeError: parts that do not go together.
+            RecipeError: settings that contradict each other.
         """
         best = self.save.best.build() if self.save.best is not None else None
         if best is not None and best.evaluator not in evaluators:
@@ -214,8 +214,8 @@ class Run:
             finished = self.state.step >= self.state.total_steps
             if finished:
                 say(
-                    f"{self.folder}: has made {self.state.step} steps, and the recipe wants {self.state.total_steps}: nothing is "
-                    "trained; a longer duration goes on"
+                    f"{self.folder}: has trained {self.state.step} of {self.state.total_steps} steps: nothing to train; "
+                    "set a longer duration to go on"
                 )
             on_main(lambda: self.save.store.check_space(self.state))
             on_main(lambda: self._write_recipe(finished))
@@ -245,7 +245,7 @@ class Run:
         return self.state.scores
 
     def _write_recipe(self, finished: bool) -> None:
-        """The recipe of a run that is to train; a finished one keeps that which trained it."""
+        """Write the recipe into the run folder; a finished run keeps the recipe that trained it."""
         path = self.folder / "recipe.yaml"
         if not (finished and path.exists()):
             replace_text(path, self.save.store.recipe)
@@ -258,13 +258,11 @@ def _synchronise(learner: Learner) -> None:
                 "sync_batch_norm has no effect: nothing in the learner normalises by the batch; remove it"
             )
     except ValueError as error:
-        raise RecipeError(
-            f"sync_batch_norm: {error}; take another encoder, or leave its statistics to each process"
-        ) from error
+        raise RecipeError(f"sync_batch_norm: {error}; use another encoder, or set sync_batch_norm=false") from error
 
 
 def _mention_batch_statistics(learner: Learner) -> None:
-    """Say where the number of processes changes the result, which it does nowhere else."""
+    """Warn if batch normalisation makes the result depend on the number of processes."""
     trained = {
         name: encoder
         for name, encoder in learner.encoders.items()

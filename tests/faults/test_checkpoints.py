@@ -182,7 +182,7 @@ def test_a_disk_that_forgets_what_it_was_told_is_noticed(folder: Path, monkeypat
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", lie)
-    with pytest.raises(OSError, match=r"what was read back is not what was written: .*model\.safetensors"):
+    with pytest.raises(OSError, match=r"the written checkpoint differs when read back: .*model\.safetensors"):
         run.save.store.save(run.state)
     assert (folder / "checkpoints" / "LATEST").read_text() == "step_00000010"
     assert restored(folder).state.step == 10
@@ -257,7 +257,7 @@ def test_damage_is_found_named_and_survived(
 def test_no_valid_checkpoint_is_an_error_and_not_a_new_start(folder: Path) -> None:
     for path in (folder / "checkpoints").glob("step_*/state.json"):
         path.write_text("{}")
-    with pytest.raises(CheckpointError, match=r"(?s)no valid checkpoint is left.*step_00000010.*step_00000008.*00004"):
+    with pytest.raises(CheckpointError, match=r"(?s)no valid checkpoint:.*step_00000010.*step_00000008.*00004"):
         restored(folder)
 
 

@@ -41,7 +41,7 @@ def test_a_recipe_with_workers(world: World, tmp_path: Path) -> None:
 def test_shards_that_need_a_recipe(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard = write(tmp_path / "a.tar", [{"__key__": "a", "tiff": encode(noise(0))}])
     assert world.mmssl("bench", "data", shard) == 3
-    assert "name a recipe" in capsys.readouterr().err
+    assert "give a recipe" in capsys.readouterr().err
 
 
 def test_sources_and_synchronized_operations_are_measured_as_trained(world: World, tmp_path: Path) -> None:

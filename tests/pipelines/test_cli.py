@@ -199,7 +199,7 @@ def test_doctor(world: World, capfd: pytest.CaptureFixture[str], monkeypatch: py
     assert "torch" in said
     assert "backends: gloo" in said
     assert "launched as process 2 of 4" in said
-    assert re.search(r"torchcodec (decodes: videos may|does not decode \(.*\): videos keep)", said)
+    assert re.search(r"torchcodec (decodes: videos may|does not decode \(.*\): videos use)", said)
     assert "parallel: auto means ddp" in said
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert world.mmssl("doctor") == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmssl.core.config import Config
-from mmssl.recipe.describe import find, registered, sentence
+from mmssl.recipe.describe import describe_path, registered, sentence
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.reference import COMMAND, parts, reference
 from mmssl.recipe.shipped import shipped_recipes, summary
@@ -120,5 +120,5 @@ def test_every_part_is_found_at_its_path() -> None:
     """The headings of the reference are paths that `mmssl recipes key` takes."""
     for part in parts(Recipe)[1:]:
         names = [one.path for one in part.rows()]
-        below = {one.path.rpartition(".")[2] for one in find(Recipe, f"{part.path}.*")} if names else set()
+        below = {one.path.rpartition(".")[2] for one in describe_path(Recipe, f"{part.path}.*")} if names else set()
         assert below.issuperset(names), part.title

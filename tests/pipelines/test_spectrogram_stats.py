@@ -84,5 +84,5 @@ def test_refusals(tmp_path: Path) -> None:
         front_end_stats([str(tmp_path)], "asst", sample=10)
     with pytest.raises(RecipeError, match="melz"):
         front_end_stats([str(tmp_path)], "{kind: mel, melz: 20}", sample=10)
-    with pytest.raises(DataError, match="none of 1 samples has a sound"):
+    with pytest.raises(DataError, match="no sample of 1 has a sound"):
         front_end_stats([str(tmp_path)], "mel", sample=10)

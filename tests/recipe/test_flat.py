@@ -9,7 +9,7 @@ import pytest
 
 from mmssl.core.config import Config
 from mmssl.core.errors import CheckpointError, RecipeError
-from mmssl.recipe.flat import FLAT, document_keys, group, spread
+from mmssl.recipe.flat import FLAT, document_keys, flatten_keys, nest_keys
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.resume import refuse_other_recipe
 from mmssl.recipe.shipped import find_recipe
@@ -32,9 +32,9 @@ class Car(Config):
 
 def test_keys_are_grouped_and_spread_again() -> None:
     document = {"name": "x", "power": 3}
-    grouped = group(Car, document)
+    grouped = nest_keys(Car, document)
     assert grouped == {"engine": {"power": 3}, "name": "x"}
-    assert spread(Car, grouped) == document
+    assert flatten_keys(Car, grouped) == document
     assert list(document_keys(Car)) == ["power", "cylinders", "name"]
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from mmssl.evaluation.ranking import pair_ranks
 from mmssl.evaluation.retrieval import RetrievalConfig
-from mmssl.reporting.gallery import Gallery, Thing, choose, gallery, showcase, similarity
+from mmssl.reporting.gallery import Gallery, Thing, choose_queries, gallery, showcase, similarity
 from tests.evaluation.world import COLOURS, colour_shards, configured, items, knowing_model, modalities
 
 
@@ -71,7 +71,7 @@ def test_one_query_a_sample_and_none_that_cannot_succeed() -> None:
     owner = torch.tensor([0, 0, 0, 1, 2])
     x = torch.eye(5)
     ranks, _ = pair_ranks(x, owner, x[2:], torch.tensor([0, 1, 5]))
-    chosen = choose(ranks, owner, count=5)
+    chosen = choose_queries(ranks, owner, count=5)
     assert sorted(chosen["best"]) == [2, 3]
     assert all({owner[row].item() for row in rows} == {0, 1} for rows in chosen.values())
 

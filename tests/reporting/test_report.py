@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmssl.reporting import environment as environment_module
 from mmssl.reporting.environment import HIDDEN, commit, environment, is_secret, redact, redact_text
-from mmssl.reporting.figures import Chart, chart_uri, charts, heat, picture_uri, thinned
+from mmssl.reporting.figures import Chart, chart_uri, charts, heat_colours, picture_uri, thinned
 from mmssl.reporting.gallery import Answer, Gallery, Pick, Similarity, Thing
 from mmssl.reporting.report import read_curves, write_report, write_results
 
@@ -302,6 +302,6 @@ def test_pictures_are_encoded_anew(side: int, kind: str) -> None:
 
 
 def test_heat_goes_from_light_to_dark() -> None:
-    assert heat(0.1, 0.1, 0.9) == ("#fafbfd", "#26323d")
-    assert heat(0.9, 0.1, 0.9) == ("#084081", "#ffffff")
-    assert heat(0.5, 0.5, 0.5)[0] == "#fafbfd"
+    assert heat_colours(0.1, 0.1, 0.9) == ("#fafbfd", "#26323d")
+    assert heat_colours(0.9, 0.1, 0.9) == ("#084081", "#ffffff")
+    assert heat_colours(0.5, 0.5, 0.5)[0] == "#fafbfd"

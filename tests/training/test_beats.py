@@ -130,7 +130,7 @@ def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.Capture
     run.launch._trackers.append(tracker)  # type: ignore[arg-type]
     run.train()
     assert tracker.calls == 1
-    assert "tracker 'service' failed and is left out from here on: ConnectionError: no route" in capsys.readouterr().err
+    assert "tracker 'service' failed and is now disabled: ConnectionError: no route" in capsys.readouterr().err
 
 
 class Given(Evaluator):

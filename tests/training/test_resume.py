@@ -98,7 +98,7 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path, capsys: pytest.Capture
     assert scores["far/nothing"] is None
     assert isinstance(scores["far/distance"], float)
     assert curve(tmp_path) == before
-    assert "has made 10 steps, and the recipe wants 10: nothing is trained" in capsys.readouterr().err
+    assert "has trained 10 of 10 steps: nothing to train" in capsys.readouterr().err
 
 
 def test_a_finished_run_keeps_the_recipe_that_trained_it(tmp_path: Path) -> None:
@@ -195,12 +195,14 @@ def test_the_wrong_recipe_is_told_with_both_sides(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         make_run(tmp_path, learner=other).train()
     message = str(caught.value)
-    assert "6 in the checkpoint and unknown to the recipe" in message
+    assert "6 unexpected in the checkpoint" in message
     assert "encoders.a.norm.running_mean" in message
     assert "objective.head.weight is [6, 6] in the checkpoint and [5, 6] in the recipe" in message
     frozen = make_learner()
     frozen.encoders["a"].requires_grad_(False)
-    with pytest.raises(CheckpointError, match=r"trains other parameters than the recipe does: a\.first\.bias"):
+    with pytest.raises(
+        CheckpointError, match=r"the saved optimizer has other parameters than the recipe's: a\.first\.bias"
+    ):
         make_run(tmp_path, learner=frozen).train()
 
 

@@ -204,7 +204,7 @@ def buffers_after(folder: str, parallel: str) -> dict[str, Any]:
     norm.running_mean.fill_(1 + distributed.rank())
     run.step(run.state, next(iter(run.state.stream)))
     stepped = norm.running_mean.tolist()
-    with run.launch.whole(learner):
+    with run.launch.gathered(learner):
         return {"started": started, "stepped": stepped, "evaluated": norm.running_mean.tolist()}
 
 

@@ -1,1 +1,1 @@
-"""Checkpoint folders: written whole or not at all, verified by SHA-256, read back by name."""
+"""Checkpoint folders: written atomically, verified by SHA-256, read back by name."""

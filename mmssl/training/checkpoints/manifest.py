@@ -1,7 +1,7 @@
-"""Folders that are whole or not there: files are hashed as they are written, and a manifest tells what belongs.
+"""Atomic checkpoint folders: files are hashed while written, and a manifest lists sizes and SHA-256.
 
-A folder is written beside its place under a temporary name, flushed to the disk, and renamed in one step. What was killed on the
-way is a temporary folder, which nobody reads.
+A folder is written beside its place under a temporary name, flushed to the disk, and renamed in one step. A killed write leaves a
+temporary folder, which is never read.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class FolderWriter:
         self._files: dict[str, dict[str, Any]] = {}
 
     def write(self, name: str, dump: Callable[[BinaryIO], Any]) -> None:
-        """Let `dump` write one file, and flush it to the disk."""
+        """Write one file with `dump`, and flush it to the disk."""
         with open(self.folder / name, "xb") as file:
             hashing = _HashingFile(file)
             try:
                 dump(hashing)  # type: ignore[arg-type]
             except RuntimeError as error:
-                # torch's archive writer reports a failed write as an error of its own; the cause is what people need.
+                # torch's archive writer wraps a failed write in another error; users need the cause.
                 if hashing.failure is not None:
                     raise hashing.failure from error
                 raise
@@ -51,7 +51,7 @@ class FolderWriter:
         self._files[name] = {"size": hashing.size, "sha256": hashing.digest.hexdigest()}
 
     def finish(self) -> None:
-        """Write the manifest, last of all."""
+        """Write the manifest, as the last file."""
         manifest = {"schema": SCHEMA, "files": self._files}
         with open(self.folder / MANIFEST, "x") as file:
             file.write(json.dumps(manifest, indent=1))
@@ -61,7 +61,7 @@ class FolderWriter:
 
 
 class _HashingFile:
-    """The part of a binary file that writers use, with a running digest."""
+    """A binary file for writing that updates a SHA-256 digest."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -109,16 +109,16 @@ def verify(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder, checked for its form.
+    """Read and check the manifest of a folder.
 
     Raises:
-        CheckpointError: there is none, or it cannot be used.
+        CheckpointError: it is missing or malformed.
     """
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{folder}: no {MANIFEST}: not a checkpoint, or one that was never finished") from None
+        raise CheckpointError(f"{folder}: no {MANIFEST}: not a checkpoint, or an unfinished one") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
@@ -141,7 +141,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk."""
+    """Flush a folder's directory entries to the disk (fsync)."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -150,7 +150,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_text(path: Path, content: str) -> None:
-    """Replace a small file in one step."""
+    """Replace a small text file atomically."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(content)
@@ -160,7 +160,7 @@ def replace_text(path: Path, content: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder; it loses its name first, so that a half-deleted one is never taken for a whole one."""
+    """Delete a folder after renaming it, so a half-deleted checkpoint is never read."""
     trash = folder.with_name(f"{folder.name}.tmp-{os.getpid()}-old")
     os.replace(folder, trash)
     shutil.rmtree(trash)

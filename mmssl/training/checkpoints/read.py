@@ -1,4 +1,4 @@
-"""Checkpoints: what they hold, which one a path means, and how they are read back: whole, or not at all.
+"""Read checkpoints: find the one that a path means, verify it, and load it completely or not at all.
 
 A run folder holds `checkpoints/step_00001000/` with
     model.safetensors   all tensors of the learner
@@ -7,8 +7,8 @@ A run folder holds `checkpoints/step_00001000/` with
     state.json          counters, position of the stream, versions
     recipe.yaml         the resolved recipe
     manifest.json       sizes and SHA-256 of the above, written last
-and beside them LATEST and BEST, files with a folder's name. A checkpoint with a file PINNED in it is never deleted. Writing them
-is `store.py`'s.
+and beside them LATEST and BEST, files with a folder's name. A checkpoint with a file PINNED in it is never deleted. `write.py`
+writes them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmssl.core.errors import CheckpointError
 from mmssl.training.checkpoints.manifest import MANIFEST, verify
 from mmssl.training.checkpoints.tensors import load_exactly, read_tensors
 from mmssl.training.runtime.console import say
-from mmssl.training.runtime.sharding import shared_moments
+from mmssl.training.runtime.sharding import shard_moments
 from mmssl.training.steps.state import TrainState
 
 FOLDER, LATEST, BEST, PINNED = "checkpoints", "LATEST", "BEST", "PINNED"
@@ -58,10 +58,10 @@ def resolve(path: Path, which: Literal["best", "last"] = "best", *, strict: bool
     Args:
         path: a checkpoint, a run folder, or its folder of checkpoints.
         which: of several, the best by the watched metric (the last if none is watched) or the last one.
-        strict: refuse when the wanted one is damaged, instead of falling back to the newest valid one.
+        strict: raise an error if the wanted one is damaged; otherwise fall back to the newest valid one.
 
     Raises:
-        CheckpointError: there is none, or none that is whole.
+        CheckpointError: there is none, or no valid one.
     """
     if (path / MANIFEST).exists() or _NAME.fullmatch(path.name):
         verify(path)
@@ -69,7 +69,9 @@ def resolve(path: Path, which: Literal["best", "last"] = "best", *, strict: bool
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     existing = checkpoints(folder)
     if not existing:
-        raise CheckpointError(f"{path}: no checkpoint here: wanted a checkpoint folder, or a run folder that has some")
+        raise CheckpointError(
+            f"{path}: no checkpoint here: wanted a checkpoint folder, or a run folder with checkpoints"
+        )
     best = pointed(folder, BEST) if which == "best" else None
     if best is not None:
         try:
@@ -88,7 +90,7 @@ def resolve(path: Path, which: Literal["best", "last"] = "best", *, strict: bool
 def load(folder: Path, state: TrainState) -> None:
     """Load a verified checkpoint into a state of the same recipe, bit by bit.
 
-    Hyperparameters (rates, decay, betas) stay those of the state: a recipe may change them between two sessions of a run.
+    Hyperparameters (rates, decay, betas) stay those of the state: a recipe may change them at a resume.
 
     Raises:
         CheckpointError: it belongs to another recipe, or cannot be read.
@@ -101,7 +103,7 @@ def load(folder: Path, state: TrainState) -> None:
             state.ema.module, read_tensors(averaged if averaged.exists() else folder / "model.safetensors"), folder
         )
     moments = _fitting(state.optimizer.state_dict(), read_optimizer(folder), folder)
-    moments["state"] = shared_moments(moments["state"], state.optimizer)
+    moments["state"] = shard_moments(moments["state"], state.optimizer)
     state.optimizer.load_state_dict(moments)
     try:
         state.load_numbers(read_numbers(folder))
@@ -112,7 +114,7 @@ def load(folder: Path, state: TrainState) -> None:
 
 
 def load_weights(folder: Path, use_ema: bool = True) -> dict[str, Tensor]:
-    """The learner's tensors from a checkpoint, verified, on the CPU: the averaged ones where wanted and kept.
+    """The learner's tensors from a checkpoint, verified, on the CPU: the EMA weights if `use_ema` and the run kept them.
 
     Raises:
         CheckpointError: damaged, or not a checkpoint.
@@ -126,7 +128,7 @@ def read_recipe(folder: Path) -> str:
     """The resolved recipe of a checkpoint, as YAML.
 
     Raises:
-        CheckpointError: it is not there.
+        CheckpointError: it is missing.
     """
     return str(_read(folder / "recipe.yaml", str))
 
@@ -135,7 +137,7 @@ def read_numbers(folder: Path) -> dict[str, Any]:
     """The counters, scores and versions of a checkpoint.
 
     Raises:
-        CheckpointError: they are not there or cannot be read.
+        CheckpointError: they are missing or cannot be read.
     """
     return _read(folder / "state.json", json.loads)  # type: ignore[no-any-return]
 
@@ -144,7 +146,7 @@ def read_optimizer(folder: Path) -> dict[str, Any]:
     """The optimizer's state of a checkpoint, on the CPU. No code in the file is run.
 
     Raises:
-        CheckpointError: it is not there or cannot be read.
+        CheckpointError: it is missing or cannot be read.
     """
     path = folder / "optimizer.pt"
     try:
@@ -161,7 +163,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
 
 
 def _fitting(own: dict[str, Any], saved: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The saved moments with the hyperparameters of today, after a look at whose moments they are."""
+    """The saved moments with the current hyperparameters, after checking that they belong to the same parameters."""
 
     def names(state: dict[str, Any]) -> list[Any]:
         return [group.get("param_names") for group in state["param_groups"]]
@@ -170,17 +172,17 @@ def _fitting(own: dict[str, Any], saved: dict[str, Any], folder: Path) -> dict[s
         ours, theirs = ({n for group in names(state) for n in group or ()} for state in (own, saved))
         difference = ", ".join(sorted(ours ^ theirs)[:8]) or "the same parameters in other groups"
         raise CheckpointError(
-            f"{folder}: its optimizer trains other parameters than the recipe does: {difference}; resume with the recipe "
-            "that stands beside the checkpoint (recipe.yaml), or start in another run folder"
+            f"{folder}: the saved optimizer has other parameters than the recipe's: {difference}; resume with the "
+            "recipe.yaml of the checkpoint, or start in another run folder"
         )
     return {"state": saved["state"], "param_groups": own["param_groups"]}
 
 
 def newest_valid(candidates: list[Path]) -> Path:
-    """The first of the candidates that is whole; says which ones are not, and why.
+    """The first valid candidate; logs the damaged ones with their errors.
 
     Raises:
-        CheckpointError: none is.
+        CheckpointError: no candidate is valid.
     """
     reasons = []
     for folder in candidates:
@@ -191,11 +193,11 @@ def newest_valid(candidates: list[Path]) -> Path:
             reasons.append(str(error))
         else:
             return folder
-    raise CheckpointError("no valid checkpoint is left:\n  " + "\n  ".join(reasons))
+    raise CheckpointError("no valid checkpoint:\n  " + "\n  ".join(reasons))
 
 
 def pointed(folder: Path, pointer: str) -> Path | None:
-    """The checkpoint that LATEST or BEST names, if there is such a file."""
+    """The checkpoint that LATEST or BEST names, if that file exists."""
     try:
         name = (folder / pointer).read_text().strip()
     except OSError:

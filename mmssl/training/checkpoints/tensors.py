@@ -1,4 +1,4 @@
-"""Named tensors to and from safetensors files, and into modules, with errors that say what does not fit."""
+"""Read and write safetensors files, and load them into modules, with errors that list missing, unexpected and misshapen tensors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.core.errors import CheckpointError
-from mmssl.training.runtime.sharding import share
+from mmssl.training.runtime.sharding import shard_like
 
 _ALIASES = "aliases"
 _SHOWN = 8
 
 
 def dump_tensors(tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
-    """Write tensors, also 0-dimensional ones. One tensor under two names is written once, and remembered."""
+    """Write tensors, also 0-dimensional ones. A tensor with two names is written once; the metadata keep the second name."""
     first: dict[tuple[object, ...], str] = {}
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -50,11 +50,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
 
 
-RESUME = "resume with the recipe that stands beside the checkpoint (recipe.yaml), or start in another run folder"
+RESUME = "resume with the recipe.yaml of the checkpoint, or start in another run folder"
 
 
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, advice: str = RESUME) -> None:
-    """Load all tensors into a module that wants exactly these; `advice` ends the message if they are others.
+    """Load tensors into a module strictly: names and shapes must match; `advice` ends the error message.
 
     Raises:
         CheckpointError: lists names that are missing or unexpected, and shapes that differ, with both sides.
@@ -69,13 +69,13 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, 
     ]
     if missing or unexpected or differing:
         raise CheckpointError(
-            f"{where}: made by another recipe than this one:"
-            + _listed("wanted by the recipe and not in the checkpoint", missing)
-            + _listed("in the checkpoint and unknown to the recipe", unexpected)
+            f"{where}: tensors do not match this recipe:"
+            + _listed("missing in the checkpoint", missing)
+            + _listed("unexpected in the checkpoint", unexpected)
             + _listed("of another shape", differing)
             + f"\n  {advice}"
         )
-    module.load_state_dict({name: share(tensors[name], own) for name, own in wanted.items()})
+    module.load_state_dict({name: shard_like(tensors[name], own) for name, own in wanted.items()})
 
 
 def _listed(title: str, entries: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Writing the checkpoints of a run, keeping the right ones, and going back to one."""
+"""Write, rotate and restore the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from mmssl.training.checkpoints.read import (
 from mmssl.training.checkpoints.tensors import dump_tensors
 from mmssl.training.runtime.console import say
 from mmssl.training.runtime.lock import on_main
-from mmssl.training.runtime.sharding import whole_moments, whole_state
+from mmssl.training.runtime.sharding import full_moments, full_state
 from mmssl.training.steps.state import TrainState
 
 _LIBRARIES = ("torch", "numpy", "accelerate", "safetensors")
 
 
 class CheckpointStore:
-    """The checkpoints of one run.
+    """The checkpoints of one run: save, keep the newest and the best, restore.
 
     Args:
         run: the run folder.
-        recipe: the resolved recipe, as YAML, to stand in each checkpoint.
-        keep_last: how many of the newest checkpoints stay, at least 2; the best and pinned ones stay besides.
+        recipe: the resolved recipe, as YAML, written into each checkpoint.
+        keep_last: number of newest checkpoints to keep, at least 2; the best and pinned ones are kept too.
     """
 
     def __init__(self, run: Path, recipe: str, keep_last: int = 3) -> None:
@@ -53,10 +53,10 @@ class CheckpointStore:
         self.folder, self.recipe, self.keep_last = run / FOLDER, recipe, keep_last
 
     def save(self, state: TrainState) -> Path:
-        """Write a checkpoint of this step; every process must call. What is there already stays until it is verified.
+        """Write a checkpoint of this step; every process must call. An existing one stays until the new one is verified.
 
         Raises:
-            OSError: the disk is full or fails. Older checkpoints are as they were, and nothing half-written stays.
+            OSError: the disk is full or fails. Older checkpoints are unchanged, and no partial one remains.
             NumericError: a weight is not finite.
         """
         snapshot = Snapshot.of(state)
@@ -74,7 +74,7 @@ class CheckpointStore:
                 sync_folder(self.folder)
                 verify(target)
             except CheckpointError as error:
-                raise OSError(f"what was read back is not what was written: {error}") from error
+                raise OSError(f"the written checkpoint differs when read back: {error}") from error
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         replace_text(self.folder / LATEST, target.name)
@@ -82,7 +82,7 @@ class CheckpointStore:
         return target
 
     def mark_best(self, step: int) -> None:
-        """Point BEST to the checkpoint of a step, which stays from now on."""
+        """Point BEST to the checkpoint of a step, which is then kept."""
         replace_text(self.folder / BEST, folder_name(step))
 
     def restore(self, state: TrainState, resume: str = "auto") -> Path | None:
@@ -91,13 +91,13 @@ class CheckpointStore:
         Args:
             state: of the same recipe, at step 0.
             resume: "auto": the newest valid checkpoint of this run, if there is one; "never": refuse if there is one;
-                or the path of a checkpoint or of a run folder, which is then used or refused.
+                or the path of a checkpoint or run folder, without fallback.
 
         Returns:
             The checkpoint that was loaded; None if the run starts anew.
 
         Raises:
-            CheckpointError: every checkpoint is damaged, or the one that was named, or it belongs to another recipe.
+            CheckpointError: the named checkpoint or all of them are damaged, or belong to another recipe.
             RecipeError: "never", and there is a checkpoint.
         """
         path = on_main(lambda: self._choose(resume))
@@ -108,10 +108,10 @@ class CheckpointStore:
         return path
 
     def check_space(self, state: TrainState) -> None:
-        """Refuse to start on a disk that cannot hold two checkpoints, or one more where there are some.
+        """Raise an error if the disk cannot hold two checkpoints, or one more where some exist.
 
         Raises:
-            RecipeError: says how much is there and how much is wanted.
+            RecipeError: says the free and the needed space.
         """
         tensors = [*state.learner.state_dict().values()]
         trainable = [p for group in state.optimizer.param_groups for p in group["params"]]
@@ -122,7 +122,7 @@ class CheckpointStore:
         wanted = size if checkpoints(self.folder) else 2 * size
         if free < wanted:
             raise RecipeError(
-                f"{place}: {free / 1e9:.2f} GB free, and checkpoints need {wanted / 1e9:.2f} GB: free some, or choose a run "
+                f"{place}: {free / 1e9:.2f} GB free, and checkpoints need {wanted / 1e9:.2f} GB: free space, or choose a run "
                 "folder on another disk"
             )
 
@@ -156,7 +156,7 @@ class CheckpointStore:
         return newest_valid(existing) if existing else None
 
     def _is_there(self, target: Path) -> bool:
-        """Whether this very step was saved already, as when a run is resumed and stopped at once."""
+        """Whether this step is already saved, as when a run is resumed and stopped at once."""
         if not target.exists():
             return False
         try:
@@ -168,7 +168,7 @@ class CheckpointStore:
         return True
 
     def _drop_later(self, step: int) -> None:
-        """Checkpoints after the resumed step are damaged, or of a past that this run leaves: out of the way, not deleted."""
+        """Set aside checkpoints after the resumed step: damaged, or of a course that this run does not continue."""
         for folder in checkpoints(self.folder):
             if step_of(folder) > step:
                 self.set_aside(folder)
@@ -193,11 +193,11 @@ class CheckpointStore:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The tensors of a state, whole on the main process, however they are split over processes; not copied where they are not.
+    """Full (unsharded) tensors of a state on the main process; unsharded ones are not copied.
 
     Attributes:
-        learner, average: state dicts of the learner and of its average, if one is kept.
-        optimizer: the optimizer's.
+        learner, average: state dicts of the learner and of its EMA, if one is kept.
+        optimizer: state dict of the optimizer.
     """
 
     learner: dict[str, Tensor]
@@ -206,9 +206,9 @@ class Snapshot:
 
     @classmethod
     def of(cls, state: TrainState) -> Snapshot:
-        """Every process must call."""
-        average = whole_state(state.ema.module) if state.ema is not None else None
-        return cls(whole_state(state.learner), average, whole_moments(state.optimizer))
+        """Gather the tensors of a state. Every process must call."""
+        average = full_state(state.ema.module) if state.ema is not None else None
+        return cls(full_state(state.learner), average, full_moments(state.optimizer))
 
 
 def _refuse_non_finite(state: TrainState, snapshot: Snapshot) -> None:

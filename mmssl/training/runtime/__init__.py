@@ -1,1 +1,1 @@
-"""Where a run runs: device, processes, parallel modes, run lock, signals, console."""
+"""Runtime of a run: device, processes, parallel modes, run lock, signals, console."""

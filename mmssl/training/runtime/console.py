@@ -1,4 +1,4 @@
-"""What people see while a run runs: lines and a progress bar on standard error, from the main process only."""
+"""Console output of a run: lines and a progress bar on standard error, from the main process only."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def show_counts(title: str, counts: Mapping[str, int], examples: Mapping[str, st
 
 
 def show_drawn(sources: Mapping[str, Drawn]) -> None:
-    """Print a table of what was drawn from each source; nothing if there is none."""
-    table = Table("source", "samples drawn", "share", "passes", title="what was drawn", title_justify="left")
+    """Print a table of the samples drawn from each source; nothing if there is none."""
+    table = Table("source", "samples drawn", "share", "passes", title="samples drawn", title_justify="left")
     for name, drawn in sources.items():
         table.add_row(name, f"{drawn.samples:,}", f"{drawn.share:.4f}", f"{drawn.passes:.2f}")
     if sources and is_main():
@@ -40,7 +40,7 @@ def show_drawn(sources: Mapping[str, Drawn]) -> None:
 
 
 class ProgressBar:
-    """A bar over the steps of a run, on a terminal; elsewhere nothing, because the log lines say the same."""
+    """A progress bar over the steps of a run, on a terminal only; elsewhere log lines say the same."""
 
     def __init__(self, total_steps: int) -> None:
         self._progress: Progress | None = None

@@ -1,4 +1,4 @@
-"""A file of JSON lines that grows with a run and goes back with it on resume."""
+"""A JSON Lines file that a run appends to and truncates on resume."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class JsonLines:
         self._waiting: list[bytes] = []
 
     def rewind(self, step: int) -> None:
-        """Drop what was written after `step`, and a last line that was cut: the file is then that of an uninterrupted run."""
+        """Drop records after `step`, and a truncated last line: the file then equals an uninterrupted run's."""
         if not self.path.exists():
             return
         kept = [line for line in self.path.read_bytes().splitlines() if _step(line) <= step]
@@ -29,11 +29,11 @@ class JsonLines:
         os.replace(temporary, self.path)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line, at once. On a full disk lines wait for the next call: a curve is no reason to end a run."""
+        """Append one line, at once. If the disk is full, lines wait for the next call, and the run goes on."""
         self.extend([record])
 
     def extend(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add lines together; see `append`."""
+        """Append several lines; see `append`."""
         if not records:
             return
         for record in records:
@@ -53,7 +53,7 @@ class JsonLines:
             self._waiting.clear()
 
     def read(self) -> list[dict[str, Any]]:
-        """All records that are whole."""
+        """All complete records."""
         if not self.path.exists():
             return []
         return [json.loads(line) for line in self.path.read_bytes().splitlines() if _step(line) < math.inf]
@@ -65,7 +65,7 @@ def finite(value: Any) -> Any:
 
 
 def _step(line: bytes) -> float:
-    """The step of a line; infinite if it is not a whole record."""
+    """The step of a line; infinite if the record is incomplete."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

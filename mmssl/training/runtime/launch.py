@@ -1,4 +1,4 @@
-"""Where a run runs: device, processes, precision and trackers. With step.py the only place that knows Accelerate.
+"""Device, processes, precision and trackers of a run. Only this room and core/compat.py use Accelerate.
 
 Accelerate finds the processes (`accelerate launch`, `torchrun`, `srun`), wraps the learner for data parallelism and opens
 trackers. Data loading, the schedule, precision and checkpoints stay ours: they must be exact, and are a few lines each.
@@ -54,15 +54,15 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Launch:
-    """This process' place in the run.
+    """Device, rank, precision and parallel mode of this process.
 
     Args:
         precision: of matrix products in the forward pass (autocast); weights, criterion and updates are float32 always.
-        device: "auto" takes CUDA where there is some.
+        device: "auto" takes CUDA if available.
         trackers: names of Accelerate trackers to log to.
         parallel: what several processes share: "ddp": nothing, each has all weights; "zero2": gradients and moments are split;
             "fsdp2": weights too. "auto": what the launcher asks for, else "ddp". All give the same numbers.
-        timeout: minutes that a process waits for the others in a collective before it takes one for lost.
+        timeout: minutes that a process waits for the others in a collective before it gives up.
 
     Attributes:
         device: of this process.
@@ -70,7 +70,7 @@ class Launch:
         scaler: scales the loss in fp16, where small gradients would vanish; None otherwise.
 
     Raises:
-        RecipeError: the device, the precision, a tracker or the launcher's settings cannot be had.
+        RecipeError: the device, the precision, a tracker or the launcher's settings are unavailable.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Launch:
         self.parallel = wanted if self._accelerator.num_processes > 1 else "ddp"
         if self.parallel != "ddp" and precision == "fp16":
             raise RecipeError(
-                f"precision: fp16 does not go with parallel {self.parallel!r}, whose processes would scale the loss each by "
+                f"precision: fp16 does not work with parallel {self.parallel!r}: each process would scale the loss by "
                 "another factor; choose bf16"
             )
         self.device: torch.device = self._accelerator.device
@@ -123,7 +123,7 @@ class Launch:
         return bool(self._accelerator.is_main_process)
 
     def describe(self) -> str:
-        """Processes, device, precision and what the processes share, for people."""
+        """Processes, device, precision and parallel mode, in one line."""
         count = self._accelerator.num_processes
         processes = (
             f"{count} processes, parallel {self.parallel} ({_SHARED[self.parallel]})" if count > 1 else "1 process"
@@ -137,14 +137,14 @@ class Launch:
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
 
     def place(self, learner: Learner) -> None:
-        """Move the learner to the device, and make it equal to the main process'."""
+        """Move the learner to the device, and broadcast the main process' weights."""
         learner.to(self.device)
         follow_main([*learner.parameters(), *learner.buffers()])
 
     def wrap(self, learner: Learner) -> nn.Module:
-        """Wrap a placed learner on several processes, so that its gradients are averaged over them; or split it in place.
+        """Wrap a placed learner in DDP on several processes; or shard it in place (ZeRO-2, FSDP2).
 
-        Every trainable parameter must get a gradient in every step. Buffers stay each process' own. The running statistics of
+        Every trainable parameter must get a gradient in every step. Buffers are not broadcast. The running statistics of
         batch normalisation without SyncBN therefore differ: each process averages those of its share of the batches, and those
         of the main process are evaluated and saved, in every parallel mode.
         """
@@ -155,13 +155,13 @@ class Launch:
         return module
 
     def split(self, learner: Learner) -> None:
-        """Split a placed learner, or its average, over the processes where that is wanted."""
+        """Shard a placed learner, or its EMA, over the processes in the modes ZeRO-2 and FSDP2."""
         if self.parallel != "ddp":
             mesh = init_device_mesh(self.device.type, (self._accelerator.num_processes,))
             sharding.shard(learner, mesh, reshard=self.parallel == "fsdp2")
 
-    def whole(self, learner: Learner) -> AbstractContextManager[None]:
-        """The context in which a learner is whole and equal on all processes, which may call it each as often as it likes."""
+    def gathered(self, learner: Learner) -> AbstractContextManager[None]:
+        """Context in which all weights are gathered: each process may call the learner any number of times."""
         follow_main([*learner.buffers()])
         return nullcontext() if self.parallel == "ddp" else self._gathered(learner)
 
@@ -173,14 +173,14 @@ class Launch:
             part.set_reshard_after_forward(self.parallel == "fsdp2", recurse=False)
 
     def finish(self, learner: Learner) -> None:
-        """After the last backward pass of a step: average what no wrapper has averaged, and let go of gathered weights."""
+        """Call after the last backward pass of a step: average gradients that no wrapper averaged, and free gathered weights."""
         if self.parallel != "ddp":
             sharding.release(learner)
-            sharding.average(learner.parameters())
+            sharding.average_gradients(learner.parameters())
 
     @contextmanager
     def naming_lost_processes(self) -> Iterator[None]:
-        """Turn what a collective says when another process has died or does not answer into words.
+        """Context that turns a collective's failure into an error that says a process died or timed out.
 
         Raises:
             MmsslError: in place of the communication library's error.
@@ -192,18 +192,18 @@ class Launch:
                 raise
             raise MmsslError(
                 f"process {dist.get_rank()} of {dist.get_world_size()} has lost another process: it died, or did not answer "
-                f"within {self._timeout:g} minutes (distributed_timeout); the cause stands in that process' own output. The "
-                f"last checkpoint is as it was: start the run again and it goes on from there ({error})"
+                f"within {self._timeout:g} minutes (distributed_timeout); the cause is in that process' output. The "
+                f"last checkpoint is unchanged: start the run again to resume from it ({error})"
             ) from error
 
     def without_averaging(self, module: nn.Module) -> AbstractContextManager[None]:
-        """The context of a forward and backward pass whose gradients only pile up, for all but the last of several."""
+        """Context without gradient averaging (DDP's no_sync), for all micro-batches but the last."""
         if isinstance(module, DistributedDataParallel):
             return module.no_sync()
         return nullcontext()
 
     def start_trackers(self, folder: Path, step: int) -> None:
-        """Open the trackers; file-based ones write below `folder`, and forget what an earlier try logged after `step`."""
+        """Open the trackers; file-based ones write below `folder`, and drop entries after `step`."""
         if not self.is_main:
             return
         for name in self._names:
@@ -214,7 +214,7 @@ class Launch:
             self._trackers[-1].start()
 
     def track(self, values: Mapping[str, float], step: int) -> None:
-        """Log numbers to the trackers. One that fails is reported and left out from then on: the JSON lines have it all."""
+        """Log numbers to the trackers. A tracker that fails is reported once and then disabled; `metrics.jsonl` has all numbers."""
         self._each(lambda tracker: tracker.log(dict(values), step=step))
 
     def stop_trackers(self) -> None:
@@ -227,7 +227,7 @@ class Launch:
             try:
                 action(tracker)
             except Exception as error:  # any error of a foreign service; training is worth more than its curve
-                say(f"tracker {tracker.name!r} failed and is left out from here on: {type(error).__name__}: {error}")
+                say(f"tracker {tracker.name!r} failed and is now disabled: {type(error).__name__}: {error}")
                 self._trackers.remove(tracker)
 
     def close(self) -> None:
@@ -258,7 +258,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def _announce_group() -> None:
-    """Accelerate knows processes by environment variables only: tell it of a group that was formed without them."""
+    """Set the environment variables by which Accelerate finds a process group that exists already."""
     if dist.is_initialized():
         rank, world = str(dist.get_rank()), str(dist.get_world_size())
         for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}.items():
@@ -266,7 +266,7 @@ def _announce_group() -> None:
 
 
 def _forget_other_device(on_cpu: bool) -> None:
-    """Accelerate remembers the device of a program's first run; a later run may be on another one."""
+    """Let Accelerate choose the device anew if this run uses another one than the program's last."""
     device = remembered_device()
     if device is not None and (device.type == "cpu") != on_cpu:
         forget_accelerator()
@@ -282,6 +282,6 @@ def _check_accelerator(accelerator: Accelerator) -> None:
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
         raise RecipeError(
-            f"the launcher started {wanted} processes, and {accelerator.num_processes} found each other: "
+            f"the launcher started {wanted} processes, and {accelerator.num_processes} joined the group: "
             "check that every process sees the same kind of device"
         )

@@ -1,4 +1,4 @@
-"""What a launcher (torchrun, `accelerate launch`) asks for in the environment, and what of it is refused."""
+"""Settings of a launcher (torchrun, `accelerate launch`) in the environment: which are used, which refused."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from mmssl.core.errors import RecipeError
 Precision = Literal["fp32", "bf16", "fp16"]
 Parallel = Literal["auto", "ddp", "zero2", "fsdp2"]
 
-_BLOCKS = "encoders are split block by block over all processes: leave it out"
+_BLOCKS = "remove it: encoders are sharded block by block over all processes"
 _REFUSED = {
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "gradient accumulation in so many steps", "set the recipe's step"),
-    "ACCELERATE_GRADIENT_CLIPPING": ("", "gradients clipped to that norm", "set the recipe's clip_norm"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+        "1",
+        "gradient accumulation over that number of steps",
+        "set the recipe's step",
+    ),
+    "ACCELERATE_GRADIENT_CLIPPING": ("", "gradient clipping to that norm", "set the recipe's clip_norm"),
     "ACCELERATE_DYNAMO_BACKEND": ("no", "torch.compile with that backend", "set the recipe's compile"),
     "ACCELERATE_USE_MEGATRON_LM": ("false", "Megatron-LM", "set the recipe's parallel"),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "a mesh of processes", "set the recipe's parallel"),
-    "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("", "what a file of DeepSpeed says", "set the same in the recipe"),
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("", "a DeepSpeed config file", "set the same in the recipe"),
     "FSDP_SHARDING_STRATEGY": ("full_shard", "another strategy of FSDP 1", "set fsdp_reshard_after_forward"),
-    "FSDP_IGNORED_MODULES": ("", "modules that are not split", _BLOCKS),
+    "FSDP_IGNORED_MODULES": ("", "modules excluded from sharding", _BLOCKS),
     "FSDP_ACTIVATION_CHECKPOINTING": (
         "false",
         "activation checkpointing",
@@ -29,33 +33,33 @@ _REFUSED = {
     ),
     "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": (
         "false",
-        "activations that leave the device",
-        "there is no such thing here",
+        "activation offload",
+        "this project has no activation offload",
     ),
 }
-"""Settings that would have no effect, or one behind the recipe's back: variable -> (harmless value, what it asks for, remedy)."""
+"""Settings that would have no effect, or override the recipe: variable -> (harmless value, meaning, remedy)."""
 
 
 def check_launcher(precision: Precision) -> None:
-    """Refuse settings of `accelerate launch` that this project decides in the recipe.
+    """Raise an error for settings of `accelerate launch` that belong in the recipe.
 
-    What is not refused is followed (devices, processes, addresses, affinity, FSDP2, ZeRO-2), or says only how FSDP splits, loads
-    and prefetches, which is done in another way here and gives the same numbers.
+    Other settings are used (devices, processes, addresses, affinity, FSDP2, ZeRO-2), or say only how FSDP shards, loads and
+    prefetches; `sharding` does that another way, with the same numbers.
 
     Raises:
-        RecipeError: names the setting, and where to make it.
+        RecipeError: names the setting, and the recipe's key.
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", precision):
         raise RecipeError(
             f"the launcher asks for mixed precision {asked!r}, and the recipe for {precision!r}: "
-            "the recipe decides; set its precision, and launch without --mixed_precision"
+            "set precision in the recipe, and launch without --mixed_precision"
         )
     for variable, (harmless, wish, remedy) in _REFUSED.items():
         value = os.environ.get(variable, harmless)
         if value.lower() not in (harmless, "", "none"):
             raise RecipeError(
-                f"the launcher asks for {wish} ({variable}={value}), which is not its to decide: {remedy}"
+                f"the launcher asks for {wish} ({variable}={value}), which the launcher cannot decide: {remedy}"
             )
     # Its launcher for CPUs starts one process whatever number it is given, unless it is given MPI too (accelerate #2741); an
     # address to meet at, without a rank, is the trace that several were asked for.
@@ -70,29 +74,29 @@ def check_launcher(precision: Precision) -> None:
 
 
 def asked_cpu(device: Literal["auto", "cpu", "cuda"]) -> bool:
-    """Whether the recipe or the launcher asks for the CPU where there may be other devices.
+    """Whether the recipe or the launcher asks for the CPU.
 
     Raises:
         RecipeError: they contradict each other.
     """
     launched = _flag("ACCELERATE_USE_CPU")
     if launched and device == "cuda":
-        raise RecipeError("device: the recipe asks for 'cuda' and the launcher for the CPU: leave it to one of them")
+        raise RecipeError("device: the recipe asks for 'cuda' and the launcher for the CPU: set only one of the two")
     return launched or device == "cpu"
 
 
 def asked_parallel(asked: Parallel) -> Literal["ddp", "zero2", "fsdp2"]:
-    """What several processes share, from the recipe and the launcher's environment.
+    """Parallel mode (ddp, zero2, fsdp2) from the recipe and the launcher's environment.
 
     Raises:
-        RecipeError: they contradict each other, or the launcher asks for what there is not.
+        RecipeError: they contradict each other, or the launcher asks for an unsupported mode.
     """
     launched = _launched_parallel()
     if asked == "auto":
         return launched or "ddp"
     if launched not in (None, asked):
         raise RecipeError(
-            f"parallel: the recipe asks for {asked!r} and the launcher for {launched!r}: leave it to one of them"
+            f"parallel: the recipe asks for {asked!r} and the launcher for {launched!r}: set only one of the two"
         )
     return asked
 
@@ -124,10 +128,10 @@ def _flag(name: str) -> bool:
 
 @contextmanager
 def sharding_is_ours() -> Iterator[None]:
-    """Hide from Accelerate that sharding is wanted.
+    """Context that hides the sharding request (FSDP, DeepSpeed) from Accelerate.
 
-    On CPUs it would give plain data parallelism instead, in silence; DeepSpeed's engine would take backward passes and updates
-    over, and with them everything that makes a step exact. Both wants are met by `sharding`.
+    On CPUs Accelerate would silently use plain data parallelism; DeepSpeed's engine would replace backward passes and updates.
+    `sharding` implements both modes instead.
     """
     hidden = {name: os.environ.pop(name, None) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")}
     try:

@@ -1,4 +1,4 @@
-"""One run in one folder: a lock file that names its owner, and decisions that the main process takes for all."""
+"""The lock file of a run folder, and functions that run on the main process for all processes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 def on_main(action: Callable[[], T]) -> T:
-    """Run on the main process alone; every process gets its value, or ends at once with its error.
+    """Run a function on the main process only and broadcast its value, or raise its error on every process.
 
-    Errors for people (`MmsslError`) and of the disk (`OSError`) are raised on every process, so that all go the same way from
-    there. Any other exception is raised with its traceback on the main process; the others raise an `MmsslError` that names it.
+    Errors for people (`MmsslError`) and of the disk (`OSError`) are raised on every process, so all processes take the same path.
+    Any other exception is raised with its traceback on the main process; the others raise an `MmsslError` that names it.
     """
     value: T | None = None
     failure: Exception | None = None
@@ -38,16 +38,16 @@ def on_main(action: Callable[[], T]) -> T:
 
 
 def _for_others(error: Exception) -> Exception:
-    """What the other processes raise when the main process has raised `error`."""
+    """The error that other processes raise when the main process raised `error`."""
     if isinstance(error, MmsslError):
         return error
-    if isinstance(error, OSError):  # others of its kind take arguments of their own, and may not survive the journey
+    if isinstance(error, OSError):  # other classes of OSError take other arguments, and may not survive the journey
         return OSError(str(error))
     return MmsslError(f"the main process failed: {type(error).__name__}: {error}")
 
 
 class RunLock:
-    """Holds `<folder>/.lock` while a run writes there. A lock whose process has died on this host is taken over.
+    """Holds `<folder>/.lock` while a run writes there. A lock is taken over if its process died on this host.
 
     Raises:
         RecipeError: on entry: another run owns the folder, or the folder cannot be written.
@@ -112,7 +112,7 @@ def _alive(pid: int) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in ticks since boot, where the system tells (Linux)."""
+    """Start time of a process, in ticks since boot (Linux; None elsewhere)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

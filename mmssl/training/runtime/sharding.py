@@ -1,9 +1,9 @@
-"""Parameters, gradients and moments that are split over processes (FSDP2, ZeRO-2), and their whole values where one is needed.
+"""Sharding of parameters, gradients and optimizer moments over processes (FSDP2, ZeRO-2), and gathering of full tensors.
 
-Every encoder, wherever it stands in the learner, is split with torch's `fully_shard`: each of its blocks is gathered when it is
-needed and let go again. All else (heads, temperatures, queues) stays whole on every process, because criteria and updates of
-objectives work with it directly; what the encoders are to data parallelism, `average` is to these parameters. Matrix products keep
-the precision that autocast gives them, and weights are gathered in float32, so that the numbers are those of other launches.
+Every encoder, wherever it is in the learner, is sharded with torch's `fully_shard`: each block is gathered when needed and freed
+again. Everything else (heads, temperatures, queues) is replicated on every process, because criteria and updates of objectives use
+it directly; `average_gradients` averages its gradients. Matrix products keep autocast's precision, and weights are gathered in
+float32, so that the numbers equal those of other parallel modes.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ torch.export.register_dataclass(Features)
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, *, reshard: bool) -> None:
-    """Split the encoders of a module, which is on its device and equal on all processes, in place.
+    """Shard the encoders of a module in place with `fully_shard`; it must be on its device and equal on all processes.
 
     Args:
         module: a learner or its average.
         mesh: one-dimensional, over all processes.
-        reshard: let gathered weights go after the forward pass and gather them again for the backward pass (ZeRO-3); without,
-            they stay in between (ZeRO-2).
+        reshard: free gathered weights after the forward pass and gather them again for the backward pass (ZeRO-3); False: they
+            stay in between (ZeRO-2).
     """
     # The warning is of views that are changed in place afterwards, which nothing does to the output of an encoder or block.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
@@ -45,31 +45,33 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, reshard: bool) -> None:
     for encoder in outermost:
         # fully_shard knows no parameters without a dimension; they stay whole.
         scalars = {parameter for parameter in encoder.parameters() if parameter.ndim == 0}
-        for part in [*blocks(encoder), encoder]:
+        for part in [*encoder_blocks(encoder), encoder]:
             fully_shard(part, mesh=mesh, reshard_after_forward=reshard, ignored_params=scalars)
 
 
-def blocks(encoder: nn.Module) -> list[nn.Module]:
-    """The repeated parts of an encoder: modules that are made of others with parameters, and that stand in a list or sequence."""
+def encoder_blocks(encoder: nn.Module) -> list[nn.Module]:
+    """The blocks of an encoder: modules inside a list or sequence whose submodules have parameters."""
     found: list[nn.Module] = []
     for child in encoder.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
             for part in child:
                 inner = any(any(True for _ in grandchild.parameters()) for grandchild in part.children())
-                found += [part] if inner and not isinstance(part, nn.ModuleList | nn.Sequential) else blocks(part)
+                found += (
+                    [part] if inner and not isinstance(part, nn.ModuleList | nn.Sequential) else encoder_blocks(part)
+                )
         else:
-            found += blocks(child)
+            found += encoder_blocks(child)
     return found
 
 
 def sharded(module: nn.Module) -> list[FSDPModule]:
-    """The parts of a module that are gathered and let go on their own."""
+    """The submodules that FSDP gathers and frees separately."""
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """All weights whole on every process, so that processes may call the module as often as each likes, without gradient."""
+    """Context with all weights gathered on every process: each may call the module any number of times, without gradient."""
     parts = sharded(module)
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -81,18 +83,18 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 
 def release(module: nn.Module) -> None:
-    """Let go of gathered weights, also of those that a forward pass without a backward pass has left (a teacher's)."""
+    """Free gathered weights, also after a forward pass without a backward pass (a teacher's)."""
     for part in sharded(module):
         part.reshard()
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process' share of a tensor, sharing its memory; a tensor that is not split as it is. Call it without gradient."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """This process' shard of a DTensor (the same memory), or a plain tensor itself. Call it without gradient."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that is split, in the main process' host memory; elsewhere an empty tensor. Others as they are.
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor of a DTensor, in the main process' host memory; empty elsewhere. Plain tensors are returned as they are.
 
     Every process must call.
     """
@@ -102,29 +104,29 @@ def whole(tensor: Tensor) -> Tensor:
     return full.cpu() if is_main() else full.new_empty(0)
 
 
-def share(full: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, equal on all processes, split as `like` is; reverses `whole`."""
+def shard_like(full: Tensor, like: Tensor) -> Tensor:
+    """Shard a full tensor, equal on all processes, as `like` is; reverses `full_tensor`."""
     if not isinstance(like, DTensor) or full.shape != like.shape:
         return full
     full = full.to(like.to_local().device)
     return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state dict of whole tensors. Every process must call."""
-    return {name: whole(tensor) for name, tensor in module.state_dict().items()}
+def full_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict of full tensors. Every process must call."""
+    return {name: full_tensor(tensor) for name, tensor in module.state_dict().items()}
 
 
-def whole_moments(optimizer: Optimizer) -> dict[str, Any]:
-    """An optimizer's state dict of whole tensors. Every process must call."""
+def full_moments(optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's state dict of full tensors. Every process must call."""
     state = optimizer.state_dict()
-    return {**state, "state": {number: _each(whole, entry) for number, entry in state["state"].items()}}
+    return {**state, "state": {number: _each(full_tensor, entry) for number, entry in state["state"].items()}}
 
 
-def shared_moments(state: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> dict[int, dict[str, Any]]:
-    """Moments from a checkpoint, split as the parameters that they belong to; reverses `whole_moments`."""
+def shard_moments(state: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """Moments from a checkpoint, sharded like their parameters; reverses `full_moments`."""
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
-    return {number: _each(lambda x, p=parameters[number]: share(x, p), entry) for number, entry in state.items()}
+    return {number: _each(lambda x, p=parameters[number]: shard_like(x, p), entry) for number, entry in state.items()}
 
 
 def _each(function: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,8 +134,8 @@ def _each(function: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def average(parameters: Iterable[nn.Parameter]) -> None:
-    """Average the gradients of parameters that are not split over processes, in one collective."""
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """All-reduce (mean) the gradients of unsharded parameters, in one collective."""
     gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
     if not gradients:
         return
@@ -143,8 +145,8 @@ def average(parameters: Iterable[nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, equal on all processes. Every process must call if some are split."""
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together, equal on all processes. Every process must call if some are sharded."""
     split = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
     if not split:
         return get_total_norm(gradients)
@@ -155,7 +157,7 @@ def norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def limit(gradients: Sequence[Tensor], most: float, total: Tensor) -> None:
-    """Scale gradients, whose norm is `total`, down to the norm `most`, as `torch.nn.utils.clip_grads_with_norm_` does."""
+def clip_gradients(gradients: Sequence[Tensor], most: float, total: Tensor) -> None:
+    """Clip gradients, whose norm is `total`, to the norm `most`, as `torch.nn.utils.clip_grads_with_norm_` does."""
     factor = (most / (total + 1e-6)).clamp(max=1.0)
-    scale_each([local(gradient) for gradient in gradients], factor)
+    scale_each([local_shard(gradient) for gradient in gradients], factor)

@@ -1,4 +1,4 @@
-"""Signals that stop a run: noted at once, obeyed at the next step boundary, by all processes together."""
+"""Signals that stop a run: recorded at once, acted on at the next step boundary, by all processes together."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mmssl.core.batch import Batch
 from mmssl.core.errors import DataError, Interrupted, Stopped
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Ctrl-C; the end of a job; and what `sbatch --signal` sends some time before that."""
+"""Ctrl-C; the end of a job; and the warning of `sbatch --signal` before it."""
 
 
 class StopSignals:
-    """While entered, signals of `HANDLED` are only noted; a second SIGINT interrupts at once. Earlier handlers come back on exit.
+    """Context that only records signals of `HANDLED`; a second SIGINT interrupts at once. Exit restores the handlers.
 
     Signals reach the main thread of a program only: in another thread nothing is handled here.
 
     Args:
-        noted: called by the handler, so that what waits for something can give it up.
+        noted: called by the handler, to cancel waiting for data.
     """
 
     def __init__(self, noted: Callable[[], object] = lambda: None) -> None:
@@ -51,12 +51,12 @@ class StopSignals:
         return self.agreed(self.votes())
 
     def next_batch(self, batches: Iterator[Batch], last: Batch | None) -> tuple[Batch, bool]:
-        """The next batch, and whether it is missing: a signal ended the waiting for it, and this is the last one again.
+        """The next batch, and whether it is missing: a signal ended the wait, and this is the previous batch again.
 
-        With that this process takes part in a step that others, who have their batches, may have begun; nothing moves in it.
+        With it this process joins a step that other processes may have begun; that step updates nothing.
 
         Raises:
-            Interrupted: there is no last batch: nothing was trained since the start. DataError: the stream ended.
+            Interrupted: there is no previous batch: nothing was trained in this session. DataError: the stream ended.
         """
         try:
             batch = next(batches, None)
@@ -71,7 +71,7 @@ class StopSignals:
 
     @staticmethod
     def agreed(votes: Sequence[bool]) -> int | None:
-        """The signal that some process has received, from the joined `votes`; None if none has."""
+        """The signal that any process received, from the votes of all; None if none did."""
         return next((int(number) for number, vote in zip(HANDLED, votes, strict=True) if vote), None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
-"""Processes that `srun` started without a launcher: SLURM's variables in the words of torchrun.
+"""Map SLURM's variables to torchrun's, for processes that `srun` started without a launcher.
 
 A task of a job step knows its number and how many there are (SLURM_PROCID, SLURM_NTASKS); without this each would train alone.
-The shell of `salloc` and the script of `sbatch` are no tasks of a step, or the only one, and are left alone.
+The shell of `salloc` and the script of `sbatch` are not tasks of a step, or its only task, and are left alone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _NUMBERS = re.compile(r"\[([^\],-]+)[^\]]*\]")
 
 
 def adopt_slurm() -> None:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT where `srun` has started several tasks and nobody has.
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT if `srun` started several tasks and they are unset.
 
     Raises:
-        RecipeError: SLURM does not say where the first task is.
+        RecipeError: SLURM does not name the host of the first task.
     """
     os.environ.update(as_torchrun(os.environ))
 
@@ -39,7 +39,7 @@ def as_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
     address = environment.get("MASTER_ADDR") or first_host(hosts)
     if not address or "SLURM_LOCALID" not in environment:
         raise RecipeError(
-            f"srun has started {tasks} tasks, and says neither SLURM_STEP_NODELIST nor SLURM_LOCALID: start one task a node, "
+            f"srun started {tasks} tasks without SLURM_STEP_NODELIST or SLURM_LOCALID: start one task a node, "
             "srun --ntasks-per-node 1 torchrun --nnodes NODES --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint HOST:29500 "
             "-m pipelines.pretrain RECIPE"
         )

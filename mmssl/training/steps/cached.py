@@ -1,4 +1,4 @@
-"""Exact gradients of a large batch in the memory of a small one: latents are cached, graphs are not.
+"""Cached gradients (GradCache): exact gradients of a large batch in the memory of a micro-batch.
 
 Gao et al. 2021 (arXiv:2101.06983, GradCache). The loss L depends on the encoders through the latents z alone, so that its gradient
 is a sum over micro-batches m of vector-Jacobian products (dL/dz_m) (dz_m/dw), each of which needs the graph of one micro-batch.
@@ -26,15 +26,15 @@ from mmssl.training.steps.plain import GradientStep, detached, refuse_batch_stat
 
 
 class CachedStep(GradientStep):
-    """Encode micro-batches without graph, take one loss of all their latents, encode again and go backward through each.
+    """Gradient step that encodes micro-batches without graph, takes one loss of all latents, then encodes each again for backward.
 
-    The loss sees the whole batch, and every process' batch, as in a plain step: any objective is exact. Each micro-batch draws
-    from a random stream of its own, twice the same. What frozen encoders have pooled is kept and not made again. Under data
+    The loss sees the whole batch, and every process' batch, as in a plain step: any objective is exact. Each micro-batch has a
+    separate random stream, equal in both passes. Pooled features of frozen encoders are computed once and kept. Under data
     parallelism gradients are averaged once, in the last backward pass, to which the gradients of parameters that the criterion
     owns (temperatures, heads) are handed.
 
     Args:
-        micro_batches: how many parts, or fewer where the batch does not give as many of equal size.
+        micro_batches: number of micro-batches, or fewer if the batch cannot be cut into that number of equal ones.
         others: see the base.
 
     Raises:
@@ -77,7 +77,7 @@ class CachedStep(GradientStep):
 
     @contextmanager
     def _remembering(self) -> Iterator[list[_Remembered]]:
-        """Let objectives see frozen encoders that remember; those in training mode may draw random numbers and do not."""
+        """Context in which frozen encoders cache their pooled features; encoders in training mode (dropout) do not."""
         stand_ins = {m: _Remembered(encoder) for m, encoder in self.learner.frozen().items() if not encoder.training}
         self.learner.stand_ins = stand_ins
         try:
@@ -86,7 +86,7 @@ class CachedStep(GradientStep):
             self.learner.stand_ins = {}
 
     def _cache(self, chunks: Sequence[Batch], step: int, total_steps: int) -> Latents:
-        """Latents of the whole batch, [B, ...], as leaves: those that have a gradient in a plain step ask for one."""
+        """Latents of the whole batch, [B, ...], as leaves; requires_grad is set as in a plain step."""
         rows = sum(len(chunk) for chunk in chunks)
         latents: Latents = {}
         learned: set[str] = set()
@@ -115,9 +115,9 @@ class CachedStep(GradientStep):
     def _differentiate(
         self, latents: Latents, step: int, total_steps: int
     ) -> tuple[LossOutput, dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
-        """The loss, its gradients (scaled in fp16) by the latents, and parameters that it uses with its gradients by them.
+        """The loss, its gradients (scaled in fp16) with respect to the latents, and its parameters with their gradients.
 
-        Nothing lands in the parameters here: hooks of data parallelism would take it for the end of the backward pass.
+        Parameters' `.grad` is not written here: DDP's hooks would take it for the end of the backward pass.
         """
         seed_step(self.seed, step, rank())
         output = self.learner.criterion(latents, self.learner.context(step, total_steps))
@@ -135,10 +135,9 @@ class CachedStep(GradientStep):
 
 
 class _Remembered(Encoder):
-    """A frozen encoder whose pooled features of a first pass are those of a second: calls come twice in the same order.
+    """A frozen encoder that caches pooled features in the first pass and returns them in the second, in the order of calls.
 
-    Whoever asks for `pooled_only` may read nothing else, so that [B, D] numbers are all that has to be kept. Other calls, and
-    those through which a gradient may flow, are made twice.
+    Calls with `pooled_only` read [B, D] only, so only that is cached. Other calls, and calls with a gradient, run twice.
 
     Attributes:
         recalling: whether this is the second pass.

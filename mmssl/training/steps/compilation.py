@@ -1,4 +1,4 @@
-"""Kernels made for the encoders by torch.compile, and a word on how well that went."""
+"""torch.compile of the encoders, with a log line on graphs and graph breaks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def compile_encoders(learner: Learner, mode: CompileMode, backend: str | Callabl
 
     Sizes that change from batch to batch become variables of one kernel when they change for the first time, and texts are
     trimmed to multiples of a few tokens, so that a run compiles in its first steps and not again. After the first step the number
-    of graphs is said, and each place where a graph had to be broken: breaks cost speed, not correctness. Exact but for rounding.
+    of graphs
+    and each graph break are logged: breaks cost speed, not correctness. Exact up to rounding.
 
     Args:
         learner: whose encoders are compiled.
@@ -47,12 +48,12 @@ def compile_encoders(learner: Learner, mode: CompileMode, backend: str | Callabl
 
 
 def uncompile_encoders(learner: Learner) -> None:
-    """Let compiled encoders run as they are written from here on."""
+    """Undo the compilation of encoders: they run eagerly from here on."""
     for encoder in learner.encoders.values():
         uncompile(encoder)
 
 
 def eagerly(learner: Learner) -> AbstractContextManager[Any]:
-    """The context in which compiled encoders run as they are written: evaluation gives the same scores whether compiled or not."""
+    """Context in which compiled encoders run eagerly: evaluation gives the same scores, compiled or not."""
     compiled = any(is_compiled(encoder) for encoder in learner.encoders.values())
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -11,11 +11,11 @@ from torch import Tensor
 from mmssl.core.compat import copy_each, lerp_each
 from mmssl.core.config import Config
 from mmssl.core.objective import Learner
-from mmssl.training.runtime.sharding import local
+from mmssl.training.runtime.sharding import local_shard
 
 
 class EmaConfig(Config):
-    """Evaluate and export an average of the weights beside the weights themselves.
+    """Keep an exponential moving average (EMA) of the weights, which is evaluated and exported.
 
     Attributes:
         decay: share of the old average that stays at each update.
@@ -27,7 +27,7 @@ class EmaConfig(Config):
     warmup: bool = False
 
     def build(self, learner: Learner) -> Ema:
-        """The average, which starts at the learner as it is."""
+        """Build the EMA, a copy of the current learner."""
         return Ema(learner, self.decay, self.warmup)
 
 
@@ -36,7 +36,7 @@ class Ema:
 
     Attributes:
         module: the averaged learner, in evaluation mode, without gradients.
-        updates: how many times it was updated.
+        updates: number of updates so far.
     """
 
     def __init__(self, learner: Learner, decay: float, warmup: bool = False) -> None:
@@ -48,10 +48,10 @@ class Ema:
 
     @torch.no_grad()
     def update(self, learner: Learner) -> None:
-        """Take one step towards the learner."""
+        """Update the EMA by one step towards the learner."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-        live: list[Tensor] = [local(parameter.detach()).float() for parameter in learner.parameters()]
-        lerp_each([local(average) for average in self.module.parameters()], live, 1 - decay)
+        live: list[Tensor] = [local_shard(parameter.detach()).float() for parameter in learner.parameters()]
+        lerp_each([local_shard(average) for average in self.module.parameters()], live, 1 - decay)
         buffers = [*self.module.buffers()]
         copy_each(buffers, [*learner.buffers()])
         self.updates += 1

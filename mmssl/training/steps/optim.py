@@ -1,4 +1,4 @@
-"""The optimizer, its parameter groups, and the learning rate of each step."""
+"""The optimizer (AdamW), its parameter groups, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmssl.core.schedules import CosineConfig, ScheduleConfig
 DecayRule = Literal["open_clip_3", "open_clip_4"]
 PartParameters = dict[str, list[tuple[str, nn.Parameter]]]
 
-# What open_clip 4 declares beside the dimension rule: tokens and tables that are looked up, not multiplied with.
+# What open_clip 4 excludes beside the dimension rule: tokens and lookup tables.
 _NEVER_DECAYED = (
     "positional_embedding",
     "class_embedding",
@@ -52,10 +52,10 @@ def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule) -> bool:
     return not (parameter.ndim < 2 or any(name == end or name.endswith(f".{end}") for end in _NEVER_DECAYED))
 
 
-def parts(learner: Learner) -> PartParameters:
-    """Trainable parameters by part: one part for each encoder, called by its modality, and "objective".
+def trainable_parts(learner: Learner) -> PartParameters:
+    """Trainable parameters by part: one for each encoder, named by its modality, and "objective".
 
-    A parameter that several parts share is the first one's.
+    A shared parameter belongs to the first part.
     """
     modules: dict[str, nn.Module] = {**dict(learner.encoders.items()), "objective": learner.objective}
     found: PartParameters = {part: [] for part in modules}
@@ -81,7 +81,7 @@ class AdamWConfig(Config):
         layer_decay: rate of a layer group over that of the next one towards the output; the last group of each encoder and
             the objective have the full rate (BEiT, Bao et al. 2021).
         encoder_lr: modality -> multiplier of the rate of its encoder.
-        fused: one kernel for the whole update; faster, equal but for rounding.
+        fused: one kernel for the whole update; faster, equal up to rounding.
     """
 
     kind: Literal["adamw"] = "adamw"
@@ -106,18 +106,16 @@ class AdamWConfig(Config):
     def _multipliers_are_positive(cls, multipliers: dict[str, float]) -> dict[str, float]:
         wrong = {name: value for name, value in multipliers.items() if value <= 0}
         if wrong:
-            raise ValueError(
-                f"got multipliers {wrong}, wanted positive ones; to keep an encoder as it is, set `frozen`"
-            )
+            raise ValueError(f"got multipliers {wrong}, wanted positive ones; to freeze an encoder, set `frozen`")
         return multipliers
 
     def check(self, learner: Learner) -> None:
-        """Refuse options that would change nothing.
+        """Raise an error for options without effect.
 
         Raises:
-            RecipeError: nothing is trainable; an option is for encoders that are missing or frozen.
+            RecipeError: nothing is trainable; an option names missing or frozen encoders.
         """
-        trainable = {part: bool(parameters) for part, parameters in parts(learner).items()}
+        trainable = {part: bool(parameters) for part, parameters in trainable_parts(learner).items()}
         if not any(trainable.values()):
             raise RecipeError("nothing to train: every encoder is frozen and the objective has no parameters")
         encoders = {name: trainable[name] for name in learner.encoders}
@@ -144,7 +142,7 @@ class AdamWConfig(Config):
         """
         self.check(learner)
         groups: dict[str, dict[str, Any]] = {}
-        for part, named in parts(learner).items():
+        for part, named in trainable_parts(learner).items():
             scales = self._scales(part, learner)
             for name, parameter in named:
                 scale, decayed = scales.get(id(parameter), 1.0), is_decayed(name, parameter, self.decay_rule)
@@ -159,7 +157,7 @@ class AdamWConfig(Config):
         )
 
     def _scales(self, part: str, learner: Learner) -> dict[int, float]:
-        """id of a parameter -> its rate relative to the peak; those that are missing have 1."""
+        """id of a parameter -> its rate relative to the peak; 1 if missing."""
         if part not in learner.encoders:
             return {}
         encoder = learner.encoders[part]
@@ -182,7 +180,7 @@ OptimizerConfig = AdamWConfig
 
 
 def describe_groups(optimizer: Optimizer) -> str:
-    """One line for each parameter group, for people."""
+    """One line for each parameter group, for the log."""
     lines = [
         f"{group['name']}: {len(group['params'])} tensors, {sum(p.numel() for p in group['params']):,} parameters, "
         f"peak lr {optimizer.defaults['lr'] * group['lr_scale']:.3g}, weight decay {group['weight_decay']:g}"
@@ -206,8 +204,7 @@ def rate_factor(
     if sum(steps.values()) > total_steps:
         got = " and ".join(f"schedule.{name} '{durations[name]}' ({n} steps)" for name, n in steps.items() if n)
         raise RecipeError(
-            f"{got}: longer than the run, which has {total_steps} steps (duration): the rate would never be what the recipe "
-            "says; shorten the one or lengthen the other"
+            f"{got}: longer than the run of {total_steps} steps (duration); shorten the schedule or lengthen the run"
         )
     if isinstance(schedule, CosineConfig):
         return lambda step: schedule.factor(step, steps["warmup"], total_steps)

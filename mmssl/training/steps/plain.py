@@ -1,4 +1,4 @@
-"""One optimizer step: forward, backward, and an update that only finite numbers reach."""
+"""One optimizer step: forward, backward, clipping, and an update only if loss and gradients are finite."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
 from mmssl.core.seeding import seed_step
 from mmssl.training.runtime.launch import Launch
-from mmssl.training.runtime.sharding import limit, norm
-from mmssl.training.steps.optim import parts
+from mmssl.training.runtime.sharding import clip_gradients, gradient_norm
+from mmssl.training.steps.optim import trainable_parts
 from mmssl.training.steps.state import TrainState
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step says. Scalars stay on the device until somebody asks.
+    """The report of one step: finite or not, loss, metrics, gradient norms. Scalars stay on the device until read.
 
     Attributes:
-        finite: whether loss and gradients were finite on all processes, and the weights moved.
-        votes: for each vote that was handed in, whether some process voted yes.
+        finite: whether loss and gradients were finite on all processes, so the weights were updated.
+        votes: for each vote, whether any process voted yes.
         output: detached terms and metrics of this process.
         norms: gradient norms before clipping, of each part and ("grad_norm") of all; equal on all processes.
-        discarded: whether some process had no batch of this step, so that nothing has moved anywhere.
+        discarded: whether some process had no batch for this step, so no process updated anything.
     """
 
     finite: bool
@@ -44,7 +44,7 @@ class StepReport:
     discarded: bool = False
 
     def scalars(self) -> dict[str, float]:
-        """Loss, terms, metrics and norms, averaged over processes. Every process must ask; reads the device once."""
+        """Loss, terms, metrics and norms, averaged over processes. Every process must call; synchronises the device once."""
         terms = {f"loss/{name}": term for name, term in self.output.terms.items()} if len(self.output.terms) > 1 else {}
         named = {"loss": self.output.total, **terms, **self.output.metrics, **self.norms}
         values = total_detached(torch.stack([value.detach().float().reshape(()) for value in named.values()]))
@@ -52,41 +52,40 @@ class StepReport:
 
 
 class GradientStep(ABC):
-    """The sequence that is common to all ways of computing a gradient.
+    """Base of gradient steps: gradients, finite check, clipping, optimizer, EMA; subclasses compute the gradients.
 
-    A batch whose loss or gradient is not finite on any process moves nothing: no update, and running statistics of
-    normalisation layers go back to what they were. It still counts as a step, so that step, schedule and stream stay in
-    lockstep and a run remains a function of its recipe; in fp16 the scaler then lowers its scale.
+    A batch with a non-finite loss or gradient on any process updates nothing, and running statistics of normalisation layers are
+    restored. It still counts as a step, so that step, schedule and stream stay aligned; in fp16 the scaler lowers its scale.
 
     Args:
-        learner: as it is, to look into.
-        wrapped: the learner as prepared for data parallelism, to call.
+        learner: the unwrapped module.
+        wrapped: the learner wrapped for data parallelism, to call.
         launch: device, precision and scaler.
         seed: of the run; each step draws its own random numbers from (seed, step, rank).
-        clip_norm: largest norm of the gradient of all parameters; None: as it comes.
+        clip_norm: largest norm of the gradient of all parameters; None: no clipping.
     """
 
     def __init__(
         self, learner: Learner, wrapped: nn.Module, launch: Launch, seed: int, clip_norm: float | None = None
     ) -> None:
         self.wrapped, self.launch, self.seed, self.clip_norm = wrapped, launch, seed, clip_norm
-        self._parts = {part: [parameter for _, parameter in named] for part, named in parts(learner).items()}
+        self._parts = {part: [parameter for _, parameter in named] for part, named in trainable_parts(learner).items()}
         self._statistics = _RunningStatistics(learner)
 
     @abstractmethod
     def gradients(self, batch: Batch, step: int, total_steps: int) -> tuple[LossOutput, Latents]:
-        """Forward and backward: gradients (scaled in fp16) land in the parameters; loss and latents come detached."""
+        """Forward and backward: write gradients (scaled in fp16) to the parameters; return detached loss and latents."""
 
     def __call__(
         self, state: TrainState, batch: Batch, votes: Sequence[bool] = (), *, discard: bool = False
     ) -> StepReport:
-        """One step on this process' share of the global batch.
+        """Run one step on this process' share of the global batch.
 
         Args:
-            state: whose learner and optimizer move.
+            state: its learner and optimizer are updated.
             batch: on the device.
-            votes: yes-or-no questions to all processes, answered in the report: they travel with the finite check, for which
-                the host waits for the device anyway.
+            votes: yes-or-no values of this process, combined over all in the report; sent with the finite check, which synchronises
+                the device anyway.
         """
         objective, ctx, scaler = (
             state.learner.objective,
@@ -110,7 +109,7 @@ class GradientStep(ABC):
         else:
             if self.clip_norm is not None:
                 gradients = [p.grad for p in self._trainable() if p.grad is not None]
-                limit(gradients, self.clip_norm, norms["grad_norm"])
+                clip_gradients(gradients, self.clip_norm, norms["grad_norm"])
             state.optimizer.step()
             with torch.no_grad():
                 objective.after_update({name: _as_in_criterion(latent) for name, latent in latents.items()}, ctx)
@@ -130,12 +129,12 @@ class GradientStep(ABC):
 
     def _norms(self) -> dict[str, Tensor]:
         gradients = {part: [p.grad for p in ps if p.grad is not None] for part, ps in self._parts.items()}
-        norms = {f"grad_norm/{part}": norm(tensors) for part, tensors in gradients.items() if tensors}
+        norms = {f"grad_norm/{part}": gradient_norm(tensors) for part, tensors in gradients.items() if tensors}
         return {"grad_norm": torch.stack([*norms.values()]).norm(), **norms}
 
 
 class PlainStep(GradientStep):
-    """Forward and backward on the whole batch at once."""
+    """Gradient step with one forward and backward pass on the whole batch."""
 
     def gradients(self, batch: Batch, step: int, total_steps: int) -> tuple[LossOutput, Latents]:
         """See the base."""
@@ -146,13 +145,13 @@ class PlainStep(GradientStep):
 
 
 class AccumulatedStep(GradientStep):
-    """Forward and backward on consecutive parts of the batch, whose gradients add up to those of the whole.
+    """Gradient accumulation: forward and backward on consecutive micro-batches of the batch.
 
-    Right only for losses that are means over samples, and encoders that see each sample alone: others would see the negatives
-    or statistics of a part.
+    Correct only for losses that are means over samples and encoders without batch statistics: others would see the negatives or
+    statistics of a micro-batch.
 
     Args:
-        micro_batches: how many parts.
+        micro_batches: number of micro-batches.
         others: see the base.
 
     Raises:
@@ -170,14 +169,14 @@ class AccumulatedStep(GradientStep):
         micro_batches: int,
     ) -> None:
         super().__init__(learner, wrapped, launch, seed, clip_norm)
-        # First, because the remedy for coupled objectives, cached gradients, is none for layers.
+        # First, because cached gradients, the remedy for coupled objectives, do not help here.
         refuse_batch_statistics(learner, f"accumulation over {micro_batches} micro-batches")
         reduction = learner.objective.reduction
         if reduction is not Reduction.LOCAL:
             coupled = "negatives" if reduction is Reduction.GATHER else "batch statistics"
             raise RecipeError(
-                f"step: accumulation over {micro_batches} micro-batches would be wrong for {type(learner.objective).__name__}: "
-                f"its {coupled} would be those of one micro-batch, not of the batch; use step kind 'cached' with as many "
+                f"step: accumulation over {micro_batches} micro-batches is wrong for {type(learner.objective).__name__}: "
+                f"its {coupled} would come from one micro-batch, not from the batch; use step kind 'cached' with as many "
                 "micro_batches, which is exact for every objective, or 'plain' with gradient checkpointing in the encoders"
             )
         self.micro_batches = micro_batches
@@ -204,7 +203,7 @@ class AccumulatedStep(GradientStep):
 
 
 class PlainStepConfig(Config):
-    """The whole batch at once."""
+    """One forward and backward pass on the whole batch."""
 
     kind: Literal["plain"] = "plain"
 
@@ -216,7 +215,7 @@ class PlainStepConfig(Config):
 
 
 class AccumulatedStepConfig(Config):
-    """The batch of each process in `micro_batches` parts, one after the other: less memory, the same gradient.
+    """Gradient accumulation over `micro_batches` parts of each process' batch: less memory, the same gradient.
 
     Attributes:
         micro_batches: number of parts of each process' batch.
@@ -250,14 +249,14 @@ class _RunningStatistics:
 
 
 def refuse_batch_statistics(learner: Learner, how: str) -> None:
-    """Refuse layers whose numbers depend on which samples they see together, or that move with each pass.
+    """Raise an error for layers with batch statistics in training (BatchNorm).
 
     Args:
         learner: as it will be trained.
-        how: what would be wrong with them, e.g. "cached gradients".
+        how: the method that excludes them, e.g. "cached gradients".
 
     Raises:
-        RecipeError: names the first of them.
+        RecipeError: names the first such layer.
     """
     modes = [(module, module.training) for module in learner.modules()]
     learner.train()  # as it will be: frozen encoders stay in evaluation mode
@@ -274,20 +273,20 @@ def refuse_batch_statistics(learner: Learner, how: str) -> None:
         name, layer = next(iter(layers.items()))
         more = f" and {len(layers) - 1} more like it" if len(layers) > 1 else ""
         raise RecipeError(
-            f"step: {how} would be wrong with {type(layer).__name__} {name!r}{more}: in training it normalises by the "
-            "statistics of what it sees, which is one micro-batch and not the batch, and its running statistics would move with "
-            "each of them; freeze that encoder, take one without batch normalisation, such as a vision transformer, or use step "
+            f"step: {how} cannot be used with {type(layer).__name__} {name!r}{more}: in training it normalises by "
+            "statistics of one micro-batch, not of the batch. "
+            "Freeze that encoder, use one without batch normalisation, such as a vision transformer, or use step "
             "kind 'plain'"
         )
 
 
 def detached(output: LossOutput) -> LossOutput:
-    """Terms without graph; metrics as they are."""
+    """Detach the loss terms; metrics are unchanged."""
     return LossOutput({name: term.detach() for name, term in output.terms.items()}, output.measure)
 
 
 def _mean(shares: Sequence[float], parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The scalars of a batch from those of its parts."""
+    """The scalars of a batch as the weighted mean of its micro-batches'."""
     return {
         name: torch.stack([part[name] * share for share, part in zip(shares, parts, strict=True)]).sum()
         for name in parts[0]
@@ -295,5 +294,5 @@ def _mean(shares: Sequence[float], parts: Sequence[Mapping[str, Tensor]]) -> dic
 
 
 def _as_in_criterion(latent: Tensor) -> Tensor:
-    """Float32, whatever autocast made of it: queues and centres are filled with what the loss has seen."""
+    """Cast latents to float32, as in `criterion`: queues and centres store the values that the loss used."""
     return latent.float() if latent.dtype in (torch.bfloat16, torch.float16) else latent

@@ -1,4 +1,4 @@
-"""Training batches on the device, the next one copied while the step on the last one runs."""
+"""Prefetch training batches to the device: the next one is copied while a step runs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from mmssl.training.steps.state import Stream
 
 
 class DeviceStream:
-    """A stream whose batches are trimmed (see `Encoder.trim`) and on the device.
+    """A stream that trims batches (see `Encoder.trim`) and moves them to the device, one ahead on CUDA.
 
-    On CUDA one batch is taken ahead, and copied in a stream of the device's own, so that the copy costs no time where it is
-    shorter than a step. Pixels go as the bytes that they are. The position is that of the batches that were handed out, and an
-    error of the batch ahead is raised when that batch is asked for: a run cannot tell, but by its speed. On the CPU nothing is
-    copied or taken ahead.
+    On CUDA one batch is fetched ahead and copied in a separate CUDA stream: a copy shorter than a step costs no time. Pixels are
+    copied as uint8. The position counts batches that were handed out, and an error of the batch ahead is raised when that batch is
+    requested. On the CPU nothing is copied or fetched ahead.
 
     Args:
         stream: where batches come from.
-        learner: whose encoders say what may be trimmed.
+        learner: its encoders trim the views.
         device: where batches go.
-        ahead: whether to take one batch ahead; None: on CUDA.
+        ahead: whether to fetch one batch ahead; None: on CUDA only.
     """
 
     def __init__(self, stream: Stream, learner: Learner, device: torch.device, ahead: bool | None = None) -> None:
@@ -60,7 +59,7 @@ class DeviceStream:
         self._stream.load_state_dict(state)
 
     def drawn(self) -> Mapping[str, Drawn]:
-        """See `Stream`; a batch that was taken ahead is among them."""
+        """See `Stream`; includes a batch that was fetched ahead."""
         return self._stream.drawn()
 
     def stop_waiting(self) -> None:
@@ -72,7 +71,7 @@ class DeviceStream:
         self._stream.close()
 
     def _take(self, batches: Iterator[Batch]) -> tuple[Batch | None, dict[str, Any] | None, Exception | None]:
-        """The next batch on its way to the device, and the position after it; or None, and what stopped the stream."""
+        """Start copying the next batch; return it with the position after it, or None with the error that ended the stream."""
         if self._position is None:
             self._position = self._stream.state_dict()
         try:
@@ -93,7 +92,7 @@ class DeviceStream:
         return replace(batch, views=views).to(self._device, non_blocking=True)
 
     def _arrived(self, batch: Batch) -> Batch:
-        """The batch, once what is launched from here on waits for its copy."""
+        """Make the current CUDA stream wait for the copy of a batch."""
         if self._copies is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._copies)

@@ -1,4 +1,5 @@
-"""Smaller pictures for a part of the run: cheaper steps, and another result (RECLIP, arXiv:2304.06028; CLIPA, arXiv:2305.07017)."""
+"""Train on smaller pictures for a part of the run: cheaper steps, a different result
+(RECLIP, arXiv:2304.06028; CLIPA, arXiv:2305.07017)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from mmssl.core.objective import Learner
 
 
 class ResolutionStage(Config):
-    """Pictures of `size` pixels a side until so much of the run is done, counted from its start.
+    """Pictures of `size` pixels a side until the point `until` of the run.
 
     Attributes:
         size: pixels of a side during the stage.
@@ -31,10 +32,10 @@ class ResolutionStage(Config):
 
 
 class Resolution:
-    """Shrinks the pictures of a batch to what the step wants: a pure function of the step, so that a resumed run sees the same.
+    """Shrinks the pictures of a batch to the size of the step's stage: a pure function of the step, equal after a resume.
 
-    The data floor makes full-size views throughout; they are shrunk on the device. After its last stage a modality has them as
-    they are. Encoders must take other sizes than their own, as those do that resample their position tables.
+    The loader always makes full-size views; they are shrunk on the device, until the last stage ends. Encoders must accept other
+    input sizes, e.g. by resampling their position embeddings.
 
     Args:
         stages: modality -> (size, first step after it) of each stage, in order.
@@ -44,7 +45,7 @@ class Resolution:
         self.stages = {modality: tuple(each) for modality, each in stages.items()}
 
     def __call__(self, batch: Batch, step: int) -> Batch:
-        """The batch of a 0-based step."""
+        """Shrink the batch of a 0-based step."""
         views = dict(batch.views)
         for modality, stages in self.stages.items():
             size = next((size for size, stop in stages if step < stop), None)
@@ -54,9 +55,9 @@ class Resolution:
 
 
 def shrink(x: Tensor, size: int) -> Tensor:
-    """Pictures [B, C, H, W] or clips [B, T, C, H, W] with a shorter side of `size`, antialiased; others as they are.
+    """Pictures [B, C, H, W] or clips [B, T, C, H, W] to a shorter side of `size`, antialiased.
 
-    Others are those that are no larger, and what is neither.
+    Smaller ones, and other tensors, are returned unchanged.
     """
     if x.ndim == 5:
         frames = shrink(x.flatten(0, 1), size)
@@ -72,10 +73,10 @@ def shrink(x: Tensor, size: int) -> Tensor:
 def build_resolution(
     schedule: Mapping[str, Sequence[ResolutionStage]], learner: Learner, to_steps: Callable[[Duration], int]
 ) -> Resolution:
-    """The schedule in steps, after a try of each size on its encoder: an error should not wait for the middle of a run.
+    """Build the resolution schedule in steps, and try each size on its encoder, so that errors show before the run.
 
     Raises:
-        RecipeError: no such encoder; one whose tokens are masked; stages that are not in order; a size that it does not take.
+        RecipeError: unknown encoder; masked tokens; stages out of order; a size that the encoder refuses.
     """
     stages = {}
     masking = {Encoder.MASK_DROP, Encoder.MASK_REPLACE}
@@ -85,18 +86,16 @@ def build_resolution(
             raise RecipeError(f"{where}: there is no such encoder{did_you_mean(modality, learner.encoders)}")
         if masking & learner.objective.requires().get(modality, frozenset()):
             raise RecipeError(
-                f"{where}: the objective masks tokens of this encoder, and its masks are drawn for the tokens of full-size "
-                "pictures: leave the modality out of resolution"
+                f"{where}: the objective masks tokens of this encoder, at full size only: "
+                "remove the modality from resolution"
             )
         steps = [to_steps(stage.until) for stage in each]
         if any(a >= b for a, b in pairwise([0, *steps])):
-            raise RecipeError(
-                f"{where}: got stages that end after {steps} steps, wanted each to end after the one before"
-            )
+            raise RecipeError(f"{where}: got stages that end after {steps} steps, wanted increasing ends")
         if steps[-1] > (total := to_steps(Duration("100 percent"))):
             raise RecipeError(
                 f"{where}: got a stage until '{each[-1].until}' ({steps[-1]} steps), and the run has {total} steps (duration): "
-                "end the stage earlier; until '100 percent' trains on small pictures throughout"
+                "end the stage earlier; '100 percent' trains on small pictures throughout"
             )
         for stage in each:
             encoder = learner.encoders[modality]

@@ -1,4 +1,4 @@
-"""The only mutable object of a run."""
+"""The training state: counters, scores, learner, optimizer, EMA and data position; the only mutable object of a run."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from mmssl.training.steps.ema import Ema
 
 
 class Stream(Protocol):
-    """Endless training batches whose position is a few numbers."""
+    """An endless iterator of training batches with a resumable position."""
 
     def __iter__(self) -> Iterator[Batch]:
         """This process' share of each global batch, from the current position on."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers: the position after the last batch that was handed out. Equal on all processes."""
+        """The position after the last batch handed out, as plain numbers. Equal on all processes."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position. The number of processes may have changed."""
+        """Resume at a position. The number of processes may have changed."""
         ...
 
     def drawn(self) -> Mapping[str, Drawn]:
-        """What was drawn from each source so far, by all processes; empty where there is one source only."""
+        """Samples drawn from each source so far, by all processes; empty for a single source."""
         ...
 
     def stop_waiting(self) -> None:
-        """Called by signal handlers: a batch that has to be waited for longer is given up with `Stopped`."""
+        """Called by signal handlers: a wait for a batch ends with `Stopped`."""
         ...
 
     def close(self) -> None:
-        """End what works ahead of the stream."""
+        """Stop workers that prefetch."""
         ...
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best score so far of the metric that is watched."""
+    """The best score so far of the watched metric."""
 
     metric: str
     value: float
@@ -60,22 +60,22 @@ class Best:
 
 @dataclass
 class TrainState:
-    """Everything that changes while a run runs. A checkpoint holds it.
+    """Everything that changes during a run: saved in and restored from checkpoints.
 
-    Random numbers need no place here: each step seeds itself from (seed, step, rank), and data draws from (seed, sample).
+    No random state is stored: each step seeds itself from (seed, step, rank), and data draws from (seed, sample).
 
     Attributes:
         learner, optimizer, stream, ema, scaler: moved by the loop.
         total_steps: length of the run; part of the recipe, not of a checkpoint.
-        step: steps that are done, skipped ones too; also the number of batches that were consumed.
-        samples: samples that were seen by all processes together.
+        step: steps done, including skipped ones; also the number of batches consumed.
+        samples: samples seen by all processes together.
         skipped_steps: steps whose loss or gradient was not finite; bad_in_a_row: those since the last good one.
         faults: reason -> samples that were replaced, over all processes; fault_examples: one of each, in words.
-        notes: what batches had noted of their samples -> how many samples, over all processes; see `Batch.notes`.
-        ledger: where every fault is written, with its step, process and row.
+        notes: note of a sample -> number of samples, over all processes; see `Batch.notes`.
+        ledger: file of all faults, with step, process and row.
         scores: latest value of each metric of each evaluator, as "<evaluator>/<metric>"; like `best` of the watched metric not in
             a checkpoint, which is written before its step is evaluated, but in `metrics.jsonl`.
-        failures: name of each evaluator that failed when it ran last -> its error.
+        failures: evaluator whose last run failed -> its error.
     """
 
     learner: Learner
@@ -101,7 +101,7 @@ class TrainState:
 
     @property
     def place(self) -> str:
-        """Where the run stands, for people: "step  25/800"."""
+        """Progress of the run, for the log: "step  25/800"."""
         return f"step {self.step:>{len(str(self.total_steps))}}/{self.total_steps}"
 
     def advance(self, batch: Batch, finite: bool) -> None:
@@ -115,7 +115,7 @@ class TrainState:
         self._new_notes.update(chain.from_iterable(batch.notes))
 
     def join_faults(self) -> None:
-        """Add what all processes met since the last call: faults and notes. Every process must call."""
+        """Add the faults and notes of all processes since the last call. Every process must call."""
         parts = gather_objects((self._new_faults, dict(self._new_notes)))
         new = sorted((one for faults, _ in parts for one in faults), key=lambda one: one[:2])
         for reason, count in Counter(fault.reason for *_, fault in new).items():
@@ -128,7 +128,7 @@ class TrainState:
         self._new_faults, self._new_notes = [], Counter()
 
     def numbers(self) -> dict[str, Any]:
-        """All but the tensors, as JSON knows it."""
+        """All counters and scores (no tensors), as JSON values."""
         return {
             "step": self.step,
             "samples": self.samples,
@@ -144,7 +144,7 @@ class TrainState:
         }
 
     def load_numbers(self, numbers: Mapping[str, Any]) -> None:
-        """The reverse of `numbers`."""
+        """Restore from `numbers`."""
         self.step, self.samples = int(numbers["step"]), int(numbers["samples"])
         self.skipped_steps, self.bad_in_a_row = int(numbers["skipped_steps"]), int(numbers["bad_in_a_row"])
         self.faults, self.fault_examples = dict(numbers["faults"]), dict(numbers["fault_examples"])
@@ -157,7 +157,7 @@ class TrainState:
 
 
 def _entry(step: int, process: int, fault: Fault) -> dict[str, Any]:
-    """A line of the ledger."""
+    """A fault as a line of the ledger."""
     return {
         "step": step,
         "rank": process,

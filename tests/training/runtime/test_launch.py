@@ -42,7 +42,7 @@ def test_what_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 LOUD = [
     ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed precision 'bf16', and the recipe for 'fp32'"),
     ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"\(ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4\).*recipe's step"),
-    ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "clipped to that norm.*recipe's clip_norm"),
+    ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "clipping to that norm.*recipe's clip_norm"),
     ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "torch.compile.*=INDUCTOR.*recipe's compile"),
     ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron-LM.*recipe's parallel"),
     ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "a mesh of processes.*recipe's parallel"),
@@ -50,7 +50,7 @@ LOUD = [
     ("FSDP_SHARDING_STRATEGY", "HYBRID_SHARD", "FSDP 1.*fsdp_reshard_after_forward"),
     ("FSDP_IGNORED_MODULES", "head", "not split .*block by block"),
     ("FSDP_ACTIVATION_CHECKPOINTING", "true", "activation checkpointing.*recipe's encoders"),
-    ("FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD", "true", "leave the device"),
+    ("FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD", "true", "activation offload"),
     ("WORLD_SIZE", "4", "started 4 processes, and 1 found each other"),
 ]
 

@@ -24,7 +24,7 @@ from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.training.checkpoints.read import load_weights, read_optimizer, resolve
 from mmssl.training.run import Run
 from mmssl.training.runtime.launch import Launch
-from mmssl.training.runtime.sharding import blocks, whole_moments, whole_state
+from mmssl.training.runtime.sharding import encoder_blocks, full_moments, full_state
 from tests.distributed.processes import Processes
 from tests.training.toys import WIDTH, Distance, Match, assert_equal, make_run
 
@@ -117,9 +117,9 @@ def deep_run(folder: str, total: int, parallel: str, step: str = "plain", **chan
 def tensors(run: Run) -> dict[str, Tensor]:
     """Every tensor of a run's state, whole on the main process."""
     assert run.state.ema is not None
-    found = {f"learner.{n}": t for n, t in whole_state(run.state.learner).items()}
-    found |= {f"ema.{n}": t for n, t in whole_state(run.state.ema.module).items()}
-    for index, moments in whole_moments(run.state.optimizer)["state"].items():
+    found = {f"learner.{n}": t for n, t in full_state(run.state.learner).items()}
+    found |= {f"ema.{n}": t for n, t in full_state(run.state.ema.module).items()}
+    for index, moments in full_moments(run.state.optimizer)["state"].items():
         found |= {f"optimizer.{index}.{n}": t for n, t in moments.items()}
     return {name: tensor.clone() for name, tensor in found.items()}
 
@@ -236,7 +236,7 @@ def unevenly_called() -> list[bool]:
     launch.wrap(learner)
     x = torch.ones(2, WIDTH)
     answers = []
-    with torch.no_grad(), launch.whole(learner):
+    with torch.no_grad(), launch.gathered(learner):
         for _ in range(3 if distributed.is_main() else 0):
             model = EmbeddingModel(dict(learner.encoders.items()), learner.objective.heads())
             answers.append(
@@ -280,11 +280,11 @@ def test_outputs_of_encoders_can_be_opened() -> None:
 
 def test_blocks_are_found() -> None:
     vision = VisionTransformerConfig(size=32, patch_size=16, width=32, depth=3, heads=2).build()
-    assert blocks(vision) == [*vision.blocks]
+    assert encoder_blocks(vision) == [*vision.blocks]
     text = TextTransformerConfig(vocab_size=10, context_length=8, width=32, depth=2, heads=2).build()
-    assert blocks(text) == [*text.blocks]
+    assert encoder_blocks(text) == [*text.blocks]
     residual = ResNetConfig(size=64, layers=(1, 2), channels=8, pool="mean").build()
-    assert [type(block).__name__ for block in blocks(residual)] == ["Bottleneck"] * 3
+    assert [type(block).__name__ for block in encoder_blocks(residual)] == ["Bottleneck"] * 3
 
 
 @pytest.mark.parametrize(

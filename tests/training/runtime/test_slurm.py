@@ -67,7 +67,7 @@ def test_shells_single_tasks_and_launchers_stay_as_they_are(changes: dict[str, s
 
 
 def test_without_a_place_to_meet_torchrun_is_shown() -> None:
-    with pytest.raises(RecipeError, match=r"srun has started 8 tasks.*torchrun --nnodes"):
+    with pytest.raises(RecipeError, match=r"srun started 8 tasks.*torchrun --nnodes"):
         as_torchrun({name: value for name, value in STEP.items() if "NODELIST" not in name})
 
 

@@ -14,7 +14,15 @@ from mmssl.core.config import Duration
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
 from mmssl.core.schedules import ConstantConfig, CosineConfig
-from mmssl.training.steps.optim import AdamWConfig, DecayRule, describe_groups, is_decayed, parts, rate_factor, set_rate
+from mmssl.training.steps.optim import (
+    AdamWConfig,
+    DecayRule,
+    describe_groups,
+    is_decayed,
+    rate_factor,
+    set_rate,
+    trainable_parts,
+)
 from tests.training.toys import Agree, Tower, make_learner
 
 
@@ -116,7 +124,7 @@ def test_every_trainable_parameter_is_in_one_group() -> None:
     assert describe_groups(optimizer).splitlines()[0] == (
         "a/decay: 2 tensors, 72 parameters, peak lr 0.01, weight decay 0.2"
     )
-    assert sum(len(named) for named in parts(learner).values()) == 11
+    assert sum(len(named) for named in trainable_parts(learner).values()) == 11
 
 
 def test_an_encoder_of_two_modalities_is_trained_once() -> None:

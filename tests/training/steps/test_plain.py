@@ -139,9 +139,7 @@ def test_micro_batches_are_refused_where_samples_are_coupled(
     tmp_path: Path, reduction: Reduction, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Match, "reduction", reduction)
-    with pytest.raises(
-        RecipeError, match=rf"(?s)would be wrong for Match: its .*{word} would be those of one micro-batch"
-    ):
+    with pytest.raises(RecipeError, match=rf"(?s)is wrong for Match: its .*{word} would come from one micro-batch"):
         make_run(tmp_path, learner=make_learner(Match, noise=False), step=ACCUMULATED)
 
 
@@ -150,7 +148,7 @@ def test_micro_batches_are_refused_where_layers_couple_samples(tmp_path: Path) -
     for objective in (Agree, Match):
         with pytest.raises(
             RecipeError,
-            match=r"over 3 micro-batches would be wrong with BatchNorm1d 'encoders\.a\.norm' and 1 more like it: in training",
+            match=r"over 3 micro-batches cannot be used with BatchNorm1d 'encoders\.a\.norm' and 1 more like it: in training",
         ):
             make_run(tmp_path, learner=make_learner(objective), step=ACCUMULATED)
     learner = make_learner()
