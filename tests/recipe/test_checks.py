@@ -82,7 +82,7 @@ def test_views_that_each_take_a_part_of_their_own() -> None:
     clips, longer = CONFIGS / "quickstart/video_audio.yaml", "data.synchronized=[{kind: time_crop, seconds: 4.0}]"
     said = refused(clips, longer)
     assert said.startswith(
-        "modalities.audio.seconds 2, modalities.video.seconds 2: each view would take a part of its own of"
+        "modalities.audio.seconds 2, modalities.video.seconds 2: each view would crop its own part of"
     )
     build(clips)
     build(clips, "data.synchronized=[]")
