@@ -125,7 +125,7 @@ def retrieval_scores(
         scores[prefix + "R@1_ceiling"] = recall_ceiling(queries, candidates)
     fewest = min(len(a.owner), len(b.owner))
     if max(ks) > fewest:
-        scores["note"] = f"a k above the number of candidates ({fewest}) counts as that number"
+        scores["note"] = f"k above the number of candidates ({fewest}) counts as that number"
     return scores | {"bootstrap_seed": seed}
 
 

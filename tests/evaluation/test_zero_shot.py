@@ -142,9 +142,9 @@ def make(tmp_path: Path, **values: Any) -> ZeroShotConfig:
     [
         ({"templates": ["a {}", "no place"]}, r"templates\[1\]: 'no place'"),
         ({"templates": []}, "got no template"),
-        ({"classnames": ["a", "b", " A "]}, r"classnames\[2\].*already \(classnames\[0\]\)"),
+        ({"classnames": ["a", "b", " A "]}, r"classnames\[2\].*again \(also at classnames\[0\]\)"),
         ({"classnames": ["a"]}, "at least two"),
-        ({"classnames": ["a", " "]}, r"classnames\[1\]: the class name is empty"),
+        ({"classnames": ["a", " "]}, r"classnames\[1\]: got an empty class name"),
     ],
 )
 def test_bad_lists_are_refused_in_the_recipe(tmp_path: Path, values: dict[str, Any], says: str) -> None:
@@ -157,7 +157,7 @@ def test_bad_lists_are_refused_in_the_recipe(tmp_path: Path, values: dict[str, A
     [
         ("templates", "a {}\na photo\n", "bad.txt, line 2: 'a photo'"),
         ("templates", "", "got no template"),
-        ("classnames", "one\ntwo\n\nthree\n", "bad.txt, line 3: the class name is empty"),
+        ("classnames", "one\ntwo\n\nthree\n", "bad.txt, line 3: got an empty class name"),
         ("classnames", "one\ntwo\nOne\n", r"bad.txt, line 3.*again \(also at .*bad.txt, line 1\)"),
     ],
 )
