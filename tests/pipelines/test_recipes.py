@@ -10,7 +10,7 @@ import pytest
 from mmssl.core.config import Config
 from mmssl.recipe.describe import describe_path, registered, sentence
 from mmssl.recipe.recipe import Recipe
-from mmssl.recipe.reference import COMMAND, parts, reference
+from mmssl.recipe.reference import COMMAND, config_tables, reference
 from mmssl.recipe.shipped import shipped_recipes, summary
 from pipelines import cli
 from pipelines.command import guarded
@@ -118,7 +118,7 @@ def test_every_key_has_a_sentence(config: type[Config]) -> None:
 
 def test_every_part_is_found_at_its_path() -> None:
     """The headings of the reference are paths that `mmssl recipes key` takes."""
-    for part in parts(Recipe)[1:]:
+    for part in config_tables(Recipe)[1:]:
         names = [one.path for one in part.rows()]
         below = {one.path.rpartition(".")[2] for one in describe_path(Recipe, f"{part.path}.*")} if names else set()
         assert below.issuperset(names), part.title

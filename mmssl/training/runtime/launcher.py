@@ -12,7 +12,7 @@ from mmssl.core.errors import RecipeError
 Precision = Literal["fp32", "bf16", "fp16"]
 Parallel = Literal["auto", "ddp", "zero2", "fsdp2"]
 
-_BLOCKS = "remove it: encoders are sharded block by block over all processes"
+_BLOCKS = "remove it, encoders are sharded block by block over all processes"
 _REFUSED = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
         "1",

@@ -48,10 +48,10 @@ LOUD = [
     ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "a mesh of processes.*recipe's parallel"),
     ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "zero.json", "=zero.json.*in the recipe"),
     ("FSDP_SHARDING_STRATEGY", "HYBRID_SHARD", "FSDP 1.*fsdp_reshard_after_forward"),
-    ("FSDP_IGNORED_MODULES", "head", "not split .*block by block"),
+    ("FSDP_IGNORED_MODULES", "head", "modules excluded from sharding .*block by block"),
     ("FSDP_ACTIVATION_CHECKPOINTING", "true", "activation checkpointing.*recipe's encoders"),
     ("FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD", "true", "activation offload"),
-    ("WORLD_SIZE", "4", "started 4 processes, and 1 found each other"),
+    ("WORLD_SIZE", "4", "started 4 processes, and 1 joined the group"),
 ]
 
 
