@@ -136,7 +136,7 @@ def test_classes_are_a_softmax_at_the_temperature_of_training(model: Model) -> N
 def test_classes_that_are_refused(model: Model) -> None:
     for arguments, sentence in (
         ({"names": ["cat"]}, "got 1 class names, wanted at least two"),
-        ({"names": ["cat", "Cat"]}, r"names\[1\]: the class name 'Cat' is there already"),
+        ({"names": ["cat", "Cat"]}, r"names\[1\]: got the class name 'Cat' again"),
         (
             {"names": ["cat", "dog"], "templates": "simpel"},
             r"templates: got 'simpel', wanted sentences with \{\}, or one of",
