@@ -96,7 +96,8 @@ def _decoders(modalities: Mapping[str, Modality] | None) -> Decoders:
         for extension in modality.extensions:
             decoder = MemberDecoder(modality, may_lack=extension not in own)
             decoders[extension] = (*decoders.get(extension, ()), decoder)
-    return decoders
+    # A damaged video is called a video before it is called a sound.
+    return {extension: tuple(sorted(some, key=lambda one: one.may_lack)) for extension, some in decoders.items()}
 
 
 def _expected(

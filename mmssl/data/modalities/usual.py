@@ -15,8 +15,7 @@ from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality, ModalityConfig
 
 GROUP = "mmssl.modalities"
-SHIPPED: tuple[type[ModalityConfig], ...] = (ImageConfig, VideoConfig, AudioConfig, TextConfig, LabelConfig)
-"""In the order in which members of several modalities are audited: a damaged video is first called a video."""
+SHIPPED: tuple[type[ModalityConfig], ...] = (ImageConfig, AudioConfig, VideoConfig, TextConfig, LabelConfig)
 
 
 def modality_configs() -> dict[str, type[ModalityConfig]]:
