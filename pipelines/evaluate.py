@@ -108,6 +108,7 @@ def evaluate(
     from mmssl.core.distributed import is_main
     from mmssl.core.evaluator import evaluation_error
     from mmssl.reporting.report import write_results
+    from mmssl.training.runtime.console import say
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of
 
@@ -126,6 +127,7 @@ def evaluate(
         results, failures = measure(model, configs)
         if is_main() and out is not None:
             write_results(out, {"checkpoint": _origin(model), **results})
+            say(f"results of {_origin(model)} in {out}")
     finally:
         launch.close()
     if failures:

@@ -64,9 +64,9 @@ def diff(a: EITHER, b: EITHER) -> None:
     from mmssl.recipe.flat import leaves
 
     first, second = (leaves(_resolved(name).model_dump(mode="json")) for name in (a, b))
-    for key in sorted(first.keys() | second.keys()):
-        if key not in first or key not in second or first[key] != second[key]:
-            print(f"{key}: {_shown(first, key)} -> {_shown(second, key)}")
+    shown = [(key, _shown(first, key), _shown(second, key)) for key in sorted(first.keys() | second.keys())]
+    lines = [f"{key}: {before} -> {after}" for key, before, after in shown if before != after]
+    print("\n".join(lines) or "no differences")
 
 
 @app.command()

@@ -43,11 +43,13 @@ def load(
         CheckpointError: missing, damaged or unreadable checkpoint.
         RecipeError: invalid overrides, or overrides of what was trained.
     """
-    for override in overrides:
+    if which not in ("best", "last"):
+        raise RecipeError(f"which: got {which!r}, wanted 'best' or 'last'")
+    for override in [overrides] if isinstance(overrides, str) else overrides:
         if not override.startswith(READING):
             raise RecipeError(f"got {override!r} for a trained model; wanted a key below {' or '.join(READING)}")
     checkpoint = resolve(Path(path), which)
-    recipe = saved_recipe(checkpoint, overrides)
+    recipe = saved_recipe(checkpoint, [overrides] if isinstance(overrides, str) else overrides)
     from_scratch = {name: _from_scratch(config) for name, config in recipe.encoders.items()}
     learner = recipe.model_copy(update={"encoders": from_scratch, "weights": None}).build_learner(
         recipe.build_modalities()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel, Encoder
@@ -17,6 +18,8 @@ from mmssl.evaluation.common import inference
 from mmssl.evaluation.zero_shot import TEMPLATES, build_classifier, check_classnames, check_templates
 from mmssl.recipe.recipe import Recipe
 
+Encode = Callable[[str, Tensor], Tensor]
+"""(modality, views [n, ...]) -> rows [n, ...]."""
 LONG = 1000
 """Inputs of one modality above which a terminal shows a progress bar."""
 
@@ -100,35 +103,34 @@ class Model:
         Raises:
             ValueError: unknown modality, no shared space, no input, or one that cannot be used (named by its position).
         """
-        return {
-            name: self._encode(name, values, self.embedding.embed, batch_size, progress)
-            for name, values in inputs.items()
-        }
+        return self._encode_all(inputs, self.embedding.embed, batch_size, progress)
 
     def features(self, *, batch_size: int = 64, progress: bool | None = None, **inputs: Any) -> dict[str, Tensor]:
         """Pooled features of the encoders, before any head: modality -> float32 [B, D] on the CPU. Otherwise as `encode`."""
-        return {
-            name: self._encode(name, values, self.embedding.features, batch_size, progress)
-            for name, values in inputs.items()
-        }
+        return self._encode_all(inputs, self.embedding.features, batch_size, progress)
 
     def similarity(self, *embeddings: Tensor, batch_size: int = 64, **inputs: Any) -> Tensor:
-        """Cosines [N, M] between two sides: inputs of a modality (see `encode`), or precomputed embeddings.
+        """Cosines [N, M] between two sides: inputs of a modality (see `encode`), or precomputed embeddings of any norm.
 
         `model.similarity(image=pictures, text=captions)`, `model.similarity(known, text=["a cat"])`, `model.similarity(a, b)`.
 
         Args:
-            *embeddings: [N, E], unit norm.
+            *embeddings: tensors [N, E].
             batch_size: number of inputs encoded at once.
             **inputs: modality -> list of inputs (or one). Rows are the first side, embeddings before inputs.
 
         Raises:
             ValueError: not exactly two sides, or embeddings of different widths.
         """
-        sides = [*embeddings, *self.encode(batch_size=batch_size, **inputs).values()]
-        if len(sides) != 2:
-            raise ValueError(f"got {len(sides)} sides to compare, wanted two: modality=inputs, or embeddings [N, E]")
-        a, b = (side.float().cpu() for side in sides)
+        if len(embeddings) + len(inputs) != 2:
+            raise ValueError(
+                f"got {len(embeddings) + len(inputs)} sides to compare, wanted two: modality=inputs, or embeddings [N, E]"
+            )
+        for side in embeddings:
+            if not isinstance(side, Tensor):
+                raise ValueError(f"got a {type(side).__name__} to compare, wanted a tensor [N, E], or modality=inputs")
+        encoded = self.encode(batch_size=batch_size, **inputs).values() if inputs else ()
+        a, b = (F.normalize(side.float().cpu(), dim=-1) for side in (*embeddings, *encoded))
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
             raise ValueError(f"got embeddings {list(a.shape)} and {list(b.shape)}, wanted [N, E] and [M, E]")
         return a @ b.T
@@ -158,7 +160,15 @@ class Model:
         Raises:
             ValueError: names or templates that cannot be used; modalities without a temperature; inputs as in `encode`.
         """
+        if isinstance(names, str):
+            raise ValueError(f"names: got the text {names!r}, wanted a list of class names")
+        names = tuple(names)
         modality, scale = self._paired(modality, prompts)
+        language = [name for name in self.embedding.encoders if self.modalities[name].language]
+        if prompts not in language:
+            raise ValueError(
+                f"prompts: got {prompts!r}, wanted a modality of sentences: {', '.join(language) or 'it has none'}"
+            )
         lines = TEMPLATES.get(templates, ()) if isinstance(templates, str) else tuple(templates)
         if isinstance(templates, str) and not lines:
             raise ValueError(f"templates: got {templates!r}, wanted sentences with {{}}, or one of {sorted(TEMPLATES)}")
@@ -169,7 +179,7 @@ class Model:
         classes = build_classifier(
             lambda some: self._encode(prompts, list(some), embed, len(some), False), names, lines
         )
-        return Classification(tuple(names), (scale * rows @ classes.T).softmax(1))
+        return Classification(names, (scale * rows @ classes.T).softmax(1))
 
     def _paired(self, modality: str | None, prompts: str) -> tuple[str, float]:
         """The modality compared with prompts, and the logit scale of the pair."""
@@ -183,14 +193,21 @@ class Model:
             )
         return modality, scales[modality]
 
-    def _encode(
-        self, name: str, values: Any, function: Callable[[str, Tensor], Tensor], batch_size: int, progress: bool | None
-    ) -> Tensor:
+    def _encode_all(
+        self, inputs: Mapping[str, Any], function: Encode, batch_size: int, progress: bool | None
+    ) -> dict[str, Tensor]:
+        if not inputs:
+            raise ValueError(f"got no inputs, wanted modality=inputs, one of {', '.join(self.embedding.encoders)}")
+        return {name: self._encode(name, values, function, batch_size, progress) for name, values in inputs.items()}
+
+    def _encode(self, name: str, values: Any, function: Encode, batch_size: int, progress: bool | None) -> Tensor:
         if name not in self.embedding.encoders:
             raise ValueError(f"no encoder for {name!r}; this model has {', '.join(self.embedding.encoders)}")
         items = list(values) if isinstance(values, list | tuple) else [values]
         if not items:
             raise ValueError(f"{name}: got an empty list, wanted one input or more")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size!r}, wanted a whole number from 1")
         shown = sys.stderr.isatty() and len(items) > LONG if progress is None else progress
         starts: Iterable[int] = range(0, len(items), batch_size)
         parts = []

@@ -26,13 +26,14 @@ def shipped_recipe(name: str) -> Path:
     """The file of a shipped recipe.
 
     Raises:
-        RecipeError: unknown name; lists the shipped recipes.
+        RecipeError: unknown name; says what the path is, and which shipped recipes are near.
     """
     shipped = shipped_recipes()
     if name not in shipped:
-        raise RecipeError(
-            f"no file {name!r} and no shipped recipe of that name{did_you_mean(name, shipped)}; shipped: {', '.join(shipped)}"
-        )
+        what = "is a folder" if Path(name).is_dir() else "is a file" if Path(name).is_file() else "is no file"
+        inside = [known for known in shipped if known.startswith(f"{name.strip('/')}/")]
+        near = f": its recipes are {', '.join(inside)}" if inside else did_you_mean(name, shipped)
+        raise RecipeError(f"{name!r} {what} and no shipped recipe{near}; `mmssl recipes` lists those")
     return shipped[name]
 
 

@@ -48,7 +48,7 @@ def test_diff_names_the_keys_that_differ(tmp_path: Path, capsys: pytest.CaptureF
     recipe = shipped_recipes()["image_text/small_32"]
     text = re.sub(r"lr: \S+", "lr: 0.125", recipe.read_text())
     assert mmssl("diff", "image_text/small_32", str(recipe)) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "no differences\n"
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text(f"{text}\nclip_norm: 2.0\n")
     assert mmssl("diff", "image_text/small_32", str(tmp_path / "run")) == 0
@@ -57,6 +57,23 @@ def test_diff_names_the_keys_that_differ(tmp_path: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().out.splitlines()
     assert 'encoders.audio.kind: absent -> "audio_transformer"' in said
     assert mmssl("diff", "image_text/small_32", str(tmp_path)) == 2
+
+
+def test_equal_recipes_have_no_differences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mmssl("diff", "image_text/vit_b_32", "image_text/vit_b_32") == 0
+    assert capsys.readouterr().out == "no differences\n"
+
+
+def test_names_that_are_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of recipes lists them; other folders and files are called what they are."""
+    assert mmssl("show", "tri_modal") == 2
+    assert "its recipes are tri_modal/bind_vit_b_32, tri_modal/spoken_digits" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert mmssl("show", str(tmp_path)) == 2
+    assert "is a folder and no shipped recipe" in capsys.readouterr().err
+    assert mmssl("show", "image_text/vit_b_23") == 2
+    assert "is no file and no shipped recipe, did you mean 'image_text/vit_b_32'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,43 @@ def test_errors_name_modality_and_position(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda m: m.encode(), "got no inputs, wanted modality=inputs, one of image, text, audio"),
+        (lambda m: m.encode(text=["a"], batch_size=0), "batch_size: got 0, wanted a whole number from 1"),
+        (lambda m: m.features(text=["a"], batch_size=1.5), "batch_size: got 1.5, wanted a whole number from 1"),
+        (lambda m: m.similarity(["a.jpg"], text=["a"]), "got a list to compare, wanted a tensor"),
+        (lambda m: m.similarity(np.ones((1, 4)), text=["a"]), "got a ndarray to compare, wanted a tensor"),
+        (lambda m: m.similarity(text=["a"]), "got 1 sides to compare, wanted two"),
+        (lambda m: m.classify(list(PIXELS), "cat"), "names: got the text 'cat', wanted a list"),
+        (
+            lambda m: m.classify(["a"], ["a", "b"], modality="audio", prompts="image"),
+            "prompts: got 'image', wanted a modality of",
+        ),
+    ],
+)
+def test_calls_that_cannot_be_meant(call: Any, said: str, model: Model) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        call(model)
+
+
+def test_similarity_is_a_cosine_whatever_the_norm(model: Model) -> None:
+    a, b = model.encode(text=["a", "b"])["text"], model.encode(text=["c"])["text"]
+    torch.testing.assert_close(model.similarity(100 * a, 0.01 * b), a @ b.T)
+
+
+def test_class_names_may_come_from_a_generator(model: Model) -> None:
+    assert model.classify(list(PIXELS), (name for name in ("x", "y"))).names == ("x", "y")
+
+
+def test_a_checkpoint_is_chosen_by_best_or_last(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="which: got 'bst', wanted 'best' or 'last'"):
+        mmssl.load(tmp_path, which="bst")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="got 'seed=1' for a trained model"):
+        mmssl.load(tmp_path, overrides="seed=1")
+
+
+@pytest.mark.parametrize(
     ("progress", "terminal", "long", "shown"),
     [
         (None, True, True, True),
@@ -196,7 +234,7 @@ def test_progress_is_shown_on_a_terminal_for_many_inputs(
 
 @pytest.mark.parametrize("key", ["encoders.image.width", "objective.embedding", "data.shards", "seed", "modalities"])
 def test_what_was_trained_cannot_be_changed(key: str) -> None:
-    sentence = rf"got '{key}=8' for a trained model, .* wanted a key below modalities\. or evaluators\."
+    sentence = rf"got '{key}=8' for a trained model; wanted a key below modalities\. or evaluators\."
     with pytest.raises(RecipeError, match=sentence):
         mmssl.load("nowhere", overrides=[f"{key}=8"])
 
