@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmssl.core import distributed
 from mmssl.core.compat import BatchNorm
+from mmssl.core.moments import standardise
 
 
 class GlobalBatchNorm(nn.Module):
@@ -35,13 +36,7 @@ class GlobalBatchNorm(nn.Module):
         Raises:
             ValueError: one row in all, whose variance is zero.
         """
-        rows = len(x) * distributed.world_size()
-        if rows < 2:
-            raise ValueError("batch norm got 1 row over all processes, wanted at least 2; use a larger batch")
-        # Two passes: E[x^2] - E[x]^2 in float32 would lose the variance of features far from zero.
-        centred = x - distributed.total(x.sum(0)) / rows
-        variance = distributed.total(centred.square().sum(0)) / rows
-        out = centred * torch.rsqrt(variance + self.eps)
+        out = standardise(x, self.eps)
         return out if self.weight is None or self.bias is None else out * self.weight + self.bias
 
 

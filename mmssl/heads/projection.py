@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.config import Config
@@ -74,10 +74,18 @@ class MLPProjection(nn.Module):
         layers: number of linear layers, at least 1.
         norm: "batch" (over the global batch: only inside a criterion), "layer" or "none", before each ReLU.
         norm_last: whether the output is normalised too.
+        bias_last: whether the last layer has a bias; False for losses that subtract the mean over the batch.
     """
 
     def __init__(
-        self, width: int, hidden: int, embedding: int, layers: int = 2, norm: Norm = "batch", norm_last: bool = False
+        self,
+        width: int,
+        hidden: int,
+        embedding: int,
+        layers: int = 2,
+        norm: Norm = "batch",
+        norm_last: bool = False,
+        bias_last: bool = True,
     ) -> None:
         super().__init__()
         sizes = [width, *[hidden] * (layers - 1), embedding]
@@ -86,7 +94,8 @@ class MLPProjection(nn.Module):
             last = number == layers
             normed = norm != "none" and (norm_last or not last)
             # Batch norm subtracts the mean over rows, which removes a bias.
-            steps.append(nn.Linear(before, after, bias=not (normed and norm == "batch")))
+            bias = not (normed and norm == "batch") and (bias_last or not last)
+            steps.append(nn.Linear(before, after, bias=bias))
             if normed:
                 steps.append(GlobalBatchNorm(after) if norm == "batch" else nn.LayerNorm(after))
             if not last:
@@ -122,10 +131,22 @@ class MLPProjectionConfig(Config):
             )
         return self
 
-    def build(self, width: int, embedding: int) -> nn.Module:
+    def build(self, width: int, embedding: int, bias_last: bool = True) -> nn.Module:
         """Build the head [B, width] -> [B, embedding]."""
-        return MLPProjection(width, self.hidden, embedding, self.layers, self.norm, self.norm_last)
+        return MLPProjection(width, self.hidden, embedding, self.layers, self.norm, self.norm_last, bias_last)
 
+
+def _without_norm_last(head: MLPProjectionConfig) -> MLPProjectionConfig:
+    if head.norm_last:
+        raise ValueError(
+            "norm_last: got true, and the loss subtracts the mean over the batch: the shift of a last norm would "
+            "get no gradient; leave norm_last out"
+        )
+    return head
+
+
+CentredHeadConfig = Annotated[MLPProjectionConfig, AfterValidator(_without_norm_last)]
+"""The MLP before a loss that subtracts the mean over the batch; build it with `bias_last=False`."""
 
 HeadConfig = Annotated[
     LinearProjectionConfig | MLPProjectionConfig | IdentityProjectionConfig, Field(discriminator="kind")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.losses.candidates import first_rate, positive_indices
+from mmssl.losses.views import check_two_views
 
 
 def nt_xent(
@@ -64,10 +65,7 @@ def _logits(
     a: Tensor, b: Tensor, temperature: float, all_a: Tensor | None, all_b: Tensor | None, offset: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[B, 2G] logits of first and of second views (the view itself is -inf), and the [B] positives of both."""
-    if a.shape != b.shape:
-        raise ValueError(
-            f"got a {tuple(a.shape)} and b {tuple(b.shape)}, wanted equal shapes [B, E]: two views of B samples"
-        )
+    check_two_views(a, b)
     all_a = a if all_a is None else all_a
     all_b = b if all_b is None else all_b
     if len(all_a) != len(all_b):

@@ -55,6 +55,11 @@ def test_mlp_with_other_norms() -> None:
     assert shapes(MLPProjection(4, 6, 2, layers=1, norm="none")) == ["linear 4-2 bias"]
 
 
+def test_mlp_without_a_last_bias() -> None:
+    assert shapes(MLPProjection(4, 6, 2, norm="none", bias_last=False)) == ["linear 4-6 bias", "relu", "linear 6-2"]
+    assert shapes(MLPProjection(4, 6, 2, bias_last=False)) == ["linear 4-6", "batch", "relu", "linear 6-2"]
+
+
 @pytest.mark.parametrize(
     "text", ['{"kind": "linear"}', '{"kind": "mlp", "hidden": 7, "norm": "layer"}', '{"kind": "identity"}']
 )
