@@ -23,7 +23,7 @@ from mmssl.recipe.strict_yaml import parse
 from mmssl.recipe.validate import validate_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-COUNT = 22
+COUNT = 24
 FOLDERS = {"quickstart", "image_text", "image", "audio", "audio_text", "audio_visual", "tri_modal", "video"}
 NAMES = sorted(shipped_recipes())
 EMBEDDING = 64
@@ -154,6 +154,8 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "timm": {"model": "test_vit"},
     "text_transformer": {"width": 32, "depth": 2, "heads": 2},
     "clip": {"embedding": EMBEDDING},
+    "barlow_twins": {"embedding": EMBEDDING},
+    "vicreg": {"embedding": EMBEDDING},
     "mlp": {"hidden": 32},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }

@@ -1,6 +1,6 @@
-"""Means, variances and covariances over the global batch, with gradient: the same numbers on one process and on many.
+"""Mean, variance and covariance over the global batch, with gradient: equal on one process and on many.
 
-Every process must have as many rows as the others.
+Every process must have the same number of rows.
 """
 
 from __future__ import annotations
@@ -48,6 +48,6 @@ def covariance(x: Tensor) -> Tensor:
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:
-    """Entries of a square matrix beside its diagonal, [D, D] -> [D - 1, D]."""
+    """Entries of a square matrix off its diagonal, [D, D] -> [D - 1, D]."""
     size = len(matrix)
     return matrix.flatten()[:-1].view(size - 1, size + 1)[:, 1:]

@@ -1,4 +1,4 @@
-"""What losses of two views ask of their inputs."""
+"""Checks of the inputs of losses on two views."""
 
 from __future__ import annotations
 

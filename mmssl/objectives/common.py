@@ -15,7 +15,7 @@ from mmssl.core.batch import Batch
 from mmssl.core.config import Config
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import did_you_mean
-from mmssl.core.objective import Objective
+from mmssl.core.objective import Latents, Objective, StepContext
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """Name of a modality or child: a plain word, because it is part of parameter names, where dots, dashes and slashes separate."""
@@ -71,6 +71,18 @@ def view_of(batch: Batch, modality: str, name: str, *, absent: bool = False) -> 
             "leave such samples out of the shards, or use objective 'clip', which accepts missing modalities"
         )
     return views[name]
+
+
+def encode_views(batch: Batch, ctx: StepContext, modality: str, view: str, count: int = 2) -> Latents:
+    """Pooled features [B, D] of the views of one kind, "0", "1", ...: one forward pass for each view.
+
+    Batch norm in the encoder then sees one view at a time, as Barlow Twins and VICReg define it.
+    """
+    encoder = ctx.encoders[modality]
+    return {
+        str(number): encoder(view_of(batch, modality, f"{view}{number}"), pooled_only=True).pooled
+        for number in range(count)
+    }
 
 
 def at_least_float32(x: Tensor) -> Tensor:

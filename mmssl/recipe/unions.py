@@ -37,10 +37,12 @@ from mmssl.evaluation.offset import OffsetConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
 from mmssl.evaluation.sides import SidesConfig
 from mmssl.evaluation.zero_shot import ZeroShotConfig
+from mmssl.objectives.barlow_twins import BarlowTwinsConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.simclr import SimClrConfig
+from mmssl.objectives.vicreg import VicRegConfig
 from mmssl.objectives.weighted import WeightedConfig
 
 KIND = Field(discriminator="kind")
@@ -74,6 +76,8 @@ EncoderUnion = Annotated[
 SingleObjectiveUnion = Annotated[
     ClipConfig
     | SimClrConfig
+    | BarlowTwinsConfig
+    | VicRegConfig
     | MaeConfig,
     KIND,
 ]  # fmt: skip

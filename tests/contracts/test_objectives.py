@@ -26,23 +26,30 @@ import mmssl.objectives
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
+from mmssl.objectives.barlow_twins import BarlowTwinsConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.simclr import SimClrConfig
+from mmssl.objectives.vicreg import VicRegConfig
 from mmssl.objectives.weighted import WeightedConfig
 from mmssl.training.steps.plain import StepReport
 from tests.contracts import toys
 from tests.distributed.processes import WORLD, Processes
 
-Leaf = Annotated[ClipConfig | SimClrConfig | MaeConfig, Field(discriminator="kind")]
+Plain = ClipConfig | SimClrConfig | BarlowTwinsConfig | VicRegConfig | MaeConfig
+Leaf = Annotated[Plain, Field(discriminator="kind")]
 CONFIGS: TypeAdapter[ObjectiveConfig] = TypeAdapter(
-    Annotated[ClipConfig | SimClrConfig | MaeConfig | WeightedConfig[Leaf], Field(discriminator="kind")]
+    Annotated[Plain | WeightedConfig[Leaf], Field(discriminator="kind")]
 )
 CLIP = """{"kind": "clip", "pairs": [["picture", "words"]], "views": {"picture": "crop", "words": "tokens"}, "embedding": 8,
            "temperature": 0.07}"""
 SIMCLR = """{"kind": "simclr", "modality": "picture", "view": "crop", "temperature": 0.2, "embedding": 6,
              "head": {"hidden": 20, "norm": "batch"}}"""
+BARLOW = """{"kind": "barlow_twins", "modality": "picture", "view": "crop", "redundancy_weight": 0.1, "embedding": 6,
+             "head": {"hidden": 20, "norm": "batch"}}"""
+VICREG = """{"kind": "vicreg", "modality": "picture", "view": "crop", "invariance_weight": 25, "variance_weight": 25,
+             "covariance_weight": 1, "embedding": 6, "head": {"hidden": 20, "norm": "batch"}}"""
 MAE = """{"kind": "mae", "modality": "picture", "view": "crop", "patch_values": 12,
           "decoder": {"width": 12, "depth": 1, "heads": 2}}"""
 THREE = """{"kind": "clip", "pairs": [["picture", "words"], ["sound", "words"],
@@ -52,6 +59,8 @@ THREE = """{"kind": "clip", "pairs": [["picture", "words"], ["sound", "words"],
 SIZE, STEPS = 8, 4
 SOME = {"picture": (5,), "words": (0, 2), "sound": (1, 4, 6)}
 """Absent: of 8 samples 5 have picture and words, 3 sound and words, 4 picture and sound, and never as many in both halves."""
+WHOLE = ("simclr", "barlow_twins", "vicreg", "mae")
+"""Kinds that use every sample of a batch."""
 LN_G, LN_2G, ZERO = math.log(SIZE), math.log(2 * SIZE - 1), 11 / 12
 
 
@@ -126,6 +135,11 @@ CASES = {
     ),
     "simclr": Case(SIMCLR, Reduction.STATISTIC, {"nt_xent": LN_2G}),
     "simclr, no batch norm": Case(SIMCLR.replace('"batch"', '"none"'), Reduction.GATHER, {"nt_xent": LN_2G}),
+    "barlow_twins": Case(BARLOW, Reduction.STATISTIC, {"invariance": 6, "redundancy": 0}),
+    "vicreg": Case(VICREG, Reduction.STATISTIC, {"invariance": 0, "variance": 24.75, "covariance": 0}),
+    "vicreg, no batch norm": Case(
+        VICREG.replace('"batch"', '"none"'), Reduction.STATISTIC, {"invariance": 0, "variance": 24.75, "covariance": 0}
+    ),
     "mae": Case(MAE, Reduction.LOCAL, {"reconstruction": ZERO}),
     "weighted: clip and simclr": Case(
         weighted(align=(1.0, CLIP), own=(0.5, SIMCLR)),
@@ -448,7 +462,7 @@ def test_collapse_has_its_analytic_value(name: str) -> None:
     latents = learner.objective.encode(batch(learner), ctx)
     out = learner.criterion({key: collapse(key, x) for key, x in latents.items()}, ctx)
     for term, value in CASES[name].collapsed.items():
-        assert out.terms[term].item() == pytest.approx(value, rel=1e-4)
+        assert out.terms[term].item() == pytest.approx(value, rel=1e-4, abs=1e-9)
 
 
 def collapse(key: str, x: Tensor) -> Tensor:
@@ -467,7 +481,7 @@ def test_needs_and_requirements_are_met_by_name(name: str) -> None:
         with pytest.raises(ValueError, match=f"needs view .* of '{modality}'"):
             learner(Batch(without, whole.index))
         lacking = Batch(whole.views, whole.index, present={modality: whole.index > 2})
-        if modality == "picture" and any(kind in CASES[name].config for kind in ("simclr", "mae")):
+        if modality == "picture" and any(kind in CASES[name].config for kind in WHOLE):
             with pytest.raises(ValueError, match=f"3 of {SIZE} samples have no '{modality}'"):
                 learner(lacking)
         else:

@@ -22,7 +22,7 @@ from mmssl.training.runtime.launch import Launch
 from mmssl.training.steps.cached import CachedStep
 from mmssl.training.steps.plain import PlainStep
 from tests.contracts import toys
-from tests.contracts.test_objectives import CONFIGS, SIMCLR, weighted
+from tests.contracts.test_objectives import BARLOW, CONFIGS, SIMCLR, VICREG, weighted
 from tests.distributed.processes import Processes
 
 SIZE = 16
@@ -52,7 +52,11 @@ CASES = {
 CASES |= {f"3 modalities, {loss}, negatives": (clip(3, loss=loss, tiles=5), "plain") for loss in LOSSES}
 CASES |= {f"3 modalities, {loss}, cached": (clip(3, loss=loss, duplicates="ignore"), "cached") for loss in LOSSES}
 CASES |= {"one temperature": (clip(3, shared_temperature=True, duplicates="ignore"), "plain")}
-COMPLETE = {"weighted": (weighted(align=(1.0, clip(2)), own=(0.5, SIMCLR)), "plain")}
+COMPLETE = {
+    "weighted": (weighted(align=(1.0, clip(2)), own=(0.5, SIMCLR)), "plain"),
+    "barlow_twins": (BARLOW, "plain"),
+    "vicreg": (VICREG, "plain"),
+}
 
 
 def batch(learner: Learner, seed: int, complete: bool) -> Batch:
