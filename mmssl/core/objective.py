@@ -97,9 +97,14 @@ class Objective(nn.Module, ABC):
     `encode` works on each sample alone (dimension 0 of all latents is the sample), on this process alone: running it in
     micro-batches and joining the results changes nothing. `criterion` couples samples and processes, in float32 with autocast
     off. From this split follow cached gradients, data parallelism and their tests, for every objective at once.
+
+    Attributes:
+        reduction: how the loss couples samples.
+        least_samples: fewest samples of a global batch from which there is something to learn. Checked at build.
     """
 
     reduction: Reduction
+    least_samples: int = 1
 
     @abstractmethod
     def needs(self) -> Needs:

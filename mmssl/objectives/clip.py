@@ -152,6 +152,7 @@ class ClipObjective(Objective):
     """
 
     reduction = Reduction.GATHER
+    least_samples = 2
 
     def __init__(
         self,

@@ -58,6 +58,8 @@ class SimClrObjective(Objective):
         temperature: divisor of the cosines.
     """
 
+    least_samples = 2
+
     def __init__(self, modality: str, view: str, head: nn.Module, temperature: float) -> None:
         super().__init__()
         self.modality, self.view, self.temperature = modality, view, temperature

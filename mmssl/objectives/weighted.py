@@ -65,6 +65,7 @@ class WeightedObjective(Objective):
         self.parts = nn.ModuleDict(dict(children))
         self.weights = dict(weights)
         self.reduction = max(child.reduction for child in children.values())
+        self.least_samples = max(child.least_samples for child in children.values())
         owner: dict[str, str] = {}
         for name, child in children.items():
             for modality in child.heads():

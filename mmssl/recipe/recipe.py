@@ -163,6 +163,11 @@ class Recipe(Config):
         modalities = self.build_modalities()
         learner = self.build_learner(modalities)
         check_views(learner, modalities)
+        least = learner.objective.least_samples
+        if self.batch_size < least:
+            raise RecipeError(
+                f"batch_size: got {self.batch_size}, wanted at least {least}: the objective compares the samples of a batch"
+            )
         if self.batch_size % world_size():
             raise RecipeError(
                 f"batch_size: got {self.batch_size} for {world_size()} processes, wanted a multiple of their number: "

@@ -177,7 +177,7 @@ def shards(tmp_path: Path) -> str:
 
 
 def assemble(recipe: Path, folder: Path, *overrides: str) -> None:
-    loaded = load_recipe(recipe, [*overrides, f"output={folder}", "batch_size=8", "duration=1 steps", "data.workers=0"])
+    loaded = load_recipe(recipe, [f"output={folder}", "batch_size=8", "duration=1 steps", "data.workers=0", *overrides])
     launch = loaded.training.launch()
     try:
         loaded.build(launch).state.stream.close()
@@ -195,6 +195,31 @@ def test_views_of_masked_objectives_that_do_not_fit_the_encoder(shards: str, tmp
     ):
         with pytest.raises(RecipeError, match=re.escape(f"objective: {sentence}")):
             assemble(MASKED, tmp_path, *small, *changes)
+
+
+ALONE = "encoders={image: {kind: vit, size: 64, patch_size: 16, width: 16, depth: 1, heads: 1}}"
+TWO_VIEWS = f"modality: image, view: crop, embedding: 16, head: {HEAD}"
+COMPARING = {
+    "clip": [],
+    "slip": [SLIP, VIEWS],
+    "simclr": [ALONE, f"objective={{kind: simclr, {TWO_VIEWS}, temperature: 0.1}}"],
+    "barlow_twins": [ALONE, f"objective={{kind: barlow_twins, {TWO_VIEWS}, redundancy_weight: 0.01}}"],
+    "vicreg": [
+        ALONE,
+        f"objective={{kind: vicreg, {TWO_VIEWS}, invariance_weight: 25, variance_weight: 25, covariance_weight: 1}}",
+    ],
+}
+
+
+@pytest.mark.parametrize("objective", COMPARING)
+def test_a_batch_of_one_sample_that_has_nothing_to_be_compared_with(objective: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="batch_size: got 1, wanted at least 2: the objective compares the samples"):
+        assemble(PICTURES, tmp_path, *COMPARING[objective], "batch_size=1")
+
+
+def test_a_batch_of_one_sample_for_an_objective_that_compares_none(shards: str, tmp_path: Path) -> None:
+    one = ("batch_size=1", "save.every=1 steps", "schedule.warmup=0 steps", "log.trackers=[]")
+    assemble(MASKED, tmp_path, *MASKED_SMALL, shards, *one)
 
 
 @pytest.mark.parametrize(
