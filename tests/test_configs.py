@@ -23,7 +23,7 @@ from mmssl.recipe.strict_yaml import parse
 from mmssl.recipe.validate import validate_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-COUNT = 24
+COUNT = 26
 FOLDERS = {"quickstart", "image_text", "image", "audio", "audio_text", "audio_visual", "tri_modal", "video"}
 NAMES = sorted(shipped_recipes())
 EMBEDDING = 64
@@ -157,6 +157,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "barlow_twins": {"embedding": EMBEDDING},
     "vicreg": {"embedding": EMBEDDING},
     "mlp": {"hidden": 32},
+    "lejepa": {"directions": 16},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }
 

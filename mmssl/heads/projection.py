@@ -74,6 +74,7 @@ class MLPProjection(nn.Module):
         layers: number of linear layers, at least 1.
         norm: "batch" (over the global batch: only inside a criterion), "layer" or "none", before each ReLU.
         norm_last: whether the output is normalised too.
+        affine_last: whether that norm has a scale and a shift.
         bias_last: whether the last layer has a bias; False for losses that subtract the mean over the batch.
     """
 
@@ -85,6 +86,7 @@ class MLPProjection(nn.Module):
         layers: int = 2,
         norm: Norm = "batch",
         norm_last: bool = False,
+        affine_last: bool = True,
         bias_last: bool = True,
     ) -> None:
         super().__init__()
@@ -97,7 +99,12 @@ class MLPProjection(nn.Module):
             bias = not (normed and norm == "batch") and (bias_last or not last)
             steps.append(nn.Linear(before, after, bias=bias))
             if normed:
-                steps.append(GlobalBatchNorm(after) if norm == "batch" else nn.LayerNorm(after))
+                affine = affine_last or not last
+                steps.append(
+                    GlobalBatchNorm(after, affine)
+                    if norm == "batch"
+                    else nn.LayerNorm(after, elementwise_affine=affine)
+                )
             if not last:
                 steps.append(nn.ReLU())
         self.steps = nn.Sequential(*steps)
@@ -131,9 +138,10 @@ class MLPProjectionConfig(Config):
             )
         return self
 
-    def build(self, width: int, embedding: int, bias_last: bool = True) -> nn.Module:
+    def build(self, width: int, embedding: int, *, affine_last: bool = True, bias_last: bool = True) -> nn.Module:
         """Build the head [B, width] -> [B, embedding]."""
-        return MLPProjection(width, self.hidden, embedding, self.layers, self.norm, self.norm_last, bias_last)
+        last = (self.norm_last, affine_last, bias_last)
+        return MLPProjection(width, self.hidden, embedding, self.layers, self.norm, *last)
 
 
 def _without_norm_last(head: MLPProjectionConfig) -> MLPProjectionConfig:

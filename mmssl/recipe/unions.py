@@ -40,8 +40,10 @@ from mmssl.evaluation.zero_shot import ZeroShotConfig
 from mmssl.objectives.barlow_twins import BarlowTwinsConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
+from mmssl.objectives.lejepa import LeJepaConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.simclr import SimClrConfig
+from mmssl.objectives.simsiam import SimSiamConfig
 from mmssl.objectives.vicreg import VicRegConfig
 from mmssl.objectives.weighted import WeightedConfig
 
@@ -78,6 +80,8 @@ SingleObjectiveUnion = Annotated[
     | SimClrConfig
     | BarlowTwinsConfig
     | VicRegConfig
+    | SimSiamConfig
+    | LeJepaConfig
     | MaeConfig,
     KIND,
 ]  # fmt: skip

@@ -69,9 +69,10 @@ def test_cached_step_equals_the_plain_step(name: str, micro_batches: int) -> Non
 
 @every
 def test_cached_step_equals_the_plain_step_in_float32(name: str) -> None:
+    """A shift before a batch norm has a gradient that nearly cancels, with a rounding error of 1e-5 on any path."""
     learner = build(name).float()
-    expected = whole_gradients(learner, batch(learner))
-    assert error(cached_gradients(learner, 3), expected) < 1e-5
+    expected = whole_gradients(learner, batch(learner), STEP, TOTAL)
+    assert error(cached_gradients(learner, 3), expected) < 5e-5
 
 
 @every
@@ -79,7 +80,7 @@ def test_cached_step_equals_the_plain_step_nearly_in_bfloat16(name: str) -> None
     """Gradients of parts are rounded to bfloat16 before they are summed, so that equality ends at its eight bits."""
     learner = build(name).float()
     whole, launch = batch(learner), Launch("bf16", "cpu")
-    exact = whole_gradients(learner, whole)
+    exact = whole_gradients(learner, whole, STEP, TOTAL)
     PlainStep(learner, learner, launch, SEED).gradients(whole, STEP, TOTAL)
     plain = gradients(learner)
     got = cached_gradients(learner, 3, "bf16")
@@ -194,7 +195,7 @@ def on_two_processes(name: str) -> dict[str, Any]:
 def test_two_processes_give_the_gradient_of_one(name: str, two_processes: Processes) -> None:
     """And each parameter is averaged exactly once a step."""
     learner = build(name)
-    expected = whole_gradients(learner, batch(learner))
+    expected = whole_gradients(learner, batch(learner), STEP, TOTAL)
     for result in two_processes.run(on_two_processes, [(name,)] * WORLD):
         assert [error(got, expected) < 1e-9 for got in result["gradients"]] == [True] * 3
         assert result["averaged"] == 3 * result["numbers"]
@@ -207,7 +208,7 @@ def test_the_gradient_of_the_temperature_is_not_multiplied(micro_batches: int) -
     assert name in CASES
     learner = build(name)
     key = "objective.logit_scale.picture-words"
-    expected = whole_gradients(learner, batch(learner))[key]
+    expected = whole_gradients(learner, batch(learner), STEP, TOTAL)[key]
     ratio = cached_gradients(learner, micro_batches)[key] / expected
     assert float(ratio) == pytest.approx(1.0, abs=1e-12)
 
@@ -297,6 +298,6 @@ def test_two_processes_with_frozen_encoders_give_the_gradient_of_one(two_process
     for result in two_processes.run(frozen_on_two_processes):
         for (name, modality), (got, times) in zip(FROZEN, result, strict=True):
             learner, asked = locked(name, modality)
-            learner(batch(learner))[0].total.backward()
+            learner(batch(learner), STEP, TOTAL)[0].total.backward()
             assert times == 2 * sum(1 if pooled_only else 2 for pooled_only in asked)
             assert error(got, trainable_gradients(learner)) < 1e-9, (name, modality)

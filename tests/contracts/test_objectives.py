@@ -29,15 +29,17 @@ from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
 from mmssl.objectives.barlow_twins import BarlowTwinsConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
+from mmssl.objectives.lejepa import LeJepaConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.simclr import SimClrConfig
+from mmssl.objectives.simsiam import SimSiamConfig
 from mmssl.objectives.vicreg import VicRegConfig
 from mmssl.objectives.weighted import WeightedConfig
 from mmssl.training.steps.plain import StepReport
 from tests.contracts import toys
 from tests.distributed.processes import WORLD, Processes
 
-Plain = ClipConfig | SimClrConfig | BarlowTwinsConfig | VicRegConfig | MaeConfig
+Plain = ClipConfig | SimClrConfig | BarlowTwinsConfig | VicRegConfig | SimSiamConfig | LeJepaConfig | MaeConfig
 Leaf = Annotated[Plain, Field(discriminator="kind")]
 CONFIGS: TypeAdapter[ObjectiveConfig] = TypeAdapter(
     Annotated[Plain | WeightedConfig[Leaf], Field(discriminator="kind")]
@@ -46,6 +48,10 @@ CLIP = """{"kind": "clip", "pairs": [["picture", "words"]], "views": {"picture":
            "temperature": 0.07}"""
 SIMCLR = """{"kind": "simclr", "modality": "picture", "view": "crop", "temperature": 0.2, "embedding": 6,
              "head": {"hidden": 20, "norm": "batch"}}"""
+SIMSIAM = """{"kind": "simsiam", "modality": "picture", "view": "crop", "embedding": 6,
+              "head": {"hidden": 20, "norm_last": true}, "predictor": {"hidden": 12}}"""
+LEJEPA = """{"kind": "lejepa", "modality": "picture", "view": "crop", "views": 2, "sigreg_weight": 0.05, "directions": 32,
+             "embedding": 6, "head": {"hidden": 20, "layers": 3, "norm_last": true}}"""
 BARLOW = """{"kind": "barlow_twins", "modality": "picture", "view": "crop", "redundancy_weight": 0.1, "embedding": 6,
              "head": {"hidden": 20, "norm": "batch"}}"""
 VICREG = """{"kind": "vicreg", "modality": "picture", "view": "crop", "invariance_weight": 25, "variance_weight": 25,
@@ -59,7 +65,7 @@ THREE = """{"kind": "clip", "pairs": [["picture", "words"], ["sound", "words"],
 SIZE, STEPS = 8, 4
 SOME = {"picture": (5,), "words": (0, 2), "sound": (1, 4, 6)}
 """Absent: of 8 samples 5 have picture and words, 3 sound and words, 4 picture and sound, and never as many in both halves."""
-WHOLE = ("simclr", "barlow_twins", "vicreg", "mae")
+WHOLE = ("simclr", "barlow_twins", "vicreg", "simsiam", "lejepa", "mae")
 """Kinds that use every sample of a batch."""
 LN_G, LN_2G, ZERO = math.log(SIZE), math.log(2 * SIZE - 1), 11 / 12
 
@@ -140,6 +146,14 @@ CASES = {
     "vicreg, no batch norm": Case(
         VICREG.replace('"batch"', '"none"'), Reduction.STATISTIC, {"invariance": 0, "variance": 24.75, "covariance": 0}
     ),
+    # Batch norm makes zeros of samples that are alike; without it, the cosine of a collapse depends on the predictor.
+    "simsiam": Case(SIMSIAM, Reduction.STATISTIC, {"negative_cosine": 0}),
+    "lejepa": Case(LEJEPA, Reduction.STATISTIC, {"sigreg": 0.05 * 0.402048 * SIZE, "invariance": 0}),
+    "lejepa, local views": Case(
+        LEJEPA.replace('"views": 2', '"views": 1, "local_view": "small", "local_views": 2'),
+        Reduction.STATISTIC,
+        {"sigreg": 0.05 * 0.402048 * SIZE, "invariance": 0},
+    ),
     "mae": Case(MAE, Reduction.LOCAL, {"reconstruction": ZERO}),
     "weighted: clip and simclr": Case(
         weighted(align=(1.0, CLIP), own=(0.5, SIMCLR)),
@@ -192,8 +206,8 @@ def gradients(learner: Learner) -> dict[str, Tensor]:
     return found
 
 
-def whole_gradients(learner: Learner, whole: Batch) -> dict[str, Tensor]:
-    learner(whole)[0].total.backward()
+def whole_gradients(learner: Learner, whole: Batch, step: int = 0, total_steps: int = 1) -> dict[str, Tensor]:
+    learner(whole, step, total_steps)[0].total.backward()
     return gradients(learner)
 
 

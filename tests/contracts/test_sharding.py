@@ -57,7 +57,7 @@ def of_every_objective(how: str) -> dict[str, dict[str, Tensor]]:
 def test_two_processes_are_one(two_processes: Processes, how: str) -> None:
     for answer in two_processes.run(of_every_objective, [(how,)] * 2):
         for name in CASES:
-            assert error(answer[name], whole_gradients(build(name), batch(build(name)))) < 1e-10, name
+            assert error(answer[name], whole_gradients(build(name), batch(build(name)), STEP, TOTAL)) < 1e-10, name
 
 
 def real(checkpointing: bool) -> tuple[Learner, Batch]:
@@ -99,6 +99,6 @@ def of_transformers(checkpointing: bool) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_transformers_with_and_without_checkpointing(two_processes: Processes, checkpointing: bool) -> None:
-    expected = whole_gradients(*real(False))
+    expected = whole_gradients(*real(False), STEP, TOTAL)
     for answer in two_processes.run(of_transformers, [(checkpointing,)] * 2):
         assert error(answer, expected) < 1e-4

@@ -98,7 +98,13 @@ def batch(size: int, seed: int = 0) -> Batch:
     order = torch.rand(size, TOKENS, generator=random).argsort(1)
     return Batch(
         views={
-            "picture": {"crop0": patches(), "crop1": patches(), "order0": order},
+            "picture": {
+                "crop0": patches(),
+                "crop1": patches(),
+                "order0": order,
+                "small0": patches(),
+                "small1": patches(),
+            },
             "words": {"tokens0": torch.randint(0, 30, (size, 5), generator=random)},
             "sound": {"window0": patches()},
         },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -46,6 +48,14 @@ def test_mlp_is_the_head_of_simclr() -> None:
 def test_mlp_is_the_head_of_slip() -> None:
     head = MLPProjection(32, 64, 8, layers=3)
     assert shapes(head) == ["linear 32-64", "batch", "relu", "linear 64-64", "batch", "relu", "linear 64-8 bias"]
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_the_last_norm_may_lack_scale_and_shift(norm: Literal["batch", "layer"]) -> None:
+    """As in the projection of SimSiam."""
+    head = MLPProjection(32, 64, 8, layers=3, norm=norm, norm_last=True, affine_last=False)
+    norms = [step for step in head.steps if isinstance(step, GlobalBatchNorm | nn.LayerNorm)]
+    assert [len(list(step.parameters())) for step in norms] == [2, 2, 0]
 
 
 def test_mlp_with_other_norms() -> None:

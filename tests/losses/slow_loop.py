@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def slow_loop(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The `loop` of the one code block ("::") in the docstring, with plain-number exp, log, dot, mean and torch's stack."""
+    """The `loop` of the one code block ("::") in the docstring, with plain-number functions and torch's stack."""
     documentation = inspect.getdoc(function) or ""
     _, found, after = documentation.partition("::\n")
     assert found, f"{function.__name__} has no slow loop in its docstring"
@@ -25,6 +25,8 @@ def slow_loop(function: Callable[..., Any]) -> Callable[..., Any]:
     names: dict[str, Any] = {
         "exp": math.exp,
         "log": math.log,
+        "cos": math.cos,
+        "sin": math.sin,
         "dot": lambda x, y: float(torch.dot(x, y)),
         "mean": _mean,
         "stack": torch.stack,

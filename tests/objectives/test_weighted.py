@@ -182,7 +182,7 @@ def test_the_scale_of_a_child_is_clamped() -> None:
         ('{"objectives": {}}', "at least 1 item"),
         (SLIP.replace('"own"', '"o.n"'), "match pattern"),
         (SLIP.replace("0.5", "0.0"), "greater than 0"),
-        (SLIP.replace('"simclr"', '"simsiam"'), "does not match any of the expected tags: 'clip', 'simclr', 'mae'"),
+        (SLIP.replace('"simclr"', '"simcrl"'), "does not match any of the expected tags: 'clip', 'simclr', 'mae'"),
         (SLIP.replace('"hidden": 9', '"hiden": 9'), r"objectives.own.objective.simclr.head.hiden"),
         (SLIP.replace('"weight"', '"factor"'), "Extra inputs"),
     ],

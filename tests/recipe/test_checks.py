@@ -208,6 +208,8 @@ COMPARING = {
         ALONE,
         f"objective={{kind: vicreg, {TWO_VIEWS}, invariance_weight: 25, variance_weight: 25, covariance_weight: 1}}",
     ],
+    "simsiam": [ALONE, f"objective={{kind: simsiam, {TWO_VIEWS}, predictor: {HEAD}}}"],
+    "lejepa": [ALONE, f"objective={{kind: lejepa, {TWO_VIEWS}, views: 2, sigreg_weight: 0.05}}"],
 }
 
 

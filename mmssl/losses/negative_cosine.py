@@ -1,0 +1,58 @@
+"""Negative cosine similarity with a stop-gradient on the target, the loss of SimSiam, and the spread that shows a collapse."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.core import distributed
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """Negative cosine similarity of predictions and targets, mean over samples; stop-gradient on the target.
+
+    Chen and He 2021, "Exploring Simple Siamese Representation Learning" (arXiv:2011.10566), equations 1 and 3; BYOL's loss
+    (arXiv:2006.07733) of one view is 2 + 2 times it. The optimum is -1, and collapsed embeddings reach it too. Slow loop::
+
+        def loop(prediction, target):
+            cosines = [dot(p, z) / (dot(p, p) * dot(z, z)) ** 0.5 for p, z in zip(prediction, target)]
+            return -mean(cosines)
+
+    Args:
+        prediction: [B, E] of one view, of any length, float32 or float64.
+        target: [B, E] of the other view of the same samples; detached here.
+
+    Returns:
+        [] in [-1, 1].
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"got predictions {list(prediction.shape)} and targets {list(target.shape)}, wanted equal shapes [B, E]"
+        )
+    return -F.cosine_similarity(prediction, target.detach(), dim=-1).mean()
+
+
+@torch.no_grad()
+def spread(x: Tensor) -> Tensor:
+    """Standard deviation of normalised embeddings over the global batch, mean over features, times sqrt(E); 0 at collapse.
+
+    Chen and He 2021 (arXiv:2011.10566), figure 2. Near 1 for embeddings all over the sphere. A collective: every
+    process must call it with the same number of rows.
+
+    Args:
+        x: [B, E] embeddings of this process, of any length.
+
+    Returns:
+        [] from 0 to 1, the same on every process.
+    """
+    unit = F.normalize(x, dim=-1)
+    sums = distributed.total_detached(torch.stack([unit.sum(0), unit.square().sum(0)]))
+    mean, square = sums / (len(x) * distributed.world_size())
+    deviation: Tensor = (square - mean.square()).clamp(min=0).sqrt()
+    return deviation.mean() * math.sqrt(x.shape[-1])

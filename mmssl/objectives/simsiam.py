@@ -1,0 +1,85 @@
+"""SimSiam: each view predicts the other through a predictor and a stop-gradient; no negatives, no teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from mmssl.core.batch import Batch, Needs
+from mmssl.core.encoder import Encoder
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction, StepContext
+from mmssl.heads.batch_norm import GlobalBatchNorm
+from mmssl.heads.projection import MLPProjectionConfig
+from mmssl.losses.negative_cosine import negative_cosine, spread
+from mmssl.objectives.common import Name, ObjectiveConfig, encode_views, encoder_of
+
+
+class SimSiamConfig(ObjectiveConfig):
+    """Settings of SimSiam on two views of one modality; see `SimSiamObjective`.
+
+    Attributes:
+        modality: modality of the encoder to train.
+        view: kind of the two views.
+        embedding: E, output of the head and of the predictor. SimSiam: 2048.
+        head: projection head, not used after training; its last norm has no scale and shift. SimSiam: 3 layers, hidden 2048,
+            norm batch, norm_last; 2 layers on small images.
+        predictor: MLP from the embedding of one view to that of the other. SimSiam: 2 layers, hidden 512, norm batch.
+    """
+
+    kind: Literal["simsiam"] = "simsiam"
+    modality: Name
+    view: str
+    embedding: int = Field(gt=0)
+    head: MLPProjectionConfig
+    predictor: MLPProjectionConfig
+
+    def build(self, encoders: Mapping[str, Encoder]) -> SimSiamObjective:
+        """Build the objective for these encoders."""
+        width = encoder_of(encoders, self.modality).width
+        head = self.head.build(width, self.embedding, affine_last=False)
+        return SimSiamObjective(self.modality, self.view, head, self.predictor.build(self.embedding, self.embedding))
+
+
+class SimSiamObjective(Objective):
+    """SimSiam: negative cosine between the prediction of one view and the projection of the other, both ways.
+
+    Chen and He 2021 (arXiv:2011.10566), algorithm 1. As there, each view goes through encoder, head and predictor in a call of its
+    own, so batch norm sees one view at a time. Head and predictor are part of the criterion: their batch norm sees the samples of
+    all processes. Collapsed embeddings reach the lowest loss, -1, too: watch the spread.
+
+    Args:
+        modality: modality of the encoder to train.
+        view: kind of the two views.
+        head: [rows, D] -> [rows, E].
+        predictor: [rows, E] -> [rows, E].
+    """
+
+    def __init__(self, modality: str, view: str, head: nn.Module, predictor: nn.Module) -> None:
+        super().__init__()
+        self.modality, self.view = modality, view
+        self.head, self.predictor = head, predictor
+        batch_norm = any(isinstance(module, GlobalBatchNorm) for module in self.modules())
+        self.reduction = Reduction.STATISTIC if batch_norm else Reduction.LOCAL
+        self.least_samples = 2 if batch_norm else 1
+
+    def needs(self) -> Needs:
+        """Two views of one kind."""
+        return {self.modality: {self.view: 2}}
+
+    def encode(self, batch: Batch, ctx: StepContext) -> Latents:
+        """Pooled features [B, D] of the views, "0" and "1"."""
+        return encode_views(batch, ctx, self.modality, self.view)
+
+    def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
+        """One loss term; metric: spread of the projections, 1 over the whole sphere, 0 at collapse."""
+        a, b = self.head(latents["0"]), self.head(latents["1"])
+        loss = (negative_cosine(self.predictor(a), b) + negative_cosine(self.predictor(b), a)) / 2
+        found = (spread(a) + spread(b)) / 2
+        return LossOutput({"negative_cosine": loss}, lambda: {"spread": found})
+
+    def headline(self, scalars: Mapping[str, float]) -> Headline:
+        """Spread of the projections; there is no chance loss, because collapse reaches the lowest loss."""
+        return Headline(figures={"spread": scalars["spread"]})
