@@ -63,7 +63,7 @@ def test_micro_batches_of_batch_normalisation(
     world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
     assert world.pretrain(RESNET, f"step={{kind: {kind}, micro_batches: 2}}", f"output={tmp_path}") == 2
-    says(capfd, "BatchNorm2d 'encoders.image.", "more like it", "freeze that encoder", "step kind 'plain'")
+    says(capfd, "BatchNorm2d 'encoders.image.", "more like it", "Freeze that encoder", "step kind 'plain'")
     assert not list(tmp_path.iterdir())
 
 

@@ -47,7 +47,7 @@ def test_a_run_over_two_sources(world: World, tmp_path: Path, capsys: pytest.Cap
             assert record["passes/far"] == far / 16
             assert record["share/near"] == 1 - far / len(used)
         assert 16 <= far <= 32  # 24 of 96, and whole blocks of 64 places are exact
-        assert "what was drawn" in capsys.readouterr().err
+        assert "samples drawn" in capsys.readouterr().err
         assert world.mmssl("pretrain", recipe, "--dry-run") == 0
         assert list(read_audit(tmp_path / "mixed/audit")) == audit, "trying out a recipe touches no audit"
         assert world.pretrain("duration=8 steps", "data.sources.far.weight=2.0", recipe=recipe) == 4
