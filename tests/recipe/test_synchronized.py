@@ -28,7 +28,7 @@ def test_a_recipe_names_what_is_synchronized() -> None:
 @pytest.mark.parametrize(
     ("operations", "sentence"),
     [
-        ("[{kind: speed}]", "data.synchronized: speed would change nothing: image .a still picture has no time axis"),
+        ("[{kind: speed}]", "data.synchronized: speed has no effect: image .a still picture has no time axis"),
         ("[{kind: flip}, {kind: time_crop, seconds: 1}]", "data.synchronized: time_crop must come first"),
         ("[{kind: dropout, modalities: {imgae: 0.1}}]", "did you mean 'image'"),
         ("[{kind: filp}]", "did you mean 'flip'"),
