@@ -12,6 +12,7 @@ from zipfile import ZipFile
 import pytest
 
 from mmssl.datasets import digit_scenes
+from mmssl.recipe.shipped import shipped_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHOUT_CHECKOUTS = """
@@ -78,3 +79,10 @@ def test_the_first_step_of_the_quickstart(installed: Installed, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert all(Path(file).is_relative_to(installed.folder) for file in done.stdout.splitlines()[0].split())
     assert "samples" in done.stderr
+
+
+def test_its_recipes_are_listed(installed: Installed) -> None:
+    done = installed.python("import pipelines.cli; sys.argv = ['mmssl', 'recipes']; pipelines.cli.main()")
+    assert done.returncode == 0, done.stderr
+    listed = {line.split()[0] for line in done.stdout.splitlines()}
+    assert listed == set(shipped_recipes())
