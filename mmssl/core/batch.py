@@ -108,6 +108,20 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def view(self, modality: str, name: str) -> Tensor:
+        """A view [B, ...] of a modality, e.g. "crop0"; rows of samples that lack the modality are blank.
+
+        Raises:
+            ValueError: the batch lacks the view.
+        """
+        views = self.views.get(modality, {})
+        if name not in views:
+            raise ValueError(
+                f"objective needs view {name!r} of {modality!r}, and the batch has {sorted(views) or 'no view of it'}; "
+                "declare it in needs(): the views of a kind are numbered from 0"
+            )
+        return views[name]
+
     def parameters(self, modality: str, view: str) -> list[Mapping[str, Any] | None]:
         """The drawn parameters of a view, one mapping a sample; None: the sample lacks the modality.
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from mmssl.core.errors import Interrupted, MmsslError, for_people
 
@@ -84,6 +85,19 @@ def total_detached(x: Tensor) -> Tensor:
     return x
 
 
+def count(x: Tensor, least: int = 0) -> Tensor | int:
+    """Number of rows of all processes, which may have different numbers of them; `least` if there are fewer."""
+    if world_size() == 1:
+        return max(len(x), least)
+    exact = x.dtype if x.dtype == torch.float64 else torch.float32
+    return total_detached(torch.tensor(float(len(x)), device=x.device, dtype=exact)).clamp(min=least)
+
+
+def mean(x: Tensor) -> Tensor:
+    """This process' share of the mean of [n] numbers of each process over all of them; 0, with a graph, if there are none."""
+    return x.sum() * (world_size() / count(x, least=1))
+
+
 @torch.no_grad()
 def gather_uneven(x: Tensor) -> Tensor:
     """All-gather without gradient where processes may have different numbers of rows; in the order of ranks."""
@@ -94,6 +108,11 @@ def gather_uneven(x: Tensor) -> Tensor:
     padded[: len(x)] = x
     parts = gather_detached(padded[None])
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """This process' shard of a DTensor (the same memory), or a plain tensor itself. Call it without gradient."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -122,7 +122,8 @@ class EncoderConfig(Config):
     """Settings that all encoders share: initial weights, frozen or not, unlocked layers.
 
     Attributes:
-        weights: file to start from (safetensors, or a `.pt` state dict, read without pickled code); None: from scratch.
+        weights: run or checkpoint folder to start from, or a file (safetensors, or a `.pt` state dict, read without pickled code);
+            None: from scratch. Of a run it takes the network that the run evaluates: for DINO the teacher.
         place: prefix of this encoder's tensor names in that file, such as "encoders.image."; None: found by matching, which must
             give one prefix.
         frozen: keep the whole encoder as it is: no gradient, evaluation mode (LiT's locked tower).

@@ -1,6 +1,6 @@
 """Mean, variance and covariance over the global batch, with gradient: equal on one process and on many.
 
-Every process must have the same number of rows.
+Processes may have different numbers of rows. Without any row, every statistic is zero.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from torch import Tensor
 from mmssl.core import distributed
 
 
-def global_rows(x: Tensor) -> int:
-    """G, the number of rows of all processes.
+def global_rows(x: Tensor) -> Tensor | int:
+    """G, the number of rows of all processes, at least 1.
 
     Raises:
-        ValueError: there is only one, whose variance is zero.
+        ValueError: there is only one process with one row, whose variance is zero.
     """
-    rows = len(x) * distributed.world_size()
-    if rows < 2:
-        raise ValueError(f"batch statistics got {rows} row over all processes, wanted at least 2; use a larger batch")
-    return rows
+    if len(x) == distributed.world_size() == 1:
+        raise ValueError("batch statistics got 1 row over all processes, wanted at least 2; use a larger batch")
+    return distributed.count(x, least=1)
 
 
 def centre(x: Tensor) -> Tensor:
@@ -44,7 +43,7 @@ def standardise(x: Tensor, eps: float = 1e-5) -> Tensor:
 def covariance(x: Tensor) -> Tensor:
     """Unbiased covariance matrix of the features, [B, D] -> [D, D]."""
     centred = centre(x)
-    return distributed.total(centred.T @ centred) / (global_rows(x) - 1)
+    return distributed.total(centred.T @ centred) / (distributed.count(x, least=2) - 1)
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:

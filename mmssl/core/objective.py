@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.core.batch import Batch, Needs
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
+from mmssl.core.forward import Network
+from mmssl.core.teacher import Momentum, Teacher, teachers_in
 
 Latents = dict[str, Tensor]
 """Named tensors that `encode` hands to `criterion`; dimension 0 of every one is the sample, so they can be cut and joined."""
@@ -29,26 +32,6 @@ class Reduction(IntEnum):
     LOCAL = 0
     GATHER = 1
     STATISTIC = 2
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """State of one training step that objectives read: step number, run length, and the shared encoders.
-
-    Attributes:
-        encoders: modality -> encoder.
-        step: 0-based optimizer step.
-        total_steps: length of the run in steps.
-    """
-
-    encoders: Mapping[str, Encoder]
-    step: int = 0
-    total_steps: int = 1
-
-    @property
-    def progress(self) -> float:
-        """Fraction of the run that is done, in [0, 1)."""
-        return self.step / max(1, self.total_steps)
 
 
 @dataclass(frozen=True)
@@ -101,10 +84,12 @@ class Objective(nn.Module, ABC):
     Attributes:
         reduction: how the loss couples samples.
         least_samples: fewest samples of a global batch from which there is something to learn. Checked at build.
+        accepts_absent: whether samples may lack a modality that it needs: they change nothing for the others. See `Present`.
     """
 
     reduction: Reduction
     least_samples: int = 1
+    accepts_absent: bool = False
 
     @abstractmethod
     def needs(self) -> Needs:
@@ -112,6 +97,14 @@ class Objective(nn.Module, ABC):
 
     def requires(self) -> Mapping[str, frozenset[str]]:
         """Encoder capabilities that this objective requires: modality -> capabilities. Checked at build."""
+        return {}
+
+    def teachers(self) -> Mapping[str, Momentum]:
+        """Encoders that this objective compares with a teacher: modality -> momentum. Objectives of a sum share the teacher."""
+        return {}
+
+    def evaluated(self) -> Mapping[str, Network]:
+        """Which network of a modality is evaluated, embedded and exported, where it is not the student."""
         return {}
 
     def heads(self) -> Mapping[str, nn.Module]:
@@ -177,21 +170,67 @@ class Learner(nn.Module):
     have one name in a checkpoint.
 
     Attributes:
+        teachers: modality -> teacher of that encoder, where the objective asks for one.
         adapt: changes a batch for its 0-based step, on the device, before encoding; None: batches are unchanged.
-        stand_ins: modality -> module that temporarily replaces that encoder for objectives; not part of the state dict.
+        stand_ins: network -> modality -> module that temporarily replaces it for objectives; not part of the state dict.
+
+    Args:
+        encoders: modality -> encoder.
+        objective: built for these encoders.
+        optional: modalities that samples may lack.
+        seed: of the run, for random numbers that are equal on all processes.
+
+    Raises:
+        ValueError: an encoder is missing, lacks what the objective requires, or is frozen and has a teacher.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder], objective: Objective) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        objective: Objective,
+        *,
+        optional: Iterable[str] = (),
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         check_capabilities(objective, encoders)
         self.encoders = nn.ModuleDict(dict(encoders))
         self.objective = objective
+        self.optional, self.seed = frozenset(optional), seed
+        self._whole = frozenset(m for m, wanted in objective.requires().items() if Encoder.TOKENS in wanted)
+        frozen = self.frozen()
+        for modality in objective.teachers():
+            if modality in frozen:
+                raise ValueError(
+                    f"encoders.{modality} is frozen, and the objective asks for its teacher, which would never differ from it: "
+                    "set frozen: false, or remove the objective that needs the teacher"
+                )
+        self.teachers = nn.ModuleDict(
+            {modality: Teacher(encoders[modality], momentum) for modality, momentum in objective.teachers().items()}
+        )
         self.adapt: Callable[[Batch, int], Batch] | None = None
-        self.stand_ins: Mapping[str, Encoder] = {}
+        self.stand_ins: Mapping[Network, Mapping[str, Encoder]] = {}
 
     def context(self, step: int = 0, total_steps: int = 1) -> StepContext:
-        """The `StepContext` of one step, with this learner's encoders or their `stand_ins`."""
-        return StepContext({**dict(self.encoders.items()), **self.stand_ins}, step, total_steps)  # type: ignore[arg-type]
+        """The `StepContext` of one step, with this learner's encoders and teachers or their `stand_ins`."""
+        encoders = {**dict(self.encoders.items()), **self.stand_ins.get("student", {})}
+        teachers = {**dict(self.teachers.items()), **self.stand_ins.get("teacher", {})}
+        return StepContext(encoders, step, total_steps, teachers, self.seed, self.optional, self._whole)  # type: ignore[arg-type]
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The network of each modality that is evaluated, embedded and exported: the encoder, or its teacher's network."""
+        measured = self.objective.evaluated()
+        followers = {name: part.network for name, part in self.teachers.items() if isinstance(part, Teacher)}
+        return {
+            modality: followers[modality] if measured.get(modality) == "teacher" else encoder
+            for modality, encoder in self.encoders.items()
+        }
+
+    def after_update(self, latents: Latents, ctx: StepContext) -> None:
+        """After a finite optimizer step: move every teacher towards its student, then call the objective's `after_update`."""
+        for teacher in teachers_in(self).values():
+            teacher.follow(ctx.step)
+        self.objective.after_update(latents, ctx)
 
     def frozen(self) -> dict[str, Encoder]:
         """The encoders without a trainable parameter, by modality."""

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
+from mmssl.core.batch_norm import GlobalBatchNorm
 from mmssl.core.config import Config
-from mmssl.heads.batch_norm import GlobalBatchNorm
 
 
 class LinearProjection(nn.Module):

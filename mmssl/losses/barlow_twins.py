@@ -51,8 +51,7 @@ def barlow_twins(a: Tensor, b: Tensor) -> BarlowTwins:
             return invariance, redundancy, correlation
 
     Args:
-        a: [B, E] projections of the first views of this process, float32 or float64, not normalised. Every process must have the
-            same number of rows.
+        a: [B, E] projections of the first views of this process, float32 or float64, not normalised.
         b: [B, E] of the second views; b_i and a_i are of one sample.
 
     Raises:

@@ -86,6 +86,8 @@ def first_hits(logits: Tensor, target: Tensor) -> Tensor:
 
     With this tie rule a collapsed model, whose candidates all have equal scores, gets 1/M; an argmax would depend on rounding.
     """
+    if logits.shape[1] == 0:
+        return logits.new_zeros(len(logits))
     best = logits == logits.amax(1, keepdim=True)
     hit = best.gather(1, target[:, None]).squeeze(1)
     return hit / best.sum(1)

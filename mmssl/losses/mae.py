@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mmssl.core import distributed
+
 
 def patch_shape(shape: Sequence[int], grid: Sequence[int]) -> tuple[int, ...]:
     """Patch size: extent of one token of `grid` in an input of `shape` [B, C, *spatial], for each axis.
@@ -80,7 +82,7 @@ def masked_mean_square(prediction: Tensor, target: Tensor, mask: Tensor) -> Tens
         mask: [B, T] bool, True where the token was hidden; at least one in every sample.
 
     Returns:
-        [] a mean over samples, so that parts of a batch can be averaged.
+        [] this process' share of the mean over samples.
 
     Raises:
         ValueError: the shapes do not match.
@@ -91,4 +93,4 @@ def masked_mean_square(prediction: Tensor, target: Tensor, mask: Tensor) -> Tens
             "wanted [B, T, P], [B, T, P] and [B, T]"
         )
     error = (prediction - target).square().mean(-1)
-    return ((error * mask).sum(1) / mask.sum(1)).mean()
+    return distributed.mean((error * mask).sum(1) / mask.sum(1))

@@ -26,7 +26,7 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
         target: [B, E] of the other view of the same samples; detached here.
 
     Returns:
-        [] in [-1, 1].
+        [] this process' share of the mean over the samples of all processes, in [-1, 1] on one process.
 
     Raises:
         ValueError: shapes differ.
@@ -35,7 +35,7 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
         raise ValueError(
             f"got predictions {list(prediction.shape)} and targets {list(target.shape)}, wanted equal shapes [B, E]"
         )
-    return -F.cosine_similarity(prediction, target.detach(), dim=-1).mean()
+    return -distributed.mean(F.cosine_similarity(prediction, target.detach(), dim=-1))
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def spread(x: Tensor) -> Tensor:
     """Standard deviation of normalised embeddings over the global batch, mean over features, times sqrt(E); 0 at collapse.
 
     Chen and He 2021 (arXiv:2011.10566), figure 2. Near 1 for embeddings all over the sphere. A collective: every
-    process must call it with the same number of rows.
+    process must call it.
 
     Args:
         x: [B, E] embeddings of this process, of any length.
@@ -53,6 +53,6 @@ def spread(x: Tensor) -> Tensor:
     """
     unit = F.normalize(x, dim=-1)
     sums = distributed.total_detached(torch.stack([unit.sum(0), unit.square().sum(0)]))
-    mean, square = sums / (len(x) * distributed.world_size())
+    mean, square = sums / distributed.count(x, least=1)
     deviation: Tensor = (square - mean.square()).clamp(min=0).sqrt()
     return deviation.mean() * math.sqrt(x.shape[-1])

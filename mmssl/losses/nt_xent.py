@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.losses.candidates import first_rate, positive_indices
+from mmssl.losses.candidates import first_hits, positive_indices
 from mmssl.losses.views import check_two_views
 
 
@@ -40,16 +40,18 @@ def nt_xent(
         temperature: divisor of the cosines.
         all_a: [G, E] first views of all processes (gathered with gradient); None: one process, all rows are in `a`.
         all_b: [G, E] second views. Gather the two separately: concatenating them first would mix views and processes.
-        offset: where this process' rows start among all of them, rank * B.
+        offset: where this process' rows start among all of them, rank * B where processes have equal numbers of rows.
 
     Returns:
-        [] this process' share: the mean over processes is the loss of the global batch.
+        [] the mean over this process' rows, 0 if there are none: the mean over processes is the loss of the global batch where they
+        have equal numbers of rows.
 
     Raises:
         ValueError: shapes or offset do not match.
     """
     from_a, from_b, target = _logits(a, b, temperature, all_a, all_b, offset)
-    return (F.cross_entropy(from_a, target) + F.cross_entropy(from_b, target)) / 2
+    costs = F.cross_entropy(from_a, target, reduction="sum") + F.cross_entropy(from_b, target, reduction="sum")
+    return costs / (2 * max(len(a), 1))
 
 
 @torch.no_grad()
@@ -58,7 +60,7 @@ def nt_xent_accuracy(
 ) -> Tensor:
     """In-batch accuracy, [] in [0, 1]: how often the other view is the nearest of all 2G-1; a tie among n counts 1/n."""
     from_a, from_b, target = _logits(a, b, 1.0, all_a, all_b, offset)
-    return (first_rate(from_a, target) + first_rate(from_b, target)) / 2
+    return (first_hits(from_a, target) + first_hits(from_b, target)).sum() / (2 * max(len(a), 1))
 
 
 def _logits(

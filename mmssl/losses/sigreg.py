@@ -34,7 +34,7 @@ def sigreg(x: Tensor, directions: Tensor) -> Tensor:
             return total / (V * A)
 
     Args:
-        x: [V, B, E] embeddings of V views of this process' samples, float32 or float64. The same number on every process.
+        x: [V, B, E] embeddings of V views of this process' samples, float32 or float64.
         directions: [A, E] unit-norm rows, equal on all processes.
 
     Returns:
@@ -47,10 +47,12 @@ def sigreg(x: Tensor, directions: Tensor) -> Tensor:
         raise ValueError(
             f"got embeddings {list(x.shape)} and directions {list(directions.shape)}, wanted [V, B, E] and [A, E]"
         )
-    rows = x.shape[1] * distributed.world_size()
+    rows = distributed.count(x[0])
     t, gaussian, weights = _quadrature(x)
     angles = (x @ directions.T)[..., None] * t  # [V, B, A, K]
-    real, imaginary = distributed.total(torch.stack([angles.cos().sum(1), angles.sin().sum(1)])) / rows
+    real, imaginary = distributed.total(torch.stack([angles.cos().sum(1), angles.sin().sum(1)])) / distributed.count(
+        x[0], least=1
+    )
     distances: Tensor = ((real - gaussian).square() + imaginary.square()) @ weights  # [V, A]
     return rows * distances.mean()
 
@@ -61,15 +63,14 @@ def sigreg_of_collapse(samples: int) -> float:
     return samples * float((1 - gaussian).square() @ weights)
 
 
-def random_directions(like: Tensor, count: int, seed: int) -> Tensor:
-    """Random unit vectors [count, E], uniform on the sphere, for embeddings [..., E]; a function of the seed alone.
+def random_directions(like: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """Random unit vectors [count, E], uniform on the sphere, for embeddings [..., E].
 
     Args:
         like: embeddings, which give width, dtype and device.
         count: A, number of vectors.
-        seed: equal on all processes.
+        random: on the same device; equal on all processes.
     """
-    random = torch.Generator(like.device).manual_seed(seed)
     drawn = torch.randn(count, like.shape[-1], generator=random, device=like.device, dtype=like.dtype)
     return F.normalize(drawn, dim=-1)
 
@@ -92,9 +93,9 @@ def view_invariance(x: Tensor, global_views: int) -> Tensor:
         global_views: number of views in the mean.
 
     Returns:
-        [] the mean over views, samples and features.
+        [] this process' share of the mean over views, samples and features.
     """
-    return (x - x[:global_views].mean(0)).square().mean()
+    return distributed.mean((x - x[:global_views].mean(0)).square().mean((0, 2)))
 
 
 def _quadrature(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmssl.core import distributed
 from mmssl.core.moments import covariance, off_diagonal
 from mmssl.losses.views import check_two_views
 
@@ -55,8 +56,7 @@ def vicreg(a: Tensor, b: Tensor) -> VicReg:
             return invariance, variance, covariance, deviation
 
     Args:
-        a: [B, E] projections of the first views of this process, float32 or float64, not normalised. Every process must have the
-            same number of rows.
+        a: [B, E] projections of the first views of this process, float32 or float64, not normalised.
         b: [B, E] of the second views; b_i and a_i are of one sample.
 
     Raises:
@@ -66,7 +66,7 @@ def vicreg(a: Tensor, b: Tensor) -> VicReg:
     matrices = [covariance(z) for z in (a, b)]
     variances = torch.stack([matrix.diagonal() for matrix in matrices])
     return VicReg(
-        F.mse_loss(a, b),
+        distributed.mean((a - b).square().mean(1)),
         F.relu(1 - (variances + EPS).sqrt()).mean(),
         torch.stack([off_diagonal(matrix).square().sum() for matrix in matrices]).sum() / a.shape[1],
         variances.detach().sqrt().mean(),

@@ -10,11 +10,13 @@ from pydantic import Field
 from torch import nn
 
 from mmssl.core.batch import Batch, Needs
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction, StepContext
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.presence import Present
 from mmssl.heads.projection import CentredHeadConfig
 from mmssl.losses.barlow_twins import barlow_twins
-from mmssl.objectives.common import Name, ObjectiveConfig, encode_views, encoder_of
+from mmssl.objectives.common import Name, ObjectiveConfig, encode_two_views, encoder_of
 
 
 class BarlowTwinsConfig(ObjectiveConfig):
@@ -57,6 +59,7 @@ class BarlowTwinsObjective(Objective):
 
     reduction = Reduction.STATISTIC
     least_samples = 2
+    accepts_absent = True
 
     def __init__(self, modality: str, view: str, head: nn.Module, redundancy_weight: float) -> None:
         super().__init__()
@@ -69,15 +72,16 @@ class BarlowTwinsObjective(Objective):
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Pooled features [B, D] of the views, "0" and "1"."""
-        return encode_views(batch, ctx, self.modality, self.view)
+        return encode_two_views(batch, ctx, self.modality, self.view)
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """Two terms; logs the mean correlation of the views, and the loss of a collapsed model, E."""
-        a, b = self.head(latents["0"]), self.head(latents["1"])
+        present = Present(latents, self.least_samples)
+        a, b = self.head(present.rows(latents["0"])), self.head(present.rows(latents["1"]))
         loss = barlow_twins(a, b)
         correlation, collapsed = loss.correlation, float(a.shape[1])
         return LossOutput(
-            {"invariance": loss.invariance, "redundancy": self.redundancy_weight * loss.redundancy},
+            present.terms({"invariance": loss.invariance, "redundancy": self.redundancy_weight * loss.redundancy}),
             lambda: {"correlation": correlation, "chance_loss": torch.full_like(correlation, collapsed)},
         )
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mmssl.core import distributed
 from mmssl.core.batch import Batch, Needs
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction, StepContext
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
 from mmssl.heads.projection import HeadConfig, LinearProjectionConfig, MLPProjectionConfig
 from mmssl.losses.candidates import over_present
 from mmssl.losses.info_nce import info_nce, info_nce_accuracy
@@ -23,9 +24,9 @@ from mmssl.losses.sigmoid import sigmoid_loss
 from mmssl.losses.tiled_info_nce import tiled_info_nce
 from mmssl.losses.tiled_sigmoid import tiled_sigmoid_loss
 from mmssl.losses.tiles import candidate_counts
-from mmssl.objectives.common import ObjectiveConfig, at_least_float32, encoder_of, log_sum_exp_over_processes, view_of
+from mmssl.objectives.common import ObjectiveConfig, at_least_float32, encoder_of, log_sum_exp_over_processes
 from mmssl.objectives.pairs import SIGMOID_BIAS, Pair, PairConfig, PairLoss, check_pairs, modalities_of
-from mmssl.objectives.presence import content_hash, encode_present, gather_facts, identities, presence
+from mmssl.objectives.presence import content_hash, gather_facts, identities, presence
 
 WHOLE_UP_TO = 2048
 """Largest global batch with the logits as one matrix (16 MB) where the config has tiles: null."""
@@ -153,6 +154,7 @@ class ClipObjective(Objective):
 
     reduction = Reduction.GATHER
     least_samples = 2
+    accepts_absent = True
 
     def __init__(
         self,
@@ -203,14 +205,11 @@ class ClipObjective(Objective):
         """
         latents: Latents = {"sample/index": batch.index} if self.duplicates == "ignore" else {}
         for modality in modalities_of(self.pairs):
-            encoder, head = ctx.encoders[modality], self.projections[modality]
-            x = view_of(batch, modality, f"{self.views[modality]}0", absent=True)
-
-            def embed(rows: Tensor, encoder: Encoder = encoder, head: nn.Module = head) -> Tensor:
-                return F.normalize(at_least_float32(head(encoder(rows, pooled_only=True).pooled)), dim=-1)
-
-            here = presence(batch, modality)
-            latents[modality] = encode_present(embed, encoder, x, here) if modality in batch.present else embed(x)
+            view = f"{self.views[modality]}0"
+            x, here = batch.view(modality, view), presence(batch, modality)
+            (features,) = ctx.features(batch, modality, [view], pooled_only=True)
+            embedded = F.normalize(at_least_float32(self.projections[modality](features.pooled)), dim=-1)
+            latents[modality] = embedded.masked_fill(~here[:, None], 0) if modality in batch.present else embedded
             latents[f"present/{modality}"] = here
             if self.duplicates == "ignore" and x.dtype == torch.int64:
                 latents[f"content/{modality}"] = content_hash(x)

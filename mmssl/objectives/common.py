@@ -11,11 +11,12 @@ from pydantic import StringConstraints
 from torch import Tensor
 
 from mmssl.core import distributed
-from mmssl.core.batch import Batch
+from mmssl.core.batch import Batch, view_names
 from mmssl.core.config import Config
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import did_you_mean
-from mmssl.core.objective import Latents, Objective, StepContext
+from mmssl.core.objective import Latents, Objective
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """Name of a modality or child: a plain word, because it is part of parameter names, where dots, dashes and slashes separate."""
@@ -46,43 +47,19 @@ def encoder_of(encoders: Mapping[str, Encoder], modality: str) -> Encoder:
     return encoders[modality]
 
 
-def view_of(batch: Batch, modality: str, name: str, *, absent: bool = False) -> Tensor:
-    """Look up the view [B, ...] of a modality in a batch, e.g. "crop0".
+def encode_two_views(batch: Batch, ctx: StepContext, modality: str, view: str, *, together: bool = False) -> Latents:
+    """Pooled features [B, D] of the two views of one kind, "0" and "1", and "present" where samples may lack the modality.
 
     Args:
-        batch: the batch.
-        modality: name of the modality.
-        name: kind and number.
-        absent: allow samples without the modality, whose rows are blank.
-
-    Raises:
-        ValueError: the batch lacks the view, or some samples lack the modality and `absent` is False.
+        batch: of this step.
+        ctx: of this step.
+        modality: of the encoder.
+        view: kind of the views.
+        together: one forward pass for both (SimCLR); False: one each, so that batch norm in the encoder sees one view at a time,
+            as Barlow Twins, VICReg and SimSiam define it.
     """
-    views = batch.views.get(modality, {})
-    if name not in views:
-        raise ValueError(
-            f"objective needs view {name!r} of {modality!r}, and the batch has {sorted(views) or 'no view of it'}; "
-            "declare it in needs(): the views of a kind are numbered from 0"
-        )
-    if modality in batch.present and not absent:
-        lacking = int((~batch.present[modality]).sum())
-        raise ValueError(
-            f"{lacking} of {len(batch)} samples have no {modality!r}, and this objective needs it in every sample; "
-            "leave such samples out of the shards, or use objective 'clip', which accepts missing modalities"
-        )
-    return views[name]
-
-
-def encode_views(batch: Batch, ctx: StepContext, modality: str, view: str, count: int = 2) -> Latents:
-    """Pooled features [B, D] of the views of one kind, "0", "1", ...: one forward pass for each view.
-
-    Batch norm in the encoder then sees one view at a time, as Barlow Twins and VICReg define it.
-    """
-    encoder = ctx.encoders[modality]
-    return {
-        str(number): encoder(view_of(batch, modality, f"{view}{number}"), pooled_only=True).pooled
-        for number in range(count)
-    }
+    both = ctx.features(batch, modality, view_names(view, 2), pooled_only=True, together=together)
+    return {"0": both[0].pooled, "1": both[1].pooled, **ctx.presence(batch, modality)}
 
 
 def at_least_float32(x: Tensor) -> Tensor:

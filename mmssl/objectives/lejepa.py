@@ -10,13 +10,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core import distributed
-from mmssl.core.batch import Batch, Needs
+from mmssl.core.batch import Batch, Needs, view_names
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction, StepContext
-from mmssl.core.seeding import fold
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.presence import Present
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.losses.sigreg import random_directions, sigreg, sigreg_of_collapse, view_invariance
-from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of, view_of
+from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of
 
 
 class LeJepaConfig(ObjectiveConfig):
@@ -85,6 +86,7 @@ class LeJepaObjective(Objective):
 
     reduction = Reduction.STATISTIC
     least_samples = 2
+    accepts_absent = True
 
     def __init__(
         self, modality: str, views: Mapping[str, int], head: nn.Module, sigreg_weight: float, directions: int
@@ -102,27 +104,27 @@ class LeJepaObjective(Objective):
         """Pooled features [B, D] of every view, under the name of the view."""
         latents: Latents = {}
         for kind, count in self.views.items():
-            names = [f"{kind}{number}" for number in range(count)]
-            views = torch.cat([view_of(batch, self.modality, name) for name in names])
-            latents |= zip(names, ctx.encoders[self.modality](views, pooled_only=True).pooled.chunk(count), strict=True)
-        return latents
+            names = view_names(kind, count)
+            views = ctx.features(batch, self.modality, names, pooled_only=True)
+            latents |= {name: features.pooled for name, features in zip(names, views, strict=True)}
+        return latents | ctx.presence(batch, self.modality)
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """Two loss terms; metrics: SIGReg without its weight (optimum 1.05) and the loss of a collapse to zero."""
-        pooled = torch.stack(
-            [latents[f"{kind}{number}"] for kind, count in self.views.items() for number in range(count)]
-        )
+        present = Present(latents, self.least_samples)
+        names = [name for kind, count in self.views.items() for name in view_names(kind, count)]
+        pooled = torch.stack([present.rows(latents[name]) for name in names])
         x = self.head(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])  # [V, B, E]
-        distance = sigreg(x, random_directions(x, self.directions, fold("sigreg", ctx.step)))
+        distance = sigreg(x, random_directions(x, self.directions, ctx.generator("sigreg", x.device)))
         invariance = view_invariance(x, next(iter(self.views.values())))
-        collapse = self.sigreg_weight * sigreg_of_collapse(x.shape[1] * distributed.world_size())
+        collapse = self.sigreg_weight * sigreg_of_collapse(int(distributed.count(x[0])))
         seen = distance.detach()
 
         def measure() -> dict[str, Tensor]:
             return {"sigreg": seen, "collapse_loss": torch.full_like(seen, collapse)}
 
         terms = {"sigreg": self.sigreg_weight * distance, "invariance": (1 - self.sigreg_weight) * invariance}
-        return LossOutput(terms, measure)
+        return LossOutput(present.terms(terms), measure)
 
     def headline(self, scalars: Mapping[str, float]) -> Headline:
         """SIGReg without its weight; chance is the loss of a collapse to zero."""

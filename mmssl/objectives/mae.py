@@ -10,11 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from mmssl.core.batch import Batch, Needs
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction, StepContext
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.presence import Present
 from mmssl.heads.decoders import MaskedTokenDecoder, MaskedTokenDecoderConfig
 from mmssl.losses.mae import masked_mean_square, normalise_patches, patch_shape, patchify
-from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of, view_of
+from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
 
 
 class MaeConfig(ObjectiveConfig):
@@ -75,6 +77,7 @@ class MaeObjective(Objective):
     """
 
     reduction = Reduction.LOCAL
+    accepts_absent = True
 
     def __init__(
         self,
@@ -108,7 +111,7 @@ class MaeObjective(Objective):
         """Check that token order and patches match the encoder's token grid."""
         encoder = ctx.encoders[self.modality]
         self._order(batch, encoder)
-        self._target(view_of(batch, self.modality, f"{self.view}0"), encoder)
+        self._target(batch.view(self.modality, f"{self.view}0"), encoder)
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Predictions and targets [B, T, P], and the mask [B, T], True for masked tokens.
@@ -117,20 +120,22 @@ class MaeObjective(Objective):
             ValueError: the order has another number of tokens than the grid, or patches have another size than configured.
         """
         encoder = ctx.encoders[self.modality]
-        x = view_of(batch, self.modality, f"{self.view}0")
+        x = batch.view(self.modality, f"{self.view}0")
         order = self._order(batch, encoder)
         keep = order[:, : self.visible].sort(1).values
-        features = encoder(x, keep=keep)
+        (features,) = ctx.features(batch, self.modality, [f"{self.view}0"], keep=[keep])
         return {
             "prediction": self.decoder(features.pooled, features.tokens, keep),
             "target": self._target(x, encoder),
             "mask": torch.ones_like(order, dtype=torch.bool).scatter(1, keep, False),
+            **ctx.presence(batch, self.modality),
         }
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """One loss term; the metric zero_loss is the loss of an all-zero prediction, for comparison."""
-        target, mask = latents["target"], latents["mask"]
-        loss = masked_mean_square(latents["prediction"], target, mask)
+        present = Present(latents)
+        target, mask = present.rows(latents["target"]), present.rows(latents["mask"])
+        loss = masked_mean_square(present.rows(latents["prediction"]), target, mask)
         return LossOutput(
             {"reconstruction": loss},
             lambda: {"zero_loss": masked_mean_square(torch.zeros_like(target), target, mask)},
@@ -141,7 +146,7 @@ class MaeObjective(Objective):
         return Headline(figures={"zero loss": scalars["zero_loss"]})
 
     def _order(self, batch: Batch, encoder: Encoder) -> Tensor:
-        order = view_of(batch, self.modality, f"{self.order}0")
+        order = batch.view(self.modality, f"{self.order}0")
         if order.ndim != 2 or order.shape[1] != self.decoder.tokens:
             raise ValueError(
                 f"got token orders {list(order.shape)} from modalities.{self.modality}.views.{self.order}, wanted "

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
-from mmssl.core.compat import NormBase
 from mmssl.core.objective import Latents
-from mmssl.heads.batch_norm import SyncBatchNorm
 from mmssl.objectives.pairs import Pair
 
 
@@ -20,50 +17,6 @@ def presence(batch: Batch, modality: str) -> Tensor:
     """Mask of present samples, [B] bool: True where a sample has the modality."""
     everyone = torch.ones(len(batch), dtype=torch.bool, device=batch.index.device)
     return batch.present.get(modality, everyone)
-
-
-def encode_present(function: Callable[[Tensor], Tensor], encoder: nn.Module, x: Tensor, present: Tensor) -> Tensor:
-    """Encode the present rows of a view with `function`; the other rows of the result are zeros.
-
-    Absent rows are not encoded, and batch norm does not see them. If no row is present, the first (blank) row is encoded anyway,
-    with zero gradients: DDP waits for every parameter on every process, and FSDP and SyncBatchNorm for every process in every
-    layer. Plain batch norm then uses its running statistics, which stay the same; SyncBatchNorm counts the blank row.
-
-    Args:
-        function: rows [n, ...] -> [n, E], through the encoder.
-        encoder: encoder whose running statistics must not change.
-        x: [B, ...] a view, blank where absent.
-        present: [B] bool.
-
-    Returns:
-        [B, E].
-    """
-    rows = present.nonzero()[:, 0]
-    if len(rows):
-        some = function(x[rows])
-    else:
-        rows = rows.new_zeros(1)
-        with _held_statistics(encoder):
-            some = function(x[rows])
-    everyone = some.new_zeros(len(x), *some.shape[1:]).index_copy(0, rows, some)
-    return everyone.masked_fill(~present[:, None], 0)
-
-
-@contextmanager
-def _held_statistics(encoder: nn.Module) -> Iterator[None]:
-    """Put batch norm into evaluation mode, except SyncBatchNorm, for which other processes wait."""
-    layers = [
-        module
-        for module in encoder.modules()
-        if isinstance(module, NormBase) and module.training and not isinstance(module, SyncBatchNorm | nn.SyncBatchNorm)
-    ]
-    for layer in layers:
-        layer.eval()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.train()
 
 
 @torch.no_grad()

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.core import distributed
 from mmssl.core.batch import Batch, Needs
+from mmssl.core.batch_norm import GlobalBatchNorm
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction, StepContext
-from mmssl.heads.batch_norm import GlobalBatchNorm
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.presence import Present
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.losses.nt_xent import nt_xent, nt_xent_accuracy
-from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of, view_of
+from mmssl.objectives.common import Name, ObjectiveConfig, encode_two_views, encoder_of
 
 
 class SimClrConfig(ObjectiveConfig):
@@ -59,6 +60,7 @@ class SimClrObjective(Objective):
     """
 
     least_samples = 2
+    accepts_absent = True
 
     def __init__(self, modality: str, view: str, head: nn.Module, temperature: float) -> None:
         super().__init__()
@@ -73,21 +75,23 @@ class SimClrObjective(Objective):
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Pooled features [B, D] of the views, "0" and "1"."""
-        views = torch.cat([view_of(batch, self.modality, f"{self.view}{number}") for number in range(2)])
-        first, second = ctx.encoders[self.modality](views, pooled_only=True).pooled.chunk(2)
-        return {"0": first, "1": second}
+        return encode_two_views(batch, ctx, self.modality, self.view, together=True)
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """One loss term; metrics: in-batch accuracy and the chance loss, ln(2G - 1)."""
-        a, b = F.normalize(self.head(torch.cat([latents["0"], latents["1"]])), dim=-1).chunk(2)
-        all_a, all_b = distributed.gather(a), distributed.gather(b)
-        offset = distributed.rank() * len(a)
-        loss = nt_xent(a, b, self.temperature, all_a=all_a, all_b=all_b, offset=offset)
+        present = Present(latents, self.least_samples)
+        pooled = torch.cat([present.rows(latents["0"]), present.rows(latents["1"])])
+        a, b = F.normalize(self.head(pooled), dim=-1).chunk(2)
+        all_a, all_b, offset = present.gather(a), present.gather(b), present.offset(a)
+        loss = present.share(a) * nt_xent(a, b, self.temperature, all_a=all_a, all_b=all_b, offset=offset)
         seen = [x.detach() for x in (a, b, all_a, all_b)]
 
         def measure() -> dict[str, Tensor]:
             accuracy = nt_xent_accuracy(*seen[:2], all_a=seen[2], all_b=seen[3], offset=offset)
-            return {"accuracy": accuracy, "chance_loss": torch.full_like(accuracy, math.log(2 * len(seen[2]) - 1))}
+            return {
+                "accuracy": accuracy,
+                "chance_loss": torch.full_like(accuracy, math.log(max(2 * len(seen[2]) - 1, 1))),
+            }
 
         return LossOutput({"nt_xent": loss}, measure)
 

@@ -9,12 +9,14 @@ from pydantic import Field
 from torch import nn
 
 from mmssl.core.batch import Batch, Needs
+from mmssl.core.batch_norm import GlobalBatchNorm
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction, StepContext
-from mmssl.heads.batch_norm import GlobalBatchNorm
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.presence import Present
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.losses.negative_cosine import negative_cosine, spread
-from mmssl.objectives.common import Name, ObjectiveConfig, encode_views, encoder_of
+from mmssl.objectives.common import Name, ObjectiveConfig, encode_two_views, encoder_of
 
 
 class SimSiamConfig(ObjectiveConfig):
@@ -57,6 +59,8 @@ class SimSiamObjective(Objective):
         predictor: [rows, E] -> [rows, E].
     """
 
+    accepts_absent = True
+
     def __init__(self, modality: str, view: str, head: nn.Module, predictor: nn.Module) -> None:
         super().__init__()
         self.modality, self.view = modality, view
@@ -71,14 +75,15 @@ class SimSiamObjective(Objective):
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Pooled features [B, D] of the views, "0" and "1"."""
-        return encode_views(batch, ctx, self.modality, self.view)
+        return encode_two_views(batch, ctx, self.modality, self.view)
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """One loss term; metric: spread of the projections, 1 over the whole sphere, 0 at collapse."""
-        a, b = self.head(latents["0"]), self.head(latents["1"])
+        present = Present(latents, self.least_samples)
+        a, b = self.head(present.rows(latents["0"])), self.head(present.rows(latents["1"]))
         loss = (negative_cosine(self.predictor(a), b) + negative_cosine(self.predictor(b), a)) / 2
         found = (spread(a) + spread(b)) / 2
-        return LossOutput({"negative_cosine": loss}, lambda: {"spread": found})
+        return LossOutput(present.terms({"negative_cosine": loss}), lambda: {"spread": found})
 
     def headline(self, scalars: Mapping[str, float]) -> Headline:
         """Spread of the projections; there is no chance loss, because collapse reaches the lowest loss."""

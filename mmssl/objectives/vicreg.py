@@ -10,11 +10,13 @@ from pydantic import Field
 from torch import nn
 
 from mmssl.core.batch import Batch, Needs
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction, StepContext
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.presence import Present
 from mmssl.heads.projection import CentredHeadConfig
 from mmssl.losses.vicreg import COLLAPSED, vicreg
-from mmssl.objectives.common import Name, ObjectiveConfig, encode_views, encoder_of
+from mmssl.objectives.common import Name, ObjectiveConfig, encode_two_views, encoder_of
 
 
 class VicRegConfig(ObjectiveConfig):
@@ -64,6 +66,7 @@ class VicRegObjective(Objective):
 
     reduction = Reduction.STATISTIC
     least_samples = 2
+    accepts_absent = True
 
     def __init__(
         self,
@@ -87,18 +90,21 @@ class VicRegObjective(Objective):
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Pooled features [B, D] of the views, "0" and "1"."""
-        return encode_views(batch, ctx, self.modality, self.view)
+        return encode_two_views(batch, ctx, self.modality, self.view)
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """Three terms; logs the mean standard deviation, and the loss of a collapsed model: 24.75 for the paper's weights."""
-        loss = vicreg(self.head(latents["0"]), self.head(latents["1"]))
+        present = Present(latents, self.least_samples)
+        loss = vicreg(self.head(present.rows(latents["0"])), self.head(present.rows(latents["1"])))
         deviation, collapsed = loss.deviation, self.variance_weight * COLLAPSED
         return LossOutput(
-            {
-                "invariance": self.invariance_weight * loss.invariance,
-                "variance": self.variance_weight * loss.variance,
-                "covariance": self.covariance_weight * loss.covariance,
-            },
+            present.terms(
+                {
+                    "invariance": self.invariance_weight * loss.invariance,
+                    "variance": self.variance_weight * loss.variance,
+                    "covariance": self.covariance_weight * loss.covariance,
+                }
+            ),
             lambda: {"deviation": deviation, "chance_loss": torch.full_like(deviation, collapsed)},
         )
 

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from mmssl.core.batch import Batch, Needs, merge_needs
 from mmssl.core.config import Config
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Headline, Latents, LossOutput, Objective, StepContext
+from mmssl.core.forward import Network
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective
+from mmssl.core.teacher import Momentum
 from mmssl.objectives.common import Name, ObjectiveConfig
 
 Kind = TypeVar("Kind", bound=ObjectiveConfig)
@@ -66,6 +69,7 @@ class WeightedObjective(Objective):
         self.weights = dict(weights)
         self.reduction = max(child.reduction for child in children.values())
         self.least_samples = max(child.least_samples for child in children.values())
+        self.accepts_absent = all(child.accepts_absent for child in children.values())
         owner: dict[str, str] = {}
         for name, child in children.items():
             for modality in child.heads():
@@ -87,6 +91,32 @@ class WeightedObjective(Objective):
             for modality, wanted in child.requires().items():
                 merged[modality] = merged.get(modality, frozenset()) | wanted
         return merged
+
+    def teachers(self) -> Mapping[str, Momentum]:
+        """Teachers of all children, which share them.
+
+        Raises:
+            ValueError: two children want a teacher of one modality with different momentum.
+        """
+        merged: dict[str, Momentum] = {}
+        owner: dict[str, str] = {}
+        for name, child in self._children():
+            for modality, momentum in child.teachers().items():
+                if merged.setdefault(modality, momentum) != momentum:
+                    raise ValueError(
+                        f"{owner[modality]!r} and {name!r} ask for a teacher of {modality!r} with different momentum, "
+                        f"{merged[modality]} and {momentum}; they share one teacher: give both the same momentum"
+                    )
+                owner.setdefault(modality, name)
+        return merged
+
+    def evaluated(self) -> Mapping[str, Network]:
+        """The teacher of a modality if every child that reads the modality says so."""
+        votes: dict[str, set[Network]] = {}
+        for _, child in self._children():
+            for modality in child.needs():
+                votes.setdefault(modality, set()).add(child.evaluated().get(modality, "student"))
+        return {modality: "teacher" for modality, networks in votes.items() if networks == {"teacher"}}
 
     def heads(self) -> Mapping[str, nn.Module]:
         """Heads of all children."""

@@ -17,7 +17,6 @@ from mmssl.data.synchronized.mix import Dropout
 from mmssl.data.synchronized.space import Flip
 from mmssl.data.synchronized.time import TimeCrop
 from mmssl.objectives.clip import ClipObjective
-from mmssl.objectives.weighted import WeightedObjective
 from mmssl.training.steps.resolution import ResolutionStage
 
 HINTS = {
@@ -225,8 +224,8 @@ def _windows_apart(
             )
 
 
-def _absences(data: DataConfig, objective: Objective) -> Iterator[str]:
-    """Errors of objectives that need every sample to have a modality which samples may lack."""
+def optional_modalities(data: DataConfig) -> dict[str, str]:
+    """Modality that samples of a batch may lack -> the key that says so."""
     dropped = {
         name: f"data.synchronized[{number}].modalities"
         for number, one in enumerate(data.synchronized)
@@ -234,14 +233,20 @@ def _absences(data: DataConfig, objective: Objective) -> Iterator[str]:
         for name, probability in one.modalities.items()
         if probability > 0
     }
-    causes = [*dropped.items(), *((name, "data.optional") for name in data.optional)]
+    return dropped | dict.fromkeys(data.optional, "data.optional")
+
+
+def _absences(data: DataConfig, objective: Objective) -> Iterator[str]:
+    """Errors of objectives that need every sample to have a modality which samples may lack."""
+    causes = optional_modalities(data).items()
     for path, part in objective.named_modules():
-        if not isinstance(part, Objective) or isinstance(part, ClipObjective | WeightedObjective):
+        inside = [one for one in part.modules() if isinstance(one, Objective)] if not objective.accepts_absent else []
+        if inside != [part] or part.accepts_absent:
             continue
         where = ".".join(["objective", *path.replace("parts.", "objectives.").split(".")]).rstrip(".")
         for name, cause in causes:
             if name in part.needs():
                 yield (
                     f"{cause}: got {name!r}, and {where} ({type(part).__name__}) needs it of every sample of a batch: remove it "
-                    "there, or use the objective 'clip', which aligns what is there"
+                    "there, or use an objective that accepts absent samples"
                 )

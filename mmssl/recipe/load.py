@@ -94,6 +94,6 @@ def start_of(recipe: Recipe, *, device: str | torch.device = "cpu") -> Model:
 
 
 def _ready(recipe: Recipe, checkpoint: Path | None, learner: Learner, device: str | torch.device) -> Model:
-    embedding = EmbeddingModel(dict(learner.encoders.items()), learner.objective.heads())
+    embedding = EmbeddingModel(learner.networks(), learner.objective.heads())
     scales = {pair: float(scale.detach()) for pair, scale in learner.objective.logit_scales().items()}
     return Model(recipe, checkpoint, embedding.requires_grad_(False).eval().to(device), scales)

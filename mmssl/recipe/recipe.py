@@ -18,9 +18,9 @@ from mmssl.core.objective import Learner
 from mmssl.core.seeding import seeded
 from mmssl.data.modality import Modality
 from mmssl.data.stream.config import DataConfig
-from mmssl.recipe.checks import check_keys, check_parts, check_views
+from mmssl.recipe.checks import check_keys, check_parts, check_views, optional_modalities
 from mmssl.recipe.flat import FLAT, flatten_keys
-from mmssl.recipe.start import places, start_objective, weights_file
+from mmssl.recipe.start import encoder_start, places, start_learner, weights_file
 from mmssl.recipe.strict_yaml import dump
 from mmssl.recipe.suite import evaluation_modalities
 from mmssl.recipe.unions import EncoderUnion, EvaluatorUnion, ModalityUnion, ObjectiveUnion
@@ -131,6 +131,9 @@ class Recipe(Config):
         for name, config in self.encoders.items():
             if config.weights is None:
                 config = config.model_copy(update={"weights": start, "place": config.place or found.get(name)})
+            elif config.weights.is_dir():
+                file, place = encoder_start(config.weights, name)
+                config = config.model_copy(update={"weights": file, "place": config.place or place})
             try:
                 with seeded(self.seed, "weights", "encoders", name):
                     encoders[name] = config.build()
@@ -138,11 +141,12 @@ class Recipe(Config):
                 raise RecipeError(f"encoders.{name}: {error}") from error
         try:
             with seeded(self.seed, "weights", "objective"):
-                learner = Learner(encoders, self.objective.build(encoders))
+                objective = self.objective.build(encoders)
+            learner = Learner(encoders, objective, optional=optional_modalities(self.data), seed=self.seed)
         except ValueError as error:
             raise RecipeError(f"objective: {error}") from error
         if start is not None:
-            start_objective(learner.objective, start)
+            start_learner(learner, start, [name for name, config in self.encoders.items() if config.weights is None])
         check_parts(self.data, self.modalities, learner, modalities)
         return learner
 

@@ -1,17 +1,18 @@
-"""Initialise a run from a trained model: its encoders, heads and temperatures."""
+"""Initialise a run from a trained model: its encoders, heads, temperatures and teachers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from mmssl.core.errors import CheckpointError
-from mmssl.core.objective import Objective
+from mmssl.core.objective import Learner, Objective
+from mmssl.core.teacher import teachers_in
 from mmssl.encoders.weights import read_state
 from mmssl.interop.open_clip import from_open_clip
-from mmssl.training.checkpoints.read import resolve
+from mmssl.training.checkpoints.read import read_numbers, resolve
 from mmssl.training.checkpoints.tensors import load_exactly
 
 OURS = "objective."
@@ -44,15 +45,48 @@ def places(path: Path, encoders: Iterable[str]) -> dict[str, str]:
     return {name: place for name, place in begin.items() if any(key.startswith(place) for key in state)}
 
 
-def start_objective(objective: Objective, path: Path) -> None:
-    """Load heads and temperatures from a file of `weights_file`: an mmssl checkpoint, or a CLIP checkpoint of open_clip.
+def encoder_start(folder: Path, encoder: str) -> tuple[Path, str]:
+    """Weights file of a run or checkpoint folder, and the prefix of one encoder's tensors in it.
+
+    They are those of the network that the run evaluates: the encoder, or its teacher where the objective says so (DINO).
+
+    Raises:
+        CheckpointError: a folder without a valid checkpoint.
+    """
+    file = weights_file(folder)
+    evaluated = read_numbers(file.parent).get("evaluated", {})
+    return file, f"teachers.{encoder}.network." if evaluated.get(encoder) == "teacher" else f"encoders.{encoder}."
+
+
+def start_learner(learner: Learner, path: Path, encoders: Collection[str]) -> None:
+    """Load heads, temperatures and teachers from a file of `weights_file`: an mmssl checkpoint, or open_clip's of CLIP.
+
+    A teacher that the file does not have starts as its student.
+
+    Args:
+        learner: its encoders have their weights already.
+        path: the file.
+        encoders: those that come from the file: their teachers do too.
 
     Raises:
         CheckpointError: the tensors do not match the objective; lists the differences.
     """
-    state = read_state(path)
-    tensors = {name.removeprefix(OURS): tensor for name, tensor in state.items() if name.startswith(OURS)}
-    load_exactly(objective, tensors or _from_open_clip(state, objective), path, ADVICE)
+    state, objective = read_state(path), learner.objective
+    tensors = _part(state, OURS) or _from_open_clip(state, objective)
+    for name, teacher in teachers_in(objective).items():
+        student = next(other for other, module in objective.named_modules() if module is teacher.student)
+        if not _part(tensors, f"{name}."):
+            tensors |= {f"{name}.network.{key}": x for key, x in _part(tensors, f"{student}.").items()}
+    load_exactly(objective, tensors, path, ADVICE)
+    for name, teacher in teachers_in(learner.teachers).items():
+        saved = _part(state, f"teachers.{name}.") if name in encoders else {}
+        if saved:
+            load_exactly(teacher, saved, path, ADVICE)
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _from_open_clip(state: dict[str, Tensor], objective: Objective) -> dict[str, Tensor]:

@@ -149,7 +149,7 @@ class EvaluateBeat(Beat):
     def beat(self, state: TrainState, report: StepReport | None) -> None:
         """See the base."""
         learner = state.ema.module if state.ema is not None else state.learner
-        model = EmbeddingModel(dict(learner.encoders.items()), learner.objective.heads()).eval()
+        model = EmbeddingModel(learner.networks(), learner.objective.heads()).eval()
         with eagerly(learner), self._launch.gathered(learner):
             mine = attempt(
                 lambda: {f"{self.name}/{metric}": score for metric, score in self._evaluator.evaluate(model)}

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mmssl.core.batch_norm import SyncBatchNorm, synchronise_batch_norm
 from mmssl.core.compat import BatchNorm
 from mmssl.core.config import Config, Duration, PositiveDuration
 from mmssl.core.distributed import world_size
@@ -16,7 +17,6 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Learner
 from mmssl.core.schedules import ScheduleConfig
-from mmssl.heads.batch_norm import SyncBatchNorm, synchronise_batch_norm
 from mmssl.training.beats import BestConfig, EvaluateBeat, Every, SaveBeat
 from mmssl.training.checkpoints.manifest import replace_text
 from mmssl.training.checkpoints.write import CheckpointStore

@@ -85,7 +85,7 @@ def test_cached_step_equals_the_plain_step_nearly_in_bfloat16(name: str) -> None
     plain = gradients(learner)
     got = cached_gradients(learner, 3, "bf16")
     assert relative(got, plain) < 0.01
-    assert 1e-4 < relative(plain, exact) < 0.1  # it was bfloat16
+    assert 1e-4 < relative(plain, exact) < 0.5  # it was bfloat16
     assert {x.dtype for x in got.values()} == {torch.float32}
 
 

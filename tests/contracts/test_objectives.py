@@ -65,8 +65,8 @@ THREE = """{"kind": "clip", "pairs": [["picture", "words"], ["sound", "words"],
 SIZE, STEPS = 8, 4
 SOME = {"picture": (5,), "words": (0, 2), "sound": (1, 4, 6)}
 """Absent: of 8 samples 5 have picture and words, 3 sound and words, 4 picture and sound, and never as many in both halves."""
-WHOLE = ("simclr", "barlow_twins", "vicreg", "simsiam", "lejepa", "mae")
-"""Kinds that use every sample of a batch."""
+FIVE = {"picture": (1, 4, 6)}
+"""Absent: 5 of 8 samples have a picture, 3 of the first half and 2 of the second."""
 LN_G, LN_2G, ZERO = math.log(SIZE), math.log(2 * SIZE - 1), 11 / 12
 
 
@@ -155,6 +155,18 @@ CASES = {
         {"sigreg": 0.05 * 0.402048 * SIZE, "invariance": 0},
     ),
     "mae": Case(MAE, Reduction.LOCAL, {"reconstruction": ZERO}),
+    "simclr, absent": Case(SIMCLR, Reduction.STATISTIC, {"nt_xent": math.log(9)}, FIVE),
+    "barlow_twins, absent": Case(BARLOW, Reduction.STATISTIC, {"invariance": 6, "redundancy": 0}, FIVE),
+    "vicreg, absent": Case(VICREG, Reduction.STATISTIC, {"invariance": 0, "variance": 24.75, "covariance": 0}, FIVE),
+    "simsiam, absent": Case(SIMSIAM, Reduction.STATISTIC, {"negative_cosine": 0}, FIVE),
+    "lejepa, absent": Case(LEJEPA, Reduction.STATISTIC, {"sigreg": 0.05 * 0.402048 * 5, "invariance": 0}, FIVE),
+    "mae, absent": Case(MAE, Reduction.LOCAL, {"reconstruction": ZERO}, FIVE),
+    "weighted: clip and simclr, absent": Case(
+        weighted(align=(1.0, CLIP), own=(0.5, SIMCLR)),
+        Reduction.STATISTIC,
+        {"align/picture-words": math.log(5), "own/nt_xent": math.log(9) / 2},
+        FIVE,
+    ),
     "weighted: clip and simclr": Case(
         weighted(align=(1.0, CLIP), own=(0.5, SIMCLR)),
         Reduction.STATISTIC,
@@ -174,7 +186,8 @@ def build(name: str, seed: int = 0, dropout: float = 0.0) -> Learner:
     torch.manual_seed(seed)
     encoders = toys.encoders(dropout)
     objective = CONFIGS.validate_json(CASES[name].config).build(encoders)
-    learner = Learner({modality: encoders[modality] for modality in objective.needs()}, objective).double()
+    needed, absent = {modality: encoders[modality] for modality in objective.needs()}, CASES[name].absent
+    learner = Learner(needed, objective, optional=absent).double()
     learner.case = CASES[name]
     return learner
 
@@ -236,7 +249,7 @@ def trained(learner: Learner, optimizer: torch.optim.Optimizer, steps: range) ->
         ctx = learner.context(step, STEPS)
         learner.objective.before_update(ctx)
         optimizer.step()
-        learner.objective.after_update({name: x.detach() for name, x in latents.items()}, ctx)
+        learner.after_update({name: x.detach() for name, x in latents.items()}, ctx)
         share = torch.stack(list(out.terms.values())).sum()  # `out.total` is float32
         yield {"loss": distributed.total_detached(share) / distributed.world_size(), **gradients(learner)}
 
@@ -375,7 +388,7 @@ def test_plain_accumulation_is_exact_for_local_losses_only(name: str) -> None:
     for part in whole.chunks(SIZE // 2):
         (learner(part)[0].total / 2).backward()
     distance = error(gradients(learner), expected)
-    if learner.objective.reduction is Reduction.LOCAL:
+    if learner.objective.reduction is Reduction.LOCAL and not learner.optional:
         assert distance < 1e-10
     else:
         assert distance > 1e-2
@@ -495,15 +508,42 @@ def test_needs_and_requirements_are_met_by_name(name: str) -> None:
         with pytest.raises(ValueError, match=f"needs view .* of '{modality}'"):
             learner(Batch(without, whole.index))
         lacking = Batch(whole.views, whole.index, present={modality: whole.index > 2})
-        if modality == "picture" and any(kind in CASES[name].config for kind in WHOLE):
-            with pytest.raises(ValueError, match=f"3 of {SIZE} samples have no '{modality}'"):
-                learner(lacking)
-        else:
-            assert learner(lacking)[0].total.isfinite()
+        learner.optional = frozenset()
+        with pytest.raises(ValueError, match=f"3 of {SIZE} samples have no '{modality}', and it is not optional"):
+            learner(lacking)
     for modality in learner.objective.requires():
         encoders = {**toys.encoders(), modality: toys.Words()}
         with pytest.raises(ValueError, match="lacks"):
             Learner(encoders, learner.objective)
+
+
+@every
+def test_absent_samples_change_nothing(name: str) -> None:
+    """Whatever stands in their rows; and where one modality is absent, the loss is that of the present samples alone."""
+    learner = build(name)
+    for modality in learner.objective.needs():
+        learner.optional = frozenset({modality})
+        whole = batch(learner)
+        here = torch.tensor([True, False, True, True, False, True, False, True])
+        views = {kind: x.index_fill(0, (~here).nonzero()[:, 0], 3) for kind, x in whole[modality].items()}
+        garbled = Batch({**whole.views, modality: views}, whole.index, present={modality: here})
+        lacking = Batch(whole.views, whole.index, present={modality: here})
+        loss, other = learner(lacking)[0].total, learner(garbled)[0].total
+        assert loss == other
+        if (
+            len(learner.objective.needs()) == 1
+            or name == "clip"
+            or (name.startswith("weighted") and modality == "picture")
+        ):
+            some = whole.map(lambda x, here=here: x[here])
+            expected = learner(Batch(some.views, some.index))[0].total
+            torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+        nobody = Batch(whole.views, whole.index, present={modality: torch.zeros(SIZE, dtype=torch.bool)})
+        out = learner(nobody)[0]
+        assert out.total.isfinite()
+        assert all(x.isfinite() for x in out.metrics.values())
+        out.total.backward()
+        assert all(gradient.isfinite().all() for gradient in gradients(learner).values())
 
 
 @every

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.core.batch import Batch, Needs
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder, freeze
-from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction, StepContext
+from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction
 from tests.contracts.toys import Patches, Words
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from mmssl.core.batch import Batch
+from mmssl.core.context import StepContext
 from mmssl.core.errors import DataError, MmsslError, NumericError
-from mmssl.core.objective import Latents, LossOutput, StepContext
+from mmssl.core.objective import Latents, LossOutput
 from mmssl.training.runtime.jsonl import JsonLines
 from mmssl.training.steps.plain import PlainStep
 from tests.training.toys import Agree, Stream, assert_equal, make_batch, make_learner, make_run, tensors

@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from mmssl.heads.batch_norm import GlobalBatchNorm
+from mmssl.core.batch_norm import GlobalBatchNorm
 from mmssl.heads.projection import HeadConfig, LinearProjection, MLPProjection
 
 CONFIGS: TypeAdapter[HeadConfig] = TypeAdapter(HeadConfig)

@@ -36,7 +36,8 @@ def learner(pairs: list[Any] = ALL, **options: Any) -> Learner:
         if modality in objective.heads():
             torch.manual_seed(number)
             torch.nn.init.normal_(objective.get_parameter(f"projections.{modality}.linear.weight"))
-    return Learner({modality: encoders[modality] for modality in objective.needs()}, objective).double()
+    needed = {modality: encoders[modality] for modality in objective.needs()}
+    return Learner(needed, objective, optional=needed).double()
 
 
 def batch(absent: dict[str, tuple[int, ...]] | None = None) -> Batch:

@@ -1,84 +1,11 @@
-"""Absent rows are not encoded, leave no trace in statistics, and every parameter gets a gradient; equal symbols, equal numbers."""
+"""Content hashes: equal symbols, equal numbers."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
-from mmssl.core import distributed
-from mmssl.heads.batch_norm import SyncBatchNorm, synchronise_batch_norm
-from mmssl.objectives.presence import content_hash, encode_present
-from tests.distributed.processes import Processes
-
-
-def network(norm: type[nn.Module] = nn.BatchNorm1d) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 5), norm(5), nn.ReLU(), nn.Linear(5, 3))
-
-
-X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-PRESENT = torch.tensor([True, False, True, True, False, True])
-
-
-def test_only_what_is_there_is_encoded() -> None:
-    seen: list[Tensor] = []
-    net, other = network(), network()
-    got = encode_present(lambda x: seen.append(x) or net(x), net, X, PRESENT)  # type: ignore[func-returns-value]
-    assert torch.equal(seen[0], X[PRESENT])
-    assert torch.equal(got[PRESENT], other(X[PRESENT]))
-    assert (got[~PRESENT] == 0).all()
-    for name, buffer in net.named_buffers():
-        assert torch.equal(buffer, other.get_buffer(name))
-    blank = X.masked_fill(~PRESENT[:, None], 1e6)
-    assert torch.equal(encode_present(network(), net, blank, PRESENT), got)
-
-
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
-def test_without_any_every_parameter_has_a_gradient_of_zero_and_statistics_stay(norm: type[nn.Module]) -> None:
-    net = network(norm)
-    net[0].eval()  # somebody's choice, which must outlive the call
-    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    got = encode_present(net, net, X.fill_(0), torch.zeros(6, dtype=torch.bool))
-    assert got.shape == (6, 3)
-    assert (got == 0).all()
-    F.normalize(got, dim=-1).sum().backward()
-    for parameter in net.parameters():
-        assert parameter.grad is not None
-        assert (parameter.grad == 0).all()
-    assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
-    assert [module.training for module in net] == [False, True, True, True]
-
-
-@pytest.mark.parametrize("kind", [nn.SyncBatchNorm, SyncBatchNorm])
-def test_layers_that_other_processes_wait_for_stay_in_training(kind: type[nn.Module]) -> None:
-    layer = kind(5)
-    modes: list[tuple[bool, bool]] = []
-    net = nn.ModuleList([layer, nn.BatchNorm1d(5)])
-
-    def note(x: Tensor) -> Tensor:
-        modes.append((layer.training, net[1].training))
-        return x
-
-    encode_present(note, net, X, torch.zeros(6, dtype=torch.bool))
-    assert modes == [(True, False)]
-    assert (layer.training, net[1].training) == (True, True)
-
-
-def on_one_of_two() -> list[Tensor]:
-    """The first process has four rows, the second none."""
-    net = network()
-    synchronise_batch_norm(net)
-    here = PRESENT if distributed.is_main() else torch.zeros(6, dtype=torch.bool)
-    encode_present(net, net, X.masked_fill(~here[:, None], 0), here).sum().backward()
-    return [*net.buffers(), *(distributed.total_detached(p.grad) for p in net.parameters() if p.grad is not None)]
-
-
-def test_a_process_without_any_keeps_no_other_waiting(two_processes: Processes) -> None:
-    first, second = two_processes.run(on_one_of_two, [()] * 2)
-    assert len(first) == len(second) == 3 + 6
-    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+from mmssl.objectives.presence import content_hash
 
 
 def test_equal_rows_have_equal_numbers_and_others_do_not() -> None:

@@ -11,8 +11,9 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from mmssl.core.batch import Batch, Needs
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction, StepContext
+from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.simclr import SimClrConfig

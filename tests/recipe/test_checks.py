@@ -11,6 +11,8 @@ import pytest
 
 from mmssl.core.errors import RecipeError
 from mmssl.datasets import digit_scenes
+from mmssl.objectives.mae import MaeObjective
+from mmssl.objectives.simclr import SimClrObjective
 from mmssl.recipe.recipe import load_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -93,7 +95,11 @@ def test_views_that_are_compared_with_themselves_may_be_mirrored() -> None:
     build(PICTURES, SLIP, VIEWS, "data.synchronized=[{kind: flip}]")
 
 
-def test_optional_modalities_of_objectives_that_need_every_sample() -> None:
+def test_optional_modalities_of_objectives_that_need_every_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    build(PICTURES, SLIP, VIEWS, "data.optional=[image]")
+    build(MASKED, *MASKED_SMALL, "data.optional=[image]")
+    monkeypatch.setattr(SimClrObjective, "accepts_absent", False)
+    monkeypatch.setattr(MaeObjective, "accepts_absent", False)
     said = refused(PICTURES, SLIP, VIEWS, "data.optional=[image]")
     assert said.startswith(
         "data.optional: got 'image', and objective.objectives.b (SimClrObjective) needs it of every sample"
@@ -155,8 +161,11 @@ def drop(*modalities: str, probability: float = 1.0) -> str:
 @pytest.mark.parametrize(
     "step", ["{kind: plain}", "{kind: accumulated, micro_batches: 2}", "{kind: cached, micro_batches: 2}"]
 )
-def test_modality_dropout_with_objectives_that_need_every_sample(step: str) -> None:
+def test_modality_dropout_with_objectives_that_need_every_sample(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     how = (SLIP, VIEWS, f"step={step}")
+    build(PICTURES, *how, drop("image", "text"))
+    monkeypatch.setattr(SimClrObjective, "accepts_absent", False)
+    monkeypatch.setattr(MaeObjective, "accepts_absent", False)
     said = refused(PICTURES, *how, drop("image", "text"))
     assert said.startswith(
         "data.synchronized[1].modalities: got 'image', and objective.objectives.b (SimClrObjective) needs it of"
@@ -168,6 +177,14 @@ def test_modality_dropout_with_objectives_that_need_every_sample(step: str) -> N
     build(PICTURES, *how, drop("text"))
     build(PICTURES, *how, drop("image", probability=0.0))
     build(PICTURES, f"step={step}", drop("image", "text"))
+
+
+def test_accumulation_where_samples_may_lack_a_modality(shards: str, tmp_path: Path) -> None:
+    small = (*MASKED_SMALL, shards, "save.every=1 steps", "schedule.warmup=0 steps", "log.trackers=[]")
+    step = "step={kind: accumulated, micro_batches: 2}"
+    assemble(MASKED, tmp_path, *small, step)
+    with pytest.raises(RecipeError, match=r"accumulation over 2 .* where samples may lack \['image'\].*kind 'cached'"):
+        assemble(MASKED, tmp_path, *small, step, "data.optional=[image]")
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from mmssl.core.config import Duration
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, RecipeError
 from mmssl.core.evaluator import Evaluator, Score
-from mmssl.core.objective import Latents, LossOutput, StepContext
+from mmssl.core.objective import Latents, LossOutput
 from mmssl.training.beats import Every
 from mmssl.training.checkpoints.read import load_weights, resolve
 from mmssl.training.checkpoints.write import CheckpointStore

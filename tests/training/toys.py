@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.config import Duration
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import EmbeddingModel, Encoder, Features
 from mmssl.core.evaluator import Evaluator, Score
-from mmssl.core.objective import Headline, Latents, Learner, LossOutput, Objective, Reduction, StepContext
+from mmssl.core.objective import Headline, Latents, Learner, LossOutput, Objective, Reduction
 from mmssl.core.sample import Drawn, Fault, Origin
 from mmssl.core.seeding import generator
 from mmssl.training.run import Run, TrainingConfig

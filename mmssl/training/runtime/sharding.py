@@ -22,7 +22,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from mmssl.core.compat import scale_each
-from mmssl.core.distributed import gather_detached, is_main, total_detached, world_size
+from mmssl.core.distributed import gather_detached, is_main, local_shard, total_detached, world_size
 from mmssl.core.encoder import Encoder, Features
 
 # Weights are gathered for the backward pass by hooks on outputs: torch 2.11 finds tensors only in outputs that pytree can open.
@@ -86,11 +86,6 @@ def release(module: nn.Module) -> None:
     """Free gathered weights, also after a forward pass without a backward pass (a teacher's)."""
     for part in sharded(module):
         part.reshard()
-
-
-def local_shard(tensor: Tensor) -> Tensor:
-    """This process' shard of a DTensor (the same memory), or a plain tensor itself. Call it without gradient."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

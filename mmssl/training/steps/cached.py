@@ -21,6 +21,7 @@ from mmssl.core.distributed import rank
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.objective import Latents, Learner, LossOutput
 from mmssl.core.seeding import seed_step
+from mmssl.core.teacher import teachers_in
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.steps.plain import GradientStep, detached, refuse_batch_statistics
 
@@ -77,11 +78,12 @@ class CachedStep(GradientStep):
 
     @contextmanager
     def _remembering(self) -> Iterator[list[_Remembered]]:
-        """Context in which frozen encoders cache their pooled features; encoders in training mode (dropout) do not."""
-        stand_ins = {m: _Remembered(encoder) for m, encoder in self.learner.frozen().items() if not encoder.training}
-        self.learner.stand_ins = stand_ins
+        """Context in which frozen encoders and teachers cache their pooled features; those in training mode (dropout) do not."""
+        frozen = {m: _Remembered(encoder) for m, encoder in self.learner.frozen().items() if not encoder.training}
+        teachers = {m: _Remembered(t.network) for m, t in teachers_in(self.learner.teachers).items()}  # type: ignore[arg-type]
+        self.learner.stand_ins = {"student": frozen, "teacher": teachers}
         try:
-            yield [*stand_ins.values()]
+            yield [*frozen.values(), *teachers.values()]
         finally:
             self.learner.stand_ins = {}
 
@@ -135,7 +137,7 @@ class CachedStep(GradientStep):
 
 
 class _Remembered(Encoder):
-    """A frozen encoder that caches pooled features in the first pass and returns them in the second, in the order of calls.
+    """A frozen encoder or teacher that caches pooled features in the first pass and returns them in the second, in call order.
 
     Calls with `pooled_only` read [B, D] only, so only that is cached. Other calls, and calls with a gradient, run twice.
 

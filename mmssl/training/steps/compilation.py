@@ -11,13 +11,14 @@ from torch import nn
 
 from mmssl.core.compat import compiled_graphs, is_compiled, uncompile
 from mmssl.core.objective import Learner
+from mmssl.core.teacher import teachers_in
 from mmssl.training.runtime.console import say
 
 CompileMode = Literal["off", "default", "max-autotune-no-cudagraphs"]
 
 
 def compile_encoders(learner: Learner, mode: CompileMode, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile each encoder in place; names of parameters stay. The objective, with its collectives, runs as it is.
+    """Compile each encoder and teacher in place; names of parameters stay. The objective, with its collectives, runs as it is.
 
     Sizes that change from batch to batch become variables of one kernel when they change for the first time, and texts are
     trimmed to multiples of a few tokens, so that a run compiles in its first steps and not again. After the first step the number
@@ -31,7 +32,7 @@ def compile_encoders(learner: Learner, mode: CompileMode, backend: str | Callabl
     """
     if mode == "off":
         return
-    for encoder in learner.encoders.values():
+    for encoder in _compilable(learner):
         encoder.compile(mode=mode, backend=backend)
     graphs, breaks = compiled_graphs()
 
@@ -40,7 +41,7 @@ def compile_encoders(learner: Learner, mode: CompileMode, backend: str | Callabl
         graphs_now, breaks_now = compiled_graphs()
         found = {reason: n - breaks.get(reason, 0) for reason, n in breaks_now.items()}
         found = {reason: n for reason, n in found.items() if n > 0}
-        say(f"compiled {len(learner.encoders)} encoders into {graphs_now - graphs} graphs")
+        say(f"compiled {len(_compilable(learner))} encoders into {graphs_now - graphs} graphs")
         for reason, count in found.items():
             say(f"graph broken {count} times: {' '.join(reason.split())}")
 
@@ -49,11 +50,16 @@ def compile_encoders(learner: Learner, mode: CompileMode, backend: str | Callabl
 
 def uncompile_encoders(learner: Learner) -> None:
     """Undo the compilation of encoders: they run eagerly from here on."""
-    for encoder in learner.encoders.values():
+    for encoder in _compilable(learner):
         uncompile(encoder)
 
 
 def eagerly(learner: Learner) -> AbstractContextManager[Any]:
     """Context in which compiled encoders run eagerly: evaluation gives the same scores, compiled or not."""
-    compiled = any(is_compiled(encoder) for encoder in learner.encoders.values())
+    compiled = any(is_compiled(encoder) for encoder in _compilable(learner))
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def _compilable(learner: Learner) -> list[nn.Module]:
+    """Encoders and the networks of their teachers."""
+    return [*learner.encoders.values(), *(t.network for t in teachers_in(learner.teachers).values())]

@@ -8,10 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.core.compat import copy_each, lerp_each
+from mmssl.core.compat import copy_each
 from mmssl.core.config import Config
+from mmssl.core.distributed import local_shard
 from mmssl.core.objective import Learner
-from mmssl.training.runtime.sharding import local_shard
+from mmssl.core.teacher import move_towards, parts_of_teachers
 
 
 class EmaConfig(Config):
@@ -32,7 +33,8 @@ class EmaConfig(Config):
 
 
 class Ema:
-    """Parameters follow by `average = decay * average + (1 - decay) * parameter`; buffers are copied.
+    """Parameters follow by `average = decay * average + (1 - decay) * parameter`; buffers are copied, and teachers, which are
+    averages already.
 
     Attributes:
         module: the averaged learner, in evaluation mode, without gradients.
@@ -50,8 +52,16 @@ class Ema:
     def update(self, learner: Learner) -> None:
         """Update the EMA by one step towards the learner."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-        live: list[Tensor] = [local_shard(parameter.detach()).float() for parameter in learner.parameters()]
-        lerp_each([local_shard(average) for average in self.module.parameters()], live, 1 - decay)
-        buffers = [*self.module.buffers()]
-        copy_each(buffers, [*learner.buffers()])
+        averages, copies = _parts(self.module)
+        live, originals = _parts(learner)
+        move_towards(averages, live, 1 - decay)
+        copy_each(copies, originals)
         self.updates += 1
+
+
+def _parts(learner: Learner) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters that are averaged, and tensors that are copied: buffers, and parameters of teachers."""
+    followers = parts_of_teachers(learner)
+    parameters = [*learner.parameters()]
+    copied = [local_shard(p.detach()) for p in parameters if id(p) in followers] + [*learner.buffers()]
+    return [p for p in parameters if id(p) not in followers], copied

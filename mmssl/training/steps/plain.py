@@ -112,7 +112,7 @@ class GradientStep(ABC):
                 clip_gradients(gradients, self.clip_norm, norms["grad_norm"])
             state.optimizer.step()
             with torch.no_grad():
-                objective.after_update({name: _as_in_criterion(latent) for name, latent in latents.items()}, ctx)
+                state.learner.after_update({name: _as_in_criterion(x) for name, x in latents.items()}, ctx)
         if scaler is not None and not discarded:
             scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
@@ -171,13 +171,20 @@ class AccumulatedStep(GradientStep):
         super().__init__(learner, wrapped, launch, seed, clip_norm)
         # First, because cached gradients, the remedy for coupled objectives, do not help here.
         refuse_batch_statistics(learner, f"accumulation over {micro_batches} micro-batches")
-        reduction = learner.objective.reduction
+        objective = learner.objective
+        reduction = objective.reduction
         if reduction is not Reduction.LOCAL:
             coupled = "negatives" if reduction is Reduction.GATHER else "batch statistics"
             raise RecipeError(
-                f"step: accumulation over {micro_batches} micro-batches is wrong for {type(learner.objective).__name__}: "
+                f"step: accumulation over {micro_batches} micro-batches is wrong for {type(objective).__name__}: "
                 f"its {coupled} would come from one micro-batch, not from the batch; use step kind 'cached' with as many "
                 "micro_batches, which is exact for every objective, or 'plain' with gradient checkpointing in the encoders"
+            )
+        absent = learner.optional & objective.needs().keys()
+        if absent:
+            raise RecipeError(
+                f"step: accumulation over {micro_batches} micro-batches is wrong where samples may lack {sorted(absent)}: the mean "
+                "over those present would be one of each micro-batch; use step kind 'cached', which is exact, or 'plain'"
             )
         self.micro_batches = micro_batches
 

@@ -141,6 +141,7 @@ class TrainState:
             "stream": self.stream.state_dict() if self._position is None else self._position,
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "ema_updates": self.ema.updates if self.ema else None,
+            "evaluated": dict(self.learner.objective.evaluated()),
         }
 
     def load_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.core.batch import Batch, Needs
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import EmbeddingModel, Encoder, EncoderConfig, Features
 from mmssl.core.evaluator import Evaluator, Score
-from mmssl.core.objective import Latents, LossOutput, Objective, Reduction, StepContext
+from mmssl.core.objective import Latents, LossOutput, Objective, Reduction
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.kernel import Entry, Kernel, Operand
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
 from mmssl.data.timeline import Window
 from mmssl.evaluation.common import EvaluatorConfig
-from mmssl.objectives.common import Name, ObjectiveConfig, view_of
+from mmssl.objectives.common import Name, ObjectiveConfig
 
 POINTS = 16
 
@@ -134,8 +135,8 @@ class Small(Objective):
         return {self.modality: {"some": 1}}
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
-        x = view_of(batch, self.modality, "some0")
-        return {"pooled": ctx.encoders[self.modality](x, pooled_only=True).pooled}
+        (features,) = ctx.features(batch, self.modality, ["some0"], pooled_only=True)
+        return {"pooled": features.pooled}
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         return LossOutput({"square": latents["pooled"].square().mean()})

@@ -15,9 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 from mmssl.core import distributed
 from mmssl.core.config import Duration
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import EmbeddingModel, Encoder, Features
 from mmssl.core.errors import RecipeError
-from mmssl.core.objective import Latents, Learner, LossOutput, StepContext
+from mmssl.core.objective import Latents, Learner, LossOutput
+from mmssl.core.teacher import Momentum, Teacher
 from mmssl.encoders.resnet import ResNetConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
@@ -76,17 +78,24 @@ class Residual(nn.Module):
         return x + self.inner(x)
 
 
-class Taught(Match):
-    """Adds a teacher, an average of one encoder, which is one too; encodes each input twice before it goes backward."""
+def momentum(step: int) -> float:
+    return 0.9 + 0.01 * step
 
-    def __init__(self, student: Encoder) -> None:
+
+class Taught(Match):
+    """Adds a teacher of one encoder and one of the head; encodes each input twice before it goes backward."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self.teacher = copy.deepcopy(student).requires_grad_(False)
+        self.teacher_head = Teacher(self.head, momentum)
+
+    def teachers(self) -> dict[str, Momentum]:
+        return {"a": momentum}
 
     def encode(self, batch: Any, ctx: StepContext) -> Latents:
         latents = super().encode(batch, ctx)
-        with torch.no_grad():
-            latents["taught"] = self.teacher(batch["a"]["view0"]).pooled
+        (taught,) = ctx.features(batch, "a", ["view0"], network="teacher", pooled_only=True)
+        latents["taught"] = self.teacher_head(taught.pooled)
         latents["again"] = ctx.encoders["a"](0.5 * batch["a"]["view0"]).pooled
         return latents
 
@@ -95,17 +104,11 @@ class Taught(Match):
         near = self.log_scale * (latents["again"] - latents["taught"]).square().mean()
         return LossOutput({**output.terms, "taught": near}, output.measure)
 
-    def after_update(self, latents: Latents, ctx: StepContext) -> None:
-        super().after_update(latents, ctx)
-        pairs = zip(self.teacher.parameters(), ctx.encoders["a"].parameters(), strict=True)
-        for mine, theirs in pairs:
-            mine.lerp_(theirs.detach(), 0.1)
-
 
 def deep_run(folder: str, total: int, parallel: str, step: str = "plain", **changes: Any) -> Run:
     torch.manual_seed(distributed.rank())  # all processes start from the main one's weights
     encoders = {"a": Deep(), "b": Deep()}
-    learner = Learner(encoders, Taught(encoders["a"]))
+    learner = Learner(encoders, Taught())
     changes = {**CHANGES, **({"step": CACHED} if step == "cached" else {}), **changes}
     if distributed.world_size() > 1:
         changes["parallel"] = parallel
@@ -156,7 +159,7 @@ def test_two_processes_train_as_one(two_processes: Processes, tmp_path: Path, pa
     assert first["far"] == second["far"] == pytest.approx(one["far"], rel=1e-5)
     start = trained(str(tmp_path / "start"), 1)["tensors"]
     moved = [name for name, x in one["tensors"].items() if name.startswith("learner") and not x.equal(start[name])]
-    assert {"learner.objective.log_scale", "learner.objective.teacher.last.weight"} <= {*moved}
+    assert {"learner.objective.log_scale", "learner.teachers.a.network.last.weight"} <= {*moved}
 
 
 WAYS = [("one", "fsdp2"), ("fsdp2", "one"), ("one", "ddp"), ("ddp", "one"), ("ddp", "fsdp2"), ("zero2", "ddp")]

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Features
 from mmssl.core.errors import RecipeError
-from mmssl.core.objective import Latents, Learner, LossOutput, Reduction, StepContext
+from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
 from mmssl.training.run import Run
 from mmssl.training.steps.cached import _Remembered
 from tests.distributed.processes import Processes

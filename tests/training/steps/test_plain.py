@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
+from mmssl.core.context import StepContext
 from mmssl.core.errors import RecipeError
-from mmssl.core.objective import Latents, LossOutput, Reduction, StepContext
+from mmssl.core.objective import Latents, LossOutput, Reduction
 from tests.training.toys import Agree, Drawing, Match, assert_equal, make_batch, make_learner, make_run, tensors
 
 ACCUMULATED = {"kind": "accumulated", "micro_batches": 3}

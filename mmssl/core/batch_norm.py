@@ -31,7 +31,7 @@ class GlobalBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[rows, width] of this process -> [rows, width]. Every process must have the same number of rows.
+        """[rows, width] of this process -> [rows, width]. Processes may have different numbers of rows.
 
         Raises:
             ValueError: one row in all, whose variance is zero.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmssl.heads.batch_norm import GlobalBatchNorm
+from mmssl.core.batch_norm import GlobalBatchNorm
 from tests.distributed.processes import Processes
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.core import distributed
+from mmssl.core.batch_norm import SyncBatchNorm, synchronise_batch_norm
 from mmssl.core.errors import RecipeError
-from mmssl.heads.batch_norm import SyncBatchNorm, synchronise_batch_norm
 from tests.distributed.processes import Processes
 from tests.training.toys import Match, make_learner, make_run, tensors
 

@@ -1,0 +1,75 @@
+"""Teacher: a network that follows another one by an exponential moving average (EMA), without gradient."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.core.compat import copy_each, lerp_each
+from mmssl.core.distributed import local_shard
+
+Momentum = Callable[[int], float]
+"""Share of the teacher that stays at the update of a 0-based step. Equal schedules must compare equal."""
+
+
+@torch.no_grad()
+def move_towards(averages: Iterable[Tensor], live: Iterable[Tensor], share: float) -> None:
+    """Move each average by `share` of the way to its live tensor, in place; both may be shards of equal placement."""
+    ends = [local_shard(tensor.detach()).float() for tensor in live]
+    lerp_each([local_shard(average.detach()) for average in averages], ends, share)
+
+
+class Teacher(nn.Module):
+    """A network that follows its student by theta' <- m theta' + (1 - m) theta after every update of the student.
+
+    Tarvainen and Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780). Always in evaluation mode: dropout, drop
+    path and SpecAugment never act in it, and batch norm uses the running statistics, which are copied from the student like all
+    buffers. It has no gradient. A `Learner` moves every teacher inside it, wherever it stands, after finite steps only.
+
+    Args:
+        student: the network to follow; copied now. It is no submodule: its tensors have one name in a checkpoint.
+        momentum: m by step, in [0, 1].
+
+    Attributes:
+        network: the averaged network.
+    """
+
+    def __init__(self, student: nn.Module, momentum: Momentum) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(student).requires_grad_(False).eval()
+        self.momentum = momentum
+        self._student = (student,)  # in a tuple, so that it is not registered as a submodule
+
+    @property
+    def student(self) -> nn.Module:
+        """The network that is followed."""
+        return self._student[0]
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the averaged network, without gradient."""
+        return self.network(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Do nothing: a teacher stays in evaluation mode."""
+        return self
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move towards the student by the momentum of a 0-based step, and copy its buffers."""
+        move_towards(self.network.parameters(), self.student.parameters(), 1 - self.momentum(step))
+        copy_each([*self.network.buffers()], [*self.student.buffers()])
+
+
+def teachers_in(module: nn.Module) -> dict[str, Teacher]:
+    """Name -> teacher, of all teachers inside a module."""
+    return {name: part for name, part in module.named_modules() if isinstance(part, Teacher)}
+
+
+def parts_of_teachers(module: nn.Module) -> set[int]:
+    """Ids of the parameters of all teachers inside a module."""
+    return {id(parameter) for teacher in teachers_in(module).values() for parameter in teacher.parameters()}
