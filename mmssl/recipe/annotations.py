@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mmssl.core.config import Duration, Entries
+from mmssl.core.schedules import Bounds
 
 NOUNS = {float: "number", int: "integer", str: "string", Path: "path", Duration: "duration", Any: "value"}
 COUNTS = {2: "two", 3: "three", 4: "four"}
@@ -57,7 +58,7 @@ def unwrapped(annotation: Any) -> tuple[Any, list[Any]]:
         return annotation, []
     inner, *outer = get_args(annotation)
     bare, constraints = unwrapped(inner)
-    metadata = [one for item in outer for one in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    metadata = [one for item in outer for one in (item.metadata if isinstance(item, FieldInfo | Bounds) else [item])]
     return bare, [*constraints, *metadata]
 
 

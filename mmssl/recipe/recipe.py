@@ -15,6 +15,7 @@ from mmssl.core.encoder import Encoder
 from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.core.seeding import seeded
 from mmssl.data.modality import Modality
 from mmssl.data.stream.config import DataConfig
@@ -179,8 +180,6 @@ class Recipe(Config):
             )
         needs = learner.objective.needs()
         stream = self.data.build(modalities, needs, batch_size=self.batch_size, seed=self.seed, folder=self.folder)
-        length = {"batch_size": self.batch_size, "epoch_samples": stream.epoch_samples}
-        total_steps = self.duration.steps(**length)
         return self.training.build(
             learner,
             stream,
@@ -189,8 +188,7 @@ class Recipe(Config):
             self.folder,
             self.to_yaml(),
             seed=self.seed,
-            total_steps=total_steps,
-            to_steps=lambda duration: duration.steps(**length, total_steps=total_steps),
+            plan=Plan.of(self.duration, self.batch_size, stream.epoch_samples),
         )
 
 

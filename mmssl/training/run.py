@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,8 @@ from mmssl.core.distributed import world_size
 from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Learner
-from mmssl.core.schedules import ScheduleConfig
+from mmssl.core.plan import Plan
+from mmssl.core.schedules import Bounds, Schedule, ScheduleConfig
 from mmssl.training.beats import BestConfig, EvaluateBeat, Every, SaveBeat
 from mmssl.training.checkpoints.manifest import replace_text
 from mmssl.training.checkpoints.write import CheckpointStore
@@ -30,14 +31,12 @@ from mmssl.training.runtime.lock import RunLock, on_main
 from mmssl.training.steps.cached import CachedStepConfig
 from mmssl.training.steps.compilation import CompileMode, compile_encoders
 from mmssl.training.steps.ema import EmaConfig
-from mmssl.training.steps.optim import OptimizerConfig, rate_factor
+from mmssl.training.steps.optim import OptimizerConfig
 from mmssl.training.steps.plain import AccumulatedStepConfig, GradientStep, PlainStepConfig
 from mmssl.training.steps.prefetch import DeviceStream
 from mmssl.training.steps.resolution import ResolutionStage, build_resolution
 from mmssl.training.steps.state import Stream, TrainState
 
-ToSteps = Callable[[Duration], int]
-"""Turns a duration of this run into steps."""
 StepConfig = Annotated[PlainStepConfig | AccumulatedStepConfig | CachedStepConfig, Field(discriminator="kind")]
 
 
@@ -76,7 +75,7 @@ class TrainingConfig(Config):
 
     Attributes:
         optimizer: how gradients move the weights, and at which peak rate.
-        schedule: learning rate over the run, as a share of the optimizer's peak rate.
+        schedule: learning rate over the run, as a share of the optimizer's peak rate, from 0 to 1.
         step: how the gradient of a batch is computed: at once, or in micro-batches that need less memory.
         ema: exponential moving average of the weights, evaluated and exported; None: none.
         precision: of matrix products in the forward pass (autocast); weights, criterion and updates are float32 always.
@@ -94,7 +93,7 @@ class TrainingConfig(Config):
     """
 
     optimizer: OptimizerConfig
-    schedule: ScheduleConfig = Field(discriminator="kind")
+    schedule: Annotated[ScheduleConfig, Field(discriminator="kind"), Bounds(ge=0, le=1)]
     step: StepConfig = PlainStepConfig()
     ema: EmaConfig | None = None
     precision: Precision = "fp32"
@@ -123,8 +122,7 @@ class TrainingConfig(Config):
         recipe: str,
         *,
         seed: int,
-        total_steps: int,
-        to_steps: ToSteps,
+        plan: Plan,
     ) -> Run:
         """Build a run: learner on its device, optimizer, step, checkpoints and periodic actions.
 
@@ -136,8 +134,7 @@ class TrainingConfig(Config):
             folder: run folder; made when the run starts.
             recipe: the resolved recipe, as YAML, for the checkpoints.
             seed: of the run.
-            total_steps: its length.
-            to_steps: turns durations of this config into steps.
+            plan: its length, batch size and number of samples.
 
         Raises:
             RecipeError: settings that contradict each other.
@@ -155,27 +152,27 @@ class TrainingConfig(Config):
         launch.place(learner)
         ema = self.ema.build(learner) if self.ema is not None else None
         if self.resolution:
-            learner.adapt = build_resolution(self.resolution, learner, to_steps)
+            learner.adapt = build_resolution(self.resolution, learner, plan)
         compile_encoders(learner, self.compile)
         wrapped = launch.wrap(learner)
         if ema is not None:
             launch.split(ema.module)
         on_device = DeviceStream(stream, learner, launch.device)
-        state = TrainState(learner, self.optimizer.build(learner), on_device, total_steps, ema, launch.scaler)
+        state = TrainState(learner, self.optimizer.build(learner), on_device, plan.total_steps, ema, launch.scaler)
         metrics = JsonLines(folder / "metrics.jsonl")
         every = self.save.every
         return Run(
             folder=folder,
             state=state,
             step=self.step.build(learner, wrapped, launch, seed, self.clip_norm),
-            factor=rate_factor(self.schedule, to_steps, total_steps),
-            log=LogBeat(Every(to_steps(self.log.every), self.log.minutes), metrics, launch),
+            rate=plan.schedule(self.schedule, "schedule"),
+            log=LogBeat(Every(plan.steps(self.log.every), self.log.minutes), metrics, launch),
             evaluations=tuple(
-                EvaluateBeat(Every(to_steps(when) if when else None), name, evaluator, metrics, launch, best)
+                EvaluateBeat(Every(plan.steps(when) if when else None), name, evaluator, metrics, launch, best)
                 for name, (evaluator, when) in evaluators.items()
             ),
             save=SaveBeat(
-                Every(to_steps(every) if every is not None else None, self.save.minutes),
+                Every(plan.steps(every) if every is not None else None, self.save.minutes),
                 CheckpointStore(folder, recipe, self.save.keep_last),
             ),
             launch=launch,
@@ -190,7 +187,7 @@ class Run:
     folder: Path
     state: TrainState
     step: GradientStep
-    factor: Callable[[int], float]
+    rate: Schedule
     log: LogBeat
     evaluations: tuple[EvaluateBeat, ...]
     save: SaveBeat
@@ -229,7 +226,7 @@ class Run:
                     train(
                         self.state,
                         self.step,
-                        self.factor,
+                        self.rate,
                         self.log,
                         self.save,
                         self.evaluations,

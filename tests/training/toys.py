@@ -20,6 +20,7 @@ from mmssl.core.context import StepContext
 from mmssl.core.encoder import EmbeddingModel, Encoder, Features
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Headline, Latents, Learner, LossOutput, Objective, Reduction
+from mmssl.core.plan import Plan
 from mmssl.core.sample import Drawn, Fault, Origin
 from mmssl.core.seeding import generator
 from mmssl.training.run import Run, TrainingConfig
@@ -211,10 +212,6 @@ BASE = {
 }
 
 
-def steps(duration: Duration) -> int:
-    return duration.steps(batch_size=8, epoch_samples=80, total_steps=10)
-
-
 def make_config(**changes: Any) -> TrainingConfig:
     """BASE, with entries replaced."""
     return TrainingConfig.model_validate_json(json.dumps({**BASE, **changes}))
@@ -239,8 +236,7 @@ def make_run(
         folder,
         "recipe: toy\n",
         seed=1,
-        total_steps=total,
-        to_steps=steps,
+        plan=Plan(total, batch_size=8, samples=80),
     )
 
 

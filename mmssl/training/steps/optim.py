@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -10,11 +9,10 @@ from pydantic import Field, field_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from mmssl.core.config import Config, Duration
+from mmssl.core.config import Config
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.objective import Learner
-from mmssl.core.schedules import CosineConfig, ScheduleConfig
 
 DecayRule = Literal["open_clip_3", "open_clip_4"]
 PartParameters = dict[str, list[tuple[str, nn.Parameter]]]
@@ -187,28 +185,6 @@ def describe_groups(optimizer: Optimizer) -> str:
         for group in optimizer.param_groups
     ]
     return "\n".join(lines)
-
-
-def rate_factor(
-    schedule: ScheduleConfig, to_steps: Callable[[Duration], int], total_steps: int
-) -> Callable[[int], float]:
-    """The schedule as a function of the 0-based step, with its durations turned into steps.
-
-    Raises:
-        RecipeError: warm-up and cool-down together are longer than the run.
-    """
-    durations = {"warmup": schedule.warmup}
-    if not isinstance(schedule, CosineConfig) and schedule.cooldown is not None:
-        durations["cooldown"] = schedule.cooldown
-    steps = {name: to_steps(duration) for name, duration in durations.items()}
-    if sum(steps.values()) > total_steps:
-        got = " and ".join(f"schedule.{name} '{durations[name]}' ({n} steps)" for name, n in steps.items() if n)
-        raise RecipeError(
-            f"{got}: longer than the run of {total_steps} steps (duration); shorten the schedule or lengthen the run"
-        )
-    if isinstance(schedule, CosineConfig):
-        return lambda step: schedule.factor(step, steps["warmup"], total_steps)
-    return lambda step: schedule.factor(step, steps["warmup"], total_steps, steps.get("cooldown", 0))
 
 
 def set_rate(optimizer: Optimizer, factor: float) -> float:

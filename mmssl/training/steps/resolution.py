@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,10 +13,11 @@ from pydantic import Field
 from torch import Tensor
 
 from mmssl.core.batch import Batch
-from mmssl.core.config import Config, Duration, PositiveDuration
+from mmssl.core.config import Config, PositiveDuration
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 
 
 class ResolutionStage(Config):
@@ -70,9 +71,7 @@ def shrink(x: Tensor, size: int) -> Tensor:
     return small if x.is_floating_point() else small.round().clamp(0, 255).to(x.dtype)
 
 
-def build_resolution(
-    schedule: Mapping[str, Sequence[ResolutionStage]], learner: Learner, to_steps: Callable[[Duration], int]
-) -> Resolution:
+def build_resolution(schedule: Mapping[str, Sequence[ResolutionStage]], learner: Learner, plan: Plan) -> Resolution:
     """Build the resolution schedule in steps, and try each size on its encoder, so that errors show before the run.
 
     Raises:
@@ -89,13 +88,13 @@ def build_resolution(
                 f"{where}: the objective masks tokens of this encoder, at full size only: "
                 "remove the modality from resolution"
             )
-        steps = [to_steps(stage.until) for stage in each]
+        steps = [plan.steps(stage.until) for stage in each]
         if any(a >= b for a, b in pairwise([0, *steps])):
             raise RecipeError(f"{where}: got stages that end after {steps} steps, wanted increasing ends")
-        if steps[-1] > (total := to_steps(Duration("100 percent"))):
+        if steps[-1] > plan.total_steps:
             raise RecipeError(
-                f"{where}: got a stage until '{each[-1].until}' ({steps[-1]} steps), and the run has {total} steps (duration): "
-                "end the stage earlier; '100 percent' trains on small pictures throughout"
+                f"{where}: got a stage until '{each[-1].until}' ({steps[-1]} steps), and the run has {plan.total_steps} steps "
+                "(duration): end the stage earlier; '100 percent' trains on small pictures throughout"
             )
         for stage in each:
             encoder = learner.encoders[modality]

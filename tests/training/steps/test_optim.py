@@ -10,16 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmssl.core.config import Duration
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
-from mmssl.core.schedules import ConstantConfig, CosineConfig
 from mmssl.training.steps.optim import (
     AdamWConfig,
     DecayRule,
     describe_groups,
     is_decayed,
-    rate_factor,
     set_rate,
     trainable_parts,
 )
@@ -179,43 +176,3 @@ def test_options_without_effect_are_refused(frozen: str, options: dict[str, Any]
 def test_configs_refuse_what_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AdamWConfig(**{"lr": 0.1, **wrong})
-
-
-def steps(duration: Duration) -> int:
-    return duration.steps(batch_size=1, epoch_samples=100, total_steps=100)
-
-
-def test_schedules_become_functions_of_the_step() -> None:
-    cosine = rate_factor(CosineConfig(warmup=Duration("10 percent")), steps, 100)
-    assert [cosine(0), cosine(9), cosine(10), cosine(55)] == pytest.approx([0.1, 1, 1, 0.5])
-    constant = rate_factor(ConstantConfig(warmup=Duration("2 steps"), cooldown=Duration("20 steps")), steps, 100)
-    assert [constant(0), constant(50), constant(80), constant(90)] == pytest.approx([0.5, 1, 1, 0.5])
-    assert rate_factor(ConstantConfig(), steps, 100)(99) == 1
-
-
-@pytest.mark.parametrize(
-    ("schedule", "complaint"),
-    [
-        (
-            CosineConfig(warmup=Duration("101 steps")),
-            r"schedule\.warmup '101 steps' \(101 steps\): longer than the run",
-        ),
-        (ConstantConfig(warmup=Duration("2 epochs")), r"schedule\.warmup '2 epochs' \(200 steps\): .* 100 steps \(dur"),
-        (ConstantConfig(cooldown=Duration("101 steps")), r"schedule\.cooldown '101 steps' \(101 steps\): longer"),
-        (
-            ConstantConfig(warmup=Duration("60 steps"), cooldown=Duration("50 percent")),
-            r"warmup '60 steps' \(60 steps\) and schedule\.cooldown '50 percent' \(50 steps\): longer",
-        ),
-    ],
-)
-def test_schedules_that_are_longer_than_the_run_are_refused(
-    schedule: CosineConfig | ConstantConfig, complaint: str
-) -> None:
-    with pytest.raises(RecipeError, match=complaint):
-        rate_factor(schedule, steps, 100)
-
-
-def test_a_schedule_may_fill_the_run() -> None:
-    whole = rate_factor(ConstantConfig(warmup=Duration("50 steps"), cooldown=Duration("50 steps")), steps, 100)
-    assert [whole(49), whole(50), whole(99)] == pytest.approx([1, 1, 0.02])
-    assert rate_factor(CosineConfig(warmup=Duration("100 steps")), steps, 100)(99) == 1

@@ -1,0 +1,51 @@
+"""The plan of a run: its length in steps, batch size and number of training samples, known before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmssl.core.config import Duration
+from mmssl.core.schedules import BaseScheduleConfig, Schedule, Scheduled
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Length of a run and of an epoch, with which durations become steps and values of a recipe schedules.
+
+    Attributes:
+        total_steps: optimizer steps of the run.
+        batch_size: samples of the global batch.
+        samples: samples of one epoch of the training stream; 0: there is no run, see `unknown`.
+    """
+
+    total_steps: int
+    batch_size: int
+    samples: int
+
+    @classmethod
+    def of(cls, duration: Duration, batch_size: int, samples: int) -> Plan:
+        """The plan of a run of this length."""
+        return cls(duration.steps(batch_size=batch_size, epoch_samples=samples), batch_size, samples)
+
+    @classmethod
+    def unknown(cls) -> Plan:
+        """The plan of a model that is loaded or inspected, not trained: one step, and every duration is 0 steps."""
+        return cls(total_steps=1, batch_size=1, samples=0)
+
+    def steps(self, duration: Duration) -> int:
+        """Length of a duration in steps, rounded up."""
+        if self.samples == 0:
+            return 0
+        return duration.steps(batch_size=self.batch_size, epoch_samples=self.samples, total_steps=self.total_steps)
+
+    def schedule(self, value: Scheduled, key: str) -> Schedule:
+        """A value of a recipe as a function of the step.
+
+        Args:
+            value: number, or schedule.
+            key: its path in the recipe, for errors.
+
+        Raises:
+            RecipeError: its durations are longer than the run.
+        """
+        return value.resolve(self, key) if isinstance(value, BaseScheduleConfig) else Schedule.constant(value)
