@@ -82,6 +82,7 @@ Parts = tuple["DataConfig", "Mapping[str, Modality]", "Needs", int]
 
 def _recipe(targets: list[str]) -> Parts | None:
     """Data, modalities, needs and batch size of a recipe; None for shards."""
+    from mmssl.core.plan import Plan
     from mmssl.recipe.shipped import find_recipe
 
     first = Path(targets[0])
@@ -89,7 +90,12 @@ def _recipe(targets: list[str]) -> Parts | None:
         return None
     recipe = find_recipe(targets[0], targets[1:])
     modalities = recipe.build_modalities()
-    return recipe.data, modalities, recipe.build_learner(modalities).objective.needs(), recipe.batch_size
+    return (
+        recipe.data,
+        modalities,
+        recipe.build_learner(modalities, Plan.unknown()).objective.needs(),
+        recipe.batch_size,
+    )
 
 
 def _shards(targets: list[str], size: int) -> Parts:

@@ -13,6 +13,7 @@ import safetensors.torch
 
 from mmssl.core.config import Config
 from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.plan import Plan
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.synchronized.time import TimeCrop
 from mmssl.datasets import digit_scenes, moving_scenes
@@ -171,7 +172,7 @@ def provide_weights(values: dict[str, Any], folder: Path) -> dict[str, dict[str,
         "encoders": {name: {k: v for k, v in e.items() if k != "weights"} for name, e in values["encoders"].items()},
     }
     recipe = validate_text(Recipe, json.dumps(scratch), "scratch")
-    learner = recipe.build_learner(recipe.build_modalities())
+    learner = recipe.build_learner(recipe.build_modalities(), Plan.unknown())
     states = {name: encoder.state_dict() for name, encoder in learner.encoders.items()}
     expected = {}
     for name, encoder in values["encoders"].items():

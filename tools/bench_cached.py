@@ -28,6 +28,7 @@ def measure(kind: str, pairs: int, micro_batch: int, threads: int) -> dict[str, 
     import torch
 
     from mmssl.core.objective import Learner
+    from mmssl.core.plan import Plan
     from mmssl.encoders.text_transformer import TextTransformerConfig
     from mmssl.encoders.vit import VisionTransformerConfig
     from mmssl.objectives.clip import ClipConfig
@@ -45,7 +46,7 @@ def measure(kind: str, pairs: int, micro_batch: int, threads: int) -> dict[str, 
     objective = ClipConfig(
         pairs=(("image", "text"),), views={"image": "crop", "text": "tokens"}, embedding=EMBEDDING, temperature=0.07
     )
-    learner, launch = Learner(encoders, objective.build(encoders)), Launch(device="cpu")
+    learner, launch = Learner(encoders, objective.build(encoders, Plan.unknown())), Launch(device="cpu")
     count = max(2, -(-pairs // micro_batch))
     config = PlainStepConfig() if kind == "plain" else CachedStepConfig(micro_batches=count)
     step = config.build(learner, learner, launch, seed=0, clip_norm=None)

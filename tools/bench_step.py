@@ -28,6 +28,7 @@ from torch import Tensor
 
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.interop.open_clip import encoder_configs, from_open_clip
 from mmssl.objectives.clip import ClipConfig
 from mmssl.training.runtime.launch import Launch
@@ -76,7 +77,7 @@ def our_step(name: str, state: dict[str, Tensor], pictures: Tensor, ids: Tensor,
         embedding=len(tensors["heads"]["text"]),
         temperature=0.07,
     )
-    learner = Learner(encoders, config.build(encoders))
+    learner = Learner(encoders, config.build(encoders, Plan.unknown()))
     for modality, encoder in encoders.items():
         encoder.load_state_dict(tensors[modality])  # type: ignore[literal-required]
         learner.objective.heads()[modality].load_state_dict({"linear.weight": tensors["heads"][modality]})

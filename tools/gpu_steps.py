@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.encoders.text_transformer import TextTransformerConfig, trim_padding
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.clip import ClipConfig
@@ -126,7 +127,7 @@ def our_learner(model: Model) -> Learner:
     }
     views = {"image": "crop", "text": "tokens"}
     objective = ClipConfig(pairs=(("image", "text"),), views=views, embedding=model.embedding, temperature=0.07)
-    return Learner(encoders, objective.build(encoders))
+    return Learner(encoders, objective.build(encoders, Plan.unknown()))
 
 
 def trimmed(batch: Batch) -> Batch:

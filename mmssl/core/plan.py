@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmssl.core.config import Duration
 from mmssl.core.schedules import BaseScheduleConfig, Schedule, Scheduled
@@ -16,11 +16,13 @@ class Plan:
         total_steps: optimizer steps of the run.
         batch_size: samples of the global batch.
         samples: samples of one epoch of the training stream; 0: there is no run, see `unknown`.
+        path: key of the part of the recipe that is built, as "objective"; keys in errors start with it.
     """
 
     total_steps: int
     batch_size: int
     samples: int
+    path: str = ""
 
     @classmethod
     def of(cls, duration: Duration, batch_size: int, samples: int) -> Plan:
@@ -31,6 +33,10 @@ class Plan:
     def unknown(cls) -> Plan:
         """The plan of a model that is loaded or inspected, not trained: one step, and every duration is 0 steps."""
         return cls(total_steps=1, batch_size=1, samples=0)
+
+    def below(self, key: str) -> Plan:
+        """The plan for a part of what is built, which stands at `key` in its config."""
+        return replace(self, path=self._key(key))
 
     def steps(self, duration: Duration) -> int:
         """Length of a duration in steps, rounded up."""
@@ -43,9 +49,14 @@ class Plan:
 
         Args:
             value: number, or schedule.
-            key: its path in the recipe, for errors.
+            key: its name in the config that is built, for errors.
 
         Raises:
             RecipeError: its durations are longer than the run.
         """
-        return value.resolve(self, key) if isinstance(value, BaseScheduleConfig) else Schedule.constant(value)
+        return (
+            value.resolve(self, self._key(key)) if isinstance(value, BaseScheduleConfig) else Schedule.constant(value)
+        )
+
+    def _key(self, key: str) -> str:
+        return f"{self.path}.{key}" if self.path else key

@@ -13,6 +13,7 @@ from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import CentredHeadConfig
 from mmssl.losses.barlow_twins import barlow_twins
@@ -37,7 +38,7 @@ class BarlowTwinsConfig(ObjectiveConfig):
     embedding: int = Field(ge=2)
     head: CentredHeadConfig
 
-    def build(self, encoders: Mapping[str, Encoder]) -> BarlowTwinsObjective:
+    def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> BarlowTwinsObjective:
         """Build the objective for these encoders."""
         head = self.head.build(encoder_of(encoders, self.modality).width, self.embedding, bias_last=False)
         return BarlowTwinsObjective(self.modality, self.view, head, self.redundancy_weight)

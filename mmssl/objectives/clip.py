@@ -17,6 +17,7 @@ from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.plan import Plan
 from mmssl.heads.projection import HeadConfig, LinearProjectionConfig, MLPProjectionConfig
 from mmssl.losses.candidates import over_present
 from mmssl.losses.info_nce import info_nce, info_nce_accuracy
@@ -112,7 +113,7 @@ class ClipConfig(ObjectiveConfig):
             for pair in self.pairs
         )
 
-    def build(self, encoders: Mapping[str, Encoder]) -> ClipObjective:
+    def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> ClipObjective:
         """Build the objective for these encoders."""
         pairs = self.resolved()
         heads = {

@@ -17,6 +17,7 @@ from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import did_you_mean
 from mmssl.core.objective import Latents, Objective
+from mmssl.core.plan import Plan
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """Name of a modality or child: a plain word, because it is part of parameter names, where dots, dashes and slashes separate."""
@@ -26,8 +27,10 @@ class ObjectiveConfig(Config, ABC):
     """Base of objective configs: each adds `kind: Literal[...]` and builds its module."""
 
     @abstractmethod
-    def build(self, encoders: Mapping[str, Encoder]) -> Objective:
+    def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> Objective:
         """Build the objective for these encoders (modality -> encoder); it reads their sizes and does not keep them.
+
+        `plan` turns schedules into functions of the step (`plan.schedule(self.momentum, "momentum")`) and has the sizes of the run.
 
         Raises:
             ValueError: an encoder is missing or unsuitable; says which and what to change.

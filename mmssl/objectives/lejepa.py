@@ -14,6 +14,7 @@ from mmssl.core.batch import Batch, Needs, view_names
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.losses.sigreg import random_directions, sigreg, sigreg_of_collapse, view_invariance
@@ -62,7 +63,7 @@ class LeJepaConfig(ObjectiveConfig):
             )
         return self
 
-    def build(self, encoders: Mapping[str, Encoder]) -> LeJepaObjective:
+    def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> LeJepaObjective:
         """Build the objective for these encoders."""
         head = self.head.build(encoder_of(encoders, self.modality).width, self.embedding)
         kinds = {self.view: self.views} | ({self.local_view: self.local_views} if self.local_view else {})

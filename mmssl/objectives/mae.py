@@ -13,6 +13,7 @@ from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.decoders import MaskedTokenDecoder, MaskedTokenDecoderConfig
 from mmssl.losses.mae import masked_mean_square, normalise_patches, patch_shape, patchify
@@ -41,7 +42,7 @@ class MaeConfig(ObjectiveConfig):
     decoder: MaskedTokenDecoderConfig = MaskedTokenDecoderConfig()
     normalise_targets: bool = True
 
-    def build(self, encoders: Mapping[str, Encoder]) -> MaeObjective:
+    def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> MaeObjective:
         """Build the objective for these encoders.
 
         Raises:

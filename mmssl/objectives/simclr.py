@@ -16,6 +16,7 @@ from mmssl.core.batch_norm import GlobalBatchNorm
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.losses.nt_xent import nt_xent, nt_xent_accuracy
@@ -40,7 +41,7 @@ class SimClrConfig(ObjectiveConfig):
     embedding: int = Field(gt=0)
     head: MLPProjectionConfig
 
-    def build(self, encoders: Mapping[str, Encoder]) -> SimClrObjective:
+    def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> SimClrObjective:
         """Build the objective for these encoders."""
         head = self.head.build(encoder_of(encoders, self.modality).width, self.embedding)
         return SimClrObjective(self.modality, self.view, head, self.temperature)

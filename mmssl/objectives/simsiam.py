@@ -13,6 +13,7 @@ from mmssl.core.batch_norm import GlobalBatchNorm
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.losses.negative_cosine import negative_cosine, spread
@@ -38,7 +39,7 @@ class SimSiamConfig(ObjectiveConfig):
     head: MLPProjectionConfig
     predictor: MLPProjectionConfig
 
-    def build(self, encoders: Mapping[str, Encoder]) -> SimSiamObjective:
+    def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> SimSiamObjective:
         """Build the objective for these encoders."""
         width = encoder_of(encoders, self.modality).width
         head = self.head.build(width, self.embedding, affine_last=False)

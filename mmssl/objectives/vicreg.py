@@ -13,6 +13,7 @@ from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import CentredHeadConfig
 from mmssl.losses.vicreg import COLLAPSED, vicreg
@@ -41,7 +42,7 @@ class VicRegConfig(ObjectiveConfig):
     embedding: int = Field(ge=2)
     head: CentredHeadConfig
 
-    def build(self, encoders: Mapping[str, Encoder]) -> VicRegObjective:
+    def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> VicRegObjective:
         """Build the objective for these encoders."""
         head = self.head.build(encoder_of(encoders, self.modality).width, self.embedding, bias_last=False)
         weights = (self.invariance_weight, self.variance_weight, self.covariance_weight)

@@ -14,6 +14,7 @@ from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.forward import Network
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective
+from mmssl.core.plan import Plan
 from mmssl.core.teacher import Momentum
 from mmssl.objectives.common import Name, ObjectiveConfig
 
@@ -46,9 +47,12 @@ class WeightedConfig(ObjectiveConfig, Generic[Kind]):
     kind: Literal["weighted"] = "weighted"
     objectives: dict[Name, WeightedPart[Kind]] = Field(min_length=1)
 
-    def build(self, encoders: Mapping[str, Encoder]) -> WeightedObjective:
+    def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> WeightedObjective:
         """Build the objective for these encoders."""
-        children = {name: part.objective.build(encoders) for name, part in self.objectives.items()}
+        children = {
+            name: part.objective.build(encoders, plan.below(f"objectives.{name}.objective"))
+            for name, part in self.objectives.items()
+        }
         return WeightedObjective(children, {name: part.weight for name, part in self.objectives.items()})
 
 

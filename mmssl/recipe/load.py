@@ -11,6 +11,7 @@ import torch
 from mmssl.core.encoder import EmbeddingModel, EncoderConfig
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe, saved_recipe
 from mmssl.training.checkpoints.read import load_weights, resolve, step_of
@@ -52,7 +53,7 @@ def load(
     recipe = saved_recipe(checkpoint, [overrides] if isinstance(overrides, str) else overrides)
     from_scratch = {name: _from_scratch(config) for name, config in recipe.encoders.items()}
     learner = recipe.model_copy(update={"encoders": from_scratch, "weights": None}).build_learner(
-        recipe.build_modalities()
+        recipe.build_modalities(), Plan.unknown()
     )
     load_exactly(learner, load_weights(checkpoint, use_ema=ema), checkpoint)
     return _ready(recipe, checkpoint, learner, device)
@@ -90,7 +91,7 @@ def start_of(recipe: Recipe, *, device: str | torch.device = "cpu") -> Model:
     Raises:
         RecipeError, CheckpointError: see `Recipe.build_learner`.
     """
-    return _ready(recipe, None, recipe.build_learner(recipe.build_modalities()), device)
+    return _ready(recipe, None, recipe.build_learner(recipe.build_modalities(), Plan.unknown()), device)
 
 
 def _ready(recipe: Recipe, checkpoint: Path | None, learner: Learner, device: str | torch.device) -> Model:

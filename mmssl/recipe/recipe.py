@@ -114,13 +114,14 @@ class Recipe(Config):
         """Decoders and views, by name."""
         return {name: config.build(name) for name, config in self.modalities.items()}
 
-    def build_learner(self, modalities: Mapping[str, Modality]) -> Learner:
+    def build_learner(self, modalities: Mapping[str, Modality], plan: Plan) -> Learner:
         """Encoders and objective with initial (or loaded) weights: a pure function of the recipe.
 
         The caller's random generators stay as they are.
 
         Args:
             modalities: from `build_modalities`; must make the views that the objective needs.
+            plan: of the run; `Plan.unknown()` for a model that is not trained.
 
         Raises:
             RecipeError: parts that do not fit each other, or that would have no effect.
@@ -142,7 +143,7 @@ class Recipe(Config):
                 raise RecipeError(f"encoders.{name}: {error}") from error
         try:
             with seeded(self.seed, "weights", "objective"):
-                objective = self.objective.build(encoders)
+                objective = self.objective.build(encoders, plan.below("objective"))
             learner = Learner(encoders, objective, optional=optional_modalities(self.data), seed=self.seed)
         except ValueError as error:
             raise RecipeError(f"objective: {error}") from error
@@ -165,21 +166,25 @@ class Recipe(Config):
         Raises:
             RecipeError: parts that do not fit each other. DataError: shards that cannot be used. CheckpointError: `weights`.
         """
+        if self.batch_size % world_size():
+            raise RecipeError(
+                f"batch_size: got {self.batch_size} for {world_size()} processes, wanted a multiple of their number: "
+                "it is the global batch, and every process takes an equal share"
+            )
+        sources = self.data.open()
+        plan = Plan.of(self.duration, self.batch_size, sum(len(source.index) for source in sources))
         modalities = self.build_modalities()
-        learner = self.build_learner(modalities)
+        learner = self.build_learner(modalities, plan)
         check_views(learner, modalities)
         least = learner.objective.least_samples
         if self.batch_size < least:
             raise RecipeError(
                 f"batch_size: got {self.batch_size}, wanted at least {least}: the objective compares the samples of a batch"
             )
-        if self.batch_size % world_size():
-            raise RecipeError(
-                f"batch_size: got {self.batch_size} for {world_size()} processes, wanted a multiple of their number: "
-                "it is the global batch, and every process takes an equal share"
-            )
         needs = learner.objective.needs()
-        stream = self.data.build(modalities, needs, batch_size=self.batch_size, seed=self.seed, folder=self.folder)
+        stream = self.data.stream(
+            sources, modalities, needs, batch_size=self.batch_size, seed=self.seed, folder=self.folder
+        )
         return self.training.build(
             learner,
             stream,
@@ -188,7 +193,7 @@ class Recipe(Config):
             self.folder,
             self.to_yaml(),
             seed=self.seed,
-            plan=Plan.of(self.duration, self.batch_size, stream.epoch_samples),
+            plan=plan,
         )
 
 

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmssl.core import distributed
 from mmssl.core.encoder import freeze
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.core.seeding import seed_step
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.spec_augment import SpecAugmentConfig
@@ -121,7 +122,7 @@ def test_every_kind_of_noise_of_real_encoders_is_replayed(checkpointing: bool) -
         "picture": VisionTransformerConfig(size=8, patch_size=2, patch_dropout=0.5, **shape, **noise).build(),
         "words": TextTransformerConfig(vocab_size=30, context_length=5, **shape, **noise).build(),
     }
-    learner = Learner(encoders, CONFIGS.validate_json(CASES["clip"].config).build(encoders)).double()
+    learner = Learner(encoders, CONFIGS.validate_json(CASES["clip"].config).build(encoders, Plan.unknown())).double()
     learner.case = CASES["clip"]
     ctx, parts = learner.context(STEP, TOTAL), []
     for number, part in enumerate(batch(learner).chunks(3)):
@@ -146,7 +147,7 @@ def test_hidden_parts_of_spectrograms_are_replayed() -> None:
         ).build(),
         "words": TextTransformerConfig(vocab_size=30, context_length=5, width=16, depth=1, heads=2).build(),
     }
-    learner = Learner(encoders, CONFIGS.validate_json(CASES["clip"].config).build(encoders))
+    learner = Learner(encoders, CONFIGS.validate_json(CASES["clip"].config).build(encoders, Plan.unknown()))
     learner.case = CASES["clip"]
     toys = batch(learner)
     sounds = torch.randint(-3000, 3000, (SIZE, 1, 400), dtype=torch.int16, generator=torch.Generator().manual_seed(1))

@@ -26,6 +26,7 @@ import mmssl.objectives
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
+from mmssl.core.plan import Plan
 from mmssl.objectives.barlow_twins import BarlowTwinsConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
@@ -185,7 +186,7 @@ def build(name: str, seed: int = 0, dropout: float = 0.0) -> Learner:
     """A learner in float64 with the encoders that the objective asks for."""
     torch.manual_seed(seed)
     encoders = toys.encoders(dropout)
-    objective = CONFIGS.validate_json(CASES[name].config).build(encoders)
+    objective = CONFIGS.validate_json(CASES[name].config).build(encoders, Plan.unknown())
     needed, absent = {modality: encoders[modality] for modality in objective.needs()}, CASES[name].absent
     learner = Learner(needed, objective, optional=absent).double()
     learner.case = CASES[name]

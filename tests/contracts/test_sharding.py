@@ -13,6 +13,7 @@ from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.encoder import freeze
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.clip import ClipConfig
@@ -73,7 +74,7 @@ def real(checkpointing: bool) -> tuple[Learner, Batch]:
     words[:, 5] = 19
     pictures = torch.randint(0, 256, (SIZE, 3, 16, 16), dtype=torch.uint8)
     whole = Batch({"image": {"crop0": pictures}, "text": {"tokens0": words}}, torch.arange(SIZE))
-    return Learner(encoders, objective.build(encoders)), whole
+    return Learner(encoders, objective.build(encoders, Plan.unknown())), whole
 
 
 def of_a_frozen_encoder(how: str) -> dict[str, Tensor]:

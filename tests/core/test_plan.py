@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mmssl.core.config import Duration
+from mmssl.core.errors import RecipeError
 from mmssl.core.plan import Plan
-from mmssl.core.schedules import Schedule
+from mmssl.core.schedules import LinearConfig, Schedule
 
 
 def test_durations_become_steps_of_the_run() -> None:
@@ -29,3 +30,9 @@ def test_without_a_run_every_duration_is_none() -> None:
 
 def test_a_number_is_a_constant_schedule() -> None:
     assert Plan.unknown().schedule(0.25, "key") == Schedule.constant(0.25)
+
+
+def test_errors_name_the_whole_key() -> None:
+    plan = Plan(10, 1, 10).below("objective").below("objectives.a.objective")
+    with pytest.raises(RecipeError, match=r"^objective\.objectives\.a\.objective\.momentum\.over '11 steps'"):
+        plan.schedule(LinearConfig(start=0.5, final=1.0, over=Duration("11 steps")), "momentum")

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.steps.cached import CachedStep
 from mmssl.training.steps.plain import PlainStep
@@ -85,7 +86,7 @@ def trained(config: str, kind: str, complete: bool, dtype: str) -> list[dict[str
     """Losses, gradients and what stands in the learner after each step."""
     torch.manual_seed(0)
     encoders = toys.encoders()
-    objective = CONFIGS.validate_json(config).build(encoders)
+    objective = CONFIGS.validate_json(config).build(encoders, Plan.unknown())
     learner = Learner({m: encoders[m] for m in objective.needs()}, objective).to(getattr(torch, dtype))
     launch = Launch(device="cpu")
     wrapped = launch.wrap(learner)

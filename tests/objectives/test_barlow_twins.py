@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from mmssl.core.objective import Headline, Learner
+from mmssl.core.plan import Plan
 from mmssl.losses.barlow_twins import barlow_twins
 from mmssl.objectives.barlow_twins import BarlowTwinsConfig, BarlowTwinsObjective
 from tests.contracts import toys
@@ -23,7 +24,9 @@ CONFIG: dict[str, Any] = {
 def build(**changes: Any) -> tuple[Learner, BarlowTwinsObjective]:
     torch.manual_seed(0)
     encoder = toys.Patches()
-    objective = BarlowTwinsConfig.model_validate_json(json.dumps(CONFIG | changes)).build({"picture": encoder})
+    objective = BarlowTwinsConfig.model_validate_json(json.dumps(CONFIG | changes)).build(
+        {"picture": encoder}, Plan.unknown()
+    )
     return Learner({"picture": encoder}, objective), objective
 
 
@@ -93,7 +96,7 @@ def test_config_has_no_default_for_what_must_be_stated(field: str) -> None:
 def test_a_missing_encoder_is_named() -> None:
     config = BarlowTwinsConfig.model_validate_json(json.dumps(CONFIG))
     with pytest.raises(ValueError, match=r"needs an encoder for 'picture', and the recipe has \['words'\]"):
-        config.build({"words": toys.Words()})
+        config.build({"words": toys.Words()}, Plan.unknown())
 
 
 def test_one_sample_is_refused() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.objectives import clip
 from mmssl.objectives.clip import ClipConfig, ClipObjective
 from tests.contracts import toys
@@ -33,7 +34,7 @@ def config(**changes: Any) -> ClipConfig:
 def learner(**changes: Any) -> Learner:
     torch.manual_seed(0)
     encoders = toys.encoders()
-    objective = config(**changes).build(encoders)
+    objective = config(**changes).build(encoders, Plan.unknown())
     return Learner({modality: encoders[modality] for modality in objective.needs()}, objective)
 
 
@@ -151,13 +152,13 @@ def test_other_heads() -> None:
     assert [p.shape[0] for p in heads["words"].parameters()] == [5, 5, 16, 16]
     assert model(toys.batch(4))[1]["words"].shape == (4, 16)
     with pytest.raises(ValueError, match=r"'identity' got an encoder of width 12 for an embedding of 16"):
-        config(embedding=16, heads={"words": {"kind": "identity"}}).build(toys.encoders())
+        config(embedding=16, heads={"words": {"kind": "identity"}}).build(toys.encoders(), Plan.unknown())
 
 
 def test_a_missing_encoder_is_named_at_build() -> None:
     encoders = toys.encoders()
     with pytest.raises(ValueError, match=r"needs an encoder for 'word', .*did you mean 'words'\?"):
-        config(pairs=[["picture", "word"]], views={"picture": "crop", "word": "tokens"}).build(encoders)
+        config(pairs=[["picture", "word"]], views={"picture": "crop", "word": "tokens"}).build(encoders, Plan.unknown())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.objectives.clip import ClipConfig, ClipObjective
 from tests.contracts import toys
 from tests.distributed.processes import WORLD, Processes
@@ -29,7 +30,9 @@ def build(dtype: torch.dtype = torch.float32) -> Learner:
     torch.manual_seed(0)
     encoders = toys.encoders()
     del encoders["sound"]
-    return Learner(encoders, ClipConfig.model_validate_json(json.dumps(CONFIG)).build(encoders)).to(dtype)
+    return Learner(encoders, ClipConfig.model_validate_json(json.dumps(CONFIG)).build(encoders, Plan.unknown())).to(
+        dtype
+    )
 
 
 def features(learner: Learner, part: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,7 +138,7 @@ def test_the_scale_is_clamped_after_the_step_as_in_open_clip(start: float, end: 
 
 def test_the_largest_scale_can_be_set() -> None:
     encoders = toys.encoders()
-    objective = ClipConfig.model_validate_json(json.dumps(CONFIG | {"max_scale": 20.0})).build(encoders)
+    objective = ClipConfig.model_validate_json(json.dumps(CONFIG | {"max_scale": 20.0})).build(encoders, Plan.unknown())
     with torch.no_grad():
         objective.logit_scale["picture-words"].fill_(9.0)
     objective.after_update({}, Learner(encoders, objective).context())

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.core.seeding import fold
 from mmssl.losses.sigreg import random_directions, sigreg, view_invariance
 from mmssl.objectives.lejepa import LeJepaConfig, LeJepaObjective
@@ -25,7 +26,9 @@ LOCAL = {"views": 1, "local_view": "small", "local_views": 2}
 def build(**changes: Any) -> tuple[Learner, LeJepaObjective]:
     torch.manual_seed(0)
     encoder = toys.Patches()
-    objective = LeJepaConfig.model_validate_json(json.dumps(CONFIG | changes)).build({"picture": encoder})
+    objective = LeJepaConfig.model_validate_json(json.dumps(CONFIG | changes)).build(
+        {"picture": encoder}, Plan.unknown()
+    )
     return Learner({"picture": encoder}, objective), objective
 
 
@@ -121,4 +124,4 @@ def test_config_has_no_default_for_what_must_be_stated(field: str) -> None:
 def test_a_missing_encoder_is_named() -> None:
     config = LeJepaConfig.model_validate_json(json.dumps(CONFIG))
     with pytest.raises(ValueError, match=r"needs an encoder for 'picture', and the recipe has \['words'\]"):
-        config.build({"words": toys.Words()})
+        config.build({"words": toys.Words()}, Plan.unknown())

@@ -15,6 +15,7 @@ from transformers import ViTMAEForPreTraining
 from mmssl.core.batch import Batch
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.spectrogram import MelConfig
@@ -31,7 +32,7 @@ CONFIG: dict[str, Any] = {
 def build(encoder: Encoder | None = None, **changes: Any) -> tuple[Learner, MaeObjective]:
     torch.manual_seed(0)
     encoder = encoder or toys.Patches()
-    objective = MaeConfig.model_validate_json(json.dumps(CONFIG | changes)).build({"picture": encoder})
+    objective = MaeConfig.model_validate_json(json.dumps(CONFIG | changes)).build({"picture": encoder}, Plan.unknown())
     return Learner({"picture": encoder}, objective), objective
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmssl.core.batch import Batch
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Learner, LossOutput
+from mmssl.core.plan import Plan
 from mmssl.objectives.clip import ClipConfig, ClipObjective
 from tests.contracts import toys
 
@@ -31,7 +32,7 @@ def learner(pairs: list[Any] = ALL, **options: Any) -> Learner:
     names = {m for pair in pairs for m in (pair["modalities"] if isinstance(pair, dict) else pair)}
     views = {modality: kind for modality, kind in VIEWS.items() if modality in names}
     given = {"pairs": pairs, "views": views, "embedding": 8, "temperature": 0.1} | options
-    objective = ClipConfig.model_validate_json(json.dumps(given)).build(encoders)
+    objective = ClipConfig.model_validate_json(json.dumps(given)).build(encoders, Plan.unknown())
     for number, modality in enumerate(VIEWS):
         if modality in objective.heads():
             torch.manual_seed(number)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from mmssl.core.objective import Learner, Reduction
+from mmssl.core.plan import Plan
 from mmssl.losses.nt_xent import nt_xent
 from mmssl.objectives.simclr import SimClrConfig, SimClrObjective
 from tests.contracts import toys
@@ -24,7 +25,9 @@ CONFIG: dict[str, Any] = {
 def build(**changes: Any) -> tuple[Learner, SimClrObjective]:
     torch.manual_seed(0)
     encoder = toys.Patches()
-    objective = SimClrConfig.model_validate_json(json.dumps(CONFIG | changes)).build({"picture": encoder})
+    objective = SimClrConfig.model_validate_json(json.dumps(CONFIG | changes)).build(
+        {"picture": encoder}, Plan.unknown()
+    )
     return Learner({"picture": encoder}, objective), objective
 
 
@@ -91,4 +94,4 @@ def test_config_has_no_default_for_what_must_be_stated(field: str) -> None:
 def test_a_missing_encoder_is_named() -> None:
     config = SimClrConfig.model_validate_json(json.dumps(CONFIG))
     with pytest.raises(ValueError, match=r"needs an encoder for 'picture', and the recipe has \['words'\]"):
-        config.build({"words": toys.Words()})
+        config.build({"words": toys.Words()}, Plan.unknown())

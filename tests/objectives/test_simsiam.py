@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mmssl.core.objective import Learner, Reduction
+from mmssl.core.plan import Plan
 from mmssl.losses.negative_cosine import spread
 from mmssl.objectives.simsiam import SimSiamConfig, SimSiamObjective
 from tests.contracts import toys
@@ -26,7 +27,9 @@ LOCAL = {"head": {"hidden": 20, "norm": "layer", "norm_last": True}, "predictor"
 def build(**changes: Any) -> tuple[Learner, SimSiamObjective]:
     torch.manual_seed(0)
     encoder = toys.Patches()
-    objective = SimSiamConfig.model_validate_json(json.dumps(CONFIG | changes)).build({"picture": encoder})
+    objective = SimSiamConfig.model_validate_json(json.dumps(CONFIG | changes)).build(
+        {"picture": encoder}, Plan.unknown()
+    )
     return Learner({"picture": encoder}, objective), objective
 
 
@@ -125,4 +128,4 @@ def test_config_has_no_default_for_what_must_be_stated(field: str) -> None:
 def test_a_missing_encoder_is_named() -> None:
     config = SimSiamConfig.model_validate_json(json.dumps(CONFIG))
     with pytest.raises(ValueError, match=r"needs an encoder for 'picture', and the recipe has \['words'\]"):
-        config.build({"words": toys.Words()})
+        config.build({"words": toys.Words()}, Plan.unknown())

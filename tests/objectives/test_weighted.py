@@ -14,6 +14,7 @@ from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction
+from mmssl.core.plan import Plan
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.simclr import SimClrConfig
@@ -143,7 +144,7 @@ def test_two_heads_for_one_modality_are_refused() -> None:
 def build(seed: int = 0) -> Learner:
     torch.manual_seed(seed)
     encoders: dict[str, Encoder] = {"picture": toys.Patches(), "words": toys.Words()}
-    return Learner(encoders, Slip.model_validate_json(SLIP).build(encoders))
+    return Learner(encoders, Slip.model_validate_json(SLIP).build(encoders, Plan.unknown()))
 
 
 def test_slip_is_clip_and_half_of_simclr_on_one_encoder() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mmssl.core.errors import RecipeError
+from mmssl.core.plan import Plan
 from mmssl.datasets import digit_scenes
 from mmssl.objectives.mae import MaeObjective
 from mmssl.objectives.simclr import SimClrObjective
@@ -37,7 +38,7 @@ VIEWS = "modalities.image.views={crop: {kind: resized_crop}, augmented: {kind: s
 
 def build(recipe: Path, *overrides: str) -> None:
     loaded = load_recipe(recipe, list(overrides))
-    loaded.build_learner(loaded.build_modalities())
+    loaded.build_learner(loaded.build_modalities(), Plan.unknown())
 
 
 def refused(recipe: Path, *overrides: str) -> str:
@@ -231,9 +232,11 @@ COMPARING = {
 
 
 @pytest.mark.parametrize("objective", COMPARING)
-def test_a_batch_of_one_sample_that_has_nothing_to_be_compared_with(objective: str, tmp_path: Path) -> None:
+def test_a_batch_of_one_sample_that_has_nothing_to_be_compared_with(
+    objective: str, shards: str, tmp_path: Path
+) -> None:
     with pytest.raises(RecipeError, match="batch_size: got 1, wanted at least 2: the objective compares the samples"):
-        assemble(PICTURES, tmp_path, *COMPARING[objective], "batch_size=1")
+        assemble(PICTURES, tmp_path, *COMPARING[objective], shards, "batch_size=1")
 
 
 def test_a_batch_of_one_sample_for_an_objective_that_compares_none(shards: str, tmp_path: Path) -> None:

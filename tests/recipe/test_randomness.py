@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import mmssl
+from mmssl.core.plan import Plan
 from mmssl.core.seeding import seeded
 from mmssl.recipe.load import start_of
 from tests.pipelines.conftest import World
@@ -56,7 +57,7 @@ def test_initial_weights_are_those_of_the_seed_whatever_generator_an_encoder_dra
 def test_the_seed_of_the_recipe_draws_all_its_initial_weights() -> None:
     def weights(seed: int) -> dict[str, torch.Tensor]:
         recipe = mmssl.find_recipe("quickstart/image_text", [f"seed={seed}"])
-        return dict(recipe.build_learner(recipe.build_modalities()).named_parameters())
+        return dict(recipe.build_learner(recipe.build_modalities(), Plan.unknown()).named_parameters())
 
     first, again, other = weights(0), weights(0), weights(1)
     assert all(torch.equal(x, again[name]) for name, x in first.items())

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from mmssl.core.errors import CheckpointError
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.encoders.frame_video import FrameVideoConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.interop.open_clip import encoder_configs
@@ -35,7 +36,7 @@ def learner(**changes: Any) -> Learner:
         "embedding": MODEL["embed_dim"],
     }  # fmt: skip
     encoders = {"image": image.build(), "text": text.build()}
-    return Learner(encoders, ClipConfig.model_validate(given | changes).build(encoders))
+    return Learner(encoders, ClipConfig.model_validate(given | changes).build(encoders, Plan.unknown()))
 
 
 def checkpoint(folder: Path, **changes: Any) -> Path:
@@ -85,9 +86,11 @@ def test_a_whole_model_starts_from_its_own_towers_where_two_are_alike(tmp_path: 
     }
     recipe = validate_text(Recipe, json.dumps(values), "recipe")
     modalities = recipe.build_modalities()
-    before = recipe.build_learner(modalities).state_dict()
+    before = recipe.build_learner(modalities, Plan.unknown()).state_dict()
     save_file({name: x.contiguous() for name, x in before.items()}, tmp_path / "model.safetensors")
-    other = recipe.model_copy(update={"weights": tmp_path / "model.safetensors", "seed": 1}).build_learner(modalities)
+    other = recipe.model_copy(update={"weights": tmp_path / "model.safetensors", "seed": 1}).build_learner(
+        modalities, Plan.unknown()
+    )
     assert all(torch.equal(x, before[name]) for name, x in other.state_dict().items())
     assert not torch.equal(before["encoders.image.class_embedding"], before["encoders.depth.class_embedding"])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmssl.core.errors import RecipeError
+from mmssl.core.plan import Plan
 from mmssl.recipe.recipe import Recipe, load_recipe
 from mmssl.recipe.validate import validate_text
 
@@ -15,7 +16,7 @@ RECIPE = Path(__file__).parents[2] / "configs/quickstart/image_text.yaml"
 
 def build(operations: str) -> Recipe:
     recipe = load_recipe(RECIPE, [f"data.synchronized={operations}"])
-    recipe.build_learner(recipe.build_modalities())
+    recipe.build_learner(recipe.build_modalities(), Plan.unknown())
     return recipe
 
 

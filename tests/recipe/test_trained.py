@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
+from mmssl.core.plan import Plan
 from mmssl.recipe.load import load, trained
 from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe, load_recipe
@@ -78,10 +79,10 @@ def test_pretraining_builds_the_model_once(world: World, tmp_path: Path) -> None
     build = Recipe.build_learner
 
     def counted(recipe: Recipe, *arguments: object) -> object:
-        built.append(recipe.name)
+        built.append((recipe.name, arguments[1]))
         return build(recipe, *arguments)  # type: ignore[arg-type]
 
     with mock.patch.object(Recipe, "build_learner", counted):
         assert world.pretrain(f"output={tmp_path}", "name=once") == 0
-    assert built == ["once"]
+    assert built == [("once", Plan(total_steps=6, batch_size=16, samples=64))]
     assert "gallery" in (tmp_path / "once/report.html").read_text().lower()

@@ -19,6 +19,7 @@ from mmssl.core.context import StepContext
 from mmssl.core.encoder import EmbeddingModel, Encoder, EncoderConfig, Features
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Latents, LossOutput, Objective, Reduction
+from mmssl.core.plan import Plan
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.kernel import Entry, Kernel, Operand
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
@@ -148,7 +149,7 @@ class SmallConfig(ObjectiveConfig):
     kind: Literal["small"] = "small"
     modality: Name
 
-    def build(self, encoders: Mapping[str, Encoder]) -> Small:
+    def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> Small:
         return Small(self.modality)
 
 

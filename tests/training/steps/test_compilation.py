@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from mmssl.core.batch import Batch
 from mmssl.core.compat import is_compiled
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.encoders.text_transformer import TextTransformerConfig, trim_padding
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.clip import ClipConfig
@@ -41,7 +42,7 @@ def clip(**changes: Any) -> Learner:
     }
     views = {"image": "crop", "text": "tokens"}
     config = ClipConfig(pairs=(("image", "text"),), views=views, embedding=8, temperature=0.07)
-    return Learner(encoders, config.build(encoders)).double()
+    return Learner(encoders, config.build(encoders, Plan.unknown())).double()
 
 
 def batch(longest: int, size: int = 4) -> Batch:

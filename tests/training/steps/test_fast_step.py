@@ -11,6 +11,7 @@ from torch import Tensor
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.encoders import text_transformer
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.transformer import Transformer
@@ -46,7 +47,9 @@ def learner(whole: bool = False) -> Learner:
         "text": TextTransformerConfig(vocab_size=40, context_length=20, **size).build(),
     }
     views = {"image": "crop", "text": "tokens"}
-    objective = ClipConfig(pairs=(("image", "text"),), views=views, embedding=8, temperature=0.07).build(encoders)
+    objective = ClipConfig(pairs=(("image", "text"),), views=views, embedding=8, temperature=0.07).build(
+        encoders, Plan.unknown()
+    )
     if whole:
         encoders = {name: Tokens(encoder) for name, encoder in encoders.items()}
     return Learner(encoders, objective).double().train()

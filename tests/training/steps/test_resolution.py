@@ -15,6 +15,7 @@ from torch import nn
 from mmssl.core.batch import Batch
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.clip import ClipConfig
@@ -57,7 +58,7 @@ def clip() -> Learner:
     }
     views = {"image": "crop", "text": "tokens"}
     config = ClipConfig(pairs=(("image", "text"),), views=views, embedding=4, temperature=0.07)
-    return Learner(encoders, config.build(encoders))
+    return Learner(encoders, config.build(encoders, Plan.unknown()))
 
 
 def run(folder: Path, stream: Stream, **changes: Any) -> Run:
@@ -113,7 +114,7 @@ def test_masked_tokens_are_refused(tmp_path: Path) -> None:
     decoder = {"width": 8, "depth": 1, "heads": 2}
     objective = MaeConfig.model_validate({"modality": "image", "view": "crop", "patch_values": 192, "decoder": decoder})
     with pytest.raises(RecipeError, match=r"resolution\.image: the objective masks tokens"):
-        make_run(tmp_path, learner=Learner(encoders, objective.build(encoders)), resolution=STAGES)
+        make_run(tmp_path, learner=Learner(encoders, objective.build(encoders, Plan.unknown())), resolution=STAGES)
 
 
 def test_other_modalities_and_later_steps_are_left_alone() -> None:
