@@ -99,7 +99,6 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
 def try_out(recipe: Recipe) -> None:
     """Dry run: build the run and take one step on one batch, without writing anything."""
     from mmssl.training.runtime.console import say
-    from mmssl.training.steps.optim import describe_groups
 
     # Starting an audit would delete the file of an earlier run.
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"audit": None})})
@@ -112,7 +111,7 @@ def try_out(recipe: Recipe) -> None:
             count = sum(p.numel() for p in encoder.parameters())
             trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
             say(f"encoder {name}: {type(encoder).__name__}, {count:,} parameters, {trained:,} trained")
-        say(describe_groups(state.optimizer))
+        say(built.updates.describe(state.optimizer))
         state.learner.train()
         batch = next(iter(state.stream))
         for modality, views in batch.views.items():

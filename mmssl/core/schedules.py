@@ -21,6 +21,8 @@ from mmssl.core.errors import RecipeError
 if TYPE_CHECKING:
     from mmssl.core.plan import Plan
 
+NUMBER = "[number]"
+"""What stands in the locations of pydantic's errors for a value that is no schedule."""
 Curve = Literal["power", "cosine", "exponential"]
 
 
@@ -201,8 +203,8 @@ ScheduleConfig = ConstantConfig | LinearConfig | CosineConfig | ExponentialConfi
 
 
 def _tag(value: Any) -> str | None:
-    """The kind of a schedule, as a mapping or built; "number" for everything else."""
-    return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", "number")
+    """The kind of a schedule, as a mapping or built; `NUMBER` for everything else."""
+    return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", NUMBER)
 
 
 def _stated(value: float | ScheduleConfig) -> float | ScheduleConfig:
@@ -219,7 +221,7 @@ def _stated(value: float | ScheduleConfig) -> float | ScheduleConfig:
 
 
 Scheduled = Annotated[
-    Annotated[float, Tag("number")]
+    Annotated[float, Tag(NUMBER)]
     | Annotated[ConstantConfig, Tag("constant")]
     | Annotated[LinearConfig, Tag("linear")]
     | Annotated[CosineConfig, Tag("cosine")]

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from mmssl.core.config import Config
 from mmssl.core.errors import RecipeError, did_you_mean
+from mmssl.core.schedules import NUMBER
 from mmssl.recipe.annotations import configs_of, field_annotation, item_types, kinds_of, options, wanted
 from mmssl.recipe.flat import document_keys, flat_fields, nest_keys
 from mmssl.recipe.strict_yaml import Document, KeyPath, override, parse, shortened
@@ -73,11 +74,11 @@ def _deepest(config: type[Config], value: Any, errors: Sequence[ErrorDetails]) -
 
 
 def _user_path(config: type[Config], value: Any, error: ErrorDetails) -> KeyPath:
-    """The error's location without names of flat fields, and without the union tags and `[key]` marks that pydantic puts in it."""
+    """The error's location without names of flat fields, and without the union tags and marks that pydantic puts in it."""
     location = error["loc"]
     path: list[str | int] = []
     for part in location[1:] if location and location[0] in flat_fields(config) else location:
-        if part == "[key]":
+        if part in ("[key]", NUMBER):
             continue
         if isinstance(value, dict):
             if part not in value and value.get("kind") == part:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
@@ -16,7 +16,7 @@ from mmssl.training.log import LogBeat
 from mmssl.training.runtime.console import ProgressBar, say, show_counts
 from mmssl.training.runtime.jsonl import JsonLines
 from mmssl.training.runtime.signals import HANDLED, StopSignals
-from mmssl.training.steps.optim import set_rate
+from mmssl.training.steps.optim import UpdateSchedule
 from mmssl.training.steps.plain import GradientStep, StepReport
 from mmssl.training.steps.state import TrainState
 
@@ -24,7 +24,7 @@ from mmssl.training.steps.state import TrainState
 def train(
     state: TrainState,
     step: GradientStep,
-    factor: Callable[[int], float],
+    updates: UpdateSchedule,
     log: LogBeat,
     save: SaveBeat,
     evaluations: Sequence[EvaluateBeat],
@@ -36,7 +36,7 @@ def train(
     Args:
         state: moves; its stream gives batches on the device.
         step: computes and applies gradients.
-        factor: the schedule: multiplier of the peak rate at a 0-based step.
+        updates: learning rate and weight decay at each step.
         log, save, evaluations: periodic actions, in this order: a step is saved before its evaluation, which may take long;
             a resumed run evaluates it if that is still missing.
         bad_batches: file for the sample keys of batches with a non-finite loss or gradient.
@@ -60,7 +60,7 @@ def train(
             started = time.monotonic()
             batch, missing = stop.next_batch(batches, batch)
             fetched = time.monotonic()
-            set_rate(state.optimizer, factor(state.step))
+            updates.apply(state.optimizer, state.step)
             votes = [*stop.votes(), *(beat.every.wish() for beat in (log, save, *evaluations))]
             report = _step(step, state, batch, votes, missing)
             number = stop.agreed(report.votes[: len(HANDLED)])

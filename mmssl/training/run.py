@@ -17,7 +17,7 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
-from mmssl.core.schedules import Bounds, Schedule, ScheduleConfig
+from mmssl.core.schedules import Bounds, ScheduleConfig
 from mmssl.training.beats import BestConfig, EvaluateBeat, Every, SaveBeat
 from mmssl.training.checkpoints.manifest import replace_text
 from mmssl.training.checkpoints.write import CheckpointStore
@@ -31,7 +31,7 @@ from mmssl.training.runtime.lock import RunLock, on_main
 from mmssl.training.steps.cached import CachedStepConfig
 from mmssl.training.steps.compilation import CompileMode, compile_encoders
 from mmssl.training.steps.ema import EmaConfig
-from mmssl.training.steps.optim import OptimizerConfig
+from mmssl.training.steps.optim import OptimizerUnion, UpdateSchedule
 from mmssl.training.steps.plain import AccumulatedStepConfig, GradientStep, PlainStepConfig
 from mmssl.training.steps.prefetch import DeviceStream
 from mmssl.training.steps.resolution import ResolutionStage, build_resolution
@@ -74,8 +74,8 @@ class TrainingConfig(Config):
     """Training settings: optimizer, schedule, precision, parallel mode, checkpoints and logs.
 
     Attributes:
-        optimizer: how gradients move the weights, and at which peak rate.
         schedule: learning rate over the run, as a share of the optimizer's peak rate, from 0 to 1.
+        optimizer: how gradients move the weights, and at which peak rate.
         step: how the gradient of a batch is computed: at once, or in micro-batches that need less memory.
         ema: exponential moving average of the weights, evaluated and exported; None: none.
         precision: of matrix products in the forward pass (autocast); weights, criterion and updates are float32 always.
@@ -92,8 +92,8 @@ class TrainingConfig(Config):
         max_bad_steps: number of steps in a row with a non-finite loss or gradient (skipped) after which the run ends.
     """
 
-    optimizer: OptimizerConfig
     schedule: Annotated[ScheduleConfig, Field(discriminator="kind"), Bounds(ge=0, le=1)]
+    optimizer: OptimizerUnion
     step: StepConfig = PlainStepConfig()
     ema: EmaConfig | None = None
     precision: Precision = "fp32"
@@ -165,7 +165,10 @@ class TrainingConfig(Config):
             folder=folder,
             state=state,
             step=self.step.build(learner, wrapped, launch, seed, self.clip_norm),
-            rate=plan.schedule(self.schedule, "schedule"),
+            updates=UpdateSchedule(
+                plan.schedule(self.schedule, "schedule"),
+                plan.schedule(self.optimizer.weight_decay, "optimizer.weight_decay"),
+            ),
             log=LogBeat(Every(plan.steps(self.log.every), self.log.minutes), metrics, launch),
             evaluations=tuple(
                 EvaluateBeat(Every(plan.steps(when) if when else None), name, evaluator, metrics, launch, best)
@@ -187,7 +190,7 @@ class Run:
     folder: Path
     state: TrainState
     step: GradientStep
-    rate: Schedule
+    updates: UpdateSchedule
     log: LogBeat
     evaluations: tuple[EvaluateBeat, ...]
     save: SaveBeat
@@ -226,7 +229,7 @@ class Run:
                     train(
                         self.state,
                         self.step,
-                        self.rate,
+                        self.updates,
                         self.log,
                         self.save,
                         self.evaluations,

@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from mmssl.core.config import LOW_HIGH, Config, Duration
 from mmssl.core.errors import RecipeError
+from mmssl.core.schedules import Bounds, Scheduled
 from mmssl.recipe.annotations import field_annotation, options, unwrapped
 from mmssl.recipe.describe import registered
 from mmssl.recipe.recipe import Recipe
@@ -42,6 +43,7 @@ class Toy(Config):
     names: tuple[str, ...] | str = "all"
     tiles: bool | Annotated[int, Field(ge=1)] | None = None
     share: float = Field(default=0.5, gt=0, lt=1)
+    rate: Annotated[Scheduled, Bounds(ge=0)] = 0.5
     extents: dict[str, tuple[int, int]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -52,6 +54,9 @@ class Toy(Config):
 
 
 GOOD = "name: x\nlength: 3 epochs\nshapes:\n  a: {kind: square, side: 2}\n"
+
+
+VALUE = "a mapping with kind 'constant', 'linear', 'cosine' or 'exponential', or a number, at least 0"
 
 
 def mistakes(text: str, *overrides: str) -> list[str]:
@@ -79,7 +84,7 @@ def test_all_mistakes_at_once() -> None:
     assert "toy.yaml:1: name: got 3, wanted a valid string" in joined
     assert (
         "toy.yaml:2: lenght: unknown key, did you mean 'length'?; allowed here: colour, extents, length, mode, "
-        "name, names, numbers, one, range, shapes, share, some, tiles" in joined
+        "name, names, numbers, one, range, rate, shapes, share, some, tiles" in joined
     )
     assert "toy.yaml:1: length: missing; wanted a duration, as '2000 steps'" in joined
     assert "toy.yaml:3: mode: got \"fats\", did you mean 'fast'?; allowed: 'fast' or 'slow'" in joined
@@ -149,6 +154,27 @@ def test_lists_of_fixed_length_are_described(override: str, sentence: str) -> No
 )
 def test_a_value_that_fits_none_of_several_types_is_one_mistake(override: str, sentence: str) -> None:
     assert mistakes(GOOD, override) == ["toy.yaml: 1 mistake", f"override {override!r}: {sentence}"]
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("-1", "rate: got -1, wanted at least 0"),
+        ("null", f"rate: got null, wanted {VALUE}"),
+        ("fast", f'rate: got "fast", wanted {VALUE}'),
+        ("{kind: cosine, start: 1, final: a}", 'rate.final: got "a", wanted a valid number'),
+        ("{kind: cosine, start: 1, final: -1}", "rate: got final -1, wanted at least 0"),
+        (
+            "{kind: cosine, start: 1, finl: 0}",
+            "rate.finl: unknown key, did you mean 'final'?; allowed here: final, kind, ",
+        ),
+        ("{start: 1}", "rate: missing its `kind`; allowed: 'constant', 'cosine', 'exponential', 'linear'"),
+        ("{kind: linear, start: 1}", "rate: got a schedule of kind 'linear' without final, wanted start and final"),
+    ],
+)
+def test_a_value_is_a_number_or_a_schedule(value: str, sentence: str) -> None:
+    (_, line) = mistakes(GOOD, f"rate={value}")
+    assert f": {sentence}" in line
 
 
 def test_what_is_missing_names_its_type_and_choices() -> None:

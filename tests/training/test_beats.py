@@ -71,7 +71,7 @@ def test_what_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         "skipped_steps", "skipped/undecodable", "notes/turn: no_handle", "samples_per_second", "data_wait",
     }  # fmt: skip
     assert (last["samples"], last["skipped/undecodable"], last["skipped_steps"]) == (80, 3, 0)
-    assert last["lr"] == pytest.approx(0.01 * run.rate(9))
+    assert last["lr"] == pytest.approx(0.01 * run.updates.rate(9))
     assert last["samples_per_second"] > 0
     assert 0 < last["data_wait"] < 1
     said = capsys.readouterr().err

@@ -48,6 +48,26 @@ def finish(folder: Path, **changes: Any) -> Run:
     return run
 
 
+DECAY = {"kind": "linear", "start": 0.0, "final": 0.1}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"kind": "adamw", "lr": 0.01, "weight_decay": DECAY},
+    "sgd": {"kind": "sgd", "lr": 0.1, "weight_decay": DECAY},
+    "lars": {"kind": "lars", "lr": 0.1, "trust": 0.1, "weight_decay": DECAY},
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resume_is_bit_exact_with_every_optimizer(tmp_path: Path, optimizer: str) -> None:
+    whole = finish(tmp_path / "whole", optimizer=OPTIMIZERS[optimizer])
+    with pytest.raises(StopError):
+        finish(tmp_path / "cut", stream=CutStream(6), optimizer=OPTIMIZERS[optimizer])
+    resumed = finish(tmp_path / "cut", learner=make_learner(seed=99), optimizer=OPTIMIZERS[optimizer])
+    assert_equal(tensors(resumed), tensors(whole))
+    assert any(name.startswith("optimizer.") for name in tensors(whole))
+    assert resumed.state.optimizer.param_groups[0]["weight_decay"] == pytest.approx(0.09)
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("cut", [4, 6, 9])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume_is_bit_exact(tmp_path: Path, cut: int, precision: str) -> None:

@@ -1,103 +1,54 @@
-"""The optimizer (AdamW), its parameter groups, and the learning rate of each step."""
+"""The optimizer (AdamW, SGD or LARS) over the parameter groups of a learner, and its rate and weight decay at each step."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
-from torch import nn
+from pydantic import Field, field_validator, model_validator
 from torch.optim import Optimizer
 
 from mmssl.core.config import Config
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
+from mmssl.core.schedules import Bounds, Schedule, Scheduled
+from mmssl.training.steps.groups import DecayRule, is_decayed, trainable_parts
+from mmssl.training.steps.lars import Lars
 
-DecayRule = Literal["open_clip_3", "open_clip_4"]
-PartParameters = dict[str, list[tuple[str, nn.Parameter]]]
-
-# What open_clip 4 excludes beside the dimension rule: tokens and lookup tables.
-_NEVER_DECAYED = (
-    "positional_embedding",
-    "class_embedding",
-    "cls_emb",
-    "pos_embed",
-    "cls_token",
-    "reg_token",
-    "dist_token",
-    "mask_token",
-    "position_embedding.weight",
-    "position_embeddings.weight",
-    "token_type_embeddings.weight",
-    "embed_positions.weight",
-    "relative_attention_bias.weight",
-    "relative_position_bias_table",
-)
+WeightDecay = Annotated[Scheduled, Bounds(ge=0)]
 
 
-def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule) -> bool:
-    """Whether weight decay applies to a parameter.
-
-    Args:
-        name: within its encoder or objective, without the prefix that the learner adds.
-        parameter: the parameter.
-        rule: "open_clip_3": neither vectors and scalars nor names that hold "bn", "ln", "bias" or "logit_scale"; position
-            embeddings are decayed. "open_clip_4": neither vectors and scalars nor tokens and position tables.
-    """
-    if rule == "open_clip_3":
-        return not (parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale")))
-    return not (parameter.ndim < 2 or any(name == end or name.endswith(f".{end}") for end in _NEVER_DECAYED))
-
-
-def trainable_parts(learner: Learner) -> PartParameters:
-    """Trainable parameters by part: one for each encoder, named by its modality, and "objective".
-
-    A shared parameter belongs to the first part.
-    """
-    modules: dict[str, nn.Module] = {**dict(learner.encoders.items()), "objective": learner.objective}
-    found: PartParameters = {part: [] for part in modules}
-    seen: set[int] = set()
-    for part, module in modules.items():
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad and id(parameter) not in seen:
-                seen.add(id(parameter))
-                found[part].append((name, parameter))
-    return found
-
-
-class AdamWConfig(Config):
-    """AdamW (Loshchilov and Hutter 2019) with open_clip's defaults for vision transformers.
+class OptimizerConfig(Config, ABC):
+    """Base of optimizers: rate, weight decay, and which parameters have another rate or no decay.
 
     Attributes:
         lr: peak rate.
-        betas: decay rates of the running means of the gradient and of its square.
-        eps: added to the denominator of an update.
-        weight_decay: decoupled weight decay, times the rate, of the parameters that `decay_rule` takes.
+        weight_decay: weight decay of the parameters that `decay_rule` takes; a number, or a schedule.
         decay_rule: which parameters are decayed: "open_clip_3": neither vectors and scalars nor names that hold "bn", "ln", "bias"
-            or "logit_scale"; "open_clip_4": neither vectors and scalars nor tokens and position tables.
+            or "logit_scale"; "open_clip_4": neither vectors and scalars nor tokens and position tables; "all": every parameter.
         layer_decay: rate of a layer group over that of the next one towards the output; the last group of each encoder and
             the objective have the full rate (BEiT, Bao et al. 2021).
         encoder_lr: modality -> multiplier of the rate of its encoder.
-        fused: one kernel for the whole update; faster, equal up to rounding.
     """
 
-    kind: Literal["adamw"] = "adamw"
+    kind: str
     lr: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = Field(default=1e-6, gt=0)
-    weight_decay: float = Field(default=0.2, ge=0)
+    weight_decay: WeightDecay = 0.0
     decay_rule: DecayRule = "open_clip_3"
     layer_decay: float | None = Field(default=None, gt=0, lt=1)
     encoder_lr: dict[str, float] = Field(default_factory=dict)
-    fused: bool = True
 
-    @field_validator("betas")
-    @classmethod
-    def _betas_are_fractions(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"got betas {list(betas)}, wanted two numbers from 0 to below 1")
-        return betas
+    @abstractmethod
+    def build(self, learner: Learner) -> Optimizer:
+        """The optimizer over `groups`.
+
+        Raises:
+            RecipeError: see `check`.
+        """
 
     @field_validator("encoder_lr")
     @classmethod
@@ -130,29 +81,31 @@ class AdamWConfig(Config):
                     f"optimizer.encoder_lr.{name} has no effect: that encoder is frozen; remove one of the two"
                 )
 
-    def build(self, learner: Learner) -> Optimizer:
-        """The optimizer over the learner's trainable parameters, in named groups.
+    def groups(self, learner: Learner) -> list[dict[str, Any]]:
+        """Named parameter groups of the learner's trainable parameters, as `Optimizer` takes them.
 
-        Each group holds "name", "lr_scale" (rate relative to the peak), "param_names" and what AdamW wants.
+        Each holds "name", "params" with names, "lr_scale" (rate relative to the peak), "decayed" (whether weight decay applies to
+        it) and "weight_decay", which `UpdateSchedule` changes.
 
         Raises:
             RecipeError: see `check`.
         """
         self.check(learner)
+        start = Plan.unknown().schedule(self.weight_decay, "weight_decay").start
         groups: dict[str, dict[str, Any]] = {}
         for part, named in trainable_parts(learner).items():
             scales = self._scales(part, learner)
             for name, parameter in named:
                 scale, decayed = scales.get(id(parameter), 1.0), is_decayed(name, parameter, self.decay_rule)
                 label = f"{part}/{'decay' if decayed else 'no_decay'}" + (f"/x{scale:.6g}" if scale != 1 else "")
-                decay = self.weight_decay if decayed else 0.0
-                group = groups.setdefault(
-                    label, {"name": label, "lr_scale": scale, "weight_decay": decay, "params": []}
-                )
-                group["params"].append((f"{part}.{name}", parameter))
-        return torch.optim.AdamW(
-            list(groups.values()), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=0.0, fused=self.fused
-        )
+                group = {
+                    "name": label,
+                    "lr_scale": scale,
+                    "decayed": decayed,
+                    "weight_decay": start if decayed else 0.0,
+                }
+                groups.setdefault(label, {**group, "params": []})["params"].append((f"{part}.{name}", parameter))
+        return list(groups.values())
 
     def _scales(self, part: str, learner: Learner) -> dict[int, float]:
         """id of a parameter -> its rate relative to the peak; 1 if missing."""
@@ -174,22 +127,121 @@ class AdamWConfig(Config):
         return scales
 
 
-OptimizerConfig = AdamWConfig
+class AdamWConfig(OptimizerConfig):
+    """AdamW (Loshchilov and Hutter 2019) with open_clip's defaults for vision transformers.
+
+    Attributes:
+        weight_decay: decoupled weight decay, times the rate, of the parameters that `decay_rule` takes; a number, or a schedule.
+        betas: decay rates of the running means of the gradient and of its square.
+        eps: added to the denominator of an update.
+        fused: one kernel for the whole update; faster, equal up to rounding.
+    """
+
+    kind: Literal["adamw"] = "adamw"
+    weight_decay: WeightDecay = 0.2
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(default=1e-6, gt=0)
+    fused: bool = True
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_are_fractions(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"got betas {list(betas)}, wanted two numbers from 0 to below 1")
+        return betas
+
+    def build(self, learner: Learner) -> Optimizer:
+        """See the base."""
+        return torch.optim.AdamW(
+            self.groups(learner), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=0.0, fused=self.fused
+        )
 
 
-def describe_groups(optimizer: Optimizer) -> str:
-    """One line for each parameter group, for the log."""
-    lines = [
-        f"{group['name']}: {len(group['params'])} tensors, {sum(p.numel() for p in group['params']):,} parameters, "
-        f"peak lr {optimizer.defaults['lr'] * group['lr_scale']:.3g}, weight decay {group['weight_decay']:g}"
-        for group in optimizer.param_groups
-    ]
-    return "\n".join(lines)
+class SgdConfig(OptimizerConfig):
+    """Stochastic gradient descent with momentum (`torch.optim.SGD`).
+
+    Attributes:
+        weight_decay: weight decay, added to the gradient, of the parameters that `decay_rule` takes; a number, or a schedule.
+        momentum: share of the last update that is added to the gradient.
+        nesterov: look one step of the momentum ahead (Nesterov).
+    """
+
+    kind: Literal["sgd"] = "sgd"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> SgdConfig:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError(
+                "nesterov: got true without momentum, where it has no effect: set `momentum`, or remove it"
+            )
+        return self
+
+    def build(self, learner: Learner) -> Optimizer:
+        """See the base."""
+        return torch.optim.SGD(self.groups(learner), lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
-def set_rate(optimizer: Optimizer, factor: float) -> float:
-    """Set each group's rate to peak * factor * lr_scale; returns peak * factor."""
-    rate = float(optimizer.defaults["lr"]) * factor
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
-    return rate
+class LarsConfig(OptimizerConfig):
+    """LARS (You et al. 2017), for large batches of networks with batch normalisation; see `Lars`.
+
+    Parameters that `decay_rule` does not take are neither decayed nor scaled by norms: vectors, biases, normalisation.
+
+    Attributes:
+        weight_decay: weight decay, added to the gradient, of the parameters that `decay_rule` takes; a number, or a schedule.
+        momentum: share of the last update that is kept.
+        trust: norm of an update with rate 1, as a share of the norm of the tensor.
+        vector_lr: multiplier of the rate of the parameters that `decay_rule` does not take. Barlow Twins: 0.024.
+    """
+
+    kind: Literal["lars"] = "lars"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    trust: float = Field(default=0.001, gt=0)
+    vector_lr: float = Field(default=1.0, gt=0)
+
+    def build(self, learner: Learner) -> Optimizer:
+        """See the base."""
+        groups = [
+            {
+                **group,
+                "adapted": group["decayed"],
+                "lr_scale": group["lr_scale"] * (1 if group["decayed"] else self.vector_lr),
+            }
+            for group in self.groups(learner)
+        ]
+        return Lars(groups, self.lr, self.momentum, self.trust)
+
+
+OptimizerUnion = Annotated[AdamWConfig | SgdConfig | LarsConfig, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class UpdateSchedule:
+    """Learning rate and weight decay of an optimizer at each step.
+
+    Attributes:
+        rate: learning rate as a share of the peak.
+        weight_decay: weight decay of the groups that are decayed.
+    """
+
+    rate: Schedule
+    weight_decay: Schedule
+
+    def apply(self, optimizer: Optimizer, step: int) -> None:
+        """Set each group's rate to peak * rate * "lr_scale", and its weight decay, for a 0-based step."""
+        rate = float(optimizer.defaults["lr"]) * self.rate(step)
+        decay = self.weight_decay(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+            group["weight_decay"] = decay if group["decayed"] else 0.0
+
+    def describe(self, optimizer: Optimizer) -> str:
+        """One line for each parameter group, for the log."""
+        lines = [
+            f"{group['name']}: {len(group['params'])} tensors, {sum(p.numel() for p in group['params']):,} parameters, "
+            f"peak lr {optimizer.defaults['lr'] * group['lr_scale']:.3g}, "
+            f"weight decay {self.weight_decay if group['decayed'] else 0}"
+            for group in optimizer.param_groups
+        ]
+        return "\n".join(lines)

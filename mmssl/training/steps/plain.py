@@ -21,7 +21,7 @@ from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
 from mmssl.core.seeding import seed_step
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.runtime.sharding import clip_gradients, gradient_norm
-from mmssl.training.steps.optim import trainable_parts
+from mmssl.training.steps.groups import trainable_parts
 from mmssl.training.steps.state import TrainState
 
 

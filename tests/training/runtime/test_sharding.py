@@ -32,7 +32,12 @@ from tests.training.toys import WIDTH, Distance, Match, assert_equal, make_run
 
 CACHED = {"kind": "cached", "micro_batches": 3}
 # Adam divides by the root of what may be next to nothing; with this epsilon rounding stays rounding.
-CHANGES: dict[str, Any] = {"optimizer": {"kind": "adamw", "lr": 0.01, "eps": 1e-3}, "schedule": {"kind": "constant"}}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"kind": "adamw", "lr": 0.01, "eps": 1e-3},
+    "sgd": {"kind": "sgd", "lr": 0.1, "weight_decay": 0.01},
+    "lars": {"kind": "lars", "lr": 0.1, "trust": 0.1, "weight_decay": 0.01},
+}
+CHANGES: dict[str, Any] = {"optimizer": OPTIMIZERS["adamw"], "schedule": {"kind": "constant"}}
 
 
 class Deep(Encoder):
@@ -127,8 +132,10 @@ def tensors(run: Run) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in found.items()}
 
 
-def trained(folder: str, total: int, parallel: str = "ddp", step: str = "plain") -> dict[str, Any]:
-    run = deep_run(folder, total, parallel, step)
+def trained(
+    folder: str, total: int, parallel: str = "ddp", step: str = "plain", optimizer: str = "adamw"
+) -> dict[str, Any]:
+    run = deep_run(folder, total, parallel, step, optimizer=OPTIMIZERS[optimizer])
     run.train()
     learner = run.state.learner
     split = [name for name, p in learner.named_parameters() if isinstance(p, DTensor)]
@@ -160,6 +167,27 @@ def test_two_processes_train_as_one(two_processes: Processes, tmp_path: Path, pa
     start = trained(str(tmp_path / "start"), 1)["tensors"]
     moved = [name for name, x in one["tensors"].items() if name.startswith("learner") and not x.equal(start[name])]
     assert {"learner.objective.log_scale", "learner.teachers.a.network.last.weight"} <= {*moved}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_two_processes_train_as_one_with_every_optimizer(
+    two_processes: Processes, tmp_path: Path, optimizer: str
+) -> None:
+    one = trained(str(tmp_path / "one"), 4, optimizer=optimizer)
+    first, _ = two_processes.run(trained, [(str(tmp_path / "two"), 4, "fsdp2", "plain", optimizer)] * 2)
+    assert first["split"]
+    assert_close(first["tensors"], one["tensors"])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_moments_of_every_optimizer_go_from_many_processes_to_one(
+    two_processes: Processes, tmp_path: Path, optimizer: str
+) -> None:
+    two_processes.run(trained, [(str(tmp_path / "moved"), 3, "fsdp2", "plain", optimizer)] * 2)
+    through = trained(str(tmp_path / "through"), 5, optimizer=optimizer)
+    assert_close(trained(str(tmp_path / "moved"), 5, optimizer=optimizer)["tensors"], through["tensors"])
+    again = two_processes.run(trained, [(str(tmp_path / "moved"), 5, "fsdp2", "plain", optimizer)] * 2)[0]
+    assert_close(again["tensors"], through["tensors"])
 
 
 WAYS = [("one", "fsdp2"), ("fsdp2", "one"), ("one", "ddp"), ("ddp", "one"), ("ddp", "fsdp2"), ("zero2", "ddp")]

@@ -12,15 +12,14 @@ from torch import nn
 
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
-from mmssl.training.steps.optim import (
-    AdamWConfig,
-    DecayRule,
-    describe_groups,
-    is_decayed,
-    set_rate,
-    trainable_parts,
-)
+from mmssl.core.plan import Plan
+from mmssl.core.schedules import Schedule
+from mmssl.training.steps.groups import DecayRule, is_decayed, trainable_parts
+from mmssl.training.steps.lars import Lars
+from mmssl.training.steps.optim import AdamWConfig, LarsConfig, SgdConfig, UpdateSchedule
 from tests.training.toys import Agree, Tower, make_learner
+
+CONSTANT = Schedule.constant(1.0)
 
 
 def config(**options: Any) -> AdamWConfig:
@@ -118,9 +117,9 @@ def test_every_trainable_parameter_is_in_one_group() -> None:
     ]  # fmt: skip
     options = {(group["betas"], group["eps"], group["fused"]) for group in optimizer.param_groups}
     assert options == {((0.9, 0.98), 1e-6, True)}
-    assert describe_groups(optimizer).splitlines()[0] == (
-        "a/decay: 2 tensors, 72 parameters, peak lr 0.01, weight decay 0.2"
-    )
+    lines = UpdateSchedule(CONSTANT, Schedule(0.04, 0.4, stop=10)).describe(optimizer).splitlines()
+    assert lines[0] == "a/decay: 2 tensors, 72 parameters, peak lr 0.01, weight decay 0.04 to 0.4"
+    assert lines[1] == "a/no_decay: 3 tensors, 18 parameters, peak lr 0.01, weight decay 0"
     assert sum(len(named) for named in trainable_parts(learner).values()) == 11
 
 
@@ -138,7 +137,7 @@ def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 def test_layer_decay_and_multipliers_set_the_rate_of_each_parameter() -> None:
     optimizer = config(layer_decay=0.5, encoder_lr={"b": 0.1}).build(make_learner())
-    assert set_rate(optimizer, 0.8) == pytest.approx(0.008)
+    UpdateSchedule(Schedule.constant(0.8), Schedule.constant(0.2)).apply(optimizer, 0)
     found = rates(optimizer)
     expected = {"a.first.weight": 0.002, "a.norm.bias": 0.004, "a.last.weight": 0.008, "b.first.bias": 0.0002,
                 "b.last.weight": 0.0008, "objective.head.weight": 0.008, "objective.log_scale": 0.008}  # fmt: skip
@@ -171,8 +170,43 @@ def test_options_without_effect_are_refused(frozen: str, options: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"encoder_lr": {"a": 0.0}}, {"betas": (0.9, 1.0)}, {"layer_decay": 1.0}, {"lr": 0.0}]
+    "wrong",
+    [{"encoder_lr": {"a": 0.0}}, {"betas": (0.9, 1.0)}, {"layer_decay": 1.0}, {"lr": 0.0}, {"weight_decay": -0.1}],
 )
 def test_configs_refuse_what_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AdamWConfig(**{"lr": 0.1, **wrong})
+
+
+def test_nesterov_without_momentum_is_refused() -> None:
+    with pytest.raises(ValueError, match="nesterov: got true without momentum"):
+        SgdConfig(lr=0.1, momentum=0.0, nesterov=True)
+
+
+def test_weight_decay_follows_its_schedule_where_it_applies() -> None:
+    config = AdamWConfig(lr=0.1, weight_decay={"kind": "cosine", "start": 0.04, "final": 0.4})  # type: ignore[arg-type]
+    optimizer = config.build(make_learner())
+    plan = Plan(10, batch_size=1, samples=10)
+    updates = UpdateSchedule(CONSTANT, plan.schedule(config.weight_decay, "optimizer.weight_decay"))
+    for step, decay in ((0, 0.04), (5, 0.22), (10, 0.4)):
+        updates.apply(optimizer, step)
+        found = {group["decayed"]: group["weight_decay"] for group in optimizer.param_groups}
+        assert found == pytest.approx({True: decay, False: 0.0})
+
+
+def test_sgd_is_that_of_torch_over_the_same_groups() -> None:
+    config = SgdConfig(lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.05, decay_rule="all")
+    optimizer = config.build(make_learner())
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert [group["name"] for group in optimizer.param_groups] == ["a/decay", "b/decay", "objective/decay"]
+    options = {(g["momentum"], g["nesterov"], g["weight_decay"], g["dampening"]) for g in optimizer.param_groups}
+    assert options == {(0.8, True, 0.05, 0)}
+
+
+def test_lars_scales_what_is_decayed_and_vectors_have_their_own_rate() -> None:
+    optimizer = LarsConfig(lr=0.5, trust=0.02, vector_lr=0.1, weight_decay=1e-6).build(make_learner())
+    assert isinstance(optimizer, Lars)
+    assert optimizer.defaults["trust"] == 0.02
+    UpdateSchedule(CONSTANT, Schedule.constant(1e-6)).apply(optimizer, 0)
+    found = {(g["decayed"], g["adapted"], g["weight_decay"], round(g["lr"], 9)) for g in optimizer.param_groups}
+    assert found == {(True, True, 1e-6, 0.5), (False, False, 0.0, 0.05)}
