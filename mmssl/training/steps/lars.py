@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from mmssl.core.distributed import total_detached
-from mmssl.training.runtime.sharding import local_shard
+from mmssl.core.distributed import local_shard, total_detached
 
 
 class Lars(Optimizer):
