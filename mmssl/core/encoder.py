@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ class Features:
         pooled: [B, D], one vector a sample, before any head.
         tokens: [B, T, D] or None, content tokens in reading order, without class or other prefix tokens.
         grid: shape that the T tokens had before flattening, e.g. (rows, columns); None if tokens were dropped or have none.
-        hidden: block outputs [B, T', D] where an encoder was built to give them.
+        hidden: K tensors [B, T, D] or None, the outputs of the last K blocks from early to late, each after its residual sum and
+            before the final norm. Row i of each belongs to the token that is row i of `tokens`.
     """
 
     pooled: Tensor
@@ -42,7 +43,9 @@ class Encoder(nn.Module, ABC):
     Attributes:
         width: D, the size of `pooled` and of each token.
         grid: shape of the token grid of a full-size input; None if there are no tokens.
-        capabilities: subset of {"tokens", "mask_drop", "mask_replace"}: gives tokens; accepts `keep`; accepts `replace`.
+        depth: number of blocks whose outputs `hidden` may ask for; 0 without the capability "hidden".
+        capabilities: subset of {"tokens", "mask_drop", "mask_replace", "hidden"}: gives tokens; accepts `keep`; accepts `replace`;
+            gives the outputs of its last blocks.
         token_ids: token ids that a text encoder accepts; None: it takes no ids.
         trim: cuts padding that influences no row off the end of a raw view [B, T]. Called before the view moves to a device,
             because reading its values there would synchronise; None: views are not trimmed.
@@ -51,9 +54,11 @@ class Encoder(nn.Module, ABC):
     TOKENS: ClassVar[str] = "tokens"
     MASK_DROP: ClassVar[str] = "mask_drop"
     MASK_REPLACE: ClassVar[str] = "mask_replace"
+    HIDDEN: ClassVar[str] = "hidden"
 
     width: int
     grid: tuple[int, ...] | None = None
+    depth: int = 0
     capabilities: frozenset[str] = frozenset()
     token_ids: TokenIds | None = None
     trim: Callable[[Tensor], Tensor] | None = None
@@ -72,6 +77,7 @@ class Encoder(nn.Module, ABC):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """Encode raw views.
@@ -85,9 +91,24 @@ class Encoder(nn.Module, ABC):
                 position embedding, before the first block. Needs the capability "mask_drop".
             replace: (mask [B, T] bool, value broadcastable to [B, T, D]): embedded content tokens under the mask are replaced
                 by the value before the position embedding is added. Needs the capability "mask_replace".
-            pooled_only: the caller reads only `pooled`: an encoder may skip work that only `tokens` need (the same `pooled` up to
-                rounding; `tokens` may be None). Every encoder accepts it; some ignore it.
+            hidden: K, number of last blocks whose outputs are returned as `Features.hidden`. Needs the capability "hidden".
+            pooled_only: the caller reads only `pooled`, and `hidden` if it asks for that: an encoder may skip work that only
+                `tokens` need (the same `pooled` up to rounding; `tokens` may be None). Every encoder accepts it; some ignore it.
+
+        Raises:
+            ValueError: `hidden` is above `depth`.
         """
+
+    @final
+    def check_hidden(self, hidden: int) -> None:
+        """Refuse a number of hidden layers that this encoder cannot return; `forward` calls it first.
+
+        Raises:
+            ValueError: `hidden` is negative or above `depth`.
+        """
+        if not 0 <= hidden <= self.depth:
+            wanted = f"0 to {self.depth}, the depth of" if self.depth else "0: there are no hidden layers in"
+            raise ValueError(f"hidden: got {hidden}, wanted {wanted} {type(self).__name__}")
 
     @abstractmethod
     def layers(self) -> list[list[nn.Parameter]]:

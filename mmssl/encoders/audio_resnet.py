@@ -70,14 +70,16 @@ class AudioResNet(Stages):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`. Several windows of a sound [B, n, C, samples] give the mean of their pooled features, no tokens.
 
         Raises:
-            ValueError: masks are given, or `x` is not audio.
+            ValueError: masks or hidden layers are asked for, or `x` is not audio.
         """
         refuse_masks(self, keep, replace)
+        self.check_hidden(hidden)
         if x.ndim == 4:
             return encode_windows(self, x)
         return self.encode(self._spectrograms(x, augment=self.training))

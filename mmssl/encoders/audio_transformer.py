@@ -32,7 +32,6 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
         pool: "cls" takes the class token, "mean" the mean of the patch tokens.
         class_token: whether a learned class token goes first.
         layer_scale: initial factor of each residual branch (LayerScale); None: no such factor.
-        hidden: number of last block outputs that are returned as `Features.hidden`.
     """
 
     kind: Literal["audio_transformer"] = "audio_transformer"
@@ -43,7 +42,6 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
     pool: Literal["cls", "mean"] = "cls"
     class_token: bool = True
     layer_scale: float | None = None
-    hidden: int = Field(default=0, ge=0)
 
     @property
     def rate(self) -> int:
@@ -59,8 +57,6 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
     def _fits(self) -> Self:
         if self.pool == "cls" and not self.class_token:
             raise ValueError("got pool: cls and class_token: false, wanted a class token to pool; use pool: mean")
-        if self.hidden > self.depth:
-            raise ValueError(f"hidden: got {self.hidden}, wanted at most the depth {self.depth}")
         return self
 
     def build(self) -> AudioTransformer:
@@ -85,16 +81,15 @@ class AudioTransformer(Encoder):
     the ends that do not fill a patch are ignored.
     """
 
-    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE})
+    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN})
     grid: Grid
 
     def __init__(self, config: AudioTransformerConfig) -> None:
         super().__init__()
-        self.width = config.width
+        self.width, self.depth = config.width, config.depth
         self.patch_size = config.patch_size
         self.stride = config.stride or config.patch_size
         self.pool = config.pool
-        self.hidden = config.hidden
         self.front_end = config.front_end.build()
         samples = round(config.front_end.settings.rate * config.seconds)
         self.grid = self._grid(self.front_end.mels, self.front_end.length(samples))
@@ -116,14 +111,16 @@ class AudioTransformer(Encoder):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`. Several windows of a sound [B, n, C, samples] give the mean of their pooled features, no tokens.
 
         Raises:
-            ValueError: `x` is not audio, or is too short for one patch.
+            ValueError: `x` is not audio or too short for one patch, or `hidden` is above the depth.
         """
-        if x.ndim == 4 and keep is None and replace is None:
+        self.check_hidden(hidden)
+        if x.ndim == 4 and keep is None and replace is None and not hidden:
             return encode_windows(self, x)
         x = self.front_end(x, augment=self.training)
         grid = self._grid(x.shape[2], x.shape[3])
@@ -137,14 +134,15 @@ class AudioTransformer(Encoder):
             x = torch.take_along_dim(x, keep[..., None], dim=1)
         if self.class_embedding is not None:
             x = torch.cat([(self.class_embedding + positions[0]).expand(x.shape[0], 1, -1), x], dim=1)
-        if pooled_only and self.pool == "cls" and not self.hidden:
+        if pooled_only and self.pool == "cls" and not hidden:
             x, _ = self.blocks(x, pick=0)
             return Features(self.norm_post(x)[:, 0])
-        x, hidden = self.blocks(x, hidden=self.hidden)
+        x, states = self.blocks(x, hidden=hidden)
         x = self.norm_post(x)
         tokens = x[:, self.prefix :]
         pooled = x[:, 0] if self.pool == "cls" else tokens.mean(1)
-        return Features(pooled, tokens, grid if keep is None else None, hidden if self.hidden else None)
+        states = tuple(state[:, self.prefix :] for state in states)
+        return Features(pooled, tokens, grid if keep is None else None, states or None)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Layer groups: embeddings; each block; the final norm."""

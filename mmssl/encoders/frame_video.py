@@ -80,8 +80,6 @@ class FrameVideo(Encoder):
     patches. An `image` without a trainable parameter stays in evaluation mode.
     """
 
-    capabilities = frozenset({Encoder.TOKENS})
-
     def __init__(self, config: FrameVideoConfig) -> None:
         super().__init__()
         self.image: Encoder = config.image.build()
@@ -103,6 +101,10 @@ class FrameVideo(Encoder):
             if config.positions == "learned":
                 self.time_embedding = nn.Parameter(self.width**-0.5 * torch.randn(config.frames, self.width))
             self.norm = nn.LayerNorm(self.width)
+            self.depth = config.depth
+        elif self.patches:
+            self.depth = self.image.depth
+        self.capabilities = frozenset({Encoder.TOKENS, *([Encoder.HIDDEN] if self.depth else [])})
 
     def prepare(self, x: Tensor) -> Tensor:
         """uint8, or float in [0, 1], [B, T, 3, H, W] or [B, 3, H, W] -> the image encoder's normalised input [B, T, 3, H, W]."""
@@ -116,28 +118,33 @@ class FrameVideo(Encoder):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`.
 
         Raises:
-            ValueError: masks are given, or `x` is neither clips nor images.
+            ValueError: masks are given, `hidden` is above the depth, or `x` is neither clips nor images.
         """
+        self.check_hidden(hidden)
         refuse_masks(self, keep, replace)
         x = as_frames(x)
         batch, frames = x.shape[:2]
         only = pooled_only or not self.patches
-        each: Features = self.image(x.flatten(0, 1), pooled_only=only)
+        each: Features = self.image(x.flatten(0, 1), hidden=hidden if self.patches else 0, pooled_only=only)
         tokens = each.pooled.reshape(batch, frames, -1)  # [B, T, D]
+        states: tuple[Tensor, ...] = ()
         if self.time is not None and self.norm is not None:
-            tokens = self.norm(self.time(tokens + self._positions(frames, tokens))[0])
+            tokens, states = self.time(tokens + self._positions(frames, tokens), hidden=hidden)
+            tokens = self.norm(tokens)
         pooled = tokens.mean(1)
         if not self.patches:
-            return Features(pooled, tokens, (frames,))
+            return Features(pooled, tokens, (frames,), states or None)
+        states = tuple(state.reshape(batch, -1, self.width) for state in each.hidden or ())
         if each.tokens is None:
-            return Features(pooled)
+            return Features(pooled, hidden=states or None)
         patches = each.tokens.reshape(batch, -1, self.width)
-        return Features(pooled, patches, None if each.grid is None else (frames, *each.grid))
+        return Features(pooled, patches, None if each.grid is None else (frames, *each.grid), states or None)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Layer groups: those of the image encoder; then time positions with the first block over time, other blocks, the norm."""

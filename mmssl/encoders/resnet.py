@@ -252,14 +252,16 @@ class ResNet(Stages):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`. H and W are multiples of the total stride.
 
         Raises:
-            ValueError: masks are given, or `x` is not images of such a size.
+            ValueError: masks or hidden layers are asked for, or `x` is not images of such a size.
         """
         refuse_masks(self, keep, replace)
+        self.check_hidden(hidden)
         x = self.prepare(x)
         if x.shape[2] % self.stride or x.shape[3] % self.stride:
             raise ValueError(

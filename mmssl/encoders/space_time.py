@@ -30,7 +30,6 @@ class SpaceTimeConfig(TransformerConfig):
         patch_size: pixels of a side of a tubelet; divides `size`.
         tubelet: frames of a tubelet; divides `frames`.
         attention: "divided" (over time, then over space) or "joint".
-        hidden: number of last block outputs that are returned as `Features.hidden`.
         mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
     """
 
@@ -40,7 +39,6 @@ class SpaceTimeConfig(TransformerConfig):
     patch_size: int = Field(default=16, gt=0)
     tubelet: int = Field(default=2, gt=0)
     attention: Literal["divided", "joint"] = "divided"
-    hidden: int = Field(default=0, ge=0)
     mean: Channels = OPENAI_MEAN
     std: Channels = OPENAI_STD
 
@@ -50,8 +48,6 @@ class SpaceTimeConfig(TransformerConfig):
             raise ValueError(f"size: got {self.size}, wanted a multiple of patch_size {self.patch_size}")
         if self.frames % self.tubelet:
             raise ValueError(f"frames: got {self.frames}, wanted a multiple of tubelet {self.tubelet}")
-        if self.hidden > self.depth:
-            raise ValueError(f"hidden: got {self.hidden}, wanted at most the depth {self.depth}")
         return self
 
     def build(self) -> SpaceTime:
@@ -100,14 +96,14 @@ class SpaceTime(Encoder):
     are full. Positions are the sum of a table for space and one for time.
     """
 
-    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE})
+    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN})
     grid: tuple[int, int, int]
 
     def __init__(self, config: SpaceTimeConfig) -> None:
         super().__init__()
-        self.width = config.width
+        self.width, self.depth = config.width, config.depth
         self.tubelet, self.patch_size = config.tubelet, config.patch_size
-        self.hidden, self.checkpointing = config.hidden, config.checkpointing
+        self.checkpointing = config.checkpointing
         side = config.size // config.patch_size
         self.grid = (config.frames // config.tubelet, side, side)
         self.pixels = Pixels(config.mean, config.std)
@@ -142,13 +138,15 @@ class SpaceTime(Encoder):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`. H and W are multiples of the patch size.
 
         Raises:
-            ValueError: `x` is neither clips nor images, or patches do not tile it.
+            ValueError: `x` is neither clips nor images, patches do not tile it, or `hidden` is above the depth.
         """
+        self.check_hidden(hidden)
         x, grid = self._tubelets(self.prepare(x))
         if replace is not None:
             mask, value = replace
@@ -158,17 +156,17 @@ class SpaceTime(Encoder):
         if keep is not None:
             x = torch.take_along_dim(x, keep[..., None], dim=1)
             places = torch.stack([keep // (grid[1] * grid[2]), keep % (grid[1] * grid[2])], dim=2)
-        hidden = []
+        states = []
         for number, block in enumerate(self.blocks):
             arguments = (x, grid[0], places) if self.divided else (x,)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x = block(*arguments)
-            if number >= len(self.blocks) - self.hidden:
-                hidden.append(x)
+            if number >= self.depth - hidden:
+                states.append(x)
         x = self.norm_post(x)
-        return Features(x.mean(1), x, grid if keep is None else None, tuple(hidden) if self.hidden else None)
+        return Features(x.mean(1), x, grid if keep is None else None, tuple(states) or None)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Layer groups: embeddings; each block; the final norm."""

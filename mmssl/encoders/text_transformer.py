@@ -94,20 +94,20 @@ def trim_padding(ids: Tensor) -> Tensor:
 
 
 class TextTransformer(Encoder):
-    """CLIP's text transformer: token ids [B, T] -> pooled [B, D] and tokens [B, T, D], after the final norm; zero at padding.
+    """CLIP's text transformer: token ids [B, T] -> pooled [B, D] and tokens [B, T, D], after the final norm.
 
     A text ends at its largest id (CLIP's end-of-text id, whose first occurrence counts). All ids after it are padding and have no
-    influence, so the padding id may be any smaller one. Every parameter gets a gradient from `pooled`, except rows of the
-    embedding tables that the batch does not use.
+    influence, so the padding id may be any smaller one; tokens and hidden layers are zero there. Every parameter gets a gradient
+    from `pooled`, except rows of the embedding tables that the batch does not use.
     """
 
-    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_REPLACE})
+    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_REPLACE, Encoder.HIDDEN})
     grid: tuple[int]
     trim = staticmethod(trim_padding)
 
     def __init__(self, config: TextTransformerConfig) -> None:
         super().__init__()
-        self.width = config.width
+        self.width, self.depth = config.width, config.depth
         self.grid = (config.context_length,)
         self.token_ids = TokenIds(config.context_length, config.vocab_size)
         self.pool = config.pool
@@ -144,6 +144,7 @@ class TextTransformer(Encoder):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`.
@@ -153,8 +154,9 @@ class TextTransformer(Encoder):
         tokens by their places.
 
         Raises:
-            ValueError: `keep` is given, or `x` is not token ids (see `prepare`).
+            ValueError: `keep` is given, `hidden` is above the depth, or `x` is not token ids (see `prepare`).
         """
+        self.check_hidden(hidden)
         if keep is not None:
             raise ValueError(
                 "got keep, and a text transformer cannot drop tokens (no capability mask_drop); use replace instead"
@@ -164,10 +166,10 @@ class TextTransformer(Encoder):
             ids = mask_tokens(ids, self.keep_tokens, self.masking)
         end = ids.argmax(dim=1)  # [B], position of the end-of-text id
         if _on_cpu(ids):
-            return self._packed(ids, Packing.of(end + 1), replace, pooled_only)
-        return self._padded(ids, end, replace, pooled_only)
+            return self._packed(ids, Packing.of(end + 1), replace, hidden, pooled_only)
+        return self._padded(ids, end, replace, hidden, pooled_only)
 
-    def _packed(self, ids: Tensor, packing: Packing, replace: Replace, pooled_only: bool) -> Features:
+    def _packed(self, ids: Tensor, packing: Packing, replace: Replace, hidden: int, pooled_only: bool) -> Features:
         places = torch.arange(packing.real.shape[1], device=ids.device).expand_as(packing.real)[packing.real]
         x = self.token_embedding(packing.pack(ids))  # [N, D]
         if replace is not None:
@@ -176,31 +178,34 @@ class TextTransformer(Encoder):
             x = torch.where(packing.pack(mask)[:, None], packing.pack(value), x)
         # Not `positional_embedding[places]`: on a CPU its gradient is summed by atomic additions, in random order.
         x = x + F.embedding(places, self.positional_embedding)
-        if pooled_only and self.pool == "eot":
+        if pooled_only and self.pool == "eot" and not hidden:
             x, _ = self.blocks(x, packing=packing, pick=packing.last)
             return Features(packing.restore(self.norm_final(x)))
-        x, _ = self.blocks(x, packing=packing)
+        x, states = self.blocks(x, packing=packing, hidden=hidden)
+        states = tuple(packing.unpack(state, ids.shape[1]) for state in states)
         x = self.norm_final(x)
         pooled = packing.restore(x[packing.last] if self.pool == "eot" else packing.means(x))
-        return Features(pooled) if pooled_only else Features(pooled, packing.unpack(x, ids.shape[1]), (ids.shape[1],))
+        if pooled_only:
+            return Features(pooled, hidden=states or None)
+        return Features(pooled, packing.unpack(x, ids.shape[1]), (ids.shape[1],), states or None)
 
-    def _padded(self, ids: Tensor, end: Tensor, replace: Replace, pooled_only: bool) -> Features:
+    def _padded(self, ids: Tensor, end: Tensor, replace: Replace, hidden: int, pooled_only: bool) -> Features:
         x = self.token_embedding(ids)  # [B, T, D]
         if replace is not None:
-            hidden, value = replace
-            x = torch.where(hidden[..., None], value.to(x.dtype), x)
+            masked, value = replace
+            x = torch.where(masked[..., None], value.to(x.dtype), x)
         x = x + self.positional_embedding[: ids.shape[1]]
         real = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]  # [B, T]
         # Causal attention of real tokens never reaches padding; bidirectional attention needs a mask.
         mask = None if self.causal else real[:, None, None, :]
-        if pooled_only and self.pool == "eot":
+        if pooled_only and self.pool == "eot" and not hidden:
             x, _ = self.blocks(x, mask, pick=end)
             return Features(self.norm_final(x)[:, 0])
-        x, _ = self.blocks(x, mask)
-        x = self.norm_final(x) * real[..., None]
+        x, states = self.blocks(x, mask, hidden=hidden)
+        x, states = self.norm_final(x) * real[..., None], tuple(state * real[..., None] for state in states)
         rows = torch.arange(ids.shape[0], device=ids.device)
         pooled = x[rows, end] if self.pool == "eot" else x.sum(1) / (end[:, None] + 1)
-        return Features(pooled, x, (ids.shape[1],))
+        return Features(pooled, x, (ids.shape[1],), states or None)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Layer groups: embeddings; each block; the final norm."""

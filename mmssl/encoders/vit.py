@@ -27,7 +27,6 @@ class VisionTransformerConfig(TransformerConfig):
         pre_norm: whether a LayerNorm comes before the first block, as in CLIP.
         layer_scale: initial factor of each residual branch (LayerScale); None: no such factor.
         patch_dropout: share of patches that the encoder drops at random in training (FLIP, arXiv:2212.00794).
-        hidden: number of last block outputs that are returned as `Features.hidden`.
         mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
     """
 
@@ -39,7 +38,6 @@ class VisionTransformerConfig(TransformerConfig):
     pre_norm: bool = True
     layer_scale: float | None = None
     patch_dropout: float = Field(default=0.0, ge=0, lt=1)
-    hidden: int = Field(default=0, ge=0)
     mean: Channels = OPENAI_MEAN
     std: Channels = OPENAI_STD
 
@@ -49,8 +47,6 @@ class VisionTransformerConfig(TransformerConfig):
             raise ValueError(f"size: got {self.size}, wanted a multiple of patch_size {self.patch_size}")
         if self.pool == "cls" and not self.class_token:
             raise ValueError("got pool: cls and class_token: false, wanted a class token to pool; use pool: mean")
-        if self.hidden > self.depth:
-            raise ValueError(f"hidden: got {self.hidden}, wanted at most the depth {self.depth}")
         return self
 
     def build(self) -> VisionTransformer:
@@ -73,17 +69,16 @@ class VisionTransformer(Encoder):
     Every parameter gets a gradient from `pooled`. The projection into the shared space belongs to the objective.
     """
 
-    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE})
+    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN})
     grid: tuple[int, int]
 
     def __init__(self, config: VisionTransformerConfig) -> None:
         super().__init__()
-        self.width = config.width
+        self.width, self.depth = config.width, config.depth
         self.patch_size = config.patch_size
         self.grid = (config.size // config.patch_size,) * 2
         self.pool = config.pool
         self.patch_dropout = config.patch_dropout
-        self.hidden = config.hidden
         self.pixels = Pixels(config.mean, config.std)
         self.patch_embedding = nn.Conv2d(3, self.width, config.patch_size, config.patch_size, bias=False)
         scale = self.width**-0.5
@@ -105,6 +100,7 @@ class VisionTransformer(Encoder):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`. H and W are multiples of the patch size; T is their product in patches, T_keep with `keep`.
@@ -112,8 +108,9 @@ class VisionTransformer(Encoder):
         In training, `patch_dropout` drops tokens too, unless `keep` or `replace` names tokens by their places.
 
         Raises:
-            ValueError: `x` is not images, or patches do not tile it.
+            ValueError: `x` is not images, patches do not tile it, or `hidden` is above the depth.
         """
+        self.check_hidden(hidden)
         x, grid = self._patches(self.prepare(x))
         if replace is not None:
             mask, value = replace
@@ -126,14 +123,15 @@ class VisionTransformer(Encoder):
             x = torch.take_along_dim(x, keep[..., None], dim=1)
         if self.class_embedding is not None:
             x = torch.cat([(self.class_embedding + positions[0]).expand(x.shape[0], 1, -1), x], dim=1)
-        if pooled_only and self.pool == "cls" and not self.hidden:
+        if pooled_only and self.pool == "cls" and not hidden:
             x, _ = self.blocks(self.norm_pre(x), pick=0)
             return Features(self.norm_post(x)[:, 0])
-        x, hidden = self.blocks(self.norm_pre(x), hidden=self.hidden)
+        x, states = self.blocks(self.norm_pre(x), hidden=hidden)
         x = self.norm_post(x)
         tokens = x[:, self.prefix :]
         pooled = x[:, 0] if self.pool == "cls" else tokens.mean(1)
-        return Features(pooled, tokens, grid if keep is None else None, hidden if self.hidden else None)
+        states = tuple(state[:, self.prefix :] for state in states)
+        return Features(pooled, tokens, grid if keep is None else None, states or None)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Layer groups: embeddings and the norm before the blocks; each block; the final norm."""

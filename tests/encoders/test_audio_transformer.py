@@ -109,18 +109,11 @@ def test_stereo_is_heard_as_its_mean() -> None:
     assert encoder.prepare(x).shape == (2, 1, 32, 51)
 
 
-def test_hidden_states_are_the_last_outputs() -> None:
-    features = build(hidden=2)(waves(2))
-    assert [tuple(output.shape) for output in features.hidden] == [(2, 25, 32)] * 2
-    assert build()(waves(2)).hidden is None
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"heads": 5}, "width: got 32, wanted a multiple of heads 5"),
         ({"class_token": False}, "use pool: mean"),
-        ({"hidden": 3}, "hidden: got 3, wanted at most the depth"),
         ({"patch_size": [8, 0]}, "greater than 0"),
     ],
 )

@@ -218,12 +218,6 @@ def test_weights_of_another_size_are_resampled_in_space_and_time(tmp_path: Path)
         small(clips(1, 4, 20))
 
 
-def test_hidden_states_are_the_last_outputs() -> None:
-    features = space_time(hidden=2)(clips())
-    assert [tuple(output.shape) for output in features.hidden] == [(2, 32, 32)] * 2
-    assert space_time()(clips()).hidden is None
-
-
 def test_blocks_start_as_those_of_other_transformers() -> None:
     torch.manual_seed(0)
     encoder = SpaceTimeConfig(size=32, frames=4, patch_size=8, width=256, depth=3, heads=4).build()
@@ -254,7 +248,6 @@ def test_blocks_start_as_those_of_other_transformers() -> None:
         (space_time, {"size": 30}, "size: got 30, wanted a multiple of patch_size"),
         (space_time, {"frames": 5}, "frames: got 5, wanted a multiple of tubelet"),
         (space_time, {"heads": 5}, "wanted a multiple of heads 5"),
-        (space_time, {"hidden": 3}, "hidden: got 3, wanted at most the depth"),
     ],
 )
 def test_configs_that_mean_nothing(make: Any, changes: dict[str, Any], message: str) -> None:

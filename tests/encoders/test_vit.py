@@ -28,7 +28,6 @@ def pictures(height: int = 32, width: int = 32, count: int = 2) -> torch.Tensor:
         ({"size": 30}, "size: got 30, wanted a multiple of patch_size 8"),
         ({"heads": 5}, "width: got 32, wanted a multiple of heads 5"),
         ({"class_token": False}, "use pool: mean"),
-        ({"hidden": 4}, "hidden: got 4, wanted at most the depth 3"),
         ({"patch_dropout": 1.0}, "less than 1"),
     ],
 )
@@ -60,16 +59,6 @@ def test_mean_pooling_is_the_mean_of_the_tokens() -> None:
     features = vit(pool="mean")(pictures())
     assert features.tokens is not None
     torch.testing.assert_close(features.pooled, features.tokens.mean(1))
-
-
-def test_hidden_gives_the_last_block_outputs() -> None:
-    encoder = vit(hidden=2).eval()
-    features = encoder(pictures())
-    assert features.hidden is not None
-    assert [tuple(x.shape) for x in features.hidden] == [(2, 17, 32)] * 2
-    torch.testing.assert_close(encoder.norm_post(features.hidden[-1])[:, 0], features.pooled)
-    torch.testing.assert_close(encoder.blocks[2](features.hidden[0]), features.hidden[1])
-    assert vit()(pictures()).hidden is None
 
 
 def test_patch_dropout_drops_in_training_only() -> None:
@@ -105,8 +94,8 @@ def test_an_objective_that_keeps_tokens_overrules_patch_dropout() -> None:
 def test_token_statistics_of_a_new_encoder_are_sane() -> None:
     """Depth does not blow the residual stream up: twelve blocks add no more than the embeddings themselves hold."""
     torch.manual_seed(0)
-    encoder = VisionTransformerConfig(size=64, patch_size=8, width=96, depth=12, heads=4, hidden=12).build()
-    hidden = encoder(pictures(64, 64)).hidden
+    encoder = VisionTransformerConfig(size=64, patch_size=8, width=96, depth=12, heads=4).build()
+    hidden = encoder(pictures(64, 64), hidden=12).hidden
     assert hidden is not None
     first, last = hidden[0].pow(2).mean().sqrt(), hidden[-1].pow(2).mean().sqrt()
     assert 0.5 < first < 2

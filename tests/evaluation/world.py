@@ -98,6 +98,7 @@ class Seer(Encoder):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         return Features(self.prepare(x).mean((2, 3)) * self.scale)
@@ -127,6 +128,7 @@ class Reader(Encoder):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         return Features(self.table[x].sum(1))

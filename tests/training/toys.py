@@ -49,6 +49,7 @@ class Tower(Encoder):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         return Features(self.last(self.dropout(self.norm(self.first(self.prepare(x))).relu())))

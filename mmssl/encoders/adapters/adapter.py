@@ -75,6 +75,42 @@ class Adapter(Encoder):
         return features
 
     @final
+    def offer_hidden(self, example: Tensor, depth: int) -> None:
+        """Declare the capability "hidden" if `forward` returns the outputs of the model's blocks unchanged; else leave it out.
+
+        Libraries differ in what they call hidden states: some normalise the last, some return feature maps of several sizes.
+        Therefore one example goes through the model, and hooks compare.
+
+        Args:
+            example: a raw view of one sample, without padding.
+            depth: number of the model's blocks, which lie in one list.
+        """
+        stacks = [part for part in self.model.modules() if isinstance(part, nn.ModuleList | nn.Sequential)]
+        outputs: list[Tensor] = []
+
+        def record(module: nn.Module, inputs: object, output: Any) -> None:
+            outputs.append(output[0] if isinstance(output, tuple) else output)
+
+        hooks = [block.register_forward_hook(record) for stack in stacks if len(stack) == depth for block in stack]
+        self.eval()
+        self.depth = depth
+        try:
+            with torch.no_grad():
+                features: Features = self(example, hidden=depth)
+        except Exception as error:  # another library's model may raise anything
+            logger.info("%s gives no hidden layers (%s: %s)", type(self.model).__name__, type(error).__name__, error)
+            features = Features(example)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.train()
+        states = features.hidden or ()
+        if len(states) == depth and all(any(_ends_with(output, state) for output in outputs) for state in states):
+            self.capabilities |= {Encoder.HIDDEN}
+        else:
+            self.depth = 0
+
+    @final
     def layers(self) -> list[list[nn.Parameter]]:
         """Layer groups: before the blocks (with all unused parameters); each block or stage; after the blocks."""
         return [[self.model.get_parameter(name) for name in names] for names in self._layers]
@@ -132,6 +168,12 @@ def refuse_checkpointing(module: nn.Module, name: str) -> None:
             f"got checkpointing: true for {name!r}, which has batch norm: recomputing it in backward would move its running "
             "statistics twice a step; set checkpointing: false"
         )
+
+
+def _ends_with(output: Any, tokens: Tensor) -> bool:
+    # Whether the last tokens of a block's output are these: prefix tokens stand before them.
+    is_sequence = isinstance(output, Tensor) and output.ndim == 3
+    return is_sequence and torch.equal(output[:, output.shape[1] - tokens.shape[1] :], tokens)
 
 
 def _leaves(output: Tensor) -> set[int]:

@@ -65,6 +65,7 @@ class OpenClipEncoder(Adapter):
     """open_clip tower: images [B, 3, H, W] or token ids [B, T] -> pooled [B, D], after its projection (D is embed_dim).
 
     `pooled` is the output of `encode_image` or `encode_text`, not normalised: a pretrained tower stays aligned with its partner.
+    There are no tokens and hidden layers, whose size is that before the projection.
     """
 
     def __init__(self, config: OpenClipConfig) -> None:
@@ -94,14 +95,16 @@ class OpenClipEncoder(Adapter):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`.
 
         Raises:
-            ValueError: masks are given.
+            ValueError: masks or hidden layers are asked for.
         """
         refuse_masks(self, keep, replace)
+        self.check_hidden(hidden)
         out = self.model(self.prepare(x))
         return Features(out[0] if isinstance(out, tuple) else out)  # CoCa's towers return tokens too, of another size
 

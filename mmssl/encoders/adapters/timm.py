@@ -55,7 +55,8 @@ class TimmConfig(EncoderConfig):
 class TimmEncoder(Adapter):
     """timm image model: images [B, 3, H, W] -> timm's pooled output [B, D], and patch tokens or feature-map cells [B, T, D].
 
-    There are no tokens where their size differs from that of `pooled` (MobileNetV3 and similar models).
+    There are no tokens where their size differs from that of `pooled` (MobileNetV3 and similar models). There are hidden
+    layers where all blocks have this size (vision transformers).
     """
 
     def __init__(self, config: TimmConfig) -> None:
@@ -73,6 +74,7 @@ class TimmEncoder(Adapter):
             self.capabilities = frozenset({Encoder.TOKENS})
             side = round(features.tokens.shape[1] ** 0.5)
             self.grid = features.grid or ((side, side) if side**2 == features.tokens.shape[1] else None)
+            self.offer_hidden(torch.zeros(1, 3, size, size), len(self.model.feature_info))
         if config.checkpointing:
             refuse_checkpointing(self.model, config.model)
             try:
@@ -92,15 +94,22 @@ class TimmEncoder(Adapter):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`.
 
         Raises:
-            ValueError: masks are given, or the model's pooling does not give one vector for each image.
+            ValueError: masks are given, `hidden` is above the depth, or the model's pooling does not give one vector for each
+                image.
         """
         refuse_masks(self, keep, replace)
-        maps = self.model.forward_features(self.prepare(x))
+        self.check_hidden(hidden)
+        states: list[Tensor] = []
+        if hidden:
+            maps, states = self.model.forward_intermediates(self.prepare(x), indices=hidden, output_fmt="NLC")
+        else:
+            maps = self.model.forward_features(self.prepare(x))
         pooled = self.model.forward_head(maps)
         if pooled.ndim != 2:
             raise ValueError(
@@ -116,7 +125,7 @@ class TimmEncoder(Adapter):
             grid = self.grid if self.grid is not None and tokens.shape[1] == prod(self.grid) else None
         if tokens.shape[-1] != pooled.shape[-1]:
             return Features(pooled)
-        return Features(pooled, tokens, grid)
+        return Features(pooled, tokens, grid, tuple(states) or None)
 
     def fit_positions(self, state: State) -> None:
         """Resample the position table of a timm vision transformer in `state` to this size, in place."""

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.adapter import Adapter, refuse_masks
-from mmssl.encoders.adapters.transformers_loading import HfConfig, create, require_complete
+from mmssl.encoders.adapters.transformers_loading import (
+    HfConfig,
+    block_count,
+    block_outputs,
+    create,
+    require_complete,
+)
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
 from mmssl.encoders.weights import load_and_freeze
 
@@ -77,7 +83,10 @@ class HfVisionConfig(HfConfig):
 
 
 class HfTextEncoder(Adapter):
-    """transformers text model: token ids [B, T], padded on the right -> pooled [B, D] of the last hidden states."""
+    """transformers text model: token ids [B, T], padded on the right -> pooled [B, D] of the last hidden states.
+
+    There are no tokens. Hidden layers are zero at padding.
+    """
 
     def __init__(self, config: HfTextConfig) -> None:
         model, missing = create(config, "text_model")
@@ -88,6 +97,7 @@ class HfTextEncoder(Adapter):
         self.model.config.use_cache = False  # without this, decoders keep keys and values for text generation
         example = torch.full((1, 4), 1 if self.pad_id == 0 else 0)
         self.width = self.connect(example).pooled.shape[-1]
+        self.offer_hidden(example, block_count(self.model))
         self.token_ids = TokenIds(_longest(self.model), self.model.get_input_embeddings().num_embeddings)
         require_complete(self, missing, config)
 
@@ -101,26 +111,33 @@ class HfTextEncoder(Adapter):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`.
 
         Raises:
-            ValueError: masks are given.
+            ValueError: masks are given, or `hidden` is above the depth.
         """
         refuse_masks(self, keep, replace)
+        self.check_hidden(hidden)
         ids = self.prepare(x)
         real = self._real(ids)
-        states = self.model(input_ids=ids, attention_mask=real.long()).last_hidden_state  # [B, T, D]
+        out = self.model(input_ids=ids, attention_mask=real.long(), output_hidden_states=hidden > 0)
+        states = tuple(state * real[..., None] for state in block_outputs(out, hidden))
+        return Features(self._pooled(out.last_hidden_state, ids, real), hidden=states or None)
+
+    def _pooled(self, states: Tensor, ids: Tensor, real: Tensor) -> Tensor:
+        # [B, T, D] -> [B, D]
         if self.pool == "cls":
-            return Features(states[:, 0])
+            return states[:, 0]
         if self.pool == "mean":
-            return Features((states * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1))
+            return (states * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
         last = (real.sum(1) - 1).clamp(min=0)
         if self.eos_id is not None:
             ends = torch.eq(ids, self.eos_id)
             last = torch.where(ends.any(1), ends.int().argmax(1), last)
-        return Features(states[torch.arange(ids.shape[0], device=ids.device), last])
+        return states[torch.arange(ids.shape[0], device=ids.device), last]
 
     def _real(self, ids: Tensor) -> Tensor:
         # [B, T] bool, True up to the end of each text. If the padding id also ends texts, its first occurrence is no padding.
@@ -142,6 +159,7 @@ class HfVisionEncoder(Adapter):
         if features.tokens is not None:
             self.capabilities = frozenset({Encoder.TOKENS})
             self.grid = features.grid
+            self.offer_hidden(torch.zeros(1, 3, size, size), block_count(self.model))
         require_complete(self, missing, config)
 
     def prepare(self, x: Tensor) -> Tensor:
@@ -154,15 +172,17 @@ class HfVisionEncoder(Adapter):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`.
 
         Raises:
-            ValueError: masks are given, or the model lacks the output that `pool` takes.
+            ValueError: masks are given, `hidden` is above the depth, or the model lacks the output that `pool` takes.
         """
         refuse_masks(self, keep, replace)
-        out = self.model(pixel_values=self.prepare(x))
+        self.check_hidden(hidden)
+        out = self.model(pixel_values=self.prepare(x), output_hidden_states=hidden > 0)
         tokens, grid = self._tokens(out.last_hidden_state, x)
         if self.pool == "pooler":
             if out.get("pooler_output") is None:
@@ -180,11 +200,10 @@ class HfVisionEncoder(Adapter):
                     "got pool: mean, and it is unknown which of this model's tokens are patches; use cls or pooler"
                 )
             pooled = tokens.mean(1)
-        return (
-            Features(pooled, tokens, grid)
-            if tokens is not None and tokens.shape[-1] == pooled.shape[-1]
-            else Features(pooled)
-        )
+        if tokens is None or tokens.shape[-1] != pooled.shape[-1]:
+            return Features(pooled)
+        states = tuple(state[:, -tokens.shape[1] :] for state in block_outputs(out, hidden))
+        return Features(pooled, tokens, grid, states or None)
 
     def _tokens(self, states: Tensor, x: Tensor) -> tuple[Tensor | None, tuple[int, int] | None]:
         if states.ndim == 4:  # [B, D, rows, columns]

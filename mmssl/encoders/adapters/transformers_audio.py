@@ -15,6 +15,8 @@ from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.adapters.adapter import Adapter, refuse_masks
 from mmssl.encoders.adapters.transformers_loading import (
     HfConfig,
+    block_count,
+    block_outputs,
     create,
     read_preprocessor,
     read_settings,
@@ -220,7 +222,9 @@ class HfAstEncoder(Adapter):
         assert isinstance(front_end, KaldiConfig | MelConfig)
         self.front_end = front_end.build()
         self.grid = tuple(model.embeddings.get_shape(settings))
-        self.width = self.connect(torch.zeros(1, 1, front_end.rate)).pooled.shape[-1]
+        example = torch.zeros(1, 1, front_end.rate)
+        self.width = self.connect(example).pooled.shape[-1]
+        self.offer_hidden(example, block_count(model))
         require_complete(self, missing, config)
 
     def prepare(self, x: Tensor) -> Tensor:
@@ -233,20 +237,24 @@ class HfAstEncoder(Adapter):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`. Several windows of a sound [B, n, C, samples] give the mean of their pooled features, no tokens.
 
         Raises:
-            ValueError: masks are given, or `x` is not audio.
+            ValueError: masks are given, `hidden` is above the depth, or `x` is not audio.
         """
         refuse_masks(self, keep, replace)
-        if x.ndim == 4:
+        self.check_hidden(hidden)
+        if x.ndim == 4 and not hidden:
             return encode_windows(self, x)
-        out = self.model(input_values=self._spectrograms(x, augment=self.training))
+        made = self._spectrograms(x, augment=self.training)
+        out = self.model(input_values=made, output_hidden_states=hidden > 0)
         tokens = out.last_hidden_state[:, 2:]
         pooled = {"pooler": out.pooler_output, "cls": out.last_hidden_state[:, 0], "mean": tokens.mean(1)}[self.pool]
-        return Features(pooled, tokens, self.grid)
+        states = tuple(state[:, 2:] for state in block_outputs(out, hidden))
+        return Features(pooled, tokens, self.grid, states or None)
 
     def _spectrograms(self, x: Tensor, *, augment: bool) -> Tensor:
         return self.front_end(x, augment=augment)[:, 0].transpose(1, 2)  # type: ignore[no-any-return]
@@ -296,14 +304,16 @@ class HfClapAudioEncoder(Adapter):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         """See `Encoder.forward`. Several windows of a sound [B, n, C, samples] give the mean of their pooled features, no tokens.
 
         Raises:
-            ValueError: masks are given, or `x` is not audio.
+            ValueError: masks or hidden layers are asked for, or `x` is not audio.
         """
         refuse_masks(self, keep, replace)
+        self.check_hidden(hidden)
         if x.ndim == 4:
             return encode_windows(self, x)
         made = self._spectrograms(x, augment=self.training)

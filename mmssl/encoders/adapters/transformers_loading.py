@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from pydantic import model_validator
+from torch import Tensor
 
 from mmssl.core.encoder import Encoder, EncoderConfig
 from mmssl.core.errors import CheckpointError, did_you_mean
@@ -136,6 +137,17 @@ def require_complete(encoder: Encoder, missing: set[int], config: HfConfig) -> N
             f"the folder {str(config.path)!r} has no weights for {len(names)} tensors of this encoder, among them {names[:5]}; "
             "choose another pool, or another folder"
         )
+
+
+def block_count(model: Any) -> int:
+    """Number of a model's blocks, from its config; 0 where that names none, as in convolutional networks."""
+    count = getattr(model.config, "num_hidden_layers", 0)
+    return count if isinstance(count, int) else 0
+
+
+def block_outputs(out: Any, count: int) -> tuple[Tensor, ...]:
+    """The last `count` hidden states [B, T, D] of a model's output, from early to late; empty for 0."""
+    return tuple(out.hidden_states[-count:]) if count else ()
 
 
 def read_preprocessor(config: HfConfig) -> dict[str, Any]:

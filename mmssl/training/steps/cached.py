@@ -139,7 +139,8 @@ class CachedStep(GradientStep):
 class _Remembered(Encoder):
     """A frozen encoder or teacher that caches pooled features in the first pass and returns them in the second, in call order.
 
-    Calls with `pooled_only` read [B, D] only, so only that is cached. Other calls, and calls with a gradient, run twice.
+    Calls with `pooled_only` and without `hidden` read [B, D] only, so only that is cached. Other calls, and calls with a gradient,
+    run twice.
 
     Attributes:
         recalling: whether this is the second pass.
@@ -148,12 +149,8 @@ class _Remembered(Encoder):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.width, self.grid, self.capabilities, self.trim = (
-            encoder.width,
-            encoder.grid,
-            encoder.capabilities,
-            encoder.trim,
-        )
+        self.width, self.grid, self.depth = encoder.width, encoder.grid, encoder.depth
+        self.capabilities, self.trim = encoder.capabilities, encoder.trim
         self.recalling = False
         self._pooled: deque[Tensor] = deque()
 
@@ -166,12 +163,13 @@ class _Remembered(Encoder):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
-        kept = pooled_only and replace is None and not x.requires_grad
+        kept = pooled_only and not hidden and replace is None and not x.requires_grad
         if kept and self.recalling:
             return Features(self._pooled.popleft())
-        features: Features = self.encoder(x, keep=keep, replace=replace, pooled_only=pooled_only)
+        features: Features = self.encoder(x, keep=keep, replace=replace, hidden=hidden, pooled_only=pooled_only)
         if kept:
             # A copy: often it is a view of all tokens, which would stay with it.
             self._pooled.append(features.pooled.detach().clone())

@@ -105,6 +105,7 @@ class SetEncoder(Encoder):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         return Features(self.network(self.prepare(x)).mean(1))

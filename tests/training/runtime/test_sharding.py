@@ -63,6 +63,7 @@ class Deep(Encoder):
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
         x = self.first(self.prepare(x)) * self.scale

@@ -277,17 +277,21 @@ def test_frozen_batch_normalisation_is_not_refused(tmp_path: Path) -> None:
 class Sum(Tower):
     """Pools a view of its tokens, with a learned value in the place of those under a mask."""
 
+    depth = 2
+
     def forward(
         self,
         x: Tensor,
         *,
         keep: Tensor | None = None,
         replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
+        self.check_hidden(hidden)
         x = self.last(x)
         tokens = (x if replace is None else torch.where(replace[0], replace[1], x))[:, None].expand(-1, 50, -1)
-        return Features(tokens.contiguous()[:, 0], tokens)
+        return Features(tokens.contiguous()[:, 0], tokens, hidden=(tokens,) * hidden or None)
 
 
 def test_what_is_remembered_of_a_frozen_encoder() -> None:
@@ -301,6 +305,7 @@ def test_what_is_remembered_of_a_frozen_encoder() -> None:
     first = [stand_in(x, pooled_only=True).pooled, stand_in(2 * x[:2], pooled_only=True).pooled]
     stand_in(x), stand_in(x, replace=(mask, value), pooled_only=True)
     stand_in(x.clone().requires_grad_(), pooled_only=True)
+    stand_in(x, hidden=2, pooled_only=True)
     kept = list(stand_in._pooled)
     assert [x.untyped_storage().nbytes() for x in kept] == [3 * 6 * 4, 2 * 6 * 4]
     stand_in.recalling = True
@@ -309,14 +314,16 @@ def test_what_is_remembered_of_a_frozen_encoder() -> None:
     assert_equal(dict(enumerate(first)), dict(enumerate(second)))
     assert not calls
     assert stand_in(x).tokens is not None
+    assert len(stand_in(x, hidden=2, pooled_only=True).hidden or ()) == 2
     learned = x.clone().requires_grad_()
     stand_in(learned, pooled_only=True).pooled.sum().backward()
     torch.testing.assert_close(learned.grad, encoder.last.weight.sum(0).expand(3, -1))
     stand_in(x, replace=(mask, value), pooled_only=True).pooled.sum().backward()
     torch.testing.assert_close(value.grad, torch.full((6,), 3.0))
-    assert len(calls) == 3
+    assert len(calls) == 4
     assert not stand_in._pooled
-    assert (stand_in.width, stand_in.grid, stand_in.capabilities, stand_in.trim) == (6, None, frozenset(), None)
+    assert (stand_in.width, stand_in.grid, stand_in.depth) == (6, None, 2)
+    assert (stand_in.capabilities, stand_in.trim) == (frozenset(), None)
     assert torch.equal(stand_in.prepare(x), x)
     assert stand_in.layers() == encoder.layers()
 
