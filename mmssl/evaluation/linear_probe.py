@@ -16,45 +16,29 @@ from mmssl.core.errors import DataError, NumericError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
-from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
-from mmssl.evaluation.common import (
-    EvaluatorConfig,
-    broadcast_scores,
-    inference,
-    require_modalities,
-    require_usable,
-)
+from mmssl.evaluation.common import broadcast_scores, require_modalities
+from mmssl.evaluation.labelled import Labelled, LabelledConfig, LabelledShards, classifier_scores, number_classes
 from mmssl.evaluation.ranking import class_ranks
-from mmssl.evaluation.statistics import classification_scores
 
 PENALTIES = tuple(10.0**exponent for exponent in (1, 0, -1, -2, -3, -4, -5, -6))
 
 
-class LinearProbeConfig(EvaluatorConfig):
+class LinearProbeConfig(LabelledConfig):
     """Settings of a linear probe.
 
     Attributes:
-        shards: test shards; no hyperparameter is chosen on them.
-        train_shards: training shards of the probe.
-        modality: modality to classify.
-        labels: modality with the class number; samples that lack it, or `modality`, are left out and counted.
         scale: scaling of features: "standard": mean 0 and variance 1 of every feature over the training part, so that one grid of
             penalties suits encoders of any scale; "unit": norm 1 of every sample, as CLIP's embeddings have; "none".
         penalties: grid of L2 penalties lambda; scikit-learn's C is 1 / (lambda * n).
         validation: share of the training samples for choosing the penalty. The probe is then fitted on all of them.
         seed: seed of the split.
-        max_train_samples: number of training samples, the first ones; None: all.
     """
 
     kind: Literal["linear_probe"] = "linear_probe"
-    train_shards: tuple[str, ...] = Field(min_length=1)
-    modality: str
-    labels: str = "label"
     scale: Literal["standard", "unit", "none"] = "standard"
     penalties: tuple[float, ...] = PENALTIES
     validation: float = Field(default=0.2, gt=0, lt=1)
     seed: int = 0
-    max_train_samples: int | None = Field(default=None, ge=2)
 
     @field_validator("penalties")
     @classmethod
@@ -75,96 +59,33 @@ class LinearProbe(Evaluator):
 
     def __init__(self, config: LinearProbeConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
-        names = (config.modality, config.labels)
-        self._train = KeptShards(config, modalities, names, config.train_shards, config.max_train_samples)
-        self._test = KeptShards(config, modalities, names, config.shards, config.max_samples)
+        self._shards = LabelledShards(config, modalities)
         self.headlines = ("acc1",)
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
-        config = self.config
-        model.require(config.modality, shared_space=False)
-        train = self._features(model, self._train)
-        test = self._features(model, self._test)
-        scores = probe_scores(train, test, config)
-        yield from broadcast_scores(scores).items()
+        train, test = self._shards.features(model)
+        yield from broadcast_scores(probe_scores(train, test, self.config)).items()
 
     def close(self) -> None:
         """See `Evaluator.close`."""
-        self._train.close()
-        self._test.close()
-
-    def _features(self, model: EmbeddingModel, shards: KeptShards) -> Labelled:
-        config = self.config
-        with inference(model):
-            encode = {config.modality: lambda x: model.features(config.modality, x), config.labels: lambda x: x}
-            data = shards.collect(encode, model.device)
-        return labelled(data, config.modality, config.labels)
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Features [n, D] float32 and labels [n] int64 of samples with both; numbers of `excluded` and `skipped` (damaged) ones."""
-
-    features: Tensor
-    labels: Tensor
-    excluded: int = 0
-    skipped: int = 0
-
-
-def labelled(data: Collected, modality: str, labels: str) -> Labelled:
-    """Select the samples of a data set that have features and a label.
-
-    Raises:
-        NumericError: a feature is not finite.
-        DataError: no sample has both.
-    """
-    rows, owner = data[modality].rows, data[modality].owner
-    require_usable(rows, owner, data.keys, f"the feature vector of {modality!r}", unit=False)
-    with_label, with_row = items_in_both(data, modality, labels)
-    if int(with_label.sum()) != int(with_row.sum()):
-        raise DataError(
-            f"{modality!r} or {labels!r} has several items in one sample, wanted one of each for a linear probe"
-        )
-    excluded = len(data.keys) - int(with_label.sum())
-    return Labelled(rows[with_label], data[labels].rows[with_row], excluded, data.skipped)
+        self._shards.close()
 
 
 def probe_scores(train: Labelled, test: Labelled, config: LinearProbeConfig) -> dict[str, Score]:
     """Choose the penalty on a part of the training samples, fit on all of them, evaluate on the test samples.
 
-    Scores: those of `classification_scores` (classes are the training labels; another test label counts as an error and in
-    n_unseen), validation_acc1, penalty, penalty_at_edge (the grid should be wider), gradient (largest entry at the end of the fit;
-    0 is exact), n_train, n_excluded and n_skipped (of the test samples), n_train_excluded and n_train_skipped, split_seed.
+    Scores: those of `classifier_scores`, validation_acc1, penalty, penalty_at_edge (the grid should be wider), gradient (largest
+    entry at the end of the fit; 0 is exact), split_seed.
 
     Raises:
         DataError: fewer than two classes, or too few samples to split.
     """
-    classes, train_labels = torch.unique(train.labels, return_inverse=True)
-    if len(classes) < 2:
-        raise DataError(
-            f"the probe's training samples have {len(classes)} class, wanted at least two; check `train_shards`"
-        )
-    chosen, validation_acc1 = choose_penalty(train.features, train_labels, len(classes), config)
+    classes, numbers = number_classes(train)
+    chosen, validation_acc1 = choose_penalty(train.features, numbers, len(classes), config)
     scale = Scale.of(train.features, config.scale)
-    probe = fit_probes(scale(train.features), train_labels, len(classes), (chosen,))[chosen]
-    known = torch.isin(test.labels, classes)
-    # A label that training lacks gets the last class number + 1, for which the probe has no row.
-    numbers = torch.where(known, torch.searchsorted(classes, test.labels).clamp(max=len(classes) - 1), len(classes))
-    ranks = torch.full_like(numbers, len(classes) + 5)
-    if known.any():
-        ranks[known] = probe.ranks(scale(test.features[known]), numbers[known])
-    names = [str(label) for label in classes.tolist()]
-    unseen = [] if known.all() else ["(not in training)"]
-    scores = classification_scores(ranks, numbers, names + unseen)
+    probe = fit_probes(scale(train.features), numbers, len(classes), (chosen,))[chosen]
+    scores = classifier_scores(train, test, classes, lambda features, wanted: probe.ranks(scale(features), wanted))
     return scores | {
-        "chance": 1 / len(classes),
-        "classes": len(classes),
-        "n_unseen": int((~known).sum()),
-        "n_train": len(train_labels),
-        "n_excluded": test.excluded,
-        "n_skipped": test.skipped,
-        "n_train_excluded": train.excluded,
-        "n_train_skipped": train.skipped,
         "validation_acc1": validation_acc1,
         "penalty": chosen,
         "penalty_at_edge": int(len(config.penalties) > 1 and chosen in (min(config.penalties), max(config.penalties))),

@@ -69,18 +69,23 @@ def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor) -> tuple
     Returns:
         ranks [N] int64, tied [N] bool.
     """
-    order = torch.arange(len(classifier), device=labels.device)
     ranks, tied = [], []
     size = max(1, 2**24 // len(classifier))
     classes, columns = pad_rows(classifier, 64)
     for rows, own in zip(torch.split(embeddings, size), torch.split(labels, size), strict=True):
         with exact_products():
-            scores = (rows @ classes.T)[:, :columns]
-        true = scores.gather(1, own[:, None])
-        equal = scores == true
-        ranks.append(1 + (scores > true).sum(1) + (equal & (order < own[:, None])).sum(1))
-        tied.append(equal.sum(1) > 1)
+            rank, tie = ranks_of_classes((rows @ classes.T)[:, :columns], own)
+        ranks.append(rank)
+        tied.append(tie)
     return torch.cat(ranks), torch.cat(tied)
+
+
+def ranks_of_classes(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`class_ranks` of scores [N, K] that are computed already."""
+    true = scores.gather(1, labels[:, None])
+    equal = scores == true
+    before = torch.arange(scores.shape[1], device=labels.device) < labels[:, None]
+    return 1 + (scores > true).sum(1) + (equal & before).sum(1), equal.sum(1) > 1
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
 from mmssl.evaluation.common import EvaluatorConfig
+from mmssl.evaluation.knn import KnnConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig
 from mmssl.evaluation.offset import OffsetConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
@@ -92,7 +93,8 @@ EvaluatorUnion = Annotated[
     | ClassRetrievalConfig
     | OffsetConfig
     | SidesConfig
-    | LinearProbeConfig,
+    | LinearProbeConfig
+    | KnnConfig,
     KIND,
 ]  # fmt: skip
 

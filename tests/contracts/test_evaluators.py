@@ -37,9 +37,12 @@ CASES: dict[str, dict[str, Any]] = {
     "retrieval": {"pair": PAIR, "resamples": 100},
     "class_retrieval": {"pair": PAIR, "resamples": 100},
     "linear_probe": {"modality": "video", "penalties": [1.0, 0.1]},
+    "knn": {"modality": "video", "ks": [3, 2]},
     "offset": {"pair": PAIR, "seconds": 0.5, "offsets": [0, 0.2, 0.4]},
     "sides": {"pair": PAIR},
 }
+TRAINED = ("linear_probe", "knn")
+"""Kinds that compare with training samples."""
 EVERY = pytest.mark.parametrize("kind", CASES)
 WITHOUT = {"n_excluded", "n_train_excluded"}
 
@@ -98,7 +101,7 @@ def measure(kind: str, shards: list[str], train: list[str]) -> dict[str, Score]:
     (union, _) = get_args(EvaluatorUnion)
     config = next(member for member in get_args(union) if member.model_fields["kind"].default == kind)
     values: Mapping[str, Any] = CASES[kind] | {"shards": shards, "batch_size": 2}
-    if kind == "linear_probe":
+    if kind in TRAINED:
         values = {**values, "train_shards": train}
     return dict(configured(config, **values).build(modalities()).evaluate(model()))
 
@@ -140,7 +143,7 @@ def test_samples_without_a_modality_take_no_part_and_are_counted(kind: str, shar
             {k: v for k, v in expected.items() if k not in WITHOUT}
         )
     assert scores[ways] == (10 if kind == "retrieval" else 9)
-    if kind == "linear_probe":
+    if kind in TRAINED:
         assert scores["n_train_excluded"] == 4
 
 

@@ -11,13 +11,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmssl.core.errors import DataError, NumericError
+from mmssl.evaluation.labelled import Labelled, labelled
 from mmssl.evaluation.linear_probe import (
-    Labelled,
     LinearProbeConfig,
     Scale,
     choose_penalty,
     fit_probes,
-    labelled,
     probe_objective,
     probe_scores,
 )

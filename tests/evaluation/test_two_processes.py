@@ -10,6 +10,7 @@ import torch
 
 from mmssl.core import distributed
 from mmssl.core.errors import MmsslError, NumericError
+from mmssl.evaluation.knn import KnnConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
 from mmssl.evaluation.zero_shot import ZeroShotConfig
@@ -33,6 +34,7 @@ def evaluate(kind: str, shards: list[str], train: list[str], classes: int) -> di
         ),
         "retrieval": lambda: configured(RetrievalConfig, pair=["picture", "words"], **common),
         "linear_probe": lambda: configured(LinearProbeConfig, modality="picture", train_shards=train, **common),
+        "knn": lambda: configured(KnnConfig, modality="picture", train_shards=train, ks=[5, 3], **common),
     }[kind]()
     return dict(config.build(modalities()).evaluate(knowing_model()))
 
@@ -47,7 +49,10 @@ def refusal(shards: list[str]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "n"), [("zero_shot", 8), ("retrieval", 7), ("retrieval", 1), ("linear_probe", 7)])
+@pytest.mark.parametrize(
+    ("kind", "n"),
+    [("zero_shot", 8), ("retrieval", 7), ("retrieval", 1), ("linear_probe", 7), ("knn", 7), ("knn", 1)],
+)
 def test_scores_are_those_of_one_process(two_processes: Processes, tmp_path: Path, kind: str, n: int) -> None:
     given = (kind, colour_shards(tmp_path / "test", n), colour_shards(tmp_path / "train", 21), 8)
     alone = evaluate(*given)

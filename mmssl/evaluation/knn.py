@@ -1,0 +1,175 @@
+"""kNN classification: training samples with the most similar encoder features vote for the class of a test sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from mmssl.core import distributed
+from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.errors import DataError
+from mmssl.core.evaluator import Evaluator, Score
+from mmssl.data.modality import Modality
+from mmssl.evaluation.common import broadcast_scores, require_modalities
+from mmssl.evaluation.labelled import Labelled, LabelledConfig, LabelledShards, Ranks, classifier_scores, number_classes
+from mmssl.evaluation.ranking import TILE, exact_products, pad_rows, ranks_of_classes
+
+
+class KnnConfig(LabelledConfig):
+    """Settings of kNN classification.
+
+    Attributes:
+        ks: numbers of neighbours that vote. All scores are of the first; others have an accuracy each, because choosing the best
+            of them on test samples would flatter.
+        temperature: tau; a neighbour's vote is exp(cosine / tau). DINO: 0.07, with 10, 20, 100 and 200 neighbours.
+    """
+
+    kind: Literal["knn"] = "knn"
+    ks: tuple[int, ...] = (20,)
+    temperature: float = Field(default=0.07, gt=0)
+
+    @field_validator("ks")
+    @classmethod
+    def _positive(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
+            raise ValueError(f"ks: got {list(ks)}, wanted different numbers of at least 1")
+        return ks
+
+    def build(self, modalities: Mapping[str, Modality]) -> Knn:
+        require_modalities(modalities, (self.modality, self.labels))
+        return Knn(self, modalities)
+
+
+class Knn(Evaluator):
+    """kNN classification of test samples by training samples, without anything to fit. Scores: see `knn_scores`."""
+
+    def __init__(self, config: KnnConfig, modalities: Mapping[str, Modality]) -> None:
+        self.config = config
+        self._shards = LabelledShards(config, modalities)
+        self.headlines = ("acc1",)
+
+    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
+        train, test = self._shards.features(model)
+        yield from broadcast_scores(knn_scores(train, test, self.config.ks, self.config.temperature)).items()
+
+    def close(self) -> None:
+        """See `Evaluator.close`."""
+        self._shards.close()
+
+
+def knn_scores(
+    train: Labelled, test: Labelled, ks: tuple[int, ...] = (20,), temperature: float = 0.07
+) -> dict[str, Score]:
+    """Scores of weighted kNN on test samples; each process classifies its share of them.
+
+    Wu et al. 2018 (arXiv:1805.01978), section 3.4, as DINO weighs it: of the k training samples with the largest cosines s, each
+    votes exp(s / temperature) for its class. Of equal cosines the earlier training samples count, of equal votes the lower class.
+
+    Scores: those of `classifier_scores`, all with the first k, and k; acc1_k<k> with its interval for each further k.
+
+    Raises:
+        DataError: fewer than two classes, or fewer training samples than neighbours.
+    """
+    classes, numbers = number_classes(train)
+    if max(ks) > len(numbers):
+        raise DataError(
+            f"ks: got {max(ks)} neighbours for {len(numbers)} training samples with a label, wanted at most as many; "
+            "lower `ks`, or check `train_shards`"
+        )
+    bank = F.normalize(train.features, dim=1)
+    found: dict[int, Tensor] = {}
+
+    def rank_all(features: Tensor, wanted: Tensor) -> Tensor:
+        world, rank, n = distributed.world_size(), distributed.rank(), len(features)
+        share = slice(rank * n // world, (rank + 1) * n // world)
+        mine = vote_ranks(
+            F.normalize(features[share], dim=1), wanted[share], bank, numbers, len(classes), ks, temperature
+        )
+        found.update(zip(ks, distributed.gather_uneven(mine).T, strict=True))
+        return found[ks[0]]
+
+    def ranked_with(k: int) -> Ranks:
+        return lambda features, wanted: found[k]
+
+    scores = classifier_scores(train, test, classes, rank_all) | {"k": ks[0]}
+    for k in ks[1:]:
+        further = classifier_scores(train, test, classes, ranked_with(k))
+        scores |= {f"acc1_k{k}{part}": further[f"acc1{part}"] for part in ("", "_ci95_low", "_ci95_high")}
+    return scores
+
+
+@torch.no_grad()
+def vote_ranks(
+    queries: Tensor,
+    wanted: Tensor,
+    bank: Tensor,
+    numbers: Tensor,
+    classes: int,
+    ks: tuple[int, ...],
+    temperature: float,
+) -> Tensor:
+    """Rank of each query's class in the vote of its k nearest rows of the bank, for each k: [Q, number of ks] int64.
+
+    Args:
+        queries: [Q, D] unit norm. wanted: [Q] int64, their classes.
+        bank: [N, D] unit norm. numbers: [N] int64, in 0 ... K-1, their classes.
+        classes: K.
+        ks: numbers of neighbours, at most N.
+        temperature: tau of the votes exp(cosine / tau).
+    """
+    columns = TILE.get(bank.device.type, TILE["cpu"])
+    rows = max(1, min(columns[0], 2**24 // classes))  # votes of a tile of queries are a matrix, too
+    ranks = torch.empty(len(queries), len(ks), dtype=torch.int64, device=queries.device)
+    for start in range(0, len(queries), rows):
+        part = slice(start, start + rows)
+        cosines, places = nearest(queries[part], bank, max(ks), columns[1])
+        # A common factor of all votes changes no rank and keeps them finite at any temperature.
+        weights = ((cosines - cosines[:, :1]).double() / temperature).exp()
+        for column, k in enumerate(ks):
+            votes = weights.new_zeros(len(weights), classes)
+            votes.scatter_add_(1, numbers[places[:, :k]], weights[:, :k])
+            ranks[part, column] = ranks_of_classes(votes, wanted[part])[0]
+    return ranks
+
+
+def nearest(queries: Tensor, bank: Tensor, k: int, tile: int) -> tuple[Tensor, Tensor]:
+    """The k rows of a bank with the largest products with each query, in memory of `tile` rows at a time.
+
+    Args:
+        queries: [Q, D]. bank: [N, D], N >= k.
+        k: number of rows.
+        tile: rows of the bank compared at a time.
+
+    Returns:
+        products [Q, k], descending, and rows [Q, k] int64; of equal products the earlier rows.
+    """
+    best = queries.new_empty(len(queries), 0)
+    places = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for start in range(0, len(bank), tile):
+        with exact_products():
+            padded, real = pad_rows(bank[start : start + tile], 64)
+            products = (queries @ padded.T)[:, :real]
+        values, columns = _largest(products, min(k, real))
+        best, places = torch.cat([best, values], 1), torch.cat([places, columns + start], 1)
+        # Earlier rows stand first, and a stable sort leaves them there.
+        best, order = best.sort(dim=1, descending=True, stable=True)
+        best, places = best[:, :k], places.gather(1, order)[:, :k]
+    return best, places
+
+
+def _largest(products: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, descending, and their columns; of equal ones the earlier columns."""
+    columns = products.topk(k, dim=1).indices
+    # topk takes any of those that equal the k-th: there, and only there, the whole row is sorted.
+    least = products.gather(1, columns[:, -1:])
+    tied = (products >= least).sum(1) > k
+    if tied.any():
+        columns[tied] = products[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    columns = columns.sort(dim=1).values
+    values, order = products.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return values, columns.gather(1, order)

@@ -1,0 +1,145 @@
+"""Features and labels of training and test samples, and the scores of a classifier of them: what linear probes and kNN share."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.errors import DataError
+from mmssl.core.evaluator import Score
+from mmssl.data.modality import Modality
+from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
+from mmssl.evaluation.common import EvaluatorConfig, inference, require_usable
+from mmssl.evaluation.statistics import classification_scores
+
+
+class LabelledConfig(EvaluatorConfig, ABC):
+    """Settings of every evaluator that classifies the features of test samples by those of training samples.
+
+    Attributes:
+        shards: test shards; no setting is chosen on them.
+        train_shards: training shards of the classifier.
+        modality: modality to classify.
+        labels: modality with the class number; samples that lack it, or `modality`, are left out and counted.
+        max_train_samples: number of training samples, the first ones; None: all.
+    """
+
+    train_shards: tuple[str, ...] = Field(min_length=1)
+    modality: str
+    labels: str = "label"
+    max_train_samples: int | None = Field(default=None, ge=2)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features [n, D] float32 and labels [n] int64 of samples with both; numbers of `excluded` and `skipped` (damaged) ones."""
+
+    features: Tensor
+    labels: Tensor
+    excluded: int = 0
+    skipped: int = 0
+
+
+class LabelledShards:
+    """The training and test shards of an evaluator, kept open between its runs."""
+
+    def __init__(self, config: LabelledConfig, modalities: Mapping[str, Modality]) -> None:
+        self.config = config
+        names = (config.modality, config.labels)
+        self._train = KeptShards(config, modalities, names, config.train_shards, config.max_train_samples)
+        self._test = KeptShards(config, modalities, names, config.shards, config.max_samples)
+
+    def features(self, model: EmbeddingModel) -> tuple[Labelled, Labelled]:
+        """Encoder features (before heads) and labels of the training and of the test samples.
+
+        Raises:
+            ValueError: the model has no encoder for the modality.
+            NumericError, DataError: see `labelled` and `KeptShards.collect`.
+        """
+        model.require(self.config.modality, shared_space=False)
+        return self._collect(model, self._train), self._collect(model, self._test)
+
+    def close(self) -> None:
+        """Stop the workers and close the shards."""
+        self._train.close()
+        self._test.close()
+
+    def _collect(self, model: EmbeddingModel, shards: KeptShards) -> Labelled:
+        modality, labels = self.config.modality, self.config.labels
+        with inference(model):
+            encode = {modality: lambda x: model.features(modality, x), labels: lambda x: x}
+            data = shards.collect(encode, model.device)
+        return labelled(data, modality, labels)
+
+
+def labelled(data: Collected, modality: str, labels: str) -> Labelled:
+    """Select the samples of a data set that have features and a label.
+
+    Raises:
+        NumericError: a feature is not finite.
+        DataError: no sample has both.
+    """
+    rows, owner = data[modality].rows, data[modality].owner
+    require_usable(rows, owner, data.keys, f"the feature vector of {modality!r}", unit=False)
+    with_label, with_row = items_in_both(data, modality, labels)
+    if int(with_label.sum()) != int(with_row.sum()):
+        raise DataError(
+            f"{modality!r} or {labels!r} has several items in one sample, wanted one of each to classify features"
+        )
+    excluded = len(data.keys) - int(with_label.sum())
+    return Labelled(rows[with_label], data[labels].rows[with_row], excluded, data.skipped)
+
+
+def number_classes(train: Labelled) -> tuple[Tensor, Tensor]:
+    """The labels that occur in training [K], ascending, and the number [n], 0 ... K-1, of each training sample's.
+
+    Raises:
+        DataError: fewer than two classes.
+    """
+    classes, numbers = torch.unique(train.labels, return_inverse=True)
+    if len(classes) < 2:
+        raise DataError(
+            f"the training samples have {len(classes)} class, wanted at least two to classify; check `train_shards`"
+        )
+    return classes, numbers
+
+
+Ranks = Callable[[Tensor, Tensor], Tensor]
+"""Features [n, D] and class numbers [n] -> rank [n] int64 of each sample's class, 1 is best."""
+
+
+def classifier_scores(train: Labelled, test: Labelled, classes: Tensor, ranks_of: Ranks) -> dict[str, Score]:
+    """Scores of a classifier on test samples, with the counts of both sets.
+
+    Those of `classification_scores` (classes are the training labels; another test label counts as an error and in n_unseen),
+    n_train, n_excluded and n_skipped (of the test samples), n_train_excluded and n_train_skipped.
+
+    Args:
+        train, test: the samples.
+        classes: [K] training labels, ascending.
+        ranks_of: ranks test samples whose label is among the classes.
+    """
+    known = torch.isin(test.labels, classes)
+    # A label that training lacks gets the last class number + 1, for which the classifier has no row.
+    numbers = torch.where(known, torch.searchsorted(classes, test.labels).clamp(max=len(classes) - 1), len(classes))
+    ranks = torch.full_like(numbers, len(classes) + 5)
+    if known.any():
+        ranks[known] = ranks_of(test.features[known], numbers[known])
+    names = [str(label) for label in classes.tolist()]
+    unseen = [] if known.all() else ["(not in training)"]
+    return classification_scores(ranks, numbers, names + unseen) | {
+        "chance": 1 / len(classes),
+        "classes": len(classes),
+        "n_unseen": int((~known).sum()),
+        "n_train": len(train.labels),
+        "n_excluded": test.excluded,
+        "n_skipped": test.skipped,
+        "n_train_excluded": train.excluded,
+        "n_train_skipped": train.skipped,
+    }
