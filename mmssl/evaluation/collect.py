@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmssl.core import distributed
-from mmssl.core.batch import Batch
+from mmssl.core.batch import Batch, Needs, merge_needs
 from mmssl.core.errors import DataError
 from mmssl.data.modality import Modality
 from mmssl.data.shards.index import ShardIndex
@@ -54,7 +54,7 @@ class Collected:
     """An encoded data set: the items of each modality, the keys of the samples, and the number of skipped ones.
 
     Attributes:
-        items: modality -> its items.
+        items: modality, or "modality/view" -> its items.
         keys: number of a sample -> its key.
         skipped: number of samples that could not be decoded; they are not in `keys`.
     """
@@ -116,6 +116,7 @@ class KeptShards:
         names: modalities to collect, by their views "eval"; a sample may lack any of them.
         shards: paths, braces or globs.
         limit: number of samples, the first ones; None: all.
+        views: further views of these modalities; random ones are the same in every pass.
     """
 
     def __init__(
@@ -125,8 +126,10 @@ class KeptShards:
         names: Sequence[str],
         shards: Sequence[str],
         limit: int | None,
+        views: Needs | None = None,
     ) -> None:
         self.config, self.modalities, self.names, self.limit = config, modalities, tuple(names), limit
+        self.needs = merge_needs({name: {"eval": 1} for name in names}, views or {})
         self.index = KeptIndex(shards)
         self._stream: EvalStream | None = None
 
@@ -134,7 +137,7 @@ class KeptShards:
         """Run `collect` over this process' share of the samples, with the number of damaged ones.
 
         Args:
-            encode: modality -> function that encodes its views, for each of the names.
+            encode: see `collect`; for each of the names.
 
         Raises:
             DataError: the shards cannot be used.
@@ -163,7 +166,7 @@ class KeptShards:
             self._stream = EvalStream(
                 index,
                 self.modalities,
-                {name: {"eval": 1} for name in self.names},
+                self.needs,
                 self.config.batch_size,
                 self.config.workers,
                 on_error=self.config.on_error,
@@ -182,8 +185,8 @@ def collect(
     Ragged views are unpacked: a sample with three captions gives three rows. A sample that lacks a modality gives none.
 
     Args:
-        batches: views "eval0" of each modality in `encode`.
-        encode: modality -> function that encodes its views.
+        batches: the views that `encode` names.
+        encode: modality, for its view "eval0", or "modality/view" -> function that encodes the view.
         device: device of the rows.
         chunk: largest number of items encoded at a time.
         hashed: compute `digest` of the items, about one second for each gigabyte of views.
@@ -191,26 +194,26 @@ def collect(
     Raises:
         DataError: there are no samples, or none has one of the modalities.
     """
-    parts: dict[str, list[tuple[Tensor, ...]]] = {modality: [] for modality in encode}
+    parts: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in encode}
     keys: dict[int, str] = {}
     for batch in batches:
         keys.update(zip(batch.index.tolist(), batch.keys, strict=True))
-        for modality, function in encode.items():
-            views, owner = unpack_items(batch, modality)
+        for name, function in encode.items():
+            views, owner = unpack_items(batch, *name.split("/"))
             if len(owner):
                 rows = torch.cat([function(part).to(device) for part in torch.split(views, chunk)])
                 columns = (rows, owner.to(device))
-                parts[modality].append((*columns, row_hashes(views).to(device)) if hashed else columns)
+                parts[name].append((*columns, row_hashes(views).to(device)) if hashed else columns)
     everyone = {number: key for share in distributed.gather_objects(keys) for number, key in share.items()}
     if not everyone:
         raise DataError("got no sample to evaluate on, wanted at least one; check the evaluator's `shards`")
-    joined = {modality: _joined(modality, part, device, len(everyone)) for modality, part in parts.items()}
+    joined = {name: _joined(name, part, device, len(everyone)) for name, part in parts.items()}
     return Collected(joined, everyone)
 
 
-def unpack_items(batch: Batch, modality: str) -> tuple[Tensor, Tensor]:
-    """Unpack a modality's eval view into items [n, ...] and their owners [n], without absent samples and padding."""
-    x, owner = batch[modality]["eval0"], batch.index
+def unpack_items(batch: Batch, modality: str, view: str = "eval0") -> tuple[Tensor, Tensor]:
+    """Unpack a modality's view into items [n, ...] and their owners [n], without absent samples and padding."""
+    x, owner = batch[modality][view], batch.index
     present = batch.present.get(modality, torch.ones(len(batch), dtype=torch.bool))
     if modality not in batch.lengths:
         return x[present], owner[present]

@@ -34,7 +34,9 @@ from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
 from mmssl.evaluation.common import EvaluatorConfig
 from mmssl.evaluation.knn import KnnConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig
+from mmssl.evaluation.modality_gap import ModalityGapConfig
 from mmssl.evaluation.offset import OffsetConfig
+from mmssl.evaluation.representation import RepresentationConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
 from mmssl.evaluation.sides import SidesConfig
 from mmssl.evaluation.zero_shot import ZeroShotConfig
@@ -94,7 +96,9 @@ EvaluatorUnion = Annotated[
     | OffsetConfig
     | SidesConfig
     | LinearProbeConfig
-    | KnnConfig,
+    | KnnConfig
+    | RepresentationConfig
+    | ModalityGapConfig,
     KIND,
 ]  # fmt: skip
 

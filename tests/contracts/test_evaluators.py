@@ -38,6 +38,8 @@ CASES: dict[str, dict[str, Any]] = {
     "class_retrieval": {"pair": PAIR, "resamples": 100},
     "linear_probe": {"modality": "video", "penalties": [1.0, 0.1]},
     "knn": {"modality": "video", "ks": [3, 2]},
+    "representation": {"modality": "audio"},
+    "modality_gap": {"pair": PAIR},
     "offset": {"pair": PAIR, "seconds": 0.5, "offsets": [0, 0.2, 0.4]},
     "sides": {"pair": PAIR},
 }

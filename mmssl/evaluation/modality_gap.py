@@ -1,0 +1,95 @@
+"""Modality gap and alignment of two modalities in a shared space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.evaluator import Evaluator, Score
+from mmssl.data.modality import Modality
+from mmssl.evaluation.collect import Collected, Items, KeptShards, items_in_both
+from mmssl.evaluation.common import (
+    PairEvaluatorConfig,
+    broadcast_scores,
+    inference,
+    require_modalities,
+    require_usable,
+)
+
+
+class ModalityGapConfig(PairEvaluatorConfig):
+    """Settings of the modality gap: how far apart two modalities lie in their shared space, and how near the items of a sample.
+
+    Attributes:
+        pair: two different modalities of one shared space; samples that lack one of them are left out and counted.
+    """
+
+    kind: Literal["modality_gap"] = "modality_gap"
+
+    def build(self, modalities: Mapping[str, Modality]) -> ModalityGap:
+        require_modalities(modalities, self.pair)
+        return ModalityGap(self, modalities)
+
+
+class ModalityGap(Evaluator):
+    """Modality gap and cross-modal alignment. Scores: see `gap_scores`."""
+
+    headlines = ("gap", "alignment")
+
+    def __init__(self, config: ModalityGapConfig, modalities: Mapping[str, Modality]) -> None:
+        self.config = config
+        self._shards = KeptShards(config, modalities, config.pair, config.shards, config.max_samples)
+
+    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
+        for name in self.config.pair:
+            model.require(name, shared_space=True)
+        with inference(model):
+            encode = {name: lambda x, name=name: model.embed(name, x) for name in self.config.pair}
+            data = self._shards.collect(encode, model.device)
+            scores = gap_scores(data, self.config.pair)
+        yield from broadcast_scores(scores).items()
+
+    def close(self) -> None:
+        """See `Evaluator.close`."""
+        self._shards.close()
+
+
+def gap_scores(data: Collected, pair: tuple[str, str]) -> dict[str, Score]:
+    """Modality gap and alignment of unit-norm embeddings; a sample with several items counts once, by their mean distances.
+
+    gap: distance of the two modalities' means (Liang et al. 2022, arXiv:2203.02053), 0 to 2;
+    alignment: mean squared distance of the two modalities of a sample (Wang and Isola 2020, arXiv:2005.10242), 0 to 4;
+    alignment_chance: the same of different samples; None: there is one sample;
+    n; n_excluded (samples without one of the modalities), n_skipped (samples that could not be decoded).
+
+    Raises:
+        NumericError: an embedding is not finite, or zero.
+        DataError: no sample has both.
+    """
+    for name in pair:
+        require_usable(data[name].rows, data[name].owner, data.keys, f"the embedding of {name!r}", unit=True)
+    masks = items_in_both(data, *pair)
+    a, b = (_sample_means(data[name], mask) for name, mask in zip(pair, masks, strict=True))
+    n = len(a)
+    # Of unit vectors, |x - y|^2 = 2 - 2 x y, which is linear in the items of each sample, and in the samples.
+    own, all_pairs = (a * b).sum(), a.sum(0) @ b.sum(0)
+    return {
+        "gap": float((a.mean(0) - b.mean(0)).norm()),
+        "alignment": 2 - 2 * float(own) / n,
+        "alignment_chance": 2 - 2 * float(all_pairs - own) / (n * (n - 1)) if n > 1 else None,
+        "n": n,
+        "n_excluded": len(data.keys) - n,
+        "n_skipped": data.skipped,
+    }
+
+
+def _sample_means(items: Items, mask: Tensor) -> Tensor:
+    """Mean of each sample's items, [samples, E] float64, in ascending order of the samples."""
+    place, counts = torch.unique(items.owner[mask], return_inverse=True, return_counts=True)[1:]
+    sums: Tensor = torch.zeros(len(counts), items.rows.shape[1], dtype=torch.float64, device=items.rows.device)
+    sums.index_add_(0, place, items.rows[mask].double())
+    return sums.div_(counts[:, None])
