@@ -44,8 +44,9 @@ class Encoder(nn.Module, ABC):
         width: D, the size of `pooled` and of each token.
         grid: shape of the token grid of a full-size input; None if there are no tokens.
         depth: number of blocks whose outputs `hidden` may ask for; 0 without the capability "hidden".
-        capabilities: subset of {"tokens", "mask_drop", "mask_replace", "hidden"}: gives tokens; accepts `keep`; accepts `replace`;
-            gives the outputs of its last blocks.
+        capabilities: subset of {"tokens", "mask_drop", "mask_replace", "hidden", "bidirectional"}: gives tokens; accepts `keep`;
+            accepts `replace`; gives the outputs of its last blocks; attends from each token to all others, those after it too
+            (a causal text transformer does not; a residual network has no attention).
         token_ids: token ids that a text encoder accepts; None: it takes no ids.
         trim: cuts padding that influences no row off the end of a raw view [B, T]. Called before the view moves to a device,
             because reading its values there would synchronise; None: views are not trimmed.
@@ -55,6 +56,7 @@ class Encoder(nn.Module, ABC):
     MASK_DROP: ClassVar[str] = "mask_drop"
     MASK_REPLACE: ClassVar[str] = "mask_replace"
     HIDDEN: ClassVar[str] = "hidden"
+    BIDIRECTIONAL: ClassVar[str] = "bidirectional"
 
     width: int
     grid: tuple[int, ...] | None = None

@@ -159,8 +159,19 @@ def check_capabilities(objective: Objective, encoders: Mapping[str, Encoder]) ->
             raise ValueError(
                 f"{type(objective).__name__} needs an encoder for {modality!r} with {sorted(wanted)}, and "
                 f"{type(encoders[modality]).__name__} has {sorted(encoders[modality].capabilities) or 'none of them'}: "
-                f"it lacks {sorted(lacking)}; a vision transformer has them all"
+                f"it lacks {sorted(lacking)}; {_remedy(encoders[modality], lacking)}"
             )
+
+
+def _remedy(encoder: Encoder, lacking: frozenset[str]) -> str:
+    if encoder.token_ids is None:
+        return "encoders of kind vit, audio_transformer and space_time have them all"
+    if Encoder.MASK_DROP in lacking:
+        return "no encoder of texts drops tokens, so choose another objective"
+    if lacking == {Encoder.BIDIRECTIONAL}:
+        return "set causal: false, or choose a model without causal attention"
+    causal = " with causal: false" if Encoder.BIDIRECTIONAL in lacking else ""
+    return f"use one of kind text_transformer{causal}"
 
 
 class Learner(nn.Module):

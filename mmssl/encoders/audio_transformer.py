@@ -81,7 +81,9 @@ class AudioTransformer(Encoder):
     the ends that do not fill a patch are ignored.
     """
 
-    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN})
+    capabilities = frozenset(
+        {Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
+    )
     grid: Grid
 
     def __init__(self, config: AudioTransformerConfig) -> None:

@@ -80,6 +80,8 @@ class FrameVideo(Encoder):
     patches. An `image` without a trainable parameter stays in evaluation mode.
     """
 
+    capabilities = frozenset({Encoder.TOKENS})
+
     def __init__(self, config: FrameVideoConfig) -> None:
         super().__init__()
         self.image: Encoder = config.image.build()
@@ -102,9 +104,10 @@ class FrameVideo(Encoder):
                 self.time_embedding = nn.Parameter(self.width**-0.5 * torch.randn(config.frames, self.width))
             self.norm = nn.LayerNorm(self.width)
             self.depth = config.depth
+            self.capabilities |= {Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
         elif self.patches:
             self.depth = self.image.depth
-        self.capabilities = frozenset({Encoder.TOKENS, *([Encoder.HIDDEN] if self.depth else [])})
+            self.capabilities |= self.image.capabilities & {Encoder.HIDDEN}
 
     def prepare(self, x: Tensor) -> Tensor:
         """uint8, or float in [0, 1], [B, T, 3, H, W] or [B, 3, H, W] -> the image encoder's normalised input [B, T, 3, H, W]."""

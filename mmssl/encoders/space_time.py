@@ -96,7 +96,9 @@ class SpaceTime(Encoder):
     are full. Positions are the sum of a table for space and one for time.
     """
 
-    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN})
+    capabilities = frozenset(
+        {Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
+    )
     grid: tuple[int, int, int]
 
     def __init__(self, config: SpaceTimeConfig) -> None:

@@ -101,7 +101,6 @@ class TextTransformer(Encoder):
     from `pooled`, except rows of the embedding tables that the batch does not use.
     """
 
-    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_REPLACE, Encoder.HIDDEN})
     grid: tuple[int]
     trim = staticmethod(trim_padding)
 
@@ -112,6 +111,9 @@ class TextTransformer(Encoder):
         self.token_ids = TokenIds(config.context_length, config.vocab_size)
         self.pool = config.pool
         self.causal = config.causal
+        self.capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_REPLACE, Encoder.HIDDEN})
+        if not config.causal:
+            self.capabilities |= {Encoder.BIDIRECTIONAL}
         self.keep_tokens = config.keep_tokens
         self.masking: TokenMasking = config.masking
         self.token_embedding = nn.Embedding(config.vocab_size, self.width)

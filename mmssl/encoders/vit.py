@@ -69,7 +69,9 @@ class VisionTransformer(Encoder):
     Every parameter gets a gradient from `pooled`. The projection into the shared space belongs to the objective.
     """
 
-    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN})
+    capabilities = frozenset(
+        {Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
+    )
     grid: tuple[int, int]
 
     def __init__(self, config: VisionTransformerConfig) -> None:

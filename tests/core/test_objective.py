@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder, freeze
-from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction
+from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction, check_capabilities
+from mmssl.core.sample import TokenIds
 from tests.contracts.toys import Patches, Words
 
 
@@ -101,8 +102,27 @@ def test_context_carries_encoders_and_progress() -> None:
 def test_missing_and_incapable_encoders_are_refused() -> None:
     with pytest.raises(ValueError, match=r"needs an encoder for 'picture', and the recipe has \['words'\]"):
         Learner({"words": Words()}, Recording())
-    with pytest.raises(ValueError, match=r"Words has none of them: it lacks \['mask_drop', 'tokens'\]"):
+    with pytest.raises(
+        ValueError, match=r"Words has none of them: it lacks \['mask_drop', 'tokens'\]; encoders of kind vit"
+    ):
         Learner({"picture": Words()}, Recording())
+
+
+@pytest.mark.parametrize(
+    ("has", "wanted", "remedy"),
+    [
+        ({"tokens", "hidden"}, {"tokens", "bidirectional"}, r"lacks \['bidirectional'\]; set causal: false"),
+        ({"hidden"}, {"hidden", "tokens"}, r"lacks \['tokens'\]; use one of kind text_transformer$"),
+        (set(), {"hidden", "bidirectional"}, "; use one of kind text_transformer with causal: false$"),
+        ({"tokens"}, {"tokens", "mask_drop"}, "no encoder of texts drops tokens"),
+    ],
+)
+def test_encoders_of_texts_get_advice_of_their_own(has: set[str], wanted: set[str], remedy: str) -> None:
+    words, objective = Words(), Recording()
+    words.capabilities, words.token_ids = frozenset(has), TokenIds(None, 30)
+    objective.requires = lambda: {"picture": frozenset(wanted)}  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=remedy):
+        check_capabilities(objective, {"picture": words})
 
 
 def test_frozen_encoders_stay_in_evaluation_mode() -> None:

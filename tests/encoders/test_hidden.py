@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.adapters.adapter import Adapter
-from tests.encoders.kinds import KINDS, build, inputs, is_audio, is_text
+from tests.encoders.kinds import KINDS, build, differ, inputs, is_audio, is_text, is_video
 
 DEPTH = {name: 2 for name in KINDS if name.startswith(("vit", "text_transformer", "audio_transformer", "video_frames"))}
 DEPTH |= dict.fromkeys(["video_space_time", "video_space_time_joint", "hf_ast_audio", "hf_bert", "hf_clip_text"], 2)
@@ -55,6 +55,7 @@ def test_who_gives_hidden_layers_says_how_many(name: str, tmp_path: Path) -> Non
     encoder = build(name, tmp_path)
     assert encoder.depth == DEPTH.get(name, 0)
     assert (Encoder.HIDDEN in encoder.capabilities) == (name in DEPTH)
+    assert name in DEPTH or Encoder.BIDIRECTIONAL not in encoder.capabilities
     wanted = f"0 to {encoder.depth}, the depth of" if encoder.depth else "0: there are no hidden layers in"
     for count in (encoder.depth + 1, -1):
         with pytest.raises(ValueError, match=rf"hidden: got {count}, wanted {wanted} {type(encoder).__name__}"):
@@ -94,6 +95,24 @@ def test_asking_for_hidden_layers_changes_nothing_else(name: str, tmp_path: Path
     torch.testing.assert_close((asked.pooled, asked.tokens), (plain.pooled, plain.tokens), atol=1e-6, rtol=1e-6)
     assert asked.grid == plain.grid
     torch.testing.assert_close((pooled.pooled, pooled.hidden), (asked.pooled, asked.hidden), atol=1e-6, rtol=1e-6)
+
+
+@HIDDEN
+def test_the_first_token_depends_on_the_last_where_the_encoder_is_bidirectional(name: str, tmp_path: Path) -> None:
+    encoder, x = build(name, tmp_path).eval(), inputs(name)
+    later = x.clone()
+    if is_text(name):
+        later[torch.arange(3), x.argmax(1) - 1] = 5  # the last word
+    elif is_audio(name):
+        later[..., 2500:] = 30_000
+    elif is_video(name):
+        later[:, -1, :, -8:, -8:] = 255 - later[:, -1, :, -8:, -8:]
+    else:
+        later[..., -8:, -8:] = 255 - later[..., -8:, -8:]
+    before, after = (encoder(one, hidden=1).hidden[0] for one in (x, later))
+    assert differ(before, after)
+    assert torch.equal(before[:, 0], after[:, 0]) == (name in ("text_transformer", "hf_clip_text"))
+    assert (Encoder.BIDIRECTIONAL in encoder.capabilities) == (name not in ("text_transformer", "hf_clip_text"))
 
 
 @HIDDEN
@@ -192,8 +211,9 @@ def test_states_that_a_library_normalises_are_not_offered() -> None:
     example = torch.randn(1, 5, 4)
     for normalise in (False, True):
         encoder = Wrapped(Normalises(normalise))
-        encoder.offer_hidden(example, 2)
-        assert (encoder.depth, Encoder.HIDDEN in encoder.capabilities) == ((0, False) if normalise else (2, True))
+        encoder.offer_hidden(example, 2, bidirectional=False)
+        assert encoder.depth == (0 if normalise else 2)
+        assert encoder.capabilities == (frozenset() if normalise else {Encoder.HIDDEN})
         assert encoder.training
         assert not any(block._forward_hooks for block in encoder.model.blocks)
     broken = Wrapped(Normalises(False))

@@ -75,7 +75,7 @@ class Adapter(Encoder):
         return features
 
     @final
-    def offer_hidden(self, example: Tensor, depth: int) -> None:
+    def offer_hidden(self, example: Tensor, depth: int, *, bidirectional: bool = True) -> None:
         """Declare the capability "hidden" if `forward` returns the outputs of the model's blocks unchanged; else leave it out.
 
         Libraries differ in what they call hidden states: some normalise the last, some return feature maps of several sizes.
@@ -84,6 +84,7 @@ class Adapter(Encoder):
         Args:
             example: a raw view of one sample, without padding.
             depth: number of the model's blocks, which lie in one list.
+            bidirectional: whether such blocks attend to later tokens too, as those of all image models do.
         """
         stacks = [part for part in self.model.modules() if isinstance(part, nn.ModuleList | nn.Sequential)]
         outputs: list[Tensor] = []
@@ -106,7 +107,7 @@ class Adapter(Encoder):
             self.train()
         states = features.hidden or ()
         if len(states) == depth and all(any(_ends_with(output, state) for output in outputs) for state in states):
-            self.capabilities |= {Encoder.HIDDEN}
+            self.capabilities |= {Encoder.HIDDEN, *([Encoder.BIDIRECTIONAL] if bidirectional else [])}
         else:
             self.depth = 0
 

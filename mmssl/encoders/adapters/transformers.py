@@ -97,7 +97,7 @@ class HfTextEncoder(Adapter):
         self.model.config.use_cache = False  # without this, decoders keep keys and values for text generation
         example = torch.full((1, 4), 1 if self.pad_id == 0 else 0)
         self.width = self.connect(example).pooled.shape[-1]
-        self.offer_hidden(example, block_count(self.model))
+        self.offer_hidden(example, block_count(self.model), bidirectional=self._attends_ahead(example))
         self.token_ids = TokenIds(_longest(self.model), self.model.get_input_embeddings().num_embeddings)
         require_complete(self, missing, config)
 
@@ -138,6 +138,16 @@ class HfTextEncoder(Adapter):
             ends = torch.eq(ids, self.eos_id)
             last = torch.where(ends.any(1), ends.int().argmax(1), last)
         return states[torch.arange(ids.shape[0], device=ids.device), last]
+
+    def _attends_ahead(self, ids: Tensor) -> bool:
+        # Whether another last id changes the state of the first token of a text.
+        other = next(number for number in range(4) if number not in (self.pad_id, self.eos_id, int(ids[0, -1])))
+        changed = torch.cat([ids[:, :-1], torch.full_like(ids[:, -1:], other)], dim=1)
+        self.eval()
+        with torch.no_grad():
+            first, second = (self.model(input_ids=x).last_hidden_state[:, 0] for x in (ids, changed))
+        self.train()
+        return not torch.equal(first, second)
 
     def _real(self, ids: Tensor) -> Tensor:
         # [B, T] bool, True up to the end of each text. If the padding id also ends texts, its first occurrence is no padding.
