@@ -66,7 +66,7 @@ class Headline:
     """The few figures of a step that the console shows; the rest goes to the log file only.
 
     Attributes:
-        chance: the loss of random guessing, for comparison; None: unknown.
+        chance: the loss of random guessing, which is that of collapsed features too; None: unknown, or collapse has the lowest.
         figures: label -> value, in display order.
     """
 
@@ -129,6 +129,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """The loss of the global batch, from this process' latents (float32)."""
+
+    def monitored(self) -> Mapping[str, str]:
+        """Latents [B, D] whose spread and norm are logged: name in the log -> name of the latent; rows of zeros are left out."""
+        return {}
 
     def headline(self, scalars: Mapping[str, float]) -> Headline:
         """The figures to watch, from the scalars of a step: its terms, as "loss/<term>" where there are several, and metrics."""

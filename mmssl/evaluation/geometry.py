@@ -51,7 +51,7 @@ def effective_rank(features: Tensor) -> float | None:
     return entropy_rank(spread) if spread.max() > _ROUNDING * size.max() else None
 
 
-def relative_std(features: Tensor) -> float:
+def spread(features: Tensor) -> float:
     """Standard deviation of unit-norm features [n, D] over rows, mean over dimensions, times sqrt(D): 1 spread evenly, 0 collapsed.
 
     Chen and He 2021 (arXiv:2011.10566), section 4.1, watch it without the factor.

@@ -15,7 +15,7 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.evaluation.collect import Collected, KeptShards
 from mmssl.evaluation.common import EvaluatorConfig, broadcast_scores, inference, require_modalities, require_usable
-from mmssl.evaluation.geometry import alignment, effective_rank, lidar, rankme, relative_std, uniformity
+from mmssl.evaluation.geometry import alignment, effective_rank, lidar, rankme, spread, uniformity
 
 
 class RepresentationConfig(EvaluatorConfig):
@@ -57,7 +57,7 @@ class Representation(Evaluator):
         self.config = config
         name = config.modality
         self._shards = KeptShards(config, modalities, (name,), config.shards, config.max_samples, {name: config.views})
-        self.headlines = ("rankme", "relative_std")
+        self.headlines = ("rankme", "spread")
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         modality = self.config.modality
@@ -77,7 +77,7 @@ class Representation(Evaluator):
 def representation_scores(data: Collected, modality: str, views: list[str]) -> dict[str, Score]:
     """Label-free measures of collected features.
 
-    Of the "eval" view: `rankme`, `effective_rank`, `relative_std`, `uniformity`, dimensions (D), n (items). Of the augmented views,
+    Of the "eval" view: `rankme`, `effective_rank`, `spread`, `uniformity`, dimensions (D), n (items). Of the augmented views,
     if there are any: `alignment` and `lidar`. Of the data: n_excluded (samples without the modality), n_skipped (not decodable).
 
     Args:
@@ -94,7 +94,7 @@ def representation_scores(data: Collected, modality: str, views: list[str]) -> d
     scores: dict[str, Score] = {
         "rankme": rankme(items.rows),
         "effective_rank": effective_rank(items.rows),
-        "relative_std": relative_std(items.rows),
+        "spread": spread(items.rows),
         "uniformity": uniformity(items.rows),
     }
     if views:

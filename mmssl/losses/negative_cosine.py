@@ -1,10 +1,7 @@
-"""Negative cosine similarity with a stop-gradient on the target, the loss of SimSiam, and the spread that shows a collapse."""
+"""Negative cosine similarity with a stop-gradient on the target, the loss of SimSiam."""
 
 from __future__ import annotations
 
-import math
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,23 +33,3 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
             f"got predictions {list(prediction.shape)} and targets {list(target.shape)}, wanted equal shapes [B, E]"
         )
     return -distributed.mean(F.cosine_similarity(prediction, target.detach(), dim=-1))
-
-
-@torch.no_grad()
-def spread(x: Tensor) -> Tensor:
-    """Standard deviation of normalised embeddings over the global batch, mean over features, times sqrt(E); 0 at collapse.
-
-    Chen and He 2021 (arXiv:2011.10566), figure 2. Near 1 for embeddings all over the sphere. A collective: every
-    process must call it.
-
-    Args:
-        x: [B, E] embeddings of this process, of any length.
-
-    Returns:
-        [] from 0 to 1, the same on every process.
-    """
-    unit = F.normalize(x, dim=-1)
-    sums = distributed.total_detached(torch.stack([unit.sum(0), unit.square().sum(0)]))
-    mean, square = sums / distributed.count(x, least=1)
-    deviation: Tensor = (square - mean.square()).clamp(min=0).sqrt()
-    return deviation.mean() * math.sqrt(x.shape[-1])

@@ -86,6 +86,10 @@ class BarlowTwinsObjective(Objective):
             lambda: {"correlation": correlation, "chance_loss": torch.full_like(correlation, collapsed)},
         )
 
+    def monitored(self) -> Mapping[str, str]:
+        """The encoder's features of one view."""
+        return {self.modality: "0"}
+
     def headline(self, scalars: Mapping[str, float]) -> Headline:
         """Mean correlation of the views, beside the loss of a collapsed model."""
         return Headline(scalars["chance_loss"], {"correlation": scalars["correlation"]})

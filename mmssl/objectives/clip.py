@@ -19,13 +19,12 @@ from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
 from mmssl.core.plan import Plan
 from mmssl.heads.projection import HeadConfig, LinearProjectionConfig, MLPProjectionConfig
-from mmssl.losses.candidates import over_present
-from mmssl.losses.info_nce import info_nce, info_nce_accuracy
+from mmssl.losses.info_nce import info_nce
 from mmssl.losses.sigmoid import sigmoid_loss
 from mmssl.losses.tiled_info_nce import tiled_info_nce
 from mmssl.losses.tiled_sigmoid import tiled_sigmoid_loss
-from mmssl.losses.tiles import candidate_counts
 from mmssl.objectives.common import ObjectiveConfig, at_least_float32, encoder_of, log_sum_exp_over_processes
+from mmssl.objectives.pair_metrics import pair_metrics
 from mmssl.objectives.pairs import SIGMOID_BIAS, Pair, PairConfig, PairLoss, check_pairs, modalities_of
 from mmssl.objectives.presence import content_hash, gather_facts, identities, presence
 
@@ -202,9 +201,9 @@ class ClipObjective(Objective):
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Unit-norm embeddings [B, E] float32 by modality, zero where absent, and "present/..." [B] bool.
 
-        With duplicates: ignore, also "sample/index" [B] and, of integer views (token ids), "content/..." [B].
+        Also "sample/index" [B] and, of integer views (token ids), "content/..." [B], by which duplicates are known.
         """
-        latents: Latents = {"sample/index": batch.index} if self.duplicates == "ignore" else {}
+        latents: Latents = {"sample/index": batch.index}
         for modality in modalities_of(self.pairs):
             view = f"{self.views[modality]}0"
             x, here = batch.view(modality, view), presence(batch, modality)
@@ -212,15 +211,14 @@ class ClipObjective(Objective):
             embedded = F.normalize(at_least_float32(self.projections[modality](features.pooled)), dim=-1)
             latents[modality] = embedded.masked_fill(~here[:, None], 0) if modality in batch.present else embedded
             latents[f"present/{modality}"] = here
-            if self.duplicates == "ignore" and x.dtype == torch.int64:
+            if x.dtype == torch.int64:
                 latents[f"content/{modality}"] = content_hash(x)
         return latents
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """One loss term for each pair.
 
-        Metrics of each pair: logit scale (and bias), number of samples of the global batch with both modalities, in-batch accuracy
-        both ways, and the chance loss.
+        Metrics: see `pair_metrics`.
         """
         everyone = {modality: distributed.gather(latents[modality]) for modality in modalities_of(self.pairs)}
         facts = gather_facts(latents)
@@ -229,18 +227,24 @@ class ClipObjective(Objective):
         for pair in self.pairs:
             a, b = latents[pair.first], latents[pair.second]
             all_a, all_b = everyone[pair.first], everyone[pair.second]
+            ids = identities(facts, pair)
             scale, bias = self.logit_scale[self.scale_names[pair.name]].exp(), self.logit_bias.get(pair.name)
             among: dict[str, Any] = {
                 "offset": distributed.rank() * len(a),
                 "present": facts[f"present/{pair.first}"].bool() & facts[f"present/{pair.second}"].bool(),
-                "ids": identities(facts, pair),
+                "ids": ids if self.duplicates == "ignore" else None,
             }
             terms[pair.name] = pair.weight * self._loss(scale, bias, a, b, all_a, all_b, among)
             # The bias is copied: the update changes it in place.
             bias = None if bias is None else bias.detach().clone()
             everything = {"all_a": all_a.detach(), "all_b": all_b.detach(), **among}
-            measures.append(partial(_metrics, pair, scale.detach(), bias, a.detach(), b.detach(), everything))
+            scales = scale.detach(), torch.full_like(scale.detach(), self.max_scale), bias
+            measures.append(partial(pair_metrics, pair, scales, a.detach(), b.detach(), everything, ids))
         return LossOutput(terms, lambda: {name: x for measure in measures for name, x in measure().items()})
+
+    def monitored(self) -> Mapping[str, str]:
+        """The embeddings of every modality."""
+        return {modality: modality for modality in modalities_of(self.pairs)}
 
     def headline(self, scalars: Mapping[str, float]) -> Headline:
         """In-batch accuracy: both directions of a single pair; for several pairs the mean of both directions of each."""
@@ -287,30 +291,3 @@ class ClipObjective(Objective):
             return info_nce(a, b, scale, all_a=all_a, all_b=all_b, **among)
         join = log_sum_exp_over_processes
         return tiled_info_nce(a, b, scale, all_b=all_b, over_processes=join, size=size, **among)
-
-
-def _metrics(
-    pair: Pair,
-    scale: Tensor,
-    bias: Tensor | None,
-    a: Tensor,
-    b: Tensor,
-    among: dict[str, Any],
-) -> dict[str, Tensor]:
-    there, back = info_nce_accuracy(a, b, **among)
-    present, target = among["present"], torch.arange(len(a), device=a.device) + among["offset"]
-    counts = candidate_counts(target, len(among["all_b"]), present, among["ids"])
-    # One of c candidates is right. Chance loss: ln(c) for a softmax, c times the entropy of 1 / c for c sigmoids.
-    guess = counts.log()
-    if bias is not None:
-        guess = guess + torch.xlogy(counts - 1, counts / (counts - 1).clamp(min=1))
-    metrics = {
-        "scale": scale,
-        f"{pair.first}_to_{pair.second}_accuracy": there,
-        f"{pair.second}_to_{pair.first}_accuracy": back,
-        "chance_loss": over_present((guess * present[target]).mean(), present).to(there.dtype),
-        "samples": present.sum().to(there.dtype),
-    }
-    if bias is not None:
-        metrics["bias"] = bias
-    return {f"{pair.name}/{name}": x for name, x in metrics.items()}

@@ -127,6 +127,10 @@ class LeJepaObjective(Objective):
         terms = {"sigreg": self.sigreg_weight * distance, "invariance": (1 - self.sigreg_weight) * invariance}
         return LossOutput(present.terms(terms), measure)
 
+    def monitored(self) -> Mapping[str, str]:
+        """The encoder's features of one global view."""
+        return {self.modality: f"{next(iter(self.views))}0"}
+
     def headline(self, scalars: Mapping[str, float]) -> Headline:
         """SIGReg without its weight; chance is the loss of a collapse to zero."""
         return Headline(scalars["collapse_loss"], {"sigreg": scalars["sigreg"]})

@@ -56,9 +56,7 @@ def gather_facts(latents: Latents) -> dict[str, Tensor]:
     return dict(zip(names, everyone.unbind(1), strict=True))
 
 
-def identities(facts: Mapping[str, Tensor], pair: Pair) -> Tensor | None:
-    """Ids [G, k] for duplicates in a pair: samples with any equal id are duplicates; None with duplicates: negatives."""
-    if "sample/index" not in facts:
-        return None
+def identities(facts: Mapping[str, Tensor], pair: Pair) -> Tensor:
+    """Ids [G, k] for duplicates in a pair: samples with any equal id are duplicates."""
     contents = [f"content/{modality}" for modality in (pair.first, pair.second)]
     return torch.stack([facts["sample/index"], *(facts[name] for name in contents if name in facts)], 1)

@@ -96,6 +96,10 @@ class SimClrObjective(Objective):
 
         return LossOutput({"nt_xent": loss}, measure)
 
+    def monitored(self) -> Mapping[str, str]:
+        """The encoder's features of one view."""
+        return {self.modality: "0"}
+
     def headline(self, scalars: Mapping[str, float]) -> Headline:
         """In-batch accuracy."""
         return Headline(scalars["chance_loss"], {"accuracy": scalars["accuracy"]})

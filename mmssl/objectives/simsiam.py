@@ -12,11 +12,12 @@ from mmssl.core.batch import Batch, Needs
 from mmssl.core.batch_norm import GlobalBatchNorm
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
+from mmssl.core.monitors import spread
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
 from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import MLPProjectionConfig
-from mmssl.losses.negative_cosine import negative_cosine, spread
+from mmssl.losses.negative_cosine import negative_cosine
 from mmssl.objectives.common import Name, ObjectiveConfig, encode_two_views, encoder_of
 
 
@@ -83,8 +84,13 @@ class SimSiamObjective(Objective):
         present = Present(latents, self.least_samples)
         a, b = self.head(present.rows(latents["0"])), self.head(present.rows(latents["1"]))
         loss = (negative_cosine(self.predictor(a), b) + negative_cosine(self.predictor(b), a)) / 2
-        found = (spread(a) + spread(b)) / 2
-        return LossOutput(present.terms({"negative_cosine": loss}), lambda: {"spread": found})
+        seen = a.detach(), b.detach()
+        found = present.terms({"negative_cosine": loss})
+        return LossOutput(found, lambda: {"spread": (spread(seen[0]) + spread(seen[1])) / 2})
+
+    def monitored(self) -> Mapping[str, str]:
+        """The encoder's features of one view."""
+        return {self.modality: "0"}
 
     def headline(self, scalars: Mapping[str, float]) -> Headline:
         """Spread of the projections; there is no chance loss, because collapse reaches the lowest loss."""

@@ -109,6 +109,10 @@ class VicRegObjective(Objective):
             lambda: {"deviation": deviation, "chance_loss": torch.full_like(deviation, collapsed)},
         )
 
+    def monitored(self) -> Mapping[str, str]:
+        """The encoder's features of one view."""
+        return {self.modality: "0"}
+
     def headline(self, scalars: Mapping[str, float]) -> Headline:
         """Mean standard deviation, 1 where the hinge is met, beside the loss of a collapsed model."""
         return Headline(scalars["chance_loss"], {"deviation": scalars["deviation"]})

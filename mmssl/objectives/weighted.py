@@ -153,6 +153,14 @@ class WeightedObjective(Objective):
             terms, lambda: {f"{name}/{metric}": x for name, make in measures.items() for metric, x in make().items()}
         )
 
+    def monitored(self) -> Mapping[str, str]:
+        """Latents of all children, "child/name"."""
+        return {
+            f"{name}/{shown}": f"{name}/{latent}"
+            for name, child in self._children()
+            for shown, latent in child.monitored().items()
+        }
+
     def headline(self, scalars: Mapping[str, float]) -> Headline:
         """Figures of all children, "child figure", and the chance loss of the sum if every child has one.
 

@@ -18,6 +18,8 @@ CHARTS = (
     ("Loss", r"(.+/)?(chance_)?loss(/.+)?"),
     ("In-batch accuracy", r".+accuracy"),
     ("Scale of the logits", r"(.+/)?(logit_)?scale"),
+    ("Spread of features, 0 collapsed", r"(.+/)?spread(/.+)?"),
+    ("Norm of features", r"norm/.+"),
     ("Gradient norm", r"grad_norm(/.+)?"),
     ("Learning rate", r"lr"),
     ("Samples per second", r"samples_per_second"),

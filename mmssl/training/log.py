@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from mmssl.core.distributed import is_main
+from mmssl.core.objective import Headline
 from mmssl.training.beats import Beat, Every
 from mmssl.training.runtime.console import say
 from mmssl.training.runtime.jsonl import JsonLines
@@ -49,8 +50,11 @@ class LogBeat(Beat):
         speed = (state.samples - self._samples) / seconds if seconds > 0 else 0.0
         waiting = self._waited / seconds if seconds > 0 else 0.0
         remaining = (state.total_steps - state.step) * seconds / max(1, state.step - self._step)
+        headline = state.learner.objective.headline(scalars)
         record = {
             **scalars,
+            **({} if headline.chance is None else {"chance_loss": headline.chance}),
+            "progress": state.step / state.total_steps,
             "lr": state.optimizer.param_groups[0]["lr"] / state.optimizer.param_groups[0]["lr_scale"],
             "samples": state.samples,
             "skipped_steps": state.skipped_steps,
@@ -63,7 +67,7 @@ class LogBeat(Beat):
         }
         self.metrics.append({"step": state.step, **record})
         self._launch.track(record, state.step)
-        say(self._line(state, scalars, speed, waiting, timedelta(seconds=round(remaining))))
+        say(self._line(state, scalars["loss"], headline, speed, waiting, timedelta(seconds=round(remaining))))
         self._waited = self._worked = 0.0
         self._samples, self._step = state.samples, state.step
 
@@ -72,15 +76,20 @@ class LogBeat(Beat):
         self._samples, self._step = state.samples, state.step
 
     def _line(
-        self, state: TrainState, scalars: Mapping[str, float], speed: float, waiting: float, remaining: timedelta
+        self,
+        state: TrainState,
+        loss: float,
+        headline: Headline,
+        speed: float,
+        waiting: float,
+        remaining: timedelta,
     ) -> str:
         """One line for the console."""
-        headline = state.learner.objective.headline(scalars)
         chance = f" (chance {_figure(headline.chance)})" if headline.chance is not None else ""
         slow, self._slow = self._slow and waiting >= INPUT_BOUND, waiting >= INPUT_BOUND
         pieces = [
             state.place,
-            f"loss {_figure(scalars['loss'])}{chance}",
+            f"loss {_figure(loss)}{chance}",
             *(f"{name} {_figure(value)}" for name, value in headline.figures.items()),
             f"{speed:,.0f} samples/s",
             f"input-bound: {waiting:.0%} of the time waiting for data" if slow else "",

@@ -25,6 +25,7 @@ from torch import Tensor
 import mmssl.objectives
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
+from mmssl.core.monitors import monitor
 from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
 from mmssl.core.plan import Plan
 from mmssl.objectives.barlow_twins import BarlowTwinsConfig
@@ -307,6 +308,19 @@ def test_the_headline_is_a_few_of_the_logged_figures(name: str) -> None:
     assert headline.chance is None or 0 < headline.chance < len(output.terms) * 2 * math.log(len(batch(learner)) ** 2)
     assert 0 < len(headline.figures) <= 3 * max(2, len(output.terms))
     assert all(math.isfinite(value) for value in headline.figures.values())
+
+
+@every
+def test_monitored_latents_are_rows_of_features(name: str) -> None:
+    """And none collapses in an untrained model of random inputs."""
+    learner = build(name)
+    whole = batch(learner)
+    latents = learner.objective.encode(whole, learner.context())
+    monitored = learner.objective.monitored()
+    assert all(latents[latent].ndim == 2 and latents[latent].is_floating_point() for latent in monitored.values())
+    assert all(latents[latent].requires_grad for latent in monitored.values()), "targets that are given do not collapse"
+    found = monitor(latents, monitored)
+    assert all(found[f"spread/{shown}"] > 0.01 for shown in monitored)
 
 
 @every

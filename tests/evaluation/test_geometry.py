@@ -15,7 +15,7 @@ from mmssl.evaluation.geometry import (
     entropy_rank,
     lidar,
     rankme,
-    relative_std,
+    spread,
     uniformity,
 )
 
@@ -66,10 +66,10 @@ def test_more_dimensions_than_samples_and_many_rows() -> None:
 
 def test_the_spread_is_one_where_features_lie_evenly_and_zero_where_they_are_one() -> None:
     corners = torch.cat([torch.eye(6), -torch.eye(6)])
-    assert relative_std(3 * corners) == pytest.approx(1)
-    assert relative_std(rotated(random(5000, 32))) == pytest.approx(1, abs=0.02)
-    assert relative_std(torch.ones(10, 6)) == pytest.approx(0, abs=1e-7)
-    assert relative_std(random(500, 32) + 30) < 0.1
+    assert spread(3 * corners) == pytest.approx(1)
+    assert spread(rotated(random(5000, 32))) == pytest.approx(1, abs=0.02)
+    assert spread(torch.ones(10, 6)) == pytest.approx(0, abs=1e-7)
+    assert spread(random(500, 32) + 30) < 0.1
 
 
 def test_uniformity_has_its_known_values() -> None:

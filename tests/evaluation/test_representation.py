@@ -42,7 +42,7 @@ def test_colours_fill_their_three_dimensions(tmp_path: Path) -> None:
     assert (scores["dimensions"], scores["n"], scores["n_excluded"], scores["n_skipped"]) == (3, 16, 0, 0)
     assert scores["rankme"] == pytest.approx(3, abs=0.1)
     assert scores["effective_rank"] == pytest.approx(3, abs=0.1)
-    assert scores["relative_std"] == pytest.approx(1, abs=0.1)
+    assert scores["spread"] == pytest.approx(1, abs=0.1)
     assert scores["uniformity"] < -2
     assert "alignment" not in scores
     assert "lidar" not in scores

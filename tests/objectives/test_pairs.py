@@ -170,6 +170,27 @@ def test_duplicates_are_no_negatives_when_asked(tiles: bool | int, absent: dict[
         candidates = len(both) - (alike & ~torch.eye(SIZE, dtype=torch.bool))[both][:, both].sum(1)
         chance = candidates.double().log().mean().item()
         assert out.metrics[f"{name}/chance_loss"].item() == pytest.approx(chance, rel=1e-6)
+        repeated = (candidates < len(both)).double().mean().item()
+        assert out.metrics[f"{name}/duplicates"].item() == pytest.approx(repeated, rel=1e-6)
+        assert asked_not.metrics[f"{name}/duplicates"] == out.metrics[f"{name}/duplicates"]
+        assert f"{name}/floor_loss" not in out.metrics
+        floor = (1 + len(both) - candidates).double().log().mean().item()
+        assert asked_not.metrics[f"{name}/floor_loss"].item() == pytest.approx(floor, rel=1e-6)
+
+
+@pytest.mark.parametrize("groups", [[4, 3, 3], [1] * 10, [10], [2, 2, 1, 5]])
+def test_the_floor_is_the_loss_of_perfect_embeddings(groups: list[int]) -> None:
+    """One direction a group, and a temperature that leaves nothing to gain: the loss is that of groups told apart, no more."""
+    kind = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(groups))
+    whole = batch()
+    whole["words"]["tokens0"][:] = whole["words"]["tokens0"][kind].clone()
+    model = learner([ALL[0]])
+    latents = model.objective.encode(whole, model.context())
+    latents["picture"] = latents["words"] = torch.eye(10)[kind]
+    with torch.no_grad():
+        model.objective.get_parameter("logit_scale.picture-words").fill_(math.log(50))
+    out = model.criterion(latents, model.context())
+    assert out.metrics["picture-words/floor_loss"].item() == pytest.approx(out.total.item(), abs=1e-5)
 
 
 def test_each_pair_has_its_loss_weight_temperature_and_bias() -> None:

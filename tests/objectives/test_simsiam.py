@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from mmssl.core.monitors import spread
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
-from mmssl.losses.negative_cosine import spread
 from mmssl.objectives.simsiam import SimSiamConfig, SimSiamObjective
 from tests.contracts import toys
 

@@ -79,7 +79,13 @@ def test_names_that_are_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("optimizer.lr", ["optimizer.lr (kind adamw, sgd, lars)\n  type     number\n  default  required\n  allowed  above 0\n  peak rate."]),
+        (
+            "optimizer.lr",
+            [
+                "optimizer.lr (kind adamw, sgd, lars)\n  type     number\n  default  required\n"
+                "  allowed  above 0\n  peak rate."
+            ],
+        ),
         ("schedule", ["allowed  kind 'constant', 'linear', 'cosine' or 'exponential'", "learning rate over the run"]),
         ("modalities.image.views.crop.scale", ["two numbers [low, high]", "[0.9, 1.0]", "kind simclr, rand_augment"]),
         ("modalities.image.views.simclr.scale", ["modalities.image.views.simclr.scale\n", "[0.08, 1.0]"]),

@@ -258,7 +258,7 @@ def test_curves_are_sorted_into_charts() -> None:
     line = [(0.0, 1.0), (1.0, 2.0)]
     names = [
         "loss", "loss/a", "a-b/chance_loss", "a-b/a_to_b_accuracy", "a-b/scale", "lr", "grad_norm", "grad_norm/encoders.a",
-        "spread", "samples", "zero/acc1", "zero/n", "pairs/a_to_b_R@1", "pairs/a_to_b_R@1_ci95_low",
+        "spread", "spread/a", "samples", "zero/acc1", "zero/n", "pairs/a_to_b_R@1", "pairs/a_to_b_R@1_ci95_low",
     ]  # fmt: skip
     curves = dict.fromkeys(names, line) | {"still": [(0.0, 1.0), (1.0, 1.0)], "once": [(0.0, 1.0)]}
     found = {chart.title: list(chart.curves) for chart in charts(curves, evaluators=["zero", "pairs"])}
@@ -266,11 +266,11 @@ def test_curves_are_sorted_into_charts() -> None:
         "Loss": ["loss", "loss/a", "a-b/chance_loss"],
         "In-batch accuracy": ["a-b/a_to_b_accuracy"],
         "Scale of the logits": ["a-b/scale"],
+        "Spread of features, 0 collapsed": ["spread", "spread/a"],
         "Gradient norm": ["grad_norm", "grad_norm/encoders.a"],
         "Learning rate": ["lr"],
         "Accuracy": ["zero/acc1"],
         "Retrieval, R@k": ["pairs/a_to_b_R@1"],
-        "spread": ["spread"],
     }
 
 

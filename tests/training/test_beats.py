@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -67,10 +68,14 @@ def test_what_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert [record["step"] for record in records] == [5, 10]
     last = records[-1]
     assert last.keys() == {
-        "step", "loss", "chance", "grad_norm", "grad_norm/a", "grad_norm/b", "grad_norm/objective", "lr", "samples",
+        "step", "progress", "loss", "chance", "chance_loss", "spread/first", "norm/first",
+        "grad_norm", "grad_norm/a", "grad_norm/b", "grad_norm/objective", "lr", "samples",
         "skipped_steps", "skipped/undecodable", "notes/turn: no_handle", "samples_per_second", "data_wait",
     }  # fmt: skip
     assert (last["samples"], last["skipped/undecodable"], last["skipped_steps"]) == (80, 3, 0)
+    assert [record["progress"] for record in records] == [0.5, 1]
+    assert last["chance_loss"] == last["chance"] == pytest.approx(math.log(8))
+    assert 0 < last["spread/first"] <= 1
     assert last["lr"] == pytest.approx(0.01 * run.updates.rate(9))
     assert last["samples_per_second"] > 0
     assert 0 < last["data_wait"] < 1

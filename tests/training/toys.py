@@ -89,6 +89,9 @@ class Agree(Objective):
         scale = self.log_scale.exp().detach()
         return LossOutput({"near": near, "small": 0.1 * (a.square().mean())}, lambda: {"scale": scale})
 
+    def monitored(self) -> Mapping[str, str]:
+        return {"first": "a"}
+
     def before_update(self, ctx: StepContext) -> None:
         if ctx.step == self.break_gradient:
             assert self.head.weight.grad is not None

@@ -17,7 +17,8 @@ from mmssl.core.compat import BatchNorm, NormBase, copy_each
 from mmssl.core.config import Config
 from mmssl.core.distributed import rank, total_detached, world_size
 from mmssl.core.errors import RecipeError
-from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
+from mmssl.core.monitors import monitor
+from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction
 from mmssl.core.seeding import seed_step
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.runtime.sharding import clip_gradients, gradient_norm
@@ -95,6 +96,7 @@ class GradientStep(ABC):
         seed_step(self.seed, state.step, rank())
         self._statistics.save()
         output, latents = self.gradients(batch, state.step, state.total_steps)
+        output = _monitored(output, latents, objective)
         self.launch.finish(state.learner)
         if scaler is not None:
             scaler.unscale_(state.optimizer)
@@ -290,6 +292,11 @@ def refuse_batch_statistics(learner: Learner, how: str) -> None:
 def detached(output: LossOutput) -> LossOutput:
     """Detach the loss terms; metrics are unchanged."""
     return LossOutput({name: term.detach() for name, term in output.terms.items()}, output.measure)
+
+
+def _monitored(output: LossOutput, latents: Latents, objective: Objective) -> LossOutput:
+    """Add the monitors of the whole batch's latents to the metrics."""
+    return LossOutput(output.terms, lambda: {**output.metrics, **monitor(latents, objective.monitored())})
 
 
 def _mean(shares: Sequence[float], parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

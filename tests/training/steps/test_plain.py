@@ -13,6 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from mmssl.core.context import StepContext
 from mmssl.core.errors import RecipeError
+from mmssl.core.monitors import spread
 from mmssl.core.objective import Latents, LossOutput, Reduction
 from tests.training.toys import Agree, Drawing, Match, assert_equal, make_batch, make_learner, make_run, tensors
 
@@ -70,7 +71,16 @@ def test_gradients_are_scaled_down_and_never_up(tmp_path: Path, clip_norm: float
 def test_a_single_term_is_the_loss(tmp_path: Path) -> None:
     run = make_run(tmp_path, learner=make_learner(Match))
     scalars = run.step(run.state, make_batch(0, 8)).scalars()
-    assert list(scalars) == ["loss", "chance", "grad_norm", "grad_norm/a", "grad_norm/b", "grad_norm/objective"]
+    monitors = ["spread/first", "norm/first"]
+    assert list(scalars) == [
+        "loss",
+        "chance",
+        *monitors,
+        "grad_norm",
+        "grad_norm/a",
+        "grad_norm/b",
+        "grad_norm/objective",
+    ]
     assert scalars["chance"] == pytest.approx(math.log(8))
 
 
@@ -115,6 +125,19 @@ def test_metrics_are_made_for_steps_that_are_logged(tmp_path: Path, step: dict[s
         )
     assert records[1] == records[0][2::3]
     assert "mean" in records[1][0]
+
+
+@pytest.mark.parametrize("step", [{"kind": "plain"}, ACCUMULATED, {"kind": "cached", "micro_batches": 4}])
+def test_monitors_are_those_of_the_whole_batch(tmp_path: Path, step: dict[str, Any]) -> None:
+    """Not means over micro-batches; of what the encoders gave before the update."""
+    run = make_run(tmp_path, learner=make_learner(noise=False), step=step)
+    batch = make_batch(0, 8)
+    learner = run.state.learner
+    before = learner.objective.encode(batch, learner.context())["a"].detach()
+    report = run.step(run.state, batch)
+    scalars = report.scalars()
+    assert scalars["spread/first"] == pytest.approx(float(spread(before)), rel=1e-5)
+    assert scalars["norm/first"] == pytest.approx(float(before.norm(dim=1).mean()), rel=1e-5)
 
 
 def test_votes_come_back(tmp_path: Path) -> None:

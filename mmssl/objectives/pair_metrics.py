@@ -1,0 +1,66 @@
+"""Metrics of one pair of modalities of a contrastive objective: accuracy, chance, duplicates, temperature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmssl.losses.candidates import over_present
+from mmssl.losses.info_nce import info_nce_accuracy
+from mmssl.losses.tiles import candidate_counts
+from mmssl.objectives.pairs import Pair
+
+
+def pair_metrics(
+    pair: Pair,
+    scales: tuple[Tensor, Tensor, Tensor | None],
+    a: Tensor,
+    b: Tensor,
+    among: dict[str, Any],
+    identities: Tensor,
+) -> dict[str, Tensor]:
+    """This process' metrics of a pair, as "first-second/<metric>"; means are over the samples of the global batch with both.
+
+    scale, scale_limit: logit scale and its upper bound; bias: of a sigmoid loss;  samples: number of samples with both modalities;
+    first_to_second_accuracy, second_to_first_accuracy: in-batch top 1;  chance_loss: loss of a uniform guess;
+    duplicates: share of samples that share their number, or the tokens of a modality, with another of the batch;
+    floor_loss: smallest InfoNCE loss that duplicates allow while they are negatives of each other: mean of ln g over samples in
+    groups of g, because the candidates of a group cannot be told apart.
+
+    Args:
+        pair: the pair.
+        scales: logit scale, its upper bound, logit bias or None.
+        a, b: [B, E] of this process.
+        among: all_a, all_b, offset, present and ids, as losses take them.
+        identities: [G, k], see `presence.identities`.
+    """
+    scale, limit, bias = scales
+    there, back = info_nce_accuracy(a, b, **among)
+    present, target = among["present"], torch.arange(len(a), device=a.device) + among["offset"]
+
+    def mean(values: Tensor) -> Tensor:
+        return over_present((values * present[target]).mean(), present).to(there.dtype)
+
+    counts = candidate_counts(target, len(among["all_b"]), present, among["ids"])
+    # One of c candidates is right. Chance loss: ln(c) for a softmax, c times the entropy of 1 / c for c sigmoids.
+    guess = counts.log()
+    if bias is not None:
+        guess = guess + torch.xlogy(counts - 1, counts / (counts - 1).clamp(min=1))
+    others = candidate_counts(target, len(among["all_b"]), present, identities)
+    group = (present.sum() - others + 1).clamp(min=1)  # one candidate is the sample itself
+    metrics = {
+        "scale": scale,
+        "scale_limit": limit,
+        f"{pair.first}_to_{pair.second}_accuracy": there,
+        f"{pair.second}_to_{pair.first}_accuracy": back,
+        "chance_loss": mean(guess),
+        "samples": present.sum().to(there.dtype),
+        "duplicates": mean((group > 1).double()),
+    }
+    if bias is not None:
+        metrics["bias"] = bias
+    elif among["ids"] is None:
+        metrics["floor_loss"] = mean(group.log())
+    return {f"{pair.name}/{name}": x for name, x in metrics.items()}
