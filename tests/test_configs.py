@@ -133,6 +133,8 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
     if key != "tokenizer" and ("pairs" in small or small.get("kind") != "clip"):  # the kind of other things too
         small |= SIZES.get(str(small.get("kind")), {})
     small |= {name: str(folder / path) for name, path in small.items() if name == "weights" and isinstance(path, str)}
+    if small.get("kind") == "simclr" and "size" in small:  # a view of a size of its own
+        small |= {"size": 32}
     if key == "schedule":
         small |= {"warmup": "1 steps"}  # of a run of one step
     if "modalities" in small:

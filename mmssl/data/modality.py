@@ -8,9 +8,9 @@ logged and reproduced.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from pydantic import field_validator
@@ -23,6 +23,8 @@ from mmssl.core.sample import TokenIds
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.kernel import Kernel, drop
 from mmssl.data.timeline import Extent, Window
+
+C = TypeVar("C")
 
 
 class DecodeError(Exception):
@@ -50,10 +52,12 @@ class View(ABC):
     Attributes:
         ragged: whether dimension 0 differs between samples; such views are padded in a batch, and the batch has their lengths.
         random_time: whether `draw` chooses a random window of the value's time.
+        pixels: height and width of a view that shows pictures; None: it shows none.
     """
 
     ragged: ClassVar[bool] = False
     random_time: ClassVar[bool] = False
+    pixels: int | None = None
 
     @abstractmethod
     def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
@@ -243,3 +247,27 @@ class ModalityConfig(Config, ABC):
     @abstractmethod
     def build(self, name: str) -> Modality:
         """Build the modality with its name in the recipe."""
+
+
+def build_views(configs: Mapping[str, C], build: Callable[[C], View], evaluation: View) -> dict[str, View]:
+    """Build the views of a modality: those of its config, and "eval".
+
+    Args:
+        configs: kind of view -> its config.
+        build: builds one of them.
+        evaluation: the view "eval".
+
+    Raises:
+        ValueError: a view "eval" among the configs, or settings that do not fit; names the view.
+    """
+    if "eval" in configs:
+        raise ValueError(
+            "got a view 'eval', which is reserved for evaluators and always exists: give the view another name"
+        )
+    views: dict[str, View] = {}
+    for kind, config in configs.items():
+        try:
+            views[kind] = build(config)
+        except ValueError as error:
+            raise ValueError(f"view {kind!r}: {error}") from error
+    return {**views, "eval": evaluation}

@@ -17,7 +17,7 @@ from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import CentredHeadConfig
 from mmssl.losses.barlow_twins import barlow_twins
-from mmssl.objectives.common import Name, ObjectiveConfig, encode_two_views, encoder_of
+from mmssl.objectives.common import Name, ObjectiveConfig, TwoViews, encode_two_views, encoder_of, kinds_of
 
 
 class BarlowTwinsConfig(ObjectiveConfig):
@@ -25,7 +25,7 @@ class BarlowTwinsConfig(ObjectiveConfig):
 
     Attributes:
         modality: modality of the encoder to train.
-        view: kind of the two views.
+        view: kind of the two views; two kinds, `[crop, crop_b]`: one view of each.
         redundancy_weight: lambda, factor of the squared correlations between different features. Barlow Twins: 0.0051.
         embedding: E, output of the head. Barlow Twins: 8192, more than the encoder's 2048.
         head: projection head, not used after training. Barlow Twins: 3 layers, hidden 8192, norm batch.
@@ -33,7 +33,7 @@ class BarlowTwinsConfig(ObjectiveConfig):
 
     kind: Literal["barlow_twins"] = "barlow_twins"
     modality: Name
-    view: str
+    view: TwoViews
     redundancy_weight: float = Field(gt=0)
     embedding: int = Field(ge=2)
     head: CentredHeadConfig
@@ -53,7 +53,7 @@ class BarlowTwinsObjective(Objective):
 
     Args:
         modality: modality of the encoder to train.
-        view: kind of the two views.
+        view: kind of the two views; two kinds, `[crop, crop_b]`: one view of each.
         head: [B, D] -> [B, E].
         redundancy_weight: factor of the squared correlations off the diagonal.
     """
@@ -62,14 +62,14 @@ class BarlowTwinsObjective(Objective):
     least_samples = 2
     accepts_absent = True
 
-    def __init__(self, modality: str, view: str, head: nn.Module, redundancy_weight: float) -> None:
+    def __init__(self, modality: str, view: TwoViews, head: nn.Module, redundancy_weight: float) -> None:
         super().__init__()
         self.modality, self.view, self.redundancy_weight = modality, view, redundancy_weight
         self.head = head
 
     def needs(self) -> Needs:
-        """Two views of one kind."""
-        return {self.modality: {self.view: 2}}
+        """Two views."""
+        return {self.modality: kinds_of(self.view)}
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Pooled features [B, D] of the views, "0" and "1"."""

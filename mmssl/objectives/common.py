@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import torch
-from pydantic import StringConstraints
+from pydantic import AfterValidator, StringConstraints
 from torch import Tensor
 
 from mmssl.core import distributed
@@ -21,6 +21,16 @@ from mmssl.core.plan import Plan
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """Name of a modality or child: a plain word, because it is part of parameter names, where dots, dashes and slashes separate."""
+
+
+def _two_kinds(view: str | tuple[str, str]) -> str | tuple[str, str]:
+    if not isinstance(view, str) and view[0] == view[1]:
+        raise ValueError(f"got {list(view)}, wanted two different kinds; {view[0]!r} alone gives two views of one kind")
+    return view
+
+
+TwoViews = Annotated[str | tuple[str, str], AfterValidator(_two_kinds)]
+"""Two views of a sample: of one kind, `crop`, or one of each of two kinds, `[crop, crop_b]`, for asymmetric augmentation."""
 
 
 class ObjectiveConfig(Config, ABC):
@@ -50,19 +60,31 @@ def encoder_of(encoders: Mapping[str, Encoder], modality: str) -> Encoder:
     return encoders[modality]
 
 
-def encode_two_views(batch: Batch, ctx: StepContext, modality: str, view: str, *, together: bool = False) -> Latents:
-    """Pooled features [B, D] of the two views of one kind, "0" and "1", and "present" where samples may lack the modality.
+def encode_two_views(
+    batch: Batch, ctx: StepContext, modality: str, view: TwoViews, *, together: bool = False
+) -> Latents:
+    """Pooled features [B, D] of two views, "0" and "1", and "present" where samples may lack the modality.
 
     Args:
         batch: of this step.
         ctx: of this step.
         modality: of the encoder.
-        view: kind of the views.
+        view: kind of both, or the kind of each.
         together: one forward pass for both (SimCLR); False: one each, so that batch norm in the encoder sees one view at a time,
             as Barlow Twins, VICReg and SimSiam define it.
     """
-    both = ctx.features(batch, modality, view_names(view, 2), pooled_only=True, together=together)
+    both = ctx.features(batch, modality, names_of(view), pooled_only=True, together=together)
     return {"0": both[0].pooled, "1": both[1].pooled, **ctx.presence(batch, modality)}
+
+
+def kinds_of(view: TwoViews) -> dict[str, int]:
+    """Kind -> count of two views, for `Objective.needs`."""
+    return {view: 2} if isinstance(view, str) else dict.fromkeys(view, 1)
+
+
+def names_of(view: TwoViews) -> list[str]:
+    """Names of the two views."""
+    return [name for kind, count in kinds_of(view).items() for name in view_names(kind, count)]
 
 
 def at_least_float32(x: Tensor) -> Tensor:

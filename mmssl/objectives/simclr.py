@@ -20,7 +20,7 @@ from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.losses.nt_xent import nt_xent, nt_xent_accuracy
-from mmssl.objectives.common import Name, ObjectiveConfig, encode_two_views, encoder_of
+from mmssl.objectives.common import Name, ObjectiveConfig, TwoViews, encode_two_views, encoder_of, kinds_of
 
 
 class SimClrConfig(ObjectiveConfig):
@@ -28,7 +28,7 @@ class SimClrConfig(ObjectiveConfig):
 
     Attributes:
         modality: modality of the encoder to train.
-        view: kind of the two views.
+        view: kind of the two views; two kinds, `[crop, crop_b]`: one view of each.
         temperature: divisor of the cosines. SimCLR: 0.1 on large images, 0.5 on small ones; SLIP: 0.1.
         embedding: E, output of the head. SimCLR: 128; SLIP: 256.
         head: projection head, not used after training. SimCLR: 2 layers, hidden 2048, norm batch, norm_last.
@@ -36,7 +36,7 @@ class SimClrConfig(ObjectiveConfig):
 
     kind: Literal["simclr"] = "simclr"
     modality: Name
-    view: str
+    view: TwoViews
     temperature: float = Field(gt=0)
     embedding: int = Field(gt=0)
     head: MLPProjectionConfig
@@ -55,7 +55,7 @@ class SimClrObjective(Objective):
 
     Args:
         modality: modality of the encoder to train.
-        view: kind of the two views.
+        view: kind of the two views; two kinds, `[crop, crop_b]`: one view of each.
         head: [rows, D] -> [rows, E].
         temperature: divisor of the cosines.
     """
@@ -63,7 +63,7 @@ class SimClrObjective(Objective):
     least_samples = 2
     accepts_absent = True
 
-    def __init__(self, modality: str, view: str, head: nn.Module, temperature: float) -> None:
+    def __init__(self, modality: str, view: TwoViews, head: nn.Module, temperature: float) -> None:
         super().__init__()
         self.modality, self.view, self.temperature = modality, view, temperature
         self.head = head
@@ -71,8 +71,8 @@ class SimClrObjective(Objective):
         self.reduction = Reduction.STATISTIC if batch_norm else Reduction.GATHER
 
     def needs(self) -> Needs:
-        """Two views of one kind."""
-        return {self.modality: {self.view: 2}}
+        """Two views."""
+        return {self.modality: kinds_of(self.view)}
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Pooled features [B, D] of the views, "0" and "1"."""

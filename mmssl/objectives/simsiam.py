@@ -18,7 +18,7 @@ from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.losses.negative_cosine import negative_cosine
-from mmssl.objectives.common import Name, ObjectiveConfig, encode_two_views, encoder_of
+from mmssl.objectives.common import Name, ObjectiveConfig, TwoViews, encode_two_views, encoder_of, kinds_of
 
 
 class SimSiamConfig(ObjectiveConfig):
@@ -26,7 +26,7 @@ class SimSiamConfig(ObjectiveConfig):
 
     Attributes:
         modality: modality of the encoder to train.
-        view: kind of the two views.
+        view: kind of the two views; two kinds, `[crop, crop_b]`: one view of each.
         embedding: E, output of the head and of the predictor. SimSiam: 2048.
         head: projection head, not used after training; its last norm has no scale and shift. SimSiam: 3 layers, hidden 2048,
             norm batch, norm_last; 2 layers on small images.
@@ -35,7 +35,7 @@ class SimSiamConfig(ObjectiveConfig):
 
     kind: Literal["simsiam"] = "simsiam"
     modality: Name
-    view: str
+    view: TwoViews
     embedding: int = Field(gt=0)
     head: MLPProjectionConfig
     predictor: MLPProjectionConfig
@@ -56,14 +56,14 @@ class SimSiamObjective(Objective):
 
     Args:
         modality: modality of the encoder to train.
-        view: kind of the two views.
+        view: kind of the two views; two kinds, `[crop, crop_b]`: one view of each.
         head: [rows, D] -> [rows, E].
         predictor: [rows, E] -> [rows, E].
     """
 
     accepts_absent = True
 
-    def __init__(self, modality: str, view: str, head: nn.Module, predictor: nn.Module) -> None:
+    def __init__(self, modality: str, view: TwoViews, head: nn.Module, predictor: nn.Module) -> None:
         super().__init__()
         self.modality, self.view = modality, view
         self.head, self.predictor = head, predictor
@@ -72,8 +72,8 @@ class SimSiamObjective(Objective):
         self.least_samples = 2 if batch_norm else 1
 
     def needs(self) -> Needs:
-        """Two views of one kind."""
-        return {self.modality: {self.view: 2}}
+        """Two views."""
+        return {self.modality: kinds_of(self.view)}
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Pooled features [B, D] of the views, "0" and "1"."""

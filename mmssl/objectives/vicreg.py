@@ -17,7 +17,7 @@ from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import CentredHeadConfig
 from mmssl.losses.vicreg import COLLAPSED, vicreg
-from mmssl.objectives.common import Name, ObjectiveConfig, encode_two_views, encoder_of
+from mmssl.objectives.common import Name, ObjectiveConfig, TwoViews, encode_two_views, encoder_of, kinds_of
 
 
 class VicRegConfig(ObjectiveConfig):
@@ -25,7 +25,7 @@ class VicRegConfig(ObjectiveConfig):
 
     Attributes:
         modality: modality of the encoder to train.
-        view: kind of the two views.
+        view: kind of the two views; two kinds, `[crop, crop_b]`: one view of each.
         invariance_weight: factor of the distance between the views. VICReg: 25.
         variance_weight: factor of the hinge that keeps standard deviations at 1 or above. VICReg: 25.
         covariance_weight: factor of the squared covariances of different features. VICReg: 1.
@@ -35,7 +35,7 @@ class VicRegConfig(ObjectiveConfig):
 
     kind: Literal["vicreg"] = "vicreg"
     modality: Name
-    view: str
+    view: TwoViews
     invariance_weight: float = Field(gt=0)
     variance_weight: float = Field(gt=0)
     covariance_weight: float = Field(gt=0)
@@ -58,7 +58,7 @@ class VicRegObjective(Objective):
 
     Args:
         modality: modality of the encoder to train.
-        view: kind of the two views.
+        view: kind of the two views; two kinds, `[crop, crop_b]`: one view of each.
         head: [B, D] -> [B, E].
         invariance_weight: factor of the distance.
         variance_weight: factor of the hinge.
@@ -72,7 +72,7 @@ class VicRegObjective(Objective):
     def __init__(
         self,
         modality: str,
-        view: str,
+        view: TwoViews,
         head: nn.Module,
         invariance_weight: float,
         variance_weight: float,
@@ -86,8 +86,8 @@ class VicRegObjective(Objective):
         self.covariance_weight = covariance_weight
 
     def needs(self) -> Needs:
-        """Two views of one kind."""
-        return {self.modality: {self.view: 2}}
+        """Two views."""
+        return {self.modality: kinds_of(self.view)}
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Pooled features [B, D] of the views, "0" and "1"."""

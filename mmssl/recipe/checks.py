@@ -10,7 +10,7 @@ from mmssl.core.batch import Batch, Needs
 from mmssl.core.encoder import Encoder, EncoderConfig
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.objective import Learner, Objective
-from mmssl.data.modality import Modality, ModalityConfig
+from mmssl.data.modality import Modality, ModalityConfig, View
 from mmssl.data.stream.config import DataConfig
 from mmssl.data.synchronized.chain import mistakes
 from mmssl.data.synchronized.mix import Dropout
@@ -125,7 +125,9 @@ def _views(
 
 
 def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
-    """Run `check_views` of the objective on one blank sample, so that misfits show before the first step.
+    """Run `check_views` of the objective on one blank sample, and encoders on views of a size of their own.
+
+    Misfits then show before the first step.
 
     Raises:
         RecipeError: they do not fit.
@@ -139,6 +141,25 @@ def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
         learner.objective.check_views(Batch(views, torch.zeros(1, dtype=torch.int64)), learner.context())
     except ValueError as error:
         raise RecipeError(f"objective: {error}") from error
+    for name, kinds in needs.items():
+        for kind in kinds:
+            view = modalities[name].view(kind)
+            if view.pixels not in (None, modalities[name].view("eval").pixels):
+                _encode_blank(learner.context().encoders[name], view, f"modalities.{name}.views.{kind}.size")
+
+
+@torch.no_grad()
+def _encode_blank(encoder: Encoder, view: View, where: str) -> None:
+    training, device = encoder.training, next(encoder.parameters()).device
+    encoder.eval()
+    try:
+        encoder(view.blank()[None].to(device), pooled_only=True)
+    except (ValueError, RuntimeError, AssertionError) as error:  # foreign models assert
+        raise RecipeError(
+            f"{where}: got {view.pixels}, which the encoder does not take ({error}): leave it out, or take another"
+        ) from error
+    finally:
+        encoder.train(training)
 
 
 def _tokens(encoders: Mapping[str, Encoder], modalities: Mapping[str, Modality]) -> Iterator[str]:

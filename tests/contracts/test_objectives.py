@@ -143,10 +143,18 @@ CASES = {
     ),
     "simclr": Case(SIMCLR, Reduction.STATISTIC, {"nt_xent": LN_2G}),
     "simclr, no batch norm": Case(SIMCLR.replace('"batch"', '"none"'), Reduction.GATHER, {"nt_xent": LN_2G}),
+    "simclr, two kinds": Case(
+        SIMCLR.replace('"view": "crop"', '"view": ["crop", "small"]'), Reduction.STATISTIC, {"nt_xent": LN_2G}
+    ),
     "barlow_twins": Case(BARLOW, Reduction.STATISTIC, {"invariance": 6, "redundancy": 0}),
     "vicreg": Case(VICREG, Reduction.STATISTIC, {"invariance": 0, "variance": 24.75, "covariance": 0}),
     "vicreg, no batch norm": Case(
         VICREG.replace('"batch"', '"none"'), Reduction.STATISTIC, {"invariance": 0, "variance": 24.75, "covariance": 0}
+    ),
+    "vicreg, two kinds": Case(
+        VICREG.replace('"view": "crop"', '"view": ["small", "crop"]'),
+        Reduction.STATISTIC,
+        {"invariance": 0, "variance": 24.75, "covariance": 0},
     ),
     # Batch norm makes zeros of samples that are alike; without it, the cosine of a collapse depends on the predictor.
     "simsiam": Case(SIMSIAM, Reduction.STATISTIC, {"negative_cosine": 0}),

@@ -55,6 +55,16 @@ def test_loss_is_nt_xent_of_the_normalised_projections() -> None:
     assert 0 <= out.metrics["accuracy"].item() <= 1
 
 
+def test_two_kinds_are_one_view_of_each() -> None:
+    learner, objective = build(view=["small", "crop"])
+    assert objective.needs() == {"picture": {"small": 1, "crop": 1}}
+    batch = toys.batch(5)
+    _, latents = learner(batch)
+    for number, name in enumerate(("small0", "crop0")):
+        expected = learner.encoders["picture"](batch["picture"][name]).pooled
+        torch.testing.assert_close(latents[str(number)], expected)
+
+
 def test_views_of_one_picture_are_found() -> None:
     learner, _ = build()
     batch = toys.batch(6)
@@ -77,6 +87,7 @@ def test_reduction_follows_the_head() -> None:
         ({"head": {}}, "Field required"),
         ({"modality": "a.b"}, "match pattern"),
         ({"views": 2}, "Extra inputs"),
+        ({"view": ["crop", "crop"]}, "wanted two different kinds; 'crop' alone gives two views of one kind"),
     ],
 )
 def test_config_refuses(changes: dict[str, Any], complaint: str) -> None:

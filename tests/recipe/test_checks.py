@@ -215,6 +215,27 @@ def test_views_of_masked_objectives_that_do_not_fit_the_encoder(shards: str, tmp
             assemble(MASKED, tmp_path, *small, *changes)
 
 
+def test_views_of_a_size_that_the_encoder_does_not_take(shards: str, tmp_path: Path) -> None:
+    """Two global and two local crops in one run; sizes are tried on the encoder before the first step."""
+    local = "modalities.image.views={crop: {kind: resized_crop}, local: {kind: simclr, size: %d, scale: [0.05, 0.4]}}"
+    views = "view: crop, views: 2, local_view: local, local_views: 2"
+    lejepa = f"objective={{kind: lejepa, modality: image, {views}, sigreg_weight: 0.05, embedding: 16, head: {HEAD}}}"
+    settings = (
+        ALONE,
+        lejepa,
+        "evaluators={}",
+        "save.every=1 steps",
+        "schedule.warmup=0 steps",
+        "log.trackers=[]",
+        shards,
+    )
+    assemble(PICTURES, tmp_path, *settings, local % 32)
+    with pytest.raises(
+        RecipeError, match=r"modalities\.image\.views\.local\.size: got 24, which the encoder does not take"
+    ):
+        assemble(PICTURES, tmp_path, *settings, local % 24)
+
+
 ALONE = "encoders={image: {kind: vit, size: 64, patch_size: 16, width: 16, depth: 1, heads: 1}}"
 TWO_VIEWS = f"modality: image, view: crop, embedding: 16, head: {HEAD}"
 COMPARING = {

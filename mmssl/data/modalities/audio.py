@@ -32,7 +32,7 @@ from mmssl.data.modalities.audio_views import (
     SpreadWindowsView,
 )
 from mmssl.data.modalities.kernels.audio import SOUNDS
-from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Extent, Window
 
 Channels = Literal["keep", "mono", "stereo"]
@@ -226,8 +226,6 @@ class AudioConfig(ModalityConfig):
 
     @model_validator(mode="after")
     def _check(self) -> AudioConfig:
-        if "eval" in self.views:
-            raise ValueError("got a view 'eval', which is reserved and made from `seconds`: give the view another name")
         samples = round(self.rate * self.seconds)
         if samples < 1:
             raise ValueError(
@@ -237,18 +235,19 @@ class AudioConfig(ModalityConfig):
             raise ValueError(
                 f"got views of {self.seconds:g} s at {self.rate} Hz, longer than max_samples {self.max_samples}: raise it"
             )
+        self._views()  # raises on settings that do not fit
         return self
 
     def build(self, name: str) -> AudioModality:
         """Build the modality with its name in the recipe."""
-        shape = (1 if self.channels == "mono" else 2, round(self.rate * self.seconds))
-        views: dict[str, View] = {kind: view.build(shape, self.pad) for kind, view in self.views.items()}
-        spread = self.eval_windows > 1
-        views["eval"] = (
-            SpreadWindowsView(shape, self.pad, self.eval_windows) if spread else CentreWindowView(shape, self.pad)
-        )
         extensions = self.extensions or ("wav", "flac", "ogg", "opus", "mp3", "m4a")
-        return AudioModality(name, extensions, views, self.rate, self.channels, self.max_samples)
+        return AudioModality(name, extensions, self._views(), self.rate, self.channels, self.max_samples)
+
+    def _views(self) -> dict[str, View]:
+        shape = (1 if self.channels == "mono" else 2, round(self.rate * self.seconds))
+        centre, windows = CentreWindowView(shape, self.pad), self.eval_windows
+        evaluation = SpreadWindowsView(shape, self.pad, windows) if windows > 1 else centre
+        return build_views(self.views, lambda view: view.build(shape, self.pad), evaluation)
 
 
 def resampling_ratio(rate: int, stored: int) -> Fraction:

@@ -23,7 +23,7 @@ from mmssl.data.modalities.arrays import as_pixels
 from mmssl.data.modalities.image_views import EvalView, OrderConfig, ResizedCropConfig, SimClrViewConfig
 from mmssl.data.modalities.kernels.image import PICTURES
 from mmssl.data.modalities.rand_augment import RandAugmentConfig
-from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Window
 
 ImageViewConfig = Annotated[
@@ -86,7 +86,7 @@ class ImageConfig(ModalityConfig):
     """Image settings: size and views.
 
     Attributes:
-        size: height and width of every view in pixels.
+        size: height and width of views in pixels; a view may have a `size` of its own.
         views: kind of view that an objective needs -> its settings. The view "eval" always exists: shortest side resized, centre
             crop.
         max_pixels: pictures with more pixels are refused before decoding.
@@ -120,20 +120,16 @@ class ImageConfig(ModalityConfig):
 
     @model_validator(mode="after")
     def _check(self) -> ImageConfig:
-        if "eval" in self.views:
-            raise ValueError("got a view 'eval', which is reserved and made from `size`: give the view another name")
-        for name, view in self.views.items():
-            if isinstance(view, OrderConfig) and self.size % view.patch_size:
-                raise ValueError(
-                    f"view {name!r}: got patch_size {view.patch_size}, wanted a divisor of size {self.size}"
-                )
+        self._views()  # raises on settings that do not fit
         return self
 
     def build(self, name: str) -> ImageModality:
         """Build the modality with its name in the recipe."""
-        views: dict[str, View] = {kind: view.build(self.size) for kind, view in self.views.items()}
         extensions = self.extensions or ("jpg", "jpeg", "png", "webp")
-        return ImageModality(name, extensions, {**views, "eval": EvalView(self.size)}, self.max_pixels)
+        return ImageModality(name, extensions, self._views(), self.max_pixels)
+
+    def _views(self) -> dict[str, View]:
+        return build_views(self.views, lambda view: view.build(self.size), EvalView(self.size))
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmssl.core.compat import resize_kernels
@@ -29,54 +29,71 @@ MAX_ASPECT = (
 )
 
 
-class ResizedCropConfig(Config):
-    """Random resized crop, as torchvision's RandomResizedCrop. The defaults are open_clip's for training.
+class CropConfig(Config):
+    """Size and random resized crop that views of pictures share.
 
     Attributes:
+        size: height and width of the view in pixels, e.g. 96 for local crops; None: the modality's.
         scale: range of the crop's share of the area.
         ratio: range of the crop's width / height (log-uniform).
         interpolation: filter of the resizing, with antialiasing.
         flip: probability of a horizontal flip.
     """
 
-    kind: Literal["resized_crop"] = "resized_crop"
-    scale: Share = (0.9, 1.0)
-    ratio: Range = RATIO
-    interpolation: Interpolation = "bicubic"
-    flip: Probability = 0.0
-
-    def build(self, size: int) -> ResizedCrop:
-        """The view at `size` pixels."""
-        return ResizedCrop(self, size)
-
-
-class SimClrViewConfig(JitterConfig):
-    """The augmentation of SimCLR (Chen et al. 2020, appendix A); MoCo v3 and SLIP use jitter of 0.4, 0.4, 0.4, 0.1.
-
-    Attributes:
-        scale: range of the crop's share of the area.
-        ratio: range of the crop's width / height (log-uniform).
-        interpolation: filter of the resizing, with antialiasing.
-        flip: probability of a horizontal flip.
-        grayscale: probability of greyscale.
-        blur: probability of a Gaussian blur.
-        sigma: range of the blur's standard deviation in pixels.
-        blur_kernel: width of the blur's kernel as a share of the picture's width.
-    """
-
-    kind: Literal["simclr"] = "simclr"
+    size: int | None = Field(default=None, ge=8)
     scale: Share = (0.08, 1.0)
     ratio: Range = RATIO
     interpolation: Interpolation = "bicubic"
     flip: Probability = 0.5
+
+
+class ResizedCropConfig(CropConfig):
+    """Random resized crop, as torchvision's RandomResizedCrop. The defaults are open_clip's for training."""
+
+    kind: Literal["resized_crop"] = "resized_crop"
+    scale: Share = (0.9, 1.0)
+    flip: Probability = 0.0
+
+    def build(self, size: int) -> ResizedCrop:
+        """The view, of `size` pixels unless it has a size of its own."""
+        return ResizedCrop(self, self.size or size)
+
+
+class SimClrViewConfig(CropConfig, JitterConfig):
+    """The augmentation of SimCLR (Chen et al. 2020, appendix A); with `solarize` that of BYOL, Barlow Twins, DINO and MoCo v3.
+
+    BYOL (arXiv:2006.07733, appendix B), Barlow Twins and DINO use jitter of 0.4, 0.4, 0.2, 0.1 (MoCo v3 and SLIP: 0.4, 0.4, 0.4,
+    0.1) and two kinds of views: one with blur 1.0, one with blur 0.1 and solarize 0.2. DINO's local crops have size 96, blur 0.5.
+
+    Attributes:
+        grayscale: probability of greyscale.
+        blur: probability of a Gaussian blur.
+        sigma: range of the blur's standard deviation in pixels.
+        blur_kernel: width of the blur's kernel as a share of the picture's width.
+        solarize: probability of a solarization, the last operation: values from `solarize_threshold` on are inverted.
+        solarize_threshold: smallest value, of 0 to 255, that is inverted.
+    """
+
+    kind: Literal["simclr"] = "simclr"
     grayscale: Probability = 0.2
     blur: Probability = 0.5
     sigma: Range = (0.1, 2.0)
     blur_kernel: float = Field(default=0.1, gt=0, le=0.5)
+    solarize: Probability = 0.0
+    solarize_threshold: int = Field(default=128, ge=1, le=255)
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.solarize == 0 and self.solarize_threshold != 128:
+            raise ValueError(
+                f"got solarize_threshold {self.solarize_threshold} without solarize, where it has no effect: "
+                "set solarize, or remove the threshold"
+            )
+        return self
 
     def build(self, size: int) -> SimClrView:
-        """The view at `size` pixels."""
-        return SimClrView(self, size)
+        """The view, of `size` pixels unless it has a size of its own."""
+        return SimClrView(self, self.size or size)
 
 
 class OrderConfig(Config):
@@ -84,22 +101,43 @@ class OrderConfig(Config):
 
     Attributes:
         patch_size: side of a patch in pixels, as in the encoder.
+        size: height and width of the masked view in pixels; None: the modality's.
     """
 
     kind: Literal["order"] = "order"
     patch_size: int = Field(ge=1)
+    size: int | None = Field(default=None, ge=8)
 
     def build(self, size: int) -> TokenOrder:
-        """Build the view for pictures of `size` pixels."""
-        return TokenOrder((size // self.patch_size) ** 2)
+        """Build the view for pictures of `size` pixels, unless it has a size of its own.
+
+        Raises:
+            ValueError: the patch size does not divide the size.
+        """
+        return TokenOrder(patches(self.size or size, self.patch_size) ** 2)
 
 
-class ResizedCrop(View):
+class CropView(View):
+    """Base of the views of one random resized crop: uint8 [3, size, size].
+
+    Args:
+        size: height and width of the view in pixels.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = self.pixels = size
+
+    def blank(self) -> Tensor:
+        """Black."""
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+
+class ResizedCrop(CropView):
     """Random resized crop: uint8 [3, size, size]. Parameters: box [top, left, height, width], flip."""
 
     def __init__(self, config: ResizedCropConfig, size: int) -> None:
+        super().__init__(size)
         self.config = config
-        self.size = size
 
     def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         """Draw box and flip."""
@@ -111,20 +149,16 @@ class ResizedCrop(View):
         x = resize(value, parameters["box"], (self.size, self.size), self.config.interpolation)
         return x.flip(-1) if parameters["flip"] else x
 
-    def blank(self) -> Tensor:
-        """Black."""
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
 
+class SimClrView(CropView):
+    """SimCLR augmentation: crop, flip, colour jitter, greyscale, blur, solarization. uint8 [3, size, size].
 
-class SimClrView(View):
-    """SimCLR augmentation: crop, flip, colour jitter, greyscale, blur. uint8 [3, size, size].
-
-    Parameters: box, flip, jitter [[name, amount], ...] in order, grayscale, sigma (0: no blur).
+    Parameters: box, flip, jitter [[name, amount], ...] in order, grayscale, sigma (0: no blur), solarize.
     """
 
     def __init__(self, config: SimClrViewConfig, size: int) -> None:
+        super().__init__(size)
         self.config = config
-        self.size = size
 
     def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         """Draw the parameters of all operations."""
@@ -136,6 +170,7 @@ class SimClrView(View):
             "flip": bool(rng.random() < c.flip),
             "grayscale": bool(rng.random() < c.grayscale),
             "sigma": float(rng.uniform(*c.sigma)) if rng.random() < c.blur else 0.0,
+            "solarize": bool(rng.random() < c.solarize),
         }
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
@@ -148,18 +183,16 @@ class SimClrView(View):
             x = to_grey(x)
         if parameters["sigma"]:
             x = gaussian_blur(x, self.config.blur_kernel, parameters["sigma"])
+        if parameters["solarize"]:
+            x = torch.where(x >= self.config.solarize_threshold, 255 - x, x)
         return x.contiguous()
-
-    def blank(self) -> Tensor:
-        """Black."""
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
 
 
 class EvalView(View):
     """Evaluation transform of open_clip: shortest side resized (bicubic), centre crop. uint8 [3, size, size]."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = self.pixels = size
 
     def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
         """No parameters: this view is deterministic."""
@@ -172,6 +205,17 @@ class EvalView(View):
     def blank(self) -> Tensor:
         """Black."""
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+
+def patches(size: int, patch_size: int) -> int:
+    """Number of patches along a side of a view.
+
+    Raises:
+        ValueError: the patch size does not divide it.
+    """
+    if size % patch_size:
+        raise ValueError(f"got patch_size {patch_size}, wanted a divisor of size {size}")
+    return size // patch_size
 
 
 def centre_crop(value: np.ndarray, size: int) -> Tensor:

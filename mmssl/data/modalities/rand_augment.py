@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.core.config import Config, Probability, Range, Share
-from mmssl.data.modalities.image_views import RATIO, Interpolation, random_box, resize
-from mmssl.data.modality import View
+from mmssl.data.modalities.image_views import CropConfig, CropView, random_box, resize
 
 Operation = Literal[
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",
@@ -39,14 +36,10 @@ _SIGNED = {
 """Largest amount of each operation, at the largest magnitude; the sign is random."""
 
 
-class RandAugmentConfig(Config):
+class RandAugmentConfig(CropConfig):
     """RandAugment after a random resized crop.
 
     Attributes:
-        scale: range of the crop's share of the area.
-        ratio: range of the crop's width / height (log-uniform).
-        interpolation: filter of the resizing, with antialiasing.
-        flip: probability of a horizontal flip.
         operations: number of operations in sequence, drawn with replacement.
         magnitude: strength of all operations, 0 to 30.
         among: operations to choose from, equally likely. `color`, `contrast` and the like change colours that captions may name,
@@ -55,26 +48,22 @@ class RandAugmentConfig(Config):
     """
 
     kind: Literal["rand_augment"] = "rand_augment"
-    scale: Share = (0.08, 1.0)
-    ratio: Range = RATIO
-    interpolation: Interpolation = "bicubic"
-    flip: Probability = 0.5
     operations: int = Field(default=2, ge=1)
     magnitude: int = Field(default=9, ge=0, le=STRONGEST)
     among: tuple[Operation, ...] = Field(default=OPERATIONS, min_length=1)
     fill: int = Field(default=0, ge=0, le=255)
 
     def build(self, size: int) -> RandAugment:
-        """The view at `size` pixels."""
-        return RandAugment(self, size)
+        """The view, of `size` pixels unless it has a size of its own."""
+        return RandAugment(self, self.size or size)
 
 
-class RandAugment(View):
+class RandAugment(CropView):
     """RandAugment after a random resized crop: uint8 [3, size, size]. Parameters: box, flip, operations [[name, amount], ...]."""
 
     def __init__(self, config: RandAugmentConfig, size: int) -> None:
+        super().__init__(size)
         self.config = config
-        self.size = size
 
     def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         """Draw the parameters of all operations."""
@@ -93,10 +82,6 @@ class RandAugment(View):
         for name, amount in parameters["operations"]:
             x = apply_operation(x, name, amount, self.config.fill)
         return x.contiguous()
-
-    def blank(self) -> Tensor:
-        """Black."""
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
 
     def _draw(self, name: Operation, rng: np.random.Generator) -> list[Any]:
         strength = self.config.magnitude / STRONGEST

@@ -28,7 +28,7 @@ from mmssl.data.modalities.video_views import (
     Span,
     VideoOrderConfig,
 )
-from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Clip, Extent, Window
 
 _WANTED = "a path, bytes, or a mmssl.data.timeline.Clip: frames [T, H, W, 3], non-decreasing times [T], seconds"
@@ -141,7 +141,7 @@ class VideoConfig(ModalityConfig):
     """Video settings: size, length and frame rate of the views, and the decoder.
 
     Attributes:
-        size: height and width of every view in pixels.
+        size: height and width of views in pixels; a view may have a `size` of its own.
         frames: number of frames of every view that is a clip.
         seconds: length of these views; None: the whole decoded window, so that frames are closer in shorter videos.
         fps: keep only frames on screen at multiples of 1 / fps seconds; saves memory and time if views have a lower frame rate
@@ -182,17 +182,12 @@ class VideoConfig(ModalityConfig):
 
     @model_validator(mode="after")
     def _check(self) -> VideoConfig:
-        if "eval" in self.views:
-            raise ValueError(
-                "got a view 'eval', which is reserved and made from `size`, `frames`, `seconds`: give the view another name"
-            )
         if self.fps is not None and self.seconds is not None and self.fps * self.seconds < self.frames:
             raise ValueError(
                 f"got views of {self.frames} frames in {self.seconds:g} s, and fps {self.fps:g}, which keeps fewer: "
                 f"raise fps to {self.frames / self.seconds:g} or more, or remove it"
             )
-        for view in self.views.values():
-            view.build(self.span)  # raises on settings that do not fit
+        self._views()  # raises on settings that do not fit
         return self
 
     @property
@@ -212,7 +207,9 @@ class VideoConfig(ModalityConfig):
                 f"modalities.{name}.backend: got 'torchcodec', which cannot decode here ({failure}): install a torchcodec for this "
                 "torch and the FFmpeg libraries, or set backend 'pyav', which needs neither"
             )
-        views: dict[str, View] = {kind: view.build(self.span) for kind, view in self.views.items()}
-        views["eval"] = EvalClipView(self.span) if self.eval == "clip" else EvalFrameView(self.size)
         extensions = self.extensions or ("mp4", "webm", "mkv", "mov")
-        return VideoModality(name, extensions, views, self.fps, self.max_pixels, self.max_bytes, self.backend)
+        return VideoModality(name, extensions, self._views(), self.fps, self.max_pixels, self.max_bytes, self.backend)
+
+    def _views(self) -> dict[str, View]:
+        evaluation = EvalClipView(self.span) if self.eval == "clip" else EvalFrameView(self.size)
+        return build_views(self.views, lambda view: view.build(self.span), evaluation)

@@ -7,7 +7,7 @@ last frame repeats. All frames of a view have the same crop, flip and colour jit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -15,9 +15,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from mmssl.core.config import Config, Probability, Range, Share
+from mmssl.core.config import Config, Probability, Share
 from mmssl.data.modalities.colours import FactorRange, HueRange, JitterConfig, change_colours, draw_jitter
-from mmssl.data.modalities.image_views import Interpolation, centre_crop, random_box, resize
+from mmssl.data.modalities.image_views import CropConfig, centre_crop, random_box, resize
 from mmssl.data.modalities.masks import TokenOrder
 from mmssl.data.modality import View
 from mmssl.data.timeline import Clip
@@ -37,6 +37,10 @@ class Span:
     seconds: float | None
     size: int
 
+    def resized(self, size: int | None) -> Span:
+        """The same frames at `size` pixels; None: at this size."""
+        return self if size is None else replace(self, size=size)
+
     def instants(self, clip: Clip, start: float) -> list[float]:
         """The T sampled times of a view that begins at `start`."""
         seconds = clip.seconds if self.seconds is None else self.seconds
@@ -47,12 +51,10 @@ class Span:
         return 0.0 if self.seconds is None else max(0.0, clip.seconds - self.seconds)
 
 
-class _FramesConfig(JitterConfig):
+class _FramesConfig(CropConfig, JitterConfig):
     """Attributes: see `ClipViewConfig`."""
 
     scale: Share = (0.9, 1.0)
-    ratio: Range = (3 / 4, 4 / 3)
-    interpolation: Interpolation = "bicubic"
     flip: Probability = 0.0
     jitter: Probability = 0.0
     brightness: FactorRange = 0.4
@@ -65,6 +67,7 @@ class ClipViewConfig(_FramesConfig):
     """Random clip: T frames from a random start, with one random resized crop for all frames.
 
     Attributes:
+        size: height and width of the view in pixels; None: the modality's.
         scale, ratio, interpolation: of the crop, as for pictures.
         flip: probability of a horizontal flip of the frames alone. If sounds are stereo or captions name sides, use the
             synchronized augmentation `flip` instead, which flips all modalities together.
@@ -74,8 +77,8 @@ class ClipViewConfig(_FramesConfig):
     kind: Literal["clip"] = "clip"
 
     def build(self, span: Span) -> ClipView:
-        """The view."""
-        return ClipView(self, span)
+        """The view, of the span's size unless it has a size of its own."""
+        return ClipView(self, span.resized(self.size))
 
 
 class FrameViewConfig(_FramesConfig):
@@ -83,28 +86,30 @@ class FrameViewConfig(_FramesConfig):
 
     Attributes:
         at: time of the frame: "random", or the "middle" of the decoded clip.
-        scale, ratio, interpolation, flip, jitter, brightness, contrast, saturation, hue: as in a clip.
+        size, scale, ratio, interpolation, flip, jitter, brightness, contrast, saturation, hue: as in a clip.
     """
 
     kind: Literal["frame"] = "frame"
     at: Literal["random", "middle"] = "random"
 
     def build(self, span: Span) -> FrameView:
-        """The view."""
-        return FrameView(self, span.size)
+        """The view, of the span's size unless it has a size of its own."""
+        return FrameView(self, span.resized(self.size).size)
 
 
 class VideoOrderConfig(Config):
     """Random permutation of the tokens of a view, for masking objectives, which keep the first or the last ones.
 
     Attributes:
-        patch_size: side of a patch in pixels; divides the size of views.
+        patch_size: side of a patch in pixels; divides the size of the view.
+        size: height and width of the masked view in pixels; None: the modality's.
         tubelet: number of frames of a token; divides the frames of views. None: the view is one frame.
         tubes: shuffle places, and keep all times of a place together, so that hidden places are hidden at all times.
     """
 
     kind: Literal["order"] = "order"
     patch_size: int = Field(ge=1)
+    size: int | None = Field(default=None, ge=8)
     tubelet: int | None = Field(default=None, ge=1)
     tubes: bool = False
 
@@ -122,6 +127,7 @@ class VideoOrderConfig(Config):
         Raises:
             ValueError: patches or tubelets that do not divide the views.
         """
+        span = span.resized(self.size)
         if span.size % self.patch_size or (self.tubelet and span.frames % self.tubelet):
             raise ValueError(
                 f"got patches of {self.patch_size} pixels and tubelets of {self.tubelet or 1} frames, wanted divisors of views of "
@@ -140,6 +146,7 @@ class ClipView(View):
     def __init__(self, config: ClipViewConfig, span: Span) -> None:
         self.config = config
         self.span = span
+        self.pixels = span.size
 
     def draw(self, value: Clip, rng: np.random.Generator) -> dict[str, Any]:
         """Draw start, box, flip and colour jitter."""
@@ -160,7 +167,7 @@ class FrameView(View):
 
     def __init__(self, config: FrameViewConfig, size: int) -> None:
         self.config = config
-        self.size = size
+        self.size = self.pixels = size
 
     def draw(self, value: Clip, rng: np.random.Generator) -> dict[str, Any]:
         """Draw time, box, flip and colour jitter."""
@@ -181,6 +188,7 @@ class EvalClipView(View):
 
     def __init__(self, span: Span) -> None:
         self.span = span
+        self.pixels = span.size
 
     def draw(self, value: Clip, rng: np.random.Generator) -> dict[str, Any]:
         """Nothing."""
@@ -200,7 +208,7 @@ class EvalFrameView(View):
     """Deterministic frame from the middle of the video, resized and cropped as in `EvalClipView`: uint8 [3, size, size]."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = self.pixels = size
 
     def draw(self, value: Clip, rng: np.random.Generator) -> dict[str, Any]:
         """Nothing."""

@@ -21,10 +21,10 @@ from mmssl.core.plan import Plan
 
 
 class ResolutionStage(Config):
-    """Pictures of `size` pixels a side until the point `until` of the run.
+    """Pictures of at most `size` pixels a side until the point `until` of the run.
 
     Attributes:
-        size: pixels of a side during the stage.
+        size: pixels of a side during the stage; smaller views, such as local crops, stay as they are.
         until: end of the stage, counted from the start of the run.
     """
 
@@ -35,8 +35,9 @@ class ResolutionStage(Config):
 class Resolution:
     """Shrinks the pictures of a batch to the size of the step's stage: a pure function of the step, equal after a resume.
 
-    The loader always makes full-size views; they are shrunk on the device, until the last stage ends. Encoders must accept other
-    input sizes, e.g. by resampling their position embeddings.
+    The loader always makes full-size views; they are shrunk on the device, until the last stage ends. Views that are as small as
+    the stage or smaller, such as local crops, stay as they are. Encoders must accept other input sizes, e.g. by resampling their
+    position embeddings.
 
     Args:
         stages: modality -> (size, first step after it) of each stage, in order.

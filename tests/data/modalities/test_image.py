@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 
+from mmssl.core.sample import Origin, Sample
 from mmssl.data.modalities.image import ImageConfig, ImageModality
 from mmssl.data.modalities.image_views import gaussian_blur, random_box
 from mmssl.data.modality import DecodeError
+from mmssl.data.samples import draw_views, make_views
+from mmssl.data.stream.collate import Row, collate
 from tests.data.make import encode, noise
 
 
@@ -243,8 +246,11 @@ def test_order_is_a_permutation() -> None:
 
 
 def simclr(**changes: Any) -> Any:
-    neutral = {"box": [0, 0, 64, 64], "flip": False, "jitter": [], "grayscale": False, "sigma": 0.0}
+    neutral = {"box": [0, 0, 64, 64], "flip": False, "jitter": [], "grayscale": False, "sigma": 0.0, "solarize": False}
     return build(VIEWS).views["simclr"](noise(5, 64, 64), neutral | changes)
+
+
+PICTURE_64 = Image.fromarray(noise(5, 64, 64))
 
 
 def test_each_operation_of_simclr_does_what_its_name_says() -> None:
@@ -259,6 +265,11 @@ def test_each_operation_of_simclr_does_what_its_name_says() -> None:
     one, other = [["brightness", 1.6], ["contrast", 0.5]], [["contrast", 0.5], ["brightness", 1.6]]
     assert not torch.equal(simclr(jitter=one), simclr(jitter=other))
     assert simclr(sigma=2.0).float().var() < plain.float().var()
+    assert torch.equal(simclr(solarize=True), tv.solarize(plain, 128))
+    assert torch.equal(
+        simclr(solarize=True).permute(1, 2, 0), torch.from_numpy(np.array(ImageOps.solarize(PICTURE_64, 128)))
+    )
+    assert torch.equal(simclr(solarize=True, flip=True), tv.solarize(plain, 128).flip(2))
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
@@ -291,6 +302,51 @@ def test_simclr_draws_with_its_probabilities() -> None:
     assert len({tuple(jitter) for jitter in jitters}) == 24  # every order of the four
 
 
+def test_two_kinds_of_views_of_byol() -> None:
+    """Blur and solarization of its two views (arXiv:2006.07733, appendix B), and a threshold of one's own."""
+    modality = build(
+        """{"size": 64, "views": {"first": {"kind": "simclr", "blur": 1.0},
+        "second": {"kind": "simclr", "blur": 0.1, "solarize": 0.2, "solarize_threshold": 200}}}"""
+    )
+    pixels, rng = noise(5, 64, 64), np.random.default_rng(0)
+    for kind, blur, solarize in (("first", 1.0, 0.0), ("second", 0.1, 0.2)):
+        draws = [modality.views[kind].draw(pixels, rng) for _ in range(2000)]
+        tolerance = 0.03 if kind == "second" else 0
+        assert np.mean([draw["sigma"] > 0 for draw in draws]) == pytest.approx(blur, abs=tolerance)
+        assert np.mean([draw["solarize"] for draw in draws]) == pytest.approx(solarize, abs=tolerance)
+    plain = {"box": [0, 0, 64, 64], "flip": False, "jitter": [], "grayscale": False, "sigma": 0.0, "solarize": False}
+    x, inverted = (modality.views["second"](pixels, {**plain, "solarize": it}) for it in (False, True))
+    assert torch.equal(inverted, torch.where(x >= 200, 255 - x, x))
+
+
+@pytest.mark.parametrize("kind", ["resized_crop", "simclr", "rand_augment"])
+def test_views_of_their_own_size_stand_beside_full_ones(kind: str) -> None:
+    """Two global and eight local crops of one picture, as DINO has them, in one batch."""
+    modality = build(
+        f"""{{"size": 64, "views": {{"crop": {{"kind": "{kind}"}}, "local": {{"kind": "{kind}", "size": 24, "scale": [0.05, 0.4]}},
+        "order": {{"kind": "order", "patch_size": 8, "size": 24}}}}}}"""
+    )
+    needs, sample = (
+        {"image": {"crop": 2, "local": 8, "order": 1}},
+        Sample("a", Origin("", "s", 0, 0), 0, {"image": noise(1, 90, 70)}),
+    )
+    rows = [
+        Row(number, "a", make_views(sample, {"image": modality}, needs, drawn))
+        for number in range(3)
+        for drawn in [draw_views(sample, {"image": modality}, needs, (number,))]
+    ]
+    batch = collate([*rows, Row(3, "b", {})], {"image": modality}, needs)
+    shapes = {name: tuple(x.shape) for name, x in batch["image"].items()}
+    assert shapes == {
+        **dict.fromkeys(["crop0", "crop1"], (4, 3, 64, 64)),
+        **dict.fromkeys([f"local{i}" for i in range(8)], (4, 3, 24, 24)),
+        "order0": (4, 9),
+    }
+    assert {kind: view.pixels for kind, view in modality.views.items()} == {
+        "crop": 64, "local": 24, "order": None, "eval": 64,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["resized_crop", "simclr", "rand_augment"])
 @pytest.mark.parametrize("flip", [0.0, 0.2, 1.0])
 def test_views_are_flipped_as_often_as_the_recipe_says(kind: str, flip: float) -> None:
@@ -319,8 +375,14 @@ def test_each_change_of_colours_has_its_own_range() -> None:
     [
         (
             '{"size": 64, "views": {"order": {"kind": "order", "patch_size": 14}}}',
-            "got patch_size 14, wanted a divisor of size 64",
+            "view 'order': got patch_size 14, wanted a divisor of size 64",
         ),
+        (
+            '{"size": 64, "views": {"order": {"kind": "order", "patch_size": 16, "size": 24}}}',
+            "got patch_size 16, wanted a divisor of size 24",
+        ),
+        ('{"size": 64, "views": {"crop": {"kind": "simclr", "solarize_threshold": 99}}}', "without solarize"),
+        ('{"size": 64, "views": {"crop": {"kind": "simclr", "size": 4}}}', "greater than or equal to 8"),
         ('{"size": 64, "views": {"eval": {"kind": "resized_crop"}}}', "another name"),
         ('{"size": 64, "views": {"crop": {"kind": "resized_crop", "scale": [1.0, 0.5]}}}', "smallest"),
         ('{"size": 64, "views": {"crop": {"kind": "resized_crop", "scale": [0.5, 1.5]}}}', "at most 1"),

@@ -165,10 +165,16 @@ def test_pixel_formats(form: str) -> None:
 
 
 def test_views_have_the_shape_of_the_recipe_and_replay() -> None:
-    views = {"crop": {"kind": "clip", "jitter": 1.0, "flip": 0.5, "scale": (0.3, 1.0)}, "still": {"kind": "frame"}}
+    views = {
+        "crop": {"kind": "clip", "jitter": 1.0, "flip": 0.5, "scale": (0.3, 1.0)},
+        "still": {"kind": "frame"},
+        "local": {"kind": "clip", "size": 16},
+        "stamp": {"kind": "frame", "size": 8},
+    }
     modality = VideoConfig.model_validate({"size": 24, "frames": 6, "seconds": 1.0, "views": views}).build("video")
     clip = modality.decode(encode("mp4", "29.97"), "mp4")
     shapes = {"crop": (6, 3, 24, 24), "still": (3, 24, 24), "eval": (6, 3, 24, 24)}
+    shapes |= {"local": (6, 3, 16, 16), "stamp": (3, 8, 8)}
     for kind, shape in shapes.items():
         view = modality.view(kind)
         one, same, other = (view.draw(clip, generator(seed, "video", kind)) for seed in (1, 1, 2))
@@ -180,6 +186,7 @@ def test_views_have_the_shape_of_the_recipe_and_replay() -> None:
         assert torch.equal(made, view(clip, pickle.loads(pickle.dumps(one))))
         assert view.blank().shape == made.shape
         assert not view.blank().any()
+        assert view.pixels == shape[-1]
     still = VideoConfig(size=24, eval="frame").build("video").view("eval")
     assert still.blank().shape == still(clip, {}).shape == (3, 24, 24)
 

@@ -126,6 +126,16 @@ def test_other_modalities_and_later_steps_are_left_alone() -> None:
     assert schedule(batch, 2)["a"]["crop0"] is views["a"]["crop0"]
 
 
+def test_local_crops_stay_as_they_are_until_a_stage_is_smaller() -> None:
+    views = {"a": {"crop0": torch.zeros(1, 3, 16, 16), "local0": torch.zeros(1, 3, 8, 8), "label0": torch.zeros(1)}}
+    schedule = Resolution({"a": [(4, 1), (12, 2)]})
+    small, middle = (schedule(Batch(views, torch.arange(1)), step)["a"] for step in range(2))
+    assert [small[name].shape[-1] for name in ("crop0", "local0")] == [4, 4]
+    assert middle["crop0"].shape[-1] == 12
+    assert middle["local0"] is views["a"]["local0"]
+    assert middle["label0"] is views["a"]["label0"]
+
+
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
