@@ -87,6 +87,7 @@ class Batch:
         keys: B sample keys, for people.
         present: modality -> [B] bool, only for modalities that some sample of the batch lacks.
         lengths: modality -> [B] int64, only for views padded in dimension 1: how many entries are real.
+        trimmable: modality -> names of its views of padded token ids [B, T], the only ones that `Encoder.trim` may cut.
         faults: samples of this batch that were replaced, with the reason.
         records: what was drawn for each sample: `records[i]["views"][modality][view]` holds the parameters of a view, enough to
             make it again; further entries are for the loader's internal use.
@@ -98,6 +99,7 @@ class Batch:
     keys: tuple[str, ...] = ()
     present: Mapping[str, Tensor] = field(default_factory=dict)
     lengths: Mapping[str, Tensor] = field(default_factory=dict)
+    trimmable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
     records: Records = field(default_factory=Records)
     notes: tuple[tuple[str, ...], ...] = ()

@@ -48,8 +48,8 @@ class Encoder(nn.Module, ABC):
             accepts `replace`; gives the outputs of its last blocks; attends from each token to all others, those after it too
             (a causal text transformer does not; a residual network has no attention).
         token_ids: token ids that a text encoder accepts; None: it takes no ids.
-        trim: cuts padding that influences no row off the end of a raw view [B, T]. Called before the view moves to a device,
-            because reading its values there would synchronise; None: views are not trimmed.
+        trim: cuts padding that influences no row off the end of a raw view [B, T] of token ids. Called before the view moves to a
+            device, because reading its values there would synchronise; None: views are not trimmed.
     """
 
     TOKENS: ClassVar[str] = "tokens"

@@ -52,11 +52,13 @@ class View(ABC):
     Attributes:
         ragged: whether dimension 0 differs between samples; such views are padded in a batch, and the batch has their lengths.
         random_time: whether `draw` chooses a random window of the value's time.
+        trimmable: whether the view is a text of token ids [T] padded at its end, which `Encoder.trim` may cut off.
         pixels: height and width of a view that shows pictures; None: it shows none.
     """
 
     ragged: ClassVar[bool] = False
     random_time: ClassVar[bool] = False
+    trimmable: ClassVar[bool] = False
     pixels: int | None = None
 
     @abstractmethod

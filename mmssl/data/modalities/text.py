@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import accumulate
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -19,14 +15,16 @@ from mmssl.core.sample import TokenIds
 from mmssl.data.inspection import Inspection
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.kernels.text import CAPTIONS
-from mmssl.data.modalities.text_augment import WordOperation, WordsConfig, draw_words, take_words
+from mmssl.data.modalities.text_augment import WordOperation
+from mmssl.data.modalities.text_views import AllTokensView, TokensViewConfig, WordOrderConfig
 from mmssl.data.modalities.tokenizers import ClipTokenizerConfig, Tokenizer, TokenizerConfig
-from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
+from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Window
 
 MAX_TOKENS = 1024
 """Maximum tokens of a caption in inspections; longer captions count as this length."""
 
+TextViewConfig = Annotated[TokensViewConfig | WordOrderConfig, Field(discriminator="kind")]
 CaptionFormat = Literal["whole", "lines", "list"] | dict[str, Annotated[float, Field(gt=0)]]
 
 
@@ -36,7 +34,7 @@ class TextModality(Modality):
     Args:
         captions: format of members; see `TextConfig`.
         tokenizer: converts captions to token ids.
-        augment: augmentation of captions in the view "tokens".
+        views: kind of view -> view; see `Modality`.
     """
 
     kernels = CAPTIONS
@@ -49,9 +47,9 @@ class TextModality(Modality):
         extensions: tuple[str, ...],
         captions: CaptionFormat,
         tokenizer: Tokenizer,
-        augment: Sequence[WordsConfig] = (),
+        views: Mapping[str, View],
     ) -> None:
-        super().__init__(name, extensions, {"tokens": TokensView(tokenizer, augment), "eval": AllTokensView(tokenizer)})
+        super().__init__(name, extensions, views)
         self.captions = captions
         self.tokenizer = tokenizer
         self.token_ids = TokenIds(tokenizer.context_length, tokenizer.vocab_size)
@@ -120,7 +118,8 @@ class TextConfig(ModalityConfig):
             {key: weight}: a JSON object with these keys (each a caption or a list of captions; missing keys are skipped), drawn
             in proportion to their weights.
         augment: augmentations of the caption in the view "tokens", in this order: swap, delete or repeat words, or take a span.
-            The view "eval" has no augmentation.
+        views: further kinds of views that an objective needs -> their settings. Two views always exist: "tokens", a caption drawn
+            by weight, and "eval", all captions as they are.
         extensions: default `txt`, or `json` for JSON formats.
     """
 
@@ -128,6 +127,7 @@ class TextConfig(ModalityConfig):
     tokenizer: TokenizerConfig = ClipTokenizerConfig()
     captions: CaptionFormat = "whole"
     augment: tuple[WordOperation, ...] = ()
+    views: dict[str, TextViewConfig] = Field(default={})
 
     @classmethod
     def usual(cls) -> TextConfig:
@@ -145,57 +145,24 @@ class TextConfig(ModalityConfig):
             raise ValueError("got no key, wanted {key: weight} with at least one, or 'whole', 'lines' or 'list'")
         return captions
 
+    @field_validator("views")
+    @classmethod
+    def _free(cls, views: dict[str, TextViewConfig]) -> dict[str, TextViewConfig]:
+        for name in views:
+            if name in ("tokens", "eval"):
+                raise ValueError(
+                    f"got a view {name!r}, which is reserved and always exists: give the view another name, or augment the view "
+                    "'tokens' by `augment`"
+                )
+        return views
+
     def build(self, name: str) -> TextModality:
         """Build the modality with its name in the recipe."""
         usual = ("txt",) if self.captions in ("whole", "lines") else ("json",)
-        return TextModality(name, self.extensions or usual, self.captions, self.tokenizer.build(), self.augment)
-
-
-class TokensView(View):
-    """Token ids of one caption drawn by weight, int64 [T]. Parameters: caption (number); words (`draw_words`), if augmented."""
-
-    def __init__(self, tokenizer: Tokenizer, augment: Sequence[WordsConfig] = ()) -> None:
-        self.tokenizer = tokenizer
-        self.augment = tuple(augment)
-
-    def draw(self, value: Captions, rng: np.random.Generator) -> dict[str, Any]:
-        """Draw the caption and its augmentation."""
-        bounds = list(accumulate(value.weights))
-        caption = min(bisect_right(bounds, rng.random() * bounds[-1]), len(value) - 1)
-        words = draw_words(value[caption], self.augment, rng)
-        return {"caption": caption} if words is None else {"caption": caption, "words": words}
-
-    def __call__(self, value: Captions, parameters: Mapping[str, Any]) -> Tensor:
-        """Tokenize the drawn caption."""
-        text = value[parameters["caption"]]
-        if "words" in parameters:
-            text = take_words(text, parameters["words"])
-        return self.tokenizer([text])[0]
-
-    def blank(self) -> Tensor:
-        """Token ids of an empty text: start and end."""
-        return self.tokenizer([""])[0]
-
-
-class AllTokensView(View):
-    """Token ids of all K captions in their order, int64 [K, T]."""
-
-    ragged = True
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-
-    def draw(self, value: Captions, rng: np.random.Generator) -> dict[str, Any]:
-        """No parameters: this view is deterministic."""
-        return {}
-
-    def __call__(self, value: Captions, parameters: Mapping[str, Any]) -> Tensor:
-        """Tokenize all captions."""
-        return self.tokenizer(value)
-
-    def blank(self) -> Tensor:
-        """No caption: [0, T]."""
-        return torch.zeros(0, self.tokenizer.context_length, dtype=torch.int64)
+        tokenizer = self.tokenizer.build()
+        configs = {"tokens": TokensViewConfig(augment=self.augment), **self.views}
+        views = build_views(configs, lambda view: view.build(tokenizer), AllTokensView(tokenizer))
+        return TextModality(name, self.extensions or usual, self.captions, tokenizer, views)
 
 
 @cache

@@ -101,6 +101,7 @@ def collate(
     views: dict[str, dict[str, Tensor]] = {}
     present: dict[str, Tensor] = {}
     lengths: dict[str, Tensor] = {}
+    trimmable: dict[str, tuple[str, ...]] = {}
     for name, kinds in needs.items():
         has = [name in row.views for row in rows]
         if not all(has):
@@ -108,6 +109,8 @@ def collate(
         views[name] = {}
         for kind, count in kinds.items():
             view = modalities[name].views[kind]
+            if view.trimmable:
+                trimmable[name] = (*trimmable.get(name, ()), *view_names(kind, count))
             for view_name in view_names(kind, count):
                 parts = [row.views[name][view_name] if it else view.blank() for row, it in zip(rows, has, strict=True)]
                 if view.ragged:
@@ -123,6 +126,7 @@ def collate(
         keys=tuple(row.key for row in rows),
         present=present,
         lengths=lengths,
+        trimmable=trimmable,
         faults=(*(replace(fault, row=i) for i, row in enumerate(rows) for fault in row.faults), *faults),
         records=Records(row.record for row in rows),
         notes=tuple(row.notes for row in rows),

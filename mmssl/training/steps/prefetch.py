@@ -18,6 +18,7 @@ from mmssl.training.steps.state import Stream
 class DeviceStream:
     """A stream that trims batches (see `Encoder.trim`) and moves them to the device, one ahead on CUDA.
 
+    All token views of a modality keep one length, that of the longest text, so that they can be encoded in one call.
     On CUDA one batch is fetched ahead and copied in a separate CUDA stream: a copy shorter than a step costs no time. Pixels are
     copied as uint8. The position counts batches that were handed out, and an error of the batch ahead is raised when that batch is
     requested. On the CPU nothing is copied or fetched ahead.
@@ -87,8 +88,11 @@ class DeviceStream:
         views = dict(batch.views)
         for modality, encoder in self._encoders.items():
             assert isinstance(encoder, Encoder)
-            if encoder.trim is not None and modality in views:
-                views[modality] = {name: encoder.trim(x) for name, x in views[modality].items()}
+            names = batch.trimmable.get(modality, ())
+            if encoder.trim is not None and names:
+                longest = max(encoder.trim(views[modality][name]).shape[1] for name in names)
+                cut = {name: views[modality][name][:, :longest] for name in names}
+                views[modality] = {**views[modality], **cut}
         return replace(batch, views=views).to(self._device, non_blocking=True)
 
     def _arrived(self, batch: Batch) -> Batch:

@@ -10,8 +10,11 @@ import torch
 from pydantic import ValidationError
 
 from mmssl.core.errors import RecipeError
+from mmssl.core.sample import Origin, Sample
 from mmssl.data.modalities.text import TextConfig, TextModality
 from mmssl.data.modality import DecodeError
+from mmssl.data.samples import draw_views, make_views
+from mmssl.data.stream.collate import Row, collate
 
 TEXTS = [
     "a photo of a cat",
@@ -203,3 +206,50 @@ def test_views() -> None:
     assert everything.ragged
     assert everything.blank().shape == (0, 8)
     assert tokens.blank().tolist() == [49406, 49407, 0, 0, 0, 0, 0, 0]
+
+
+TWO_KINDS = """{"captions": "lines", "tokenizer": {"kind": "clip", "context_length": 9}, "views": {
+    "shuffled": {"kind": "tokens", "augment": [{"kind": "swap"}]}, "words": {"kind": "words"}}}"""
+
+
+def test_kinds_of_token_views_have_augmentations_of_their_own() -> None:
+    modality = build(TWO_KINDS)
+    config = TextConfig.model_validate_json(TWO_KINDS)
+    assert TextConfig.model_validate_json(config.model_dump_json()) == config
+    value = modality.decode(b"red cat\nblue dog", "txt")
+    plain = {tuple(row) for row in modality.tokenize(["red cat", "blue dog"]).tolist()}
+    swapped = {tuple(row) for row in modality.tokenize(["cat red", "dog blue"]).tolist()}
+    for kind, texts in (("tokens", plain), ("shuffled", swapped)):
+        view = modality.views[kind]
+        draws = [view.draw(value, np.random.default_rng(seed)) for seed in range(20)]
+        assert {tuple(view(value, drawn).tolist()) for drawn in draws} == texts
+        assert view.trimmable
+    assert not modality.views["eval"].trimmable
+
+
+def test_the_order_of_words_is_a_permutation_of_the_whole_context() -> None:
+    """Whatever the caption: it is drawn without knowing which, and no trimming may take places out of it."""
+    view = build(TWO_KINDS).views["words"]
+    orders = [view(None, view.draw(None, np.random.default_rng(seed))) for seed in range(3)]
+    assert all(sorted(order.tolist()) == list(range(9)) for order in [*orders, view.blank()])
+    assert len({tuple(order.tolist()) for order in orders}) == 3
+    assert not view.trimmable
+
+
+def test_two_views_of_one_caption_are_equal() -> None:
+    """As SimCSE needs them, whose two passes differ by dropout alone."""
+    text = build(TWO_KINDS)
+    needs = {"text": {"tokens": 2, "shuffled": 1, "words": 1}}
+    sample = Sample("a", Origin("", "", 0, 0), 0, {"text": text.decode(b"a very small red cat", "txt")})
+    views = make_views(sample, {"text": text}, needs, draw_views(sample, {"text": text}, needs, (0,)))
+    batch = collate([Row(0, "a", views), Row(1, "b", {})], {"text": text}, needs)
+    assert torch.equal(batch["text"]["tokens0"], batch["text"]["tokens1"])
+    assert not torch.equal(batch["text"]["tokens0"], batch["text"]["shuffled0"])
+    assert batch.trimmable == {"text": ("tokens0", "tokens1", "shuffled0")}
+    assert batch.rows(0, 1).trimmable == batch.trimmable
+
+
+@pytest.mark.parametrize("name", ["tokens", "eval"])
+def test_names_of_views_that_always_exist_are_reserved(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"got a view '{name}', which is reserved"):
+        build(f'{{"views": {{"{name}": {{"kind": "tokens"}}}}}}')

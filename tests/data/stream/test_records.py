@@ -14,7 +14,7 @@ from mmssl.data.media.encode import encode_clip
 from mmssl.data.modalities.audio import AudioConfig, SoundViewConfig
 from mmssl.data.modalities.image import ImageConfig, ImageViewConfig
 from mmssl.data.modalities.label import LabelConfig
-from mmssl.data.modalities.text import TextConfig
+from mmssl.data.modalities.text import TextConfig, TextViewConfig
 from mmssl.data.modalities.text_augment import WordOperation
 from mmssl.data.modalities.video import VideoConfig, VideoViewConfig
 from mmssl.data.modality import Modality, ModalityConfig
@@ -45,11 +45,12 @@ VIDEO_VIEWS: dict[str, dict[str, Any]] = {
     "frame": {},
     "order": {"patch_size": 8, "tubelet": 2},
 }
+TEXT_VIEWS: dict[str, dict[str, Any]] = {"tokens": {"augment": [{"kind": "swap"}]}, "words": {}}
 WORDS: tuple[str, ...] = ("swap", "delete", "repeat", "span")
 
 
 def views(kinds: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {kind: {"kind": kind, **settings} for kind, settings in kinds.items()}
+    return {f"own_{kind}": {"kind": kind, **settings} for kind, settings in kinds.items()}
 
 
 def modalities() -> dict[str, Modality]:
@@ -58,7 +59,7 @@ def modalities() -> dict[str, Modality]:
         "image": (ImageConfig, {"size": 16, "views": views(IMAGE_VIEWS)}),
         "audio": (AudioConfig, {"rate": RATE, "seconds": 0.5, "views": views(SOUND_VIEWS)}),
         "video": (VideoConfig, {"size": 16, "frames": 4, "seconds": 0.5, "views": views(VIDEO_VIEWS)}),
-        "text": (TextConfig, {"captions": "lines", "augment": words}),
+        "text": (TextConfig, {"captions": "lines", "augment": words, "views": views(TEXT_VIEWS)}),
         "label": (LabelConfig, {}),
     }
     return {
@@ -111,6 +112,7 @@ def test_every_kind_of_view_has_a_case() -> None:
         (ImageViewConfig, IMAGE_VIEWS),
         (SoundViewConfig, SOUND_VIEWS),
         (VideoViewConfig, VIDEO_VIEWS),
+        (TextViewConfig, TEXT_VIEWS),
         (WordOperation, WORDS),
     ):
         assert {config.model_fields["kind"].default for config in get_args(get_args(union)[0])} == set(cases)
@@ -127,10 +129,12 @@ def test_views_are_made_again_from_their_parameters(index: ShardIndex, workers: 
         record = batch.records[row]
         assert record["synchronized"] == []
         assert_made_again(batch, row, make_views(sample, MODALITIES, NEEDS, record["views"]))
-    boxes = batch.parameters("image", "resized_crop0")
+    boxes = batch.parameters("image", "own_resized_crop0")
     assert torch.tensor([drawn["box"] for drawn in boxes if drawn]).shape == (8, 4)
     assert len({str(box) for box in boxes}) > 4
-    assert [drawn is None for drawn in batch.parameters("audio", "order1")] == [i == 7 for i in batch.index.tolist()]
+    assert [drawn is None for drawn in batch.parameters("audio", "own_order1")] == [
+        i == 7 for i in batch.index.tolist()
+    ]
     assert batch.parameters("text", "eval0") == [{}] * 8
 
 
@@ -148,7 +152,7 @@ def test_a_view_whose_parameters_are_no_plain_data_names_the_sample(
     index: ShardIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = stream(index)
-    view = train.rows.modalities["image"].views["resized_crop"]
+    view = train.rows.modalities["image"].views["own_resized_crop"]
     drawn = type(view).draw
     monkeypatch.setattr(type(view), "draw", lambda *args: {**drawn(*args), "extra": np.float32(1)})
     with pytest.raises(TypeError, match="float32 is not JSON") as caught:

@@ -95,14 +95,17 @@ def test_views_are_trimmed_where_their_encoder_allows_it() -> None:
     learner = Learner({"a": Tower(False), "b": Tower(False), "text": text}, Agree())
     ids = torch.zeros(4, 20, dtype=torch.int64)
     ids[torch.arange(4), torch.tensor([2, 9, 3, 1])] = 8
-    views = {"text": {"tokens0": ids, "tokens1": ids[:, 2:]}, "a": {"view0": torch.ones(4, 6)}}
-    batch = Batch(views, torch.arange(4))
+    short = torch.zeros_like(ids).index_fill(1, torch.tensor([1]), 8)
+    masks = {"words0": ids.argsort(1), "mask0": ids > 0, "choice0": torch.zeros(4, dtype=torch.int64)}
+    views = {"text": {"tokens0": ids, "tokens1": short, **masks}, "a": {"view0": torch.ones(4, 6)}}
+    batch = Batch(views, torch.arange(4), trimmable={"text": ("tokens0", "tokens1")})
 
     class One(Stream):
         def __iter__(self) -> Iterator[Batch]:
             yield batch
 
     (moved,) = DeviceStream(One(), learner, CPU)
-    assert {name: x.shape[1] for name, x in moved["text"].items()} == {"tokens0": 16, "tokens1": 8}
     assert torch.equal(moved["text"]["tokens0"], ids[:, :16])
+    assert torch.equal(moved["text"]["tokens1"], short[:, :16])  # the longest of all token views: they may be joined
+    assert all(moved["text"][name] is mask for name, mask in masks.items())
     assert moved["a"]["view0"] is views["a"]["view0"]

@@ -1,0 +1,96 @@
+"""Text views: captions to token ids int64 [T]; permutations of the places of tokens."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl.core.config import Config
+from mmssl.data.modalities.captions.captions import Captions
+from mmssl.data.modalities.masks import TokenOrder
+from mmssl.data.modalities.text_augment import WordOperation, WordsConfig, draw_words, take_words
+from mmssl.data.modalities.tokenizers import Tokenizer
+from mmssl.data.modality import View
+
+
+class TokensViewConfig(Config):
+    """Token ids of one caption, drawn by weight for each view by itself.
+
+    Attributes:
+        augment: augmentations of the caption, in this order: swap, delete or repeat words, or take a span.
+    """
+
+    kind: Literal["tokens"] = "tokens"
+    augment: tuple[WordOperation, ...] = ()
+
+    def build(self, tokenizer: Tokenizer) -> TokensView:
+        """Build the view."""
+        return TokensView(tokenizer, self.augment)
+
+
+class WordOrderConfig(Config):
+    """Random permutation of the places of a text, for masked language modelling (MLM), which hides the first real words of it.
+
+    The permutation is over the whole context length, so that it does not depend on the drawn caption, and it is never trimmed.
+    """
+
+    kind: Literal["words"] = "words"
+
+    def build(self, tokenizer: Tokenizer) -> TokenOrder:
+        """Build the view."""
+        return TokenOrder(tokenizer.context_length)
+
+
+class TokensView(View):
+    """Token ids of one caption drawn by weight, int64 [T]. Parameters: caption (number); words (`draw_words`), if augmented."""
+
+    trimmable = True
+
+    def __init__(self, tokenizer: Tokenizer, augment: Sequence[WordsConfig] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.augment = tuple(augment)
+
+    def draw(self, value: Captions, rng: np.random.Generator) -> dict[str, Any]:
+        """Draw the caption and its augmentation."""
+        bounds = list(accumulate(value.weights))
+        caption = min(bisect_right(bounds, rng.random() * bounds[-1]), len(value) - 1)
+        words = draw_words(value[caption], self.augment, rng)
+        return {"caption": caption} if words is None else {"caption": caption, "words": words}
+
+    def __call__(self, value: Captions, parameters: Mapping[str, Any]) -> Tensor:
+        """Tokenize the drawn caption."""
+        text = value[parameters["caption"]]
+        if "words" in parameters:
+            text = take_words(text, parameters["words"])
+        return self.tokenizer([text])[0]
+
+    def blank(self) -> Tensor:
+        """Token ids of an empty text: start and end."""
+        return self.tokenizer([""])[0]
+
+
+class AllTokensView(View):
+    """Token ids of all K captions in their order, int64 [K, T]."""
+
+    ragged = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def draw(self, value: Captions, rng: np.random.Generator) -> dict[str, Any]:
+        """No parameters: this view is deterministic."""
+        return {}
+
+    def __call__(self, value: Captions, parameters: Mapping[str, Any]) -> Tensor:
+        """Tokenize all captions."""
+        return self.tokenizer(value)
+
+    def blank(self) -> Tensor:
+        """No caption: [0, T]."""
+        return torch.zeros(0, self.tokenizer.context_length, dtype=torch.int64)
