@@ -28,15 +28,31 @@ from mmssl.data.modalities.audio_views import (
     CentreWindowView,
     Pad,
     RandomWindowConfig,
-    SoundOrderConfig,
     SpreadWindowsView,
 )
+from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.kernels.audio import SOUNDS
+from mmssl.data.modalities.masks.audio import (
+    SoundBlocksConfig,
+    SoundInverseBlocksConfig,
+    SoundJepaConfig,
+    SoundOrderConfig,
+    SpansConfig,
+)
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Extent, Window
 
 Channels = Literal["keep", "mono", "stereo"]
-SoundViewConfig = Annotated[RandomWindowConfig | SoundOrderConfig, Field(discriminator="kind")]
+SoundViewConfig = Annotated[
+    RandomWindowConfig
+    | SoundOrderConfig
+    | SpansConfig
+    | SoundBlocksConfig
+    | SoundInverseBlocksConfig
+    | SoundJepaConfig
+    | ChoiceConfig,
+    Field(discriminator="kind"),
+]
 
 SILENT = -60.0
 """Level in dB relative to full scale below which a sound counts as silent."""

@@ -11,7 +11,6 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from mmssl.core.config import LOW_HIGH, Config
-from mmssl.data.modalities.masks import TokenOrder
 from mmssl.data.modality import View
 
 Pad = Literal["repeat", "zero"]
@@ -62,21 +61,6 @@ class RandomWindowConfig(Config):
     def build(self, shape: Shape, pad: Pad) -> RandomWindowView:
         """Build the view of [channels, samples]."""
         return RandomWindowView(self, shape, pad)
-
-
-class SoundOrderConfig(Config):
-    """Random permutation of the patches of a spectrogram, for masking objectives, which keep the first or the last ones.
-
-    Attributes:
-        tokens: number of patches of the encoder: rows over the filters times columns over time.
-    """
-
-    kind: Literal["order"] = "order"
-    tokens: int = Field(ge=2)
-
-    def build(self, shape: Shape, pad: Pad) -> TokenOrder:
-        """Build the view; it does not depend on the lengths of sounds."""
-        return TokenOrder(self.tokens)
 
 
 class RandomWindowView(View):

@@ -20,14 +20,24 @@ from pydantic import Field, model_validator
 from mmssl.core.encoder import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.modalities.arrays import as_pixels
-from mmssl.data.modalities.image_views import EvalView, OrderConfig, ResizedCropConfig, SimClrViewConfig
+from mmssl.data.modalities.choice import ChoiceConfig
+from mmssl.data.modalities.image_views import EvalView, ResizedCropConfig, SimClrViewConfig
 from mmssl.data.modalities.kernels.image import PICTURES
+from mmssl.data.modalities.masks.image import BlocksConfig, InverseBlocksConfig, JepaConfig, OrderConfig
 from mmssl.data.modalities.rand_augment import RandAugmentConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Window
 
 ImageViewConfig = Annotated[
-    ResizedCropConfig | SimClrViewConfig | RandAugmentConfig | OrderConfig, Field(discriminator="kind")
+    ResizedCropConfig
+    | SimClrViewConfig
+    | RandAugmentConfig
+    | OrderConfig
+    | BlocksConfig
+    | InverseBlocksConfig
+    | JepaConfig
+    | ChoiceConfig,
+    Field(discriminator="kind"),
 ]
 
 _JPEG = b"\xff\xd8\xff"

@@ -1,4 +1,4 @@
-"""Image views (crops and augmentation): uint8 arrays [H, W, 3] to uint8 tensors [3, size, size]; permutations of patches.
+"""Image views (crops and augmentation): uint8 arrays [H, W, 3] to uint8 tensors [3, size, size].
 
 Crops are resized in uint8 with antialiasing, from full resolution: equal to Pillow, and so to open_clip, up to rounding.
 """
@@ -18,7 +18,6 @@ from torch import Tensor
 from mmssl.core.compat import resize_kernels
 from mmssl.core.config import Config, Probability, Range, Share
 from mmssl.data.modalities.colours import JitterConfig, change_colours, draw_jitter, to_grey
-from mmssl.data.modalities.masks import TokenOrder
 from mmssl.data.modality import View
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -94,27 +93,6 @@ class SimClrViewConfig(CropConfig, JitterConfig):
     def build(self, size: int) -> SimClrView:
         """The view, of `size` pixels unless it has a size of its own."""
         return SimClrView(self, self.size or size)
-
-
-class OrderConfig(Config):
-    """Random permutation of the patches of a picture, for masking objectives, which keep the first or the last ones.
-
-    Attributes:
-        patch_size: side of a patch in pixels, as in the encoder.
-        size: height and width of the masked view in pixels; None: the modality's.
-    """
-
-    kind: Literal["order"] = "order"
-    patch_size: int = Field(ge=1)
-    size: int | None = Field(default=None, ge=8)
-
-    def build(self, size: int) -> TokenOrder:
-        """Build the view for pictures of `size` pixels, unless it has a size of its own.
-
-        Raises:
-            ValueError: the patch size does not divide the size.
-        """
-        return TokenOrder(patches(self.size or size, self.patch_size) ** 2)
 
 
 class CropView(View):
@@ -205,17 +183,6 @@ class EvalView(View):
     def blank(self) -> Tensor:
         """Black."""
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-
-
-def patches(size: int, patch_size: int) -> int:
-    """Number of patches along a side of a view.
-
-    Raises:
-        ValueError: the patch size does not divide it.
-    """
-    if size % patch_size:
-        raise ValueError(f"got patch_size {patch_size}, wanted a divisor of size {size}")
-    return size // patch_size
 
 
 def centre_crop(value: np.ndarray, size: int) -> Tensor:

@@ -14,6 +14,7 @@ from mmssl.core.encoder import InputSpec
 from mmssl.core.sample import TokenIds
 from mmssl.data.inspection import Inspection
 from mmssl.data.modalities.captions.captions import Captions
+from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.kernels.text import CAPTIONS
 from mmssl.data.modalities.text_augment import WordOperation
 from mmssl.data.modalities.text_views import AllTokensView, TokensViewConfig, WordOrderConfig
@@ -24,7 +25,7 @@ from mmssl.data.timeline import Window
 MAX_TOKENS = 1024
 """Maximum tokens of a caption in inspections; longer captions count as this length."""
 
-TextViewConfig = Annotated[TokensViewConfig | WordOrderConfig, Field(discriminator="kind")]
+TextViewConfig = Annotated[TokensViewConfig | WordOrderConfig | ChoiceConfig, Field(discriminator="kind")]
 CaptionFormat = Literal["whole", "lines", "list"] | dict[str, Annotated[float, Field(gt=0)]]
 
 

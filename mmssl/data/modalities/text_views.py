@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmssl.core.config import Config
 from mmssl.data.modalities.captions.captions import Captions
-from mmssl.data.modalities.masks import TokenOrder
+from mmssl.data.modalities.masks.order import TokenOrder
 from mmssl.data.modalities.text_augment import WordOperation, WordsConfig, draw_words, take_words
 from mmssl.data.modalities.tokenizers import Tokenizer
 from mmssl.data.modality import View

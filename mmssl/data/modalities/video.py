@@ -19,14 +19,20 @@ from mmssl.data.media.container import BOXES, MATROSKA
 from mmssl.data.media.frames import decode_video, frame_start, too_long, video_extent, video_figures
 from mmssl.data.media.torchcodec import decode_with_torchcodec, torchcodec_failure
 from mmssl.data.modalities.arrays import as_pixels
+from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.kernels.video import CLIPS
+from mmssl.data.modalities.masks.video import (
+    VideoBlocksConfig,
+    VideoInverseBlocksConfig,
+    VideoJepaConfig,
+    VideoOrderConfig,
+)
 from mmssl.data.modalities.video_views import (
     ClipViewConfig,
     EvalClipView,
     EvalFrameView,
     FrameViewConfig,
     Span,
-    VideoOrderConfig,
 )
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Clip, Extent, Window
@@ -34,7 +40,16 @@ from mmssl.data.timeline import Clip, Extent, Window
 _WANTED = "a path, bytes, or a mmssl.data.timeline.Clip: frames [T, H, W, 3], non-decreasing times [T], seconds"
 
 Backend = Literal["pyav", "torchcodec"]
-VideoViewConfig = Annotated[ClipViewConfig | FrameViewConfig | VideoOrderConfig, Field(discriminator="kind")]
+VideoViewConfig = Annotated[
+    ClipViewConfig
+    | FrameViewConfig
+    | VideoOrderConfig
+    | VideoBlocksConfig
+    | VideoInverseBlocksConfig
+    | VideoJepaConfig
+    | ChoiceConfig,
+    Field(discriminator="kind"),
+]
 
 
 class VideoModality(Modality):

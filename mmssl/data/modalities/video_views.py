@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from mmssl.core.config import Config, Probability, Share
+from mmssl.core.config import Probability, Share
 from mmssl.data.modalities.colours import FactorRange, HueRange, JitterConfig, change_colours, draw_jitter
 from mmssl.data.modalities.image_views import CropConfig, centre_crop, random_box, resize
-from mmssl.data.modalities.masks import TokenOrder
 from mmssl.data.modality import View
 from mmssl.data.timeline import Clip
 
@@ -95,47 +93,6 @@ class FrameViewConfig(_FramesConfig):
     def build(self, span: Span) -> FrameView:
         """The view, of the span's size unless it has a size of its own."""
         return FrameView(self, span.resized(self.size).size)
-
-
-class VideoOrderConfig(Config):
-    """Random permutation of the tokens of a view, for masking objectives, which keep the first or the last ones.
-
-    Attributes:
-        patch_size: side of a patch in pixels; divides the size of the view.
-        size: height and width of the masked view in pixels; None: the modality's.
-        tubelet: number of frames of a token; divides the frames of views. None: the view is one frame.
-        tubes: shuffle places, and keep all times of a place together, so that hidden places are hidden at all times.
-    """
-
-    kind: Literal["order"] = "order"
-    patch_size: int = Field(ge=1)
-    size: int | None = Field(default=None, ge=8)
-    tubelet: int | None = Field(default=None, ge=1)
-    tubes: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.tubes and self.tubelet is None:
-            raise ValueError(
-                "got tubes: true for a view of one frame, where it has no effect: set tubelet, or remove tubes"
-            )
-        return self
-
-    def build(self, span: Span) -> TokenOrder:
-        """The view.
-
-        Raises:
-            ValueError: patches or tubelets that do not divide the views.
-        """
-        span = span.resized(self.size)
-        if span.size % self.patch_size or (self.tubelet and span.frames % self.tubelet):
-            raise ValueError(
-                f"got patches of {self.patch_size} pixels and tubelets of {self.tubelet or 1} frames, wanted divisors of views of "
-                f"{span.size} pixels and {span.frames} frames"
-            )
-        places = (span.size // self.patch_size) ** 2
-        times = span.frames // self.tubelet if self.tubelet else 1
-        return TokenOrder(places, times) if self.tubes else TokenOrder(places * times)
 
 
 class ClipView(View):

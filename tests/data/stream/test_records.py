@@ -35,17 +35,34 @@ IMAGE_VIEWS: dict[str, dict[str, Any]] = {
     "simclr": {"blur": 0.5},
     "rand_augment": {},
     "order": {"patch_size": 8},
+    "blocks": {"patch_size": 4, "smallest": 4},
+    "inverse_blocks": {"patch_size": 2},
+    "jepa": {"patch_size": 4},
+    "choice": {"choices": 4},
 }
 SOUND_VIEWS: dict[str, dict[str, Any]] = {
     "random_window": {"shift": 0.3, "gain_db": (-6.0, 6.0), "noise_snr_db": (5.0, 20.0), "noise": 0.5},
     "order": {"tokens": 6},
+    "spans": {"tokens": 50},
+    "blocks": {"grid": [4, 12]},
+    "inverse_blocks": {"grid": [8, 12]},
+    "jepa": {"grid": [4, 12]},
+    "choice": {"choices": 2},
 }
 VIDEO_VIEWS: dict[str, dict[str, Any]] = {
     "clip": {"scale": (0.3, 1.0)},
     "frame": {},
     "order": {"patch_size": 8, "tubelet": 2},
+    "blocks": {"patch_size": 4, "smallest": 4, "tubelet": 2},
+    "inverse_blocks": {"patch_size": 2, "tubelet": 2},
+    "jepa": {"patch_size": 4, "tubelet": 2},
+    "choice": {"choices": 2},
 }
-TEXT_VIEWS: dict[str, dict[str, Any]] = {"tokens": {"augment": [{"kind": "swap"}]}, "words": {}}
+TEXT_VIEWS: dict[str, dict[str, Any]] = {
+    "tokens": {"augment": [{"kind": "swap"}]},
+    "words": {},
+    "choice": {"choices": 3},
+}
 WORDS: tuple[str, ...] = ("swap", "delete", "repeat", "span")
 
 

@@ -1,15 +1,26 @@
-"""Random permutations of tokens, for masking objectives. Masks are views, so they do not depend on the number of processes."""
+"""Random permutations of tokens, for masking objectives, which keep the first or the last ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl.data.modalities.masks.law import Shape, TokenLaw
 from mmssl.data.modality import View
+
+
+class OrderLaw(TokenLaw):
+    """Random permutation of the tokens of a view: MAE keeps the first ones, AudioMAE and CAV-MAE too."""
+
+    kind: Literal["order"] = "order"
+
+    def view(self, shape: Shape, times: int = 1) -> TokenOrder:
+        """Build the view."""
+        return TokenOrder(shape[0] * shape[1] * times)
 
 
 class TokenOrder(View):

@@ -1,0 +1,52 @@
+"""A random choice as a view: labels of pretext tasks, such as rotations, permutations and orders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mmssl.core.config import Config
+from mmssl.data.modality import View
+
+
+class ChoiceConfig(Config):
+    """Random number, independent of the content: the label of a pretext task, whose objective changes the content by it.
+
+    Attributes:
+        choices: n; the number is one of 0 to n - 1, equally likely. Rotations: 4.
+    """
+
+    kind: Literal["choice"] = "choice"
+    choices: int = Field(ge=2)
+
+    def build(self, *form: object) -> Choice:
+        """Build the view."""
+        return Choice(self.choices)
+
+
+class Choice(View):
+    """Random number, int64 []: uniform in 0 to n - 1. Parameters: choice.
+
+    Args:
+        choices: n.
+    """
+
+    def __init__(self, choices: int) -> None:
+        self.choices = choices
+
+    def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
+        """Draw the number."""
+        return {"choice": int(rng.integers(self.choices))}
+
+    def __call__(self, value: Any, parameters: Mapping[str, Any]) -> Tensor:
+        """The number as a tensor."""
+        return torch.tensor(parameters["choice"], dtype=torch.int64)
+
+    def blank(self) -> Tensor:
+        """Zero."""
+        return torch.zeros((), dtype=torch.int64)
