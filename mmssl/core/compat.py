@@ -67,6 +67,22 @@ def _into(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda x, size, out: kernel(x, size, False, None, None, out=out)
 
 
+def graph_leaves(output: Tensor) -> set[int]:
+    """The `id`s of the tensors that `output.backward()` would give a gradient, by a walk of the autograd graph."""
+    found: set[int] = set()
+    seen = set()
+    stack = [output.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # AccumulateGrad, which has no public class to ask for
+            found.add(id(node.variable))
+        stack.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
 def worker_processes(batches: Any) -> Sequence[BaseProcess]:
     """The worker processes of an iterator over a `DataLoader`, by number."""
     return batches._workers  # type: ignore[no-any-return]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from mmssl.core.batch import Batch, Needs
+from mmssl.core.batch import Batch, Needs, view_names
 from mmssl.core.encoder import Encoder, EncoderConfig
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.objective import Learner, Objective
@@ -124,6 +125,19 @@ def _views(
             yield f"modalities.{name}.views.{kind}: the objective does not use it, so it would have no effect: remove it"
 
 
+def blank_batch(objective: Objective, modalities: Mapping[str, Modality], samples: int) -> Batch:
+    """A batch of blank samples: silence, black pictures, empty texts, of the shapes that the objective's needs have."""
+
+    def blank(name: str, kind: str) -> Tensor:
+        return torch.stack([modalities[name].view(kind).blank()] * samples)
+
+    views = {
+        name: {view: blank(name, kind) for kind, count in kinds.items() for view in view_names(kind, count)}
+        for name, kinds in objective.needs().items()
+    }
+    return Batch(views, torch.arange(samples))
+
+
 def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
     """Run `check_views` of the objective on one blank sample, and encoders on views of a size of their own.
 
@@ -132,13 +146,8 @@ def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
     Raises:
         RecipeError: they do not fit.
     """
-    needs = learner.objective.needs()
-    views = {
-        name: {f"{kind}{i}": modalities[name].view(kind).blank()[None] for kind, n in kinds.items() for i in range(n)}
-        for name, kinds in needs.items()
-    }
     try:
-        learner.objective.check_views(Batch(views, torch.zeros(1, dtype=torch.int64)), learner.context())
+        learner.objective.check_views(blank_batch(learner.objective, modalities, 1), learner.context())
     except ValueError as error:
         raise RecipeError(f"objective: {error}") from error
     for name, kinds in needs.items():

@@ -19,8 +19,9 @@ from mmssl.core.plan import Plan
 from mmssl.core.seeding import seeded
 from mmssl.data.modality import Modality
 from mmssl.data.stream.config import DataConfig
-from mmssl.recipe.checks import check_keys, check_parts, check_views, optional_modalities
+from mmssl.recipe.checks import blank_batch, check_keys, check_parts, check_views, optional_modalities
 from mmssl.recipe.flat import FLAT, flatten_keys
+from mmssl.recipe.gradients import SAMPLES, check_gradients
 from mmssl.recipe.start import encoder_start, places, start_learner, weights_file
 from mmssl.recipe.strict_yaml import dump
 from mmssl.recipe.suite import evaluation_modalities
@@ -181,6 +182,8 @@ class Recipe(Config):
             raise RecipeError(
                 f"batch_size: got {self.batch_size}, wanted at least {least}: the objective compares the samples of a batch"
             )
+        blank = blank_batch(learner.objective, modalities, max(SAMPLES, least))
+        check_gradients(learner, blank, launch)
         needs = learner.objective.needs()
         stream = self.data.stream(
             sources, modalities, needs, batch_size=self.batch_size, seed=self.seed, folder=self.folder

@@ -129,6 +129,15 @@ def test_broken_graphs_are_counted() -> None:
     assert sum(after.values()) == sum(before.values()) + 1
 
 
+def test_leaves_of_a_graph_are_those_that_backward_fills() -> None:
+    used, detached, idle = (torch.ones(2, requires_grad=True) for _ in range(3))
+    output = (used * detached.detach() * 0).sum()
+    assert compat.graph_leaves(output) == {id(used)}
+    assert compat.graph_leaves(output.detach()) == set()
+    output.backward()
+    assert [x.grad is not None for x in (used, detached, idle)] == [True, False, False]
+
+
 def test_accelerate_forgets_its_device() -> None:
     from accelerate import Accelerator
 

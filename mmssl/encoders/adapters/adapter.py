@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from mmssl.core.compat import BatchNorm
+from mmssl.core.compat import BatchNorm, graph_leaves
 from mmssl.core.encoder import Encoder, Features
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Adapter(Encoder):
                 f"{type(self.model).__name__} cannot encode an input of shape {list(example.shape)} "
                 f"({type(error).__name__}: {error}); choose a model for such inputs"
             ) from error
-        used = _leaves(features.pooled)
+        used = graph_leaves(features.pooled)
         idle = {name for name, parameter in self.model.named_parameters() if id(parameter) not in used}
         for name in idle:
             self.model.get_parameter(name).requires_grad_(False)
@@ -175,19 +175,3 @@ def _ends_with(output: Any, tokens: Tensor) -> bool:
     # Whether the last tokens of a block's output are these: prefix tokens stand before them.
     is_sequence = isinstance(output, Tensor) and output.ndim == 3
     return is_sequence and torch.equal(output[:, output.shape[1] - tokens.shape[1] :], tokens)
-
-
-def _leaves(output: Tensor) -> set[int]:
-    # ids of the leaf parameters of the graph of `output`
-    found: set[int] = set()
-    seen = set()
-    stack = [output.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):  # torch's AccumulateGrad node, which has no public class to ask for
-            found.add(id(node.variable))
-        stack.extend(parent for parent, _ in node.next_functions)
-    return found
