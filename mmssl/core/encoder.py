@@ -24,8 +24,8 @@ class Features:
         pooled: [B, D], one vector a sample, before any head.
         tokens: [B, T, D] or None, content tokens in reading order, without class or other prefix tokens.
         grid: shape that the T tokens had before flattening, e.g. (rows, columns); None if tokens were dropped or have none.
-        hidden: K tensors [B, T, D] or None, the outputs of the last K blocks from early to late, each after its residual sum and
-            before the final norm. Row i of each belongs to the token that is row i of `tokens`.
+        hidden: K tensors [B, T, D] or None, the outputs of the last K blocks from early to late, as they leave the block, before
+            the final norm. Content tokens only: row i of each belongs to the token that is row i of `tokens`; zero at padding.
     """
 
     pooled: Tensor

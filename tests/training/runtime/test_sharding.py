@@ -307,7 +307,9 @@ def test_half_precision(two_processes: Processes, tmp_path: Path, monkeypatch: p
 def test_outputs_of_encoders_can_be_opened() -> None:
     """torch 2.11 gathers weights for the backward pass where the tensors that pytree finds in an output get their gradient."""
     pooled = torch.ones(2)
-    assert any(leaf is pooled for leaf in tree_leaves(Features(pooled)))
+    hidden = (torch.ones(2, 1, 3), torch.ones(2, 1, 3))
+    leaves = tree_leaves(Features(pooled, hidden=hidden))
+    assert all(any(leaf is x for leaf in leaves) for x in (pooled, *hidden))
 
 
 def test_blocks_are_found() -> None:
