@@ -44,10 +44,12 @@ class LossOutput:
         terms: name -> [].
         measure: computes the metrics on demand: most steps are not logged. Called after the update, so it holds neither graph nor
             parameter.
+        kept: name -> detached rows [n, ...] of this process that `after_update` gets beside the latents, e.g. for a queue.
     """
 
     terms: Mapping[str, Tensor]
     measure: Callable[[], Mapping[str, Tensor]] = dict
+    kept: Latents = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:
@@ -142,7 +144,10 @@ class Objective(nn.Module, ABC):
         """Hook: gradients are final and not yet clipped; cancel or scale some here."""
 
     def after_update(self, latents: Latents, ctx: StepContext) -> None:
-        """Hook: the optimizer has stepped; clamp temperatures, update teachers, fill queues here. Latents are detached."""
+        """Hook: the optimizer has stepped; clamp temperatures, move centres, fill queues here.
+
+        Teachers have not moved yet. Latents are detached, and joined by what `criterion` kept (`LossOutput.kept`).
+        """
 
     def refresh(self, batches: Iterable[Batch], ctx: StepContext) -> None:
         """Hook: pass over the whole data set at intervals (clustering)."""
@@ -242,10 +247,17 @@ class Learner(nn.Module):
         }
 
     def after_update(self, latents: Latents, ctx: StepContext) -> None:
-        """After a finite optimizer step: move every teacher towards its student, then call the objective's `after_update`."""
+        """After a finite optimizer step: call the objective's `after_update`, then move every teacher towards its student.
+
+        In this order the objective may still ask a teacher for what the loss saw of it.
+
+        Args:
+            latents: detached, with `LossOutput.kept`.
+            ctx: of the step.
+        """
+        self.objective.after_update(latents, ctx)
         for teacher in teachers_in(self).values():
             teacher.follow(ctx.step)
-        self.objective.after_update(latents, ctx)
 
     def frozen(self) -> dict[str, Encoder]:
         """The encoders without a trainable parameter, by modality."""

@@ -145,12 +145,16 @@ class WeightedObjective(Objective):
         """Loss terms and metrics of all children, "child/name"; terms are multiplied by their weight."""
         terms: dict[str, Tensor] = {}
         measures: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
+        kept: Latents = {}
         for name, child in self._children():
             out = child.criterion(_of_child(latents, name), ctx)
             terms |= {f"{name}/{term}": self.weights[name] * x for term, x in out.terms.items()}
             measures[name] = out.measure
+            kept |= {f"{name}/{latent}": x for latent, x in out.kept.items()}
         return LossOutput(
-            terms, lambda: {f"{name}/{metric}": x for name, make in measures.items() for metric, x in make().items()}
+            terms,
+            lambda: {f"{name}/{metric}": x for name, make in measures.items() for metric, x in make().items()},
+            kept,
         )
 
     def monitored(self) -> Mapping[str, str]:

@@ -150,7 +150,7 @@ def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
         learner.objective.check_views(blank_batch(learner.objective, modalities, 1), learner.context())
     except ValueError as error:
         raise RecipeError(f"objective: {error}") from error
-    for name, kinds in needs.items():
+    for name, kinds in learner.objective.needs().items():
         for kind in kinds:
             view = modalities[name].view(kind)
             if view.pixels not in (None, modalities[name].view("eval").pixels):

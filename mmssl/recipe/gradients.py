@@ -12,7 +12,7 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
 from mmssl.core.seeding import seeded
 from mmssl.training.runtime.launch import Launch
-from mmssl.training.steps.optim import trainable_parts
+from mmssl.training.steps.groups import trainable_parts
 
 SAMPLES = 2
 """Samples of the pass, or more if the objective needs more: batch normalisation and negatives need two."""

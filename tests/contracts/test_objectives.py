@@ -259,7 +259,7 @@ def trained(learner: Learner, optimizer: torch.optim.Optimizer, steps: range) ->
         ctx = learner.context(step, STEPS)
         learner.objective.before_update(ctx)
         optimizer.step()
-        learner.after_update({name: x.detach() for name, x in latents.items()}, ctx)
+        learner.after_update({name: x.detach() for name, x in latents.items()} | out.kept, ctx)
         share = torch.stack(list(out.terms.values())).sum()  # `out.total` is float32
         yield {"loss": distributed.total_detached(share) / distributed.world_size(), **gradients(learner)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -114,7 +114,8 @@ class GradientStep(ABC):
                 clip_gradients(gradients, self.clip_norm, norms["grad_norm"])
             state.optimizer.step()
             with torch.no_grad():
-                state.learner.after_update({name: _as_in_criterion(x) for name, x in latents.items()}, ctx)
+                latents = {name: _as_in_criterion(x) for name, x in (latents | output.kept).items()}
+                state.learner.after_update(latents, ctx)
         if scaler is not None and not discarded:
             scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
@@ -207,6 +208,7 @@ class AccumulatedStep(GradientStep):
         whole = LossOutput(
             _mean(shares, [output.terms for output in outputs]),
             lambda: _mean(shares, [output.metrics for output in outputs]),
+            {name: torch.cat([output.kept[name] for output in outputs]) for name in outputs[0].kept},
         )
         return whole, {name: torch.cat(pieces) for name, pieces in latents.items()}
 
@@ -290,13 +292,13 @@ def refuse_batch_statistics(learner: Learner, how: str) -> None:
 
 
 def detached(output: LossOutput) -> LossOutput:
-    """Detach the loss terms; metrics are unchanged."""
-    return LossOutput({name: term.detach() for name, term in output.terms.items()}, output.measure)
+    """Detach the loss terms; metrics and what is kept are unchanged."""
+    return replace(output, terms={name: term.detach() for name, term in output.terms.items()})
 
 
 def _monitored(output: LossOutput, latents: Latents, objective: Objective) -> LossOutput:
     """Add the monitors of the whole batch's latents to the metrics."""
-    return LossOutput(output.terms, lambda: {**output.metrics, **monitor(latents, objective.monitored())})
+    return replace(output, measure=lambda: {**output.metrics, **monitor(latents, objective.monitored())})
 
 
 def _mean(shares: Sequence[float], parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
