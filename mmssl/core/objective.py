@@ -76,6 +76,21 @@ class Headline:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ParameterRule:
+    """How the optimizer updates some parameters of an objective, where that differs from the others.
+
+    Attributes:
+        constant_rate: the learning rate stays at its peak, whatever the schedule.
+        weight_decay: whether weight decay applies, to those that it usually applies to.
+        rate: multiplier of the learning rate.
+    """
+
+    constant_rate: bool = False
+    weight_decay: bool = True
+    rate: float = 1.0
+
+
 class Objective(nn.Module, ABC):
     """A training objective in two functions, with heads, teachers, queues, centres and temperatures as parameters and buffers.
 
@@ -111,6 +126,13 @@ class Objective(nn.Module, ABC):
 
     def heads(self) -> Mapping[str, nn.Module]:
         """Heads into the shared space, [B, D] -> [B, E], for evaluators; empty where the objective aligns nothing."""
+        return {}
+
+    def parameter_groups(self) -> Mapping[str, ParameterRule]:
+        """Rules for parameters that are updated in another way than the rest: first part of their names, whole words -> rule.
+
+        Of several that fit a name, the longest counts. "predictor" is the module of that name, with all in it.
+        """
         return {}
 
     def check_views(self, batch: Batch, ctx: StepContext) -> None:

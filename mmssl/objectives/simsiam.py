@@ -13,7 +13,7 @@ from mmssl.core.batch_norm import GlobalBatchNorm
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.monitors import spread
-from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, ParameterRule, Reduction
 from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import MLPProjectionConfig
@@ -31,6 +31,7 @@ class SimSiamConfig(ObjectiveConfig):
         head: projection head, not used after training; its last norm has no scale and shift. SimSiam: 3 layers, hidden 2048,
             norm batch, norm_last; 2 layers on small images.
         predictor: MLP from the embedding of one view to that of the other. SimSiam: 2 layers, hidden 512, norm batch.
+        constant_predictor_rate: keep the learning rate of the predictor at its peak, whatever the schedule, as SimSiam does.
     """
 
     kind: Literal["simsiam"] = "simsiam"
@@ -39,12 +40,14 @@ class SimSiamConfig(ObjectiveConfig):
     embedding: int = Field(gt=0)
     head: MLPProjectionConfig
     predictor: MLPProjectionConfig
+    constant_predictor_rate: bool = True
 
     def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> SimSiamObjective:
         """Build the objective for these encoders."""
         width = encoder_of(encoders, self.modality).width
         head = self.head.build(width, self.embedding, affine_last=False)
-        return SimSiamObjective(self.modality, self.view, head, self.predictor.build(self.embedding, self.embedding))
+        predictor = self.predictor.build(self.embedding, self.embedding)
+        return SimSiamObjective(self.modality, self.view, head, predictor, self.constant_predictor_rate)
 
 
 class SimSiamObjective(Objective):
@@ -59,12 +62,16 @@ class SimSiamObjective(Objective):
         view: kind of the two views; two kinds, `[crop, crop_b]`: one view of each.
         head: [rows, D] -> [rows, E].
         predictor: [rows, E] -> [rows, E].
+        constant_predictor_rate: keep the learning rate of the predictor at its peak.
     """
 
     accepts_absent = True
 
-    def __init__(self, modality: str, view: TwoViews, head: nn.Module, predictor: nn.Module) -> None:
+    def __init__(
+        self, modality: str, view: TwoViews, head: nn.Module, predictor: nn.Module, constant_predictor_rate: bool = True
+    ) -> None:
         super().__init__()
+        self.constant_predictor_rate = constant_predictor_rate
         self.modality, self.view = modality, view
         self.head, self.predictor = head, predictor
         batch_norm = any(isinstance(module, GlobalBatchNorm) for module in self.modules())
@@ -74,6 +81,10 @@ class SimSiamObjective(Objective):
     def needs(self) -> Needs:
         """Two views."""
         return {self.modality: kinds_of(self.view)}
+
+    def parameter_groups(self) -> Mapping[str, ParameterRule]:
+        """The predictor's rate is constant, so that the predictor keeps up with the latest projections (section 4.2)."""
+        return {"predictor": ParameterRule(constant_rate=True)} if self.constant_predictor_rate else {}
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Pooled features [B, D] of the views, "0" and "1"."""

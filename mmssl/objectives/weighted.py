@@ -13,7 +13,7 @@ from mmssl.core.config import Config
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.forward import Network
-from mmssl.core.objective import Headline, Latents, LossOutput, Objective
+from mmssl.core.objective import Headline, Latents, LossOutput, Objective, ParameterRule
 from mmssl.core.plan import Plan
 from mmssl.core.teacher import Momentum
 from mmssl.objectives.common import Name, ObjectiveConfig
@@ -125,6 +125,14 @@ class WeightedObjective(Objective):
     def heads(self) -> Mapping[str, nn.Module]:
         """Heads of all children."""
         return {modality: head for _, child in self._children() for modality, head in child.heads().items()}
+
+    def parameter_groups(self) -> Mapping[str, ParameterRule]:
+        """Rules of all children."""
+        return {
+            f"parts.{name}.{prefix}": rule
+            for name, child in self._children()
+            for prefix, rule in child.parameter_groups().items()
+        }
 
     def check_views(self, batch: Batch, ctx: StepContext) -> None:
         """Check the views of all children."""

@@ -11,6 +11,7 @@ from mmssl.training.beats import Beat, Every
 from mmssl.training.runtime.console import say
 from mmssl.training.runtime.jsonl import JsonLines
 from mmssl.training.runtime.launch import Launch
+from mmssl.training.steps.optim import current_rate
 from mmssl.training.steps.plain import StepReport
 from mmssl.training.steps.state import TrainState
 
@@ -55,7 +56,7 @@ class LogBeat(Beat):
             **scalars,
             **({} if headline.chance is None else {"chance_loss": headline.chance}),
             "progress": state.step / state.total_steps,
-            "lr": state.optimizer.param_groups[0]["lr"] / state.optimizer.param_groups[0]["lr_scale"],
+            "lr": current_rate(state.optimizer),
             "samples": state.samples,
             "skipped_steps": state.skipped_steps,
             **{f"skipped/{reason}": count for reason, count in state.faults.items()},

@@ -37,6 +37,7 @@ from mmssl.objectives.simclr import SimClrConfig
 from mmssl.objectives.simsiam import SimSiamConfig
 from mmssl.objectives.vicreg import VicRegConfig
 from mmssl.objectives.weighted import WeightedConfig
+from mmssl.training.steps.groups import parameter_rules
 from mmssl.training.steps.plain import StepReport
 from tests.contracts import toys
 from tests.distributed.processes import WORLD, Processes
@@ -567,6 +568,16 @@ def test_absent_samples_change_nothing(name: str) -> None:
         assert all(x.isfinite() for x in out.metrics.values())
         out.total.backward()
         assert all(gradient.isfinite().all() for gradient in gradients(learner).values())
+
+
+@every
+def test_rules_of_parameters_name_trained_ones(name: str) -> None:
+    objective = build(name).objective
+    trained = {parameter for parameter, x in objective.named_parameters() if x.requires_grad}
+    fitting = parameter_rules(objective)
+    assert set(fitting) <= trained
+    assert {prefix for prefix, _ in fitting.values()} == set(objective.parameter_groups())
+    assert bool(fitting) == ("simsiam" in CASES[name].config)
 
 
 @every

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mmssl.core.monitors import spread
-from mmssl.core.objective import Learner, Reduction
+from mmssl.core.objective import Learner, ParameterRule, Reduction
 from mmssl.core.plan import Plan
 from mmssl.objectives.simsiam import SimSiamConfig, SimSiamObjective
 from tests.contracts import toys
@@ -101,6 +101,11 @@ def test_without_batch_norm_the_loss_is_a_mean_over_samples() -> None:
     assert build()[1].least_samples == 2
     assert build(head=LOCAL["head"])[1].reduction is Reduction.STATISTIC
     assert build(predictor=LOCAL["predictor"])[1].reduction is Reduction.STATISTIC
+
+
+def test_the_rate_of_the_predictor_is_constant_unless_that_is_turned_off() -> None:
+    assert build()[1].parameter_groups() == {"predictor": ParameterRule(constant_rate=True)}
+    assert build(constant_predictor_rate=False)[1].parameter_groups() == {}
 
 
 @pytest.mark.parametrize(

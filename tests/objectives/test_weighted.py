@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction
+from mmssl.core.objective import Latents, Learner, LossOutput, Objective, ParameterRule, Reduction
 from mmssl.core.plan import Plan
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.mae import MaeConfig
@@ -139,6 +139,18 @@ def test_two_heads_for_one_modality_are_refused() -> None:
     )
     assert sorted(merged.heads()) == ["picture", "sound"]
     assert merged.logit_scales() == {("picture", "words"): 5.0, ("sound", "words"): 5.0}
+
+
+class Ruled(Noting):
+    """Has a rule for its parameters."""
+
+    def parameter_groups(self) -> Mapping[str, ParameterRule]:
+        return {"head": ParameterRule(rate=0.5)}
+
+
+def test_rules_of_children_fit_their_parameters() -> None:
+    both = WeightedObjective({"a": Ruled(), "b": Noting(), "c": Ruled()}, dict.fromkeys("abc", 1.0))
+    assert both.parameter_groups() == {f"parts.{name}.head": ParameterRule(rate=0.5) for name in "ac"}
 
 
 def build(seed: int = 0) -> Learner:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from mmssl.core.objective import Learner
+from mmssl.core.objective import Learner, Objective, ParameterRule
 
 DecayRule = Literal["open_clip_3", "open_clip_4", "all"]
 PartParameters = dict[str, list[tuple[str, nn.Parameter]]]
@@ -59,4 +59,24 @@ def trainable_parts(learner: Learner) -> PartParameters:
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
                 found[part].append((name, parameter))
+    return found
+
+
+def parameter_rules(objective: Objective) -> dict[str, tuple[str, ParameterRule]]:
+    """Name of a parameter of the objective -> the entry of its `parameter_groups` that counts for it, if there is one.
+
+    Raises:
+        ValueError: an entry fits no parameter.
+    """
+    rules = sorted(objective.parameter_groups().items(), key=lambda entry: len(entry[0]))
+    names = [name for name, _ in objective.named_parameters()]
+    found: dict[str, tuple[str, ParameterRule]] = {}
+    for prefix, rule in rules:
+        fitting = [name for name in names if name == prefix or name.startswith(f"{prefix}.")]
+        if not fitting:
+            raise ValueError(
+                f"{type(objective).__name__}.parameter_groups(): got {prefix!r}, wanted the beginning of a parameter's name, "
+                f"which are {names}"
+            )
+        found |= dict.fromkeys(fitting, (prefix, rule))
     return found

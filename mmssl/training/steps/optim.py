@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from mmssl.core.config import Config
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import RecipeError, did_you_mean
-from mmssl.core.objective import Learner
+from mmssl.core.objective import Learner, ParameterRule
 from mmssl.core.plan import Plan
 from mmssl.core.schedules import Bounds, Schedule, Scheduled
-from mmssl.training.steps.groups import DecayRule, is_decayed, trainable_parts
+from mmssl.training.steps.groups import DecayRule, is_decayed, parameter_rules, trainable_parts
 from mmssl.training.steps.lars import Lars
 
 WeightDecay = Annotated[Scheduled, Bounds(ge=0)]
@@ -84,27 +84,36 @@ class OptimizerConfig(Config, ABC):
     def groups(self, learner: Learner) -> list[dict[str, Any]]:
         """Named parameter groups of the learner's trainable parameters, as `Optimizer` takes them.
 
-        Each holds "name", "params" with names, "lr_scale" (rate relative to the peak), "decayed" (whether weight decay applies to
-        it) and "weight_decay", which `UpdateSchedule` changes.
+        Each holds "name", "params" with names, "lr_scale" (rate relative to the peak), "constant_rate" (whether it stays there),
+        "decayed" (whether weight decay applies), "adapted" (whether `decay_rule` takes its parameters), and "weight_decay", which
+        `UpdateSchedule` changes.
 
         Raises:
             RecipeError: see `check`.
         """
         self.check(learner)
         start = Plan.unknown().schedule(self.weight_decay, "weight_decay").start
-        groups: dict[str, dict[str, Any]] = {}
+        rules = {f"objective.{name}": entry for name, entry in parameter_rules(learner.objective).items()}
+        groups: dict[tuple[str, bool], dict[str, Any]] = {}
         for part, named in trainable_parts(learner).items():
             scales = self._scales(part, learner)
             for name, parameter in named:
-                scale, decayed = scales.get(id(parameter), 1.0), is_decayed(name, parameter, self.decay_rule)
-                label = f"{part}/{'decay' if decayed else 'no_decay'}" + (f"/x{scale:.6g}" if scale != 1 else "")
+                prefix, rule = rules.get(f"{part}.{name}", ("", ParameterRule()))
+                scale = scales.get(id(parameter), 1.0) * rule.rate
+                adapted = is_decayed(name, parameter, self.decay_rule)
+                decayed = adapted and rule.weight_decay
+                words = (part, prefix, "decay" if decayed else "no_decay", f"x{scale:.6g}" if scale != 1 else "")
+                label = "/".join(filter(None, words))
                 group = {
                     "name": label,
                     "lr_scale": scale,
+                    "constant_rate": rule.constant_rate,
                     "decayed": decayed,
+                    "adapted": adapted,
                     "weight_decay": start if decayed else 0.0,
                 }
-                groups.setdefault(label, {**group, "params": []})["params"].append((f"{part}.{name}", parameter))
+                held = groups.setdefault((label, adapted), {**group, "params": []})
+                held["params"].append((f"{part}.{name}", parameter))
         return list(groups.values())
 
     def _scales(self, part: str, learner: Learner) -> dict[int, float]:
@@ -203,11 +212,7 @@ class LarsConfig(OptimizerConfig):
     def build(self, learner: Learner) -> Optimizer:
         """See the base."""
         groups = [
-            {
-                **group,
-                "adapted": group["decayed"],
-                "lr_scale": group["lr_scale"] * (1 if group["decayed"] else self.vector_lr),
-            }
+            {**group, "lr_scale": group["lr_scale"] * (1 if group["adapted"] else self.vector_lr)}
             for group in self.groups(learner)
         ]
         return Lars(groups, self.lr, self.momentum, self.trust)
@@ -230,18 +235,24 @@ class UpdateSchedule:
 
     def apply(self, optimizer: Optimizer, step: int) -> None:
         """Set each group's rate to peak * rate * "lr_scale", and its weight decay, for a 0-based step."""
-        rate = float(optimizer.defaults["lr"]) * self.rate(step)
-        decay = self.weight_decay(step)
+        peak, share, decay = float(optimizer.defaults["lr"]), self.rate(step), self.weight_decay(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"]
+            group["lr"] = peak * (1.0 if group["constant_rate"] else share) * group["lr_scale"]
             group["weight_decay"] = decay if group["decayed"] else 0.0
 
     def describe(self, optimizer: Optimizer) -> str:
         """One line for each parameter group, for the log."""
         lines = [
             f"{group['name']}: {len(group['params'])} tensors, {sum(p.numel() for p in group['params']):,} parameters, "
-            f"peak lr {optimizer.defaults['lr'] * group['lr_scale']:.3g}, "
+            f"{'constant' if group['constant_rate'] else 'peak'} lr {optimizer.defaults['lr'] * group['lr_scale']:.3g}, "
             f"weight decay {self.weight_decay if group['decayed'] else 0}"
             for group in optimizer.param_groups
         ]
         return "\n".join(lines)
+
+
+def current_rate(optimizer: Optimizer) -> float:
+    """The learning rate of the last step where nothing multiplies it."""
+    groups = optimizer.param_groups
+    usual = next((group for group in groups if not group["constant_rate"]), groups[0])
+    return float(usual["lr"] / usual["lr_scale"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -11,13 +12,13 @@ import torch
 from torch import nn
 
 from mmssl.core.errors import RecipeError
-from mmssl.core.objective import Learner
+from mmssl.core.objective import Learner, ParameterRule
 from mmssl.core.plan import Plan
 from mmssl.core.schedules import Schedule
 from mmssl.training.steps.groups import DecayRule, is_decayed, trainable_parts
 from mmssl.training.steps.lars import Lars
-from mmssl.training.steps.optim import AdamWConfig, LarsConfig, SgdConfig, UpdateSchedule
-from tests.training.toys import Agree, Tower, make_learner
+from mmssl.training.steps.optim import AdamWConfig, LarsConfig, SgdConfig, UpdateSchedule, current_rate
+from tests.training.toys import Agree, Tower, make_learner, make_run
 
 CONSTANT = Schedule.constant(1.0)
 
@@ -194,6 +195,14 @@ def test_weight_decay_follows_its_schedule_where_it_applies() -> None:
         assert found == pytest.approx({True: decay, False: 0.0})
 
 
+def test_a_schedule_of_weight_decay_that_is_longer_than_the_run_is_named(tmp_path: Path) -> None:
+    decay = {"kind": "linear", "start": 0.1, "final": 0.2, "over": "11 steps"}
+    with pytest.raises(
+        RecipeError, match=r"^optimizer\.weight_decay\.over '11 steps' .* longer than the run of 10 steps"
+    ):
+        make_run(tmp_path, optimizer={"kind": "sgd", "lr": 0.1, "weight_decay": decay})
+
+
 def test_sgd_is_that_of_torch_over_the_same_groups() -> None:
     config = SgdConfig(lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.05, decay_rule="all")
     optimizer = config.build(make_learner())
@@ -210,3 +219,52 @@ def test_lars_scales_what_is_decayed_and_vectors_have_their_own_rate() -> None:
     UpdateSchedule(CONSTANT, Schedule.constant(1e-6)).apply(optimizer, 0)
     found = {(g["decayed"], g["adapted"], g["weight_decay"], round(g["lr"], 9)) for g in optimizer.param_groups}
     assert found == {(True, True, 1e-6, 0.5), (False, False, 0.0, 0.05)}
+
+
+class Ruled(Agree):
+    """Its head has a rule; the bias of the head has another one."""
+
+    def __init__(self, rules: Mapping[str, ParameterRule]) -> None:
+        super().__init__()
+        self.rules = rules
+
+    def parameter_groups(self) -> Mapping[str, ParameterRule]:
+        return self.rules
+
+
+def ruled(**rules: ParameterRule) -> Learner:
+    named = {name.replace("_", "."): rule for name, rule in rules.items()}
+    return Learner({"a": Tower(), "b": Tower()}, Ruled(named))
+
+
+def test_the_rate_of_a_rule_is_constant() -> None:
+    optimizer = config(weight_decay=0.5).build(ruled(head=ParameterRule(constant_rate=True)))
+    updates = UpdateSchedule(Schedule(1.0, 0.0, stop=10), Schedule.constant(0.5))
+    for step, lr in ((0, 0.01), (5, 0.005), (10, 0.0)):
+        updates.apply(optimizer, step)
+        found = rates(optimizer)
+        constant = {"objective.head.weight", "objective.head.bias"}
+        assert {found.pop(name) for name in constant} == {0.01}
+        assert set(found.values()) == {lr}
+        assert current_rate(optimizer) == lr
+    lines = updates.describe(optimizer).splitlines()
+    assert "objective/head/decay: 1 tensors, 36 parameters, constant lr 0.01, weight decay 0.5" in lines
+
+
+def test_the_longest_rule_counts_and_decay_can_be_turned_off() -> None:
+    learner = ruled(head=ParameterRule(weight_decay=False, rate=0.5), head_bias=ParameterRule(rate=0.1))
+    optimizer = LarsConfig(lr=1.0, weight_decay=0.5, vector_lr=0.1).build(learner)
+    UpdateSchedule(CONSTANT, Schedule.constant(0.5)).apply(optimizer, 0)
+    found = {name: group for group in optimizer.param_groups for name in group["param_names"]}
+    head, bias, other = (found[f"{name}"] for name in ("objective.head.weight", "objective.head.bias", "a.last.weight"))
+    assert [(g["lr"], g["weight_decay"], g["adapted"]) for g in (head, bias, other)] == [
+        (0.5, 0.0, True), (pytest.approx(0.01), 0.0, False), (1.0, 0.5, True),
+    ]  # fmt: skip
+    assert head["name"] == "objective/head/no_decay/x0.5"
+
+
+def test_a_rule_for_no_parameter_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"Ruled\.parameter_groups\(\): got 'hea', wanted the beginning of a parameter's name"
+    ):
+        config().build(ruled(hea=ParameterRule()))
