@@ -127,9 +127,8 @@ class Batch:
     def parameters(self, modality: str, view: str) -> list[Mapping[str, Any] | None]:
         """The drawn parameters of a view, one mapping a sample; None: the sample lacks the modality.
 
-        An objective that needs them as tensors stacks them, here the boxes of random crops as [B, 4]:
-
-            torch.tensor([drawn["box"] for drawn in batch.parameters("image", "crop0")])
+        For logs and inspection. An objective that needs parameters declares a view of them, such as `crop.geometry` for the place
+        of `crop` in its picture, and finds them on its device: `batch["image"]["crop.geometry0"]` is [B, 5].
         """
         return [record["views"].get(modality, {}).get(view) for record in self.records]
 

@@ -54,12 +54,14 @@ class View(ABC):
         random_time: whether `draw` chooses a random window of the value's time.
         trimmable: whether the view is a text of token ids [T] padded at its end, which `Encoder.trim` may cut off.
         pixels: height and width of a view that shows pictures; None: it shows none.
+        draws_as: kind of view whose parameters this one draws too, number by number; None: it draws by itself.
     """
 
     ragged: ClassVar[bool] = False
     random_time: ClassVar[bool] = False
     trimmable: ClassVar[bool] = False
     pixels: int | None = None
+    draws_as: str | None = None
 
     @abstractmethod
     def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
@@ -73,6 +75,10 @@ class View(ABC):
     def blank(self) -> Tensor:
         """Placeholder for the row of a sample that lacks the modality: shape and dtype of the view, without content."""
 
+    def companions(self, kind: str) -> Mapping[str, View]:
+        """Further kinds of views, of what this view of `kind` draws. By default there are none."""
+        return {}
+
 
 class Modality(ABC):
     """A modality: the members of a shard that it reads, their decoder, its views, and its synchronized kernels.
@@ -82,7 +88,7 @@ class Modality(ABC):
     Args:
         name: the modality's name in the recipe, and in every batch.
         extensions: members that it reads, in order of preference: the first one in a sample is used.
-        views: kind of view -> view. "eval" is the deterministic view for evaluators.
+        views: kind of view -> view; their companions are added. "eval" is the deterministic view for evaluators.
 
     Attributes:
         kernels: kind of synchronized operation -> kernel. A class adds its kernels to those of its parents. Recipes with this
@@ -125,6 +131,8 @@ class Modality(ABC):
         self.name = name
         self.extensions = extensions
         self.views = dict(views)
+        for kind, view in views.items():
+            self.views |= view.companions(kind)
 
     @abstractmethod
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> Any:

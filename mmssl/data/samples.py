@@ -234,13 +234,15 @@ def draw_views(
     """Draw the parameters of all views in `needs`, for the modalities that the sample has.
 
     Args:
-        key: key of the random draws, such as (seed, epoch, source, shard, number); each view adds its modality and name.
+        key: key of the random draws, such as (seed, epoch, source, shard, number); each view adds its modality and name, or the
+            name of the view that it draws as.
     """
     return {
         name: {
-            view: modalities[name].views[kind].draw(value, generator(*key, name, view))
+            one: view.draw(value, generator(*key, name, seed))
             for kind, count in needs[name].items()
-            for view in view_names(kind, count)
+            for view in [modalities[name].views[kind]]
+            for one, seed in zip(view_names(kind, count), view_names(view.draws_as or kind, count), strict=True)
         }
         for name, value in sample.values.items()
     }

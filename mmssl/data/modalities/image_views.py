@@ -18,6 +18,7 @@ from torch import Tensor
 from mmssl.core.compat import resize_kernels
 from mmssl.core.config import Config, Probability, Range, Share
 from mmssl.data.modalities.colours import JitterConfig, change_colours, draw_jitter, to_grey
+from mmssl.data.modalities.geometry import Geometry
 from mmssl.data.modality import View
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -96,7 +97,7 @@ class SimClrViewConfig(CropConfig, JitterConfig):
 
 
 class CropView(View):
-    """Base of the views of one random resized crop: uint8 [3, size, size].
+    """Base of the views of one random resized crop: uint8 [3, size, size]. Its companion `KIND.geometry` is box and flip.
 
     Args:
         size: height and width of the view in pixels.
@@ -108,6 +109,10 @@ class CropView(View):
     def blank(self) -> Tensor:
         """Black."""
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+    def companions(self, kind: str) -> Mapping[str, View]:
+        """Box and flip."""
+        return {f"{kind}.geometry": Geometry(kind, self, _sides)}
 
 
 class ResizedCrop(CropView):
@@ -230,6 +235,10 @@ def resize(value: np.ndarray, box: list[int], size: tuple[int, int], interpolati
         return F.interpolate(x, size, mode=interpolation, antialias=True)[0]
     kernel(x, size, out)
     return out[0]
+
+
+def _sides(value: np.ndarray) -> tuple[int, int]:
+    return value.shape[0], value.shape[1]
 
 
 _KERNELS = resize_kernels()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmssl.core.config import Probability, Share
 from mmssl.data.modalities.colours import FactorRange, HueRange, JitterConfig, change_colours, draw_jitter
+from mmssl.data.modalities.geometry import Geometry
 from mmssl.data.modalities.image_views import CropConfig, centre_crop, random_box, resize
 from mmssl.data.modality import View
 from mmssl.data.timeline import Clip
@@ -118,6 +119,10 @@ class ClipView(View):
         """Black."""
         return torch.zeros(self.span.frames, 3, self.span.size, self.span.size, dtype=torch.uint8)
 
+    def companions(self, kind: str) -> Mapping[str, View]:
+        """Box and flip."""
+        return {f"{kind}.geometry": Geometry(kind, self, _sides)}
+
 
 class FrameView(View):
     """Random frame: uint8 [3, size, size]. Parameters: time in seconds, box [top, left, height, width], flip, jitter."""
@@ -138,6 +143,10 @@ class FrameView(View):
     def blank(self) -> Tensor:
         """Black."""
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+    def companions(self, kind: str) -> Mapping[str, View]:
+        """Box and flip."""
+        return {f"{kind}.geometry": Geometry(kind, self, _sides)}
 
 
 class EvalClipView(View):
@@ -190,8 +199,12 @@ def on_screen(clip: Clip, instants: Sequence[float]) -> list[np.ndarray]:
     return [seen[place] for place in places]
 
 
+def _sides(clip: Clip) -> tuple[int, int]:
+    return clip.frames.shape[1], clip.frames.shape[2]
+
+
 def _draw(config: _FramesConfig, clip: Clip, rng: np.random.Generator) -> dict[str, Any]:
-    height, width = clip.frames.shape[1:3]
+    height, width = _sides(clip)
     return {
         "box": random_box(height, width, config.scale, config.ratio, rng),
         "flip": bool(rng.random() < config.flip),
