@@ -14,6 +14,8 @@ import mmssl.reporting.figures as figures
 from mmssl.reporting.environment import redact, redact_text
 from mmssl.reporting.figures import Curve
 from mmssl.reporting.gallery import Answer, Gallery, Similarity, Thing
+from mmssl.training.health import ALARM
+from mmssl.training.runtime.jsonl import JsonLines
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -60,11 +62,23 @@ def read_curves(path: Path | str) -> dict[str, list[tuple[float, float]]]:
     return curves
 
 
+def read_warnings(path: Path | str) -> list[tuple[int, str]]:
+    """Warnings of a run from its `metrics.jsonl`: (step, sentences), in order."""
+    records = JsonLines(Path(path)).read()
+    return [
+        (record["step"], str(value))
+        for record in records
+        for name, value in record.items()
+        if name.startswith(f"{ALARM}/")
+    ]
+
+
 def write_report(
     path: Path | str,
     *,
     title: str,
     curves: Mapping[str, Curve] | None = None,
+    warnings: Sequence[tuple[int, str]] = (),
     results: Mapping[str, Any] | None = None,
     galleries: Sequence[Gallery] = (),
     similarity: Similarity | None = None,
@@ -77,6 +91,7 @@ def write_report(
         path: the file; replaced atomically.
         title: heading.
         curves: metric -> (step, value) pairs, see `read_curves`.
+        warnings: (step, sentences), see `read_warnings`.
         results: evaluator -> {metric: value}; other values are shown under "other".
         galleries: see `gallery.gallery`.
         similarity: see `gallery.similarity`.
@@ -99,6 +114,7 @@ def write_report(
         headlines=list(_headlines(scores)),
         tables=[_table(name, values) for name, values in scores.items()] + ([_table("other", other)] if other else []),
         charts=plots,
+        warnings=[(step, _text(sentences)) for step, sentences in warnings],
         galleries=[_gallery(gallery) for gallery in galleries],
         heat=_heat(similarity) if similarity is not None else None,
         environment={_text(name): _text(value) for name, value in redact(environment or {}).items()},

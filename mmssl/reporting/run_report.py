@@ -13,7 +13,7 @@ from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe
 from mmssl.reporting.environment import environment
 from mmssl.reporting.gallery import Gallery, Similarity, showcase
-from mmssl.reporting.report import read_curves, write_report
+from mmssl.reporting.report import read_curves, read_warnings, write_report
 
 
 def report_run(
@@ -34,7 +34,8 @@ def report_run(
     """
     path = path or recipe.folder / "report.html"
     failures = failures or {}
-    curves = read_curves(recipe.folder / "metrics.jsonl")
+    metrics = recipe.folder / "metrics.jsonl"
+    curves = read_curves(metrics)
     evaluators = recipe.build_evaluators(recipe.build_modalities())
     retrieval = next(
         (e for name, (e, _) in evaluators.items() if isinstance(e, Retrieval) and name not in failures), None
@@ -48,6 +49,7 @@ def report_run(
         path,
         title=recipe.name,
         curves=curves,
+        warnings=read_warnings(metrics),
         results={
             **(results if results is not None else latest_scores(curves, list(recipe.evaluators))),
             **{name: {"error": str(error)} for name, error in failures.items()},

@@ -8,8 +8,9 @@ from datetime import timedelta
 from mmssl.core.distributed import is_main
 from mmssl.core.objective import Headline
 from mmssl.training.beats import Beat, Every
+from mmssl.training.health import ALARM, Watch, lines
 from mmssl.training.runtime.console import say
-from mmssl.training.runtime.jsonl import JsonLines
+from mmssl.training.runtime.jsonl import JsonLines, finite
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.steps.optim import current_rate
 from mmssl.training.steps.plain import StepReport
@@ -33,6 +34,7 @@ class LogBeat(Beat):
         self.metrics, self._launch = metrics, launch
         self._waited = self._worked = 0.0
         self._samples = self._step = 0
+        self._watch = Watch()
         self._slow = False  # whether the last line's time was spent waiting for data
 
     def timed(self, waited: float, worked: float) -> None:
@@ -66,15 +68,22 @@ class LogBeat(Beat):
             "samples_per_second": speed,
             "data_wait": waiting,
         }
-        self.metrics.append({"step": state.step, **record})
+        line = {"step": state.step, **{name: finite(value) for name, value in record.items()}}
+        finding = self._watch(line)
+        self.metrics.append(line if finding is None else {**line, f"{ALARM}/{finding.name}": str(finding)})
         self._launch.track(record, state.step)
         say(self._line(state, scalars["loss"], headline, speed, waiting, timedelta(seconds=round(remaining))))
+        if finding is not None:
+            say(f"{state.place} | warning: {finding}")
         self._waited = self._worked = 0.0
         self._samples, self._step = state.samples, state.step
 
     def start(self, state: TrainState) -> None:
-        """Begin a session at the state's step."""
+        """Begin a session at the state's step, after the lines of earlier ones."""
         self._samples, self._step = state.samples, state.step
+        if is_main():
+            for record in lines(self.metrics.read()):
+                self._watch(record)
 
     def _line(
         self,

@@ -19,7 +19,7 @@ from mmssl.reporting import environment as environment_module
 from mmssl.reporting.environment import HIDDEN, commit, environment, is_secret, redact, redact_text
 from mmssl.reporting.figures import Chart, chart_uri, charts, heat_colours, picture_uri, thinned
 from mmssl.reporting.gallery import Answer, Gallery, Pick, Similarity, Thing
-from mmssl.reporting.report import read_curves, write_report, write_results
+from mmssl.reporting.report import read_curves, read_warnings, write_report, write_results
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -252,6 +252,20 @@ def test_curves_are_read(tmp_path: Path) -> None:
     path.write_text('{"loss": 1}\n{"step": 2, "loss": 2}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1"):
         read_curves(path)
+
+
+def test_warnings_of_the_run_stand_above_its_curves(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 1, "loss": 2}\n{"step": 7, "loss": 2, "alarm/collapse": "All <b>alike</b>."}\n{"step": 8, "al'
+    )
+    assert read_warnings(path) == [(7, "All <b>alike</b>.")]
+    write_report(tmp_path / "r.html", title="t", warnings=read_warnings(path))
+    page = (tmp_path / "r.html").read_text()
+    assert '<p class="warning">Step 7: All &lt;b&gt;alike&lt;/b&gt;.</p>' in page
+    assert 'href="#training"' in page
+    write_report(tmp_path / "r.html", title="t")
+    assert "<p class=" not in (tmp_path / "r.html").read_text()
 
 
 def test_curves_are_sorted_into_charts() -> None:

@@ -1,0 +1,218 @@
+"""Signs of a run that does not learn, read from its log: pure functions of the records in `metrics.jsonl`.
+
+Each rule reads the last log lines and says what is seen, what usually causes it, and what to try. `Watch` runs the rules during
+training; `mmssl explain` runs them, and more, afterwards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from operator import le
+from statistics import fmean
+from typing import Any
+
+from mmssl.core.monitors import SPREAD
+
+Record = Mapping[str, Any]
+"""One log line: metric -> value; None: not finite."""
+History = Sequence[Record]
+"""Log lines in the order of steps."""
+
+ALARM = "alarm"
+"""Name of warnings in `metrics.jsonl`, before "/" and the name of the finding."""
+LINES = 5
+"""Log lines in a row that must show a sign."""
+WARM_UP = 0.1
+"""Share of the run in which `Watch` is silent: healthy runs start near the loss of random guessing."""
+REPEAT = 0.2
+"""Share of the run after which `Watch` repeats a warning that persists."""
+COLLAPSED = 0.01
+"""Spread of features below which they have collapsed: at 0.01 the mean cosine of two samples is 0.9999."""
+NEAR_CHANCE = 0.02
+"""Relative distance from the loss of random guessing that counts as equal."""
+STILL = 1e-9
+"""Learning rate at which float32 weights stay as they are."""
+SKIPPED = 0.05
+"""Share of skipped steps above which they are a sign."""
+FALLS = 0.01
+"""Share by which the mean loss of some lines must be lower than that of as many before, to count as falling."""
+
+_SPREAD = re.compile(rf"{SPREAD}/(?P<name>.+)|((?P<child>.+)/)?{SPREAD}")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sign of trouble.
+
+    Attributes:
+        name: which sign, one word.
+        seen: what the log shows, with numbers.
+        cause: what usually causes it.
+        remedy: what to try.
+    """
+
+    name: str
+    seen: str
+    cause: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.seen} {self.cause} {self.remedy}"
+
+
+Rule = Callable[[History], Iterator[Finding]]
+
+
+def lines(records: Sequence[Record]) -> list[Record]:
+    """The log lines among the records of `metrics.jsonl`; the others are scores of evaluators."""
+    return [record for record in records if "loss" in record and "progress" in record]
+
+
+def trailing(history: History, holds: Callable[[Record], bool], least: int = LINES) -> list[Record]:
+    """The last lines, without a gap, for which something holds, oldest first; empty if they are fewer than `least`."""
+    found = list(takewhile(holds, reversed(history)))[::-1]
+    return found if len(found) >= least else []
+
+
+def metric_trailing(history: History, name: str, holds: Callable[[float], bool]) -> list[Record]:
+    """`trailing` lines in which a metric is there, finite, and as `holds` wants it."""
+    return trailing(history, lambda record: record.get(name) is not None and holds(record[name]))
+
+
+def falls(history: History, least: int = LINES) -> bool:
+    """Whether the mean loss of the last `least` lines is lower than that of as many before; True if there are fewer."""
+    losses = [record["loss"] for record in history[-2 * least :] if record["loss"] is not None]
+    if len(losses) < 2 * least:
+        return True
+    before, after = fmean(losses[:least]), fmean(losses[least:])
+    return after < before - FALLS * abs(before)
+
+
+def skipped(history: History) -> Iterator[Finding]:
+    """Many steps with a loss or gradient that is not finite."""
+    if len(history) < LINES:
+        return
+    first, last = history[-LINES], history[-1]
+    count, steps = last["skipped_steps"] - first["skipped_steps"], last["step"] - first["step"]
+    if count > SKIPPED * steps:
+        yield Finding(
+            "skipped",
+            f"{count} of the last {steps} steps were skipped, because loss or gradient was not finite.",
+            "Usual causes: a learning rate that is too high, half precision that overflows, damaged samples.",
+            "Lower optimizer.lr, set clip_norm, try precision bf16 or fp32; the keys are in bad_batches.jsonl.",
+        )
+
+
+def still(history: History) -> Iterator[Finding]:
+    """A learning rate at which nothing moves."""
+    found = metric_trailing(history, "lr", lambda rate: rate <= STILL)
+    if found:
+        yield Finding(
+            "rate",
+            f"The learning rate is {found[-1]['lr']:.3g} since step {found[0]['step']}: the weights stay as they are.",
+            "Usual causes: a schedule that has ended before the run, or a wrong optimizer.lr.",
+            "Check optimizer.lr, schedule and duration.",
+        )
+
+
+def gradients(history: History) -> Iterator[Finding]:
+    """Parts that get no gradient."""
+    parts = [name for name in history[-1] if name.startswith("grad_norm/")] if history else []
+    for name in parts:
+        found = metric_trailing(history, name, lambda norm: norm == 0)
+        if found:
+            part = name.removeprefix("grad_norm/")
+            yield Finding(
+                "gradient",
+                f"No gradient reaches {part!r} since step {found[0]['step']}.",
+                "Usual causes: every sample lacks that modality, or its features have collapsed to one point.",
+                "Check the shards with `mmssl shards check`, and modalities in the recipe; or set frozen if that is meant.",
+            )
+
+
+def collapse(history: History) -> Iterator[Finding]:
+    """Features that are the same for all samples."""
+    for name in history[-1] if history else ():
+        match = _SPREAD.fullmatch(name)
+        found = metric_trailing(history, name, lambda spread: spread < COLLAPSED)
+        if match and found:
+            whose = match["name"] or "/".join(filter(None, (match["child"], "projections")))
+            yield Finding(
+                "collapse",
+                f"The features of {whose!r} have collapsed: their spread is {found[-1][name]:.2g} of 1, below {COLLAPSED} "
+                f"since step {found[0]['step']}.",
+                "Usual causes: inputs that are all alike, a learning rate that is too high, or nothing that prevents collapse.",
+                "Look at the samples that the encoder gets; lower optimizer.lr, warm up longer; check the objective's weights.",
+            )
+
+
+def limits(history: History) -> Iterator[Finding]:
+    """Learned figures at their bound: every metric with a `<metric>_limit` beside it, such as a logit scale."""
+    for name in history[-1] if history else ():
+        limit = history[-1].get(f"{name}_limit")
+        found = [] if limit is None else metric_trailing(history, name, partial(le, 0.999 * limit))
+        if found:
+            yield Finding(
+                "limit",
+                f"{name!r} is {found[-1][name]:.4g}, its limit, since step {found[0]['step']}.",
+                "Late in a long run that is usual; early it means pairs that repeat each other, or a limit that is too low.",
+                "Look for duplicates, start with a higher temperature, or raise max_scale.",
+            )
+
+
+def early_limits(history: History) -> Iterator[Finding]:
+    """`limits` in the first half of a run whose loss does not fall: later, a healthy run may be there too."""
+    if history and history[-1]["progress"] < 0.5 and not falls(history):
+        yield from limits(history)
+
+
+def chance(history: History) -> Iterator[Finding]:
+    """A loss that is that of random guessing, or of collapsed features, through a tenth of the run."""
+
+    def guesses(record: Record) -> bool:
+        loss, chance = record["loss"], record.get("chance_loss")
+        return loss is not None and chance is not None and abs(loss - chance) <= NEAR_CHANCE * chance
+
+    found = trailing(history, guesses)
+    if found and found[-1]["progress"] - found[0]["progress"] >= WARM_UP and not falls(found, len(found) // 2):
+        yield Finding(
+            "chance",
+            f"The loss is {found[-1]['loss']:.4g} and does not fall; random guessing has {found[-1]['chance_loss']:.4g}. So it is "
+            f"since step {found[0]['step']}.",
+            "Usual causes: partners that do not belong together, or a learning rate that is too low or too high.",
+            "Look at some pairs in the shards; try a third and three times of optimizer.lr, and a longer warm-up.",
+        )
+
+
+RULES: tuple[Rule, ...] = (skipped, still, gradients, collapse, early_limits, chance)
+"""What `Watch` looks for: causes first, their consequences after them."""
+
+
+class Watch:
+    """Collapse alarm: reads log lines as they are written, and warns once of a sign, and rarely again while it persists.
+
+    After a resume it reads the lines of earlier sessions, so that warnings do not depend on interruptions.
+    """
+
+    def __init__(self) -> None:
+        self._recent: deque[Record] = deque()
+        self._said: dict[str, float] = {}
+
+    def __call__(self, record: Record) -> Finding | None:
+        """The finding to warn of after this line, the first of `RULES`, or None."""
+        self._recent.append(record)
+        progress = record["progress"]
+        while len(self._recent) > 2 * LINES and self._recent[1]["progress"] < progress - WARM_UP:
+            self._recent.popleft()
+        if sum(line["progress"] >= WARM_UP for line in self._recent) < LINES:
+            return None
+        finding = next((finding for rule in RULES for finding in rule([*self._recent])), None)
+        if finding is None or progress - self._said.get(finding.name, -1) < REPEAT:
+            return None
+        self._said[finding.name] = progress
+        return finding
