@@ -19,8 +19,9 @@ Momentum = Callable[[int], float]
 @torch.no_grad()
 def move_towards(averages: Iterable[Tensor], live: Iterable[Tensor], share: float) -> None:
     """Move each average by `share` of the way to its live tensor, in place; both may be shards of equal placement."""
-    ends = [local_shard(tensor.detach()).float() for tensor in live]
-    lerp_each([local_shard(average.detach()) for average in averages], ends, share)
+    own = [local_shard(average.detach()) for average in averages]
+    ends = [local_shard(tensor.detach()).to(mine.dtype) for mine, tensor in zip(own, live, strict=True)]
+    lerp_each(own, ends, share)
 
 
 class Teacher(nn.Module):

@@ -8,14 +8,16 @@ from typing import Annotated
 
 import torch
 from pydantic import AfterValidator, StringConstraints
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.core import distributed
 from mmssl.core.batch import Batch, view_names
+from mmssl.core.batch_norm import GlobalBatchNorm
 from mmssl.core.config import Config
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import did_you_mean
+from mmssl.core.forward import Network
 from mmssl.core.objective import Latents, Objective
 from mmssl.core.plan import Plan
 
@@ -60,8 +62,19 @@ def encoder_of(encoders: Mapping[str, Encoder], modality: str) -> Encoder:
     return encoders[modality]
 
 
+def couples_rows(module: nn.Module) -> bool:
+    """Whether a head normalises by the statistics of the batch."""
+    return any(isinstance(part, GlobalBatchNorm) for part in module.modules())
+
+
 def encode_two_views(
-    batch: Batch, ctx: StepContext, modality: str, view: TwoViews, *, together: bool = False
+    batch: Batch,
+    ctx: StepContext,
+    modality: str,
+    view: TwoViews,
+    *,
+    network: Network = "student",
+    together: bool = False,
 ) -> Latents:
     """Pooled features [B, D] of two views, "0" and "1", and "present" where samples may lack the modality.
 
@@ -70,10 +83,11 @@ def encode_two_views(
         ctx: of this step.
         modality: of the encoder.
         view: kind of both, or the kind of each.
+        network: the encoder or its teacher.
         together: one forward pass for both (SimCLR); False: one each, so that batch norm in the encoder sees one view at a time,
             as Barlow Twins, VICReg and SimSiam define it.
     """
-    both = ctx.features(batch, modality, names_of(view), pooled_only=True, together=together)
+    both = ctx.features(batch, modality, names_of(view), network=network, pooled_only=True, together=together)
     return {"0": both[0].pooled, "1": both[1].pooled, **ctx.presence(batch, modality)}
 
 

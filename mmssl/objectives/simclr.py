@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmssl.core.batch import Batch, Needs
-from mmssl.core.batch_norm import GlobalBatchNorm
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
@@ -20,7 +19,15 @@ from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.losses.nt_xent import nt_xent, nt_xent_accuracy
-from mmssl.objectives.common import Name, ObjectiveConfig, TwoViews, encode_two_views, encoder_of, kinds_of
+from mmssl.objectives.common import (
+    Name,
+    ObjectiveConfig,
+    TwoViews,
+    couples_rows,
+    encode_two_views,
+    encoder_of,
+    kinds_of,
+)
 
 
 class SimClrConfig(ObjectiveConfig):
@@ -67,7 +74,7 @@ class SimClrObjective(Objective):
         super().__init__()
         self.modality, self.view, self.temperature = modality, view, temperature
         self.head = head
-        batch_norm = any(isinstance(module, GlobalBatchNorm) for module in head.modules())
+        batch_norm = couples_rows(head)
         self.reduction = Reduction.STATISTIC if batch_norm else Reduction.GATHER
 
     def needs(self) -> Needs:

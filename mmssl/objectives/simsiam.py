@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import nn
 
 from mmssl.core.batch import Batch, Needs
-from mmssl.core.batch_norm import GlobalBatchNorm
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.monitors import spread
@@ -18,7 +17,15 @@ from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.losses.negative_cosine import negative_cosine
-from mmssl.objectives.common import Name, ObjectiveConfig, TwoViews, encode_two_views, encoder_of, kinds_of
+from mmssl.objectives.common import (
+    Name,
+    ObjectiveConfig,
+    TwoViews,
+    couples_rows,
+    encode_two_views,
+    encoder_of,
+    kinds_of,
+)
 
 
 class SimSiamConfig(ObjectiveConfig):
@@ -74,7 +81,7 @@ class SimSiamObjective(Objective):
         self.constant_predictor_rate = constant_predictor_rate
         self.modality, self.view = modality, view
         self.head, self.predictor = head, predictor
-        batch_norm = any(isinstance(module, GlobalBatchNorm) for module in self.modules())
+        batch_norm = couples_rows(self)
         self.reduction = Reduction.STATISTIC if batch_norm else Reduction.LOCAL
         self.least_samples = 2 if batch_norm else 1
 

@@ -41,6 +41,7 @@ from mmssl.evaluation.retrieval import RetrievalConfig
 from mmssl.evaluation.sides import SidesConfig
 from mmssl.evaluation.zero_shot import ZeroShotConfig
 from mmssl.objectives.barlow_twins import BarlowTwinsConfig
+from mmssl.objectives.byol import ByolConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.lejepa import LeJepaConfig
@@ -85,6 +86,7 @@ SingleObjectiveUnion = Annotated[
     | VicRegConfig
     | SimSiamConfig
     | LeJepaConfig
+    | ByolConfig
     | MaeConfig,
     KIND,
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """The contract of objectives, run over every registered one: what training, resuming and data parallelism rely on.
 
-A new objective adds a line to CASES; without one the first test fails. Everything is in float64, so that "exact" is 1e-10 and
-"wrong" is far from it.
+A new objective lists CASES in its own test file; without one the first test fails. Everything is in float64, so that "exact" is
+1e-10 and "wrong" is far from it.
 """
 
 from __future__ import annotations
@@ -13,40 +13,30 @@ import math
 import pkgutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 from torch import Tensor
 
 import mmssl.objectives
+import tests.objectives
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.monitors import monitor
 from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
 from mmssl.core.plan import Plan
-from mmssl.objectives.barlow_twins import BarlowTwinsConfig
-from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
-from mmssl.objectives.lejepa import LeJepaConfig
-from mmssl.objectives.mae import MaeConfig
-from mmssl.objectives.simclr import SimClrConfig
-from mmssl.objectives.simsiam import SimSiamConfig
-from mmssl.objectives.vicreg import VicRegConfig
-from mmssl.objectives.weighted import WeightedConfig
+from mmssl.recipe.unions import ObjectiveUnion
 from mmssl.training.steps.groups import parameter_rules
 from mmssl.training.steps.plain import StepReport
 from tests.contracts import toys
+from tests.contracts.case import FIVE, SIZE, Case
 from tests.distributed.processes import WORLD, Processes
 
-Plain = ClipConfig | SimClrConfig | BarlowTwinsConfig | VicRegConfig | SimSiamConfig | LeJepaConfig | MaeConfig
-Leaf = Annotated[Plain, Field(discriminator="kind")]
-CONFIGS: TypeAdapter[ObjectiveConfig] = TypeAdapter(
-    Annotated[Plain | WeightedConfig[Leaf], Field(discriminator="kind")]
-)
+CONFIGS: TypeAdapter[ObjectiveConfig] = TypeAdapter(ObjectiveUnion)
 CLIP = """{"kind": "clip", "pairs": [["picture", "words"]], "views": {"picture": "crop", "words": "tokens"}, "embedding": 8,
            "temperature": 0.07}"""
 SIMCLR = """{"kind": "simclr", "modality": "picture", "view": "crop", "temperature": 0.2, "embedding": 6,
@@ -65,11 +55,9 @@ THREE = """{"kind": "clip", "pairs": [["picture", "words"], ["sound", "words"],
                                       {"modalities": ["picture", "sound"], "weight": 0.5}],
             "views": {"picture": "crop", "words": "tokens", "sound": "window"}, "embedding": 8, "temperature": 0.1,
             "heads": {"picture": {"kind": "mlp", "hidden": 9, "norm": "layer"}}}"""
-SIZE, STEPS = 8, 4
+STEPS = 4
 SOME = {"picture": (5,), "words": (0, 2), "sound": (1, 4, 6)}
 """Absent: of 8 samples 5 have picture and words, 3 sound and words, 4 picture and sound, and never as many in both halves."""
-FIVE = {"picture": (1, 4, 6)}
-"""Absent: 5 of 8 samples have a picture, 3 of the first half and 2 of the second."""
 LN_G, LN_2G, ZERO = math.log(SIZE), math.log(2 * SIZE - 1), 11 / 12
 
 
@@ -78,28 +66,12 @@ def sigmoids(logit: float) -> float:
     return math.log1p(math.exp(-logit)) + (SIZE - 1) * math.log1p(math.exp(logit))
 
 
-@dataclass(frozen=True)
-class Case:
-    """A config, its declared reduction, and the terms of a collapsed model on SIZE samples.
-
-    Attributes:
-        absent: modality -> numbers of the samples that lack it.
-        same_words: numbers of samples with the same tokens.
-    """
-
-    config: str
-    reduction: Reduction
-    collapsed: Mapping[str, float]
-    absent: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    same_words: tuple[int, ...] = ()
-
-
 def weighted(**parts: tuple[float, str]) -> str:
     inner = [f'"{name}": {{"weight": {weight}, "objective": {config}}}' for name, (weight, config) in parts.items()]
     return f'{{"kind": "weighted", "objectives": {{{", ".join(inner)}}}}}'
 
 
-CASES = {
+CASES: dict[str, Case] = {
     "clip": Case(CLIP, Reduction.GATHER, {"picture-words": LN_G}),
     "clip, tiles": Case(
         CLIP.replace('"temperature"', '"tiles": 3, "temperature"'), Reduction.GATHER, {"picture-words": LN_G}
@@ -189,6 +161,8 @@ CASES = {
         {"align/picture-words": LN_G, "fill/reconstruction": 2 * ZERO},
     ),
 }
+for _found in pkgutil.iter_modules(tests.objectives.__path__):
+    CASES |= getattr(importlib.import_module(f"tests.objectives.{_found.name}"), "CASES", {})
 every = pytest.mark.parametrize("name", CASES)
 
 
@@ -221,11 +195,12 @@ def batch(learner: Learner, seed: int = 0) -> Batch:
 
 
 def gradients(learner: Learner) -> dict[str, Tensor]:
-    """Gradients of all parameters, which must have one; cleared afterwards."""
+    """Gradients of all trainable parameters, which must have one, as no other may; cleared afterwards."""
     found = {}
     for name, parameter in learner.named_parameters():
-        assert parameter.grad is not None, f"{name} has no gradient"
-        found[name] = parameter.grad.clone()
+        assert (parameter.grad is not None) == parameter.requires_grad, f"{name}: {parameter.grad}"
+        if parameter.grad is not None:
+            found[name] = parameter.grad.clone()
     learner.zero_grad()
     return found
 

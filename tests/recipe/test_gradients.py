@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.core.batch import Needs
+from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.errors import RecipeError
-from mmssl.core.context import StepContext
 from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction
 from mmssl.datasets import digit_scenes
 from mmssl.encoders.resnet import ResNet

@@ -1,0 +1,32 @@
+"""A case of the contract of objectives; the test file of an objective lists its own as CASES."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mmssl.core.objective import Reduction
+
+SIZE = 8
+"""Samples of a batch."""
+FIVE = {"picture": (1, 4, 6)}
+"""Absent: 5 of 8 samples have a picture, 3 of the first half and 2 of the second."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config, its declared reduction, and the terms of a collapsed model on SIZE samples.
+
+    Attributes:
+        config: JSON of the objective, of modalities picture, words and sound, see `tests.contracts.toys`.
+        reduction: as it must be declared.
+        collapsed: term -> value if all samples are alike.
+        absent: modality -> numbers of the samples that lack it.
+        same_words: numbers of samples with the same tokens.
+    """
+
+    config: str
+    reduction: Reduction
+    collapsed: Mapping[str, float]
+    absent: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    same_words: tuple[int, ...] = ()
