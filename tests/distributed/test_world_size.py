@@ -88,6 +88,7 @@ def trained(config: str, kind: str, complete: bool, dtype: str) -> list[dict[str
     encoders = toys.encoders()
     objective = CONFIGS.validate_json(config).build(encoders, Plan.unknown())
     learner = Learner({m: encoders[m] for m in objective.needs()}, objective).to(getattr(torch, dtype))
+    learner.optional = frozenset(ABSENT)
     launch = Launch(device="cpu")
     wrapped = launch.wrap(learner)
     assert isinstance(wrapped, DistributedDataParallel) == (distributed.world_size() > 1)
