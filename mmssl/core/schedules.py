@@ -56,6 +56,16 @@ class Schedule:
         """The same value at every step."""
         return cls(value, value)
 
+    @classmethod
+    def of(cls, value: float | Schedule) -> Schedule:
+        """The schedule itself, or a number as one."""
+        return value if isinstance(value, Schedule) else cls.constant(value)
+
+    @property
+    def changes(self) -> bool:
+        """Whether the value is not the same at all steps."""
+        return self.start != self.final or self.warmup > 0
+
     def __call__(self, step: int) -> float:
         """The value at a 0-based step."""
         if step < self.warmup:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import Field
+import torch
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from mmssl.core.batch import Batch, Needs, merge_needs
@@ -15,6 +16,7 @@ from mmssl.core.encoder import Encoder
 from mmssl.core.forward import Network
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, ParameterRule
 from mmssl.core.plan import Plan
+from mmssl.core.schedules import Bounds, Schedule, Scheduled
 from mmssl.core.teacher import Momentum
 from mmssl.objectives.common import Name, ObjectiveConfig
 
@@ -26,12 +28,19 @@ class WeightedPart(Config, Generic[Kind]):
     """Settings of one objective of a weighted sum: the objective and its weight.
 
     Attributes:
-        weight: factor of the objective's losses.
+        weight: factor of the objective's losses, a number above 0 or a schedule.
         objective: any objective except a weighted sum.
     """
 
-    weight: float = Field(default=1.0, gt=0)
+    weight: Annotated[Scheduled, Bounds(ge=0)] = 1.0
     objective: Kind
+
+    @field_validator("weight")
+    @classmethod
+    def _has_an_effect(cls, weight: Scheduled) -> Scheduled:
+        if weight == 0:
+            raise ValueError("got 0, wanted above 0: with 0 the objective has no effect; remove it, or give a schedule")
+        return weight
 
 
 class WeightedConfig(ObjectiveConfig, Generic[Kind]):
@@ -53,7 +62,10 @@ class WeightedConfig(ObjectiveConfig, Generic[Kind]):
             name: part.objective.build(encoders, plan.below(f"objectives.{name}.objective"))
             for name, part in self.objectives.items()
         }
-        return WeightedObjective(children, {name: part.weight for name, part in self.objectives.items()})
+        weights = {
+            name: plan.schedule(part.weight, f"objectives.{name}.weight") for name, part in self.objectives.items()
+        }
+        return WeightedObjective(children, weights)
 
 
 class WeightedObjective(Objective):
@@ -61,16 +73,16 @@ class WeightedObjective(Objective):
 
     Args:
         children: name -> objective.
-        weights: name -> factor of the child's terms.
+        weights: name -> factor of the child's terms, by step; one that changes is logged as "c/weight".
 
     Raises:
         ValueError: two children have a head for the same modality, and evaluators need exactly one.
     """
 
-    def __init__(self, children: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
+    def __init__(self, children: Mapping[str, Objective], weights: Mapping[str, Schedule | float]) -> None:
         super().__init__()
         self.parts = nn.ModuleDict(dict(children))
-        self.weights = dict(weights)
+        self.weights = {name: Schedule.of(weight) for name, weight in weights.items()}
         self.reduction = max(child.reduction for child in children.values())
         self.least_samples = max(child.least_samples for child in children.values())
         self.accepts_absent = all(child.accepts_absent for child in children.values())
@@ -156,14 +168,18 @@ class WeightedObjective(Objective):
         kept: Latents = {}
         for name, child in self._children():
             out = child.criterion(_of_child(latents, name), ctx)
-            terms |= {f"{name}/{term}": self.weights[name] * x for term, x in out.terms.items()}
+            weight = self.weights[name](ctx.step)
+            terms |= {f"{name}/{term}": weight * x for term, x in out.terms.items()}
             measures[name] = out.measure
             kept |= {f"{name}/{latent}": x for latent, x in out.kept.items()}
-        return LossOutput(
-            terms,
-            lambda: {f"{name}/{metric}": x for name, make in measures.items() for metric, x in make().items()},
-            kept,
-        )
+        like = next(iter(terms.values())).detach()
+        weights = {name: weight(ctx.step) for name, weight in self.weights.items() if weight.changes}
+
+        def measure() -> dict[str, Tensor]:
+            own = {f"{name}/weight": torch.full_like(like, weight) for name, weight in weights.items()}
+            return own | {f"{name}/{metric}": x for name, make in measures.items() for metric, x in make().items()}
+
+        return LossOutput(terms, measure, kept)
 
     def monitored(self) -> Mapping[str, str]:
         """Latents of all children, "child/name"."""
@@ -179,7 +195,8 @@ class WeightedObjective(Objective):
         Otherwise each child's loss is shown with the child's chance loss.
         """
         parts = {name: child.headline(_of_child(scalars, name)) for name, child in self._children()}
-        chances = {name: self.weights[name] * part.chance for name, part in parts.items() if part.chance is not None}
+        weights = {name: scalars.get(f"{name}/weight", weight.start) for name, weight in self.weights.items()}
+        chances = {name: weights[name] * part.chance for name, part in parts.items() if part.chance is not None}
         known = len(chances) == len(parts)
         figures: dict[str, float] = {}
         for name, part in parts.items():

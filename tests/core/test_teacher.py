@@ -14,9 +14,12 @@ from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder, Features, freeze
 from mmssl.core.forward import Network
 from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction
+from mmssl.core.schedules import Schedule
 from mmssl.core.teacher import Momentum, Teacher
 from mmssl.objectives.weighted import WeightedObjective
 from mmssl.training.steps.ema import Ema
+
+ONES = {name: Schedule.constant(1.0) for name in ("one", "two")}
 
 
 def half(step: int) -> float:
@@ -160,13 +163,13 @@ def test_the_objective_says_which_network_is_measured() -> None:
 
 def test_children_of_a_sum_share_a_teacher_and_agree_on_its_momentum() -> None:
     torch.manual_seed(0)
-    both = WeightedObjective({"one": Follow(), "two": Follow(evaluated="student")}, {"one": 1.0, "two": 1.0})
+    both = WeightedObjective({"one": Follow(), "two": Follow(evaluated="student")}, ONES)
     learner = Learner({"thing": Dropping()}, both)
     assert [*learner.teachers] == ["thing"]
     assert both.evaluated() == {}
-    agreed = WeightedObjective({"one": Follow(), "two": Follow()}, {"one": 1.0, "two": 1.0})
+    agreed = WeightedObjective({"one": Follow(), "two": Follow()}, ONES)
     assert agreed.evaluated() == {"thing": "teacher"}
-    differ = WeightedObjective({"one": Follow(), "two": Follow(rising)}, {"one": 1.0, "two": 1.0})
+    differ = WeightedObjective({"one": Follow(), "two": Follow(rising)}, ONES)
     with pytest.raises(ValueError, match="'one' and 'two' ask for a teacher of 'thing' with different momentum"):
         Learner({"thing": Dropping()}, differ)
 

@@ -15,6 +15,7 @@ from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Latents, Learner, LossOutput, Objective, ParameterRule, Reduction
 from mmssl.core.plan import Plan
+from mmssl.core.schedules import Schedule
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.simclr import SimClrConfig
@@ -78,6 +79,25 @@ class Heading(Noting):
 
     def logit_scales(self) -> Mapping[tuple[str, str], Tensor]:
         return {(self.modality, "words"): torch.tensor(5.0)}
+
+
+def test_a_weight_may_change_over_the_run() -> None:
+    learner = Learner(
+        {"picture": toys.Patches()},
+        WeightedObjective({"a": Noting(), "b": Noting()}, {"a": 2.0, "b": Schedule(0.0, 1.0, stop=10)}),
+    )
+    for step, weight in ((0, 0.0), (5, 0.5), (12, 1.0)):
+        out, latents = learner(toys.batch(4), step, 20)
+        assert out.terms["a/first"] == 2 * latents["a/x"].mean()
+        torch.testing.assert_close(out.terms["b/first"], weight * latents["b/x"].mean())
+        assert out.metrics["b/weight"] == weight
+        assert "a/weight" not in out.metrics
+
+
+@pytest.mark.parametrize(("weight", "said"), [("0", "got 0, wanted above 0"), ("-1", "got -1, wanted at least 0")])
+def test_weights_that_would_have_no_effect(weight: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Slip.model_validate_json(SLIP.replace('"weight": 0.5', f'"weight": {weight}'))
 
 
 def test_needs_requirements_and_reduction_are_merged() -> None:
@@ -195,7 +215,7 @@ def test_the_scale_of_a_child_is_clamped() -> None:
     [
         ('{"objectives": {}}', "at least 1 item"),
         (SLIP.replace('"own"', '"o.n"'), "match pattern"),
-        (SLIP.replace("0.5", "0.0"), "greater than 0"),
+        (SLIP.replace("0.5", "0.0"), "wanted above 0"),
         (SLIP.replace('"simclr"', '"simcrl"'), "does not match any of the expected tags: 'clip', 'simclr', 'mae'"),
         (SLIP.replace('"hidden": 9', '"hiden": 9'), r"objectives.own.objective.simclr.head.hiden"),
         (SLIP.replace('"weight"', '"factor"'), "Extra inputs"),
