@@ -158,6 +158,13 @@ class EncoderConfig(Config):
     frozen: bool = False
     unlocked_layers: int = 0
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether the encoder, or one inside it, starts from weights that its config names."""
+        return self.weights is not None or any(
+            value.pretrained for _, value in self if isinstance(value, EncoderConfig)
+        )
+
     def wants(self) -> InputSpec:
         """Size, rate and tokenizer that the views of its modality must have."""
         return InputSpec()

@@ -93,6 +93,10 @@ def falls(history: History, least: int = LINES) -> bool:
     return after < before - FALLS * abs(before)
 
 
+def _span(found: History) -> str:
+    return f"from step {found[0]['step']} to step {found[-1]['step']}"
+
+
 def skipped(history: History) -> Iterator[Finding]:
     """Many steps with a loss or gradient that is not finite."""
     if len(history) < LINES:
@@ -114,7 +118,7 @@ def still(history: History) -> Iterator[Finding]:
     if found:
         yield Finding(
             "rate",
-            f"The learning rate is {found[-1]['lr']:.3g} since step {found[0]['step']}: the weights stay as they are.",
+            f"The learning rate is {found[-1]['lr']:.3g}, and has been next to nothing {_span(found)}: the weights do not move.",
             "Usual causes: a schedule that has ended before the run, or a wrong optimizer.lr.",
             "Check optimizer.lr, schedule and duration.",
         )
@@ -129,7 +133,7 @@ def gradients(history: History) -> Iterator[Finding]:
             part = name.removeprefix("grad_norm/")
             yield Finding(
                 "gradient",
-                f"No gradient reaches {part!r} since step {found[0]['step']}.",
+                f"No gradient has reached {part!r} {_span(found)}.",
                 "Usual causes: every sample lacks that modality, or its features have collapsed to one point.",
                 "Check the shards with `mmssl shards check`, and modalities in the recipe; or set frozen if that is meant.",
             )
@@ -144,10 +148,10 @@ def collapse(history: History) -> Iterator[Finding]:
             whose = match["name"] or "/".join(filter(None, (match["child"], "projections")))
             yield Finding(
                 "collapse",
-                f"The features of {whose!r} have collapsed: their spread is {found[-1][name]:.2g} of 1, below {COLLAPSED} "
-                f"since step {found[0]['step']}.",
-                "Usual causes: inputs that are all alike, a learning rate that is too high, or nothing that prevents collapse.",
-                "Look at the samples that the encoder gets; lower optimizer.lr, warm up longer; check the objective's weights.",
+                f"The features of {whose!r} have collapsed: their spread is {found[-1][name]:.2g} of 1, and was below {COLLAPSED} "
+                f"{_span(found)}.",
+                "Usual causes: inputs that are all alike, partners that do not belong together, a learning rate that is too high.",
+                "Look at some samples; lower optimizer.lr, warm up longer; check the weights of terms that prevent collapse.",
             )
 
 
@@ -159,7 +163,7 @@ def limits(history: History) -> Iterator[Finding]:
         if found:
             yield Finding(
                 "limit",
-                f"{name!r} is {found[-1][name]:.4g}, its limit, since step {found[0]['step']}.",
+                f"{name!r} is {found[-1][name]:.4g}, at its limit {_span(found)}.",
                 "Late in a long run that is usual; early it means pairs that repeat each other, or a limit that is too low.",
                 "Look for duplicates, start with a higher temperature, or raise max_scale.",
             )
@@ -171,19 +175,19 @@ def early_limits(history: History) -> Iterator[Finding]:
         yield from limits(history)
 
 
-def chance(history: History) -> Iterator[Finding]:
-    """A loss that is that of random guessing, or of collapsed features, through a tenth of the run."""
+def chance(history: History, least: float = WARM_UP) -> Iterator[Finding]:
+    """A loss that is that of random guessing, or of collapsed features, through at least this share of the run."""
 
     def guesses(record: Record) -> bool:
         loss, chance = record["loss"], record.get("chance_loss")
         return loss is not None and chance is not None and abs(loss - chance) <= NEAR_CHANCE * chance
 
     found = trailing(history, guesses)
-    if found and found[-1]["progress"] - found[0]["progress"] >= WARM_UP and not falls(found, len(found) // 2):
+    if found and found[-1]["progress"] - found[0]["progress"] >= least and not falls(found, len(found) // 2):
         yield Finding(
             "chance",
-            f"The loss is {found[-1]['loss']:.4g} and does not fall; random guessing has {found[-1]['chance_loss']:.4g}. So it is "
-            f"since step {found[0]['step']}.",
+            f"The loss is {found[-1]['loss']:.4g}, that of random guessing ({found[-1]['chance_loss']:.4g}), and did not fall "
+            f"{_span(found)}.",
             "Usual causes: partners that do not belong together, or a learning rate that is too low or too high.",
             "Look at some pairs in the shards; try a third and three times of optimizer.lr, and a longer warm-up.",
         )

@@ -102,7 +102,7 @@ def test_a_sentence_has_numbers_and_advice() -> None:
     (finding,) = health.collapse(run(**{"spread/image": 0.004}))
     assert "'image'" in finding.seen
     assert "0.004" in finding.seen
-    assert "since step 10" in finding.seen
+    assert "from step 10 to step 500" in finding.seen
     assert str(finding) == f"{finding.seen} {finding.cause} {finding.remedy}"
     (finding,) = health.skipped(run(skipped_steps=lambda n: 2 * n))
     assert "8 of the last 40 steps" in finding.seen

@@ -37,6 +37,11 @@ class HfConfig(EncoderConfig):
             )
         return self
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether weights come from a folder."""
+        return self.path is not None or super().pretrained
+
 
 def create(config: HfConfig, part: str = "", *, settings: Any = None, model_class: Any = None) -> tuple[Any, set[int]]:
     """Build the model; returns it and the `id`s of its parameters and buffers that the folder has no weights for.
