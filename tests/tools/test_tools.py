@@ -76,6 +76,18 @@ def test_steps_beside_the_peers(run_tool: RunTool, small: str, tmp_path: Path) -
     assert figures["rows"][0]["difference"] < 1e-5, "both steps compute the same loss"
 
 
+def test_what_the_second_objective_of_a_sum_costs(run_tool: RunTool, tmp_path: Path) -> None:
+    small = [f"encoders.{name}.{key}=16" for name in ("image", "text") for key in ("width", "heads")]
+    small += [f"encoders.{name}.depth=1" for name in ("image", "text")]
+    small += ["objective.objectives.simclr.objective.head.hidden=8"]
+    recipes = ("image_text/slip_vit_b_16", "image_text/slip_shared_vit_b_16")
+    run_tool("bench_sums", *recipes, "--batch", 4, *FEW, "--json", tmp_path / "sums.json", "--set", *small)
+    figures = read(tmp_path / "sums.json")
+    assert [row["recipe"] for row in figures["rows"]] == [*recipes]
+    assert figures["first"] == "clip"
+    assert figures["cost"] == pytest.approx(figures["ours"] / figures["peer"]) == pytest.approx(1 / figures["ratio"])
+
+
 def test_classifiers_beside_the_peers(run_tool: RunTool, small: str, tmp_path: Path) -> None:
     run_tool("bench_zero_shot", "--model", small, "--classes", 2, *FEW, "--json", tmp_path / "zero.json")
     figures = read(tmp_path / "zero.json")
