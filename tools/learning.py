@@ -1,0 +1,252 @@
+"""Does each objective learn? Short runs on real pictures, beside the untrained encoder: `python tools/learning.py --data FOLDER`.
+
+Each objective trains a small encoder for at most two minutes on CIFAR-10 photographs without labels, with three seeds. kNN and a
+linear probe then classify test pictures by the features of the network that the objective says is evaluated, and by those of the
+same encoder before training. The table gives the means over seeds, and a 95 % interval of the gain (Student's t over seeds). A row
+whose interval does not lie above zero is a fault.
+
+FOLDER holds `cifar10-train.npz` and `cifar10-test.npz`: JPEG bytes in a row (`jpeg`), where each begins (`offsets`), `labels`. Runs
+are independent processes; finished ones are kept in `--results` and not repeated, so the tool may be stopped and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's t for a two-sided 95 % interval, by number of seeds."""
+CONV = {"kind": "resnet", "size": 32, "layers": [2, 2], "channels": 32, "pool": "mean", "zero_init_residual": False}
+VIT = {"kind": "vit", "size": 32, "patch_size": 4, "width": 96, "depth": 4, "heads": 3, "pool": "mean"}
+HEAD = {"kind": "mlp", "hidden": 256, "norm": "batch"}
+COLOURS = {
+    "kind": "simclr", "scale": [0.2, 1.0], "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "blur": 0.0,
+}  # fmt: skip
+TWO = {"modality": "image", "view": "augmented"}
+VIEWS = {"augmented": COLOURS}
+ADAMW = {"kind": "adamw", "lr": 2e-3, "weight_decay": 0.01}
+
+
+def row(objective: Mapping[str, Any], encoder: Mapping[str, Any] = CONV, **changes: Any) -> dict[str, Any]:
+    """Settings of one row: the objective, its encoder, and what differs from the rest."""
+    return {"objective": dict(objective), "encoder": dict(encoder), "views": VIEWS, "steps": 600, **changes}
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "simclr": row({"kind": "simclr", **TWO, "temperature": 0.2, "embedding": 64, "head": HEAD}),
+    "barlow_twins": row({"kind": "barlow_twins", **TWO, "redundancy_weight": 0.01, "embedding": 256, "head": HEAD}),
+    "vicreg": row(
+        {
+            "kind": "vicreg", **TWO, "invariance_weight": 25, "variance_weight": 25, "covariance_weight": 1, "embedding": 256,
+            "head": HEAD,
+        }
+    ),
+    "simsiam": row(
+        {
+            "kind": "simsiam", **TWO, "embedding": 256, "head": {**HEAD, "norm_last": True},
+            "predictor": {"kind": "mlp", "hidden": 64, "norm": "batch"},
+        }
+    ),
+    "byol": row(
+        {
+            "kind": "byol", **TWO, "momentum": {"kind": "cosine", "start": 0.97, "final": 1.0}, "embedding": 128, "head": HEAD,
+            "predictor": HEAD,
+        }
+    ),
+    "lejepa": row(
+        {
+            "kind": "lejepa", **TWO, "views": 2, "sigreg_weight": 0.05, "directions": 256, "embedding": 32,
+            "head": {**HEAD, "norm_last": True},
+        }
+    ),
+    "mae": row(
+        {
+            "kind": "mae", "modality": "image", "view": "crop", "patch_values": 48,
+            "decoder": {"width": 64, "depth": 1, "heads": 2},
+        },
+        VIT,
+        views={"crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5}, "order": {"kind": "order", "patch_size": 4}},
+        optimizer={**ADAMW, "betas": [0.9, 0.95]},
+    ),
+}  # fmt: skip
+"""Objective -> settings of its run."""
+
+
+def pack(source: Path, folder: Path, count: int) -> None:
+    """Write the first pictures of an npz file with their labels as one shard."""
+    from mmssl.data.shards.writer import write_shard
+
+    arrays = np.load(source)
+    jpeg, offsets, labels = arrays["jpeg"], arrays["offsets"], arrays["labels"]
+
+    def samples() -> Iterator[dict[str, Any]]:
+        for i in range(min(count, len(labels))):
+            picture = jpeg[offsets[i] : offsets[i + 1]].tobytes()
+            yield {"__key__": f"{i:05d}", "jpg": picture, "cls": str(labels[i]).encode()}
+
+    write_shard(folder, "000000.tar", 0, count, samples())
+
+
+def recipe_of(name: str, seed: int, shards: Path, steps: int | None, output: Path) -> dict[str, Any]:
+    """The recipe of one run."""
+    given = ROWS[name]
+    evaluator = {"train_shards": [str(shards / "train")], "shards": [str(shards / "test")], "modality": "image"}
+    return {
+        "name": f"{name}_{seed}",
+        "seed": seed,
+        "duration": f"{steps or given['steps']} steps",
+        "batch_size": given.get("batch", 256),
+        "modalities": {"image": {"kind": "image", "size": 32, "views": given["views"]}, "label": {"kind": "label"}},
+        "data": {"shards": [str(shards / "train")], "workers": 0},
+        "encoders": {"image": given["encoder"]},
+        "objective": given["objective"],
+        "optimizer": given.get("optimizer", ADAMW),
+        "schedule": {"kind": "cosine", "warmup": "5 %"},
+        "evaluators": {
+            "knn": {"kind": "knn", "ks": [20], **evaluator},
+            "probe": {"kind": "linear_probe", **evaluator},
+        },
+        "log": {"every": "50 steps", "trackers": []},
+        "save": {"minutes": None},
+        "device": "cpu",
+        "output": str(output),
+    }
+
+
+def run_one(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, Any]:
+    """Evaluate the untrained encoder, train it, evaluate it again; with the alarms that the run raised."""
+    import torch
+
+    from mmssl.recipe.load import start_of
+    from mmssl.recipe.recipe import Recipe
+    from mmssl.recipe.validate import validate_text
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        document = recipe_of(name, seed, shards, steps, Path(folder))
+        recipe = validate_text(Recipe, json.dumps(document), name)
+        untrained = start_of(recipe).embedding
+        before = {
+            f"{which}/{metric}": score
+            for which, (evaluator, _) in recipe.build_evaluators(recipe.build_modalities()).items()
+            for metric, score in evaluator.evaluate(untrained)
+        }
+        launch = recipe.training.launch()
+        run = recipe.build(launch)
+        started = time.monotonic()
+        after = run.train()
+        seconds = time.monotonic() - started
+        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        launch.close()
+    alarms = sorted({str(line["alarm"]) for line in lines if line.get("alarm")})
+    kept = ("knn/acc1", "probe/acc1")
+    return {
+        "name": name,
+        "seed": seed,
+        "before": {key: before[key] for key in kept},
+        "after": {key: after[key] for key in kept},
+        "seconds": seconds,
+        "alarms": alarms,
+    }
+
+
+def interval(gains: list[float]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval over seeds."""
+    mean = statistics.mean(gains)
+    if len(gains) < 2:
+        return mean, math.nan
+    return mean, T95[len(gains)] * statistics.stdev(gains) / math.sqrt(len(gains))
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as a Markdown table, one row an objective."""
+    lines = [
+        "| objective | kNN, untrained | kNN | gain | probe, untrained | probe | gain | seconds | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(one["name"] for one in results):
+        runs = sorted((one for one in results if one["name"] == name), key=lambda one: one["seed"])
+        cells = [name]
+        for key in ("knn/acc1", "probe/acc1"):
+            before, after = ([one[when][key] for one in runs] for when in ("before", "after"))
+            gain, half = interval([a - b for a, b in zip(after, before, strict=True)])
+            cells += [f"{statistics.mean(before):.3f}", f"{statistics.mean(after):.3f}", f"{gain:+.3f} ± {half:.3f}"]
+        cells += [f"{statistics.mean(one['seconds'] for one in runs):.0f}", ", ".join(str(one["seed"]) for one in runs)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def in_a_process(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, Any]:
+    """`run_one` in a process of its own."""
+    command = [sys.executable, __file__, "--one", name, str(seed), "--shards", str(shards)]
+    command += ["--steps", str(steps)] if steps else []
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name}, seed {seed}: exit code {done.returncode}\n{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    """Read arguments, run what is missing, print the table, and write the files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, help="folder with the npz files")
+    parser.add_argument("--rows", nargs="*", choices=sorted(ROWS), default=list(ROWS), help="objectives; default: all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--train", type=int, default=10_000, help="training pictures")
+    parser.add_argument("--test", type=int, default=2_000, help="test pictures")
+    parser.add_argument("--steps", type=int, help="of every run; default: each row's own")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--results", type=Path, default=Path("learning.jsonl"), help="finished runs, one a line")
+    parser.add_argument("--json", type=Path, help="write all results here")
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(run_one(arguments.one[0], int(arguments.one[1]), arguments.shards, arguments.steps)))
+        return
+    if arguments.data is None:
+        parser.error("--data is missing: the folder with cifar10-train.npz and cifar10-test.npz")
+    results = (
+        [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
+    )
+    done = {(one["name"], one["seed"]) for one in results}
+    wanted = [(name, seed) for name in arguments.rows for seed in range(arguments.seeds) if (name, seed) not in done]
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(arguments.processes) as pool:
+        shards = Path(folder)
+        for split, count in (("train", arguments.train), ("test", arguments.test)):
+            pack(arguments.data / f"cifar10-{split}.npz", shards / split, count)
+        runs = [pool.submit(in_a_process, name, seed, shards, arguments.steps) for name, seed in wanted]
+        for run in concurrent.futures.as_completed(runs):
+            one = run.result()
+            results.append(one)
+            with arguments.results.open("a") as file:
+                file.write(json.dumps(one) + "\n")
+            gains = {key: one["after"][key] - one["before"][key] for key in one["after"]}
+            said = ", ".join(f"{key} {one['after'][key]:.3f} ({gain:+.3f})" for key, gain in gains.items())
+            print(
+                f"{one['name']}, seed {one['seed']}: {said}, {one['seconds']:.0f} s {' '.join(one['alarms'])}",
+                flush=True,
+            )
+    shown = [one for one in results if one["name"] in arguments.rows]
+    print(table(sorted(shown, key=lambda one: arguments.rows.index(one["name"]))))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
