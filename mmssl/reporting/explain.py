@@ -46,7 +46,7 @@ def explain(history: History, recipe: Recipe, faults: Sequence[dict[str, Any]] =
         health.collapse,
         duplicates,
         health.limits,
-        partial(health.chance, least=0.0),
+        partial(health.chance, least=0.0, steps=0),
         partial(replaced, faults=faults),
         waiting,
     )

@@ -35,6 +35,11 @@ COLLAPSED = 0.01
 """Spread of features below which they have collapsed: at 0.01 the mean cosine of two samples is 0.9999."""
 NEAR_CHANCE = 0.02
 """Relative distance from the loss of random guessing that counts as equal."""
+AT_CHANCE = 200
+"""Steps that the loss must stay there, and at least `WARM_UP` of the run: a small model takes 50 to leave chance, however short its
+run, a large one some hundred of a run of many thousand."""
+LEAVES_CHANCE = 0.002
+"""Share by which the loss must fall, and be below chance, to count as leaving it."""
 STILL = 1e-9
 """Learning rate at which float32 weights stay as they are."""
 SKIPPED = 0.05
@@ -84,13 +89,13 @@ def metric_trailing(history: History, name: str, holds: Callable[[float], bool])
     return trailing(history, lambda record: record.get(name) is not None and holds(record[name]))
 
 
-def falls(history: History, least: int = LINES) -> bool:
-    """Whether the mean loss of the last `least` lines is lower than that of as many before; True if there are fewer."""
-    losses = [record["loss"] for record in history[-2 * least :] if record["loss"] is not None]
-    if len(losses) < 2 * least:
+def falls(losses: Sequence[float | None], least: int = LINES, share: float = FALLS) -> bool:
+    """Whether the mean of the last `least` losses is lower by a share than that of as many before; True if there are fewer."""
+    known = [loss for loss in losses[-2 * least :] if loss is not None]
+    if len(known) < 2 * least:
         return True
-    before, after = fmean(losses[:least]), fmean(losses[least:])
-    return after < before - FALLS * abs(before)
+    before, after = fmean(known[:least]), fmean(known[least:])
+    return after < before - share * abs(before)
 
 
 def _span(found: History) -> str:
@@ -171,19 +176,26 @@ def limits(history: History) -> Iterator[Finding]:
 
 def early_limits(history: History) -> Iterator[Finding]:
     """`limits` in the first half of a run whose loss does not fall: later, a healthy run may be there too."""
-    if history and history[-1]["progress"] < 0.5 and not falls(history):
+    if history and history[-1]["progress"] < 0.5 and not falls([record["loss"] for record in history]):
         yield from limits(history)
 
 
-def chance(history: History, least: float = WARM_UP) -> Iterator[Finding]:
-    """A loss that is that of random guessing, or of collapsed features, through at least this share of the run."""
+def chance(history: History, least: float = WARM_UP, steps: int = AT_CHANCE) -> Iterator[Finding]:
+    """A loss that is that of random guessing, or of collapsed features, through a share of the run and a number of steps."""
 
     def guesses(record: Record) -> bool:
         loss, chance = record["loss"], record.get("chance_loss")
         return loss is not None and chance is not None and abs(loss - chance) <= NEAR_CHANCE * chance
 
     found = trailing(history, guesses)
-    if found and found[-1]["progress"] - found[0]["progress"] >= least and not falls(found, len(found) // 2):
+    span = (found[-1]["progress"] - found[0]["progress"], found[-1]["step"] - found[0]["step"]) if found else (-1.0, 0)
+    if span[0] < least or span[1] < steps:
+        return
+    # Over chance, because that differs between batches where duplicates are left out.
+    ratios = [record["loss"] / record["chance_loss"] for record in found]
+    half = len(ratios) // 2
+    leaves = falls(ratios, half, LEAVES_CHANCE) and fmean(ratios[-half:]) < 1 - LEAVES_CHANCE
+    if not leaves:
         yield Finding(
             "chance",
             f"The loss is {found[-1]['loss']:.4g}, that of random guessing ({found[-1]['chance_loss']:.4g}), and did not fall "
@@ -195,6 +207,11 @@ def chance(history: History, least: float = WARM_UP) -> Iterator[Finding]:
 
 RULES: tuple[Rule, ...] = (skipped, still, gradients, collapse, early_limits, chance)
 """What `Watch` looks for: causes first, their consequences after them."""
+
+
+def _is_past(old: Record, now: Record) -> bool:
+    """Whether a line is so old that no rule needs it."""
+    return bool(now["progress"] - old["progress"] > WARM_UP and now["step"] - old["step"] > AT_CHANCE)
 
 
 class Watch:
@@ -211,7 +228,7 @@ class Watch:
         """The finding to warn of after this line, the first of `RULES`, or None."""
         self._recent.append(record)
         progress = record["progress"]
-        while len(self._recent) > 2 * LINES and self._recent[1]["progress"] < progress - WARM_UP:
+        while len(self._recent) > 2 * LINES and _is_past(self._recent[1], record):
             self._recent.popleft()
         if sum(line["progress"] >= WARM_UP for line in self._recent) < LINES:
             return None

@@ -58,7 +58,7 @@ SICK: dict[str, dict[str, Any]] = {
 
 
 def test_every_rule_has_a_sick_run() -> None:
-    found = {finding.name for sick in SICK.values() for rule in health.RULES for finding in rule(run(**sick)[:20])}
+    found = {finding.name for sick in SICK.values() for rule in health.RULES for finding in rule(run(**sick)[:24])}
     assert found == set(SICK)
 
 
@@ -67,11 +67,11 @@ def test_a_sick_run_is_warned_of_once_and_again_when_it_persists(name: str) -> N
     found = warnings(run(**SICK[name]))
     assert {what for _, what in found} == {name}
     steps = [step for step, _ in found]
-    # From a tenth of the run on, five lines must show it, and ten that the loss does not fall.
-    assert 90 <= steps[0] <= 100
+    # From a tenth of the run on, five lines must show it, and ten that the loss does not fall; 200 steps that it is at chance.
+    assert steps[0] in ((210,) if name == "chance" else (90, 100))
     assert all(later - earlier >= 100 for earlier, later in itertools.pairwise(steps))
     assert len(steps) <= 5
-    if name != "limit":  # which is no sign in the second half
+    if name not in ("limit", "chance"):  # the one is no sign in the second half, the other comes late
         assert len(steps) >= 4
 
 
@@ -81,8 +81,17 @@ def test_a_healthy_run_trips_nothing(total: int) -> None:
 
 
 def test_starting_at_chance_is_healthy() -> None:
-    """The loss stays at chance for a while, and falls from there before a tenth of the run is over."""
-    assert warnings(run(200, loss=lambda n: CHANCE * min(1, 1.03 - 0.5 * n / 200))) == []
+    """The loss stays at chance for a while, and leaves it after a hundred steps or so."""
+    assert warnings(run(200, loss=lambda n: CHANCE * min(1.002 + 0.002 * (-1) ** n, 1.03 - 0.5 * n / 200))) == []
+
+
+def test_a_short_run_of_a_small_model_is_healthy() -> None:
+    """Losses of a real one, of 141 steps, logged every five."""
+    losses = [
+        5.100, 4.917, 4.854, 4.856, 4.851, 4.857, 4.846, 4.846, 4.843, 4.822, 4.763, 4.637, 4.574, 4.501, 4.4, 4.3, 4.225,
+        4.2, 4.1, 4.060, 4.0, 3.98, 3.960, 3.9, 3.85, 3.821, 3.8, 3.8,
+    ]  # fmt: skip
+    assert warnings(run(28, loss=lambda n: losses[n - 1], chance_loss=4.852, step=lambda n: 5 * n)) == []
 
 
 def test_reaching_the_limit_late_or_while_the_loss_falls_is_healthy() -> None:
@@ -133,7 +142,7 @@ def test_trailing_lines_have_no_gap() -> None:
 
 @pytest.mark.parametrize(("losses", "expected"), [([3, 3, 3, 3], False), ([3, 3, 2.9, 2.9], True), ([3, 3, 3], True)])
 def test_a_loss_falls_by_the_means_of_lines(losses: list[float], expected: bool) -> None:
-    assert falls([{"loss": loss} for loss in losses], 2) is expected
+    assert falls(losses, 2) is expected
 
 
 class Collapsing(Match):
