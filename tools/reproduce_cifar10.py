@@ -6,8 +6,8 @@ decay 5e-4, half a cosine without warm-up; kNN with k = 200 and tau = 0.1 on the
 at batch 512 and 200 epochs.
 
 Pictures lie on the device and are augmented there. Runs resume: with `--minutes` a run saves and stops when the time is over (exit
-code 143), and the same command goes on. FOLDER holds `cifar10-train.npz` and `cifar10-test.npz`: JPEG bytes in a row (`jpeg`), where
-each begins (`offsets`), and `labels`. They are JPEGs, one lossy step from the original pictures: compare with care.
+code 143), and the same command goes on. FOLDER holds `cifar10-train.npz` and `cifar10-test.npz`: JPEG bytes in a row (`jpeg`),
+where each begins (`offsets`), and `labels`. They are JPEGs, one lossy step from the original pictures: compare with care.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from mmssl.core.batch import Batch
 from mmssl.core.config import Duration
 from mmssl.core.encoder import EmbeddingModel, Encoder, Features
 from mmssl.core.errors import Interrupted
@@ -107,6 +108,25 @@ def load(path: Path, count: int | None) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long()
 
 
+class TimedViews(DeviceViews):
+    """The stream, which asks the run to stop when it has been read for so many minutes; None: never."""
+
+    def __init__(self, *settings: Any, minutes: float | None) -> None:
+        super().__init__(*settings)
+        self._alarm = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM)) if minutes else None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._alarm is not None:
+            self._alarm.daemon = True
+            self._alarm.start()
+        return super().__iter__()
+
+    def close(self) -> None:
+        """The run is over."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+
 class KnnOnDevice(Evaluator):
     """kNN of test pictures by training pictures; both are tensors on the device."""
 
@@ -153,7 +173,7 @@ def main() -> int:
     launch = training.launch()
     train, test = (load(given.data / f"cifar10-{split}.npz", given.pictures) for split in ("train", "test"))
     train, test = (train[0].to(launch.device), train[1]), (test[0].to(launch.device), test[1])
-    stream = DeviceViews(train[0], given.batch, given.seed, {"augmented": (2, SimClrLaw())})
+    stream = TimedViews(train[0], given.batch, given.seed, {"augmented": (2, SimClrLaw())}, minutes=given.minutes)
     plan = Plan.of(Duration(f"{given.epochs} epochs"), given.batch, stream.epoch_samples)
     with seeded(given.seed, "weights"):
         encoders: dict[str, Encoder] = {"image": CifarResNet().to(memory_format=torch.channels_last)}
@@ -164,18 +184,12 @@ def main() -> int:
     folder = given.output / f"cifar10_{given.method}_{given.batch}_{given.epochs}_{given.seed}"
     run = training.build(learner, stream, evaluators, launch, folder, settings, seed=given.seed, plan=plan)
     started, first = time.monotonic(), run.state.step
-    alarm = threading.Timer(60 * given.minutes, os.kill, (os.getpid(), signal.SIGTERM)) if given.minutes else None
-    if alarm is not None:
-        alarm.daemon = True
-        alarm.start()
     try:
         scores = run.train()
     except Interrupted as stopped:
         print(f"{stopped}; run the same command to go on")
         return stopped.exit_code
     finally:
-        if alarm is not None:
-            alarm.cancel()
         launch.close()
     accuracy, steps = float(scores["knn/acc1"]), run.state.step - first
     published = PUBLISHED.get(given.method)

@@ -1,0 +1,163 @@
+"""Learning runs and reproductions on sizes that take seconds; views made on the device, against slow code."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import device_views
+import learning
+import numpy as np
+import pytest
+import torch
+from device_views import DeviceViews, SimClrLaw
+from PIL import Image
+
+from tests.tools.conftest import RunTool
+
+STILL = SimClrLaw(scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter=0.0, grayscale=0.0, flip=0.0)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Files like those of CIFAR-10, of flat colours: one of ten for each class, with noise."""
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        labels = np.arange(40) % 10
+        jpegs = []
+        for label in labels:
+            pixels = (25 * label + random.integers(0, 20, (32, 32, 3))).astype(np.uint8)
+            with io.BytesIO() as file:
+                Image.fromarray(pixels).save(file, "JPEG")
+                jpegs.append(file.getvalue())
+        offsets = np.cumsum([0, *map(len, jpegs)])
+        data = np.frombuffer(b"".join(jpegs), np.uint8)
+        np.savez(tmp_path / f"cifar10-{split}.npz", jpeg=data, offsets=offsets, labels=labels)
+    return tmp_path
+
+
+def noise(count: int, side: int = 8) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_view_without_changes_is_the_picture() -> None:
+    assert torch.equal(STILL(noise(5), draw()), noise(5))
+
+
+def test_flips_are_exact_and_as_often_as_asked() -> None:
+    law = SimClrLaw(scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter=0.0, grayscale=0.0, flip=0.25)
+    x = noise(4000, 2)
+    out = law(x, draw())
+    flipped = (out == x.flip(3)).flatten(1).all(1)
+    kept = (out == x).flatten(1).all(1)
+    assert (flipped | kept).all()
+    assert abs(float(flipped.float().mean()) - 0.25) < 0.03
+
+
+def test_crops_have_the_area_of_the_law_and_lie_inside() -> None:
+    """Of a picture whose values are its coordinates, a crop shows where it was taken."""
+    side = 64
+    ramp = torch.arange(side, dtype=torch.float32) + 0.5
+    x = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side), torch.zeros(side, side)])
+    out = SimClrLaw(scale=(0.25, 0.25), flip=0.5).crop(x.expand(500, -1, -1, -1), draw())
+    width = (out[:, 0].amax((1, 2)) - out[:, 0].amin((1, 2))) * side / (side - 1)
+    height = (out[:, 1].amax((1, 2)) - out[:, 1].amin((1, 2))) * side / (side - 1)
+    torch.testing.assert_close(width * height, torch.full((500,), 0.25 * side**2), rtol=0.05, atol=0)
+    ratios = width / height
+    assert 0.72 < ratios.min() < 0.8 < 1.25 < ratios.max() < 1.37
+    assert out.min() >= 0
+    assert out[:, :2].max() <= side
+    centres = out[:, 0].mean((1, 2))
+    assert centres.min() < 20
+    assert centres.max() > side - 20
+
+
+def test_hue_turns_as_colorsys_turns_it() -> None:
+    x = torch.rand(6, 3, 3, 3, generator=draw())
+    x[0, :, 0, 0] = 0.5  # grey has no hue
+    turns = torch.tensor([0.0, 0.1, -0.1, 0.5, 0.33, -0.4])
+    out = device_views.turn_hue(x, turns)
+    torch.testing.assert_close(out[0], x[0])
+    for i in range(6):
+        for row in range(3):
+            for column in range(3):
+                hue, saturation, value = colorsys.rgb_to_hsv(*x[i, :, row, column].tolist())
+                expected = colorsys.hsv_to_rgb((hue + float(turns[i])) % 1, saturation, value)
+                torch.testing.assert_close(out[i, :, row, column], torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_grey_and_jitter_happen_as_often_as_asked() -> None:
+    law = SimClrLaw(scale=(1.0, 1.0), ratio=(1.0, 1.0), jitter=0.0, grayscale=0.3, flip=0.0)
+    out = law(noise(3000, 2), draw()).int()
+    grey = ((out[:, 0] - out[:, 1]).abs() <= 1).flatten(1).all(1)
+    assert abs(float(grey.float().mean()) - 0.3) < 0.03
+
+
+def test_batches_are_functions_of_the_step() -> None:
+    stream = DeviceViews(noise(10), 4, 7, {"augmented": (2, SimClrLaw())})
+    assert (stream.steps_per_epoch, stream.epoch_samples) == (2, 8)
+    batches = iter(stream)
+    first = [next(batches) for _ in range(5)]
+    assert len({*first[0].index.tolist(), *first[1].index.tolist()}) == 8
+    assert not torch.equal(first[0]["image"]["augmented0"], first[0]["image"]["augmented1"])
+    other = DeviceViews(noise(10), 4, 7, {"augmented": (2, SimClrLaw())})
+    other.load_state_dict({"step": 3})
+    again = next(iter(other))
+    assert torch.equal(again.index, first[3].index)
+    assert torch.equal(again["image"]["augmented1"], first[3]["image"]["augmented1"])
+    assert other.state_dict() == {"step": 4}
+
+
+def test_a_reproduction_goes_on_where_it_stopped(
+    run_tool: RunTool, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--data", pictures, "--method", "simclr", "--batch", 8, "--pictures", 16, "--neighbours", 3)
+    given += ("--precision", "fp32", "--device", "cpu", "--every", "1 epochs", "--output", tmp_path / "runs")
+    assert run_tool("reproduce_cifar10", *given, "--epochs", 2, "--minutes", 1e-6) == 143
+    assert "run the same command to go on" in capsys.readouterr().out
+    assert run_tool("reproduce_cifar10", *given, "--epochs", 2, "--json", tmp_path / "result.json") == 0
+    said = capsys.readouterr().out
+    assert "batch 8, 2 epochs, seed 0: kNN" in said
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert 0 <= result["ours"] <= 1
+    assert result["peer"] == 0.848
+
+
+def test_learning_runs_end_in_a_table(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "in_a_process", learning.run_one)
+    monkeypatch.setitem(learning.ROWS["simclr"], "batch", 8)
+    given = ["--rows", "simclr", "--train", "40", "--test", "20", "--steps", "2", "--processes", "1"]
+    files = ["--data", str(pictures), "--results", str(tmp_path / "done.jsonl"), "--json", str(tmp_path / "all.json")]
+    for seeds in ("1", "2"):
+        monkeypatch.setattr("sys.argv", ["learning", *given, *files, "--seeds", seeds])
+        learning.main()
+    said = capsys.readouterr().out
+    assert said.count("simclr, seed 0:") == 1, "a finished run is not repeated"
+    assert said.rstrip().splitlines()[-1].startswith("| simclr | ")
+    assert said.rstrip().endswith("| 0, 1 |")
+    assert [one["seed"] for one in json.loads((tmp_path / "all.json").read_text())] == [0, 1]
+
+
+def test_intervals_are_students() -> None:
+    mean, half = learning.interval([0.1, 0.2, 0.3])
+    assert mean == pytest.approx(0.2)
+    assert half == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
+
+
+def test_every_row_is_a_recipe(tmp_path: Path) -> None:
+    from mmssl.recipe.recipe import Recipe
+    from mmssl.recipe.validate import validate_text
+
+    for name in learning.ROWS:
+        document: dict[str, Any] = learning.recipe_of(name, 0, tmp_path, None, tmp_path)
+        assert validate_text(Recipe, json.dumps(document), name).objective.kind == name.split(",")[0]  # type: ignore[attr-defined]
