@@ -23,6 +23,7 @@ class Case:
         collapsed: term -> value if all samples are alike.
         absent: modality -> numbers of the samples that lack it.
         same_words: numbers of samples with the same tokens.
+        updates: number of times that `after_update` gets the collapsed samples before their terms are read, e.g. to fill a queue.
     """
 
     config: str
@@ -30,3 +31,4 @@ class Case:
     collapsed: Mapping[str, float]
     absent: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     same_words: tuple[int, ...] = ()
+    updates: int = 0
