@@ -159,6 +159,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "barlow_twins": {"embedding": EMBEDDING},
     "vicreg": {"embedding": EMBEDDING},
     "mlp": {"hidden": 32},
+    "moco_v2": {"queue": 20},
     "lejepa": {"directions": 16},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }

@@ -46,6 +46,7 @@ from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.lejepa import LeJepaConfig
 from mmssl.objectives.mae import MaeConfig
+from mmssl.objectives.moco_v2 import MocoV2Config
 from mmssl.objectives.simclr import SimClrConfig
 from mmssl.objectives.simsiam import SimSiamConfig
 from mmssl.objectives.vicreg import VicRegConfig
@@ -87,6 +88,7 @@ SingleObjectiveUnion = Annotated[
     | SimSiamConfig
     | LeJepaConfig
     | ByolConfig
+    | MocoV2Config
     | MaeConfig,
     KIND,
 ]  # fmt: skip
