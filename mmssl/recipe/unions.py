@@ -47,6 +47,7 @@ from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.lejepa import LeJepaConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.moco_v2 import MocoV2Config
+from mmssl.objectives.moco_v3 import MocoV3Config
 from mmssl.objectives.simclr import SimClrConfig
 from mmssl.objectives.simsiam import SimSiamConfig
 from mmssl.objectives.vicreg import VicRegConfig
@@ -89,6 +90,7 @@ SingleObjectiveUnion = Annotated[
     | LeJepaConfig
     | ByolConfig
     | MocoV2Config
+    | MocoV3Config
     | MaeConfig,
     KIND,
 ]  # fmt: skip
