@@ -160,6 +160,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "vicreg": {"embedding": EMBEDDING},
     "mlp": {"hidden": 32},
     "moco_v2": {"queue": 20},
+    "nnclr": {"queue": 20},
     "lejepa": {"directions": 16},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }

@@ -48,6 +48,7 @@ from mmssl.objectives.lejepa import LeJepaConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.moco_v2 import MocoV2Config
 from mmssl.objectives.moco_v3 import MocoV3Config
+from mmssl.objectives.nnclr import NnClrConfig
 from mmssl.objectives.simclr import SimClrConfig
 from mmssl.objectives.simsiam import SimSiamConfig
 from mmssl.objectives.vicreg import VicRegConfig
@@ -91,6 +92,7 @@ SingleObjectiveUnion = Annotated[
     | ByolConfig
     | MocoV2Config
     | MocoV3Config
+    | NnClrConfig
     | MaeConfig,
     KIND,
 ]  # fmt: skip
