@@ -261,6 +261,19 @@ def test_a_frozen_encoder_is_asked_once(name: str, modality: str) -> None:
     assert all(ctx.encoders[key] is encoder for key, encoder in other.encoders.items())
 
 
+def test_a_teacher_is_asked_once() -> None:
+    """Its pooled features of the first pass are those of the second."""
+    learner, asked = build("byol").train(), []
+    network = learner.teachers["picture"].network
+    network.register_forward_hook(lambda *_: asked.append(network.training))
+    whole = batch(learner)
+    cached = CachedStep(learner, learner, Launch(device="cpu"), SEED, micro_batches=3)
+    cached.gradients(whole, STEP, TOTAL)
+    found = trainable_gradients(learner)
+    assert asked == [False] * 3 * 2, "two views of three micro-batches, in evaluation mode"
+    assert error(found, whole_gradients(learner, whole, STEP, TOTAL)) < 1e-10
+
+
 def test_noise_of_other_encoders_is_replayed_beside_a_frozen_one() -> None:
     learner, asked = locked("clip, three pairs", "picture", dropout=0.5)
     ctx, parts = learner.context(STEP, TOTAL), []

@@ -16,10 +16,11 @@ from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
 from mmssl.encoders.text_transformer import TextTransformerConfig, trim_padding
 from mmssl.encoders.vit import VisionTransformerConfig
+from mmssl.objectives.byol import ByolConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.training.run import TrainingConfig
 from mmssl.training.runtime.launch import Launch
-from mmssl.training.steps.compilation import compile_encoders, eagerly
+from mmssl.training.steps.compilation import compile_encoders, eagerly, uncompile_encoders
 from mmssl.training.steps.plain import PlainStepConfig
 from tests.training.toys import BASE, Tower, make_learner
 
@@ -91,6 +92,25 @@ def test_compiled_gives_the_same_gradients_and_few_graphs(capsys: pytest.Capture
     printed = capsys.readouterr().err
     assert printed.count("compiled 2 encoders into 2 graphs") == 1
     assert "broken" not in printed
+
+
+def test_teachers_are_compiled_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def byol() -> Learner:
+        torch.manual_seed(0)
+        encoders = {"image": VisionTransformerConfig(size=16, patch_size=8, **SIZE).build()}
+        head = {"hidden": 8, "norm": "batch"}
+        config = ByolConfig(modality="image", view="crop", momentum=0.9, embedding=4, head=head, predictor=head)
+        return Learner(encoders, config.build(encoders, Plan.unknown())).double()
+
+    learner, backend = byol(), Counting()
+    compile_encoders(learner, "default", backend)
+    views = batch(20)["image"]["crop0"]
+    data = Batch({"image": {"crop0": views, "crop1": views.flip(3)}}, torch.arange(len(views)))
+    torch.testing.assert_close(gradients(learner, data), gradients(byol(), data), atol=1e-10, rtol=1e-10)
+    assert backend.graphs == 2  # of the encoder and of its teacher
+    assert "compiled 2 encoders into 2 graphs" in capsys.readouterr().err
+    uncompile_encoders(learner)
+    assert not any(is_compiled(module) for module in learner.modules())
 
 
 class Breaking(Tower):
