@@ -99,6 +99,13 @@ def mean(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def sum_and_count(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum [...] and number [] of the rows of [n, ...] of all processes, without gradient, in one all-reduce."""
+    sums = total_detached(torch.cat([x.detach().sum(0).flatten(), x.new_full((1,), float(len(x)))]))
+    return sums[:-1].view(x.shape[1:]), sums[-1]
+
+
+@torch.no_grad()
 def gather_uneven(x: Tensor) -> Tensor:
     """All-gather without gradient where processes may have different numbers of rows; in the order of ranks."""
     if world_size() == 1:
