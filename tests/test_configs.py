@@ -162,6 +162,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "moco_v2": {"queue": 20},
     "nnclr": {"queue": 20},
     "lejepa": {"directions": 16},
+    "dino": {"prototypes": 64, "frozen_prototypes": "0 steps", "teacher_temperature": 0.04},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }
 

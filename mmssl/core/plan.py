@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mmssl.core.config import Duration
+from mmssl.core.errors import RecipeError
 from mmssl.core.schedules import BaseScheduleConfig, Schedule, Scheduled
 
 
@@ -43,6 +44,24 @@ class Plan:
         if self.samples == 0:
             return 0
         return duration.steps(batch_size=self.batch_size, epoch_samples=self.samples, total_steps=self.total_steps)
+
+    def steps_within(self, duration: Duration, key: str) -> int:
+        """Length in steps of a part of the run.
+
+        Args:
+            duration: of the part.
+            key: its name in the config that is built, for errors.
+
+        Raises:
+            RecipeError: it is longer than the run.
+        """
+        steps = self.steps(duration)
+        if steps > self.total_steps:
+            raise RecipeError(
+                f"{self._key(key)} '{duration}' ({steps} steps): longer than the run of {self.total_steps} steps (duration); "
+                "shorten it or lengthen the run"
+            )
+        return steps
 
     def schedule(self, value: Scheduled, key: str) -> Schedule:
         """A value of a recipe as a function of the step.

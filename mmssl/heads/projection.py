@@ -60,10 +60,12 @@ class IdentityProjectionConfig(Config):
 
 
 Norm = Literal["batch", "layer", "none"]
+Activation = Literal["relu", "gelu"]
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class MLPProjection(nn.Module):
-    """MLP projection head [B, D] -> [B, E]: `layers` linear layers with norm and ReLU between them.
+    """MLP projection head [B, D] -> [B, E]: `layers` linear layers with norm and activation between them.
 
     SimCLR's head is 2 layers with "batch" and `norm_last`; SLIP's is 3 layers of hidden 4096 with "batch" and no last norm.
 
@@ -72,10 +74,11 @@ class MLPProjection(nn.Module):
         hidden: size of the hidden layers.
         embedding: E.
         layers: number of linear layers, at least 1.
-        norm: "batch" (over the global batch: only inside a criterion), "layer" or "none", before each ReLU.
+        norm: "batch" (over the global batch: only inside a criterion), "layer" or "none", before each activation.
         norm_last: whether the output is normalised too.
         affine_last: whether that norm has a scale and a shift.
         bias_last: whether the last layer has a bias; False for losses that subtract the mean over the batch.
+        activation: "relu" or "gelu", of the hidden layers.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class MLPProjection(nn.Module):
         norm_last: bool = False,
         affine_last: bool = True,
         bias_last: bool = True,
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         sizes = [width, *[hidden] * (layers - 1), embedding]
@@ -106,7 +110,7 @@ class MLPProjection(nn.Module):
                     else nn.LayerNorm(after, elementwise_affine=affine)
                 )
             if not last:
-                steps.append(nn.ReLU())
+                steps.append(_ACTIVATIONS[activation]())
         self.steps = nn.Sequential(*steps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,8 +124,9 @@ class MLPProjectionConfig(Config):
     Attributes:
         hidden: size of the hidden layers.
         layers: number of linear layers.
-        norm: normalisation before each ReLU: "batch" (over the global batch), "layer" or "none".
+        norm: normalisation before each activation: "batch" (over the global batch), "layer" or "none".
         norm_last: whether the output is normalised too.
+        activation: of the hidden layers: "relu", or "gelu" as in DINO.
     """
 
     kind: Literal["mlp"] = "mlp"
@@ -129,6 +134,7 @@ class MLPProjectionConfig(Config):
     layers: int = Field(default=2, ge=2)
     norm: Norm = "batch"
     norm_last: bool = False
+    activation: Activation = "relu"
 
     @model_validator(mode="after")
     def _norm_last_needs_norm(self) -> MLPProjectionConfig:
@@ -141,7 +147,7 @@ class MLPProjectionConfig(Config):
     def build(self, width: int, embedding: int, *, affine_last: bool = True, bias_last: bool = True) -> nn.Module:
         """Build the head [B, width] -> [B, embedding]."""
         last = (self.norm_last, affine_last, bias_last)
-        return MLPProjection(width, self.hidden, embedding, self.layers, self.norm, *last)
+        return MLPProjection(width, self.hidden, embedding, self.layers, self.norm, *last, self.activation)
 
 
 def _without_norm_last(head: MLPProjectionConfig) -> MLPProjectionConfig:

@@ -44,6 +44,7 @@ from mmssl.objectives.barlow_twins import BarlowTwinsConfig
 from mmssl.objectives.byol import ByolConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
+from mmssl.objectives.dino import DinoConfig
 from mmssl.objectives.lejepa import LeJepaConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.moco_v2 import MocoV2Config
@@ -93,6 +94,7 @@ SingleObjectiveUnion = Annotated[
     | MocoV2Config
     | MocoV3Config
     | NnClrConfig
+    | DinoConfig
     | MaeConfig,
     KIND,
 ]  # fmt: skip

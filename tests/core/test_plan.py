@@ -36,3 +36,13 @@ def test_errors_name_the_whole_key() -> None:
     plan = Plan(10, 1, 10).below("objective").below("objectives.a.objective")
     with pytest.raises(RecipeError, match=r"^objective\.objectives\.a\.objective\.momentum\.over '11 steps'"):
         plan.schedule(LinearConfig(start=0.5, final=1.0, over=Duration("11 steps")), "momentum")
+
+
+def test_a_part_longer_than_the_run_is_refused() -> None:
+    plan = Plan(10, 1, 10).below("objective")
+    assert plan.steps_within(Duration("1 epochs"), "frozen") == 10
+    with pytest.raises(
+        RecipeError, match=r"^objective\.frozen '2 epochs' \(20 steps\): longer than the run of 10 steps"
+    ):
+        plan.steps_within(Duration("2 epochs"), "frozen")
+    assert Plan.unknown().steps_within(Duration("2 epochs"), "frozen") == 0

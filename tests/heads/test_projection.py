@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from mmssl.core.batch_norm import GlobalBatchNorm
-from mmssl.heads.projection import HeadConfig, LinearProjection, MLPProjection
+from mmssl.heads.projection import HeadConfig, LinearProjection, MLPProjection, MLPProjectionConfig
 
 CONFIGS: TypeAdapter[HeadConfig] = TypeAdapter(HeadConfig)
 
@@ -26,7 +26,7 @@ def test_linear_starts_as_in_clip(width: int) -> None:
     torch.testing.assert_close(head(2 * x), 2 * head(x))
 
 
-NAMES = {GlobalBatchNorm: "batch", nn.LayerNorm: "layer", nn.ReLU: "relu"}
+NAMES = {GlobalBatchNorm: "batch", nn.LayerNorm: "layer", nn.ReLU: "relu", nn.GELU: "gelu"}
 
 
 def describe(step: nn.Module) -> str:
@@ -48,6 +48,15 @@ def test_mlp_is_the_head_of_simclr() -> None:
 def test_mlp_is_the_head_of_slip() -> None:
     head = MLPProjection(32, 64, 8, layers=3)
     assert shapes(head) == ["linear 32-64", "batch", "relu", "linear 64-64", "batch", "relu", "linear 64-8 bias"]
+
+
+def test_mlp_is_the_head_of_dino() -> None:
+    head = MLPProjection(32, 64, 8, layers=3, norm="none", activation="gelu")
+    assert shapes(head) == ["linear 32-64 bias", "gelu", "linear 64-64 bias", "gelu", "linear 64-8 bias"]
+    config = MLPProjectionConfig(hidden=64, layers=3, norm="none", activation="gelu")
+    built = config.build(32, 8)
+    assert isinstance(built, MLPProjection)
+    assert shapes(built) == shapes(head)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
