@@ -92,6 +92,10 @@ class StepContext:
         """A generator of random numbers, a pure function of (seed, name, step): equal on all processes and after a resume."""
         return torch.Generator(device).manual_seed(fold(self.seed, "shared", name, self.step))
 
+    def forget(self) -> None:
+        """Drop the features that `features` remembers, where one context serves many batches."""
+        self.__dict__.pop("_forward", None)
+
     @cached_property
     def _forward(self) -> SharedForward:
         return SharedForward({"student": self.encoders, "teacher": self.teachers}, self.whole, self.optional)

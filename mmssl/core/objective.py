@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.core.batch import Batch, Needs
+from mmssl.core.capabilities import check_capabilities
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.forward import Network
@@ -171,38 +172,28 @@ class Objective(nn.Module, ABC):
         Teachers have not moved yet. Latents are detached, and joined by what `criterion` kept (`LossOutput.kept`).
         """
 
-    def refresh(self, batches: Iterable[Batch], ctx: StepContext) -> None:
-        """Hook: pass over the whole data set at intervals (clustering)."""
+    def refresh_every(self) -> int | None:
+        """Steps from one `refresh` to the next, at least 1; the first is before the first step. None: there is none."""
+        return None
 
+    def refresh_needs(self) -> Needs:
+        """Views of the batches that `refresh` gets; default: view "eval" of the modalities in `needs`."""
+        return {modality: {"eval": 1} for modality in self.needs()}
 
-def check_capabilities(objective: Objective, encoders: Mapping[str, Encoder]) -> None:
-    """Refuse an objective whose encoders are missing or cannot do what it needs.
+    def refresh(self, batches: Iterable[Batch], ctx: StepContext) -> Collection[str]:
+        """Hook: read all training samples between two steps (clustering), in evaluation mode, float32 and without gradient.
 
-    Raises:
-        ValueError: says which encoder lacks what.
-    """
-    for modality in objective.needs():
-        if modality not in encoders:
-            raise ValueError(f"objective needs an encoder for {modality!r}, and the recipe has {sorted(encoders)}")
-    for modality, wanted in objective.requires().items():
-        lacking = wanted - encoders[modality].capabilities
-        if lacking:
-            raise ValueError(
-                f"{type(objective).__name__} needs an encoder for {modality!r} with {sorted(wanted)}, and "
-                f"{type(encoders[modality]).__name__} has {sorted(encoders[modality].capabilities) or 'none of them'}: "
-                f"it lacks {sorted(lacking)}; {_remedy(encoders[modality], lacking)}"
-            )
+        Change parameters and buffers only when the reading is over, and equally on all processes.
 
+        Args:
+            batches: this process' share of the samples, each once, in order; every iteration reads anew. Processes may have
+                different numbers of batches: communicate afterwards, by `distributed.gather_uneven` first.
+            ctx: of the step that follows. It forgets features when the next batch is read.
 
-def _remedy(encoder: Encoder, lacking: frozenset[str]) -> str:
-    if encoder.token_ids is None:
-        return "encoders of kind vit, audio_transformer and space_time have them all"
-    if Encoder.MASK_DROP in lacking:
-        return "no encoder of texts drops tokens, so choose another objective"
-    if lacking == {Encoder.BIDIRECTIONAL}:
-        return "set causal: false, or choose a model without causal attention"
-    causal = " with causal: false" if Encoder.BIDIRECTIONAL in lacking else ""
-    return f"use one of kind text_transformer{causal}"
+        Returns:
+            Names of parameters that were made anew: the optimizer forgets their moments.
+        """
+        return ()
 
 
 class Learner(nn.Module):
@@ -235,7 +226,7 @@ class Learner(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_capabilities(objective, encoders)
+        check_capabilities(type(objective).__name__, objective.needs(), objective.requires(), encoders)
         self.encoders = nn.ModuleDict(dict(encoders))
         self.objective = objective
         self.optional, self.seed = frozenset(optional), seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Generic, Literal, TypeVar
 
@@ -217,18 +218,22 @@ class WeightedObjective(Objective):
         for name, child in self._children():
             child.after_update(_of_child(latents, name), ctx)
 
-    def refresh(self, batches: Iterable[Batch], ctx: StepContext) -> None:
-        """Call `refresh` of all children, in order; each iterates over the batches.
+    def refresh_every(self) -> int | None:
+        """The greatest common divisor of the children's intervals: at each multiple those that are due are refreshed."""
+        return math.gcd(*(child.refresh_every() or 0 for _, child in self._children())) or None
 
-        Raises:
-            ValueError: the batches can be read only once, and there are several children.
-        """
-        if len(self.parts) > 1 and iter(batches) is batches:
-            raise ValueError(
-                "refresh got an iterator, which only the first child could read; wanted a re-iterable, e.g. a list"
-            )
-        for _, child in self._children():
-            child.refresh(batches, ctx)
+    def refresh_needs(self) -> Needs:
+        """Views of all children that are refreshed."""
+        return merge_needs(*[child.refresh_needs() for _, child in self._children() if child.refresh_every()])
+
+    def refresh(self, batches: Iterable[Batch], ctx: StepContext) -> list[str]:
+        """Call `refresh` of the children that are due, in order; each iterates over the batches."""
+        return [
+            f"parts.{name}.{parameter}"
+            for name, child in self._children()
+            if (every := child.refresh_every()) and ctx.step % every == 0
+            for parameter in child.refresh(batches, ctx)
+        ]
 
     def _children(self) -> Iterator[tuple[str, Objective]]:
         for name, child in self.parts.items():

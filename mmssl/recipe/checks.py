@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mmssl.core.batch import Batch, Needs, view_names
+from mmssl.core.batch import Batch, Needs, merge_needs, view_names
 from mmssl.core.encoder import Encoder, EncoderConfig
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.objective import Learner, Objective
@@ -61,7 +61,7 @@ def check_parts(
     """
     encoders, objective = learner.context().encoders, learner.objective
     wrong = [
-        *_views(data, configs, encoders, objective.needs(), modalities),
+        *_views(data, configs, encoders, _all_needs(objective), modalities),
         *_mirrors(data, configs, objective),
         *_windows(data, configs, objective, modalities),
         *_absences(data, objective),
@@ -99,6 +99,12 @@ def _stages(
                 f"resolution.{name}: got a stage of {largest} pixels, and modalities.{name}.size is {pixels}: stages "
                 "make pictures smaller only; lower it, or raise the modality's size"
             )
+
+
+def _all_needs(objective: Objective) -> Needs:
+    """Views of training and of refreshes."""
+    refreshed = objective.refresh_every() is not None
+    return merge_needs(objective.needs(), objective.refresh_needs() if refreshed else {})
 
 
 def _views(

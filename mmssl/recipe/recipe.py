@@ -188,6 +188,15 @@ class Recipe(Config):
         stream = self.data.stream(
             sources, modalities, needs, batch_size=self.batch_size, seed=self.seed, folder=self.folder
         )
+        reading = None
+        if learner.objective.refresh_every() is not None:
+            reading = self.data.pass_over(
+                sources,
+                modalities,
+                learner.objective.refresh_needs(),
+                batch_size=self.batch_size // world_size(),
+                seed=self.seed,
+            )
         return self.training.build(
             learner,
             stream,
@@ -197,6 +206,7 @@ class Recipe(Config):
             self.to_yaml(),
             seed=self.seed,
             plan=plan,
+            reading=reading,
         )
 
 

@@ -13,6 +13,7 @@ from mmssl.core.distributed import gather_objects, is_main
 from mmssl.core.errors import Interrupted, MmsslError, NumericError
 from mmssl.training.beats import EvaluateBeat, SaveBeat
 from mmssl.training.log import LogBeat
+from mmssl.training.refresh import Refresh
 from mmssl.training.runtime.console import ProgressBar, say, show_counts
 from mmssl.training.runtime.jsonl import JsonLines
 from mmssl.training.runtime.signals import HANDLED, StopSignals
@@ -25,6 +26,7 @@ def train(
     state: TrainState,
     step: GradientStep,
     updates: UpdateSchedule,
+    refresh: Refresh,
     log: LogBeat,
     save: SaveBeat,
     evaluations: Sequence[EvaluateBeat],
@@ -35,12 +37,10 @@ def train(
 
     Args:
         state: moves; its stream gives batches on the device.
-        step: computes and applies gradients.
-        updates: learning rate and weight decay at each step.
-        log, save, evaluations: periodic actions, in this order: a step is saved before its evaluation, which may take long;
-            a resumed run evaluates it if that is still missing.
-        bad_batches: file for the sample keys of batches with a non-finite loss or gradient.
-        max_bad_steps: number of such batches in a row that ends the run.
+        step, updates: computes and applies gradients; learning rate and weight decay at each step.
+        refresh, log, save, evaluations: periodic actions, the first before a step and the others after it, in this order: a step is
+            saved before its evaluation, which may take long; a resumed run evaluates it if that is still missing.
+        bad_batches, max_bad_steps: file for the keys of batches with a non-finite loss or gradient; how many in a row end the run.
 
     Raises:
         Interrupted: one of `HANDLED` signals came; the run is saved.
@@ -57,6 +57,7 @@ def train(
         save.mark_best(state)
         batches = iter(state.stream)
         while state.step < state.total_steps:
+            refresh(state, save, stop)
             started = time.monotonic()
             batch, missing = stop.next_batch(batches, batch)
             fetched = time.monotonic()
@@ -114,7 +115,6 @@ def _note_bad(state: TrainState, batch: Batch, report: StepReport, bad_batches: 
     say(f"step {state.step}: loss {scalars['loss']:.4g}, gradient norm {scalars['grad_norm']:.4g}: not finite, skipped")
     if state.bad_in_a_row >= most:
         raise NumericError(
-            f"loss or gradient was not finite in {state.bad_in_a_row} steps in a row, up to step {state.step}; the keys are "
-            f"in {bad_batches.path}, the last checkpoint is unchanged. Lower the learning rate, warm up longer, clip the "
-            "gradient, or look at those samples"
+            f"loss or gradient was not finite in {state.bad_in_a_row} steps in a row, up to step {state.step}; the last checkpoint "
+            f"is unchanged. Lower the learning rate, warm up longer, clip the gradient, or look at samples in {bad_batches.path}"
         )

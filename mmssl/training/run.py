@@ -23,6 +23,7 @@ from mmssl.training.checkpoints.manifest import replace_text
 from mmssl.training.checkpoints.write import CheckpointStore
 from mmssl.training.log import LogBeat
 from mmssl.training.loop import train
+from mmssl.training.refresh import Reading, Refresh
 from mmssl.training.runtime.console import say, show_drawn
 from mmssl.training.runtime.jsonl import JsonLines
 from mmssl.training.runtime.launch import Device, Launch
@@ -123,18 +124,17 @@ class TrainingConfig(Config):
         *,
         seed: int,
         plan: Plan,
+        reading: Reading | None = None,
     ) -> Run:
         """Build a run: learner on its device, optimizer, step, checkpoints and periodic actions.
 
         Args:
             learner: on any device; it is moved.
-            stream: training batches.
+            stream, reading: training batches; training samples in order, for objectives that are refreshed.
             evaluators: name -> (what to run, how often; None: at the end only).
-            launch: from `launch()`.
-            folder: run folder; made when the run starts.
+            launch, folder: from `launch()`; run folder, made when the run starts.
             recipe: the resolved recipe, as YAML, for the checkpoints.
-            seed: of the run.
-            plan: its length, batch size and number of samples.
+            seed, plan: of the run; its length, batch size and number of samples.
 
         Raises:
             RecipeError: settings that contradict each other.
@@ -169,6 +169,7 @@ class TrainingConfig(Config):
                 plan.schedule(self.schedule, "schedule"),
                 plan.schedule(self.optimizer.weight_decay, "optimizer.weight_decay"),
             ),
+            refresh=Refresh(learner.objective.refresh_every(), reading, launch),
             log=LogBeat(Every(plan.steps(self.log.every), self.log.minutes), metrics, launch),
             evaluations=tuple(
                 EvaluateBeat(Every(plan.steps(when) if when else None), name, evaluator, metrics, launch, best)
@@ -191,6 +192,7 @@ class Run:
     state: TrainState
     step: GradientStep
     updates: UpdateSchedule
+    refresh: Refresh
     log: LogBeat
     evaluations: tuple[EvaluateBeat, ...]
     save: SaveBeat
@@ -230,6 +232,7 @@ class Run:
                         self.state,
                         self.step,
                         self.updates,
+                        self.refresh,
                         self.log,
                         self.save,
                         self.evaluations,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder, freeze
-from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction, check_capabilities
+from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction
 from mmssl.core.sample import TokenIds
 from tests.contracts.toys import Patches, Words
 
@@ -122,7 +122,7 @@ def test_encoders_of_texts_get_advice_of_their_own(has: set[str], wanted: set[st
     words.capabilities, words.token_ids = frozenset(has), TokenIds(None, 30)
     objective.requires = lambda: {"picture": frozenset(wanted)}  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=remedy):
-        check_capabilities(objective, {"picture": words})
+        Learner({"picture": words}, objective)
 
 
 def test_frozen_encoders_stay_in_evaluation_mode() -> None:
@@ -140,7 +140,9 @@ def test_hooks_do_nothing_unless_overridden() -> None:
     before = {name: x.clone() for name, x in objective.state_dict().items()}
     objective.before_update(ctx)
     objective.after_update({}, ctx)
-    objective.refresh([], ctx)
+    assert [*objective.refresh([], ctx)] == []
+    assert objective.refresh_every() is None
+    assert objective.refresh_needs() == {"picture": {"eval": 1}}
     assert all(torch.equal(x, before[name]) for name, x in objective.state_dict().items())
     assert objective.heads() == {}
 

@@ -43,6 +43,7 @@ class Noting(Objective):
         super().__init__()
         self.reduction, self.modality, self.crops, self.capability = reduction, modality, crops, capability
         self.notes: list[Any] = []
+        self.every: int | None = None
 
     def needs(self) -> Needs:
         return {self.modality: {"crop": self.crops}}
@@ -67,8 +68,12 @@ class Noting(Objective):
     def after_update(self, latents: Latents, ctx: StepContext) -> None:
         self.notes.append(("after", ctx.step, sorted(latents)))
 
-    def refresh(self, batches: Iterable[Batch], ctx: StepContext) -> None:
+    def refresh_every(self) -> int | None:
+        return self.every
+
+    def refresh(self, batches: Iterable[Batch], ctx: StepContext) -> list[str]:
         self.notes.append(("refresh", [len(batch) for batch in batches]))
+        return ["x"]
 
 
 class Heading(Noting):
@@ -137,18 +142,25 @@ def test_hooks_reach_every_child() -> None:
     both.check_views(toys.batch(1), ctx)
     both.before_update(ctx)
     both.after_update(both.encode(toys.batch(4), ctx), ctx)
-    both.refresh([toys.batch(4), toys.batch(2)], ctx)
-    assert a.notes == [("check", 1), ("before", 7), ("after", 7, ["x", "x/mean"]), ("refresh", [4, 2])]
+    assert a.notes == [("check", 1), ("before", 7), ("after", 7, ["x", "x/mean"])]
     assert b.notes == a.notes
 
 
-def test_refresh_needs_batches_that_start_over() -> None:
-    both = WeightedObjective({"a": Noting(), "b": Noting()}, {"a": 1.0, "b": 1.0})
-    with pytest.raises(ValueError, match="only the first child could read"):
-        both.refresh(iter([toys.batch(4)]), StepContext({}))
-    alone = Noting()
-    WeightedObjective({"a": alone}, {"a": 1.0}).refresh(iter([toys.batch(4)]), StepContext({}))
-    assert alone.notes == [("refresh", [4])]
+def test_children_are_refreshed_when_they_are_due() -> None:
+    a, b, never = Noting(), Noting(modality="sound"), Noting()
+    both = WeightedObjective({"a": a, "b": b, "never": never}, {"a": 1.0, "b": 1.0, "never": 1.0})
+    assert both.refresh_every() is None
+    assert both.refresh_needs() == {}
+    a.every, b.every = 4, 6
+    assert both.refresh_every() == 2
+    assert both.refresh_needs() == {"picture": {"eval": 1}, "sound": {"eval": 1}}
+    batches = [toys.batch(4), toys.batch(2)]
+    made = {step: both.refresh(batches, StepContext({}, step)) for step in range(0, 13, 2)}
+    assert made == {0: ["parts.a.x", "parts.b.x"], 2: [], 4: ["parts.a.x"], 6: ["parts.b.x"], 8: ["parts.a.x"], 10: [],
+                    12: ["parts.a.x", "parts.b.x"]}  # fmt: skip
+    assert a.notes == [("refresh", [4, 2])] * 4
+    assert b.notes == [("refresh", [4, 2])] * 3
+    assert never.notes == []
 
 
 def test_two_heads_for_one_modality_are_refused() -> None:

@@ -12,6 +12,7 @@ import pytest
 from mmssl.core.errors import RecipeError
 from mmssl.core.plan import Plan
 from mmssl.datasets import digit_scenes
+from mmssl.objectives.clip import ClipObjective
 from mmssl.objectives.mae import MaeObjective
 from mmssl.objectives.simclr import SimClrObjective
 from mmssl.recipe.recipe import load_recipe
@@ -51,6 +52,14 @@ def refused(recipe: Path, *overrides: str) -> str:
 
 def mirrored(flip: float) -> str:
     return f"modalities.image.views.crop={{kind: resized_crop, flip: {flip}}}"
+
+
+def test_a_view_that_only_refreshes_read_has_an_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused(PICTURES, VIEWS).startswith("modalities.image.views.augmented: the objective does not use it")
+    monkeypatch.setattr(ClipObjective, "refresh_needs", lambda self: {"image": {"augmented": 1}})
+    assert refused(PICTURES, VIEWS).startswith("modalities.image.views.augmented: the objective does not use it")
+    monkeypatch.setattr(ClipObjective, "refresh_every", lambda self: 5)
+    build(PICTURES, VIEWS)
 
 
 def test_an_encoder_that_the_objective_does_not_use() -> None:

@@ -23,6 +23,7 @@ from mmssl.core.objective import Headline, Latents, Learner, LossOutput, Objecti
 from mmssl.core.plan import Plan
 from mmssl.core.sample import Drawn, Fault, Origin
 from mmssl.core.seeding import generator
+from mmssl.training.refresh import Reading
 from mmssl.training.run import Run, TrainingConfig
 
 WIDTH = 6
@@ -227,6 +228,7 @@ def make_run(
     stream: Stream | None = None,
     learner: Learner | None = None,
     evaluators: Mapping[str, tuple[Evaluator, Duration | None]] | None = None,
+    reading: Reading | None = None,
     **changes: Any,
 ) -> Run:
     """A fresh run; `changes` replace entries of BASE, whose warm-up is cut to the run."""
@@ -241,6 +243,7 @@ def make_run(
         "recipe: toy\n",
         seed=1,
         plan=Plan(total, batch_size=8, samples=80),
+        reading=reading,
     )
 
 

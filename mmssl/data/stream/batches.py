@@ -242,13 +242,14 @@ class EvalStream:
     Rank r of W has samples rN/W ... (r+1)N/W-1 (rounded down), so shares differ by at most one, and may be empty.
 
     Args:
-        index, modalities, needs, workers, optional, rank, world: as in `TrainStream`.
+        index, modalities, needs, workers, optional, rank, world: as in `TrainStream`; weights of sources count for nothing.
         batch_size: samples of a batch of this process; the last one may be smaller.
         on_error: "raise", or "skip": drop the sample, and record it in `Batch.faults`. Evaluation has no substitutes, as they
             would change the score.
         max_failures: largest share of faults, checked after 500 samples; above it the stream raises.
         seed: of random views; "eval" views are deterministic.
         limit: use only the first `limit` samples; None: all.
+        remedy: advice on unusable samples, for the error message.
 
     Attributes:
         index: the samples.
@@ -257,7 +258,7 @@ class EvalStream:
 
     def __init__(
         self,
-        index: ShardIndex,
+        index: ShardIndex | Sequence[Source],
         modalities: Mapping[str, Modality],
         needs: Needs,
         batch_size: int,
@@ -268,6 +269,7 @@ class EvalStream:
         optional: Collection[str] = (),
         seed: int = 0,
         limit: int | None = None,
+        remedy: str = "skip them with `on_error: skip` of the evaluation",
         rank: int | None = None,
         world: int | None = None,
     ) -> None:
@@ -275,14 +277,14 @@ class EvalStream:
             raise ValueError(f"got batches of {batch_size} samples, wanted at least one")
         rank = distributed.rank() if rank is None else rank
         world = distributed.world_size() if world is None else world
-        total = len(index) if limit is None else min(limit, len(index))
+        joined = Sources([index] if isinstance(index, ShardIndex) else [source.index for source in index])
+        total = len(joined) if limit is None else min(limit, len(joined))
         self.index = index
         self.samples = range(rank * total // world, (rank + 1) * total // world)
         self.faults: Counter[str] = Counter()
         starts = range(self.samples.start, self.samples.stop, batch_size)
         self._tickets = [[(0, i) for i in range(s, min(s + batch_size, self.samples.stop))] for s in starts]
-        remedy = "skip them with `on_error: skip` of the evaluation"
-        rows = Rows(Sources([index]), select(modalities, needs), needs, seed, on_error, tuple(optional), remedy=remedy)
+        rows = Rows(joined, select(modalities, needs), needs, seed, on_error, tuple(optional), remedy=remedy)
         self._make_loader = partial(
             Workers.of(workers).loader, rows, self._tickets, Collate(rows.modalities, needs), persistent=True
         )

@@ -17,8 +17,9 @@ from mmssl.data.modality import Modality
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.remote import CacheConfig, Remote, RemoteReader
 from mmssl.data.shards.storage import is_remote
-from mmssl.data.stream.batches import TrainStream
+from mmssl.data.stream.batches import EvalStream, TrainStream
 from mmssl.data.stream.mixture import Batches, BlockShuffleConfig, GlobalShuffleConfig
+from mmssl.data.stream.rows import SUBSTITUTE
 from mmssl.data.stream.sources import Source
 from mmssl.data.stream.workers import StartMethod, Workers
 from mmssl.data.synchronized.chain import SynchronizedConfig
@@ -153,7 +154,7 @@ class DataConfig(Config):
             needs,
             batch_size=batch_size,
             seed=seed,
-            workers=Workers(self.workers, self.prefetch, self.timeout, self.start_method),
+            workers=self._workers(),
             on_error=self.on_error,
             max_failures=self.max_failures,
             optional=self.optional,
@@ -163,6 +164,36 @@ class DataConfig(Config):
             audit=folder / self.audit if self.audit is not None else None,
             ahead=self.cache.threads,
         )
+
+    def pass_over(
+        self, sources: list[Source], modalities: Mapping[str, Modality], needs: Needs, *, batch_size: int, seed: int
+    ) -> EvalStream:
+        """Make a stream that reads each training sample once in a pass, in order, unsynchronized; for `Objective.refresh`.
+
+        Samples that training substitutes are left out. Random views are those of each source's first epoch.
+
+        Args:
+            sources: from `open`.
+            batch_size: samples of a batch of this process.
+
+        Raises:
+            ValueError: views that no modality has.
+        """
+        return EvalStream(
+            sources,
+            modalities,
+            needs,
+            batch_size,
+            self._workers(),
+            on_error="skip" if self.on_error == "substitute" else "raise",
+            max_failures=self.max_failures,
+            optional=self.optional,
+            seed=seed,
+            remedy=SUBSTITUTE,
+        )
+
+    def _workers(self) -> Workers:
+        return Workers(self.workers, self.prefetch, self.timeout, self.start_method)
 
     def open(self, source: str = "train") -> list[Source]:
         """Index the shards of all sources.

@@ -56,10 +56,13 @@ RESUME = "resume with the recipe.yaml of the checkpoint, or start in another run
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, advice: str = RESUME) -> None:
     """Load tensors into a module strictly: names and shapes must match; `advice` ends the error message.
 
+    A tensor without elements in the module stays so: in a model that is not trained, a bank of training samples has no rows.
+
     Raises:
         CheckpointError: lists names that are missing or unexpected, and shapes that differ, with both sides.
     """
     wanted = module.state_dict()
+    tensors = {**tensors, **{name: own for name, own in wanted.items() if own.numel() == 0 and name in tensors}}
     missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted]
     differing = [

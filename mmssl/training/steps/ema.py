@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
@@ -57,6 +58,13 @@ class Ema:
         move_towards(averages, live, 1 - decay)
         copy_each(copies, originals)
         self.updates += 1
+
+    @torch.no_grad()
+    def take_over(self, learner: Learner, names: Sequence[str]) -> None:
+        """Copy parameters by name, and all buffers."""
+        averages, live = dict(self.module.named_parameters()), dict(learner.named_parameters())
+        targets, sources = [averages[name] for name in names], [live[name] for name in names]
+        copy_each([*targets, *self.module.buffers()], [*sources, *learner.buffers()])
 
 
 def _parts(learner: Learner) -> tuple[list[Tensor], list[Tensor]]:

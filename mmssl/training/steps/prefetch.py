@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmssl.core.batch import Batch
 from mmssl.core.encoder import Encoder
@@ -85,15 +86,7 @@ class DeviceStream:
             return self._move(batch), self._stream.state_dict(), None
 
     def _move(self, batch: Batch) -> Batch:
-        views = dict(batch.views)
-        for modality, encoder in self._encoders.items():
-            assert isinstance(encoder, Encoder)
-            names = batch.trimmable.get(modality, ())
-            if encoder.trim is not None and names:
-                longest = max(encoder.trim(views[modality][name]).shape[1] for name in names)
-                cut = {name: views[modality][name][:, :longest] for name in names}
-                views[modality] = {**views[modality], **cut}
-        return replace(batch, views=views).to(self._device, non_blocking=True)
+        return trimmed(batch, self._encoders).to(self._device, non_blocking=True)
 
     def _arrived(self, batch: Batch) -> Batch:
         """Make the current CUDA stream wait for the copy of a batch."""
@@ -109,3 +102,16 @@ class DeviceStream:
 
             batch.map(keep)
         return batch
+
+
+def trimmed(batch: Batch, encoders: Mapping[str, nn.Module]) -> Batch:
+    """Cut padding off the token views of a batch, all of a modality to the length of its longest text; see `Encoder.trim`."""
+    views = dict(batch.views)
+    for modality, encoder in encoders.items():
+        assert isinstance(encoder, Encoder)
+        names = batch.trimmable.get(modality, ())
+        if encoder.trim is not None and names:
+            longest = max(encoder.trim(views[modality][name]).shape[1] for name in names)
+            cut = {name: views[modality][name][:, :longest] for name in names}
+            views[modality] = {**views[modality], **cut}
+    return replace(batch, views=views)

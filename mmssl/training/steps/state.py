@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol
@@ -113,6 +113,27 @@ class TrainState:
         self.skipped_steps += not finite
         self._new_faults += [(self.step, rank(), fault) for fault in batch.faults]
         self._new_notes.update(chain.from_iterable(batch.notes))
+
+    def forget_moments(self, names: Iterable[str]) -> None:
+        """Drop the moments of parameters that the objective made anew; the EMA starts from them, and takes all buffers over.
+
+        Args:
+            names: of parameters of the objective.
+
+        Raises:
+            ValueError: no such parameter.
+        """
+        objective = self.learner.objective
+        parameters, made = dict(objective.named_parameters()), list(names)
+        unknown = [name for name in made if name not in parameters]
+        if unknown:
+            raise ValueError(
+                f"{type(objective).__name__}.refresh() returned {unknown}, wanted names of its parameters: {[*parameters]}"
+            )
+        for name in made:
+            self.optimizer.state.pop(parameters[name], None)
+        if self.ema is not None:
+            self.ema.take_over(self.learner, [f"objective.{name}" for name in made])
 
     def join_faults(self) -> None:
         """Add the faults and notes of all processes since the last call. Every process must call."""

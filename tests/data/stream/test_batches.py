@@ -516,3 +516,31 @@ def test_config_builds_the_stream(folder: Path, index: ShardIndex) -> None:
     assert len(next(stream)) == 4
     with pytest.raises(ValueError, match="at least 1 item"):
         DataConfig.model_validate_json('{"shards": []}')
+
+
+def test_a_pass_over_the_training_samples_has_each_once_as_in_the_first_epoch(shard: Shard) -> None:
+    """Under its number there, with the random views of it; without those that training substitutes."""
+    paths = {"a": shard(pairs(0, 9), "a.tar"), "b": shard(bad_records(), "b.tar")}
+    sources = {name: {"shards": [str(path)]} for name, path in paths.items()}
+    config = DataConfig(sources=sources, workers=0, on_error="substitute", max_failures=1.0)
+    needs = {"image": {"crop": 1, "eval": 1}, "text": {"eval": 1}}
+    passed = list(config.pass_over(config.open(), MODALITIES, needs, batch_size=7, seed=5))
+    assert "eval0" in passed[0]["image"]
+    found = {i: x for batch in passed for i, x in zip(batch.index.tolist(), batch["image"]["crop0"], strict=True)}
+    assert [*found] == [i for i in range(29) if i - 9 not in (3, 7, 11)]
+    trained = take(config.stream(config.open(), MODALITIES, NEEDS, batch_size=14, seed=5), 2)
+    whole = [i for batch in trained for i in batch.index.tolist()]
+    compared = 0
+    for batch in trained:
+        replaced = {fault.row for fault in batch.faults}
+        for row, i in enumerate(batch.index.tolist()):
+            if row not in replaced and whole.count(i) == 1:
+                assert torch.equal(found[i], batch["image"]["crop0"][row])
+                compared += 1
+    assert compared > 15
+
+
+def test_a_pass_over_the_training_samples_names_unusable_ones(shard: Shard) -> None:
+    config = DataConfig(shards=[str(shard(bad_records()))], workers=0)
+    with pytest.raises(DataError, match=r"'0003'(?s:.*)replace them with `data\.on_error: substitute`"):
+        list(config.pass_over(config.open(), MODALITIES, EVAL, batch_size=4, seed=5))

@@ -66,6 +66,23 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path / "missing")
 
 
+def test_an_empty_bank_stays_empty_and_any_other_size_is_refused(tmp_path: Path) -> None:
+    def module(samples: int) -> nn.Module:
+        made = nn.Linear(2, 2)
+        made.register_buffer("bank", torch.arange(3.0 * samples).reshape(samples, 3))
+        return made
+
+    saved, loaded = module(5).state_dict(), module(0)
+    load_exactly(loaded, saved, tmp_path)
+    assert loaded.bank.shape == (0, 3)
+    assert torch.equal(loaded.weight, saved["weight"])
+    with pytest.raises(CheckpointError, match=r"bank is \[5, 3\] in the checkpoint and \[4, 3\] in the recipe"):
+        load_exactly(module(4), saved, tmp_path)
+    del saved["bank"]
+    with pytest.raises(CheckpointError, match="1 missing in the checkpoint: bank"):
+        load_exactly(loaded, saved, tmp_path)
+
+
 def test_long_lists_are_cut(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"40 missing in the checkpoint: 0\.weight.*, and 32 more"):
         load_exactly(nn.Sequential(*(nn.Linear(1, 1) for _ in range(20))), {}, tmp_path)
