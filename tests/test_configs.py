@@ -135,6 +135,7 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
     if small.get("kind") == "simclr" and "size" in small:  # a view of a size of its own
         small |= {"size": 32}
     if key == "schedule":
+        small = {name: item for name, item in small.items() if name != "cooldown"}
         small |= {"warmup": "1 steps"}  # of a run of one step
     if "modalities" in small:
         small |= {"batch_size": 8, "duration": "1 steps", "precision": "fp32", "device": "cpu", "output": str(folder)}
@@ -163,6 +164,8 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "nnclr": {"queue": 20},
     "lejepa": {"directions": 16},
     "dino": {"prototypes": 64, "frozen_prototypes": "0 steps", "teacher_temperature": 0.04},
+    "blocks": {"smallest": 4},
+    "latent_prediction": {"layers": 2},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }
 

@@ -45,6 +45,7 @@ from mmssl.objectives.byol import ByolConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.dino import DinoConfig
+from mmssl.objectives.latent_prediction import LatentPredictionConfig
 from mmssl.objectives.lejepa import LeJepaConfig
 from mmssl.objectives.mae import MaeConfig
 from mmssl.objectives.moco_v2 import MocoV2Config
@@ -95,6 +96,7 @@ SingleObjectiveUnion = Annotated[
     | MocoV3Config
     | NnClrConfig
     | DinoConfig
+    | LatentPredictionConfig
     | MaeConfig,
     KIND,
 ]  # fmt: skip

@@ -44,6 +44,7 @@ def explain(history: History, recipe: Recipe, faults: Sequence[dict[str, Any]] =
         partial(partners, batch_size=recipe.batch_size),
         health.gradients,
         health.collapse,
+        health.floors,
         duplicates,
         health.limits,
         partial(health.chance, least=0.0, steps=0),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from operator import le
+from operator import gt, le
 from statistics import fmean
 from typing import Any
 
@@ -160,6 +160,20 @@ def collapse(history: History) -> Iterator[Finding]:
             )
 
 
+def floors(history: History) -> Iterator[Finding]:
+    """Figures so low that something has collapsed: every metric with a `<metric>_least` beside it, as the spread of targets."""
+    for name in history[-1] if history else ():
+        least = history[-1].get(f"{name}_least")
+        found = [] if least is None else metric_trailing(history, name, partial(gt, least))
+        if found:
+            yield Finding(
+                "floor",
+                f"{name!r} is {found[-1][name]:.2g}, and was below {least:g} {_span(found)}: what it measures has collapsed.",
+                "Usual causes: a teacher that follows too fast, a learning rate that is too high, inputs that are all alike.",
+                "Raise the teacher's momentum, lower optimizer.lr, warm up longer; look at some samples.",
+            )
+
+
 def limits(history: History) -> Iterator[Finding]:
     """Learned figures at their bound: every metric with a `<metric>_limit` beside it, such as a logit scale."""
     for name in history[-1] if history else ():
@@ -205,7 +219,7 @@ def chance(history: History, least: float = WARM_UP, steps: int = AT_CHANCE) -> 
         )
 
 
-RULES: tuple[Rule, ...] = (skipped, still, gradients, collapse, early_limits, chance)
+RULES: tuple[Rule, ...] = (skipped, still, gradients, collapse, floors, early_limits, chance)
 """What `Watch` looks for: causes first, their consequences after them."""
 
 

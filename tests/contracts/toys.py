@@ -15,11 +15,17 @@ PATCH_VALUES = 12
 
 
 class Patches(Encoder):
-    """uint8 [B, 3, 8, 8] -> 16 tokens of a 4 x 4 grid through one attention layer; pooled is tanh of their mean."""
+    """uint8 [B, 3, 8, 8] -> 16 tokens of a 4 x 4 grid through one attention layer; pooled is tanh of their mean.
+
+    There are two hidden layers: before and after the attention.
+    """
 
     width = 16
     grid = GRID
-    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_DROP})
+    depth = 2
+    capabilities = frozenset(
+        {Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
+    )
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -41,15 +47,20 @@ class Patches(Encoder):
         hidden: int = 0,
         pooled_only: bool = False,
     ) -> Features:
-        assert replace is None
         prepared = self.prepare(x).to(self.embed.weight.dtype)
-        tokens = self.embed(prepared).flatten(2).transpose(1, 2) + self.positions
+        tokens = self.embed(prepared).flatten(2).transpose(1, 2)
+        if replace is not None:
+            tokens = torch.where(replace[0][..., None], replace[1].to(tokens.dtype), tokens)
+        tokens = tokens + self.positions
         if keep is not None:
             tokens = tokens.gather(1, keep[..., None].expand(-1, -1, self.width))
         query, key, value = self.attend(tokens).chunk(3, -1)
-        tokens = self.norm(tokens + self.dropout(F.scaled_dot_product_attention(query, key, value)))
+        states = tokens, tokens + self.dropout(F.scaled_dot_product_attention(query, key, value))
+        tokens = self.norm(states[1])
         # The tanh keeps a head with batch norm from making the shift of the norm a parameter without effect.
-        return Features(tokens.mean(1).tanh(), tokens, None if keep is not None else GRID)
+        return Features(
+            tokens.mean(1).tanh(), tokens, None if keep is not None else GRID, states[-hidden:] if hidden else None
+        )
 
     def layers(self) -> list[list[nn.Parameter]]:
         return [[*self.embed.parameters(), self.positions], [*self.attend.parameters()], [*self.norm.parameters()]]
@@ -98,12 +109,15 @@ def batch(size: int, seed: int = 0) -> Batch:
         return torch.randint(0, 256, (size, 3, 8, 8), generator=random, dtype=torch.uint8)
 
     order = torch.rand(size, TOKENS, generator=random).argsort(1)
+    rank = order.argsort(1)
     return Batch(
         views={
             "picture": {
                 "crop0": patches(),
                 "crop1": patches(),
                 "order0": order,
+                "mask0": rank < 6,
+                "uneven0": rank < 2 + 2 * torch.arange(size)[:, None] % 7,
                 "small0": patches(),
                 "small1": patches(),
             },

@@ -71,6 +71,7 @@ def log(n: int = 30, **changes: Any) -> list[dict[str, Any]]:
 CASES: list[tuple[str, dict[str, Any], str]] = [
     ("chance", {"loss": 2.775}, "2.775, that of random guessing (2.773)"),
     ("collapse", {"spread/image": 0.001}, "'image' have collapsed: their spread is 0.001"),
+    ("floor", {"target_std": 0.05, "target_std_least": 0.1}, "'target_std' is 0.05, and was below 0.1 from step 10 to step 300"),
     ("limit", {"image-text/scale": 100.0}, "'image-text/scale' is 100, at its limit from step 10 to step 300"),
     ("rate", {"lr": 0.0}, "learning rate is 0"),
     ("rate", {"lr": lambda n: 1e-6 * n, "progress": lambda n: n / 100}, "3e-05, of a peak of 0.005, with 30% of the run done"),

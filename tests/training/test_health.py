@@ -27,7 +27,8 @@ def line(number: int, total: int = 50, **changes: Any) -> dict[str, Any]:
     healthy = {
         "step": 10 * number, "progress": done, "loss": 1 + (CHANCE - 0.8) * math.exp(-5 * done), "chance_loss": CHANCE,
         "lr": 1e-3 * math.cos(1.5 * done), "skipped_steps": 0, "spread/image": 0.1 + 0.6 * done, "a-b/scale": 14 + 80 * done,
-        "a-b/scale_limit": 100.0, "grad_norm": 1.0, "grad_norm/image": 0.7,
+        "a-b/scale_limit": 100.0, "grad_norm": 1.0, "grad_norm/image": 0.7, "latent/target_std": 0.2 + done,
+        "latent/target_std_least": 0.1,
     }  # fmt: skip
     return healthy | changes
 
@@ -52,6 +53,7 @@ SICK: dict[str, dict[str, Any]] = {
     "rate": {"lr": 0.0},
     "gradient": {"grad_norm/image": 0.0},
     "collapse": {"spread/image": 0.004, "loss": CHANCE},
+    "floor": {"latent/target_std": 0.05},
     "limit": {"a-b/scale": 100.0, "loss": 2.5},
     "chance": {"loss": lambda n: CHANCE * (1 + 0.01 * (-1) ** n)},
 }
