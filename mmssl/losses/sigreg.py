@@ -63,6 +63,12 @@ def sigreg_of_collapse(samples: int) -> float:
     return samples * float((1 - gaussian).square() @ weights)
 
 
+def sigreg_of_normal() -> float:
+    """Expected SIGReg of standard normal embeddings, for any number of samples: 1.0525."""
+    _, gaussian, weights = _quadrature(torch.empty(0, dtype=torch.float64))
+    return float((1 - gaussian.square()) @ weights)
+
+
 def random_directions(like: Tensor, count: int, random: torch.Generator) -> Tensor:
     """Random unit vectors [count, E], uniform on the sphere, for embeddings [..., E].
 

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP: contrastive alignment of pairs of modalities; other samples of the global batch are negatives."""
+"""CLIP, SigLIP and LeVLJEPA: alignment of pairs of modalities, against negatives of the global batch or by prediction."""
 
 from __future__ import annotations
 
@@ -19,31 +19,26 @@ from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
 from mmssl.core.plan import Plan
 from mmssl.heads.projection import HeadConfig, LinearProjectionConfig, MLPProjectionConfig
-from mmssl.losses.info_nce import info_nce
-from mmssl.losses.sigmoid import sigmoid_loss
-from mmssl.losses.tiled_info_nce import tiled_info_nce
-from mmssl.losses.tiled_sigmoid import tiled_sigmoid_loss
-from mmssl.objectives.common import ObjectiveConfig, at_least_float32, encoder_of, log_sum_exp_over_processes
+from mmssl.objectives.common import ObjectiveConfig, at_least_float32, encoder_of
+from mmssl.objectives.contrast import contrastive_loss
 from mmssl.objectives.pair_metrics import pair_metrics
 from mmssl.objectives.pairs import SIGMOID_BIAS, Pair, PairConfig, PairLoss, check_pairs, modalities_of
+from mmssl.objectives.prediction import RAW, PredictionConfig, PredictivePairs
 from mmssl.objectives.presence import content_hash, gather_facts, identities, presence
-
-WHOLE_UP_TO = 2048
-"""Largest global batch with the logits as one matrix (16 MB) where the config has tiles: null."""
 
 Duplicates = Literal["negatives", "ignore"]
 
 
 class ClipConfig(ObjectiveConfig):
-    """Settings of CLIP or SigLIP over pairs of modalities; see `ClipObjective`.
+    """Settings of CLIP, SigLIP or LeVLJEPA over pairs of modalities; see `ClipObjective`.
 
     Attributes:
         pairs: which modalities are aligned, e.g. [[image, text], [image, audio]]. A pair may have its settings: {modalities:
             [audio, text], weight: 0.5, loss: sigmoid, temperature: 0.1, bias: -10}. A modality of several pairs is encoded once.
         views: modality -> kind of view to encode, one for each modality of the pairs.
         embedding: E, size of the shared space.
-        loss: default loss of a pair: "info_nce" (CLIP) or "sigmoid" (SigLIP).
-        temperature: initial value; the logit scale starts at ln(1 / temperature). CLIP: 0.07; SigLIP: 0.1.
+        loss: default loss of a pair: "info_nce" (CLIP), "sigmoid" (SigLIP) or "predictive" (LeVLJEPA).
+        temperature: initial value; the logit scale starts at ln(1 / temperature). CLIP: 0.07; SigLIP: 0.1. Contrastive losses only.
         bias: initial logit bias of sigmoid losses; null: SigLIP's -10, for batches of about 20,000. For a batch of G: ln(1 / G).
         max_scale: upper bound of 1 / temperature, enforced after every step. CLIP: 100.
         shared_temperature: one temperature for all pairs instead of one for each.
@@ -52,6 +47,7 @@ class ClipConfig(ObjectiveConfig):
         heads: modality -> projection head into the shared space; default: CLIP's linear projection.
         tiles: compute the loss from tiles of its logits, in memory linear in the batch instead of quadratic: true, false or rows of
             a tile; null: always for sigmoid, and for info_nce in global batches above 2048. It changes rounding only.
+        prediction: predictors and SIGReg of predictive pairs.
     """
 
     kind: Literal["clip"] = "clip"
@@ -59,19 +55,37 @@ class ClipConfig(ObjectiveConfig):
     views: dict[str, str]
     embedding: int = Field(gt=0)
     loss: PairLoss = "info_nce"
-    temperature: float = Field(gt=0, le=1)
+    temperature: float | None = Field(default=None, gt=0, le=1)
     bias: float | None = None
     max_scale: float = Field(default=100.0, gt=1)
     shared_temperature: bool = False
     duplicates: Duplicates = "negatives"
     heads: dict[str, HeadConfig] = Field(default_factory=dict)
     tiles: bool | Annotated[int, Field(ge=1)] | None = None
+    prediction: PredictionConfig | None = None
 
     @model_validator(mode="after")
-    def _scale_is_in_range(self) -> ClipConfig:
-        if 1 / self.temperature > self.max_scale:
+    def _settings_have_an_effect(self) -> ClipConfig:
+        losses = {pair.loss or self.loss for pair in self.pairs}
+        if losses == {"predictive"}:
+            for name in ("temperature", "max_scale", "shared_temperature", "duplicates", "tiles"):
+                if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name}: got {value!r}, and no pair has a contrastive loss, which it is for; leave it out"
+                    )
+        elif self.temperature is None:
+            raise ValueError("temperature: got none, wanted the initial value for contrastive losses, e.g. 0.07")
+        elif 1 / self.temperature > self.max_scale:
             raise ValueError(
                 f"temperature: got {self.temperature}, wanted at least 1 / max_scale = {1 / self.max_scale:g}"
+            )
+        if "predictive" in losses and self.prediction is None:
+            raise ValueError(
+                "prediction: got none, and a pair has loss: predictive; give its predictor and sigreg_weight"
+            )
+        if "predictive" not in losses and self.prediction is not None:
+            raise ValueError(
+                "prediction: got settings, and no pair has loss: predictive; set it, or leave prediction out"
             )
         return self
 
@@ -91,10 +105,13 @@ class ClipConfig(ObjectiveConfig):
 
     @model_validator(mode="after")
     def _heads_work_sample_by_sample(self) -> ClipConfig:
-        for modality, head in self.heads.items():
+        heads = {f"heads.{modality}": head for modality, head in self.heads.items()}
+        if self.prediction is not None:
+            heads["prediction.predictor"] = self.prediction.predictor
+        for where, head in heads.items():
             if isinstance(head, MLPProjectionConfig) and head.norm == "batch":
                 raise ValueError(
-                    f"heads.{modality}: got norm: batch, wanted norm: layer or none, because evaluators embed each sample alone"
+                    f"{where}: got norm: batch, wanted norm: layer or none, because evaluators embed each sample alone"
                 )
         return self
 
@@ -104,7 +121,7 @@ class ClipConfig(ObjectiveConfig):
         return tuple(
             Pair(
                 *pair.modalities,
-                temperature=pair.temperature or self.temperature,
+                temperature=pair.temperature or self.temperature or 1.0,
                 weight=pair.weight,
                 loss=pair.loss or self.loss,
                 bias=bias if pair.bias is None else pair.bias,
@@ -121,6 +138,7 @@ class ClipConfig(ObjectiveConfig):
             )
             for modality in modalities_of(pairs)
         }
+        predictive = [pair for pair in pairs if pair.loss == "predictive"]
         return ClipObjective(
             pairs,
             self.views,
@@ -129,15 +147,16 @@ class ClipConfig(ObjectiveConfig):
             shared_temperature=self.shared_temperature,
             duplicates=self.duplicates,
             tiles=self.tiles,
+            prediction=self.prediction.build(predictive, self.embedding) if self.prediction else None,
         )
 
 
 class ClipObjective(Objective):
-    """CLIP or SigLIP loss over the global batch: the weighted sum over pairs of `info_nce` or `sigmoid_loss`.
+    """CLIP, SigLIP or LeVLJEPA over the global batch: the weighted sum over pairs of `info_nce`, `sigmoid_loss` or prediction.
 
-    Radford et al. 2021 (arXiv:2103.00020), Zhai et al. 2023 (arXiv:2303.15343). No term depends on the number of pairs. In each
-    pair, samples that lack one of the two modalities are neither rows nor candidates; the mean is over the samples of the global
-    batch that have both, and 0 if there are none.
+    Radford et al. 2021 (arXiv:2103.00020), Zhai et al. 2023 (arXiv:2303.15343); prediction: see `PredictivePairs`. No term depends
+    on the number of pairs. In each pair, samples that lack one of the two modalities are neither rows nor candidates; the mean is
+    over the samples of the global batch that have both, and 0 if there are none.
 
     The parameter of a temperature is the logarithm of the logit scale. It starts at ln(1 / temperature) and is clamped to
     [0, ln(max_scale)] after each optimizer step, not in the forward pass, where clamping would remove its gradient.
@@ -150,9 +169,9 @@ class ClipObjective(Objective):
         shared_temperature: one parameter for all pairs, initialised with the first pair's temperature.
         duplicates: "negatives", or "ignore" to leave repeated samples out of the negatives.
         tiles: whether losses are computed from tiles, or their size; None: for sigmoid losses and large batches.
+        prediction: the loss of the predictive pairs; None: there are none.
     """
 
-    reduction = Reduction.GATHER
     least_samples = 2
     accepts_absent = True
 
@@ -166,16 +185,19 @@ class ClipObjective(Objective):
         shared_temperature: bool = False,
         duplicates: Duplicates = "negatives",
         tiles: bool | int | None = None,
+        prediction: PredictivePairs | None = None,
     ) -> None:
         super().__init__()
         self.pairs = tuple(pairs)
+        self.prediction = PredictivePairs() if prediction is None else prediction
+        self.reduction = Reduction.STATISTIC if self.prediction.pairs else Reduction.GATHER
         self.views = dict(views)
         self.max_scale = max_scale
         self.duplicates = duplicates
         self.tiles = tiles
         self.projections = nn.ModuleDict(dict(heads))
-        self.scale_names = {pair.name: "all" if shared_temperature else pair.name for pair in pairs}
-        starts = {self.scale_names[pair.name]: pair.temperature for pair in reversed(pairs)}
+        self.scale_names = {pair.name: "all" if shared_temperature else pair.name for pair in self.contrastive()}
+        starts = {self.scale_names[pair.name]: pair.temperature for pair in reversed(self.contrastive())}
         self.logit_scale = nn.ParameterDict(
             {
                 name: nn.Parameter(torch.tensor(-math.log(starts[name])))
@@ -186,30 +208,38 @@ class ClipObjective(Objective):
             {pair.name: nn.Parameter(torch.tensor(pair.bias)) for pair in pairs if pair.loss == "sigmoid"}
         )
 
+    def contrastive(self) -> tuple[Pair, ...]:
+        """The pairs with a contrastive loss."""
+        return tuple(pair for pair in self.pairs if pair.loss != "predictive")
+
     def needs(self) -> Needs:
         """One view of each modality."""
         return {modality: {self.views[modality]: 1} for modality in modalities_of(self.pairs)}
 
     def heads(self) -> Mapping[str, nn.Module]:
-        """The projections, before normalisation."""
-        return dict(self.projections.items())
+        """The projections, before normalisation; with predictive pairs their outputs in the spaces of all modalities."""
+        return self.prediction.heads(dict(self.projections.items()), self.contrastive())
 
     def logit_scales(self) -> Mapping[tuple[str, str], Tensor]:
-        """Logit scale (1 / temperature) of each pair."""
-        return {(p.first, p.second): self.logit_scale[self.scale_names[p.name]].exp() for p in self.pairs}
+        """Logit scale (1 / temperature) of each contrastive pair."""
+        return {(p.first, p.second): self.logit_scale[self.scale_names[p.name]].exp() for p in self.contrastive()}
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Unit-norm embeddings [B, E] float32 by modality, zero where absent, and "present/..." [B] bool.
 
-        Also "sample/index" [B] and, of integer views (token ids), "content/..." [B], by which duplicates are known.
+        Those of predictive pairs, before normalisation, are "raw/...". Also "sample/index" [B] and, of integer views (token ids),
+        "content/..." [B], by which duplicates are known.
         """
         latents: Latents = {"sample/index": batch.index}
+        contrasted = modalities_of(self.contrastive())
         for modality in modalities_of(self.pairs):
             view = f"{self.views[modality]}0"
             x, here = batch.view(modality, view), presence(batch, modality)
             (features,) = ctx.features(batch, modality, [view], pooled_only=True)
-            embedded = F.normalize(at_least_float32(self.projections[modality](features.pooled)), dim=-1)
-            latents[modality] = embedded.masked_fill(~here[:, None], 0) if modality in batch.present else embedded
+            embedded = at_least_float32(self.projections[modality](features.pooled))
+            embedded = embedded.masked_fill(~here[:, None], 0) if modality in batch.present else embedded
+            latents |= {modality: F.normalize(embedded, dim=-1)} if modality in contrasted else {}
+            latents |= {f"{RAW}/{modality}": embedded} if modality in self.prediction.modalities else {}
             latents[f"present/{modality}"] = here
             if x.dtype == torch.int64:
                 latents[f"content/{modality}"] = content_hash(x)
@@ -218,13 +248,14 @@ class ClipObjective(Objective):
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """One loss term for each pair.
 
-        Metrics: see `pair_metrics`.
+        Metrics: see `pair_metrics`, and `PredictivePairs.criterion`.
         """
-        everyone = {modality: distributed.gather(latents[modality]) for modality in modalities_of(self.pairs)}
+        predicted = self.prediction.criterion(latents, ctx)
+        everyone = {modality: distributed.gather(latents[modality]) for modality in modalities_of(self.contrastive())}
         facts = gather_facts(latents)
-        terms: dict[str, Tensor] = {}
-        measures: list[Callable[[], dict[str, Tensor]]] = []
-        for pair in self.pairs:
+        terms = dict(predicted.terms)
+        measures: list[Callable[[], Mapping[str, Tensor]]] = [predicted.measure]
+        for pair in self.contrastive():
             a, b = latents[pair.first], latents[pair.second]
             all_a, all_b = everyone[pair.first], everyone[pair.second]
             ids = identities(facts, pair)
@@ -234,7 +265,7 @@ class ClipObjective(Objective):
                 "present": facts[f"present/{pair.first}"].bool() & facts[f"present/{pair.second}"].bool(),
                 "ids": ids if self.duplicates == "ignore" else None,
             }
-            terms[pair.name] = pair.weight * self._loss(scale, bias, a, b, all_a, all_b, among)
+            terms[pair.name] = pair.weight * contrastive_loss(a, b, all_a, all_b, scale, bias, among, self.tiles)
             # The bias is copied: the update changes it in place.
             bias = None if bias is None else bias.detach().clone()
             everything = {"all_a": all_a.detach(), "all_b": all_b.detach(), **among}
@@ -244,7 +275,10 @@ class ClipObjective(Objective):
 
     def monitored(self) -> Mapping[str, str]:
         """The embeddings of every modality."""
-        return {modality: modality for modality in modalities_of(self.pairs)}
+        raw = self.prediction.modalities
+        return {
+            modality: f"{RAW}/{modality}" if modality in raw else modality for modality in modalities_of(self.pairs)
+        }
 
     def headline(self, scalars: Mapping[str, float]) -> Headline:
         """In-batch accuracy: both directions of a single pair; for several pairs the mean of both directions of each."""
@@ -267,27 +301,3 @@ class ClipObjective(Objective):
         """Clamp each logit scale to [1, max_scale]."""
         for parameter in self.logit_scale.values():
             parameter.clamp_(0, math.log(self.max_scale))
-
-    def _loss(
-        self,
-        scale: Tensor,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        all_a: Tensor,
-        all_b: Tensor,
-        among: dict[str, Any],
-    ) -> Tensor:
-        """Loss of one pair: sigmoid if it has a bias, else InfoNCE."""
-        tiles = self.tiles
-        if tiles is None:
-            tiles = bias is not None or len(all_b) > WHOLE_UP_TO
-        size = None if tiles is True else tiles
-        if bias is not None:
-            if tiles is False:
-                return sigmoid_loss(a, b, scale, bias, all_b=all_b, **among)
-            return tiled_sigmoid_loss(a, b, scale, bias, all_b=all_b, size=size, **among)
-        if tiles is False:
-            return info_nce(a, b, scale, all_a=all_a, all_b=all_b, **among)
-        join = log_sum_exp_over_processes
-        return tiled_info_nce(a, b, scale, all_b=all_b, over_processes=join, size=size, **among)

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat, SerializerFunctionWrapHandler, model_
 from mmssl.core.config import Config
 from mmssl.objectives.common import Name
 
-PairLoss = Literal["info_nce", "sigmoid"]
+PairLoss = Literal["info_nce", "sigmoid", "predictive"]
 SIGMOID_BIAS = -10.0
 """Default initial bias of a sigmoid loss: SigLIP's."""
 
@@ -22,15 +22,16 @@ class Pair:
 
     Attributes:
         first, second: the modalities; both directions belong to the pair.
-        temperature: initial value; the logit scale starts at ln(1 / temperature).
+        temperature: initial value; the logit scale starts at ln(1 / temperature). "predictive" has none.
         weight: factor of the pair's loss.
-        loss: "info_nce" (softmax over candidates, CLIP) or "sigmoid" (binary cross entropy of each pair of samples, SigLIP).
+        loss: "info_nce" (softmax over candidates, CLIP), "sigmoid" (binary cross entropy of each pair of samples, SigLIP) or
+            "predictive" (each predicts the other, LeVLJEPA).
         bias: initial logit bias; "sigmoid" only.
     """
 
     first: str
     second: str
-    temperature: float
+    temperature: float = 1.0
     weight: float = 1.0
     loss: PairLoss = "info_nce"
     bias: float = SIGMOID_BIAS
@@ -52,8 +53,8 @@ class PairConfig(Config):
     Attributes:
         modalities: two different modalities.
         weight: factor of the pair's loss.
-        loss: "info_nce" or "sigmoid"; null: the objective's.
-        temperature: initial temperature; null: the objective's.
+        loss: "info_nce", "sigmoid" or "predictive"; null: the objective's.
+        temperature: initial temperature of a contrastive loss; null: the objective's.
         bias: initial logit bias of a sigmoid loss; null: the objective's.
     """
 
@@ -107,6 +108,8 @@ def check_pairs(
         seen.add(frozenset(pair.modalities))
         if pair.bias is not None and (pair.loss or loss) != "sigmoid":
             raise ValueError(f"{which} with a bias, which only the sigmoid loss has; set loss: sigmoid for this pair")
+        if pair.temperature is not None and (pair.loss or loss) == "predictive":
+            raise ValueError(f"{which} with a temperature, which the predictive loss does not have; leave it out")
         if pair.temperature is not None and shared:
             raise ValueError(
                 f"{which} with a temperature and shared_temperature: true, wanted one of them; "

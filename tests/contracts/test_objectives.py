@@ -496,10 +496,11 @@ def test_collapse_has_its_analytic_value(name: str) -> None:
 
 
 def collapse(key: str, x: Tensor) -> Tensor:
-    """All samples alike; predictions zero; what is given stays."""
+    """All samples alike; predictions and what is not normalised zero; what is given stays."""
     if key.endswith(("target", "mask")) or not x.is_floating_point():
         return x
-    return torch.zeros_like(x) if key.endswith("prediction") else F.normalize(torch.ones_like(x), dim=-1)
+    zero = key.endswith("prediction") or "raw/" in key
+    return torch.zeros_like(x) if zero else F.normalize(torch.ones_like(x), dim=-1)
 
 
 @every
@@ -561,12 +562,13 @@ def test_rules_of_parameters_name_trained_ones(name: str) -> None:
 
 @every
 def test_heads_lead_into_the_shared_space(name: str) -> None:
-    learner = build(name)
+    learner, widths = build(name), set()
     for modality, head in learner.objective.heads().items():
         encoder = learner.encoders[modality]
         embedded: Callable[[Tensor], Tensor] = head
         out = embedded(torch.randn(3, encoder.width, dtype=torch.float64))  # type: ignore[arg-type]
-        assert out.shape == (3, 8)
+        assert len(out) == 3
+        widths.add(out.shape[1])
         owned = {id(p) for p in learner.objective.parameters()}
         assert all(id(p) in owned for p in head.parameters())
-    assert bool(learner.objective.heads()) == ("clip" in CASES[name].config)
+    assert len(widths) == ("clip" in CASES[name].config)

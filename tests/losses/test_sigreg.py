@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.losses.sigreg import random_directions, sigreg, sigreg_of_collapse, view_invariance
+from mmssl.losses.sigreg import random_directions, sigreg, sigreg_of_collapse, sigreg_of_normal, view_invariance
 from tests.distributed.processes import WORLD, Processes
 from tests.losses.inputs import GOLDEN, golden_rows, sines
 from tests.losses.slow_loop import slow_loop
@@ -47,6 +47,7 @@ def test_optimum_is_not_zero(n: int) -> None:
     x = embeddings(200, n, 2)
     found = sigreg(x, random_directions(x, 8, torch.Generator().manual_seed(0))).item()
     assert found == pytest.approx(GOLDEN["sigreg_expected_for_gaussian_samples"], rel=0.08)
+    assert sigreg_of_normal() == pytest.approx(GOLDEN["sigreg_expected_for_gaussian_samples"], rel=1e-12)
 
 
 def test_collapse_costs_a_constant_for_each_sample() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
-from mmssl.objectives import clip
+from mmssl.objectives import contrast
 from mmssl.objectives.clip import ClipConfig, ClipObjective
 from tests.contracts import toys
 
@@ -114,11 +114,11 @@ def test_metrics_say_scale_accuracy_and_chance() -> None:
 def count_matrices(model: Learner, monkeypatch: pytest.MonkeyPatch) -> tuple[float, int]:
     """The loss of one batch, and how often the plain loss made it."""
     calls = []
-    plain = clip.info_nce
-    monkeypatch.setattr(clip, "info_nce", lambda *a, **options: calls.append(a) or plain(*a, **options))
+    plain = contrast.info_nce
+    monkeypatch.setattr(contrast, "info_nce", lambda *a, **options: calls.append(a) or plain(*a, **options))
     with torch.no_grad():
         loss = float(model(toys.batch(6))[0].total)
-    monkeypatch.setattr(clip, "info_nce", plain)
+    monkeypatch.setattr(contrast, "info_nce", plain)
     return loss, len(calls)
 
 
@@ -128,7 +128,7 @@ def test_tiles_are_for_large_batches_and_by_wish(monkeypatch: pytest.MonkeyPatch
     for tiles, matrices in ((True, 0), (1, 0), (4, 0), (False, 1), (None, 1)):
         assert count_matrices(learner(tiles=tiles), monkeypatch) == (pytest.approx(expected, rel=1e-6), matrices)
     for largest, matrices in ((6, 1), (5, 0)):
-        monkeypatch.setattr(clip, "WHOLE_UP_TO", largest)
+        monkeypatch.setattr(contrast, "WHOLE_UP_TO", largest)
         assert count_matrices(learner(), monkeypatch) == (pytest.approx(expected, rel=1e-6), matrices)
     assert count_matrices(learner(tiles=False), monkeypatch)[1] == 1
 
@@ -188,7 +188,7 @@ def test_a_missing_encoder_is_named_at_build() -> None:
             "wanted one of them",
         ),
         ({"bias": -10.0}, "no pair has the sigmoid loss"),
-        ({"loss": "siglip"}, "'info_nce' or 'sigmoid'"),
+        ({"loss": "siglip"}, "'info_nce', 'sigmoid' or 'predictive'"),
         ({"duplicates": "positives"}, "'negatives' or 'ignore'"),
         ({"heads": {"sound": {"kind": "linear"}}}, "wanted modalities of the pairs"),
         ({"heads": {"words": {"kind": "mlp", "hidden": 4}}}, "evaluators embed each sample alone"),
@@ -206,10 +206,18 @@ def test_config_refuses(changes: dict[str, Any], complaint: str) -> None:
         config(**changes)
 
 
-@pytest.mark.parametrize("field", ["pairs", "views", "embedding", "temperature"])
-def test_config_has_no_default_for_what_must_be_stated(field: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "complaint"),
+    [
+        ("pairs", r"pairs\n.*Field required"),
+        ("views", r"views\n.*Field required"),
+        ("embedding", r"embedding\n.*Field required"),
+        ("temperature", "temperature: got none, wanted the initial value"),
+    ],
+)
+def test_config_has_no_default_for_what_must_be_stated(field: str, complaint: str) -> None:
     stated = {name: value for name, value in TWO.items() if name != field}
-    with pytest.raises(ValidationError, match=rf"{field}\n.*Field required"):
+    with pytest.raises(ValidationError, match=complaint):
         ClipConfig.model_validate_json(json.dumps(stated))
 
 

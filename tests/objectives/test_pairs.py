@@ -236,11 +236,11 @@ def test_sigmoid_starts_at_the_bias_of_the_paper_and_guesses_with_the_entropy() 
 
 @pytest.mark.parametrize("tiles", [None, False, 3])
 def test_sigmoid_is_made_from_tiles_unless_told_otherwise(tiles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmssl.objectives import clip
+    from mmssl.objectives import contrast
 
     calls: list[Any] = []
-    tiled = clip.tiled_sigmoid_loss
-    monkeypatch.setattr(clip, "tiled_sigmoid_loss", lambda *a, **o: calls.append(o["size"]) or tiled(*a, **o))
+    tiled = contrast.tiled_sigmoid_loss
+    monkeypatch.setattr(contrast, "tiled_sigmoid_loss", lambda *a, **o: calls.append(o["size"]) or tiled(*a, **o))
     learner([ALL[0]], loss="sigmoid", tiles=tiles)(batch())
     assert calls == ([] if tiles is False else [tiles])
 

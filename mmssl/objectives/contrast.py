@@ -1,0 +1,49 @@
+"""The contrastive losses of a pair of modalities, whole or in tiles: InfoNCE and sigmoid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mmssl.losses.info_nce import info_nce
+from mmssl.losses.sigmoid import sigmoid_loss
+from mmssl.losses.tiled_info_nce import tiled_info_nce
+from mmssl.losses.tiled_sigmoid import tiled_sigmoid_loss
+from mmssl.objectives.common import log_sum_exp_over_processes
+
+WHOLE_UP_TO = 2048
+"""Largest global batch with the logits as one matrix (16 MB) where the config has tiles: null."""
+
+
+def contrastive_loss(
+    a: Tensor,
+    b: Tensor,
+    all_a: Tensor,
+    all_b: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    among: dict[str, Any],
+    tiles: bool | int | None,
+) -> Tensor:
+    """Loss of one pair, this process' share: `sigmoid_loss` if it has a bias, else `info_nce`; the same numbers from tiles.
+
+    Args:
+        a, b: [B, E] unit-norm embeddings of this process.
+        all_a, all_b: [G, E] of all processes, with gradient.
+        scale: [] logit scale.
+        bias: [] logit bias of a sigmoid loss, or None.
+        among: offset, present and ids, as losses take them.
+        tiles: whether the loss is computed from tiles, or their size; None: for sigmoid losses and large batches.
+    """
+    if tiles is None:
+        tiles = bias is not None or len(all_b) > WHOLE_UP_TO
+    size = None if tiles is True else tiles
+    if bias is not None:
+        if tiles is False:
+            return sigmoid_loss(a, b, scale, bias, all_b=all_b, **among)
+        return tiled_sigmoid_loss(a, b, scale, bias, all_b=all_b, size=size, **among)
+    if tiles is False:
+        return info_nce(a, b, scale, all_a=all_a, all_b=all_b, **among)
+    join = log_sum_exp_over_processes
+    return tiled_info_nce(a, b, scale, all_b=all_b, over_processes=join, size=size, **among)
