@@ -72,6 +72,40 @@ ROWS: dict[str, dict[str, Any]] = {
             "head": {**HEAD, "norm_last": True},
         }
     ),
+    "moco_v2": row(
+        {
+            "kind": "moco_v2", **TWO, "temperature": 0.2, "momentum": 0.99, "queue": 4096, "embedding": 64,
+            "head": {**HEAD, "norm": "none"}, "symmetric": True,
+        }
+    ),
+    "moco_v3": row(
+        {
+            "kind": "moco_v3", **TWO, "temperature": 0.2, "momentum": {"kind": "cosine", "start": 0.97, "final": 1.0},
+            "embedding": 64, "head": {**HEAD, "norm_last": True}, "predictor": HEAD,
+        }
+    ),
+    "nnclr": row(
+        {"kind": "nnclr", **TWO, "temperature": 0.2, "queue": 4096, "embedding": 64, "head": HEAD, "predictor": HEAD}
+    ),
+    "dino": row(
+        {
+            "kind": "dino", **TWO, "momentum": {"kind": "cosine", "start": 0.97, "final": 1.0}, "temperature": 0.1,
+            "teacher_temperature": 0.04, "targets": {"kind": "centring", "momentum": 0.9}, "prototypes": 1024, "embedding": 64,
+            "head": {**HEAD, "layers": 3},
+        }
+    ),
+    "latent_prediction": row(
+        {
+            "kind": "latent_prediction", "modality": "image", "view": "crop", "mask": "mask", "layers": 2, "norm": "layer",
+            "norm_mean": True, "beta": 2.0, "over_features": "mean",
+            "momentum": {"kind": "linear", "start": 0.99, "final": 0.999},
+        },
+        VIT,
+        views={
+            "crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5},
+            "mask": {"kind": "blocks", "patch_size": 4, "ratio": 0.6, "smallest": 4},
+        },
+    ),
     "mae": row(
         {
             "kind": "mae", "modality": "image", "view": "crop", "patch_values": 48,
