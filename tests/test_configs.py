@@ -164,6 +164,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "nnclr": {"queue": 20},
     "lejepa": {"directions": 16},
     "dino": {"prototypes": 64, "frozen_prototypes": "0 steps", "teacher_temperature": 0.04},
+    "swav": {"prototypes": 64, "frozen_prototypes": "0 steps"},
     "blocks": {"smallest": 4},
     "latent_prediction": {"layers": 2},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},

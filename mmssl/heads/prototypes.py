@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,6 +25,31 @@ class WeightNormPrototypes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[n, E] -> scores [n, K]."""
         return F.linear(x, F.normalize(self.weight, dim=-1))
+
+
+class Prototypes(nn.Module):
+    """Prototypes of SwAV: linear layer [n, E] -> [n, K] without bias, whose rows have unit length after every `normalise`.
+
+    Caron et al. 2020 (arXiv:2006.09882). Scores of unit-norm embeddings are cosines. Unlike weight normalisation, the gradient does
+    not go through the normalisation: call it after every update.
+
+    Args:
+        embedding: E.
+        count: K, number of prototypes.
+    """
+
+    def __init__(self, embedding: int, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(nn.Linear(embedding, count, bias=False).weight.detach(), dim=-1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, E] -> scores [n, K]."""
+        return F.linear(x, self.weight)
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        """Divide each prototype by its length, in place."""
+        self.weight.copy_(F.normalize(self.weight, dim=-1))
 
 
 def truncated_normal(head: nn.Module, std: float = 0.02) -> nn.Module:

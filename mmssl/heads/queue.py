@@ -56,6 +56,10 @@ class Queue(nn.Module):
         self.steps.index_fill_(0, places, step)
         self.start.copy_((self.start + len(rows)) % len(self.rows))
 
+    def is_full(self) -> bool:
+        """Whether every row was pushed, and none is random any more. Reads from the device."""
+        return bool((self.steps >= 0).all())
+
     @torch.no_grad()
     def age(self, step: int) -> Tensor:
         """Mean age of the pushed rows at a 0-based step, [] in steps; 0 while there are random rows only."""

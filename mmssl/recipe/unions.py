@@ -53,6 +53,7 @@ from mmssl.objectives.moco_v3 import MocoV3Config
 from mmssl.objectives.nnclr import NnClrConfig
 from mmssl.objectives.simclr import SimClrConfig
 from mmssl.objectives.simsiam import SimSiamConfig
+from mmssl.objectives.swav import SwavConfig
 from mmssl.objectives.vicreg import VicRegConfig
 from mmssl.objectives.weighted import WeightedConfig
 
@@ -96,6 +97,7 @@ SingleObjectiveUnion = Annotated[
     | MocoV3Config
     | NnClrConfig
     | DinoConfig
+    | SwavConfig
     | LatentPredictionConfig
     | MaeConfig,
     KIND,

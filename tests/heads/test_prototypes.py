@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from mmssl.heads.projection import MLPProjectionConfig
-from mmssl.heads.prototypes import WeightNormPrototypes, truncated_normal
+from mmssl.heads.prototypes import Prototypes, WeightNormPrototypes, truncated_normal
 
 
 def rows(n: int, d: int, seed: int = 0) -> Tensor:
@@ -58,3 +58,14 @@ def test_the_start_is_that_of_dino() -> None:
     # nn.Linear's own for the last layer: uniform within 1 / sqrt(E).
     weight = WeightNormPrototypes(100, 50).weight
     assert 0.095 < weight.abs().max().item() <= 0.1
+
+
+def test_prototypes_are_unit_rows_of_a_linear_layer() -> None:
+    torch.manual_seed(0)
+    prototypes, x = Prototypes(6, 9), rows(5, 6).float()
+    torch.testing.assert_close(prototypes.weight.norm(dim=1), torch.ones(9))
+    directions = prototypes.weight.detach().clone()
+    prototypes.weight.data *= torch.linspace(0.5, 3, 9)[:, None]
+    torch.testing.assert_close(prototypes(x), x @ prototypes.weight.T)
+    prototypes.normalise()
+    torch.testing.assert_close(prototypes.weight.detach(), directions)

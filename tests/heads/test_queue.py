@@ -80,3 +80,12 @@ def test_a_queue_shorter_than_a_step_is_refused() -> None:
     with pytest.raises(ValueError, match=r"queue: got a length of 7, wanted at least 8.*batch_size smaller"):
         queue(7, pushed=8)
     queue(8, pushed=8)
+
+
+def test_full_once_no_row_is_random() -> None:
+    queue = Queue(5, 2, 2)
+    full = []
+    for step in range(4):
+        full.append(queue.is_full())
+        queue.push(torch.ones(2, 2), step)
+    assert full == [False, False, False, True]
