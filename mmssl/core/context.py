@@ -63,7 +63,7 @@ class StepContext:
         Args:
             batch: of this step.
             modality: of the encoder.
-            views: names of views, e.g. ["crop0", "crop1"].
+            views: names of views, e.g. ["crop0", "crop1"]. A view that is named twice is encoded twice: dropout differs.
             network: the encoder itself, or its teacher (no gradient, evaluation mode).
             keep: for each view [B, T_keep], positions of the tokens that are encoded; None: all.
             replace: (for each view a mask [B, T] bool, value [D] in place of masked tokens); None: nothing is replaced.

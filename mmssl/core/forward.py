@@ -89,6 +89,9 @@ class SharedForward:
             for groups in _by_shape(xs, requests).values()
             for group in ([groups] if together else [[number] for number in groups])
         ]
+        # How often each view was named before in this call: named twice, it is encoded twice, with other noise (SimCSE).
+        asked = [(id(x), request.inputs) for x, request in zip(xs, requests, strict=True)]
+        repeats = [asked[:i].count(one) for i, one in enumerate(asked)]
         found: dict[int, Features] = {}
         for group in groups:
             # Batch norm in training sees what is encoded together, so only an equal group gives the same features.
@@ -97,9 +100,9 @@ class SharedForward:
                 i: (network, modality, id(xs[i]), *requests[i].inputs, torch.is_grad_enabled(), among) for i in group
             }
             for i in group:
-                done = next((d for d in self._done.get(keys[i], ()) if d.request.covers(requests[i])), None)
-                if done is not None:
-                    found[i] = _last_hidden(done.features, requests[i].hidden)
+                fitting = [d for d in self._done.get(keys[i], ()) if d.request.covers(requests[i])]
+                if len(fitting) > repeats[i]:
+                    found[i] = _last_hidden(fitting[repeats[i]].features, requests[i].hidden)
             missing = [i for i in group if i not in found]
             if missing:
                 rows = _encode(encoder, [xs[i] for i in missing], [requests[i] for i in missing], present)

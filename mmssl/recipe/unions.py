@@ -52,6 +52,7 @@ from mmssl.objectives.moco_v2 import MocoV2Config
 from mmssl.objectives.moco_v3 import MocoV3Config
 from mmssl.objectives.nnclr import NnClrConfig
 from mmssl.objectives.simclr import SimClrConfig
+from mmssl.objectives.simcse import SimCseConfig
 from mmssl.objectives.simsiam import SimSiamConfig
 from mmssl.objectives.swav import SwavConfig
 from mmssl.objectives.vicreg import VicRegConfig
@@ -99,6 +100,7 @@ SingleObjectiveUnion = Annotated[
     | DinoConfig
     | SwavConfig
     | LatentPredictionConfig
+    | SimCseConfig
     | MaeConfig,
     KIND,
 ]  # fmt: skip

@@ -436,6 +436,8 @@ def test_loss_does_not_depend_on_the_order_of_samples(name: str) -> None:
     assert not torch.equal(order, torch.arange(SIZE))
     loss = learner(whole)[0].total
     torch.testing.assert_close(learner(whole.map(lambda x: x[order]))[0].total, loss, rtol=1e-10, atol=1e-10)
+    if [len(views) for views in whole.views.values()] == [1]:  # SimCSE: its pairs are two passes of one view
+        return
     # Shuffling one view alone breaks the pairs, or the targets, and must be seen.
     modality, views = next(iter(whole.views.items()))
     view = next(iter(views))

@@ -79,6 +79,28 @@ def test_views_of_one_shape_are_encoded_in_one_call_and_each_once_in_a_step() ->
     assert len(net.calls) == 3, "another step encodes again"
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_view_that_is_named_twice_is_encoded_twice(together: bool) -> None:
+    """With other noise each time; one of the two passes serves whoever asks for the view once, before or after."""
+    net, one = Net(), batch()
+    net.net.append(nn.Dropout(0.5))
+    ctx = context(net)
+    first, second = pooled(ctx, one, "a0", "a0", together=together)
+    assert [len(call["x"]) for call in net.calls] == ([12] if together else [6, 6])
+    assert not torch.equal(first, second)
+    assert pooled(ctx, one, "a0")[0] is first
+    again = pooled(ctx, one, "a0", "a1", "a0")
+    assert (again[0] is first, again[2] is second) == (True, True)
+
+    net.calls.clear()
+    ctx = context(net)
+    (alone,) = pooled(ctx, one, "a0")
+    third, fourth = pooled(ctx, one, "a0", "a0", together=together)
+    assert [len(call["x"]) for call in net.calls] == [6, 6]
+    assert third is alone
+    assert not torch.equal(third, fourth)
+
+
 def test_views_of_two_shapes_are_encoded_in_two_calls() -> None:
     class Mean(Net):
         def forward(self, x: Tensor, **asked: Any) -> Features:

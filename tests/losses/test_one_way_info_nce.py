@@ -14,6 +14,7 @@ from tests.losses.inputs import golden_views, unit_rows
 from tests.losses.slow_loop import slow_loop
 
 MOCO_V3 = 0.5764659542512538  # temperature 0.2, 2 T times the sum of both ways; slow loop
+SIMCSE = 0.7264201999026416  # temperature 0.05; simcse_t0.05 of ssl-golden-values.json, equal to torch's cross entropy
 
 
 @pytest.mark.parametrize(("n", "d"), [(1, 3), (2, 5), (15, 4), (17, 2)])
@@ -24,10 +25,11 @@ def test_equals_the_slow_loop(n: int, d: int, temperature: float) -> None:
     assert one_way_info_nce(query, keys, temperature).item() == pytest.approx(expected, rel=1e-12, abs=1e-14)
 
 
-def test_golden_value() -> None:
+def test_golden_values() -> None:
     z0, z1 = golden_views()
     both = one_way_info_nce(z0, z1, 0.2) + one_way_info_nce(z1, z0, 0.2)
     assert 2 * 0.2 * both.item() == pytest.approx(MOCO_V3, rel=1e-14)
+    assert one_way_info_nce(z0, z1, 0.05).item() == pytest.approx(SIMCSE, rel=1e-13)
 
 
 def test_it_is_half_of_the_symmetric_loss() -> None:
