@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,8 @@ ROWS: dict[str, dict[str, Any]] = {
 """Objective -> settings of its run."""
 
 
-def pack(source: Path, folder: Path, count: int) -> None:
-    """Write the first pictures of an npz file with their labels as one shard."""
+def pack(source: Path, folder: Path, count: int, caption: Callable[[int, int], str] | None = None) -> None:
+    """Write the first pictures of an npz file with their labels, and captions of (number, class), as one shard."""
     from mmssl.data.shards.writer import write_shard
 
     arrays = np.load(source)
@@ -129,12 +129,13 @@ def pack(source: Path, folder: Path, count: int) -> None:
     def samples() -> Iterator[dict[str, Any]]:
         for i in range(min(count, len(labels))):
             picture = jpeg[offsets[i] : offsets[i + 1]].tobytes()
-            yield {"__key__": f"{i:05d}", "jpg": picture, "cls": str(labels[i]).encode()}
+            text = {} if caption is None else {"txt": caption(i, int(labels[i])).encode()}
+            yield {"__key__": f"{i:05d}", "jpg": picture, "cls": str(labels[i]).encode(), **text}
 
     write_shard(folder, "000000.tar", 0, count, samples())
 
 
-def recipe_of(name: str, seed: int, shards: Path, steps: int | None, output: Path) -> dict[str, Any]:
+def recipe_of(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, Any]:
     """The recipe of one run."""
     given = ROWS[name]
     evaluator = {"train_shards": [str(shards / "train")], "shards": [str(shards / "test")], "modality": "image"}
@@ -156,12 +157,16 @@ def recipe_of(name: str, seed: int, shards: Path, steps: int | None, output: Pat
         "log": {"every": "50 steps", "trackers": []},
         "save": {"minutes": None},
         "device": "cpu",
-        "output": str(output),
     }
 
 
-def run_one(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, Any]:
-    """Evaluate the untrained encoder, train it, evaluate it again; with the alarms that the run raised."""
+def measure(document: dict[str, Any], kept: Sequence[str]) -> dict[str, Any]:
+    """Evaluate the untrained model of a recipe, train it, evaluate it again; with the alarms that the run raised.
+
+    Args:
+        document: the recipe; its output is replaced by a folder that is removed.
+        kept: scores to return, "<evaluator>/<metric>".
+    """
     import torch
 
     from mmssl.recipe.load import start_of
@@ -170,8 +175,7 @@ def run_one(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, 
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        document = recipe_of(name, seed, shards, steps, Path(folder))
-        recipe = validate_text(Recipe, json.dumps(document), name)
+        recipe = validate_text(Recipe, json.dumps({**document, "output": folder}), document["name"])
         untrained = start_of(recipe).embedding
         before = {
             f"{which}/{metric}": score
@@ -185,16 +189,18 @@ def run_one(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, 
         seconds = time.monotonic() - started
         lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
         launch.close()
-    alarms = sorted({str(line["alarm"]) for line in lines if line.get("alarm")})
-    kept = ("knn/acc1", "probe/acc1")
     return {
-        "name": name,
-        "seed": seed,
         "before": {key: before[key] for key in kept},
         "after": {key: after[key] for key in kept},
         "seconds": seconds,
-        "alarms": alarms,
+        "alarms": sorted({key for line in lines for key in line if key.startswith("alarm/")}),
     }
+
+
+def run_one(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, Any]:
+    """The run of one row with one seed."""
+    document = recipe_of(name, seed, shards, steps)
+    return {"name": name, "seed": seed, **measure(document, ("knn/acc1", "probe/acc1"))}
 
 
 def interval(gains: list[float]) -> tuple[float, float]:
@@ -223,9 +229,9 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def in_a_process(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, Any]:
-    """`run_one` in a process of its own."""
-    command = [sys.executable, __file__, "--one", name, str(seed), "--shards", str(shards)]
+def in_a_process(name: str, seed: int, shards: Path, steps: int | None, program: str = __file__) -> dict[str, Any]:
+    """The run of one row in a process of its own: `program --one NAME SEED`."""
+    command = [sys.executable, program, "--one", name, str(seed), "--shards", str(shards)]
     command += ["--steps", str(steps)] if steps else []
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
@@ -233,6 +239,28 @@ def in_a_process(name: str, seed: int, shards: Path, steps: int | None) -> dict[
         raise SystemExit(f"{name}, seed {seed}: exit code {done.returncode}\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def run_missing(
+    wanted: Sequence[tuple[str, int]], results: Path, processes: int, run: Callable[[str, int], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Run what a file of results lacks, append it there and print it; returns all results, also those of earlier calls."""
+    found = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    done = {(one["name"], one["seed"]) for one in found}
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        runs = [pool.submit(run, name, seed) for name, seed in wanted if (name, seed) not in done]
+        for finished in concurrent.futures.as_completed(runs):
+            one = finished.result()
+            found.append(one)
+            with results.open("a") as file:
+                file.write(json.dumps(one) + "\n")
+            gains = {key: one["after"][key] - one["before"][key] for key in one["after"]}
+            said = ", ".join(f"{key} {one['after'][key]:.3f} ({gain:+.3f})" for key, gain in gains.items())
+            print(
+                f"{one['name']}, seed {one['seed']}: {said}, {one['seconds']:.0f} s {' '.join(one['alarms'])}",
+                flush=True,
+            )
+    return [one for one in found if (one["name"], one["seed"]) in {*wanted}]
 
 
 def main() -> None:
@@ -255,29 +283,18 @@ def main() -> None:
         return
     if arguments.data is None:
         parser.error("--data is missing: the folder with cifar10-train.npz and cifar10-test.npz")
-    results = (
-        [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
-    )
-    done = {(one["name"], one["seed"]) for one in results}
-    wanted = [(name, seed) for name in arguments.rows for seed in range(arguments.seeds) if (name, seed) not in done]
-    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(arguments.processes) as pool:
+    wanted = [(name, seed) for name in arguments.rows for seed in range(arguments.seeds)]
+    with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder)
         for split, count in (("train", arguments.train), ("test", arguments.test)):
             pack(arguments.data / f"cifar10-{split}.npz", shards / split, count)
-        runs = [pool.submit(in_a_process, name, seed, shards, arguments.steps) for name, seed in wanted]
-        for run in concurrent.futures.as_completed(runs):
-            one = run.result()
-            results.append(one)
-            with arguments.results.open("a") as file:
-                file.write(json.dumps(one) + "\n")
-            gains = {key: one["after"][key] - one["before"][key] for key in one["after"]}
-            said = ", ".join(f"{key} {one['after'][key]:.3f} ({gain:+.3f})" for key, gain in gains.items())
-            print(
-                f"{one['name']}, seed {one['seed']}: {said}, {one['seconds']:.0f} s {' '.join(one['alarms'])}",
-                flush=True,
-            )
-    shown = [one for one in results if one["name"] in arguments.rows]
-    print(table(sorted(shown, key=lambda one: arguments.rows.index(one["name"]))))
+        results = run_missing(
+            wanted,
+            arguments.results,
+            arguments.processes,
+            lambda name, seed: in_a_process(name, seed, shards, arguments.steps),
+        )
+    print(table(sorted(results, key=lambda one: arguments.rows.index(one["name"]))))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import compare_sums
 import device_views
 import learning
 import numpy as np
@@ -159,5 +160,35 @@ def test_every_row_is_a_recipe(tmp_path: Path) -> None:
     from mmssl.recipe.validate import validate_text
 
     for name in learning.ROWS:
-        document: dict[str, Any] = learning.recipe_of(name, 0, tmp_path, None, tmp_path)
+        document: dict[str, Any] = learning.recipe_of(name, 0, tmp_path, None)
         assert validate_text(Recipe, json.dumps(document), name).objective.kind == name.split(",")[0]  # type: ignore[attr-defined]
+
+
+def test_sums_differ_from_clip_in_their_second_objective_alone(tmp_path: Path) -> None:
+    from mmssl.recipe.recipe import Recipe
+    from mmssl.recipe.validate import validate_text
+
+    documents = {name: compare_sums.recipe_of(name, 0, tmp_path, None) for name in compare_sums.PARTS}
+    for name, document in documents.items():
+        validate_text(Recipe, json.dumps(document), name)
+        same = ("encoders", "optimizer", "duration", "batch_size", "evaluators", "data")
+        assert all(document[key] == documents["clip"][key] for key in same)
+        assert document["objective"]["objectives"]["clip"] == {"objective": compare_sums.CLIP}
+
+
+def test_gains_of_sums_are_paired_by_seed() -> None:
+    def one(name: str, seed: int, probe: float, zero_shot: float) -> dict[str, Any]:
+        after = {"probe/acc1": probe, "zero_shot/acc1": zero_shot}
+        return {"name": name, "seed": seed, "after": after, "seconds": 1.0, "alarms": []}
+
+    results = [one("clip", 0, 0.5, 0.3), one("clip", 1, 0.6, 0.4)]
+    results += [one("clip + dino", 0, 0.6, 0.3), one("clip + dino", 1, 0.7, 0.3)]
+    lines = compare_sums.table(results).splitlines()
+    assert lines[2] == "| clip | 0.550 |  | 0.350 |  | 1 | 0, 1 |"
+    assert lines[3].startswith("| clip + dino | 0.650 | +0.100 ± 0.000 | 0.300 | -0.050 ± ")
+    assert len(lines) == 4
+
+
+def test_captions_name_the_class() -> None:
+    assert compare_sums.caption(0, 6) == "a photo of a frog"
+    assert {compare_sums.caption(i, 3) for i in range(100)} == {form.format("cat") for form in compare_sums.FORMS}
