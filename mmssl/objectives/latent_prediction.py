@@ -120,7 +120,7 @@ class LatentPredictionObjective(Objective):
     on any number of processes. The teacher is a copy of the whole encoder; the student is evaluated.
 
     Collapsed features reach the lowest loss, 0, too. The metrics target_std and prediction_std are the spread over masked tokens;
-    targets below 0.1 have collapsed.
+    targets below 0.1 have collapsed. Targets that tell the places of tokens and nothing else have spread: look at a probe, too.
 
     Args:
         modality: modality of the encoder to train.
