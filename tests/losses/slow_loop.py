@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 
-def slow_loop(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The `loop` of the one code block ("::") in the docstring, with plain-number functions and torch's stack."""
+def slow_loop(function: Callable[..., Any], **others: Any) -> Callable[..., Any]:
+    """The `loop` of the one code block ("::") in the docstring, with plain-number functions, torch's stack, and others by name."""
     documentation = inspect.getdoc(function) or ""
     _, found, after = documentation.partition("::\n")
     assert found, f"{function.__name__} has no slow loop in its docstring"
@@ -30,6 +30,7 @@ def slow_loop(function: Callable[..., Any]) -> Callable[..., Any]:
         "dot": lambda x, y: float(torch.dot(x, y)),
         "mean": _mean,
         "stack": torch.stack,
+        **others,
     }
     exec(textwrap.dedent("\n".join(lines)), names)
     return names["loop"]  # type: ignore[no-any-return]

@@ -1,0 +1,80 @@
+"""Spherical k-means over all processes, and how much two clusterings agree (NMI)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.core import distributed
+
+SCORES = 2**24
+"""Most cosines that are held at a time."""
+
+
+@torch.no_grad()
+def spherical_kmeans(x: Tensor, starts: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Spherical k-means: cluster unit vectors by cosine; each centroid is the normalised mean of its rows, of all processes.
+
+    Dhillon and Modha 2001, as in DeepCluster v2 (Caron et al. 2020, arXiv:2006.09882). A cluster without rows keeps its centroid.
+    Slow loop, on one process::
+
+        def loop(x, starts, iterations):
+            centroids, count = [unit(c) for c in starts], len(starts)
+            for iteration in range(iterations + 1):
+                nearest = [max(range(count), key=lambda k: (dot(row, centroids[k]), -k)) for row in x]
+                if iteration == iterations:
+                    return centroids, nearest
+                for k in range(count):
+                    rows = [row for row, number in zip(x, nearest) if number == k]
+                    if rows:
+                        centroids[k] = unit([sum(column) for column in zip(*rows)])
+
+    Sums are matrix products, which repeat bit by bit on every device.
+
+    Args:
+        x: [n, D] unit rows of this process; processes may have different numbers of them, also none.
+        starts: [K, D] first centroids, equal on all processes.
+        iterations: updates of the centroids.
+
+    Returns:
+        Centroids [K, D], equal on all processes, and the number of the nearest for each row of this process, [n] int64.
+    """
+    centroids = F.normalize(starts, dim=1)
+    for _ in range(iterations):
+        sums = torch.zeros_like(centroids)
+        for rows in _parts(x, centroids):
+            scores = rows @ centroids.T
+            sums += torch.zeros_like(scores).scatter_(1, scores.argmax(1, keepdim=True), 1).T @ rows
+        sums = distributed.total_detached(sums)
+        centroids = torch.where(sums.any(1, keepdim=True), F.normalize(sums, dim=1), centroids)
+    return centroids, torch.cat([(rows @ centroids.T).argmax(1) for rows in _parts(x, centroids)])
+
+
+def _parts(x: Tensor, centroids: Tensor) -> Iterator[Tensor]:
+    yield from x.split(max(1, SCORES // len(centroids)))
+
+
+def normalised_mutual_information(a: Tensor, b: Tensor) -> Tensor:
+    """Normalised mutual information (NMI) of two clusterings of n samples, [n] int64 each: 1 equal up to names, 0 independent.
+
+    By the mean of both entropies; 1 if both have one cluster. Returns [] float64.
+    """
+    joint = torch.stack([a, b], 1)
+    both, first, second = (_entropy(clusters) for clusters in (joint, joint[:, :1], joint[:, 1:]))
+    mean = (first + second) / 2
+    return torch.where(mean > 0, (first + second - both) / mean.clamp(min=1e-300), torch.ones_like(mean))
+
+
+def perplexity(clusters: Tensor) -> Tensor:
+    """Exponential of the entropy of cluster sizes, [n] int64 -> [] float64: the number of clusters, if they are equally large."""
+    return _entropy(clusters[:, None]).exp()
+
+
+def _entropy(rows: Tensor) -> Tensor:
+    """Of the distribution of [n, d] rows, in nats."""
+    counts: Tensor = rows.unique(dim=0, return_counts=True)[1]
+    share = counts.double() / len(rows)
+    return -(share * share.log()).sum()
