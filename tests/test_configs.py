@@ -22,6 +22,7 @@ from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.shipped import find_recipe, shipped_recipes
 from mmssl.recipe.strict_yaml import parse
 from mmssl.recipe.validate import validate_text
+from mmssl.training.runtime.signals import StopSignals
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FOLDERS = {"quickstart", "image_text", "image", "audio", "audio_text", "audio_visual", "tri_modal", "video"}
@@ -102,6 +103,7 @@ def test_it_builds_and_steps(name: str, shards: Path, tmp_path: Path) -> None:
             )
         before = {key: value.clone() for key, value in run.state.learner.state_dict().items()}
         run.state.learner.train()
+        run.refresh(run.state, run.save, StopSignals())
         batch = next(iter(run.state.stream))
         for group in run.state.optimizer.param_groups:
             group["lr"] = 1e-3
@@ -166,6 +168,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "lejepa": {"directions": 16},
     "dino": {"prototypes": 64, "frozen_prototypes": "0 steps", "teacher_temperature": 0.04},
     "swav": {"prototypes": 64, "frozen_prototypes": "0 steps"},
+    "deepcluster_v2": {"prototypes": 5},
     "blocks": {"smallest": 4},
     "latent_prediction": {"layers": 2},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},

@@ -44,6 +44,7 @@ from mmssl.objectives.barlow_twins import BarlowTwinsConfig
 from mmssl.objectives.byol import ByolConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
+from mmssl.objectives.deepcluster_v2 import DeepClusterV2Config
 from mmssl.objectives.dino import DinoConfig
 from mmssl.objectives.latent_prediction import LatentPredictionConfig
 from mmssl.objectives.lejepa import LeJepaConfig
@@ -101,6 +102,7 @@ SingleObjectiveUnion = Annotated[
     | SwavConfig
     | LatentPredictionConfig
     | SimCseConfig
+    | DeepClusterV2Config
     | MaeConfig,
     KIND,
 ]  # fmt: skip

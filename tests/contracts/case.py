@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmssl.core.objective import Reduction
+from mmssl.core.plan import Plan
 
 SIZE = 8
 """Samples of a batch."""
@@ -24,6 +25,7 @@ class Case:
         absent: modality -> numbers of the samples that lack it.
         same_words: numbers of samples with the same tokens.
         updates: number of times that `after_update` gets the collapsed samples before their terms are read, e.g. to fill a queue.
+        plan: of a run, for objectives that are refreshed or hold something of each training sample.
     """
 
     config: str
@@ -32,3 +34,4 @@ class Case:
     absent: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     same_words: tuple[int, ...] = ()
     updates: int = 0
+    plan: Plan = field(default_factory=Plan.unknown)

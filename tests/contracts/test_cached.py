@@ -70,11 +70,11 @@ def test_cached_step_equals_the_plain_step(name: str, micro_batches: int) -> Non
 
 @every
 def test_cached_step_equals_the_plain_step_in_float32(name: str) -> None:
-    """A shift before a batch norm has a gradient that nearly cancels: LeJEPA's, DINO's and SwAV's differ by 1.6e-5 on any path."""
+    """A shift before a batch norm has a gradient that nearly cancels: those of multi-crop differ by 3e-5 on any path."""
     learner = build(name).float()
     expected = whole_gradients(learner, batch(learner), STEP, TOTAL)
     assert error(cached_gradients(learner, 3), expected) < (
-        5e-5 if name.startswith(("lejepa", "dino", "swav")) else 1e-5
+        5e-5 if name.startswith(("lejepa", "dino", "swav", "deepcluster")) else 1e-5
     )
 
 

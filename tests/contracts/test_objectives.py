@@ -27,7 +27,6 @@ from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.monitors import monitor
 from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
-from mmssl.core.plan import Plan
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.recipe.unions import ObjectiveUnion
 from mmssl.training.steps.groups import parameter_rules
@@ -170,11 +169,28 @@ def build(name: str, seed: int = 0, dropout: float = 0.0) -> Learner:
     """A learner in float64 with the encoders that the objective asks for."""
     torch.manual_seed(seed)
     encoders = toys.encoders(dropout)
-    objective = CONFIGS.validate_json(CASES[name].config).build(encoders, Plan.unknown())
+    objective = CONFIGS.validate_json(CASES[name].config).build(encoders, CASES[name].plan)
     needed, absent = {modality: encoders[modality] for modality in objective.needs()}, CASES[name].absent
     learner = Learner(needed, objective, optional=absent).double()
     learner.case = CASES[name]
+    refresh(learner, 0)
     return learner
+
+
+def refresh(learner: Learner, step: int) -> None:
+    """As the trainer does it, before a step, with this process' share of the samples."""
+    every = learner.objective.refresh_every()
+    if every is not None and step % every == 0:
+        learner.eval()
+        with torch.no_grad():
+            learner.objective.refresh([*own_rows(batch(learner)).chunks(3)], learner.context(step, STEPS))
+        learner.train()
+
+
+def own_rows(whole: Batch) -> Batch:
+    """This process' share."""
+    size = SIZE // distributed.world_size()
+    return whole.rows(distributed.rank() * size, (distributed.rank() + 1) * size)
 
 
 def batch(learner: Learner, seed: int = 0) -> Batch:
@@ -225,10 +241,9 @@ def join(parts: list[Latents]) -> Latents:
 def trained(learner: Learner, optimizer: torch.optim.Optimizer, steps: range) -> Iterator[dict[str, Tensor]]:
     """Train on this process' rows of the global batches and average gradients over processes; yields them."""
     for step in steps:
+        refresh(learner, step)
         torch.manual_seed(step)
-        size = SIZE // distributed.world_size()
-        part = batch(learner, seed=step).rows(distributed.rank() * size, (distributed.rank() + 1) * size)
-        out, latents = learner(part, step, STEPS)
+        out, latents = learner(own_rows(batch(learner, seed=step)), step, STEPS)
         out.total.backward()
         for parameter in learner.parameters():
             if parameter.grad is not None:
