@@ -208,6 +208,17 @@ def test_temperature_and_momentum_follow_their_schedules() -> None:
     assert objective.teacher_head.momentum(5) == pytest.approx(0.75)
 
 
+def test_the_centre_of_accumulated_micro_batches_is_that_of_the_batch() -> None:
+    whole, centres = toys.batch(6), []
+    for size in (6, 4):
+        learner, objective = build()
+        kept = [out.kept for out, _ in (learner(part) for part in whole.chunks(size)) if out is not None]
+        objective.after_update({name: torch.cat([part[name] for part in kept]) for name in kept[0]}, learner.context())
+        centres.append(objective.targets.centre)
+    torch.testing.assert_close(centres[0], centres[1])
+    assert centres[0].abs().max() > 1e-3
+
+
 def test_the_teacher_is_evaluated() -> None:
     learner, _ = build()
     assert learner.networks()["picture"] is learner.teachers["picture"].network
