@@ -94,6 +94,14 @@ ROWS: dict[str, dict[str, Any]] = {
             "head": {**HEAD, "layers": 3},
         }
     ),
+    "swav": row(
+        {
+            "kind": "swav", **TWO, "local_view": "small", "local_views": 2, "temperature": 0.1, "code_temperature": 0.05,
+            "prototypes": 256, "embedding": 64, "head": HEAD,
+        },
+        views={**VIEWS, "small": {**COLOURS, "size": 16, "scale": [0.1, 0.4]}},
+        steps=400,
+    ),
     "latent_prediction": row(
         {
             "kind": "latent_prediction", "modality": "image", "view": "crop", "mask": "mask", "layers": 2, "norm": "layer",
