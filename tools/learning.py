@@ -102,6 +102,9 @@ ROWS: dict[str, dict[str, Any]] = {
         views={**VIEWS, "small": {**COLOURS, "size": 16, "scale": [0.1, 0.4]}},
         steps=400,
     ),
+    "deepcluster_v2": row(
+        {"kind": "deepcluster_v2", **TWO, "prototypes": 100, "temperature": 0.1, "embedding": 64, "head": HEAD}
+    ),
     "latent_prediction": row(
         {
             "kind": "latent_prediction", "modality": "image", "view": "crop", "mask": "mask", "layers": 2, "norm": "layer",
