@@ -135,7 +135,7 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
     if key != "tokenizer" and ("pairs" in small or small.get("kind") != "clip"):  # the kind of other things too
         small |= SIZES.get(str(small.get("kind")), {})
     small |= {name: str(folder / path) for name, path in small.items() if name == "weights" and isinstance(path, str)}
-    if small.get("kind") == "simclr" and "size" in small:  # a view of a size of its own
+    if small.get("kind") in ("simclr", "resized_crop", "blocks") and "size" in small:  # a view of a size of its own
         small |= {"size": 32}
     if key == "schedule":
         small = {name: item for name, item in small.items() if name != "cooldown"}
@@ -169,7 +169,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "dino": {"prototypes": 64, "frozen_prototypes": "0 steps", "teacher_temperature": 0.04},
     "swav": {"prototypes": 64, "frozen_prototypes": "0 steps"},
     "deepcluster_v2": {"prototypes": 5},
-    "blocks": {"smallest": 4},
+    "blocks": {"smallest": 2},
     "latent_prediction": {"layers": 2},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }
