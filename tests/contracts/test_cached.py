@@ -78,9 +78,12 @@ def test_cached_step_equals_the_plain_step_in_float32(name: str) -> None:
     )
 
 
-@every
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("nnclr")])
 def test_cached_step_equals_the_plain_step_nearly_in_bfloat16(name: str) -> None:
-    """Gradients of parts are rounded to bfloat16 before they are summed, so that equality ends at its eight bits."""
+    """Gradients of parts are rounded to bfloat16 before they are summed, so that equality ends at its eight bits.
+
+    Not so for the nearest neighbours of NNCLR: rounding decides between rows that are almost equally near.
+    """
     learner = build(name).float()
     whole, launch = batch(learner), Launch("bf16", "cpu")
     exact = whole_gradients(learner, whole, STEP, TOTAL)

@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {
 
 
 def test_there_are_tools() -> None:
-    assert set(NAMES) - set(PROGRAMS) == {"captions", "gpu_steps"}
+    assert set(NAMES) - set(PROGRAMS) == {"captions", "device_views", "gpu_steps"}
     assert len(PROGRAMS) >= 10
 
 
