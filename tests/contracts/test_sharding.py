@@ -20,7 +20,7 @@ from mmssl.objectives.clip import ClipConfig
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.steps.cached import CachedStep
 from mmssl.training.steps.plain import PlainStep
-from tests.contracts.test_objectives import CASES, SIZE, batch, build, error, whole_gradients
+from tests.contracts.test_objectives import CASES, SIZE, batch, build, error, refresh, whole_gradients
 from tests.distributed.processes import Processes
 
 SEED, STEP, TOTAL = 5, 2, 10
@@ -30,6 +30,7 @@ def split_gradients(learner: Learner, whole: Batch, how: str) -> dict[str, Tenso
     """Gradients of this process' rows, averaged, and whole again."""
     launch = Launch(device="cpu", parallel="zero2" if how == "zero2" else "fsdp2")
     launch.place(learner)
+    refresh(learner, 0)
     wrapped = launch.wrap(learner)
     assert any(isinstance(p, DTensor) for p in learner.parameters())
     share = len(whole) // distributed.world_size()
