@@ -42,7 +42,7 @@ ADAMW = {"kind": "adamw", "lr": 2e-3, "weight_decay": 0.01}
 
 def row(objective: Mapping[str, Any], encoder: Mapping[str, Any] = CONV, **changes: Any) -> dict[str, Any]:
     """Settings of one row: the objective, its encoder, and what differs from the rest."""
-    return {"objective": dict(objective), "encoder": dict(encoder), "views": VIEWS, "steps": 600, **changes}
+    return {"objective": dict(objective), "encoder": dict(encoder), "views": VIEWS, "steps": 200, **changes}
 
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -154,7 +154,7 @@ def recipe_of(name: str, seed: int, shards: Path, steps: int | None) -> dict[str
         "name": f"{name}_{seed}",
         "seed": seed,
         "duration": f"{steps or given['steps']} steps",
-        "batch_size": given.get("batch", 256),
+        "batch_size": given.get("batch", 128),
         "modalities": {"image": {"kind": "image", "size": 32, "views": given["views"]}, "label": {"kind": "label"}},
         "data": {"shards": [str(shards / "train")], "workers": 0},
         "encoders": {"image": given["encoder"]},
