@@ -137,11 +137,15 @@ def index(
             "--check", help="Write nothing: compare each sidecar with its shard. Exit code 3 if one is wrong."
         ),
     ] = False,
+    force: Annotated[
+        bool, typer.Option(help="Replace indexes that disagree with their shards: of shards that were written anew.")
+    ] = False,
     cache: CACHE = None,
     allow_pipe: PIPE = False,
 ) -> None:
     """Write the index of each shard beside it, so that runs start at once. Runs build a missing index themselves.
 
+    An index that disagrees with its shard stays, because it may be the shard that is damaged, unless --force says otherwise.
     A remote shard is downloaded once for it; with its index `<url>.index.npz` beside it, later runs skip the download.
 
     Examples:
@@ -156,7 +160,11 @@ def index(
 
     remote = CacheConfig(folder=cache).build(allow_pipe)
     with progress_bar("checking" if verify else "indexing") as progress:
-        count = check_sidecars(shards, remote, progress) if verify else write_sidecars(shards, remote, out, progress)
+        count = (
+            check_sidecars(shards, remote, progress)
+            if verify
+            else write_sidecars(shards, remote, out, progress, force=force)
+        )
     say(f"{count} sidecars are right" if verify else f"indexed {count} shards")
 
 

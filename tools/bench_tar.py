@@ -54,7 +54,7 @@ def readers(shards: list[Path], samples: int) -> dict[str, Callable[[], int]]:
 
     sys.path.insert(0, str(ROOT))
     from mmssl.data.shards.index import ShardIndex
-    from mmssl.data.shards.table import write_sidecar
+    from mmssl.data.shards.sidecar import write_sidecar
 
     for shard in shards:
         write_sidecar(shard)

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from mmssl.core.seeding import generator
-from mmssl.data.shards.table import write_sidecar
+from mmssl.data.shards.sidecar import write_sidecar
 from mmssl.data.shards.writer import Manifest, claim_folder, remove_stale, write_shard
 from mmssl.datasets.digit_render import CLASS_NAMES, TEMPLATES
 

@@ -180,6 +180,7 @@ class _Total:
             samples=self.samples,
             examined=self.examined,
             bytes=sum(found.shard_bytes for found in self.findings),
+            unverified=tuple(found.name for found in self.findings if not found.checksums),
             fields={
                 name: FieldReport(self.having[name], name in expected, self.decoded[name], Spread.of(sizes))
                 for name, sizes in sorted(self.sizes.items())

@@ -36,6 +36,7 @@ class CheckReport:
         shards: files looked at; shard_samples: samples in each.
         samples: in all; examined: samples whose members were read.
         bytes: size of all shards.
+        unverified: shards without a sidecar of their size, whose members could not be compared with checksums.
         fields: extension -> its `FieldReport`.
         fault_counts: "reason field" -> samples; everything in it makes the audit fail.
         faults: the first of them, each with shard, key and offset.
@@ -48,6 +49,7 @@ class CheckReport:
     samples: int
     examined: int
     bytes: int
+    unverified: tuple[str, ...]
     fields: Mapping[str, FieldReport]
     fault_counts: Mapping[str, int]
     faults: tuple[Fault, ...]
@@ -65,12 +67,23 @@ class CheckReport:
         """The whole report as a JSON object."""
         return json.dumps({"ok": self.ok, **asdict(self)}, indent=1)
 
+    def _checksums(self) -> str:
+        if not self.unverified:
+            return "compared with the sidecars of all shards"
+        more = f" and {len(self.unverified) - 3} more" if len(self.unverified) > 3 else ""
+        return (
+            f"compared in {self.shards - len(self.unverified)} of {self.shards} shards; without a sidecar (`mmssl shards index`): "
+            + ", ".join(self.unverified[:3])
+            + more
+        )
+
     def table(self) -> str:
         """The report as a text table."""
         rows: list[tuple[str, Any]] = [
             ("shards", f"{self.shards}, {min(self.shard_samples)} to {max(self.shard_samples)} samples each"),
             ("samples", f"{self.samples:,} ({self.examined:,} read and decoded)"),
             ("bytes", f"{self.bytes:,}"),
+            ("checksums", self._checksums()),
             *((f".{name}", _field_line(one, self.samples)) for name, one in self.fields.items()),
         ]
         for name, figures in self.modalities.items():

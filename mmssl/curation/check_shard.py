@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,8 @@ from mmssl.core.sample import Fault, Origin
 from mmssl.curation.figures import digest
 from mmssl.data.inspection import Inspection
 from mmssl.data.modality import DecodeError, Modality
-from mmssl.data.shards.table import split_name
+from mmssl.data.shards.sidecar import load_sidecar, sidecar_path
+from mmssl.data.shards.table import members_of, split_name
 from mmssl.data.shards.tar import BLOCK, Lost, walk
 
 
@@ -46,6 +48,7 @@ class Findings:
         faults: damaged spans, and members that are missing, duplicated, too large or do not decode.
         inspected: modality name, number of the sample, and the inspection; None: the member lacks the modality, as a silent video.
         ignored: members without an extension.
+        checksums: whether the members could be compared with the checksums of a sidecar.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class Findings:
     faults: list[Fault] = field(default_factory=list)
     inspected: list[tuple[str, int, Inspection | None]] = field(default_factory=list)
     ignored: int = 0
+    checksums: bool = False
 
 
 def examine(path: Path, decoders: Decoders, limit: int | None, *, name: str | None = None) -> Findings:
@@ -90,9 +94,20 @@ def examine(path: Path, decoders: Decoders, limit: int | None, *, name: str | No
         found.faults.append(Fault("", origin, "tar", "damaged", detail))
     if not members and not found.faults:
         found.faults.append(Fault("", Origin(SOURCE, found.name, 0, 0), "tar", "empty", "no samples in it"))
+    known = _known_checksums(path)
+    found.checksums = bool(known)
     if members:
-        _examine_samples(found, members, decoders, limit)
+        _examine_samples(found, members, decoders, limit, known)
     return found
+
+
+def _known_checksums(path: Path) -> dict[tuple[str, str], int]:
+    """(Key, extension) of a member -> its CRC-32 in the sidecar of the shard; empty without one for a shard of this size."""
+    try:
+        table = load_sidecar(sidecar_path(path), path.stat().st_size)
+    except (OSError, ValueError):
+        return {}
+    return {(key, extension): crc for key, extension, _, _, crc in members_of(table) if crc >= 0}
 
 
 def _examine_samples(
@@ -100,6 +115,7 @@ def _examine_samples(
     members: Mapping[str, list[tuple[str, int, int]]],
     decoders: Decoders,
     limit: int | None,
+    known: Mapping[tuple[str, str], int],
 ) -> None:
     with found.path.open("rb", buffering=0) as file:
         for number, (key, fields) in enumerate(members.items()):
@@ -115,10 +131,16 @@ def _examine_samples(
                     found.faults.append(Fault(key, origin, extension, "duplicate", detail))
             for extension, offset, size in fields:
                 found.sizes.setdefault(extension, []).append(size)
-                if (limit is None or number < limit) and extension in decoders:
+                crc = known.get((key, extension))
+                if (limit is None or number < limit) and (extension in decoders or crc is not None):
                     try:
                         data = _read(file.fileno(), offset, size)
-                        _inspect(found, number, extension, data, decoders[extension])
+                        if crc not in (None, zlib.crc32(data)):
+                            raise DecodeError(
+                                "checksum", f"the {size} bytes at byte {offset} differ from the sidecar's checksum"
+                            )
+                        if extension in decoders:
+                            _inspect(found, number, extension, data, decoders[extension])
                     except DecodeError as error:
                         found.faults.append(Fault(key, origin, extension, error.reason, error.detail))
             found.examined += limit is None or number < limit

@@ -25,7 +25,7 @@ from mmssl.curation.pack_formats import BadRow
 from mmssl.curation.pack_items import ArraySource, FolderSource, RowSource, encode, read_lines
 from mmssl.curation.pack_readers import read_csv, read_hugging_face, read_parquet
 from mmssl.curation.pack_tables import Columns, TableSource
-from mmssl.data.shards.table import write_sidecar
+from mmssl.data.shards.sidecar import write_sidecar
 from mmssl.data.shards.writer import (
     Manifest,
     Progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.shards.remote import CacheConfig
+from mmssl.data.shards.sidecar import write_sidecar
 from mmssl.data.shards.writer import write_shard
 from mmssl.datasets.digit_render import to_wav
 from mmssl.datasets.digit_scenes import write
@@ -324,3 +326,20 @@ def test_sounds_of_several_formats_are_one_field(tmp_path: Path) -> None:
     assert [(fault.key, fault.detail.split(", wanted ")[1]) for fault in report.faults] == [
         ("s008", ".wav, .flac, .ogg, .opus, .mp3, .m4a")
     ]
+
+
+def test_members_are_compared_with_the_checksums_of_the_sidecar(tmp_path: Path) -> None:
+    """One flipped bit of a caption decodes all the same; of a copy, whose time differs, too."""
+    first, second = (shard(tmp_path, [sample(n) for n in range(3)], f"00000{k}.tar") for k in range(2))
+    assert check([tmp_path]).unverified == (str(first), str(second))
+    write_sidecar(first)
+    data = bytearray(first.read_bytes())
+    data[data.index(b"caption number 1")] ^= 1
+    first.write_bytes(data)
+    os.utime(first, ns=(1, 1))
+    report = check([tmp_path])
+    assert dict(report.fault_counts) == {"checksum txt": 1}
+    (fault,) = report.faults
+    assert (fault.key, fault.origin.shard) == ("s001", str(first))
+    assert report.unverified == (str(second),)
+    assert "compared in 1 of 2 shards; without a sidecar (`mmssl shards index`): " + str(second) in report.table()

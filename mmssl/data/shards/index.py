@@ -23,8 +23,9 @@ from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.patience import without_secrets
 from mmssl.data.shards.remote import CacheConfig, Remote, open_remote
 from mmssl.data.shards.salvage import salvage_table
+from mmssl.data.shards.sidecar import load_table
 from mmssl.data.shards.storage import PIPE, is_remote
-from mmssl.data.shards.table import ShardTable, load_table
+from mmssl.data.shards.table import ShardTable
 
 
 class RawSample(NamedTuple):
@@ -195,7 +196,10 @@ class ShardIndex:
             if not self._fits(row, data):
                 data = self.reader.read_anew(shard, offset, size)
                 if not self._fits(row, data):
-                    known = "differ from their checksum (damage, or an old sidecar: renew it with `mmssl shards index`)"
+                    known = (
+                        "differ from their checksum (damage, or a shard that was written anew: then renew its sidecar with "
+                        "`mmssl shards index --force`)"
+                    )
                     raise DecodeError("checksum", f"the {size} bytes at byte {offset} {known}", extension)
             fields[extension] = data
         return RawSample(self.key(ordinal), self.origin(ordinal), fields)

@@ -20,8 +20,9 @@ from mmssl.core.config import Config
 from mmssl.core.errors import DataError
 from mmssl.data.shards.cache import Cache
 from mmssl.data.shards.patience import Absent, NoRanges, Patience, Refused, without_secrets
+from mmssl.data.shards.sidecar import load_sidecar, save_sidecar
 from mmssl.data.shards.storage import Storage
-from mmssl.data.shards.table import ShardTable, checksums, load_sidecar, save_sidecar, scan, slice_starts
+from mmssl.data.shards.table import ShardTable, checksums, scan, slice_starts
 from mmssl.data.shards.writer import Progress
 
 _log = logging.getLogger(__name__)

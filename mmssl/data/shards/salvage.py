@@ -14,10 +14,11 @@ import numpy as np
 
 from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault, Origin
-from mmssl.data.shards.table import ShardTable, load_sidecar, load_table, make_table, sidecar_path
+from mmssl.data.shards.sidecar import load_sidecar, load_table, sidecar_path
+from mmssl.data.shards.table import ShardTable, make_table
 from mmssl.data.shards.tar import Lost, walk
 
-_GONE = "the sidecar lists it, but the shard lacks it (if the shard was rewritten, renew the sidecar with `mmssl shards index`)"
+_GONE = "the sidecar lists it, but the shard lacks it (if it was written anew, use `mmssl shards index --force`)"
 
 
 def salvage_table(shard: Path, source: str) -> tuple[ShardTable, list[Fault], int]:

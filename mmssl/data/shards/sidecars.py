@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
-
-import numpy as np
 
 from mmssl.core.errors import DataError
 from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.remote import Remote
+from mmssl.data.shards.sidecar import differences, load_sidecar, sidecar_path, write_sidecar
 from mmssl.data.shards.storage import is_remote
-from mmssl.data.shards.table import ShardTable, checksums, load_sidecar, scan, sidecar_path, write_sidecar
+from mmssl.data.shards.table import ShardTable, checksums, scan
 from mmssl.data.shards.writer import Progress, write_atomically
 
 T = TypeVar("T")
@@ -23,7 +21,12 @@ _THREADS = 8
 
 
 def write_sidecars(
-    shards: Sequence[str], remote: Remote, out: Path | None = None, progress: Progress | None = None
+    shards: Sequence[str],
+    remote: Remote,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    force: bool = False,
 ) -> int:
     """Write the index sidecar of each shard: beside local shards, for remote ones into the cache and as `out/<name>.index.npz`.
 
@@ -31,6 +34,7 @@ def write_sidecars(
         shards: all local, or all remote; see `ShardIndex.open`.
         remote: client for remote shards.
         out: folder for the sidecars of remote shards, for upload beside them.
+        force: replace sidecars that disagree with their local shards, see `write_sidecar`.
 
     Returns:
         Number of shards.
@@ -42,7 +46,7 @@ def write_sidecars(
         if out is not None:
             raise DataError(f"--out: got {out} for local shards, whose sidecars are written beside them: omit --out")
         paths = expand(shards)
-        problems = _each(paths, lambda path: _attempt(lambda: write_sidecar(path)), progress)
+        problems = _each(paths, lambda path: _attempt(lambda: write_sidecar(path, force=force)), progress)
     else:
         urls = expand_urls(shards)
         names = [f"{url.split('?')[0].rsplit('/', 1)[-1]}.index.npz" for url in urls]
@@ -74,7 +78,7 @@ def check_sidecars(shards: Sequence[str], remote: Remote, progress: Progress | N
     else:
         problems = _each(expand(shards), lambda path: _attempt(lambda: _check_local(path)), progress)
     if any(problems):
-        raise DataError(_summary(problems, "have no valid sidecar") + "\nMake them with `mmssl shards index`.")
+        raise DataError(_summary(problems, "have no valid sidecar") + "\nMake missing ones with `mmssl shards index`.")
     return len(problems)
 
 
@@ -85,11 +89,11 @@ def _write_remote(remote: Remote, url: str, target: Path | None) -> None:
 
 
 def _check_local(shard: Path) -> None:
-    path, status = sidecar_path(shard), shard.stat()
+    path = sidecar_path(shard)
     if not path.exists():
         raise DataError(f"{shard}: no sidecar")
     try:
-        table = load_sidecar(path, status.st_size, status.st_mtime_ns)
+        table = load_sidecar(path, shard.stat().st_size)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     _compare(table, checksums(shard, scan(shard)), str(path))
@@ -106,9 +110,11 @@ def _check_remote(remote: Remote, url: str) -> None:
 
 
 def _compare(saved: ShardTable, true: ShardTable, where: str) -> None:
-    for field in fields(ShardTable):
-        if not np.array_equal(getattr(saved, field.name), getattr(true, field.name)):
-            raise DataError(f"{where} differs from the shard in {field.name}")
+    wrong = differences(saved, true)
+    if wrong:
+        raise DataError(
+            f"{where} disagrees with the shard: {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
+        )
 
 
 def _attempt(action: Callable[[], object]) -> str | None:

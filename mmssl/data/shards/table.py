@@ -1,40 +1,22 @@
-"""Index of one shard as a few arrays, made from the tar headers or read from a sidecar file next to the shard.
-
-The sidecar `<shard>.index.npz` is a cache: optional, checked against size and time of the shard, and holds arrays only.
-"""
+"""Index of one shard as a few arrays, made from its tar headers."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import tempfile
-import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from mmssl.core.errors import DataError
 from mmssl.data.shards.tar import Member, walk
 
-_log = logging.getLogger(__name__)
-
-SIDECAR_VERSION = 2
 _NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
-_ARRAYS = {
-    "keys": np.uint8,
-    "key_ends": np.int64,
-    "members": np.int64,
-    "extension": np.uint16,
-    "offset": np.int64,
-    "size": np.int64,
-    "crc": np.int64,
-}
 
 
 @dataclass(frozen=True)
@@ -71,17 +53,6 @@ def split_name(name: str) -> tuple[str, str] | None:
     """
     match = _NAME.fullmatch(name)
     return (match[1], match[2].lower()) if match else None
-
-
-def load_table(shard: Path) -> ShardTable:
-    """Load the table of a shard, from a valid sidecar or from the shard itself.
-
-    Raises:
-        DataError: the shard is damaged or holds no sample.
-        OSError: it cannot be read.
-    """
-    table = _read_sidecar(shard)
-    return table if table is not None else scan(shard)
 
 
 def scan(shard: Path) -> ShardTable:
@@ -160,126 +131,14 @@ def checksums(shard: Path, table: ShardTable) -> ShardTable:
     return replace(table, crc=crc)
 
 
-def sidecar_path(shard: Path) -> Path:
-    """Path of the sidecar of a shard."""
-    return shard.with_name(shard.name + ".index.npz")
-
-
-def write_sidecar(shard: Path) -> Path:
-    """Write the sidecar of a shard: its table with checksums of all members, atomically.
-
-    Returns:
-        The sidecar's path.
-
-    Raises:
-        DataError: the shard is damaged, or its folder is not writable. Sidecars are optional: they only make the start faster.
-    """
-    target = sidecar_path(shard)
-    status = shard.stat()
-    table = scan(shard)
-    temporary = None
-    try:
-        table = checksums(shard, table)
-        with tempfile.NamedTemporaryFile(dir=shard.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            save_sidecar(file, table, status)
-        temporary.chmod(status.st_mode & 0o666)
-        os.replace(temporary, target)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise DataError(
-            f"cannot write {target}: {error}; sidecars are optional, but the start takes longer without"
-        ) from error
-    return target
-
-
-class StaleSidecar(ValueError):
-    """The sidecar belongs to another version of the shard, or of mmssl."""
-
-
-def save_sidecar(file: IO[bytes], table: ShardTable, status: os.stat_result) -> None:
-    """Write a table as a sidecar, with size and modification time of the shard."""
-    np.savez(
-        file,
-        version=np.int64(SIDECAR_VERSION),
-        stamp=np.array([status.st_size, status.st_mtime_ns], np.int64),
-        ignored=np.int64(table.ignored),
-        extensions=np.array(table.extensions, dtype=np.str_),
-        **{name: getattr(table, name) for name in _ARRAYS},
-    )
-
-
-def load_sidecar(file: IO[bytes] | Path, *stamp: int | None) -> ShardTable:
-    """Read the table in a sidecar.
-
-    Args:
-        stamp: size of the shard, and its modification time if local; None: unknown.
-
-    Raises:
-        StaleSidecar: it belongs to another version of the shard. ValueError: it is damaged.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            saved = arrays["stamp"].tolist()
-            fits = all(mine in (None, its) for mine, its in zip(stamp, saved, strict=False))
-            if int(arrays["version"]) != SIDECAR_VERSION or not fits:
-                raise StaleSidecar(
-                    f"the sidecar is for another version of the shard ({saved[0]} bytes, now {stamp[0]}) or of mmssl"
-                )
-            table = ShardTable(
-                extensions=tuple(str(name) for name in arrays["extensions"]),
-                shard_bytes=int(saved[0]),
-                ignored=int(arrays["ignored"]),
-                **{name: np.asarray(arrays[name]) for name in _ARRAYS},
-            )
-            _check(table)
-    except (EOFError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
-    return table
-
-
-def _read_sidecar(shard: Path) -> ShardTable | None:
-    """The sidecar's table; None without a sidecar, or with one that is stale or damaged (which is logged)."""
-    path = sidecar_path(shard)
-    if not path.exists():
-        return None
-    status = shard.stat()
-    try:
-        return load_sidecar(path, status.st_size, status.st_mtime_ns)
-    except StaleSidecar:
-        _log.warning(
-            "ignoring %s, which belongs to another version of the shard; renew it with `mmssl shards index`", path
-        )
-    except (OSError, ValueError) as error:
-        _log.warning("ignoring %s, which is damaged (%s); renew it with `mmssl shards index`", path, error)
-    return None
-
-
-def _check(table: ShardTable) -> None:
-    """Refuse arrays of a sidecar that point outside the shard or outside each other."""
-    for name, kind in _ARRAYS.items():
-        array = getattr(table, name)
-        if array.dtype != kind or array.ndim != 1:
-            raise ValueError(f"array {name!r} has type {array.dtype} and {array.ndim} dimensions")
-    for ends, total in ((table.key_ends, len(table.keys)), (table.members, len(table.extension))):
-        if (
-            len(ends) != len(table.members)
-            or len(ends) < 2
-            or ends[0] != 0
-            or ends[-1] != total
-            or (np.diff(ends) < 1).any()
-        ):
-            raise ValueError("the ends of samples do not fit the arrays")
-    if not len(table.extension) == len(table.offset) == len(table.size) or table.extension.max() >= len(
-        table.extensions
-    ):
-        raise ValueError("the arrays of members differ in length, or have unknown extensions")
-    if len(table.crc) != len(table.size) or table.crc.min() < -1 or table.crc.max() >= 1 << 32:
-        raise ValueError("the checksums are not one CRC-32 for each member")
-    if (table.offset < 512).any() or (table.size < 0).any() or (table.offset + table.size > table.shard_bytes).any():
-        raise ValueError("members lie outside the shard")
-    table.keys.tobytes().decode()
+def members_of(table: ShardTable) -> Iterator[tuple[str, str, int, int, int]]:
+    """(key, extension, offset, size, checksum) of every member."""
+    data = table.keys.tobytes()
+    for number, (start, stop) in enumerate(pairwise(table.key_ends.tolist())):
+        key = data[start:stop].decode()
+        for row in range(int(table.members[number]), int(table.members[number + 1])):
+            at = (int(column[row]) for column in (table.offset, table.size, table.crc))
+            yield key, table.extensions[table.extension[row]], *at
 
 
 def slice_starts(shards: Sequence[int], size: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from mmssl.core.errors import DataError
-from mmssl.data.shards.table import sidecar_path
+from mmssl.data.shards.sidecar import sidecar_path
 
 T = TypeVar("T")
 

@@ -15,9 +15,10 @@ import webdataset as wds
 from mmssl.core.errors import DataError
 from mmssl.data.modality import DecodeError
 from mmssl.data.shards import index as index_module
-from mmssl.data.shards import table as shard_table
+from mmssl.data.shards import sidecar as shard_sidecar
 from mmssl.data.shards.index import ShardIndex
-from mmssl.data.shards.table import sidecar_path, split_name, write_sidecar
+from mmssl.data.shards.sidecar import sidecar_path, write_sidecar
+from mmssl.data.shards.table import split_name
 from tests.data.make import pairs, write
 
 Shard = Callable[..., Path]
@@ -257,7 +258,7 @@ def test_sidecar_gives_the_same_index_without_a_walk(shard: Shard, monkeypatch: 
     def never(path: Path) -> None:
         raise AssertionError("walked")
 
-    monkeypatch.setattr(shard_table, "scan", never)
+    monkeypatch.setattr(shard_sidecar, "scan", never)
     cached = ShardIndex.open([path])
     assert cached.digest == walked.digest
     assert [raw.fields for raw in cached] == [raw.fields for raw in walked]
@@ -285,6 +286,50 @@ def test_sidecar_that_does_not_fit_is_not_used(shard: Shard, how: str, caplog: p
     assert len(index) == (6 if how == "stale" else 5)
     assert index.read(4).fields["txt"] == b"scene 4 of many"
     assert f"ignoring {sidecar}" in caplog.text
+
+
+def test_a_copy_keeps_its_checksums(shard: Shard, caplog: pytest.LogCaptureFixture) -> None:
+    """`cp` and `rsync` give another modification time: one flipped bit is found all the same."""
+    path = shard(pairs(0, 5))
+    write_sidecar(path)
+    os.utime(path, ns=(1, 1))
+    index = ShardIndex.open([path])
+    assert index.read(4).fields["txt"] == b"scene 4 of many"
+    data = bytearray(path.read_bytes())
+    place = data.index(b"scene 3 of many")
+    data[place] ^= 1
+    path.write_bytes(data)
+    index = ShardIndex.open([path])
+    assert index.read(2).fields["txt"] == b"scene 2 of many"
+    with pytest.raises(DecodeError, match=r"differ from their checksum \(damage, or a shard that was written anew"):
+        index.read(3)
+    assert "ignoring" not in caplog.text
+
+
+def test_a_shard_of_the_same_size_with_other_members_is_told(shard: Shard, caplog: pytest.LogCaptureFixture) -> None:
+    path = shard(pairs(0, 5))
+    sidecar = write_sidecar(path)
+    shard(pairs(1, 5))
+    os.utime(path, ns=(1, 1))
+    assert len(ShardIndex.open([path])) == 5
+    assert f"ignoring {sidecar}, so members are read without checksums: it has no member" in caplog.text
+    assert "`mmssl shards index --force`" in caplog.text
+
+
+def test_a_sidecar_that_disagrees_stays_unless_forced(shard: Shard) -> None:
+    path = shard(pairs(0, 5))
+    before = write_sidecar(path).read_bytes()
+    data = bytearray(path.read_bytes())
+    data[data.index(b"scene 3 of many")] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        DataError, match=r"disagrees with its sidecar: \S+\.txt differs from its checksum; fetch the shard again"
+    ):
+        write_sidecar(path)
+    assert sidecar_path(path).read_bytes() == before
+    write_sidecar(path, force=True)
+    assert sidecar_path(path).read_bytes() != before
+    write_sidecar(path)  # agrees now: it is renewed without --force
 
 
 def test_sidecar_that_cannot_be_written(shard: Shard) -> None:

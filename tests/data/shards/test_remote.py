@@ -21,8 +21,8 @@ from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.patience import Absent, Patience
 from mmssl.data.shards.remote import CacheConfig, Remote, RemoteReader
+from mmssl.data.shards.sidecar import sidecar_path, write_sidecar
 from mmssl.data.shards.storage import Storage
-from mmssl.data.shards.table import sidecar_path, write_sidecar
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.config import DataConfig
 from mmssl.data.stream.mixture import BlockShuffleConfig

@@ -17,7 +17,7 @@ from mmssl.core.sample import Fault
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modality import DecodeError
 from mmssl.data.shards.index import ShardIndex
-from mmssl.data.shards.table import sidecar_path, write_sidecar
+from mmssl.data.shards.sidecar import sidecar_path, write_sidecar
 from mmssl.data.shards.tar import Lost, walk
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.config import DataConfig

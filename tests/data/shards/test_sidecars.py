@@ -9,8 +9,8 @@ import pytest
 from mmssl.core.errors import DataError
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.remote import CacheConfig, Remote
+from mmssl.data.shards.sidecar import sidecar_path
 from mmssl.data.shards.sidecars import check_sidecars, write_sidecars
-from mmssl.data.shards.table import sidecar_path
 from pipelines import cli
 from pipelines.command import guarded
 from tests.data.make import write
@@ -51,7 +51,7 @@ def test_local(shards: Path, remote: Remote) -> None:
     arrays["offset"][[0, 1]] = arrays["offset"][[1, 0]]
     np.savez(sidecar_path(shards / "1.tar"), **arrays)
     sidecar_path(shards / "2.tar").write_bytes(b"rubbish")
-    with pytest.raises(DataError, match=r"2 of 3 (.|\n)*1\.tar\.index\.npz differs from the shard in offset\n.*2\.tar"):
+    with pytest.raises(DataError, match=r"2 of 3 (.|\n)*1\.tar\.index\.npz disagrees with the shard: .*\n.*2\.tar"):
         check_sidecars([str(shards)], remote)
     with pytest.raises(DataError, match="are written beside them"):
         write_sidecars([str(shards)], remote, shards)
