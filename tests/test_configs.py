@@ -140,7 +140,7 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
     if key == "schedule":
         small = {name: item for name, item in small.items() if name != "cooldown"}
         small |= {"warmup": "1 steps"}  # of a run of one step
-    if "modalities" in small:
+    if "encoders" in small:
         small |= {"batch_size": 8, "duration": "1 steps", "precision": "fp32", "device": "cpu", "output": str(folder)}
         kept = {name: small["data"][name] for name in ("optional", "synchronized") if name in small["data"]}
         small |= {"log": {"trackers": []}, "data": {"shards": [str(shards / "train")], "workers": 0, **kept}}

@@ -17,7 +17,7 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
 from mmssl.core.seeding import fold
-from mmssl.losses.sigreg import random_directions
+from mmssl.losses.sigreg import random_directions, sigreg_of_collapse, sigreg_of_normal
 from mmssl.objectives.clip import ClipConfig
 from tests.contracts import toys
 from tests.contracts.case import SIZE, Case
@@ -226,6 +226,14 @@ def test_training_predicts_and_does_not_collapse() -> None:
     assert last["sigreg/picture"] < 0.5 * first["sigreg/picture"]
     assert last["picture-words/picture_to_words_accuracy"] > 0.5 > first["picture-words/picture_to_words_accuracy"]
     assert history[-1].total < last["picture-words/chance_loss"]
+
+
+@pytest.mark.parametrize("batch_size", [64, 4096])
+def test_below_the_stated_weight_a_collapse_costs_less_than_predicting_nothing(batch_size: int) -> None:
+    for share, collapsed_is_cheaper in ((0.9, True), (1.1, False)):
+        weight = share * 1.3 / batch_size
+        collapse, nothing = weight * 2 * sigreg_of_collapse(batch_size), 1 + weight * 2 * sigreg_of_normal()
+        assert (collapse < nothing) == collapsed_is_cheaper
 
 
 CONTRASTIVE = {
