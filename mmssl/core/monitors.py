@@ -13,6 +13,8 @@ from mmssl.core import distributed
 
 SPREAD, NORM = "spread", "norm"
 """Names of the monitors, before "/" and the name of the features."""
+LEAST_DEVIATION = 0.1
+"""Standard deviation below which embeddings whose loss wants 1 have collapsed."""
 
 
 @torch.no_grad()
@@ -34,6 +36,17 @@ def spread(x: Tensor) -> Tensor:
     mean, square = (sums[:-1] / sums[-1].clamp_min(1)).chunk(2)
     deviation: Tensor = (square - mean.square()).clamp(min=0).sqrt()
     return (deviation.mean() * math.sqrt(x.shape[-1])).to(x.dtype)
+
+
+@torch.no_grad()
+def deviation(x: Tensor) -> Tensor:
+    """Standard deviation of each feature of [B, D] over the global batch, mean over features. A collective, see `spread`."""
+    x64 = x.double()
+    count = x64.new_tensor([float(len(x))])
+    sums = distributed.total_detached(torch.cat([x64.sum(0), x64.square().sum(0), count]))
+    mean, square = (sums[:-1] / sums[-1].clamp_min(1)).chunk(2)
+    deviations: Tensor = (square - mean.square()).clamp(min=0).sqrt()
+    return deviations.mean().to(x.dtype)
 
 
 @torch.no_grad()

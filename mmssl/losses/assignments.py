@@ -10,6 +10,9 @@ from torch import Tensor
 
 from mmssl.core import distributed
 
+LEAST_USED = 1.5
+"""Prototypes in use below which all samples have collapsed to one."""
+
 
 def view_cross_entropy(targets: Tensor, scores: Tensor, temperature: float) -> Tensor:
     """Cross entropy of soft assignments of some views and predictions of all other views, mean over pairs and samples.
@@ -87,7 +90,8 @@ def assignment_metrics(loss: Tensor, targets: Tensor, usage: Tensor) -> dict[str
     """Metrics of a loss between assignments to prototypes. A collective: every process must call it.
 
     target_entropy: mean entropy of the targets, 0 to ln K;  kl: the loss minus it, the mean divergence of predictions from targets;
-    prototypes_used: perplexity of the mean assignment, 1 to K;  chance_loss: ln K, of a uniform guess.
+    prototypes_used: perplexity of the mean assignment, 1 to K;  prototypes_used_least: below it all samples have one prototype;
+    chance_loss: ln K, of a uniform guess.
 
     Args:
         loss: [] this process' share, detached.
@@ -99,5 +103,6 @@ def assignment_metrics(loss: Tensor, targets: Tensor, usage: Tensor) -> dict[str
         "target_entropy": entropy,
         "kl": distributed.total_detached(loss) / distributed.world_size() - entropy,
         "prototypes_used": perplexity(usage),
+        "prototypes_used_least": torch.full_like(loss, LEAST_USED),
         "chance_loss": torch.full_like(loss, math.log(targets.shape[-1])),
     }

@@ -13,6 +13,7 @@ from mmssl.core import distributed
 from mmssl.core.batch import Batch, Needs, view_names
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
+from mmssl.core.monitors import LEAST_DEVIATION, deviation
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
 from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
@@ -111,7 +112,7 @@ class LeJepaObjective(Objective):
         return latents | ctx.presence(batch, self.modality)
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
-        """Two loss terms; metrics: SIGReg without its weight (optimum 1.05) and the loss of a collapse to zero."""
+        """Two loss terms; metrics: SIGReg without its weight (optimum 1.05), deviation (1), and the loss of a collapse to zero."""
         present = Present(latents, self.least_samples)
         names = [name for kind, count in self.views.items() for name in view_names(kind, count)]
         pooled = torch.stack([present.rows(latents[name]) for name in names])
@@ -119,10 +120,15 @@ class LeJepaObjective(Objective):
         distance = sigreg(x, random_directions(x, self.directions, ctx.generator("sigreg", x.device)))
         invariance = view_invariance(x, next(iter(self.views.values())))
         collapse = self.sigreg_weight * sigreg_of_collapse(int(distributed.count(x[0])))
-        seen = distance.detach()
+        seen, embeddings = distance.detach(), x.detach().flatten(0, 1)
 
         def measure() -> dict[str, Tensor]:
-            return {"sigreg": seen, "collapse_loss": torch.full_like(seen, collapse)}
+            return {
+                "sigreg": seen,
+                "deviation": deviation(embeddings),
+                "deviation_least": torch.full_like(seen, LEAST_DEVIATION),
+                "collapse_loss": torch.full_like(seen, collapse),
+            }
 
         terms = {"sigreg": self.sigreg_weight * distance, "invariance": (1 - self.sigreg_weight) * invariance}
         return LossOutput(present.terms(terms), measure)

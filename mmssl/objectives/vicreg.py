@@ -12,6 +12,7 @@ from torch import nn
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
+from mmssl.core.monitors import LEAST_DEVIATION
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
 from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
@@ -106,7 +107,11 @@ class VicRegObjective(Objective):
                     "covariance": self.covariance_weight * loss.covariance,
                 }
             ),
-            lambda: {"deviation": deviation, "chance_loss": torch.full_like(deviation, collapsed)},
+            lambda: {
+                "deviation": deviation,
+                "deviation_least": torch.full_like(deviation, LEAST_DEVIATION),
+                "chance_loss": torch.full_like(deviation, collapsed),
+            },
         )
 
     def monitored(self) -> Mapping[str, str]:

@@ -33,6 +33,8 @@ REPEAT = 0.2
 """Share of the run after which `Watch` repeats a warning that persists."""
 COLLAPSED = 0.01
 """Spread of features below which they have collapsed: at 0.01 the mean cosine of two samples is 0.9999."""
+COLLAPSED_PROJECTIONS = 0.05
+"""The same of projections, which the loss compares: encoders start with less spread than heads. Mean cosine 0.9975."""
 NEAR_CHANCE = 0.02
 """Relative distance from the loss of random guessing that counts as equal."""
 AT_CHANCE = 200
@@ -148,15 +150,19 @@ def collapse(history: History) -> Iterator[Finding]:
     """Features that are the same for all samples."""
     for name in history[-1] if history else ():
         match = _SPREAD.fullmatch(name)
-        found = metric_trailing(history, name, lambda spread: spread < COLLAPSED)
-        if match and found:
+        if match is None:
+            continue
+        least = COLLAPSED if match["name"] else COLLAPSED_PROJECTIONS
+        found = metric_trailing(history, name, partial(gt, least))
+        if found:
             whose = match["name"] or "/".join(filter(None, (match["child"], "projections")))
             yield Finding(
                 "collapse",
-                f"The features of {whose!r} have collapsed: their spread is {found[-1][name]:.2g} of 1, and was below {COLLAPSED} "
+                f"The features of {whose!r} have collapsed: their spread is {found[-1][name]:.2g} of 1, and was below {least} "
                 f"{_span(found)}.",
                 "Usual causes: inputs that are all alike, partners that do not belong together, a learning rate that is too high.",
-                "Look at some samples; lower optimizer.lr, warm up longer; check the weights of terms that prevent collapse.",
+                "Look at some samples; lower optimizer.lr, warm up longer. Check what prevents collapse: predictor, teacher's "
+                "momentum, weights of terms.",
             )
 
 
@@ -169,8 +175,10 @@ def floors(history: History) -> Iterator[Finding]:
             yield Finding(
                 "floor",
                 f"{name!r} is {found[-1][name]:.2g}, and was below {least:g} {_span(found)}: what it measures has collapsed.",
-                "Usual causes: a teacher that follows too fast, a learning rate that is too high, inputs that are all alike.",
-                "Raise the teacher's momentum, lower optimizer.lr, warm up longer; look at some samples.",
+                "Usual causes: a teacher that follows too fast, weak terms against collapse, a learning rate that is too high, "
+                "inputs that are all alike.",
+                "Raise the teacher's momentum or the weights of those terms, check centring and predictor. Lower optimizer.lr, "
+                "warm up longer; look at some samples.",
             )
 
 
@@ -214,7 +222,8 @@ def chance(history: History, least: float = WARM_UP, steps: int = AT_CHANCE) -> 
             "chance",
             f"The loss is {found[-1]['loss']:.4g}, that of random guessing ({found[-1]['chance_loss']:.4g}), and did not fall "
             f"{_span(found)}.",
-            "Usual causes: partners that do not belong together, or a learning rate that is too low or too high.",
+            "Usual causes: partners that do not belong together, a learning rate that is too low or too high, a teacher's "
+            "temperature that is not below the student's.",
             "Look at some pairs in the shards; try a third and three times of optimizer.lr, and a longer warm-up.",
         )
 

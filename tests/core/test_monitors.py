@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmssl.core.monitors import mean_norm, monitor, spread
+from mmssl.core.monitors import deviation, mean_norm, monitor, spread
 from tests.distributed.processes import WORLD, Processes
 from tests.losses.inputs import GOLDEN, golden_rows, unit_rows
 
@@ -41,6 +41,12 @@ def test_absent_samples_are_left_out() -> None:
     assert spread(torch.zeros(4, 5)).item() == mean_norm(torch.zeros(4, 5)).item() == 0
 
 
+def test_deviation_is_that_of_each_feature() -> None:
+    x = 3 * unit_rows(20, 5)[0] + 100
+    assert deviation(x).item() == pytest.approx(x.std(0, correction=0).mean().item(), rel=1e-9)
+    assert deviation(torch.ones(8, 5)).item() == deviation(torch.ones(0, 5)).item() == 0
+
+
 def test_names_are_those_of_the_log() -> None:
     a, b = unit_rows(20, 5, dtype=torch.float32)
     found = monitor({"0": 2 * a, "other": b}, {"image": "0"})
@@ -54,10 +60,12 @@ def share(rows: int) -> dict[str, Tensor]:
     """This process' rows, of which the first process has two fewer."""
     rank = torch.distributed.get_rank()
     everything = 3 * unit_rows(WORLD * rows, 5)[0]
-    return monitor({"x": everything[: rows - 2] if rank == 0 else everything[rows - 2 :]}, {"x": "x"})
+    mine = everything[: rows - 2] if rank == 0 else everything[rows - 2 :]
+    return monitor({"x": mine}, {"x": "x"}) | {"deviation": deviation(mine)}
 
 
 def test_monitors_are_those_of_the_global_batch(two_processes: Processes) -> None:
-    expected = monitor({"x": 3 * unit_rows(WORLD * 4, 5)[0]}, {"x": "x"})
+    everything = 3 * unit_rows(WORLD * 4, 5)[0]
+    expected = monitor({"x": everything}, {"x": "x"}) | {"deviation": deviation(everything)}
     for found in two_processes.run(share, [(4,)] * WORLD):
         torch.testing.assert_close(found, expected)

@@ -83,10 +83,18 @@ def test_metrics_of_a_uniform_and_of_a_single_assignment() -> None:
     loss = torch.tensor(2.5, dtype=torch.float64)
     found = {name: x.item() for name, x in assignment_metrics(loss, uniform, uniform).items()}
     assert found == pytest.approx(
-        {"target_entropy": math.log(8), "kl": 2.5 - math.log(8), "prototypes_used": 8, "chance_loss": math.log(8)}
+        {
+            "target_entropy": math.log(8),
+            "kl": 2.5 - math.log(8),
+            "prototypes_used": 8,
+            "prototypes_used_least": 1.5,
+            "chance_loss": math.log(8),
+        }
     )
     found = {name: x.item() for name, x in assignment_metrics(loss, single, single).items()}
-    assert found == pytest.approx({"target_entropy": 0, "kl": 2.5, "prototypes_used": 1, "chance_loss": math.log(8)})
+    assert found == pytest.approx(
+        {"target_entropy": 0, "kl": 2.5, "prototypes_used": 1, "prototypes_used_least": 1.5, "chance_loss": math.log(8)}
+    )
 
 
 def test_prototypes_used_counts_those_of_all_samples() -> None:

@@ -63,6 +63,8 @@ def test_loss_is_the_weighted_sum_of_both_losses(changes: dict[str, Any], global
     torch.testing.assert_close(out.terms["sigreg"], 0.1 * distance)
     torch.testing.assert_close(out.terms["invariance"], 0.9 * view_invariance(x, global_views))
     torch.testing.assert_close(out.metrics["sigreg"], distance)
+    torch.testing.assert_close(out.metrics["deviation"], x.flatten(0, 1).std(0, correction=0).mean())
+    assert out.metrics["deviation_least"].item() == pytest.approx(0.1)
     assert out.metrics["collapse_loss"].item() == pytest.approx(0.1 * 0.402048 * 5, rel=1e-5)
 
 

@@ -54,6 +54,7 @@ def test_terms_are_those_of_the_projections() -> None:
     torch.testing.assert_close(out.terms["invariance"], 20 * loss.invariance)
     torch.testing.assert_close(out.terms["variance"], 30 * loss.variance)
     torch.testing.assert_close(out.terms["covariance"], 2 * loss.covariance)
+    assert out.metrics["deviation_least"].item() == pytest.approx(0.1)
     shown = objective.headline({name: float(x) for name, x in out.metrics.items()})
     assert shown == Headline(pytest.approx(30 * 0.99), {"deviation": pytest.approx(float(loss.deviation))})
 

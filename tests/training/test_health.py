@@ -121,6 +121,13 @@ def test_a_sentence_has_numbers_and_advice() -> None:
     assert "'simsiam/projections'" in of_projections.seen
 
 
+def test_projections_collapse_before_features_do() -> None:
+    """At a spread of 0.03 an encoder may have just begun, and what the loss compares is as good as one point."""
+    assert warnings(run(**{"spread/image": 0.03})) == []
+    (finding,) = health.collapse(run(**{"byol/spread": 0.03}))
+    assert "is 0.03 of 1, and was below 0.05 from step 10" in finding.seen
+
+
 def test_only_the_cause_is_warned_of() -> None:
     """A collapsed run has the loss of chance, too."""
     assert {what for _, what in warnings(run(**{"spread/image": 0.0, "loss": CHANCE}))} == {"collapse"}
