@@ -66,7 +66,7 @@ HEALTHY: dict[str, dict[str, Any]] = {
     },
     "simclr": {**OF_PICTURES, "temperature": 0.2, "head": BATCH_NORM},
 }  # fmt: skip
-RATES = {"lejepa": 3e-3}
+RATES = {"byol": 0.02, "simsiam": 0.02, "lejepa": 3e-3}
 Spoil = Callable[[Learner, pytest.MonkeyPatch], None]
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
