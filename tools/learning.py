@@ -96,8 +96,8 @@ ROWS: dict[str, dict[str, Any]] = {
     ),
     "swav": row(
         {
-            "kind": "swav", **TWO, "local_view": "small", "local_views": 2, "temperature": 0.1, "code_temperature": 0.05,
-            "prototypes": 256, "embedding": 64, "head": HEAD,
+            "kind": "swav", **TWO, "local_view": "small", "local_views": 2, "temperature": 0.1, "code_temperature": 0.03,
+            "prototypes": 64, "embedding": 32, "head": HEAD,
         },
         views={**VIEWS, "small": {**COLOURS, "size": 16, "scale": [0.1, 0.4]}},
         steps=400,
