@@ -58,7 +58,8 @@ ROWS: dict[str, dict[str, Any]] = {
         {
             "kind": "simsiam", **TWO, "embedding": 256, "head": {**HEAD, "norm_last": True},
             "predictor": {"kind": "mlp", "hidden": 64, "norm": "batch"},
-        }
+        },
+        optimizer={"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "decay_rule": "all"},
     ),
     "byol": row(
         {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from mmssl.core.config import Config
@@ -17,6 +18,7 @@ from mmssl.curation.pack_items import Item, RowSource
 from mmssl.data.modalities.usual import file_formats
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
 MAX_KEY = 80  # tar names end at 100 bytes, and an extension follows
 
 
@@ -135,7 +137,7 @@ class TableSource(RowSource):
         if not fields:
             columns = ", ".join(map(repr, self.media))
             raise BadRow(where, "missing_file", f"got empty cells in {columns}, wanted a file in at least one")
-        captions = tuple(str(values[column]) for column in self.captions if str(values[column] or "").strip())
+        captions = tuple(text for column in self.captions for text in _captions(where, column, values[column]))
         if self.captions and not captions:
             raise BadRow(where, "empty_caption", f"no text in {' or '.join(map(repr, self.captions))}")
         label = self._class_number(where, values[self.label]) if self.label else None
@@ -179,15 +181,18 @@ class TableSource(RowSource):
             return ()
         if self.label in self.table.classes:
             return self.table.classes[self.label]
-        names = {str(value).strip() for value in self.table.column(self.label)} - {"", "None"}
-        return () if all(name.isdecimal() for name in names) else tuple(sorted(names))
+        names = {str(value).strip() for value in self.table.column(self.label)} - {"", "None", "nan"}
+        # Numbers where most are: an odd value is refused in its row, and does not rename the classes of all others.
+        numbers = sum(_whole_number(name) is not None for name in names)
+        return () if 2 * numbers >= len(names) else tuple(sorted(names))
 
     def _class_number(self, where: str, value: Any) -> int:
         text = "" if value is None else str(value).strip()
-        if text in self.class_names and not isinstance(value, int):
+        number = _whole_number(text)
+        if text in self.class_names and (number is None or isinstance(value, str)):
             return self.class_names.index(text)
-        if text.isdecimal() and (not self.class_names or int(text) < len(self.class_names)):
-            return int(text)
+        if number is not None and 0 <= number < (len(self.class_names) or number + 1):
+            return number
         wanted = (
             f"one of {len(self.class_names)} class names or their numbers"
             if self.class_names
@@ -228,6 +233,36 @@ class TableSource(RowSource):
         return {
             row: earlier for row, earlier in rows if earlier != row
         }  # `_key` refuses empty keys before it looks here
+
+
+def _captions(where: str, column: str, value: Any) -> Iterator[str]:
+    """The captions in a cell: one text, or a list of them; none if it is empty.
+
+    Raises:
+        BadRow: a value that is no text, such as a struct, bytes or NaN.
+    """
+    for text in value if isinstance(value, list | tuple | np.ndarray) else (value,):
+        wrong = isinstance(text, bytes | Mapping | list | tuple | np.ndarray) or (
+            isinstance(text, float) and text != text
+        )
+        if wrong:
+            raise BadRow(
+                where, "bad_caption", f"got {_shortened(text)} in {column!r}, wanted a text or a list of texts"
+            )
+        if text is not None and str(text).strip():
+            yield str(text)
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _whole_number(text: str) -> int | None:
+    """The number that a label means, "3" or "3.0" or "-1"; None for names and fractions."""
+    if not _NUMBER.fullmatch(text):
+        return None
+    return int(text.split(".")[0])
 
 
 def _cell(value: Any) -> Any:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from mmssl.core.errors import DataError
 from mmssl.curation.pack import Columns, PackConfig, open_source, pack, read_lines
+from mmssl.curation.pack_formats import BadRow
+from mmssl.curation.pack_tables import Table, TableSource
 from mmssl.data.shards.writer import read_manifest
 from tests.curation.test_pack import class_folder, picture, samples, table
 
@@ -211,3 +215,55 @@ def test_read_lines(tmp_path: Path) -> None:
         read_lines(tmp_path / "none.txt")
     with pytest.raises(DataError, match="cannot read"):
         read_lines(tmp_path / "gone.txt")
+
+
+def cells(tmp_path: Path, rows: list[dict[str, Any]], **columns: Any) -> TableSource:
+    """A table of typed values, as parquet has them, beside pictures."""
+    values = [{"image": picture(number), **row} for number, row in enumerate(rows)]
+    names = tuple(values[0])
+    made = Table(
+        "parquet", tmp_path / "t.parquet", tmp_path, names, len(rows), lambda row: values[row],
+        lambda name: [row[name] for row in values], lambda row: f"row {row}", "", {},
+    )  # fmt: skip
+    return TableSource(made, Columns(**columns), None)
+
+
+@pytest.mark.parametrize("cell", [["a cat", "two cats"], ("a cat", "two cats"), np.array(["a cat", "two cats"])])
+def test_a_list_in_a_cell_is_several_captions(tmp_path: Path, cell: Any) -> None:
+    assert cells(tmp_path, [{"caption": cell}]).item(0).captions == ("a cat", "two cats")
+
+
+@pytest.mark.parametrize("cell", [{"text": "a cat"}, b"a cat", float("nan"), ["a cat", None, b"x"], [["a cat"]]])
+def test_what_is_no_caption_is_refused_by_name(tmp_path: Path, cell: Any) -> None:
+    with pytest.raises(BadRow, match=r"row 0.*bad_caption.* in 'caption', wanted a text or a list of texts"):
+        cells(tmp_path, [{"caption": cell}]).item(0)
+
+
+@pytest.mark.parametrize("cell", [None, "", "  ", [], [None, " "]])
+def test_a_cell_without_text_is_an_empty_caption(tmp_path: Path, cell: Any) -> None:
+    with pytest.raises(BadRow, match="no text in 'caption'"):
+        cells(tmp_path, [{"caption": cell}]).item(0)
+
+
+def test_class_numbers_may_be_written_as_floats(tmp_path: Path) -> None:
+    source = cells(tmp_path, [{"label": value} for value in (0.0, 1.0, 11.0, "3.0", 2)])
+    assert source.class_names == ()
+    assert [source.item(row).label for row in range(5)] == [0, 1, 11, 3, 2]
+
+
+@pytest.mark.parametrize("odd", [-1, "-1", "unknown", float("nan"), 0.5])
+def test_one_odd_value_does_not_turn_numbers_into_names(tmp_path: Path, odd: Any) -> None:
+    source = cells(tmp_path, [{"label": value} for value in (0, 1, 2, odd, 10)])
+    assert source.class_names == ()
+    with pytest.raises(BadRow, match=r"bad_label.*wanted an integer of at least 0"):
+        source.item(3)
+    assert [source.item(row).label for row in (0, 1, 2, 4)] == [0, 1, 2, 10]
+
+
+def test_labels_that_are_names_or_yes_and_no(tmp_path: Path) -> None:
+    source = cells(tmp_path, [{"label": value} for value in ("dog", "cat", "7up")])
+    assert source.class_names == ("7up", "cat", "dog")
+    assert [source.item(row).label for row in range(3)] == [2, 1, 0]
+    source = cells(tmp_path, [{"label": value} for value in (True, False, True)])
+    assert source.class_names == ("False", "True")
+    assert [source.item(row).label for row in range(3)] == [1, 0, 1]
