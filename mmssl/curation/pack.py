@@ -21,8 +21,9 @@ from pydantic import Field
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError
 from mmssl.core.seeding import fold, generator
+from mmssl.curation.pack_folder import FolderSource
 from mmssl.curation.pack_formats import BadRow
-from mmssl.curation.pack_items import ArraySource, FolderSource, RowSource, encode, read_lines
+from mmssl.curation.pack_items import ArraySource, RowSource, encode, read_lines
 from mmssl.curation.pack_readers import read_csv, read_hugging_face, read_parquet
 from mmssl.curation.pack_tables import Columns, TableSource
 from mmssl.data.shards.sidecar import write_sidecar
@@ -86,7 +87,8 @@ def pack(
     """Pack a data set into shards: `out/000000.tar ...`, `out/manifest.json` and, if classes have names, `out/classnames.txt`.
 
     Args:
-        source: folder of class folders; `.csv`, `.tsv`, `.parquet`; a saved Hugging Face data set; `.npz` (see `ArraySource`).
+        source: folder of class folders, or of files with captions beside them; `.csv`, `.tsv`, `.parquet`; a saved Hugging Face data
+            set; `.npz` (see `ArraySource`).
         out: folder. Finished shards of the same packing are kept if their digests are right.
         config: see `PackConfig`.
         root: folder that relative paths in a table start from; None: the table's folder.

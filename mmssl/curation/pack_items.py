@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mmssl.core.errors import DataError
-from mmssl.curation.pack_formats import BadRow, check_media, convertible_extensions, packed_extensions, read_media
+from mmssl.curation.pack_formats import BadRow, check_media, convertible_extensions
 from mmssl.data.media.container import IMAGES
 
 MAX_PIXELS = 100_000_000  # largest picture that is re-encoded
@@ -72,52 +72,6 @@ class RowSource(ABC):
         Raises:
             BadRow: it cannot be used.
         """
-
-
-class FolderSource(RowSource):
-    """A folder of class folders, with media files at any depth below. Class numbers follow the sorted names.
-
-    Media files beside the class folders count as bad rows: they have no class.
-    """
-
-    kind = "folder"
-    labelled = True
-
-    def __init__(self, folder: Path, class_names: tuple[str, ...] | None) -> None:
-        classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        self.folder = folder
-        self.name = folder.name
-        self.class_names = class_names or tuple(path.name.replace("_", " ") for path in classes)
-        if class_names is not None and len(class_names) != len(classes):
-            raise DataError(f"got {len(class_names)} class names for the {len(classes)} class folders of {folder}")
-        self.files: list[tuple[Path, int | None]] = [
-            (path, label) for label, one in enumerate(classes) for path in _media_files(one.rglob("*"))
-        ]
-        if not self.files:
-            raise DataError(
-                f"{folder} has no class folders with media files: wanted <class>/<file>.jpg and so on "
-                f"({', '.join(packed_extensions())}); to pack files without classes, write a table of their paths"
-            )
-        self.files += [(path, None) for path in _media_files(folder.iterdir())]
-        listing = "\n".join(f"{path.relative_to(folder)}\t{path.stat().st_size}" for path, _ in self.files)
-        self.fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def item(self, row: int) -> Item:
-        path, label = self.files[row]
-        if label is None:
-            raise BadRow(str(path), "no_class", "the file lies beside the class folders, wanted it in one of them")
-        extension, data = read_media(str(path), path)
-        return Item(str(path), {extension: data}, label=label)
-
-
-def _media_files(paths: Iterable[Path]) -> list[Path]:
-    wanted = (*packed_extensions(), *convertible_extensions())
-    return sorted(
-        path for path in paths if path.suffix[1:].lower() in wanted and not path.name.startswith(".") and path.is_file()
-    )
 
 
 class ArraySource(RowSource):

@@ -267,3 +267,40 @@ def test_labels_that_are_names_or_yes_and_no(tmp_path: Path) -> None:
     source = cells(tmp_path, [{"label": value} for value in (True, False, True)])
     assert source.class_names == ("False", "True")
     assert [source.item(row).label for row in range(3)] == [1, 0, 1]
+
+
+def test_a_text_beside_a_file_is_its_caption(tmp_path: Path) -> None:
+    """The folder that img2dataset writes: its folders are no classes."""
+    part = tmp_path / "in" / "00000"
+    part.mkdir(parents=True)
+    for number, end in enumerate((".txt", ".json", ".txt", "")):
+        (part / f"{number}.jpg").write_bytes(picture(number))
+        content = {".txt": f"real caption {number}\n", ".json": f'{{"caption": "real caption {number}", "width": 3}}'}
+        if end:
+            (part / f"{number}{end}").write_text(content[end])
+    (part / "2.json").write_text('{"url": "http://host"}')  # beside a text, which counts
+    with pytest.raises(
+        DataError, match=r"3\.jpg: empty_caption: other files have captions beside them, and there is no 3\.txt"
+    ):
+        pack(tmp_path / "in", tmp_path / "out", PackConfig(shuffle=None))
+    manifest = pack(tmp_path / "in", tmp_path / "out", SKIP)
+    assert manifest.skipped == {"empty_caption": 1}
+    found = samples(manifest)
+    assert [found[key]["txt"].decode() for key in sorted(found)] == [f"real caption {n}" for n in range(3)]
+    assert not any("cls" in fields for fields in found.values())
+    assert not (tmp_path / "out" / "classnames.txt").exists()
+
+
+def test_hidden_system_and_empty_folders_are_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = class_folder(tmp_path / "pets", 2)
+    for name in ("__MACOSX", ".thumbnails", "empty", "cat/.ipynb_checkpoints", "cat/@eaDir"):
+        (folder / name).mkdir()
+        if name != "empty":
+            (folder / name / "copy.jpg").write_bytes(picture(0))
+    (folder / "cat" / "._0.jpg").write_bytes(b"a resource fork")
+    (folder / "dog" / "1.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    manifest = pack(folder, tmp_path / "out", PackConfig(shuffle=None))
+    assert (tmp_path / "out" / "classnames.txt").read_text().splitlines() == ["cat", "dog", "sea lion"]
+    assert manifest.samples == 6
+    assert manifest.skipped == {}
+    assert "files of other formats are not packed: 3 .db, 1 .heic; wanted" in caplog.text

@@ -1,0 +1,127 @@
+"""Folders to pack: a folder a class, or media files with their captions beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmssl.core.errors import DataError
+from mmssl.curation.pack_formats import BadRow, convertible_extensions, packed_extensions, read_media
+from mmssl.curation.pack_items import Item, RowSource
+
+_log = logging.getLogger(__name__)
+
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+"""Folders that operating systems leave; names that begin with a dot are skipped, too."""
+
+
+class FolderSource(RowSource):
+    """Media files at any depth below a folder.
+
+    With a text beside some media file, `photo.txt`, or `photo.json` with a "caption" (as img2dataset writes them), the texts are
+    the captions, and the folders mean nothing. Otherwise each folder directly below is a class, in the order of sorted names; one
+    without media files is none. Hidden and system folders are skipped at any depth, other files are counted in a warning.
+
+    Args:
+        folder: where to look.
+        class_names: names of the classes in the order of the folders; None: the names of the folders.
+
+    Raises:
+        DataError: no media files, or another number of class names than of class folders.
+    """
+
+    kind = "folder"
+
+    def __init__(self, folder: Path, class_names: tuple[str, ...] | None) -> None:
+        self.folder, self.name = folder, folder.name
+        media, others = _split(sorted(_files_below(folder)))
+        self._texts = {path: text for path in media if (text := _text_beside(path)) is not None}
+        self.captioned, self.labelled = bool(self._texts), not self._texts
+        self.files: list[tuple[Path, int | None]] = [(path, None) for path in media]
+        if self.labelled:
+            self._number_classes(media, class_names)
+        elif class_names is not None:
+            raise DataError(f"got class names for {folder}, whose files have captions beside them: leave the names out")
+        _warn_of_others(folder, others - Counter({".txt": len(media), ".json": len(media)} if self.captioned else {}))
+        listing = "\n".join(f"{path.relative_to(folder)}\t{path.stat().st_size}" for path, _ in self.files)
+        listing += "".join(f"\n{path.relative_to(folder)}\t{path.stat().st_size}" for path in self._texts.values())
+        self.fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def _number_classes(self, media: list[Path], class_names: tuple[str, ...] | None) -> None:
+        deep = [path for path in media if path.parent != self.folder]
+        classes = sorted({path.relative_to(self.folder).parts[0] for path in deep})
+        if not classes:
+            raise DataError(
+                f"{self.folder} has no class folders with media files: wanted <class>/<file>.jpg and so on "
+                f"({', '.join(packed_extensions())}), or captions <file>.txt beside the files; or write a table of their paths"
+            )
+        self.class_names = class_names or tuple(name.replace("_", " ") for name in classes)
+        if class_names is not None and len(class_names) != len(classes):
+            raise DataError(f"got {len(class_names)} class names for the {len(classes)} class folders of {self.folder}")
+        numbers = {name: number for number, name in enumerate(classes)}
+        self.files = [(path, numbers[path.relative_to(self.folder).parts[0]]) for path in deep]
+        self.files.sort(key=lambda one: (one[1], one[0]))
+        self.files += [(path, None) for path in media if path.parent == self.folder]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def item(self, row: int) -> Item:
+        path, label = self.files[row]
+        if self.labelled and label is None:
+            raise BadRow(str(path), "no_class", "the file lies beside the class folders, wanted it in one of them")
+        captions = (_caption(path, self._texts.get(path)),) if self.captioned else ()
+        extension, data = read_media(str(path), path)
+        return Item(str(path), {extension: data}, captions, label)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, without those in hidden and system folders."""
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path.name in SYSTEM_FOLDERS:
+            continue
+        if path.is_dir():
+            yield from _files_below(path)
+        elif path.is_file():
+            yield path
+
+
+def _split(paths: list[Path]) -> tuple[list[Path], Counter[str]]:
+    """Media files, and the number of others by extension."""
+    wanted = (*packed_extensions(), *convertible_extensions())
+    media = [path for path in paths if path.suffix[1:].lower() in wanted]
+    return media, Counter(
+        path.suffix.lower() or "no extension" for path in paths if path.suffix[1:].lower() not in wanted
+    )
+
+
+def _text_beside(path: Path) -> Path | None:
+    """The file with the caption of a media file: of its name, `.txt` or else `.json`."""
+    return next((text for end in (".txt", ".json") if (text := path.with_suffix(end)).is_file()), None)
+
+
+def _caption(path: Path, text: Path | None) -> str:
+    if text is None:
+        raise BadRow(
+            str(path), "empty_caption", f"other files have captions beside them, and there is no {path.stem}.txt"
+        )
+    try:
+        content = text.read_text("utf-8")
+        found = json.loads(content).get("caption") if text.suffix == ".json" else content
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadRow(str(path), "bad_caption", f"{text} cannot be read: {error}") from error
+    if not isinstance(found, str) or not found.strip():
+        raise BadRow(str(path), "empty_caption", f"no text in {text}")
+    return found.strip()
+
+
+def _warn_of_others(folder: Path, others: Counter[str]) -> None:
+    if others:
+        counts = ", ".join(f"{count} {name}" for name, count in others.most_common(8))
+        _log.warning(
+            "%s: files of other formats are not packed: %s; wanted %s", folder, counts, ", ".join(packed_extensions())
+        )
