@@ -87,8 +87,8 @@ def pack(
     """Pack a data set into shards: `out/000000.tar ...`, `out/manifest.json` and, if classes have names, `out/classnames.txt`.
 
     Args:
-        source: folder of class folders, or of files with captions beside them; `.csv`, `.tsv`, `.parquet`; a saved Hugging Face data
-            set; `.npz` (see `ArraySource`).
+        source: folder of class folders, or of files with captions beside them; `.csv`, `.tsv`, `.parquet`; a saved Hugging Face
+            data set; `.npz` (see `ArraySource`).
         out: folder. Finished shards of the same packing are kept if their digests are right.
         config: see `PackConfig`.
         root: folder that relative paths in a table start from; None: the table's folder.
