@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mmssl.core.errors import DataError
 from mmssl.curation.pack_formats import BadRow, check_media, convertible_extensions
@@ -161,6 +161,7 @@ def encode(
         limit = max_side or max(image.size)
         if isinstance(value, bytes) and extension in IMAGES and max(image.size) <= limit:
             return extension, value
+        image = ImageOps.exif_transpose(image)  # the new file has no EXIF orientation
         if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scale
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if extension != "png" or image.mode not in ("L", "RGB", "RGBA"):

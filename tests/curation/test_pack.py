@@ -265,3 +265,15 @@ def test_what_cannot_be_packed_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no class folders with media files"):
         pack(tmp_path / "empty", tmp_path / "out")
+
+
+def test_pictures_that_are_made_smaller_are_packed_as_they_are_seen(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a photograph of a phone, held upright
+    (tmp_path / "in" / "cat").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(tmp_path / "in" / "cat" / "0.jpg", exif=exif)
+    config = PackConfig(max_side=20, templates=())
+    ((_, fields),) = samples(pack(tmp_path / "in", tmp_path / "out", config)).items()
+    with Image.open(io.BytesIO(fields["jpg"])) as image:
+        assert image.size == (15, 20)
+        assert image.getexif().get(0x0112, 1) == 1

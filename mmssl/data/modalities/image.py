@@ -1,8 +1,8 @@
 """Image modality: JPEG, PNG and WebP bytes to uint8 pixels, decoded once for any number of views.
 
-Pixels are as in Pillow, open_clip and timm: alpha is dropped without blending (as in `convert("RGB")`), the EXIF orientation is
-ignored, and animations give their first frame. 16-bit greyscale keeps its upper 8 bits. Views are
-uint8: normalisation belongs to the encoder's `prepare`.
+Pixels are as in Pillow, open_clip and timm: alpha is dropped without blending (as in `convert("RGB")`), and animations give their
+first frame. 16-bit greyscale keeps its upper 8 bits. Unlike there, pictures are turned as their EXIF orientation says, as viewers
+show them. Views are uint8: normalisation belongs to the encoder's `prepare`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ ImageViewConfig = Annotated[
     Field(discriminator="kind"),
 ]
 
+Orientation = Literal["exif", "stored"]
+ORIENTATION, UPRIGHT = 0x0112, 1
+"""The EXIF tag, and its value for pictures that are not turned."""
 _JPEG = b"\xff\xd8\xff"
 _FORMATS = ("PNG", "WEBP")
 _WANTED = "a path, bytes, a PIL picture (not of mode F), or an array or tensor [H, W, 3]: uint8, or floats in [0, 1]"
@@ -50,6 +53,7 @@ class ImageModality(Modality):
 
     Args:
         max_pixels: larger pictures are refused by their header, before decoding.
+        orientation: "exif": pictures are turned as their EXIF orientation says; "stored": they stay as they lie in the file.
     """
 
     kernels = PICTURES
@@ -58,9 +62,16 @@ class ImageModality(Modality):
         "repeated": "images repeat earlier ones: equal images are false negatives, or leak between splits"
     }
 
-    def __init__(self, name: str, extensions: tuple[str, ...], views: Mapping[str, View], max_pixels: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        extensions: tuple[str, ...],
+        views: Mapping[str, View],
+        max_pixels: int,
+        orientation: Orientation = "exif",
+    ) -> None:
         super().__init__(name, extensions, views)
-        self.max_pixels = max_pixels
+        self.max_pixels, self.orientation = max_pixels, orientation
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> np.ndarray:
         """Decode to pixels [H, W, 3] uint8. The format is detected from the bytes, not from the extension.
@@ -68,13 +79,17 @@ class ImageModality(Modality):
         Raises:
             DecodeError: "undecodable" (not a JPEG, PNG or WebP, or damaged: JPEG decoding is strict), "too_large".
         """
-        return _decode_jpeg(data, self.max_pixels) if data.startswith(_JPEG) else _decode_other(data, self.max_pixels)
+        stored = _decode_jpeg(data, self.max_pixels) if data.startswith(_JPEG) else _decode_other(data, self.max_pixels)
+        return turned(stored, exif_orientation(data)) if self.orientation == "exif" else stored
 
     def inspect(self, data: bytes, extension: str) -> Inspection:
-        """Width and height, the file to find duplicates, and the pixels."""
+        """Width and height as decoded, whether EXIF turns it, the file to find duplicates, and the pixels."""
         pixels = self.decode(data, extension)
         height, width, _ = pixels.shape
-        return Inspection({"width": [width], "height": [height]}, items=(("an image", data),), channels=pixels)
+        flags = ("turned by EXIF",) if exif_orientation(data) != UPRIGHT else ()
+        return Inspection(
+            {"width": [width], "height": [height]}, flags=flags, items=(("an image", data),), channels=pixels
+        )
 
     def from_value(self, value: Any) -> np.ndarray:
         """Pixels [H, W, 3] uint8 of a PIL image of any mode except F, or of an array or tensor: uint8, or floats in [0, 1].
@@ -84,7 +99,8 @@ class ImageModality(Modality):
         """
         if isinstance(value, Image.Image) and value.mode != "F":
             _check_size(value.height, value.width, self.max_pixels)
-            return _to_rgb(value)
+            number = value.getexif().get(ORIENTATION, UPRIGHT) if self.orientation == "exif" else UPRIGHT
+            return turned(_to_rgb(value), number)
         pixels = as_pixels(value, _WANTED)
         if pixels.ndim != 3 or pixels.shape[2] != 3:
             raise DecodeError("shape", f"got shape {list(pixels.shape)}, wanted {_WANTED}")
@@ -100,12 +116,15 @@ class ImageConfig(ModalityConfig):
         views: kind of view that an objective needs -> its settings. The view "eval" always exists: shortest side resized, centre
             crop.
         max_pixels: pictures with more pixels are refused before decoding.
+        orientation: "exif": pictures are turned as their EXIF orientation says, as viewers show them; "stored": they stay as they
+            lie in the file, as in open_clip, where photographs of phones lie on their side.
     """
 
     kind: Literal["image"] = "image"
     size: int = Field(ge=8)
     views: dict[str, ImageViewConfig] = Field(default={"crop": ResizedCropConfig()})
     max_pixels: int = Field(default=25_000_000, ge=1)
+    orientation: Orientation = "exif"
 
     files = FileFormats(
         "a picture",
@@ -136,10 +155,30 @@ class ImageConfig(ModalityConfig):
     def build(self, name: str) -> ImageModality:
         """Build the modality with its name in the recipe."""
         extensions = self.extensions or ("jpg", "jpeg", "png", "webp")
-        return ImageModality(name, extensions, self._views(), self.max_pixels)
+        return ImageModality(name, extensions, self._views(), self.max_pixels, self.orientation)
 
     def _views(self) -> dict[str, View]:
         return build_views(self.views, lambda view: view.build(self.size), EvalView(self.size))
+
+
+def exif_orientation(data: bytes) -> int:
+    """EXIF orientation of a picture, 1 to 8; 1 (upright) without one. The pixels are not decoded."""
+    if not any(mark in data for mark in (b"Exif", b"eXIf", b"EXIF")):  # of JPEG, PNG and WebP
+        return UPRIGHT
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", *_FORMATS)) as image:
+            number = image.getexif().get(ORIENTATION, UPRIGHT)
+    except Exception:  # a damaged header is no reason to lose the picture
+        return UPRIGHT
+    return number if isinstance(number, int) and 1 <= number <= 8 else UPRIGHT
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels [H, W, C] as a viewer shows them, for an EXIF orientation of 1 to 8."""
+    upright = pixels.transpose(1, 0, 2) if orientation >= 5 else pixels
+    upright = upright[::-1] if orientation in (3, 4, 7, 8) else upright
+    upright = upright[:, ::-1] if orientation in (2, 3, 6, 7) else upright
+    return np.ascontiguousarray(upright)
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray:

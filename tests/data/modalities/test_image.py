@@ -75,10 +75,30 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     assert (pixels == (grey >> 8)[:, :, None]).all()
 
 
-def test_orientation_is_left_as_stored() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    assert build().decode(encode(PICTURE, exif=exif), "jpg").shape == (50, 70, 3)
+def test_pictures_are_turned_as_viewers_show_them() -> None:
+    """All eight orientations, in every format, as files and as PIL pictures."""
+    for number in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = number
+        for kind, extension in (("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp")):
+            data = encode(PICTURE, kind, exif=exif)
+            with Image.open(io.BytesIO(data)) as opened:
+                expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB")).astype(int)
+                assert np.abs(build().decode(data, extension).astype(int) - expected).max() <= 3
+                assert np.abs(build().from_value(opened).astype(int) - expected).max() <= 3
+            assert build('{"size": 32, "orientation": "stored"}').decode(data, extension).shape == (50, 70, 3)
+            assert build().inspect(data, extension).flags == (() if number == 1 else ("turned by EXIF",))
+
+
+BROKEN = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0"
+"""A directory with the orientation 99."""
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0garbage", b"Exif\0\0" + BROKEN])
+def test_damaged_exif_loses_no_picture(exif: bytes) -> None:
+    data = encode(PICTURE)
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    assert build().decode(data[:2] + segment + data[2:], "jpg").shape == (50, 70, 3)
 
 
 def test_the_first_frame_of_an_animation() -> None:
