@@ -29,7 +29,7 @@ import numpy as np
 
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a two-sided 95 % interval, by number of seeds."""
-CONV = {"kind": "resnet", "size": 32, "layers": [2, 2], "channels": 32, "pool": "mean", "zero_init_residual": False}
+CONV = {"kind": "resnet", "size": 32, "layers": [2, 2], "channels": 16, "pool": "mean", "zero_init_residual": False}
 VIT = {"kind": "vit", "size": 32, "patch_size": 4, "width": 96, "depth": 4, "heads": 3, "pool": "mean"}
 HEAD = {"kind": "mlp", "hidden": 256, "norm": "batch"}
 COLOURS = {
@@ -42,7 +42,7 @@ ADAMW = {"kind": "adamw", "lr": 2e-3, "weight_decay": 0.01}
 
 def row(objective: Mapping[str, Any], encoder: Mapping[str, Any] = CONV, **changes: Any) -> dict[str, Any]:
     """Settings of one row: the objective, its encoder, and what differs from the rest."""
-    return {"objective": dict(objective), "encoder": dict(encoder), "views": VIEWS, "steps": 200, **changes}
+    return {"objective": dict(objective), "encoder": dict(encoder), "views": VIEWS, "steps": 400, **changes}
 
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -59,7 +59,6 @@ ROWS: dict[str, dict[str, Any]] = {
             "kind": "simsiam", **TWO, "embedding": 256, "head": {**HEAD, "norm_last": True},
             "predictor": {"kind": "mlp", "hidden": 64, "norm": "batch"},
         },
-        optimizer={"kind": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "decay_rule": "all"},
     ),
     "byol": row(
         {
@@ -101,7 +100,6 @@ ROWS: dict[str, dict[str, Any]] = {
             "prototypes": 64, "embedding": 32, "head": HEAD,
         },
         views={**VIEWS, "small": {**COLOURS, "size": 16, "scale": [0.1, 0.4]}},
-        steps=400,
     ),
     "deepcluster_v2": row(
         {"kind": "deepcluster_v2", **TWO, "prototypes": 100, "temperature": 0.1, "embedding": 64, "head": HEAD}
