@@ -104,17 +104,19 @@ ROWS: dict[str, dict[str, Any]] = {
     "deepcluster_v2": row(
         {"kind": "deepcluster_v2", **TWO, "prototypes": 100, "temperature": 0.1, "embedding": 64, "head": HEAD}
     ),
+    # Normalised over tokens (instance): what all tokens of a small untrained teacher share is no target.
     "latent_prediction": row(
         {
-            "kind": "latent_prediction", "modality": "image", "view": "crop", "mask": "mask", "layers": 2, "norm": "layer",
-            "norm_mean": True, "beta": 2.0, "over_features": "mean",
-            "momentum": {"kind": "linear", "start": 0.99, "final": 0.999},
+            "kind": "latent_prediction", "modality": "image", "view": "crop", "mask": "mask", "layers": 3, "norm": "instance",
+            "norm_mean": False, "beta": 2.0, "over_features": "mean", "momentum": 0.99,
         },
-        VIT,
+        {**VIT, "width": 64, "depth": 3, "heads": 2},
         views={
             "crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5},
             "mask": {"kind": "blocks", "patch_size": 4, "ratio": 0.6, "smallest": 4},
         },
+        batch=96,
+        steps=350,
     ),
     "mae": row(
         {
