@@ -8,9 +8,7 @@ how the sums behave here, not how they behave on millions of captions. FOLDER an
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -104,24 +102,10 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Read arguments, run what is missing, print the table, and write the files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, help="folder with the npz files")
-    parser.add_argument("--rows", nargs="*", choices=sorted(PARTS), default=list(PARTS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train", type=int, default=10_000, help="training pictures")
-    parser.add_argument("--test", type=int, default=2_000, help="test pictures")
-    parser.add_argument("--steps", type=int, help="of every run")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--results", type=Path, default=Path("sums.jsonl"), help="finished runs, one a line")
-    parser.add_argument("--json", type=Path, help="write all results here")
-    parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
-    parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = learning.read_arguments(__doc__.splitlines()[0] if __doc__ else None, [*PARTS], "sums.jsonl")
     if arguments.one:
         print(json.dumps(run_one(arguments.one[0], int(arguments.one[1]), arguments.shards, arguments.steps)))
         return
-    if arguments.data is None:
-        parser.error("--data is missing: the folder with cifar10-train.npz and cifar10-test.npz")
     wanted = [(name, seed) for name in arguments.rows for seed in range(arguments.seeds)]
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder)

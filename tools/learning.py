@@ -275,26 +275,38 @@ def run_missing(
     return [one for one in found if (one["name"], one["seed"]) in {*wanted}]
 
 
-def main() -> None:
-    """Read arguments, run what is missing, print the table, and write the files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def read_arguments(about: str | None, rows: Sequence[str], results: str) -> argparse.Namespace:
+    """Arguments of a tool that runs rows with several seeds, each in a process of its own.
+
+    Args:
+        about: first line of the help.
+        rows: names of all rows.
+        results: default file of finished runs.
+    """
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--data", type=Path, help="folder with the npz files")
-    parser.add_argument("--rows", nargs="*", choices=sorted(ROWS), default=list(ROWS), help="objectives; default: all")
+    parser.add_argument("--rows", nargs="*", choices=sorted(rows), default=list(rows), help="objectives; default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", type=int, default=10_000, help="training pictures")
     parser.add_argument("--test", type=int, default=2_000, help="test pictures")
     parser.add_argument("--steps", type=int, help="of every run; default: each row's own")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--results", type=Path, default=Path("learning.jsonl"), help="finished runs, one a line")
+    parser.add_argument("--results", type=Path, default=Path(results), help="finished runs, one a line")
     parser.add_argument("--json", type=Path, help="write all results here")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.data is None and not arguments.one:
+        parser.error("--data is missing: the folder with cifar10-train.npz and cifar10-test.npz")
+    return arguments
+
+
+def main() -> None:
+    """Read arguments, run what is missing, print the table, and write the files."""
+    arguments = read_arguments(__doc__.splitlines()[0] if __doc__ else None, [*ROWS], "learning.jsonl")
     if arguments.one:
         print(json.dumps(run_one(arguments.one[0], int(arguments.one[1]), arguments.shards, arguments.steps)))
         return
-    if arguments.data is None:
-        parser.error("--data is missing: the folder with cifar10-train.npz and cifar10-test.npz")
     wanted = [(name, seed) for name in arguments.rows for seed in range(arguments.seeds)]
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder)
