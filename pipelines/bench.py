@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from mmssl.core.batch import Needs
     from mmssl.data.modality import Modality
     from mmssl.data.stream.config import DataConfig
+    from mmssl.recipe.recipe import Recipe
+    from mmssl.training.headspace import Headspace
 
 app = typer.Typer(
     help="Measure how fast parts of a run are on this machine.",
@@ -43,14 +47,18 @@ def data(
     ] = None,
     size: Annotated[int, typer.Option(min=8, help="Side of pictures in pixels, for SHARDS only.")] = 224,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="Duration of the stages, and again of the whole loader.")
+        float, typer.Option(min=0.1, help="Duration of each measurement: stages, loader, and steps with two loaders.")
     ] = 5.0,
+    train: Annotated[
+        bool,
+        typer.Option(help="With a RECIPE: train for a moment too, to compare its loader with a perfect one."),
+    ] = True,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", callback=file_to_write, help="Write the figures here, as JSON."),
     ] = None,
 ) -> None:
-    """Measure the data loader on this machine, stage by stage: reading, decoding, views, collating, transfer.
+    """Measure the data loader on this machine, stage by stage, and how much faster a recipe would train with a perfect one.
 
     Examples:
 
@@ -58,47 +66,76 @@ def data(
 
     `mmssl bench data my_recipe.yaml data.workers=8`
     """
+    from mmssl.curation.check_report import aligned
     from mmssl.curation.speed import measure
 
-    settings, modalities, needs, usual_batch = _recipe(targets) or _shards(targets, size)
-    if workers is not None:
-        settings = settings.model_copy(update={"workers": workers})
-    with progress_bar("measuring") as progress:
+    recipe = _recipe(targets, workers, batch_size)
+    if recipe is not None:
+        settings, modalities, needs, batch_size = _parts(recipe)
+    else:
+        settings, modalities, needs = _shards(targets, size)
+        settings = settings.model_copy(update={} if workers is None else {"workers": workers})
+    with progress_bar("measuring the loader") as progress:
         report = measure(
             settings,
             modalities,
             needs,
-            batch_size=batch_size or usual_batch,
+            batch_size=batch_size or 64,
             seconds=seconds,
             progress=progress,
         )
     print(report.table())
+    figures = asdict(report)
+    if recipe is not None and train:
+        headspace = _headspace(recipe, seconds)
+        print("\n".join(aligned(headspace.rows(max(report.stages, key=report.stages.__getitem__)))))
+        figures["headspace"] = {**asdict(headspace), "hours": headspace.hours, "gain_hours": headspace.gain_hours}
     if json_file is not None:
-        json_file.write_text(report.to_json() + "\n")
+        json_file.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-Parts = tuple["DataConfig", "Mapping[str, Modality]", "Needs", int]
-
-
-def _recipe(targets: list[str]) -> Parts | None:
-    """Data, modalities, needs and batch size of a recipe; None for shards."""
-    from mmssl.core.plan import Plan
+def _recipe(targets: list[str], workers: int | None, batch_size: int | None) -> Recipe | None:
+    """The recipe with the changes of the command line; None for shards."""
     from mmssl.recipe.shipped import find_recipe
 
     first = Path(targets[0])
     if first.suffix == ".tar" or first.is_dir() or any(mark in targets[0] for mark in "{*"):
         return None
-    recipe = find_recipe(targets[0], targets[1:])
+    changes = {"data.workers": workers, "batch_size": batch_size}
+    options = [f"{key}={value}" for key, value in changes.items() if value is not None]
+    return find_recipe(targets[0], [*targets[1:], *options])
+
+
+def _parts(recipe: Recipe) -> tuple[DataConfig, Mapping[str, Modality], Needs, int]:
+    """Data, modalities, needs and batch size of a recipe."""
+    from mmssl.core.plan import Plan
+
     modalities = recipe.build_modalities()
-    return (
-        recipe.data,
-        modalities,
-        recipe.build_learner(modalities, Plan.unknown()).objective.needs(),
-        recipe.batch_size,
-    )
+    needs = recipe.build_learner(modalities, Plan.unknown()).objective.needs()
+    return recipe.data, modalities, needs, recipe.batch_size
 
 
-def _shards(targets: list[str], size: int) -> Parts:
+def _headspace(recipe: Recipe, seconds: float) -> Headspace:
+    """Steps with the recipe's loader and with a perfect one; nothing is written."""
+    from mmssl.training.headspace import measure_headspace
+
+    data = recipe.data.model_copy(update={"on_error": "substitute", "max_failures": 1.0, "audit": None})
+    launch = recipe.training.launch()
+    try:
+        run = recipe.model_copy(update={"data": data}).build(launch)
+        ahead = data.workers * data.prefetch
+        try:
+            with progress_bar("measuring steps") as progress:
+                return measure_headspace(
+                    run, recipe.batch_size, ahead, seconds, lambda share: progress(round(100 * share), 100)
+                )
+        finally:
+            run.state.stream.close()
+    finally:
+        launch.close()
+
+
+def _shards(targets: list[str], size: int) -> tuple[DataConfig, Mapping[str, Modality], Needs]:
     """The same for plain shards: all installed modalities that the shards have."""
     from mmssl.core.errors import DataError
     from mmssl.data.modalities.usual import own_extensions, usual_modalities
@@ -114,4 +151,4 @@ def _shards(targets: list[str], size: int) -> Parts:
             f"the first sample has {sorted(has)}, and no installed modality reads it without a recipe: give a recipe"
         )
     needs = {name: {next(iter(modality.views)): 1} for name, modality in modalities.items()}
-    return data, modalities, needs, 64
+    return data, modalities, needs

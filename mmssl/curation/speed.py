@@ -6,11 +6,10 @@ time, which is meaningful on an idle machine only.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
 
@@ -56,10 +55,6 @@ class SpeedReport:
     first_batch: float
     decode_rate: float
     share: float
-
-    def to_json(self) -> str:
-        """The whole report as a JSON object."""
-        return json.dumps(asdict(self), indent=1)
 
     def table(self) -> str:
         """The report as a text table."""

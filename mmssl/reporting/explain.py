@@ -165,13 +165,14 @@ def replaced(history: History, faults: Sequence[dict[str, Any]]) -> Iterator[Fin
 
 def waiting(history: History) -> Iterator[Finding]:
     """Much time spent waiting for data."""
-    share = _recent(history, "data_wait")
+    share, speed = _recent(history, "data_wait"), _recent(history, "samples_per_second")
     if share >= INPUT_BOUND:
         yield Finding(
             "input",
-            f"{share:.0%} of the time went into waiting for data: the run is slow, whatever it learns.",
+            f"{share:.0%} of the time went into waiting for data: {speed:,.0f} samples/s, and about "
+            f"{speed / max(1e-9, 1 - share):,.0f} with a perfect loader.",
             "Usual causes: too few workers, slow storage, large pictures.",
-            "Raise data.workers; `mmssl bench data RECIPE` says which stage is slow.",
+            "Raise data.workers; `mmssl bench data RECIPE` says which stage is slow, and the hours to gain.",
         )
 
 

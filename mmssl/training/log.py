@@ -102,13 +102,21 @@ class LogBeat(Beat):
             f"loss {_figure(loss)}{chance}",
             *(f"{name} {_figure(value)}" for name, value in headline.figures.items()),
             f"{speed:,.0f} samples/s",
-            f"input-bound: {waiting:.0%} of the time waiting for data" if slow else "",
+            _input_bound(waiting, speed, remaining) if slow else "",
             f"ETA {remaining}",
             f"{state.skipped_steps} steps skipped (not finite)" if state.skipped_steps else "",
             _counted("samples skipped", state.faults),
             _counted("noted", state.notes),
         ]
         return " | ".join(piece for piece in pieces if piece)
+
+
+def _input_bound(waiting: float, speed: float, remaining: timedelta) -> str:
+    saved = timedelta(seconds=round(remaining.total_seconds() * waiting))
+    return (
+        f"input-bound: {waiting:.0%} of the time waiting for data, {speed / (1 - waiting):,.0f} samples/s without, "
+        f"{saved} saved (mmssl bench data)"
+    )
 
 
 def _counted(what: str, counts: Mapping[str, int]) -> str:

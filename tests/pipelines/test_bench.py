@@ -29,13 +29,21 @@ def test_stages_of_shards(world: World, tmp_path: Path, capsys: pytest.CaptureFi
     assert "samples/s" in text
 
 
-def test_a_recipe_with_workers(world: World, tmp_path: Path) -> None:
+def test_a_recipe_with_workers(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "speed.json"
     changes = ("data.workers=1", "data.start_method=fork")
     assert world.mmssl("bench", "data", world.recipe, *changes, "--seconds", 0.1, "--json", out) == 0
     report = json.loads(out.read_text())
     assert (report["workers"], report["batch_size"]) == (1, 16)
     assert report["stages"]["hand-over"] > 0
+    figures = report["headspace"]
+    assert figures["batch_size"] == 16
+    assert figures["hours"] == pytest.approx(figures["total_steps"] / figures["steps_per_second"] / 3600)
+    assert 0 <= figures["gain_hours"] < figures["hours"]
+    said = capsys.readouterr().out
+    assert "perfect loader" in said
+    assert "input-bound" in said
+    assert not list(tmp_path.glob("runs*")), "nothing is written"
 
 
 def test_shards_that_need_a_recipe(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,8 +69,9 @@ def test_sources_and_synchronized_operations_are_measured_as_trained(world: Worl
     with pytest.MonkeyPatch.context() as patch:
         read = ShardIndex.read
         patch.setattr(ShardIndex, "read", lambda self, *rest: opened.append(self.source) or read(self, *rest))
-        assert world.mmssl("bench", "data", recipe, "--seconds", 0.1, "--json", out) == 0
+        assert world.mmssl("bench", "data", recipe, "--no-train", "--seconds", 0.1, "--json", out) == 0
     report = json.loads(out.read_text())
+    assert "headspace" not in report
     assert report["stages"].keys() == {"read", "decode", "synchronized", "views", "collate"}
     assert report["stages"]["synchronized"] > 0
     assert opened.count("few") > 2 * opened.count("many") > 0
