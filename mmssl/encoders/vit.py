@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
-from mmssl.encoders.positions import fit_positions, resize_positions
+from mmssl.encoders.positions import fit_positions, resize_positions, sincos_positions
 from mmssl.encoders.transformer import TransformerConfig
 from mmssl.encoders.weights import load_and_freeze
 
@@ -25,6 +26,9 @@ class VisionTransformerConfig(TransformerConfig):
         pool: "cls" takes the class token, "mean" the mean of the patch tokens.
         class_token: whether a learned class token goes first.
         pre_norm: whether a LayerNorm comes before the first block, as in CLIP.
+        positions: "learned" position embeddings, or "sincos": fixed sines and cosines, as in MAE and MoCo v3.
+        patches: "learned" patch embedding, or "random": it keeps its initial weights, which keeps MoCo v3 stable
+            (arXiv:2104.02057, section 4).
         layer_scale: initial factor of each residual branch (LayerScale); None: no such factor.
         patch_dropout: share of patches that the encoder drops at random in training (FLIP, arXiv:2212.00794).
         mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
@@ -36,6 +40,8 @@ class VisionTransformerConfig(TransformerConfig):
     pool: Literal["cls", "mean"] = "cls"
     class_token: bool = True
     pre_norm: bool = True
+    positions: Literal["learned", "sincos"] = "learned"
+    patches: Literal["learned", "random"] = "learned"
     layer_scale: float | None = None
     patch_dropout: float = Field(default=0.0, ge=0, lt=1)
     mean: Channels = OPENAI_MEAN
@@ -88,6 +94,10 @@ class VisionTransformer(Encoder):
         self.prefix = int(config.class_token)
         rows = self.prefix + self.grid[0] * self.grid[1]
         self.positional_embedding = nn.Parameter(scale * torch.randn(rows, self.width))
+        if config.positions == "sincos":  # the class token has no place
+            fixed = F.pad(sincos_positions(self.grid, self.width), (0, 0, self.prefix, 0))
+            self.positional_embedding = nn.Parameter(fixed, requires_grad=False)
+        self.patch_embedding.requires_grad_(config.patches == "learned")
         self.norm_pre = nn.LayerNorm(self.width) if config.pre_norm else nn.Identity()
         self.blocks = config.transformer(layer_scale=config.layer_scale)
         self.norm_post = nn.LayerNorm(self.width)

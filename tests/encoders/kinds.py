@@ -97,6 +97,7 @@ KINDS: dict[str, EncoderConfig] = {
         activation="quick_gelu",
         layer_scale=0.5,
     ),
+    "vit_fixed": VisionTransformerConfig(size=32, patch_size=8, **TINY, positions="sincos", patches="random"),
     "resnet": ResNetConfig(size=64, layers=(1, 1, 1, 1), channels=8),
     "resnet_mean": ResNetConfig(size=32, layers=(2, 1), channels=8, pool="mean"),
     "text_transformer": TextTransformerConfig(vocab_size=VOCABULARY, context_length=CONTEXT, **TINY),

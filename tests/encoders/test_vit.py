@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mmssl.encoders.positions import sincos_positions
 from mmssl.encoders.vit import VisionTransformer, VisionTransformerConfig
 from tests.encoders.kinds import stir
 
@@ -100,3 +101,14 @@ def test_token_statistics_of_a_new_encoder_are_sane() -> None:
     first, last = hidden[0].pow(2).mean().sqrt(), hidden[-1].pow(2).mean().sqrt()
     assert 0.5 < first < 2
     assert last / first < 2
+
+
+def test_fixed_positions_and_random_patches_are_not_trained() -> None:
+    tiny = {"size": 32, "patch_size": 8, "width": 32, "depth": 1, "heads": 4}
+    encoder = VisionTransformerConfig(**tiny, positions="sincos", patches="random").build()
+    still = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
+    assert still == {"positional_embedding", "patch_embedding.weight"}
+    assert torch.equal(encoder.positional_embedding[0], torch.zeros(encoder.width)), "the class token has no place"
+    assert torch.equal(encoder.positional_embedding[1:], sincos_positions((4, 4), encoder.width))
+    learned = VisionTransformerConfig(**tiny).build()
+    assert learned.state_dict().keys() == encoder.state_dict().keys(), "a checkpoint fits both"

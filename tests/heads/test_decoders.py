@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
-from mmssl.heads.decoders import MaskedTokenDecoder, MaskedTokenDecoderConfig, sincos_positions
+from mmssl.encoders.positions import sincos_positions
+from mmssl.heads.decoders import MaskedTokenDecoder, MaskedTokenDecoderConfig
 
 
 @pytest.mark.parametrize(("grid", "width"), [((2, 3), 8), ((7, 5), 32), ((1, 1), 4)])
