@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import isqrt, prod
 
 import torch
@@ -62,24 +61,3 @@ def sinusoidal_positions(count: int, width: int, device: torch.device) -> Tensor
     half = -(-width // 2)
     angle = torch.arange(count, device=device)[:, None] * 10_000.0 ** (-torch.arange(half, device=device) / half)
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[:, :width]
-
-
-def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
-    """Fixed sine-cosine position embeddings [T, width] of a token grid with any number of axes, float32.
-
-    Each axis gets an equal part of the width: sines, then cosines, of position / 10000^(k / K) (Vaswani et al. 2017, section
-    3.5, axis by axis as in MAE). Columns that do not divide evenly stay zero.
-
-    Raises:
-        ValueError: the width is too small for a sine and a cosine of each axis.
-    """
-    each = width // (2 * len(grid))
-    if each == 0:
-        raise ValueError(f"got width {width} for a grid of {len(grid)} axes, wanted at least {2 * len(grid)}")
-    frequencies = 10000.0 ** (-torch.arange(each, dtype=torch.float64) / each)
-    places = torch.meshgrid(*[torch.arange(cells, dtype=torch.float64) for cells in grid], indexing="ij")
-    parts = []
-    for place in places:
-        angles = place.reshape(-1, 1) * frequencies
-        parts += [angles.sin(), angles.cos()]
-    return F.pad(torch.cat(parts, 1), (0, width - 2 * len(grid) * each)).float()

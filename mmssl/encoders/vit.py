@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.encoder import Encoder, Features
+from mmssl.core.positions import sincos_positions
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
-from mmssl.encoders.positions import fit_positions, resize_positions, sincos_positions
+from mmssl.encoders.positions import fit_positions, resize_positions
 from mmssl.encoders.transformer import TransformerConfig
 from mmssl.encoders.weights import load_and_freeze
 

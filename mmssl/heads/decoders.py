@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.config import Config
-from mmssl.encoders.positions import sincos_positions
+from mmssl.core.positions import sincos_positions
 
 
 class DecoderBlock(nn.Module):

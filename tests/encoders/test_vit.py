@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mmssl.encoders.positions import sincos_positions
+from mmssl.core.positions import sincos_positions
 from mmssl.encoders.vit import VisionTransformer, VisionTransformerConfig
 from tests.encoders.kinds import stir
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
-from mmssl.encoders.positions import sincos_positions
+from mmssl.core.positions import sincos_positions
 from mmssl.heads.decoders import MaskedTokenDecoder, MaskedTokenDecoderConfig
 
 
