@@ -13,6 +13,7 @@ from mmssl.data.media.container import extent, first_stream, open_container, sta
 from mmssl.data.modality import DecodeError
 from mmssl.data.timeline import Clip, Extent, Window
 
+_HALF_DEGREE = math.tan(math.radians(0.5))
 _BACK = (0, 1, 10, 10**9)  # seconds before the window to seek a key frame from, until one is early enough
 
 _SLIVER = Fraction(1, 1_000_000)  # seconds; frames shown for less in a window are not in it: windows are floats
@@ -31,7 +32,7 @@ Timed = Callable[[Any, Any, Fraction], Iterator[tuple[Any, Fraction]]]
 
 
 class VideoFigures(NamedTuple):
-    """Figures of a whole video: size of the frames in pixels, their number, and the length in seconds."""
+    """Figures of a whole video: size of the frames in pixels as they are shown, their number, and the length in seconds."""
 
     width: int
     height: int
@@ -49,11 +50,14 @@ def video_figures(data: bytes, max_pixels: int) -> VideoFigures:
         stream = first_stream(container, "video")
         check_size(stream, max_pixels)
         count, end = 0, Fraction(0)
+        width, height = stream.codec_context.width, stream.codec_context.height
         for frame in timed_frames(container, stream, Fraction(0)):
+            if not count and _display_matrix(frame.picture)[0] == 0:
+                width, height = height, width
             count, end = count + 1, frame.end
         if not count:
             raise DecodeError("empty", "no frame in the video")
-        return VideoFigures(stream.codec_context.width, stream.codec_context.height, count, float(end))
+        return VideoFigures(width, height, count, float(end))
 
 
 def video_extent(data: bytes, max_pixels: int) -> Extent:
@@ -170,12 +174,42 @@ def _has_instant(begin: Fraction, end: Fraction, fps: float) -> bool:
     return math.ceil(begin * Fraction(fps)) < end * Fraction(fps)
 
 
+def is_mirrored(picture: Any) -> bool:
+    """Whether the display matrix of a frame mirrors it, with or without a rotation."""
+    a, b, c, d = _display_matrix(picture)
+    return a * d < b * c
+
+
 def _to_rgb(picture: Any, converter: Any) -> np.ndarray:
-    """Convert to RGB [H, W, 3] uint8, with the rotation in the file applied."""
+    """Convert to RGB [H, W, 3] uint8, turned and mirrored by the display matrix of the frame."""
     pixels: np.ndarray = converter.reformat(picture, format="rgb24", threads=1).to_ndarray()
-    if picture.rotation % 90:
-        raise DecodeError("undecodable", f"got frames rotated by {picture.rotation} degrees, wanted a multiple of 90")
-    return np.ascontiguousarray(np.rot90(pixels, picture.rotation // 90))
+    a, b, c, d = _display_matrix(picture)
+    if b or c:
+        pixels, down, right = pixels.swapaxes(0, 1), b, c
+    else:
+        down, right = d, a
+    return np.ascontiguousarray(pixels[::down, ::right])
+
+
+def _display_matrix(picture: Any) -> tuple[int, int, int, int]:
+    """Signs (a, b, c, d) of a frame's display matrix: the pixel (x, y) is shown at (ax + cy, bx + dy), up to an offset.
+
+    Only the direction counts, as in FFmpeg: scales and offsets are ignored, and a matrix without an inverse means no change.
+
+    Raises:
+        DecodeError: "undecodable": it turns by no multiple of 90 degrees (up to half a degree), or shears.
+    """
+    stored = picture.side_data.get("DISPLAYMATRIX")
+    if stored is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = (int(entry) for entry in np.frombuffer(bytes(stored), dtype=np.int32)[:5])
+    if a * d == b * c:
+        return 1, 0, 0, 1
+    straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
+    if min(straight, crossed) > _HALF_DEGREE * max(straight, crossed):
+        raise DecodeError("undecodable", f"got frames turned by {picture.rotation} degrees, wanted a multiple of 90")
+    signs = [1 if entry > 0 else -1 for entry in (a, b, c, d)]
+    return (signs[0], 0, 0, signs[3]) if straight > crossed else (0, signs[1], signs[2], 0)
 
 
 def check_size(stream: Any, max_pixels: int) -> int:

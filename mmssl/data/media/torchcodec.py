@@ -19,7 +19,7 @@ import numpy as np
 
 from mmssl.data.media.container import first_stream, open_container
 from mmssl.data.media.encode import encode_clip
-from mmssl.data.media.frames import Shown, check_count, check_size, select_frames, timed_frames, too_long
+from mmssl.data.media.frames import Shown, check_count, check_size, is_mirrored, select_frames, timed_frames, too_long
 from mmssl.data.modality import DecodeError
 from mmssl.data.timeline import Clip, Window
 
@@ -69,6 +69,7 @@ def decode_with_torchcodec(
                 kept.append(frame)
         if not kept:
             raise DecodeError("empty", f"no frame in {window or 'the video'}")
+        _check_mirrored(data)
         frames = _frames(data, stream, packets.read, [frame.picture for frame in kept])
     return Clip(frames, np.array([float(max(frame.begin, Fraction(0))) for frame in kept]), float(end))
 
@@ -104,6 +105,16 @@ def _in_order(container: Any, stream: Any) -> Iterator[Any]:
         heapq.heappush(waiting, (_stamp(packet), number, packet))
     while waiting:
         yield heapq.heappop(waiting)[2]
+
+
+def _check_mirrored(data: bytes) -> None:
+    """Refuse files that mirror their frames: torchcodec only turns them."""
+    with open_container(data) as container:
+        picture = next(container.decode(first_stream(container, "video")), None)
+        if picture is not None and is_mirrored(picture):
+            raise DecodeError(
+                "undecodable", "the file mirrors its frames, which torchcodec ignores: set `backend: pyav`"
+            )
 
 
 def _stamp(packet: Any) -> int:

@@ -1,7 +1,7 @@
 """Video modality: mp4, mov, webm and mkv bytes to clips of frames with their times, decoded once for any number of views.
 
-All times are from time stamps, not from frame numbers; `timeline.py` defines time 0. Pixels are RGB as FFmpeg converts them, with
-the rotation in the file applied. Views are uint8.
+All times are from time stamps, not from frame numbers; `timeline.py` defines time 0. Pixels are RGB as FFmpeg converts them,
+turned and mirrored by the display matrix in the file. Views are uint8.
 """
 
 from __future__ import annotations

@@ -12,11 +12,21 @@ import pytest
 from mmssl.core.errors import RecipeError
 from mmssl.data.media import torchcodec as media_torchcodec
 from mmssl.data.media.encode import encode_clip
-from mmssl.data.media.torchcodec import torchcodec_failure
+from mmssl.data.media.torchcodec import decode_with_torchcodec, torchcodec_failure
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import DecodeError
 from tests.data.media.test_container import BAD, FRAMES, noise
-from tests.data.modalities.test_video import CONTAINERS, TIMES, build, encode, numbers, turned_clip
+from tests.data.modalities.test_video import (
+    CONTAINERS,
+    MIRRORS,
+    SHOWN,
+    TIMES,
+    build,
+    encode,
+    numbers,
+    quarters,
+    with_matrix,
+)
 
 FAILURE = torchcodec_failure()
 works = pytest.mark.skipif(FAILURE is not None, reason=f"torchcodec does not decode here: {FAILURE}")
@@ -41,12 +51,17 @@ def test_frames_and_times_are_those_of_pyav(container: str, name: str) -> None:
 
 
 @works
-@pytest.mark.parametrize("turned", [0, 90, 180, 270])
-def test_frames_are_turned_as_the_file_says(turned: int) -> None:
-    data, upright = turned_clip(turned)
-    clip = build(backend="torchcodec").decode(data, "mp4")
-    assert clip.frames.shape[1:] == upright.shape
-    assert np.abs(clip.frames[0].astype(int) - upright).mean() < 10
+@pytest.mark.parametrize("matrix", [matrix for matrix in SHOWN if matrix not in MIRRORS])
+def test_frames_are_turned_as_the_file_says(matrix: tuple[int, int, int, int]) -> None:
+    size, wanted = SHOWN[matrix]
+    clip = build(backend="torchcodec").decode(with_matrix(*matrix), "mp4")
+    assert (clip.frames.shape[1:3], quarters(clip.frames[0])) == (size, wanted)
+
+
+@pytest.mark.parametrize("matrix", MIRRORS)
+def test_files_that_mirror_their_frames_are_refused(matrix: tuple[int, int, int, int]) -> None:
+    with pytest.raises(DecodeError, match=r"undecodable: the file mirrors its frames, .*: set `backend: pyav`"):
+        decode_with_torchcodec(with_matrix(*matrix), max_pixels=9999, max_bytes=99999)
 
 
 @works

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
 from mmssl.core.seeding import generator
@@ -131,24 +134,71 @@ def test_frames_that_no_instant_shows_are_dropped() -> None:
     assert part.times[0] == 0
 
 
-def turned_clip(turned: int) -> tuple[bytes, np.ndarray]:
-    """A file that says that it is to be turned, and its first frame, upright."""
+SHOWN = {  # matrix (a, b, c, d) -> size [H, W] and quarters (two above, two below) of the frame that ffmpeg 9.0 shows
+    (1, 0, 0, 1): ((32, 64), "RGBW"),
+    (-1, 0, 0, 1): ((32, 64), "GRWB"),
+    (1, 0, 0, -1): ((32, 64), "BWRG"),
+    (-1, 0, 0, -1): ((32, 64), "WBGR"),
+    (0, 1, 1, 0): ((64, 32), "RBGW"),
+    (0, -1, 1, 0): ((64, 32), "GWRB"),
+    (0, 1, -1, 0): ((64, 32), "BRWG"),
+    (0, -1, -1, 0): ((64, 32), "WGBR"),
+}
+MIRRORS = [matrix for matrix in SHOWN if matrix[0] * matrix[3] - matrix[1] * matrix[2] < 0]
+
+
+def with_matrix(a: float, b: float, c: float, d: float) -> bytes:
+    """An mp4 of three equal frames, with a display matrix in its track header (ISO/IEC 14496-12, 8.3.2)."""
     frames = np.zeros((3, 32, 64, 3), dtype=np.uint8)
-    frames[:, :16, :32] = 255  # white where it is up and left
+    frames[:, :16, :32, 0], frames[:, :16, 32:, 1], frames[:, 16:, :32, 2], frames[:, 16:, 32:] = 255, 255, 255, 255
     data = bytearray(encode_clip("mp4", frames, None, fps=15))
     place = data.index(b"tkhd") + 4 + 40
-    one = 0x10000
-    cos, sin = {0: (one, 0), 90: (0, one), 180: (-one, 0), 270: (0, -one)}[turned]
-    data[place : place + 36] = struct.pack(">9i", cos, sin, 0, -sin, cos, 0, 0, 0, 1 << 30)
-    return bytes(data), np.rot90(frames[0], -turned // 90)  # a display matrix of (0, 1, -1, 0) turns clockwise
+    entries = [round(entry * 0x10000) for entry in (a, b, 0, c, d, 0)]
+    data[place : place + 36] = struct.pack(">9i", *entries, 0, 0, 1 << 30)
+    return bytes(data)
 
 
-@pytest.mark.parametrize("turned", [0, 90, 180, 270])
-def test_frames_are_turned_as_the_file_says(turned: int) -> None:
-    data, upright = turned_clip(turned)
+def quarters(frame: np.ndarray) -> str:
+    """Colours in the middle of the quarters of a frame."""
+    height, width = frame.shape[:2]
+    places = [(y * height // 4, x * width // 4) for y in (1, 3) for x in (1, 3)]
+    bright = [tuple(frame[place] > 127) for place in places]
+    return "".join("RGBW"[[(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)].index(colour)] for colour in bright)
+
+
+@pytest.mark.parametrize("matrix", SHOWN)
+def test_frames_are_turned_and_mirrored_as_the_file_says(matrix: tuple[int, int, int, int]) -> None:
+    size, wanted = SHOWN[matrix]
+    data = with_matrix(*matrix)
     clip = build().decode(data, "mp4")
-    assert clip.frames.shape[1:] == upright.shape
-    assert np.abs(clip.frames[0].astype(int) - upright).mean() < 10
+    assert clip.frames.shape == (3, *size, 3)
+    assert [quarters(frame) for frame in clip.frames] == [wanted] * 3
+    figures = build().inspect(data, "mp4").figures
+    assert (figures["height"], figures["width"]) == ([size[0]], [size[1]])
+
+
+@pytest.mark.parametrize("matrix", SHOWN)
+def test_ffmpeg_shows_the_same(matrix: tuple[int, int, int, int], tmp_path: Path) -> None:
+    program = shutil.which("ffmpeg")
+    if program is None:
+        pytest.skip("the program ffmpeg is not installed")
+    (tmp_path / "a.mp4").write_bytes(with_matrix(*matrix))
+    command = [program, "-v", "error", "-i", str(tmp_path / "a.mp4"), "-frames:v", "1", str(tmp_path / "a.png")]
+    subprocess.run(command, check=True, timeout=60)
+    shown = np.asarray(Image.open(tmp_path / "a.png"))
+    assert (shown.shape[:2], quarters(shown)) == SHOWN[matrix]
+
+
+def test_of_a_display_matrix_only_the_direction_counts() -> None:
+    for matrix, wanted in {
+        (-2.0, 0.0, 0.0, 0.5): "GRWB",
+        (0.001, 1.0, -1.0, 0.001): "BRWG",
+        (0.0, 0.0, 0.0, 0.0): "RGBW",
+    }.items():
+        assert quarters(build().decode(with_matrix(*matrix), "mp4").frames[0]) == wanted
+    for turned in ((0.8, 0.6, -0.6, 0.8), (1.0, 0.2, 0.0, 1.0), (0.99, 0.02, -0.02, 0.99)):
+        with pytest.raises(DecodeError, match=r"undecodable: got frames turned by .* wanted a multiple of 90"):
+            build().decode(with_matrix(*turned), "mp4")
 
 
 @pytest.mark.parametrize("form", ["yuv420p", "yuv422p", "yuv444p", "gray", "yuv420p10le", "yuv444p10le"])
