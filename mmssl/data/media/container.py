@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -23,6 +24,9 @@ VIDEOS = ("mp4", "webm", "mkv", "mov")
 MEDIA = (*IMAGES, *SOUNDS, *VIDEOS)
 
 MATROSKA = b"\x1aE\xdf\xa3"
+CLUSTER = b"\x1fC\xb6u"  # begins the media data of Matroska
+OPUS_RATE = re.compile(rb"\x86\x86A_OPUS.{0,400}?\xb5(?:\x84(?P<short>.{4})|\x88(?P<long>.{8}))", re.DOTALL)
+"""Regular expression of an Opus track in Matroska: its codec, and its sampling frequency as a float or double."""
 BOXES = rb"....(ftyp|moov|mdat|wide|free|skip|styp)"
 """Regular expression of the first bytes of mp4, mov and m4a files."""
 
@@ -52,7 +56,9 @@ def open_container(data: bytes) -> Iterator[Any]:
     if end > len(data):
         raise DecodeError("undecodable", f"truncated file: got {len(data)} bytes, wanted {end}")
     try:
-        with av.open(io.BytesIO(data), format=form, metadata_errors="ignore") as container:
+        with av.open(
+            io.BytesIO(_with_opus_rate(data) if form == "matroska" else data), format=form, metadata_errors="ignore"
+        ) as container:
             for stream in container.streams:
                 if stream.type in ("video", "audio") and stream.codec_context is not None:
                     stream.codec_context.thread_count = 1  # many workers decode in parallel
@@ -138,6 +144,21 @@ def _boxes_end(data: bytes) -> int:
             return place
         place += size
     return place
+
+
+def _with_opus_rate(data: bytes) -> bytes:
+    """Write 48 kHz, the rate that Opus decodes to, into the headers of Opus tracks in Matroska.
+
+    Some muxers write the rate before encoding. FFmpeg takes the length of the samples to skip from it, and the start of the
+    stream would be up to 33 ms late.
+    """
+    header = data[: data.find(CLUSTER)]
+    for track in OPUS_RATE.finditer(header):
+        for form, group in ((">f", "short"), (">d", "long")):
+            rate = struct.pack(form, 48_000.0)
+            if track[group] not in (None, rate):
+                data = data[: track.start(group)] + rate + data[track.end(group) :]
+    return data
 
 
 def _matroska_end(data: bytes) -> int:

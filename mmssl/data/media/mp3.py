@@ -1,7 +1,8 @@
-"""Fix mp3 streams without a length in their header: count the frames, and prepend an info frame with their number.
+"""Fix mp3 streams whose header lacks the length or the delay: count the frames, and prepend an info frame with both.
 
 libsndfile estimates the length of such a stream from its size in bytes and the bit rate of its first frame. That is wrong if the
-rate varies or a picture precedes the sound: the end would be lost, or the file would count as truncated.
+rate varies or a picture precedes the sound: the end would be lost, or the file would count as truncated. It also drops the first
+529 samples, as if the encoder had told its delay. FFmpeg keeps them, and so do streams from here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ _BIT_RATES = {  # kbit/s of layer III by number in the header (ISO/IEC 11172-3, 
 }
 _RATES = (44_100, 48_000, 32_000)
 _HALVED = {3: 1, 2: 2, 0: 4}  # MPEG version number -> divisor of the rates
-_INFO = 16  # bytes of the info header: name, flags, number of frames, padding
+_NAMES = (b"Xing", b"Info")  # of the info header
+_FIELDS = {
+    1: 4,
+    2: 4,
+    4: 100,
+    8: 4,
+}  # its flags -> bytes: frames, bytes, table of contents, quality; then the encoder's tag:
+# its name, and from byte 21 on delay and padding, 12 bits each
+_DECODER = 529  # samples that decoders drop beside the delay of the encoder: their own delay
 
 
 class _Frame(NamedTuple):
@@ -25,18 +34,27 @@ class _Frame(NamedTuple):
 
 
 def with_length(data: bytes) -> bytes:
-    """Prepend the number of frames, and drop tags before the stream; other data, and streams with a length, are unchanged."""
+    """Prepend number of frames and delay, and drop tags before the stream; other data, and streams with both, are unchanged."""
     start = _behind_tag(data)
     first = _frame(data, start)
-    if first is None or data[start + first.side :][:4] in (b"Xing", b"Info") or data[start + 36 :][:4] == b"VBRI":
+    if first is None or _has_delay(data, start + first.side):
         return data
+    if data[start + first.side :][:4] in _NAMES or data[start + 36 :][:4] == b"VBRI":
+        start = _next_frame(data, start + 4, first.like)
     count, place = 0, start
     while (frame := _frame(data, place)) is not None and place + frame.size <= len(data):
         count += 1
         place += frame.size
         if _frame(data, place) is None:  # damage, another tag, or the end
             place = _next_frame(data, place, first.like)
-    return _info_frame(data[start : start + 4], count) + data[start:] if count > 1 else data
+    return _info_frames(data[start : start + 4], count) + data[start:] if count > 1 else data
+
+
+def _has_delay(data: bytes, place: int) -> bool:
+    """Whether an info header stands at `place`, with the number of frames and an encoder's tag."""
+    flags = int.from_bytes(data[place + 4 : place + 8])
+    tag = place + 8 + sum(size for flag, size in _FIELDS.items() if flags & flag)
+    return data[place : place + 4] in _NAMES and bool(flags & 1) and any(data[tag : tag + 1])
 
 
 def _behind_tag(data: bytes) -> int:
@@ -81,13 +99,21 @@ def _next_frame(data: bytes, place: int, like: bytes) -> int:
     return len(data)
 
 
-def _info_frame(head: bytes, count: int) -> bytes:
-    """A silent info frame with the number of following frames, as encoders write it."""
+def _info_frames(head: bytes, count: int) -> bytes:
+    """An info frame with the number of following frames, as encoders write it, and a silent frame for decoders to drop."""
+    samples = 1152 if head[1] >> 3 & 3 == 3 else 576
+    delay, padding = samples - _DECODER, _DECODER
+    tag = b"LAME".ljust(21, b"\0") + (delay << 12 | padding).to_bytes(3)
+    told = b"Info" + (1).to_bytes(4) + (count + 1).to_bytes(4) + tag
+    return _empty_frame(head, told) + _empty_frame(head, b"")
+
+
+def _empty_frame(head: bytes, content: bytes) -> bytes:
+    """A frame like those of header `head` that plays silence and has room for `content` behind its side information."""
     for number in range(1, 15):
         mine = bytes((0xFF, head[1] | 1, number << 4 | head[2] & 0x0C, head[3]))
         frame = _frame(mine, 0)
         assert frame is not None
-        if frame.size >= frame.side + _INFO:
-            told = b"Info" + (1).to_bytes(4) + count.to_bytes(4)
-            return (mine + bytes(frame.side - 4) + told).ljust(frame.size, b"\0")
+        if frame.size >= frame.side + len(content):
+            return (mine + bytes(frame.side - 4) + content).ljust(frame.size, b"\0")
     raise AssertionError("no bit rate has room for the info frame")

@@ -53,7 +53,8 @@ class MediaSound:
         self.samplerate = int(first.sample_rate)
         self.channels = int(first.layout.nb_channels)
         self._tick = Fraction(self._stream.time_base) * self.samplerate  # samples between two consecutive time stamps
-        self._origin = self._begin(timeline_zero(container))
+        # As in FFmpeg, although Matroska rounds time stamps to milliseconds.
+        self._origin = self._seconds(first, start_of(self._stream))
         self.start = self._origin - timeline_zero(container)
         self.frames = self._length(data)
 
@@ -83,15 +84,6 @@ class MediaSound:
             with open_container(data) as again:  # reading the packets would disturb the decoding here
                 seconds = Fraction(extent(again, first_stream(again, "audio")).seconds)
         return math.ceil(seconds * self.samplerate) + 4096
-
-    def _begin(self, zero: Fraction) -> Fraction:
-        """Time stamp of the first sample in seconds."""
-        first, last = self._head[0], self._head[-1]
-        stamp = self._seconds(first, start_of(self._stream))
-        # Coarse time stamps round what decoders cut from the first frame once more; the next frame is more exact.
-        better = self._seconds(last, stamp) - Fraction(first.samples, self.samplerate)
-        near = 0 < abs(better - stamp) <= 2 * Fraction(self._stream.time_base)
-        return better if stamp > zero and last is not first and near else stamp
 
     def _placed(self, start: int) -> Iterator[tuple[int, Any]]:
         """Iterate over frames with the number of their first sample, from one that begins at sample `start` or before."""

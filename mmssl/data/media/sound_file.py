@@ -23,6 +23,12 @@ RATES = (1_000, 192_000)  # Hz; other rates mean a damaged header or useless sou
 _MAGIC = re.compile(rb"RIFF....WAVE|RF64....WAVE|RIFX....WAVE|fLaC|OggS|ID3|\xff[\xe2-\xff]", re.DOTALL)
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 _STREAMED = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF - 36)  # sizes that say "unknown" in a wav header
+_OGG = {
+    b"\x7fFLAC": "FLAC",
+    b"Speex ": "Speex",
+    b"\x80theora": "Theora",
+    b"fishead\0": "a skeleton",
+}  # first packet -> codec
 _MP3_AHEAD = 20 * 1152  # mp3 frames need bits of earlier ones; after a seek the first frames are silent
 _MP3_LENGTH = 0.9  # share of mp3 samples that must decode: decoders silently skip some damaged frames
 
@@ -118,6 +124,7 @@ def _opened(data: bytes) -> Iterator[Any]:
         raise DecodeError(
             "undecodable", f"got {len(data)} bytes beginning with {data[:12]!r}, wanted wav, flac, ogg, opus or mp3"
         )
+    _check_codec(data)
     try:
         with soundfile.SoundFile(io.BytesIO(with_length(data))) as file:
             _check_header(file, data)
@@ -153,6 +160,17 @@ def _check_header(file: Any, data: bytes) -> None:
         raise DecodeError(
             "undecodable", f"truncated file: got {cut[2]} bytes of samples, wanted {cut[1]} as in the header"
         )
+
+
+def _check_codec(data: bytes) -> None:
+    """Refuse Ogg files of other codecs by name: libsndfile has no words for them."""
+    packet = data[27 + data[26] :][:8] if data.startswith(b"OggS") and len(data) > 26 else b""
+    for start, codec in _OGG.items():
+        if packet.startswith(start):
+            raise DecodeError(
+                "undecodable",
+                f"got {codec} in Ogg, wanted Vorbis or Opus: convert it, as in `ffmpeg -i a.ogg a.flac`",
+            )
 
 
 def _ends_with_last_page(data: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ def test_all_of_a_stream_of_changing_bit_rates_is_heard(loud_first: bool, tag: b
     whole = modality.decode(data, "mp3")
     # Encoder and decoder put up to two frames before the sound, and nothing says how much that is.
     assert 0 <= whole.shape[1] - len(wave) <= 2 * 1152
+    assert whole.shape[1] % 1152 == 0
     assert modality.extent(data, "mp3").seconds == whole.shape[1] / RATE
     loud = np.flatnonzero(np.abs(whole[0, 10 * RATE + 2000 :]) > 0.3)
     assert abs(loud[0] + 10 * RATE + 2000 - 10.25 * RATE) < 2 * 1152
@@ -63,6 +65,37 @@ def test_every_version_and_rate(rate: int, channels: int, mode: str) -> None:
     decoded = build(rate).decode(data, "mp3")
     assert decoded.shape[0] == channels
     assert 0 <= decoded.shape[1] - rate <= 3 * 1152
+
+
+DELAY = 576 + 529  # samples of LAME and of the decoder before the sound; ffmpeg 9.0 starts there too, at all of RATES
+RATES = (8_000, 22_050, 44_100, 48_000)
+
+
+def without_delay(data: bytes) -> bytes:
+    """The info frame of LAME with nothing but the number of frames, as older encoders write it."""
+    name = max(data.find(b"Xing", 0, 100), data.find(b"Info", 0, 100))
+    return data[: name + 4] + (1).to_bytes(4) + data[name + 8 : name + 12] + bytes(144) + data[name + 156 :]
+
+
+def with_vbri(data: bytes) -> bytes:
+    """The info frame of Fraunhofer's encoder in its place, with a wrong number of frames."""
+    name = max(data.find(b"Xing", 0, 100), data.find(b"Info", 0, 100))
+    start = data.rindex(b"\xff", 0, name)
+    vbri = b"VBRI" + bytes([0, 1, 0, 0, 0, 75]) + len(data).to_bytes(4) + (7).to_bytes(4)
+    return data[: start + 4] + bytes(32) + vbri + bytes(name + 156 - start - 36 - len(vbri)) + data[name + 156 :]
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("change", [bare, without_delay, with_vbri])
+def test_a_stream_without_delay_starts_at_its_first_sample(change: Callable[[bytes], bytes], rate: int) -> None:
+    wave = 0.5 * np.sin(np.arange(rate)[:, None] ** 2 / (3 * rate))
+    data = encode(wave, rate)
+    known, whole = (build(rate).decode(one, "mp3") for one in (data, change(data)))
+    assert known.shape[1] == rate
+    assert whole.shape[1] % 576 == 0
+    np.testing.assert_allclose(whole[:, DELAY : DELAY + rate], known, atol=1e-5)
+    part = build(rate).decode(change(data), "mp3", (0.0, 0.1))
+    np.testing.assert_allclose(part, whole[:, : part.shape[1]], atol=1e-5)
 
 
 def test_damage_between_frames_does_not_end_the_count() -> None:

@@ -169,6 +169,21 @@ def unknown_length() -> bytes:
     return bytes(data)
 
 
+def test_flac_in_ogg_is_refused_by_name() -> None:
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="ogg") as out:
+        stream = out.add_stream("flac", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), dtype=np.int16), format="s16", layout="mono")
+        frame.sample_rate = RATE
+        out.mux([*stream.encode(frame), *stream.encode()])
+    with pytest.raises(
+        DecodeError, match="undecodable: got FLAC in Ogg, wanted Vorbis or Opus: convert it, as in `ffmpeg"
+    ):
+        build().decode(file.getvalue(), "ogg")
+
+
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "nothing": (lambda: b"", "empty"),
     "no samples": (lambda: encode(sound()[:0]), "empty"),
