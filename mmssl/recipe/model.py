@@ -46,8 +46,9 @@ class Model:
     """A trained model: encoders, heads, and the decoders and evaluation views that go with them.
 
     An input is the path of a file, its bytes, or a value in Python, checked like a file: for pictures PIL, or an array or tensor
-    [H, W, 3] (uint8, or floats in [0, 1]); for sounds an array or tensor [channels, samples] or [samples] at the modality's rate
-    (floats in [-1, 1], or int16); for videos a `mmssl.data.timeline.Clip`; for texts a string, which is one caption as it is.
+    [H, W, 3] (uint8, or floats in [0, 1]); for sounds an array or tensor [channels, samples] or [samples] (floats in [-1, 1], or
+    int16) at the modality's rate, or a pair (array, rate in Hz); for videos a pair (frames [T, H, W, 3], frames a second), or a
+    `mmssl.data.timeline.Clip`; for texts a string, which is one caption as it is. Channels are mixed as in files (`channels`).
 
     Attributes:
         recipe: recipe that trained it.

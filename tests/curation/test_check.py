@@ -30,6 +30,7 @@ from mmssl.datasets.digit_scenes import write
 from pipelines import cli
 from pipelines.command import guarded
 from tests.curation.test_pack import picture
+from tests.data.modalities.test_audio import encode as encode_sound
 from tests.data.servers import serve
 
 
@@ -274,6 +275,20 @@ def test_sounds_and_videos_are_decoded_and_measured(tmp_path: Path) -> None:
     assert all(word in report.table() for word in ("frames a second", "without audio", "audio clipped"))
     asked = check([tmp_path], {"audio": AudioConfig(rate=8_000, seconds=1.0, extensions=("mp4",)).build("audio")})
     assert asked.fault_counts == {"undecodable mp4": 1, "missing mp4": 1}  # who asks for sounds needs them
+
+
+def test_loud_floats_and_sounds_without_length_are_counted(tmp_path: Path) -> None:
+    tone = np.sin(np.arange(8_000) * 0.1)[:, None]
+    loud, plain, wrong = (encode_sound(peak * tone, "WAV", "FLOAT", 8_000) for peak in (4.0, 1.0, 16_000.0))
+    place = plain.index(b"data") + 4
+    streamed = plain[:place] + b"\xff\xff\xff\xff" + plain[place + 4 :]
+    records = [{"__key__": key, "wav": data} for key, data in zip("abcd", (loud, plain, wrong, streamed), strict=True)]
+    report = check([shard(tmp_path, records)])
+    assert report.fault_counts == {"range wav": 1}
+    assert report.modalities["audio"].flags == {"beyond full scale": 1, "clipped": 1, "no length": 1}
+    for text in ("1 sounds exceed full scale by 1 dB", "1 sounds have no length in their header"):
+        assert sum(text in warning for warning in report.warnings) == 1
+    assert "audio beyond full scale" in report.table()
 
 
 def test_remote_shards_are_fetched_and_named_by_their_address(

@@ -39,6 +39,7 @@ def with_length(data: bytes) -> bytes:
     first = _frame(data, start)
     if first is None or _has_delay(data, start + first.side):
         return data
+    told = _told_frames(data, start, first)
     if data[start + first.side :][:4] in _NAMES or data[start + 36 :][:4] == b"VBRI":
         start = _next_frame(data, start + 4, first.like)
     count, place = 0, start
@@ -47,7 +48,22 @@ def with_length(data: bytes) -> bytes:
         place += frame.size
         if _frame(data, place) is None:  # damage, another tag, or the end
             place = _next_frame(data, place, first.like)
-    return _info_frames(data[start : start + 4], count) + data[start:] if count > 1 else data
+    return _info_frames(data[start : start + 4], max(count, told)) + data[start:] if count > 1 else data
+
+
+def has_length(data: bytes) -> bool:
+    """Whether the data are no mp3 stream, or one with an info header that has the number of frames."""
+    start = _behind_tag(data)
+    first = _frame(data, start)
+    return first is None or _told_frames(data, start, first) > 0
+
+
+def _told_frames(data: bytes, start: int, first: _Frame) -> int:
+    """Number of frames in the info header of the stream at `start`; 0: none."""
+    place = start + first.side
+    if data[place : place + 4] in _NAMES:
+        return int.from_bytes(data[place + 8 : place + 12]) if data[place + 7] & 1 else 0
+    return int.from_bytes(data[start + 50 : start + 54]) if data[start + 36 : start + 40] == b"VBRI" else 0
 
 
 def _has_delay(data: bytes, place: int) -> bool:

@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmssl.data.media import mp3, wav
 from mmssl.data.media.container import is_media
-from mmssl.data.media.mp3 import with_length
 from mmssl.data.media.sound import MediaSound, opened_sound
 from mmssl.data.modality import DecodeError
 
 RATES = (1_000, 192_000)  # Hz; other rates mean a damaged header or useless sound
+LOUDEST = 8.0
+"""Largest sample of a sound, as a multiple of full scale: 18 dB. Floats beyond it have the range of integers."""
 _MAGIC = re.compile(rb"RIFF....WAVE|RF64....WAVE|RIFX....WAVE|fLaC|OggS|ID3|\xff[\xe2-\xff]", re.DOTALL)
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
-_STREAMED = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF - 36)  # sizes that say "unknown" in a wav header
 _OGG = {
     b"\x7fFLAC": "FLAC",
     b"Speex ": "Speex",
@@ -59,14 +60,18 @@ class SoundFigures(NamedTuple):
     Attributes:
         seconds: its length. rate: in Hz. channels: their number.
         level: root mean square in dB below full scale, at least -120.
+        peak: largest absolute sample, as a multiple of full scale.
         clipped: whether three samples in a row are at full scale.
+        has_length: whether the header of the file tells the length, so that a cut would be noticed.
     """
 
     seconds: float
     rate: int
     channels: int
     level: float
+    peak: float
     clipped: bool
+    has_length: bool
 
 
 def sound_figures(data: bytes, max_samples: int) -> SoundFigures:
@@ -79,23 +84,37 @@ def sound_figures(data: bytes, max_samples: int) -> SoundFigures:
         check_samples(file, 0, file.frames, file.frames, file.samplerate, max_samples)
         wave = read_samples(file, 0, file.frames)
         rate, channels = int(file.samplerate), int(file.channels)
-    check_finite(wave)
+    check_values(wave)
     if wave.shape[1] == 0:
         raise DecodeError("empty", "no samples")
     full = (np.abs(wave) >= 0.999).astype(np.int8)
     clipped = bool((full[:, :-2] & full[:, 1:-1] & full[:, 2:]).any())
     level = 10 * math.log10(max(1e-12, float(np.square(wave, dtype=np.float64).mean())))
-    return SoundFigures(wave.shape[1] / rate, rate, channels, level, clipped)
+    has_length = wav.has_length(data) and mp3.has_length(data)
+    return SoundFigures(wave.shape[1] / rate, rate, channels, level, peak_of(wave), clipped, has_length)
 
 
-def check_finite(wave: np.ndarray) -> None:
-    """Refuse NaN and infinity.
+def check_values(wave: np.ndarray) -> None:
+    """Refuse NaN, infinity, and floats far beyond full scale, which hold the range of integers.
 
     Raises:
-        DecodeError: "not_finite".
+        DecodeError: "not_finite", "range".
     """
+    peak = peak_of(wave)
+    if peak <= LOUDEST:
+        return
     if not np.isfinite(wave).all():
         raise DecodeError("not_finite", f"{int((~np.isfinite(wave)).sum())} samples are NaN or infinite")
+    raise DecodeError(
+        "range",
+        f"got samples up to {peak:g}, wanted floats in [-1, 1] (at most {LOUDEST:g}, and those beyond 1 are clipped): divide by "
+        "32768 if they have the range of int16",
+    )
+
+
+def peak_of(wave: np.ndarray) -> float:
+    """Largest absolute sample; NaN if there is one."""
+    return float(np.maximum(wave.max(initial=0), -wave.min(initial=0)))
 
 
 def check_samples(file: Any, start: int, stop: int, count: int, rate: int, limit: int) -> None:
@@ -126,7 +145,7 @@ def _opened(data: bytes) -> Iterator[Any]:
         )
     _check_codec(data)
     try:
-        with soundfile.SoundFile(io.BytesIO(with_length(data))) as file:
+        with soundfile.SoundFile(io.BytesIO(wav.with_length(mp3.with_length(data)))) as file:
             _check_header(file, data)
             yield file
     except soundfile.LibsndfileError as error:
@@ -155,11 +174,6 @@ def _check_header(file: Any, data: bytes) -> None:
         raise DecodeError("empty", f"no samples in {len(data)} bytes of {file.format}")
     if file.frames > 1 << 48:  # libsndfile neither knows the length of such streams nor reads them to their end
         raise DecodeError("undecodable", f"the {file.format} header has no length: write the file again")
-    cut = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-    if cut and int(cut[1]) > int(cut[2]) and int(cut[1]) not in _STREAMED:
-        raise DecodeError(
-            "undecodable", f"truncated file: got {cut[2]} bytes of samples, wanted {cut[1]} as in the header"
-        )
 
 
 def _check_codec(data: bytes) -> None:

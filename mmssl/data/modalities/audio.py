@@ -1,18 +1,16 @@
 """Audio modality: wav, flac, ogg, opus, mp3 and the sound of videos, decoded once to float32 waveforms at one sample rate.
 
-Views are int16 in units of 1 / 32768: half the size of floats, and lossless for 16-bit sources at the modality's rate; values
-outside [-1, 1) are clipped. The encoder's `prepare` scales them back and makes the spectrogram.
+Decoding clips nothing. Views are int16 in units of 1 / 32768: half the size of floats, and lossless for 16-bit sources at the
+modality's rate; values outside [-1, 1) are clipped there. The encoder's `prepare` scales them back and makes the spectrogram.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 
 from mmssl.core.encoder import InputSpec
@@ -21,7 +19,7 @@ from mmssl.data.media.container import SOUNDS as SOUND_FILES
 from mmssl.data.media.container import VIDEOS as VIDEO_FILES
 from mmssl.data.media.container import extent, first_stream, is_media, open_container
 from mmssl.data.media.sound import MediaSound
-from mmssl.data.media.sound_file import RATES, check_finite, check_samples, open_sound, read_samples, sound_figures
+from mmssl.data.media.sound_file import RATES, check_samples, check_values, open_sound, read_samples, sound_figures
 from mmssl.data.modalities.arrays import as_array
 from mmssl.data.modalities.audio_views import (
     FULL_SCALE,
@@ -39,6 +37,7 @@ from mmssl.data.modalities.masks.audio import (
     SoundOrderConfig,
     SpansConfig,
 )
+from mmssl.data.modalities.resampling import resample, resampling_ratio, source_span
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Extent, Window
 
@@ -56,8 +55,12 @@ SoundViewConfig = Annotated[
 
 SILENT = -60.0
 """Level in dB relative to full scale below which a sound counts as silent."""
-_WANTED = "a path, bytes, or an array or tensor [channels, samples] or [samples]: floats in [-1, 1], or int16"
-_FILTERS = 600_000  # approximate maximum size of a resampling filter bank: exact for all common ratios of rates
+BEYOND = 1.122
+"""Peak as a multiple of full scale from which on a sound counts as beyond it: 1 dB, as lossy coding exceeds it by a little."""
+_WANTED = (
+    "a path, bytes, an array or tensor [channels, samples] or [samples] of floats in [-1, 1] or int16, or a pair "
+    "(array, rate in Hz)"
+)
 
 
 class AudioModality(Modality):
@@ -74,7 +77,9 @@ class AudioModality(Modality):
     audible = True
     relations = frozenset({"shifted", "reversed", "channels"})
     warnings: ClassVar[Mapping[str, str]] = {
-        "silent": f"sounds are silent (below {SILENT:g} dB): they carry no information about the other modalities"
+        "silent": f"sounds are silent (below {SILENT:g} dB): they carry no information about the other modalities",
+        "beyond full scale": "sounds exceed full scale by 1 dB or more: views clip them; scale them to [-1, 1] and pack again",
+        "no length": "sounds have no length in their header and are read to their end: a cut would not be noticed",
     }
 
     def __init__(
@@ -101,7 +106,12 @@ class AudioModality(Modality):
         """Length, level, rate and channels of the stored sound, decoded in blocks to save memory."""
         sound = sound_figures(data, self.max_samples)
         check_channels(sound.channels, self.channels)
-        flags = {"silent": sound.level < SILENT, "clipped": sound.clipped}
+        flags = {
+            "silent": sound.level < SILENT,
+            "clipped": sound.clipped,
+            "beyond full scale": sound.peak >= BEYOND,
+            "no length": not sound.has_length,
+        }
         return Inspection(
             {"seconds": [sound.seconds], "level (dB)": [sound.level]},
             {"rate (Hz)": sound.rate, "channels": sound.channels},
@@ -132,35 +142,41 @@ class AudioModality(Modality):
 
         Raises:
             DecodeError: "undecodable" (foreign, damaged or cut short), "empty" (no samples, or none in the window), "no_rate"
-                (no valid rate in the header), "not_finite" (NaN or infinite samples), "channels" (more than two without `mono`),
-                "too_large", "missing" (a video without sound).
+                (no valid rate in the header), "not_finite" (NaN or infinite samples), "range" (floats beyond 8 times full scale),
+                "channels" (more than two without `mono`), "too_large", "missing" (a video without sound).
         """
         with open_sound(data) as file:
             wave = self._read(file, window)
-        check_finite(wave)
+        check_values(wave)
         return wave
 
     def from_value(self, value: Any) -> np.ndarray:
-        """Check an array or tensor at `rate` (floats in [-1, 1], or int16): waveform [channels, samples], float32.
+        """Check an array or tensor (floats in [-1, 1], or int16): waveform [channels, samples], float32.
 
         Args:
-            value: [channels, samples], or [samples] for one channel.
+            value: [channels, samples], or [samples] for one channel, at `rate`; or a pair (array, rate in Hz), to be resampled.
 
         Raises:
-            DecodeError: "type", "shape", "empty", "not_finite", "channels", "too_large".
+            DecodeError: "type", "shape", "empty", "not_finite", "range", "channels", "too_large", "no_rate".
         """
-        wave = np.atleast_2d(as_array(value, _WANTED))
+        array, stored = value if isinstance(value, tuple) and len(value) == 2 else (value, self.rate)
+        wave = np.atleast_2d(as_array(array, _WANTED))
         if wave.dtype.kind != "f" and wave.dtype != np.int16:
             raise DecodeError("type", f"got {wave.dtype}, wanted {_WANTED}")
         if wave.ndim != 2 or wave.shape[0] > wave.shape[1]:
-            raise DecodeError("shape", f"got shape {list(wave.shape)}, wanted {_WANTED}")
+            raise DecodeError(
+                "shape", f"got shape {list(wave.shape)}, wanted {_WANTED}; transpose soundfile's [samples, channels]"
+            )
         check_channels(len(wave), self.channels)
-        if wave.size > self.max_samples:
+        ratio = resampling_ratio(self.rate, check_rate(stored))
+        if wave.size * max(1.0, float(ratio)) > self.max_samples:
             raise DecodeError(
                 "too_large", f"got {wave.size} samples, wanted at most {self.max_samples} (`max_samples`)"
             )
         scale = FULL_SCALE if wave.dtype == np.int16 else 1
-        return self._mix(wave.astype(np.float32) / np.float32(scale))
+        wave = self._mix(wave.astype(np.float32) / np.float32(scale))
+        check_values(wave)
+        return wave if ratio == 1 else resample(wave, ratio)
 
     def _read(self, file: Any, window: Window | None) -> np.ndarray:
         ratio = resampling_ratio(self.rate, file.samplerate)
@@ -174,10 +190,10 @@ class AudioModality(Modality):
             )
         check_channels(file.channels, self.channels)
         silent = min(max(0, late - first), count)  # samples of the window before the sound starts
-        start, stop, skip = _source_span(max(0, first - late), count - silent, ratio, file.frames)
+        start, stop, skip = source_span(max(0, first - late), count - silent, ratio, file.frames)
         check_samples(file, start, stop, count, self.rate, self.max_samples)
         wave = self._mix(read_samples(file, start, stop))
-        wave = wave if ratio == 1 else np.ascontiguousarray(_resample(wave, ratio)[:, skip : skip + count - silent])
+        wave = wave if ratio == 1 else np.ascontiguousarray(resample(wave, ratio)[:, skip : skip + count - silent])
         if wave.shape[1] == 0 and not silent:
             raise DecodeError("empty", f"no samples in {window}: the sound ends before it")
         return np.pad(wave, ((0, 0), (silent, 0))) if silent else wave
@@ -266,16 +282,15 @@ class AudioConfig(ModalityConfig):
         return build_views(self.views, lambda view: view.build(shape, self.pad), evaluation)
 
 
-def resampling_ratio(rate: int, stored: int) -> Fraction:
-    """Resampling ratio `rate` / `stored`, rounded to 0.1 % if its filter bank would be huge (such as for 44,101 Hz).
+def check_rate(rate: Any) -> int:
+    """Check the rate that goes with an array.
 
-    torchaudio's bank has numerator x denominator entries, which can take gigabytes without a common factor.
+    Raises:
+        DecodeError: "no_rate".
     """
-    exact = Fraction(rate, stored)
-    ratio, limit = exact, 1024
-    while ratio.numerator * ratio.denominator > _FILTERS:
-        ratio, limit = exact.limit_denominator(limit), limit // 2
-    return ratio
+    if not isinstance(rate, int | float | np.integer | np.floating) or not RATES[0] <= rate <= RATES[1] or rate % 1:
+        raise DecodeError("no_rate", f"got the rate {rate!r}, wanted a whole number from {RATES[0]} to {RATES[1]} Hz")
+    return int(rate)
 
 
 def check_channels(got: int, wanted: Channels) -> None:
@@ -286,27 +301,3 @@ def check_channels(got: int, wanted: Channels) -> None:
     """
     if got > 2 and wanted != "mono":
         raise DecodeError("channels", f"got {got} channels, wanted one or two; `channels: mono` averages any number")
-
-
-def _source_span(first: int, count: int, ratio: Fraction, frames: int) -> tuple[int, int, int]:
-    """Stored samples [start, stop) for output samples [first, first + count), and the number of extra output samples before them.
-
-    The span starts at a multiple of the ratio's denominator, where the filter bank repeats, and extends by the filter's width on
-    both sides.
-    """
-    new, old = ratio.numerator, ratio.denominator
-    if ratio == 1:
-        return first, first + count, 0
-    reach = math.ceil(6 * old / (0.99 * min(new, old))) + 1  # torchaudio's filter: 6 zero crossings, roll-off 0.99
-    block = max(0, first // new - math.ceil(reach / old))
-    stop = min(frames, math.ceil((first + count) * old / new) + reach + old)
-    return block * old, stop, first - block * new
-
-
-def _resample(wave: np.ndarray, ratio: Fraction) -> np.ndarray:
-    from torchaudio.functional import resample
-
-    if wave.shape[1] == 0:
-        return wave
-    made: np.ndarray = resample(torch.from_numpy(wave), ratio.denominator, ratio.numerator).numpy()
-    return made

@@ -7,6 +7,7 @@ turned and mirrored by the display matrix in the file. Views are uint8.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -37,7 +38,10 @@ from mmssl.data.modalities.video_views import (
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Clip, Extent, Window
 
-_WANTED = "a path, bytes, or a mmssl.data.timeline.Clip: frames [T, H, W, 3], non-decreasing times [T], seconds"
+_WANTED = (
+    "a path, bytes, a pair (frames [T, H, W, 3], frames a second), or a mmssl.data.timeline.Clip: frames, non-decreasing "
+    "times [T], seconds"
+)
 
 Backend = Literal["pyav", "torchcodec"]
 VideoViewConfig = Annotated[
@@ -126,11 +130,16 @@ class VideoModality(Modality):
         )
 
     def from_value(self, value: Any) -> Clip:
-        """Check a `Clip` (frames, their times, seconds); frames may be a tensor, and floats in [0, 1].
+        """Check a clip; frames may be a tensor, uint8 or floats in [0, 1].
+
+        Args:
+            value: a `Clip` (frames, their times, seconds), or a pair (frames, frames a second).
 
         Raises:
             DecodeError: "type", "shape", "empty", "not_finite", "range", "too_large".
         """
+        if isinstance(value, tuple) and len(value) == 2:
+            value = _clip_at(*value)
         if not isinstance(value, Clip):
             raise DecodeError("type", f"got {type(value).__qualname__}, wanted {_WANTED}")
         frames, times = as_pixels(value.frames, _WANTED), np.asarray(value.times, dtype=np.float64)
@@ -150,6 +159,18 @@ class VideoModality(Modality):
         if frames.nbytes > self.max_bytes:
             raise too_long(f"{len(frames)}", pixels, self.max_bytes)
         return Clip(frames, times, float(value.seconds))
+
+
+def _clip_at(frames: Any, rate: Any) -> Clip:
+    """A clip of constant frame rate.
+
+    Raises:
+        DecodeError: "range": no frame rate.
+    """
+    if not isinstance(rate, int | float | Fraction | np.integer | np.floating) or not 0 < rate < np.inf:
+        raise DecodeError("range", f"got {rate!r} frames a second, wanted a number above 0")
+    frames = as_pixels(frames, _WANTED)
+    return Clip(frames, np.arange(len(frames)) / float(rate), len(frames) / float(rate))
 
 
 class VideoConfig(ModalityConfig):

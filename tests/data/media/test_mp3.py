@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from mmssl.data.media.mp3 import with_length
+from mmssl.data.media.mp3 import has_length, with_length
+from mmssl.data.modality import DecodeError
 from tests.data.modalities.test_audio import build
 
 RATE = 44_100
@@ -78,10 +79,11 @@ def without_delay(data: bytes) -> bytes:
 
 
 def with_vbri(data: bytes) -> bytes:
-    """The info frame of Fraunhofer's encoder in its place, with a wrong number of frames."""
+    """The info frame of Fraunhofer's encoder in its place."""
     name = max(data.find(b"Xing", 0, 100), data.find(b"Info", 0, 100))
+    frames = data[name + 8 : name + 12]
     start = data.rindex(b"\xff", 0, name)
-    vbri = b"VBRI" + bytes([0, 1, 0, 0, 0, 75]) + len(data).to_bytes(4) + (7).to_bytes(4)
+    vbri = b"VBRI" + bytes([0, 1, 0, 0, 0, 75]) + len(data).to_bytes(4) + frames
     return data[: start + 4] + bytes(32) + vbri + bytes(name + 156 - start - 36 - len(vbri)) + data[name + 156 :]
 
 
@@ -96,6 +98,23 @@ def test_a_stream_without_delay_starts_at_its_first_sample(change: Callable[[byt
     np.testing.assert_allclose(whole[:, DELAY : DELAY + rate], known, atol=1e-5)
     part = build(rate).decode(change(data), "mp3", (0.0, 0.1))
     np.testing.assert_allclose(part, whole[:, : part.shape[1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [without_delay, with_vbri])
+def test_a_cut_is_noticed_where_the_number_of_frames_is_known(change: Callable[[bytes], bytes]) -> None:
+    data = change(encode(loud_and_quiet(True)))
+    assert has_length(data)
+    with pytest.raises(DecodeError, match="truncated file"):
+        build(RATE).decode(data[: len(data) // 2], "mp3")
+
+
+def test_a_stream_without_length_is_counted() -> None:
+    data = encode(0.1 * np.random.default_rng(0).standard_normal((RATE, 1)))
+    assert has_length(data)
+    assert not has_length(bare(data))
+    assert not has_length(TAG + bare(data))
+    assert "no length" in build(RATE).inspect(bare(data), "mp3").flags
+    assert "no length" not in build(RATE).inspect(data, "mp3").flags
 
 
 def test_damage_between_frames_does_not_end_the_count() -> None:

@@ -15,7 +15,8 @@ import torch
 from pydantic import ValidationError
 
 from mmssl.core.seeding import generator
-from mmssl.data.modalities.audio import AudioConfig, AudioModality, resampling_ratio
+from mmssl.data.modalities.audio import AudioConfig, AudioModality
+from mmssl.data.modalities.resampling import resampling_ratio
 from mmssl.data.modality import DecodeError
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import EvalStream, TrainStream
@@ -192,6 +193,8 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "rate of 2 GHz": (lambda: with_rate(2_000_000_000), "no_rate"),
     "NaN": (lambda: spoilt(np.nan), "not_finite"),
     "infinity": (lambda: spoilt(np.inf), "not_finite"),
+    "the range of int16": (lambda: encode(30_000 * sound(), "WAV", "FLOAT"), "range"),
+    "the range of int16 in float64": (lambda: encode(30_000 * sound(), "WAV", "DOUBLE"), "range"),
     "html": (lambda: b"<html>not found</html>", "undecodable"),
     "aiff": (lambda: encode(sound(), "AIFF"), "undecodable"),
     "aiff behind a tag": (lambda: b"ID3\x03\0\0\0\0\0\x0a" + bytes(10) + encode(sound(), "AIFF"), "undecodable"),
@@ -230,10 +233,13 @@ def test_damage_never_ends_in_another_error(name: str) -> None:
     assert "undecodable" in ends
 
 
-def test_a_stream_that_does_not_know_its_length_is_no_cut_file() -> None:
-    data = bytearray(DATA["wav"])
-    data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
-    assert build().decode(bytes(data), "wav").shape == (2, RATE)
+def test_float_files_are_decoded_beyond_full_scale() -> None:
+    wave = sound(channels=1) / np.abs(sound(channels=1)).max()
+    for peak in (1.0, 1.3, 7.9):
+        got = build().decode(encode(peak * wave, "WAV", "FLOAT"), "wav")
+        np.testing.assert_allclose(got, peak * wave.T, atol=1e-5)
+        flags = build().inspect(encode(peak * wave, "WAV", "FLOAT"), "wav").flags
+        assert ("beyond full scale" in flags) == (peak > 1)
 
 
 def test_hours_of_silence_are_refused_before_memory_is_taken() -> None:

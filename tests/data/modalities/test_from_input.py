@@ -129,19 +129,73 @@ def test_sounds_of_all_kinds_are_the_same_wave() -> None:
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        (WAVE.T, r"shape: got shape \[400, 2\], wanted .*\[channels, samples\]"),
+        (WAVE.T, r"shape: got shape \[400, 2\], wanted .*\[channels, samples\].*; transpose soundfile's"),
         (WAVE[None], r"shape: got shape \[1, 2, 400\], wanted"),
         (np.concatenate([WAVE, WAVE]), "channels: got 4 channels, wanted one or two"),
         (WAVE * np.inf, "not_finite: 800 of 800 values"),
         (np.zeros((1, 0), np.float32), r"empty: got shape \[1, 0\]"),
         (WAVE.astype(np.int32), "type: got int32, wanted .*int16"),
         (np.zeros((2, 501), np.float32), "too_large: got 1002 samples, wanted at most 1000"),
-        ([0.0, 0.1], "type: got builtins.list, wanted a path, bytes, or an array"),
+        ([0.0, 0.1], "type: got builtins.list, wanted a path, bytes, an array"),
+        (WAVE * 20000, r"range: got samples up to \d+\.?\d*, wanted floats in \[-1, 1\] .*: divide by 32768"),
+        (np.where(WAVE[0, 9] == WAVE, -8.01, WAVE), r"range: got samples up to 8\.01, wanted floats"),
+        ((WAVE, 0), "no_rate: got the rate 0, wanted a whole number from 1000 to 192000 Hz"),
+        ((WAVE, "16 kHz"), "no_rate: got the rate '16 kHz', wanted"),
+        ((WAVE, 1000.5), "no_rate: got the rate 1000.5, wanted"),
+        ((WAVE.T, 8000), "shape: got shape"),
+        ((WAVE[:, :130], 250_000), "no_rate: got the rate 250000"),
+        ((np.zeros((2, 501), np.float32), 2000), "too_large: got 1002 samples"),
+        (WAVE.astype(np.uint8), "type: got uint8, wanted .*int16"),
+        (WAVE.astype(np.complex64), "type: got complex64, wanted"),
     ],
 )
 def test_sounds_that_are_refused(value: Any, sentence: str) -> None:
     with pytest.raises(DecodeError, match=sentence):
         sound(max_samples=1000).from_input(value)
+
+
+def test_loud_floats_pass_up_to_the_limit() -> None:
+    assert np.array_equal(sound().from_input(8 * WAVE / np.abs(WAVE).max()), 8 * WAVE / np.abs(WAVE).max())
+
+
+def test_a_sound_comes_with_its_rate() -> None:
+    slow, fast = np.sin(np.arange(1000) * 0.2), np.sin(np.arange(4000) * 0.05)
+    assert np.array_equal(sound().from_input((WAVE, 1000)), WAVE)
+    for rate in (4000, 4000.0, np.int64(4000)):
+        made = sound().from_input((torch.from_numpy(fast), rate))
+        assert (made.shape, made.dtype) == ((1, 1000), np.float32)
+        assert np.abs(made[0] - slow)[50:-50].max() < 1e-3
+    assert sound(channels="mono").from_input((WAVE, 2000)).shape == (1, 200)
+
+
+def test_frames_come_with_their_rate() -> None:
+    for frames in (FRAMES, torch.from_numpy(FRAMES), FRAMES / 255):
+        for rate in (10, 10.0, np.float32(10)):
+            made = video().from_input((frames, rate))
+            assert np.array_equal(made.frames, FRAMES)
+            np.testing.assert_allclose(made.times, TIMES)
+            assert made.seconds == 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ((FRAMES.transpose(0, 3, 1, 2), 10), r"shape: got frames \[5, 3, 9, 7\]"),
+        ((FRAMES[..., 0], 10), r"shape: got frames \[5, 9, 7\] and"),
+        ((FRAMES[..., :1], 10), r"shape: got frames \[5, 9, 7, 1\]"),
+        ((FRAMES[0], 10), r"shape: got frames \[9, 7, 3\]"),
+        ((FRAMES.astype(np.float32), 10), r"range: got floats from 0 to 255, wanted \[0, 1\]: divide by 255"),
+        ((np.where(FRAMES < 9, np.nan, FRAMES / 255), 10), "not_finite"),
+        ((FRAMES.astype(np.int64), 10), "type: got int64, wanted"),
+        ((FRAMES[:0], 10), "empty: got shape"),
+        ((FRAMES, 0), "range: got 0 frames a second, wanted a number above 0"),
+        ((FRAMES, TIMES), "range: got array.* frames a second, wanted a number"),
+        ((list(FRAMES), 10), "type: got builtins.list, wanted"),
+    ],
+)
+def test_frames_with_a_rate_that_are_refused(value: Any, sentence: str) -> None:
+    with pytest.raises(DecodeError, match=sentence):
+        video().from_input(value)
 
 
 def test_clips_are_taken_with_their_times() -> None:
