@@ -72,6 +72,16 @@ class Weighing(LabelModality):
         return tracemalloc.get_traced_memory()[0]
 
 
+class Counting(LabelModality):
+    """Tells how many threads torch uses in its process, as resampling of sounds does."""
+
+    def extent(self, data: bytes, extension: str) -> None:
+        return None
+
+    def decode(self, data: bytes, extension: str, window: Any = None) -> int:
+        return torch.get_num_threads()
+
+
 class Buggy(LabelModality):
     """Has a bug of its own."""
 
@@ -113,6 +123,18 @@ def in_a_new_process(function: Callable[..., T], *arguments: Any) -> T:
     """What the function gives where no test ran before."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
         return alone.submit(function, *arguments).result()
+
+
+def test_workers_use_one_thread(folder: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)  # workers inherit it
+    try:
+        numbers = stream(folder, Counting)
+        assert next(numbers)["label"]["value0"].tolist() == [1, 1]
+        numbers.close()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 def memory_over_epochs(folder: Path) -> list[int]:
