@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import struct
 import wave as wavefile
 from collections.abc import Callable
 
@@ -77,6 +78,15 @@ def test_opus_of_every_rate_begins_with_its_first_sample(rate: int, alone: bool)
     got = audio().decode(data, "webm")
     assert got.shape == (2, 2 * RATE)  # as ffmpeg 9.0
     np.testing.assert_array_equal(got, decoded(data)[1])
+
+
+def test_the_rate_of_opus_may_be_a_short_float() -> None:
+    data = encode_clip("webm", None, noise(1.0)[::3], rate=16_000)
+    place = data.index(b"\xb5\x88" + struct.pack(">d", 16_000))
+    short = b"\xb5\x84" + struct.pack(">f", 16_000) + b"\xec\x82\0\0"  # and an empty element in the room left
+    np.testing.assert_array_equal(
+        audio().decode(data[:place] + short + data[place + 10 :], "webm"), audio().decode(data, "webm")
+    )
 
 
 def decoded(data: bytes) -> tuple[float, np.ndarray]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import shutil
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pydantic import ValidationError
 
 from mmssl.core.seeding import generator
@@ -175,18 +172,6 @@ def test_frames_are_turned_and_mirrored_as_the_file_says(matrix: tuple[int, int,
     assert [quarters(frame) for frame in clip.frames] == [wanted] * 3
     figures = build().inspect(data, "mp4").figures
     assert (figures["height"], figures["width"]) == ([size[0]], [size[1]])
-
-
-@pytest.mark.parametrize("matrix", SHOWN)
-def test_ffmpeg_shows_the_same(matrix: tuple[int, int, int, int], tmp_path: Path) -> None:
-    program = shutil.which("ffmpeg")
-    if program is None:
-        pytest.skip("the program ffmpeg is not installed")
-    (tmp_path / "a.mp4").write_bytes(with_matrix(*matrix))
-    command = [program, "-v", "error", "-i", str(tmp_path / "a.mp4"), "-frames:v", "1", str(tmp_path / "a.png")]
-    subprocess.run(command, check=True, timeout=60)
-    shown = np.asarray(Image.open(tmp_path / "a.png"))
-    assert (shown.shape[:2], quarters(shown)) == SHOWN[matrix]
 
 
 def test_of_a_display_matrix_only_the_direction_counts() -> None:
