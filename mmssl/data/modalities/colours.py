@@ -31,7 +31,7 @@ class JitterConfig(Config):
 
 
 def draw_jitter(config: JitterConfig, rng: np.random.Generator) -> list[list[Any]]:
-    """Draw the colour changes [[name, amount], ...] in their order; empty without jitter."""
+    """Draw the colour changes [[name, amount], ...] in their order; empty without jitter. Those of strength 0 are left out."""
     if rng.random() >= config.jitter:
         return []
     ranges = {
@@ -40,7 +40,8 @@ def draw_jitter(config: JitterConfig, rng: np.random.Generator) -> list[list[Any
         "saturation": (max(0.0, 1 - config.saturation), 1 + config.saturation),
         "hue": (-config.hue, config.hue),
     }
-    return [[name, float(rng.uniform(*ranges[name]))] for name in rng.permutation(list(ranges)).tolist()]
+    drawn = [[name, float(rng.uniform(*ranges[name]))] for name in rng.permutation(list(ranges)).tolist()]
+    return [[name, amount] for name, amount in drawn if ranges[name][0] < ranges[name][1]]
 
 
 def change_colours(x: Tensor, jitter: list[list[Any]]) -> Tensor:

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from pydantic import ValidationError
 
 from mmssl.core.sample import Origin, Sample
+from mmssl.data.modalities.colours import JitterConfig, draw_jitter
 from mmssl.data.modalities.image import ImageConfig, ImageModality
 from mmssl.data.modalities.image_views import gaussian_blur, random_box
 from mmssl.data.modality import DecodeError
@@ -423,3 +424,11 @@ def test_configs_that_cannot_be_meant(text: str, message: str) -> None:
 def test_a_view_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(ValueError, match=r"did you mean 'simclr'.*'crop', 'crop.geometry', 'eval'.*'simclr'"):
         build(VIEWS).view("simcl")
+
+
+def test_colour_changes_of_strength_zero_are_left_out_and_change_no_other_draw() -> None:
+    full = JitterConfig(jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    less = full.model_copy(update={"hue": 0.0, "contrast": 0.0})
+    drawn, kept = (draw_jitter(config, np.random.default_rng(3)) for config in (full, less))
+    assert kept == [[name, amount] for name, amount in drawn if name in ("brightness", "saturation")]
+    assert len(kept) == 2
