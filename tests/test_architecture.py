@@ -47,6 +47,7 @@ ROOMS = {
     "av": ("mmssl/data/media/",),
     "torchcodec": ("mmssl/data/media/torchcodec.py",),
     "soundfile": ("mmssl/data/media/",),
+    "pillow_heif": ("mmssl/data/modalities/pictures.py",),
     "pickle": (),
 }
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LOOP = 330, 70, 120

@@ -144,7 +144,7 @@ class Modality(ABC):
             window: the part to decode, in seconds on the sample's timeline; None: all of it. Ignored without a time axis.
 
         Raises:
-            DecodeError: the bytes do not hold what they should.
+            DecodeError: the bytes do not hold what they should. DataError: the decoder of their format is not installed.
         """
 
     def from_input(self, value: Any) -> Any:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel, Encoder
+from mmssl.core.errors import DataError
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.evaluation.common import inference
 from mmssl.evaluation.zero_shot import TEMPLATES, build_classifier, check_classnames, check_templates
@@ -46,9 +47,10 @@ class Model:
     """A trained model: encoders, heads, and the decoders and evaluation views that go with them.
 
     An input is the path of a file, its bytes, or a value in Python, checked like a file: for pictures PIL, or an array or tensor
-    [H, W, 3] (uint8, or floats in [0, 1]); for sounds an array or tensor [channels, samples] or [samples] (floats in [-1, 1], or
-    int16) at the modality's rate, or a pair (array, rate in Hz); for videos a pair (frames [T, H, W, 3], frames a second), or a
-    `mmssl.data.timeline.Clip`; for texts a string, which is one caption as it is. Channels are mixed as in files (`channels`).
+    [H, W, 3], in grey [H, W] (uint8, or floats in [0, 1]); for sounds an array or tensor [channels, samples] or [samples] (floats
+    in [-1, 1], or int16) at the modality's rate, or a pair (array, rate in Hz); for videos a pair (frames [T, H, W, 3], frames a
+    second), or a `mmssl.data.timeline.Clip`; for texts a string, which is one caption as it is. Channels are mixed as in files
+    (`channels`).
 
     Attributes:
         recipe: recipe that trained it.
@@ -223,7 +225,7 @@ class Model:
         modality = self.modalities[name]
         try:
             value = modality.from_input(item)
-        except (DecodeError, OSError) as error:
+        except (DecodeError, DataError, OSError) as error:
             raise ValueError(f"{name} input {position}: {error}") from error
         view = modality.view("eval")
         x = view(value, {})

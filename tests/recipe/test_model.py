@@ -72,6 +72,21 @@ def test_inputs_of_all_kinds_are_encoded_alike(model: Model) -> None:
     assert torch.equal(made, made[:1].expand(3, -1))
 
 
+def test_batches_of_pictures_and_other_arrays_are_refused_with_what_to_do(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    heic = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf"
+    for value, sentence in (
+        (PIXELS, r"image input 0: shape: got shape \[6, 40, 32, 3\], wanted .*; give a batch as a list"),
+        ([PIXELS[0], PIXELS[0].transpose(2, 0, 1)], r"image input 1: shape: got shape \[3, 40, 32\], .*permute"),
+        ([PIXELS[0], PIXELS[0].astype(np.int32)], r"image input 1: type: got int32 \[40, 32, 3\], wanted .*uint8"),
+        ([PIXELS[0], heic], r"image input 1: got a HEIC picture, which needs another package: pip install"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            model.encode(image=value)
+
+
 def test_what_comes_out_can_be_trained_on(model: Model) -> None:
     """Neither inference tensors nor parts of a graph."""
     for made in (model.encode(image=PIXELS[0])["image"], model.features(image=PIXELS[0])["image"]):

@@ -29,7 +29,8 @@ def as_array(value: Any, wanted: str) -> np.ndarray:
         raise DecodeError("empty", f"got shape {list(value.shape)}, wanted {wanted}")
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         raise DecodeError(
-            "not_finite", f"{int((~np.isfinite(value)).sum())} of {value.size} values are NaN or infinite"
+            "not_finite",
+            f"{int((~np.isfinite(value)).sum())} of {value.size} values are NaN or infinite, wanted {wanted}",
         )
     return value
 
@@ -44,11 +45,12 @@ def as_pixels(value: Any, wanted: str) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.kind != "f":
-        raise DecodeError("type", f"got {pixels.dtype}, wanted {wanted}")
+        raise DecodeError("type", f"got {pixels.dtype} {list(pixels.shape)}, wanted {wanted}")
     low, high = float(pixels.min()), float(pixels.max())
     if low < 0 or high > 1:
         raise DecodeError(
-            "range", f"got floats from {low:g} to {high:g}, wanted [0, 1]: divide by 255, and do not normalise"
+            "range",
+            f"got floats {list(pixels.shape)} from {low:g} to {high:g}, wanted [0, 1]: divide by 255, and do not normalise",
         )
     made: np.ndarray = np.rint(pixels * 255).astype(np.uint8)
     return made

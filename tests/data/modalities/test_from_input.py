@@ -80,7 +80,14 @@ def test_pil_pictures_have_their_modes_handled_as_files_have(mode: str) -> None:
         )
         picture = picture.convert(mode)
     assert picture.mode == mode
-    assert np.array_equal(image().from_input(picture), image().decode(png(picture), "png"))
+    drop = image(alpha="drop")
+    assert np.array_equal(drop.from_input(picture), drop.decode(png(picture), "png"))
+
+
+def test_grey_arrays_are_grey_pictures() -> None:
+    grey = PIXELS[..., 0]
+    for value in (grey, grey[..., None], torch.from_numpy(grey / 255)):
+        assert np.array_equal(image().from_input(value), np.repeat(grey[..., None], 3, axis=2))
 
 
 def test_files_are_read_by_path(tmp_path: Path) -> None:
@@ -94,18 +101,28 @@ def test_files_are_read_by_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        (PIXELS.transpose(2, 0, 1), r"shape: got shape \[3, 9, 7\], wanted .*\[H, W, 3\]"),
-        (PIXELS[..., 0], r"shape: got shape \[9, 7\], wanted"),
-        (PIXELS[None], r"shape: got shape \[1, 9, 7, 3\], wanted"),
-        (PIXELS.astype(np.float32), r"range: got floats from 0 to 2\d\d, wanted \[0, 1\]: divide by 255"),
-        (PIXELS / 255 - 0.5, r"range: got floats from -0\.5 to 0\.47\d*, wanted \[0, 1\].*do not normalise"),
-        (np.where(PIXELS < 9, np.nan, PIXELS / 255), "not_finite: .* values are NaN or infinite"),
+        (PIXELS.transpose(2, 0, 1), r"shape: got shape \[3, 9, 7\], wanted .*\[H, W, 3\].*; permute\(1, 2, 0\) makes"),
+        (PIXELS.transpose(2, 0, 1)[:1], r"shape: got shape \[1, 9, 7\], wanted .*; permute\(1, 2, 0\)"),
+        (
+            PIXELS[None],
+            r"shape: got shape \[1, 9, 7, 3\], wanted .*; give a batch as a list of pictures: list\(batch\)",
+        ),
+        (PIXELS[..., [0, 1, 2, 0]], r"shape: got shape \[9, 7, 4\], wanted .*; of RGBA give \[\.\.\., :3\]"),
+        (PIXELS[..., :2], r"shape: got shape \[9, 7, 2\], wanted .*uint8, or floats in \[0, 1\]$"),
+        (PIXELS[0, 0], r"shape: got shape \[3\], wanted"),
+        (PIXELS.astype(np.float32), r"range: got floats \[9, 7, 3\] from 0 to 2\d\d, wanted \[0, 1\]: divide by 255"),
+        (
+            PIXELS / 255 - 0.5,
+            r"range: got floats \[9, 7, 3\] from -0\.5 to 0\.47\d*, wanted \[0, 1\].*do not normalise",
+        ),
+        (np.where(PIXELS < 9, np.nan, PIXELS / 255), "not_finite: .* values are NaN or infinite, wanted a path"),
         (np.zeros((0, 7, 3), np.uint8), r"empty: got shape \[0, 7, 3\]"),
-        (PIXELS.astype(np.int64), "type: got int64, wanted .*uint8"),
-        (torch.from_numpy(PIXELS).bool(), "type: got bool, wanted"),
+        (PIXELS.astype(np.int64), r"type: got int64 \[9, 7, 3\], wanted .*uint8"),
+        (PIXELS.astype(np.uint16) * 257, r"type: got uint16 \[9, 7, 3\], wanted .*uint8"),
+        (torch.from_numpy(PIXELS).bool(), r"type: got bool \[9, 7, 3\], wanted"),
         (np.zeros((100, 100, 3), np.uint8), r"too_large: got 100 x 100 pixels, wanted at most 9000"),
         (Image.new("RGB", (100, 100)), r"too_large: got 100 x 100 pixels, wanted at most 9000"),
-        (Image.new("F", (9, 9)), "type: got PIL.Image.Image, wanted .*not of mode F"),
+        (Image.new("F", (9, 9), 1.5), "range: got a picture of float32 values from 1.5 to 1.5, wanted 0 to 1"),
         (7, "type: got builtins.int, wanted a path, bytes, a PIL picture"),
     ],
 )
@@ -184,9 +201,12 @@ def test_frames_come_with_their_rate() -> None:
         ((FRAMES[..., 0], 10), r"shape: got frames \[5, 9, 7\] and"),
         ((FRAMES[..., :1], 10), r"shape: got frames \[5, 9, 7, 1\]"),
         ((FRAMES[0], 10), r"shape: got frames \[9, 7, 3\]"),
-        ((FRAMES.astype(np.float32), 10), r"range: got floats from 0 to 255, wanted \[0, 1\]: divide by 255"),
+        (
+            (FRAMES.astype(np.float32), 10),
+            r"range: got floats \[5, 9, 7, 3\] from 0 to 255, wanted \[0, 1\]: divide by 255",
+        ),
         ((np.where(FRAMES < 9, np.nan, FRAMES / 255), 10), "not_finite"),
-        ((FRAMES.astype(np.int64), 10), "type: got int64, wanted"),
+        ((FRAMES.astype(np.int64), 10), r"type: got int64 \[5, 9, 7, 3\], wanted"),
         ((FRAMES[:0], 10), "empty: got shape"),
         ((FRAMES, 0), "range: got 0 frames a second, wanted a number above 0"),
         ((FRAMES, TIMES), "range: got array.* frames a second, wanted a number"),
