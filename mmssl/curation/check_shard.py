@@ -143,6 +143,8 @@ def _examine_samples(
                             _inspect(found, number, extension, data, decoders[extension])
                     except DecodeError as error:
                         found.faults.append(Fault(key, origin, extension, error.reason, error.detail))
+                    except DataError as error:  # the decoder of the format is not installed
+                        found.faults.append(Fault(key, origin, extension, "undecodable", str(error)))
             found.examined += limit is None or number < limit
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from mmssl.core.batch import Needs, view_names
-from mmssl.core.errors import did_you_mean
+from mmssl.core.errors import DataError, did_you_mean
 from mmssl.core.sample import Fault, Origin, Sample
 from mmssl.core.seeding import generator
 from mmssl.data.modality import DecodeError, Modality
@@ -112,6 +112,7 @@ class EncodedSample:
 
         Raises:
             BadSample: a modality that is not in `optional` is missing, or a member does not decode.
+            DataError: the decoder of a member's format is not installed.
         """
         values: dict[str, Any] = {}
         for name, extension in self.members.items():
@@ -132,6 +133,8 @@ class EncodedSample:
             raise BadSample(
                 Fault(self.raw.key, self.raw.origin, self.members[name], error.reason, error.detail)
             ) from error
+        except DataError as error:  # no fault of the bytes: their decoder is not installed
+            raise DataError(f"sample {self.raw.key!r}, .{self.members[name]}: {error}") from error
 
 
 def read(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmssl.core.errors import DataError
 from mmssl.data.modality import DecodeError, Modality, View
 from mmssl.data.samples import BadSample, load, read
 from mmssl.data.shards.index import ShardIndex
@@ -58,6 +59,8 @@ class Letters(Modality):
         self.extent(data, extension)
         if b"fail" in data:
             raise DecodeError("undecodable", "it says fail")
+        if data == b"foreign":
+            raise DataError("pip install a decoder")
         start, length = (0, len(data)) if window is None else map(int, window)
         return data.decode()[start : start + length]
 
@@ -124,6 +127,13 @@ def test_the_member_at_fault_is_named(
     with pytest.raises(BadSample) as caught:
         STEPS[step](index, modalities)
     assert (caught.value.fault.key, caught.value.fault.field, caught.value.fault.reason) == ("one", *blamed)
+
+
+def test_a_decoder_that_is_not_installed_is_no_fault_of_the_sample(
+    tmp_path: Path, modalities: dict[str, Letters]
+) -> None:
+    with pytest.raises(DataError, match=r"^sample 'one', \.alt: pip install a decoder$"):
+        load(shard(tmp_path, alt="foreign", b="b"), 0, modalities)
 
 
 @pytest.mark.parametrize("members", [{"a": "abc"}, {"a": "abc", "b": "silent"}])
