@@ -18,9 +18,12 @@ from PIL import Image, ImageOps
 
 from mmssl.core.errors import DataError
 from mmssl.curation.pack_formats import BadRow, check_media, convertible_extensions
-from mmssl.data.media.container import IMAGES
+from mmssl.data.media.png import has_deep_colours
+from mmssl.data.modalities.pictures import FORMATS, SIGNATURES, PictureDecoder
+from mmssl.data.modality import DecodeError
 
 MAX_PIXELS = 100_000_000  # largest picture that is re-encoded
+_DECODER = PictureDecoder(MAX_PIXELS, formats=(*FORMATS, "BMP", "TIFF", "PPM"))
 
 
 @dataclass(frozen=True)
@@ -148,35 +151,41 @@ def encode(
         BadRow: a picture that needs re-encoding does not decode, has over MAX_PIXELS, or `max_side` is None.
     """
     if max_side is None and extension in convertible_extensions():
-        wanted = f"wanted one of {', '.join(IMAGES)}; --max-side N re-encodes it"
+        wanted = f"wanted one of {', '.join(SIGNATURES)}; --max-side N re-encodes it"
         raise BadRow(where, "unsupported", f"a .{extension} picture, {wanted}")
-    if isinstance(value, bytes) and (max_side is None or extension not in (*IMAGES, *convertible_extensions())):
+    if isinstance(value, bytes) and (max_side is None or extension not in (*SIGNATURES, *convertible_extensions())):
         return extension, value
     try:
-        image = Image.open(io.BytesIO(value)) if isinstance(value, bytes) else Image.fromarray(value)
-        if image.width * image.height > MAX_PIXELS:
-            raise BadRow(
-                where, "too_large", f"{image.width} x {image.height} pixels, wanted at most {MAX_PIXELS} in all"
-            )
-        limit = max_side or max(image.size)
-        if isinstance(value, bytes) and extension in IMAGES and max(image.size) <= limit:
-            return extension, value
-        image = ImageOps.exif_transpose(image)  # the new file has no EXIF orientation
-        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scale
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if extension != "png" or image.mode not in ("L", "RGB", "RGBA"):
-            image = image.convert("RGB")
-        image.thumbnail((limit, limit), Image.Resampling.BICUBIC)
-        file = io.BytesIO()
-        if extension == "png":
-            image.save(file, "PNG")
-            return "png", file.getvalue()
-        image.save(file, "JPEG", quality=quality, subsampling=0)
-        return "jpg", file.getvalue()
-    except BadRow:
-        raise
-    except Exception as error:  # Pillow's readers raise many types of exceptions on foreign bytes
-        raise BadRow(where, "undecodable", f"{type(error).__name__}: {error}") from error
+        image = Image.fromarray(value) if isinstance(value, np.ndarray) else _picture(value, extension, max_side)
+    except DecodeError as error:
+        detail = f"{error.detail} (--max-side takes the defaults of `modalities.image`)"
+        raise BadRow(where, error.reason, detail) from error
+    if image is None:
+        assert isinstance(value, bytes)
+        return extension, value
+    image.thumbnail((max_side or max(image.size),) * 2, Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    if extension == "png":
+        image.save(file, "PNG")
+        return "png", file.getvalue()
+    image.save(file, "JPEG", quality=quality, subsampling=0)
+    return "jpg", file.getvalue()
+
+
+def _picture(data: bytes, extension: str, max_side: int | None) -> Image.Image | None:
+    """The picture of a file as it is seen, in a mode that its new file can have; None: the file can stay as it is.
+
+    Raises:
+        DecodeError: as `PictureDecoder.decode`.
+    """
+    with _DECODER.opened(data) as image:
+        if extension in SIGNATURES and max_side is not None and max(image.size) <= max_side:
+            return None
+        if extension == "png" and image.mode in ("L", "RGB", "RGBA") and not has_deep_colours(data):
+            if image.mode == "RGBA":
+                _DECODER.convert(image)  # refuses a fourth band, which the scaling of alpha would mix with the colours
+            return ImageOps.exif_transpose(image)  # the new file has no EXIF orientation
+    return Image.fromarray(_DECODER.decode(data).pixels)
 
 
 def read_lines(path: str | Path) -> tuple[str, ...]:

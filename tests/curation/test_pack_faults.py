@@ -298,9 +298,9 @@ def test_hidden_system_and_empty_folders_are_no_classes(tmp_path: Path, caplog: 
         if name != "empty":
             (folder / name / "copy.jpg").write_bytes(picture(0))
     (folder / "cat" / "._0.jpg").write_bytes(b"a resource fork")
-    (folder / "dog" / "1.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder / "dog" / "1.psd").write_bytes(b"8BPS")
     manifest = pack(folder, tmp_path / "out", PackConfig(shuffle=None))
     assert (tmp_path / "out" / "classnames.txt").read_text().splitlines() == ["cat", "dog", "sea lion"]
     assert manifest.samples == 6
     assert manifest.skipped == {}
-    assert "files of other formats are not packed: 3 .db, 1 .heic; wanted" in caplog.text
+    assert "files of other formats are not packed: 3 .db, 1 .psd; wanted" in caplog.text

@@ -18,10 +18,8 @@ from typing import Any
 from mmssl.data.modality import DecodeError
 from mmssl.data.timeline import Extent
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
 SOUNDS = ("wav", "flac", "ogg", "opus", "mp3", "m4a")
 VIDEOS = ("mp4", "webm", "mkv", "mov")
-MEDIA = (*IMAGES, *SOUNDS, *VIDEOS)
 
 MATROSKA = b"\x1aE\xdf\xa3"
 CLUSTER = b"\x1fC\xb6u"  # begins the media data of Matroska
