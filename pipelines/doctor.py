@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 # Oldest versions without a known security hole that matters here (loaders that run code, decoders that overflow).
@@ -50,7 +51,7 @@ def doctor() -> None:
     table = Table(show_header=False, box=None)
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[bold red]bad[/]"}
     for finding in findings:
-        table.add_row(marks[finding.state], finding.what, finding.detail)
+        table.add_row(marks[finding.state], finding.what, escape(finding.detail))
     Console().print(table)
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(2)
@@ -64,6 +65,7 @@ def examine() -> Iterator[Finding]:
     yield from _versions()
     yield from _imports()
     yield _torchcodec()
+    yield _heic()
     yield from _plugins()
     yield from _devices()
     yield _processes()
@@ -121,6 +123,15 @@ def _torchcodec() -> Finding:
     return Finding(
         "note", "torchcodec", f"does not decode ({failure}): videos use `backend: pyav`, which needs nothing else"
     )
+
+
+def _heic() -> Finding:
+    """Whether the optional pillow-heif can decode HEIC pictures."""
+    try:
+        __import__("pillow_heif")
+    except Exception as error:  # whatever an import raises is the finding
+        return Finding("note", "HEIC", f"pictures are not decoded ({error}): pip install 'mmssl[heic]'")
+    return Finding("ok", "HEIC", "pictures are decoded")
 
 
 def _devices() -> Iterator[Finding]:

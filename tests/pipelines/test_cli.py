@@ -199,6 +199,7 @@ def test_doctor(world: World, capfd: pytest.CaptureFixture[str], monkeypatch: py
     assert "torch" in said
     assert "backends: gloo" in said
     assert "launched as process 2 of 4" in said
+    assert re.search(r"HEIC pictures are (decoded|not decoded \(.*\): pip install 'mmssl\[heic\]')", said)
     assert re.search(r"torchcodec (decodes: videos may|does not decode \(.*\): videos use)", said)
     assert "parallel: auto means ddp" in said
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
