@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError, features
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from mmssl.core.errors import DataError
@@ -90,6 +91,7 @@ class PictureDecoder:
             return self._decode_jpeg(data)
         with self.opened(data) as image:
             image.load()
+            _check_bands(image)
             return self._converted(image, data, exif_orientation(data))
 
     @contextmanager
@@ -121,6 +123,7 @@ class PictureDecoder:
             DecodeError: as `decode`.
         """
         self.check_size(image.height, image.width)
+        _check_bands(image)  # before anything makes Pillow load it
         return self._converted(image, b"", orientation_of(image))
 
     def check_size(self, height: int, width: int) -> None:
@@ -153,7 +156,6 @@ class PictureDecoder:
         return np.array(Image.fromarray(inks, "CMYK").convert("RGB"))  # libjpeg's own RGB differs by one level
 
     def _converted(self, image: Image.Image, data: bytes, orientation: int) -> Picture:
-        _check_bands(image)
         flags: list[str] = []
         grey = image.mode.startswith("I") or image.mode == "F"
         deep = grey or has_deep_colours(data)
@@ -263,20 +265,20 @@ def _is_band(alpha: np.ndarray) -> bool:
 
 
 def _check_bands(image: Image.Image) -> None:
-    """Refuse TIFF files of which Pillow drops bands or bits."""
-    if not isinstance(image, TiffImageFile):
-        return
-    tags = image.tag_v2
-    samples, extra = tags.get(277, 1), tags.get(338, ())
-    colours = {2: 3, 5: 4, 6: 3, 8: 3}.get(
-        tags.get(262, 1), 1
-    )  # by the photometric interpretation: RGB, CMYK, YCbCr, Lab
-    if samples > colours and not (samples == colours + 1 and extra in ((1,), (2,))):  # alpha, premultiplied or not
-        detail = f"got a TIFF of {samples} bands, wanted {colours} and at most alpha: store it as an array"
-        raise DecodeError("bands", detail)
-    bits = max(tags.get(258, (1,)))
+    """Refuse pictures of which Pillow drops bands or bits: of a TIFF, and of a PNG that it was not asked to load yet."""
+    if isinstance(image, TiffImageFile):
+        tags = image.tag_v2
+        samples, extra = tags.get(277, 1), tags.get(338, ())
+        colours = {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262, 1), 1)  # RGB, CMYK, YCbCr, Lab; others: grey, palette
+        if samples > colours and not (samples == colours + 1 and extra in ((1,), (2,))):  # alpha, premultiplied or not
+            detail = f"got a TIFF of {samples} bands, wanted {colours} and at most alpha: store it as an array"
+            raise DecodeError("bands", detail)
+        bits = max(tags.get(258, (1,)))
+    else:
+        tiles = image.tile if isinstance(image, PngImageFile) else ()
+        bits = 16 if any(";16" in str(tile.args) for tile in tiles) else 8
     if bits > 8 and image.mode[0] not in "IF":
         detail = (
-            f"got a TIFF of {bits}-bit colours, of which Pillow keeps 8 bits, wanted 8-bit colours, or a 16-bit PNG"
+            f"got {bits}-bit colours, of which Pillow keeps 8 bits, wanted 8-bit colours, or the path of a 16-bit PNG"
         )
         raise DecodeError("depth", detail)

@@ -221,11 +221,15 @@ def test_bands_of_a_tiff_that_pillow_would_drop() -> None:
     assert np.array_equal(build().from_value(inks), np.asarray(inks.convert("RGB")))
 
 
-def test_bits_of_a_tiff_that_pillow_would_drop() -> None:
+def test_bits_that_pillow_would_drop() -> None:
     colours = tiff(noise(1, 9, 11), "RGB")
     colours.tag_v2[258] = (16, 16, 16)  # what Pillow opens as 8 bits
-    with pytest.raises(DecodeError, match="depth: got a TIFF of 16-bit colours, of which Pillow keeps 8 bits"):
+    with pytest.raises(DecodeError, match="depth: got 16-bit colours, of which Pillow keeps 8 bits"):
         build().from_value(colours)
+    for channels in (2, 3, 4):
+        opened = Image.open(io.BytesIO(png(np.full((9, 11, channels), 4000, np.uint16))))
+        with pytest.raises(DecodeError, match=r"got 16-bit colours, .* or the path of a 16-bit PNG"):
+            build().from_value(opened)
 
 
 # Animations, and formats of other decoders -----------------------------------------------------------------------------
