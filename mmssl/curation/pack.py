@@ -22,7 +22,7 @@ from mmssl.core.config import Config
 from mmssl.core.errors import DataError
 from mmssl.core.seeding import fold, generator
 from mmssl.curation.pack_folder import FolderSource
-from mmssl.curation.pack_formats import BadRow
+from mmssl.curation.pack_formats import BadRow, verify_media
 from mmssl.curation.pack_items import ArraySource, RowSource, encode, read_lines
 from mmssl.curation.pack_readers import read_csv, read_hugging_face, read_parquet
 from mmssl.curation.pack_tables import Columns, TableSource
@@ -59,6 +59,7 @@ class PackConfig(Config):
         max_side: larger pictures are scaled to this longer side in pixels (PNG stays PNG, all others become JPEG).
         quality: JPEG quality of re-encoded pictures.
         shuffle: seed of the order of samples; None: the order of the source.
+        verify: check header and end of each file, without decoding it; damaged files are unusable rows.
         on_error: "raise" at the first row that cannot be used, or "skip" it and say so in the manifest.
     """
 
@@ -71,6 +72,7 @@ class PackConfig(Config):
     max_side: int | None = Field(default=None, ge=1)
     quality: int = Field(default=95, ge=1, le=100)
     shuffle: int | None = 0
+    verify: bool = True
     on_error: Literal["raise", "skip"] = "raise"
 
 
@@ -202,6 +204,8 @@ class _Job:
             for extension, value in item.fields.items():
                 extension, data = encode(item.where, extension, value, self.config.max_side, self.config.quality)
                 sample[extension] = data
+                if self.config.verify:
+                    verify_media(item.where, extension, data)
         except BadRow as error:
             return error
         captions = [" ".join(caption.split()) for caption in item.captions]

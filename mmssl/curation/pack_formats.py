@@ -1,4 +1,4 @@
-"""File formats that can be packed, and the check of a file's first bytes against its extension."""
+"""File formats that can be packed: the check of a file's first bytes against its extension, and of its header and end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmssl.core.errors import DataError
 from mmssl.data.modalities.usual import file_formats
+from mmssl.data.modality import DecodeError
 
 
 class BadRow(DataError):
@@ -63,6 +64,24 @@ def check_media(where: str, extension: str | None, data: bytes) -> tuple[str, by
         raise BadRow(where, "undecodable", f"the file begins with {data[:12]!r}{like}, wanted {wanted}")
     extension = extension or found[0]
     return "jpg" if extension == "jpeg" else extension, data
+
+
+def verify_media(where: str, extension: str, data: bytes) -> None:
+    """Check header and end of a file, as a modality declares that reads its format. A video may have only a picture or a sound.
+
+    Raises:
+        BadRow: the file is damaged or truncated, as far as header and end tell.
+    """
+    readers = [formats for formats in file_formats().values() if extension in formats.extensions]
+    readers.sort(key=lambda formats: extension in formats.within)
+    faults: list[DecodeError] = []
+    for formats in readers:
+        try:
+            return formats.verify(data) if formats.verify is not None else None
+        except DecodeError as error:
+            faults.append(error)
+    if faults:
+        raise BadRow(where, faults[0].reason, faults[0].detail) from faults[0]
 
 
 def packed_extensions() -> tuple[str, ...]:

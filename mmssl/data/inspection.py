@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,6 +39,7 @@ class FileFormats:
         within: extensions of other modalities' files that contain this modality too, as videos contain sound.
         convertible: extensions of files that are accepted only with re-encoding.
         columns: usual names of table columns of such files.
+        verify: checks that a file is whole by its header and its end, without decoding; raises DecodeError. None: no check.
     """
 
     what: str
@@ -46,6 +47,7 @@ class FileFormats:
     within: tuple[str, ...] = ()
     convertible: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    verify: Callable[[bytes], None] | None = None
 
     @property
     def extensions(self) -> tuple[str, ...]:

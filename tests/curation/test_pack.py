@@ -17,6 +17,7 @@ from mmssl.core.errors import DataError
 from mmssl.curation.pack import Columns, PackConfig, pack
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.writer import Manifest, read_manifest, sha256_of
+from tests.data.modalities.test_audio import encode
 
 CLASSES = ("cat", "dog", "sea_lion")
 
@@ -96,13 +97,14 @@ def test_tables(tmp_path: Path, name: str, separator: str) -> None:
 
 
 def test_named_columns_labels_keys_and_several_captions(tmp_path: Path) -> None:
+    sound = encode(np.zeros((8, 1), np.float32), "WAV")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.PNG").write_bytes(picture(1, kind="PNG"))
-    (tmp_path / "a" / "x.wav").write_bytes(b"RIFF\0\0\0\0WAVEfmt ")
+    (tmp_path / "a" / "x.wav").write_bytes(sound)
     (tmp_path / "t.csv").write_text('pic,snd,one,two,kind,name\na/x.PNG,a/x.wav,"first, said","",dog,../etc/pass.wd\n')
     columns = Columns(files=("pic", "snd"), captions=("one", "two"), label="kind", key="name")
     manifest = pack(tmp_path / "t.csv", tmp_path / "out", PackConfig(columns=columns))
-    fields = {"png": picture(1, kind="PNG"), "wav": b"RIFF\0\0\0\0WAVEfmt ", "txt": b"first, said", "cls": b"0"}
+    fields = {"png": picture(1, kind="PNG"), "wav": sound, "txt": b"first, said", "cls": b"0"}
     assert samples(manifest) == {"etc_pass_wd": fields}
     assert (tmp_path / "out" / "classnames.txt").read_text() == "dog\n"
 

@@ -69,6 +69,16 @@ def open_container(data: bytes) -> Iterator[Any]:
         raise DecodeError("undecodable", f"{len(data)} bytes of {form}: {error}") from error
 
 
+def check_video(data: bytes) -> None:
+    """Check the header of a video, and that the file is as long as it says. Nothing is decoded.
+
+    Raises:
+        DecodeError: as `open_container` and `first_stream`.
+    """
+    with open_container(data) as container:
+        first_stream(container, "video")
+
+
 def first_stream(container: Any, kind: str) -> Any:
     """The main stream of a kind ("video" or "audio").
 

@@ -32,6 +32,10 @@ _OGG = {
 }  # first packet -> codec
 _MP3_AHEAD = 20 * 1152  # mp3 frames need bits of earlier ones; after a seek the first frames are silent
 _MP3_LENGTH = 0.9  # share of mp3 samples that must decode: decoders silently skip some damaged frames
+_LAST = {
+    "FLAC": 1.0,
+    "MP3": _MP3_LENGTH,
+}  # the last sample that must be there, as a share of all; headers tell of other formats
 
 
 def open_sound(data: bytes) -> AbstractContextManager[Any]:
@@ -41,6 +45,18 @@ def open_sound(data: bytes) -> AbstractContextManager[Any]:
         DecodeError: "undecodable", "empty", "no_rate", "missing" (a video without sound).
     """
     return opened_sound(data) if is_media(data) else _opened(data)
+
+
+def check_sound(data: bytes) -> None:
+    """Check the header of a sound, and that the file is as long as it says: at most the last samples are decoded.
+
+    Raises:
+        DecodeError: as `open_sound` and `read_samples`.
+    """
+    with open_sound(data) as file:
+        if not isinstance(file, MediaSound) and file.format in _LAST:
+            last = math.ceil(_LAST[file.format] * file.frames) - 1
+            read_samples(file, last, last + 1)
 
 
 def read_samples(file: Any, start: int, stop: int) -> np.ndarray:

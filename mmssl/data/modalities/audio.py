@@ -19,7 +19,15 @@ from mmssl.data.media.container import SOUNDS as SOUND_FILES
 from mmssl.data.media.container import VIDEOS as VIDEO_FILES
 from mmssl.data.media.container import extent, first_stream, is_media, open_container
 from mmssl.data.media.sound import MediaSound
-from mmssl.data.media.sound_file import RATES, check_samples, check_values, open_sound, read_samples, sound_figures
+from mmssl.data.media.sound_file import (
+    RATES,
+    check_samples,
+    check_sound,
+    check_values,
+    open_sound,
+    read_samples,
+    sound_figures,
+)
 from mmssl.data.modalities.arrays import as_array
 from mmssl.data.modalities.audio_views import (
     FULL_SCALE,
@@ -245,6 +253,7 @@ class AudioConfig(ModalityConfig):
         },
         within=VIDEO_FILES,
         columns=("audio", "sound"),
+        verify=check_sound,
     )
 
     @classmethod

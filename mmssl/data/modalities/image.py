@@ -20,6 +20,7 @@ from mmssl.data.modalities.image_views import EvalView, ResizedCropConfig, SimCl
 from mmssl.data.modalities.kernels.image import PICTURES
 from mmssl.data.modalities.masks.image import BlocksConfig, InverseBlocksConfig, JepaConfig, OrderConfig
 from mmssl.data.modalities.orientation import Orientation
+from mmssl.data.modalities.picture_check import check_picture
 from mmssl.data.modalities.pictures import (
     ANIMATED,
     DAMAGED,
@@ -149,6 +150,7 @@ class ImageConfig(ModalityConfig):
         SIGNATURES,
         convertible=("bmp", "tif", "tiff", "ppm"),
         columns=("image", "img"),
+        verify=check_picture,
     )
 
     @classmethod

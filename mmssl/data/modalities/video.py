@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from mmssl.core.encoder import InputSpec
 from mmssl.core.errors import RecipeError
 from mmssl.data.inspection import FileFormats, Inspection
-from mmssl.data.media.container import BOXES, MATROSKA
+from mmssl.data.media.container import BOXES, MATROSKA, check_video
 from mmssl.data.media.frames import decode_video, frame_start, too_long, video_extent, video_figures
 from mmssl.data.media.torchcodec import decode_with_torchcodec, torchcodec_failure
 from mmssl.data.modalities.arrays import as_pixels
@@ -205,6 +205,7 @@ class VideoConfig(ModalityConfig):
         "a video",
         {"mov": rb"....ftypqt", "webm": MATROSKA + rb".{0,40}webm", "mkv": MATROSKA, "mp4": BOXES},
         columns=("video",),
+        verify=check_video,
     )
 
     @classmethod

@@ -1,0 +1,128 @@
+"""`mmssl shards pack`: a data set of files becomes shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.progress import progress_bar
+
+MEANINGS = ("image", "audio", "video", "file", "caption", "label", "key")
+SOURCE = Annotated[
+    Path,
+    typer.Argument(help="Folder with a folder a class; .csv, .tsv or .parquet; saved Hugging Face data set; .npz."),
+]
+OUT = Annotated[Path, typer.Argument(help="Folder for the shards.")]
+TEMPLATE = Annotated[
+    list[str] | None,
+    typer.Option(help="Caption for samples with a class, with {} for its name; may be given several times."),
+]
+CAPTIONS = Annotated[bool, typer.Option(help="Write captions made from class names.")]
+SHARD_SIZE = Annotated[float, typer.Option(min=0.001, help="Largest size of a shard in MB.")]
+SHARD_SAMPLES = Annotated[int, typer.Option(min=1, help="Largest number of samples in a shard.")]
+MAX_SIDE = Annotated[
+    int | None,
+    typer.Option(min=1, help="Shrink larger pictures to this longer side, in pixels, and re-encode them."),
+]
+SHUFFLE = Annotated[bool, typer.Option(help="Shuffle the samples.")]
+SEED = Annotated[int, typer.Option(min=0, help="Seed of the order and of the choice of captions.")]
+COLUMN = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MEANING=NAME",
+        help="Which column of a table is the image, audio, video, file, caption, label or key, as in caption=title.",
+    ),
+]
+ROOT = Annotated[Path | None, typer.Option(help="Folder that relative paths in a table start from.")]
+SPLIT = Annotated[str | None, typer.Option(help="Which split of a saved Hugging Face data set.")]
+VERIFY = Annotated[
+    bool, typer.Option(help="Check header and end of each picture, sound and video, without decoding it.")
+]
+ON_ERROR = Annotated[str, typer.Option(metavar="raise|skip", help="What to do with unusable rows.")]
+WORKERS = Annotated[int, typer.Option(min=1, help="Threads that read and encode.")]
+OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace the shards of another pack run in OUT.")]
+
+
+def pack(
+    source: SOURCE,
+    out: OUT,
+    template: TEMPLATE = None,
+    captions: CAPTIONS = True,
+    shard_size: SHARD_SIZE = 256.0,
+    shard_samples: SHARD_SAMPLES = 10_000,
+    max_side: MAX_SIDE = None,
+    shuffle: SHUFFLE = True,
+    seed: SEED = 0,
+    column: COLUMN = None,
+    root: ROOT = None,
+    split: SPLIT = None,
+    verify: VERIFY = True,
+    on_error: ON_ERROR = "raise",
+    workers: WORKERS = 2,
+    overwrite: OVERWRITE = False,
+) -> None:
+    """Pack a data set into shards: deterministic, resumable, media copied byte for byte.
+
+    Examples:
+
+    `mmssl shards pack photos/ shards/train --template 'a photo of a {}'`
+
+    `mmssl shards pack pairs.csv shards/train --column image=photo --column audio=recording --column caption=title`
+
+    `mmssl shards pack cifar10-train.npz shards/cifar10/train`
+    """
+    from mmssl.core.errors import RecipeError
+    from mmssl.curation.pack import PackConfig
+    from mmssl.curation.pack import pack as write
+    from mmssl.curation.pack_report import skipped_table
+    from mmssl.recipe.validate import validate_text
+    from mmssl.training.runtime.console import say
+
+    if not captions and template:
+        raise RecipeError("--template and --no-captions: templates would have no effect: remove one of the two")
+    values = {
+        "shard_bytes": int(shard_size * 2**20),
+        "shard_samples": shard_samples,
+        "templates": (template or None) if captions else [],
+        "max_side": max_side,
+        "shuffle": seed if shuffle else None,
+        "columns": _columns(column or []),
+        "split": split,
+        "verify": verify,
+        "on_error": on_error,
+    }
+    config = validate_text(PackConfig, json.dumps(values), "command line")
+    with progress_bar("packing") as progress:
+        manifest = write(source, out, config, root=root, workers=workers, overwrite=overwrite, progress=progress)
+    left_out = sum(manifest.skipped.values())
+    if left_out:
+        say(skipped_table(manifest))
+    say(f"{manifest.samples} samples in {len(manifest.shards)} shards, {left_out} rows left out; see {out}")
+
+
+def _columns(items: list[str]) -> dict[str, Any]:
+    """`Columns` from the command line; files and captions may be given several times."""
+    from mmssl.core.errors import RecipeError, did_you_mean
+    from mmssl.data.modalities.usual import file_formats
+
+    several, columns = {"file": "files", "caption": "captions"}, dict[str, Any]()
+    others = [kind for kind in file_formats() if kind not in MEANINGS]
+    meanings, media = (*MEANINGS, *others), dict[str, Any]()
+    for item in items:
+        meaning, equals, name = item.partition("=")
+        if equals and meaning not in meanings:
+            raise RecipeError(
+                f"--column: got {item!r}: {meaning!r} is none of {', '.join(meanings)}{did_you_mean(meaning, meanings)}"
+            )
+        named = media if meaning in others else columns
+        found = named.setdefault(several.get(meaning, meaning), [] if meaning in several else name)
+        if isinstance(found, list):
+            found.append(name)
+        if not (meaning and equals and name) or (isinstance(found, str) and found != name):
+            raise RecipeError(
+                f"--column: got {item!r}, wanted MEANING=NAME, as in caption=title, and each meaning once"
+            )
+    return {**columns, "media": media}
