@@ -10,12 +10,42 @@ import typer
 
 from pipelines.progress import progress_bar
 
-MEANINGS = ("image", "audio", "video", "file", "caption", "label", "key")
+MEANINGS = ("image", "audio", "video", "file", "caption", "label", "class", "key")
+FORMATS = "hugging_face, npz, parquet, csv, folder"
 SOURCE = Annotated[
     Path,
-    typer.Argument(help="Folder with a folder a class; .csv, .tsv or .parquet; saved Hugging Face data set; .npz."),
+    typer.Argument(help="File or folder of one of the formats of --format."),
 ]
 OUT = Annotated[Path, typer.Argument(help="Folder for the shards.")]
+FORMAT = Annotated[
+    str | None,
+    typer.Option("--format", metavar="NAME", help=f"Format of SOURCE; default: by its contents. One of: {FORMATS}."),
+]
+CLASSNAMES = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Names of the classes by number: one a line, or JSON. Default: what SOURCE has."),
+]
+DELIMITER = Annotated[
+    str | None, typer.Option(metavar="CHAR|tab", help="Delimiter of a table in text. Default: by its header.")
+]
+WHERE = Annotated[
+    str | None,
+    typer.Option(metavar="CONDITIONS", help="Pack only such rows of a table: 'fold != 5 and split in [train, val]'."),
+]
+GROUP_BY = Annotated[
+    str | None,
+    typer.Option(
+        metavar="media|rows",
+        help="One sample for each medium of a table with all its captions, or for each row. Default: as the format has it.",
+    ),
+]
+KEYS = Annotated[
+    str | None,
+    typer.Option(metavar="files", help="Keys from the names of the files. Default: column `key`, or numbers."),
+]
+METADATA = Annotated[
+    bool, typer.Option("--metadata", help="Keep the other columns of a table, in each sample's .json.")
+]
 TEMPLATE = Annotated[
     list[str] | None,
     typer.Option(help="Caption for samples with a class, with {} for its name; may be given several times."),
@@ -33,11 +63,12 @@ COLUMN = Annotated[
     list[str] | None,
     typer.Option(
         metavar="MEANING=NAME",
-        help="Which column of a table is the image, audio, video, file, caption, label or key, as in caption=title.",
+        help="Which column of a table is the image, audio, video, file, caption, label (class number or name), class (name "
+        "beside the number) or key, as in caption=title; a template joins columns: 'audio=audio/{id}.wav'.",
     ),
 ]
 ROOT = Annotated[Path | None, typer.Option(help="Folder that relative paths in a table start from.")]
-SPLIT = Annotated[str | None, typer.Option(help="Which split of a saved Hugging Face data set.")]
+SPLIT = Annotated[str | None, typer.Option(help="Which split, of a source that has several.")]
 VERIFY = Annotated[
     bool, typer.Option(help="Check header and end of each picture, sound and video, without decoding it.")
 ]
@@ -49,6 +80,7 @@ OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace the shards
 def pack(
     source: SOURCE,
     out: OUT,
+    format_name: FORMAT = None,
     template: TEMPLATE = None,
     captions: CAPTIONS = True,
     shard_size: SHARD_SIZE = 256.0,
@@ -57,6 +89,12 @@ def pack(
     shuffle: SHUFFLE = True,
     seed: SEED = 0,
     column: COLUMN = None,
+    classnames: CLASSNAMES = None,
+    delimiter: DELIMITER = None,
+    where: WHERE = None,
+    group_by: GROUP_BY = None,
+    keys: KEYS = None,
+    metadata: METADATA = False,
     root: ROOT = None,
     split: SPLIT = None,
     verify: VERIFY = True,
@@ -72,35 +110,41 @@ def pack(
 
     `mmssl shards pack pairs.csv shards/train --column image=photo --column audio=recording --column caption=title`
 
-    `mmssl shards pack cifar10-train.npz shards/cifar10/train`
+    `mmssl shards pack annotations/captions_val2017.json shards/coco/val --root val2017`
+
+    `mmssl shards pack ESC-50/meta/esc50.csv shards/esc50/train --where 'fold != 5'`
     """
     from mmssl.core.errors import RecipeError
     from mmssl.curation.pack import PackConfig
     from mmssl.curation.pack import pack as write
-    from mmssl.curation.pack_report import skipped_table
+    from mmssl.curation.pack_report import summary
     from mmssl.recipe.validate import validate_text
     from mmssl.training.runtime.console import say
 
     if not captions and template:
         raise RecipeError("--template and --no-captions: templates would have no effect: remove one of the two")
     values = {
+        "format": format_name,
         "shard_bytes": int(shard_size * 2**20),
         "shard_samples": shard_samples,
         "templates": (template or None) if captions else [],
         "max_side": max_side,
         "shuffle": seed if shuffle else None,
         "columns": _columns(column or []),
+        "class_names": _class_names(classnames),
+        "delimiter": {"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter),
+        "where": where,
         "split": split,
+        "group_by": group_by,
+        "keys": keys,
+        "metadata": metadata,
         "verify": verify,
         "on_error": on_error,
     }
     config = validate_text(PackConfig, json.dumps(values), "command line")
     with progress_bar("packing") as progress:
         manifest = write(source, out, config, root=root, workers=workers, overwrite=overwrite, progress=progress)
-    left_out = sum(manifest.skipped.values())
-    if left_out:
-        say(skipped_table(manifest))
-    say(f"{manifest.samples} samples in {len(manifest.shards)} shards, {left_out} rows left out; see {out}")
+    say(summary(manifest))
 
 
 def _columns(items: list[str]) -> dict[str, Any]:
@@ -108,7 +152,7 @@ def _columns(items: list[str]) -> dict[str, Any]:
     from mmssl.core.errors import RecipeError, did_you_mean
     from mmssl.data.modalities.usual import file_formats
 
-    several, columns = {"file": "files", "caption": "captions"}, dict[str, Any]()
+    fields, columns = {"file": "files", "caption": "captions", "class": "class_name"}, dict[str, Any]()
     others = [kind for kind in file_formats() if kind not in MEANINGS]
     meanings, media = (*MEANINGS, *others), dict[str, Any]()
     for item in items:
@@ -118,7 +162,7 @@ def _columns(items: list[str]) -> dict[str, Any]:
                 f"--column: got {item!r}: {meaning!r} is none of {', '.join(meanings)}{did_you_mean(meaning, meanings)}"
             )
         named = media if meaning in others else columns
-        found = named.setdefault(several.get(meaning, meaning), [] if meaning in several else name)
+        found = named.setdefault(fields.get(meaning, meaning), [] if meaning in ("file", "caption") else name)
         if isinstance(found, list):
             found.append(name)
         if not (meaning and equals and name) or (isinstance(found, str) and found != name):
@@ -126,3 +170,18 @@ def _columns(items: list[str]) -> dict[str, Any]:
                 f"--column: got {item!r}, wanted MEANING=NAME, as in caption=title, and each meaning once"
             )
     return {**columns, "media": media}
+
+
+def _class_names(file: Path | None) -> list[str] | None:
+    """The checked names in a file of class names."""
+    from mmssl.core.errors import RecipeError
+    from mmssl.data.modalities.class_names import check_class_names, read_class_names
+
+    if file is None:
+        return None
+    try:
+        names, places = read_class_names(file)
+        check_class_names(names, places, least=1)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"--classnames: {error}") from error
+    return list(names)

@@ -13,19 +13,18 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from mmssl.core.config import Config
 from mmssl.core.errors import DataError
 from mmssl.core.seeding import fold, generator
-from mmssl.curation.pack_folder import FolderSource
+from mmssl.curation.importers.registry import open_source
+from mmssl.curation.pack_columns import Columns
+from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow, verify_media
-from mmssl.curation.pack_items import ArraySource, RowSource, encode, read_lines
-from mmssl.curation.pack_readers import read_csv, read_hugging_face, read_parquet
-from mmssl.curation.pack_tables import Columns, TableSource
+from mmssl.curation.pack_items import RowSource, encode
+from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
 from mmssl.data.shards.sidecar import write_sidecar
 from mmssl.data.shards.writer import (
     Manifest,
@@ -38,42 +37,10 @@ from mmssl.data.shards.writer import (
     write_shard,
 )
 
-__all__ = ["CLASS_NAMES_FILE", "Columns", "PackConfig", "open_source", "pack", "read_lines"]
+__all__ = ["Columns", "PackConfig", "open_source", "pack"]
 
 VERSION = 3  # raise it when equal settings give other bytes
-CLASS_NAMES_FILE = "classnames.txt"
 DEFAULT_TEMPLATES = ("a photo of a {}",)
-
-
-class PackConfig(Config):
-    """Settings of `pack` that the bytes of the shards depend on.
-
-    Attributes:
-        shard_bytes: a shard is closed when it holds at least this number of bytes;
-        shard_samples: ... or this number of samples.
-        templates: captions for labelled sources without captions, with `{}` for the class name; of several, one is chosen
-            for each sample. None: "a photo of a {}". (): no captions.
-        class_names: names of the classes in the order of their numbers; None: from the source.
-        columns: which columns of a table hold the media, captions and labels.
-        split: which split of a saved Hugging Face data set.
-        max_side: larger pictures are scaled to this longer side in pixels (PNG stays PNG, all others become JPEG).
-        quality: JPEG quality of re-encoded pictures.
-        shuffle: seed of the order of samples; None: the order of the source.
-        verify: check header and end of each file, without decoding it; damaged files are unusable rows.
-        on_error: "raise" at the first row that cannot be used, or "skip" it and say so in the manifest.
-    """
-
-    shard_bytes: int = Field(default=256 * 2**20, ge=1)
-    shard_samples: int = Field(default=10_000, ge=1)
-    templates: tuple[str, ...] | None = None
-    class_names: tuple[str, ...] | None = None
-    columns: Columns = Columns()
-    split: str | None = None
-    max_side: int | None = Field(default=None, ge=1)
-    quality: int = Field(default=95, ge=1, le=100)
-    shuffle: int | None = 0
-    verify: bool = True
-    on_error: Literal["raise", "skip"] = "raise"
 
 
 def pack(
@@ -89,8 +56,7 @@ def pack(
     """Pack a data set into shards: `out/000000.tar ...`, `out/manifest.json` and, if classes have names, `out/classnames.txt`.
 
     Args:
-        source: folder of class folders, or of files with captions beside them; `.csv`, `.tsv`, `.parquet`; a saved Hugging Face
-            data set; `.npz` (see `ArraySource`).
+        source: a file or folder of one of the formats in `mmssl.curation.importers.registry`.
         out: folder. Finished shards of the same packing are kept if their digests are right.
         config: see `PackConfig`.
         root: folder that relative paths in a table start from; None: the table's folder.
@@ -118,29 +84,6 @@ def pack(
         (folder / CLASS_NAMES_FILE).unlink(missing_ok=True)
     remove_stale(folder, [shard.path for shard in manifest.shards])
     return manifest.write()
-
-
-def open_source(source: str | Path, config: PackConfig | None = None, root: str | Path | None = None) -> RowSource:
-    """Open a path as a source of rows, by its extension or folder layout.
-
-    Raises:
-        DataError: the path does not exist, or is no format that can be packed.
-    """
-    config = config or PackConfig()
-    path, base = Path(source), Path(root) if root is not None else None
-    kind = path.suffix.lower()
-    if path.is_dir() and not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-        return FolderSource(path, config.class_names)
-    if path.is_dir():
-        return TableSource(read_hugging_face(path, base, config.split), config.columns, config.class_names)
-    if not path.is_file():
-        raise DataError(f"there is no {path}: wanted a folder, or a .csv, .tsv, .parquet or .npz file")
-    if kind == ".npz":
-        return ArraySource(path, config.class_names)
-    if kind not in (".csv", ".tsv", ".parquet"):
-        raise DataError(f"cannot pack {path}: wanted a folder, or a .csv, .tsv, .parquet or .npz file")
-    table = read_parquet(path, base) if kind == ".parquet" else read_csv(path, base)
-    return TableSource(table, config.columns, config.class_names)
 
 
 @dataclass(frozen=True)
@@ -289,8 +232,8 @@ def _check_templates(config: PackConfig, source: RowSource) -> tuple[str, ...]:
 
 def _settings(config: PackConfig, source: RowSource) -> dict[str, Any]:
     described = {"kind": source.kind, "name": source.name, "rows": len(source), "fingerprint": source.fingerprint}
-    # Without `on_error`: after a bad row, a call that skips such rows keeps the finished shards.
-    options = config.model_dump(mode="json", exclude={"on_error"})
+    # The kind says the format. Without `on_error`: after a bad row, a call that skips such rows keeps the finished shards.
+    options = config.model_dump(mode="json", exclude={"on_error", "format"})
     return {"writer": "pack", "version": VERSION, "source": described, **options}
 
 

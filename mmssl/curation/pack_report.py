@@ -10,6 +10,14 @@ SHOWN = 3
 """Rows that are printed of each reason."""
 
 
+def summary(manifest: Manifest) -> str:
+    """What was packed and what was left out, in lines of text."""
+    left_out = sum(manifest.skipped.values())
+    packed = f"{manifest.samples} samples in {len(manifest.shards)} shards, {left_out} rows left out; read as "
+    last = f"{packed}{manifest.settings['source']['kind']}; see {manifest.folder}"
+    return f"{skipped_table(manifest)}\n{last}" if left_out else last
+
+
 def skipped_table(manifest: Manifest, shown: int = SHOWN) -> str:
     """Table of the rows that were left out: each reason with its number of rows, the most frequent first, and the first rows.
 

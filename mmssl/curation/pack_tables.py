@@ -1,90 +1,27 @@
-"""Packing from tables: `Table` gives row i of a file; `TableSource` assigns its columns to media, captions and labels."""
+"""Packing from tables: the rows that are chosen and grouped become samples of media, captions, labels and keys."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from mmssl.core.config import Config
-from mmssl.core.errors import DataError, did_you_mean
+from mmssl.core.errors import DataError
+from mmssl.curation.pack_columns import Table, assign
+from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow, check_media, read_media
 from mmssl.curation.pack_items import Item, RowSource
+from mmssl.curation.pack_keys import Keys
+from mmssl.curation.pack_labels import Labels
+from mmssl.curation.pack_rows import choose_rows
 from mmssl.data.modalities.usual import file_formats
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-_NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
-MAX_KEY = 80  # tar names end at 100 bytes, and an extension follows
-
-
-class Columns(Config):
-    """Which columns of a table hold the media, captions, labels and keys.
-
-    A column named here must exist. Columns not named here are found by their usual names, and may be absent. If any media column
-    is named, no other media column is searched. Media are paths, relative to the table's folder, or bytes. With several media
-    columns, an empty cell means that the sample lacks that modality.
-
-    Attributes:
-        image: pictures. Usual: image, img.
-        audio: sounds, or videos of which only the sound is used. Usual: audio, sound.
-        video: videos. Usual: video.
-        media: kind of modality -> column, for modalities of other packages. Usual: the names that the modality declares.
-        files: media of any modality. Usual, if there is no column of the above: path, filepath, file.
-        captions: columns of one caption each. Usual: caption, text.
-        label: class number or class name. Usual: label.
-        key: key of the sample. Usual: key.
-    """
-
-    image: str | None = None
-    audio: str | None = None
-    video: str | None = None
-    media: dict[str, str] = Field(default_factory=dict, exclude_if=lambda media: not media)
-    files: tuple[str, ...] | None = None
-    captions: tuple[str, ...] | None = None
-    label: str | None = None
-    key: str | None = None
-
-
-_USUAL = {
-    "files": ("path", "filepath", "file"),
-    "captions": ("caption", "text"),
-    "label": ("label",),
-    "key": ("key",),
-}
-
-
-@dataclass(frozen=True)
-class Table:
-    """Random access to the rows of a table.
-
-    Attributes:
-        kind: the sort of table.
-        path: its file or folder.
-        root: folder that relative paths start from.
-        columns: column names.
-        length: number of rows.
-        row: number -> values by column; from any thread.
-        column: column name -> all its values, for labels and keys.
-        where: row number -> line and file, for messages.
-        fingerprint: changes when the rows change.
-        classes: label column -> its class names, where the format stores them.
-    """
-
-    kind: str
-    path: Path
-    root: Path
-    columns: tuple[str, ...]
-    length: int
-    row: Callable[[int], Mapping[str, Any]]
-    column: Callable[[str], Sequence[Any]]
-    where: Callable[[int], str]
-    fingerprint: str
-    classes: Mapping[str, tuple[str, ...]]
+_log = logging.getLogger(__name__)
 
 
 class TableSource(RowSource):
@@ -92,113 +29,64 @@ class TableSource(RowSource):
 
     Args:
         table: the rows.
-        columns: which columns hold the media, captions, labels and keys.
-        class_names: names of the classes; None: from the table, if its labels are names.
+        config: columns, class names, conditions, groups, keys and metadata.
 
     Raises:
-        DataError: a named column does not exist, or there are no rows or no media column.
+        DataError: a named column does not exist, there is no media column, or no row is left.
     """
 
-    def __init__(self, table: Table, columns: Columns, class_names: tuple[str, ...] | None) -> None:
-        self.table = table
-        self.kind = table.kind
-        self.name = table.path.name
-        self.fingerprint = table.fingerprint
-        self.media = self._find_media(columns)
-        self.captions = self._find("captions", columns.captions)
-        self.label = self._find_one("label", columns.label)
-        self.key = self._find_one("key", columns.key)
-        if not self.media:
-            raise DataError(
-                f"{table.path} has the columns {list(table.columns)}: name the one with paths or bytes of media, as in "
-                "--column image=NAME"
-            )
-        if not len(self):
-            raise DataError(f"{table.path} has no rows")
-        self.captioned = bool(self.captions)
-        self.labelled = self.label is not None
-        self.class_names = class_names or self._class_names()
-        self.repeated = self._repeated_keys()
+    def __init__(self, table: Table, config: PackConfig) -> None:
+        self.table, self.roles = assign(table, config.columns)
+        self.kind, self.name, self.fingerprint = table.kind, table.path.name, table.fingerprint
+        self.captioned, self.labelled = bool(self.roles.captions), self.roles.label is not None
+        self._labels = Labels(self.table, self.roles, config.class_names)
+        self.class_names = self._labels.names
+        self.metadata = self.roles.others if config.metadata else ()
+        self._tell_of_others(config.metadata)
+        self._unanswered, rows = choose_rows(self.table, config)
+        by_media = config.group_by == "media" or (config.group_by is None and table.grouped)
+        self.groups = self._grouped(rows) if by_media else [(row,) for row in rows]
+        if not self.groups:
+            raise DataError(f"{table.path} has no rows" + (f" that fit {config.where!r}" if config.where else ""))
+        self._keys = self._find_keys(config.keys)
 
     def __len__(self) -> int:
-        return self.table.length
+        return len(self.groups)
 
     def item(self, row: int) -> Item:
-        where = self.table.where(row)
-        values = self.table.row(row)
-        fields: dict[str, bytes] = {}
-        for column, kind in self.media.items():
-            if len(self.media) > 1 and _is_empty(values[column]):
+        group = self.groups[row]
+        where = self.table.where(group[0])
+        rows = [self.table.row(number) for number in group]
+        for number in group:
+            if number in self._unanswered:
+                raise BadRow(self.table.where(number), "no_answer", self._unanswered[number])
+        fields = self._fields(where, rows[0])
+        captions = tuple(
+            text
+            for number, values in zip(group, rows, strict=True)
+            for column in self.roles.captions
+            for text in _captions(self.table.where(number), column, values[column])
+        )
+        if self.captioned and not captions:
+            raise BadRow(where, "empty_caption", f"no text in {' or '.join(map(repr, self.roles.captions))}")
+        if self.metadata:
+            fields["json"] = _metadata(where, {name: [values[name] for values in rows] for name in self.metadata})
+        key = None if self._keys is None else self._keys.key(row)
+        return Item(where, fields, captions, self._label(where, rows), key)
+
+    def _fields(self, where: str, values: Mapping[str, Any]) -> dict[str, bytes | np.ndarray]:
+        fields: dict[str, bytes | np.ndarray] = {}
+        for column, kind in self.roles.media.items():
+            if len(self.roles.media) > 1 and _is_empty(values[column]):
                 continue
             extension, data = self._medium(f"{where}, column {column!r}", values[column], kind)
             if extension in fields:
                 raise BadRow(where, "unsupported", f"got two files with the extension .{extension}, wanted one")
             fields[extension] = data
         if not fields:
-            columns = ", ".join(map(repr, self.media))
+            columns = ", ".join(map(repr, self.roles.media))
             raise BadRow(where, "missing_file", f"got empty cells in {columns}, wanted a file in at least one")
-        captions = tuple(text for column in self.captions for text in _captions(where, column, values[column]))
-        if self.captions and not captions:
-            raise BadRow(where, "empty_caption", f"no text in {' or '.join(map(repr, self.captions))}")
-        label = self._class_number(where, values[self.label]) if self.label else None
-        return Item(where, fields, captions, label, self._key(where, row, values))
-
-    def _find_media(self, columns: Columns) -> dict[str, str | None]:
-        """Media columns, each with the kind of modality that it must hold; None: any."""
-        kinds = file_formats()
-        for kind in columns.media.keys() - kinds.keys():
-            raise DataError(f"got a column of {kind!r}{did_you_mean(kind, kinds)}, wanted one of: {', '.join(kinds)}")
-        shipped = {"image": columns.image, "audio": columns.audio, "video": columns.video}
-        named = {kind: column for kind, column in (shipped | columns.media).items() if column}
-        if columns.files is None and not named:
-            usual: dict[str, str | None] = {column: kind for kind in kinds for column in self._find(kind, None)}
-            return usual or dict.fromkeys(self._find("files", None))
-        found: dict[str, str | None] = dict.fromkeys(self._find("files", columns.files or ()))
-        for kind, column in named.items():
-            if column in found:
-                raise DataError(f"column {column!r} of {self.table.path} is named for two media: name it once")
-            found |= dict.fromkeys(self._find(kind, (column,)), kind)
-        return found
-
-    def _find(self, what: str, named: tuple[str, ...] | None) -> tuple[str, ...]:
-        present = self.table.columns
-        if named is None:
-            usual = _USUAL[what] if what in _USUAL else file_formats()[what].columns
-            return tuple(column for column in usual if column in present)[:1]
-        for column in named:
-            if column not in present:
-                raise DataError(
-                    f"{self.table.path} has no column {column!r}{did_you_mean(column, present)}: it has {list(present)}"
-                )
-        return named
-
-    def _find_one(self, what: str, named: str | None) -> str | None:
-        found = self._find(what, None if named is None else (named,))
-        return found[0] if found else None
-
-    def _class_names(self) -> tuple[str, ...]:
-        if self.label is None:
-            return ()
-        if self.label in self.table.classes:
-            return self.table.classes[self.label]
-        names = {str(value).strip() for value in self.table.column(self.label)} - {"", "None", "nan"}
-        # Numbers where most are: an odd value is refused in its row, and does not rename the classes of all others.
-        numbers = sum(_whole_number(name) is not None for name in names)
-        return () if 2 * numbers >= len(names) else tuple(sorted(names))
-
-    def _class_number(self, where: str, value: Any) -> int:
-        text = "" if value is None else str(value).strip()
-        number = _whole_number(text)
-        if text in self.class_names and (number is None or isinstance(value, str)):
-            return self.class_names.index(text)
-        if number is not None and 0 <= number < (len(self.class_names) or number + 1):
-            return number
-        wanted = (
-            f"one of {len(self.class_names)} class names or their numbers"
-            if self.class_names
-            else "an integer of at least 0"
-        )
-        raise BadRow(where, "bad_label", f"got {text!r} in {self.label!r}, wanted {wanted}")
+        return fields
 
     def _medium(self, where: str, value: Any, kind: str | None) -> tuple[str, bytes]:
         value = _cell(value)
@@ -214,25 +102,43 @@ class TableSource(RowSource):
             raise BadRow(where, "unsupported", f"got a .{extension} file, wanted {wanted}")
         return extension, data
 
-    def _key(self, where: str, row: int, values: Mapping[str, Any]) -> str | None:
-        if self.key is None:
+    def _label(self, where: str, rows: list[Mapping[str, Any]]) -> int | None:
+        if self.roles.label is None:
             return None
-        key = safe_key(values[self.key])
-        if not key:
-            raise BadRow(where, "bad_key", f"got {values[self.key]!r}, wanted letters or digits")
-        if row in self.repeated:
-            first = self.table.where(self.repeated[row])
-            raise BadRow(where, "duplicate_key", f"got key {key!r}, which {first} has too; wanted distinct keys")
-        return key
+        numbers = {self._labels.number(where, values[self.roles.label]) for values in rows}
+        if len(numbers) > 1:
+            detail = f"got the labels {sorted(numbers)} in the {len(rows)} rows of one medium, wanted one"
+            raise BadRow(where, "bad_label", detail)
+        return numbers.pop()
 
-    def _repeated_keys(self) -> dict[int, int]:
-        """Row -> the earlier row with the same key after `safe_key`."""
-        first: dict[str, int] = {}
-        values = self.table.column(self.key) if self.key else ()
-        rows = ((row, first.setdefault(safe_key(value), row)) for row, value in enumerate(values))
-        return {
-            row: earlier for row, earlier in rows if earlier != row
-        }  # `_key` refuses empty keys before it looks here
+    def _grouped(self, rows: list[int]) -> list[tuple[int, ...]]:
+        """Rows with equal media, in the order of their first ones. Rows without any stay alone, to be refused."""
+        groups: dict[Any, list[int]] = {}
+        cells = [self.table.column(column) for column in self.roles.media]
+        for row in rows:
+            media = tuple(_identity(column[row]) for column in cells)
+            groups.setdefault(media if any(media) else row, []).append(row)
+        return [tuple(group) for group in groups.values()]
+
+    def _find_keys(self, source: str | None) -> Keys | None:
+        if source is not None and self.roles.key is not None:
+            raise DataError(
+                f"{self.table.path} has the keys of {self.roles.key!r}: leave out --keys files, or the column"
+            )
+        if source is None and self.roles.key is None:
+            return None
+        columns = [self.table.column(name) for name in ((self.roles.key,) if self.roles.key else self.roles.media)]
+        cells = [[column[group[0]] for column in columns] for group in self.groups]
+        values = [row[0] if source is None else next(filter(None, map(_file_name, row)), None) for row in cells]
+        return Keys(values, lambda row: self.table.where(self.groups[row][0]))
+
+    def _tell_of_others(self, kept: bool) -> None:
+        if self.roles.others and not kept:
+            _log.warning(
+                "%s: columns that are not packed: %s; --metadata keeps them, in each sample's .json",
+                self.table.path,
+                ", ".join(map(repr, self.roles.others)),
+            )
 
 
 def _captions(where: str, column: str, value: Any) -> Iterator[str]:
@@ -253,16 +159,26 @@ def _captions(where: str, column: str, value: Any) -> Iterator[str]:
             yield str(text)
 
 
+def _metadata(where: str, columns: Mapping[str, list[Any]]) -> bytes:
+    """JSON of the other columns: one value where all rows of the sample have the same, else the list of them."""
+    values = {name: cells[0] if all(cell == cells[0] for cell in cells) else cells for name, cells in columns.items()}
+    try:
+        return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_plain).encode()
+    except (TypeError, ValueError) as error:
+        raise BadRow(where, "bad_metadata", f"{error}: leave such a column out of the table") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, bytes):
+        raise TypeError(f"got {len(value)} bytes in a column, wanted numbers and texts")
+    return str(value)  # dates, decimals
+
+
 def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _whole_number(text: str) -> int | None:
-    """The number that a label means, "3" or "3.0" or "-1"; None for names and fractions."""
-    if not _NUMBER.fullmatch(text):
-        return None
-    return int(text.split(".")[0])
 
 
 def _cell(value: Any) -> Any:
@@ -270,11 +186,17 @@ def _cell(value: Any) -> Any:
     return (value.get("bytes") or value.get("path")) if isinstance(value, Mapping) else value
 
 
+def _identity(value: Any) -> Any:
+    """What two cells have in common that hold the same medium: its path, or the digest of its bytes."""
+    value = _cell(value)
+    return hashlib.sha256(value).digest() if isinstance(value, bytes) else str(value or "").strip()
+
+
+def _file_name(value: Any) -> str:
+    path = value.get("path") if isinstance(value, Mapping) else value
+    return PurePath(path.strip()).stem if isinstance(path, str) else ""
+
+
 def _is_empty(value: Any) -> bool:
     value = _cell(value)
     return value is None or (isinstance(value, str) and not value.strip())
-
-
-def safe_key(value: Any) -> str:
-    """Turn a value into a key of letters, digits, `-` and `_`: in tar names a dot starts the extension, and a slash a folder."""
-    return _UNSAFE.sub("_", str(value if value is not None else "")).strip("_")[:MAX_KEY]

@@ -1,9 +1,9 @@
 """Conditions on metadata, as in `--where "json.width >= 200 and json.license == 'CC BY'"`: parsed, never evaluated as code.
 
-    condition ("and" condition)*        condition: NAME OPERATOR VALUE        operator: == != < <= > >=
+    condition ("and" condition)*        condition: NAME OPERATOR VALUE, or NAME in [VALUE, ...]        operator: == != < <= > >=
 
-A name or text that has blanks or operators in it stands in quotes. A number compares as a number, also with text that is one
-(`fold != 5` fits the cell "5"); everything else compares as text, `true` and `false` also with booleans.
+A name or text that has blanks, brackets or operators in it stands in quotes. A number compares as a number, also
+with text that is one (`fold != 5` fits the cell "5"); everything else compares as text, `true` and `false` also with booleans.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_TOKEN = re.compile(r"""\s*(?:(?P<operator>[=!<>]=|[<>])|(?P<quoted>"[^"]*"|'[^']*')|(?P<bare>[^\s=!<>"']+))""")
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<operator>[=!<>]=|[<>])|(?P<list>\[[^\[\]]*\])|"""
+    r"""(?P<quoted>"[^"]*"|'[^']*')|(?P<bare>[^\s=!<>"'\[\]]+))"""
+)
+_ENTRY = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,"']*?))\s*(?:,|$)""")
 
 
 class NoAnswer(DataError):
@@ -37,12 +41,12 @@ class Condition:
     """One comparison.
 
     Attributes:
-        name: of the value, such as a column. operator: see `OPERATORS`. wanted: a number, or text.
+        name: of the value, such as a column. operator: see `OPERATORS`. wanted: numbers or texts, of which one must fit.
     """
 
     name: str
     operator: str
-    wanted: float | str
+    wanted: tuple[float | str, ...]
 
     def holds(self, values: Mapping[str, Any]) -> bool:
         """Whether a record fulfils it.
@@ -51,23 +55,23 @@ class Condition:
             NoAnswer: the value is missing (also None, NaN, or empty text beside a number), or cannot be compared.
         """
         got = values.get(self.name)
-        if got is None or got != got or (isinstance(self.wanted, float) and got == ""):
+        if got is None or got != got or (got == "" and any(isinstance(one, float) for one in self.wanted)):
             raise NoAnswer(f"no value for {self.name}")
-        return OPERATORS[self.operator](self._comparable(got), self.wanted)
+        return any(OPERATORS[self.operator](self._comparable(got, wanted), wanted) for wanted in self.wanted)
 
-    def _comparable(self, got: Any) -> float | str:
-        if isinstance(self.wanted, str):
+    def _comparable(self, got: Any, wanted: float | str) -> float | str:
+        if isinstance(wanted, str):
             if isinstance(got, bool):
                 return str(got).lower()
             if isinstance(got, str):
                 return got
-            raise NoAnswer(f"{self.name} is {got!r}, wanted text to compare with {self.wanted!r}")
+            raise NoAnswer(f"{self.name} is {got!r}, wanted text to compare with {wanted!r}")
         try:
             if isinstance(got, bool):
                 raise ValueError
             return float(got)
         except (TypeError, ValueError):
-            raise NoAnswer(f"{self.name} is {got!r}, wanted a number to compare with {self.wanted:g}") from None
+            raise NoAnswer(f"{self.name} is {got!r}, wanted a number to compare with {wanted:g}") from None
 
 
 @dataclass(frozen=True)
@@ -109,14 +113,32 @@ def parse(text: str) -> Where:
 
 
 def _condition(text: str, tokens: list[tuple[str, str]]) -> Condition:
-    wanted = ("a name", f"an operator ({', '.join(OPERATORS)})", "a value")
-    for place, what in enumerate(wanted):
+    several = len(tokens) > 1 and tokens[1] == ("bare", "in")
+    value_kinds, value = (("list",), "[a list, of values]") if several else (("bare", "quoted"), "a value")
+    wanted = (
+        (("bare", "quoted"), "a name"),
+        (("operator", "bare" if several else "operator"), f"an operator ({', '.join(OPERATORS)}, in)"),
+        (value_kinds, value),
+    )
+    for place, (kinds, what) in enumerate(wanted):
         kind, token = tokens[place] if place < len(tokens) else ("end", "its end")
-        if kind == "end" or (kind == "operator") != (place == 1):
+        if kind not in kinds:
             raise _refusal(text, token, what)
     (name_kind, name), (_, comparison), (kind, value) = tokens
     name = name[1:-1] if name_kind == "quoted" else name
-    return Condition(name, comparison, value[1:-1] if kind == "quoted" else _number(value))
+    if several:
+        return Condition(name, "==", _entries(text, value[1:-1]))
+    return Condition(name, comparison, (value[1:-1] if kind == "quoted" else _number(value),))
+
+
+def _entries(text: str, entries: str) -> tuple[float | str, ...]:
+    """The values of a list, separated by commas: numbers if all are numbers, otherwise texts."""
+    if _ENTRY.sub("", entries) or not entries.strip():
+        raise _refusal(text, f"[{entries}]", "values with commas between them, texts with commas in quotes")
+    found = [match.groups() for match in _ENTRY.finditer(entries) if match[0].strip()]
+    texts = [next(one for one in groups if one is not None) for groups in found]
+    numbers = [_number(bare) for _, _, bare in found if bare is not None]
+    return tuple(numbers if len(numbers) == len(texts) and all(isinstance(one, float) for one in numbers) else texts)
 
 
 def _number(word: str) -> float | str:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from mmssl.core.errors import DataError
-from mmssl.curation.pack import Columns, PackConfig, open_source, pack, read_lines
+from mmssl.curation.pack import Columns, PackConfig, open_source, pack
+from mmssl.curation.pack_columns import Table
 from mmssl.curation.pack_formats import BadRow
-from mmssl.curation.pack_tables import Table, TableSource
+from mmssl.curation.pack_tables import TableSource
 from mmssl.data.shards.writer import read_manifest
 from tests.curation.test_pack import class_folder, picture, samples, table
 
@@ -207,16 +208,6 @@ def test_optional_packages_are_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
         open_source(tmp_path / "hf")
 
 
-def test_read_lines(tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_text("cat\n\n sea lion \n")
-    assert read_lines(tmp_path / "names.txt") == ("cat", "sea lion")
-    (tmp_path / "none.txt").write_text("\n")
-    with pytest.raises(DataError, match=r"none\.txt has no lines"):
-        read_lines(tmp_path / "none.txt")
-    with pytest.raises(DataError, match="cannot read"):
-        read_lines(tmp_path / "gone.txt")
-
-
 def cells(tmp_path: Path, rows: list[dict[str, Any]], **columns: Any) -> TableSource:
     """A table of typed values, as parquet has them, beside pictures."""
     values = [{"image": picture(number), **row} for number, row in enumerate(rows)]
@@ -225,7 +216,7 @@ def cells(tmp_path: Path, rows: list[dict[str, Any]], **columns: Any) -> TableSo
         "parquet", tmp_path / "t.parquet", tmp_path, names, len(rows), lambda row: values[row],
         lambda name: [row[name] for row in values], lambda row: f"row {row}", "", {},
     )  # fmt: skip
-    return TableSource(made, Columns(**columns), None)
+    return TableSource(made, PackConfig(columns=Columns(**columns)))
 
 
 @pytest.mark.parametrize("cell", [["a cat", "two cats"], ("a cat", "two cats"), np.array(["a cat", "two cats"])])

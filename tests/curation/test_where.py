@@ -26,6 +26,12 @@ RECORD = {"width": 200, "fold": "5", "name": "a and b", "ok": True, "split": "tr
         ("split < val", True),
         ("'two words' == 2", True),
         ("score <= 5e-1", True),
+        ("split in [train, val]", True),
+        ("split in [test, 'val']", False),
+        ("fold in [1, 5] and width > 1", True),
+        ("fold in [1,2]", False),
+        ('name in ["a, b", "a and b"]', True),
+        ("split in [5, train]", True),
     ],
 )
 def test_a_condition_compares_numbers_as_numbers_and_the_rest_as_text(text: str, answer: bool) -> None:
@@ -50,6 +56,10 @@ def test_names_are_those_of_the_values_that_it_reads() -> None:
         ("name == black white", "got white, wanted `and` between conditions, or quotes"),
         ("name == 'a", "got 'a, wanted a name, an operator or a value (close every quote)"),
         (">= 3", "got >=, wanted a name"),
+        ("split in train", "got train, wanted [a list, of values]"),
+        ("split in []", "got [], wanted values with commas"),
+        ("split in [a 'b]", "wanted values with commas"),
+        ("split == [a]", "got [a], wanted a value"),
     ],
 )
 def test_what_is_no_condition_is_refused_at_its_place(text: str, words: str) -> None:

@@ -9,9 +9,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from mmssl.core.errors import DataError
+from mmssl.curation.importers.formats import OF_TABLES, Format, Found
+from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow, convertible_extensions, packed_extensions, read_media
 from mmssl.curation.pack_items import Item, RowSource
+from mmssl.curation.pack_keys import Keys
 
 _log = logging.getLogger(__name__)
 
@@ -27,8 +32,9 @@ class FolderSource(RowSource):
     without media files is none. Hidden and system folders are skipped at any depth, other files are counted in a warning.
 
     Args:
-        folder: where to look.
-        class_names: names of the classes in the order of the folders; None: the names of the folders.
+        found: the folder.
+        config: names of the classes in the order of the folders (None: the names of the folders), keys, and metadata.
+        root: not used: paths start from the folder.
 
     Raises:
         DataError: no media files, or another number of class names than of class folders.
@@ -36,9 +42,11 @@ class FolderSource(RowSource):
 
     kind = "folder"
 
-    def __init__(self, folder: Path, class_names: tuple[str, ...] | None) -> None:
+    def __init__(self, found: Found, config: PackConfig, root: Path | None = None) -> None:
+        folder, class_names = found.path, config.class_names
         self.folder, self.name = folder, folder.name
         media, others = _split(sorted(_files_below(folder)))
+        self.metadata = config.metadata
         self._texts = {path: text for path in media if (text := _text_beside(path)) is not None}
         self.captioned, self.labelled = bool(self._texts), not self._texts
         self.files: list[tuple[Path, int | None]] = [(path, None) for path in media]
@@ -46,6 +54,8 @@ class FolderSource(RowSource):
             self._number_classes(media, class_names)
         elif class_names is not None:
             raise DataError(f"got class names for {folder}, whose files have captions beside them: leave the names out")
+        stems = [path.stem for path, _ in self.files]
+        self._keys = Keys(stems, lambda row: str(self.files[row][0])) if config.keys is not None else None
         _warn_of_others(folder, others - Counter({".txt": len(media), ".json": len(media)} if self.captioned else {}))
         listing = "\n".join(f"{path.relative_to(folder)}\t{path.stat().st_size}" for path, _ in self.files)
         listing += "".join(f"\n{path.relative_to(folder)}\t{path.stat().st_size}" for path in self._texts.values())
@@ -76,7 +86,10 @@ class FolderSource(RowSource):
             raise BadRow(str(path), "no_class", "the file lies beside the class folders, wanted it in one of them")
         captions = (_caption(path, self._texts.get(path)),) if self.captioned else ()
         extension, data = read_media(str(path), path)
-        return Item(str(path), {extension: data}, captions, label)
+        fields: dict[str, bytes | np.ndarray] = {extension: data}
+        if self.metadata:
+            fields["json"] = _metadata(path)
+        return Item(str(path), fields, captions, label, None if self._keys is None else self._keys.key(row))
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -119,9 +132,28 @@ def _caption(path: Path, text: Path | None) -> str:
     return found.strip()
 
 
+def _metadata(path: Path) -> bytes:
+    beside = path.with_suffix(".json")
+    try:
+        data = beside.read_bytes()
+        json.loads(data)
+    except (OSError, ValueError) as error:
+        raise BadRow(str(path), "bad_metadata", f"{beside} cannot be read: {error}") from error
+    return data
+
+
 def _warn_of_others(folder: Path, others: Counter[str]) -> None:
     if others:
         counts = ", ".join(f"{count} {name}" for name, count in others.most_common(8))
         _log.warning(
             "%s: files of other formats are not packed: %s; wanted %s", folder, counts, ", ".join(packed_extensions())
         )
+
+
+FOLDER = Format(
+    "folder",
+    "a folder with a folder a class, or with captions beside the files",
+    lambda found: found.path.is_dir(),
+    FolderSource,
+    OF_TABLES,
+)

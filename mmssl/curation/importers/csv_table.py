@@ -1,0 +1,137 @@
+"""Tables in text: CSV, TSV, and with any other delimiter. A row that cannot be read is named, and costs no other."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmssl.core.errors import DataError
+from mmssl.curation.importers.formats import Found, sniff_delimiter, table_format
+from mmssl.curation.pack_columns import Table
+from mmssl.curation.pack_config import PackConfig
+from mmssl.curation.pack_formats import BadRow
+
+_BAD_BYTE = re.compile("[\udc80-\udcff]")
+_TEXTS = (".csv", ".tsv")
+
+
+def read_csv(
+    path: Path,
+    root: Path | None = None,
+    delimiter: str | None = None,
+    header: Sequence[str] | None = None,
+    **known: Any,
+) -> Table:
+    """Read a table in text: UTF-8, one row a line; values with delimiters, quotes or line ends stand in double quotes.
+
+    Args:
+        path: the file.
+        root: folder that relative paths start from; None: that of the file.
+        delimiter: one character; None: the one of , ; | and tab that the header has (`.tsv`: tab).
+        header: column names of a file without a header line.
+        **known: of `Table`, what is known of the format.
+
+    Raises:
+        DataError: unreadable, no header, or a column name twice.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{path} is UTF-16 text, wanted UTF-8: save it as UTF-8")
+    lines = list(io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline=""))
+    if delimiter is None:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else sniff_delimiter(lines[0] if lines else "") or ","
+    records = list(_records(lines, delimiter))
+    if header is None:
+        header = _header(path, records.pop(0) if records else None)
+    columns, width = tuple(header), len(header)
+
+    def where(number: int) -> str:
+        return f"line {records[number][0]} of {path}"
+
+    def row(number: int) -> Mapping[str, str]:
+        values = records[number][1]
+        if isinstance(values, str):
+            raise BadRow(where(number), "malformed_row", values)
+        if len(values) != width:
+            detail = f"got {len(values)} values, wanted {width}: {list(columns)}"
+            raise BadRow(where(number), "malformed_row", detail)
+        return dict(zip(columns, values, strict=True))
+
+    def column(name: str) -> list[str | None]:
+        place = columns.index(name)
+        return [None if isinstance(one, str) or len(one) != width else one[place] for _, one in records]
+
+    return Table(
+        **{
+            "kind": "csv",
+            "path": path,
+            "root": root or path.parent,
+            "columns": columns,
+            "length": len(records),
+            "row": row,
+            "column": column,
+            "where": where,
+            "fingerprint": hashlib.sha256(data).hexdigest(),
+            **known,
+        }
+    )
+
+
+def _header(path: Path, record: tuple[int, list[str] | str] | None) -> tuple[str, ...]:
+    if record is None:
+        raise DataError(f"{path} is empty: wanted a header line with column names, then one line for each sample")
+    line, names = record
+    if isinstance(names, str):
+        raise DataError(f"line {line} of {path}: {names}")
+    columns = tuple(name.strip() for name in names)
+    if len(set(columns)) != len(columns):
+        raise DataError(f"{path} has duplicate column names: {list(columns)}")
+    return columns
+
+
+def _records(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+    """Number of the first line, and values, of each record; or what is wrong with it. Reading goes on at the line behind."""
+    start = 0
+    while start < len(lines):
+        reader = csv.reader((lines[place] for place in range(start, len(lines))), delimiter=delimiter, strict=True)
+        begin = start
+        try:
+            for values in reader:
+                if values:
+                    yield begin + 1, _checked(values)
+                begin = start + reader.line_num
+            return
+        except csv.Error as error:
+            yield begin + 1, f"{error}: wanted quotes around a whole value, and each quote inside it twice"
+            start = begin + 1
+
+
+def _checked(values: list[str]) -> list[str] | str:
+    bad = next((value for value in values if not value.isascii() and _BAD_BYTE.search(value)), None)
+    return values if bad is None else f"got {bad.encode('utf-8', 'surrogateescape')[:40]!r}, wanted UTF-8 text"
+
+
+def _read(found: Found, config: PackConfig, root: Path | None) -> Table:
+    return read_csv(found.path, root, config.delimiter)
+
+
+def _recognise(found: Found) -> bool:
+    suffix = found.path.suffix.lower()
+    return found.path.is_file() and (suffix in _TEXTS or (suffix == ".txt" and bool(found.columns)))
+
+
+CSV = table_format(
+    "csv",
+    "text with a header line of column names, delimited by , ; | or tab (.csv, .tsv, .txt)",
+    _recognise,
+    _read,
+    (),
+)

@@ -1,0 +1,47 @@
+"""The formats that `mmssl shards pack` reads: known data sets first, since their files are also tables or folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmssl.core.errors import DataError, did_you_mean
+from mmssl.curation.importers.csv_table import CSV
+from mmssl.curation.importers.folder import FOLDER
+from mmssl.curation.importers.formats import Format, Found
+from mmssl.curation.importers.hugging_face import HUGGING_FACE
+from mmssl.curation.importers.npz import NPZ
+from mmssl.curation.importers.parquet import PARQUET
+from mmssl.curation.pack_config import PackConfig
+from mmssl.curation.pack_items import RowSource
+
+KNOWN: tuple[Format, ...] = ()
+"""Data sets that are recognised by their layout."""
+PLAIN: tuple[Format, ...] = (HUGGING_FACE, NPZ, PARQUET, CSV, FOLDER)
+FORMATS = {form.name: form for form in (*KNOWN, *PLAIN)}
+
+
+def open_source(source: str | Path, config: PackConfig | None = None, root: str | Path | None = None) -> RowSource:
+    """Open a path as a source of rows: in the format of the config, or else the first that recognises it by its contents.
+
+    Raises:
+        DataError: the path does not exist, or is no format that can be packed.
+    """
+    config = config or PackConfig()
+    found, base = Found(Path(source)), Path(root) if root is not None else None
+    if not found.path.exists():
+        raise DataError(f"there is no {found.path}: wanted a folder, or a file of one of: {', '.join(FORMATS)}")
+    if config.format is not None:
+        form = _named(config.format)
+        if form in KNOWN and not form.recognise(found):
+            raise DataError(f"{found.path} is not of the format {form.name}: wanted {form.layout}")
+        return form.source(found, config, base)
+    for form in FORMATS.values():
+        if form.recognise(found):
+            return form.source(found, config, base)
+    raise DataError(f"cannot pack {found.path}: wanted a folder, or a file of one of: {', '.join(FORMATS)}")
+
+
+def _named(name: str) -> Format:
+    if name not in FORMATS:
+        raise DataError(f"got the format {name!r}{did_you_mean(name, FORMATS)}, wanted one of: {', '.join(FORMATS)}")
+    return FORMATS[name]

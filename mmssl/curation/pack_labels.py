@@ -1,0 +1,103 @@
+"""Labels of a table to pack: class numbers, and the names of the classes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from mmssl.core.errors import DataError
+from mmssl.curation.pack_columns import Roles, Table
+from mmssl.curation.pack_formats import BadRow
+from mmssl.data.modalities.class_names import difference
+
+_log = logging.getLogger(__name__)
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
+
+
+class Labels:
+    """Class numbers of a table's rows, and the names of the classes.
+
+    Names are given, or stored by the format, or in a column beside that of the numbers, or they are the sorted labels themselves.
+    They are those of the whole table, whichever rows are packed: the parts of a data set have the same numbers.
+
+    Attributes:
+        names: of the classes, by number; empty if they have none.
+
+    Raises:
+        DataError: a number with two names or a name with two numbers; a number without a name; the given names in another order.
+    """
+
+    def __init__(self, table: Table, roles: Roles, given: tuple[str, ...] | None) -> None:
+        self.column = roles.label
+        own = self._own_names(table, roles)
+        if given and own:
+            told = difference(given, own, "the given names", str(table.path))
+            if told:
+                _log.warning("%s: the given ones are stored", told)
+        self.names = given or own or self._sorted_names(table)
+
+    def number(self, where: str, value: Any) -> int:
+        """The class number that a label means.
+
+        Raises:
+            BadRow: it is no class.
+        """
+        text = _text(value)
+        number = _whole_number(text)
+        if text in self.names and (number is None or isinstance(value, str)):
+            return self.names.index(text)
+        if number is not None and 0 <= number < (len(self.names) or number + 1):
+            return number
+        wanted = f"one of {len(self.names)} class names or their numbers" if self.names else "an integer of at least 0"
+        raise BadRow(where, "bad_label", f"got {text!r} in {self.column!r}, wanted {wanted}")
+
+    def _own_names(self, table: Table, roles: Roles) -> tuple[str, ...]:
+        if self.column is None:
+            return ()
+        if roles.class_name is None:
+            return table.classes.get(self.column, ())
+        names = _paired_names(table, self.column, roles.class_name)
+        missing = [number for number in range(max(names, default=-1) + 1) if number not in names]
+        if missing or not names:
+            what = f"no name for class {missing[0]}" if missing else "no class number with a name"
+            raise DataError(
+                f"{table.path} has {what} in {self.column!r} and {roles.class_name!r}: name one column of them, not both"
+            )
+        return tuple(names[number] for number in range(len(names)))
+
+    def _sorted_names(self, table: Table) -> tuple[str, ...]:
+        if self.column is None:
+            return ()
+        names = {_text(value) for value in table.column(self.column)} - {"", "nan"}
+        # Numbers where most are: an odd value is refused in its row, and does not rename the classes of all others.
+        numbers = sum(_whole_number(name) is not None for name in names)
+        return () if 2 * numbers >= len(names) else tuple(sorted(names))
+
+
+def _paired_names(table: Table, label: str, class_name: str) -> dict[int, str]:
+    """Name of each class number, from two columns that must agree one to one. Other rows are refused when they are packed."""
+    seen: dict[int | str, tuple[int, int | str]] = {}
+    names: dict[int, str] = {}
+    for row, (value, name) in enumerate(zip(table.column(label), table.column(class_name), strict=True)):
+        number, text = _whole_number(_text(value)), _text(name)
+        if number is None or number < 0 or not text:
+            continue
+        names[number] = text
+        for one, other in ((number, text), (text, number)):
+            first, earlier = seen.setdefault(one, (row, other))
+            if earlier != other:
+                raise DataError(
+                    f"{table.where(row)}: got class {number} with the name {text!r}, and {table.where(first)} disagrees; "
+                    f"wanted one name in {class_name!r} for each number in {label!r}"
+                )
+    return names
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _whole_number(text: str) -> int | None:
+    """The number that a label means, "3" or "3.0" or "-1"; None for names and fractions."""
+    return int(text.split(".")[0]) if _NUMBER.fullmatch(text) else None
