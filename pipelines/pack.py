@@ -11,7 +11,10 @@ import typer
 from pipelines.progress import progress_bar
 
 MEANINGS = ("image", "audio", "video", "file", "caption", "label", "class", "key")
-FORMATS = "hugging_face, npz, parquet, csv, folder"
+FORMATS = (
+    "coco, karpathy, flickr, audiocaps, clotho, esc50, vggsound, msrvtt, img2dataset, "
+    "hugging_face, npz, parquet, csv, folder"
+)
 SOURCE = Annotated[
     Path,
     typer.Argument(help="File or folder of one of the formats of --format."),
@@ -48,7 +51,10 @@ METADATA = Annotated[
 ]
 TEMPLATE = Annotated[
     list[str] | None,
-    typer.Option(help="Caption for samples with a class, with {} for its name; may be given several times."),
+    typer.Option(
+        help="Caption for samples with a class, with {} for its name; may be given several times. Default: a photo of a {}, "
+        "a sound of a {}, a video of a {}."
+    ),
 ]
 CAPTIONS = Annotated[bool, typer.Option(help="Write captions made from class names.")]
 SHARD_SIZE = Annotated[float, typer.Option(min=0.001, help="Largest size of a shard in MB.")]

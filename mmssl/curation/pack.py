@@ -22,7 +22,7 @@ from mmssl.core.seeding import fold, generator
 from mmssl.curation.importers.registry import open_source
 from mmssl.curation.pack_columns import Columns
 from mmssl.curation.pack_config import PackConfig
-from mmssl.curation.pack_formats import BadRow, verify_media
+from mmssl.curation.pack_formats import BadRow, default_template, verify_media
 from mmssl.curation.pack_items import RowSource, encode
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
 from mmssl.data.shards.sidecar import write_sidecar
@@ -39,8 +39,7 @@ from mmssl.data.shards.writer import (
 
 __all__ = ["Columns", "PackConfig", "open_source", "pack"]
 
-VERSION = 3  # raise it when equal settings give other bytes
-DEFAULT_TEMPLATES = ("a photo of a {}",)
+VERSION = 4  # raise it when equal settings give other bytes
 
 
 def pack(
@@ -92,7 +91,7 @@ class _Job:
 
     source: RowSource
     config: PackConfig
-    templates: tuple[str, ...]
+    templates: tuple[str, ...] | None
     workers: int
     folder: Path
     settings: dict[str, Any]
@@ -152,8 +151,9 @@ class _Job:
         except BadRow as error:
             return error
         captions = [" ".join(caption.split()) for caption in item.captions]
-        if self.templates and item.label is not None:
-            template = self.templates[fold("template", row) % len(self.templates)]
+        if self.templates != () and item.label is not None:
+            templates = self.templates or (default_template(next(iter(item.fields))),)
+            template = templates[fold("template", row) % len(templates)]
             captions = [template.replace("{}", self.source.class_names[item.label])]
         if captions:
             sample["txt"] = "\n".join(captions).encode()
@@ -211,8 +211,8 @@ def _append_skipped(shards: list[ShardRecord], cut: _Cut) -> list[ShardRecord]:
     return [*others, replace(last, stop=cut.stop, skipped=(*last.skipped, *cut.skipped))]
 
 
-def _check_templates(config: PackConfig, source: RowSource) -> tuple[str, ...]:
-    """Templates of captions to use; refuses malformed ones, and templates without effect."""
+def _check_templates(config: PackConfig, source: RowSource) -> tuple[str, ...] | None:
+    """Templates of captions to use (None: the usual one of each file); refuses malformed ones, and templates without effect."""
     for number, template in enumerate(config.templates or (), 1):
         if template.count("{}") != 1:
             raise DataError(
@@ -227,7 +227,7 @@ def _check_templates(config: PackConfig, source: RowSource) -> tuple[str, ...]:
         raise DataError(f"templates need a class name for each sample of {source.name}, but {lack}")
     if source.captioned or not (source.labelled and source.class_names):
         return ()
-    return DEFAULT_TEMPLATES if config.templates is None else config.templates
+    return config.templates
 
 
 def _settings(config: PackConfig, source: RowSource) -> dict[str, Any]:

@@ -109,6 +109,15 @@ class Table:
             raise DataError(f"{self.path} has no column {column!r}{near}: it has {list(self.columns)}")
         return column
 
+    def with_values(self, name: str, values: Sequence[Any]) -> Table:
+        """The table with one more column, of a value for each row."""
+        return replace(
+            self,
+            columns=(*self.columns, name),
+            row=lambda number: {**self.row(number), name: values[number]},
+            column=lambda wanted: values if wanted == name else self.column(wanted),
+        )
+
     def with_template(self, template: str) -> Table:
         """The table with one more column, named as its template: text with columns in braces; empty where one of them is."""
         parts = [self.require(name) for name in parts_of(template)]

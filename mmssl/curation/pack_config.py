@@ -18,7 +18,7 @@ class PackConfig(Config):
         shard_bytes: a shard is closed when it holds at least this number of bytes;
         shard_samples: ... or this number of samples.
         templates: captions for labelled sources without captions, with `{}` for the class name; of several, one is chosen
-            for each sample. None: "a photo of a {}". (): no captions.
+            for each sample. None: "a photo of a {}", and so on for sounds and videos. (): no captions.
         class_names: names of the classes in the order of their numbers; None: from the source.
         columns: which columns of a table hold the media, captions and labels.
         delimiter: of a table in text, one character; None: the one of , ; | and tab that the header has.

@@ -84,6 +84,11 @@ def verify_media(where: str, extension: str, data: bytes) -> None:
         raise BadRow(where, faults[0].reason, faults[0].detail) from faults[0]
 
 
+def default_template(extension: str) -> str:
+    """The usual caption of a file with a class, with {} for the class name: that of the modality whose format it is."""
+    return next((formats.template for formats in file_formats().values() if extension in formats.begins), "a {}")
+
+
 def packed_extensions() -> tuple[str, ...]:
     """Extensions of the files that are packed without re-encoding."""
     return tuple(extension for formats in file_formats().values() for extension in formats.begins)

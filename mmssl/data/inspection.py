@@ -39,6 +39,7 @@ class FileFormats:
         within: extensions of other modalities' files that contain this modality too, as videos contain sound.
         convertible: extensions of files that are accepted only with re-encoding.
         columns: usual names of table columns of such files.
+        template: caption of one such file whose class has a name, with {} for the name.
         verify: checks that a file is whole by its header and its end, without decoding; raises DecodeError. None: no check.
     """
 
@@ -47,6 +48,7 @@ class FileFormats:
     within: tuple[str, ...] = ()
     convertible: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    template: str = "a photo of a {}"
     verify: Callable[[bytes], None] | None = None
 
     @property

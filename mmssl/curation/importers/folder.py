@@ -45,7 +45,7 @@ class FolderSource(RowSource):
     def __init__(self, found: Found, config: PackConfig, root: Path | None = None) -> None:
         folder, class_names = found.path, config.class_names
         self.folder, self.name = folder, folder.name
-        media, others = _split(sorted(_files_below(folder)))
+        media, others = _split(sorted(files_below(folder)))
         self.metadata = config.metadata
         self._texts = {path: text for path in media if (text := _text_beside(path)) is not None}
         self.captioned, self.labelled = bool(self._texts), not self._texts
@@ -92,13 +92,13 @@ class FolderSource(RowSource):
         return Item(str(path), fields, captions, label, None if self._keys is None else self._keys.key(row))
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """All files below a folder, without those in hidden and system folders."""
     for path in folder.iterdir():
         if path.name.startswith(".") or path.name in SYSTEM_FOLDERS:
             continue
         if path.is_dir():
-            yield from _files_below(path)
+            yield from files_below(path)
         elif path.is_file():
             yield path
 

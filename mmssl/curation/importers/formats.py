@@ -21,6 +21,7 @@ OF_TABLES = ("columns", "delimiter", "where", "split", "group_by", "root")
 """Settings that have an effect on tables only."""
 DELIMITERS = ",;\t|"
 _HEAD = 1 << 16
+_LONGEST_HEADER = 1 << 13  # characters; longer first lines are not sniffed, which takes time
 
 
 class Found:
@@ -40,15 +41,12 @@ class Found:
             return ""
         with self.path.open("rb") as file:
             head = file.readline(_HEAD)
-        try:
-            return head.decode("utf-8-sig").strip()
-        except UnicodeDecodeError:
-            return ""
+        return head.decode("utf-8-sig", "ignore").strip()
 
     @cached_property
     def columns(self) -> frozenset[str]:
         """The column names of a table in text; empty if its first line has none of the usual delimiters."""
-        delimiter = sniff_delimiter(self.line)
+        delimiter = None if len(self.line) > _LONGEST_HEADER else sniff_delimiter(self.line)
         return frozenset(name.strip() for name in self.line.split(delimiter)) if delimiter else frozenset()
 
     @cached_property

@@ -253,6 +253,7 @@ class AudioConfig(ModalityConfig):
         },
         within=VIDEO_FILES,
         columns=("audio", "sound"),
+        template="a sound of a {}",
         verify=check_sound,
     )
 

@@ -205,6 +205,7 @@ class VideoConfig(ModalityConfig):
         "a video",
         {"mov": rb"....ftypqt", "webm": MATROSKA + rb".{0,40}webm", "mkv": MATROSKA, "mp4": BOXES},
         columns=("video",),
+        template="a video of a {}",
         verify=check_video,
     )
 
