@@ -31,7 +31,8 @@ MORE = Annotated[
 ]
 ZERO_SHOT = Annotated[str | None, typer.Option(metavar="SHARDS", help="Classify these samples (with .cls) by prompts.")]
 CLASSNAMES = Annotated[
-    str | None, typer.Option(metavar="FILE|A,B,...", help="For --zero-shot: class names, one a line, or listed.")
+    str | None,
+    typer.Option(metavar="FILE|A,B,...", help="For --zero-shot: class names: a file, one a line or JSON; or a list."),
 ]
 TEMPLATES = Annotated[
     str | None,
@@ -245,7 +246,13 @@ def _from_flags(
             raise typer.BadParameter(
                 "--zero-shot needs --classnames: a file with one name a line, or names,with,commas"
             )
-        names = classnames if Path(classnames).is_file() or "," not in classnames else classnames.split(",")
+        is_file = Path(classnames).expanduser().is_file()
+        if not is_file and "," not in classnames:
+            raise typer.BadParameter(
+                f"--classnames: got {classnames!r}, which is no file; wanted a file with one name a line (or JSON), or "
+                "names,with,commas"
+            )
+        names = classnames if is_file else classnames.split(",")
         wanted["zero_shot"] = {
             "kind": "zero_shot", "shards": [zero_shot], "modality": classified, "prompts": next(iter(texts), "text"),
             "classnames": names, "templates": templates or "simple",

@@ -14,6 +14,7 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Score
 from mmssl.data.modality import Modality
+from mmssl.evaluation.class_names import compare_with_stored, stored_class_names
 from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
 from mmssl.evaluation.common import EvaluatorConfig, inference, require_usable
 from mmssl.evaluation.statistics import classification_scores
@@ -63,6 +64,8 @@ class LabelledShards:
             NumericError, DataError: see `labelled` and `KeptShards.collect`.
         """
         model.require(self.config.modality, shared_space=False)
+        for file, names in stored_class_names(self.config.train_shards).items():
+            compare_with_stored(names, self.config.shards, str(file))
         return self._collect(model, self._train), self._collect(model, self._test)
 
     def close(self) -> None:

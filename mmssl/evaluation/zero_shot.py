@@ -15,7 +15,9 @@ from mmssl.core import distributed
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, RecipeError
 from mmssl.core.evaluator import Evaluator, Score
+from mmssl.data.modalities.class_names import check_class_names, read_class_names
 from mmssl.data.modality import Modality
+from mmssl.evaluation.class_names import compare_with_stored
 from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
 from mmssl.evaluation.common import (
     EvaluatorConfig,
@@ -55,7 +57,8 @@ class ZeroShotConfig(EvaluatorConfig):
         modality: modality to classify.
         prompts: modality of the prompts; must be text.
         labels: modality with the class number of each sample; samples that lack it, or `modality`, are left out and counted.
-        classnames: class names in the order of their numbers, or a file with one on each line.
+        classnames: class names in the order of their numbers, or a file of them: one on each line, a JSON list, a JSON object from
+            number to name, or lines `0: 'tench',`. Names beside the shards are compared: a difference is a warning.
         templates: sentences with `{}` (or `{c}`) for the class name; or a file with one on each line; or "simple" or "plain".
     """
 
@@ -70,7 +73,7 @@ class ZeroShotConfig(EvaluatorConfig):
     @classmethod
     def _check_classnames(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
         if not isinstance(value, str):
-            check_classnames(value, [f"classnames[{i}]" for i in range(len(value))])
+            check_class_names(value, [f"classnames[{i}]" for i in range(len(value))])
         return value
 
     @field_validator("templates")
@@ -86,9 +89,9 @@ class ZeroShotConfig(EvaluatorConfig):
             raise RecipeError(f"prompts: got modality {self.prompts!r}, wanted one of kind text for zero-shot prompts")
         names, templates = self.classnames, self.templates
         if isinstance(names, str):
-            names = _read(names, "classnames", check_classnames)
+            names = _read_class_names(names)
         if isinstance(templates, str):
-            templates = TEMPLATES.get(templates) or _read(templates, "templates", check_templates)
+            templates = TEMPLATES.get(templates) or _read_templates(templates)
         return ZeroShot(self, modalities, names, templates)
 
 
@@ -118,6 +121,7 @@ class ZeroShot(Evaluator):
         config = self.config
         for name in (config.modality, config.prompts):
             model.require(name, shared_space=True)
+        compare_with_stored(self.classnames, config.shards, "`classnames`")
         with inference(model):
             classifier = self.classifier(model)
             encode = {config.modality: lambda x: model.embed(config.modality, x), config.labels: lambda x: x}
@@ -233,39 +237,30 @@ def check_templates(templates: Sequence[str], where: Sequence[str]) -> None:
         )
 
 
-def check_classnames(names: Sequence[str], where: Sequence[str]) -> None:
-    """Check class names: at least two, none empty, none repeated (only the first could be predicted).
+def _read_class_names(path: str) -> tuple[str, ...]:
+    """Read a file of class names and check them.
 
     Raises:
-        ValueError: says which, and where.
+        RecipeError: there is no such file, or it is refused; names file and place.
     """
-    if len(names) < 2:
-        raise ValueError(f"got {len(names)} class names, wanted at least two")
-    seen: dict[str, str] = {}
-    for place, name in zip(where, names, strict=True):
-        plain = " ".join(name.casefold().split())
-        if not plain:
-            raise ValueError(
-                f"{place}: got an empty class name, wanted one name for each label, in the order of the labels"
-            )
-        if plain in seen:
-            raise ValueError(
-                f"{place}: got the class name {name!r} again (also at {seen[plain]}), wanted different names. "
-                "Make them differ, as in 'crane (bird)' and 'crane (machine)'"
-            )
-        seen[plain] = place
+    try:
+        names, places = read_class_names(path)
+        check_class_names(names, places)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"`classnames`: {error}") from error
+    return names
 
 
-def _read(path: str, what: str, check: Callable[[Sequence[str], Sequence[str]], None]) -> tuple[str, ...]:
-    """Read the lines of a text file and check them; blank lines at its end are ignored.
+def _read_templates(path: str) -> tuple[str, ...]:
+    """Read the lines of a text file as templates and check them; blank lines at its end are ignored.
 
     Raises:
         RecipeError: the file cannot be read, or a line is refused; names file and line.
     """
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8-sig").rstrip().splitlines()
-        check(lines, [f"{path}, line {number}" for number in range(1, len(lines) + 1)])
+        check_templates(lines, [f"{path}, line {number}" for number in range(1, len(lines) + 1)])
     except (OSError, ValueError) as error:
-        hint = f"; built-in lists: {sorted(TEMPLATES)}" if what == "templates" and isinstance(error, OSError) else ""
-        raise RecipeError(f"`{what}`: {error}{hint}") from error
+        hint = f"; built-in lists: {sorted(TEMPLATES)}" if isinstance(error, OSError) else ""
+        raise RecipeError(f"`templates`: {error}{hint}") from error
     return tuple(line.strip() for line in lines)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel, Encoder
 from mmssl.core.errors import DataError
+from mmssl.data.modalities.class_names import check_class_names
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.evaluation.common import inference
-from mmssl.evaluation.zero_shot import TEMPLATES, build_classifier, check_classnames, check_templates
+from mmssl.evaluation.zero_shot import TEMPLATES, build_classifier, check_templates
 from mmssl.recipe.recipe import Recipe
 
 Encode = Callable[[str, Tensor], Tensor]
@@ -175,7 +176,7 @@ class Model:
         lines = TEMPLATES.get(templates, ()) if isinstance(templates, str) else tuple(templates)
         if isinstance(templates, str) and not lines:
             raise ValueError(f"templates: got {templates!r}, wanted sentences with {{}}, or one of {sorted(TEMPLATES)}")
-        check_classnames(names, [f"names[{i}]" for i in range(len(names))])
+        check_class_names(names, [f"names[{i}]" for i in range(len(names))])
         check_templates(lines, [f"templates[{i}]" for i in range(len(lines))])
         embed = self.embedding.embed
         rows = self._encode(modality, inputs, embed, batch_size, progress)

@@ -181,3 +181,19 @@ def test_from_shards_to_scores(tmp_path: Path) -> None:
     scores = dict(evaluator.evaluate(knowing_model()))
     assert scores["acc1"] == 1
     assert (scores["n_train"], scores["n"], scores["n_excluded"], scores["n_train_excluded"]) == (48, 8, 2, 12)
+
+
+def test_training_and_test_shards_must_number_their_classes_alike(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train, test = colour_shards(tmp_path / "train", 64), colour_shards(tmp_path / "test", 16)
+    evaluator = config(train_shards=train, shards=test, modality="picture").build(modalities())
+    (tmp_path / "train/classnames.txt").write_text("a\nb\nc\n")
+    (tmp_path / "test/classnames.txt").write_text("a\nb\nother\n")
+    dict(evaluator.evaluate(knowing_model()))
+    assert "1 of 3 class names differ: class 2 is 'c' in" in caplog.text
+    (tmp_path / "test/classnames.txt").write_text("b\na\nc\n")
+    with pytest.raises(
+        DataError, match=r"class 0 is 'a' in .*train.* and 'b' in .*test.*: the same names in another order"
+    ):
+        dict(evaluator.evaluate(knowing_model()))

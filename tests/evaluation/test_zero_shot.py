@@ -172,6 +172,30 @@ def test_a_missing_template_file_names_the_lists_that_there_are(tmp_path: Path) 
         make(tmp_path, templates="smple").build(modalities())
 
 
+def test_class_names_that_are_no_file_say_what_was_wanted(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="`classnames`: got 'cat', which is no file; wanted a file of class names"):
+        make(tmp_path, classnames="cat").build(modalities())
+
+
+@pytest.mark.parametrize("text", ['["red", "green"]', '{"1": "green", "0": "red"}', "0: 'red',\n1: 'green',"])
+def test_class_names_are_read_as_they_are_published(tmp_path: Path, text: str) -> None:
+    (tmp_path / "names.json").write_text(text)
+    assert make(tmp_path, classnames=str(tmp_path / "names.json")).build(modalities()).classnames == ("red", "green")
+
+
+def test_class_names_are_compared_with_those_beside_the_shards(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make(tmp_path, shards=colour_shards(tmp_path, 16))
+    stored = tmp_path / "classnames.txt"
+    stored.write_text("\n".join(NAMES[:-1]) + "\nanother\n")
+    dict(config.build(modalities()).evaluate(knowing_model()))
+    assert f"class 7 is {NAMES[7]!r} in `classnames` and 'another' in {stored}" in caplog.text
+    stored.write_text("\n".join(reversed(NAMES)))
+    with pytest.raises(DataError, match="the same names in another order; use the order of"):
+        dict(config.build(modalities()).evaluate(knowing_model()))
+
+
 def test_prompts_must_be_text(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="prompts: got modality 'picture', wanted one of kind text"):
         make(tmp_path, prompts="picture").build(modalities())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ def read_class_names(path: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]
     number to name, and its lines alone (`0: 'tench',` or `0: tench`).
 
     Raises:
-        ValueError: another content; the message names the place. OSError: the file cannot be read.
+        ValueError: there is no such file, or another content; the message names the place. OSError: it cannot be read.
     """
-    text = Path(path).expanduser().read_text(encoding="utf-8-sig").rstrip()
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"got {str(path)!r}, which is no file; wanted a file of class names: {_WANTED}")
+    text = file.read_text(encoding="utf-8-sig").rstrip()
     if text.lstrip()[:1] in ("{", "["):
         return _structured(path, text)
     if _NUMBERED.match(text):
@@ -55,7 +58,7 @@ def check_class_names(names: Sequence[str], where: Sequence[str], least: int = 2
         raise ValueError(f"got {len(names)} class names, wanted at least {('one', 'two')[least - 1]}")
     seen: dict[str, str] = {}
     for place, name in zip(where, names, strict=True):
-        plain = _plain(name)
+        plain = " ".join(name.casefold().split())
         if not plain:
             raise ValueError(
                 f"{place}: got an empty class name, wanted one name for each label, in the order of the labels"
@@ -94,18 +97,25 @@ def difference(given: Sequence[str], stored: Sequence[str], what: str, where: st
 
 
 def _structured(path: str | Path, text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names in a list or mapping, as JSON or as Python writes it: literals only, nothing runs."""
     try:
-        found = json.loads(text)
-    except ValueError:
         try:
-            found = ast.literal_eval(text)  # literals only: nothing runs
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise ValueError(f"{path}: got neither JSON nor a list of names ({error}), wanted {_WANTED}") from error
-    if isinstance(found, Mapping):
-        return _by_number(path, list(found.items()))
+            found = json.loads(text, object_pairs_hook=_Pairs)
+        except ValueError:
+            node = ast.parse(text, mode="eval").body
+            found = ast.literal_eval(node)
+            if isinstance(node, ast.Dict):  # with numbers that stand twice
+                keys = [ast.literal_eval(key) for key in node.keys if key is not None]
+                found = _Pairs(zip(keys, map(ast.literal_eval, node.values), strict=True))
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{path}: got neither JSON nor a list of names ({error}), wanted {_WANTED}") from error
     if not isinstance(found, list | tuple):
         raise ValueError(f"{path}: got {type(found).__name__}, wanted {_WANTED}")
-    return _by_number(path, list(enumerate(found)))
+    return _by_number(path, found if isinstance(found, _Pairs) else list(enumerate(found)))
+
+
+class _Pairs(list[tuple[Any, Any]]):
+    """The entries of a mapping."""
 
 
 def _by_number(path: str | Path, pairs: list[tuple[Any, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
