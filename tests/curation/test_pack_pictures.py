@@ -38,7 +38,7 @@ ANIMATION = [Image.fromarray(noise(seed, 30, 40)).quantize(16) for seed in (1, 2
 FILES = {
     "0.gif": encode(ANIMATION[0], "GIF", save_all=True, append_images=ANIMATION[1:]),
     "1.avif": encode(noise(3, 30, 40), "AVIF"),
-    "2.heic": b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf",
+    "2.heic": b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiafheix",
     "3.jpg": encode(noise(4, 30, 40), "WEBP"),
 }
 

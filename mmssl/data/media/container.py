@@ -50,7 +50,7 @@ def open_container(data: bytes) -> Iterator[Any]:
             "undecodable", f"got {len(data)} bytes beginning with {data[:12]!r}, wanted mp4, mov, webm or mkv"
         )
     form = "matroska" if data.startswith(MATROSKA) else "mov"
-    end = _matroska_end(data) if form == "matroska" else _boxes_end(data)
+    end = _matroska_end(data) if form == "matroska" else boxes_end(data)
     if end > len(data):
         raise DecodeError("undecodable", f"truncated file: got {len(data)} bytes, wanted {end}")
     try:
@@ -139,7 +139,7 @@ def _timed(container: Any) -> list[Any]:
     ]
 
 
-def _boxes_end(data: bytes) -> int:
+def boxes_end(data: bytes) -> int:
     """End offset of the last box of an mp4 file by its header (ISO/IEC 14496-12, 4.2); size 0: the end of the file."""
     place = 0
     while place + 8 <= len(data):

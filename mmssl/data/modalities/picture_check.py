@@ -6,6 +6,7 @@ import re
 
 import simplejpeg
 
+from mmssl.data.media.container import boxes_end
 from mmssl.data.modality import DecodeError
 
 _MARKER = re.compile(rb"\xff+[^\x00\xff]")
@@ -15,7 +16,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def check_picture(data: bytes) -> None:
-    """Check header and end of a JPEG, PNG or WebP file; other formats are not looked at. Bytes after the end are allowed.
+    """Check header and end of a JPEG, PNG, WebP, GIF, AVIF or HEIC file; other formats are not looked at.
+
+    Bytes after the end are allowed. Of an animated GIF the first frame must be whole.
 
     Raises:
         DecodeError: "undecodable": the header is damaged, or the file ends before the picture does.
@@ -28,6 +31,10 @@ def check_picture(data: bytes) -> None:
         wanted = 8 + int.from_bytes(data[4:8], "little")
         if wanted > len(data):
             raise _truncated(data, f"WebP, wanted {wanted} as in the header")
+    elif data[:3] == b"GIF":
+        _check_gif(data)
+    elif data[4:8] == b"ftyp" and boxes_end(data) > len(data):
+        raise _truncated(data, f"AVIF or HEIC, wanted {boxes_end(data)} as in its boxes")
 
 
 def _check_jpeg(data: bytes) -> None:
@@ -62,6 +69,34 @@ def _check_png(data: bytes) -> None:
         if kind == b"IEND" and place <= len(data):
             return
     raise _truncated(data, "PNG without its last chunk")
+
+
+def _check_gif(data: bytes) -> None:
+    """Walk over the blocks to the end of the first frame (GIF89a, 12 to 23)."""
+    place = 13 + _colour_table(data[10:11])
+    while place < len(data):
+        kind = data[place : place + 1]
+        if kind == b",":  # a frame: its place and size, a colour table, the code size, and the data
+            place = _behind_blocks(data, place + 11 + _colour_table(data[place + 9 : place + 10]))
+            if place <= len(data):
+                return
+        elif kind == b"!":
+            place = _behind_blocks(data, place + 2)
+        else:
+            raise DecodeError("undecodable", f"GIF of {len(data)} bytes: got a block {kind!r}, wanted a frame")
+    raise _truncated(data, "GIF without a whole frame")
+
+
+def _colour_table(flags: bytes) -> int:
+    """Bytes of the colour table that these flags announce."""
+    return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
+
+
+def _behind_blocks(data: bytes, place: int) -> int:
+    """Offset behind the data blocks at `place`, of which the last is empty; more than the length of data if it is missing."""
+    while place < len(data) and data[place]:
+        place += 1 + data[place]
+    return place + 1
 
 
 def _truncated(data: bytes, what: str) -> DecodeError:

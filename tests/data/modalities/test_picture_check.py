@@ -35,6 +35,9 @@ FILES = {
     "png": saved("PNG"),
     "webp": saved("WEBP"),
     "lossless webp": saved("WEBP", lossless=True),
+    "gif": saved("GIF"),
+    "gif with a comment": saved("GIF", comment=b"drawn by hand", transparency=0),
+    "avif": saved("AVIF"),
 }
 
 
@@ -47,7 +50,8 @@ def test_whole_pictures_pass_with_and_without_bytes_behind_them(name: str) -> No
 @pytest.mark.parametrize("name", FILES)
 def test_a_picture_that_is_cut_anywhere_is_refused(name: str) -> None:
     data = FILES[name]
-    for stop in (*range(16, len(data) - 1, 97), len(data) - 2):
+    last = len(data) - (3 if "gif" in name else 2)  # a GIF is read without its last byte
+    for stop in (*range(16, last, 97), last):
         with pytest.raises(DecodeError, match="undecodable"):
             check_picture(data[:stop])
 
@@ -59,5 +63,15 @@ def test_damaged_headers_are_refused() -> None:
         check_picture(FILES["png"].replace(b"IHDR", b"XXXX"))
 
 
+def test_of_an_animation_the_first_frame_must_be_whole() -> None:
+    frames = [Image.fromarray(np.full((24, 40), level, np.uint8)) for level in (0, 99, 200)]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    data = file.getvalue()
+    check_picture(data[:-5])  # the last frame is cut
+    with pytest.raises(DecodeError, match="truncated file: got 40 bytes of GIF without a whole frame"):
+        check_picture(data[:40])
+
+
 def test_other_formats_are_not_looked_at() -> None:
-    check_picture(b"GIF89a")
+    check_picture(b"BM")
