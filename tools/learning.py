@@ -44,24 +44,16 @@ ADAMW = {"kind": "adamw", "lr": 2e-3, "weight_decay": 0.01}
 
 def row(objective: Mapping[str, Any], encoder: Mapping[str, Any] = CONV, **changes: Any) -> dict[str, Any]:
     """Settings of one row: the objective, its encoder, and what differs from the rest."""
-    return {
-        "objective": dict(objective),
-        "encoder": dict(encoder),
-        "views": VIEWS,
-        "batch": 128,
-        "steps": 400,
-        **changes,
-    }
+    usual = {"views": VIEWS, "batch": 128, "steps": 400}
+    return {"objective": dict(objective), "encoder": dict(encoder), **usual, **changes}
 
 
 ROWS: dict[str, dict[str, Any]] = {
     "simclr": row({"kind": "simclr", **TWO, "temperature": 0.2, "embedding": 64, "head": HEAD}),
     "barlow_twins": row({"kind": "barlow_twins", **TWO, "redundancy_weight": 0.01, "embedding": 256, "head": HEAD}),
     "vicreg": row(
-        {
-            "kind": "vicreg", **TWO, "invariance_weight": 25, "variance_weight": 25, "covariance_weight": 1, "embedding": 256,
-            "head": HEAD,
-        }
+        {"kind": "vicreg", **TWO, "invariance_weight": 25, "variance_weight": 25, "covariance_weight": 1, "embedding": 256,
+         "head": HEAD}
     ),
     "simsiam": row(
         {
@@ -79,10 +71,8 @@ ROWS: dict[str, dict[str, Any]] = {
         **SHORT,
     ),
     "lejepa": row(
-        {
-            "kind": "lejepa", **TWO, "views": 2, "sigreg_weight": 0.05, "directions": 256, "embedding": 32,
-            "head": {**HEAD, "norm_last": True},
-        }
+        {"kind": "lejepa", **TWO, "views": 2, "sigreg_weight": 0.05, "directions": 256, "embedding": 32,
+         "head": {**HEAD, "norm_last": True}}
     ),
     "moco_v2": row(
         {
