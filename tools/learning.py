@@ -290,7 +290,7 @@ def read_arguments(about: str | None, rows: Sequence[str], results: str) -> argp
     parser.add_argument("--rows", nargs="*", choices=sorted(rows), default=list(rows), help="objectives; default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", type=int, default=10_000, help="training pictures")
-    parser.add_argument("--test", type=int, default=2_000, help="test pictures")
+    parser.add_argument("--test", type=int, default=10_000, help="test pictures")
     parser.add_argument("--steps", type=int, help="of every run; default: each row's own")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--results", type=Path, default=Path(results), help="finished runs, one a line")
