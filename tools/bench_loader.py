@@ -1,9 +1,10 @@
 """Throughput of our data loader against open_clip's: `python3 tools/run.py python tools/bench_loader.py --data /tmp/bench`.
 
-Both read the same shards (JPEG 500 x 375, quality 90, one caption each), crop to 224 as open_clip does for training (scale 0.9-1,
-bicubic, antialiased), tokenize, and deliver batches; rounds of the two alternate. open_clip's `get_wds_dataset` runs in the
-environment of tools/peer_env.py. Two figures of each: samples per second of wall time, reliable on an idle machine only, and
-samples per second of CPU time over all processes of a side, reliable on a busy one too. The ratio is ours / theirs.
+Both read the same shards (JPEG 500 x 375, or of `--height`, quality 90, one caption each), crop to 224 as open_clip does for
+training (scale 0.9-1, bicubic, antialiased), tokenize, and deliver batches; rounds of the two alternate. open_clip's
+`get_wds_dataset` runs in the environment of tools/peer_env.py. Two figures of each: samples per second of wall time, reliable on an
+idle machine only, and samples per second of CPU time over all processes of a side, reliable on a busy one too. The ratio is ours /
+theirs.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 TOOLS = Path(__file__).resolve().parent
-SIZE, HEIGHT, WIDTH, QUALITY = 224, 375, 500, 90
-FORMAT = 1  # of the synthetic shards; raise it when they change
+SIZE, HEIGHT, QUALITY = 224, 375, 90
+FORMAT = 2  # of the synthetic shards; raise it when they change
 CAPTION = (
     "the old red temple behind a small garden with two people standing near yellow petals in the quiet morning light"
 )
 
 
-def make_shards(folder: Path, samples: int, shards: int) -> list[Path]:
+def make_shards(folder: Path, samples: int, shards: int, height: int = HEIGHT) -> list[Path]:
     """Synthetic shards, made once: crops of scikit-learn's photographs, jittered, with noise."""
     done = folder / "done.json"
-    wanted = {"format": FORMAT, "samples": samples, "shards": shards}
+    wanted = {"format": FORMAT, "samples": samples, "shards": shards, "height": height}
     paths = [folder / f"{number:06d}.tar" for number in range(shards)]
     if done.exists() and json.loads(done.read_text()) == wanted:
         return paths
@@ -43,7 +44,7 @@ def make_shards(folder: Path, samples: int, shards: int) -> list[Path]:
     for number, path in enumerate(paths):
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for ordinal in range(number * samples // shards, (number + 1) * samples // shards):
-                for extension, data in synthetic(ordinal).items():
+                for extension, data in synthetic(ordinal, height).items():
                     member = tarfile.TarInfo(f"{ordinal:08d}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
@@ -54,7 +55,7 @@ def make_shards(folder: Path, samples: int, shards: int) -> list[Path]:
     return paths
 
 
-def synthetic(ordinal: int) -> dict[str, bytes]:
+def synthetic(ordinal: int, height: int) -> dict[str, bytes]:
     """Sample `ordinal`: jpg, txt and json. The noise brings a JPEG to 2.8 bits a pixel, 66 KB, as real photographs have."""
     import numpy as np
     from PIL import Image
@@ -62,38 +63,36 @@ def synthetic(ordinal: int) -> dict[str, bytes]:
 
     rng = np.random.default_rng(ordinal)
     photo = Image.fromarray(load_sample_image(("china.jpg", "flower.jpg")[ordinal % 2]))
-    height = int(rng.uniform(0.5, 1) * photo.height)
-    width = min(photo.width, height * WIDTH // HEIGHT)
-    left, top = int(rng.integers(photo.width - width + 1)), int(rng.integers(photo.height - height + 1))
-    picture = photo.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+    width = height * 4 // 3
+    rows = int(rng.uniform(0.5, 1) * photo.height)
+    columns = min(photo.width, rows * 4 // 3)
+    left, top = int(rng.integers(photo.width - columns + 1)), int(rng.integers(photo.height - rows + 1))
+    picture = photo.resize((width, height), Image.Resampling.BICUBIC, (left, top, left + columns, top + rows))
     pixels = np.asarray(picture, np.float32) * rng.uniform(0.8, 1.2, 3) + rng.uniform(-12, 12, 3)
-    for step, strength in (
-        (1, 3.0),
-        (4, 8.0),
-        (16, 12.0),
-    ):  # noise with a spectrum that falls off as that of photos does
-        small = rng.normal(0, strength, (-(-HEIGHT // step), -(-WIDTH // step), 1))
-        pixels += small.repeat(step, 0).repeat(step, 1)[:HEIGHT, :WIDTH]
+    # Noise with a spectrum that falls off as that of photographs does.
+    for step, strength in ((1, 3.0), (4, 8.0), (16, 12.0)):
+        small = rng.normal(0, strength, (-(-height // step), -(-width // step), 1))
+        pixels += small.repeat(step, 0).repeat(step, 1)[:height, :width]
     buffer = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
     caption = " ".join(rng.choice(CAPTION.split(), int(rng.integers(6, 15))))
-    about = {"caption": caption, "width": WIDTH, "height": HEIGHT, "key": f"{ordinal:08d}"}
+    about = {"caption": caption, "width": width, "height": height, "key": f"{ordinal:08d}"}
     return {"jpg": buffer.getvalue(), "txt": caption.encode(), "json": json.dumps(about).encode()}
 
 
-def our_batches(shards: list[str], batch: int, workers: int) -> Iterator[Any]:
+def our_batches(shards: list[str], batch: int, workers: int, decode: Any = "full") -> Iterator[Any]:
     """Endless batches of this project."""
     sys.path.insert(0, str(TOOLS.parent))
     from mmssl.data.modalities.image import ImageConfig
     from mmssl.data.modalities.text import TextConfig
     from mmssl.data.stream.config import DataConfig
 
-    modalities = {"image": ImageConfig(size=SIZE).build("image"), "text": TextConfig().build("text")}
+    modalities = {"image": ImageConfig(size=SIZE, decode=decode).build("image"), "text": TextConfig().build("text")}
     needs = {"image": {"crop": 1}, "text": {"tokens": 1}}
     return DataConfig(shards=tuple(shards), workers=workers).build(modalities, needs, batch_size=batch, seed=0)
 
 
-def their_batches(shards: list[str], batch: int, workers: int) -> Iterator[Any]:
+def their_batches(shards: list[str], batch: int, workers: int, decode: str) -> Iterator[Any]:
     """Endless batches of open_clip: one epoch longer than the benchmark."""
     import open_clip
     from open_clip.transform import image_transform
@@ -116,12 +115,12 @@ def their_batches(shards: list[str], batch: int, workers: int) -> Iterator[Any]:
     return iter(info.dataloader)
 
 
-def serve(side: str, shards: list[str], batch: int, workers: int, ahead: int) -> None:
+def serve(side: str, shards: list[str], batch: int, workers: int, ahead: int, decode: str) -> None:
     """Run rounds of one side: reads a number of batches a line, writes a JSON line each."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
     start = time.perf_counter()
-    batches = {"ours": our_batches, "peer": their_batches}[side](shards, batch, workers)
+    batches = {"ours": our_batches, "peer": their_batches}[side](shards, batch, workers, decode)
     next(batches)
     first = time.perf_counter() - start
     clock = CpuClock()
@@ -175,18 +174,10 @@ class CpuClock:
 class Side:
     """One loader in a separate process."""
 
-    def __init__(self, name: str, python: str, shards: list[Path], batch: int, workers: int) -> None:
+    def __init__(self, name: str, python: str, shards: list[Path], batch: int, workers: int, decode: str) -> None:
         self.name = name
-        command = [
-            python,
-            str(Path(__file__).resolve()),
-            "--serve",
-            name,
-            "--batch",
-            str(batch),
-            "--workers",
-            str(workers),
-        ]
+        options = {"serve": name, "batch": str(batch), "workers": str(workers), "decode": decode}
+        command = [python, str(Path(__file__).resolve()), *(f"--{key}={value}" for key, value in options.items())]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [*command, *map(str, shards)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -248,12 +239,13 @@ def summary(rounds: dict[str, list[dict[str, float]]], batch: int) -> dict[str, 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Make shards, run the rounds, print and return the figures."""
-    shards = make_shards(folder, arguments.samples, arguments.shards)
+    shards = make_shards(folder, arguments.samples, arguments.shards, arguments.height)
     peer_python = subprocess.run(
         [sys.executable, str(TOOLS / "peer_env.py")], check=True, stdout=subprocess.PIPE, text=True
     ).stdout.strip()
     pythons = {"peer": peer_python, "ours": sys.executable}
-    sides = [Side(name, python, shards, arguments.batch, arguments.workers) for name, python in pythons.items()]
+    settings = arguments.batch, arguments.workers, arguments.decode
+    sides = [Side(name, python, shards, *settings) for name, python in pythons.items()]
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in pythons}
     decode: list[float] = []
     try:
@@ -302,6 +294,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder that keeps the synthetic shards; default: a temporary one")
     parser.add_argument("--samples", type=int, default=2048)
     parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--height", type=int, default=HEIGHT, help="of the pictures; the width is 4/3 of it")
+    parser.add_argument("--decode", choices=("full", "scaled"), default="full", help="ours: `modalities.image.decode`")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
@@ -311,7 +305,14 @@ def main() -> None:
     parser.add_argument("paths", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.serve, arguments.paths, arguments.batch, arguments.workers, ahead=2 * arguments.workers)
+        serve(
+            arguments.serve,
+            arguments.paths,
+            arguments.batch,
+            arguments.workers,
+            2 * arguments.workers,
+            arguments.decode,
+        )
         return
     with tempfile.TemporaryDirectory() as temporary:
         result = compare(arguments, arguments.data or Path(temporary))

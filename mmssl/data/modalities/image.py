@@ -16,7 +16,7 @@ from mmssl.core.encoder import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.modalities.arrays import as_pixels
 from mmssl.data.modalities.choice import ChoiceConfig
-from mmssl.data.modalities.image_views import EvalView, ResizedCropConfig, SimClrViewConfig
+from mmssl.data.modalities.image_views import CropConfig, EvalView, ResizedCropConfig, SimClrViewConfig
 from mmssl.data.modalities.kernels.image import PICTURES
 from mmssl.data.modalities.masks.image import BlocksConfig, InverseBlocksConfig, JepaConfig, OrderConfig
 from mmssl.data.modalities.orientation import Orientation
@@ -134,6 +134,8 @@ class ImageConfig(ModalityConfig):
             blended with white. "refuse": an error unless opaque.
         on_damage: "refuse": JPEG files with any damage are refused; "show": they are decoded as far as they go, as browsers show
             them.
+        decode: "full": as they are; "scaled": JPEG files at 1/2, 1/4 or 1/8 of their size (libjpeg's scaling), the smallest from
+            which no crop of a view has to be enlarged. Faster for large files, and other pixels.
     """
 
     kind: Literal["image"] = "image"
@@ -144,6 +146,7 @@ class ImageConfig(ModalityConfig):
     depth: Depth = "scale"
     alpha: Alpha = "mask"
     on_damage: OnDamage = "refuse"
+    decode: Literal["full", "scaled"] = "full"
 
     files = FileFormats(
         "a picture",
@@ -169,7 +172,11 @@ class ImageConfig(ModalityConfig):
 
     def build(self, name: str) -> ImageModality:
         """Build the modality with its name in the recipe."""
-        decoder = PictureDecoder(self.max_pixels, self.orientation, self.depth, self.alpha, self.on_damage)
+        crops = [view.least_side(self.size) for view in self.views.values() if isinstance(view, CropConfig)]
+        least_side = max([self.size, *crops]) if self.decode == "scaled" else None
+        decoder = PictureDecoder(
+            self.max_pixels, self.orientation, self.depth, self.alpha, self.on_damage, least_side=least_side
+        )
         return ImageModality(name, self.extensions or tuple(SIGNATURES), self._views(), decoder)
 
     def _views(self) -> dict[str, View]:

@@ -46,6 +46,11 @@ class CropConfig(Config):
     interpolation: Interpolation = "bicubic"
     flip: Probability = 0.5
 
+    def least_side(self, size: int) -> int:
+        """Shorter side in pixels of a picture from which on its smallest crop has `size` pixels, so that none is enlarged."""
+        elongated = max(self.ratio[1], 1 / self.ratio[0])
+        return math.ceil((self.size or size) * math.sqrt(elongated / self.scale[0]))
+
 
 class ResizedCropConfig(CropConfig):
     """Random resized crop, as torchvision's RandomResizedCrop. The defaults are open_clip's for training."""

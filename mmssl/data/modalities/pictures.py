@@ -71,6 +71,8 @@ class PictureDecoder:
         max_pixels: larger pictures are refused by their header.
         orientation, depth, alpha, on_damage: rules.
         formats: Pillow's names of the formats that are decoded besides HEIC.
+        least_side: JPEG files are decoded at the smallest of 1, 1/2, 1/4 and 1/8 of their size whose shorter side has this number
+            of pixels; None: as they are.
     """
 
     max_pixels: int
@@ -79,6 +81,7 @@ class PictureDecoder:
     alpha: Alpha = "mask"
     on_damage: OnDamage = "refuse"
     formats: tuple[str, ...] = FORMATS
+    least_side: int | None = None
 
     def decode(self, data: bytes) -> Picture:
         """Decode a file. The format is detected from the bytes.
@@ -150,7 +153,9 @@ class PictureDecoder:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=strict)
         self.check_size(height, width)
         if space not in ("CMYK", "YCCK"):
-            pixels: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=strict)
+            pixels: np.ndarray = simplejpeg.decode_jpeg(
+                data, colorspace="RGB", strict=strict, **_least_size(height, width, self.least_side)
+            )
             return pixels
         inks = 255 - simplejpeg.decode_jpeg(data, colorspace="CMYK", strict=strict)  # stored inverted, as by Adobe
         return np.array(Image.fromarray(inks, "CMYK").convert("RGB"))  # libjpeg's own RGB differs by one level
@@ -244,6 +249,12 @@ def _is_heic(data: bytes) -> bool:
     pillow_heif.options.DECODE_THREADS = 1  # many workers decode in parallel
     pillow_heif.register_heif_opener()
     return True
+
+
+def _least_size(height: int, width: int, least_side: int | None) -> dict[str, int]:
+    """The size that libjpeg may scale a picture to. Of its eighths only powers of two: the others take longer than full size."""
+    fitting = [d for d in (8, 4, 2) if least_side is not None and min(-(-height // d), -(-width // d)) >= least_side]
+    return {"min_height": -(-height // fitting[0]), "min_width": -(-width // fitting[0])} if fitting else {}
 
 
 def _damaged_jpeg(data: bytes, error: Exception) -> DecodeError:

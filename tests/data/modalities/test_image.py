@@ -393,3 +393,30 @@ def test_colour_changes_of_strength_zero_are_left_out_and_change_no_other_draw()
     drawn, kept = (draw_jitter(config, np.random.default_rng(3)) for config in (full, less))
     assert kept == [[name, amount] for name, amount in drawn if name in ("brightness", "saturation")]
     assert len(kept) == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "decoded"),
+    [
+        (32, 0.9, (75, 100)),  # of 600 x 800: an eighth; the smallest crop needs 32 * sqrt(4 / 3 / 0.9) = 39
+        (64, 0.9, (150, 200)),  # 78 > 75: a quarter
+        (64, 0.08, (300, 400)),  # 262: a half
+        (224, 0.08, (600, 800)),  # 915: as it is
+    ],
+)
+def test_scaled_decoding_enlarges_no_crop(size: int, scale: float, decoded: tuple[int, int]) -> None:
+    rows, columns = np.mgrid[0:600, 0:800].astype(np.float32)
+    wave = 128 + 60 * np.sin(rows / 40)[..., None] + 40 * np.sin(columns[..., None] / np.array([30, 50, 70], np.float32))
+    file = encode(wave.clip(0, 255).astype(np.uint8), "JPEG", quality=95)
+    views = {"crop": {"kind": "resized_crop", "scale": (scale, 1.0)}, "mask": {"kind": "order", "patch_size": 8}}
+    full, scaled = (
+        ImageConfig.model_validate({"size": size, "views": views, "decode": how}).build("image")
+        for how in ("full", "scaled")
+    )
+    pixels = scaled.decode(file, "jpg")
+    assert pixels.shape == (*decoded, 3)
+    factor = 600 // decoded[0]
+    means = full.decode(file, "jpg").reshape(decoded[0], factor, decoded[1], factor, 3).mean((1, 3))
+    assert np.abs(pixels - means).mean() < 1.0, "each pixel is the mean of those that it stands for"
+    png = encode(wave.clip(0, 255).astype(np.uint8), "PNG")
+    assert scaled.decode(png, "png").shape == (600, 800, 3), "only libjpeg scales while decoding"
