@@ -7,8 +7,10 @@ saved: 130 SIGINT, 143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2 (what `sbatch --signal`
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import typer
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mmssl.core.errors import MmsslError, RecipeError, did_you_mean
+from mmssl.data.shards.patience import stop_waiting, wait_again
 
 T = TypeVar("T", bound=str)
 
@@ -26,7 +29,8 @@ UsageError: Any = next(base for base in typer.BadParameter.__mro__ if base.__nam
 def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; an `MmsslError` is shown as one message."""
     try:
-        code = application(args=arguments, standalone_mode=False)
+        with _ending_waits():
+            code = application(args=arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
@@ -41,6 +45,28 @@ def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int
         who = "error" if rank is None else f"error on process {rank}"
         Console(stderr=True, soft_wrap=True).print(f"[bold red]{who}:[/] {escape(str(error))}", highlight=False)
         return error.exit_code
+
+
+@contextmanager
+def _ending_waits() -> Iterator[None]:
+    """Ctrl-C also ends the waiting of other threads for storage: else the program would wait for them until their deadline."""
+
+    def interrupt(number: int, frame: object) -> None:
+        stop_waiting()
+        raise KeyboardInterrupt
+
+    try:
+        default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if default:
+            signal.signal(signal.SIGINT, interrupt)
+    except ValueError:  # not the main thread, which alone is interrupted
+        default = False
+    try:
+        yield
+    finally:
+        if default:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        wait_again()
 
 
 def one_of(option: str, value: str, allowed: tuple[T, ...]) -> T:

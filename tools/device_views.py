@@ -161,8 +161,5 @@ class DeviceViews:
         """Nothing is drawn from sources."""
         return {}
 
-    def stop_waiting(self) -> None:
-        """Nothing is waited for."""
-
     def close(self) -> None:
         """There are no workers."""

@@ -11,7 +11,7 @@ from typing import Literal
 from mmssl.core.config import Config
 from mmssl.core.distributed import attempt, gather_objects, is_main
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import CheckpointError, MmsslError, RecipeError, did_you_mean
+from mmssl.core.errors import CheckpointError, MmsslError, RecipeError, Stopped, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.training.checkpoints.write import CheckpointStore
 from mmssl.training.runtime.console import say
@@ -129,6 +129,7 @@ class EvaluateBeat(Beat):
     Raises:
         RecipeError: the watched metric is none of the evaluator's.
         MmsslError: before the end of the run, an evaluator failed whose metric is watched.
+        Stopped: a signal came while the evaluator waited for its shards, on any process.
     """
 
     def __init__(
@@ -155,6 +156,8 @@ class EvaluateBeat(Beat):
                 lambda: {f"{self.name}/{metric}": score for metric, score in self._evaluator.evaluate(model)}
             )
         state.learner.train()
+        if isinstance(mine, Stopped):  # not evaluated, which is made up for after a resume
+            raise mine
         if isinstance(mine, MmsslError):
             self._fail(state, mine)
             return

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
 
 from mmssl.core.batch import Batch
 from mmssl.core.distributed import gather_objects, is_main
-from mmssl.core.errors import Interrupted, MmsslError, NumericError
+from mmssl.core.errors import Interrupted, MmsslError, NumericError, Stopped
 from mmssl.training.beats import EvaluateBeat, SaveBeat
 from mmssl.training.log import LogBeat
 from mmssl.training.refresh import Refresh
@@ -51,9 +52,10 @@ def train(
     state.learner.train()
     log.start(state)
     batch: Batch | None = None
-    with StopSignals(state.stream.stop_waiting) as stop, ProgressBar(state.total_steps) as bar:
-        for evaluation in evaluations:
-            evaluation.catch_up(state)
+    with StopSignals() as stop, ProgressBar(state.total_steps) as bar:
+        with _leaving_when_stopped(state, save, stop):
+            for evaluation in evaluations:
+                evaluation.catch_up(state)
         save.mark_best(state)
         batches = iter(state.stream)
         while state.step < state.total_steps:
@@ -80,17 +82,27 @@ def train(
             if number is not None:
                 _leave(state, save, number)
             save.after_step(state, report, wished[1], must=last)
-            for evaluation, wish in zip(evaluations, wished[2:], strict=True):
-                evaluation.after_step(state, report, wish)
+            with _leaving_when_stopped(state, save, stop):
+                for evaluation, wish in zip(evaluations, wished[2:], strict=True):
+                    evaluation.after_step(state, report, wish)
             save.mark_best(state)
             del report  # its metrics are made of latents, which are not to be held through the next step
     if state.faults:
         show_counts("skipped samples", state.faults, state.fault_examples)
 
 
+@contextmanager
+def _leaving_when_stopped(state: TrainState, save: SaveBeat, stop: StopSignals) -> Iterator[None]:
+    """End the run, on all processes, if a signal has ended an evaluation's waiting for its shards."""
+    try:
+        yield
+    except Stopped:
+        _leave(state, save, stop.gathered_number())
+
+
 def _leave(state: TrainState, save: SaveBeat, number: int | None) -> NoReturn:
     """Save the last step and end the run by an `Interrupted`, on all processes."""
-    assert number is not None, "nothing else ends the waiting for a batch"
+    assert number is not None, "nothing else ends the waiting for data"
     save.must(state)
     raise Interrupted(f"after step {state.step}; saved in {save.store.folder}", number)
 

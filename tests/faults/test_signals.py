@@ -6,12 +6,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from mmssl.core.config import Duration
+from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import CheckpointError, Interrupted, Stopped
+from mmssl.core.evaluator import Evaluator, Score
+from mmssl.data.shards.patience import shared_outages
+from mmssl.data.shards.remote import CacheConfig
 from mmssl.training.checkpoints.write import CheckpointStore
 from mmssl.training.runtime.signals import HANDLED, StopSignals
 from tests.faults.forks import in_child
@@ -60,10 +65,11 @@ class Waiting(ActingStream):
 
     def __init__(self, at: int) -> None:
         super().__init__(at, self.wait)
+        shared_outages()  # as streams of remote shards make them
 
     def wait(self) -> None:
         send(signal.SIGUSR1)()
-        assert self.stopping, "the handler tells the stream"
+        assert shared_outages().stopping, "the handler ends all waiting"
         raise Stopped("http://host/7.tar, byte 0 to 512: told to stop while waiting for it")
 
 
@@ -74,6 +80,7 @@ def test_a_signal_while_a_batch_is_waited_for_saves_the_last_step(tmp_path: Path
         make_run(tmp_path / "cut", stream=Waiting(5)).train()
     assert caught.value.exit_code == 138
     assert (tmp_path / "cut/checkpoints/LATEST").read_text() == "step_00000005"
+    assert not shared_outages().stopping, "the next run waits again"
     resumed = make_run(tmp_path / "cut")
     resumed.train()
     assert_equal(tensors(resumed), tensors(whole))
@@ -84,6 +91,29 @@ def test_a_signal_before_the_first_batch_leaves_nothing_to_save(tmp_path: Path) 
         make_run(tmp_path, stream=Waiting(0)).train()
     assert caught.value.exit_code == 138
     assert not (tmp_path / "checkpoints").exists()
+
+
+class WaitingDistance(Distance):
+    """Its shards do not come: a signal comes instead, and ends the waiting."""
+
+    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
+        patience = CacheConfig(deadline=0).build().storage.patience
+        send(signal.SIGTERM)()
+        yield "distance", patience("http://host/7.tar", "its size", lambda: 1.0)
+
+
+def test_a_signal_while_an_evaluator_waits_for_storage_saves_and_evaluates_after_the_resume(tmp_path: Path) -> None:
+    evaluators: Mapping[str, tuple[Evaluator, Duration]] = {"far": (WaitingDistance(), Duration("4 steps"))}
+    with pytest.raises(Interrupted, match="after step 4; saved") as caught:
+        make_run(tmp_path, evaluators=evaluators).train()
+    assert caught.value.exit_code == 143
+    assert (tmp_path / "checkpoints/LATEST").read_text() == "step_00000004"
+    assert "far" not in (tmp_path / "metrics.jsonl").read_text(), "a stop is no failure of the evaluator"
+    with pytest.raises(Interrupted, match="after step 4; saved"):
+        make_run(tmp_path, evaluators=evaluators).train()
+    seen = Distance()
+    make_run(tmp_path, evaluators={"far": (seen, Duration("4 steps"))}).train()
+    assert len(seen.seen) == 3, "at the steps 4, 8 and 10"
 
 
 def test_a_signal_at_the_last_step_leaves_the_evaluation_to_the_next_session(tmp_path: Path) -> None:

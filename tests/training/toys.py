@@ -145,7 +145,7 @@ class Stream:
     def __init__(self, batch_size: int = 8, poison: tuple[int, ...] = ()) -> None:
         self.batch_size, self.poison = batch_size, poison
         self.step = 0
-        self.closed = self.stopping = False
+        self.closed = False
 
     def act(self, step: int) -> None:
         """What a test wants to happen just before the batch of a step."""
@@ -165,9 +165,6 @@ class Stream:
 
     def drawn(self) -> dict[str, Drawn]:
         return {}
-
-    def stop_waiting(self) -> None:
-        self.stopping = True
 
     def close(self) -> None:
         self.closed = True

@@ -22,8 +22,13 @@ Fill = Callable[[BinaryIO], None]
 
 _PART = ".part-"
 _ATTEMPTS = 5
+_RETRY = 0.02  # seconds between two looks whether a lock, or some room, is free
 _PATIENCE = 60.0  # seconds to wait for room
 _ABANDONED = 3600  # seconds after which an unlocked partial file counts as left by a killed process
+
+
+def _wait_on(_: str) -> None:
+    """The waiting may go on."""
 
 
 class Cache:
@@ -37,6 +42,7 @@ class Cache:
         folder: created on first use.
         max_bytes: largest total size of all files.
         sleep, clock: functions that wait and tell the time.
+        check: called while another process is waited for, with words on what for; it raises to end the waiting.
     """
 
     def __init__(
@@ -45,10 +51,11 @@ class Cache:
         max_bytes: int,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        check: Callable[[str], None] = _wait_on,
     ) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self.sleep, self.clock = sleep, clock
+        self.sleep, self.clock, self.check = sleep, clock, check
 
     def open(self, key: str, fill: Fill, size: int | None = None) -> BinaryIO:
         """Open the file of a key for reading, and fill it first if it is missing. It is not evicted while open.
@@ -115,7 +122,7 @@ class Cache:
     def _make(self, path: Path, fill: Fill, size: int | None) -> BinaryIO | None:
         """Write a file and keep it open; None: another process has just written it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent / ".lock"):  # one lock for a 256th of all keys: no two processes fetch the same file
+        with self._key_lock(path.parent / ".lock"):  # no two processes fetch the same file
             if path.exists():
                 return None
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_PART, delete=False) as file:
@@ -141,6 +148,18 @@ class Cache:
                     Path(file.name).unlink(missing_ok=True)
                     raise
 
+    @contextmanager
+    def _key_lock(self, path: Path) -> Iterator[None]:
+        """The lock for a 256th of all keys. Its owner may wait long for storage, perhaps in another run."""
+        with path.open("ab") as file:
+            while not _try_lock(file):
+                self.check(f"the cache {self.folder}, which another process fills")
+                self.sleep(_RETRY)
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
+
     def _reserve(self, file: int, size: int) -> None:
         """Make room, and give the file its size so that others count it."""
         if size > self.max_bytes:
@@ -162,7 +181,8 @@ class Cache:
                     f"the cache of {self.max_bytes} bytes in {self.folder} has been full of files in use for {_PATIENCE:g} s: "
                     "raise `data.cache.max_bytes`, or lower `data.workers`"
                 )
-            self.sleep(0.02)  # files are in use for moments only: until they are read or fetched
+            self.check(f"the cache {self.folder}, which is full of files in use")
+            self.sleep(_RETRY)  # files are in use for moments only: until they are read or fetched
 
     def _noted(self) -> int | None:
         """Total bytes as last recorded. Too large if files were deleted since; the next eviction corrects it."""
@@ -205,14 +225,21 @@ def _locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)  # closing alone does not unlock if a process was forked meanwhile
 
 
+def _try_lock(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _remove_unused(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _try_lock(file):
+                return False
             path.unlink()
             fcntl.flock(file, fcntl.LOCK_UN)
     except FileNotFoundError:
-        return True
-    except BlockingIOError:
-        return False
+        pass
     return True

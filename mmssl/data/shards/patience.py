@@ -1,6 +1,7 @@
 """Retry policy for remote storage: exponential backoff until a deadline, and an early end when the run is told to stop.
 
-All readers of a run, also in worker processes, share one `Outages`: a deadline belongs to a server, not to a reader.
+All readers of a process and of its workers share one `Outages`: a deadline belongs to a server, and not to a reader, a stream or
+an evaluator; and one call, `stop_waiting`, ends all waiting.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
-
-import torch
 
 from mmssl.core.errors import DataError, Stopped
 
@@ -49,6 +48,8 @@ class Outages:
     """
 
     def __init__(self) -> None:
+        import torch  # imports slowly, and local shards do without it
+
         # [0]: stop flag, set if positive; then for each slot the time of the server's first failure since its last answer, and
         # the time of its last failure.
         nothing = torch.full((1 + 2 * _SERVERS,), -math.inf, dtype=torch.float64)
@@ -62,6 +63,15 @@ class Outages:
     def stop(self) -> None:
         """Set the stop flag, which ends all waiting. Safe in a signal handler."""
         self._shared[0] = 1
+
+    def resume(self) -> None:
+        """Clear the stop flag."""
+        self._shared[0] = -math.inf
+
+    def check(self, what: str) -> None:
+        """Raise `Stopped` if the stop flag is set; `what` is waited for."""
+        if self.stopping:
+            raise Stopped(f"{what}: the run was told to stop while waiting for it")
 
     def failed(self, server: str, now: float, gap: float) -> float:
         """Record a failure; returns the time of the outage's first failure. An outage is over after `gap` seconds without one."""
@@ -79,6 +89,29 @@ class Outages:
     @staticmethod
     def _slot(server: str) -> int:
         return 1 + 2 * (zlib.crc32(server.encode()) % _SERVERS)
+
+
+_of_process: Outages | None = None
+
+
+def shared_outages() -> Outages:
+    """The outages that all readers of this process share; a worker process has those of the readers that it was given."""
+    global _of_process
+    if _of_process is None:
+        _of_process = Outages()
+    return _of_process
+
+
+def stop_waiting() -> None:
+    """End all waiting for storage in this process and its workers: it raises `Stopped`. Safe in a signal handler."""
+    if _of_process is not None:  # otherwise nobody waits
+        _of_process.stop()
+
+
+def wait_again() -> None:
+    """Allow waiting for storage after `stop_waiting`."""
+    if _of_process is not None:
+        _of_process.resume()
 
 
 @dataclass(frozen=True)
@@ -114,7 +147,7 @@ class Patience:
             action. Stopped: the run was told to stop. DataError: all attempts failed.
         """
         server, what = _server(url), f"{without_secrets(url)}, {part}"
-        started, pause, attempts = self.clock(), self.pause, 0
+        started, pause, attempts, first = self.clock(), self.pause, 0, False
         while True:
             attempts += 1
             try:
@@ -131,13 +164,15 @@ class Patience:
                     self.outages.answered(server)
                     raise final from error
                 now = self.clock()
-                since = min(started, self.outages.failed(server, now, self.longest + self.timeout))
+                # Between two failures lie at most a pause, and an attempt that waits for the connection and for a byte.
+                outage = self.outages.failed(server, now, self.longest + 2 * self.timeout)
+                first, since = first or outage == now, min(started, outage)
                 if now - since + pause > self.deadline:
                     raise DataError(
                         f"{what}: attempt {attempts} failed: {_words(error)}; {server} has failed for {now - since:.0f} s. No "
                         "sample was skipped: resume when the storage is back, or raise `data.cache.deadline`"
                     ) from error
-                level = logging.WARNING if since >= started else logging.INFO  # one warning for each outage
+                level = logging.WARNING if first else logging.INFO  # one reader tells of an outage
                 left = self.deadline - (now - since)
                 _log.log(level, "%s: attempt %d failed: %s; retrying for %.0f s", what, attempts, _words(error), left)
             else:
@@ -150,21 +185,17 @@ class Patience:
         """Sleep, or return early when the run is told to stop."""
         ends = self.clock() + seconds
         while (left := ends - self.clock()) > 0:
-            self._refuse_to_wait(what)
+            self.outages.check(what)
             self.sleep(min(left, _GLANCE))
 
     def _attempt(self, what: str, action: Callable[[], T]) -> T:
         """Run the action in a separate thread, so that a server that does not answer cannot block a stop."""
-        self._refuse_to_wait(what)
+        self.outages.check(what)
         attempt = _Attempt(action)
         attempt.start()
         while not attempt.done.wait(_GLANCE):
-            self._refuse_to_wait(what)
+            self.outages.check(what)
         return attempt.result()
-
-    def _refuse_to_wait(self, what: str) -> None:
-        if self.outages.stopping:
-            raise Stopped(f"{what}: the run was told to stop while waiting for it")
 
 
 class _Attempt(threading.Thread, Generic[T]):

@@ -19,7 +19,7 @@ from pydantic import Field
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError
 from mmssl.data.shards.cache import Cache
-from mmssl.data.shards.patience import Absent, NoRanges, Patience, Refused, without_secrets
+from mmssl.data.shards.patience import Absent, NoRanges, Patience, Refused, shared_outages, without_secrets
 from mmssl.data.shards.sidecar import load_sidecar, save_sidecar
 from mmssl.data.shards.storage import Storage
 from mmssl.data.shards.table import ShardTable, checksums, scan, slice_starts
@@ -41,7 +41,7 @@ class CacheConfig(Config):
             or `~/.cache/mmssl/shards`.
         max_bytes: largest total size of the cache; the least recently used files are deleted.
         timeout: seconds without a byte after which an attempt has failed.
-        deadline: seconds after a server's first failure, in any process, after which failures end the run.
+        deadline: seconds after a server's first failure, in any stream, evaluator or worker, after which failures end the run.
         threads: threads of each rank that prefetch slices for the workers; 0: workers fetch slices when they need them.
     """
 
@@ -53,9 +53,10 @@ class CacheConfig(Config):
 
     def build(self, allow_pipe: bool = False) -> Remote:
         """Client for remote shards: cache and storage."""
-        patience = Patience(timeout=self.timeout, deadline=self.deadline)
+        patience = Patience(timeout=self.timeout, deadline=self.deadline, outages=shared_outages())
         folder = self.folder or Path(os.environ.get("MMSSL_CACHE") or "~/.cache/mmssl/shards")
-        return Remote(Cache(folder.expanduser(), self.max_bytes), Storage(patience, allow_pipe))
+        cache = Cache(folder.expanduser(), self.max_bytes, check=patience.outages.check)
+        return Remote(cache, Storage(patience, allow_pipe))
 
 
 @dataclass(frozen=True)
@@ -230,10 +231,6 @@ class RemoteReader:
     def fetch(self, number: int, piece: int) -> None:
         """Fetch a slice into the cache, unless it is there."""
         self._open(number, piece)[1].close()
-
-    def stop_waiting(self) -> None:
-        """End all waiting for storage, in all threads and workers; see `Patience`."""
-        self.remote.storage.patience.outages.stop()
 
     def _open(self, number: int, piece: int) -> tuple[int, BinaryIO]:
         """An open file that contains the slice, and the byte of the shard that the file begins with."""

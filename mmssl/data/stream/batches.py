@@ -206,12 +206,6 @@ class TrainStream:
                 )
         self.step = state["step"]
 
-    def stop_waiting(self) -> None:
-        """End all waiting for failing storage: the next batch comes, or `Stopped` is raised. Safe in a signal handler."""
-        for index in self.rows.sources.indexes:
-            if isinstance(index.reader, RemoteReader):
-                index.reader.stop_waiting()
-
     def close(self) -> None:
         """End the workers; the stream cannot continue."""
         self._batches = iter(())

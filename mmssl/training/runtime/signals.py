@@ -5,27 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType, TracebackType
 
 from mmssl.core.batch import Batch
+from mmssl.core.distributed import gather_objects
 from mmssl.core.errors import DataError, Interrupted, Stopped
+from mmssl.data.shards.patience import stop_waiting, wait_again
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C; the end of a job; and the warning of `sbatch --signal` before it."""
 
 
 class StopSignals:
-    """Context that only records signals of `HANDLED`; a second SIGINT interrupts at once. Exit restores the handlers.
+    """Context that records signals of `HANDLED`, and ends waiting for storage; a second SIGINT interrupts at once.
 
-    Signals reach the main thread of a program only: in another thread nothing is handled here.
-
-    Args:
-        noted: called by the handler, to cancel waiting for data.
+    Exit restores the handlers. Signals reach the main thread of a program only: in another thread nothing is handled here.
     """
 
-    def __init__(self, noted: Callable[[], object] = lambda: None) -> None:
-        self._noted = noted
+    def __init__(self) -> None:
         self._received: set[int] = set()
         self._before: dict[int, object] = {}
         self._pid = os.getpid()
@@ -40,6 +38,8 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._received:
+            wait_again()
 
     def votes(self) -> list[bool]:
         """For each of `HANDLED`, whether this process has received it."""
@@ -69,6 +69,10 @@ class StopSignals:
             raise DataError("the training stream ended before the run did: a stream must repeat its data")
         return batch, False
 
+    def gathered_number(self) -> int | None:
+        """The signal that any process has received; a collective."""
+        return self.agreed([any(votes) for votes in zip(*gather_objects(self.votes()), strict=True)])
+
     @staticmethod
     def agreed(votes: Sequence[bool]) -> int | None:
         """The signal that any process received, from the votes of all; None if none did."""
@@ -82,4 +86,4 @@ class StopSignals:
         if number == signal.SIGINT and number in self._received:
             raise KeyboardInterrupt
         self._received.add(number)
-        self._noted()
+        stop_waiting()

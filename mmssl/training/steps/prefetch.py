@@ -64,10 +64,6 @@ class DeviceStream:
         """See `Stream`; includes a batch that was fetched ahead."""
         return self._stream.drawn()
 
-    def stop_waiting(self) -> None:
-        """See `Stream`."""
-        self._stream.stop_waiting()
-
     def close(self) -> None:
         """See `Stream`."""
         self._stream.close()

@@ -40,10 +40,6 @@ class Stream(Protocol):
         """Samples drawn from each source so far, by all processes; empty for a single source."""
         ...
 
-    def stop_waiting(self) -> None:
-        """Called by signal handlers: a wait for a batch ends with `Stopped`."""
-        ...
-
     def close(self) -> None:
         """Stop workers that prefetch."""
         ...

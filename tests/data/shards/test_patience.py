@@ -6,13 +6,16 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from mmssl.core.errors import DataError, Stopped
 from mmssl.data.modalities.label import LabelConfig
-from mmssl.data.shards.patience import Patience
+from mmssl.data.shards.cache import Cache
+from mmssl.data.shards.patience import Patience, stop_waiting, wait_again
 from mmssl.data.shards.remote import CacheConfig
 from mmssl.data.stream.config import DataConfig
 from mmssl.data.stream.workers import StartMethod
@@ -136,7 +139,72 @@ def test_workers_learn_that_the_run_is_to_stop(tmp_path: Path, method: StartMeth
         for path in data_cache.folder.glob("??/*"):
             path.unlink()  # what was fetched for the index
         server.faults["/0.tar"] = Failing(["503"])
-        threading.Thread(target=lambda: asked.wait() and stream.stop_waiting()).start()
+        threading.Thread(target=lambda: asked.wait() and stop_waiting()).start()
         with pytest.raises(Stopped, match=r"/0\.tar, byte \d+ to \d+: the run was told to stop"):
             next(stream)
         stream.close()
+        wait_again()
+
+
+def test_all_readers_of_a_process_have_one_deadline(time: Time) -> None:
+    """A training stream and evaluators each make a client; a second one that fails does not wait anew."""
+    clients = [CacheConfig(deadline=20).build().storage.patience for _ in range(8)]
+    for number, client in enumerate(clients):
+        with pytest.raises(DataError, match=r"http://down has failed for \d+ s"):
+            replace(client, sleep=time.sleep, clock=time.clock)(f"http://down/{number}.tar", "its size", fail)
+    assert time.now <= 20
+
+
+def test_a_server_that_answers_nothing_has_one_deadline_too(patience: Patience, time: Time) -> None:
+    def silent() -> None:
+        time.sleep(2 * patience.timeout)  # for the connection, and for a byte
+        fail()
+
+    for number in range(8):
+        with pytest.raises(DataError, match="has failed for"):
+            patience(f"http://down/{number}.tar", "its size", silent)
+    assert time.now <= patience.deadline + 8 * 2 * patience.timeout, "each tries once"
+
+
+def test_of_readers_that_fail_together_one_tells(
+    patience: Patience, time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    def other() -> None:
+        time.sleep(1)
+        with pytest.raises(DataError):
+            patience(SHARD.replace("7", "8"), "byte 3 to 7", lambda: time.sleep(2) or fail())
+
+    calls = iter([other])
+
+    def during() -> None:  # the other one begins before this one has failed
+        next(calls, lambda: None)()
+        fail()
+
+    with caplog.at_level(logging.WARNING), pytest.raises(DataError):
+        patience(SHARD, "byte 0 to 9", during)
+    said = [record.getMessage() for record in caplog.records]
+    assert said
+    assert "8.tar, byte 3 to 7: attempt 1 failed" in said[0]
+    assert not any("7.tar, byte 0" in line for line in said)
+
+
+def test_a_stop_ends_the_wait_for_another_run_that_fills_the_cache(tmp_path: Path, patience: Patience) -> None:
+    mine = Cache(tmp_path, 100, patience.sleep, patience.clock, patience.outages.check)
+    begun, end = threading.Event(), threading.Event()
+
+    def fill(sink: BinaryIO) -> None:
+        begun.set()
+        end.wait()
+        sink.write(b"7")
+
+    other = threading.Thread(target=lambda: Cache(tmp_path, 100).open("a", fill).close())
+    other.start()
+    begun.wait()
+    patience.outages.stop()
+    with pytest.raises(Stopped, match="which another process fills: the run was told to stop"):
+        mine.open("a", fill)
+    end.set()
+    other.join()
+    patience.outages.resume()
+    with mine.open("a", fill) as file:
+        assert file.read() == b"7"

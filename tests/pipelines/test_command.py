@@ -1,0 +1,45 @@
+"""How a verb ends as a program."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import typer
+
+from mmssl.core.errors import Stopped
+from mmssl.data.shards.patience import shared_outages
+from mmssl.data.shards.remote import CacheConfig
+from pipelines.command import guarded
+
+
+def test_an_interrupt_ends_the_waiting_of_all_threads_for_storage() -> None:
+    asked, never = threading.Event(), threading.Event()
+    futures: list[Future[None]] = []
+
+    def hang() -> None:
+        asked.set()
+        never.wait(20)
+
+    app = typer.Typer()
+
+    @app.command()
+    def read() -> None:
+        patience = CacheConfig().build().storage.patience
+        with ThreadPoolExecutor(2) as pool:
+            futures.append(pool.submit(patience, "http://down/0.tar", "its size", hang))
+            asked.wait()
+            os.kill(os.getpid(), signal.SIGINT)
+            futures[0].result()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert guarded(app, []) == 130
+        assert isinstance(futures[0].exception(), Stopped)
+        assert not shared_outages().stopping, "the next verb waits again"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+        never.set()
