@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import signal
 from collections.abc import Iterable
 from typing import Any
@@ -67,6 +69,30 @@ def for_people(error: Exception) -> MmsslError:
 
 def _without_constructor(kind: type[MmsslError], arguments: tuple[Any, ...]) -> MmsslError:
     return kind.__new__(kind, *arguments)
+
+
+_OS_WORDS = {
+    errno.ENOENT: "it does not exist",
+    errno.EACCES: "this user has no permission",
+    errno.EPERM: "this user has no permission",
+    errno.ELOOP: "its symbolic links lead in a circle",
+    errno.EISDIR: "it is a folder",
+    errno.ENOTDIR: "a part of its path is no folder",
+    errno.ENAMETOOLONG: "its name is too long",
+    errno.EIO: "an input/output error of the disk or file server",
+    errno.ESTALE: "the file server has replaced it",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+    errno.ENOSPC: "no space is left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+def os_words(error: OSError) -> str:
+    """What an error of the operating system means, in words without its number and the path."""
+    number = error.errno or 0
+    usual = error.strerror == os.strerror(number)  # not words of our own
+    return _OS_WORDS.get(number, os.strerror(number).lower()) if usual else error.strerror or str(error)
 
 
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:

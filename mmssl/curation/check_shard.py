@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.core.sample import Fault, Origin
 from mmssl.curation.figures import digest
 from mmssl.data.inspection import Inspection
@@ -84,8 +84,9 @@ def examine(path: Path, decoders: Decoders, limit: int | None, *, name: str | No
             else:
                 members.setdefault(parts[0], []).append((parts[1], offset, size))
     except (DataError, OSError) as error:
+        words = f"{path}: {os_words(error)}" if isinstance(error, OSError) else str(error)
         found.faults.append(
-            Fault("", Origin(SOURCE, found.name, 0, 0), "tar", "damaged", str(error).replace(str(path), found.name))
+            Fault("", Origin(SOURCE, found.name, 0, 0), "tar", "damaged", words.replace(str(path), found.name))
         )
     starts = [fields[0][1] for fields in members.values()]
     for span in lost:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
 
 from mmssl.core.batch import Batch
 from mmssl.core.distributed import gather_objects, is_main
-from mmssl.core.errors import Interrupted, MmsslError, NumericError, Stopped
+from mmssl.core.errors import Interrupted, MmsslError, NumericError
 from mmssl.training.beats import EvaluateBeat, SaveBeat
 from mmssl.training.log import LogBeat
 from mmssl.training.refresh import Refresh
@@ -52,10 +51,9 @@ def train(
     state.learner.train()
     log.start(state)
     batch: Batch | None = None
-    with StopSignals() as stop, ProgressBar(state.total_steps) as bar:
-        with _leaving_when_stopped(state, save, stop):
-            for evaluation in evaluations:
-                evaluation.catch_up(state)
+    with StopSignals(lambda number: _leave(state, save, number)) as stop, ProgressBar(state.total_steps) as bar:
+        for evaluation in evaluations:
+            evaluation.catch_up(state)
         save.mark_best(state)
         batches = iter(state.stream)
         while state.step < state.total_steps:
@@ -82,22 +80,12 @@ def train(
             if number is not None:
                 _leave(state, save, number)
             save.after_step(state, report, wished[1], must=last)
-            with _leaving_when_stopped(state, save, stop):
-                for evaluation, wish in zip(evaluations, wished[2:], strict=True):
-                    evaluation.after_step(state, report, wish)
+            for evaluation, wish in zip(evaluations, wished[2:], strict=True):
+                evaluation.after_step(state, report, wish)
             save.mark_best(state)
             del report  # its metrics are made of latents, which are not to be held through the next step
     if state.faults:
         show_counts("skipped samples", state.faults, state.fault_examples)
-
-
-@contextmanager
-def _leaving_when_stopped(state: TrainState, save: SaveBeat, stop: StopSignals) -> Iterator[None]:
-    """End the run, on all processes, if a signal has ended an evaluation's waiting for its shards."""
-    try:
-        yield
-    except Stopped:
-        _leave(state, save, stop.gathered_number())
 
 
 def _leave(state: TrainState, save: SaveBeat, number: int | None) -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 
 import pytest
@@ -14,6 +16,7 @@ from mmssl.core.errors import (
     NumericError,
     RecipeError,
     did_you_mean,
+    os_words,
 )
 
 
@@ -36,3 +39,16 @@ def test_did_you_mean_suggests_the_nearest_or_nothing() -> None:
     assert did_you_mean("optimiser", ["objective", "optimizer"]) == ", did you mean 'optimizer'?"
     assert did_you_mean("xyz", ["objective", "optimizer"]) == ""
     assert did_you_mean("xyz", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/0.tar"), "no space is left on the disk"),
+        (OSError(errno.ECHILD, os.strerror(errno.ECHILD), "/a/0.tar"), "no child processes"),
+        (OSError(errno.EIO, "the file ends at byte 7"), "the file ends at byte 7"),
+        (OSError("got less than wanted"), "got less than wanted"),
+    ],
+)
+def test_errors_of_the_system_are_told_without_number_and_path(error: OSError, words: str) -> None:
+    assert os_words(error) == words

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Cache:
                     return file
             except OSError as error:
                 raise DataError(
-                    f"the cache {self.folder} cannot be written: {error}; free some space, or set another folder in "
+                    f"the cache {self.folder} cannot be written: {os_words(error)}; free some space, or set another folder in "
                     "`data.cache.folder`"
                 ) from error
         raise DataError(

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.core.sample import Fault, Origin
 from mmssl.data.modality import DecodeError
 from mmssl.data.shards.paths import expand, expand_urls
@@ -119,7 +119,7 @@ class ShardIndex:
                 tables.append(table)
                 lost, gone = lost + faults, gone + count
             except (DataError, OSError) as error:
-                problems.append(str(error))
+                problems.append(f"{path}: {os_words(error)}" if isinstance(error, OSError) else str(error))
         if problems:
             more = f"\n... and {len(problems) - 10} more" if len(problems) > 10 else ""
             raise DataError(
@@ -254,7 +254,7 @@ class _Reader:
                 self._handles.pop(number, None)
                 if pause is None or error.errno in (errno.ENOENT, errno.EACCES):
                     raise DataError(
-                        f"{self.paths[number]}, byte {offset}: cannot read {size} bytes: {error}"
+                        f"{self.paths[number]}, byte {offset}: cannot read {size} bytes: {os_words(error)}"
                     ) from error
                 time.sleep(pause)
         raise AssertionError("unreachable")

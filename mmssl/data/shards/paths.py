@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import glob
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.data.shards.storage import is_remote
+
+_FOLDER = "a folder"
+_OTHER_FILES = {
+    stat.S_ISDIR: _FOLDER,
+    stat.S_ISFIFO: "a named pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
 
 
 def expand(shards: Sequence[str | Path]) -> list[Path]:
     """Expand patterns in the order given: braces as WebDataset does (`{000..127}`, `{train,extra}`), then globs, sorted.
 
     A folder means its `*.tar` files, sorted. An existing path is taken literally, even with pattern characters in its name.
+    Nothing is opened: a named pipe would block.
 
     Raises:
-        DataError: an empty list, a pattern without files, missing files (the message names them), a file given twice, or a
-            URL.
+        DataError: an empty list, a pattern without files, missing files (the message names them), what is no regular file (links
+            that lead nowhere, folders, pipes, devices), a file given twice, or a URL.
     """
     if isinstance(shards, str | Path):
         raise ValueError(f"got {shards!r}, wanted a list of paths or patterns: [{str(shards)!r}]")
     paths: list[Path] = []
     missing: list[str] = []
+    unusable: list[str] = []
     for pattern in shards:
         if is_remote(str(pattern)):
             raise DataError(
@@ -32,13 +45,18 @@ def expand(shards: Sequence[str | Path]) -> list[Path]:
         for piece in _braces(str(pattern)):
             found = _find(piece)
             paths += found
+            unusable += [f"{path}: {reason}" for path in found if (reason := _why_unusable(path))]
             if not found:
-                missing.append(piece if piece == str(pattern) else f"{piece} (from {pattern})")
+                name = piece if piece == str(pattern) else f"{piece} (from {pattern})"
+                missing.append(name + (": a folder without .tar files" if os.path.isdir(piece) else ""))
     if missing:
-        shown = "\n".join(f"  {name}" for name in missing[:5])
-        more = f"\n  ... and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(
-            f"no such shard (relative to {Path.cwd()}):\n{shown}{more}\nCheck the path, or make shards with `mmssl shards pack`."
+            f"no such shard (relative to {Path.cwd()}):\n{_shown(missing)}\nCheck the path, or make shards with "
+            "`mmssl shards pack`."
+        )
+    if unusable:
+        raise DataError(
+            f"no shards, wanted regular tar files:\n{_shown(unusable)}\nMend them, or take them out of the list or folder."
         )
     if not paths:
         raise DataError("no shards given: name at least one path, folder or pattern under `shards`")
@@ -97,11 +115,35 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _find(piece: str) -> list[Path]:
+    """What stands at a path, in the folder at it, or fits the pattern, in order; folders within only if named like shards."""
     path = Path(piece).expanduser()
-    if path.is_dir():
-        return sorted(path.glob("*.tar"))
-    if path.exists():
-        return [path]
-    if glob.has_magic(piece):
-        return sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-    return []
+    if os.path.isdir(path):
+        inside = sorted(path.glob("*.tar"))
+        return inside or ([path] if _why_unusable(path) != _FOLDER else [])
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        named = map(Path, glob.glob(str(path), recursive=True) if glob.has_magic(piece) else [])
+        return sorted(one for one in named if one.suffix == ".tar" or not os.path.isdir(one))
+    except (OSError, ValueError):
+        pass
+    return [path]
+
+
+def _why_unusable(path: Path) -> str | None:
+    """Why a path is no shard that can be opened; None if it is a regular file of this user."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        leads = f"a symbolic link to {os.readlink(path)}: " if os.path.islink(path) else ""
+        return leads + os_words(error)
+    except ValueError:
+        return "its name has a NUL byte"
+    if not os.access(path, os.R_OK):
+        return "this user has no permission to read it"
+    return next((what for kind, what in _OTHER_FILES.items() if kind(mode)), None)
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f"\n  ... and {len(names) - 5} more" if len(names) > 5 else ""
+    return "\n".join(f"  {name}" for name in names[:5]) + more

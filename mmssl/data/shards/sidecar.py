@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.data.shards.table import ShardTable, checksums, members_of, scan
 
 _log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def write_sidecar(shard: Path, *, force: bool = False) -> Path:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise DataError(
-            f"cannot write {target}: {error}; sidecars are optional, but the start takes longer without"
+            f"cannot write {target}: {os_words(error)}; sidecars are optional, but the start takes longer without"
         ) from error
     return target
 

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.data.shards.paths import expand, expand_urls
+from mmssl.data.shards.patience import without_secrets
 from mmssl.data.shards.remote import Remote
 from mmssl.data.shards.sidecar import differences, load_sidecar, sidecar_path, write_sidecar
 from mmssl.data.shards.storage import is_remote
@@ -46,7 +47,7 @@ def write_sidecars(
         if out is not None:
             raise DataError(f"--out: got {out} for local shards, whose sidecars are written beside them: omit --out")
         paths = expand(shards)
-        problems = _each(paths, lambda path: _attempt(lambda: write_sidecar(path, force=force)), progress)
+        problems = _each(paths, lambda path: _attempt(path, lambda: write_sidecar(path, force=force)), progress)
     else:
         urls = expand_urls(shards)
         names = [f"{url.split('?')[0].rsplit('/', 1)[-1]}.index.npz" for url in urls]
@@ -56,7 +57,7 @@ def write_sidecars(
 
         def make(place: tuple[str, str]) -> str | None:
             url, name = place
-            return _attempt(lambda: _write_remote(remote, url, out / name if out is not None else None))
+            return _attempt(url, lambda: _write_remote(remote, url, out / name if out is not None else None))
 
         problems = _each(list(zip(urls, names, strict=True)), make, progress)
     if any(problems):
@@ -74,9 +75,9 @@ def check_sidecars(shards: Sequence[str], remote: Remote, progress: Progress | N
         DataError: sidecars that are missing, stale, damaged or wrong; the message names all.
     """
     if any(map(is_remote, shards)):
-        problems = _each(expand_urls(shards), lambda url: _attempt(lambda: _check_remote(remote, url)), progress)
+        problems = _each(expand_urls(shards), lambda url: _attempt(url, lambda: _check_remote(remote, url)), progress)
     else:
-        problems = _each(expand(shards), lambda path: _attempt(lambda: _check_local(path)), progress)
+        problems = _each(expand(shards), lambda path: _attempt(path, lambda: _check_local(path)), progress)
     if any(problems):
         raise DataError(_summary(problems, "have no valid sidecar") + "\nMake missing ones with `mmssl shards index`.")
     return len(problems)
@@ -117,12 +118,14 @@ def _compare(saved: ShardTable, true: ShardTable, where: str) -> None:
         )
 
 
-def _attempt(action: Callable[[], object]) -> str | None:
-    """The error message of an action, or None."""
+def _attempt(shard: str | Path, action: Callable[[], object]) -> str | None:
+    """The error message of an action with a shard, or None."""
     try:
         action()
-    except (DataError, OSError) as error:
+    except DataError as error:
         return str(error)
+    except OSError as error:
+        return f"{without_secrets(str(shard))}: {os_words(error)}"
     return None
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.data.shards.sidecar import sidecar_path
 
 T = TypeVar("T")
@@ -215,7 +215,7 @@ def _atomic(path: Path) -> Iterator[Path]:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error}") from error
+        raise DataError(f"cannot write {path}: {os_words(error)}") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 
 from mmssl.core.batch import Batch
@@ -21,9 +21,14 @@ class StopSignals:
     """Context that records signals of `HANDLED`, and ends waiting for storage; a second SIGINT interrupts at once.
 
     Exit restores the handlers. Signals reach the main thread of a program only: in another thread nothing is handled here.
+
+    Args:
+        leave: called on all processes, with the signal, if `Stopped` leaves the context on all of them: when a signal has ended
+            an evaluation's waiting for its shards.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leave: Callable[[int | None], object] = lambda number: None) -> None:
+        self._leave = leave
         self._received: set[int] = set()
         self._before: dict[int, object] = {}
         self._pid = os.getpid()
@@ -36,10 +41,14 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        if self._received:
-            wait_again()
+        try:
+            if isinstance(error, Stopped):
+                self._leave(self.agreed([any(votes) for votes in zip(*gather_objects(self.votes()), strict=True)]))
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+            if self._received:
+                wait_again()
 
     def votes(self) -> list[bool]:
         """For each of `HANDLED`, whether this process has received it."""
@@ -68,10 +77,6 @@ class StopSignals:
         if batch is None:
             raise DataError("the training stream ended before the run did: a stream must repeat its data")
         return batch, False
-
-    def gathered_number(self) -> int | None:
-        """The signal that any process has received; a collective."""
-        return self.agreed([any(votes) for votes in zip(*gather_objects(self.votes()), strict=True)])
 
     @staticmethod
     def agreed(votes: Sequence[bool]) -> int | None:

@@ -366,7 +366,7 @@ def test_trouble_with_the_device_is_retried_and_then_fatal(folder: Path, monkeyp
     monkeypatch.setattr(index_module._Handle, "read", flaky)
     assert index.read(3).fields["txt"] == b"scene 3 of many"
     failures += [OSError(5, "Input/output error")] * 3
-    with pytest.raises(DataError, match=r"000000\.tar.*Input/output error"):
+    with pytest.raises(DataError, match=r"000000\.tar.*an input/output error of the disk"):
         index.read(3)
 
 

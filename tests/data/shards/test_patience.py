@@ -14,6 +14,7 @@ import pytest
 
 from mmssl.core.errors import DataError, Stopped
 from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.shards import patience as patience_module
 from mmssl.data.shards.cache import Cache
 from mmssl.data.shards.patience import Patience, stop_waiting, wait_again
 from mmssl.data.shards.remote import CacheConfig
@@ -146,8 +147,9 @@ def test_workers_learn_that_the_run_is_to_stop(tmp_path: Path, method: StartMeth
         wait_again()
 
 
-def test_all_readers_of_a_process_have_one_deadline(time: Time) -> None:
+def test_all_readers_of_a_process_have_one_deadline(time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training stream and evaluators each make a client; a second one that fails does not wait anew."""
+    monkeypatch.setattr(patience_module, "_of_process", None)  # other tests have used it with the clock of this machine
     clients = [CacheConfig(deadline=20).build().storage.patience for _ in range(8)]
     for number, client in enumerate(clients):
         with pytest.raises(DataError, match=r"http://down has failed for \d+ s"):
