@@ -1,4 +1,4 @@
-"""`mmssl shards`: make, index, audit and measure WebDataset shards."""
+"""`mmssl shards`: make, index, audit, filter and measure WebDataset shards."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Annotated
 
 import typer
 
+from pipelines.filter import filter_
+from pipelines.options import CACHE, PIPE, SHARDS
 from pipelines.outputs import file_to_write
 from pipelines.pack import pack
 from pipelines.progress import progress_bar
 
 app = typer.Typer(
-    help="Make, index, audit and measure WebDataset shards.",
+    help="Make, index, audit, filter and measure WebDataset shards.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-SHARDS = Annotated[list[str], typer.Argument(help="Folders, paths, globs or brace patterns; or URLs with braces.")]
-CACHE = Annotated[Path | None, typer.Option(help="Cache of remote shards, as `data.cache.folder`.")]
-PIPE = Annotated[bool, typer.Option("--allow-pipe", help="Run `pipe:` commands.")]
 JSON = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", callback=file_to_write, help="Write the findings here, as JSON."),
 ]
 
 app.command()(pack)
+app.command("filter")(filter_)
 
 
 @app.command()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmssl.core.sample import Fault, Origin
@@ -64,24 +65,32 @@ def check(
     far = any(is_remote(str(shard)) for shard in shards)
     places: Sequence[str | Path] = expand_urls(shards) if far else expand(shards)
     way = remote or CacheConfig().build()
-    decoders = _decoders(modalities)
+    decoders = decoders_of(modalities)
 
     def one(number: int) -> Findings:
-        place, share = places[number], _limit_of_shard(limit, number, len(places))
-        if isinstance(place, Path):
-            return examine(place, decoders, share)
-        shard = way.shard(place)
-        with way.open_shard(shard):
-            return examine(way.cache.path(shard.key), decoders, share, name=shard.display_url)
+        with local_file(places[number], way) as (path, name):
+            return examine(path, decoders, _limit_of_shard(limit, number, len(places)), name=name)
 
     total = _Total(usual_modalities() if modalities is None else modalities, context_length, lines=modalities is None)
     for number, findings in enumerate(map_in_order(one, range(len(places)), threads)):
         total.add(findings)
         if progress is not None:
             progress(number + 1, len(places))
-    groups = _expected(total, modalities, required)
-    total.add_missing(groups)
+    groups = expected_fields(total.having, total.samples, modalities, required)
+    for findings in total.findings:
+        total.add_faults(missing_fields(findings, groups))
     return total.report(workers, groups)
+
+
+@contextmanager
+def local_file(place: str | Path, remote: Remote) -> Iterator[tuple[Path, str]]:
+    """The file of a shard, fetched as a whole if it is remote, and the name of the shard in messages."""
+    if isinstance(place, Path):
+        yield place, str(place)
+    else:
+        shard = remote.shard(place)
+        with remote.open_shard(shard):
+            yield remote.cache.path(shard.key), shard.display_url
 
 
 def _limit_of_shard(limit: int | None, shard: int, shards: int) -> int | None:
@@ -89,7 +98,8 @@ def _limit_of_shard(limit: int | None, shard: int, shards: int) -> int | None:
     return None if limit is None else (shard + 1) * limit // shards - shard * limit // shards
 
 
-def _decoders(modalities: Mapping[str, Modality] | None) -> Decoders:
+def decoders_of(modalities: Mapping[str, Modality] | None = None) -> Decoders:
+    """Extension -> decoders of its members; None: all modalities with usual settings, and JSON."""
     decoders: dict[str, tuple[MemberDecoder, ...]] = {} if modalities is not None else {"json": ()}
     for modality in (usual_modalities() if modalities is None else modalities).values():
         own = own_extensions(modality) if modalities is None else modality.extensions
@@ -100,19 +110,37 @@ def _decoders(modalities: Mapping[str, Modality] | None) -> Decoders:
     return {extension: tuple(sorted(some, key=lambda one: one.may_lack)) for extension, some in decoders.items()}
 
 
-def _expected(
-    total: _Total, modalities: Mapping[str, Modality] | None, required: Collection[str] | None
+def expected_fields(
+    having: Mapping[str, int],
+    samples: int,
+    modalities: Mapping[str, Modality] | None = None,
+    required: Collection[str] | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """Fields that every sample should have: name -> extensions, any one of which is enough."""
+    """Fields that every sample should have: name -> extensions, any one of which is enough.
+
+    Args:
+        having: extension -> samples that have it, of `samples` in all.
+        modalities, required: see `check`.
+    """
     if required is not None:
         return {extension: (extension,) for extension in required}
     if modalities is not None:
         return {name: modality.extensions for name, modality in modalities.items()}
     usual = {name: own_extensions(one) for name, one in usual_modalities().items() if name in file_formats()}
     grouped = {extension for group in usual.values() for extension in group}
-    groups = usual | {extension: (extension,) for extension in total.sizes if extension not in grouped}
-    share = {name: sum(map(total.having.__getitem__, group)) / max(1, total.samples) for name, group in groups.items()}
+    groups = usual | {extension: (extension,) for extension in having if extension not in grouped}
+    share = {name: sum(having.get(one, 0) for one in group) / max(1, samples) for name, group in groups.items()}
     return {name: group for name, group in groups.items() if share[name] >= EXPECTED_SHARE}
+
+
+def missing_fields(found: Findings, groups: Mapping[str, tuple[str, ...]]) -> Iterator[Fault]:
+    """Faults of the samples of a shard that lack an expected field."""
+    for number, (key, offset, extensions) in enumerate(found.samples):
+        for name, group in groups.items():
+            if not set(group) & set(extensions):
+                got, wanted = (", ".join(f".{one}" for one in some) for some in (extensions, group))
+                origin = Origin(SOURCE, found.name, number, offset)
+                yield Fault(key, origin, name, "missing", f"got {got}, wanted {wanted}")
 
 
 class _Total:
@@ -161,15 +189,6 @@ class _Total:
     def key(self, place: Place) -> str:
         shard, number = place
         return self.findings[shard].samples[number][0]
-
-    def add_missing(self, groups: Mapping[str, tuple[str, ...]]) -> None:
-        for found in self.findings:
-            for number, (key, offset, extensions) in enumerate(found.samples):
-                for name, group in groups.items():
-                    if not set(group) & set(extensions):
-                        got, wanted = (", ".join(f".{one}" for one in some) for some in (extensions, group))
-                        origin = Origin(SOURCE, found.name, number, offset)
-                        self.add_faults([Fault(key, origin, name, "missing", f"got {got}, wanted {wanted}")])
 
     def report(self, workers: int | None, groups: Mapping[str, tuple[str, ...]]) -> CheckReport:
         present = [[extension for extension in group if extension in self.sizes] for group in groups.values()]

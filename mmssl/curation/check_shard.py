@@ -17,7 +17,7 @@ from mmssl.curation.figures import digest
 from mmssl.data.inspection import Inspection
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.shards.sidecar import load_sidecar, sidecar_path
-from mmssl.data.shards.table import members_of, split_name
+from mmssl.data.shards.table import ShardTable, members_of, split_name
 from mmssl.data.shards.tar import BLOCK, Lost, walk
 
 
@@ -64,7 +64,9 @@ class Findings:
     checksums: bool = False
 
 
-def examine(path: Path, decoders: Decoders, limit: int | None, *, name: str | None = None) -> Findings:
+def examine(
+    path: Path, decoders: Decoders, limit: int | None, *, name: str | None = None, table: ShardTable | None = None
+) -> Findings:
     """Audit one shard: list, read and decode its members; of a damaged shard, the readable part.
 
     Args:
@@ -72,22 +74,39 @@ def examine(path: Path, decoders: Decoders, limit: int | None, *, name: str | No
         decoders: extension -> its decoders; empty: JSON, which is only parsed.
         limit: read and decode only the first `limit` samples.
         name: what to call the shard; default: its path.
+        table: its members, perhaps with checksums; None: those that its headers list.
     """
     found = Findings(path, name or str(path), path.stat().st_size)
     members: dict[str, list[tuple[str, int, int]]] = {}
+    known = _known_checksums(path)
+    if table is None:
+        _list_members(found, members)
+    else:
+        found.ignored = table.ignored
+        for key, extension, offset, size, crc in members_of(table):
+            members.setdefault(key, []).append((extension, offset, size))
+            if crc >= 0:
+                known[key, extension] = crc
+    found.checksums = bool(known)
+    if members:
+        _examine_samples(found, members, decoders, limit, known)
+    return found
+
+
+def _list_members(found: Findings, members: dict[str, list[tuple[str, int, int]]]) -> None:
+    """Add the members that the headers list, and the damage of the archive."""
     lost: list[Lost] = []
     try:
-        for member, offset, size in walk(path, lost):
+        for member, offset, size in walk(found.path, lost):
             parts = split_name(member)
             if parts is None:
                 found.ignored += 1
             else:
                 members.setdefault(parts[0], []).append((parts[1], offset, size))
     except (DataError, OSError) as error:
-        words = f"{path}: {os_words(error)}" if isinstance(error, OSError) else str(error)
-        found.faults.append(
-            Fault("", Origin(SOURCE, found.name, 0, 0), "tar", "damaged", words.replace(str(path), found.name))
-        )
+        words = f"{found.path}: {os_words(error)}" if isinstance(error, OSError) else str(error)
+        words = words.replace(str(found.path), found.name)
+        found.faults.append(Fault("", Origin(SOURCE, found.name, 0, 0), "tar", "damaged", words))
     starts = [fields[0][1] for fields in members.values()]
     for span in lost:
         origin = Origin(SOURCE, found.name, sum(start <= span.offset for start in starts), span.offset)
@@ -95,11 +114,6 @@ def examine(path: Path, decoders: Decoders, limit: int | None, *, name: str | No
         found.faults.append(Fault("", origin, "tar", "damaged", detail))
     if not members and not found.faults:
         found.faults.append(Fault("", Origin(SOURCE, found.name, 0, 0), "tar", "empty", "no samples in it"))
-    known = _known_checksums(path)
-    found.checksums = bool(known)
-    if members:
-        _examine_samples(found, members, decoders, limit, known)
-    return found
 
 
 def _known_checksums(path: Path) -> dict[tuple[str, str], int]:

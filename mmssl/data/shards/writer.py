@@ -138,7 +138,7 @@ def write_shard(folder: Path, name: str, start: int, stop: int, samples: Iterabl
         samples: mappings {"__key__": key, extension: bytes}. Equal samples give equal tar files: no time, no user.
 
     Raises:
-        DataError: the disk is full or not writable; no partial file remains.
+        DataError: the disk is full or not writable, or an extension is empty or begins with `_`; no partial file remains.
     """
     # No fsync: the digest finds a shard that a power cut truncated, and a later call writes it again.
     with _atomic(folder / name) as partial, partial.open("wb") as file:
@@ -244,6 +244,12 @@ def _write_tar(file: _Hashing, samples: Iterable[Mapping[str, Any]]) -> int:
     count = 0
     with TarWriter(file, encoder=False, compress=False, mtime=0, user="mmssl", group="mmssl", mode=0o644) as writer:
         for sample in samples:
+            for extension in sample:
+                if extension != "__key__" and (not extension or extension.startswith("_")):
+                    raise DataError(
+                        f"sample {sample['__key__']!r}: got a member .{extension}, which TarWriter would drop: rename it, or "
+                        "remove it from the source"
+                    )
             writer.write(sample)
             count += 1
     return count
