@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _GLANCE = 0.25  # seconds between two checks of the stop flag
 _SERVERS = 64
 _USER = re.compile(r"//[^/@\s]*@")
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")  # of botocore
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -76,7 +77,9 @@ class Outages:
     def failed(self, server: str, now: float, gap: float) -> float:
         """Record a failure; returns the time of the outage's first failure. An outage is over after `gap` seconds without one."""
         slot = self._slot(server)
-        since, last = float(self._shared[slot]), float(self._shared[slot + 1])
+        # Other processes write the first failure before the last one: read in the other order, the first is never older.
+        last = float(self._shared[slot + 1])
+        since = float(self._shared[slot])
         if now - last > gap:
             self._shared[slot] = since = now
         self._shared[slot + 1] = now
@@ -234,18 +237,34 @@ def _server(url: str) -> str:
 
 def _final(error: Exception, what: str) -> DataError | None:
     """The exception to raise without a retry; None for a failure that may be temporary."""
-    status = getattr(error, "status", getattr(error.__cause__, "status", None))
+    status = _status(error)
     if status in (404, 410) or (isinstance(error, FileNotFoundError) and error.__cause__ is None):
         return Absent(f"{what}: not found ({_words(error)}); check the address")
-    if status is not None:
-        refused = 400 <= status < 500 and status not in (408, 425, 429)
+    if isinstance(error, TimeoutError):  # S3 answers 400 to a request that it has waited for too long
+        refused = False
+    elif status is not None:
+        refused = 300 <= status < 500 and status not in (408, 425, 429)
     else:
-        refused = isinstance(error, PermissionError | NotImplementedError) or (
-            isinstance(error, OSError) and error.errno in _FULL
+        refused = (
+            isinstance(error, PermissionError | NotImplementedError)
+            or (isinstance(error, OSError) and error.errno in _FULL)
+            or type(error).__name__ in _NO_CREDENTIALS
         )
     return (
         Refused(f"{what}: access refused: {_words(error)}; check the credentials and permissions") if refused else None
     )
+
+
+def _status(error: BaseException | None) -> int | None:
+    """HTTP status of the answer behind an exception, of aiohttp's or of botocore's or its cause's; None: no answer."""
+    if error is None:
+        return None
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        found = getattr(error, "status", None)
+    return found if isinstance(found, int) else _status(error.__cause__)
 
 
 def _words(error: Exception) -> str:

@@ -142,11 +142,14 @@ class Storage:
                     f"{without_secrets(url)}: got the scheme {scheme!r}, wanted one of {', '.join(SCHEMES)}"
                 )
             try:
-                self._clients[key] = fsspec.filesystem(scheme, skip_instance_cache=True, **self._options(scheme))
+                client = fsspec.filesystem(scheme, skip_instance_cache=True, **self._options(scheme))
             except ImportError as error:
                 raise DataError(
                     f"{without_secrets(url)}: {error}: pip install '{EXTRAS.get(scheme, 'fsspec')}'"
                 ) from error
+            if scheme == "s3":
+                client.retries = 1
+            self._clients[key] = client
         return self._clients[key]
 
     def _options(self, scheme: str) -> dict[str, Any]:
@@ -157,7 +160,9 @@ class Storage:
             limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
             return {"client_kwargs": {"timeout": limits, "trust_env": True}, "headers": {"Accept-Encoding": "identity"}}
         if scheme == "s3":
-            return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout}}
+            # Neither botocore nor s3fs (see `_client`) retries: their retries would know neither the deadline nor a stop.
+            retries = {"total_max_attempts": 1}
+            return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout, "retries": retries}}
         return {}
 
 

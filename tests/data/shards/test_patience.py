@@ -16,7 +16,7 @@ from mmssl.core.errors import DataError, Stopped
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.shards import patience as patience_module
 from mmssl.data.shards.cache import Cache
-from mmssl.data.shards.patience import Patience, stop_waiting, wait_again
+from mmssl.data.shards.patience import Absent, Outages, Patience, Refused, stop_waiting, wait_again
 from mmssl.data.shards.remote import CacheConfig
 from mmssl.data.stream.config import DataConfig
 from mmssl.data.stream.workers import StartMethod
@@ -121,6 +121,48 @@ def test_one_reader_tells_of_an_outage_with_server_shard_and_attempt(
     assert not any("8.tar" in line for line in said)
 
 
+class ClientError(Exception):
+    """As botocore's: the answer of the storage is in `response`."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"answered {status}")
+        self.response = {"Error": {"Code": "x"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+class NoCredentialsError(Exception):
+    """As botocore's."""
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (ClientError(404), Absent, "not found"),
+        (caused(FileNotFoundError("gone"), ClientError(404)), Absent, "not found"),
+        (ClientError(403), Refused, "check the credentials"),
+        (caused(OSError(22, "Invalid"), ClientError(301)), Refused, "check the credentials"),
+        (NoCredentialsError("Unable to locate credentials"), Refused, "Unable to locate credentials; check the cred"),
+        (ClientError(503), DataError, "attempt 5 failed"),
+        (caused(TimeoutError("waited"), ClientError(400)), DataError, "attempt 5 failed"),
+        (caused(FileNotFoundError("url"), ConnectionError("reset")), DataError, "attempt 5 failed"),
+    ],
+)
+def test_answers_that_are_final_are_not_asked_for_again(
+    patience: Patience, time: Time, error: Exception, kind: type[DataError], words: str
+) -> None:
+    def answer() -> None:
+        raise error
+
+    with pytest.raises(DataError, match=words) as caught:
+        patience("s3://bucket/0.tar", "its size", answer)
+    assert type(caught.value) is kind
+    assert (time.now == 0) == (kind is not DataError)
+
+
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_workers_learn_that_the_run_is_to_stop(tmp_path: Path, method: StartMethod) -> None:
     write(tmp_path / "0.tar", [{"__key__": f"{i:03d}", "cls": b"3"} for i in range(40)])
@@ -166,6 +208,25 @@ def test_a_server_that_answers_nothing_has_one_deadline_too(patience: Patience, 
         with pytest.raises(DataError, match="has failed for"):
             patience(f"http://down/{number}.tar", "its size", silent)
     assert time.now <= patience.deadline + 8 * 2 * patience.timeout, "each tries once"
+
+
+def test_two_processes_that_fail_at_once_have_one_beginning() -> None:
+    """The other one's failure is recorded while this one looks."""
+    outages = Outages()
+    shared = outages._shared
+
+    class Meanwhile:
+        def __getitem__(self, place: int) -> object:
+            value = shared[place].clone()
+            outages._shared = shared
+            assert outages.failed("http://down", 6.5, 60) == 6.5
+            return value
+
+        def __setitem__(self, place: int, value: float) -> None:
+            shared[place] = value
+
+    outages._shared = Meanwhile()
+    assert outages.failed("http://down", 7.0, 60) in (6.5, 7.0)
 
 
 def test_of_readers_that_fail_together_one_tells(
