@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.core import distributed
 from mmssl.core.config import Duration
+from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import CheckpointError, Interrupted, NumericError, RecipeError, Stopped
+from mmssl.core.evaluator import Score
 from mmssl.training.checkpoints.manifest import _HashingFile
 from mmssl.training.checkpoints.read import read_numbers, resolve
 from mmssl.training.runtime.jsonl import JsonLines
@@ -251,3 +254,32 @@ def test_a_process_that_gives_its_batch_up_stops_both_before_that_step(
     whole, _ = two_processes.run(gone_on, [(str(tmp_path / "whole"),)] * 2)
     resumed, _ = two_processes.run(gone_on, [(str(tmp_path / "cut"),)] * 2)
     assert_equal(resumed, whole)
+
+
+class WaitingDistance(Distance):
+    """In the second process a signal ends the waiting for the shards; the first one has them."""
+
+    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
+        if distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise Stopped("waiting")
+        distributed.gather_objects(None)
+        yield from super().evaluate(model)
+
+
+def stopped_in_an_evaluation(folder: str) -> tuple[str, int]:
+    evaluators = {"far": (WaitingDistance(), Duration("4 steps"))}
+    try:
+        make_run(Path(folder), evaluators=evaluators).train()
+    except Interrupted as error:
+        return str(error), error.exit_code
+    raise AssertionError("it was told to stop")
+
+
+def test_a_signal_that_ends_one_process_waiting_in_an_evaluation_ends_all(
+    two_processes: Processes, tmp_path: Path
+) -> None:
+    first, second = two_processes.run(stopped_in_an_evaluation, [(str(tmp_path),)] * 2)
+    assert first == second == (f"stopped by SIGTERM after step 4; saved in {tmp_path}/checkpoints", 143)
+    assert (tmp_path / "checkpoints/LATEST").read_text() == "step_00000004"
+    assert "far/error" not in (tmp_path / "metrics.jsonl").read_text()
