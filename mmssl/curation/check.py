@@ -247,4 +247,4 @@ class _Total:
                 f"samples may be merged ({len(dotted)} such extensions); write the keys without dots"
             )
         if self.ignored:
-            yield f"{self.ignored} members have no extension and belong to no sample"
+            yield f"{self.ignored} members are ignored: hidden, in `__MACOSX`, or without an extension"

@@ -17,7 +17,7 @@ from mmssl.curation.figures import digest
 from mmssl.data.inspection import Inspection
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.shards.sidecar import load_sidecar, sidecar_path
-from mmssl.data.shards.table import ShardTable, members_of, split_name
+from mmssl.data.shards.table import ShardTable, is_metadata, members_of, split_name
 from mmssl.data.shards.tar import BLOCK, Lost, walk
 
 
@@ -47,7 +47,7 @@ class Findings:
         examined: samples whose members were read.
         faults: damaged spans, and members that are missing, duplicated, too large or do not decode.
         inspected: modality name, number of the sample, and the inspection; None: the member lacks the modality, as a silent video.
-        ignored: members without an extension.
+        ignored: members that belong to no sample, see `split_name`.
         checksums: whether the members could be compared with the checksums of a sidecar.
     """
 
@@ -99,6 +99,8 @@ def _list_members(found: Findings, members: dict[str, list[tuple[str, int, int]]
     try:
         for member, offset, size in walk(found.path, lost):
             parts = split_name(member)
+            if is_metadata(member):
+                continue
             if parts is None:
                 found.ignored += 1
             else:

@@ -193,11 +193,12 @@ def test_members_that_are_there_twice(tmp_path: Path) -> None:
             with tarfile.open(source) as other:
                 for member in other:
                     tar.addfile(member, other.extractfile(member))
-        tar.addfile(tarfile.TarInfo("README"))
+        for ignored in ("README", "photos/._0.jpg", "photos/.DS_Store", "__MACOSX/photos/0.jpg", "__meta__/0.jpg"):
+            tar.addfile(tarfile.TarInfo(ignored))
     report = check([path])
     assert found(report, "duplicate") == [("s000", "cls"), ("s000", "jpg"), ("s000", "txt")]
     assert report.samples == 1
-    assert report.warnings[-1] == "1 members have no extension and belong to no sample"
+    assert report.warnings[-1] == "4 members are ignored: hidden, in `__MACOSX`, or without an extension"
 
 
 def test_what_must_be_there_can_be_said(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class ShardIndex:
         labels: names of the shards below their common folder, so that they do not change when it moves.
         digest: hash over labels, keys, names, sizes and offsets: two indexes with equal digests number the same samples alike.
         reader: reads byte ranges of shards.
-        ignored: number of members without an extension, which belong to no sample by WebDataset's naming rule.
+        ignored: number of members that belong to no sample, see `split_name`.
         lost: unreadable parts of damaged shards, if opened with `salvage`; gone: estimated number of lost samples.
         verify: whether members are compared with their checksums, where sidecars have them.
     """

@@ -15,8 +15,9 @@ import numpy as np
 from mmssl.core.errors import DataError
 from mmssl.data.shards.tar import Member, walk
 
-_NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)", re.DOTALL)
+_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
+_SYSTEM = re.compile(r"(.*/)?__MACOSX/", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ShardTable:
         keys: UTF-8 bytes of all keys; key_ends: [n+1] offsets of their ends, starting at 0.
         members: [n+1] first member of each sample; extension, offset, size: [m], of each member.
         shard_bytes: size of the shard.
-        ignored: number of files without an extension, which belong to no sample.
+        ignored: number of files that belong to no sample: without an extension, hidden, or in a folder `__MACOSX`.
         crc: [m] CRC-32 of the data of each member, -1: unknown.
     """
 
@@ -47,11 +48,19 @@ class ShardTable:
         return len(self.key_ends) - 1
 
 
+def is_metadata(name: str) -> bool:
+    """Whether a member is WebDataset's metadata (`__meta__`), which is read by nobody and not counted."""
+    return _META.match(name) is not None
+
+
 def split_name(name: str) -> tuple[str, str] | None:
     """Split a member name into (key, extension) by WebDataset's rule: the key is the folder and the base name up to its first
-    dot, the rest the extension in lower case. None: the name has no extension.
+    dot, the rest the extension in lower case. None: no part of a sample, as the name has no extension.
+
+    Hidden files (`._0.jpg`, `.DS_Store`) and those below `__MACOSX` are no part either, in every folder; WebDataset takes the
+    hidden files of a folder for a sample of their own.
     """
-    match = _NAME.fullmatch(name)
+    match = None if _SYSTEM.match(name) else _NAME.fullmatch(name)
     return (match[1], match[2].lower()) if match else None
 
 
@@ -78,7 +87,7 @@ def make_table(shard: Path, found: Iterable[Member]) -> ShardTable:
     place: list[tuple[int, int]] = []
     ignored = 0
     for name, offset, size in found:
-        if _META.match(name):
+        if is_metadata(name):
             continue
         parts = split_name(name)
         if parts is None:
@@ -88,7 +97,9 @@ def make_table(shard: Path, found: Iterable[Member]) -> ShardTable:
         kind.append(extensions.setdefault(parts[1], len(extensions)))
         place.append((offset, size))
     if not samples:
-        what = f"its {ignored} files have names without an extension" if ignored else "the tar file is empty"
+        what = (
+            f"its {ignored} files are hidden or have names without an extension" if ignored else "the tar file is empty"
+        )
         raise DataError(f"{shard} holds no sample: {what}; write it again, or remove it from the list")
     if len(extensions) > np.iinfo(np.uint16).max:
         raise DataError(

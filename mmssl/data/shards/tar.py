@@ -29,14 +29,16 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "zstandard",
     b"PK\x03\x04": "zip",
 }
+_SPARSE = "a sparse file: write the archive again with GNU tar without `--sparse`"
 _REFUSED = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a device",
-    b"4": "a device",
-    b"6": "a pipe",
-    b"S": "a sparse file",
+    b"1": "a hard link: write the archive again with GNU tar's `--hard-dereference`, which stores the file",
+    b"2": "a symbolic link: write the archive again with tar's `--dereference`, which stores the file",
+    b"3": "a device: write the archive again without it",
+    b"4": "a device: write the archive again without it",
+    b"6": "a pipe: write the archive again without it",
+    b"S": _SPARSE,
 }
+"""Type of a member that shards cannot hold -> what it is, and what to do."""
 
 
 class Member(NamedTuple):
@@ -144,8 +146,8 @@ class _Walk:
                 elif kind == b"x":
                     pax = self._pax(payload, offset)
             elif kind in _REFUSED or any(key.startswith("GNU.sparse") for key in pax):
-                what = _REFUSED.get(kind, "a sparse file")
-                self._fail(offset, f"member {renamed or self._name(block)!r} is {what}: shards hold regular files only")
+                name, what = renamed or self._name(block), _REFUSED.get(kind, _SPARSE)
+                self._fail(offset, f"shards hold regular files only, and member {name!r} is {what}")
             else:
                 # Its long name may be in a lost record; the short name in the header may be that of another sample.
                 shortened = len(block[:100].rstrip(b"\0")) > 97 or b"?" in block[:100]

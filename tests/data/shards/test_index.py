@@ -67,11 +67,20 @@ def test_names_of_every_tar_dialect(tmp_path: Path, form: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a/b.c/d.jpg", "a.x.jpg", "./7.TXT", "k.", ".hidden", "a.b/c", "noext", "a/.x", "Ä.Jpg", "x/y.z.q"]
+    "name", ["a/b.c/d.jpg", "a.x.jpg", "./7.TXT", "k.", ".hidden", "a.b/c", "noext", "Ä.Jpg", "x/y.z.q", ".a/b.jpg"]
 )
 def test_names_split_as_webdataset_splits_them(name: str) -> None:
     key, extension = wds.tariterators.base_plus_ext(name)
     assert split_name(name) == (None if key is None else (key, extension.lower()))
+
+
+@pytest.mark.parametrize(
+    "name", ["._0.jpg", "a/._0.jpg", "a/b/.DS_Store", "a/.x", "__MACOSX/a/0.jpg", "a/__MACOSX/._0.jpg", "a.b/.x.jpg"]
+)
+def test_hidden_and_system_files_are_ignored_in_every_folder(tmp_path: Path, name: str) -> None:
+    index = ShardIndex.open([add(tmp_path / "a.tar", [(name, b"x"), ("a/0.txt", b"A")])])
+    assert [(raw.key, raw.fields) for raw in index] == [("a/0", {"txt": b"A"})]
+    assert index.ignored == 1
 
 
 def test_members_of_one_key_need_not_stand_together(tmp_path: Path) -> None:
@@ -181,14 +190,22 @@ def test_files_that_are_no_shards(tmp_path: Path, content: bytes, message: str) 
         ShardIndex.open([path])
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
-def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        (tarfile.SYMTYPE, "a symbolic link: .* `--dereference`"),
+        (tarfile.LNKTYPE, "a hard link: .* `--hard-dereference`"),
+        (tarfile.CHRTYPE, "a device: .* without it"),
+        (tarfile.FIFOTYPE, "a pipe: .* without it"),
+    ],
+)
+def test_links_and_devices_are_refused_with_the_remedy(tmp_path: Path, kind: bytes, remedy: str) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         info = tarfile.TarInfo("a.txt")
         info.type = kind
         info.linkname = "/etc/hostname"
         archive.addfile(info)
-    with pytest.raises(DataError, match="regular files only"):
+    with pytest.raises(DataError, match=f"regular files only, and member 'a.txt' is {remedy}"):
         ShardIndex.open([tmp_path / "a.tar"])
 
 
