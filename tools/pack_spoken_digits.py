@@ -164,7 +164,7 @@ def main() -> None:
         print(f"{split}: {len(rows)} samples")
     remove_stale(arguments.out, [record.path for record in records])
     settings = {"writer": "pack_spoken_digits", "held_out": arguments.held_out, "seed": arguments.seed}
-    Manifest(arguments.out, settings, tuple(records)).write()
+    Manifest(arguments.out, settings, tuple(records), formats={"txt": "whole"}).write()
 
 
 if __name__ == "__main__":

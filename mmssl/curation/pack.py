@@ -40,6 +40,7 @@ from mmssl.data.shards.writer import (
 __all__ = ["Columns", "PackConfig", "open_source", "pack"]
 
 VERSION = 4  # raise it when equal settings give other bytes
+TEXT = "txt"
 
 
 def pack(
@@ -74,9 +75,9 @@ def pack(
     templates = _check_templates(config, rows)
     folder = Path(out)
     settings = _settings(config, rows)
-    before = _previous(folder, settings, overwrite)
-    Manifest(folder, settings, tuple(before.values()), complete=False).write()
-    manifest = _Job(rows, config, templates, workers, folder, settings, progress).run(before)
+    before, formats = _previous(folder, settings, overwrite)
+    Manifest(folder, settings, tuple(before.values()), complete=False, formats=formats).write()
+    manifest = _Job(rows, config, templates, workers, folder, settings, progress, formats).run(before)
     if rows.class_names:
         write_atomically(folder / CLASS_NAMES_FILE, "".join(f"{name}\n" for name in rows.class_names).encode())
     else:
@@ -87,7 +88,11 @@ def pack(
 
 @dataclass(frozen=True)
 class _Job:
-    """One call of `pack`: its source, settings and output folder."""
+    """One call of `pack`: its source, settings and output folder.
+
+    Attributes:
+        formats: extension -> format of the members in the shards so far, see `Manifest`.
+    """
 
     source: RowSource
     config: PackConfig
@@ -96,6 +101,7 @@ class _Job:
     folder: Path
     settings: dict[str, Any]
     progress: Progress | None
+    formats: dict[str, str]
 
     def run(self, before: Mapping[int, ShardRecord]) -> Manifest:
         """Keep or write shard after shard; the manifest on disk always lists the finished ones.
@@ -119,17 +125,20 @@ class _Job:
                 write_sidecar(self.folder / name)
                 record = replace(record, stop=cut.stop, skipped=tuple(cut.skipped))
                 later = [shard for start, shard in before.items() if start >= record.stop]
-                Manifest(self.folder, self.settings, (*shards, record, *later), complete=False).write()
+                self._manifest((*shards, record, *later), complete=False).write()
             shards.append(record)
             position = record.stop
             if self.progress is not None:
                 self.progress(position, total)
-        return Manifest(self.folder, self.settings, tuple(shards))
+        return self._manifest(tuple(shards))
+
+    def _manifest(self, shards: tuple[ShardRecord, ...], *, complete: bool = True) -> Manifest:
+        return Manifest(self.folder, self.settings, shards, complete, dict(self.formats))
 
     def _may_keep(self, record: ShardRecord) -> bool:
         # Skipped rows must be met again by a call that wants them raised.
         hides = bool(record.skipped) and self.config.on_error == "raise"
-        return not hides and Manifest(self.folder, self.settings, ()).intact(record)
+        return not hides and self._manifest(()).intact(record)
 
     @functools.cached_property
     def order(self) -> np.ndarray:
@@ -156,7 +165,7 @@ class _Job:
             template = templates[fold("template", row) % len(templates)]
             captions = [template.replace("{}", self.source.class_names[item.label])]
         if captions:
-            sample["txt"] = "\n".join(captions).encode()
+            sample[TEXT] = "\n".join(captions).encode()
         if item.label is not None:
             sample["cls"] = str(item.label).encode()
         return sample
@@ -187,6 +196,8 @@ class _Cut:
                 if isinstance(outcome, BadRow):
                     self._skip(position, outcome)
                     continue
+                if TEXT in outcome and self.job.formats.get(TEXT) != "lines":
+                    self.job.formats[TEXT] = "lines" if b"\n" in outcome[TEXT] else "whole"
                 # Size in the tar: a header block, and the data padded to whole blocks.
                 size += sum(512 + -(-len(data) // 512) * 512 for name, data in outcome.items() if name != "__key__")
                 count += 1
@@ -237,17 +248,19 @@ def _settings(config: PackConfig, source: RowSource) -> dict[str, Any]:
     return {"writer": "pack", "version": VERSION, "source": described, **options}
 
 
-def _previous(folder: Path, settings: dict[str, Any], overwrite: bool) -> Mapping[int, ShardRecord]:
-    """First position -> shard of an earlier call with the same settings."""
+def _previous(
+    folder: Path, settings: dict[str, Any], overwrite: bool
+) -> tuple[Mapping[int, ShardRecord], dict[str, str]]:
+    """First position -> shard of an earlier call with the same settings; and the formats of their members."""
     previous = claim_folder(folder)
     if previous is None:
-        return {}
+        return {}, {}
     if dict(previous.settings) == settings:
-        return {shard.start: shard for shard in previous.shards}
+        return {shard.start: shard for shard in previous.shards}, dict(previous.formats)
     if previous.complete and not overwrite:
         changed = sorted(name for name in settings if previous.settings.get(name) != settings[name])
         raise DataError(
             f"{folder} holds a finished packing that differs in {', '.join(changed)}: choose another folder, or replace the "
             "packing (--overwrite)"
         )
-    return {}
+    return {}, {}

@@ -6,6 +6,8 @@ from collections import defaultdict
 
 from mmssl.data.shards.writer import MANIFEST, Manifest
 
+CAPTIONS = {"whole": "one caption each", "lines": "one caption a line"}
+"""Format of text files -> what is printed of it."""
 SHOWN = 3
 """Rows that are printed of each reason."""
 
@@ -14,7 +16,8 @@ def summary(manifest: Manifest) -> str:
     """What was packed and what was left out, in lines of text."""
     left_out = sum(manifest.skipped.values())
     packed = f"{manifest.samples} samples in {len(manifest.shards)} shards, {left_out} rows left out; read as "
-    last = f"{packed}{manifest.settings['source']['kind']}; see {manifest.folder}"
+    texts = "".join(f", .{extension}: {CAPTIONS[name]}" for extension, name in manifest.formats.items())
+    last = f"{packed}{manifest.settings['source']['kind']}{texts}; see {manifest.folder}"
     return f"{skipped_table(manifest)}\n{last}" if left_out else last
 
 

@@ -8,7 +8,7 @@ logged and reproduced.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -145,6 +145,27 @@ class Modality(ABC):
 
         Raises:
             DecodeError: the bytes do not hold what they should. DataError: the decoder of their format is not installed.
+        """
+
+    def reading(self, formats: Mapping[str, str]) -> Modality:
+        """The modality as it reads members of these formats; by default, there is one format of each extension.
+
+        Args:
+            formats: extension -> name of its format, as the manifest of a folder of shards says; empty: nothing says.
+
+        Raises:
+            ValueError: the settings contradict it; begins with the key.
+        """
+        return self
+
+    def check_members(self, members: Iterable[tuple[str, bytes]]) -> None:  # noqa: B027 - most have nothing to ask
+        """Look at a few members of a folder of shards before a run begins. By default none is read.
+
+        Args:
+            members: (extension, bytes) of some samples.
+
+        Raises:
+            ValueError: they may be meant otherwise than the settings read them, and nothing says how; begins with the key.
         """
 
     def from_input(self, value: Any) -> Any:

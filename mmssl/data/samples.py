@@ -62,7 +62,7 @@ class EncodedSample:
     Attributes:
         raw: key, origin and bytes.
         index: dense number of the sample in its data set.
-        modalities: name -> modality.
+        modalities: name -> modality, as it reads the formats of the sample's members.
         members: name -> extension of the member that it reads; no entry for modalities that the sample lacks.
         optional: modalities that samples may lack.
     """
@@ -158,7 +158,8 @@ def read(
     except DecodeError as error:
         fault = Fault(samples.key(number), samples.origin(number), error.field, error.reason, error.detail)
         raise BadSample(fault) from error
-    return EncodedSample(raw, number, modalities, _find_members(raw, modalities, optional), optional)
+    reading = {name: modality.reading(raw.formats) for name, modality in modalities.items()}
+    return EncodedSample(raw, number, reading, _find_members(raw, modalities, optional), optional)
 
 
 def load(

@@ -34,6 +34,7 @@ from mmssl.datasets.digit_render import (
 
 __all__ = ["CLASS_NAMES", "HELD_OUT", "SPLITS", "TEMPLATES", "load_scans", "sample_scene", "split_scans", "write"]
 
+FORMATS = {"txt": "whole"}  # for the manifest: a caption each
 VERSION = 1  # raise it when equal settings give other bytes: old folders are then rewritten
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -196,7 +197,7 @@ def write_splits(
     records = {record.path: record for record in previous.shards} if previous is not None and same else {}
     total, done = sum(counts.values()), 0
     finished: list[ShardRecord] = []
-    Manifest(folder, settings, tuple(records.values()), complete=False).write()
+    Manifest(folder, settings, tuple(records.values()), complete=False, formats=FORMATS).write()
     for name, split, start, stop in _plan(counts, shards):
         record = records.get(name)
         if record is None or not Manifest(folder, settings, ()).intact(record):
@@ -206,7 +207,7 @@ def write_splits(
         if progress is not None:
             progress(done, total)
     remove_stale(folder, [record.path for record in finished])
-    return Manifest(folder, settings, tuple(finished)).write()
+    return Manifest(folder, settings, tuple(finished), formats=FORMATS).write()
 
 
 def _plan(counts: Mapping[str, int], shards: int) -> Iterator[tuple[str, str, int, int]]:

@@ -20,6 +20,7 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, EncodedSample, read
 from mmssl.data.shards.index import ShardIndex
+from mmssl.data.stream.formats import check_formats
 from mmssl.evaluation.collect import KeptIndex
 from mmssl.evaluation.common import PairEvaluatorConfig, broadcast_scores, inference, require_usable
 
@@ -74,6 +75,7 @@ class RelationEvaluator(Evaluator):
         for name in config.pair:
             model.require(name, shared_space=True)
         index = self._index.open()
+        check_formats(index, self.modalities)
         total = min(len(index), config.max_samples or len(index))
         with inference(model):
             parts, owners, *counts = self._share(model, index, total)

@@ -279,3 +279,25 @@ def test_pictures_that_are_made_smaller_are_packed_as_they_are_seen(tmp_path: Pa
     with Image.open(io.BytesIO(fields["jpg"])) as image:
         assert image.size == (15, 20)
         assert image.getexif().get(0x0112, 1) == 1
+
+
+def test_the_manifest_says_what_a_text_file_is(tmp_path: Path) -> None:
+    rows = [("img/0.jpg", "a cat"), ("img/1.jpg", "a dog")]
+    one = pack(table(tmp_path, rows, "one.csv"), tmp_path / "one")
+    (tmp_path / "t.csv").write_text("image,a,b\nimg/0.jpg,a cat,\nimg/1.jpg,a dog,two dogs\n")
+    columns = Columns(image="image", captions=("a", "b"))
+    several = pack(tmp_path / "t.csv", tmp_path / "several", PackConfig(columns=columns, shard_samples=1, shuffle=None))
+    none = pack(class_folder(tmp_path / "pets"), tmp_path / "none", PackConfig(templates=()))
+    assert [manifest.formats for manifest in (one, several, none)] == [{"txt": "whole"}, {"txt": "lines"}, {}]
+    saved = read_manifest(several.folder)
+    assert saved is not None
+    assert saved.formats == {"txt": "lines"}
+
+
+def test_a_resumed_packing_knows_the_texts_of_earlier_shards(tmp_path: Path) -> None:
+    table(tmp_path, [("img/0.jpg", "a cat"), ("img/1.jpg", "a dog")])
+    (tmp_path / "t.csv").write_text("image,a,b\nimg/0.jpg,a cat,two cats\nimg/1.jpg,a dog,\n")
+    config = PackConfig(columns=Columns(image="image", captions=("a", "b")), shard_samples=1, shuffle=None)
+    pack(tmp_path / "t.csv", tmp_path / "out", config)
+    again = pack(tmp_path / "t.csv", tmp_path / "out", config)
+    assert again.formats == {"txt": "lines"}

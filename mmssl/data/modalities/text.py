@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -22,11 +23,17 @@ from mmssl.data.modalities.tokenizers import ClipTokenizerConfig, Tokenizer, Tok
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Window
 
+SEVERAL = 0.1
+"""Share of texts with several lines above which it is asked whether each line is a caption."""
+TEXTS = {"whole": "one caption a file", "lines": "one caption a line"}
+"""Format of text files -> what a manifest says with its name."""
+READS = {"auto": ("whole", "lines"), "whole": ("whole",), "lines": ("lines", "whole")}
+"""Setting -> formats of text files that it reads rightly: mmssl writes no caption on several lines."""
 MAX_TOKENS = 1024
 """Maximum tokens of a caption in inspections; longer captions count as this length."""
 
 TextViewConfig = Annotated[TokensViewConfig | WordOrderConfig | ChoiceConfig, Field(discriminator="kind")]
-CaptionFormat = Literal["whole", "lines", "list"] | dict[str, Annotated[float, Field(gt=0)]]
+CaptionFormat = Literal["auto", "whole", "lines", "list"] | dict[str, Annotated[float, Field(gt=0)]]
 
 
 class TextModality(Modality):
@@ -52,8 +59,40 @@ class TextModality(Modality):
     ) -> None:
         super().__init__(name, extensions, views)
         self.captions = captions
+        self.formats: Mapping[str, str] = {}
         self.tokenizer = tokenizer
         self.token_ids = TokenIds(tokenizer.context_length, tokenizer.vocab_size)
+
+    def reading(self, formats: Mapping[str, str]) -> TextModality:
+        """The modality for text files of these formats (see `TEXTS`).
+
+        Raises:
+            ValueError: `captions` reads them otherwise, or a format is unknown.
+        """
+        own = {extension: formats[extension] for extension in self.extensions if extension in formats}
+        if own == self.formats:
+            return self
+        for extension, found in own.items():
+            if found not in READS.get(str(self.captions), ()):
+                raise ValueError(
+                    f"captions: got {self.captions!r}, but the manifest of the shards says {found!r} of .{extension} "
+                    f"({TEXTS.get(found, 'unknown here')}): set it to auto, which follows the manifest"
+                )
+        other = copy(self)
+        other.formats = own
+        return other
+
+    def check_members(self, members: Iterable[tuple[str, bytes]]) -> None:
+        """Refuse text files of several lines that nothing says the meaning of."""
+        if self.captions != "auto":
+            return
+        unsaid = [data.strip() for extension, data in members if extension not in self.formats]
+        several = sum(b"\n" in data for data in unsaid)
+        if several > SEVERAL * len(unsaid):
+            raise ValueError(
+                f"captions: {several} of the first {len(unsaid)} texts have several lines, and no manifest says whether each "
+                "line is a caption: set it to lines, or to whole"
+            )
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> Captions:
         """Decode all captions of a member.
@@ -65,9 +104,10 @@ class TextModality(Modality):
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DecodeError("undecodable", f".{extension} is not UTF-8: {error}") from error
-        if self.captions == "whole":
+        form = self.formats.get(extension, "whole") if self.captions == "auto" else self.captions
+        if form == "whole":
             captions = Captions([text.strip()] if text.strip() else [])
-        elif self.captions == "lines":
+        elif form == "lines":
             captions = Captions([line.strip() for line in text.splitlines() if line.strip()])
         else:
             captions = _from_json(text, extension, self.captions)
@@ -115,9 +155,10 @@ class TextConfig(ModalityConfig):
 
     Attributes:
         tokenizer: the tokenizer.
-        captions: "whole": a member is one caption; "lines": each line is a caption; "list": a JSON list of captions; or
-            {key: weight}: a JSON object with these keys (each a caption or a list of captions; missing keys are skipped), drawn
-            in proportion to their weights.
+        captions: "whole": a member is one caption; "lines": each line is a caption; "auto": one of the two, as the manifest of
+            the shards says, and "whole" without a manifest (then many texts of several lines are refused); "list": a JSON list
+            of captions; or {key: weight}: a JSON object with these keys (each a caption or a list of captions; missing keys are
+            skipped), drawn in proportion to their weights.
         augment: augmentations of the caption in the view "tokens", in this order: swap, delete or repeat words, or take a span.
         views: further kinds of views that an objective needs -> their settings. Two views always exist: "tokens", a caption drawn
             by weight, and "eval", all captions as they are.
@@ -126,7 +167,7 @@ class TextConfig(ModalityConfig):
 
     kind: Literal["text"] = "text"
     tokenizer: TokenizerConfig = ClipTokenizerConfig()
-    captions: CaptionFormat = "whole"
+    captions: CaptionFormat = "auto"
     augment: tuple[WordOperation, ...] = ()
     views: dict[str, TextViewConfig] = Field(default={})
 
@@ -143,7 +184,9 @@ class TextConfig(ModalityConfig):
     @classmethod
     def _some(cls, captions: CaptionFormat) -> CaptionFormat:
         if captions == {}:
-            raise ValueError("got no key, wanted {key: weight} with at least one, or 'whole', 'lines' or 'list'")
+            raise ValueError(
+                "got no key, wanted {key: weight} with at least one, or 'auto', 'whole', 'lines' or 'list'"
+            )
         return captions
 
     @field_validator("views")
@@ -159,7 +202,7 @@ class TextConfig(ModalityConfig):
 
     def build(self, name: str) -> TextModality:
         """Build the modality with its name in the recipe."""
-        usual = ("txt",) if self.captions in ("whole", "lines") else ("json",)
+        usual = ("txt",) if self.captions in (*READS,) else ("json",)
         tokenizer = self.tokenizer.build()
         configs = {"tokens": TokensViewConfig(augment=self.augment), **self.views}
         views = build_views(configs, lambda view: view.build(tokenizer), AllTokensView(tokenizer))

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import time
 import zlib
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from mmssl.core.errors import DataError, os_words
 from mmssl.core.sample import Fault, Origin
 from mmssl.data.modality import DecodeError
+from mmssl.data.shards.local import LocalReader
+from mmssl.data.shards.manifests import Formats, read_formats
 from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.patience import without_secrets
 from mmssl.data.shards.remote import CacheConfig, Remote, open_remote
@@ -29,11 +29,20 @@ from mmssl.data.shards.table import ShardTable
 
 
 class RawSample(NamedTuple):
-    """Undecoded sample: key, origin, and extension -> bytes."""
+    """Undecoded sample.
+
+    Attributes:
+        key, origin: its name and place.
+        fields: extension -> bytes, of the members that were asked for.
+        extensions: of all its members, in the order of the shard.
+        formats: formats of its members, as the manifest of its shard says.
+    """
 
     key: str
     origin: Origin
     fields: dict[str, bytes]
+    extensions: tuple[str, ...] = ()
+    formats: Formats = MappingProxyType({})
 
 
 class ShardIndex:
@@ -52,6 +61,7 @@ class ShardIndex:
         ignored: number of members that belong to no sample, see `split_name`.
         lost: unreadable parts of damaged shards, if opened with `salvage`; gone: estimated number of lost samples.
         verify: whether members are compared with their checksums, where sidecars have them.
+        formats: formats of the members of each shard, as its manifest says; remote shards have no manifest.
     """
 
     max_member_bytes: ClassVar[int] = 1 << 30
@@ -62,6 +72,7 @@ class ShardIndex:
         tables: Sequence[ShardTable],
         source: str = "data",
         reader: Reader | None = None,
+        formats: Sequence[Formats] = (),
     ) -> None:
         self.source = source
         self.shards = tuple(shards)
@@ -84,7 +95,8 @@ class ShardIndex:
         self.lost: tuple[Fault, ...] = ()
         self.gone = 0
         self.verify = True
-        self.reader: Reader = reader or _Reader([Path(shard) for shard in self.shards], self._shard_bytes)
+        self.formats = tuple(formats) or ({},) * len(self.shards)
+        self.reader: Reader = reader or LocalReader([Path(shard) for shard in self.shards], self._shard_bytes)
 
     @classmethod
     def open(
@@ -128,7 +140,7 @@ class ShardIndex:
                 + more
                 + "\nFetch or write them again; to train on the readable part of damaged shards, set `data.on_error: substitute`"
             )
-        index = cls(paths, tables, source)
+        index = cls(paths, tables, source, formats=read_formats(paths))
         index.lost, index.gone = tuple(lost), gone
         return index
 
@@ -143,6 +155,13 @@ class ShardIndex:
     def shard_sizes(self) -> list[int]:
         """Number of samples of each shard."""
         return [int(b - a) for a, b in pairwise(self._samples)]
+
+    def folder_starts(self) -> dict[int, range]:
+        """Number of the first shard of each folder and formats -> its samples."""
+        first: dict[tuple[str, str], int] = {}
+        for number, (shard, formats) in enumerate(zip(self.shards, self.formats, strict=True)):
+            first.setdefault((str(shard).rpartition("/")[0], repr(sorted(formats.items()))), number)
+        return {number: range(*self._samples[number : number + 2]) for number in first.values()}
 
     def key(self, ordinal: int) -> str:
         """Key of a sample: folder and file name up to the first dot. May repeat between shards."""
@@ -185,7 +204,8 @@ class ShardIndex:
         """
         fields: dict[str, bytes] = {}
         shard = self._shard(ordinal)
-        for row, (extension, offset, size) in enumerate(self.members(ordinal), int(self._members[ordinal])):
+        members = self.members(ordinal)
+        for row, (extension, offset, size) in enumerate(members, int(self._members[ordinal])):
             if extensions is not None and extension not in extensions:
                 continue
             if extension in fields:
@@ -202,7 +222,8 @@ class ShardIndex:
                     )
                     raise DecodeError("checksum", f"the {size} bytes at byte {offset} {known}", extension)
             fields[extension] = data
-        return RawSample(self.key(ordinal), self.origin(ordinal), fields)
+        extensions = tuple(extension for extension, _, _ in members)
+        return RawSample(self.key(ordinal), self.origin(ordinal), fields, extensions, self.formats[shard])
 
     def __iter__(self) -> Iterator[RawSample]:
         return (self.read(ordinal) for ordinal in range(len(self)))
@@ -230,75 +251,9 @@ class Reader(Protocol):
         """As `read`, but from the storage instead of a cached copy."""
         ...
 
-
-class _Reader:
-    """Reads byte ranges of local files. Each process opens at most `MAX_OPEN` handles, on first use; they are never pickled."""
-
-    MAX_OPEN: ClassVar[int] = 128
-    PAUSES: ClassVar[tuple[float, ...]] = (0.1, 0.5, 2.0)
-
-    def __init__(self, paths: Sequence[Path], sizes: Sequence[int]) -> None:
-        self.paths = paths
-        self.sizes = sizes
-        self._handles: OrderedDict[int, _Handle] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"paths": self.paths, "sizes": self.sizes, "_handles": OrderedDict()}
-
-    def read(self, number: int, offset: int, size: int) -> bytes:
-        """Bytes of file `number`. I/O errors are retried: skipping the sample would make the stream depend on them."""
-        for pause in (*self.PAUSES, None):
-            try:
-                return self._handle(number).read(offset, size)
-            except OSError as error:
-                self._handles.pop(number, None)
-                if pause is None or error.errno in (errno.ENOENT, errno.EACCES):
-                    raise DataError(
-                        f"{self.paths[number]}, byte {offset}: cannot read {size} bytes: {os_words(error)}"
-                    ) from error
-                time.sleep(pause)
-        raise AssertionError("unreachable")
-
-    def read_anew(self, number: int, offset: int, size: int) -> bytes:
-        """As `read`: local files have no cached copy."""
-        return self.read(number, offset, size)
-
-    def _handle(self, number: int) -> _Handle:
-        handle = self._handles.get(number)
-        if handle is None:
-            handle = self._handles[number] = _Handle(self.paths[number])
-            if handle.size != self.sizes[number]:
-                raise DataError(
-                    f"{self.paths[number]} has changed since it was indexed: it had {self.sizes[number]} bytes "
-                    f"and now has {handle.size}; start again"
-                )
-        self._handles.move_to_end(number)
-        if len(self._handles) > self.MAX_OPEN:
-            self._handles.popitem(last=False)
-        return handle
-
-
-class _Handle:
-    """An open file that closes with its last reference, so that eviction cannot break a read in progress."""
-
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        self.size = os.fstat(self._fd).st_size
-
-    def __del__(self) -> None:
-        if "_fd" in self.__dict__:
-            os.close(self._fd)
-
-    def read(self, offset: int, size: int) -> bytes:
-        parts = []
-        while size:
-            part = os.pread(self._fd, size, offset)
-            if not part:
-                raise OSError(errno.EIO, f"the file ends at byte {offset}")
-            parts.append(part)
-            offset += len(part)
-            size -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    def close(self) -> None:
+        """Close open files; the next read opens them again."""
+        ...
 
 
 def _labels(shards: Sequence[Path | str]) -> tuple[str, ...]:

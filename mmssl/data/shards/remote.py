@@ -216,6 +216,10 @@ class RemoteReader:
             self.remote.cache.remove(self._slice_key(number, piece))
         return self.read(number, offset, size)
 
+    def close(self) -> None:
+        """Close the open slice; the next read opens it again."""
+        self._last.close()
+
     def _slice_key(self, number: int, piece: int) -> str:
         start, stop = self._cuts[number][piece : piece + 2]
         return f"{self.shards[number].key}\0{start}\0{stop}"

@@ -14,7 +14,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -62,12 +62,14 @@ class Manifest:
         settings: all settings that the bytes depend on; equal settings mean equal shards.
         shards: one record a shard, in order.
         complete: whether all shards are written.
+        formats: extension -> name of the format of such members, where several are possible, as a modality names them.
     """
 
     folder: Path
     settings: Mapping[str, Any]
     shards: tuple[ShardRecord, ...]
     complete: bool = True
+    formats: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -97,6 +99,7 @@ class Manifest:
             "samples": self.samples,
             "bytes": self.bytes,
             "settings": dict(self.settings),
+            "formats": dict(self.formats),
             "skipped": self.skipped,
             "shards": [asdict(shard) for shard in self.shards],
         }
@@ -123,8 +126,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r}, wanted {FORMAT}")
         shards = tuple(ShardRecord(**{**shard, "skipped": tuple(shard["skipped"])}) for shard in document["shards"])
-        return Manifest(folder, document["settings"], shards, document["complete"])
-    except (ValueError, KeyError, TypeError) as error:
+        formats = {str(extension): str(name) for extension, name in document.get("formats", {}).items()}
+        return Manifest(folder, document["settings"], shards, document["complete"], formats)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a manifest of shards ({error}): delete it, or choose another folder") from error
 
 

@@ -24,6 +24,7 @@ from mmssl.data.shards.remote import RemoteReader
 from mmssl.data.shards.salvage import refuse_large_losses
 from mmssl.data.stream.ahead import Ahead
 from mmssl.data.stream.audit import Audit
+from mmssl.data.stream.formats import check_formats
 from mmssl.data.stream.mixture import Batches, BlockShuffleConfig, GlobalShuffleConfig, Mixture
 from mmssl.data.stream.order import Ticket
 from mmssl.data.stream.rows import Collate, FaultLimit, Rows
@@ -65,8 +66,8 @@ class TrainStream:
         notes: note of `Batch.notes` -> number of samples so far in this process; zero after a resume.
 
     Raises:
-        DataError: fewer samples than G. ValueError: G is not a multiple of W; views that no modality has; synchronized
-            operations that do not fit the modalities.
+        DataError: fewer samples than G; members that are meant otherwise, see `check_formats`. ValueError: G is not a multiple of
+            W; views that no modality has; synchronized operations that do not fit the modalities.
     """
 
     def __init__(
@@ -105,6 +106,8 @@ class TrainStream:
         self._mixture = mixture()
         joined = Sources([source.index for source in sources])
         chosen = select(modalities, needs)
+        for one in joined.indexes:
+            check_formats(one, chosen)
         self.rows = rows = Rows(joined, chosen, needs, seed, on_error, tuple(optional), tuple(synchronized))
         self._forks = Workers.of(workers).count > 0 and Workers.of(workers).start_method == "fork"
         self._make_loader = partial(
@@ -278,7 +281,10 @@ class EvalStream:
         self.faults: Counter[str] = Counter()
         starts = range(self.samples.start, self.samples.stop, batch_size)
         self._tickets = [[(0, i) for i in range(s, min(s + batch_size, self.samples.stop))] for s in starts]
-        rows = Rows(joined, select(modalities, needs), needs, seed, on_error, tuple(optional), remedy=remedy)
+        chosen = select(modalities, needs)
+        for one in joined.indexes:
+            check_formats(one, chosen)
+        rows = Rows(joined, chosen, needs, seed, on_error, tuple(optional), remedy=remedy)
         self._make_loader = partial(
             Workers.of(workers).loader, rows, self._tickets, Collate(rows.modalities, needs), persistent=True
         )

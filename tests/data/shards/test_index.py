@@ -14,7 +14,7 @@ import webdataset as wds
 
 from mmssl.core.errors import DataError
 from mmssl.data.modality import DecodeError
-from mmssl.data.shards import index as index_module
+from mmssl.data.shards import local as local_module
 from mmssl.data.shards import sidecar as shard_sidecar
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.sidecar import sidecar_path, write_sidecar
@@ -359,7 +359,7 @@ def test_sidecar_that_cannot_be_written(shard: Shard) -> None:
 
 
 def test_open_files_are_few_and_never_pickled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module._Reader, "MAX_OPEN", 2)
+    monkeypatch.setattr(local_module.LocalReader, "MAX_OPEN", 2)
     index = ShardIndex.open([folder])
     before = len(os.listdir("/proc/self/fd"))
     first = [raw.fields for raw in index]
@@ -371,16 +371,16 @@ def test_open_files_are_few_and_never_pickled(folder: Path, monkeypatch: pytest.
 
 def test_trouble_with_the_device_is_retried_and_then_fatal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = ShardIndex.open([folder])
-    monkeypatch.setattr(index_module._Reader, "PAUSES", (0.0, 0.0))
-    real = index_module._Handle.read
+    monkeypatch.setattr(local_module.LocalReader, "PAUSES", (0.0, 0.0))
+    real = local_module._Handle.read
     failures = [OSError(5, "Input/output error")] * 2
 
-    def flaky(self: index_module._Handle, offset: int, size: int) -> bytes:
+    def flaky(self: local_module._Handle, offset: int, size: int) -> bytes:
         if failures:
             raise failures.pop()
         return real(self, offset, size)
 
-    monkeypatch.setattr(index_module._Handle, "read", flaky)
+    monkeypatch.setattr(local_module._Handle, "read", flaky)
     assert index.read(3).fields["txt"] == b"scene 3 of many"
     failures += [OSError(5, "Input/output error")] * 3
     with pytest.raises(DataError, match=r"000000\.tar.*an input/output error of the disk"):
@@ -401,7 +401,7 @@ def test_a_shard_that_changed_or_vanished_is_noticed(shard: Shard) -> None:
 def test_truncation_behind_our_back_is_an_error(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     path = shard(pairs(0, 3))
     index = ShardIndex.open([path])
-    monkeypatch.setattr(index_module._Reader, "PAUSES", ())
+    monkeypatch.setattr(local_module.LocalReader, "PAUSES", ())
     index.read(0)
     os.truncate(path, 600)
     with pytest.raises(DataError, match="the file ends"):

@@ -435,11 +435,11 @@ def test_evaluation_sees_every_sample_once_in_order(index: ShardIndex, world: in
 def test_evaluation_of_the_first_samples_decodes_no_others(folder: Path, world: int) -> None:
     seen: list[int] = []
     index = ShardIndex.open([folder])
+    streams = [EvalStream(index, MODALITIES, EVAL, 4, limit=10, rank=rank, world=world) for rank in range(world)]
     read = index.read
     numbers: list[int] = []
     index.read = lambda n, *rest: numbers.append(n) or read(n, *rest)  # type: ignore[method-assign, func-returns-value]
-    for rank in range(world):
-        stream = EvalStream(index, MODALITIES, EVAL, 4, limit=10, rank=rank, world=world)
+    for stream in streams:
         seen += [i for batch in stream for i in batch.index.tolist()]
     assert seen == numbers == list(range(10))
     assert len(EvalStream(index, MODALITIES, EVAL, 4, limit=99)) == 6

@@ -14,7 +14,8 @@ from mmssl.core.batch import Batch
 from mmssl.core.errors import DataError
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modality import Modality
-from mmssl.data.shards.index import ShardIndex, _Reader
+from mmssl.data.shards.index import ShardIndex
+from mmssl.data.shards.local import LocalReader
 from mmssl.data.stream.audit import Audit, count_uses, fingerprint, read_audit
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.config import DataConfig
@@ -149,8 +150,8 @@ def test_a_resume_late_in_an_epoch_reads_no_more_than_a_cold_start(
     late = stream.state_dict() | {"step": int(0.9 * len(index))}
     assert len(json.dumps(late)) < 1000
     reads: list[int] = []
-    read = _Reader.read
-    monkeypatch.setattr(_Reader, "read", lambda self, *place: reads.append(place[0]) or read(self, *place))
+    read = LocalReader.read
+    monkeypatch.setattr(LocalReader, "read", lambda self, *place: reads.append(place[0]) or read(self, *place))
     next(stream)
     cold = len(reads)
     again = TrainStream(index, MODALITIES, NEEDS, batch_size=1, seed=1)
