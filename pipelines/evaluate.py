@@ -15,6 +15,7 @@ from pipelines.outputs import file_to_write
 if TYPE_CHECKING:
     from mmssl.core.errors import MmsslError
     from mmssl.core.evaluator import Evaluator, Score
+    from mmssl.data.modality import Modality
     from mmssl.evaluation.common import EvaluatorConfig
     from mmssl.recipe.model import Model
     from mmssl.training.runtime.launch import Launch
@@ -138,7 +139,7 @@ def evaluate(
 def measure(model: Model, configs: Mapping[str, EvaluatorConfig]) -> tuple[Results, dict[str, MmsslError]]:
     """Run evaluators one after the other and print their scores; every process of a launch must call.
 
-    All are built before the first one runs, so a misspelt file name shows at once.
+    All are built, and their shards opened, before the first one runs, so a misspelt file name shows at once.
 
     Returns:
         Scores by evaluator, {"error": sentence} where one failed; and the errors by evaluator.
@@ -149,7 +150,7 @@ def measure(model: Model, configs: Mapping[str, EvaluatorConfig]) -> tuple[Resul
     from mmssl.training.runtime.console import say
 
     modalities = evaluation_modalities(model.modalities)
-    built = {name: attempt(partial(config.build, modalities)) for name, config in configs.items()}
+    built = {name: attempt(partial(_opened, config, modalities)) for name, config in configs.items()}
     results: Results = {}
     failures: dict[str, MmsslError] = {}
     for name, evaluator in sorted(built.items(), key=lambda item: not isinstance(item[1], MmsslError)):
@@ -161,6 +162,12 @@ def measure(model: Model, configs: Mapping[str, EvaluatorConfig]) -> tuple[Resul
         for metric, value in scores.items():
             say(f"  {metric} {value:.4f}" if isinstance(value, float) else f"  {metric} {value}")
     return {name: results[name] for name in configs}, failures
+
+
+def _opened(config: EvaluatorConfig, modalities: Mapping[str, Modality]) -> Evaluator:
+    evaluator = config.build(modalities)
+    evaluator.open()
+    return evaluator
 
 
 def _scores(evaluator: Evaluator, model: Model) -> dict[str, Score]:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import MmsslError
 
 Score = float | int | str | None
+
+
+class Kept(Protocol):
+    """Shards that an evaluator keeps open between its runs."""
+
+    def open(self) -> object:
+        """Open them, unless they are open."""
+        ...
+
+    def close(self) -> None:
+        """Close them, and end their worker processes; they can be opened again."""
+        ...
 
 
 class Evaluator(ABC):
@@ -21,9 +33,11 @@ class Evaluator(ABC):
 
     Attributes:
         headlines: metrics shown on the console; files hold all. Empty: all are shown.
+        kept: all shards that it reads.
     """
 
     headlines: tuple[str, ...] = ()
+    kept: Sequence[Kept] = ()
 
     @abstractmethod
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
@@ -34,11 +48,22 @@ class Evaluator(ABC):
             DataError: the shards cannot be used. NumericError: an embedding is not finite (named by key).
         """
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to release
+    def open(self) -> None:
+        """Open the shards before a run or a training begins, so that what is wrong with them shows at once.
+
+        Raises:
+            DataError: they cannot be used. RecipeError: they do not fit the settings.
+        """
+        for one in self.kept:
+            one.open()
+
+    def close(self) -> None:
         """Close open shards and worker processes kept between runs; another run starts them again.
 
         Whoever builds an evaluator closes it, or uses it as a context manager.
         """
+        for one in self.kept:
+            one.close()
 
     def __enter__(self) -> Self:
         return self

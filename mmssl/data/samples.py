@@ -190,10 +190,27 @@ def _find_members(raw: RawSample, modalities: Mapping[str, Modality], optional: 
         if extension is not None:
             members[name] = extension
         elif name not in optional:
-            wanted = " or ".join(f".{extension}" for extension in modality.extensions)
-            got = ", ".join(f".{extension}" for extension in raw.fields) or "no member that any modality reads"
-            raise BadSample(Fault(raw.key, raw.origin, name, "missing", f"got {got}, wanted {wanted}"))
+            detail = describe_lack(name, modality.extensions, raw.extensions or tuple(raw.fields))
+            raise BadSample(Fault(raw.key, raw.origin, name, "missing", detail))
     return members
+
+
+def describe_lack(name: str, wanted: Collection[str], got: Collection[str]) -> str:
+    """What a sample has in place of a modality, and which key of the recipe to change.
+
+    Args:
+        name: of the modality.
+        wanted: extensions that it reads.
+        got: extensions of the sample's members.
+    """
+    alike = [extension for extension in got if extension.rpartition(".")[2] in wanted]
+    remedy = (
+        f"set `modalities.{name}.extensions: [{', '.join(alike)}]`"
+        if alike
+        else f"if a member holds it, name it in `modalities.{name}.extensions`; if samples may lack it, in `data.optional`"
+    )
+    there, asked = (", ".join(f".{extension}" for extension in some) for some in (got, wanted))
+    return f"got {there}, wanted {asked.replace(', ', ' or ')}: {remedy}"
 
 
 def iterate(

@@ -65,6 +65,7 @@ class ClassRetrieval(Evaluator):
         self.config = config
         names = (*config.pair, config.labels)
         self._shards = KeptShards(config, modalities, names, config.shards, config.max_samples)
+        self.kept = (self._shards,)
         a, b = config.pair
         self.headlines = (f"{a}_to_{b}_mAP", f"{b}_to_{a}_mAP")
 
@@ -81,10 +82,6 @@ class ClassRetrieval(Evaluator):
         for a, b in (config.pair, config.pair[::-1]):
             warn_of_ties(f"class retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
         yield from broadcast_scores(scores).items()
-
-    def close(self) -> None:
-        """See `Evaluator.close`."""
-        self._shards.close()
 
 
 def class_retrieval_scores(

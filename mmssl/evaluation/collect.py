@@ -18,6 +18,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.paths import stamps
 from mmssl.data.stream.batches import EvalStream
+from mmssl.data.stream.formats import check_formats, require_members
 from mmssl.evaluation.common import EvaluatorConfig
 
 log = logging.getLogger(__name__)
@@ -78,10 +79,12 @@ class KeptIndex:
 
     Args:
         shards: paths, braces or globs.
+        modalities: those that are read: some sample must have each, in the format that its settings read.
     """
 
-    def __init__(self, shards: Sequence[str]) -> None:
+    def __init__(self, shards: Sequence[str], modalities: Mapping[str, Modality]) -> None:
         self.shards = tuple(shards)
+        self.modalities = modalities
         self._index: ShardIndex | None = None
         self._stamps: object = None
 
@@ -99,7 +102,10 @@ class KeptIndex:
             )
             self._index = None
         if self._index is None:
-            self._index, self._stamps = ShardIndex.open(self.shards), found
+            index = ShardIndex.open(self.shards)
+            require_members([index], self.modalities)
+            check_formats(index, self.modalities)
+            self._index, self._stamps = index, found
         return self._index
 
     def close(self) -> None:
@@ -130,7 +136,7 @@ class KeptShards:
     ) -> None:
         self.config, self.modalities, self.names, self.limit = config, modalities, tuple(names), limit
         self.needs = merge_needs({name: {"eval": 1} for name in names}, views or {})
-        self.index = KeptIndex(shards)
+        self.index = KeptIndex(shards, {name: modalities[name] for name in self.names})
         self._stream: EvalStream | None = None
 
     def collect(self, encode: Mapping[str, Encode], device: torch.device, *, hashed: bool = False) -> Collected:
@@ -142,7 +148,7 @@ class KeptShards:
         Raises:
             DataError: the shards cannot be used.
         """
-        stream = self._open()
+        stream = self.open()
         try:
             data = collect(stream, encode, device, self.config.batch_size, hashed=hashed)
         except BaseException:
@@ -157,7 +163,12 @@ class KeptShards:
             self._stream = None
         self.index.close()
 
-    def _open(self) -> EvalStream:
+    def open(self) -> EvalStream:
+        """Open the index and make the stream of batches; its workers start with the first batch.
+
+        Raises:
+            DataError: the shards cannot be used.
+        """
         index = self.index.open()
         if self._stream is not None and self._stream.index is not index:
             self._stream.close()

@@ -51,15 +51,12 @@ class Knn(Evaluator):
     def __init__(self, config: KnnConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
         self._shards = LabelledShards(config, modalities)
+        self.kept = (self._shards,)
         self.headlines = ("acc1",)
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         train, test = self._shards.features(model)
         yield from broadcast_scores(knn_scores(train, test, self.config.ks, self.config.temperature)).items()
-
-    def close(self) -> None:
-        """See `Evaluator.close`."""
-        self._shards.close()
 
 
 def knn_scores(

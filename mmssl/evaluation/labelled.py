@@ -64,9 +64,15 @@ class LabelledShards:
             NumericError, DataError: see `labelled` and `KeptShards.collect`.
         """
         model.require(self.config.modality, shared_space=False)
+        self.open()
+        return self._collect(model, self._train), self._collect(model, self._test)
+
+    def open(self) -> None:
+        """Open both, see `KeptShards.open`, and compare the class names beside them."""
+        self._train.open()
+        self._test.open()
         for file, names in stored_class_names(self.config.train_shards).items():
             compare_with_stored(names, self.config.shards, str(file))
-        return self._collect(model, self._train), self._collect(model, self._test)
 
     def close(self) -> None:
         """Stop the workers and close the shards."""

@@ -60,15 +60,12 @@ class LinearProbe(Evaluator):
     def __init__(self, config: LinearProbeConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
         self._shards = LabelledShards(config, modalities)
+        self.kept = (self._shards,)
         self.headlines = ("acc1",)
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         train, test = self._shards.features(model)
         yield from broadcast_scores(probe_scores(train, test, self.config)).items()
-
-    def close(self) -> None:
-        """See `Evaluator.close`."""
-        self._shards.close()
 
 
 def probe_scores(train: Labelled, test: Labelled, config: LinearProbeConfig) -> dict[str, Score]:

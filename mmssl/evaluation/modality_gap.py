@@ -43,6 +43,7 @@ class ModalityGap(Evaluator):
     def __init__(self, config: ModalityGapConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
         self._shards = KeptShards(config, modalities, config.pair, config.shards, config.max_samples)
+        self.kept = (self._shards,)
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         for name in self.config.pair:
@@ -52,10 +53,6 @@ class ModalityGap(Evaluator):
             data = self._shards.collect(encode, model.device)
             scores = gap_scores(data, self.config.pair)
         yield from broadcast_scores(scores).items()
-
-    def close(self) -> None:
-        """See `Evaluator.close`."""
-        self._shards.close()
 
 
 def gap_scores(data: Collected, pair: tuple[str, str]) -> dict[str, Score]:

@@ -20,7 +20,6 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, EncodedSample, read
 from mmssl.data.shards.index import ShardIndex
-from mmssl.data.stream.formats import check_formats
 from mmssl.evaluation.collect import KeptIndex
 from mmssl.evaluation.common import PairEvaluatorConfig, broadcast_scores, inference, require_usable
 
@@ -56,7 +55,8 @@ class RelationEvaluator(Evaluator):
         self.config = config
         self.modalities = {name: modalities[name] for name in config.pair}
         self.remedy = remedy
-        self._index = KeptIndex(config.shards)
+        self._index = KeptIndex(config.shards, self.modalities)
+        self.kept = (self._index,)
 
     @abstractmethod
     def pieces(self, sample: EncodedSample) -> Pieces | None:
@@ -75,7 +75,6 @@ class RelationEvaluator(Evaluator):
         for name in config.pair:
             model.require(name, shared_space=True)
         index = self._index.open()
-        check_formats(index, self.modalities)
         total = min(len(index), config.max_samples or len(index))
         with inference(model):
             parts, owners, *counts = self._share(model, index, total)
@@ -93,10 +92,6 @@ class RelationEvaluator(Evaluator):
             scores = broadcast_scores(self.scores(embedded) | {"n_excluded": excluded, "n_skipped": skipped})
         self._warn(float(scores["tie_rate"] or 0))
         yield from scores.items()
-
-    def close(self) -> None:
-        """See `Evaluator.close`."""
-        self._index.close()
 
     def _share(
         self, model: EmbeddingModel, index: ShardIndex, total: int

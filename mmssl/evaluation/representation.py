@@ -57,6 +57,7 @@ class Representation(Evaluator):
         self.config = config
         name = config.modality
         self._shards = KeptShards(config, modalities, (name,), config.shards, config.max_samples, {name: config.views})
+        self.kept = (self._shards,)
         self.headlines = ("rankme", "spread")
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
@@ -68,10 +69,6 @@ class Representation(Evaluator):
             data = self._shards.collect(encode, model.device)
             scores = representation_scores(data, modality, views)
         yield from broadcast_scores(scores).items()
-
-    def close(self) -> None:
-        """See `Evaluator.close`."""
-        self._shards.close()
 
 
 def representation_scores(data: Collected, modality: str, views: list[str]) -> dict[str, Score]:

@@ -60,6 +60,7 @@ class Retrieval(Evaluator):
         self.config = config
         self.modalities = modalities
         self.shards = KeptShards(config, modalities, config.pair, config.shards, config.max_samples)
+        self.kept = (self.shards,)
         a, b = config.pair
         self.headlines = (f"{a}_to_{b}_R@1", f"{b}_to_{a}_R@1")
 
@@ -80,10 +81,6 @@ class Retrieval(Evaluator):
         with inference(model):
             encode = {name: lambda x, name=name: model.embed(name, x) for name in config.pair}
             return self.shards.collect(encode, model.device, hashed=True)
-
-    def close(self) -> None:
-        """See `Evaluator.close`."""
-        self.shards.close()
 
 
 def retrieval_scores(

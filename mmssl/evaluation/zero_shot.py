@@ -15,8 +15,11 @@ from mmssl.core import distributed
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, RecipeError
 from mmssl.core.evaluator import Evaluator, Score
+from mmssl.core.sample import Sample
 from mmssl.data.modalities.class_names import check_class_names, read_class_names
 from mmssl.data.modality import Modality
+from mmssl.data.samples import iterate
+from mmssl.data.stream.formats import numbers_to_look_at
 from mmssl.evaluation.class_names import compare_with_stored
 from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
 from mmssl.evaluation.common import (
@@ -34,6 +37,9 @@ PLACEHOLDERS = ("{}", "{c}")
 
 SORTED_TOGETHER = 65536
 """Number of prompts that are sorted by length and kept as embeddings at a time."""
+
+LABELS = 2000
+"""Number of labels that are compared with the number of class names before a run."""
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "plain": ("{}",),
@@ -113,15 +119,30 @@ class ZeroShot(Evaluator):
         self.modalities = modalities
         names = (config.modality, config.labels)
         self._shards = KeptShards(config, modalities, names, config.shards, config.max_samples)
+        self.kept = (self._shards,)
         self.classnames = tuple(classnames)
         self.templates = tuple(templates)
         self.headlines = ("acc1",)
+
+    def open(self) -> None:
+        """Open the shards, and compare `classnames` with the names beside them and with some of their labels."""
+        super().open()
+        compare_with_stored(self.classnames, self.config.shards, "`classnames`")
+        index, labels, names = self._shards.index.open(), self.config.labels, self.classnames
+        view = self.modalities[labels].view("eval")
+        numbers = numbers_to_look_at(index, LABELS, self.config.max_samples)
+        for sample in iterate(index, {labels: self.modalities[labels]}, numbers, optional=[labels]):
+            if isinstance(sample, Sample) and labels in sample.values:
+                true = int(view(sample.values[labels], {}))
+                if not 0 <= true < len(names):
+                    raise DataError(f"key {sample.key!r} ({sample.origin}) {_outside(true, names)}")
+        index.reader.close()
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config
         for name in (config.modality, config.prompts):
             model.require(name, shared_space=True)
-        compare_with_stored(self.classnames, config.shards, "`classnames`")
+        self.open()
         with inference(model):
             classifier = self.classifier(model)
             encode = {config.modality: lambda x: model.embed(config.modality, x), config.labels: lambda x: x}
@@ -129,10 +150,6 @@ class ZeroShot(Evaluator):
             scores = zero_shot_scores(data, config.modality, config.labels, classifier, self.classnames)
         warn_of_ties(f"zero-shot of {config.modality!r}", float(scores["tie_rate"] or 0))
         yield from broadcast_scores(scores).items()
-
-    def close(self) -> None:
-        """See `Evaluator.close`."""
-        self._shards.close()
 
     def classifier(self, model: EmbeddingModel) -> Tensor:
         """Class weights [K, E] from prompts, one unit-norm row for each class. Each process embeds its share of the classes."""
@@ -199,8 +216,8 @@ def zero_shot_scores(
     if wrong.any():
         first = int(true_owner[wrong][0])
         raise DataError(
-            f"key {data.keys[first]!r} (sample {first}) has the label {int(true[wrong][0])}, wanted 0 ... {len(classnames) - 1} "
-            f"for {len(classnames)} class names; {int(wrong.sum())} of {len(true)} labels are outside. Check `classnames`"
+            f"key {data.keys[first]!r} (sample {first}) {_outside(int(true[wrong][0]), classnames)}; "
+            f"{int(wrong.sum())} of {len(true)} labels are outside"
         )
     ranks, tied = class_ranks(embeddings[labelled], classifier, true)
     scores = classification_scores(ranks, true, classnames)
@@ -209,6 +226,11 @@ def zero_shot_scores(
         "n_skipped": data.skipped,
         "tie_rate": int(tied.sum()) / len(tied),
     }
+
+
+def _outside(label: int, classnames: Sequence[str]) -> str:
+    last = len(classnames) - 1
+    return f"has the label {label}, wanted 0 ... {last} for {len(classnames)} class names: check `classnames`"
 
 
 def fill_template(template: str, name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from mmssl.core.config import Config, Duration, PositiveDuration
 from mmssl.core.distributed import world_size
 from mmssl.core.encoder import Encoder
-from mmssl.core.errors import RecipeError
+from mmssl.core.errors import MmsslError, RecipeError
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
@@ -154,12 +155,31 @@ class Recipe(Config):
         return learner
 
     def build_evaluators(self, modalities: Mapping[str, Modality]) -> dict[str, tuple[Evaluator, Duration | None]]:
-        """Evaluators by name, and how often each runs (None: at the end only)."""
-        available = evaluation_modalities(modalities)
-        return {name: (config.build(available), config.every) for name, config in self.evaluators.items()}
+        """Evaluators by name, and how often each runs (None: at the end only).
+
+        Raises:
+            RecipeError: one names a modality that the recipe lacks, or a file that cannot be read.
+        """
+        available, built = evaluation_modalities(modalities), {}
+        for name, config in self.evaluators.items():
+            with _naming(name):
+                built[name] = (config.build(available), config.every)
+        return built
+
+    def open_evaluators(self, modalities: Mapping[str, Modality]) -> dict[str, tuple[Evaluator, Duration | None]]:
+        """Evaluators as from `build_evaluators`, with open shards.
+
+        Raises:
+            RecipeError: see `build_evaluators`. DataError: shards that cannot be used.
+        """
+        built = self.build_evaluators(modalities)
+        for name, (evaluator, _) in built.items():
+            with _naming(name):
+                evaluator.open()
+        return built
 
     def build(self, launch: Launch) -> Run:
-        """Build this process' run: modalities, learner, data stream and evaluators; not yet started.
+        """Build this process' run: modalities, learner, data stream and evaluators with open shards; not yet started.
 
         Args:
             launch: from `training.launch()`.
@@ -175,6 +195,7 @@ class Recipe(Config):
         sources = self.data.open()
         plan = Plan.of(self.duration, self.batch_size, sum(len(source.index) for source in sources))
         modalities = self.build_modalities()
+        evaluators = self.open_evaluators(modalities)
         learner = self.build_learner(modalities, plan)
         check_views(learner, modalities)
         least = learner.objective.least_samples
@@ -200,7 +221,7 @@ class Recipe(Config):
         return self.training.build(
             learner,
             stream,
-            self.build_evaluators(modalities),
+            evaluators,
             launch,
             self.folder,
             self.to_yaml(),
@@ -208,6 +229,15 @@ class Recipe(Config):
             plan=plan,
             reading=reading,
         )
+
+
+@contextmanager
+def _naming(evaluator: str) -> Iterator[None]:
+    """Put the key of an evaluator before errors."""
+    try:
+        yield
+    except MmsslError as error:
+        raise type(error)(f"evaluators.{evaluator}: {error}") from error
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -16,6 +16,7 @@ import torch
 
 from mmssl.core.batch import Batch
 from mmssl.core.errors import DataError
+from mmssl.core.evaluator import Evaluator
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.workers import Workers
 from mmssl.evaluation import collect as module
@@ -234,12 +235,33 @@ def test_shards_that_change_are_opened_anew(tmp_path: Path, caplog: pytest.LogCa
 
 def test_time_of_change_tells_shards_of_one_size_apart(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "0.tar", [colour_sample(0)])
-    kept = KeptIndex([str(path)])
+    kept = KeptIndex([str(path)], modalities())
     first = kept.open()
     assert kept.open() is first
     stat = path.stat()
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert kept.open() is not first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluator_opens_its_shards_before_it_runs(tmp_path: Path, kind: str) -> None:
+    config, values, _ = KINDS[kind]
+    shards = colour_shards(tmp_path, 6)
+    other = [
+        str(write_shard(tmp_path / "other.tar", [("0", {"input.png": b"x", "label.cls": b"1", "words.txt": b"x"})]))
+    ]
+
+    def build(shards: list[str], **more: list[str]) -> Evaluator:
+        built: Evaluator = configured(config, shards=shards, **values, **more).build(modalities())
+        return built
+
+    trains = "train_shards" in config.model_fields
+    for bad, message in ([str(tmp_path / "nowhere")], "no such shard"), (other, r"no sample has .*extensions"):
+        for evaluator in [build(bad, train_shards=shards), build(shards, train_shards=bad)] if trains else [build(bad)]:
+            with pytest.raises(DataError, match=message):
+                evaluator.open()
+    with build(shards, **({"train_shards": shards} if trains else {})) as evaluator:
+        evaluator.open()
 
 
 def test_views_are_hashed_where_somebody_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,3 +254,19 @@ def test_prompts_are_embedded_by_length_and_come_back_in_order(together: int, mo
         torch.testing.assert_close(row, F.normalize(both.mean(0), dim=-1))
     if together > 6:
         assert all(a[-1] <= b[0] for a, b in pairwise(batches))
+
+
+def test_the_number_of_classes_is_checked_when_the_shards_are_opened(tmp_path: Path) -> None:
+    shards = colour_shards(tmp_path / "shards", 40)
+
+    def opening(names: Sequence[str]) -> None:
+        config = configured(ZeroShotConfig, shards=shards, modality="picture", prompts="words", classnames=names)
+        config.build(modalities()).open()
+
+    opening(NAMES)
+    with pytest.raises(DataError, match=r"has the label 7, wanted 0 ... 6 for 7 class names: check `classnames`"):
+        opening(NAMES[:-1])
+    (tmp_path / "shards" / "classnames.txt").write_text("\n".join(NAMES))
+    opening(NAMES)
+    with pytest.raises(DataError, match="the same names in another order"):
+        opening(NAMES[::-1])

@@ -187,3 +187,43 @@ def test_columns_by_another_name(world: World, tmp_path: Path, capfd: pytest.Cap
         command = ("shards", "pack", tmp_path / "table.csv", tmp_path / "out", "--column", f"{meaning}=title")
         assert world.mmssl(*command) == 2
         says(capfd, f"'{meaning}' is none of image, audio", "did you mean 'caption'?")
+
+
+@pytest.mark.parametrize("how", [(), ("--dry-run",)])
+def test_evaluators_that_cannot_run_are_refused_before_the_first_step(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str], how: tuple[str, ...]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("zero\none\n")
+    zero_shot = {"kind": "zero_shot", "shards": [str(world.shards / "test")], "modality": "image"}
+    for evaluator, code, words in [
+        (
+            {"kind": "retrieval", "shards": ["nowhere.tar"], "pair": ["image", "text"]},
+            3,
+            ["no such shard", "nowhere.tar"],
+        ),
+        (zero_shot | {"classnames": str(tmp_path / "lost.txt")}, 2, ["`classnames`", "lost.txt"]),
+        (zero_shot | {"classnames": str(names), "templates": str(names)}, 2, ["`templates`", "names.txt", "{}"]),
+        (zero_shot | {"classnames": str(names)}, 3, ["has the label", "wanted 0 ... 1 for 2 class names"]),
+    ]:
+        given = f"evaluators={{measured: {json.dumps(evaluator)}}}"
+        assert world.pretrain(given, f"output={tmp_path / 'runs'}", *how) == code
+        says(capfd, "evaluators.measured: ", *words)
+    assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
+
+
+def test_the_member_that_a_sample_lacks_is_named_with_the_key(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = [{"input.jpg": GOOD["jpg"], "outputs.txt": GOOD["txt"]}] * 20
+    assert world.pretrain(shard(tmp_path / "other.tar", other), f"output={tmp_path}") == 3
+    says(capfd, "no sample has 'image'", "got .input.jpg, .outputs.txt", "`modalities.image.extensions: [input.jpg]`")
+    some = [{"jpg": GOOD["jpg"], "json": "{}"}] + [GOOD] * 20
+    assert world.pretrain(shard(tmp_path / "some.tar", some), f"output={tmp_path}", "duration=2 epochs") == 3
+    says(
+        capfd,
+        "missing 'text' of key '0000'",
+        "got .jpg, .json, wanted .txt: if a member holds it, name it in "
+        "`modalities.text.extensions`; if samples may lack it, in `data.optional`",
+        "mmssl shards check",
+    )

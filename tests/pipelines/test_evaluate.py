@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mmssl.data.shards.writer import write_shard
 from mmssl.evaluation import collect
 from tests.pipelines.conftest import World
 
@@ -90,7 +91,7 @@ def three(world: World, folder: Path) -> Path:
 def test_a_failure_is_its_own_row(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results.json"
     listed = three(world, tmp_path)
-    assert world.mmssl("evaluate", world.run, listed, "--out", out) == 2, "the exit code of the first that failed"
+    assert world.mmssl("evaluate", world.run, listed, "--out", out) == 3, "the exit code of the first that failed"
     said = capfd.readouterr().err
     results = json.loads(out.read_text())
     assert list(results) == ["checkpoint", "lost", "fine", "strange"]
@@ -98,7 +99,8 @@ def test_a_failure_is_its_own_row(world: World, tmp_path: Path, capfd: pytest.Ca
     assert "nowhere" in results["lost"]["error"]
     assert "'sound'" in results["strange"]["error"]
     assert results["lost"].keys() == results["strange"].keys() == {"error"}
-    assert said.index("'sound'") < said.index("fine ..."), "what cannot be built is said before the work"
+    for word in ("nowhere", "'sound'"):
+        assert said.index(word) < said.index("fine ..."), "what cannot be built or opened is said before the work"
     assert "2 evaluators failed; the scores of the others are complete" in said
     assert "evaluators.lost: " in said
     assert "Traceback" not in said
@@ -110,12 +112,14 @@ def test_a_failure_is_its_own_row(world: World, tmp_path: Path, capfd: pytest.Ca
 def test_a_run_is_reported_without_the_evaluator_that_failed(
     world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    lost = json.dumps(retrieval(tmp_path / "nowhere"))
+    damaged = [{"__key__": f"{i}", "jpg": b"no picture", "txt": b"a caption"} for i in range(2)]
+    write_shard(tmp_path, "damaged.tar", 0, 2, damaged)
+    lost = json.dumps(retrieval(tmp_path / "damaged.tar"))
     fine = json.dumps(retrieval(world.shards / "test", max_samples=20))
     more = (f"output={tmp_path}", "duration=2 steps", "save.every=2 steps")
     assert world.pretrain(f"evaluators={{lost: {lost}, fine: {fine}}}", *more) == 3
     said = capfd.readouterr().err
     assert said.index("finished; report in") < said.index("1 evaluator failed; the scores of the others are complete")
     report = (tmp_path / "tiny/report.html").read_text()
-    assert "nowhere" in report
+    assert "damaged.tar" in report
     assert "image to text" in report, "the gallery is that of the one that did not fail"

@@ -24,7 +24,7 @@ from mmssl.data.shards.remote import RemoteReader
 from mmssl.data.shards.salvage import refuse_large_losses
 from mmssl.data.stream.ahead import Ahead
 from mmssl.data.stream.audit import Audit
-from mmssl.data.stream.formats import check_formats
+from mmssl.data.stream.formats import check_formats, require_members
 from mmssl.data.stream.mixture import Batches, BlockShuffleConfig, GlobalShuffleConfig, Mixture
 from mmssl.data.stream.order import Ticket
 from mmssl.data.stream.rows import Collate, FaultLimit, Rows
@@ -106,6 +106,7 @@ class TrainStream:
         self._mixture = mixture()
         joined = Sources([source.index for source in sources])
         chosen = select(modalities, needs)
+        require_members(joined.indexes, chosen)
         for one in joined.indexes:
             check_formats(one, chosen)
         self.rows = rows = Rows(joined, chosen, needs, seed, on_error, tuple(optional), tuple(synchronized))

@@ -1,15 +1,44 @@
-"""Check before a run that its modalities read members as the shards mean them."""
+"""Checks of shards before a run or an evaluation: members that its modalities read, and that they read them as they are meant."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from mmssl.core.errors import DataError
 from mmssl.data.modality import DecodeError, Modality
+from mmssl.data.samples import describe_lack
 from mmssl.data.shards.index import ShardIndex
+from mmssl.data.shards.remote import RemoteReader
 
 _LOOKED_AT = 32
 """Samples of each folder of shards whose members are looked at, the first ones."""
+
+
+def require_members(indexes: Sequence[ShardIndex], modalities: Mapping[str, Modality]) -> None:
+    """Refuse shards in which no sample at all has a modality, even if samples may lack it.
+
+    Raises:
+        DataError: names the modality, the members that are there, and the key to change.
+    """
+    there = sorted({extension for index in indexes for extension in index.extensions})
+    for name, modality in modalities.items():
+        if not set(there).intersection(modality.extensions):
+            first = indexes[0].origin(0).shard
+            lack = describe_lack(name, modality.extensions, there)
+            raise DataError(f"no sample has {name!r} (first shard: {first}): {lack}")
+
+
+def numbers_to_look_at(index: ShardIndex, count: int, total: int | None = None) -> Sequence[int]:
+    """Numbers of up to `count` of the first `total` samples, to look at before a run.
+
+    They are spread evenly, the last one among them; of remote shards they are the first ones, which are fetched together.
+    """
+    total = min(len(index), total or len(index))
+    if total <= count:
+        return range(total)
+    if isinstance(index.reader, RemoteReader):
+        return range(min(count, index.reader.remote.slice))
+    return [number * (total - 1) // (count - 1) for number in range(count)]
 
 
 def check_formats(index: ShardIndex, modalities: Mapping[str, Modality]) -> None:

@@ -81,7 +81,7 @@ class Rows(Located):
                     return Skipped(tuple(faults))
                 if self.on_error == "raise":
                     return DataError(
-                        f"{bad}\nFind such samples with `mmssl shards check` and write the shards without them, or "
+                        f"{bad}\nFind all such samples with `mmssl shards check RECIPE` and write the shards without them, or "
                         f"{self.remedy}."
                     )
                 continue
@@ -154,7 +154,7 @@ class FaultLimit:
             last = f"; the last: {faults[-1]}" if faults else ""
             raise DataError(
                 f"{self.failed} of {self.samples} samples are unusable ({reasons}), wanted at most a share of "
-                f"{self.max_failures:g} (`max_failures`){last}\nList them all with `mmssl shards check`."
+                f"{self.max_failures:g} (`max_failures`){last}\nList them all with `mmssl shards check RECIPE`."
             )
 
     def note(self, faults: Sequence[Fault]) -> None:
