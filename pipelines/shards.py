@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +15,10 @@ from pipelines.options import CACHE, PIPE, SHARDS
 from pipelines.outputs import file_to_write
 from pipelines.pack import pack
 from pipelines.progress import progress_bar
+
+if TYPE_CHECKING:
+    from mmssl.curation.check_report import CheckReport
+    from mmssl.recipe.recipe import Recipe
 
 app = typer.Typer(
     help="Make, index, audit, filter and measure WebDataset shards.",
@@ -76,12 +82,26 @@ def index(
 
 @app.command()
 def check(
-    shards: SHARDS,
+    shards: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SHARDS...|RECIPE [KEY.PATH=VALUE]...",
+            help="Folders, paths, globs or brace patterns; or URLs with braces. Or a recipe: all of its sources.",
+        ),
+    ],
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Decode at most this number of samples in all, an equal share of each shard."),
     ] = None,
+    needs: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Modalities that every sample must have, as in image,text."),
+    ] = None,
     require: Annotated[list[str] | None, typer.Option(help="Extension that every sample must have.")] = None,
+    against_manifest: Annotated[
+        bool,
+        typer.Option("--against-manifest", help="Compare the shards with the manifest beside them: size, SHA-256."),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Check that this number of workers has enough shards.")
     ] = None,
@@ -95,27 +115,67 @@ def check(
 ) -> None:
     """Audit shards: damage, undecodable or missing members, duplicates, captions. Exit code 3 if something is wrong.
 
-    Example: `mmssl shards check 'shards/train/{000000..000099}.tar' --require jpg --require txt`
-    """
-    from mmssl.curation.check import check as audit
-    from mmssl.data.shards.remote import CacheConfig
+    Of a recipe, everything is reported that its run would refuse, with the settings of its modalities and `data.optional`.
 
+    Examples:
+
+    `mmssl shards check 'shards/train/{000000..000099}.tar' --needs image,text`
+
+    `mmssl shards check image_text/vit_b_32 data.shards='["shards/train"]'`
+    """
+    from mmssl.data.shards.remote import CacheConfig
+    from pipelines.check_recipe import check_recipe, is_recipe
+
+    options = {"limit": limit, "workers": workers, "context_length": context_length, "threads": threads}
     with progress_bar("checking") as progress:
-        report = audit(
-            shards,
-            required=require or None,
-            limit=limit,
-            workers=workers,
-            context_length=context_length,
-            threads=threads,
-            remote=CacheConfig(folder=cache).build(allow_pipe),
-            progress=progress,
-        )
+        audit = partial(_audit, against_manifest, progress=progress, **options)
+        if is_recipe(shards[0]):
+            report = check_recipe(_recipe_alone(shards, needs, require, cache, allow_pipe), audit)
+        else:
+            remote = CacheConfig(folder=cache).build(allow_pipe)
+            report = audit(shards, needs=_modality_names(needs), required=require or None, remote=remote)
     print(report.table())
     if json_file is not None:
         json_file.write_text(report.to_json() + "\n")
     if not report.ok:
         raise typer.Exit(3)
+
+
+def _audit(against_manifest: bool, shards: Sequence[str], modalities: Any = None, **options: Any) -> CheckReport:
+    """`check`, with the comparison with manifests."""
+    from mmssl.curation.check import check as audit
+    from mmssl.curation.check_manifest import compare_with_manifests
+
+    differences = compare_with_manifests(shards) if against_manifest else []
+    return audit(shards, modalities, **options).with_faults(differences)
+
+
+def _recipe_alone(
+    arguments: list[str], needs: str | None, require: list[str] | None, cache: Path | None, allow_pipe: bool
+) -> Recipe:
+    """The recipe of the command line; it says itself what the options say of shards."""
+    from mmssl.recipe.shipped import find_recipe
+
+    given = {"--needs": needs, "--require": require, "--cache": cache, "--allow-pipe": allow_pipe}
+    for option, value in given.items():
+        if value:
+            raise typer.BadParameter(f"{option} has no effect beside a recipe, which says it: leave {option} out")
+    return find_recipe(arguments[0], arguments[1:])
+
+
+def _modality_names(needs: str | None) -> list[str] | None:
+    from mmssl.core.errors import RecipeError, did_you_mean
+    from mmssl.data.modalities.usual import usual_modalities
+
+    names = needs.split(",") if needs is not None else None
+    known = usual_modalities() if names else {}
+    for name in names or ():
+        if name not in known:
+            raise RecipeError(
+                f"--needs: got {name!r}{did_you_mean(name, known)}, wanted some of {','.join(known)}; for modalities of a recipe, "
+                "check the recipe"
+            )
+    return names
 
 
 @app.command()

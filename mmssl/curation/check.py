@@ -19,6 +19,8 @@ from mmssl.curation.check_shard import SOURCE, Decoders, Findings, MemberDecoder
 from mmssl.curation.figures import Place, Spread, Tally
 from mmssl.data.modalities.usual import file_formats, own_extensions, usual_modalities
 from mmssl.data.modality import Modality
+from mmssl.data.samples import describe_lack
+from mmssl.data.shards.manifests import read_formats
 from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.remote import CacheConfig, Remote
 from mmssl.data.shards.storage import is_remote
@@ -33,6 +35,7 @@ def check(
     shards: Sequence[str | Path],
     modalities: Mapping[str, Modality] | None = None,
     *,
+    needs: Collection[str] | None = None,
     required: Collection[str] | None = None,
     limit: int | None = None,
     workers: int | None = None,
@@ -47,10 +50,12 @@ def check(
 
     Args:
         shards: paths, folders, globs, brace patterns; or URLs with braces, which are fetched as a whole.
-        modalities: name -> modality that decodes its members; every sample must have each. None: all modalities with usual
-            settings (pictures, sounds, videos and their sounds, `.txt` with one caption a line, `.cls`, those of other packages)
-            and `.json` are decoded, other members are only counted.
-        required: extensions that every sample must have. None: without `modalities`, those that three quarters have.
+        modalities: name -> modality that decodes its members. None: all modalities with usual settings (pictures, sounds, videos
+            and their sounds, `.txt` with one caption a line, `.cls`, those of other packages) and `.json` are decoded, other
+            members are only counted.
+        needs: modalities that every sample must have. None: all `modalities`.
+        required: extensions that every sample must have. With neither `modalities`, `needs` nor `required`: what three quarters of
+            the samples have.
         limit: maximum number of samples to read and decode: an equal share of every shard, its first samples; the others
             are counted.
         workers: DataLoader workers of the planned run, to compare with the number of shards.
@@ -65,21 +70,25 @@ def check(
     far = any(is_remote(str(shard)) for shard in shards)
     places: Sequence[str | Path] = expand_urls(shards) if far else expand(shards)
     way = remote or CacheConfig().build()
-    decoders = decoders_of(modalities)
+    used = usual_modalities() if modalities is None else modalities
+    wanted = tuple(modalities) if needs is None and modalities is not None else needs
+    formats = [{}] * len(places) if far else read_formats(expand(shards))
+    kinds = {repr(one): decoders_of(modalities, wanted, one) for one in {repr(one): one for one in formats}.values()}
+    decoders = [kinds[repr(one)] for one in formats]
 
     def one(number: int) -> Findings:
         with local_file(places[number], way) as (path, name):
-            return examine(path, decoders, _limit_of_shard(limit, number, len(places)), name=name)
+            return examine(path, decoders[number], _limit_of_shard(limit, number, len(places)), name=name)
 
-    total = _Total(usual_modalities() if modalities is None else modalities, context_length, lines=modalities is None)
+    total = _Total(used, context_length, usual=modalities is None)
     for number, findings in enumerate(map_in_order(one, range(len(places)), threads)):
-        total.add(findings)
+        total.add(findings, formats[number])
         if progress is not None:
             progress(number + 1, len(places))
-    groups = expected_fields(total.having, total.samples, modalities, required)
+    groups = expected_fields(total.having, total.samples, used, wanted, required)
     for findings in total.findings:
-        total.add_faults(missing_fields(findings, groups))
-    return total.report(workers, groups)
+        total.add_faults(missing_fields(findings, groups, used))
+    return total.report(workers, groups, guessed=wanted is None and required is None)
 
 
 @contextmanager
@@ -98,34 +107,53 @@ def _limit_of_shard(limit: int | None, shard: int, shards: int) -> int | None:
     return None if limit is None else (shard + 1) * limit // shards - shard * limit // shards
 
 
-def decoders_of(modalities: Mapping[str, Modality] | None = None) -> Decoders:
-    """Extension -> decoders of its members; None: all modalities with usual settings, and JSON."""
+def decoders_of(
+    modalities: Mapping[str, Modality] | None = None,
+    needs: Collection[str] | None = None,
+    formats: Mapping[str, str] | None = None,
+) -> Decoders:
+    """Extension -> decoders of its members; without modalities: all with usual settings, and JSON.
+
+    Args:
+        modalities, needs: see `check`.
+        formats: of the members, as the manifest of the shard says.
+    """
     decoders: dict[str, tuple[MemberDecoder, ...]] = {} if modalities is not None else {"json": ()}
-    for modality in (usual_modalities() if modalities is None else modalities).values():
-        own = own_extensions(modality) if modalities is None else modality.extensions
+    for name, modality in (usual_modalities() if modalities is None else modalities).items():
+        needed = name in (needs or ())
+        own = own_extensions(modality) if modalities is None else modality.extensions if needed else ()
+        reading = _reading(modality, formats or {})
         for extension in modality.extensions:
-            decoder = MemberDecoder(modality, may_lack=extension not in own)
-            decoders[extension] = (*decoders.get(extension, ()), decoder)
+            may_lack = name not in (needs or ()) and extension not in own
+            decoders[extension] = (*decoders.get(extension, ()), MemberDecoder(reading, may_lack))
     # A damaged video is called a video before it is called a sound.
     return {extension: tuple(sorted(some, key=lambda one: one.may_lack)) for extension, some in decoders.items()}
+
+
+def _reading(modality: Modality, formats: Mapping[str, str]) -> Modality:
+    """The modality for these formats; if its settings contradict them, as it is: `check_formats` reports that."""
+    try:
+        return modality.reading(formats)
+    except ValueError:
+        return modality
 
 
 def expected_fields(
     having: Mapping[str, int],
     samples: int,
     modalities: Mapping[str, Modality] | None = None,
+    needs: Collection[str] | None = None,
     required: Collection[str] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Fields that every sample should have: name -> extensions, any one of which is enough.
 
     Args:
         having: extension -> samples that have it, of `samples` in all.
-        modalities, required: see `check`.
+        modalities, needs, required: see `check`.
     """
-    if required is not None:
-        return {extension: (extension,) for extension in required}
-    if modalities is not None:
-        return {name: modality.extensions for name, modality in modalities.items()}
+    if required is not None or needs is not None:
+        extensions = {extension: (extension,) for extension in required or ()}
+        return extensions | {name: (modalities or {})[name].extensions for name in needs or ()}
     usual = {name: own_extensions(one) for name, one in usual_modalities().items() if name in file_formats()}
     grouped = {extension for group in usual.values() for extension in group}
     groups = usual | {extension: (extension,) for extension in having if extension not in grouped}
@@ -133,23 +161,28 @@ def expected_fields(
     return {name: group for name, group in groups.items() if share[name] >= EXPECTED_SHARE}
 
 
-def missing_fields(found: Findings, groups: Mapping[str, tuple[str, ...]]) -> Iterator[Fault]:
-    """Faults of the samples of a shard that lack an expected field."""
+def missing_fields(
+    found: Findings, groups: Mapping[str, tuple[str, ...]], modalities: Collection[str] = ()
+) -> Iterator[Fault]:
+    """Faults of the samples of a shard that lack an expected field; of modalities with the key of the recipe to change."""
     for number, (key, offset, extensions) in enumerate(found.samples):
         for name, group in groups.items():
             if not set(group) & set(extensions):
                 got, wanted = (", ".join(f".{one}" for one in some) for some in (extensions, group))
                 origin = Origin(SOURCE, found.name, number, offset)
-                yield Fault(key, origin, name, "missing", f"got {got}, wanted {wanted}")
+                plain = f"got {got}, wanted {wanted}"
+                detail = describe_lack(name, group, extensions) if name in modalities else plain
+                yield Fault(key, origin, name, "missing", detail)
 
 
 class _Total:
     """The findings of all shards."""
 
-    def __init__(self, modalities: Mapping[str, Modality], context_length: int, lines: bool) -> None:
+    def __init__(self, modalities: Mapping[str, Modality], context_length: int, usual: bool) -> None:
         self.modalities = modalities
         self.tallies = {name: Tally() for name in modalities}
-        self.lines = lines  # whether each line of a text was taken as a caption, which a run must be told to do
+        self.usual = usual  # whether each line of a text was taken as a caption, which a run must be told to do
+        self.unsaid = 0  # texts of several lines without a manifest that says so
         self.context_length = context_length
         self.findings: list[Findings] = []
         self.sizes: dict[str, list[int]] = {}
@@ -160,7 +193,7 @@ class _Total:
         self.keys: Counter[str] = Counter()
         self.samples = self.examined = self.ignored = 0
 
-    def add(self, found: Findings) -> None:
+    def add(self, found: Findings, formats: Mapping[str, str]) -> None:
         self.findings.append(found)
         self.samples += len(found.samples)
         self.examined += found.examined
@@ -178,6 +211,7 @@ class _Total:
                 self.tallies[name].lacking += 1
             else:
                 self.tallies[name].add(held, (shard, number))
+                self.unsaid += not formats and "several captions" in held.flags
         found.inspected = []
 
     def add_faults(self, faults: Iterable[Fault]) -> None:
@@ -190,7 +224,7 @@ class _Total:
         shard, number = place
         return self.findings[shard].samples[number][0]
 
-    def report(self, workers: int | None, groups: Mapping[str, tuple[str, ...]]) -> CheckReport:
+    def report(self, workers: int | None, groups: Mapping[str, tuple[str, ...]], *, guessed: bool) -> CheckReport:
         present = [[extension for extension in group if extension in self.sizes] for group in groups.values()]
         expected = {group[0] for group in present if len(group) == 1}  # of several, each sample has one or the other
         return CheckReport(
@@ -206,7 +240,11 @@ class _Total:
             },
             fault_counts=dict(self.fault_counts.most_common()),
             faults=tuple(self.faults),
-            warnings=tuple(self._warnings(len(self.findings), workers)),
+            warnings=(
+                *self._warnings(len(self.findings), workers),
+                *(self._doubts() if guessed else ()),
+                *self._names(),
+            ),
             modalities={
                 name: tally.report(self.key) for name, tally in self.tallies.items() if tally.members or tally.lacking
             },
@@ -226,14 +264,33 @@ class _Total:
             counts = {"repeated": tally.extra, **tally.flags}
             warnings = self.modalities[name].warnings
             yield from (f"{counts[flag]} {text}" for flag, text in warnings.items() if counts.get(flag))
-        several = sum(tally.flags["several captions"] for tally in self.tallies.values())
-        if self.lines and several:
+        if self.usual and self.unsaid:
             yield (
-                f"{several} samples have a .txt of several lines: each line counts as a caption here, and in a run with "
-                "`modalities.text.captions: lines` alone; otherwise they are one caption"
+                f"{self.unsaid} samples have a .txt of several lines, and no manifest says what they are: each line counts as a "
+                "caption here; a run must say it: `modalities.text.captions: lines` (or whole)"
             )
         if self.truncated:
             yield f"{self.truncated} captions are longer than {self.context_length} CLIP tokens and will be truncated"
+
+    def _doubts(self) -> Iterable[str]:
+        """What a run may refuse, if it needs it: what some samples have, and what no modality reads under its name."""
+        for name, modality in self.modalities.items():
+            own = set(own_extensions(modality))
+            having = sum(not own.isdisjoint(names) for found in self.findings for _, _, names in found.samples)
+            if 0 < having < EXPECTED_SHARE * self.samples and not modality.label:
+                yield (
+                    f"{having:,} of {self.samples:,} samples have {name!r}: a run that needs it refuses the others; check with "
+                    f"--needs {name}, or with the recipe"
+                )
+            other = [one for one in self.sizes if one not in own and one.rpartition(".")[2] in own and not _DOTTED(one)]
+            if other:
+                yield (
+                    f".{' and .'.join(other)}: read only by a recipe that names it, as in `modalities.{name}.extensions: "
+                    f"[{', '.join(other)}]`"
+                )
+
+    def _names(self) -> Iterable[str]:
+        """Keys and names that may not mean what they should."""
         repeated = sum(count > 1 for count in self.keys.values())
         if repeated:
             yield f"{repeated} keys occur more than once: loaders that merge by key may mix their samples"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mmssl.core.sample import Fault
@@ -62,6 +63,11 @@ class CheckReport:
     def ok(self) -> bool:
         """Whether the audit found no faults; warnings do not count."""
         return not self.fault_counts
+
+    def with_faults(self, faults: Sequence[Fault]) -> CheckReport:
+        """The report with further faults of whole shards."""
+        counts = Counter(f"{fault.reason} {fault.field}" for fault in faults)
+        return replace(self, fault_counts=counts + Counter(self.fault_counts), faults=(*faults, *self.faults))
 
     def to_json(self) -> str:
         """The whole report as a JSON object."""

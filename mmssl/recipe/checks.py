@@ -61,7 +61,7 @@ def check_parts(
     """
     encoders, objective = learner.context().encoders, learner.objective
     wrong = [
-        *_views(data, configs, encoders, _all_needs(objective), modalities),
+        *_views(data, configs, encoders, all_needs(objective), modalities),
         *_mirrors(data, configs, objective),
         *_windows(data, configs, objective, modalities),
         *_absences(data, objective),
@@ -101,7 +101,7 @@ def _stages(
             )
 
 
-def _all_needs(objective: Objective) -> Needs:
+def all_needs(objective: Objective) -> Needs:
     """Views of training and of refreshes."""
     refreshed = objective.refresh_every() is not None
     return merge_needs(objective.needs(), objective.refresh_needs() if refreshed else {})

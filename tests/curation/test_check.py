@@ -24,7 +24,7 @@ from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.shards.remote import CacheConfig
 from mmssl.data.shards.sidecar import write_sidecar
-from mmssl.data.shards.writer import write_shard
+from mmssl.data.shards.writer import Manifest, write_shard
 from mmssl.datasets.digit_render import to_wav
 from mmssl.datasets.digit_scenes import write
 from pipelines import cli
@@ -327,7 +327,9 @@ def test_lines_that_a_run_would_take_as_one_caption(tmp_path: Path) -> None:
     path = shard(tmp_path, [sample(0), sample(1, txt=b"a cat\na black cat\n"), sample(2, txt=b"a dog\n")])
     report = check([path])
     assert captions(report) == 4
-    assert [warning.split(":")[0] for warning in report.warnings] == ["1 samples have a .txt of several lines"]
+    assert [warning.split(":")[0] for warning in report.warnings] == [
+        "1 samples have a .txt of several lines, and no manifest says what they are"
+    ]
     form: Literal["lines", "whole"]
     for form in ("lines", "whole"):  # a recipe says what they are
         assert check([path], modalities={"text": TextConfig(captions=form).build("text")}).warnings == ()
@@ -339,8 +341,8 @@ def test_sounds_of_several_formats_are_one_field(tmp_path: Path) -> None:
     samples = [sample(number, wav=sound) for number in range(7)] + [sample(7, flac=sound), sample(8)]
     report = check([shard(tmp_path, samples)])
     assert report.fault_counts == {"missing audio": 1}
-    assert [(fault.key, fault.detail.split(", wanted ")[1]) for fault in report.faults] == [
-        ("s008", ".wav, .flac, .ogg, .opus, .mp3, .m4a")
+    assert [(fault.key, fault.detail.split(", wanted ")[1].split(":")[0]) for fault in report.faults] == [
+        ("s008", ".wav or .flac or .ogg or .opus or .mp3 or .m4a")
     ]
 
 
@@ -359,3 +361,46 @@ def test_members_are_compared_with_the_checksums_of_the_sidecar(tmp_path: Path) 
     assert (fault.key, fault.origin.shard) == ("s001", str(first))
     assert report.unverified == (str(second),)
     assert "compared in 1 of 2 shards; without a sidecar (`mmssl shards index`): " + str(second) in report.table()
+
+
+def test_needed_modalities_are_missed_by_name_with_the_members_that_are_there(tmp_path: Path) -> None:
+    samples = [sample(number, txt=None) for number in range(3)] + [sample(number) for number in range(3, 10)]
+    path = shard(tmp_path, samples)
+    report = check([path])
+    assert report.ok  # nothing says that captions are needed
+    assert report.warnings == (
+        "7 of 10 samples have 'text': a run that needs it refuses the others; check with --needs text, or with the recipe",
+    )
+    report = check([path], needs=["image", "text"])
+    assert found(report, "missing") == [("s000", "text"), ("s001", "text"), ("s002", "text")]
+    assert report.faults[0].detail.startswith(
+        "got .cls, .jpg, wanted .txt: if a member holds it, name it in `modalities.text."
+    )
+    assert check([path], needs=["image"]).ok
+
+
+def test_members_of_other_names_are_told_with_the_key(tmp_path: Path) -> None:
+    other = [{"__key__": f"{number}", "input.jpg": picture(number), "outputs.txt": b"a cat"} for number in range(4)]
+    path = shard(tmp_path, other)
+    report = check([path])
+    assert [warning.split(": ")[0] for warning in report.warnings] == [".input.jpg", ".outputs.txt"]
+    report = check([path], needs=["image"])
+    assert report.fault_counts == {"missing image": 4}
+    assert report.faults[0].detail.endswith(": set `modalities.image.extensions: [input.jpg]`")
+
+
+def test_optional_modalities_may_be_absent_but_not_damaged(tmp_path: Path) -> None:
+    modalities = {"picture": ImageConfig(size=8).build("picture"), "text": TextConfig().build("text")}
+    path = shard(tmp_path, [sample(0, txt=None), sample(1, txt=b" "), sample(2), sample(3, txt=b"caf\xe9")])
+    report = check([path], modalities, needs=["picture"])
+    assert report.fault_counts == {"undecodable txt": 1}
+    assert check([path], modalities).fault_counts == {"undecodable txt": 1, "missing txt": 1, "missing text": 1}
+
+
+def test_texts_are_read_as_the_manifest_of_their_shard_says(tmp_path: Path) -> None:
+    paths = [shard(tmp_path / name, [sample(0, txt=b"a cat\na dog")]) for name in ("said", "unsaid")]
+    record = write_shard(tmp_path / "said", "000000.tar", 0, 1, [sample(0, txt=b"a cat\na dog")])
+    Manifest(tmp_path / "said", {}, (record,), formats={"txt": "lines"}).write()
+    modalities = {"text": TextConfig().build("text")}
+    assert [captions(check([path], modalities)) for path in paths] == [2, 1]
+    assert [len(check([path]).warnings) for path in paths] == [0, 1]

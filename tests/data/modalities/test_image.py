@@ -406,7 +406,9 @@ def test_colour_changes_of_strength_zero_are_left_out_and_change_no_other_draw()
 )
 def test_scaled_decoding_enlarges_no_crop(size: int, scale: float, decoded: tuple[int, int]) -> None:
     rows, columns = np.mgrid[0:600, 0:800].astype(np.float32)
-    wave = 128 + 60 * np.sin(rows / 40)[..., None] + 40 * np.sin(columns[..., None] / np.array([30, 50, 70], np.float32))
+    wave = (
+        128 + 60 * np.sin(rows / 40)[..., None] + 40 * np.sin(columns[..., None] / np.array([30, 50, 70], np.float32))
+    )
     file = encode(wave.clip(0, 255).astype(np.uint8), "JPEG", quality=95)
     views = {"crop": {"kind": "resized_crop", "scale": (scale, 1.0)}, "mask": {"kind": "order", "patch_size": 8}}
     full, scaled = (

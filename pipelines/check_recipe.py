@@ -1,0 +1,86 @@
+"""`mmssl shards check RECIPE`: audit the shards of a recipe for what its run will need of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmssl.curation.check_report import CheckReport
+    from mmssl.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RecipeReport:
+    """The audits of a recipe's sources, and what its run would refuse at the start.
+
+    Attributes:
+        sources: name of a source -> its audit.
+        refused: sentences.
+    """
+
+    sources: Mapping[str, CheckReport]
+    refused: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found that a run refuses."""
+        return not self.refused and all(report.ok for report in self.sources.values())
+
+    def table(self) -> str:
+        """The audits as text, one after the other."""
+        parts = [f"source {name}\n{report.table()}" for name, report in self.sources.items()]
+        return "\n\n".join([*parts, *(f"the run refuses: {sentence}" for sentence in self.refused)])
+
+    def to_json(self) -> str:
+        """All as a JSON object."""
+        import json
+
+        sources = {name: json.loads(report.to_json()) for name, report in self.sources.items()}
+        return json.dumps({"ok": self.ok, "sources": sources, "refused": self.refused}, indent=1)
+
+
+def is_recipe(name: str) -> bool:
+    """Whether an argument names a recipe: a YAML file, or a shipped recipe."""
+    from mmssl.recipe.shipped import shipped_recipes
+
+    return name.endswith((".yaml", ".yml")) or (name in shipped_recipes() and not Path(name).exists())
+
+
+def check_recipe(recipe: Recipe, audit: Callable[..., CheckReport], **options: Any) -> RecipeReport:
+    """Audit every source of a recipe with the modalities that its objective needs.
+
+    Args:
+        recipe: of the run; its encoders are built, to know what the objective needs.
+        audit: `mmssl.curation.check.check`, maybe with a comparison with manifests.
+        **options: of `audit`.
+
+    Raises:
+        RecipeError, CheckpointError: the recipe cannot be built.
+    """
+    from mmssl.core.errors import DataError
+    from mmssl.core.plan import Plan
+    from mmssl.recipe.checks import all_needs
+    from mmssl.recipe.refusals import refusals
+
+    modalities = recipe.build_modalities()
+    wanted = all_needs(recipe.build_learner(modalities, Plan.unknown()).objective)
+    used = {name: modalities[name] for name in wanted}
+    needs = [name for name in used if name not in recipe.data.optional]
+    sources: dict[str, CheckReport] = {}
+    refused: list[str] = []
+    for name, shards in _sources(recipe).items():
+        try:
+            remote = recipe.data.cache.build(recipe.data.allow_pipe)
+            sources[name] = audit(shards, used, needs=needs, remote=remote, **options)
+        except DataError as error:
+            refused.append(f"source {name}: {error}")
+    return RecipeReport(sources, (*refused, *refusals(recipe, modalities, wanted)))
+
+
+def _sources(recipe: Recipe) -> dict[str, Sequence[str]]:
+    if recipe.data.shards is not None:
+        return {"train": recipe.data.shards}
+    return {name: source.shards for name, source in (recipe.data.sources or {}).items()}
