@@ -19,6 +19,7 @@ from pipelines.progress import progress_bar
 if TYPE_CHECKING:
     from mmssl.curation.check_report import CheckReport
     from mmssl.recipe.recipe import Recipe
+    from pipelines.check_recipe import RecipeReport
 
 app = typer.Typer(
     help="Make, index, audit, filter and measure WebDataset shards.",
@@ -126,9 +127,17 @@ def check(
     from mmssl.data.shards.remote import CacheConfig
     from pipelines.check_recipe import check_recipe, is_recipe
 
-    options = {"limit": limit, "workers": workers, "context_length": context_length, "threads": threads}
     with progress_bar("checking") as progress:
-        audit = partial(_audit, against_manifest, progress=progress, **options)
+        audit = partial(
+            _audit,
+            against_manifest,
+            limit=limit,
+            workers=workers,
+            context_length=context_length,
+            threads=threads,
+            progress=progress,
+        )
+        report: RecipeReport | CheckReport
         if is_recipe(shards[0]):
             report = check_recipe(_recipe_alone(shards, needs, require, cache, allow_pipe), audit)
         else:
@@ -141,13 +150,13 @@ def check(
         raise typer.Exit(3)
 
 
-def _audit(against_manifest: bool, shards: Sequence[str], modalities: Any = None, **options: Any) -> CheckReport:
+def _audit(against_manifest: bool, shards: Sequence[str], *modalities: Any, **options: Any) -> CheckReport:
     """`check`, with the comparison with manifests."""
     from mmssl.curation.check import check as audit
     from mmssl.curation.check_manifest import compare_with_manifests
 
     differences = compare_with_manifests(shards) if against_manifest else []
-    return audit(shards, modalities, **options).with_faults(differences)
+    return audit(shards, *modalities, **options).with_faults(differences)
 
 
 def _recipe_alone(

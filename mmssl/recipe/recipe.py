@@ -160,7 +160,8 @@ class Recipe(Config):
         Raises:
             RecipeError: one names a modality that the recipe lacks, or a file that cannot be read.
         """
-        available, built = evaluation_modalities(modalities), {}
+        available = evaluation_modalities(modalities)
+        built: dict[str, tuple[Evaluator, Duration | None]] = {}
         for name, config in self.evaluators.items():
             with _naming(name):
                 built[name] = (config.build(available), config.every)

@@ -62,7 +62,7 @@ class DataConfig(Config):
             counted, and the readable part of damaged local shards is used.
         verify: compare members with their checksums, if the sidecar of the shard has them.
         max_failures: largest share of unusable samples, checked after 500 samples; above it the run ends.
-        optional: modalities that samples, or whole sources, may lack.
+        optional: modalities that samples, or whole sources, may lack; some sample must have each.
         synchronized: augmentations of all modalities of a sample together, in this order; `modalities.<name>.views` augment one
             modality alone. Not used in evaluation.
         audit: folder of the log of used samples, see `Audit`; a relative path starts at the run folder.
