@@ -1,4 +1,4 @@
-"""`mmssl shards check RECIPE`: audit the shards of a recipe for what its run will need of them."""
+"""Parts of `mmssl shards check`: what its options mean, and the audit of a recipe for what its run will need."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 if TYPE_CHECKING:
     from mmssl.curation.check_report import CheckReport
@@ -47,6 +49,44 @@ def is_recipe(name: str) -> bool:
     from mmssl.recipe.shipped import shipped_recipes
 
     return name.endswith((".yaml", ".yml")) or (name in shipped_recipes() and not Path(name).exists())
+
+
+def audit(against_manifest: bool, shards: Sequence[str], *modalities: Any, **options: Any) -> CheckReport:
+    """`check`, with the comparison with manifests."""
+    from mmssl.curation.check import check
+    from mmssl.curation.check_manifest import compare_with_manifests
+
+    differences = compare_with_manifests(shards) if against_manifest else []
+    return check(shards, *modalities, **options).with_faults(differences)
+
+
+def recipe_alone(
+    arguments: list[str], needs: str | None, require: list[str] | None, cache: Path | None, allow_pipe: bool
+) -> Recipe:
+    """The recipe of the command line; it says itself what the options say of shards."""
+    from mmssl.recipe.shipped import find_recipe
+
+    given = {"--needs": needs, "--require": require, "--cache": cache, "--allow-pipe": allow_pipe}
+    for option, value in given.items():
+        if value:
+            raise typer.BadParameter(f"{option} has no effect beside a recipe, which says it: leave {option} out")
+    return find_recipe(arguments[0], arguments[1:])
+
+
+def modality_names(needs: str | None) -> list[str] | None:
+    """The names in `--needs`, of modalities with usual settings."""
+    from mmssl.core.errors import RecipeError, did_you_mean
+    from mmssl.data.modalities.usual import usual_modalities
+
+    names = needs.split(",") if needs is not None else None
+    known = usual_modalities() if names else {}
+    for name in names or ():
+        if name not in known:
+            raise RecipeError(
+                f"--needs: got {name!r}{did_you_mean(name, known)}, wanted some of {','.join(known)}; for modalities of a recipe, "
+                "check the recipe"
+            )
+    return names
 
 
 def check_recipe(recipe: Recipe, audit: Callable[..., CheckReport], **options: Any) -> RecipeReport:

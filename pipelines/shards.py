@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +17,6 @@ from pipelines.progress import progress_bar
 
 if TYPE_CHECKING:
     from mmssl.curation.check_report import CheckReport
-    from mmssl.recipe.recipe import Recipe
     from pipelines.check_recipe import RecipeReport
 
 app = typer.Typer(
@@ -125,11 +123,11 @@ def check(
     `mmssl shards check image_text/vit_b_32 data.shards='["shards/train"]'`
     """
     from mmssl.data.shards.remote import CacheConfig
-    from pipelines.check_recipe import check_recipe, is_recipe
+    from pipelines.check_recipe import audit, check_recipe, is_recipe, modality_names, recipe_alone
 
     with progress_bar("checking") as progress:
-        audit = partial(
-            _audit,
+        examine = partial(
+            audit,
             against_manifest,
             limit=limit,
             workers=workers,
@@ -139,52 +137,15 @@ def check(
         )
         report: RecipeReport | CheckReport
         if is_recipe(shards[0]):
-            report = check_recipe(_recipe_alone(shards, needs, require, cache, allow_pipe), audit)
+            report = check_recipe(recipe_alone(shards, needs, require, cache, allow_pipe), examine)
         else:
             remote = CacheConfig(folder=cache).build(allow_pipe)
-            report = audit(shards, needs=_modality_names(needs), required=require or None, remote=remote)
+            report = examine(shards, needs=modality_names(needs), required=require or None, remote=remote)
     print(report.table())
     if json_file is not None:
         json_file.write_text(report.to_json() + "\n")
     if not report.ok:
         raise typer.Exit(3)
-
-
-def _audit(against_manifest: bool, shards: Sequence[str], *modalities: Any, **options: Any) -> CheckReport:
-    """`check`, with the comparison with manifests."""
-    from mmssl.curation.check import check as audit
-    from mmssl.curation.check_manifest import compare_with_manifests
-
-    differences = compare_with_manifests(shards) if against_manifest else []
-    return audit(shards, *modalities, **options).with_faults(differences)
-
-
-def _recipe_alone(
-    arguments: list[str], needs: str | None, require: list[str] | None, cache: Path | None, allow_pipe: bool
-) -> Recipe:
-    """The recipe of the command line; it says itself what the options say of shards."""
-    from mmssl.recipe.shipped import find_recipe
-
-    given = {"--needs": needs, "--require": require, "--cache": cache, "--allow-pipe": allow_pipe}
-    for option, value in given.items():
-        if value:
-            raise typer.BadParameter(f"{option} has no effect beside a recipe, which says it: leave {option} out")
-    return find_recipe(arguments[0], arguments[1:])
-
-
-def _modality_names(needs: str | None) -> list[str] | None:
-    from mmssl.core.errors import RecipeError, did_you_mean
-    from mmssl.data.modalities.usual import usual_modalities
-
-    names = needs.split(",") if needs is not None else None
-    known = usual_modalities() if names else {}
-    for name in names or ():
-        if name not in known:
-            raise RecipeError(
-                f"--needs: got {name!r}{did_you_mean(name, known)}, wanted some of {','.join(known)}; for modalities of a recipe, "
-                "check the recipe"
-            )
-    return names
 
 
 @app.command()

@@ -67,7 +67,7 @@ class CheckReport:
     def with_faults(self, faults: Sequence[Fault]) -> CheckReport:
         """The report with further faults of whole shards."""
         counts = Counter(f"{fault.reason} {fault.field}" for fault in faults)
-        return replace(self, fault_counts=counts + Counter(self.fault_counts), faults=(*faults, *self.faults))
+        return replace(self, fault_counts=dict(counts + Counter(self.fault_counts)), faults=(*faults, *self.faults))
 
     def to_json(self) -> str:
         """The whole report as a JSON object."""

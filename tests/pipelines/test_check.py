@@ -111,6 +111,8 @@ def test_shards_alone_with_needs_and_manifest(world: World, tmp_path: Path, capf
     record = write_shard(tmp_path, "1.tar", 0, 10, good(10))
     Manifest(tmp_path, {}, (record,)).write()
     assert world.mmssl("shards", "check", tmp_path / "1.tar", "--against-manifest") == 0
-    assert world.mmssl("shards", "check", tmp_path, "--against-manifest") == 3
+    out = tmp_path / "found.json"
+    assert world.mmssl("shards", "check", tmp_path, "--against-manifest", "--json", out) == 3
+    assert json.loads(out.read_text())["fault_counts"] == {"extra tar": 1}
     assert "fault: 1 x extra tar" in capfd.readouterr().out
     assert world.mmssl("shards", "check", world.recipe, "--needs", "image") == 2

@@ -115,7 +115,9 @@ def test_evaluate_on_several_captions_a_sample(world: World, tmp_path: Path, cap
             several.addfile(member, io.BytesIO(data))
     out = tmp_path / "results.json"
     flags = ["--retrieval", tmp_path, "--out", out]
-    assert world.mmssl("evaluate", world.run, *flags) == 0
+    assert world.mmssl("evaluate", world.run, *flags) == 3, "nothing says what the lines are"
+    assert "modalities.text.captions: 16 of the first 16 texts have several lines" in capfd.readouterr().err
+    assert world.mmssl("evaluate", world.run, "modalities.text.captions=whole", *flags) == 0
     one = json.loads(out.read_text())["retrieval"]
     for model in (world.run, world.recipe):
         assert world.mmssl("evaluate", model, "modalities.text.captions=lines", *flags) == 0
