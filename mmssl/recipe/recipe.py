@@ -196,7 +196,6 @@ class Recipe(Config):
         sources = self.data.open()
         plan = Plan.of(self.duration, self.batch_size, sum(len(source.index) for source in sources))
         modalities = self.build_modalities()
-        evaluators = self.open_evaluators(modalities)
         learner = self.build_learner(modalities, plan)
         check_views(learner, modalities)
         least = learner.objective.least_samples
@@ -222,7 +221,7 @@ class Recipe(Config):
         return self.training.build(
             learner,
             stream,
-            evaluators,
+            self.open_evaluators(modalities),
             launch,
             self.folder,
             self.to_yaml(),

@@ -113,6 +113,6 @@ def test_shards_alone_with_needs_and_manifest(world: World, tmp_path: Path, capf
     assert world.mmssl("shards", "check", tmp_path / "1.tar", "--against-manifest") == 0
     out = tmp_path / "found.json"
     assert world.mmssl("shards", "check", tmp_path, "--against-manifest", "--json", out) == 3
-    assert json.loads(out.read_text())["fault_counts"] == {"extra tar": 1}
+    assert json.loads(out.read_text())["fault_counts"] == {"extra tar": 1, "missing txt": 3}
     assert "fault: 1 x extra tar" in capfd.readouterr().out
     assert world.mmssl("shards", "check", world.recipe, "--needs", "image") == 2
