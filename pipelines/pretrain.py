@@ -105,6 +105,7 @@ def try_out(recipe: Recipe) -> None:
     launch = recipe.training.launch()
     try:
         built = recipe.build(launch)
+        built.open_evaluators()
         state = built.state
         say(f"recipe {recipe.name!r}: {state.total_steps} steps of {recipe.batch_size} samples, {launch.describe()}")
         for name, encoder in state.learner.encoders.items():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from mmssl.core.config import Config, Duration, PositiveDuration
 from mmssl.core.distributed import world_size
 from mmssl.core.encoder import Encoder
-from mmssl.core.errors import MmsslError, RecipeError
+from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
@@ -163,24 +162,14 @@ class Recipe(Config):
         available = evaluation_modalities(modalities)
         built: dict[str, tuple[Evaluator, Duration | None]] = {}
         for name, config in self.evaluators.items():
-            with _naming(name):
+            try:
                 built[name] = (config.build(available), config.every)
-        return built
-
-    def open_evaluators(self, modalities: Mapping[str, Modality]) -> dict[str, tuple[Evaluator, Duration | None]]:
-        """Evaluators as from `build_evaluators`, with open shards.
-
-        Raises:
-            RecipeError: see `build_evaluators`. DataError: shards that cannot be used.
-        """
-        built = self.build_evaluators(modalities)
-        for name, (evaluator, _) in built.items():
-            with _naming(name):
-                evaluator.open()
+            except RecipeError as error:
+                raise RecipeError(f"evaluators.{name}: {error}") from error
         return built
 
     def build(self, launch: Launch) -> Run:
-        """Build this process' run: modalities, learner, data stream and evaluators with open shards; not yet started.
+        """Build this process' run: modalities, learner, data stream and evaluators; not yet started.
 
         Args:
             launch: from `training.launch()`.
@@ -221,7 +210,7 @@ class Recipe(Config):
         return self.training.build(
             learner,
             stream,
-            self.open_evaluators(modalities),
+            self.build_evaluators(modalities),
             launch,
             self.folder,
             self.to_yaml(),
@@ -229,15 +218,6 @@ class Recipe(Config):
             plan=plan,
             reading=reading,
         )
-
-
-@contextmanager
-def _naming(evaluator: str) -> Iterator[None]:
-    """Put the key of an evaluator before errors."""
-    try:
-        yield
-    except MmsslError as error:
-        raise type(error)(f"evaluators.{evaluator}: {error}") from error
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

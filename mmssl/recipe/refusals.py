@@ -23,7 +23,13 @@ def refusals(recipe: Recipe, modalities: Mapping[str, Modality], needs: Needs) -
     except (MmsslError, ValueError) as error:
         yield f"data: {error}"
     try:
-        for evaluator, _ in recipe.open_evaluators(modalities).values():
-            evaluator.close()
+        evaluators = recipe.build_evaluators(modalities)
     except MmsslError as error:
         yield str(error)
+        return
+    for name, (evaluator, _) in evaluators.items():
+        try:
+            with evaluator:
+                evaluator.open()
+        except MmsslError as error:
+            yield f"evaluators.{name}: {error}"

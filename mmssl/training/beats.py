@@ -172,6 +172,17 @@ class EvaluateBeat(Beat):
             shown = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in heads.items())
             say(f"{state.place} | {shown}")
 
+    def open(self) -> None:
+        """Open the evaluator's shards, so that what is wrong with them shows before the first step.
+
+        Raises:
+            DataError, RecipeError: see `Evaluator.open`.
+        """
+        try:
+            self._evaluator.open()
+        except MmsslError as error:
+            raise type(error)(f"evaluators.{self.name}: {error}") from error
+
     def close(self) -> None:
         """Close the shards and workers that the evaluator keeps between runs."""
         self._evaluator.close()

@@ -206,10 +206,12 @@ class Run:
             resume: "auto", "never", or the path of a checkpoint or run folder, see `CheckpointStore.restore`.
 
         Raises:
+            DataError: shards of an evaluator cannot be used.
             RecipeError: the folder is in use, cannot be written, or holds a run and `resume` is "never"; the disk is too small.
             others: see `train` and `CheckpointStore.restore`.
         """
         say(self.launch.describe())
+        self.open_evaluators()
         bad_batches = JsonLines(self.folder / "bad_batches.jsonl")
         with RunLock(self.folder):
             self.save.store.restore(self.state, resume)
@@ -246,6 +248,15 @@ class Run:
                     evaluation.close()
                 self.launch.stop_trackers()
         return self.state.scores
+
+    def open_evaluators(self) -> None:
+        """Open the shards of all evaluators.
+
+        Raises:
+            DataError, RecipeError: see `Evaluator.open`.
+        """
+        for evaluation in self.evaluations:
+            evaluation.open()
 
     def _write_recipe(self, finished: bool) -> None:
         """Write the recipe into the run folder; a finished run keeps the recipe that trained it."""
