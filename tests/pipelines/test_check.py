@@ -39,7 +39,7 @@ def lines(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 REFUSED: dict[str, tuple[list[dict[str, Any]], str]] = {
     "other names": (
         renamed(good(16), {"jpg": "input.jpg", "txt": "outputs.txt"}),
-        "got .input.jpg, .outputs.txt, wanted .jpg or .jpeg or .png or .webp: set `modalities.image.extensions: [input.jpg]`",
+        ": set `modalities.image.extensions: [input.jpg]`",
     ),
     "json in place of text": (renamed(good(16), {"txt": "json"}), "`modalities.text.extensions`"),
     "three of them without text": (without(good(16), "txt", 3), "fault: 3 x missing text"),
