@@ -20,6 +20,7 @@ from mmssl.curation.check_report import aligned
 from mmssl.curation.check_shard import SOURCE, Decoders, Findings, examine
 from mmssl.curation.filter_choice import Choice, Examined, FilterConfig, LeftOut, conditions, stored_samples
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
+from mmssl.data.shards.manifests import shared_formats
 from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.remote import CacheConfig, Remote
 from mmssl.data.shards.salvage import salvage_table
@@ -136,7 +137,8 @@ def filter_shards(
     if not report.kept:
         raise DataError(f"no sample would be left:\n{report.table()}\nLoosen the criteria; nothing was written")
     if not dry_run:
-        _finish(Manifest(folder, settings, tuple(records)), report, places)
+        local = [one for one in places if isinstance(one, Path)]  # shards are all local, or none is
+        _finish(Manifest(folder, settings, tuple(records), formats=shared_formats(local)), report, places)
     return report
 
 

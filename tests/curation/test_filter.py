@@ -19,7 +19,7 @@ from mmssl.curation.filter import LEDGER, FilterReport, filter_shards
 from mmssl.curation.filter_choice import FilterConfig
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.sidecar import write_sidecar
-from mmssl.data.shards.writer import read_manifest, sha256_of
+from mmssl.data.shards.writer import Manifest, read_manifest, sha256_of, write_shard
 from pipelines import cli
 from pipelines.command import guarded
 from tests.curation.test_check import sample, shard
@@ -285,3 +285,19 @@ def test_members_that_no_shard_can_name_are_an_error(tmp_path: Path) -> None:
             tar.add(path, name)
     with pytest.raises(DataError, match=r"sample 'a': got a member \._x, which"):
         filter_shards([tmp_path / "in"], tmp_path / "out")
+
+
+def test_the_manifest_says_of_texts_what_all_sources_say(tmp_path: Path) -> None:
+    for name, form in (("a", "lines"), ("b", "lines"), ("c", "whole")):
+        record = write_shard(tmp_path / name, "0.tar", 0, 4, [sample(number) for number in range(4)])
+        Manifest(tmp_path / name, {}, (record,), formats={"txt": form}).write()
+    shard(tmp_path / "d", [sample(number) for number in range(4)])
+
+    def said(*names: str) -> object:
+        out = tmp_path / "".join(("out", *names))
+        filter_shards([tmp_path / name for name in names], out)
+        manifest = read_manifest(out)
+        return manifest.formats if manifest is not None else None
+
+    assert said("a", "b") == {"txt": "lines"}
+    assert said("a", "c") == said("a", "d") == {}

@@ -34,6 +34,12 @@ def find_manifests(shards: Sequence[Path]) -> list[Manifest | None]:
     return [find(shard.absolute()) for shard in shards]
 
 
+def shared_formats(shards: Sequence[Path]) -> dict[str, str]:
+    """The formats that the manifests of all shards say alike; empty if one of them has no manifest."""
+    first, *others = read_formats(shards) or ({},)
+    return dict(item for item in first.items() if all(item in other.items() for other in others))
+
+
 def read_formats(shards: Sequence[Path]) -> tuple[Formats, ...]:
     """The formats of the members of each shard, as its manifest says; empty: nothing says."""
     return tuple({} if manifest is None else manifest.formats for manifest in find_manifests(shards))
