@@ -64,7 +64,7 @@ class StepContext:
             batch: of this step.
             modality: of the encoder.
             views: names of views, e.g. ["crop0", "crop1"]. A view that is named twice is encoded twice: dropout differs.
-            network: the encoder itself, or its teacher (no gradient, evaluation mode).
+            network: the encoder itself, or its teacher (no gradient, and no dropout).
             keep: for each view [B, T_keep], positions of the tokens that are encoded; None: all.
             replace: (for each view a mask [B, T] bool, value [D] in place of masked tokens); None: nothing is replaced.
             hidden: K, number of last blocks whose outputs are read.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmssl.core.compat import copy_each, lerp_each
+from mmssl.core.compat import BatchNorm, copy_each, lerp_each
 from mmssl.core.distributed import local_shard
 
 Momentum = Callable[[int], float]
@@ -27,9 +27,11 @@ def move_towards(averages: Iterable[Tensor], live: Iterable[Tensor], share: floa
 class Teacher(nn.Module):
     """A network that follows its student by theta' <- m theta' + (1 - m) theta after every update of the student.
 
-    Tarvainen and Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780). Always in evaluation mode: dropout, drop
-    path and SpecAugment never act in it, and batch norm uses the running statistics, which are copied from the student like all
-    buffers. It has no gradient. A `Learner` moves every teacher inside it, wherever it stands, after finite steps only.
+    Tarvainen and Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780). In evaluation mode, so that dropout, drop
+    path and SpecAugment never act in it, except for batch norm: in training it normalises by the batch, as in MoCo, BYOL and DINO,
+    and keeps running statistics of its own. (By running statistics, its outputs differ from the student's so much that MoCo v2
+    learns nothing.) Other buffers are copied from the student. It has no gradient. A `Learner` moves every teacher inside it,
+    wherever it stands, after finite steps only.
 
     Args:
         student: the network to follow; copied now. It is no submodule: its tensors have one name in a checkpoint.
@@ -56,14 +58,22 @@ class Teacher(nn.Module):
         return self.network(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Teacher:
-        """Do nothing: a teacher stays in evaluation mode."""
+        """Set the mode of batch norm; all else stays in evaluation mode."""
+        for layer in self.network.modules():
+            if isinstance(layer, BatchNorm):
+                layer.train(mode)
         return self
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
-        """Move towards the student by the momentum of a 0-based step, and copy its buffers."""
+        """Move towards the student by the momentum of a 0-based step, and copy its buffers, but for those of batch norm."""
         move_towards(self.network.parameters(), self.student.parameters(), 1 - self.momentum(step))
-        copy_each([*self.network.buffers()], [*self.student.buffers()])
+        copy_each(_copied_buffers(self.network), _copied_buffers(self.student))
+
+
+def _copied_buffers(module: nn.Module) -> list[Tensor]:
+    layers = [layer for layer in module.modules() if not isinstance(layer, BatchNorm)]
+    return [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
 
 
 def teachers_in(module: nn.Module) -> dict[str, Teacher]:

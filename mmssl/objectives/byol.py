@@ -62,9 +62,8 @@ class ByolObjective(Objective):
     """BYOL: squared distance between the prediction of one view and the teacher's projection of the other, both ways, summed.
 
     Grill et al. 2020 (arXiv:2006.07733), equation 2: 2 - 2 cos for each way, so the loss of orthogonal embeddings is 4. Each view
-    goes through the networks in a call of its own. The teacher's encoder is in evaluation mode: its batch norm uses running
-    statistics, those of its head the batch. Collapsed embeddings reach the lowest loss, 0, too: watch the spread. The encoder, not
-    its teacher, is evaluated.
+    goes through the networks in a call of its own, and batch norm sees the batch, in the teacher too. Collapsed
+    embeddings reach the lowest loss, 0, too: watch the spread. The encoder, not its teacher, is evaluated.
 
     Args:
         modality: modality of the encoder to train.

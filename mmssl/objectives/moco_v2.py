@@ -69,8 +69,8 @@ class MocoV2Objective(Objective):
 
     He et al. 2020 (arXiv:1911.05722), Chen et al. 2020 (arXiv:2003.04297). Negatives come from the queue alone, so the loss is a
     mean over samples, and the size of the batch does not limit their number. The queue is read before the keys of the step are
-    pushed. Nothing is shuffled between processes: the teacher's encoder is in evaluation mode, so its batch norm does not reveal
-    the batch of a key. The encoder, not its teacher, is evaluated.
+    pushed. As there, batch norm of both networks sees the batch of one process; there keys are shuffled between processes, so that
+    its statistics do not tell which keys belong to the step, and here nothing is. The encoder, not its teacher, is evaluated.
 
     Args:
         modality: modality of the encoder to train.
