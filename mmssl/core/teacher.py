@@ -46,6 +46,7 @@ class Teacher(nn.Module):
         self.network = copy.deepcopy(student).requires_grad_(False).eval()
         self.momentum = momentum
         self._student = (student,)  # in a tuple, so that it is not registered as a submodule
+        self.train(student.training)
 
     @property
     def student(self) -> nn.Module:

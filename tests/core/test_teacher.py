@@ -1,4 +1,4 @@
-"""A teacher follows its student after finite steps, stays in evaluation mode, and is shared by the objectives that ask for it."""
+"""A teacher follows its student after finite steps, sees no dropout, and is shared by the objectives that ask for it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mmssl.core.teacher import Momentum, Teacher
 from mmssl.objectives.weighted import WeightedObjective
 from mmssl.training.steps.ema import Ema
 
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "scale")
 ONES = {name: Schedule.constant(1.0) for name in ("one", "two")}
 
 
@@ -38,6 +39,7 @@ class Dropping(Encoder):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+        self.register_buffer("scale", torch.ones(()))
 
     def prepare(self, x: Tensor) -> Tensor:
         return x
@@ -98,7 +100,7 @@ def step(learner: Learner, number: int = 0) -> None:
     learner.after_update(latents, learner.context(number, 10))
 
 
-def test_it_follows_by_the_momentum_of_the_step_and_copies_buffers() -> None:
+def test_it_follows_by_the_momentum_of_the_step_and_copies_buffers_but_for_batch_norm() -> None:
     learner = make(rising)
     teacher = learner.teachers["thing"]
     before = [p.clone() for p in teacher.network.parameters()]
@@ -109,9 +111,12 @@ def test_it_follows_by_the_momentum_of_the_step_and_copies_buffers() -> None:
         torch.testing.assert_close(new, 0.7 * old + 0.3 * student)
         assert not torch.equal(new, student) or torch.equal(old, student)
     assert not torch.equal(before[0], next(teacher.network.parameters()))
-    buffers = zip(teacher.network.buffers(), learner.encoders["thing"].buffers(), strict=True)
-    assert all(torch.equal(*pair) for pair in buffers)
-    assert learner.teachers["thing"].network.net[1].num_batches_tracked == 1
+    own, student = teacher.network, learner.encoders["thing"]
+    assert own.net[1].num_batches_tracked == student.net[1].num_batches_tracked == 1
+    student.scale.fill_(3.0)
+    step(learner, 8)
+    assert own.scale == 3.0
+    assert not torch.equal(own.net[1].running_mean, student.net[1].running_mean), "of its own outputs"
     head, follower = learner.objective.head, learner.objective.teacher_head.network
     assert not torch.equal(head.weight, follower.weight)
     assert not any(p.requires_grad for p in [*teacher.parameters(), *learner.objective.teacher_head.parameters()])
@@ -122,8 +127,11 @@ def test_it_is_in_evaluation_mode_whatever_is_asked() -> None:
     first, second = (learner(batch())[1] for _ in range(2))
     assert torch.equal(first["teacher"], second["teacher"])
     assert not torch.equal(first["student"], second["student"])
-    assert not any(m.training for m in learner.teachers["thing"].network.modules())
+    teacher = learner.teachers["thing"].network
+    assert [m for m in teacher.modules() if m.training] == [teacher.net[1]], "batch norm sees the batch"
     assert learner.encoders["thing"].net[2].training
+    learner.eval()
+    assert not any(m.training for m in teacher.modules())
 
 
 def test_a_state_dict_names_the_student_once() -> None:
@@ -150,7 +158,7 @@ def test_the_average_of_a_run_holds_the_teacher_as_it_is() -> None:
         ema.update(learner)
     for name, x in learner.state_dict().items():
         mine = ema.module.state_dict()[name]
-        followed = name.startswith("teachers.") or "teacher_head" in name or "running" in name or "tracked" in name
+        followed = name.startswith("teachers.") or "teacher_head" in name or name.endswith(BUFFERS)
         assert torch.equal(mine, x) == followed, name
 
 
