@@ -13,6 +13,7 @@ from pydantic import Field
 from mmssl.core.config import Config
 from mmssl.core.encoder import EncoderConfig
 from mmssl.core.plugins import Plugin, configs, discover
+from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
@@ -66,7 +67,8 @@ ModalityUnion = Annotated[
     | AudioConfig
     | VideoConfig
     | TextConfig
-    | LabelConfig,
+    | LabelConfig
+    | ArrayConfig,
     KIND,
 ]  # fmt: skip
 

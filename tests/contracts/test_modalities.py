@@ -18,6 +18,7 @@ from mmssl.core.seeding import generator
 from mmssl.data.inspection import Inspection
 from mmssl.data.kernel import Operand
 from mmssl.data.media.encode import encode_clip
+from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
@@ -62,6 +63,16 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def bands() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 2**16, (24, 32, 5), dtype=np.uint16)
+
+
 def wave() -> np.ndarray:
     t = np.arange(RATE * 2) / RATE
     return np.asarray([np.sin(2000 * t) * t / 3, np.sin(900 * t) * 0.4], dtype=np.float32)
@@ -101,6 +112,12 @@ CASES = {
         48.0,  # chroma has half the resolution
         part=part_of_clip,
     ),
+    "array": Case(
+        lambda: ArrayConfig(axes=["channel", "height", "width"], channels=5, size=16),
+        npy(bands().transpose(2, 0, 1)),
+        bands(),
+        bad=(b"\x93NUMPY\x01\x00nonsense", png(picture())[:60]),
+    ),
 }
 INSPECTIONS = {
     "image": Inspection(
@@ -115,6 +132,12 @@ INSPECTIONS = {
     "audio": Inspection({"seconds": [2.0], "level (dB)": approximately([-11.2])}, {"rate (Hz)": RATE, "channels": 2}),
     "video": Inspection(
         {"seconds": approximately([2.0]), "frames a second": approximately([10.0]), "width": [40], "height": [32]}
+    ),
+    "array": Inspection(
+        {"NaN share": [0.0], "smallest": [int(bands().min())], "largest": [int(bands().max())]},
+        {"height x width x channels": "24 x 32 x 5 uint16"},
+        items=(("an array", npy(bands().transpose(2, 0, 1))),),
+        channels=approximately(bands().reshape(-1, 5)),
     ),
 }
 EVERY = pytest.mark.parametrize("kind", CASES)

@@ -10,12 +10,13 @@ import torch
 from mmssl.data.modality import DecodeError
 
 
-def as_array(value: Any, wanted: str) -> np.ndarray:
+def as_array(value: Any, wanted: str, *, finite: bool = True) -> np.ndarray:
     """Convert an array, or a tensor on any device (detached), to a numpy array.
 
     Args:
         value: the input.
         wanted: description of a valid input, for the message.
+        finite: refuse NaN and infinite numbers.
 
     Raises:
         DecodeError: "type" (neither array nor tensor), "empty", "not_finite" (NaN or infinity).
@@ -27,7 +28,7 @@ def as_array(value: Any, wanted: str) -> np.ndarray:
         raise DecodeError("type", f"got {type(value).__module__}.{type(value).__qualname__}, wanted {wanted}")
     if not value.size:
         raise DecodeError("empty", f"got shape {list(value.shape)}, wanted {wanted}")
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
+    if finite and value.dtype.kind == "f" and not np.isfinite(value).all():
         raise DecodeError(
             "not_finite",
             f"{int((~np.isfinite(value)).sum())} of {value.size} values are NaN or infinite, wanted {wanted}",

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from mmssl.core.plugins import configs
 from mmssl.data.inspection import FileFormats
+from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
@@ -15,7 +16,14 @@ from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality, ModalityConfig
 
 GROUP = "mmssl.modalities"
-SHIPPED: tuple[type[ModalityConfig], ...] = (ImageConfig, AudioConfig, VideoConfig, TextConfig, LabelConfig)
+SHIPPED: tuple[type[ModalityConfig], ...] = (
+    ImageConfig,
+    AudioConfig,
+    VideoConfig,
+    TextConfig,
+    LabelConfig,
+    ArrayConfig,
+)
 
 
 def modality_configs() -> dict[str, type[ModalityConfig]]:

@@ -24,8 +24,8 @@ class PatchGrid(TokenLaw, ABC):
     patch_size: int = Field(ge=1)
     size: int | None = Field(default=None, ge=8)
 
-    def build(self, size: int) -> View:
-        """Build the view for pictures of `size` pixels, unless it has a size of its own.
+    def build(self, size: int, *form: object) -> View:
+        """Build the view for pictures of `size` pixels, unless it has a size of its own; it does not depend on their channels.
 
         Raises:
             ValueError: the patch size does not divide the size, or the law does not fit the grid.
