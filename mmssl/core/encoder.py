@@ -125,7 +125,7 @@ class InputSpec:
         pixels: height and width of pictures.
         seconds: length of views that have one.
         rate: samples a second of sounds, in Hz.
-        channels: of sounds, 1 or 2.
+        channels: of pictures, arrays and series; of sounds, 1 or 2.
         tokenizer: kind of the tokenizer that turns sentences into ids.
     """
 

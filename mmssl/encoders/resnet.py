@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmssl.core.encoder import Encoder, EncoderConfig, Features
+from mmssl.core.encoder import Encoder, EncoderConfig, Features, InputSpec
 from mmssl.encoders.adapters.adapter import refuse_masks
-from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
+from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Pixels, Statistics
 from mmssl.encoders.positions import Grid, fit_positions, resize_positions
 from mmssl.encoders.weights import load_and_freeze
 
@@ -78,13 +78,13 @@ class ResNetConfig(StagesConfig):
 
     Attributes:
         size: usual pixels of a side of the images; a multiple of the total stride.
-        mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
+        mean, std: statistics of each channel, for pixels in [0, 1], or in the units of arrays; the encoder has as many channels.
     """
 
     kind: Literal["resnet"] = "resnet"
     size: int = Field(default=224, gt=0)
-    mean: Channels = OPENAI_MEAN
-    std: Channels = OPENAI_STD
+    mean: Statistics = OPENAI_MEAN
+    std: Statistics = OPENAI_STD
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -93,6 +93,10 @@ class ResNetConfig(StagesConfig):
                 f"size: got {self.size}, wanted a multiple of the stride {self.stride} of {len(self.layers)} stages"
             )
         return self
+
+    def wants(self) -> InputSpec:
+        """As many channels as `mean` has numbers."""
+        return InputSpec(channels=len(self.mean))
 
     def build(self) -> ResNet:
         """Build it, load `weights` (own, or a whole open_clip checkpoint; positions resampled to this grid), freeze."""
@@ -234,14 +238,14 @@ class Stages(Encoder):
 
 
 class ResNet(Stages):
-    """CLIP's modified ResNet: images [B, 3, H, W] -> pooled [B, D] and the cells of the last feature map as tokens [B, T, D]."""
+    """CLIP's modified ResNet: images [B, C, H, W] -> pooled [B, D] and the cells of the last feature map as tokens [B, T, D]."""
 
     def __init__(self, config: ResNetConfig) -> None:
-        super().__init__(config, 3, (config.size // config.stride,) * 2)
+        super().__init__(config, len(config.mean), (config.size // config.stride,) * 2)
         self.pixels = Pixels(config.mean, config.std)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """uint8, or float in [0, 1], [B, 3, H, W] -> normalised float."""
+        """uint8, or float in [0, 1], [B, C, H, W] -> normalised float."""
         # Convolutions are about twice as fast with channels last, on CPUs too.
         pixels: Tensor = self.pixels(x)
         return pixels.contiguous(memory_format=torch.channels_last)

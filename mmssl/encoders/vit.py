@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmssl.core.encoder import Encoder, Features
+from mmssl.core.encoder import Encoder, Features, InputSpec
 from mmssl.core.positions import sincos_positions
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
-from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
+from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Pixels, Statistics
 from mmssl.encoders.positions import fit_positions, resize_positions
 from mmssl.encoders.transformer import TransformerConfig
 from mmssl.encoders.weights import load_and_freeze
@@ -32,7 +32,7 @@ class VisionTransformerConfig(TransformerConfig):
             (arXiv:2104.02057, section 4).
         layer_scale: initial factor of each residual branch (LayerScale); None: no such factor.
         patch_dropout: share of patches that the encoder drops at random in training (FLIP, arXiv:2212.00794).
-        mean, std: statistics of the red, green and blue channel, for pixels in [0, 1].
+        mean, std: statistics of each channel, for pixels in [0, 1], or in the units of arrays; the encoder has as many channels.
     """
 
     kind: Literal["vit"] = "vit"
@@ -45,8 +45,8 @@ class VisionTransformerConfig(TransformerConfig):
     patches: Literal["learned", "random"] = "learned"
     layer_scale: float | None = None
     patch_dropout: float = Field(default=0.0, ge=0, lt=1)
-    mean: Channels = OPENAI_MEAN
-    std: Channels = OPENAI_STD
+    mean: Statistics = OPENAI_MEAN
+    std: Statistics = OPENAI_STD
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -55,6 +55,10 @@ class VisionTransformerConfig(TransformerConfig):
         if self.pool == "cls" and not self.class_token:
             raise ValueError("got pool: cls and class_token: false, wanted a class token to pool; use pool: mean")
         return self
+
+    def wants(self) -> InputSpec:
+        """As many channels as `mean` has numbers."""
+        return InputSpec(channels=len(self.mean))
 
     def build(self) -> VisionTransformer:
         """Build it, load `weights` (own, or a whole open_clip checkpoint; positions resampled to this grid), freeze."""
@@ -71,7 +75,7 @@ class VisionTransformerConfig(TransformerConfig):
 
 
 class VisionTransformer(Encoder):
-    """Vision transformer (ViT): images [B, 3, H, W] -> pooled [B, D] and patch tokens [B, T, D], both after the final norm.
+    """Vision transformer (ViT): images [B, C, H, W] -> pooled [B, D] and patch tokens [B, T, D], both after the final norm.
 
     Every parameter gets a gradient from `pooled`. The projection into the shared space belongs to the objective.
     """
@@ -89,7 +93,7 @@ class VisionTransformer(Encoder):
         self.pool = config.pool
         self.patch_dropout = config.patch_dropout
         self.pixels = Pixels(config.mean, config.std)
-        self.patch_embedding = nn.Conv2d(3, self.width, config.patch_size, config.patch_size, bias=False)
+        self.patch_embedding = nn.Conv2d(len(config.mean), self.width, config.patch_size, config.patch_size, bias=False)
         scale = self.width**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(self.width)) if config.class_token else None
         self.prefix = int(config.class_token)
@@ -104,7 +108,7 @@ class VisionTransformer(Encoder):
         self.norm_post = nn.LayerNorm(self.width)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """uint8, or float in [0, 1], [B, 3, H, W] -> normalised float."""
+        """uint8, or float in [0, 1], [B, C, H, W] -> normalised float."""
         return self.pixels(x)  # type: ignore[no-any-return]
 
     def forward(
@@ -154,7 +158,7 @@ class VisionTransformer(Encoder):
         return [first, *blocks, list(self.norm_post.parameters())]
 
     def _patches(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        # [B, 3, H, W] -> [B, T, D] in reading order, and the grid
+        # [B, C, H, W] -> [B, T, D] in reading order, and the grid
         height, width = x.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(

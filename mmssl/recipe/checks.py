@@ -22,7 +22,8 @@ from mmssl.training.steps.resolution import ResolutionStage
 
 HINTS = {
     "rate": ": at another rate the filters of its front-end stand at wrong frequencies",
-    "channels": ": set channels: stereo, or channel: mean in its front-end",
+    "channels": ": of sounds, set channels: stereo, or channel: mean in its front-end; of others, give mean and std of the "
+    "encoder a number a channel",
 }
 """Advice for a key in which a modality and its encoder differ."""
 

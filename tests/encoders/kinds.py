@@ -98,6 +98,12 @@ KINDS: dict[str, EncoderConfig] = {
         layer_scale=0.5,
     ),
     "vit_fixed": VisionTransformerConfig(size=32, patch_size=8, **TINY, positions="sincos", patches="random"),
+    "vit_bands": VisionTransformerConfig(
+        size=32, patch_size=8, **TINY, mean=[0.1, 0.2, 0.3, 0.4, 0.5], std=[0.2, 0.3, 0.2, 0.3, 0.2]
+    ),
+    "resnet_bands_mean": ResNetConfig(
+        size=32, layers=(2, 1), channels=8, pool="mean", mean=[0.1, 0.2, 0.3, 0.4, 0.5], std=[0.2, 0.3, 0.2, 0.3, 0.2]
+    ),
     "resnet": ResNetConfig(size=64, layers=(1, 1, 1, 1), channels=8),
     "resnet_mean": ResNetConfig(size=32, layers=(2, 1), channels=8, pool="mean"),
     "text_transformer": TextTransformerConfig(vocab_size=VOCABULARY, context_length=CONTEXT, **TINY),
@@ -217,6 +223,11 @@ def is_video(name: str) -> bool:
     return "video" in name
 
 
+def channels_of(name: str) -> int:
+    """Channels of the pictures that a kind reads."""
+    return 5 if "bands" in name else 3
+
+
 def inputs(name: str, count: int = 3, seed: int = 2) -> Tensor:
     """uint8 pictures or clips, int16 sounds, or ids of texts of different lengths, padded with 0."""
     generator = torch.Generator().manual_seed(seed)
@@ -226,7 +237,7 @@ def inputs(name: str, count: int = 3, seed: int = 2) -> Tensor:
         return torch.randint(0, 256, (count, 4, 3, 32, 32), generator=generator, dtype=torch.uint8)
     if not is_text(name):
         size = 64 if ("resnet" in name and "mean" not in name) or "convnext" in name else 32
-        return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+        return torch.randint(0, 256, (count, channels_of(name), size, size), generator=generator, dtype=torch.uint8)
     ids = torch.randint(1, START, (count, CONTEXT), generator=generator)
     ids[:, 0] = START
     for row in range(count):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel, Encoder
 from mmssl.recipe.unions import EncoderUnion
-from tests.encoders.kinds import CONTEXT, KINDS, build, config_of, differ, inputs, is_audio, is_text, stir
+from tests.encoders.kinds import CONTEXT, KINDS, build, channels_of, config_of, differ, inputs, is_audio, is_text, stir
 
 EVERY = pytest.mark.parametrize("name", KINDS)
 CHECKPOINTED = pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def test_bytes_and_fractions_give_the_same_features(name: str, tmp_path: Path) -
             encoder(x.long())
         return
     assert torch.equal(encoder(x).pooled, encoder(x.float() / 255).pooled)
-    black = encoder.prepare(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))[..., 0, 0].flatten()
-    white = encoder.prepare(torch.full((1, 3, 4, 4), 255, dtype=torch.uint8))[..., 0, 0].flatten()
+    black = encoder.prepare(torch.zeros(1, channels_of(name), 4, 4, dtype=torch.uint8))[..., 0, 0].flatten()
+    white = encoder.prepare(torch.full((1, channels_of(name), 4, 4), 255, dtype=torch.uint8))[..., 0, 0].flatten()
     assert (white - black > 1).all()  # divided by 255 and by a deviation below 1
     assert (black < 0).all()
     with pytest.raises(ValueError, match=r"wanted (images|clips)"):
@@ -294,7 +294,7 @@ def test_masks_are_refused_by_those_who_cannot(name: str, tmp_path: Path) -> Non
             encoder(inputs(name), replace=replace)
 
 
-@pytest.mark.parametrize("name", ["vit", "vit_mean"])
+@pytest.mark.parametrize("name", ["vit", "vit_mean", "vit_bands"])
 def test_dropped_tokens_have_no_influence(name: str, tmp_path: Path) -> None:
     encoder = build(name, tmp_path).eval()
     x = inputs(name).float() / 255
@@ -315,7 +315,7 @@ def test_dropped_tokens_have_no_influence(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(encoder(x, keep=everything).tokens, encoder(x).tokens)
 
 
-@pytest.mark.parametrize("name", ["vit", "vit_mean"])
+@pytest.mark.parametrize("name", ["vit", "vit_mean", "vit_bands"])
 def test_replaced_patches_have_no_influence(name: str, tmp_path: Path) -> None:
     encoder = build(name, tmp_path).eval()
     x = inputs(name).float() / 255

@@ -7,7 +7,9 @@ import torch
 from pydantic import ValidationError
 
 from mmssl.core.positions import sincos_positions
+from mmssl.data.modalities.array import ArrayConfig
 from mmssl.encoders.vit import VisionTransformer, VisionTransformerConfig
+from mmssl.recipe.checks import check_keys
 from tests.encoders.kinds import stir
 
 
@@ -112,3 +114,21 @@ def test_fixed_positions_and_random_patches_are_not_trained() -> None:
     assert torch.equal(encoder.positional_embedding[1:], sincos_positions((4, 4), encoder.width))
     learned = VisionTransformerConfig(**tiny).build()
     assert learned.state_dict().keys() == encoder.state_dict().keys(), "a checkpoint fits both"
+
+
+def test_pictures_of_any_number_of_channels_are_normalised_in_their_units() -> None:
+    """An encoder has as many channels as its mean and std have numbers; a recipe names those that differ."""
+    config = VisionTransformerConfig(
+        size=8, patch_size=4, width=8, depth=1, heads=1, mean=[300.0, 0.0], std=[10.0, 2.0]
+    )
+    x = torch.tensor([310.0, -4.0])[None, :, None, None].expand(1, 2, 8, 8)
+    assert config.build().prepare(x)[0, :, 0, 0].tolist() == [1.0, -2.0]
+    with pytest.raises(ValueError, match=r"wanted images .* of shape \[B, 2, H, W\]"):
+        config.build()(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="wanted one number a channel each"):
+        VisionTransformerConfig(mean=[0.0, 0.0], std=[1.0]).build()
+    array = ArrayConfig(axes=["height", "width"], channels=1, size=8)
+    with pytest.raises(
+        ValueError, match=r"modalities\.depth\.channels: got 1, and encoders\.depth takes 2.*mean and std"
+    ):
+        check_keys({"depth": array}, {"depth": config}, {})

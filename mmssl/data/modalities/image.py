@@ -162,8 +162,8 @@ class ImageConfig(ModalityConfig):
         return cls(size=224)
 
     def input_spec(self) -> InputSpec:
-        """The size of the views."""
-        return InputSpec(pixels=self.size)
+        """Size and channels of the views."""
+        return InputSpec(pixels=self.size, channels=3)
 
     @model_validator(mode="after")
     def _check(self) -> ImageConfig:
