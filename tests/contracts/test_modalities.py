@@ -135,7 +135,7 @@ INSPECTIONS = {
     ),
     "array": Inspection(
         {"NaN share": [0.0], "smallest": [int(bands().min())], "largest": [int(bands().max())]},
-        {"height x width x channels": "24 x 32 x 5 uint16"},
+        {"shape": "5 x 24 x 32 uint16"},
         items=(("an array", npy(bands().transpose(2, 0, 1))),),
         channels=approximately(bands().reshape(-1, 5)),
     ),

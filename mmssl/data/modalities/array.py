@@ -77,8 +77,9 @@ class ArrayModality(Modality):
         return filled(self._read(data), self.nan)
 
     def inspect(self, data: bytes, extension: str) -> Inspection:
-        """Shape and type, share of NaN, range, and the numbers of each channel, in the units of the file."""
+        """Stored shape and type, share of NaN, range, and the numbers of each channel, in the units of the file."""
         value = self._read(data)
+        shape = value.shape if is_picture(data) else open_array(data, self.entry, self.max_values).shape
         finite = np.isfinite(value)
         some = value[finite]
         nan = int(np.isnan(value).sum()) if value.dtype.kind == "f" else 0
@@ -91,10 +92,9 @@ class ArrayModality(Modality):
         if some.size:
             figures |= {"smallest": [float(some.min())], "largest": [float(some.max())]}
         whole = value[finite.all(axis=-1)].astype(np.float64)
-        height, width, channels = value.shape
         return Inspection(
             figures,
-            {"height x width x channels": f"{height} x {width} x {channels} {value.dtype}"},
+            {"shape": f"{' x '.join(map(str, shape))} {value.dtype}"},
             tuple(flag for flag, holds in flags.items() if holds),
             (("an array", data),),
             whole if len(whole) else None,

@@ -23,7 +23,7 @@ class ArrayCropConfig(CropConfig):
 
     Attributes:
         turns: turn by 0, 90, 180 or 270 degrees, equally likely: for pictures from above, in which no side is up. With `flip` 0.5
-            these are all eight symmetries of the square (Cohen and Welling 2016, arXiv:1602.07576, section 4).
+            these are all eight symmetries of the square (Cohen and Welling 2016, arXiv:1602.07576).
     """
 
     kind: Literal["resized_crop"] = "resized_crop"

@@ -182,7 +182,7 @@ def test_audits_measure_in_the_units_of_the_file() -> None:
     kelvin[0, :3] = np.nan
     found = ArrayConfig.usual().build("array").inspect(saved(kelvin), "npy")
     assert found.figures["NaN share"] == [0.05]
-    assert found.counted == {"height x width x channels": "30 x 30 x 2 float64"}
+    assert found.counted == {"shape": "2 x 30 x 30 float64"}
     assert found.flags == ("with NaN",)
     tally = Tally()
     tally.add(found)
