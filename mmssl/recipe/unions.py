@@ -17,6 +17,7 @@ from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.series import SeriesConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import ModalityConfig
@@ -68,7 +69,8 @@ ModalityUnion = Annotated[
     | VideoConfig
     | TextConfig
     | LabelConfig
-    | ArrayConfig,
+    | ArrayConfig
+    | SeriesConfig,
     KIND,
 ]  # fmt: skip
 

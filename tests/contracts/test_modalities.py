@@ -22,6 +22,7 @@ from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.series import SeriesConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.usual import modality_configs
 from mmssl.data.modalities.video import VideoConfig
@@ -73,6 +74,19 @@ def bands() -> np.ndarray:
     return np.random.default_rng(3).integers(0, 2**16, (24, 32, 5), dtype=np.uint16)
 
 
+HEART = 250
+
+
+def leads() -> np.ndarray:
+    t = np.arange(2 * HEART) / HEART
+    return np.stack([np.sin(7 * t), 20 + t, np.cos(3 * t) * t]).astype(np.float32)
+
+
+def part_of_series(value: np.ndarray, start: float, length: float) -> np.ndarray:
+    first = round(start * HEART)
+    return value[:, first : first + round(length * HEART)]
+
+
 def wave() -> np.ndarray:
     t = np.arange(RATE * 2) / RATE
     return np.asarray([np.sin(2000 * t) * t / 3, np.sin(900 * t) * 0.4], dtype=np.float32)
@@ -118,6 +132,13 @@ CASES = {
         bands(),
         bad=(b"\x93NUMPY\x01\x00nonsense", png(picture())[:60]),
     ),
+    "series": Case(
+        lambda: SeriesConfig(axes=["time", "channel"], rate=HEART, channels=3, seconds=0.5),
+        npy(leads().T),
+        leads(),
+        part=part_of_series,
+        bad=(b"\x93NUMPY\x01\x00nonsense", npy(leads().T)[:200]),
+    ),
 }
 INSPECTIONS = {
     "image": Inspection(
@@ -138,6 +159,12 @@ INSPECTIONS = {
         {"shape": "5 x 24 x 32 uint16"},
         items=(("an array", npy(bands().transpose(2, 0, 1))),),
         channels=approximately(bands().reshape(-1, 5)),
+    ),
+    "series": Inspection(
+        {"seconds": [2.0], "NaN share": [0.0]},
+        {"type": "float32"},
+        items=(("a series", npy(leads().T)),),
+        channels=approximately(leads().T),
     ),
 }
 EVERY = pytest.mark.parametrize("kind", CASES)
@@ -207,8 +234,8 @@ def test_reports_count_what_a_member_holds(kind: str) -> None:
 def test_usual_settings_and_files(kind: str) -> None:
     case, config = CASES[kind], modality_configs()[kind]
     usual = config.usual()
-    assert usual is not None
-    modality = usual.build(kind)
+    assert (usual is None) == (kind == "series")  # without a recipe its files are arrays, of no known rate
+    modality = build(kind) if usual is None else usual.build(kind)
     assert next(iter(modality.views)) != "eval"  # what `bench data` makes
     modality.decode(case.data, modality.extensions[0])
     formats = config.files

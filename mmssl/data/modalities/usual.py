@@ -11,6 +11,7 @@ from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.series import SeriesConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality, ModalityConfig
@@ -23,6 +24,7 @@ SHIPPED: tuple[type[ModalityConfig], ...] = (
     TextConfig,
     LabelConfig,
     ArrayConfig,
+    SeriesConfig,
 )
 
 
