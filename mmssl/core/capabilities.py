@@ -36,7 +36,7 @@ def check_capabilities(
 
 def _remedy(encoder: Encoder, lacking: Set[str]) -> str:
     if encoder.token_ids is None:
-        return "encoders of kind vit, audio_transformer and space_time have them all"
+        return "encoders of kind vit, audio_transformer, series_transformer and space_time have them all"
     if Encoder.MASK_DROP in lacking:
         return "no encoder of texts drops tokens, so choose another objective"
     if lacking == {Encoder.BIDIRECTIONAL}:

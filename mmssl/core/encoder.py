@@ -124,14 +124,14 @@ class InputSpec:
     Attributes:
         pixels: height and width of pictures.
         seconds: length of views that have one.
-        rate: samples a second of sounds, in Hz.
+        rate: samples a second of sounds and series, in Hz.
         channels: of pictures, arrays and series; of sounds, 1 or 2.
         tokenizer: kind of the tokenizer that turns sentences into ids.
     """
 
     pixels: int | None = None
     seconds: float | None = None
-    rate: int | None = None
+    rate: float | None = None
     channels: int | None = None
     tokenizer: str | None = None
 

@@ -52,7 +52,7 @@ class MaeConfig(ObjectiveConfig):
         if encoder.grid is None:
             raise ValueError(
                 f"mae needs an encoder for {self.modality!r} with a token grid, and {type(encoder).__name__} has none; "
-                "use a transformer (kind vit, audio_transformer or space_time)"
+                "use a transformer (kind vit, audio_transformer, series_transformer or space_time)"
             )
         decoder = self.decoder.build(encoder.width, encoder.grid, self.patch_values)
         return MaeObjective(self.modality, self.view, self.order, decoder, self.mask_ratio, self.normalise_targets)

@@ -29,6 +29,7 @@ from mmssl.encoders.audio_resnet import AudioResNetConfig
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.frame_video import FrameVideoConfig
 from mmssl.encoders.resnet import ResNetConfig
+from mmssl.encoders.series_transformer import SeriesTransformerConfig
 from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
@@ -82,6 +83,7 @@ EncoderUnion = Annotated[
     | FrameVideoConfig
     | SpaceTimeConfig
     | TextTransformerConfig
+    | SeriesTransformerConfig
     | TimmConfig
     | OpenClipConfig
     | HfTextConfig

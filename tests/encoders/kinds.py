@@ -19,6 +19,7 @@ from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.clap_front_end import ClapFrontEndConfig
 from mmssl.encoders.frame_video import FrameVideoConfig
 from mmssl.encoders.resnet import ResNetConfig
+from mmssl.encoders.series_transformer import SeriesTransformerConfig
 from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.spectrogram import KaldiConfig, MelConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
@@ -146,6 +147,21 @@ KINDS: dict[str, EncoderConfig] = {
         channels=8,
         pool="mean",
     ),
+    "series_transformer": SeriesTransformerConfig(
+        channels=3, rate=100, seconds=1.6, strides=[5, 2], **TINY, mean=[0.1, 0.2, 0.3], std=[1.5, 1.0, 0.5]
+    ),
+    "series_transformer_mean": SeriesTransformerConfig(
+        channels=3,
+        rate=100,
+        seconds=1.6,
+        strides=[5, 2],
+        overlap=False,
+        **TINY,
+        pool="mean",
+        class_token=False,
+        activation="quick_gelu",
+        layer_scale=0.5,
+    ),
     "video_frames": FrameVideoConfig(
         image=VisionTransformerConfig(size=32, patch_size=8, **TINY), frames=4, pool="transformer", depth=2, heads=4
     ),
@@ -218,6 +234,11 @@ def is_audio(name: str) -> bool:
     return "audio" in name
 
 
+def is_series(name: str) -> bool:
+    """Whether a kind reads series."""
+    return "series" in name
+
+
 def is_video(name: str) -> bool:
     """Whether a kind reads clips."""
     return "video" in name
@@ -229,10 +250,12 @@ def channels_of(name: str) -> int:
 
 
 def inputs(name: str, count: int = 3, seed: int = 2) -> Tensor:
-    """uint8 pictures or clips, int16 sounds, or ids of texts of different lengths, padded with 0."""
+    """uint8 pictures or clips, int16 sounds, float series, or ids of texts of different lengths, padded with 0."""
     generator = torch.Generator().manual_seed(seed)
     if is_audio(name):  # 0.39 s: 16 patches, as the pictures have
         return torch.randint(-3000, 3000, (count, 2, 3120), generator=generator, dtype=torch.int16)
+    if is_series(name):
+        return torch.randn(count, 3, 160, generator=generator)
     if is_video(name):
         return torch.randint(0, 256, (count, 4, 3, 32, 32), generator=generator, dtype=torch.uint8)
     if not is_text(name):

@@ -11,7 +11,19 @@ from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel, Encoder
 from mmssl.recipe.unions import EncoderUnion
-from tests.encoders.kinds import CONTEXT, KINDS, build, channels_of, config_of, differ, inputs, is_audio, is_text, stir
+from tests.encoders.kinds import (
+    CONTEXT,
+    KINDS,
+    build,
+    channels_of,
+    config_of,
+    differ,
+    inputs,
+    is_audio,
+    is_series,
+    is_text,
+    stir,
+)
 
 EVERY = pytest.mark.parametrize("name", KINDS)
 CHECKPOINTED = pytest.mark.parametrize(
@@ -21,6 +33,7 @@ CHECKPOINTED = pytest.mark.parametrize(
         "vit_mean",
         "text_transformer",
         "audio_transformer",
+        "series_transformer",
         "video_space_time",
         "video_space_time_joint",
         "timm_vit",
@@ -172,6 +185,10 @@ def test_bytes_and_fractions_give_the_same_features(name: str, tmp_path: Path) -
         return
     encoder = build(name, tmp_path).eval()
     x = inputs(name)
+    if is_series(name):
+        with pytest.raises(ValueError, match="wanted series"):
+            encoder(x.long())
+        return
     if is_audio(name):
         assert torch.equal(encoder(x).pooled, encoder(x.float() / 32768).pooled)
         with pytest.raises(ValueError, match="wanted sounds"):
@@ -236,6 +253,7 @@ def test_low_precision_runs(name: str, tmp_path: Path) -> None:
         "text_transformer_mean",
         "audio_transformer",
         "audio_resnet",
+        "series_transformer",
         "video_frames",
         "video_space_time",
     ],

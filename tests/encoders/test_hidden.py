@@ -13,7 +13,11 @@ from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.adapters.adapter import Adapter
 from tests.encoders.kinds import KINDS, build, differ, inputs, is_audio, is_text, is_video
 
-DEPTH = {name: 2 for name in KINDS if name.startswith(("vit", "text_transformer", "audio_transformer", "video_frames"))}
+DEPTH = {
+    name: 2
+    for name in KINDS
+    if name.startswith(("vit", "text_transformer", "audio_transformer", "series_transformer", "video_frames"))
+}
 DEPTH |= dict.fromkeys(["video_space_time", "video_space_time_joint", "hf_ast_audio", "hf_bert", "hf_clip_text"], 2)
 DEPTH |= {"hf_vit": 2, "hf_clip_vision": 2, "timm_vit": 6}
 DEPTH.pop("video_frames_mean")  # a residual network on each frame
@@ -168,7 +172,8 @@ def test_patches_of_frames_have_the_hidden_layers_of_the_image_encoder(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "name", ["vit", "text_transformer_mean", "audio_transformer", "video_frames", "video_space_time"]
+    "name",
+    ["vit", "text_transformer_mean", "audio_transformer", "series_transformer", "video_frames", "video_space_time"],
 )
 def test_one_graph_gives_hidden_layers(name: str, tmp_path: Path) -> None:
     encoder, x = build(name, tmp_path).eval(), inputs(name)

@@ -194,7 +194,7 @@ class SeriesConfig(ModalityConfig):
 
     def input_spec(self) -> InputSpec:
         """Length, rate and channels of the views."""
-        return InputSpec(seconds=self.seconds, channels=self.channels)
+        return InputSpec(seconds=self.seconds, rate=self.rate, channels=self.channels)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
