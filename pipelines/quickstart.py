@@ -18,8 +18,10 @@ RECIPES = {
     frozenset({"image", "text"}): "quickstart/image_text",
     frozenset({"image", "text", "audio"}): "quickstart/image_text_audio",
     frozenset({"video", "audio"}): "quickstart/video_audio",
+    frozenset({"array", "text"}): "quickstart/array_text",
+    frozenset({"series", "text"}): "quickstart/series_text",
 }
-"""Modalities -> shipped recipe. They read `quickstart/shards`, or `quickstart/clips` for moving pictures."""
+"""Modalities -> shipped recipe. They read `quickstart/shards`, `clips` (moving pictures), `land` (arrays) or `heart` (series)."""
 
 CLIPS: dict[str, Any] = {
     **{"train": 1600, "validation": 100, "test": 200},
@@ -36,7 +38,10 @@ def quickstart(
         ),
     ] = None,
     modalities: Annotated[
-        str, typer.Option(metavar="A,B,...", help="image,text or image,text,audio or video,audio.")
+        str,
+        typer.Option(
+            metavar="A,B,...", help="image,text or image,text,audio or video,audio or array,text or series,text."
+        ),
     ] = "image,text",
 ) -> None:
     """Make shards, pretrain a small model that aligns the modalities, evaluate it on unseen handwriting, write a report.
@@ -111,6 +116,14 @@ def write_shards(name: str, out: Path, progress: Any) -> None:
         from mmssl.datasets import moving_scenes
 
         moving_scenes.write(out / "clips", **CLIPS, progress=progress)
+    elif "array" in name:
+        from mmssl.datasets import land
+
+        land.write(out / "land", progress=progress)
+    elif "series" in name:
+        from mmssl.datasets import heart
+
+        heart.write(out / "heart", progress=progress)
     else:
         from mmssl.datasets import digit_scenes
 

@@ -16,7 +16,7 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.plan import Plan
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.synchronized.time import TimeCrop
-from mmssl.datasets import digit_scenes, moving_scenes
+from mmssl.datasets import digit_scenes, heart, land, moving_scenes
 from mmssl.interop.open_clip import ClipState, to_open_clip
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.shipped import find_recipe, shipped_recipes
@@ -25,17 +25,32 @@ from mmssl.recipe.validate import validate_text
 from mmssl.training.runtime.signals import StopSignals
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-FOLDERS = {"quickstart", "image_text", "image", "audio", "audio_text", "audio_visual", "tri_modal", "video"}
+FOLDERS = {
+    "quickstart",
+    "image_text",
+    "image",
+    "audio",
+    "audio_text",
+    "audio_visual",
+    "tri_modal",
+    "video",
+    "array",
+    "series",
+}
 NAMES = sorted(shipped_recipes())
+FOLDER = {"video": "clips", "array": "land", "series": "heart"}
+"""Modality -> folder of its tiny shards; of all others: "scenes"."""
 EMBEDDING = 64
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes, and clips for the recipes with videos."""
+    """Scenes, and what the recipes with other modalities read: see `FOLDER`."""
     folder = tmp_path_factory.mktemp("shards")
     digit_scenes.write(folder / "scenes", train=32, validation=16, test=16, shards=2)
     moving_scenes.write(folder / "clips", train=16, validation=8, test=8, shards=1, size=32, fps=8)
+    land.write(folder / "land", train=16, validation=8, test=8, shards=1, size=32)
+    heart.write(folder / "heart", train=16, validation=8, test=8, shards=1)
     return folder
 
 
@@ -90,7 +105,8 @@ def test_windows_of_usual_videos_are_not_too_large() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_builds_and_steps(name: str, shards: Path, tmp_path: Path) -> None:
     given = parse((CONFIGS / f"{name}.yaml").read_text(), name).value
-    values = tiny(given, shards / ("clips" if "video" in given["modalities"] else "scenes"), tmp_path)
+    made = next((FOLDER[modality] for modality in given["modalities"] if modality in FOLDER), "scenes")
+    values = tiny(given, shards / made, tmp_path)
     recipe = validate_text(Recipe, json.dumps(values), name)
     weights = provide_weights(values, tmp_path)
     launch = recipe.training.launch()
@@ -151,9 +167,11 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
 DROPPED = {("timm", "size")}
 SIZES: Mapping[str, dict[str, Any]] = {
     "image": {"size": 64},
+    "array": {"size": 64},
     "vit": {"size": 64, "patch_size": 16, "width": 32, "depth": 3, "heads": 2},
     "resnet": {"size": 64, "layers": [1, 1, 1, 1], "channels": 8, "output_dim": EMBEDDING, "heads": 2},
     "audio_transformer": {"width": 32, "depth": 2, "heads": 2},
+    "series_transformer": {"width": 32, "depth": 2, "heads": 2},
     "video": {"size": 64},
     "frame_video": {"depth": 1, "heads": 2},
     "space_time": {"size": 64, "patch_size": 16, "width": 32, "depth": 2, "heads": 2},

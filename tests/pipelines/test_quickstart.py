@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import mmssl
 from mmssl.core.errors import RecipeError
 from mmssl.data.shards.index import ShardIndex
-from mmssl.datasets import digit_scenes
+from mmssl.datasets import digit_scenes, heart, land, moving_scenes
 from mmssl.recipe import shipped
 from mmssl.recipe.load import start_of
 from mmssl.recipe.recipe import Recipe, load_recipe
@@ -32,7 +36,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         return find_recipe(name, [*SHORT, *overrides])
 
     monkeypatch.setattr(shipped, "find_recipe", shorter)
-    monkeypatch.setattr(digit_scenes, "write", partial(digit_scenes.write, **SCENES, shards=1))
+    for module in (digit_scenes, land, heart):
+        monkeypatch.setattr(module, "write", partial(module.write, **SCENES, shards=1))
     for split, clips in SCENES.items():
         monkeypatch.setitem(CLIPS, split, clips // 8)
 
@@ -75,6 +80,24 @@ def test_moving_pictures_are_made_where_their_recipe_reads_them(short: None, tmp
     assert len(ShardIndex.open(data.shards)) == CLIPS["train"]
 
 
+@pytest.mark.parametrize("modality", ["array", "series"])
+def test_arrays_and_series_are_trained_measured_and_embedded(short: None, modality: str, tmp_path: Path) -> None:
+    """From shards to report: a pair with captions, zero-shot classes, retrieval and a linear probe; then `mmssl.load`."""
+    out = tmp_path / "out"
+    assert guarded(cli.full(), ["quickstart", "--modalities", f"{modality},text", "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert {"zero_shot", "retrieval", "linear_probe"} <= results.keys()
+    assert 0 <= results["linear_probe"]["acc1"] <= 1
+    assert (out / "report.html").stat().st_size > 10_000
+    model = mmssl.load(out / "run")
+    made = land.encode_land(land.sample_land("test", 0), "k") if modality == "array" else None
+    made = made or heart.encode_record(heart.sample_record("test", 0), "k")
+    embedded = model.encode(**{modality: [made["npy"], np.load(io.BytesIO(made["npy"]))]})[modality]
+    assert embedded.shape == (2, 64)
+    assert torch.allclose(embedded[0], embedded[1], atol=1e-6)
+    assert torch.allclose(embedded.norm(dim=1), torch.ones(2), atol=1e-5)
+
+
 def test_modalities_choose_the_recipe_in_any_order() -> None:
     assert recipe_for("text, image") == "quickstart/image_text"
     assert recipe_for("audio,text,image") == "quickstart/image_text_audio"
@@ -90,6 +113,16 @@ def test_every_folder_of_the_recipe_is_turned_to_the_one_at_hand(name: str, tmp_
         folders += [*evaluator.shards, *getattr(evaluator, "train_shards", ())]
     assert len(folders) > 3
     assert all(Path(folder).is_relative_to(tmp_path) for folder in folders)
+
+
+@pytest.mark.parametrize("name", RECIPES.values())
+def test_shards_are_written_where_the_recipe_reads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    for module in (digit_scenes, moving_scenes, land, heart):
+        monkeypatch.setattr(module, "write", lambda folder, **settings: written.append(folder))
+    write_shards(name, tmp_path, None)
+    (read,) = find_recipe(name, relocated(find_recipe(name), tmp_path)).data.shards
+    assert written == [Path(read).parent]
 
 
 def test_the_table_names_chance_and_ceiling() -> None:
