@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
@@ -211,11 +212,12 @@ def _mirrors(data: DataConfig, modalities: Mapping[str, ModalityConfig], objecti
     }
     for name, kind in sorted(paired):
         view = (modalities[name].model_dump().get("views") or {}).get(kind) or {}
-        if view.get("flip") and not all(name in flip.without_sides for flip in flips):
-            yield (
-                f"modalities.{name}.views.{kind}.flip: got {view['flip']:g} beside the flip of data.synchronized, which keeps left "
-                "and right of all modalities together: this one would be mirrored once more and alone; set it to 0"
-            )
+        for key in ("flip", "turns"):
+            if view.get(key) and not all(name in flip.without_sides for flip in flips):
+                yield (
+                    f"modalities.{name}.views.{kind}.{key}: got {json.dumps(view[key])} beside the flip of data.synchronized, "
+                    "which keeps left and right of all modalities together: this one would be turned alone; leave it out"
+                )
 
 
 def _windows(

@@ -79,6 +79,11 @@ def test_a_mirror_of_one_modality_beside_that_of_all() -> None:
     build(PICTURES, both, mirrored(0))
     build(PICTURES, "data.synchronized=[]", mirrored(0.5))
     build(PICTURES, "data.synchronized=[{kind: flip, probability: 0}]", mirrored(0.5))
+    land, crop = CONFIGS / "quickstart/array_text.yaml", "modalities.array.views.crop={kind: resized_crop, turns: %s}"
+    assert refused(land, both, crop % "true").startswith(
+        "modalities.array.views.crop.turns: got true beside the flip of"
+    )
+    build(land, both, crop % "false")
 
 
 def test_a_window_of_time_that_is_shorter_than_views() -> None:
