@@ -206,6 +206,7 @@ def _atria(name: str, t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         phase = 5.0 * uniform(rng, 0.92, 1.08) * t + uniform(rng, 0, 1)
         return uniform(rng, 0.1, 0.2) * (1 - 2 * (phase % 1))
     if name == "atrial fibrillation":
-        speeds = [uniform(rng, 5, 9) for _ in range(3)]
-        return uniform(rng, 0.02, 0.05) * sum(np.sin(2 * np.pi * speed * t + uniform(rng, 0, 6.28)) for speed in speeds)
+        speeds, places = ([uniform(rng, *low_high) for _ in range(3)] for low_high in ((5, 9), (0, 6.28)))
+        waves = np.sin(2 * np.pi * np.outer(speeds, t) + np.array(places)[:, None])
+        return uniform(rng, 0.02, 0.05) * np.asarray(waves.sum(axis=0))
     return np.zeros_like(t)

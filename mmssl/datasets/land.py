@@ -102,7 +102,8 @@ def render(land: Land, size: int = 48) -> np.ndarray:
         cover = np.clip(_smooth(rng, size, 4) * 0.8, 0, 1)
         picture = picture * (1 - cover) + cover * np.array([6500, 6500, 6500, 6600])[:, None, None]
     picture = land.light * picture + 30 * rng.standard_normal(picture.shape)
-    return np.clip(np.rint(picture), 0, 65535).astype(np.uint16)
+    made: np.ndarray = np.clip(np.rint(picture), 0, 65535).astype(np.uint16)
+    return made
 
 
 def write(

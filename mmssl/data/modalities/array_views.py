@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmssl.core.config import Probability, Share
 from mmssl.data.modalities.geometry import Geometry
 from mmssl.data.modalities.image_views import CropConfig, Interpolation, random_box
 from mmssl.data.modality import View
 
 
 class ArrayCropConfig(CropConfig):
-    """Random resized crop of all channels alike, with flips and right-angle turns.
+    """Random resized crop of all channels alike, with flips and right-angle turns; defaults as those of pictures.
 
     Attributes:
         turns: turn by 0, 90, 180 or 270 degrees, equally likely: for pictures from above, in which no side is up. With `flip` 0.5
@@ -27,6 +28,8 @@ class ArrayCropConfig(CropConfig):
     """
 
     kind: Literal["resized_crop"] = "resized_crop"
+    scale: Share = (0.9, 1.0)
+    flip: Probability = 0.0
     turns: bool = False
 
     def build(self, size: int, channels: int | None) -> ArrayCrop:

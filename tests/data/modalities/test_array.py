@@ -114,13 +114,16 @@ def test_foreign_and_damaged_files_are_refused(data: bytes, reason: str, detail:
 
 
 def test_a_zip_that_lies_is_refused() -> None:
-    """Its header promises much, or its numbers differ from the checksum."""
+    """Its header promises much or too little, or its numbers differ from the checksum."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(
             "a.npy", header("{'descr': '<u2', 'fortran_order': False, 'shape': (9999, 9999), }") + bytes(9)
         )
     assert refused(build(axes=None, channels=None), file.getvalue()).reason == "too_large"
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        archive.writestr("a.npy", saved(BANDS) + b"more")
+    assert "got 1681 bytes or more, wanted 1680" in str(refused(build(), file.getvalue()))
     damaged = bytearray(saved(BANDS, np.savez))
     damaged[700] ^= 1
     assert refused(build(), bytes(damaged)).reason == "undecodable"

@@ -12,7 +12,8 @@ from mmssl.data.modalities.series_views import fit_series, interpolated
 
 
 def _at(seconds: float, field: Operand) -> int:
-    return round(seconds * field.modality.rate)
+    samples: int = round(seconds * field.modality.rate)
+    return samples
 
 
 def _window(value: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
