@@ -172,6 +172,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "resnet": {"size": 64, "layers": [1, 1, 1, 1], "channels": 8, "output_dim": EMBEDDING, "heads": 2},
     "audio_transformer": {"width": 32, "depth": 2, "heads": 2},
     "series_transformer": {"width": 32, "depth": 2, "heads": 2},
+    "series_conv": {"hidden": 8, "depth": 2, "width": 16},
     "video": {"size": 64},
     "frame_video": {"depth": 1, "heads": 2},
     "space_time": {"size": 64, "patch_size": 16, "width": 32, "depth": 2, "heads": 2},

@@ -29,6 +29,7 @@ from mmssl.encoders.audio_resnet import AudioResNetConfig
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.frame_video import FrameVideoConfig
 from mmssl.encoders.resnet import ResNetConfig
+from mmssl.encoders.series_conv import SeriesConvConfig
 from mmssl.encoders.series_transformer import SeriesTransformerConfig
 from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
@@ -59,6 +60,7 @@ from mmssl.objectives.simclr import SimClrConfig
 from mmssl.objectives.simcse import SimCseConfig
 from mmssl.objectives.simsiam import SimSiamConfig
 from mmssl.objectives.swav import SwavConfig
+from mmssl.objectives.ts2vec import Ts2VecConfig
 from mmssl.objectives.vicreg import VicRegConfig
 from mmssl.objectives.weighted import WeightedConfig
 
@@ -84,6 +86,7 @@ EncoderUnion = Annotated[
     | SpaceTimeConfig
     | TextTransformerConfig
     | SeriesTransformerConfig
+    | SeriesConvConfig
     | TimmConfig
     | OpenClipConfig
     | HfTextConfig
@@ -109,6 +112,7 @@ SingleObjectiveUnion = Annotated[
     | LatentPredictionConfig
     | SimCseConfig
     | DeepClusterV2Config
+    | Ts2VecConfig
     | MaeConfig,
     KIND,
 ]  # fmt: skip

@@ -220,7 +220,13 @@ def test_the_gradient_of_the_temperature_is_not_multiplied(micro_batches: int) -
     assert float(ratio) == pytest.approx(1.0, abs=1e-12)
 
 
-FROZEN = [(name, modality) for name in CASES for modality in build(name).objective.needs()]
+FROZEN = [
+    (name, modality)
+    for name, learner in ((name, build(name)) for name in CASES)
+    for modality in learner.objective.needs()
+    if any(p.requires_grad and not key.startswith(f"encoders.{modality}.") for key, p in learner.named_parameters())
+]
+"""Case and modality whose encoder is frozen, where something else is left to train."""
 
 
 def locked(name: str, modality: str, dropout: float = 0.0) -> tuple[Learner, list[bool]]:

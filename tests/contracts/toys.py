@@ -96,9 +96,47 @@ class Words(Encoder):
         return [[*self.embed.parameters()], [*self.out.parameters()]]
 
 
+class Pulses(Encoder):
+    """float [B, 2, samples] -> a token for each two samples, which sees its neighbours; pooled is their maximum."""
+
+    width = 12
+    grid = (TOKENS,)
+    capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_REPLACE})
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.embed = nn.Conv1d(2, self.width, 2, 2)
+        self.mix = nn.Conv1d(self.width, self.width, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        replace: tuple[Tensor, Tensor] | None = None,
+        hidden: int = 0,
+        pooled_only: bool = False,
+    ) -> Features:
+        assert keep is None
+        tokens = self.embed(x.to(self.embed.weight.dtype))
+        if replace is not None:
+            tokens = torch.where(replace[0][:, None], replace[1].to(tokens.dtype), tokens)
+        tokens = self.dropout(self.mix(tokens.tanh()))
+        return Features(tokens.amax(2), tokens.transpose(1, 2), (tokens.shape[2],))
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        return [[*self.embed.parameters()], [*self.mix.parameters()]]
+
+
 def encoders(dropout: float = 0.0) -> dict[str, Encoder]:
-    """Three modalities: two of patches and one of words."""
-    return {"picture": Patches(dropout), "words": Words(), "sound": Patches(dropout)}
+    """Four modalities: two of patches, one of words and one of series."""
+    made: dict[str, Encoder] = {"picture": Patches(dropout), "words": Words(), "sound": Patches(dropout)}
+    with torch.random.fork_rng(devices=[]):  # what objectives draw after this stays as it is
+        return {**made, "pulse": Pulses(dropout)}
 
 
 def batch(size: int, seed: int = 0) -> Batch:
@@ -123,6 +161,11 @@ def batch(size: int, seed: int = 0) -> Batch:
             },
             "words": {"tokens0": torch.randint(0, 30, (size, 5), generator=random)},
             "sound": {"window0": patches()},
+            "pulse": {
+                "wave0": torch.randn(size, 2, 2 * TOKENS, generator=random),
+                "spread0": torch.rand(size, TOKENS, generator=random) < 0.3,
+                "spread1": torch.rand(size, TOKENS, generator=random) < 0.3,
+            },
         },
         index=torch.arange(size),
         keys=tuple(str(number) for number in range(size)),

@@ -19,6 +19,7 @@ from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.clap_front_end import ClapFrontEndConfig
 from mmssl.encoders.frame_video import FrameVideoConfig
 from mmssl.encoders.resnet import ResNetConfig
+from mmssl.encoders.series_conv import SeriesConvConfig
 from mmssl.encoders.series_transformer import SeriesTransformerConfig
 from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.spectrogram import KaldiConfig, MelConfig
@@ -161,6 +162,9 @@ KINDS: dict[str, EncoderConfig] = {
         class_token=False,
         activation="quick_gelu",
         layer_scale=0.5,
+    ),
+    "series_conv": SeriesConvConfig(
+        channels=3, rate=100, seconds=1.6, stride=10, hidden=16, depth=3, width=32, dropout=0.0, mean=[0.1], std=[1.5]
     ),
     "video_frames": FrameVideoConfig(
         image=VisionTransformerConfig(size=32, patch_size=8, **TINY), frames=4, pool="transformer", depth=2, heads=4
