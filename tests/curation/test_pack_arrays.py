@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +94,22 @@ def test_depth_pictures_are_packed_from_a_column_of_arrays(tmp_path: Path) -> No
     (fields,) = samples(pack(tmp_path / "depths.csv", tmp_path / "out", PLAIN)).values()
     modality = ArrayConfig(axes=["height", "width"], channels=1, size=8, extensions=["png"]).build("depth")
     np.testing.assert_array_equal(modality.decode(fields["png"], "png")[:, :, 0], depth)
+
+
+@pytest.mark.parametrize("save", [np.save, np.savez])
+def test_truncated_files_are_refused_and_several_arrays_of_a_file_are_not(tmp_path: Path, save: Any) -> None:
+    file = io.BytesIO()
+    save(file, PULSES)
+    data, name = file.getvalue(), "a.npz" if save is np.savez else "a.npy"
+    (tmp_path / "t.csv").write_text(f"array,caption\n{name},x\n")
+    (tmp_path / name).write_bytes(data[: len(data) * 6 // 10])
+    with pytest.raises(DataError, match=r"line 2 of .*: undecodable"):
+        pack(tmp_path / "t.csv", tmp_path / "out", PLAIN)
+    (tmp_path / name).write_bytes(data)
+    assert pack(tmp_path / "t.csv", tmp_path / "out", PLAIN).samples == 1
+    np.savez(tmp_path / "a.npz", bands=PULSES, mask=PULSES[0])
+    (tmp_path / "t.csv").write_text("array,caption\na.npz,x\n")
+    assert pack(tmp_path / "t.csv", tmp_path / "two", PLAIN).samples == 1
 
 
 def test_files_that_are_no_arrays_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from mmssl.core.encoder import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
-from mmssl.data.modalities.array_files import check_size, is_picture, open_array, read_picture
+from mmssl.data.modalities.array_files import check_size, check_whole, is_picture, open_array, read_picture
 from mmssl.data.modalities.array_views import ArrayCropConfig, ArrayEval
 from mmssl.data.modalities.arrays import as_array
 from mmssl.data.modalities.choice import ChoiceConfig
@@ -158,6 +158,8 @@ class ArrayConfig(ModalityConfig):
         {"npy": rb"\x93NUMPY", "npz": rb"PK\x03\x04"},
         within=("png",),
         columns=("array", "depth"),
+        template="a {}",
+        verify=check_whole,
     )
 
     @classmethod

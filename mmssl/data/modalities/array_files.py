@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 import warnings
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from mmssl.data.modalities.picture_check import check_picture
 from mmssl.data.modality import DecodeError
 
 NPY, NPZ, PNG = b"\x93NUMPY", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n"
@@ -70,11 +72,29 @@ def open_array(data: bytes, entry: str | None, max_values: int) -> Stored:
     return Stored(shape, dtype, lambda: _shaped(memoryview(data)[start:], shape, dtype, fortran))
 
 
-def _open_npz(data: bytes, entry: str | None, max_values: int) -> Stored:
+def check_whole(data: bytes) -> None:
+    """Check that a `.npy`, `.npz` or PNG file is whole by its header and its end, without reading numbers; a TIFF is not looked at.
+
+    Raises:
+        DecodeError: "undecodable": damaged, truncated or of another format; "empty".
+    """
+    if is_picture(data):
+        check_picture(data)
+    elif data.startswith(NPZ):
+        _archive(data)  # its table stands at the end
+    else:
+        open_array(data, None, sys.maxsize)
+
+
+def _archive(data: bytes) -> zipfile.ZipFile:
     try:
-        archive = zipfile.ZipFile(io.BytesIO(data))
+        return zipfile.ZipFile(io.BytesIO(data))
     except _UNZIPPED as error:
         raise DecodeError("undecodable", f".npz of {len(data)} bytes: {error}") from error
+
+
+def _open_npz(data: bytes, entry: str | None, max_values: int) -> Stored:
+    archive = _archive(data)
     names = [name.removesuffix(".npy") for name in archive.namelist()]
     if (entry is None and len(names) != 1) or (entry is not None and entry not in names):
         wanted = f"{entry!r}" if entry is not None else "one array: name it (`entry`)"

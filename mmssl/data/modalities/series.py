@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from mmssl.core.encoder import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
-from mmssl.data.modalities.array_files import Stored, check_size, open_array
+from mmssl.data.modalities.array_files import Stored, check_size, check_whole, open_array
 from mmssl.data.modalities.arrays import as_array
 from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.kernels.series import SERIES
@@ -190,7 +190,13 @@ class SeriesConfig(ModalityConfig):
     nan: Nan = "refuse"
     max_values: int = Field(default=50_000_000, ge=1)
 
-    files = FileFormats("a series", {"npy": rb"\x93NUMPY", "npz": rb"PK\x03\x04"}, columns=("series", "ecg", "sensor"))
+    files = FileFormats(
+        "a series",
+        {"npy": rb"\x93NUMPY", "npz": rb"PK\x03\x04"},
+        columns=("series", "ecg", "sensor"),
+        template="a {}",
+        verify=check_whole,
+    )
 
     def input_spec(self) -> InputSpec:
         """Length, rate and channels of the views."""
