@@ -78,9 +78,8 @@ class CheckReport:
             return "compared with the sidecars of all shards"
         more = f" and {len(self.unverified) - 3} more" if len(self.unverified) > 3 else ""
         return (
-            f"compared in {self.shards - len(self.unverified)} of {self.shards} shards; without a sidecar (`mmssl shards index`): "
-            + ", ".join(self.unverified[:3])
-            + more
+            f"compared in {self.shards - len(self.unverified)} of {self.shards} shards; "
+            "without a sidecar of theirs (`mmssl shards index`): " + ", ".join(self.unverified[:3]) + more
         )
 
     def table(self) -> str:

@@ -78,15 +78,16 @@ def examine(
     """
     found = Findings(path, name or str(path), path.stat().st_size)
     members: dict[str, list[tuple[str, int, int]]] = {}
-    known = _known_checksums(path)
     if table is None:
         _list_members(found, members)
     else:
         found.ignored = table.ignored
-        for key, extension, offset, size, crc in members_of(table):
+        for key, extension, offset, size, _ in members_of(table):
             members.setdefault(key, []).append((extension, offset, size))
-            if crc >= 0:
-                known[key, extension] = crc
+    known = _known_checksums(found, members)
+    if table is not None:  # its faults are the caller's to report
+        found.faults.clear()
+        known |= {(key, extension): crc for key, extension, _, _, crc in members_of(table) if crc >= 0}
     found.checksums = bool(known)
     if members:
         _examine_samples(found, members, decoders, limit, known)
@@ -118,13 +119,30 @@ def _list_members(found: Findings, members: dict[str, list[tuple[str, int, int]]
         found.faults.append(Fault("", Origin(SOURCE, found.name, 0, 0), "tar", "empty", "no samples in it"))
 
 
-def _known_checksums(path: Path) -> dict[tuple[str, str], int]:
-    """(Key, extension) of a member -> its CRC-32 in the sidecar of the shard; empty without one for a shard of this size."""
+def _known_checksums(found: Findings, members: Mapping[str, list[tuple[str, int, int]]]) -> dict[tuple[str, str], int]:
+    """(Key, extension) of a member -> its CRC-32 in the sidecar; empty without one for a shard of this size.
+
+    Adds a fault if the sidecar is of another shard, unless damage of the archive explains why its members are not there.
+    """
+    sidecar = sidecar_path(found.path)
     try:
-        table = load_sidecar(sidecar_path(path), path.stat().st_size)
+        table = load_sidecar(sidecar)
     except (OSError, ValueError):
         return {}
-    return {(key, extension): crc for key, extension, _, _, crc in members_of(table) if crc >= 0}
+    known = {(key, extension): crc for key, extension, _, _, crc in members_of(table)}
+    there = {(key, extension) for key, fields in members.items() for extension, _, _ in fields}
+    lacking, size = known.keys() - there, table.shard_bytes
+    if size != found.shard_bytes or (known.keys() != there and not found.faults):
+        named = f", such as {'.'.join(min(lacking))}" if lacking else ""
+        detail = (
+            f"{sidecar} is for a shard of {size} bytes, and this one has {found.shard_bytes}; it lists {len(lacking)} members that "
+            f"are not there{named}, and lacks {len(there - known.keys())}: fetch the shard again, or, if it was written anew, "
+            "renew the sidecar with `mmssl shards index --force`"
+        )
+        found.faults.append(Fault("", Origin(SOURCE, found.name, 0, 0), "sidecar", "stale", detail))
+    if size != found.shard_bytes or not known.keys() & there:
+        return {}
+    return {name: crc for name, crc in known.items() if crc >= 0}
 
 
 def _examine_samples(

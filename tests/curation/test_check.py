@@ -360,7 +360,10 @@ def test_members_are_compared_with_the_checksums_of_the_sidecar(tmp_path: Path) 
     (fault,) = report.faults
     assert (fault.key, fault.origin.shard) == ("s001", str(first))
     assert report.unverified == (str(second),)
-    assert "compared in 1 of 2 shards; without a sidecar (`mmssl shards index`): " + str(second) in report.table()
+    assert (
+        "compared in 1 of 2 shards; without a sidecar of theirs (`mmssl shards index`): " + str(second)
+        in report.table()
+    )
 
 
 def test_needed_modalities_are_missed_by_name_with_the_members_that_are_there(tmp_path: Path) -> None:
@@ -404,3 +407,24 @@ def test_texts_are_read_as_the_manifest_of_their_shard_says(tmp_path: Path) -> N
     modalities = {"text": TextConfig().build("text")}
     assert [captions(check([path], modalities)) for path in paths] == [2, 1]
     assert [len(check([path]).warnings) for path in paths] == [0, 1]
+
+
+def test_a_sidecar_of_another_shard_is_a_fault(tmp_path: Path) -> None:
+    first, other = (shard(tmp_path, [sample(start + n) for n in range(3)], f"{start}.tar") for start in (0, 3))
+    write_sidecar(other).rename(tmp_path / "0.tar.index.npz")
+    other.unlink()
+    report = check([first])
+    assert report.fault_counts == {"stale sidecar": 1}
+    assert report.unverified == (str(first),)
+    assert "lists 9 members that are not there, such as s003.cls" in report.faults[0].detail
+    write_sidecar(first, force=True)
+    assert check([first]).ok
+
+
+def test_a_shard_that_was_cut_says_what_its_sidecar_lists(tmp_path: Path) -> None:
+    cut = shard(tmp_path, [sample(n) for n in range(3)])
+    write_sidecar(cut)
+    cut.write_bytes(cut.read_bytes()[:2048])
+    report = check([cut])
+    assert set(report.fault_counts) >= {"stale sidecar", "damaged tar"}
+    assert "this one has 2048" in next(fault.detail for fault in report.faults if fault.reason == "stale")

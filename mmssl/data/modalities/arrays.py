@@ -33,7 +33,8 @@ def as_array(value: Any, wanted: str, *, finite: bool = True) -> np.ndarray:
             "not_finite",
             f"{int((~np.isfinite(value)).sum())} of {value.size} values are NaN or infinite, wanted {wanted}",
         )
-    return value
+    # torch takes no negative strides, as of a[..., ::-1], and warns of arrays that cannot be written to.
+    return np.require(value, requirements=["C", "W"])
 
 
 def as_pixels(value: Any, wanted: str) -> np.ndarray:

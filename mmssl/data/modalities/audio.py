@@ -176,6 +176,12 @@ class AudioModality(Modality):
                 "shape", f"got shape {list(wave.shape)}, wanted {_WANTED}; transpose soundfile's [samples, channels]"
             )
         check_channels(len(wave), self.channels)
+        if len(wave) > 2:
+            raise DecodeError(
+                "shape",
+                f"got shape {list(wave.shape)}, wanted one or two channels: give a batch as a list, list(batch); mix more, "
+                "or give their file",
+            )
         ratio = resampling_ratio(self.rate, check_rate(stored))
         if wave.size * max(1.0, float(ratio)) > self.max_samples:
             raise DecodeError(

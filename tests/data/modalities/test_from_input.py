@@ -171,6 +171,20 @@ def test_sounds_that_are_refused(value: Any, sentence: str) -> None:
         sound(max_samples=1000).from_input(value)
 
 
+def test_a_batch_of_sounds_is_no_sound_of_many_channels() -> None:
+    with pytest.raises(DecodeError, match=r"got shape \[4, 400\], wanted one or two channels: give a batch as a list"):
+        sound(channels="mono").from_input(np.concatenate([WAVE, WAVE]))
+
+
+def test_views_of_arrays_are_taken_as_they_look() -> None:
+    pixels = np.arange(10 * 12 * 3, dtype=np.uint8).reshape(10, 12, 3)
+    image = ImageConfig(size=8).build("image")
+    for view in (pixels[..., ::-1], pixels[::-1], np.frombuffer(pixels.tobytes(), np.uint8).reshape(10, 12, 3)):
+        taken = image.from_input(view)
+        assert np.array_equal(taken, view)
+        image.views["eval"](taken, {})  # torch takes no negative strides, and warns of read-only arrays
+
+
 def test_loud_floats_pass_up_to_the_limit() -> None:
     assert np.array_equal(sound().from_input(8 * WAVE / np.abs(WAVE).max()), 8 * WAVE / np.abs(WAVE).max())
 
