@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.options import CACHE, PIPE, SHARDS
+from pipelines.options import CACHE, PIPE, SHARDS, client_for
 from pipelines.progress import progress_bar
 
 WHERE = Annotated[
@@ -61,7 +61,6 @@ def filter_(
     """
     from mmssl.curation.filter import filter_shards
     from mmssl.curation.filter_choice import FilterConfig
-    from mmssl.data.shards.remote import CacheConfig
     from mmssl.recipe.validate import validate_text
 
     values = {
@@ -84,7 +83,7 @@ def filter_(
             overwrite=overwrite,
             dry_run=dry_run,
             threads=threads,
-            remote=CacheConfig(folder=cache).build(allow_pipe),
+            remote=client_for(shards, cache, allow_pipe),
             progress=progress,
         )
     print(report.table())

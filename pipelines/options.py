@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mmssl.data.shards.remote import Remote
 
 SHARDS = Annotated[list[str], typer.Argument(help="Folders, paths, globs or brace patterns; or URLs with braces.")]
 CACHE = Annotated[Path | None, typer.Option(help="Cache of remote shards, as `data.cache.folder`.")]
 PIPE = Annotated[bool, typer.Option("--allow-pipe", help="Run `pipe:` commands.")]
+
+
+def client_for(shards: list[str], cache: Path | None, allow_pipe: bool) -> Remote | None:
+    """Client for URLs, as the options --cache and --allow-pipe say; None: all shards are local, which do without its imports."""
+    from mmssl.data.shards.remote import CacheConfig
+    from mmssl.data.shards.storage import is_remote
+
+    return CacheConfig(folder=cache).build(allow_pipe) if any(map(is_remote, shards)) else None

@@ -125,7 +125,6 @@ def pack(
     from mmssl.curation.pack import pack as write
     from mmssl.curation.pack_report import summary
     from mmssl.recipe.validate import validate_text
-    from mmssl.training.runtime.console import say
 
     if not captions and template:
         raise RecipeError("--template and --no-captions: templates would have no effect: remove one of the two")
@@ -150,7 +149,7 @@ def pack(
     config = validate_text(PackConfig, json.dumps(values), "command line")
     with progress_bar("packing") as progress:
         manifest = write(source, out, config, root=root, workers=workers, overwrite=overwrite, progress=progress)
-    say(summary(manifest))
+    typer.echo(summary(manifest), err=True)
 
 
 def _columns(items: list[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.filter import filter_
-from pipelines.options import CACHE, PIPE, SHARDS
+from pipelines.options import CACHE, PIPE, SHARDS, client_for
 from pipelines.outputs import file_to_write
 from pipelines.pack import pack
 from pipelines.progress import progress_bar
@@ -65,18 +65,16 @@ def index(
 
     `mmssl shards index 'https://host/train/{000000..000099}.tar' --out sidecars`
     """
-    from mmssl.data.shards.remote import CacheConfig
     from mmssl.data.shards.sidecars import check_sidecars, write_sidecars
-    from mmssl.training.runtime.console import say
 
-    remote = CacheConfig(folder=cache).build(allow_pipe)
+    remote = client_for(shards, cache, allow_pipe)
     with progress_bar("checking" if verify else "indexing") as progress:
         count = (
             check_sidecars(shards, remote, progress)
             if verify
             else write_sidecars(shards, remote, out, progress, force=force)
         )
-    say(f"{count} sidecars are right" if verify else f"indexed {count} shards")
+    typer.echo(f"{count} sidecars are right" if verify else f"indexed {count} shards", err=True)
 
 
 @app.command()
@@ -122,7 +120,6 @@ def check(
 
     `mmssl shards check image_text/vit_b_32 data.shards='["shards/train"]'`
     """
-    from mmssl.data.shards.remote import CacheConfig
     from pipelines.check_recipe import audit, check_recipe, is_recipe, modality_names, recipe_alone
 
     with progress_bar("checking") as progress:
@@ -139,7 +136,7 @@ def check(
         if is_recipe(shards[0]):
             report = check_recipe(recipe_alone(shards, needs, require, cache, allow_pipe), examine)
         else:
-            remote = CacheConfig(folder=cache).build(allow_pipe)
+            remote = client_for(shards, cache, allow_pipe)
             report = examine(shards, needs=modality_names(needs), required=require or None, remote=remote)
     print(report.table())
     if json_file is not None:
@@ -176,10 +173,9 @@ def stats(
     from dataclasses import asdict
 
     from mmssl.curation.stats import stats as measure
-    from mmssl.data.shards.remote import CacheConfig
     from pipelines.spectrogram_stats import front_end_stats
 
-    remote = CacheConfig(folder=cache).build(allow_pipe)
+    remote = client_for(shards, cache, allow_pipe)
     if front_end is not None:
         found = front_end_stats(shards, front_end, sample=sample, remote=remote)
         print(found.table())

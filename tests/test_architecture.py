@@ -50,6 +50,16 @@ ROOMS = {
     "pillow_heif": ("mmssl/data/modalities/pictures.py",),
     "pickle": (),
 }
+LIGHT = (
+    "pipelines.cli", "pipelines.shards", "pipelines.check_recipe", "mmssl.recipe.validate", "mmssl.recipe.shipped",
+    "mmssl.curation.pack", "mmssl.curation.pack_report", "mmssl.curation.filter", "mmssl.curation.check",
+    "mmssl.curation.check_manifest", "mmssl.curation.stats", "mmssl.data.shards.sidecars",
+)  # fmt: skip
+"""What `mmssl shards` imports: neither these modules nor those that they import load one of `SLOW`."""
+SLOW = (
+    "torch", "torchvision", "torchaudio", "timm", "transformers", "open_clip", "accelerate", "safetensors", "sklearn", "scipy",
+    "webdataset",
+)  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LOOP = 330, 70, 120
 
 
@@ -57,8 +67,10 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path: Path, *, when_loaded: bool = False) -> Iterator[tuple[int, str]]:
+    """Line and name of what a file imports; `when_loaded`: at its top level, without `if TYPE_CHECKING`."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body if when_loaded else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -150,6 +162,23 @@ def test_libraries_stay_in_their_rooms() -> None:
         if module.split(".")[0] == library and not path.relative_to(ROOT).as_posix().startswith(tuple(rooms) or ("-",))
     ]
     assert not wrong, "\n".join(dict.fromkeys(wrong))
+
+
+def test_commands_that_make_no_tensor_do_not_import_torch() -> None:
+    """Such a library belongs into the function that needs it, and a name for annotations alone under `if TYPE_CHECKING`."""
+    wrong, seen, waiting = [], set[str](), [*LIGHT]
+    while waiting:
+        name = waiting.pop()
+        path = ROOT / f"{name.replace('.', '/')}.py"
+        if name in seen or not path.is_file():
+            continue
+        seen.add(name)
+        for line, module in imports(path, when_loaded=True):
+            waiting.append(module)
+            if module.split(".")[0] in SLOW:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert set(LIGHT) <= seen
+    assert not wrong, "\n".join(wrong)
 
 
 def test_private_names_of_libraries_stay_in_compat() -> None:

@@ -40,7 +40,7 @@ from mmssl.core.errors import Interrupted
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
-from mmssl.core.seeding import seeded
+from mmssl.core.torch_seeding import seeded
 from mmssl.evaluation.common import inference
 from mmssl.evaluation.knn import knn_scores
 from mmssl.evaluation.labelled import Labelled

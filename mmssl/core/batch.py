@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, overload
 
 from mmssl.core.sample import Fault
 
-Views = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Views = Mapping[str, "Tensor"]
 Needs = Mapping[str, Mapping[str, int]]
 """Views that an objective or evaluator needs: modality -> kind of view -> how many. `{"m": {"crop": 2}}` gives crop0, crop1."""
 

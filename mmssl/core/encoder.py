@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.core.config import Config
+from mmssl.core.input_spec import InputSpec
 from mmssl.core.sample import TokenIds
 
 
@@ -115,30 +116,6 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def layers(self) -> list[list[nn.Parameter]]:
         """Every parameter once, grouped from the input (first) to the output (last): for layer-wise rates and partial locking."""
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """Size, duration, sample rate, channels and tokenizer of views, as made or as an encoder needs them. None: not applicable.
-
-    Attributes:
-        pixels: height and width of pictures.
-        seconds: length of views that have one.
-        rate: samples a second of sounds and series, in Hz.
-        channels: of pictures, arrays and series; of sounds, 1 or 2.
-        tokenizer: kind of the tokenizer that turns sentences into ids.
-    """
-
-    pixels: int | None = None
-    seconds: float | None = None
-    rate: float | None = None
-    channels: int | None = None
-    tokenizer: str | None = None
-
-    def misfits(self, wanted: InputSpec) -> dict[str, tuple[Any, Any]]:
-        """Key -> (actual, wanted) value, where both are stated and differ."""
-        pairs = {key.name: (getattr(self, key.name), getattr(wanted, key.name)) for key in fields(self)}
-        return {key: (got, want) for key, (got, want) in pairs.items() if None not in (got, want) and got != want}
 
 
 class EncoderConfig(Config):

@@ -67,17 +67,15 @@ def check(
     Raises:
         DataError: a pattern without files, or storage that fails. Faults of the files themselves are in the report.
     """
-    far = any(is_remote(str(shard)) for shard in shards)
-    places: Sequence[str | Path] = expand_urls(shards) if far else expand(shards)
-    way = remote or CacheConfig().build()
+    places, client = find_shards(shards, remote)
     used = usual_modalities() if modalities is None else modalities
     wanted = tuple(modalities) if needs is None and modalities is not None else needs
-    formats = [{}] * len(places) if far else read_formats(expand(shards))
+    formats = [{}] * len(places) if client is not None else read_formats(expand(shards))
     kinds = {repr(one): decoders_of(modalities, wanted, one) for one in {repr(one): one for one in formats}.values()}
     decoders = [kinds[repr(one)] for one in formats]
 
     def one(number: int) -> Findings:
-        with local_file(places[number], way) as (path, name):
+        with local_file(places[number], client) as (path, name):
             return examine(path, decoders[number], _limit_of_shard(limit, number, len(places)), name=name)
 
     total = _Total(used, context_length, usual=modalities is None)
@@ -91,12 +89,22 @@ def check(
     return total.report(workers, groups, guessed=wanted is None and required is None)
 
 
+def find_shards(
+    shards: Sequence[str | Path], remote: Remote | None = None
+) -> tuple[Sequence[str | Path], Remote | None]:
+    """The shards, all paths or all URLs, and a client for URLs; local shards need none, and so do not import torch."""
+    if any(is_remote(str(shard)) for shard in shards):
+        return expand_urls(shards), remote or CacheConfig().build()
+    return expand(shards), None
+
+
 @contextmanager
-def local_file(place: str | Path, remote: Remote) -> Iterator[tuple[Path, str]]:
+def local_file(place: str | Path, remote: Remote | None) -> Iterator[tuple[Path, str]]:
     """The file of a shard, fetched as a whole if it is remote, and the name of the shard in messages."""
     if isinstance(place, Path):
         yield place, str(place)
     else:
+        assert remote is not None
         shard = remote.shard(place)
         with remote.open_shard(shard):
             yield remote.cache.path(shard.key), shard.display_url

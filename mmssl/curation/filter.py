@@ -15,17 +15,15 @@ from typing import Any
 
 from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault, Origin
-from mmssl.curation.check import decoders_of, local_file
+from mmssl.curation.check import decoders_of, find_shards, local_file
 from mmssl.curation.check_report import aligned
 from mmssl.curation.check_shard import SOURCE, Decoders, Findings, examine
 from mmssl.curation.filter_choice import Choice, Examined, FilterConfig, LeftOut, conditions, stored_samples
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
 from mmssl.data.shards.manifests import shared_formats
-from mmssl.data.shards.paths import expand, expand_urls
-from mmssl.data.shards.remote import CacheConfig, Remote
+from mmssl.data.shards.remote import Remote
 from mmssl.data.shards.salvage import salvage_table
 from mmssl.data.shards.sidecar import write_sidecar
-from mmssl.data.shards.storage import is_remote
 from mmssl.data.shards.table import scan
 from mmssl.data.shards.writer import (
     Manifest,
@@ -102,13 +100,13 @@ def filter_shards(
     """
     config, folder = config or FilterConfig(), Path(out)
     where = conditions(config)
-    places: Sequence[str | Path] = expand_urls(shards) if any(is_remote(str(one)) for one in shards) else expand(shards)
+    places, client = find_shards(shards, remote)
     if not dry_run:
         _claim(folder, places, overwrite)
-    way, decoders = remote or CacheConfig().build(), decoders_of()
+    decoders = decoders_of()
     examined: list[Examined] = []
     for shard in map_in_order(
-        lambda number: _examine(places[number], way, decoders, config), range(len(places)), threads
+        lambda number: _examine(places[number], client, decoders, config), range(len(places)), threads
     ):
         examined.append(shard)
         if progress is not None:
@@ -124,7 +122,7 @@ def filter_shards(
     }
     records: list[ShardRecord] = []
     for shard in examined:
-        with local_file(shard.place, way) as (path, _):
+        with local_file(shard.place, client) as (path, _):
             record = _filter_one(
                 shard,
                 path,
@@ -142,8 +140,8 @@ def filter_shards(
     return report
 
 
-def _examine(place: str | Path, way: Remote, decoders: Decoders, config: FilterConfig) -> Examined:
-    with local_file(place, way) as (path, name):
+def _examine(place: str | Path, client: Remote | None, decoders: Decoders, config: FilterConfig) -> Examined:
+    with local_file(place, client) as (path, name):
         try:
             table, lost, _ = salvage_table(path, SOURCE) if config.repair else (scan(path), [], 0)
         except DataError as error:

@@ -10,19 +10,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from pydantic import field_validator
-from torch import Tensor
 
 from mmssl.core.config import Config
-from mmssl.core.encoder import InputSpec
 from mmssl.core.errors import did_you_mean
+from mmssl.core.input_spec import InputSpec
 from mmssl.core.sample import TokenIds
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.kernel import Kernel, drop
 from mmssl.data.timeline import Extent, Window
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 C = TypeVar("C")
 

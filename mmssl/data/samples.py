@@ -6,9 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mmssl.core.batch import Needs, view_names
 from mmssl.core.errors import DataError, did_you_mean
@@ -17,6 +15,9 @@ from mmssl.core.seeding import generator
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.shards.index import RawSample
 from mmssl.data.timeline import Extent, Window
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Parameters = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Modality -> view name -> drawn parameters of that view."""

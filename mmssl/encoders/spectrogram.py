@@ -17,7 +17,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.config import Config
-from mmssl.core.encoder import EncoderConfig, InputSpec
+from mmssl.core.encoder import EncoderConfig
+from mmssl.core.input_spec import InputSpec
 from mmssl.encoders.spec_augment import SpecAugmentConfig, spec_augment
 
 Channel = Literal["mean", "first", "both", "level_difference"]

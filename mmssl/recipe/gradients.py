@@ -10,7 +10,7 @@ from mmssl.core.batch import Batch
 from mmssl.core.compat import copy_each, graph_leaves
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
-from mmssl.core.seeding import seeded
+from mmssl.core.torch_seeding import seeded
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.steps.groups import trainable_parts
 

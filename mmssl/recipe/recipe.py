@@ -16,7 +16,7 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
-from mmssl.core.seeding import seeded
+from mmssl.core.torch_seeding import seeded
 from mmssl.data.modality import Modality
 from mmssl.data.stream.config import DataConfig
 from mmssl.recipe.checks import blank_batch, check_keys, check_parts, check_views, optional_modalities

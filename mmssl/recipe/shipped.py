@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mmssl
 from mmssl.core.errors import RecipeError, did_you_mean
-from mmssl.recipe.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from mmssl.recipe.recipe import Recipe
 
 LAUNCHERS = "accelerate/"
 """Folder beside the recipes with configurations of `accelerate launch`."""
@@ -50,6 +53,8 @@ def find_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: no such file or name, or mistakes in it.
     """
+    from mmssl.recipe.recipe import load_recipe  # imports torch; the names of recipes do without it
+
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return load_recipe(path, overrides)

@@ -15,7 +15,7 @@ from mmssl.core import distributed
 from mmssl.core.encoder import freeze
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
-from mmssl.core.seeding import seed_step
+from mmssl.core.torch_seeding import seed_step
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.spec_augment import SpecAugmentConfig
 from mmssl.encoders.spectrogram import MelConfig

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-from mmssl.core.seeding import fold, generator, seed_step
+from mmssl.core.seeding import fold, generator
 
 
 def test_fold_is_stable_over_machines_and_versions() -> None:
@@ -40,21 +40,3 @@ def test_generators_leave_global_randomness_alone() -> None:
     generator(1).random()
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert random.getstate() == python_before
-
-
-def test_seed_step_is_a_function_of_seed_step_and_rank() -> None:
-    def draw(*key: int) -> float:
-        seed_step(*key)
-        return float(torch.rand(()))
-
-    assert draw(1, 2, 0) == draw(1, 2, 0)
-    assert len({draw(1, 2, 0), draw(1, 2, 1), draw(1, 3, 0), draw(2, 2, 0)}) == 4
-
-
-def test_micro_batches_have_streams_of_their_own() -> None:
-    def draw(*key: int) -> float:
-        seed_step(*key)
-        return float(torch.rand(()))
-
-    assert draw(1, 2, 0, 3) == draw(1, 2, 0, 3)
-    assert len({draw(1, 2, 0), *(draw(1, 2, rank, number) for rank in range(2) for number in range(3))}) == 7

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -213,15 +211,6 @@ def test_doctor(world: World, capfd: pytest.CaptureFixture[str], monkeypatch: py
 def test_help_shows_examples(world: World, verb: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert world.mmssl(verb, "--help") == 0
     assert f"mmssl {verb}" in capfd.readouterr().out
-
-
-def test_start_up_does_not_import_torch() -> None:
-    """`mmssl --help` answers at once."""
-    code = (
-        "import sys; from pipelines import cli, command; "
-        "command.guarded(cli.full(), ['--help']); sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def test_a_run_may_start_from_a_whole_trained_model(world: World, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 import mmssl
 from mmssl.core.plan import Plan
-from mmssl.core.seeding import seeded
+from mmssl.core.torch_seeding import seeded
 from mmssl.recipe.load import start_of
 from tests.pipelines.conftest import World
 from tests.pipelines.conftest import world as world

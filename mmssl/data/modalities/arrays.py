@@ -1,13 +1,22 @@
-"""Checks and conversions of arrays and tensors that are passed instead of files."""
+"""Conversions between arrays and tensors, and checks of those that are passed instead of files."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from mmssl.data.modality import DecodeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """The array as a tensor, which shares its memory."""
+    import torch  # slow to import, and commands that make no view do without it
+
+    return torch.from_numpy(array)
 
 
 def as_array(value: Any, wanted: str, *, finite: bool = True) -> np.ndarray:
@@ -21,6 +30,8 @@ def as_array(value: Any, wanted: str, *, finite: bool = True) -> np.ndarray:
     Raises:
         DecodeError: "type" (neither array nor tensor), "empty", "not_finite" (NaN or infinity).
     """
+    import torch  # slow to import
+
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()

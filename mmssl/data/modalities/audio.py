@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from mmssl.core.encoder import InputSpec
+from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.media.container import SOUNDS as SOUND_FILES
 from mmssl.data.media.container import VIDEOS as VIDEO_FILES

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
-import torch
 from pydantic import AfterValidator, Field, model_validator
-from torch import Tensor
 
 from mmssl.core.config import LOW_HIGH, Config
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modality import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pad = Literal["repeat", "zero"]
 Shape = tuple[int, int]
@@ -105,11 +107,11 @@ class RandomWindowView(View):
             wave = add_noise(wave, *parameters["noise"])
         if "gain_db" in parameters:
             wave = wave * np.float32(10 ** (parameters["gain_db"] / 20))
-        return quantise(wave, self.shape[0])
+        return to_tensor(quantise(wave, self.shape[0]))
 
     def blank(self) -> Tensor:
         """Silence."""
-        return torch.zeros(self.shape, dtype=torch.int16)
+        return to_tensor(np.zeros(self.shape, dtype=np.int16))
 
 
 class CentreWindowView(View):
@@ -125,11 +127,11 @@ class CentreWindowView(View):
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
         """Crop the window in the middle."""
-        return cut_window(value, max(0, (value.shape[1] - self.shape[1]) // 2), self.shape, self.pad)
+        return to_tensor(cut_window(value, max(0, (value.shape[1] - self.shape[1]) // 2), self.shape, self.pad))
 
     def blank(self) -> Tensor:
         """Silence."""
-        return torch.zeros(self.shape, dtype=torch.int16)
+        return to_tensor(np.zeros(self.shape, dtype=np.int16))
 
 
 class SpreadWindowsView(View):
@@ -151,14 +153,14 @@ class SpreadWindowsView(View):
         """Crop the windows."""
         spare = max(0, value.shape[1] - self.shape[1])
         starts = [spare * number // max(1, self.windows - 1) for number in range(self.windows)]
-        return torch.stack([cut_window(value, start, self.shape, self.pad) for start in starts])
+        return to_tensor(np.stack([cut_window(value, start, self.shape, self.pad) for start in starts]))
 
     def blank(self) -> Tensor:
         """Silence."""
-        return torch.zeros(self.windows, *self.shape, dtype=torch.int16)
+        return to_tensor(np.zeros((self.windows, *self.shape), dtype=np.int16))
 
 
-def cut_window(value: np.ndarray, start: int, shape: Shape, pad: Pad) -> Tensor:
+def cut_window(value: np.ndarray, start: int, shape: Shape, pad: Pad) -> np.ndarray:
     """Crop the window at `start`, padded, as int16."""
     return quantise(window_at(value, start, shape, pad), shape[0])
 
@@ -168,10 +170,10 @@ def window_at(value: np.ndarray, start: int, shape: Shape, pad: Pad) -> np.ndarr
     return pad_to_length(value[:, start : start + shape[1]], shape[1], pad)
 
 
-def quantise(wave: np.ndarray, channels: int) -> Tensor:
+def quantise(wave: np.ndarray, channels: int) -> np.ndarray:
     """Quantise to int16 [channels, samples]: rounded, and clipped to [-1, 1); a single channel is duplicated if two are wanted."""
     whole = np.clip(np.rint(wave * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-    return torch.from_numpy(np.repeat(whole, channels // len(whole), axis=0))
+    return np.repeat(whole, channels // len(whole), axis=0)
 
 
 def shift_in_time(wave: np.ndarray, samples: int, fill: Literal["roll", "silence"]) -> np.ndarray:

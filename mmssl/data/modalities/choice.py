@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from mmssl.core.config import Config
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modality import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ChoiceConfig(Config):
@@ -45,8 +47,8 @@ class Choice(View):
 
     def __call__(self, value: Any, parameters: Mapping[str, Any]) -> Tensor:
         """The number as a tensor."""
-        return torch.tensor(parameters["choice"], dtype=torch.int64)
+        return to_tensor(np.array(parameters["choice"], dtype=np.int64))
 
     def blank(self) -> Tensor:
         """Zero."""
-        return torch.zeros((), dtype=torch.int64)
+        return to_tensor(np.zeros((), dtype=np.int64))

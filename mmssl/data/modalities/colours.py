@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
 from mmssl.core.config import Config, Probability
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FactorRange = Annotated[float, Field(ge=0)]
 HueRange = Annotated[float, Field(ge=0, le=0.5)]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modality import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Geometry(View):
@@ -38,8 +40,8 @@ class Geometry(View):
         """Box and flip as a tensor."""
         height, width = self.sides(value)
         box = np.array(parameters["box"]) / (height, width, height, width)
-        return torch.tensor([*box.tolist(), float(parameters["flip"])])
+        return to_tensor(np.array([*box, parameters["flip"]], dtype=np.float32))
 
     def blank(self) -> Tensor:
         """The whole picture, not mirrored."""
-        return torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0])
+        return to_tensor(np.array([0, 0, 1, 1, 0], dtype=np.float32))

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from mmssl.core.encoder import InputSpec
+from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.modalities.arrays import as_pixels
 from mmssl.data.modalities.choice import ChoiceConfig

@@ -6,20 +6,21 @@ Crops are resized in uint8 with antialiasing, from full resolution: equal to Pil
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from mmssl.core.compat import resize_kernels
 from mmssl.core.config import Config, Probability, Range, Share
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.colours import JitterConfig, change_colours, draw_jitter, to_grey
 from mmssl.data.modalities.geometry import Geometry
 from mmssl.data.modality import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Interpolation = Literal["bicubic", "bilinear"]
 RATIO = (3 / 4, 4 / 3)
@@ -113,7 +114,7 @@ class CropView(View):
 
     def blank(self) -> Tensor:
         """Black."""
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        return to_tensor(np.zeros((3, self.size, self.size), dtype=np.uint8))
 
     def companions(self, kind: str) -> Mapping[str, View]:
         """Box and flip."""
@@ -172,7 +173,7 @@ class SimClrView(CropView):
         if parameters["sigma"]:
             x = gaussian_blur(x, self.config.blur_kernel, parameters["sigma"])
         if parameters["solarize"]:
-            x = torch.where(x >= self.config.solarize_threshold, 255 - x, x)
+            x = x.where(x < self.config.solarize_threshold, 255 - x)
         return x.contiguous()
 
 
@@ -192,7 +193,7 @@ class EvalView(View):
 
     def blank(self) -> Tensor:
         """Black."""
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        return to_tensor(np.zeros((3, self.size, self.size), dtype=np.uint8))
 
 
 def centre_crop(value: np.ndarray, size: int) -> Tensor:
@@ -230,14 +231,16 @@ def resize(value: np.ndarray, box: list[int], size: tuple[int, int], interpolati
 
     The result is channels-last in memory, like the picture: a copy to contiguous planes would take a quarter more time.
     """
+    import torch  # slow to import, as in `to_tensor`
+
     top, left, height, width = box
     x = torch.from_numpy(value)[top : top + height, left : left + width].permute(2, 0, 1)[None]
     if (height, width) == size:
         return x[0].clone()
     out = torch.empty((1, *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    kernel = _KERNELS.get(interpolation)
+    kernel = _resize_kernels().get(interpolation)
     if kernel is None:
-        return F.interpolate(x, size, mode=interpolation, antialias=True)[0]
+        return torch.nn.functional.interpolate(x, size, mode=interpolation, antialias=True)[0]
     kernel(x, size, out)
     return out[0]
 
@@ -246,7 +249,11 @@ def _sides(value: np.ndarray) -> tuple[int, int]:
     return value.shape[0], value.shape[1]
 
 
-_KERNELS = resize_kernels()
+@cache
+def _resize_kernels() -> Mapping[str, Callable[..., Tensor]]:
+    from mmssl.core.compat import resize_kernels
+
+    return resize_kernels()
 
 
 def gaussian_blur(x: Tensor, kernel: float, sigma: float) -> Tensor:
@@ -254,15 +261,17 @@ def gaussian_blur(x: Tensor, kernel: float, sigma: float) -> Tensor:
 
     Separable passes by shifted sums equal torchvision's two-dimensional kernel up to rounding, in a ninth of its time.
     """
+    from torch.nn.functional import pad  # slow to import, as in `to_tensor`
+
     radius = max(1, int(x.shape[-1] * kernel / 2))
     weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
     weights = [w / sum(weights) for w in weights]
     _, height, width = x.shape
-    y = F.pad(x.float()[None], (radius, radius, radius, radius), mode="reflect")[0]
+    y = pad(x.float()[None], (radius, radius, radius, radius), mode="reflect")[0]
     rows = y[:, :, :width] * weights[0]
     for i, w in enumerate(weights[1:], 1):
         rows.add_(y[:, :, i : i + width], alpha=w)
     out = rows[:, :height] * weights[0]
     for i, w in enumerate(weights[1:], 1):
         out.add_(rows[:, i : i + height], alpha=w)
-    return out.round_().clamp_(0, 255).to(torch.uint8)
+    return out.round_().clamp_(0, 255).byte()

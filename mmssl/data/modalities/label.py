@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mmssl.data.inspection import Inspection
 from mmssl.data.kernel import Entry, Kernel, Operand, identity
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
 from mmssl.data.timeline import Window
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _heavier(label: int, entry: Entry, field: Operand) -> int:
@@ -86,8 +88,8 @@ class LabelView(View):
 
     def __call__(self, value: int, parameters: Mapping[str, Any]) -> Tensor:
         """The class number as a tensor."""
-        return torch.tensor(value, dtype=torch.int64)
+        return to_tensor(np.array(value, dtype=np.int64))
 
     def blank(self) -> Tensor:
         """-1, which is no class."""
-        return torch.tensor(-1, dtype=torch.int64)
+        return to_tensor(np.array(-1, dtype=np.int64))

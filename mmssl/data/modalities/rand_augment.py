@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
 from mmssl.data.modalities.image_views import CropConfig, CropView, random_box, resize
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Operation = Literal[
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",

@@ -6,7 +6,8 @@ import math
 from fractions import Fraction
 
 import numpy as np
-import torch
+
+from mmssl.data.modalities.arrays import to_tensor
 
 _FILTERS = 600_000  # approximate maximum size of a resampling filter bank: exact for all common ratios of rates
 
@@ -44,5 +45,5 @@ def resample(wave: np.ndarray, ratio: Fraction) -> np.ndarray:
 
     if wave.shape[1] == 0:
         return wave
-    made: np.ndarray = functional.resample(torch.from_numpy(wave), ratio.denominator, ratio.numerator).numpy()
+    made: np.ndarray = functional.resample(to_tensor(wave), ratio.denominator, ratio.numerator).numpy()
     return made

@@ -6,12 +6,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
-from torch import Tensor
 
-from mmssl.core.encoder import InputSpec
+from mmssl.core.input_spec import InputSpec
 from mmssl.core.sample import TokenIds
 from mmssl.data.inspection import Inspection
 from mmssl.data.modalities.captions.captions import Captions
@@ -22,6 +21,9 @@ from mmssl.data.modalities.text_views import AllTokensView, TokensViewConfig, Wo
 from mmssl.data.modalities.tokenizers import ClipTokenizerConfig, Tokenizer, TokenizerConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Window
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SEVERAL = 0.1
 """Share of texts with several lines above which it is asked whether each line is a caption."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mmssl.core.config import Config
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.masks.order import TokenOrder
 from mmssl.data.modalities.text_augment import WordOperation, WordsConfig, draw_words, take_words
 from mmssl.data.modalities.tokenizers import Tokenizer
 from mmssl.data.modality import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TokensViewConfig(Config):
@@ -93,4 +95,4 @@ class AllTokensView(View):
 
     def blank(self) -> Tensor:
         """No caption: [0, T]."""
-        return torch.zeros(0, self.tokenizer.context_length, dtype=torch.int64)
+        return to_tensor(np.zeros((0, self.tokenizer.context_length), dtype=np.int64))

@@ -12,14 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
+import numpy as np
 from pydantic import Field
-from torch import Tensor
 
 from mmssl.core.config import Config
 from mmssl.core.errors import RecipeError
+from mmssl.data.modalities.arrays import to_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Printable ASCII without "&": text that ftfy and HTML unescaping leave unchanged.
 _PLAIN = re.compile(r"[ !-%'-~]*").fullmatch
@@ -74,13 +77,12 @@ class ClipTokenizer(Tokenizer):
         if len(encoder.cache) > self.MAX_CACHED_WORDS:  # unbounded, it would grow with every new word
             self.__dict__.pop("_encoder"), self.__dict__.pop("_ids", None)
             encoder = self._encoder
-        out = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
-        rows = out.numpy()  # shares memory; filling small rows is much faster in numpy
+        rows = np.zeros((len(texts), self.context_length), dtype=np.int64)
         for row, text in zip(rows, texts, strict=True):
             ids = [encoder.sot_token_id, *self._encode(encoder, text), encoder.eot_token_id][: self.context_length]
             ids[-1] = encoder.eot_token_id
             row[: len(ids)] = ids
-        return out
+        return to_tensor(rows)
 
     def _encode(self, encoder: Any, text: str) -> list[int]:
         """Token ids equal to `encoder.encode`. Faster: most captions need no repair of the text, and their words are cached."""
@@ -132,11 +134,11 @@ class HfTokenizer(Tokenizer):
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Ids [n, T] int64 of n texts."""
         if not texts:
-            return torch.zeros(0, self.context_length, dtype=torch.int64)
+            return to_tensor(np.zeros((0, self.context_length), dtype=np.int64))
         ids = self._encoder(list(texts), padding="max_length", truncation=True, max_length=self.context_length)[
             "input_ids"
         ]
-        return torch.tensor(ids, dtype=torch.int64).reshape(len(texts), self.context_length)
+        return to_tensor(np.array(ids, dtype=np.int64).reshape(len(texts), self.context_length))
 
 
 class ClipTokenizerConfig(Config):

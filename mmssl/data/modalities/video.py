@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from mmssl.core.encoder import InputSpec
 from mmssl.core.errors import RecipeError
+from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.media.container import BOXES, MATROSKA, check_video
 from mmssl.data.media.frames import decode_video, frame_start, too_long, video_extent, video_figures

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mmssl.core.config import Probability, Share
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.colours import FactorRange, HueRange, JitterConfig, change_colours, draw_jitter
 from mmssl.data.modalities.geometry import Geometry
 from mmssl.data.modalities.image_views import CropConfig, centre_crop, random_box, resize
 from mmssl.data.modality import View
 from mmssl.data.timeline import Clip
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class ClipView(View):
 
     def blank(self) -> Tensor:
         """Black."""
-        return torch.zeros(self.span.frames, 3, self.span.size, self.span.size, dtype=torch.uint8)
+        return to_tensor(np.zeros((self.span.frames, 3, self.span.size, self.span.size), dtype=np.uint8))
 
     def companions(self, kind: str) -> Mapping[str, View]:
         """Box and flip."""
@@ -142,7 +144,7 @@ class FrameView(View):
 
     def blank(self) -> Tensor:
         """Black."""
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        return to_tensor(np.zeros((3, self.size, self.size), dtype=np.uint8))
 
     def companions(self, kind: str) -> Mapping[str, View]:
         """Box and flip."""
@@ -167,7 +169,7 @@ class EvalClipView(View):
 
     def blank(self) -> Tensor:
         """Black."""
-        return torch.zeros(self.span.frames, 3, self.span.size, self.span.size, dtype=torch.uint8)
+        return to_tensor(np.zeros((self.span.frames, 3, self.span.size, self.span.size), dtype=np.uint8))
 
 
 class EvalFrameView(View):
@@ -186,7 +188,7 @@ class EvalFrameView(View):
 
     def blank(self) -> Tensor:
         """Black."""
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        return to_tensor(np.zeros((3, self.size, self.size), dtype=np.uint8))
 
 
 def on_screen(clip: Clip, instants: Sequence[float]) -> list[np.ndarray]:
@@ -221,6 +223,8 @@ def _make(config: _FramesConfig, size: int, frames: Sequence[np.ndarray], parame
 
 def _stack(frames: Sequence[np.ndarray], make: Any) -> Tensor:
     """Transform frames and stack them to [T, 3, H, W]; a frame that repeats in a row is transformed once."""
+    import torch  # slow to import, and only needed here
+
     made: list[Tensor] = []
     for i, frame in enumerate(frames):
         same = i > 0 and frame is frames[i - 1]

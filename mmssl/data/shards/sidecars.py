@@ -10,7 +10,7 @@ from typing import TypeVar
 from mmssl.core.errors import DataError, os_words
 from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.patience import without_secrets
-from mmssl.data.shards.remote import Remote
+from mmssl.data.shards.remote import CacheConfig, Remote
 from mmssl.data.shards.sidecar import differences, load_sidecar, sidecar_path, write_sidecar
 from mmssl.data.shards.storage import is_remote
 from mmssl.data.shards.table import ShardTable, checksums, scan
@@ -23,7 +23,7 @@ _THREADS = 8
 
 def write_sidecars(
     shards: Sequence[str],
-    remote: Remote,
+    remote: Remote | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
     *,
@@ -33,7 +33,7 @@ def write_sidecars(
 
     Args:
         shards: all local, or all remote; see `ShardIndex.open`.
-        remote: client for remote shards.
+        remote: client for URLs; default: one with the usual cache.
         out: folder for the sidecars of remote shards, for upload beside them.
         force: replace sidecars that disagree with their local shards, see `write_sidecar`.
 
@@ -49,7 +49,7 @@ def write_sidecars(
         paths = expand(shards)
         problems = _each(paths, lambda path: _attempt(path, lambda: write_sidecar(path, force=force)), progress)
     else:
-        urls = expand_urls(shards)
+        urls, client = expand_urls(shards), remote or CacheConfig().build()
         names = [f"{url.split('?')[0].rsplit('/', 1)[-1]}.index.npz" for url in urls]
         if out is not None and len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -57,7 +57,7 @@ def write_sidecars(
 
         def make(place: tuple[str, str]) -> str | None:
             url, name = place
-            return _attempt(url, lambda: _write_remote(remote, url, out / name if out is not None else None))
+            return _attempt(url, lambda: _write_remote(client, url, out / name if out is not None else None))
 
         problems = _each(list(zip(urls, names, strict=True)), make, progress)
     if any(problems):
@@ -65,7 +65,7 @@ def write_sidecars(
     return len(problems)
 
 
-def check_sidecars(shards: Sequence[str], remote: Remote, progress: Progress | None = None) -> int:
+def check_sidecars(shards: Sequence[str], remote: Remote | None = None, progress: Progress | None = None) -> int:
     """Read every shard again and compare it with its sidecar.
 
     Returns:
@@ -75,7 +75,8 @@ def check_sidecars(shards: Sequence[str], remote: Remote, progress: Progress | N
         DataError: sidecars that are missing, stale, damaged or wrong; the message names all.
     """
     if any(map(is_remote, shards)):
-        problems = _each(expand_urls(shards), lambda url: _attempt(url, lambda: _check_remote(remote, url)), progress)
+        client = remote or CacheConfig().build()
+        problems = _each(expand_urls(shards), lambda url: _attempt(url, lambda: _check_remote(client, url)), progress)
     else:
         problems = _each(expand(shards), lambda path: _attempt(path, lambda: _check_local(path)), progress)
     if any(problems):

@@ -20,8 +20,8 @@ from mmssl.core.config import Config
 from mmssl.core.distributed import rank
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.objective import Latents, Learner, LossOutput
-from mmssl.core.seeding import seed_step
 from mmssl.core.teacher import teachers_in
+from mmssl.core.torch_seeding import seed_step
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.steps.plain import GradientStep, detached, refuse_batch_statistics
 

@@ -19,7 +19,7 @@ from mmssl.core.distributed import rank, total_detached, world_size
 from mmssl.core.errors import RecipeError
 from mmssl.core.monitors import monitor
 from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction
-from mmssl.core.seeding import seed_step
+from mmssl.core.torch_seeding import seed_step
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.runtime.sharding import clip_gradients, gradient_norm
 from mmssl.training.steps.groups import trainable_parts

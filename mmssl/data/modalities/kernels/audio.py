@@ -6,9 +6,9 @@ import math
 from fractions import Fraction
 
 import numpy as np
-import torch
 
 from mmssl.data.kernel import Entry, Kernel, Operand, window_of
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.kernels.image import reverse_axis
 
 WINDOW_SECONDS = 0.032
@@ -38,7 +38,7 @@ def _speed_sound(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
     from torchaudio.functional import resample
 
     factor = Fraction(entry["factor"])
-    made = resample(torch.from_numpy(np.ascontiguousarray(wave)), factor.numerator, factor.denominator).numpy()
+    made = resample(to_tensor(np.ascontiguousarray(wave)), factor.numerator, factor.denominator).numpy()
     return np.ascontiguousarray(made[:, : max(1, int(wave.shape[1] / factor))])
 
 
@@ -63,6 +63,8 @@ def remap_pan(wave: np.ndarray, left: float, width: float, rate: int) -> np.ndar
             fraction.
         rate: sample rate in Hz.
     """
+    import torch  # slow to import, and only needed here
+
     size = 1 << max(5, round(math.log2(WINDOW_SECONDS * rate)))
     sound = torch.from_numpy(np.ascontiguousarray(wave))
     window = torch.hann_window(size)

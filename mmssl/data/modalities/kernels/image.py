@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from mmssl.data.kernel import Entry, Kernel, Operand, identity
+from mmssl.data.modalities.arrays import to_tensor
 
 
 def _bounds(start: float, length: float, pixels: int) -> slice:
@@ -35,9 +35,11 @@ def _mirror_picture(picture: np.ndarray, entry: Entry, field: Operand) -> np.nda
 def blend(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
     """Convex combination of uint8 [..., H, W, 3]; the second is resized to the first."""
     if a.shape[-3:] != b.shape[-3:]:
-        planes = torch.from_numpy(np.ascontiguousarray(b.reshape(-1, *b.shape[-3:]))).permute(0, 3, 1, 2)
+        from torch.nn.functional import interpolate  # slow to import, and only needed here
+
+        planes = to_tensor(np.ascontiguousarray(b.reshape(-1, *b.shape[-3:]))).permute(0, 3, 1, 2)
         size = (a.shape[-3], a.shape[-2])
-        planes = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
+        planes = interpolate(planes, size, mode="bilinear", antialias=True)
         b = planes.permute(0, 2, 3, 1).numpy().reshape(*b.shape[:-3], *size, 3)
     mixed = np.float32(weight) * a.astype(np.float32) + np.float32(1 - weight) * b.astype(np.float32)
     out: np.ndarray = np.rint(mixed).astype(np.uint8)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from mmssl.core.config import Range, Share
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.masks.law import MaskRatio, Shape, TokenLaw, set_count, to_mask
 from mmssl.data.modality import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRIES = 20
 """Draws until a context is large enough; then the targets are drawn at one place."""
@@ -119,7 +121,7 @@ class JepaMask(View):
     def __call__(self, value: Any, parameters: Mapping[str, Any]) -> Tensor:
         """The masks as a tensor."""
         rows = [to_mask(places, self.shape) for places in (parameters["context"], *parameters["targets"])]
-        return torch.stack(rows).repeat(1, self.times)
+        return to_tensor(np.tile(np.stack(rows), (1, self.times)))
 
     def blank(self) -> Tensor:
         """Context and targets like any other, always the same."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from mmssl.core.config import Config
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modality import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shape = tuple[int, int]
 """Rows and columns of a grid of tokens; a sequence of tokens has one row."""
@@ -74,16 +76,16 @@ class Mask(View):
 
     def __call__(self, value: Any, parameters: Mapping[str, Any]) -> Tensor:
         """The mask as a tensor."""
-        return to_mask(parameters["masked"], self.shape).repeat(self.times)
+        return to_tensor(np.tile(to_mask(parameters["masked"], self.shape), self.times))
 
     def blank(self) -> Tensor:
         """A mask like any other, always the same."""
         return self(None, self.draw(None, np.random.default_rng(0)))
 
 
-def to_mask(places: list[int], shape: Shape) -> Tensor:
+def to_mask(places: list[int], shape: Shape) -> np.ndarray:
     """Mask of a grid, bool [rows x columns], True at these places."""
-    mask = torch.zeros(shape[0] * shape[1], dtype=torch.bool)
+    mask = np.zeros(shape[0] * shape[1], dtype=bool)
     mask[places] = True
     return mask
 

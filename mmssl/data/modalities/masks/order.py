@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.masks.law import Shape, TokenLaw
 from mmssl.data.modality import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class OrderLaw(TokenLaw):
@@ -42,9 +44,9 @@ class TokenOrder(View):
 
     def __call__(self, value: Any, parameters: Mapping[str, Any]) -> Tensor:
         """The permutation as a tensor."""
-        places = torch.tensor(parameters["order"], dtype=torch.int64)
-        return (places[:, None] + self.places * torch.arange(self.times)).flatten()
+        places = np.array(parameters["order"], dtype=np.int64)
+        return to_tensor((places[:, None] + self.places * np.arange(self.times)).flatten())
 
     def blank(self) -> Tensor:
         """The identity permutation, so that `gather` by it works."""
-        return torch.arange(self.places * self.times)
+        return to_tensor(np.arange(self.places * self.times))
