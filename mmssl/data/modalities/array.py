@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from mmssl.core.encoder import InputSpec
+from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.modalities.array_files import check_size, check_whole, is_picture, open_array, read_picture
 from mmssl.data.modalities.array_views import ArrayCropConfig, ArrayEval

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
+from mmssl.data.media.png import decode_deep_colours, has_deep_colours
 from mmssl.data.modalities.picture_check import check_picture
 from mmssl.data.modality import DecodeError
 
@@ -169,7 +169,7 @@ def is_picture(data: bytes) -> bool:
 
 
 def read_picture(data: bytes, max_values: int) -> np.ndarray:
-    """Decode a PNG (torchvision) or TIFF (Pillow) to [H, W, C] at its stored depth: uint8, uint16, int32 or float32.
+    """Decode a PNG or TIFF to [H, W, C] at its stored depth: uint8, uint16, int32 or float32.
 
     Alpha is a channel like any other.
 
@@ -180,18 +180,23 @@ def read_picture(data: bytes, max_values: int) -> np.ndarray:
 
 
 def _read_png(data: bytes, max_values: int) -> np.ndarray:
-    from torchvision.io import ImageReadMode, decode_image  # slow to import, and only needed here
-
     if len(data) < 26 or data[25] not in _PNG_COLOURS:
         found = "colours of a palette" if len(data) >= 26 and data[25] == 3 else "no header"
         raise DecodeError("undecodable", f"PNG of {len(data)} bytes: got {found}, wanted one to four channels")
     width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
     check_size((height, width, _PNG_COLOURS[data[25]]), max_values)
     try:
-        found = decode_image(torch.from_numpy(np.frombuffer(data, np.uint8).copy()), ImageReadMode.UNCHANGED)
-    except RuntimeError as error:
-        raise DecodeError("undecodable", f"PNG of {len(data)} bytes: {str(error).splitlines()[0]}") from error
-    return np.ascontiguousarray(found.numpy().transpose(1, 2, 0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_values` is the limit
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+                image.load()  # compares checksums, which the decoder of 16-bit colours does not
+                pixels = np.array(image.convert("L") if image.mode == "1" else image)
+    except Exception as error:  # Pillow's readers raise many types of exceptions on foreign bytes
+        raise DecodeError("undecodable", f"PNG of {len(data)} bytes: {error or type(error).__name__}") from error
+    if has_deep_colours(data):
+        return decode_deep_colours(data)
+    pixels = pixels.astype(np.uint16) if pixels.dtype.itemsize > 1 else pixels
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def _read_tiff(data: bytes, max_values: int) -> np.ndarray:

@@ -6,17 +6,18 @@ Crops are resized as floats with antialiasing, each channel alone. Normalisation
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from mmssl.core.config import Probability, Share
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.geometry import Geometry
 from mmssl.data.modalities.image_views import CropConfig, Interpolation, random_box
 from mmssl.data.modality import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ArrayCropConfig(CropConfig):
@@ -63,11 +64,11 @@ class ArrayCrop(View):
         """Crop, resize, flip, then turn counterclockwise."""
         x = resize_floats(value, parameters["box"], (self.size, self.size), self.config.interpolation)
         x = x.flip(-1) if parameters["flip"] else x
-        return torch.rot90(x, parameters["turns"], (-2, -1)).contiguous()
+        return x.rot90(parameters["turns"], (-2, -1)).contiguous()
 
     def blank(self) -> Tensor:
         """Zeros."""
-        return torch.zeros(self.channels or 1, self.size, self.size)
+        return to_tensor(np.zeros((self.channels or 1, self.size, self.size), np.float32))
 
     def companions(self, kind: str) -> Mapping[str, View]:
         """Box and flip, where these say all."""
@@ -99,17 +100,19 @@ class ArrayEval(View):
 
     def blank(self) -> Tensor:
         """Zeros."""
-        return torch.zeros(self.channels or 1, self.size, self.size)
+        return to_tensor(np.zeros((self.channels or 1, self.size, self.size), np.float32))
 
 
 def resize_floats(value: np.ndarray, box: list[int], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     """Crop the box [top, left, height, width] of [H, W, C] and resize it with antialiasing: float32 [C, *size], contiguous."""
+    import torch  # slow to import, as in `to_tensor`
+
     top, left, height, width = box
     part = np.ascontiguousarray(value[top : top + height, left : left + width].transpose(2, 0, 1), dtype=np.float32)
     x = torch.from_numpy(part)
     if (height, width) == size:
         return x if not np.shares_memory(part, value) else x.clone()
-    return F.interpolate(x[None], size, mode=interpolation, antialias=True)[0]
+    return torch.nn.functional.interpolate(x[None], size, mode=interpolation, antialias=True)[0]
 
 
 def _sides(value: np.ndarray) -> tuple[int, int]:

@@ -7,15 +7,17 @@ Shorter series are padded at their end with the mean of each channel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from mmssl.core.config import Config, Probability
+from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modality import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shape = tuple[int, int]
 Sigma = Field(default=0.0, ge=0, le=1)
@@ -99,11 +101,11 @@ class RandomSeries(View):
             x = x + self.config.jitter * x.std(axis=1, keepdims=True) * noise
         for channel in parameters.get("dropped", []):
             x[channel] = mean[channel]
-        return torch.from_numpy(x.astype(np.float32))
+        return to_tensor(x.astype(np.float32))
 
     def blank(self) -> Tensor:
         """Zeros."""
-        return torch.zeros(self.shape)
+        return to_tensor(np.zeros(self.shape, np.float32))
 
 
 class CentreSeries(View):
@@ -119,11 +121,11 @@ class CentreSeries(View):
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
         """Crop the window in the middle."""
         start = max(0, (value.shape[1] - self.shape[1]) // 2)
-        return torch.from_numpy(fit_series(value, self.shape[1], start).copy())
+        return to_tensor(fit_series(value, self.shape[1], start).copy())
 
     def blank(self) -> Tensor:
         """Zeros."""
-        return torch.zeros(self.shape)
+        return to_tensor(np.zeros(self.shape, np.float32))
 
 
 def fit_series(value: np.ndarray, samples: int, start: int = 0) -> np.ndarray:
