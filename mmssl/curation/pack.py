@@ -39,7 +39,7 @@ from mmssl.data.shards.writer import (
 
 __all__ = ["Columns", "PackConfig", "open_source", "pack"]
 
-VERSION = 4  # raise it when equal settings give other bytes
+VERSION = 5  # raise it when equal settings give other bytes
 TEXT = "txt"
 
 
@@ -151,17 +151,19 @@ class _Job:
         row = int(self.order[position])
         try:
             item = self.source.item(row)
-            sample: dict[str, Any] = {"__key__": item.key or f"{position:0{len(str(len(self.source)))}d}"}
+            fields = dict[str, bytes]()
             for extension, value in item.fields.items():
                 extension, data = encode(item.where, extension, value, self.config.max_side, self.config.quality)
-                sample[extension] = data
+                fields[extension] = data
                 if self.config.verify:
                     verify_media(item.where, extension, data)
         except BadRow as error:
             return error
+        key = item.key or f"{position:0{len(str(len(self.source)))}d}"
+        sample: dict[str, Any] = {"__key__": key, **fields}
         captions = [" ".join(caption.split()) for caption in item.captions]
         if self.templates != () and item.label is not None:
-            templates = self.templates or (default_template(next(iter(item.fields))),)
+            templates = self.templates or (default_template(next(iter(fields))),)
             template = templates[fold("template", row) % len(templates)]
             captions = [template.replace("{}", self.source.class_names[item.label])]
         if captions:

@@ -200,6 +200,14 @@ def test_re_encodes_only_what_is_too_large(tmp_path: Path) -> None:
     }
 
 
+def test_the_usual_caption_goes_by_the_file_that_is_written(tmp_path: Path) -> None:
+    (tmp_path / "set" / "dog").mkdir(parents=True)
+    (tmp_path / "set" / "dog" / "a.bmp").write_bytes(picture(0, kind="BMP"))
+    (tmp_path / "set" / "dog" / "b.jpg").write_bytes(picture(1))
+    found = samples(pack(tmp_path / "set", tmp_path / "out", PackConfig(max_side=64)))
+    assert [fields["txt"] for fields in found.values()] == [b"a photo of a dog"] * 2
+
+
 def test_re_encodes_sixteen_bits_to_what_decoding_sees(tmp_path: Path) -> None:
     folder = tmp_path / "set" / "thing"
     folder.mkdir(parents=True)
