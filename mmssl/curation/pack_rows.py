@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 from mmssl.core.errors import DataError
 from mmssl.curation.pack_columns import Table
@@ -16,8 +18,10 @@ def choose_rows(table: Table, config: PackConfig) -> tuple[dict[int, str], list[
     """Rows that cannot answer the conditions (row -> why), and all rows to pack, with those.
 
     Raises:
-        DataError: a condition names no column, or the format has several splits and none was named.
+        DataError: a condition names no column, the format has several splits and none was named, or no row is left.
     """
+    if not table.length:
+        raise DataError(f"{table.path} has no rows")
     where = _conditions(table, config)
     if where is None:
         return {}, list(range(table.length))
@@ -31,6 +35,9 @@ def choose_rows(table: Table, config: PackConfig) -> tuple[dict[int, str], list[
             unanswered[row], fits = str(error), True
         if fits:
             rows.append(row)
+    if not rows:
+        seen = "; ".join(f"{name} is {_some_values(values)}" for name, values in columns.items())
+        raise DataError(f"{table.path} has no rows that fit {config.where!r}: {seen}")
     if len(rows) < table.length:
         _log.warning("%s: %d of %d rows are chosen by the conditions", table.path, len(rows), table.length)
     return unanswered, rows
@@ -50,6 +57,12 @@ def _conditions(table: Table, config: PackConfig) -> Where | None:
             f"(--where '{column} in [{', '.join(splits[:2])}]')"
         )
     return where if where.conditions else None
+
+
+def _some_values(values: Sequence[Any]) -> str:
+    """Up to five different values of a column, in the order of the rows."""
+    found = list(dict.fromkeys(repr(value)[:60] for value in values))
+    return ", ".join(found[:5]) + (", ..." if found[5:] else "")
 
 
 def _splits(table: Table, column: str) -> list[str]:

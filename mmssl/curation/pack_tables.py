@@ -46,8 +46,6 @@ class TableSource(RowSource):
         self._unanswered, rows = choose_rows(self.table, config)
         by_media = config.group_by == "media" or (config.group_by is None and table.grouped)
         self.groups = self._grouped(rows) if by_media else [(row,) for row in rows]
-        if not self.groups:
-            raise DataError(f"{table.path} has no rows" + (f" that fit {config.where!r}" if config.where else ""))
         self._keys = self._find_keys(config.keys)
 
     def __len__(self) -> int:

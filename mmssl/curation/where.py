@@ -3,7 +3,8 @@
     condition ("and" condition)*        condition: NAME OPERATOR VALUE, or NAME in [VALUE, ...]        operator: == != < <= > >=
 
 A name or text that has blanks, brackets or operators in it stands in quotes. A number compares as a number, also
-with text that is one (`fold != 5` fits the cell "5"); everything else compares as text, `true` and `false` also with booleans.
+with text that is one (`fold != 5` fits the cell "5"); everything else compares as text. `true` and `false`,
+written in any case, equal booleans and the texts true and false in any case.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _TOKEN = re.compile(
     r"""(?P<quoted>"[^"]*"|'[^']*')|(?P<bare>[^\s=!<>"'\[\]]+))"""
 )
 _ENTRY = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,"']*?))\s*(?:,|$)""")
+_TRUTHS = ("true", "false")
 
 
 class NoAnswer(DataError):
@@ -64,7 +66,7 @@ class Condition:
             if isinstance(got, bool):
                 return str(got).lower()
             if isinstance(got, str):
-                return got
+                return _truth(got) if wanted in _TRUTHS else got
             raise NoAnswer(f"{self.name} is {got!r}, wanted text to compare with {wanted!r}")
         try:
             if isinstance(got, bool):
@@ -136,7 +138,7 @@ def _entries(text: str, entries: str) -> tuple[float | str, ...]:
     if _ENTRY.sub("", entries) or not entries.strip():
         raise _refusal(text, f"[{entries}]", "values with commas between them, texts with commas in quotes")
     found = [match.groups() for match in _ENTRY.finditer(entries) if match[0].strip()]
-    texts = [next(one for one in groups if one is not None) for groups in found]
+    texts = [_truth(bare) if bare is not None else one or other or "" for one, other, bare in found]
     numbers = [_number(bare) for _, _, bare in found if bare is not None]
     return tuple(numbers if len(numbers) == len(texts) and all(isinstance(one, float) for one in numbers) else texts)
 
@@ -146,8 +148,13 @@ def _number(word: str) -> float | str:
     try:
         number = float(word)
     except ValueError:
-        return word.lower() if word.lower() in ("true", "false") else word
+        return _truth(word)
     return number if math.isfinite(number) else word
+
+
+def _truth(word: str) -> str:
+    """True and False, in any case, in small letters; every other word as it is."""
+    return word.lower() if word.lower() in _TRUTHS else word
 
 
 def _refusal(text: str, got: str, wanted: str) -> RecipeError:

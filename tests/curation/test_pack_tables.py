@@ -41,8 +41,11 @@ def test_rows_are_chosen_by_conditions(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_conditions_that_nothing_fits_or_that_name_no_column(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no rows that fit 'fold > 9'"):
+    with pytest.raises(DataError, match=r"t\.csv has no rows that fit 'fold > 9': fold is '1', '5', '2', '3'$"):
         packed(tmp_path, where="fold > 9")
+    text = "path,flag\n" + "".join(f"{n % 3}.jpg,{value}\n" for n, value in enumerate("abcdefga"))
+    with pytest.raises(DataError, match=r"flag is 'a', 'b', 'c', 'd', 'e', \.\.\.$"):
+        packed(tmp_path, text, where="flag == True")
     with pytest.raises(DataError, match=r"no column 'flod', did you mean 'fold'"):
         packed(tmp_path, where="flod > 9")
     with pytest.raises(RecipeError, match=r"got = 5"):

@@ -5,7 +5,16 @@ import pytest
 from mmssl.core.errors import RecipeError
 from mmssl.curation.where import NoAnswer, parse
 
-RECORD = {"width": 200, "fold": "5", "name": "a and b", "ok": True, "split": "train", "score": 0.5, "two words": 2}
+RECORD = {
+    "width": 200,
+    "fold": "5",
+    "name": "a and b",
+    "ok": True,
+    "split": "train",
+    "flag": "True",
+    "score": 0.5,
+    "two words": 2,
+}
 
 
 @pytest.mark.parametrize(
@@ -21,6 +30,13 @@ RECORD = {"width": 200, "fold": "5", "name": "a and b", "ok": True, "split": "tr
         ('name == "a"', False),
         ("ok == true", True),
         ("ok == False", False),
+        ("flag == True", True),
+        ("flag == true", True),
+        ("flag == 'True'", True),
+        ("flag != False", True),
+        ("flag == TRUE and ok in [True, maybe]", True),
+        ("flag in [False, TRUE]", True),
+        ("split == True", False),
         ("split == train and width < 201", True),
         ("split == train and width < 200", False),
         ("split < val", True),
