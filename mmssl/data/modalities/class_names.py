@@ -17,6 +17,7 @@ CLASS_NAMES_FILE = "classnames.txt"
 _NUMBERED = re.compile(r"""\s*["']?\d+["']?\s*:""")
 _UNQUOTED = re.compile(r"\s*(\d+)\s*:\s*(.*\S)\s*")
 _LIKE_CODE = re.compile(r"""^["'].*["'],?$|^[\[\]{}],?$""")
+_TABLE = re.compile(r"""\s*["']?(\d+)["']?\s*[,;|\t].*\S|.*\S\s*[,;|\t]\s*["']?(\d+)["']?\s*""")
 _WANTED = 'one name on each line; a JSON list; or names by number, as {"0": "tench"} or lines 0: \'tench\','
 
 
@@ -45,6 +46,7 @@ def read_class_names(path: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]
     for name, place in zip(names, places, strict=True):
         if _LIKE_CODE.match(name):
             raise ValueError(f"{place}: got {name}, which looks like code, wanted {_WANTED}")
+    _refuse_table(path, names)
     return names, places
 
 
@@ -112,6 +114,18 @@ def _structured(path: str | Path, text: str) -> tuple[tuple[str, ...], tuple[str
     if not isinstance(found, list | tuple):
         raise ValueError(f"{path}: got {type(found).__name__}, wanted {_WANTED}")
     return _by_number(path, found if isinstance(found, _Pairs) else list(enumerate(found)))
+
+
+def _refuse_table(path: str | Path, lines: Sequence[str]) -> None:
+    """Refuse lines that all hold another number beside a name (`0,cat` or `cat,0`), with or without a header line."""
+    rows = [_TABLE.fullmatch(line) for line in lines]
+    rows = rows[1:] if rows[2:] and rows[0] is None else rows
+    numbers = [row[1] or row[2] for row in rows if row]
+    if len(set(numbers)) == len(rows) > 1:
+        raise ValueError(
+            f"{path}: got lines like {lines[-1]!r}, a table of numbers and names. Wanted {_WANTED}. "
+            "Names that look so stand in a JSON list"
+        )
 
 
 class _Pairs(list[tuple[Any, Any]]):

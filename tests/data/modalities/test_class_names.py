@@ -45,12 +45,20 @@ def test_every_usual_file_is_read_alike(tmp_path: Path, text: str) -> None:
         ("0: 'tench',\n0: 'shark'", "got class 0 twice"),
         ("0: tench\n0: shark", "got class 0 twice"),
         ('["cat",', "got neither JSON nor a list of names"),
+        ("0,cat\n1,dog\n", r"n: got lines like '1,dog', a table of numbers and names. Wanted one name on each line"),
+        ("cat;0\ndog;1\n", "got lines like 'dog;1', a table of numbers and names"),
+        ("label,name\n1\tcat\n0\tdog\n", "a table of numbers and names"),
         ("[__import__('os')]", "got neither JSON nor a list of names"),
     ],
 )
 def test_other_files_are_refused_at_their_place(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_class_names(*read(tmp_path, text))
+
+
+@pytest.mark.parametrize("names", [("studio, 54", "opera, old"), ("2,4-D", "2,4-DB"), ("7up", "7, up")])
+def test_numbers_beside_commas_may_be_names(tmp_path: Path, names: tuple[str, ...]) -> None:
+    assert read(tmp_path, "\n".join(names))[0] == names
 
 
 def test_a_number_twice_in_a_json_object_is_refused(tmp_path: Path) -> None:
