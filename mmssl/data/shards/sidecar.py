@@ -53,8 +53,8 @@ def write_sidecar(shard: Path, *, force: bool = False) -> Path:
 
     Args:
         shard: the tar file.
-        force: replace a sidecar that disagrees with the shard. It may be the shard that is damaged: then its damage would become
-            what later readings are compared with.
+        force: replace a sidecar that disagrees with the shard, with a warning that names it. It may be the shard that is
+            damaged: then its damage would become what later readings are compared with.
 
     Returns:
         The sidecar's path.
@@ -69,18 +69,20 @@ def write_sidecar(shard: Path, *, force: bool = False) -> Path:
     temporary = None
     try:
         table = checksums(shard, table)
-        wrong = [] if force else _disagreements(target, table)
-        if wrong:
+        wrong = _disagreements(target, table)
+        told = f"{shard} disagrees with its sidecar: " + "".join(wrong[:1])
+        told += f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        if wrong and not force:
             raise DataError(
-                f"{shard} disagrees with its sidecar: {wrong[0]}"
-                + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")
-                + "; fetch the shard again, or, if it was written anew, replace the sidecar with `mmssl shards index --force`"
+                f"{told}; fetch the shard again, or, if it was written anew, replace the sidecar with `mmssl shards index --force`"
             )
         with tempfile.NamedTemporaryFile(dir=shard.parent, prefix=f".{target.name}.", delete=False) as file:
             temporary = Path(file.name)
             save_sidecar(file, table, status)
         temporary.chmod(status.st_mode & 0o666)
         os.replace(temporary, target)
+        if wrong:
+            _log.warning("%s; the sidecar was replaced", told)
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

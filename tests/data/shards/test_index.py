@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -333,7 +334,7 @@ def test_a_shard_of_the_same_size_with_other_members_is_told(shard: Shard, caplo
     assert "`mmssl shards index --force`" in caplog.text
 
 
-def test_a_sidecar_that_disagrees_stays_unless_forced(shard: Shard) -> None:
+def test_a_sidecar_that_disagrees_stays_unless_forced(shard: Shard, caplog: pytest.LogCaptureFixture) -> None:
     path = shard(pairs(0, 5))
     before = write_sidecar(path).read_bytes()
     data = bytearray(path.read_bytes())
@@ -346,7 +347,12 @@ def test_a_sidecar_that_disagrees_stays_unless_forced(shard: Shard) -> None:
     assert sidecar_path(path).read_bytes() == before
     write_sidecar(path, force=True)
     assert sidecar_path(path).read_bytes() != before
-    write_sidecar(path)  # agrees now: it is renewed without --force
+    replaced = rf"{re.escape(str(path))} disagrees with its sidecar: \S+\.txt differs from its checksum; .*was replaced"
+    assert [bool(re.fullmatch(replaced, record.message)) for record in caplog.records] == [True]
+    caplog.clear()
+    write_sidecar(path, force=True)  # agrees now: nothing to say
+    write_sidecar(path)  # it is renewed without --force
+    assert caplog.records == []
 
 
 def test_sidecar_that_cannot_be_written(shard: Shard) -> None:
