@@ -29,15 +29,18 @@ class FolderSource(RowSource):
 
     With a text beside some media file, `photo.txt`, or `photo.json` with a "caption" (as img2dataset writes them), the texts are
     the captions, and the folders mean nothing. Otherwise each folder directly below is a class, in the order of sorted names; one
-    without media files is none. Hidden and system folders are skipped at any depth, other files are counted in a warning.
+    without media files is none. Where every such folder has its media in two or more folders of its own, and none beside them
+    (`train/cat`, `train/dog`, `val/cat`, ...), they are taken for splits, and refused unless the format was named. Hidden and
+    system folders are skipped at any depth, other files are counted in a warning.
 
     Args:
         found: the folder.
-        config: names of the classes in the order of the folders (None: the names of the folders), keys, and metadata.
+        config: names of the classes in the order of the folders (None: the names of the folders), keys, metadata, and whether
+            the format was named.
         root: not used: paths start from the folder.
 
     Raises:
-        DataError: no media files, or another number of class names than of class folders.
+        DataError: no media files, folders that look like splits, or another number of class names than of class folders.
     """
 
     kind = "folder"
@@ -51,6 +54,8 @@ class FolderSource(RowSource):
         self.captioned, self.labelled = bool(self._texts), not self._texts
         self.files: list[tuple[Path, int | None]] = [(path, None) for path in media]
         if self.labelled:
+            if config.format is None:
+                _refuse_splits(folder, media)
             self._number_classes(media, class_names)
         elif class_names is not None:
             raise DataError(f"got class names for {folder}, whose files have captions beside them: leave the names out")
@@ -92,13 +97,14 @@ class FolderSource(RowSource):
         return Item(str(path), fields, captions, label, None if self._keys is None else self._keys.key(row))
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, without those in hidden and system folders."""
+def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
+    """All files below a folder, without those in hidden and system folders; down to a depth, where 1 is the folder itself."""
     for path in folder.iterdir():
         if path.name.startswith(".") or path.name in SYSTEM_FOLDERS:
             continue
         if path.is_dir():
-            yield from files_below(path)
+            if depth is None or depth > 1:
+                yield from files_below(path, None if depth is None else depth - 1)
         elif path.is_file():
             yield path
 
@@ -110,6 +116,22 @@ def _split(paths: list[Path]) -> tuple[list[Path], Counter[str]]:
     return media, Counter(
         path.suffix.lower() or "no extension" for path in paths if path.suffix[1:].lower() not in wanted
     )
+
+
+def _refuse_splits(folder: Path, media: list[Path]) -> None:
+    """Refuse class folders that all hold no media themselves, but two or more folders with media."""
+    below: dict[str, set[str]] = {}
+    for path in media:
+        name, *rest = path.relative_to(folder).parts
+        if rest:
+            below.setdefault(name, set()).add(rest[0] if rest[1:] else "")
+    if below and all("" not in names and len(names) > 1 for names in below.values()):
+        first = min(below)
+        raise DataError(
+            f"{folder} has folders of folders with media, such as {first}/{min(below[first])}: wanted one folder a class. Pack "
+            f"{folder / first} if its folders are the classes, or insist on {', '.join(sorted(below)[:3])} as classes with "
+            "--format folder"
+        )
 
 
 def _text_beside(path: Path) -> Path | None:

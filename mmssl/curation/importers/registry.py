@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from pathlib import Path
 
 from mmssl.core.errors import DataError, did_you_mean
@@ -11,7 +12,7 @@ from mmssl.curation.importers.coco import COCO
 from mmssl.curation.importers.csv_table import CSV
 from mmssl.curation.importers.esc50 import ESC50
 from mmssl.curation.importers.flickr import FLICKR
-from mmssl.curation.importers.folder import FOLDER
+from mmssl.curation.importers.folder import FOLDER, files_below
 from mmssl.curation.importers.formats import Format, Found
 from mmssl.curation.importers.hugging_face import HUGGING_FACE
 from mmssl.curation.importers.img2dataset import IMG2DATASET
@@ -28,6 +29,7 @@ KNOWN: tuple[Format, ...] = (
 )  # fmt: skip
 """Data sets that are recognised by their layout."""
 PLAIN: tuple[Format, ...] = (HUGGING_FACE, NPZ, PARQUET, CSV, FOLDER)
+_TABLES = 300
 FORMATS = {form.name: form for form in (*KNOWN, *PLAIN)}
 
 
@@ -48,8 +50,32 @@ def open_source(source: str | Path, config: PackConfig | None = None, root: str 
         return form.source(found, config, base)
     for form in FORMATS.values():
         if form.recognise(found):
+            if form is FOLDER:
+                _refuse_known(found.path)
             return form.source(found, config, base)
     raise DataError(f"cannot pack {found.path}: wanted a folder, or a file of one of: {', '.join(FORMATS)}")
+
+
+def _refuse_known(folder: Path) -> None:
+    """Refuse a folder with the table of a known data set in it, whose folders are no classes.
+
+    At most _TABLES files are looked at, down to a depth of three, those that lie highest first.
+    """
+    tables = [path for path in files_below(folder, 3) if path.suffix.lower() in (".json", ".csv", ".txt", ".token")]
+    for path in heapq.nsmallest(_TABLES, tables, key=lambda path: (len(path.parts), path)):
+        name = _known_name(Found(path))
+        if name is not None:
+            raise DataError(
+                f"{folder} holds {path.relative_to(folder)}, which has the format {name}: pack {path}, or insist on the folder "
+                "as it is with --format folder"
+            )
+
+
+def _known_name(found: Found) -> str | None:
+    try:
+        return next((form.name for form in KNOWN if form.recognise(found)), None)
+    except (DataError, OSError):  # it cannot be read, so it is no table
+        return None
 
 
 def _named(name: str) -> Format:

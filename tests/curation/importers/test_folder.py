@@ -1,0 +1,73 @@
+"""Folders: what is no folder of classes is refused with what to pack, unless the format was named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmssl.core.errors import DataError
+from mmssl.curation.pack import PackConfig, open_source, pack
+from tests.curation.importers.test_known import put
+from tests.curation.test_pack import picture
+
+COCO = {"images": [{"file_name": "0.jpg", "id": 0}], "annotations": [{"image_id": 0, "caption": "A kitchen."}]}
+FOLDER = PackConfig(format="folder", shuffle=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("annotations/captions_val2017.json", COCO, "coco"),
+        ("a/b/captions_val2017.json", COCO, "coco"),
+        ("clotho_captions_development.csv", "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n", "clotho"),
+        ("test.csv", "audiocap_id,youtube_id,start_time,caption\n", "audiocaps"),
+        ("meta/esc50.csv", "filename,fold,target,category,esc10\n", "esc50"),
+        ("Flickr8k.token.txt", "1_a.jpg#0\tA child .\n", "flickr"),
+        ("results_20130124.token", "1.jpg#0\tA child .\n", "flickr"),
+        ("dataset.json", {"images": [{"filename": "0.jpg", "split": "val", "sentences": [{"raw": "x"}]}]}, "karpathy"),
+    ],
+)
+def test_the_folder_of_a_known_data_set_is_no_folder_of_classes(
+    tmp_path: Path, name: str, content: Any, kind: str
+) -> None:
+    folder = put(tmp_path / "set", {name: content, "val2017/0.jpg": picture(0)})
+    said = f"{folder} holds {name}, which has the format {kind}: pack {folder / name}, or insist on the folder as it is"
+    with pytest.raises(DataError) as refused:
+        pack(folder, tmp_path / "out")
+    assert str(refused.value) == f"{said} with --format folder"
+    assert open_source(folder, FOLDER).class_names == ("val2017",)
+
+
+def test_other_tables_in_a_folder_of_classes_are_no_data_set(tmp_path: Path) -> None:
+    files = {
+        "cat/0.jpg": picture(0),
+        "t.csv": "path,caption\n",
+        "bad.json": '{"images": [',
+        "a.json": "[1]",
+        "t.txt": "",
+    }
+    deep = {"cat/a/b/coco.json": COCO, ".hidden/coco.json": COCO, "__MACOSX/coco.json": COCO}
+    assert open_source(put(tmp_path / "set", {**files, **deep})).class_names == ("cat",)
+
+
+def test_splits_are_no_classes(tmp_path: Path) -> None:
+    names = [f"{split}/{name}/0.jpg" for split in ("train", "val") for name in ("cat", "dog")]
+    folder = put(tmp_path / "imagenet", {name: picture(0) for name in names})
+    with pytest.raises(DataError) as refused:
+        pack(folder, tmp_path / "out")
+    assert str(refused.value) == (
+        f"{folder} has folders of folders with media, such as train/cat: wanted one folder a class. "
+        f"Pack {folder}/train if its folders are the classes, or insist on train, val as classes with --format folder"
+    )
+    assert open_source(folder / "train").class_names == ("cat", "dog")
+    assert open_source(folder, FOLDER).class_names == ("train", "val")
+
+
+@pytest.mark.parametrize("more", ["cat/0.jpg", "dog/husky/0.jpg", "dog/0.jpg"])
+def test_folders_in_the_folder_of_a_class_belong_to_it(tmp_path: Path, more: str) -> None:
+    names = ("cat/tabby/0.jpg", "cat/siamese/0.jpg", more)
+    source = open_source(put(tmp_path / "animals", {name: picture(0) for name in names}))
+    assert source.class_names == tuple(sorted({name.split("/")[0] for name in names}))
+    assert len(source) == 3
