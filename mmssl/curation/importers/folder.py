@@ -28,15 +28,16 @@ class FolderSource(RowSource):
     """Media files at any depth below a folder.
 
     With a text beside some media file, `photo.txt`, or `photo.json` with a "caption" (as img2dataset writes them), the texts are
-    the captions, and the folders mean nothing. Otherwise each folder directly below is a class, in the order of sorted names; one
-    without media files is none. Where every such folder has its media in two or more folders of its own, and none beside them
-    (`train/cat`, `train/dog`, `val/cat`, ...), they are taken for splits, and refused unless the format was named. Hidden and
-    system folders are skipped at any depth, other files are counted in a warning.
+    the captions, each line of a `.txt` is one, and the folders mean nothing. Otherwise each folder directly below is a class, in
+    the order of sorted names; one without media files is none. Where every such folder has its media in two or more folders of
+    its own, and none beside them (`train/cat`, `train/dog`, `val/cat`, ...), they are taken for splits, and refused unless the
+    format was named. Hidden and system folders are skipped at any depth, other files are counted in a warning.
 
     Args:
         found: the folder.
         config: names of the classes in the order of the folders (None: the names of the folders), keys, metadata, and whether
             the format was named.
+        lines: whether each line of a `.txt` is a caption; else its whole text is one.
         root: not used: paths start from the folder.
 
     Raises:
@@ -45,9 +46,9 @@ class FolderSource(RowSource):
 
     kind = "folder"
 
-    def __init__(self, found: Found, config: PackConfig, root: Path | None = None) -> None:
+    def __init__(self, found: Found, config: PackConfig, root: Path | None = None, *, lines: bool = True) -> None:
         folder, class_names = found.path, config.class_names
-        self.folder, self.name = folder, folder.name
+        self.folder, self.name, self.lines = folder, folder.name, lines
         media, others = _split(sorted(files_below(folder)))
         self.metadata = config.metadata
         self._texts = {path: text for path in media if (text := _text_beside(path)) is not None}
@@ -89,7 +90,7 @@ class FolderSource(RowSource):
         path, label = self.files[row]
         if self.labelled and label is None:
             raise BadRow(str(path), "no_class", "the file lies beside the class folders, wanted it in one of them")
-        captions = (_caption(path, self._texts.get(path)),) if self.captioned else ()
+        captions = _captions(path, self._texts.get(path), self.lines) if self.captioned else ()
         extension, data = read_media(str(path), path)
         fields: dict[str, bytes | np.ndarray] = {extension: data}
         if self.metadata:
@@ -139,7 +140,7 @@ def _text_beside(path: Path) -> Path | None:
     return next((text for end in (".txt", ".json") if (text := path.with_suffix(end)).is_file()), None)
 
 
-def _caption(path: Path, text: Path | None) -> str:
+def _captions(path: Path, text: Path | None, lines: bool) -> tuple[str, ...]:
     if text is None:
         raise BadRow(
             str(path), "empty_caption", f"other files have captions beside them, and there is no {path.stem}.txt"
@@ -151,7 +152,8 @@ def _caption(path: Path, text: Path | None) -> str:
         raise BadRow(str(path), "bad_caption", f"{text} cannot be read: {error}") from error
     if not isinstance(found, str) or not found.strip():
         raise BadRow(str(path), "empty_caption", f"no text in {text}")
-    return found.strip()
+    several = found.split("\n") if lines and text.suffix == ".txt" else [found]
+    return tuple(line for line in several if line.strip())
 
 
 def _metadata(path: Path) -> bytes:

@@ -1,6 +1,7 @@
 """img2dataset's output. As `files`: folders `00000/` with `000000000.jpg`, `.txt` and `.json`, beside `00000_stats.json`.
 
-As `webdataset`: `00000.tar` beside `00000_stats.json`, which are shards already and need no packing.
+A `.txt` is one caption, of one line or several. As `webdataset`: `00000.tar` beside `00000_stats.json`, which are shards already
+and need no packing.
 Source: https://github.com/rom1504/img2dataset
 """
 
@@ -21,7 +22,7 @@ def _open(found: Found, config: PackConfig, root: Path | None) -> RowSource:
             f"{found.path} holds tar files of samples, which are shards already: name it in `data.shards`, and audit it with "
             f"`mmssl shards check {found.path}`"
         )
-    return FolderSource(found, config)
+    return FolderSource(found, config, lines=False)
 
 
 def _recognise(found: Found) -> bool:

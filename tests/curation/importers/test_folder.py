@@ -10,7 +10,7 @@ import pytest
 from mmssl.core.errors import DataError
 from mmssl.curation.pack import PackConfig, open_source, pack
 from tests.curation.importers.test_known import put
-from tests.curation.test_pack import picture
+from tests.curation.test_pack import picture, samples
 
 COCO = {"images": [{"file_name": "0.jpg", "id": 0}], "annotations": [{"image_id": 0, "caption": "A kitchen."}]}
 FOLDER = PackConfig(format="folder", shuffle=None)
@@ -71,3 +71,11 @@ def test_folders_in_the_folder_of_a_class_belong_to_it(tmp_path: Path, more: str
     source = open_source(put(tmp_path / "animals", {name: picture(0) for name in names}))
     assert source.class_names == tuple(sorted({name.split("/")[0] for name in names}))
     assert len(source) == 3
+
+
+def test_each_line_of_a_text_is_a_caption(tmp_path: Path) -> None:
+    texts = {"0.txt": "a cat\n\n  two  cats \r\n", "1.txt": "a \u2028 dog", "2.json": {"caption": "one\ncaption"}}
+    folder = put(tmp_path / "in", {**texts, **{f"{number}.jpg": picture(number) for number in range(3)}})
+    manifest = pack(folder, tmp_path / "out", PackConfig(shuffle=None))
+    assert [fields["txt"] for fields in samples(manifest).values()] == [b"a cat\ntwo cats", b"a dog", b"one caption"]
+    assert manifest.formats == {"txt": "lines"}

@@ -192,7 +192,7 @@ def test_msrvtt(tmp_path: Path) -> None:
 def test_img2dataset(tmp_path: Path) -> None:
     stats = {"count": 1, "successes": 1}
     put(tmp_path / "files", {"00000_stats.json": stats, "00000.parquet": b"PAR1", "00000/000000000.jpg": picture(0)})
-    put(tmp_path / "files", {"00000/000000000.txt": "a real caption", "00000/000000000.json": {"url": "u"}})
+    put(tmp_path / "files", {"00000/000000000.txt": "a real\ncaption\n", "00000/000000000.json": {"url": "u"}})
     assert packed(tmp_path / "files", "folder") == [{"medium": "jpg", "txt": "a real caption"}]
     put(tmp_path / "tars", {"00000_stats.json": stats, "00000.tar": b"\0" * 1024})
     for source in (tmp_path / "tars", tmp_path / "tars/00000.tar"):
