@@ -17,6 +17,7 @@ from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow, convertible_extensions, packed_extensions, read_media
 from mmssl.curation.pack_items import Item, RowSource
 from mmssl.curation.pack_keys import Keys
+from mmssl.data.modalities.usual import file_formats
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume
 
 
 class FolderSource(RowSource):
-    """Media files at any depth below a folder.
+    """Media files at any depth below a folder. `x.jpg` and `x.wav` make one sample: files of one name and different modalities.
 
     With a text beside some media file, `photo.txt`, or `photo.json` with a "caption" (as img2dataset writes them), the texts are
     the captions, each line of a `.txt` is one, and the folders mean nothing. Otherwise each folder directly below is a class, in
@@ -52,24 +53,25 @@ class FolderSource(RowSource):
         media, others = _split(sorted(files_below(folder)))
         self.metadata = config.metadata
         self._texts = {path: text for path in media if (text := _text_beside(path)) is not None}
+        samples = _samples(folder, media)
         self.captioned, self.labelled = bool(self._texts), not self._texts
-        self.files: list[tuple[Path, int | None]] = [(path, None) for path in media]
+        self.files: list[tuple[tuple[Path, ...], int | None]] = [(paths, None) for paths in samples]
         if self.labelled:
             if config.format is None:
                 _refuse_splits(folder, media)
-            self._number_classes(media, class_names)
+            self._number_classes(samples, class_names)
         elif class_names is not None:
             raise DataError(f"got class names for {folder}, whose files have captions beside them: leave the names out")
-        stems = [path.stem for path, _ in self.files]
-        self._keys = Keys(stems, lambda row: str(self.files[row][0])) if config.keys is not None else None
+        stems = [paths[0].stem for paths, _ in self.files]
+        self._keys = Keys(stems, lambda row: str(self.files[row][0][0])) if config.keys is not None else None
         _warn_of_others(folder, others - Counter({".txt": len(media), ".json": len(media)} if self.captioned else {}))
-        listing = "\n".join(f"{path.relative_to(folder)}\t{path.stat().st_size}" for path, _ in self.files)
-        listing += "".join(f"\n{path.relative_to(folder)}\t{path.stat().st_size}" for path in self._texts.values())
+        listed = [*(path for paths, _ in self.files for path in paths), *self._texts.values()]
+        listing = "\n".join(f"{path.relative_to(folder)}\t{path.stat().st_size}" for path in listed)
         self.fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
 
-    def _number_classes(self, media: list[Path], class_names: tuple[str, ...] | None) -> None:
-        deep = [path for path in media if path.parent != self.folder]
-        classes = sorted({path.relative_to(self.folder).parts[0] for path in deep})
+    def _number_classes(self, samples: list[tuple[Path, ...]], class_names: tuple[str, ...] | None) -> None:
+        deep = [paths for paths in samples if paths[0].parent != self.folder]
+        classes = sorted({paths[0].relative_to(self.folder).parts[0] for paths in deep})
         if not classes:
             raise DataError(
                 f"{self.folder} has no class folders with media files: wanted <class>/<file>.jpg and so on "
@@ -79,23 +81,23 @@ class FolderSource(RowSource):
         if class_names is not None and len(class_names) != len(classes):
             raise DataError(f"got {len(class_names)} class names for the {len(classes)} class folders of {self.folder}")
         numbers = {name: number for number, name in enumerate(classes)}
-        self.files = [(path, numbers[path.relative_to(self.folder).parts[0]]) for path in deep]
+        self.files = [(paths, numbers[paths[0].relative_to(self.folder).parts[0]]) for paths in deep]
         self.files.sort(key=lambda one: (one[1], one[0]))
-        self.files += [(path, None) for path in media if path.parent == self.folder]
+        self.files += [(paths, None) for paths in samples if paths[0].parent == self.folder]
 
     def __len__(self) -> int:
         return len(self.files)
 
     def item(self, row: int) -> Item:
-        path, label = self.files[row]
+        paths, label = self.files[row]
+        path, where = paths[0], " and ".join(map(str, paths))
         if self.labelled and label is None:
-            raise BadRow(str(path), "no_class", "the file lies beside the class folders, wanted it in one of them")
+            raise BadRow(where, "no_class", "the file lies beside the class folders, wanted it in one of them")
         captions = _captions(path, self._texts.get(path), self.lines) if self.captioned else ()
-        extension, data = read_media(str(path), path)
-        fields: dict[str, bytes | np.ndarray] = {extension: data}
+        fields: dict[str, bytes | np.ndarray] = dict(read_media(str(one), one) for one in paths)
         if self.metadata:
             fields["json"] = _metadata(path)
-        return Item(str(path), fields, captions, label, None if self._keys is None else self._keys.key(row))
+        return Item(where, fields, captions, label, None if self._keys is None else self._keys.key(row))
 
 
 def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
@@ -133,6 +135,27 @@ def _refuse_splits(folder: Path, media: list[Path]) -> None:
             f"{folder / first} if its folders are the classes, or insist on {', '.join(sorted(below)[:3])} as classes with "
             "--format folder"
         )
+
+
+def _samples(folder: Path, media: list[Path]) -> list[tuple[Path, ...]]:
+    """Media files by sample: those of one name, in the order of the modalities; each alone where two are of one modality."""
+    modality = {
+        extension: place
+        for place, formats in enumerate(file_formats().values())
+        for extension in (*formats.begins, *formats.convertible)
+    }
+    named: dict[Path, dict[Path, int]] = {}
+    for path in media:
+        named.setdefault(path.with_suffix(""), {})[path] = modality[path.suffix[1:].lower()]
+    samples: list[tuple[Path, ...]] = []
+    for places in named.values():
+        together = len(set(places.values())) == len(places)
+        samples += [tuple(sorted(places, key=places.__getitem__))] if together else [(path,) for path in places]
+    several = [paths for paths in samples if paths[1:]]
+    if several:
+        example = " and ".join(path.name for path in several[0])
+        _log.warning("%s: %d samples are several files of one name each, such as %s", folder, len(several), example)
+    return samples
 
 
 def _text_beside(path: Path) -> Path | None:

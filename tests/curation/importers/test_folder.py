@@ -11,6 +11,7 @@ from mmssl.core.errors import DataError
 from mmssl.curation.pack import PackConfig, open_source, pack
 from tests.curation.importers.test_known import put
 from tests.curation.test_pack import picture, samples
+from tests.curation.test_pack_media import media
 
 COCO = {"images": [{"file_name": "0.jpg", "id": 0}], "annotations": [{"image_id": 0, "caption": "A kitchen."}]}
 FOLDER = PackConfig(format="folder", shuffle=None)
@@ -79,3 +80,32 @@ def test_each_line_of_a_text_is_a_caption(tmp_path: Path) -> None:
     manifest = pack(folder, tmp_path / "out", PackConfig(shuffle=None))
     assert [fields["txt"] for fields in samples(manifest).values()] == [b"a cat\ntwo cats", b"a dog", b"one caption"]
     assert manifest.formats == {"txt": "lines"}
+
+
+def test_files_of_one_name_and_other_modalities_are_one_sample(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wav, files = media()["wav"], {"x.txt": "a bark", "y.txt": "a dog", "z.txt": "rain"}
+    folder = put(tmp_path / "in", {**files, "x.wav": wav, "x.jpg": picture(0), "y.jpg": picture(1), "z.wav": wav})
+    found = samples(pack(folder, tmp_path / "out", PackConfig(shuffle=None, keys="files")))
+    assert {key: dict(fields) for key, fields in found.items()} == {
+        "x": {"jpg": picture(0), "wav": wav, "txt": b"a bark"},
+        "y": {"jpg": picture(1), "txt": b"a dog"},
+        "z": {"wav": wav, "txt": b"rain"},
+    }
+    assert f"{folder}: 1 samples are several files of one name each, such as x.jpg and x.wav" in caplog.text
+
+
+def test_files_of_one_name_in_folders_of_classes(tmp_path: Path) -> None:
+    png, wav = picture(1, kind="PNG"), media()["wav"]
+    put(tmp_path / "in", {"cat/0.flac": media()["flac"], "cat/0.jpg": picture(0), "dog/0.wav": wav})
+    put(tmp_path / "in", {"dog/1.jpg": picture(1), "dog/1.png": png, "dog/1.wav": wav})  # two pictures: each file alone
+    found = samples(pack(tmp_path / "in", tmp_path / "out", PackConfig(shuffle=None))).values()
+    texts = [(*sorted(fields.keys() - {"txt", "cls"}), fields["cls"], fields["txt"]) for fields in found]
+    assert texts == [
+        ("flac", "jpg", b"0", b"a photo of a cat"),
+        ("wav", b"1", b"a sound of a dog"),
+        ("jpg", b"1", b"a photo of a dog"),
+        ("png", b"1", b"a photo of a dog"),
+        ("wav", b"1", b"a sound of a dog"),
+    ]
