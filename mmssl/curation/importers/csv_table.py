@@ -7,8 +7,8 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 from mmssl.core.errors import DataError
 from mmssl.curation.importers.formats import Found, sniff_delimiter, table_format
@@ -17,6 +17,7 @@ from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow
 
 _BAD_BYTE = re.compile("[\udc80-\udcff]")
+_QUOTES = "wanted quotes around a whole value, and each quote inside it twice"
 _TEXTS = (".csv", ".tsv")
 
 
@@ -28,6 +29,11 @@ def read_csv(
     **known: Any,
 ) -> Table:
     """Read a table in text: UTF-8, one row a line; values with delimiters, quotes or line ends stand in double quotes.
+
+    A misplaced quote makes one value of several rows. A row of several lines is taken for that, and its first line alone is
+    malformed, if each later line has as many values as the table has columns, and a file name (with an extension) wherever the
+    row has one before the value of several lines. Without such a file name, it is so only if that holds for all rows of several
+    lines: otherwise texts of several lines are usual in the table.
 
     Args:
         path: the file.
@@ -52,12 +58,13 @@ def read_csv(
     if header is None:
         header = _header(path, records.pop(0) if records else None)
     columns, width = tuple(header), len(header)
+    records = list(_separated(records, lines, delimiter, width))
 
     def where(number: int) -> str:
-        return f"line {records[number][0]} of {path}"
+        return f"line {records[number].line} of {path}"
 
     def row(number: int) -> Mapping[str, str]:
-        values = records[number][1]
+        values = records[number].values
         if isinstance(values, str):
             raise BadRow(where(number), "malformed_row", values)
         if len(values) != width:
@@ -67,7 +74,7 @@ def read_csv(
 
     def column(name: str) -> list[str | None]:
         place = columns.index(name)
-        return [None if isinstance(one, str) or len(one) != width else one[place] for _, one in records]
+        return [None if isinstance(one, str) or len(one) != width else one[place] for _, _, one in records]
 
     return Table(
         **{
@@ -85,10 +92,10 @@ def read_csv(
     )
 
 
-def _header(path: Path, record: tuple[int, list[str] | str] | None) -> tuple[str, ...]:
+def _header(path: Path, record: _Record | None) -> tuple[str, ...]:
     if record is None:
         raise DataError(f"{path} is empty: wanted a header line with column names, then one line for each sample")
-    line, names = record
+    line, _, names = record
     if isinstance(names, str):
         raise DataError(f"line {line} of {path}: {names}")
     columns = tuple(name.strip() for name in names)
@@ -97,21 +104,55 @@ def _header(path: Path, record: tuple[int, list[str] | str] | None) -> tuple[str
     return columns
 
 
-def _records(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Number of the first line, and values, of each record; or what is wrong with it. Reading goes on at the line behind."""
-    start = 0
-    while start < len(lines):
-        reader = csv.reader((lines[place] for place in range(start, len(lines))), delimiter=delimiter, strict=True)
+class _Record(NamedTuple):
+    """Values of a row, or what is wrong with it, with the numbers of its first and its last line."""
+
+    line: int
+    last: int
+    values: list[str] | str
+
+
+def _records(lines: list[str], delimiter: str, start: int = 0, stop: int | None = None) -> Iterator[_Record]:
+    """The rows in some lines. Where one is wrong, reading goes on at the line behind."""
+    stop = len(lines) if stop is None else stop
+    while start < stop:
+        reader = csv.reader((lines[place] for place in range(start, stop)), delimiter=delimiter, strict=True)
         begin = start
         try:
             for values in reader:
                 if values:
-                    yield begin + 1, _checked(values)
+                    yield _Record(begin + 1, start + reader.line_num, _checked(values))
                 begin = start + reader.line_num
             return
         except csv.Error as error:
-            yield begin + 1, f"{error}: wanted quotes around a whole value, and each quote inside it twice"
+            yield _Record(begin + 1, begin + 1, f"{error}: {_QUOTES}")
             start = begin + 1
+
+
+def _separated(records: list[_Record], lines: list[str], delimiter: str, width: int) -> Iterator[_Record]:
+    """Records, with those that a misplaced quote made of several rows taken apart; `read_csv` has the rule."""
+    several = [record for record in records if record.last > record.line and isinstance(record.values, list)]
+    swallowing = {
+        record.line: names for record in several if (names := _swallowed(record, lines, delimiter, width)) is not None
+    }
+    usual = len(swallowing) < len(several)
+    for record in records:
+        if record.line not in swallowing or (usual and not swallowing[record.line]):
+            yield record
+            continue
+        detail = f"a quote makes one value of lines {record.line} to {record.last}, which are rows: {_QUOTES}"
+        yield _Record(record.line, record.line, detail)
+        yield from _records(lines, delimiter, record.line, record.last)
+
+
+def _swallowed(record: _Record, lines: list[str], delimiter: str, width: int) -> int | None:
+    """Number of file names before the value of several lines, if all later lines look like rows; else None."""
+    place = next((place for place, value in enumerate(record.values) if "\n" in value or "\r" in value), 0)
+    named = [column for column in range(place) if PurePath(record.values[column]).suffix]
+    for values in csv.reader(lines[record.line : record.last], delimiter=delimiter, quoting=csv.QUOTE_NONE):
+        if width < 2 or len(values) != width or not all(PurePath(values[column]).suffix for column in named):
+            return None
+    return len(named)
 
 
 def _checked(values: list[str]) -> list[str] | str:

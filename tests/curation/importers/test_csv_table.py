@@ -80,6 +80,43 @@ def test_a_quote_that_is_never_closed_costs_its_line_alone(tmp_path: Path, rest:
     assert (one, two) == ({"path": "1.jpg", "caption": "y"}, {"path": "2.jpg", "caption": "z"})
 
 
+SWALLOWED = 'p0.jpg,0\np1.jpg,"12 inch\np2.jpg,2\np3.jpg,size 5"\np4.jpg,4\n'
+
+
+@pytest.mark.parametrize("more", ["", 'p5.jpg,"two\nlines, and more"\n'])
+def test_a_quote_that_swallows_rows_costs_its_line_alone(tmp_path: Path, more: str) -> None:
+    found = rows(written(tmp_path, f"path,caption\n{SWALLOWED}{more}"))
+    wanted = [("p0.jpg", "0"), None, ("p2.jpg", "2"), ("p3.jpg", 'size 5"'), ("p4.jpg", "4")]
+    wanted += [("p5.jpg", "two\nlines, and more")] * bool(more)
+    assert [tuple(row.values()) if isinstance(row, dict) else None for row in found] == wanted
+    assert found[1] == (
+        "line 3 of t: malformed_row: a quote makes one value of lines 3 to 5, which are rows: "
+        "wanted quotes around a whole value, and each quote inside it twice"
+    )
+
+
+def test_rows_without_file_names_are_swallowed_unless_texts_of_several_lines_are_usual(tmp_path: Path) -> None:
+    text = 'id,caption\n1,"12 inch\n2,two\n3,size 5"\n'
+    one, two, three = rows(written(tmp_path, text))
+    assert isinstance(one, str)
+    assert (two, three) == ({"id": "2", "caption": "two"}, {"id": "3", "caption": 'size 5"'})
+    usual = rows(written(tmp_path, text + '4,"first\nsecond"\n'))
+    assert usual == [{"id": "1", "caption": "12 inch\n2,two\n3,size 5"}, {"id": "4", "caption": "first\nsecond"}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'path,caption\n0.jpg,"a cat,\na dog, and more"\n',
+        'path,caption\n0.jpg,"a cat\na.jpg, b, c"\n',
+        'path\n"0.jpg\n1.jpg"\n',
+    ],
+)
+def test_texts_of_several_lines_are_values(tmp_path: Path, text: str) -> None:
+    (row,) = rows(written(tmp_path, text))
+    assert isinstance(row, dict)
+
+
 def test_bytes_that_are_no_utf_8_cost_their_line_alone(tmp_path: Path) -> None:
     bad, good = rows(written(tmp_path, b"path,caption\n0.jpg,caf\xe9\n1.jpg,caf\xc3\xa9\n"))
     assert bad == "line 2 of t: malformed_row: got b'caf\\xe9', wanted UTF-8 text"
