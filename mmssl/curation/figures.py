@@ -193,8 +193,8 @@ def digest(data: bytes) -> bytes:
 
 def _moments(channels: np.ndarray) -> np.ndarray:
     largest = np.iinfo(channels.dtype).max if np.issubdtype(channels.dtype, np.integer) else 1
-    exact = np.float64 if channels.dtype == np.float64 else np.float32
-    values = channels.reshape(-1, channels.shape[-1]).astype(exact) / largest
+    exact = np.dtype(np.float64 if channels.dtype == np.float64 else np.float32)
+    values: np.ndarray = channels.reshape(-1, channels.shape[-1]).astype(exact) / largest
     return np.stack([values.mean(0, dtype=np.float64), (values**2).mean(0, dtype=np.float64)])
 
 

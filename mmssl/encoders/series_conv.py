@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmssl.core.encoder import Encoder, EncoderConfig, Features, InputSpec
+from mmssl.core.encoder import Encoder, EncoderConfig, Features
+from mmssl.core.input_spec import InputSpec
 from mmssl.encoders.adapters.adapter import refuse_masks
 from mmssl.encoders.pixels import Statistics
 from mmssl.encoders.weights import load_and_freeze

@@ -12,7 +12,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmssl.core.encoder import Encoder, Features, InputSpec
+from mmssl.core.encoder import Encoder, Features
+from mmssl.core.input_spec import InputSpec
 from mmssl.encoders.pixels import Statistics
 from mmssl.encoders.positions import fit_columns, resize_positions
 from mmssl.encoders.transformer import TransformerConfig

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmssl.core.encoder import Encoder, Features, InputSpec
+from mmssl.core.encoder import Encoder, Features
+from mmssl.core.input_spec import InputSpec
 from mmssl.core.positions import sincos_positions
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Pixels, Statistics
