@@ -14,6 +14,7 @@ from tests.curation.test_pack import picture, samples
 from tests.curation.test_pack_media import media
 
 COCO = {"images": [{"file_name": "0.jpg", "id": 0}], "annotations": [{"image_id": 0, "caption": "A kitchen."}]}
+Files = dict[str, bytes | str | dict[str, Any]]
 FOLDER = PackConfig(format="folder", shuffle=None)
 
 
@@ -42,14 +43,14 @@ def test_the_folder_of_a_known_data_set_is_no_folder_of_classes(
 
 
 def test_other_tables_in_a_folder_of_classes_are_no_data_set(tmp_path: Path) -> None:
-    files = {
+    files: Files = {
         "cat/0.jpg": picture(0),
         "t.csv": "path,caption\n",
         "bad.json": '{"images": [',
         "a.json": "[1]",
         "t.txt": "",
     }
-    deep = {"cat/a/b/coco.json": COCO, ".hidden/coco.json": COCO, "__MACOSX/coco.json": COCO}
+    deep: Files = {"cat/a/b/coco.json": COCO, ".hidden/coco.json": COCO, "__MACOSX/coco.json": COCO}
     assert open_source(put(tmp_path / "set", {**files, **deep})).class_names == ("cat",)
 
 
@@ -75,7 +76,11 @@ def test_folders_in_the_folder_of_a_class_belong_to_it(tmp_path: Path, more: str
 
 
 def test_each_line_of_a_text_is_a_caption(tmp_path: Path) -> None:
-    texts = {"0.txt": "a cat\n\n  two  cats \r\n", "1.txt": "a \u2028 dog", "2.json": {"caption": "one\ncaption"}}
+    texts: Files = {
+        "0.txt": "a cat\n\n  two  cats \r\n",
+        "1.txt": "a \u2028 dog",
+        "2.json": {"caption": "one\ncaption"},
+    }
     folder = put(tmp_path / "in", {**texts, **{f"{number}.jpg": picture(number) for number in range(3)}})
     manifest = pack(folder, tmp_path / "out", PackConfig(shuffle=None))
     assert [fields["txt"] for fields in samples(manifest).values()] == [b"a cat\ntwo cats", b"a dog", b"one caption"]
