@@ -203,9 +203,16 @@ def test_the_environment_is_made_again_when_what_it_is_made_from_changes(
 def test_the_peers_environment_that_cannot_be_made_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail() -> Path:
+    asked: list[peer_env.Environment] = []
+
+    def fail(environment: peer_env.Environment) -> Path:
+        asked.append(environment)
         raise peer_env.SetupError("pip ended with 1")
 
     monkeypatch.setattr(peer_env, "ensure", fail)
-    assert peer_env.main(["python"]) == 1
+    assert peer_env.main(["python"]) == peer_env.main(["--env", "loaders", "python"]) == 1
     assert re.match(r"peer_env: pip ended with 1; nothing was run", capsys.readouterr().err)
+    assert asked == [peer_env.ENVIRONMENTS["open_clip"], peer_env.ENVIRONMENTS["loaders"]]
+    assert all(environment.constraints.is_file() for environment in asked)
+    assert peer_env.main(["--env", "others", "python"]) == 2
+    assert "got --env 'others', wanted one of open_clip, loaders" in capsys.readouterr().err
