@@ -169,7 +169,9 @@ def test_an_encoder_with_two_planes_hears_the_side(tmp_path: Path) -> None:
     values = recipe(tmp_path, tmp_path)
     values["encoders"]["audio"]["front_end"]["channel"] = "both"
     values["modalities"]["audio"]["channels"] = "mono"
-    with pytest.raises(Exception, match=r"audio.channels: got 1, and encoders.audio takes 2: set channels: stereo"):
+    with pytest.raises(
+        Exception, match=r"audio.channels: got 1, and encoders.audio takes 2: of sounds, set channels: stereo"
+    ):
         validate_text(Recipe, json.dumps(values), "recipe")
     values["modalities"]["audio"]["channels"] = "stereo"
     validate_text(Recipe, json.dumps(values), "recipe")
