@@ -3,7 +3,7 @@
 Each objective trains a small encoder for at most two minutes on CIFAR-10 photographs without labels, with three seeds. kNN and a
 linear probe then classify test pictures by the features of the network that the objective says is evaluated, and by those of the
 same encoder before training. The table gives the means over seeds, and a 95 % interval of the gain (Student's t over seeds). A row
-whose interval does not lie above zero is a fault.
+is a fault unless one of its two intervals lies above zero, and none below.
 
 FOLDER holds `cifar10-train.npz` and `cifar10-test.npz`: JPEG bytes in a row (`jpeg`), where each begins (`offsets`), `labels`. Runs
 are independent processes; finished ones are kept in `--results` and not repeated, so the tool may be stopped and started again.
