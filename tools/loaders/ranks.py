@@ -128,11 +128,11 @@ def run(adapter: Adapter, job: Job, folder: Path) -> Run:
     os.close(reached)
     os.close(reach)
     ranks = [_read(folder / f"rank{rank}.jsonl") for rank in range(job.world)]
-    for rank in ranks:
-        if rank.end == "hangs" and killed == "at a step":
-            rank.end = "killed"
-        elif rank.end == "hangs" and not killed:
-            rank.end, rank.error = "error", "the process died"
+    for each in ranks:
+        if each.end == "hangs" and killed == "at a step":
+            each.end = "killed"
+        elif each.end == "hangs" and not killed:
+            each.end, each.error = "error", "the process died"
     log = [
         line
         for rank in range(job.world)

@@ -40,13 +40,8 @@ def properties(loaders: Mapping[str, Facts]) -> str:
 
 def damages(loaders: Mapping[str, Facts]) -> str:
     """One row a kind of damage, one column a loader."""
-    cells = [
-        [
-            kind,
-            *(_cell(each.get("damage"), lambda facts, kind=kind: harm(facts.get(kind))) for each in loaders.values()),
-        ]
-        for kind in KINDS
-    ]
+    found = [each.get("damage") for each in loaders.values()]
+    cells = [[kind, *("" if facts is None else harm(facts.get(kind)) for facts in found)] for kind in KINDS]
     return _markdown(["damage to one of 12 shards", *_titles(loaders)], cells)
 
 
