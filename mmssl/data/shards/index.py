@@ -134,11 +134,15 @@ class ShardIndex:
                 problems.append(f"{path}: {os_words(error)}" if isinstance(error, OSError) else str(error))
         if problems:
             more = f"\n... and {len(problems) - 10} more" if len(problems) > 10 else ""
+            remedy = (
+                "Nothing in them can be read: fetch or write them again, or take them out of the list"
+                if salvage
+                else "Fetch or write them again; to train on the readable part of damaged shards, set `data.on_error: substitute`"
+            )
             raise DataError(
                 f"{len(problems)} of {len(paths)} shards cannot be used:\n"
                 + "\n".join(problems[:10])
-                + more
-                + "\nFetch or write them again; to train on the readable part of damaged shards, set `data.on_error: substitute`"
+                + f"{more}\n{remedy}"
             )
         index = cls(paths, tables, source, formats=read_formats(paths))
         index.lost, index.gone = tuple(lost), gone

@@ -422,3 +422,12 @@ def test_checksums_of_old_writers_sum_signed_bytes(tmp_path: Path) -> None:
     block[148:156] = f"{signed:06o}\0 ".encode()
     path.write_bytes(block)
     assert [raw.key for raw in ShardIndex.open([path])] == ["ä"]
+
+
+@pytest.mark.parametrize(("salvage", "remedy"), [(False, "set `data.on_error: substitute`"), (True, "take them out")])
+def test_a_shard_without_any_sample_is_refused_with_what_would_help(tmp_path: Path, salvage: bool, remedy: str) -> None:
+    (tmp_path / "0.tar").write_bytes(b"<html>not found</html>")
+    with pytest.raises(DataError, match="1 of 1 shards cannot be used") as error:
+        ShardIndex.open([tmp_path / "0.tar"], salvage=salvage)
+    assert remedy in str(error.value)
+    assert ("on_error" in str(error.value)) != salvage
