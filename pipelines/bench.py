@@ -38,7 +38,8 @@ def data(
     targets: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE [KEY.PATH=VALUE]... | SHARDS...", help="A recipe (.yaml) with changes to it, or shards."
+            metavar="RECIPE [KEY.PATH=VALUE]... | SHARDS...",
+            help="A recipe (.yaml, or a run folder) with changes to it, or shards.",
         ),
     ],
     workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; default: the recipe's, or 2.")] = None,
@@ -99,6 +100,8 @@ def _recipe(targets: list[str], workers: int | None, batch_size: int | None) -> 
     from mmssl.recipe.shipped import find_recipe
 
     first = Path(targets[0])
+    if (first / "recipe.yaml").is_file():  # a run folder
+        targets, first = [str(first / "recipe.yaml"), *targets[1:]], first / "recipe.yaml"
     if first.suffix == ".tar" or first.is_dir() or any(mark in targets[0] for mark in "{*"):
         return None
     changes = {"data.workers": workers, "batch_size": batch_size}

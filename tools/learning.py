@@ -1,6 +1,6 @@
 """Does each objective learn? Short runs on real pictures, beside the untrained encoder: `python tools/learning.py --data FOLDER`.
 
-Each objective trains a small encoder for at most two minutes on CIFAR-10 photographs without labels, with three seeds. kNN and a
+Each objective trains a small encoder for about two minutes on CIFAR-10 photographs without labels, with three seeds. kNN and a
 linear probe then classify test pictures by the features of the network that the objective says is evaluated, and by those of the
 same encoder before training. The table gives the means over seeds, and a 95 % interval of the gain (Student's t over seeds). A row
 is a fault unless one of its two intervals lies above zero, and none below.

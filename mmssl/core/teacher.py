@@ -29,7 +29,7 @@ class Teacher(nn.Module):
 
     Tarvainen and Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780). In evaluation mode, so that dropout, drop
     path and SpecAugment never act in it, except for batch norm: in training it normalises by the batch, as in MoCo, BYOL and DINO,
-    and keeps running statistics of its own. (By running statistics, its outputs differ from the student's so much that MoCo v2
+    and counts its own running statistics. (By running statistics, its outputs differ from the student's so much that MoCo v2
     learns nothing.) Other buffers are copied from the student. It has no gradient. A `Learner` moves every teacher inside it,
     wherever it stands, after finite steps only.
 

@@ -91,3 +91,12 @@ def test_videos_without_a_recipe(world: World, tmp_path: Path) -> None:
     assert world.mmssl("bench", "data", tmp_path / "train", *options) == 0
     clip, sound, caption = 8 * 3 * 16 * 16, 2 * 160_000, 8 * 77
     assert json.loads(out.read_text())["batch_bytes"] >= clip + sound + caption
+
+
+def test_a_run_folder_is_measured_by_its_recipe(world: World, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "speed.json"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(world.recipe.read_text())
+    changes = ("data.workers=0", "--no-train", "--seconds", 0.1, "--json", out)
+    assert world.mmssl("bench", "data", run, *changes) == 0
+    assert json.loads(out.read_text())["batch_size"] == 16
