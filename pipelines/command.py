@@ -1,7 +1,7 @@
 """Run a verb as a program: errors become messages and exit codes here.
 
-Exit codes: 0 fine, 2 usage or recipe, 3 data, 4 checkpoint, 5 numeric failure, 128 + n stopped by signal n and
-saved: 130 SIGINT, 143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2 (what `sbatch --signal` sends).
+Exit codes: 0 fine, 2 usage or recipe, 3 data, 4 checkpoint, 5 numeric failure, 128 + n stopped by signal n: 130 SIGINT,
+143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2 (what `sbatch --signal` sends).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mmssl.core.errors import MmsslError, RecipeError, did_you_mean
+from mmssl.core.errors import STOPPING, MmsslError, RecipeError, StopSignal, did_you_mean
 from mmssl.data.shards.patience import stop_waiting, wait_again
 
 T = TypeVar("T", bound=str)
@@ -29,7 +30,7 @@ UsageError: Any = next(base for base in typer.BadParameter.__mro__ if base.__nam
 def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; an `MmsslError` is shown as one message."""
     try:
-        with _ending_waits():
+        with _raising_signals():
             code = application(args=arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except typer.Exit as stop:
@@ -37,8 +38,10 @@ def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int
     except UsageError as error:
         error.show()
         return int(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
+    except StopSignal as stop:
+        print(f"stopped by {signal.Signals(stop.number).name}", file=sys.stderr)
+        return 128 + stop.number
+    except typer.Abort:
         return 130
     except MmsslError as error:
         rank = os.environ.get("RANK")
@@ -48,24 +51,31 @@ def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int
 
 
 @contextmanager
-def _ending_waits() -> Iterator[None]:
-    """Ctrl-C also ends the waiting of other threads for storage: else the program would wait for them until their deadline."""
+def _raising_signals() -> Iterator[None]:
+    """Raise a `StopSignal` for those of `STOPPING` that would end the process at once: files are closed, and half-written ones
+    deleted. Ends the waiting of other threads for storage too. Later ones are ignored while it ends; SIGINT never is.
+    """
+    process, usual = os.getpid(), (signal.SIG_DFL, signal.default_int_handler)
+    received: set[int] = set()
 
-    def interrupt(number: int, frame: object) -> None:
-        stop_waiting()
-        raise KeyboardInterrupt
+    def stop(number: int, frame: object) -> None:
+        if os.getpid() != process:  # a forked loader worker that has no handlers of its own yet
+            os._exit(128 + number)
+        if number == signal.SIGINT or not received:
+            received.add(number)
+            stop_waiting()
+            raise StopSignal(number)
 
-    try:
-        default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if default:
-            signal.signal(signal.SIGINT, interrupt)
-    except ValueError:  # not the main thread, which alone is interrupted
-        default = False
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # which alone receives signals
+        before = {number: signal.getsignal(number) for number in STOPPING if signal.getsignal(number) in usual}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        if default:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         wait_again()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +61,7 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
         Interrupted: by a signal; says what is saved.
         MmsslError: an evaluator failed; the run and the report are complete without its scores.
     """
-    from mmssl.core.errors import Interrupted
+    from mmssl.core.errors import Interrupted, StopSignal
     from mmssl.core.evaluator import evaluation_error
     from mmssl.recipe.load import trained
     from mmssl.recipe.resume import check_resumable
@@ -79,10 +78,10 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
             on_main(lambda: check_resumable(recipe, resume))
             built = recipe.build(launch)
             scores = built.train(resume)
-    except KeyboardInterrupt:
+    except StopSignal as stop:
         saved = checkpoints(recipe.folder / FOLDER)
         what = f"the newest checkpoint is {saved[0]}" if saved else f"{recipe.folder} holds no checkpoint yet"
-        raise Interrupted(f"at once; {what}", signal.SIGINT) from None
+        raise Interrupted(f"at once; {what}", stop.number) from None
     finally:
         # Only the main process writes the report: it does not wait for the others from here on.
         launch.close()

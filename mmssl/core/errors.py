@@ -50,6 +50,18 @@ class NumericError(MmsslError):
     exit_code = 5
 
 
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""Signals that stop a program: Ctrl-C; the end of a job; and the warning of `sbatch --signal` before it."""
+
+
+class StopSignal(BaseException):
+    """One of the `STOPPING` signals, raised in the main thread where no run can be saved; no handler of errors catches it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class Interrupted(MmsslError):
     """A signal stopped the run; the message says when, and what is saved. The exit code is 128 + the signal's number."""
 

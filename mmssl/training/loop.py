@@ -10,13 +10,13 @@ import torch
 
 from mmssl.core.batch import Batch
 from mmssl.core.distributed import gather_objects, is_main
-from mmssl.core.errors import Interrupted, MmsslError, NumericError
+from mmssl.core.errors import STOPPING, Interrupted, MmsslError, NumericError
 from mmssl.training.beats import EvaluateBeat, SaveBeat
 from mmssl.training.log import LogBeat
 from mmssl.training.refresh import Refresh
 from mmssl.training.runtime.console import ProgressBar, say, show_counts
 from mmssl.training.runtime.jsonl import JsonLines
-from mmssl.training.runtime.signals import HANDLED, StopSignals
+from mmssl.training.runtime.signals import StopSignals
 from mmssl.training.steps.optim import UpdateSchedule
 from mmssl.training.steps.plain import GradientStep, StepReport
 from mmssl.training.steps.state import TrainState
@@ -43,7 +43,7 @@ def train(
         bad_batches, max_bad_steps: file for the keys of batches with a non-finite loss or gradient; how many in a row end the run.
 
     Raises:
-        Interrupted: one of `HANDLED` signals came; the run is saved.
+        Interrupted: one of `STOPPING` signals came; the run is saved.
         NumericError: too many steps in a row were not finite; the last checkpoint is unchanged.
         CheckpointError: saving failed three times in a row, or at the end.
         DataError: the stream ended or cannot be read.
@@ -64,7 +64,7 @@ def train(
             updates.apply(state.optimizer, state.step)
             votes = [*stop.votes(), *(beat.every.wish() for beat in (log, save, *evaluations))]
             report = _step(step, state, batch, votes, missing)
-            number = stop.agreed(report.votes[: len(HANDLED)])
+            number = stop.agreed(report.votes[: len(STOPPING)])
             if report.discarded:
                 _leave(state, save, number)
             if report.finite and state.ema is not None:
@@ -75,7 +75,7 @@ def train(
             log.timed(fetched - started, time.monotonic() - fetched)
             bar.show(state.step)
             last = state.step == state.total_steps
-            wished = [last or wish for wish in report.votes[len(HANDLED) :]]
+            wished = [last or wish for wish in report.votes[len(STOPPING) :]]
             log.after_step(state, report, wished[0])
             if number is not None:
                 _leave(state, save, number)

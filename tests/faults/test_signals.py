@@ -13,12 +13,12 @@ import pytest
 
 from mmssl.core.config import Duration
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import CheckpointError, Interrupted, Stopped
+from mmssl.core.errors import STOPPING, CheckpointError, Interrupted, Stopped, StopSignal
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.shards.patience import shared_outages
 from mmssl.data.shards.remote import CacheConfig
 from mmssl.training.checkpoints.write import CheckpointStore
-from mmssl.training.runtime.signals import HANDLED, StopSignals
+from mmssl.training.runtime.signals import StopSignals
 from tests.faults.forks import in_child
 from tests.training.toys import Distance, Stream, assert_equal, make_run, tensors
 
@@ -44,7 +44,7 @@ CODES = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (si
 
 @pytest.mark.parametrize(("number", "code"), CODES)
 def test_a_signal_saves_and_the_run_goes_on_bit_by_bit(tmp_path: Path, number: int, code: int) -> None:
-    handlers = [signal.getsignal(n) for n in HANDLED]
+    handlers = [signal.getsignal(n) for n in STOPPING]
     whole = make_run(tmp_path / "whole")
     whole.train()
     stream = ActingStream(5, send(number))
@@ -53,7 +53,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_by_bit(tmp_path: Path, number: i
     assert caught.value.exit_code == code
     assert stream.closed
     assert (tmp_path / "cut" / "checkpoints" / "LATEST").read_text() == "step_00000006"
-    assert [signal.getsignal(n) for n in HANDLED] == handlers
+    assert [signal.getsignal(n) for n in STOPPING] == handlers
     assert not (tmp_path / "cut" / ".lock").exists()
     resumed = make_run(tmp_path / "cut")
     resumed.train()
@@ -153,7 +153,7 @@ def test_a_process_that_is_told_to_stop_exits_with_143(tmp_path: Path) -> None:
 
 def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)  # a job in the background of a shell is started with it ignored
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StopSignal):
         make_run(tmp_path, stream=ActingStream(5, send(signal.SIGINT, signal.SIGINT))).train()
     assert (tmp_path / "checkpoints" / "LATEST").read_text() == "step_00000004"
     assert signal.getsignal(signal.SIGINT) is before

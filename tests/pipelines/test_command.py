@@ -7,12 +7,33 @@ import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import pytest
 import typer
 
-from mmssl.core.errors import Stopped
+from mmssl.core.errors import STOPPING, Stopped
 from mmssl.data.shards.patience import shared_outages
 from mmssl.data.shards.remote import CacheConfig
 from pipelines.command import guarded
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_signals_end_a_verb_with_their_code_and_a_message(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    app, closed = typer.Typer(), []
+
+    @app.command()
+    def write() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except Exception:  # as readers of foreign files and retries of storage have them
+            closed.append("caught")
+        finally:
+            closed.append("closed")
+
+    handlers = [signal.getsignal(each) for each in STOPPING]
+    assert guarded(app, []) == 128 + number
+    assert closed == ["closed"]
+    assert capfd.readouterr().err == f"stopped by {signal.Signals(number).name}\n"
+    assert [signal.getsignal(each) for each in STOPPING] == handlers
 
 
 def test_an_interrupt_ends_the_waiting_of_all_threads_for_storage() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,18 @@ def test_stop_save_and_go_on(world: World, whole: Path, tmp_path: Path, number: 
     assert [step for step, *_ in losses[0]] == list(range(1, 61))
 
 
+def test_a_signal_while_shards_are_opened(world: World, tmp_path: Path) -> None:
+    with socket.socket() as closed:  # a port at which nobody answers
+        closed.bind(("127.0.0.1", 0))
+        shards = f'data.shards=["http://127.0.0.1:{closed.getsockname()[1]}/0.tar"]'
+        with Program("pipelines.pretrain", world.recipe, f"output={tmp_path}", shards, folder=tmp_path) as run:
+            run.until("attempt 1 failed", 120)
+            run.signal(signal.SIGTERM)
+            assert run.wait(60) == 143, run.said()
+    assert f"stopped by SIGTERM at once; {tmp_path}/tiny holds no checkpoint yet" in run.said()
+    assert not list(tmp_path.glob("tiny/**/.*")), "no lock and no half-written file"
+
+
 @pytest.mark.parametrize(("at", "said"), [(0, "tiny holds no checkpoint yet"), (4, "tiny/checkpoints/step_00000003")])
 def test_an_interrupt_at_once_says_what_is_saved(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], at: int, said: str
@@ -53,7 +67,8 @@ def test_an_interrupt_at_once_says_what_is_saved(
 
     def interrupted(self: PlainStep, batch: Batch, step: int, total_steps: int) -> object:
         if step == at:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
         return original(self, batch, step, total_steps)
 
     monkeypatch.setattr(PlainStep, "gradients", interrupted)

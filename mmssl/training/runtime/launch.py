@@ -39,6 +39,7 @@ from mmssl.training.runtime.launcher import (
     check_launcher,
     sharding_is_ours,
 )
+from mmssl.training.runtime.signals import default_signals
 from mmssl.training.runtime.slurm import adopt_slurm
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -101,7 +102,7 @@ class Launch:
             find_unused_parameters=False, gradient_as_bucket_view=True, broadcast_buffers=False
         )
         # `mixed_precision="no"`: Accelerate would patch the learner's forward; `autocast` below is open to see instead.
-        with sharding_is_ours():
+        with sharding_is_ours(), default_signals():
             handlers = [ddp, InitProcessGroupKwargs(timeout=timedelta(minutes=timeout))]
             self._accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
         _check_accelerator(self._accelerator)

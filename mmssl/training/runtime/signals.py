@@ -6,19 +6,32 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from mmssl.core.batch import Batch
 from mmssl.core.distributed import gather_objects
-from mmssl.core.errors import DataError, Interrupted, Stopped
+from mmssl.core.errors import STOPPING, DataError, Interrupted, Stopped, StopSignal
 from mmssl.data.shards.patience import stop_waiting, wait_again
 
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Ctrl-C; the end of a job; and the warning of `sbatch --signal` before it."""
+
+@contextmanager
+def default_signals() -> Iterator[None]:
+    """Context in which `STOPPING` signals end the process at once: Python's handlers do not run while processes find each other."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {
+            number: signal.signal(number, signal.SIG_DFL) for number in STOPPING if callable(signal.getsignal(number))
+        }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopSignals:
-    """Context that records signals of `HANDLED`, and ends waiting for storage; a second SIGINT interrupts at once.
+    """Context that records signals of `STOPPING`, and ends waiting for storage; a second SIGINT interrupts at once.
 
     Exit restores the handlers. Signals reach the main thread of a program only: in another thread nothing is handled here.
 
@@ -35,7 +48,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in HANDLED}
+            self._before = {number: signal.signal(number, self._note) for number in STOPPING}
         return self
 
     def __exit__(
@@ -51,8 +64,8 @@ class StopSignals:
                 wait_again()
 
     def votes(self) -> list[bool]:
-        """For each of `HANDLED`, whether this process has received it."""
-        return [number in self._received for number in HANDLED]
+        """For each of `STOPPING`, whether this process has received it."""
+        return [number in self._received for number in STOPPING]
 
     @property
     def number(self) -> int | None:
@@ -81,7 +94,7 @@ class StopSignals:
     @staticmethod
     def agreed(votes: Sequence[bool]) -> int | None:
         """The signal that any process received, from the votes of all; None if none did."""
-        return next((int(number) for number, vote in zip(HANDLED, votes, strict=True) if vote), None)
+        return next((int(number) for number, vote in zip(STOPPING, votes, strict=True) if vote), None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a forked loader worker: its parent decides, and can still end it
@@ -89,6 +102,6 @@ class StopSignals:
                 os._exit(128 + number)
             return
         if number == signal.SIGINT and number in self._received:
-            raise KeyboardInterrupt
+            raise StopSignal(number)
         self._received.add(number)
         stop_waiting()
