@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_RGB = "a path, bytes, a PIL picture, an array or tensor [H, W, 3], or in grey [H, W] or [H, W, 1]: uint8, or floats in [0, 1]"
+
+
 def to_tensor(array: np.ndarray) -> Tensor:
     """The array as a tensor, which shares its memory."""
     import torch  # slow to import, and commands that make no view do without it
@@ -67,3 +70,26 @@ def as_pixels(value: Any, wanted: str) -> np.ndarray:
         )
     made: np.ndarray = np.rint(pixels * 255).astype(np.uint8)
     return made
+
+
+def as_rgb(value: Any) -> np.ndarray:
+    """Convert pixels [H, W, 3], [H, W] or [H, W, 1], uint8 or floats in [0, 1], to uint8 [H, W, 3].
+
+    Raises:
+        DecodeError: as `as_pixels`; also "shape".
+    """
+    pixels = as_pixels(value, _RGB)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+        raise DecodeError("shape", f"got shape {list(pixels.shape)}, wanted {_RGB}{_advice(pixels.shape)}")
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def _advice(shape: tuple[int, ...]) -> str:
+    """What to do with an array of a shape that is refused."""
+    if len(shape) == 4:
+        return "; give a batch as a list of pictures: list(batch)"
+    if len(shape) == 3 and shape[2] == 4:
+        return "; of RGBA give [..., :3], or a PIL picture"
+    return "; permute(1, 2, 0) makes [H, W, 3] of [3, H, W]" if len(shape) == 3 and shape[0] in (1, 3) else ""

@@ -14,11 +14,12 @@ from pydantic import Field, model_validator
 
 from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
-from mmssl.data.modalities.arrays import as_pixels
+from mmssl.data.modalities.arrays import as_rgb
 from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.image_views import CropConfig, EvalView, ResizedCropConfig, SimClrViewConfig
 from mmssl.data.modalities.kernels.image import PICTURES
 from mmssl.data.modalities.masks.image import BlocksConfig, InverseBlocksConfig, JepaConfig, OrderConfig
+from mmssl.data.modalities.open_clip_pictures import OpenClipImageModality
 from mmssl.data.modalities.orientation import Orientation
 from mmssl.data.modalities.picture_check import check_picture
 from mmssl.data.modalities.pictures import (
@@ -33,7 +34,7 @@ from mmssl.data.modalities.pictures import (
     PictureDecoder,
 )
 from mmssl.data.modalities.rand_augment import RandAugmentConfig
-from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
+from mmssl.data.modality import Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Window
 
 ImageViewConfig = Annotated[
@@ -47,8 +48,6 @@ ImageViewConfig = Annotated[
     | ChoiceConfig,
     Field(discriminator="kind"),
 ]
-
-_WANTED = "a path, bytes, a PIL picture, an array or tensor [H, W, 3], or in grey [H, W] or [H, W, 1]: uint8, or floats in [0, 1]"
 
 
 class ImageModality(Modality):
@@ -99,22 +98,9 @@ class ImageModality(Modality):
         """
         if isinstance(value, Image.Image):
             return self.decoder.convert(value).pixels
-        pixels = as_pixels(value, _WANTED)
-        if pixels.ndim == 2:
-            pixels = pixels[:, :, None]
-        if pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-            raise DecodeError("shape", f"got shape {list(pixels.shape)}, wanted {_WANTED}{_advice(pixels.shape)}")
-        self.decoder.check_size(pixels.shape[0], pixels.shape[1])
-        return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
-
-
-def _advice(shape: tuple[int, ...]) -> str:
-    """What to do with an array of a shape that is refused."""
-    if len(shape) == 4:
-        return "; give a batch as a list of pictures: list(batch)"
-    if len(shape) == 3 and shape[2] == 4:
-        return "; of RGBA give [..., :3], or a PIL picture"
-    return "; permute(1, 2, 0) makes [H, W, 3] of [3, H, W]" if len(shape) == 3 and shape[0] in (1, 3) else ""
+        pixels = as_rgb(value)
+        self.decoder.check_size(*pixels.shape[:2])
+        return pixels
 
 
 class ImageConfig(ModalityConfig):
@@ -136,6 +122,9 @@ class ImageConfig(ModalityConfig):
             them.
         decode: "full": as they are; "scaled": JPEG files at 1/2, 1/4 or 1/8 of their size (libjpeg's scaling), the smallest from
             which no crop of a view has to be enlarged. Faster for large files, and other pixels.
+        rules: "mmssl": pictures become RGB by the keys above, then views. "open_clip": Pillow crops and resizes them in the mode of
+            the file, then converts to RGB, bit for bit as `open_clip.image_transform` of `PIL.Image.open(file)` (except pictures
+            more than eight times as long as wide, which lose their ends). Slower; damage that Pillow overlooks is not found.
     """
 
     kind: Literal["image"] = "image"
@@ -147,6 +136,7 @@ class ImageConfig(ModalityConfig):
     alpha: Alpha = "mask"
     on_damage: OnDamage = "refuse"
     decode: Literal["full", "scaled"] = "full"
+    rules: Literal["mmssl", "open_clip"] = "mmssl"
 
     files = FileFormats(
         "a picture",
@@ -168,16 +158,25 @@ class ImageConfig(ModalityConfig):
     @model_validator(mode="after")
     def _check(self) -> ImageConfig:
         self._views()  # raises on settings that do not fit
+        keys = ("orientation", "depth", "alpha", "on_damage", "decode")
+        changed = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+        if self.rules == "open_clip" and changed:
+            raise ValueError(
+                f"got rules 'open_clip' and {changed[0]} {getattr(self, changed[0])!r}, which has no effect then: remove one"
+            )
         return self
 
-    def build(self, name: str) -> ImageModality:
+    def build(self, name: str) -> ImageModality | OpenClipImageModality:
         """Build the modality with its name in the recipe."""
+        extensions = self.extensions or tuple(SIGNATURES)
+        if self.rules == "open_clip":
+            return OpenClipImageModality(name, extensions, self._views(), PictureDecoder(self.max_pixels))
         crops = [view.least_side(self.size) for view in self.views.values() if isinstance(view, CropConfig)]
         least_side = max([self.size, *crops]) if self.decode == "scaled" else None
         decoder = PictureDecoder(
             self.max_pixels, self.orientation, self.depth, self.alpha, self.on_damage, least_side=least_side
         )
-        return ImageModality(name, self.extensions or tuple(SIGNATURES), self._views(), decoder)
+        return ImageModality(name, extensions, self._views(), decoder)
 
     def _views(self) -> dict[str, View]:
         return build_views(self.views, lambda view: view.build(self.size), EvalView(self.size))

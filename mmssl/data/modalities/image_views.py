@@ -17,6 +17,7 @@ from mmssl.core.config import Config, Probability, Range, Share
 from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.colours import JitterConfig, change_colours, draw_jitter, to_grey
 from mmssl.data.modalities.geometry import Geometry
+from mmssl.data.modalities.open_clip_pictures import StoredPicture
 from mmssl.data.modality import View
 
 if TYPE_CHECKING:
@@ -196,8 +197,8 @@ class EvalView(View):
         return to_tensor(np.zeros((3, self.size, self.size), dtype=np.uint8))
 
 
-def centre_crop(value: np.ndarray, size: int) -> Tensor:
-    """Resize the shortest side of uint8 [H, W, 3] to `size` (bicubic), and crop the centre: uint8 [3, size, size]."""
+def centre_crop(value: np.ndarray | StoredPicture, size: int) -> Tensor:
+    """Resize the shortest side of a picture to `size` (bicubic), and crop the centre: uint8 [3, size, size]."""
     height, width = value.shape[:2]
     short = min(height, width)
     top, left = max(0, height - MAX_ASPECT * short) // 2, max(0, width - MAX_ASPECT * short) // 2
@@ -226,11 +227,17 @@ def random_box(
     return [(height - h) // 2, (width - w) // 2, h, w]
 
 
-def resize(value: np.ndarray, box: list[int], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """Crop the box [top, left, height, width] of uint8 [H, W, 3] and resize it with antialiasing to uint8 [3, *size].
+def resize(
+    value: np.ndarray | StoredPicture, box: list[int], size: tuple[int, int], interpolation: Interpolation
+) -> Tensor:
+    """Crop the box [top, left, height, width] of a picture and resize it with antialiasing to uint8 [3, *size].
+
+    Pixels uint8 [H, W, 3] by torch, pictures in the mode of their file by Pillow.
 
     The result is channels-last in memory, like the picture: a copy to contiguous planes would take a quarter more time.
     """
+    if isinstance(value, StoredPicture):
+        return to_tensor(value.resized(box, size, interpolation)).permute(2, 0, 1)
     import torch  # slow to import, as in `to_tensor`
 
     top, left, height, width = box
@@ -245,7 +252,7 @@ def resize(value: np.ndarray, box: list[int], size: tuple[int, int], interpolati
     return out[0]
 
 
-def _sides(value: np.ndarray) -> tuple[int, int]:
+def _sides(value: np.ndarray | StoredPicture) -> tuple[int, int]:
     return value.shape[0], value.shape[1]
 
 

@@ -2,8 +2,8 @@
 
 Pixels equal Pillow's `convert("RGB")`, as in open_clip and timm, also those of palettes and CMYK. Different from there: pictures
 are turned as their EXIF orientation says, values of more than 8 bits are scaled where Pillow clips them, and a fourth band is not
-taken for alpha. Each difference has a key. Colour profiles are not applied. open_clip resizes before it converts, so that its views
-of palettes, CMYK and transparent pictures differ from views of decoded pixels.
+taken for alpha. Each difference has a key. Colour profiles are not applied; `open_clip_pictures`
+has the rules of open_clip for files, which it resizes before it converts them.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ class PictureDecoder:
         """
         self.check_size(image.height, image.width)
         _check_bands(image)  # before anything makes Pillow load it
+        load_pixels(image)
         return self._converted(image, b"", orientation_of(image))
 
     def check_size(self, height: int, width: int) -> None:
@@ -185,7 +186,7 @@ class PictureDecoder:
             may_be_band = image.mode in ("LA", "RGBA")  # a palette has no bands
             pixels = self._without_alpha(pixels, alpha, may_be_band)
             flags.append(TRANSPARENT)
-        return self._turned(pixels, orientation, (*flags, *((ANIMATED,) if _is_animated(image) else ())))
+        return self._turned(pixels, orientation, (*flags, *((ANIMATED,) if is_animated(image) else ())))
 
     def _turned(self, pixels: np.ndarray, orientation: int, flags: tuple[str, ...]) -> Picture:
         flags = flags if orientation == UPRIGHT else (*flags, TURNED)
@@ -262,7 +263,23 @@ def _damaged_jpeg(data: bytes, error: Exception) -> DecodeError:
     return DecodeError("undecodable", detail)
 
 
-def _is_animated(image: Image.Image) -> bool:
+def load_pixels(image: Image.Image) -> None:
+    """Make Pillow read the pixels of a picture that was opened elsewhere.
+
+    Raises:
+        DecodeError: "undecodable": it is closed or damaged.
+    """
+    try:
+        image.load()
+    except Exception as error:  # of any type, as `opened` says
+        detail = (
+            f"got a PIL picture without pixels: {error}; call its load() before its file is closed, or give the path"
+        )
+        raise DecodeError("undecodable", detail) from error
+
+
+def is_animated(image: Image.Image) -> bool:
+    """Whether a picture has several frames."""
     try:
         return bool(getattr(image, "is_animated", False))  # PIL pictures without a file have no such attribute
     except Exception:  # damage behind the first frame, which is all that is used

@@ -51,15 +51,19 @@ def _mix_pictures(picture: np.ndarray, entry: Entry, field: Operand) -> np.ndarr
 
 
 _STILL = identity("a still picture has no time axis")
-PICTURES = {
+STILL_PICTURES = {
     "time_crop": _STILL,
     "speed": _STILL,
     "reverse": _STILL,
     "roll": _STILL,
     "time_mask": _STILL,
+    "gain": identity("only sounds have a level"),
+    "negative": identity("negatives change the sound or the caption, and keep the picture"),
+}
+"""Kernels that leave pixels as they are."""
+PICTURES = {
+    **STILL_PICTURES,
     "flip": Kernel(_mirror_picture),
     "crop": Kernel(crop_raster),
     "mixup": Kernel(_mix_pictures),
-    "gain": identity("only sounds have a level"),
-    "negative": identity("negatives change the sound or the caption, and keep the picture"),
 }
