@@ -27,13 +27,14 @@ import torch
 
 PRELOADED = [
     "torch",
+    "torch._dynamo",
     "accelerate",
     "mmssl.recipe.recipe",
     "mmssl.recipe.load",
     "tests.training.toys",
     "tests.contracts.toys",
 ]
-"""Imported once, by the process that all others are forked from."""
+"""Imported once, by the process that all others are forked from. The first optimizer of a process imports torch._dynamo."""
 
 
 def start(target: Callable[..., object], *arguments: object, daemon: bool = False) -> BaseProcess:

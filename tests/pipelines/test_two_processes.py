@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +19,7 @@ from tests.programs import Program
 # bias of its keys, whose gradient is rounding noise alone, and Adam would make whole steps of that.
 TOLERANCE = 1e-5
 OVERRIDES = ["optimizer.eps=1e-4"]
+ROOT = Path(__file__).resolve().parents[2]
 TWO = ["--num_processes", "2", "--main_process_port", "0"]
 
 
@@ -33,15 +31,15 @@ def machines() -> list[list[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = [*ACCELERATE, "configs/accelerate/multi_node.yaml", "--num_machines", "2", "--num_processes", "2"]
+    common = [*ACCELERATE, f"{ROOT}/configs/accelerate/multi_node.yaml", "--num_machines", "2", "--num_processes", "2"]
     common += ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--machine_rank"]
     return [[*common, "1"], [*common, "0"]]
 
 
 LAUNCHERS: dict[str, Callable[[], list[list[str]]]] = {
     "torchrun": lambda: [["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]],
-    "accelerate": lambda: [[*ACCELERATE, "configs/accelerate/multi_gpu.yaml", *TWO]],
-    "fsdp2": lambda: [[*ACCELERATE, "configs/accelerate/fsdp2.yaml", *TWO]],
+    "accelerate": lambda: [[*ACCELERATE, f"{ROOT}/configs/accelerate/multi_gpu.yaml", *TWO]],
+    "fsdp2": lambda: [[*ACCELERATE, f"{ROOT}/configs/accelerate/fsdp2.yaml", *TWO]],
     "machines": machines,
 }
 SLOW = {"accelerate": pytest.mark.slow, "machines": pytest.mark.slow}
@@ -51,20 +49,14 @@ are read in tests/test_accelerate_configs.py, and the last test here joins two m
 
 def launched(world: World, output: Path, launchers: list[list[str]]) -> None:
     """Start them all, and wait for the end."""
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = ["-m", "pipelines.pretrain", str(world.recipe), f"output={output}", *OVERRIDES]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = ["-m", "pipelines.pretrain", world.recipe, f"output={output}", *OVERRIDES]
     with ExitStack() as started:
-        processes = []
-        for launcher in launchers:
-            command = [sys.executable, "-m", *launcher, *run]
-            process = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
-            started.enter_context(process)
-            started.callback(process.kill)
-            processes.append(process)
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
+        programs = [Program(*launcher, *run, folder=output, environment=environment) for launcher in launchers]
+        for program in programs:
+            started.enter_context(program)
+        for program in programs:
+            assert program.wait(120) == 0, program.said()
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,23 +11,22 @@ import pytest
 from mmssl.training.checkpoints.read import resolve
 from tests.programs import Program
 
+ROOT = Path(__file__).resolve().parents[2]
 MOST = 60.0
 """Seconds, of which most go into starting interpreters; without a limit of its own a lost process is waited for for ever."""
 LOST = "process 0 of 2 has lost another process"
 
 
 def test_torchrun_tells_which_process_was_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.training.losing", "kill", str(tmp_path / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    root, started = Path(__file__).resolve().parents[2], time.monotonic()
-    done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=2 * MOST, check=False
-    )
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    started = time.monotonic()
+    with Program(*command, folder=tmp_path, environment=environment) as run:
+        assert run.wait(2 * MOST) != 0
     assert time.monotonic() - started < MOST
-    assert done.returncode != 0
-    assert "exitcode  : -9" in done.stderr
-    assert LOST in done.stderr, done.stderr
+    assert "exitcode  : -9" in run.said()
+    assert LOST in run.said(), run.said()
     assert resolve(tmp_path / "run", "last").name == "step_00000002"
 
 

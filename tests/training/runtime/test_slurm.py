@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from mmssl.core import distributed
 from mmssl.core.errors import RecipeError
+from mmssl.training.runtime.launch import Launch
 from mmssl.training.runtime.slurm import as_torchrun, first_host
+from tests.programs import start
 
 STEP = {
     "SLURM_JOB_ID": "4242",
@@ -71,29 +72,27 @@ def test_without_a_place_to_meet_torchrun_is_shown() -> None:
         as_torchrun({name: value for name, value in STEP.items() if "NODELIST" not in name})
 
 
-PROGRAM = """
-from mmssl.core import distributed
-from mmssl.training.runtime.launch import Launch
-launch = Launch(device="cpu")
-print(launch.describe(), distributed.gather_objects(distributed.rank()))
-launch.close()
-"""
+def take_part(environment: dict[str, str], answer: Path) -> None:
+    """One task: joins the others, and writes how many they are."""
+    os.environ.update(environment)
+    launch = Launch(device="cpu")
+    answer.write_text(f"{launch.describe()} {distributed.gather_objects(distributed.rank())}")
+    launch.close()
 
 
-def test_two_tasks_are_one_run() -> None:
-    root = Path(__file__).resolve().parents[3]
+def test_two_tasks_are_one_run(tmp_path: Path) -> None:
     common = STEP | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
-    common |= {"SLURM_JOB_ID": str(os.getpid()), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    common |= {"SLURM_JOB_ID": str(os.getpid()), "CUDA_VISIBLE_DEVICES": ""}
     with ExitStack() as started:
         tasks = []
         for task in ("0", "1"):
-            environment = {**os.environ, **common, "SLURM_PROCID": task, "SLURM_LOCALID": task}
-            command = [sys.executable, "-c", PROGRAM]
-            process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
-            started.enter_context(process)
-            started.callback(process.kill)
-            tasks.append(process)
+            given = {**common, "SLURM_PROCID": task, "SLURM_LOCALID": task}
+            tasks.append(start(take_part, given, tmp_path / task))
+            started.callback(tasks[-1].kill)
         for process in tasks:
-            said, _ = process.communicate(timeout=120)
-            assert said.startswith("2 processes, parallel ddp")
-            assert said.endswith("[0, 1]\n")
+            process.join(120)
+            assert process.exitcode == 0
+    for task in ("0", "1"):
+        said = (tmp_path / task).read_text()
+        assert said.startswith("2 processes, parallel ddp")
+        assert said.endswith("[0, 1]")
