@@ -10,7 +10,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -64,7 +64,7 @@ class ClipTokenizer(Tokenizer):
 
     @cached_property
     def _encoder(self) -> Any:
-        return _simple_tokenizer()()
+        return _clip_encoder()
 
     @cached_property
     def _ids(self) -> dict[str, list[int]]:
@@ -75,6 +75,7 @@ class ClipTokenizer(Tokenizer):
         """Ids [n, T] int64 of n texts."""
         encoder = self._encoder
         if len(encoder.cache) > self.MAX_CACHED_WORDS:  # unbounded, it would grow with every new word
+            _clip_encoder.cache_clear()
             self.__dict__.pop("_encoder"), self.__dict__.pop("_ids", None)
             encoder = self._encoder
         rows = np.zeros((len(texts), self.context_length), dtype=np.int64)
@@ -180,8 +181,9 @@ class HfTokenizerConfig(Config):
 TokenizerConfig = Annotated[ClipTokenizerConfig | HfTokenizerConfig, Field(discriminator="kind")]
 
 
-def _simple_tokenizer() -> Any:
-    """Load open_clip's tokenizer class from its file alone: importing the whole package costs each worker seconds."""
+@lru_cache(maxsize=1)
+def _clip_encoder() -> Any:
+    """open_clip's tokenizer, made once in a process; from its file alone: importing the whole package costs each worker seconds."""
     module = sys.modules.get("open_clip.tokenizer")
     if module is None:
         package = importlib.util.find_spec("open_clip")
@@ -193,4 +195,4 @@ def _simple_tokenizer() -> Any:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    return module.SimpleTokenizer
+    return module.SimpleTokenizer()
