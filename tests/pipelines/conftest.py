@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmssl.datasets import digit_scenes
+from mmssl.reporting import figures
 from pipelines import cli
 from pipelines.command import guarded
 
@@ -60,6 +61,12 @@ class World:
     def copy_of_run(self, target: Path) -> Path:
         shutil.copytree(self.run, target)
         return target
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without curves, which take longer than a tiny run; `world`, other processes and tests/reporting draw them."""
+    monkeypatch.setattr(figures, "chart_uri", lambda chart: "data:image/svg+xml;base64,")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from mmssl.core.plan import Plan
 from mmssl.core.torch_seeding import seeded
 from mmssl.recipe.load import start_of
 from tests.pipelines.conftest import World
-from tests.pipelines.conftest import world as world
 
 
 def draws() -> tuple[Any, ...]:

@@ -15,7 +15,6 @@ from mmssl.recipe.load import load
 from mmssl.recipe.recipe import Recipe, load_recipe
 from mmssl.training.run import Run
 from tests.pipelines.conftest import World
-from tests.pipelines.conftest import world as world
 
 OBJECTIVE = {
     "kind": "deepcluster_v2", "modality": "image", "view": "augmented", "prototypes": 6, "clusterings": 2, "temperature": 0.1,

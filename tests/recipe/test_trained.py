@@ -15,7 +15,6 @@ from mmssl.recipe.recipe import Recipe, load_recipe
 from mmssl.training.checkpoints.read import BEST, FOLDER, folder_name, step_of
 from mmssl.training.run import Run
 from tests.pipelines.conftest import World
-from tests.pipelines.conftest import world as world
 
 AVERAGED = "ema={decay: 0.5}"
 
