@@ -196,6 +196,8 @@ SIZES: Mapping[str, dict[str, Any]] = {
 
 def provide_weights(values: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
     """Write the weights files that a recipe starts from; returns what each encoder must then hold."""
+    if not (values.get("weights") or any(encoder.get("weights") for encoder in values["encoders"].values())):
+        return {}
     scratch = {
         **values,
         "seed": 1,
