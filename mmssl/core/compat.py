@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.optim import Optimizer
 
 __all__ = [
     "BatchNorm",
@@ -27,8 +28,8 @@ def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     _each("copy", targets, sources)
 
 
-def lerp_each(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
-    """Move targets[i] by the share `weight` of the way to ends[i], in few kernel launches."""
+def lerp_each(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float | Sequence[Tensor]) -> None:
+    """Move targets[i] by a share of the way to ends[i]: one number, in few kernel launches; or tensors [], one for each."""
     _each("lerp", targets, ends, weight)
 
 
@@ -45,6 +46,18 @@ def _each(name: str, targets: Sequence[Tensor], *arguments: Any) -> None:
         return
     for i, target in enumerate(targets):
         getattr(target, f"{name}_")(*(a[i] if isinstance(a, list | tuple) else a for a in arguments))
+
+
+def update_unless(optimizer: Optimizer, skip: Tensor) -> None:
+    """Step the optimizer, unless `skip` [] bool: parameters and moments then stay, bit for bit.
+
+    Fused optimizers, and ours, read the flag on the device. For others the host reads it, and waits for the device.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.grad_scale, optimizer.found_inf = None, skip.float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not skip:
+        optimizer.step()
 
 
 def onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -259,18 +259,19 @@ class Learner(nn.Module):
             for modality, encoder in self.encoders.items()
         }
 
-    def after_update(self, latents: Latents, ctx: StepContext) -> None:
-        """After a finite optimizer step: call the objective's `after_update`, then move every teacher towards its student.
+    def after_update(self, latents: Latents, ctx: StepContext, skip: Tensor | None = None) -> None:
+        """After an optimizer step: call the objective's `after_update`, then move every teacher towards its student.
 
         In this order the objective may still ask a teacher for what the loss saw of it.
 
         Args:
             latents: detached, with `LossOutput.kept`.
             ctx: of the step.
+            skip: [] bool on the device, whether the step is not counted: teachers' parameters then stay; None: it is false.
         """
         self.objective.after_update(latents, ctx)
         for teacher in teachers_in(self).values():
-            teacher.follow(ctx.step)
+            teacher.follow(ctx.step, skip)
 
     def frozen(self) -> dict[str, Encoder]:
         """The encoders without a trainable parameter, by modality."""

@@ -17,11 +17,23 @@ Momentum = Callable[[int], float]
 
 
 @torch.no_grad()
-def move_towards(averages: Iterable[Tensor], live: Iterable[Tensor], share: float) -> None:
-    """Move each average by `share` of the way to its live tensor, in place; both may be shards of equal placement."""
+def move_towards(
+    averages: Iterable[Tensor], live: Iterable[Tensor], share: float | Tensor, skip: Tensor | None = None
+) -> None:
+    """Move each average by `share` of the way to its live tensor, in place; both may be shards of equal placement.
+
+    Args:
+        averages, live, share: what moves, where to, and how far.
+        skip: [] bool on the device: nothing moves if it is true; None: it is false.
+    """
     own = [local_shard(average.detach()) for average in averages]
     ends = [local_shard(tensor.detach()).to(mine.dtype) for mine, tensor in zip(own, live, strict=True)]
-    lerp_each(own, ends, share)
+    if skip is None:
+        lerp_each(own, ends, float(share))
+        return
+    # As factors on the device: the host need not wait for the flag.
+    weights = {dtype: ((~skip).to(dtype) * share).to(dtype) for dtype in {x.dtype for x in own}}
+    lerp_each(own, ends, [weights[x.dtype] for x in own])
 
 
 class Teacher(nn.Module):
@@ -66,9 +78,14 @@ class Teacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def follow(self, step: int) -> None:
-        """Move towards the student by the momentum of a 0-based step, and copy its buffers, but for those of batch norm."""
-        move_towards(self.network.parameters(), self.student.parameters(), 1 - self.momentum(step))
+    def follow(self, step: int, skip: Tensor | None = None) -> None:
+        """Move towards the student by the momentum of a 0-based step, and copy its buffers, but for those of batch norm.
+
+        Args:
+            step: 0-based.
+            skip: [] bool on the device: the parameters do not move if it is true; None: it is false.
+        """
+        move_towards(self.network.parameters(), self.student.parameters(), 1 - self.momentum(step), skip)
         copy_each(_copied_buffers(self.network), _copied_buffers(self.student))
 
 

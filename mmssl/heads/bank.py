@@ -35,9 +35,8 @@ class SampleBank(nn.Module):
         """
         numbers, order = distributed.gather_uneven(index).sort(stable=True)
         everyone = distributed.gather_uneven(rows)
-        last = torch.ones_like(numbers, dtype=torch.bool)
-        last[:-1] = numbers[:-1] != numbers[1:]
-        self.rows[numbers[last]] = everyone[order[last]].to(self.rows.dtype)
+        last = torch.searchsorted(numbers, numbers, right=True) - 1  # of each sample: all its places get the same rows
+        self.rows.index_copy_(0, numbers, everyone[order[last]].to(self.rows.dtype))
 
     @torch.no_grad()
     def known(self) -> Tensor:

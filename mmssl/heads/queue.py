@@ -42,6 +42,8 @@ class Queue(nn.Module):
         self.register_buffer("rows", F.normalize(torch.randn(length, width), dim=-1))
         self.register_buffer("steps", torch.full((length,), -1))
         self.register_buffer("start", torch.tensor(0))
+        self._full = False
+        self.register_load_state_dict_pre_hook(_forget_full)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def push(self, rows: Tensor, step: int) -> None:
@@ -57,8 +59,9 @@ class Queue(nn.Module):
         self.start.copy_((self.start + len(rows)) % len(self.rows))
 
     def is_full(self) -> bool:
-        """Whether every row was pushed, and none is random any more. Reads from the device."""
-        return bool((self.steps >= 0).all())
+        """Whether every row was pushed, and none is random any more. Reads from the device until it is so, and never again."""
+        self._full = self._full or bool((self.steps >= 0).all())
+        return self._full
 
     @torch.no_grad()
     def age(self, step: int) -> Tensor:
@@ -70,3 +73,7 @@ class Queue(nn.Module):
     def nearest(self, x: Tensor) -> Tensor:
         """The row with the largest dot product with each row of `x`, [n, E] -> [n, E]; of equal ones the first."""
         return self.rows[(x.to(self.rows.dtype) @ self.rows.T).argmax(1)]
+
+
+def _forget_full(queue: Queue, *_: object) -> None:
+    queue._full = False

@@ -146,7 +146,7 @@ def _add(
     logits = tile.logits
     tile.diagonal.zero_()  # positives may be far above the rest, and would widen the range of the power
     low, high = torch.aminmax(logits)
-    if bool(high - low < SPREAD):
+    if logits.device.type == "cpu" and bool(high - low < SPREAD):  # elsewhere the host would wait for the device
         logits.sub_(high).exp2_()
         if same is not None:
             logits.masked_fill_(same, 0)
@@ -187,7 +187,7 @@ class _Weights:
         by_column, to_column = by_column.masked_fill(no_column, top), to_column.masked_fill(no_column, 0)
         low = torch.minimum(by_row.min(), by_column.min())
         # Absent samples have logits of 0, whose power must be finite too: it meets zeros in the products.
-        self.together = bool((top - low < SPREAD) & (top > -SPREAD))
+        self.together = top.device.type == "cpu" and bool((top - low < SPREAD) & (top > -SPREAD))
         self.present = present
         # The shift before the power has the precision of the logits; the factors after it carry the rest.
         self.row_top, self.column_top = ((top if self.together else x).to(dtype) for x in (by_row, by_column))

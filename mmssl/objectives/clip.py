@@ -260,9 +260,10 @@ class ClipObjective(Objective):
             all_a, all_b = everyone[pair.first], everyone[pair.second]
             ids = identities(facts, pair)
             scale, bias = self.logit_scale[self.scale_names[pair.name]].exp(), self.logit_bias.get(pair.name)
+            present = facts[f"present/{pair.first}"].bool() & facts[f"present/{pair.second}"].bool()
             among: dict[str, Any] = {
                 "offset": distributed.rank() * len(a),
-                "present": facts[f"present/{pair.first}"].bool() & facts[f"present/{pair.second}"].bool(),
+                "present": present if ctx.optional & {pair.first, pair.second} else None,
                 "ids": ids if self.duplicates == "ignore" else None,
             }
             terms[pair.name] = pair.weight * contrastive_loss(a, b, all_a, all_b, scale, bias, among, self.tiles)

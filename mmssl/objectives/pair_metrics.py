@@ -38,7 +38,9 @@ def pair_metrics(
     """
     scale, limit, bias = scales
     there, back = info_nce_accuracy(a, b, **among)
-    present, target = among["present"], torch.arange(len(a), device=a.device) + among["offset"]
+    everyone = torch.ones(len(among["all_b"]), dtype=torch.bool, device=a.device)
+    present = everyone if among["present"] is None else among["present"]
+    target = torch.arange(len(a), device=a.device) + among["offset"]
 
     def mean(values: Tensor) -> Tensor:
         return over_present((values * present[target]).mean(), present).to(there.dtype)

@@ -19,7 +19,7 @@ from mmssl.training.runtime.jsonl import JsonLines, finite
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.runtime.lock import on_main
 from mmssl.training.steps.compilation import eagerly
-from mmssl.training.steps.plain import StepReport
+from mmssl.training.steps.report import StepReport
 from mmssl.training.steps.state import Best, TrainState
 
 
@@ -41,9 +41,13 @@ class Every:
         """Whether the minutes are over by this process' clock; only the main process votes."""
         return is_main() and self.minutes is not None and self._clock() - self._last >= 60 * self.minutes
 
+    def falls_on(self, step: int) -> bool:
+        """Whether the action is due after `step` steps by their number."""
+        return self.steps is not None and step % self.steps == 0
+
     def due(self, step: int, wished: bool) -> bool:
         """Whether the action is due after `step` steps, given the votes of all processes; restarts the clock if so."""
-        due = wished or (self.steps is not None and step % self.steps == 0)
+        due = wished or self.falls_on(step)
         if due:
             self._last = self._clock()
         return due

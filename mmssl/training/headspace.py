@@ -11,6 +11,7 @@ from itertools import repeat
 from mmssl.core.batch import Batch
 from mmssl.training.log import INPUT_BOUND
 from mmssl.training.run import Run
+from mmssl.training.steps.report import StepReport
 
 
 @dataclass(frozen=True)
@@ -94,22 +95,29 @@ def measure_headspace(
 def _rate(run: Run, batches: Iterator[Batch], seconds: float, progress: Callable[[float], None]) -> tuple[float, float]:
     """(steps per second, share of the time spent waiting for batches) of training for some seconds."""
     start, waited, steps = time.perf_counter(), 0.0, 0
+    report: StepReport | None = None
     while steps < 2 or time.perf_counter() - start < seconds:
         asked = time.perf_counter()
         batch = next(batches)
-        waited += time.perf_counter() - asked
-        _train_on(run, batch)
+        if report is None or report.flags.arrived:  # while the device works, nothing waits for data
+            waited += time.perf_counter() - asked
+        before, report = report, _train_on(run, batch)
+        if before is not None:
+            before.flags.read()
         steps += 1
         progress(min(1.0, (time.perf_counter() - start) / seconds))
+    assert report is not None
+    report.flags.read()
     elapsed = time.perf_counter() - start
     return steps / elapsed, waited / elapsed
 
 
-def _train_on(run: Run, batch: Batch) -> None:
-    """One step of the training loop, without its log, checkpoints and evaluations; it waits for the device as the loop does."""
+def _train_on(run: Run, batch: Batch) -> StepReport:
+    """Give the device one step of the training loop, without its log, checkpoints and evaluations."""
     state = run.state
     run.updates.apply(state.optimizer, state.step)
     report = run.step(state, batch)
-    if report.finite and state.ema is not None:
-        state.ema.update(state.learner)
-    state.advance(batch, report.finite)
+    if state.ema is not None:
+        state.ema.update(state.learner, report.skip)
+    state.advance(batch)
+    return report

@@ -13,7 +13,7 @@ from mmssl.training.runtime.console import say
 from mmssl.training.runtime.jsonl import JsonLines, finite
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.steps.optim import current_rate
-from mmssl.training.steps.plain import StepReport
+from mmssl.training.steps.report import StepReport
 from mmssl.training.steps.state import TrainState
 
 INPUT_BOUND = 0.25

@@ -57,6 +57,10 @@ class Refresh:
             raise ValueError(f"got a refresh every {every} steps, wanted at least 1")
         self._every, self._reading, self._launch = every, reading, launch
 
+    def falls_on(self, step: int) -> bool:
+        """Whether a refresh is due before the 0-based step."""
+        return self._every is not None and step % self._every == 0
+
     def __call__(self, state: TrainState, save: SaveBeat, stop: StopSignals) -> None:
         """Refresh if it is due before the next step of `state`. Every process must call.
 
@@ -64,7 +68,7 @@ class Refresh:
             Interrupted: a signal came while samples were read; the steps so far are saved.
             MmsslError: samples cannot be read, or the objective failed.
         """
-        if self._every is None or state.step % self._every != 0:
+        if not self.falls_on(state.step):
             return
         assert self._reading is not None
         learner, started = state.learner, time.monotonic()

@@ -30,7 +30,7 @@ from mmssl.core.objective import Latents, Learner, LossOutput, Reduction
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.recipe.unions import ObjectiveUnion
 from mmssl.training.steps.groups import parameter_rules
-from mmssl.training.steps.plain import StepReport
+from mmssl.training.steps.report import Flags, StepReport
 from tests.contracts import toys
 from tests.contracts.case import FIVE, SIZE, Case
 from tests.distributed.processes import WORLD, Processes
@@ -303,7 +303,7 @@ class Saved:
 def test_the_headline_is_a_few_of_the_logged_figures(name: str) -> None:
     learner = build(name)
     output = learner(batch(learner))[0]
-    scalars = StepReport(True, (), output, {"grad_norm": torch.tensor(1.0)}).scalars()
+    scalars = StepReport(output, {"grad_norm": torch.tensor(1.0)}, Flags(torch.zeros(2)), torch.tensor(False)).scalars()
     headline = learner.objective.headline(scalars)
     assert headline.chance is None or 0 < headline.chance < len(output.terms) * 2 * math.log(len(batch(learner)) ** 2)
     assert 0 < len(headline.figures) <= 3 * max(2, len(output.terms))

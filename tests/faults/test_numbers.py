@@ -37,7 +37,7 @@ def test_a_bad_step_moves_nothing(tmp_path: Path, where: str) -> None:
         before = tensors(run)
         batch = make_batch(step, 8, poisoned=where == "loss and gradients" and step == 3)
         report = run.step(run.state, batch)
-        run.state.advance(batch, report.finite)
+        run.state.advance(batch)
         assert report.finite == (step != 3)
         if step == 3:
             assert_equal(tensors(run), before)

@@ -99,7 +99,7 @@ def test_a_run_is_called_input_bound_where_that_lasts_and_costs(
     for waited in (3.0, 0.01, 3.0, 0.34, 0.33, 3.0):
         batch = next(iter(run.state.stream))
         report = run.step(run.state, batch)
-        run.state.advance(batch, True)
+        run.state.advance(batch)
         run.log.timed(waited, 1.0)
         run.log.once(run.state, report)
         said = capsys.readouterr().err

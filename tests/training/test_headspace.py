@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from mmssl.core.batch import Batch
 from mmssl.training import headspace
 from mmssl.training.headspace import Headspace, measure_headspace
+from mmssl.training.steps.report import Flags
 from tests.training.toys import make_run
 
 
@@ -35,9 +37,10 @@ def test_waiting_is_what_a_perfect_loader_saves(tmp_path: Path, monkeypatch: pyt
             clock.now += 3.0
             yield batch
 
-    def step(run: object, batch: Batch) -> None:
+    def step(run: object, batch: Batch) -> SimpleNamespace:
         trained.append(id(batch))
         clock.now += 1.0
+        return SimpleNamespace(flags=Flags(torch.zeros(2)))
 
     monkeypatch.setattr(headspace, "time", clock)
     monkeypatch.setattr(headspace, "_train_on", step)

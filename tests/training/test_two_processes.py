@@ -21,6 +21,7 @@ from mmssl.core.evaluator import Score
 from mmssl.training.checkpoints.manifest import _HashingFile
 from mmssl.training.checkpoints.read import read_numbers, resolve
 from mmssl.training.runtime.jsonl import JsonLines
+from mmssl.training.runtime.launch import Launch
 from tests.distributed.processes import Processes
 from tests.training.toys import Agree, Distance, Drawing, Match, Stream, assert_equal, make_learner, make_run, tensors
 
@@ -221,8 +222,12 @@ def test_running_statistics_are_each_process_own_and_the_main_process_is_evaluat
     assert set(first["evaluated"]) == set(second["evaluated"]) == {1.0}
 
 
-def stopped_without_a_batch(folder: str) -> tuple[str, dict[str, Tensor], int]:
-    """The second process is told to stop while it waits for the batch of step 5, which the first one has."""
+def stopped_without_a_batch(folder: str, late: bool) -> tuple[str, dict[str, Tensor], int]:
+    """The second process is told to stop while it waits for the batch of step 5, which the first one has.
+
+    With `late`, as on a device with a queue: the first process then begins step 6 before it knows.
+    """
+    before, Launch.asynchronous = Launch.asynchronous, late  # type: ignore[assignment,method-assign]
 
     class Waiting(Stream):
         def act(self, step: int) -> None:
@@ -230,11 +235,15 @@ def stopped_without_a_batch(folder: str) -> tuple[str, dict[str, Tensor], int]:
                 os.kill(os.getpid(), signal.SIGUSR2)
                 raise Stopped("waiting")
 
-    run = make_run(Path(folder), stream=Waiting(), learner=make_learner(Match))
+    run = make_run(
+        Path(folder), stream=Waiting(), learner=make_learner(Match), log={"every": "9 steps", "trackers": []}
+    )
     try:
         run.train()
     except Interrupted as error:
         return str(error), tensors(run), run.state.numbers()["stream"]["step"]
+    finally:
+        Launch.asynchronous = before  # type: ignore[method-assign]
     return "", {}, 0
 
 
@@ -244,10 +253,11 @@ def gone_on(folder: str) -> dict[str, Tensor]:
     return tensors(run)
 
 
+@pytest.mark.parametrize("late", [False, True])
 def test_a_process_that_gives_its_batch_up_stops_both_before_that_step(
-    two_processes: Processes, tmp_path: Path
+    two_processes: Processes, tmp_path: Path, late: bool
 ) -> None:
-    first, second = two_processes.run(stopped_without_a_batch, [(str(tmp_path / "cut"),)] * 2)
+    first, second = two_processes.run(stopped_without_a_batch, [(str(tmp_path / "cut"), late)] * 2)
     assert first[0] == second[0] == f"stopped by SIGUSR2 after step 5; saved in {tmp_path / 'cut/checkpoints'}"
     assert first[2] == 5, "the batch that the first process had is drawn again"
     assert resolve(tmp_path / "cut", "last").name == "step_00000005"

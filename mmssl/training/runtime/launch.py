@@ -123,6 +123,11 @@ class Launch:
         """Whether this process prints and writes."""
         return bool(self._accelerator.is_main_process)
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the device works through a queue that the host fills, so that reading a value from it waits."""
+        return self.device.type == "cuda"
+
     def describe(self) -> str:
         """Processes, device, precision and parallel mode, in one line."""
         count = self._accelerator.num_processes

@@ -39,25 +39,36 @@ class Ema:
 
     Attributes:
         module: the averaged learner, in evaluation mode, without gradients.
-        updates: number of updates so far.
+        updates: number of updates so far; a tensor [] on the device after an update.
     """
 
     def __init__(self, learner: Learner, decay: float, warmup: bool = False) -> None:
         self.decay, self.warmup = decay, warmup
-        self.updates = 0
+        self.updates: int | Tensor = 0
         self.module = copy.deepcopy(learner).requires_grad_(False).eval()
         for parameter in self.module.parameters():
             parameter.data = parameter.data.float()
 
     @torch.no_grad()
-    def update(self, learner: Learner) -> None:
-        """Update the EMA by one step towards the learner."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+    def update(self, learner: Learner, skip: Tensor | None = None) -> None:
+        """Update the EMA by one step towards the learner.
+
+        Args:
+            learner: as the step left it.
+            skip: [] bool on the device, whether the step is not counted: parameters then stay; None: it is false.
+        """
         averages, copies = _parts(self.module)
         live, originals = _parts(learner)
-        move_towards(averages, live, 1 - decay)
+        move_towards(averages, live, self._share(), skip)
         copy_each(copies, originals)
-        self.updates += 1
+        self.updates = self.updates + (1 if skip is None else ~skip)
+
+    def _share(self) -> float | Tensor:
+        """Share of the way to the learner at the next update."""
+        if not self.warmup:
+            return 1 - self.decay
+        n = torch.as_tensor(self.updates, dtype=torch.float64)
+        return 1 - ((1 + n) / (10 + n)).clamp(max=self.decay)
 
     @torch.no_grad()
     def take_over(self, learner: Learner, names: Sequence[str]) -> None:

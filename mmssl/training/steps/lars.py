@@ -27,6 +27,8 @@ class Lars(Optimizer):
     |.| is the 2-norm of the whole tensor, also of one that is sharded over processes. As in torch's SGD, the rate is outside of
     the momentum; the paper and SimCLR's code have it inside, which differs only while the rate changes.
 
+    As with torch's fused optimizers, a step with the attribute `found_inf` [] above 0 changes nothing, and no host waits for it.
+
     Args:
         groups: parameter groups; "adapted" says whether a group's updates are scaled by the norms. Default: they are.
         lr: rate.
@@ -45,6 +47,8 @@ class Lars(Optimizer):
     ) -> None:
         settings = {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": weight_decay, "adapted": True}
         super().__init__(groups, settings)
+        self._step_supports_amp_scaling = True
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -64,8 +68,14 @@ class Lars(Optimizer):
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             velocity = local_shard(self.state[p]["momentum_buffer"])
-            velocity.mul_(group["momentum"]).add_(update)
-            local_shard(p).add_(velocity, alpha=-group["lr"])
+            moved = velocity.mul(group["momentum"]).add_(update)
+            if self.found_inf is None:
+                velocity.copy_(moved)
+            else:
+                bad = self.found_inf > 0
+                velocity.copy_(torch.where(bad, velocity, moved))
+                moved.masked_fill_(bad, 0)
+            local_shard(p).add_(moved, alpha=-group["lr"])
 
 
 def _whole_norms(parts: Sequence[Tensor], sharded: Sequence[bool]) -> Tensor:

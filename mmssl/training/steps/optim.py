@@ -189,7 +189,14 @@ class SgdConfig(OptimizerConfig):
 
     def build(self, learner: Learner) -> Optimizer:
         """See the base."""
-        return torch.optim.SGD(self.groups(learner), lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+        optimizer = torch.optim.SGD(
+            self.groups(learner), lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=True
+        )
+        if self.momentum:  # torch makes them at the first step, and leaves them undefined where that is skipped
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
 
 
 class LarsConfig(OptimizerConfig):

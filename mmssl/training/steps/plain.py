@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,50 +13,27 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmssl.core.batch import Batch
-from mmssl.core.compat import BatchNorm, NormBase, copy_each
+from mmssl.core.compat import BatchNorm, NormBase, copy_each, update_unless
 from mmssl.core.config import Config
-from mmssl.core.distributed import rank, total_detached, world_size
+from mmssl.core.distributed import local_shard, rank, total_detached
 from mmssl.core.errors import RecipeError
 from mmssl.core.monitors import monitor
 from mmssl.core.objective import Latents, Learner, LossOutput, Objective, Reduction
+from mmssl.core.teacher import parts_of_teachers
 from mmssl.core.torch_seeding import seed_step
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.runtime.sharding import clip_gradients, gradient_norm
 from mmssl.training.steps.groups import trainable_parts
+from mmssl.training.steps.report import Flags, StepReport
 from mmssl.training.steps.state import TrainState
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """The report of one step: finite or not, loss, metrics, gradient norms. Scalars stay on the device until read.
-
-    Attributes:
-        finite: whether loss and gradients were finite on all processes, so the weights were updated.
-        votes: for each vote, whether any process voted yes.
-        output: detached terms and metrics of this process.
-        norms: gradient norms before clipping, of each part and ("grad_norm") of all; equal on all processes.
-        discarded: whether some process had no batch for this step, so no process updated anything.
-    """
-
-    finite: bool
-    votes: tuple[bool, ...]
-    output: LossOutput
-    norms: Mapping[str, Tensor]
-    discarded: bool = False
-
-    def scalars(self) -> dict[str, float]:
-        """Loss, terms, metrics and norms, averaged over processes. Every process must call; synchronises the device once."""
-        terms = {f"loss/{name}": term for name, term in self.output.terms.items()} if len(self.output.terms) > 1 else {}
-        named = {"loss": self.output.total, **terms, **self.output.metrics, **self.norms}
-        values = total_detached(torch.stack([value.detach().float().reshape(()) for value in named.values()]))
-        return dict(zip(named, (values / world_size()).tolist(), strict=True))
 
 
 class GradientStep(ABC):
     """Base of gradient steps: gradients, finite check, clipping, optimizer, EMA; subclasses compute the gradients.
 
-    A batch with a non-finite loss or gradient on any process updates nothing, and running statistics of normalisation layers are
+    A batch with a non-finite loss or gradient on any process updates nothing; buffers, such as running statistics and queues, are
     restored. It still counts as a step, so that step, schedule and stream stay aligned; in fp16 the scaler lowers its scale.
+    The device decides that: the host waits for nothing, except in fp16 and for optimizers that are not fused.
 
     Args:
         learner: the unwrapped module.
@@ -71,7 +48,8 @@ class GradientStep(ABC):
     ) -> None:
         self.wrapped, self.launch, self.seed, self.clip_norm = wrapped, launch, seed, clip_norm
         self._parts = {part: [parameter for _, parameter in named] for part, named in trainable_parts(learner).items()}
-        self._statistics = _RunningStatistics(learner)
+        self._before = _Remembered(learner)
+        self._discarded: Tensor | None = None
 
     @abstractmethod
     def gradients(self, batch: Batch, step: int, total_steps: int) -> tuple[LossOutput, Latents]:
@@ -85,8 +63,8 @@ class GradientStep(ABC):
         Args:
             state: its learner and optimizer are updated.
             batch: on the device.
-            votes: yes-or-no values of this process, combined over all in the report; sent with the finite check, which synchronises
-                the device anyway.
+            votes: yes-or-no values of this process, combined over all in the report.
+            discard: whether this process has no batch for this step: then no process updates anything, nor in later steps.
         """
         objective, ctx, scaler = (
             state.learner.objective,
@@ -94,7 +72,7 @@ class GradientStep(ABC):
             self.launch.scaler,
         )
         seed_step(self.seed, state.step, rank())
-        self._statistics.save()
+        self._before.save()
         output, latents = self.gradients(batch, state.step, state.total_steps)
         output = _monitored(output, latents, objective)
         self.launch.finish(state.learner)
@@ -102,24 +80,33 @@ class GradientStep(ABC):
             scaler.unscale_(state.optimizer)
         objective.before_update(ctx)
         norms = self._norms()
-        bad = ~(torch.isfinite(output.total) & torch.isfinite(norms["grad_norm"]))
-        mine = torch.tensor([float(vote) for vote in (discard, *votes)], device=self.launch.device)
-        answers = [answer > 0 for answer in total_detached(torch.cat([bad.float()[None], mine])).tolist()]
-        not_finite, discarded, *votes = answers
-        if not_finite or discarded:
-            self._statistics.restore()
-        else:
-            if self.clip_norm is not None:
-                gradients = [p.grad for p in self._trainable() if p.grad is not None]
-                clip_gradients(gradients, self.clip_norm, norms["grad_norm"])
-            state.optimizer.step()
-            with torch.no_grad():
-                latents = {name: _as_in_criterion(x) for name, x in (latents | output.kept).items()}
-                state.learner.after_update(latents, ctx)
-        if scaler is not None and not discarded:
-            scaler.update()
+        flags = self._flags(output, norms, (discard, *votes))
+        skip = flags[:2].any()
+        if self.clip_norm is not None:
+            gradients = [p.grad for p in self._trainable() if p.grad is not None]
+            clip_gradients(gradients, self.clip_norm, norms["grad_norm"])
+        update_unless(state.optimizer, skip)
+        with torch.no_grad():
+            latents = {name: _as_in_criterion(x) for name, x in (latents | output.kept).items()}
+            state.learner.after_update(latents, ctx, skip)
+        self._before.restore(skip)
         state.optimizer.zero_grad(set_to_none=True)
-        return StepReport(not not_finite, tuple(votes), output, norms, discarded)
+        report = StepReport(output, norms, Flags(flags), skip)
+        if scaler is not None and not report.discarded:
+            scaler.update()
+        return report
+
+    def _flags(self, output: LossOutput, norms: Mapping[str, Tensor], wishes: Sequence[bool]) -> Tensor:
+        """[2 + votes] bool of all processes on the device: not finite, discarded, and the votes. Every process must call."""
+        bad = ~(torch.isfinite(output.total) & torch.isfinite(norms["grad_norm"]))
+        mine = torch.cat([bad[None], bad.new_zeros(len(wishes))]).float()
+        for number, wish in enumerate(wishes, start=1):
+            if wish:
+                mine[number].fill_(1)  # rare; a copy of all from the host would wait
+        flags = total_detached(mine) > 0
+        self._discarded = flags[1] if self._discarded is None else flags[1] | self._discarded
+        flags[1].copy_(self._discarded)  # the host may know of it a step later
+        return flags
 
     def _backward(self, loss: Tensor) -> None:
         self._scaled(loss).backward()
@@ -242,21 +229,27 @@ class AccumulatedStepConfig(Config):
         return AccumulatedStep(learner, wrapped, launch, seed, clip_norm, micro_batches=self.micro_batches)
 
 
-class _RunningStatistics:
-    """Running statistics of the learner's normalisation layers, which a forward pass changes in place."""
+class _Remembered:
+    """What a step changes beside the weights of encoders: the learner's buffers, and the objective's parameters.
+
+    A forward pass changes running statistics, and `after_update` clamps temperatures, moves centres and fills queues.
+    """
 
     def __init__(self, learner: Learner) -> None:
-        layers = [module for module in learner.modules() if isinstance(module, NormBase)]
-        self._live = [buffer for layer in layers for buffer in layer.buffers()]
-        self._saved = [buffer.clone() for buffer in self._live]
+        followers = parts_of_teachers(learner)
+        parameters = [p.detach() for p in learner.objective.parameters() if id(p) not in followers]
+        self._live = [*map(local_shard, parameters), *learner.buffers()]
+        self._saved = [tensor.clone() for tensor in self._live]
 
     @torch.no_grad()
     def save(self) -> None:
         copy_each(self._saved, self._live)
 
     @torch.no_grad()
-    def restore(self) -> None:
-        copy_each(self._live, self._saved)
+    def restore(self, where: Tensor) -> None:
+        """Restore if `where` [] bool is true."""
+        for live, saved in zip(self._live, self._saved, strict=True):
+            torch.where(where, saved, live, out=live)
 
 
 def refuse_batch_statistics(learner: Learner, how: str) -> None:

@@ -1,4 +1,4 @@
-"""Prefetch training batches to the device: the next one is copied while a step runs."""
+"""Training batches on their way to the device: trimmed, and copied while a step runs."""
 
 from __future__ import annotations
 
@@ -17,72 +17,50 @@ from mmssl.training.steps.state import Stream
 
 
 class DeviceStream:
-    """A stream that trims batches (see `Encoder.trim`) and moves them to the device, one ahead on CUDA.
+    """A stream that trims batches (see `Encoder.trim`) and moves them to the device.
 
-    All token views of a modality keep one length, that of the longest text, so that they can be encoded in one call.
-    On CUDA one batch is fetched ahead and copied in a separate CUDA stream: a copy shorter than a step costs no time. Pixels are
-    copied as uint8. The position counts batches that were handed out, and an error of the batch ahead is raised when that batch is
-    requested. On the CPU nothing is copied or fetched ahead.
+    All token views of a modality keep one length, that of the longest text, so that they can be encoded in one call. Pixels are
+    copied as uint8. On CUDA the copy runs in its own CUDA stream, from pinned memory: asked for while the device works on a step, a
+    batch shorter to copy than the step costs no time. On the CPU nothing is copied.
 
     Args:
         stream: where batches come from.
         learner: its encoders trim the views.
         device: where batches go.
-        ahead: whether to fetch one batch ahead; None: on CUDA only.
     """
 
-    def __init__(self, stream: Stream, learner: Learner, device: torch.device, ahead: bool | None = None) -> None:
+    def __init__(self, stream: Stream, learner: Learner, device: torch.device) -> None:
         self._stream, self._device = stream, device
         self._encoders = dict(learner.encoders.items())
-        self._ahead = device.type == "cuda" if ahead is None else ahead
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._position: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self._stream)
-        if not self._ahead:
-            yield from map(self._move, batches)
-            return
-        following, position, error = self._take(batches)
-        while following is not None:
-            batch, self._position = self._arrived(following), position
-            following, position, error = self._take(batches)
-            yield batch
-        if error is not None:
-            raise error
+        for batch in self._stream:
+            with torch.cuda.stream(self._copies):
+                moved = self._move(batch)
+            yield self._arrived(moved)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Stream`."""
-        return self._stream.state_dict() if self._position is None else self._position
+        return self._stream.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Stream`."""
-        self._position = None
         self._stream.load_state_dict(state)
 
     def drawn(self) -> Mapping[str, Drawn]:
-        """See `Stream`; includes a batch that was fetched ahead."""
+        """See `Stream`."""
         return self._stream.drawn()
 
     def close(self) -> None:
         """See `Stream`."""
         self._stream.close()
 
-    def _take(self, batches: Iterator[Batch]) -> tuple[Batch | None, dict[str, Any] | None, Exception | None]:
-        """Start copying the next batch; return it with the position after it, or None with the error that ended the stream."""
-        if self._position is None:
-            self._position = self._stream.state_dict()
-        try:
-            batch = next(batches, None)
-        except Exception as error:  # raised when its batch is due
-            return None, None, error
-        if batch is None:
-            return None, None, None
-        with torch.cuda.stream(self._copies):
-            return self._move(batch), self._stream.state_dict(), None
-
     def _move(self, batch: Batch) -> Batch:
-        return trimmed(batch, self._encoders).to(self._device, non_blocking=True)
+        batch = trimmed(batch, self._encoders)
+        if self._copies is not None:  # the loader has pinned all but what was trimmed
+            batch = batch.map(lambda x: x if x.is_pinned() else x.pin_memory())
+        return batch.to(self._device, non_blocking=True)
 
     def _arrived(self, batch: Batch) -> Batch:
         """Make the current CUDA stream wait for the copy of a batch."""
@@ -101,13 +79,16 @@ class DeviceStream:
 
 
 def trimmed(batch: Batch, encoders: Mapping[str, nn.Module]) -> Batch:
-    """Cut padding off the token views of a batch, all of a modality to the length of its longest text; see `Encoder.trim`."""
+    """Cut padding off the token views of a batch, all of a modality to the length of its longest text; see `Encoder.trim`.
+
+    What is cut is dense in memory: a view with gaps cannot be copied to a device while the host goes on.
+    """
     views = dict(batch.views)
     for modality, encoder in encoders.items():
         assert isinstance(encoder, Encoder)
         names = batch.trimmable.get(modality, ())
         if encoder.trim is not None and names:
             longest = max(encoder.trim(views[modality][name]).shape[1] for name in names)
-            cut = {name: views[modality][name][:, :longest] for name in names}
+            cut = {name: views[modality][name][:, :longest].contiguous() for name in names}
             views[modality] = {**views[modality], **cut}
     return replace(batch, views=views)

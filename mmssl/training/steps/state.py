@@ -20,6 +20,9 @@ from mmssl.core.sample import Drawn, Fault
 from mmssl.training.runtime.jsonl import JsonLines
 from mmssl.training.steps.ema import Ema
 
+Place = tuple[int, int, dict[str, Any] | None]
+"""Steps and samples of a run so far, and the position of its stream; None: as it began."""
+
 
 class Stream(Protocol):
     """An endless iterator of training batches with a resumable position."""
@@ -93,22 +96,35 @@ class TrainState:
     ledger: JsonLines | None = None
     _position: dict[str, Any] | None = None
     _new_faults: list[tuple[int, int, Fault]] = field(default_factory=list)
-    _new_notes: Counter[str] = field(default_factory=Counter)
+    _new_notes: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def place(self) -> str:
         """Progress of the run, for the log: "step  25/800"."""
         return f"step {self.step:>{len(str(self.total_steps))}}/{self.total_steps}"
 
-    def advance(self, batch: Batch, finite: bool) -> None:
-        """Count one step on `batch`."""
+    def place_in_run(self) -> Place:
+        """Steps, samples and position so far, for `return_to`."""
+        return self.step, self.samples, self._position
+
+    def return_to(self, place: Place) -> None:
+        """Forget the steps after a place, which updated nothing and were not judged."""
+        self.step, self.samples, self._position = place
+        self._new_faults = [fault for fault in self._new_faults if fault[0] <= self.step]
+        self._new_notes = [note for note in self._new_notes if note[0] <= self.step]
+
+    def advance(self, batch: Batch) -> None:
+        """Count one step on `batch`; whether it was finite may be known later, see `judge`."""
         self.step += 1
         self._position = self.stream.state_dict()
         self.samples += len(batch) * world_size()
+        self._new_faults += [(self.step, rank(), fault) for fault in batch.faults]
+        self._new_notes += [(self.step, note) for note in chain.from_iterable(batch.notes)]
+
+    def judge(self, finite: bool) -> None:
+        """Count whether a step was finite. Every step is judged, in order, before anything is saved or logged."""
         self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
         self.skipped_steps += not finite
-        self._new_faults += [(self.step, rank(), fault) for fault in batch.faults]
-        self._new_notes.update(chain.from_iterable(batch.notes))
 
     def forget_moments(self, names: Iterable[str]) -> None:
         """Drop the moments of parameters that the objective made anew; the EMA starts from them, and takes all buffers over.
@@ -133,7 +149,7 @@ class TrainState:
 
     def join_faults(self) -> None:
         """Add the faults and notes of all processes since the last call. Every process must call."""
-        parts = gather_objects((self._new_faults, dict(self._new_notes)))
+        parts = gather_objects((self._new_faults, dict(Counter(note for _, note in self._new_notes))))
         new = sorted((one for faults, _ in parts for one in faults), key=lambda one: one[:2])
         for reason, count in Counter(fault.reason for *_, fault in new).items():
             self.faults[reason] = self.faults.get(reason, 0) + count
@@ -142,7 +158,7 @@ class TrainState:
             self.ledger.extend([_entry(*one) for one in new])
         for _, notes in parts:
             self.notes = dict(Counter(self.notes) + Counter(notes))
-        self._new_faults, self._new_notes = [], Counter()
+        self._new_faults, self._new_notes = [], []
 
     def numbers(self) -> dict[str, Any]:
         """All counters and scores (no tensors), as JSON values."""
@@ -157,7 +173,7 @@ class TrainState:
             # That of the last step: a batch may have been handed out that was given up.
             "stream": self.stream.state_dict() if self._position is None else self._position,
             "scaler": self.scaler.state_dict() if self.scaler else None,
-            "ema_updates": self.ema.updates if self.ema else None,
+            "ema_updates": int(self.ema.updates) if self.ema else None,
             "evaluated": dict(self.learner.objective.evaluated()),
         }
 
