@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mmssl.data.modalities.text import TextConfig
 from mmssl.evaluation.common import inference
-from mmssl.evaluation.zero_shot import build_classifier
+from mmssl.evaluation.prompts import build_classifier
 from mmssl.interop.open_clip import load_open_clip
 
 

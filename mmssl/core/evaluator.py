@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any, Protocol, Self
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import MmsslError
@@ -13,8 +14,26 @@ from mmssl.core.errors import MmsslError
 Score = float | int | str | None
 
 
+@dataclass(frozen=True)
+class Table:
+    """Rows beside the scores of an evaluator, such as one a sample, as a paper's table or a test needs them.
+
+    Attributes:
+        columns: name -> values, equally many; the column "key" names the sample, "class" its class.
+        outcomes: columns of numbers that tell how well the model did in each row; models are compared by them, row by row. Their
+            mean is the score of that name, with the name of the table before it unless that is "samples".
+    """
+
+    columns: Mapping[str, Sequence[Score]]
+    outcomes: tuple[str, ...] = ()
+
+
 class Kept(Protocol):
     """Shards that an evaluator keeps open between its runs."""
+
+    def digest(self) -> str:
+        """Hash of the names, sizes and keys of what is open: equal ones have the same samples in the same order."""
+        ...
 
     def open(self) -> object:
         """Open them, unless they are open."""
@@ -34,10 +53,19 @@ class Evaluator(ABC):
     Attributes:
         headlines: metrics shown on the console; files hold all. Empty: all are shown.
         kept: all shards that it reads.
+        tables: rows of the latest run, by name: "samples", "classes", ...; the same on all processes.
     """
 
     headlines: tuple[str, ...] = ()
     kept: Sequence[Kept] = ()
+    tables: Mapping[str, Table] = MappingProxyType({})
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the scores besides model and settings, for result files: the data, and the files that were read.
+
+        Only while the shards are open.
+        """
+        return {"data": [one.digest() for one in self.kept]}
 
     @abstractmethod
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:

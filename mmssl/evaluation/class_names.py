@@ -20,13 +20,24 @@ def stored_class_names(shards: Sequence[str]) -> dict[Path, tuple[str, ...]]:
     Raises:
         DataError: there are no such shards, or a file cannot be read.
     """
-    if any(is_remote(shard) for shard in shards):
-        return {}
-    files = dict.fromkeys(path.parent / CLASS_NAMES_FILE for path in expand(shards))
     try:
-        return {file: read_class_names(file)[0] for file in files if file.is_file()}
+        return {file: read_class_names(file)[0] for file in beside(shards, CLASS_NAMES_FILE)}
     except (OSError, ValueError) as error:
         raise DataError(f"class names beside the shards: {error}") from error
+
+
+def beside(shards: Sequence[str], name: str) -> list[Path]:
+    """Files of a name in the folders of local shards, or where there is none in the folder above (of several splits).
+
+    Raises:
+        DataError: there are no such shards.
+    """
+    if any(is_remote(shard) for shard in shards):
+        return []
+    folders = dict.fromkeys(path.parent for path in expand(shards))
+    near = [[folder / name, folder.parent / name] for folder in folders]
+    found = [next((file for file in files if file.is_file()), None) for files in near]
+    return list(dict.fromkeys(file for file in found if file is not None))
 
 
 def compare_with_stored(names: Sequence[str], shards: Sequence[str], what: str) -> None:

@@ -22,6 +22,7 @@ from mmssl.evaluation.common import (
     require_usable,
     warn_of_ties,
 )
+from mmssl.evaluation.curves import tie_bounds
 from mmssl.evaluation.ranking import exact_products, pad_rows
 from mmssl.evaluation.statistics import clustered_bootstrap
 
@@ -218,14 +219,8 @@ def _over_orders(scores: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         sum [Q] float64, and mask [Q, N] bool, True at ranks in a tie with a wrong candidate.
     """
-    n = scores.shape[1]
-    place = torch.arange(n, device=scores.device).expand_as(scores)
-    starts = torch.ones_like(right)
-    starts[:, 1:] = scores[:, 1:] != scores[:, :-1]
-    ends = starts.roll(-1, 1)
-    ends[:, -1] = True
-    begin = place.where(starts, 0).cummax(1).values
-    end = place.where(ends, n).flip(1).cummin(1).values.flip(1)
+    place = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    begin, end = tie_bounds(scores)
     count = right.cumsum(1)
     before = (count - right.long()).gather(1, begin)
     good, size = count.gather(1, end) - before, end - begin + 1

@@ -108,6 +108,10 @@ class KeptIndex:
             self._index, self._stamps = index, found
         return self._index
 
+    def digest(self) -> str:
+        """Hash of the names, sizes and keys of the samples."""
+        return self.open().digest
+
     def close(self) -> None:
         """Close the index; the next run opens it again."""
         self._index = None
@@ -155,6 +159,10 @@ class KeptShards:
             self.close()  # after an interrupted pass, workers are in the middle of it, or dead
             raise
         return replace(data, skipped=sum(distributed.gather_objects(stream.faults.total())))
+
+    def digest(self) -> str:
+        """See `KeptIndex.digest`."""
+        return self.index.digest()
 
     def close(self) -> None:
         """Stop the workers and close the index; the next run starts them again."""

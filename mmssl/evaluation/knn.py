@@ -15,9 +15,18 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
+from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.common import broadcast_scores, require_modalities
-from mmssl.evaluation.labelled import Labelled, LabelledConfig, LabelledShards, Ranks, classifier_scores, number_classes
-from mmssl.evaluation.ranking import TILE, exact_products, pad_rows, ranks_of_classes
+from mmssl.evaluation.labelled import (
+    Classify,
+    Labelled,
+    LabelledConfig,
+    LabelledShards,
+    classifier_answers,
+    classifier_scores,
+    number_classes,
+)
+from mmssl.evaluation.ranking import TILE, Predictions, exact_products, pad_rows, ranks_of_classes
 
 
 class KnnConfig(LabelledConfig):
@@ -56,13 +65,15 @@ class Knn(Evaluator):
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         train, test = self._shards.features(model)
-        yield from broadcast_scores(knn_scores(train, test, self.config.ks, self.config.temperature)).items()
+        scores, answers = knn_scores(train, test, self.config.ks, self.config.temperature)
+        self.tables = answers.tables()
+        yield from broadcast_scores(scores).items()
 
 
 def knn_scores(
     train: Labelled, test: Labelled, ks: tuple[int, ...] = (20,), temperature: float = 0.07
-) -> dict[str, Score]:
-    """Scores of weighted kNN on test samples; each process classifies its share of them.
+) -> tuple[dict[str, Score], Answers]:
+    """Scores of weighted kNN on test samples, and the answers of the first k; each process classifies its share of the samples.
 
     Wu et al. 2018 (arXiv:1805.01978), section 3.4, as DINO weighs it: of the k training samples with the largest cosines s, each
     votes exp(s / temperature) for its class. Of equal cosines the earlier training samples count, of equal votes the lower class.
@@ -79,29 +90,29 @@ def knn_scores(
             "lower `ks`, or check `train_shards`"
         )
     bank = F.normalize(train.features, dim=1)
-    found: dict[int, Tensor] = {}
+    found: dict[int, Predictions] = {}
 
-    def rank_all(features: Tensor, wanted: Tensor) -> Tensor:
+    def classify_all(features: Tensor, wanted: Tensor) -> Predictions:
         world, rank, n = distributed.world_size(), distributed.rank(), len(features)
         share = slice(rank * n // world, (rank + 1) * n // world)
-        mine = vote_ranks(
-            F.normalize(features[share], dim=1), wanted[share], bank, numbers, len(classes), ks, temperature
-        )
-        found.update(zip(ks, distributed.gather_uneven(mine).T, strict=True))
+        mine = votes(F.normalize(features[share], dim=1), wanted[share], bank, numbers, len(classes), ks, temperature)
+        ranks, tied, predicted = (distributed.gather_uneven(one) for one in (mine.ranks, mine.tied, mine.predicted))
+        found.update({k: Predictions(ranks[:, i], tied[:, i], predicted[:, i]) for i, k in enumerate(ks)})
         return found[ks[0]]
 
-    def ranked_with(k: int) -> Ranks:
+    def classified_with(k: int) -> Classify:
         return lambda features, wanted: found[k]
 
-    scores = classifier_scores(train, test, classes, rank_all) | {"k": ks[0]}
+    answers = classifier_answers(test, classes, classify_all)
+    scores = classifier_scores(train, test, classes, answers) | {"k": ks[0]}
     for k in ks[1:]:
-        further = classifier_scores(train, test, classes, ranked_with(k))
+        further = classifier_answers(test, classes, classified_with(k)).scores()
         scores |= {f"acc1_k{k}{part}": further[f"acc1{part}"] for part in ("", "_ci95_low", "_ci95_high")}
-    return scores
+    return scores, answers
 
 
 @torch.no_grad()
-def vote_ranks(
+def votes(
     queries: Tensor,
     wanted: Tensor,
     bank: Tensor,
@@ -109,8 +120,8 @@ def vote_ranks(
     classes: int,
     ks: tuple[int, ...],
     temperature: float,
-) -> Tensor:
-    """Rank of each query's class in the vote of its k nearest rows of the bank, for each k: [Q, number of ks] int64.
+) -> Predictions:
+    """Predictions of the vote of each query's k nearest rows of the bank, for each k: tensors [Q, number of ks].
 
     Args:
         queries: [Q, D] unit norm. wanted: [Q] int64, their classes.
@@ -122,16 +133,18 @@ def vote_ranks(
     columns = TILE.get(bank.device.type, TILE["cpu"])
     rows = max(1, min(columns[0], 2**24 // classes))  # votes of a tile of queries are a matrix, too
     ranks = torch.empty(len(queries), len(ks), dtype=torch.int64, device=queries.device)
+    tied, predicted = torch.empty_like(ranks, dtype=torch.bool), torch.empty_like(ranks)
     for start in range(0, len(queries), rows):
         part = slice(start, start + rows)
         cosines, places = nearest(queries[part], bank, max(ks), columns[1])
         # A common factor of all votes changes no rank and keeps them finite at any temperature.
         weights = ((cosines - cosines[:, :1]).double() / temperature).exp()
         for column, k in enumerate(ks):
-            votes = weights.new_zeros(len(weights), classes)
-            votes.scatter_add_(1, numbers[places[:, :k]], weights[:, :k])
-            ranks[part, column] = ranks_of_classes(votes, wanted[part])[0]
-    return ranks
+            sums = weights.new_zeros(len(weights), classes)
+            sums.scatter_add_(1, numbers[places[:, :k]], weights[:, :k])
+            one = ranks_of_classes(sums, wanted[part])
+            ranks[part, column], tied[part, column], predicted[part, column] = one.ranks, one.tied, one.predicted
+    return Predictions(ranks, tied, predicted)
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int, tile: int) -> tuple[Tensor, Tensor]:

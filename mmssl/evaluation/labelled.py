@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field
@@ -14,10 +14,11 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Score
 from mmssl.data.modality import Modality
+from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.class_names import compare_with_stored, stored_class_names
 from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
 from mmssl.evaluation.common import EvaluatorConfig, inference, require_usable
-from mmssl.evaluation.statistics import classification_scores
+from mmssl.evaluation.ranking import Predictions
 
 
 class LabelledConfig(EvaluatorConfig, ABC):
@@ -39,12 +40,13 @@ class LabelledConfig(EvaluatorConfig, ABC):
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features [n, D] float32 and labels [n] int64 of samples with both; numbers of `excluded` and `skipped` (damaged) ones."""
+    """Features [n, D] float32, labels [n] int64 and keys of samples with both; how many were `excluded` or `skipped` (damaged)."""
 
     features: Tensor
     labels: Tensor
     excluded: int = 0
     skipped: int = 0
+    keys: Sequence[str] = ()
 
 
 class LabelledShards:
@@ -74,6 +76,10 @@ class LabelledShards:
         for file, names in stored_class_names(self.config.train_shards).items():
             compare_with_stored(names, self.config.shards, str(file))
 
+    def digest(self) -> str:
+        """Of the training and the test shards, see `KeptIndex.digest`."""
+        return f"{self._train.digest()} {self._test.digest()}"
+
     def close(self) -> None:
         """Stop the workers and close the shards."""
         self._train.close()
@@ -102,7 +108,8 @@ def labelled(data: Collected, modality: str, labels: str) -> Labelled:
             f"{modality!r} or {labels!r} has several items in one sample, wanted one of each to classify features"
         )
     excluded = len(data.keys) - int(with_label.sum())
-    return Labelled(rows[with_label], data[labels].rows[with_row], excluded, data.skipped)
+    keys = [data.keys[number] for number in owner[with_label].tolist()]
+    return Labelled(rows[with_label], data[labels].rows[with_row], excluded, data.skipped, keys)
 
 
 def number_classes(train: Labelled) -> tuple[Tensor, Tensor]:
@@ -119,33 +126,39 @@ def number_classes(train: Labelled) -> tuple[Tensor, Tensor]:
     return classes, numbers
 
 
-Ranks = Callable[[Tensor, Tensor], Tensor]
-"""Features [n, D] and class numbers [n] -> rank [n] int64 of each sample's class, 1 is best."""
+Classify = Callable[[Tensor, Tensor], Predictions]
+"""Features [n, D] and class numbers [n] -> what a classifier predicts for them, and the ranks of those classes."""
 
 
-def classifier_scores(train: Labelled, test: Labelled, classes: Tensor, ranks_of: Ranks) -> dict[str, Score]:
-    """Scores of a classifier on test samples, with the counts of both sets.
-
-    Those of `classification_scores` (classes are the training labels; another test label counts as an error and in n_unseen),
-    n_train, n_excluded and n_skipped (of the test samples), n_train_excluded and n_train_skipped.
+def classifier_answers(test: Labelled, classes: Tensor, classify: Classify) -> Answers:
+    """Answers of a classifier for test samples; a label that training lacks counts as an error.
 
     Args:
-        train, test: the samples.
+        test: the samples.
         classes: [K] training labels, ascending.
-        ranks_of: ranks test samples whose label is among the classes.
+        classify: predicts test samples.
     """
     known = torch.isin(test.labels, classes)
+    found = torch.searchsorted(classes, test.labels).clamp(max=len(classes) - 1)
+    predictions = classify(test.features, found)
     # A label that training lacks gets the last class number + 1, for which the classifier has no row.
-    numbers = torch.where(known, torch.searchsorted(classes, test.labels).clamp(max=len(classes) - 1), len(classes))
-    ranks = torch.full_like(numbers, len(classes) + 5)
-    if known.any():
-        ranks[known] = ranks_of(test.features[known], numbers[known])
+    labels = torch.where(known, found, len(classes))
+    ranks = predictions.ranks.where(known, len(classes) + 5)
     names = [str(label) for label in classes.tolist()]
     unseen = [] if known.all() else ["(not in training)"]
-    return classification_scores(ranks, numbers, names + unseen) | {
+    return Answers(test.keys, labels, replace(predictions, ranks=ranks), names + unseen)
+
+
+def classifier_scores(train: Labelled, test: Labelled, classes: Tensor, answers: Answers) -> dict[str, Score]:
+    """Scores of a classifier, with the counts of both sets.
+
+    Those of `classification_scores` (classes are the training labels; another test label is in n_unseen), n_train, n_excluded and
+    n_skipped (of the test samples), n_train_excluded and n_train_skipped.
+    """
+    return answers.scores() | {
         "chance": 1 / len(classes),
         "classes": len(classes),
-        "n_unseen": int((~known).sum()),
+        "n_unseen": int((answers.labels == len(classes)).sum()),
         "n_train": len(train.labels),
         "n_excluded": test.excluded,
         "n_skipped": test.skipped,

@@ -16,9 +16,17 @@ from mmssl.core.errors import DataError, NumericError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
+from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.common import broadcast_scores, require_modalities
-from mmssl.evaluation.labelled import Labelled, LabelledConfig, LabelledShards, classifier_scores, number_classes
-from mmssl.evaluation.ranking import class_ranks
+from mmssl.evaluation.labelled import (
+    Labelled,
+    LabelledConfig,
+    LabelledShards,
+    classifier_answers,
+    classifier_scores,
+    number_classes,
+)
+from mmssl.evaluation.ranking import Predictions, class_ranks
 
 PENALTIES = tuple(10.0**exponent for exponent in (1, 0, -1, -2, -3, -4, -5, -6))
 
@@ -65,10 +73,12 @@ class LinearProbe(Evaluator):
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         train, test = self._shards.features(model)
-        yield from broadcast_scores(probe_scores(train, test, self.config)).items()
+        scores, answers = probe_scores(train, test, self.config)
+        self.tables = answers.tables()
+        yield from broadcast_scores(scores).items()
 
 
-def probe_scores(train: Labelled, test: Labelled, config: LinearProbeConfig) -> dict[str, Score]:
+def probe_scores(train: Labelled, test: Labelled, config: LinearProbeConfig) -> tuple[dict[str, Score], Answers]:
     """Choose the penalty on a part of the training samples, fit on all of them, evaluate on the test samples.
 
     Scores: those of `classifier_scores`, validation_acc1, penalty, penalty_at_edge (the grid should be wider), gradient (largest
@@ -81,14 +91,15 @@ def probe_scores(train: Labelled, test: Labelled, config: LinearProbeConfig) -> 
     chosen, validation_acc1 = choose_penalty(train.features, numbers, len(classes), config)
     scale = Scale.of(train.features, config.scale)
     probe = fit_probes(scale(train.features), numbers, len(classes), (chosen,))[chosen]
-    scores = classifier_scores(train, test, classes, lambda features, wanted: probe.ranks(scale(features), wanted))
-    return scores | {
+    answers = classifier_answers(test, classes, lambda features, wanted: probe.classify(scale(features), wanted))
+    scores = classifier_scores(train, test, classes, answers) | {
         "validation_acc1": validation_acc1,
         "penalty": chosen,
         "penalty_at_edge": int(len(config.penalties) > 1 and chosen in (min(config.penalties), max(config.penalties))),
         "gradient": probe.gradient,
         "split_seed": config.seed,
     }
+    return scores, answers
 
 
 def choose_penalty(features: Tensor, labels: Tensor, classes: int, config: LinearProbeConfig) -> tuple[float, float]:
@@ -103,8 +114,8 @@ def choose_penalty(features: Tensor, labels: Tensor, classes: int, config: Linea
     probes = fit_probes(scale(features[rest]), labels[rest], classes, config.penalties)
     best, accuracy = 0.0, -1.0
     for penalty in sorted(config.penalties, reverse=True):
-        ranks = probes[penalty].ranks(scale(features[held_out]), labels[held_out])
-        share = int((ranks == 1).sum()) / held
+        predictions = probes[penalty].classify(scale(features[held_out]), labels[held_out])
+        share = int((predictions.ranks == 1).sum()) / held
         if share > accuracy:
             best, accuracy = penalty, share
     return best, accuracy
@@ -151,10 +162,10 @@ class Probe:
     objective: float
     gradient: float
 
-    def ranks(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Rank of the true class of each sample, with the tie rule of all evaluators."""
+    def classify(self, features: Tensor, labels: Tensor) -> Predictions:
+        """Rank of the true class of each sample, with the tie rule of all evaluators, and the predicted class."""
         ones = torch.ones_like(features[:, :1])
-        return class_ranks(torch.cat([features, ones], 1), torch.cat([self.weight, self.bias[:, None]], 1), labels)[0]
+        return class_ranks(torch.cat([features, ones], 1), torch.cat([self.weight, self.bias[:, None]], 1), labels)
 
 
 def probe_objective(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, penalty: float) -> Tensor:

@@ -51,13 +51,28 @@ class Ranks:
     tied: Tensor
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Answers of a classifier for N samples.
+
+    Attributes:
+        ranks: [N] int64, rank of the true class, 1 is best.
+        tied: [N] bool, whether another class ties with the true one.
+        predicted: [N] int64, the class of rank 1.
+    """
+
+    ranks: Tensor
+    tied: Tensor
+    predicted: Tensor
+
+
 NEVER = torch.iinfo(torch.int64).max
 """Rank of a missing candidate."""
 
 
 @torch.no_grad()
-def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rank of the true class of each sample, and whether another class ties with it.
+def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor) -> Predictions:
+    """Rank of the true class of each sample, and the predicted class.
 
     rank = 1 + #(score > true score) + #(score == true score of a lower class number).
 
@@ -65,27 +80,28 @@ def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor) -> tuple
         embeddings: [N, E] float32.
         classifier: [K, E] float32.
         labels: [N] int64, in 0 ... K-1.
-
-    Returns:
-        ranks [N] int64, tied [N] bool.
     """
-    ranks, tied = [], []
+    parts = []
     size = max(1, 2**24 // len(classifier))
     classes, columns = pad_rows(classifier, 64)
     for rows, own in zip(torch.split(embeddings, size), torch.split(labels, size), strict=True):
         with exact_products():
-            rank, tie = ranks_of_classes((rows @ classes.T)[:, :columns], own)
-        ranks.append(rank)
-        tied.append(tie)
-    return torch.cat(ranks), torch.cat(tied)
+            parts.append(ranks_of_classes((rows @ classes.T)[:, :columns], own))
+    return Predictions(
+        torch.cat([part.ranks for part in parts]),
+        torch.cat([part.tied for part in parts]),
+        torch.cat([part.predicted for part in parts]),
+    )
 
 
-def ranks_of_classes(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def ranks_of_classes(scores: Tensor, labels: Tensor) -> Predictions:
     """`class_ranks` of scores [N, K] that are computed already."""
     true = scores.gather(1, labels[:, None])
     equal = scores == true
     before = torch.arange(scores.shape[1], device=labels.device) < labels[:, None]
-    return 1 + (scores > true).sum(1) + (equal & before).sum(1), equal.sum(1) > 1
+    ranks = 1 + (scores > true).sum(1) + (equal & before).sum(1)
+    # argmax takes the first of equals, as the rule for ties says.
+    return Predictions(ranks, equal.sum(1) > 1, scores.argmax(1))
 
 
 @torch.no_grad()
@@ -125,6 +141,29 @@ def pair_ranks(
         for place in sweep.places():
             sweep.count(place)
     return sweep.forward.result(), sweep.backward.result()
+
+
+@torch.no_grad()
+def log_sums(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of the products a b^T / temperature over each row and over each column, from tiles of the matrix.
+
+    Args:
+        a: [Na, E] float32. b: [Nb, E] float32.
+        temperature: of the products.
+
+    Returns:
+        rows [Na], columns [Nb].
+    """
+    rows = a.new_full((len(a),), -torch.inf)
+    columns = b.new_full((len(b),), -torch.inf)
+    height, width = TILE.get(a.device.type, TILE["cpu"])
+    for top in range(0, len(a), height):
+        for left in range(0, len(b), width):
+            with exact_products():
+                scores = a[top : top + height] @ b[left : left + width].T / temperature
+            for sums, place, dim in ((rows, slice(top, top + height), 1), (columns, slice(left, left + width), 0)):
+                sums[place] = torch.logaddexp(sums[place], scores.logsumexp(dim))
+    return rows, columns
 
 
 def choices(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.evaluator import Evaluator, Score
+from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.data.modality import Modality
 from mmssl.evaluation.collect import Collected, Items, KeptShards, items_in_both
 from mmssl.evaluation.common import (
@@ -22,7 +22,7 @@ from mmssl.evaluation.common import (
     require_usable,
     warn_of_ties,
 )
-from mmssl.evaluation.ranking import Ranks, pair_ranks
+from mmssl.evaluation.ranking import Ranks, log_sums, pair_ranks
 from mmssl.evaluation.statistics import clustered_bootstrap
 
 
@@ -32,12 +32,15 @@ class RetrievalConfig(PairEvaluatorConfig):
     Attributes:
         pair: the two modalities, in both directions: each is query and candidate.
         ks: cut-offs of the recalls.
+        dual_softmax: temperature of scores that are softmaxes over candidates times softmaxes over queries; their recalls are
+            reported apart (`R@1_dual_softmax`), because each answer then depends on all other queries. None: not measured.
         resamples: number of bootstrap draws (over samples) for the interval of R@1.
         seed: seed of the bootstrap.
     """
 
     kind: Literal["retrieval"] = "retrieval"
     ks: tuple[int, ...] = (1, 5, 10)
+    dual_softmax: float | None = Field(default=None, gt=0)
     resamples: int = Field(default=2000, ge=100)
     seed: int = 0
 
@@ -68,7 +71,14 @@ class Retrieval(Evaluator):
         config = self.config
         data = self.collect(model)
         with inference(model):
-            scores = retrieval_scores(data, config.pair, ks=config.ks, resamples=config.resamples, seed=config.seed)
+            scores, self.tables = retrieval_scores(
+                data,
+                config.pair,
+                ks=config.ks,
+                resamples=config.resamples,
+                seed=config.seed,
+                dual_softmax=config.dual_softmax,
+            )
         for a, b in (config.pair, config.pair[::-1]):
             warn_of_ties(f"retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
         yield from broadcast_scores(scores).items()
@@ -84,16 +94,24 @@ class Retrieval(Evaluator):
 
 
 def retrieval_scores(
-    data: Collected, pair: tuple[str, str], *, ks: tuple[int, ...] = (1, 5, 10), resamples: int = 2000, seed: int = 0
-) -> dict[str, Score]:
-    """R@k, recall@k, MRR and ranks in both directions, and facts about the data.
+    data: Collected,
+    pair: tuple[str, str],
+    *,
+    ks: tuple[int, ...] = (1, 5, 10),
+    resamples: int = 2000,
+    seed: int = 0,
+    dual_softmax: float | None = None,
+) -> tuple[dict[str, Score], dict[str, Table]]:
+    """R@k, recall@k, mAP@k, MRR and ranks in both directions, facts about the data, and a table of the queries of each direction.
 
     For each direction, e.g. `a_to_b_`:
         R@k: share of queries with at least one right candidate among the k best (called recall in papers on CLIP);
         recall@k: mean share of a query's right candidates that are among the k best (equal to R@k if there is one);
+        mAP@k, of the largest k: mean average precision of the k best, divided by min(k, right candidates);
         MRR: mean of 1 / rank of the best right candidate; mean_rank; median_rank (a half is rounded down, as in open_clip);
         R@1_ci95_low, _high: bootstrap over samples, so that the items of one sample count as one draw;
         R@1_chance: R@1 of random scores;  R@1_ceiling: R@1 of the best possible model, below 1 if items repeat between samples;
+        R@k_dual_softmax: see `RetrievalConfig`;
         tie_rate: share of queries whose best right candidate ties with a wrong one;  n_queries.
     Of the data: n (samples with both), n_excluded (samples with one or none: no queries, but candidates), n_skipped (could not be
     decoded), n_<modality> (items), n_duplicate_<modality> (items that another sample has too), bootstrap_seed, and note if k
@@ -112,18 +130,55 @@ def retrieval_scores(
         scores[f"n_{name}"] = len(items.owner)
         scores[f"n_duplicate_{name}"] = duplicate_count(items)
     forward, backward = pair_ranks(a.rows, a.owner, b.rows, b.owner, depth=max(ks))
-    for (query, found), ranks, queries, candidates in (
-        (pair, forward, a, b),
-        (pair[::-1], backward, b, a),
+    again = (None, None) if dual_softmax is None else _dual_softmax_ranks(a, b, dual_softmax)
+    tables: dict[str, Table] = {}
+    for (query, found), ranks, dual, queries, candidates in (
+        (pair, forward, again[0], a, b),
+        (pair[::-1], backward, again[1], b, a),
     ):
         prefix = f"{query}_to_{found}_"
+        tables[prefix[:-1]] = _queries(ranks, queries.owner, data.keys, ks)
+        if dual is not None:
+            best = dual.ranks[dual.positives > 0, 0]
+            scores |= {f"{prefix}R@{k}_dual_softmax": int((best <= k).sum()) / len(best) for k in ks}
         for name, value in direction_scores(ranks, queries.owner, len(candidates.owner), ks, resamples, seed).items():
             scores[prefix + name] = value
         scores[prefix + "R@1_ceiling"] = recall_ceiling(queries, candidates)
     fewest = min(len(a.owner), len(b.owner))
     if max(ks) > fewest:
         scores["note"] = f"k above the number of candidates ({fewest}) counts as that number"
-    return scores | {"bootstrap_seed": seed}
+    return scores | {"bootstrap_seed": seed}, tables
+
+
+def _queries(ranks: Ranks, owner: Tensor, keys: Mapping[int, str], ks: tuple[int, ...]) -> Table:
+    """The queries with a right candidate: key, number of the item in its sample, rank and score of the best right candidate."""
+    can = ranks.positives > 0
+    first = torch.searchsorted(owner, owner)
+    item = torch.arange(len(owner), device=owner.device) - first
+    best = ranks.ranks[can, 0]
+    columns: dict[str, Sequence[Score]] = {
+        "key": [keys[number] for number in owner[can].tolist()],
+        "item": item[can].tolist(),
+        "rank": best.tolist(),
+        "score": ranks.best[can].tolist(),
+        **{f"R@{k}": (best <= k).int().tolist() for k in ks},
+        "MRR": (1 / best.double()).tolist(),
+    }
+    return Table(columns, (*(f"R@{k}" for k in ks), "MRR"))
+
+
+def _dual_softmax_ranks(a: Items, b: Items, temperature: float) -> tuple[Ranks, Ranks]:
+    """Ranks of both directions by the product of the softmaxes over the rows and over the columns of the scores.
+
+    Its logarithm is 2 s / temperature - the log-sum-exp of the row - that of the column, so that two more dimensions of the
+    embeddings make it a product again.
+    """
+    row, column = log_sums(a.rows, b.rows, temperature)
+    half = temperature / 2
+    ones = (torch.ones_like(row)[:, None], torch.ones_like(column)[:, None])
+    wide_a = torch.cat([a.rows, -half * row[:, None], ones[0]], 1)
+    wide_b = torch.cat([b.rows, ones[1], -half * column[:, None]], 1)
+    return pair_ranks(wide_a, a.owner, wide_b, b.owner, depth=1)
 
 
 def direction_scores(
@@ -137,6 +192,9 @@ def direction_scores(
     scores: dict[str, Score] = {f"R@{k}": int((best <= k).sum()) / n for k in ks}
     for k in ks:
         scores[f"recall@{k}"] = float(((every <= k).sum(1).double() / positives).mean())
+    most = max(ks)
+    precision = torch.arange(1, every.shape[1] + 1, device=every.device) / every.double() * (every <= most)
+    scores[f"mAP@{most}"] = float((precision.sum(1) / positives.clamp(max=most)).mean())
     hits = (best == 1).long()
     cluster = torch.unique_consecutive(owner, return_inverse=True)[1]
     hit_sums = torch.zeros(int(cluster[-1]) + 1, dtype=torch.long, device=hits.device).index_add_(0, cluster, hits)

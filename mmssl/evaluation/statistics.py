@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmssl.core.evaluator import Score
 from mmssl.core.seeding import generator
+from mmssl.evaluation.ranking import Predictions
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -59,42 +60,53 @@ def clustered_bootstrap(
     return float(low), float(high)
 
 
-def class_recalls(hits: Tensor, labels: Tensor, classes: int) -> list[float | None]:
-    """Recall of each class; None for a class without samples.
+def class_figures(predicted: Tensor, labels: Tensor, classes: int) -> dict[str, list[Score]]:
+    """Number of samples, recall, precision and F1 of each class, as columns; None where a figure is 0 / 0.
 
     Args:
-        hits: [N] bool, whether the sample was classified correctly.
+        predicted: [N] int64, predicted classes.
         labels: [N] int64, in 0 ... classes-1.
         classes: K.
     """
     n = torch.bincount(labels, minlength=classes).tolist()
-    right = torch.bincount(labels[hits], minlength=classes).tolist()
-    return [good / of if of else None for good, of in zip(right, n, strict=True)]
+    claimed = torch.bincount(predicted, minlength=classes).tolist()
+    right = torch.bincount(labels[predicted == labels], minlength=classes).tolist()
+    both = [of + some for of, some in zip(n, claimed, strict=True)]
+    return {
+        "n": n,
+        "recall": [good / of if of else None for good, of in zip(right, n, strict=True)],
+        "precision": [good / of if of else None for good, of in zip(right, claimed, strict=True)],
+        "f1": [2 * good / of if of else None for good, of in zip(right, both, strict=True)],
+    }
 
 
-def classification_scores(ranks: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Score]:
-    """Accuracy (top 1, top 5) and mean per-class recall of a classifier, from the rank of the true class of each sample.
+def classification_scores(predictions: Predictions, labels: Tensor, names: Sequence[str]) -> dict[str, Score]:
+    """Accuracy (top 1, top 5), mean per-class recall and macro F1 of a classifier.
 
     acc1 and acc5 are shares of ranks <= 1 and <= 5 (acc5 is None below five classes); mean_per_class_recall is the mean over
-    the classes that occur (scikit-learn's balanced accuracy), and absent_classes lists the others; the interval is Wilson's.
+    the classes that occur (scikit-learn's balanced accuracy), and absent_classes lists the others; macro_f1 is the mean over the
+    classes that occur or are predicted (scikit-learn's, too); the interval is Wilson's.
 
     Args:
-        ranks: [N] int64, 1 is best.
+        predictions: of N samples.
         labels: [N] int64, in 0 ... K-1.
         names: K class names.
     """
+    ranks = predictions.ranks
     n, classes = len(ranks), len(names)
     right = ranks == 1
     low, high = wilson(int(right.sum()), n)
-    recalls = class_recalls(right, labels, classes)
-    seen = [recall for recall in recalls if recall is not None]
-    absent = [name for name, recall in zip(names, recalls, strict=True) if recall is None]
+    figures = class_figures(predictions.predicted, labels, classes)
+    seen = [recall for recall in figures["recall"] if isinstance(recall, float)]
+    f1 = [value for value in figures["f1"] if isinstance(value, float)]
+    absent = [name for name, recall in zip(names, figures["recall"], strict=True) if recall is None]
     return {
         "acc1": int(right.sum()) / n,
         "acc1_ci95_low": low,
         "acc1_ci95_high": high,
         "acc5": int((ranks <= 5).sum()) / n if classes >= 5 else None,
         "mean_per_class_recall": sum(seen) / len(seen),
+        "macro_f1": sum(f1) / len(f1),
         "absent_classes": shorten(absent) or None,
         "chance": 1 / classes,
         "classes": classes,

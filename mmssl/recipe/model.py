@@ -17,7 +17,7 @@ from mmssl.core.errors import DataError
 from mmssl.data.modalities.class_names import check_class_names
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.evaluation.common import inference
-from mmssl.evaluation.zero_shot import TEMPLATES, build_classifier, check_templates
+from mmssl.evaluation.prompts import NAMED_TEMPLATES, build_classifier, check_templates, named_templates
 from mmssl.recipe.recipe import Recipe
 
 Encode = Callable[[str, Tensor], Tensor]
@@ -155,7 +155,7 @@ class Model:
         Args:
             inputs: list of inputs (or one) of the modality.
             names: K different class names.
-            templates: sentences with `{}` where the class name goes; or "simple" or "plain".
+            templates: sentences with `{}` where the class name goes; or "simple", "plain" or "openai".
             modality: of the inputs; None: the one that is paired with `prompts`, if there is only one.
             prompts: modality of the sentences.
             batch_size: number of inputs encoded at once.
@@ -173,9 +173,9 @@ class Model:
             raise ValueError(
                 f"prompts: got {prompts!r}, wanted a modality of sentences: {', '.join(language) or 'it has none'}"
             )
-        lines = TEMPLATES.get(templates, ()) if isinstance(templates, str) else tuple(templates)
+        lines = named_templates(templates) if isinstance(templates, str) else tuple(templates)
         if isinstance(templates, str) and not lines:
-            raise ValueError(f"templates: got {templates!r}, wanted sentences with {{}}, or one of {sorted(TEMPLATES)}")
+            raise ValueError(f"templates: got {templates!r}, wanted sentences with {{}}, or one of {NAMED_TEMPLATES}")
         check_class_names(names, [f"names[{i}]" for i in range(len(names))])
         check_templates(lines, [f"templates[{i}]" for i in range(len(lines))])
         embed = self.embedding.embed

@@ -8,10 +8,11 @@ from pydantic import Field
 
 from mmssl.core.config import Config
 from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.modality import Modality
 from mmssl.recipe.unions import EvaluatorUnion
 
-LABEL = "label"
+LABEL, MULTI_LABEL = "label", "multi_label"
 
 
 class Suite(Config):
@@ -21,5 +22,6 @@ class Suite(Config):
 
 
 def evaluation_modalities(modalities: Mapping[str, Modality]) -> dict[str, Modality]:
-    """A recipe's modalities, with class numbers (.cls) added as "label" unless the recipe has that modality."""
-    return {LABEL: LabelConfig().build(LABEL), **modalities}
+    """A recipe's modalities, with "label" (class numbers in .cls) and "multi_label" (vectors in .npy) unless it has such names."""
+    added = {LABEL: LabelConfig().build(LABEL), MULTI_LABEL: MultiLabelConfig().build(MULTI_LABEL)}
+    return {**added, **modalities}

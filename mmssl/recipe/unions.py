@@ -17,6 +17,7 @@ from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.modalities.series import SeriesConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
@@ -39,6 +40,7 @@ from mmssl.evaluation.common import EvaluatorConfig
 from mmssl.evaluation.knn import KnnConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig
 from mmssl.evaluation.modality_gap import ModalityGapConfig
+from mmssl.evaluation.multi_label import MultiLabelZeroShotConfig
 from mmssl.evaluation.offset import OffsetConfig
 from mmssl.evaluation.representation import RepresentationConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
@@ -72,6 +74,7 @@ ModalityUnion = Annotated[
     | VideoConfig
     | TextConfig
     | LabelConfig
+    | MultiLabelConfig
     | ArrayConfig
     | SeriesConfig,
     KIND,
@@ -119,6 +122,7 @@ SingleObjectiveUnion = Annotated[
 
 EvaluatorUnion = Annotated[
     ZeroShotConfig
+    | MultiLabelZeroShotConfig
     | RetrievalConfig
     | ClassRetrievalConfig
     | OffsetConfig

@@ -5,6 +5,7 @@ A sample without a modality takes no part and is counted; two processes with une
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +22,7 @@ from mmssl.core.evaluator import Score
 from mmssl.data.media.encode import encode_clip
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
@@ -34,6 +36,7 @@ RATE, FRAMES, WIDTH = 8000, 10, 8
 PAIR = ["video", "audio"]
 CASES: dict[str, dict[str, Any]] = {
     "zero_shot": {"modality": "video", "prompts": "text", "classnames": ["one", "two", "three"], "templates": "plain"},
+    "multi_label": {"modality": "video", "classnames": ["one", "two", "three"], "templates": "plain", "resamples": 100},
     "retrieval": {"pair": PAIR, "resamples": 100},
     "class_retrieval": {"pair": PAIR, "resamples": 100},
     "linear_probe": {"modality": "video", "penalties": [1.0, 0.1]},
@@ -60,6 +63,7 @@ def modalities() -> dict[str, Modality]:
         "audio": configured(AudioConfig, extensions=["mp4"], rate=RATE, seconds=0.5, pad="zero", channels="stereo"),
         "text": configured(TextConfig, tokenizer={"kind": "clip", "context_length": 8}),
         "label": configured(LabelConfig),
+        "multi_label": configured(MultiLabelConfig),
     }
     return {name: config.build(name) for name, config in made.items()}
 
@@ -96,6 +100,9 @@ def record(number: int, *, sound: bool = True, clip: bool = True, label: bool = 
         fields["mp4"] = encode_clip("mp4", frames, wave if sound else None, fps=FRAMES, rate=RATE)
     if label:
         fields["cls"] = str(number % 3).encode()
+        several = io.BytesIO()
+        np.save(several, np.array([number % 3 == 0, number % 2 == 0, number % 5 == 0]))
+        fields["npy"] = several.getvalue()
     return fields
 
 

@@ -22,6 +22,7 @@ from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.modalities.series import SeriesConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.usual import modality_configs
@@ -116,6 +117,12 @@ CASES = {
     "image": Case(lambda: ImageConfig(size=16), png(picture()), picture()),
     "text": Case(lambda: TextConfig(captions="lines"), b"a dog\ntwo cats\n", ("a dog", "two cats"), bad=(b"\xff",)),
     "label": Case(lambda: LabelConfig(), b" 7\n", 7, bad=(b"seven", b"-1")),
+    "multi_label": Case(
+        lambda: MultiLabelConfig(),
+        npy(np.array([0, 1, 1, 0])),
+        np.array([0, 1, 1, 0], np.uint8),
+        bad=(b"nonsense", npy(np.array([0, 2])), npy(np.eye(2))),
+    ),
     "audio": Case(
         lambda: AudioConfig(rate=RATE, seconds=0.5), to_wav(wave().T, RATE), wave(), 2**-14, part=part_of_wave
     ),
@@ -150,6 +157,7 @@ INSPECTIONS = {
         items=(("'a dog'", b"a dog"), ("'two cats'", b"two cats")),
     ),
     "label": Inspection(counted={"class": 7}),
+    "multi_label": Inspection({"classes of a sample": [2]}, {"classes": 4}),
     "audio": Inspection({"seconds": [2.0], "level (dB)": approximately([-11.2])}, {"rate (Hz)": RATE, "channels": 2}),
     "video": Inspection(
         {"seconds": approximately([2.0]), "frames a second": approximately([10.0]), "width": [40], "height": [32]}
@@ -234,12 +242,12 @@ def test_reports_count_what_a_member_holds(kind: str) -> None:
 def test_usual_settings_and_files(kind: str) -> None:
     case, config = CASES[kind], modality_configs()[kind]
     usual = config.usual()
-    assert (usual is None) == (kind == "series")  # without a recipe its files are arrays, of no known rate
+    assert (usual is None) == (kind in ("series", "multi_label"))  # without a recipe their files are arrays
     modality = build(kind) if usual is None else usual.build(kind)
     assert next(iter(modality.views)) != "eval"  # what `bench data` makes
     modality.decode(case.data, modality.extensions[0])
     formats = config.files
-    assert (formats is None) == (kind in ("text", "label"))
+    assert (formats is None) == (kind in ("text", "label", "multi_label"))
     if formats is not None:
         assert set(modality.extensions) <= set(formats.extensions)
         assert any(re.match(begins, case.data[:64], re.DOTALL) for begins in formats.begins.values())

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmssl.core.errors import DataError
-from mmssl.evaluation.knn import KnnConfig, knn_scores, nearest, vote_ranks
+from mmssl.evaluation import knn
+from mmssl.evaluation.knn import KnnConfig, nearest, votes
 from mmssl.evaluation.labelled import Labelled
 from tests.evaluation.world import colour_shards, configured, knowing_model, modalities
 
@@ -22,6 +23,10 @@ CLASSES = 5
 
 def config(**values: Any) -> KnnConfig:
     return configured(KnnConfig, **{"shards": ["x"], "train_shards": ["y"], "modality": "m", **values})
+
+
+def knn_scores(*args: Any) -> dict[str, Any]:
+    return knn.knn_scores(*args)[0]
 
 
 def features(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -46,7 +51,7 @@ def test_the_votes_are_scikit_learns(k: int, temperature: float) -> None:
     order = torch.arange(CLASSES)
     expected = 1 + (shares > true).sum(1) + ((shares == true) & (order < wanted[:, None])).sum(1)
     normalised = F.normalize(queries, dim=1), wanted, F.normalize(x, dim=1), labels
-    assert torch.equal(vote_ranks(*normalised, CLASSES, (k,), temperature)[:, 0], expected)
+    assert torch.equal(votes(*normalised, CLASSES, (k,), temperature).ranks[:, 0], expected)
 
 
 @pytest.mark.parametrize("tile", [7, 64, 1000])

@@ -66,7 +66,7 @@ def test_more_features_than_samples_and_dead_features_can_be_fitted() -> None:
     assert bool(torch.isfinite(scale(x)).all())
     assert bool((scale(x)[:, 7:10] == 0).all())
     probe = fit_probes(scale(x), labels, 2, (1e-3,))[1e-3]
-    assert bool((probe.ranks(scale(x), labels) == 1).all())
+    assert bool((probe.classify(scale(x), labels).ranks == 1).all())
 
 
 def test_scaling_uses_training_statistics() -> None:
@@ -80,7 +80,7 @@ def test_scaling_uses_training_statistics() -> None:
 
 
 def scores_of(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], **values: Any) -> dict[str, Any]:
-    return probe_scores(Labelled(*train), Labelled(*test, excluded=3, skipped=1), config(**values))
+    return probe_scores(Labelled(*train), Labelled(*test, excluded=3, skipped=1), config(**values))[0]
 
 
 def test_what_can_be_learned_is_learned() -> None:

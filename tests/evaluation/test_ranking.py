@@ -81,8 +81,10 @@ def test_class_ranks_are_those_of_the_definition() -> None:
     embeddings = torch.randint(-1, 2, (60, 3), generator=generator).float()
     classifier = torch.randint(-1, 2, (9, 3), generator=generator).float()
     labels = torch.randint(0, 9, (60,), generator=generator)
-    ranks, tied = class_ranks(embeddings, classifier, labels)
-    for row, label, rank, tie in zip((embeddings @ classifier.T).tolist(), labels.tolist(), ranks, tied, strict=True):
+    found = class_ranks(embeddings, classifier, labels)
+    scores = (embeddings @ classifier.T).tolist()
+    assert found.predicted.tolist() == [row.index(max(row)) for row in scores], "the first of equals"
+    for row, label, rank, tie in zip(scores, labels.tolist(), found.ranks, found.tied, strict=True):
         equal = [c for c in range(9) if row[c] == row[label] and c != label]
         assert int(rank) == 1 + sum(score > row[label] for score in row) + sum(c < label for c in equal)
         assert bool(tie) == bool(equal)
@@ -112,10 +114,10 @@ def test_autocast_around_does_not_reach_the_scores() -> None:
     candidates = torch.tensor([[1.0, 0.0], [1.0, 1e-4]])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, backward = pair_ranks(candidates, torch.tensor([0, 1]), query, torch.tensor([1]))
-        ranks, tied = class_ranks(query, candidates, torch.tensor([1]))
-    assert backward.ranks[0, 0] == ranks[0] == 1
+        found = class_ranks(query, candidates, torch.tensor([1]))
+    assert backward.ranks[0, 0] == found.ranks[0] == 1
     assert not bool(backward.tied[0])
-    assert not bool(tied[0])
+    assert not bool(found.tied[0])
 
 
 def test_choices_that_tie_earn_their_share() -> None:

@@ -20,7 +20,7 @@ PAIR = ("image", "text")
 
 def scores_of(image: Tensor, text: Tensor, owner: Tensor | None = None, **more: Any) -> dict[str, Any]:
     data = collected(len(image), image=items(image), text=items(text, owner))
-    return retrieval_scores(data, PAIR, **more)
+    return retrieval_scores(data, PAIR, **more)[0]
 
 
 def naive(queries: Tensor, candidates: Tensor, right: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
@@ -150,7 +150,7 @@ def test_the_ceiling_is_reached() -> None:
     text = torch.eye(12)[digest]
     image = F.normalize(text + 0.1 * torch.eye(30)[:, :12].roll(1, 1), dim=-1)
     data = collected(30, image=items(image), text=items(text, owner, digest))
-    scores = retrieval_scores(data, PAIR)
+    scores, _ = retrieval_scores(data, PAIR)
     for way in ("image_to_text", "text_to_image"):
         assert scores[f"{way}_R@1"] <= scores[f"{way}_R@1_ceiling"] == 12 / 30
     assert scores["image_to_text_R@1"] == 12 / 30
@@ -190,3 +190,31 @@ def test_from_shards_to_scores(tmp_path: Path) -> None:
     assert scores["n_duplicate_picture"] == 0
     assert scores["words_to_picture_R@5"] == 1
     assert scores["words_to_picture_R@1"] <= scores["words_to_picture_R@1_ceiling"] < 1
+
+
+def test_dual_softmax_is_that_of_the_whole_matrix() -> None:
+    image = F.normalize(torch.randn(80, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    text = F.normalize(image + 0.7 * torch.randn(80, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
+    scores = scores_of(image, text, dual_softmax=0.1, resamples=100)
+    logits = (image @ text.T) / 0.1
+    both = logits.log_softmax(0) + logits.log_softmax(1)
+    for way, matrix in (("image_to_text", both), ("text_to_image", both.T)):
+        expected = int((matrix.argmax(1) == torch.arange(80)).sum()) / 80
+        assert scores[f"{way}_R@1_dual_softmax"] == pytest.approx(expected)
+    assert scores["image_to_text_R@1"] == scores_of(image, text, resamples=100)["image_to_text_R@1"], "apart"
+
+
+def test_average_precision_at_ten_and_the_table_of_queries() -> None:
+    """Two captions of each picture, at ranks 1 and 3 of the first picture: (1 / 1 + 2 / 3) / 2."""
+    image = torch.tensor([[1.0, 0], [0, 1]])
+    text = torch.tensor([[1.0, 0], [0.6, 0.8], [0.8, 0.6], [0, 1.0]])
+    data = collected(2, image=items(image), text=items(text, torch.tensor([0, 0, 1, 1])))
+    scores, tables = retrieval_scores(data, PAIR, ks=(1, 10), resamples=100)
+    assert scores["image_to_text_mAP@10"] == pytest.approx((1 + 2 / 3) / 2)
+    queries = tables["text_to_image"]
+    assert queries.columns["key"] == ["key0", "key0", "key1", "key1"]
+    assert queries.columns["item"] == [0, 1, 0, 1]
+    assert queries.columns["rank"] == [1, 2, 2, 1]
+    for outcome in queries.outcomes:
+        values = [float(value or 0) for value in queries.columns[outcome]]
+        assert sum(values) / 4 == pytest.approx(scores[f"text_to_image_{outcome}"])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmssl.evaluation.statistics import class_recalls, classification_scores, clustered_bootstrap, shorten, wilson
+from mmssl.evaluation.ranking import class_ranks
+from mmssl.evaluation.statistics import class_figures, classification_scores, clustered_bootstrap, shorten, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (1, 3), (437, 1000), (1, 1)])
@@ -53,18 +54,22 @@ def test_bootstrap_needs_queries() -> None:
 
 
 def test_scores_are_scikit_learns() -> None:
-    from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+    from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, top_k_accuracy_score
 
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(500, 8, generator=generator)
     labels = torch.randint(0, 7, (500,), generator=generator)  # class 7 does not occur
-    ranks = 1 + (logits > logits.gather(1, labels[:, None])).sum(1)
-    scores = classification_scores(ranks, labels, [f"c{i}" for i in range(8)])
+    predictions = class_ranks(logits, torch.eye(8), labels)
+    ranks = predictions.ranks
+    scores = classification_scores(predictions, labels, [f"c{i}" for i in range(8)])
     for k, name in ((1, "acc1"), (5, "acc5")):
         assert scores[name] == pytest.approx(top_k_accuracy_score(labels, logits, k=k, labels=range(8)), abs=1e-12)
     with pytest.warns(UserWarning, match="classes not in y_true"):
         expected = balanced_accuracy_score(labels, logits.argmax(1))
     assert scores["mean_per_class_recall"] == pytest.approx(expected, abs=1e-12)
+    assert scores["macro_f1"] == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"), abs=1e-12)
+    precision = class_figures(predictions.predicted, labels, 8)["precision"]
+    assert precision == pytest.approx(precision_score(labels, logits.argmax(1), average=None).tolist())
     assert scores["absent_classes"] == "c7"
     assert scores["chance"] == 1 / 8
     assert scores["n"] == 500
@@ -72,13 +77,20 @@ def test_scores_are_scikit_learns() -> None:
 
 
 def test_accuracy_at_five_of_four_classes_is_not_defined() -> None:
-    scores = classification_scores(torch.tensor([1, 4]), torch.tensor([0, 3]), list("abcd"))
+    labels = torch.tensor([0, 3])
+    scores = classification_scores(class_ranks(torch.eye(4)[[0, 0]], torch.eye(4), labels), labels, list("abcd"))
     assert scores["acc5"] is None
     assert scores["absent_classes"] == "b, c"
 
 
-def test_recall_of_an_absent_class_is_none() -> None:
-    assert class_recalls(torch.tensor([True, False, True]), torch.tensor([0, 0, 2]), 3) == [0.5, None, 1.0]
+def test_figures_without_a_case_are_none() -> None:
+    figures = class_figures(torch.tensor([0, 2, 2, 2]), torch.tensor([0, 0, 2, 2]), 4)
+    assert figures == {
+        "n": [2, 0, 2, 0],
+        "recall": [0.5, None, 1.0, None],
+        "precision": [1.0, None, 2 / 3, None],
+        "f1": [2 / 3, None, 0.8, None],
+    }
 
 
 def test_long_lists_are_cut() -> None:

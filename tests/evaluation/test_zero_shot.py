@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mmssl.core.errors import DataError, NumericError, RecipeError
-from mmssl.evaluation import zero_shot
-from mmssl.evaluation.zero_shot import TEMPLATES, ZeroShotConfig, build_classifier, fill_template, zero_shot_scores
+from mmssl.evaluation import prompts
+from mmssl.evaluation.prompts import TEMPLATES, build_classifier, fill_template
+from mmssl.evaluation.zero_shot import ZeroShotConfig, zero_shot_answers
 from tests.evaluation.world import (
     NAMES,
     collected,
@@ -33,7 +34,9 @@ TEN = [f"c{i}" for i in range(10)]
 
 def run(embeddings: Tensor, labels: Tensor, classifier: Tensor) -> dict[str, Any]:
     names = [f"c{i}" for i in range(len(classifier))]
-    return zero_shot_scores(collected(len(labels), m=items(embeddings), y=items(labels)), "m", "y", classifier, names)
+    data = collected(len(labels), m=items(embeddings), y=items(labels))
+    answers = zero_shot_answers(data, "m", "y", classifier, names)
+    return answers.scores() | {"tie_rate": float(answers.predictions.tied.double().mean())}
 
 
 def test_a_perfect_model_scores_one() -> None:
@@ -57,8 +60,8 @@ def test_a_collapsed_model_scores_chance(collapsed: str) -> None:
     labels = torch.arange(200) % 10
     point = F.normalize(torch.randn(48, generator=generator), dim=0)
     embeddings = torch.randn(200, 48, generator=generator) if collapsed == "prompts" else point.expand(200, -1)
-    prompts = torch.randn(10, 48, generator=generator) if collapsed == "samples" else point.expand(10, -1)
-    scores = run(embeddings, labels, prompts)
+    weights = torch.randn(10, 48, generator=generator) if collapsed == "samples" else point.expand(10, -1)
+    scores = run(embeddings, labels, weights)
     assert scores["acc1"] == scores["mean_per_class_recall"] == pytest.approx(0.1)
     assert scores["acc5"] == pytest.approx(0.5)
     assert scores["tie_rate"] == (0 if collapsed == "samples" else 1)
@@ -67,8 +70,8 @@ def test_a_collapsed_model_scores_chance(collapsed: str) -> None:
 def test_samples_without_a_label_are_excluded_and_counted() -> None:
     embeddings = torch.eye(10)
     labels = items(torch.tensor([2, 7]), owner=torch.tensor([2, 7]))
-    scores = zero_shot_scores(collected(10, m=items(embeddings), y=labels), "m", "y", torch.eye(10), TEN)
-    assert (scores["n"], scores["n_excluded"], scores["acc1"]) == (2, 8, 1)
+    answers = zero_shot_answers(collected(10, m=items(embeddings), y=labels), "m", "y", torch.eye(10), TEN)
+    assert (answers.scores()["n"], answers.scores()["acc1"], answers.keys) == (2, 1, ["key2", "key7"])
 
 
 @pytest.mark.parametrize("label", [-1, 10])
@@ -87,7 +90,7 @@ def test_embeddings_that_are_not_finite_are_refused_by_key() -> None:
 def test_no_label_at_all_is_an_error() -> None:
     data = collected(2, m=items(torch.eye(2)[:1]), y=items(torch.tensor([1]), owner=torch.tensor([1])))
     with pytest.raises(DataError, match="no sample has both 'm' and 'y': of 2, 1 have 'm' and 1 have 'y'"):
-        zero_shot_scores(data, "m", "y", torch.eye(2), ["a", "b"])
+        zero_shot_answers(data, "m", "y", torch.eye(2), ["a", "b"])
 
 
 class FakeClip(nn.Module):
@@ -168,7 +171,7 @@ def test_bad_files_are_refused_with_file_and_line(tmp_path: Path, field: str, te
 
 
 def test_a_missing_template_file_names_the_lists_that_there_are(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"No such file.*\['plain', 'simple'\]"):
+    with pytest.raises(RecipeError, match=r"No such file.*\['plain', 'simple', 'openai'\]"):
         make(tmp_path, templates="smple").build(modalities())
 
 
@@ -180,7 +183,7 @@ def test_class_names_that_are_no_file_say_what_was_wanted(tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ['["red", "green"]', '{"1": "green", "0": "red"}', "0: 'red',\n1: 'green',"])
 def test_class_names_are_read_as_they_are_published(tmp_path: Path, text: str) -> None:
     (tmp_path / "names.json").write_text(text)
-    assert make(tmp_path, classnames=str(tmp_path / "names.json")).build(modalities()).classnames == ("red", "green")
+    assert make(tmp_path, classnames=str(tmp_path / "names.json")).build(modalities()).prompts.names == ("red", "green")
 
 
 def test_class_names_are_compared_with_those_beside_the_shards(
@@ -207,8 +210,8 @@ def test_files_are_read(tmp_path: Path) -> None:
     evaluator = make(tmp_path, classnames=str(tmp_path / "names.txt"), templates=str(tmp_path / "templates.txt")).build(
         modalities()
     )
-    assert evaluator.classnames == ("red", "green")
-    assert evaluator.templates == ("a {c}", "{}")
+    assert evaluator.prompts.names == ("red", "green")
+    assert evaluator.prompts.templates == ("a {c}", "{}")
 
 
 def test_the_shipped_templates_can_be_used() -> None:
@@ -240,7 +243,7 @@ def test_a_model_without_shared_space_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("together", [6, 65536])
 def test_prompts_are_embedded_by_length_and_come_back_in_order(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zero_shot, "SORTED_TOGETHER", together)
+    monkeypatch.setattr(prompts, "SORTED_TOGETHER", together)
     names, templates = ["x" * (1 + 5 * i % 7) for i in range(7)], ("{}", "a long one of {}")
     batches: list[list[int]] = []
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import mmssl
 from mmssl.core.errors import RecipeError
-from mmssl.evaluation.zero_shot import TEMPLATES, fill_template
+from mmssl.evaluation.prompts import TEMPLATES, fill_template
 from mmssl.recipe import model as module
 from mmssl.recipe.load import start_of
 from mmssl.recipe.model import Model

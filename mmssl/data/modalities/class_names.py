@@ -50,8 +50,8 @@ def read_class_names(path: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]
     return names, places
 
 
-def check_class_names(names: Sequence[str], where: Sequence[str], least: int = 2) -> None:
-    """Check class names: at least `least`, none empty, none repeated (only the first could be predicted).
+def check_class_names(names: Sequence[str], where: Sequence[str], least: int = 2, *, repeats: bool = False) -> None:
+    """Check class names: at least `least`, none empty, and unless `repeats` none twice (only the first could be predicted).
 
     Raises:
         ValueError: says which, and where.
@@ -60,17 +60,25 @@ def check_class_names(names: Sequence[str], where: Sequence[str], least: int = 2
         raise ValueError(f"got {len(names)} class names, wanted at least {('one', 'two')[least - 1]}")
     seen: dict[str, str] = {}
     for place, name in zip(where, names, strict=True):
-        plain = " ".join(name.casefold().split())
+        plain = _one_line(name)
         if not plain:
             raise ValueError(
                 f"{place}: got an empty class name, wanted one name for each label, in the order of the labels"
             )
-        if plain in seen:
+        if plain in seen and not repeats:
             raise ValueError(
                 f"{place}: got the class name {name!r} again (also at {seen[plain]}), wanted different names. "
                 "Make them differ, as in 'crane (bird)' and 'crane (machine)'"
             )
         seen[plain] = place
+
+
+def repeated_names(names: Sequence[str]) -> dict[str, list[int]]:
+    """Name -> its class numbers, for each name that stands more than once; case and blanks do not count."""
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        numbers.setdefault(_one_line(name), []).append(number)
+    return {names[found[0]]: found for found in numbers.values() if len(found) > 1}
 
 
 def difference(given: Sequence[str], stored: Sequence[str], what: str, where: str) -> str:
@@ -151,4 +159,8 @@ def _by_number(path: str | Path, pairs: list[tuple[Any, Any]]) -> tuple[tuple[st
 
 
 def _plain(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").split())
+    return _one_line(name.replace("_", " "))
+
+
+def _one_line(name: str) -> str:
+    return " ".join(name.casefold().split())

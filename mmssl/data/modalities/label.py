@@ -9,33 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mmssl.data.inspection import Inspection
-from mmssl.data.kernel import Entry, Kernel, Operand, identity
 from mmssl.data.modalities.arrays import to_tensor
+from mmssl.data.modalities.kernels.label import LABELS
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View
 from mmssl.data.timeline import Window
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-def _heavier(label: int, entry: Entry, field: Operand) -> int:
-    return label if entry["weight"] >= 0.5 else int(field.partner)
-
-
-_TIMELESS = identity("a class holds for the whole sample")
-LABELS = {
-    "time_crop": _TIMELESS,
-    "speed": _TIMELESS,
-    "reverse": _TIMELESS,
-    "roll": _TIMELESS,
-    "time_mask": _TIMELESS,
-    "flip": identity("a class has no side"),
-    "crop": identity("a class has no place"),
-    "mixup": Kernel(_heavier),
-    "gain": identity("only sounds have a level"),
-    "dropout": identity("a label is a target, not an input"),
-    "negative": identity("the class stays that of the picture"),
-}
 
 _NUMBER = re.compile(rb"\s*([0-9]{1,18})\s*")
 

@@ -11,6 +11,7 @@ from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.modalities.series import SeriesConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
@@ -23,6 +24,7 @@ SHIPPED: tuple[type[ModalityConfig], ...] = (
     VideoConfig,
     TextConfig,
     LabelConfig,
+    MultiLabelConfig,
     ArrayConfig,
     SeriesConfig,
 )

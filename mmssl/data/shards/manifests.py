@@ -9,6 +9,9 @@ from pathlib import Path
 from mmssl.core.errors import DataError
 from mmssl.data.shards.writer import Manifest, read_manifest
 
+SET_TYPE_FILE = "dataset_type.txt"
+"""File of CLIP_benchmark's layout, above the folders of splits: `retrieval` or `multilabel`; without it, a sample has one class."""
+
 Formats = Mapping[str, str]
 """Extension -> name of the format of such members; see `Manifest`."""
 
@@ -41,5 +44,12 @@ def shared_formats(shards: Sequence[Path]) -> dict[str, str]:
 
 
 def read_formats(shards: Sequence[Path]) -> tuple[Formats, ...]:
-    """The formats of the members of each shard, as its manifest says; empty: nothing says."""
-    return tuple({} if manifest is None else manifest.formats for manifest in find_manifests(shards))
+    """The formats of the members of each shard, as its manifest or the layout of its folder says; empty: nothing says."""
+    found = zip(shards, find_manifests(shards), strict=True)
+    return tuple(_of_layout(shard) if manifest is None else manifest.formats for shard, manifest in found)
+
+
+def _of_layout(shard: Path) -> Formats:
+    """The formats of CLIP_benchmark's layout: of a retrieval set, each line of a text is a caption."""
+    file = next((found for folder in shard.absolute().parents[:2] if (found := folder / SET_TYPE_FILE).is_file()), None)
+    return {"txt": "lines"} if file is not None and file.read_bytes().strip() == b"retrieval" else {}

@@ -1,0 +1,70 @@
+"""What a classifier answered, sample by sample: its scores, and the tables of samples, classes and confusions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmssl.core.evaluator import Score, Table
+from mmssl.evaluation.ranking import Predictions
+from mmssl.evaluation.statistics import class_figures, classification_scores
+
+CONFUSIONS = 100
+"""Pairs of classes in the table of confusions, the most frequent ones."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of a classifier for N samples of K classes.
+
+    Attributes:
+        keys: keys of the samples.
+        labels: [N] int64, in 0 ... K-1.
+        predictions: of the samples.
+        names: K class names.
+    """
+
+    keys: Sequence[str]
+    labels: Tensor
+    predictions: Predictions
+    names: Sequence[str]
+
+    def scores(self) -> dict[str, Score]:
+        """See `classification_scores`."""
+        return classification_scores(self.predictions, self.labels, self.names)
+
+    def tables(self) -> dict[str, Table]:
+        """Tables "samples" (rank of the true class, predicted class), "classes" and "confusions" (true, predicted, number)."""
+        names = self.names
+        ranks, predicted = self.predictions.ranks.cpu(), self.predictions.predicted.tolist()
+        samples = {
+            "key": list(self.keys),
+            "class": [names[label] for label in self.labels.tolist()],
+            "predicted": [names[label] for label in predicted],
+            "rank": ranks.tolist(),
+            "acc1": (ranks == 1).int().tolist(),
+            "acc5": (ranks <= 5).int().tolist(),
+        }
+        outcomes = ("acc1", "acc5") if len(names) >= 5 else ("acc1",)
+        figures = class_figures(self.predictions.predicted, self.labels, len(names))
+        return {
+            "samples": Table(samples, outcomes),
+            "classes": Table({"class": list(names), **figures}),
+            "confusions": self._confusions(),
+        }
+
+    def _confusions(self) -> Table:
+        wrong = self.predictions.predicted != self.labels
+        pairs = torch.stack([self.labels[wrong], self.predictions.predicted[wrong]], 1).cpu()
+        distinct, counts = torch.unique(pairs, dim=0, return_counts=True)
+        most = counts.sort(descending=True, stable=True).indices[:CONFUSIONS]
+        true, predicted = distinct[most].T.tolist() if len(most) else ([], [])
+        columns = {
+            "class": [self.names[label] for label in true],
+            "predicted": [self.names[label] for label in predicted],
+            "n": counts[most].tolist(),
+        }
+        return Table(columns)

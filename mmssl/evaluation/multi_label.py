@@ -1,0 +1,175 @@
+"""Zero-shot classification of samples that have several classes (mAP, AUROC), with text prompts of the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.errors import DataError
+from mmssl.core.evaluator import Evaluator, Score, Table
+from mmssl.core.seeding import generator
+from mmssl.data.modality import Modality
+from mmssl.evaluation.class_names import compare_with_stored
+from mmssl.evaluation.collect import Collected, KeptShards
+from mmssl.evaluation.common import broadcast_scores, inference, require_usable
+from mmssl.evaluation.curves import PrecisionRecall, auroc
+from mmssl.evaluation.prompts import PromptedConfig, Prompts
+from mmssl.evaluation.ranking import exact_products
+from mmssl.evaluation.statistics import shorten
+
+
+class MultiLabelZeroShotConfig(PromptedConfig):
+    """Settings of zero-shot classification of samples with several classes (VOC, COCO, FSD50K, AudioSet).
+
+    Attributes:
+        labels: modality of kind multi_label; samples that lack it, or `modality`, are left out and counted.
+        resamples: number of bootstrap draws (over samples) for the interval of mAP.
+        seed: seed of the bootstrap.
+    """
+
+    kind: Literal["multi_label"] = "multi_label"
+    labels: str = "multi_label"
+    resamples: int = Field(default=200, ge=100)
+    seed: int = 0
+
+    def build(self, modalities: Mapping[str, Modality]) -> MultiLabelZeroShot:
+        return MultiLabelZeroShot(self, modalities, self.read_prompts(modalities))
+
+
+class MultiLabelZeroShot(Evaluator):
+    """Ranks samples for each class by their cosine to the class' prompts. Scores: see `multi_label_scores`."""
+
+    def __init__(self, config: MultiLabelZeroShotConfig, modalities: Mapping[str, Modality], prompts: Prompts) -> None:
+        self.config = config
+        self.prompts = prompts
+        names = (config.modality, config.labels)
+        self._shards = KeptShards(config, modalities, names, config.shards, config.max_samples)
+        self.kept = (self._shards,)
+        self.headlines = ("mAP",)
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"classnames": self.prompts.names, "templates": self.prompts.templates}
+
+    def open(self) -> None:
+        """Open the shards, and compare `classnames` with the names beside them."""
+        super().open()
+        compare_with_stored(self.prompts.names, self.config.shards, "`classnames`")
+
+    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
+        config = self.config
+        for name in (config.modality, config.prompts):
+            model.require(name, shared_space=True)
+        self.open()
+        with inference(model):
+            classifier = self.prompts.classifier(model)
+            encode = {config.modality: lambda x: model.embed(config.modality, x), config.labels: lambda x: x}
+            data = self._shards.collect(encode, model.device)
+            scores, self.tables = multi_label_scores(data, classifier, self.prompts.names, config)
+        yield from broadcast_scores(scores).items()
+
+
+def multi_label_scores(
+    data: Collected, classifier: Tensor, names: Sequence[str], config: MultiLabelZeroShotConfig
+) -> tuple[dict[str, Score], dict[str, Table]]:
+    """mAP, AUROC and label ranking of collected embeddings, with tables of samples and classes.
+
+    Scores:
+        mAP: mean over classes of the average precision of the samples, sorted by their cosine to the class; over the classes that
+            some sample has (`absent_classes` lists the others), as VOC's and AudioSet's;  mAP_chance: mean share of samples;
+        mAP_ci95_low, _high: bootstrap over samples;
+        AUROC, AUROC_chance: mean over classes of the area below the ROC curve;
+        LRAP: mean over samples of the average precision of their classes (label ranking average precision);
+        n, classes, n_labels, n_excluded, n_skipped, bootstrap_seed.
+
+    Raises:
+        NumericError: an embedding is not finite, or zero.
+        DataError: a sample has another number of labels than there are names; no sample has both.
+    """
+    rows, labels, keys = _samples(data, classifier, names, config)
+    with exact_products():
+        scores = classifier @ rows.T  # [K, N]
+    curves = PrecisionRecall(scores, labels)
+    precision, area = curves.average_precision(), auroc(scores, labels)
+    n, seen = len(keys), labels.any(1)
+    if not seen.any():
+        raise DataError(f"no sample has a class: all {n} vectors of {config.labels!r} are zero; check the shards")
+    draws = generator(config.seed, "multi_label").multinomial(n, np.full(n, 1 / n), size=config.resamples)
+    means = [
+        float(curves.average_precision(torch.from_numpy(draw).double().to(rows.device))[seen].nanmean())
+        for draw in draws
+    ]
+    low, high = np.nanquantile(means, [0.025, 0.975])  # a draw of few samples may have no label at all
+    ranked = PrecisionRecall(scores.T, labels.T).average_precision()
+    both = ~area.isnan()
+    absent = [name for name, there in zip(names, seen.tolist(), strict=True) if not there]
+    found: dict[str, Score] = {
+        "mAP": float(precision[seen].mean()),
+        "mAP_ci95_low": float(low),
+        "mAP_ci95_high": float(high),
+        "mAP_chance": float(labels[seen].double().mean()),
+        "AUROC": float(area[both].mean()) if both.any() else None,
+        "AUROC_chance": 0.5,
+        "LRAP": float(ranked.nanmean()),
+        "absent_classes": shorten(absent) or None,
+        "classes": len(names),
+        "n_labels": int(labels.sum()),
+        "n": n,
+        "n_excluded": len(data.keys) - n,
+        "n_skipped": data.skipped,
+        "bootstrap_seed": config.seed,
+    }
+    return found, _tables(keys, names, labels, ranked, precision, area)
+
+
+def _samples(
+    data: Collected, classifier: Tensor, names: Sequence[str], config: MultiLabelZeroShotConfig
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Embeddings [N, E], labels [K, N] bool and keys of the samples with both."""
+    embeddings, owner = data[config.modality].rows, data[config.modality].owner
+    require_usable(embeddings, owner, data.keys, f"the embedding of {config.modality!r}", unit=True)
+    if len(torch.unique(owner)) < len(owner):
+        raise DataError(f"{config.modality!r} has several items in one sample, wanted one for zero-shot classification")
+    with_labels, counts = torch.unique_consecutive(data[config.labels].owner, return_counts=True)
+    other = counts != len(names)
+    if other.any():
+        first = int(with_labels[other][0])
+        raise DataError(
+            f"key {data.keys[first]!r} has {int(counts[other][0])} entries in {config.labels!r}, wanted {len(names)}, one for each "
+            "class name: check `classnames`"
+        )
+    labels = data[config.labels].rows.view(len(with_labels), len(names)).bool()
+    has, also = torch.isin(owner, with_labels), torch.isin(with_labels, owner)
+    if not has.any():
+        raise DataError(
+            f"no sample has both {config.modality!r} and {config.labels!r}: of {len(data.keys)}, {len(owner)} and "
+            f"{len(with_labels)} have them; check the evaluator's `shards`"
+        )
+    return embeddings[has], labels[also].T, [data.keys[number] for number in owner[has].tolist()]
+
+
+def _tables(
+    keys: Sequence[str], names: Sequence[str], labels: Tensor, ranked: Tensor, precision: Tensor, area: Tensor
+) -> dict[str, Table]:
+    held = [[names[k] for k in row.nonzero()[:, 0].tolist()] for row in labels.T.cpu()]
+    samples: dict[str, list[Score]] = {
+        "key": [*keys],
+        "classes": [", ".join(some) for some in held],
+        "LRAP": _defined(ranked),
+    }
+    classes: dict[str, list[Score]] = {
+        "class": [*names],
+        "n": labels.sum(1).tolist(),
+        "AP": _defined(precision),
+        "AUROC": _defined(area),
+    }
+    return {"samples": Table(samples, ("LRAP",)), "classes": Table(classes)}
+
+
+def _defined(values: Tensor) -> list[Score]:
+    return [None if value != value else value for value in values.tolist()]

@@ -1,0 +1,76 @@
+"""Multi-label zero-shot: known models, CLIP_benchmark's layout of vectors, and samples that do not fit."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmssl.core.errors import DataError
+from mmssl.data.modalities.multi_label import MultiLabelConfig
+from mmssl.evaluation.multi_label import MultiLabelZeroShotConfig, multi_label_scores
+from tests.evaluation.world import (
+    COLOURS,
+    NAMES,
+    collected,
+    configured,
+    items,
+    knowing_model,
+    modalities,
+    png,
+    write_shard,
+)
+
+
+def config(**values: Any) -> MultiLabelZeroShotConfig:
+    common = {"shards": ["x"], "modality": "m", "labels": "y", "classnames": ["a", "b", "c"]}
+    return configured(MultiLabelZeroShotConfig, **{**common, **values})
+
+
+def run(rows: Tensor, labels: Tensor, **values: Any) -> dict[str, Any]:
+    owner = torch.arange(len(labels)).repeat_interleave(labels.shape[1])
+    data = collected(len(labels), m=items(rows), y=items(labels.flatten(), owner))
+    return multi_label_scores(data, torch.eye(3), "abc", config(**values))[0]
+
+
+def test_known_models_have_known_scores() -> None:
+    labels = (torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) < 0.3).long()
+    labels[0] = 1
+    perfect = run(labels + 0.01, labels)
+    assert (perfect["mAP"], perfect["AUROC"], perfect["LRAP"]) == (1, 1, 1)
+    collapsed = run(torch.ones(200, 3), labels)
+    assert collapsed["mAP"] == pytest.approx(collapsed["mAP_chance"])
+    assert collapsed["AUROC"] == 0.5
+    random = run(torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), labels)
+    assert random["mAP_ci95_low"] < random["mAP"] < random["mAP_ci95_high"]
+    assert random["AUROC"] == pytest.approx(0.5, abs=0.1)
+    absent = run(labels + 0.01, labels * torch.tensor([1, 1, 0]))
+    assert absent["absent_classes"] == "c"
+
+
+def test_vectors_of_another_length_are_refused_by_key() -> None:
+    with pytest.raises(DataError, match="'key0' has 4 entries in 'y', wanted 3"):
+        run(torch.eye(3), torch.ones(3, 4, dtype=torch.long))
+
+
+def test_from_shards_with_names_above_them(tmp_path: Path) -> None:
+    def sample(number: int) -> tuple[str, dict[str, bytes]]:
+        file = io.BytesIO()
+        np.save(file, np.eye(len(NAMES), dtype=np.int64)[number % len(NAMES)])
+        return f"s{number:02d}", {"png": png(COLOURS[NAMES[number % 8]], number), "npy": file.getvalue()}
+
+    shards = [str(write_shard(tmp_path / "test/0.tar", map(sample, range(16))))]
+    (tmp_path / "classnames.txt").write_text("\n".join(NAMES))
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a {c} thing\n")
+    values = {"shards": shards, "modality": "picture", "prompts": "words", "classnames": None, "labels": "multi_label"}
+    evaluator = config(**values).build({**modalities(), "multi_label": MultiLabelConfig().build("multi_label")})
+    with evaluator:
+        scores = dict(evaluator.evaluate(knowing_model()))
+        assert evaluator.facts()["templates"] == ("a {c} thing",)
+    assert (scores["n"], scores["n_labels"], scores["mAP"], scores["classes"]) == (16, 16, 1, 8)
+    assert evaluator.tables["samples"].columns["classes"][:2] == list(NAMES[:2])
