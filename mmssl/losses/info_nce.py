@@ -20,6 +20,8 @@ def info_nce(
     offset: int = 0,
     present: Tensor | None = None,
     ids: Tensor | None = None,
+    further_b: Tensor | None = None,
+    further_a: Tensor | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE: mean cross entropy of finding b_i among all b from a_i, and a_i among all a from b_i.
 
@@ -47,6 +49,8 @@ def info_nce(
         present: [G] bool, which samples of all processes take part; None: all.
         ids: [G] or [G, k] integers of all processes; samples that agree in any of the k are no negatives of each other. None:
             every other sample is a negative.
+        further_b: [B] log-sum-exp of the logits of each a_i with candidates beside those in b (`HardNegatives`); None: none.
+        further_a: [B] the same of each b_i.
 
     Returns:
         [] this process' share: the mean over processes is the loss of the global batch, the mean over samples that are present.
@@ -62,6 +66,10 @@ def info_nce(
     if out is not None:
         # An absent row has its positive as the only candidate: its loss is 0, without gradient.
         a_to_b, b_to_a = a_to_b.masked_fill(out, -torch.inf), b_to_a.masked_fill(out, -torch.inf)
+    if further_b is not None:
+        a_to_b = torch.cat([a_to_b, further_b[:, None]], 1)
+    if further_a is not None:
+        b_to_a = torch.cat([b_to_a, further_a[:, None]], 1)
     loss = (F.cross_entropy(a_to_b, target) + F.cross_entropy(b_to_a, target)) / 2
     return over_present(loss, present)
 

@@ -32,6 +32,8 @@ def tiled_info_nce(
     over_processes: Callable[[Tensor], Tensor] | None = None,
     present: Tensor | None = None,
     ids: Tensor | None = None,
+    further_b: Tensor | None = None,
+    further_a: Tensor | None = None,
     size: int | None = None,
 ) -> Tensor:
     """`info_nce` without its logits matrix: four products of [B, E] and [G, E], one forward and three backward.
@@ -54,6 +56,7 @@ def tiled_info_nce(
         present: [G] bool, which samples of all processes take part; None: all.
         ids: [G] or [G, k] integers of all processes; samples that agree in any of the k are no negatives of each other. None:
             every other sample is a negative.
+        further_b, further_a: [B] log-sum-exp of the logits of further candidates of a and of b; see `info_nce`.
         size: rows and columns of a tile; None: chosen for the device. It changes rounding only.
 
     Returns:
@@ -75,6 +78,8 @@ def tiled_info_nce(
         if over_processes is not None:
             by_column = over_processes(by_column)
         by_column = by_column[offset : offset + len(rows)]
+        by_row = by_row if further_b is None else torch.logaddexp(by_row, further_b.double())
+        by_column = by_column if further_a is None else torch.logaddexp(by_column, further_a.double())
         loss = F.softplus(torch.stack([by_row, by_column]) - positive, threshold=40).mean()
         return over_present(loss, present).to(rows.dtype)
 

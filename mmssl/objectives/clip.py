@@ -21,8 +21,9 @@ from mmssl.core.plan import Plan
 from mmssl.heads.projection import HeadConfig, LinearProjectionConfig, MLPProjectionConfig
 from mmssl.objectives.common import ObjectiveConfig, at_least_float32, encoder_of
 from mmssl.objectives.contrast import contrastive_loss
+from mmssl.objectives.hard_negatives import HARD, gather_negatives, hard_accuracy, kinds_of_negatives, negative_latents
 from mmssl.objectives.pair_metrics import pair_metrics
-from mmssl.objectives.pairs import SIGMOID_BIAS, Pair, PairConfig, PairLoss, check_pairs, modalities_of
+from mmssl.objectives.pairs import SIGMOID_BIAS, Pair, PairConfig, PairLoss, check_pairs, modalities_of, pair_negatives
 from mmssl.objectives.prediction import RAW, PredictionConfig, PredictivePairs
 from mmssl.objectives.presence import content_hash, gather_facts, identities, presence
 
@@ -44,6 +45,8 @@ class ClipConfig(ObjectiveConfig):
         shared_temperature: one temperature for all pairs instead of one for each.
         duplicates: repeated samples, or samples with equal tokens in a modality of the pair: "negatives" of each other, or "ignore"
             to leave them out.
+        negatives: modality -> kinds of views with hard negatives, such as false captions ({text: [hard]}): further candidates of
+            InfoNCE pairs for all samples of the global batch (NegCLIP), except where they equal the sample's positive.
         heads: modality -> projection head into the shared space; default: CLIP's linear projection.
         tiles: compute the loss from tiles of its logits, in memory linear in the batch instead of quadratic: true, false or rows of
             a tile; null: always for sigmoid, and for info_nce in global batches above 2048. It changes rounding only.
@@ -60,6 +63,7 @@ class ClipConfig(ObjectiveConfig):
     max_scale: float = Field(default=100.0, gt=1)
     shared_temperature: bool = False
     duplicates: Duplicates = "negatives"
+    negatives: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     heads: dict[str, HeadConfig] = Field(default_factory=dict)
     tiles: bool | Annotated[int, Field(ge=1)] | None = None
     prediction: PredictionConfig | None = None
@@ -118,6 +122,7 @@ class ClipConfig(ObjectiveConfig):
     def resolved(self) -> tuple[Pair, ...]:
         """The pairs, with the objective's settings where they have none."""
         bias = SIGMOID_BIAS if self.bias is None else self.bias
+        negatives = pair_negatives(self.pairs, self.loss, self.views, self.negatives)
         return tuple(
             Pair(
                 *pair.modalities,
@@ -125,8 +130,9 @@ class ClipConfig(ObjectiveConfig):
                 weight=pair.weight,
                 loss=pair.loss or self.loss,
                 bias=bias if pair.bias is None else pair.bias,
+                negatives=hard,
             )
-            for pair in self.pairs
+            for pair, hard in zip(self.pairs, negatives, strict=True)
         )
 
     def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> ClipObjective:
@@ -192,6 +198,7 @@ class ClipObjective(Objective):
         self.prediction = PredictivePairs() if prediction is None else prediction
         self.reduction = Reduction.STATISTIC if self.prediction.pairs else Reduction.GATHER
         self.views = dict(views)
+        self.negatives = kinds_of_negatives(pairs)
         self.max_scale = max_scale
         self.duplicates = duplicates
         self.tiles = tiles
@@ -213,8 +220,11 @@ class ClipObjective(Objective):
         return tuple(pair for pair in self.pairs if pair.loss != "predictive")
 
     def needs(self) -> Needs:
-        """One view of each modality."""
-        return {modality: {self.views[modality]: 1} for modality in modalities_of(self.pairs)}
+        """One view of each modality, and one of each kind of its hard negatives."""
+        return {
+            modality: dict.fromkeys((self.views[modality], *self.negatives.get(modality, ())), 1)
+            for modality in modalities_of(self.pairs)
+        }
 
     def heads(self) -> Mapping[str, nn.Module]:
         """The projections, before normalisation; with predictive pairs their outputs in the spaces of all modalities."""
@@ -228,15 +238,17 @@ class ClipObjective(Objective):
         """Unit-norm embeddings [B, E] float32 by modality, zero where absent, and "present/..." [B] bool.
 
         Those of predictive pairs, before normalisation, are "raw/...". Also "sample/index" [B] and, of integer views (token ids),
-        "content/..." [B], by which duplicates are known.
+        "content/..." [B], by which duplicates are known; of hard negatives, see `negative_latents`.
         """
         latents: Latents = {"sample/index": batch.index}
         contrasted = modalities_of(self.contrastive())
         for modality in modalities_of(self.pairs):
             view = f"{self.views[modality]}0"
             x, here = batch.view(modality, view), presence(batch, modality)
-            (features,) = ctx.features(batch, modality, [view], pooled_only=True)
-            embedded = at_least_float32(self.projections[modality](features.pooled))
+            kinds = self.negatives.get(modality, ())
+            features = ctx.features(batch, modality, [view, *(f"{kind}0" for kind in kinds)], pooled_only=True)
+            embedded, *hard = (at_least_float32(self.projections[modality](x.pooled)) for x in features)
+            latents |= negative_latents(batch, modality, self.views[modality], dict(zip(kinds, hard, strict=True)))
             embedded = embedded.masked_fill(~here[:, None], 0) if modality in batch.present else embedded
             latents |= {modality: F.normalize(embedded, dim=-1)} if modality in contrasted else {}
             latents |= {f"{RAW}/{modality}": embedded} if modality in self.prediction.modalities else {}
@@ -251,7 +263,8 @@ class ClipObjective(Objective):
         Metrics: see `pair_metrics`, and `PredictivePairs.criterion`.
         """
         predicted = self.prediction.criterion(latents, ctx)
-        everyone = {modality: distributed.gather(latents[modality]) for modality in modalities_of(self.contrastive())}
+        gathered = [*modalities_of(self.contrastive()), *(name for name in latents if name.startswith(f"{HARD}/"))]
+        everyone = {name: distributed.gather(latents[name]) for name in gathered}
         facts = gather_facts(latents)
         terms = dict(predicted.terms)
         measures: list[Callable[[], Mapping[str, Tensor]]] = [predicted.measure]
@@ -266,12 +279,17 @@ class ClipObjective(Objective):
                 "present": present if ctx.optional & {pair.first, pair.second} else None,
                 "ids": ids if self.duplicates == "ignore" else None,
             }
-            terms[pair.name] = pair.weight * contrastive_loss(a, b, all_a, all_b, scale, bias, among, self.tiles)
+            hard = gather_negatives(latents, facts, pair, everyone, among["offset"])
+            terms[pair.name] = pair.weight * contrastive_loss(a, b, all_a, all_b, scale, bias, among, self.tiles, hard)
             # The bias is copied: the update changes it in place.
             bias = None if bias is None else bias.detach().clone()
             everything = {"all_a": all_a.detach(), "all_b": all_b.detach(), **among}
             scales = scale.detach(), torch.full_like(scale.detach(), self.max_scale), bias
-            measures.append(partial(pair_metrics, pair, scales, a.detach(), b.detach(), everything, ids))
+            detached = {name: negatives.detach() for name, negatives in hard.items()}
+            measures.append(partial(pair_metrics, pair, scales, a.detach(), b.detach(), everything, ids, detached))
+            measures.append(
+                partial(hard_accuracy, {n: latents[n].detach() for n in gathered}, facts, pair, among["offset"])
+            )
         return LossOutput(terms, lambda: {name: x for measure in measures for name, x in measure().items()})
 
     def monitored(self) -> Mapping[str, str]:

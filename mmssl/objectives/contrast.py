@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from mmssl.losses.hard_negatives import HardNegatives
 from mmssl.losses.info_nce import info_nce
 from mmssl.losses.sigmoid import sigmoid_loss
 from mmssl.losses.tiled_info_nce import tiled_info_nce
@@ -25,6 +27,7 @@ def contrastive_loss(
     bias: Tensor | None,
     among: dict[str, Any],
     tiles: bool | int | None,
+    hard: Mapping[str, HardNegatives] | None = None,
 ) -> Tensor:
     """Loss of one pair, this process' share: `sigmoid_loss` if it has a bias, else `info_nce`; the same numbers from tiles.
 
@@ -35,6 +38,7 @@ def contrastive_loss(
         bias: [] logit bias of a sigmoid loss, or None.
         among: offset, present and ids, as losses take them.
         tiles: whether the loss is computed from tiles, or their size; None: for sigmoid losses and large batches.
+        hard: "further_b" or "further_a" -> hard negatives of `info_nce`; they are always computed from tiles.
     """
     if tiles is None:
         tiles = bias is not None or len(all_b) > WHOLE_UP_TO
@@ -43,6 +47,7 @@ def contrastive_loss(
         if tiles is False:
             return sigmoid_loss(a, b, scale, bias, all_b=all_b, **among)
         return tiled_sigmoid_loss(a, b, scale, bias, all_b=all_b, size=size, **among)
+    among = among | {name: negatives.log_sum_exp(scale, size or None) for name, negatives in (hard or {}).items()}
     if tiles is False:
         return info_nce(a, b, scale, all_a=all_a, all_b=all_b, **among)
     join = log_sum_exp_over_processes

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmssl.losses.candidates import over_present
+from mmssl.losses.hard_negatives import HardNegatives
 from mmssl.losses.info_nce import info_nce_accuracy
 from mmssl.losses.tiles import candidate_counts
 from mmssl.objectives.pairs import Pair
@@ -20,6 +22,7 @@ def pair_metrics(
     b: Tensor,
     among: dict[str, Any],
     identities: Tensor,
+    hard: Mapping[str, HardNegatives],
 ) -> dict[str, Tensor]:
     """This process' metrics of a pair, as "first-second/<metric>"; means are over the samples of the global batch with both.
 
@@ -35,6 +38,7 @@ def pair_metrics(
         a, b: [B, E] of this process.
         among: all_a, all_b, offset, present and ids, as losses take them.
         identities: [G, k], see `presence.identities`.
+        hard: hard negatives of rows of each direction, which the chance loss counts.
     """
     scale, limit, bias = scales
     there, back = info_nce_accuracy(a, b, **among)
@@ -48,6 +52,11 @@ def pair_metrics(
     counts = candidate_counts(target, len(among["all_b"]), present, among["ids"])
     # One of c candidates is right. Chance loss: ln(c) for a softmax, c times the entropy of 1 / c for c sigmoids.
     guess = counts.log()
+    if hard:
+        further = [
+            hard[name].counts() if name in hard else torch.zeros_like(counts) for name in ("further_b", "further_a")
+        ]
+        guess = sum((counts + more).log() for more in further) / 2
     if bias is not None:
         guess = guess + torch.xlogy(counts - 1, counts / (counts - 1).clamp(min=1))
     others = candidate_counts(target, len(among["all_b"]), present, identities)

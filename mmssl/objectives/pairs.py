@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -12,6 +12,8 @@ from mmssl.core.config import Config
 from mmssl.objectives.common import Name
 
 PairLoss = Literal["info_nce", "sigmoid", "predictive"]
+Negatives = Mapping[str, tuple[str, ...]]
+"""Modality -> kinds of views with its hard negatives."""
 SIGMOID_BIAS = -10.0
 """Default initial bias of a sigmoid loss: SigLIP's."""
 
@@ -27,6 +29,7 @@ class Pair:
         loss: "info_nce" (softmax over candidates, CLIP), "sigmoid" (binary cross entropy of each pair of samples, SigLIP) or
             "predictive" (each predicts the other, LeVLJEPA).
         bias: initial logit bias; "sigmoid" only.
+        negatives: modality -> kinds of views with its hard negatives; "info_nce" only.
     """
 
     first: str
@@ -35,6 +38,7 @@ class Pair:
     weight: float = 1.0
     loss: PairLoss = "info_nce"
     bias: float = SIGMOID_BIAS
+    negatives: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
@@ -56,6 +60,7 @@ class PairConfig(Config):
         loss: "info_nce", "sigmoid" or "predictive"; null: the objective's.
         temperature: initial temperature of a contrastive loss; null: the objective's.
         bias: initial logit bias of a sigmoid loss; null: the objective's.
+        negatives: modality -> kinds of views with hard negatives, {} for none; null: the objective's, of its modalities.
     """
 
     modalities: tuple[Name, Name]
@@ -63,6 +68,7 @@ class PairConfig(Config):
     loss: PairLoss | None = None
     temperature: float | None = Field(default=None, gt=0, le=1)
     bias: float | None = None
+    negatives: dict[str, tuple[str, ...]] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +77,9 @@ class PairConfig(Config):
         if isinstance(written, dict) and isinstance(written.get("modalities"), list):
             # A value from a validator counts as a Python value, and strict mode refuses a list for a tuple.
             written = written | {"modalities": tuple(written["modalities"])}
+        if isinstance(written, dict) and isinstance(written.get("negatives"), dict):
+            given = {name: tuple(x) if isinstance(x, list) else x for name, x in written["negatives"].items()}
+            written = written | {"negatives": given}
         return written
 
     @model_serializer(mode="wrap")
@@ -121,3 +130,40 @@ def check_pairs(
             )
     if bias is not None and all((pair.loss or loss) != "sigmoid" for pair in pairs):
         raise ValueError(f"bias: got {bias}, and no pair has the sigmoid loss; set loss: sigmoid, or leave bias out")
+
+
+def pair_negatives(
+    pairs: Sequence[PairConfig], loss: PairLoss, views: Mapping[str, str], default: Negatives
+) -> list[Negatives]:
+    """Hard negatives of each pair: its own, or the objective's of its modalities where its loss is InfoNCE.
+
+    Args:
+        pairs: as configured. loss: the objective's.
+        views: modality -> kind of view with the positives.
+        default: the objective's.
+
+    Raises:
+        ValueError: they are of other modalities, name a view twice or the positives', or no loss is InfoNCE.
+    """
+    for pair in pairs:
+        if pair.negatives and (pair.loss or loss) != "info_nce":
+            raise ValueError(
+                f"pairs: got {list(pair.modalities)} with negatives and loss: {pair.loss or loss}, wanted loss: info_nce, which "
+                "has further candidates"
+            )
+    contrasted = [pair for pair in pairs if (pair.loss or loss) == "info_nce" and pair.negatives is None]
+    usable = {modality for pair in contrasted for modality in pair.modalities}
+    for negatives, modalities in [(default, usable), *((pair.negatives or {}, pair.modalities) for pair in pairs)]:
+        for modality, kinds in negatives.items():
+            if modality not in modalities:
+                raise ValueError(
+                    f"negatives: got some for {modality!r}, wanted modalities of pairs with loss: info_nce and no negatives of "
+                    f"their own: {sorted(modalities)}"
+                )
+            if not kinds or len({*kinds, views.get(modality)}) <= len(kinds):
+                raise ValueError(
+                    f"negatives: got {list(kinds)} for {modality!r}, wanted kinds of views, each once, other than "
+                    f"{views.get(modality)!r}, which has the positives"
+                )
+    of_default = {id(pair): {m: default[m] for m in pair.modalities if m in default} for pair in contrasted}
+    return [pair.negatives or of_default.get(id(pair), {}) for pair in pairs]

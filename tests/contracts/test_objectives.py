@@ -75,6 +75,12 @@ CASES: dict[str, Case] = {
     "clip, tiles": Case(
         CLIP.replace('"temperature"', '"tiles": 3, "temperature"'), Reduction.GATHER, {"picture-words": LN_G}
     ),
+    "clip, hard negatives": Case(
+        CLIP.replace('"temperature"', '"negatives": {"picture": ["small"]}, "temperature"'),
+        Reduction.GATHER,
+        {"picture-words": (math.log(5) + math.log(5 + 7)) / 2},
+        absent={"picture": (5,), "words": (0, 2)},
+    ),
     "clip, three pairs": Case(
         THREE, Reduction.GATHER, {"picture-words": LN_G, "sound-words": LN_G, "picture-sound": LN_G / 2}
     ),

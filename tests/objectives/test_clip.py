@@ -229,7 +229,10 @@ def test_config_round_trips() -> None:
     )
     assert ClipConfig.model_validate_json(made.model_dump_json()) == made
     written = json.loads(made.model_dump_json())["pairs"]
-    assert written == [["picture", "words"], pair | {"temperature": None}]  # a plain pair stays plain
+    assert written == [
+        ["picture", "words"],
+        pair | {"temperature": None, "negatives": None},
+    ]  # a plain pair stays plain
 
 
 def test_a_frozen_encoder_and_identity_head_need_no_gradient() -> None:

@@ -6,18 +6,19 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from mmssl.core.input_spec import InputSpec
 from mmssl.core.sample import TokenIds
 from mmssl.data.inspection import Inspection
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.choice import ChoiceConfig
+from mmssl.data.modalities.hard_negatives import HardNegativeViewConfig
 from mmssl.data.modalities.kernels.text import CAPTIONS
 from mmssl.data.modalities.text_augment import WordOperation
-from mmssl.data.modalities.text_views import AllTokensView, TokensViewConfig, WordOrderConfig
+from mmssl.data.modalities.text_views import AllTokensView, TokensView, TokensViewConfig, WordOrderConfig
 from mmssl.data.modalities.tokenizers import ClipTokenizerConfig, Tokenizer, TokenizerConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Window
@@ -34,7 +35,9 @@ READS = {"auto": ("whole", "lines"), "whole": ("whole",), "lines": ("lines", "wh
 MAX_TOKENS = 1024
 """Maximum tokens of a caption in inspections; longer captions count as this length."""
 
-TextViewConfig = Annotated[TokensViewConfig | WordOrderConfig | ChoiceConfig, Field(discriminator="kind")]
+TextViewConfig = Annotated[
+    TokensViewConfig | WordOrderConfig | HardNegativeViewConfig | ChoiceConfig, Field(discriminator="kind")
+]
 CaptionFormat = Literal["auto", "whole", "lines", "list"] | dict[str, Annotated[float, Field(gt=0)]]
 
 
@@ -43,6 +46,7 @@ class TextModality(Modality):
 
     Args:
         captions: format of members; see `TextConfig`.
+        negatives: key of false captions in JSON members; see `TextConfig`.
         tokenizer: converts captions to token ids.
         views: kind of view -> view; see `Modality`.
     """
@@ -58,9 +62,11 @@ class TextModality(Modality):
         captions: CaptionFormat,
         tokenizer: Tokenizer,
         views: Mapping[str, View],
+        negatives: str | None = None,
     ) -> None:
         super().__init__(name, extensions, views)
         self.captions = captions
+        self.negatives = negatives
         self.formats: Mapping[str, str] = {}
         self.tokenizer = tokenizer
         self.token_ids = TokenIds(tokenizer.context_length, tokenizer.vocab_size)
@@ -112,7 +118,7 @@ class TextModality(Modality):
         elif form == "lines":
             captions = Captions([line.strip() for line in text.splitlines() if line.strip()])
         else:
-            captions = _from_json(text, extension, self.captions)
+            captions = _from_json(text, extension, self.captions, self.negatives)
         if not captions:
             raise DecodeError("missing", f".{extension} holds no caption")
         return captions
@@ -161,6 +167,8 @@ class TextConfig(ModalityConfig):
             the shards says, and "whole" without a manifest (then many texts of several lines are refused); "list": a JSON list
             of captions; or {key: weight}: a JSON object with these keys (each a caption or a list of captions; missing keys are
             skipped), drawn in proportion to their weights.
+        negatives: key of the JSON object with false captions of the sample (one or a list; may be missing), for views of kind
+            hard_negative; for captions of the form {key: weight}.
         augment: augmentations of the caption in the view "tokens", in this order: swap, delete or repeat words, or take a span.
         views: further kinds of views that an objective needs -> their settings. Two views always exist: "tokens", a caption drawn
             by weight, and "eval", all captions as they are.
@@ -170,6 +178,7 @@ class TextConfig(ModalityConfig):
     kind: Literal["text"] = "text"
     tokenizer: TokenizerConfig = ClipTokenizerConfig()
     captions: CaptionFormat = "auto"
+    negatives: str | None = None
     augment: tuple[WordOperation, ...] = ()
     views: dict[str, TextViewConfig] = Field(default={})
 
@@ -191,6 +200,20 @@ class TextConfig(ModalityConfig):
             )
         return captions
 
+    @model_validator(mode="after")
+    def _given_negatives(self) -> Self:
+        if self.negatives is not None and not isinstance(self.captions, dict):
+            raise ValueError(
+                f"negatives: got {self.negatives!r} with captions: {self.captions}, wanted captions of the form {{key: weight}}: "
+                "false captions are read from the same JSON object"
+            )
+        given = [name for name, view in self.views.items() if "given" in getattr(view, "falsehoods", ())]
+        if given and self.negatives is None:
+            raise ValueError(
+                f"views.{given[0]}.falsehoods: got given, and no key of false captions: set `negatives`, or remove it"
+            )
+        return self
+
     @field_validator("views")
     @classmethod
     def _free(cls, views: dict[str, TextViewConfig]) -> dict[str, TextViewConfig]:
@@ -206,9 +229,11 @@ class TextConfig(ModalityConfig):
         """Build the modality with its name in the recipe."""
         usual = ("txt",) if self.captions in (*READS,) else ("json",)
         tokenizer = self.tokenizer.build()
-        configs = {"tokens": TokensViewConfig(augment=self.augment), **self.views}
-        views = build_views(configs, lambda view: view.build(tokenizer), AllTokensView(tokenizer))
-        return TextModality(name, self.extensions or usual, self.captions, tokenizer, views)
+        tokens = TokensView(tokenizer, self.augment)
+        views = build_views(self.views, lambda view: view.build(tokens), AllTokensView(tokenizer))
+        return TextModality(
+            name, self.extensions or usual, self.captions, tokenizer, {"tokens": tokens, **views}, self.negatives
+        )
 
 
 @cache
@@ -216,7 +241,7 @@ def _clip() -> Tokenizer:
     return ClipTokenizerConfig(context_length=MAX_TOKENS).build()
 
 
-def _from_json(text: str, extension: str, captions: CaptionFormat) -> Captions:
+def _from_json(text: str, extension: str, captions: CaptionFormat, negatives: str | None) -> Captions:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -236,10 +261,14 @@ def _from_json(text: str, extension: str, captions: CaptionFormat) -> Captions:
     texts: list[str] = []
     weights: list[float] = []
     for key, weight in captions.items():
-        found = _texts(value[key] if isinstance(value.get(key), list) else [value.get(key)], extension)
+        found = _texts(_listed(value.get(key)), extension)
         texts += found
         weights += [weight / len(found) for _ in found]  # the captions of a key share its weight
-    return Captions(texts, weights)
+    return Captions(texts, weights, () if negatives is None else _texts(_listed(value.get(negatives)), extension))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _texts(values: list[Any], extension: str) -> list[str]:

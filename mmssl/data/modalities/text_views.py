@@ -31,9 +31,9 @@ class TokensViewConfig(Config):
     kind: Literal["tokens"] = "tokens"
     augment: tuple[WordOperation, ...] = ()
 
-    def build(self, tokenizer: Tokenizer) -> TokensView:
-        """Build the view."""
-        return TokensView(tokenizer, self.augment)
+    def build(self, tokens: TokensView) -> TokensView:
+        """Build the view, with the tokenizer of the view "tokens"."""
+        return TokensView(tokens.tokenizer, self.augment)
 
 
 class WordOrderConfig(Config):
@@ -44,9 +44,9 @@ class WordOrderConfig(Config):
 
     kind: Literal["words"] = "words"
 
-    def build(self, tokenizer: Tokenizer) -> TokenOrder:
-        """Build the view."""
-        return TokenOrder(tokenizer.context_length)
+    def build(self, tokens: TokensView) -> TokenOrder:
+        """Build the view for the context length of the view "tokens"."""
+        return TokenOrder(tokens.tokenizer.context_length)
 
 
 class TokensView(View):

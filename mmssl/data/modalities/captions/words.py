@@ -84,7 +84,7 @@ def _swap(text: str, mirror: Callable[[str], str | None], judge: Callable[[Words
         if other is None:
             continue
         verdict = judge(sentence, place)
-        written = _in_case_of(text[start:stop], other) if verdict == "swap" else None
+        written = in_case_of(text[start:stop], other) if verdict == "swap" else None
         if verdict == "doubt" or (verdict == "swap" and written is None):
             return None
         if written is not None:
@@ -93,7 +93,7 @@ def _swap(text: str, mirror: Callable[[str], str | None], judge: Callable[[Words
     return "".join([*parts, text[done:]])
 
 
-def _in_case_of(model: str, word: str) -> str | None:
+def in_case_of(model: str, word: str) -> str | None:
     """Write `word` in the case of `model`; None if that case is ambiguous."""
     if model.islower():
         return word
@@ -105,5 +105,5 @@ def _in_case_of(model: str, word: str) -> str | None:
     ours, theirs = re.split("([-'’])", model), re.split("([-'’])", word)
     if len(ours) != len(theirs) or len(ours) == 1:
         return None
-    parts = [_in_case_of(a, b) if a.isalpha() else b for a, b in zip(ours, theirs, strict=True)]
+    parts = [in_case_of(a, b) if a.isalpha() else b for a, b in zip(ours, theirs, strict=True)]
     return None if None in parts else "".join(map(str, parts))

@@ -18,41 +18,45 @@ PLACES = word_set(
 
 
 def _names_a_place(captions: Captions, entry: Entry, field: Operand) -> str | None:
-    for caption in captions:
+    for caption in (*captions, *captions.negatives):
         if swap_sides(caption).outcome != "unchanged" or not PLACES.isdisjoint(Words.of(caption).words):
             return "position_words"
     return None
 
 
 def _mirror_text(captions: Captions, entry: Entry, field: Operand) -> Captions:
-    return Captions([swap_sides(caption).text for caption in captions], captions.weights)
+    return captions.map(lambda caption: swap_sides(caption).text)
 
 
 def _cannot_mirror(captions: Captions, entry: Entry, field: Operand) -> str | None:
-    return "ambiguous_caption" if any(swap_sides(caption).outcome == "ambiguous" for caption in captions) else None
+    every = (*captions, *captions.negatives)
+    return "ambiguous_caption" if any(swap_sides(caption).outcome == "ambiguous" for caption in every) else None
 
 
 def _mix_captions(captions: Captions, entry: Entry, field: Operand) -> Captions:
     other: Captions = field.partner
     if entry["text"] == "heavier":
         return captions if entry["weight"] >= 0.5 else other
+    # Given false captions are dropped: one may be true of the partner.
     texts = [f"{caption.rstrip(' .')} and {other[i % len(other)]}" for i, caption in enumerate(captions)]
     return Captions(texts, captions.weights)
 
 
 def _reverse_text(captions: Captions, entry: Entry, field: Operand) -> Captions:
-    return Captions([swap_order(caption).text for caption in captions], captions.weights)
+    return captions.map(lambda caption: swap_order(caption).text)
 
 
 def _cannot_reverse(captions: Captions, entry: Entry, field: Operand) -> str | None:
     if any(map(mentions_speech, captions)):
         return "speech"
-    return "ambiguous_caption" if any(swap_order(caption).outcome == "ambiguous" for caption in captions) else None
+    every = (*captions, *captions.negatives)
+    return "ambiguous_caption" if any(swap_order(caption).outcome == "ambiguous" for caption in every) else None
 
 
 def _cannot_roll(captions: Captions, entry: Entry, field: Operand) -> str | None:
     # Rolling joins the end to the beginning, which changes order and direction.
-    return "order_words" if any(swap_order(caption).outcome != "unchanged" for caption in captions) else None
+    every = (*captions, *captions.negatives)
+    return "order_words" if any(swap_order(caption).outcome != "unchanged" for caption in every) else None
 
 
 _SWAPS: Mapping[str, Callable[[str], Rewrite]] = {"caption": swap_sides, "order": swap_order}
