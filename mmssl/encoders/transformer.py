@@ -81,9 +81,12 @@ class Attention(nn.Module):
             parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # each [..., T, heads, D / heads]
         else:
             width = x.shape[-1]
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(pick_tokens(x, pick), weight[:width], bias[:width])
-            kv = F.linear(x, weight[width:], bias[width:])
+            if type(self.qkv) is nn.Linear:
+                weight, bias = self.qkv.weight, self.qkv.bias
+                q = F.linear(pick_tokens(x, pick), weight[:width], bias[:width])
+                kv = F.linear(x, weight[width:], bias[width:])
+            else:  # with an adapter (LoRA), which has no such halves
+                q, kv = self.qkv(pick_tokens(x, pick))[..., :width], self.qkv(x)[..., width:]
             parts = tuple(part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, *kv.chunk(2, -1)))
         if packing is not None:
             return self.out(self._packed(parts, packing, self.causal and pick is None))  # type: ignore[no-any-return]

@@ -64,7 +64,9 @@ def read_state(path: Path) -> State:
         raise CheckpointError(f"got weights {str(path)!r}, wanted a .safetensors or .pt file: there is no such file")
     try:
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
+            beside = path.with_name("frozen.safetensors")  # of our checkpoints, where most weights are not trained
+            frozen = load_file(beside) if path.stem in ("model", "ema") and beside.is_file() else {}
+            return {**frozen, **load_file(path)}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files end in exceptions of a dozen kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -44,6 +44,27 @@ def check_keys(
         raise ValueError("\n  ".join(wrong))
 
 
+def check_lora(lora: Collection[str], encoders: Mapping[str, EncoderConfig], layer_decay: float | None) -> None:
+    """Raise an error for adapters of no encoder, or of one that other settings freeze or rate by its layers.
+
+    Raises:
+        ValueError: the first mistake.
+    """
+    for name in lora:
+        if name not in encoders:
+            raise ValueError(
+                f"lora.{name}: got no encoder of this name{did_you_mean(name, encoders)}, wanted one of {sorted(encoders)}"
+            )
+        if encoders[name].frozen:
+            raise ValueError(
+                f"lora.{name}: got frozen: true of the same encoder, wanted one of both; with lora its weights stay, too"
+            )
+    if lora and layer_decay is not None:
+        raise ValueError(
+            "optimizer.layer_decay: got a rate by layers with lora, wanted one of both; adapters start at zero in all layers"
+        )
+
+
 def check_parts(
     data: DataConfig,
     configs: Mapping[str, ModalityConfig],

@@ -12,6 +12,7 @@ from mmssl.core.encoder import EmbeddingModel, EncoderConfig
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
+from mmssl.encoders.lora import merge_lora
 from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe, saved_recipe
 from mmssl.training.checkpoints.read import load_weights, resolve, step_of
@@ -95,6 +96,9 @@ def start_of(recipe: Recipe, *, device: str | torch.device = "cpu") -> Model:
 
 
 def _ready(recipe: Recipe, checkpoint: Path | None, learner: Learner, device: str | torch.device) -> Model:
-    embedding = EmbeddingModel(learner.networks(), learner.objective.heads())
+    networks = learner.networks()
+    for network in networks.values():
+        merge_lora(network)
+    embedding = EmbeddingModel(networks, learner.objective.heads())
     scales = {pair: float(scale.detach()) for pair, scale in learner.objective.logit_scales().items()}
     return Model(recipe, checkpoint, embedding.requires_grad_(False).eval().to(device), scales)

@@ -19,7 +19,8 @@ from mmssl.core.plan import Plan
 from mmssl.core.torch_seeding import seeded
 from mmssl.data.modality import Modality
 from mmssl.data.stream.config import DataConfig
-from mmssl.recipe.checks import blank_batch, check_keys, check_parts, check_views, optional_modalities
+from mmssl.encoders.lora import LoraConfig, add_lora
+from mmssl.recipe.checks import blank_batch, check_keys, check_lora, check_parts, check_views, optional_modalities
 from mmssl.recipe.flat import FLAT, flatten_keys
 from mmssl.recipe.gradients import SAMPLES, check_gradients
 from mmssl.recipe.start import encoder_start, places, start_learner, weights_file
@@ -47,6 +48,8 @@ class Recipe(Config):
         modalities: name -> how its bytes are decoded and which views can be made.
         data: the training shards and how they are read.
         encoders: modality -> network that encodes it.
+        lora: modality -> low-rank adapters that are trained in place of its encoder (extra `peft`). Without, an encoder is trained
+            in full, or kept as it is by `frozen`.
         objective: what is learned: one objective, or a weighted sum.
         evaluators: name -> what is measured, and how often.
         weights: whole trained model to start from: a run folder, a checkpoint folder, or a CLIP checkpoint of open_clip with
@@ -62,6 +65,7 @@ class Recipe(Config):
     modalities: dict[str, ModalityUnion] = Field(min_length=1)
     data: DataConfig
     encoders: dict[str, EncoderUnion] = Field(min_length=1)
+    lora: dict[str, LoraConfig] = Field(default_factory=dict)
     objective: ObjectiveUnion
     evaluators: dict[str, EvaluatorUnion] = Field(default_factory=dict)
     weights: Path | None = None
@@ -96,6 +100,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _keys_fit(self) -> Recipe:
         check_keys(self.modalities, self.encoders, self.training.resolution)
+        check_lora(self.lora, self.encoders, self.training.optimizer.layer_decay)
         return self
 
     @model_serializer(mode="wrap")
@@ -140,6 +145,8 @@ class Recipe(Config):
             try:
                 with seeded(self.seed, "weights", "encoders", name):
                     encoders[name] = config.build()
+                    if name in self.lora:
+                        add_lora(encoders[name], self.lora[name])
             except ValueError as error:
                 raise RecipeError(f"encoders.{name}: {error}") from error
         try:

@@ -28,7 +28,13 @@ def weights_file(path: Path) -> Path:
     if path.is_dir():
         folder = resolve(path)
         averaged = folder / "ema.safetensors"
-        return averaged if averaged.exists() else folder / "model.safetensors"
+        file = averaged if averaged.exists() else folder / "model.safetensors"
+        if any(".lora_A." in name for name in read_state(file)):
+            raise CheckpointError(
+                f"weights: got {str(path)!r}, which has LoRA adapters; merge them with `mmssl export {path} --to safetensors`, and "
+                "give the file that it writes"
+            )
+        return file
     if not path.is_file():
         raise CheckpointError(f"weights: got {str(path)!r}, wanted a run folder, a checkpoint folder or a weights file")
     return path

@@ -14,6 +14,7 @@ from mmssl.core.batch import Batch
 from mmssl.core.encoder import freeze
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
+from mmssl.encoders.lora import LoraConfig, add_lora
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.clip import ClipConfig
@@ -28,11 +29,11 @@ SEED, STEP, TOTAL = 5, 2, 10
 
 def split_gradients(learner: Learner, whole: Batch, how: str) -> dict[str, Tensor]:
     """Gradients of this process' rows, averaged, and whole again."""
-    launch = Launch(device="cpu", parallel="zero2" if how == "zero2" else "fsdp2")
+    launch = Launch(device="cpu", parallel=how if how in ("zero2", "ddp") else "fsdp2")  # type: ignore[arg-type]
     launch.place(learner)
     refresh(learner, 0)
     wrapped = launch.wrap(learner)
-    assert any(isinstance(p, DTensor) for p in learner.parameters())
+    assert any(isinstance(p, DTensor) for p in learner.parameters()) == (how != "ddp")
     share = len(whole) // distributed.world_size()
     mine = whole.rows(distributed.rank() * share, (distributed.rank() + 1) * share)
     step = (
@@ -93,6 +94,32 @@ def test_frozen_encoders_are_split_too(two_processes: Processes, how: str) -> No
     expected = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
     for answer in two_processes.run(of_a_frozen_encoder, [(how,)] * 2):
         assert error(answer, expected) < 1e-5
+
+
+def with_lora() -> tuple[Learner, Batch]:
+    """Adapters that have an effect, in both encoders."""
+    learner, whole = real(False)
+    for number, encoder in enumerate(learner.encoders.values()):
+        add_lora(encoder, LoraConfig(rank=2, dora=number == 0))  # type: ignore[arg-type]
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+    return learner.train(), whole
+
+
+def of_lora(how: str) -> dict[str, Tensor]:
+    return split_gradients(*with_lora(), how)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp2", "cached"])
+def test_lora_on_two_processes(two_processes: Processes, how: str) -> None:
+    pytest.importorskip("peft")
+    learner, whole = with_lora()
+    learner(whole)[0].total.backward()
+    expected = {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+    assert any("lora_A" in name for name in expected)
+    for answer in two_processes.run(of_lora, [(how,)] * 2):
+        assert error(answer, expected) < 1e-4
 
 
 def of_transformers(checkpointing: bool) -> dict[str, Tensor]:

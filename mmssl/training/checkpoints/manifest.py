@@ -50,6 +50,28 @@ class FolderWriter:
             os.fsync(file.fileno())
         self._files[name] = {"size": hashing.size, "sha256": hashing.digest.hexdigest()}
 
+    def share(self, name: str, dump: Callable[[BinaryIO], Any], earlier: Path | None) -> None:
+        """Write one file, or link it (a hard link) from an earlier checkpoint that has the same bytes: the disk holds them once.
+
+        Args:
+            name: of the file. dump: writes it.
+            earlier: folder of another checkpoint; None: there is none.
+        """
+        try:
+            known = read_manifest(earlier)["files"].get(name) if earlier is not None else None
+            if known is not None and earlier is not None:
+                with open(os.devnull, "wb") as nowhere:
+                    hashing = _HashingFile(nowhere)
+                    dump(hashing)  # type: ignore[arg-type]
+                if known == {"size": hashing.size, "sha256": hashing.digest.hexdigest()}:
+                    _check_file(earlier / name, known)
+                    os.link(earlier / name, self.folder / name)
+                    self._files[name] = known
+                    return
+        except (OSError, CheckpointError):  # a damaged file, or a file system without links
+            pass
+        self.write(name, dump)
+
     def finish(self) -> None:
         """Write the manifest, as the last file."""
         manifest = {"schema": SCHEMA, "files": self._files}
@@ -91,21 +113,25 @@ def verify(folder: Path) -> None:
     """
     manifest = read_manifest(folder)
     for name, wanted in manifest["files"].items():
-        path = folder / name
-        try:
-            size = path.stat().st_size
-            if size != wanted["size"]:
-                raise CheckpointError(
-                    f"{path}: cut short or extended: got {size} bytes, the manifest says {wanted['size']}"
-                )
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: missing, and the manifest names it") from None
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        if digest != wanted["sha256"]:
-            raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in the manifest")
+        _check_file(folder / name, wanted)
+
+
+def _check_file(path: Path, wanted: dict[str, Any]) -> None:
+    """Check a file against its entry of a manifest."""
+    try:
+        size = path.stat().st_size
+        if size != wanted["size"]:
+            raise CheckpointError(
+                f"{path}: cut short or extended: got {size} bytes, the manifest says {wanted['size']}"
+            )
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing, and the manifest names it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if digest != wanted["sha256"]:
+        raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in the manifest")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

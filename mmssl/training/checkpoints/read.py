@@ -2,6 +2,7 @@
 
 A run folder holds `checkpoints/step_00001000/` with
     model.safetensors   all tensors of the learner
+    frozen.safetensors  those that are not trained, if they are most: the same file (hard links) in all checkpoints of the run
     ema.safetensors     their average, if the run keeps one
     optimizer.pt        the optimizer's state: tensors and plain values, read with weights_only
     state.json          counters, position of the stream, versions
@@ -29,6 +30,7 @@ from mmssl.training.runtime.console import say
 from mmssl.training.runtime.sharding import shard_moments
 from mmssl.training.steps.state import TrainState
 
+FROZEN = "frozen.safetensors"
 FOLDER, LATEST, BEST, PINNED = "checkpoints", "LATEST", "BEST", "PINNED"
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -95,13 +97,12 @@ def load(folder: Path, state: TrainState) -> None:
     Raises:
         CheckpointError: it belongs to another recipe, or cannot be read.
     """
-    load_exactly(state.learner, read_tensors(folder / "model.safetensors"), folder)
+    load_exactly(state.learner, _tensors(folder, "model.safetensors"), folder)
     if state.ema is not None:
         averaged = folder / "ema.safetensors"
         # A run that starts to average now starts from the weights.
-        load_exactly(
-            state.ema.module, read_tensors(averaged if averaged.exists() else folder / "model.safetensors"), folder
-        )
+        start = "ema.safetensors" if averaged.exists() else "model.safetensors"
+        load_exactly(state.ema.module, _tensors(folder, start), folder)
     moments = _fitting(state.optimizer.state_dict(), read_optimizer(folder), folder)
     moments["state"] = shard_moments(moments["state"], state.optimizer)
     state.optimizer.load_state_dict(moments)
@@ -121,7 +122,13 @@ def load_weights(folder: Path, use_ema: bool = True) -> dict[str, Tensor]:
     """
     verify(folder)
     averaged = folder / "ema.safetensors"
-    return read_tensors(averaged if use_ema and averaged.exists() else folder / "model.safetensors")
+    return _tensors(folder, "ema.safetensors" if use_ema and averaged.exists() else "model.safetensors")
+
+
+def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a file, and those that are not trained where they stand apart."""
+    frozen = folder / FROZEN
+    return {**(read_tensors(frozen) if frozen.exists() else {}), **read_tensors(folder / name)}
 
 
 def read_recipe(folder: Path) -> str:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.core.distributed import world_size
 from mmssl.core.errors import CheckpointError, NumericError, RecipeError
+from mmssl.core.teacher import parts_of_teachers
 from mmssl.training.checkpoints.manifest import FolderWriter, remove_folder, replace_text, sync_folder, verify
 from mmssl.training.checkpoints.read import (
     BEST,
     FOLDER,
+    FROZEN,
     LATEST,
     PINNED,
     checkpoints,
@@ -128,9 +130,15 @@ class CheckpointStore:
 
     def _write(self, state: TrainState, snapshot: Snapshot, temporary: Path) -> None:
         writer = FolderWriter(temporary)
-        writer.write("model.safetensors", lambda file: dump_tensors(snapshot.learner, file))
-        if snapshot.average is not None:
-            average = snapshot.average
+        own, average = snapshot.learner, snapshot.average
+        frozen = frozen_tensors(state.learner, own)
+        if frozen:
+            earlier = next(iter(checkpoints(self.folder)), None)
+            writer.share(FROZEN, lambda file: dump_tensors(frozen, file), earlier)
+            own = {name: tensor for name, tensor in own.items() if name not in frozen}
+            average = {n: x for n, x in average.items() if n not in frozen} if average is not None else None
+        writer.write("model.safetensors", lambda file: dump_tensors(own, file))
+        if average is not None:
             writer.write("ema.safetensors", lambda file: dump_tensors(average, file))
         writer.write("optimizer.pt", lambda file: torch.save(snapshot.optimizer, file))
         versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
@@ -209,6 +217,19 @@ class Snapshot:
         """Gather the tensors of a state. Every process must call."""
         average = full_state(state.ema.module) if state.ema is not None else None
         return cls(full_state(state.learner), average, full_moments(state.optimizer))
+
+
+def frozen_tensors(learner: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of parameters that are not trained, where these are most of the weights (LoRA, a locked tower); else none.
+
+    Teachers are trained, by their students. A tensor that a trained parameter shares is trained.
+    """
+    taught = parts_of_teachers(learner)
+    every = dict(learner.named_parameters())
+    still = {name for name, p in every.items() if not p.requires_grad and id(p) not in taught}
+    if 2 * sum(every[name].numel() for name in still) < sum(p.numel() for p in every.values()):
+        return {}
+    return {name: tensor for name, tensor in tensors.items() if name in still}
 
 
 def _refuse_non_finite(state: TrainState, snapshot: Snapshot) -> None:
