@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.core import distributed
 from mmssl.core.encoder import freeze
-from mmssl.core.objective import Learner
+from mmssl.core.objective import Latents, Learner, LossOutput
 from mmssl.core.plan import Plan
 from mmssl.core.torch_seeding import seed_step
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
@@ -51,16 +52,23 @@ def cached_gradients(learner: Learner, micro_batches: int, precision: Precision 
     return gradients(learner)
 
 
+@cache
+def plain_step(name: str) -> tuple[dict[str, Tensor], LossOutput, Latents]:
+    """Gradients, loss and latents of a plain step on the whole batch."""
+    learner = build(name)
+    out, latents = PlainStep(learner, learner, Launch(device="cpu"), SEED).gradients(batch(learner), STEP, TOTAL)
+    return gradients(learner), out, latents
+
+
 @every
 @pytest.mark.parametrize("micro_batches", [2, 3, 5, 8, 20])
 def test_cached_step_equals_the_plain_step(name: str, micro_batches: int) -> None:
     """SIZE samples in parts of equal size, with a rest, of one sample, and in more parts than there are samples."""
-    launch, learner, other = Launch(device="cpu"), build(name), build(name)
-    whole = batch(learner)
-    plain_out, plain_latents = PlainStep(learner, learner, launch, SEED).gradients(whole, STEP, TOTAL)
-    cached = CachedStep(other, other, launch, SEED, micro_batches=micro_batches)
-    out, latents = cached.gradients(whole, STEP, TOTAL)
-    assert error(gradients(other), gradients(learner)) < 1e-10
+    expected, plain_out, plain_latents = plain_step(name)
+    learner = build(name)
+    cached = CachedStep(learner, learner, Launch(device="cpu"), SEED, micro_batches=micro_batches)
+    out, latents = cached.gradients(batch(learner), STEP, TOTAL)
+    assert error(gradients(learner), expected) < 1e-10
     for ours, theirs in ((out.terms, plain_out.terms), (out.metrics, plain_out.metrics), (latents, plain_latents)):
         assert ours.keys() == theirs.keys()
         for key, x in ours.items():

@@ -30,10 +30,11 @@ SHORT = ["duration=2 steps", "batch_size=16", "data.workers=0", "schedule.warmup
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few scenes, and two steps on them."""
+    """Few scenes, two steps on them, and probes with one penalty."""
 
     def shorter(name: str, overrides: Sequence[str] = ()) -> Recipe:
-        return find_recipe(name, [*SHORT, *overrides])
+        probes = [key for key, config in find_recipe(name).evaluators.items() if config.kind == "linear_probe"]
+        return find_recipe(name, [*SHORT, *(f"evaluators.{key}.penalties=[1.0]" for key in probes), *overrides])
 
     monkeypatch.setattr(shipped, "find_recipe", shorter)
     for module in (digit_scenes, land, heart):
