@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mmssl.core.config import Config
@@ -189,8 +190,11 @@ class SgdConfig(OptimizerConfig):
 
     def build(self, learner: Learner) -> Optimizer:
         """See the base."""
+        fused = not any(
+            isinstance(parameter, DTensor) for parameter in learner.parameters()
+        )  # torch has no such kernel
         optimizer = torch.optim.SGD(
-            self.groups(learner), lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=True
+            self.groups(learner), lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused
         )
         if self.momentum:  # torch makes them at the first step, and leaves them undefined where that is skipped
             for group in optimizer.param_groups:

@@ -1,21 +1,16 @@
 """Training steps of our models and of open_clip's on one device, and their useful floating point operations.
 
-Used by bench_gpu.py. Useful operations are those that the loss needs: real tokens of a text, no padding; for a backward pass, twice
+Useful operations are those that the loss needs: real tokens of a text, no padding; for a backward pass, twice
 the forward pass, without recomputation.
 """
 
 from __future__ import annotations
 
 import gc
-import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +23,32 @@ from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.steps.cached import CachedStepConfig
-from mmssl.training.steps.compilation import compile_encoders
+from mmssl.training.steps.compilation import CompileMode, compile_encoders
 from mmssl.training.steps.optim import AdamWConfig
-from mmssl.training.steps.plain import PlainStepConfig
+from mmssl.training.steps.plain import GradientStep, PlainStepConfig
 from mmssl.training.steps.state import Stream, TrainState
 
 CONTEXT, WORDS, LEARNING_RATE, WARM = 77, 49408, 1e-5, 3
-FEWEST, ENOUGH = 3, 10.0
-"""Smallest number of timed steps, and seconds after which timing stops."""
 CAPTIONS = (9, 10, 11, 11, 12, 12, 13, 13, 14, 15, 16, 19)
 """Tokens of captions, ends included, spread as in CC3M: 12.9 on average."""
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
-"""Dense bf16 operations a second, by a part of the device's name, from the vendor's data sheets."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """Peaks from the vendor's data sheet: dense operations a second, bytes a second of its memory; None: unknown."""
+
+    bf16: float | None = None
+    tf32: float | None = None
+    fp32: float | None = None
+    memory: float | None = None
+
+
+CARDS = {
+    "H200": Card(989e12, 495e12, 67e12, 4.8e12),
+    "H100": Card(989e12, 495e12, 67e12, 3.35e12),
+    "A100": Card(312e12, 156e12, 19.5e12, 2.0e12),
+}
+"""By a part of the device's name."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +94,17 @@ MODELS = {
 TINY = {"tiny": Model("", Tower(32, 1, 2), Tower(32, 1, 2), 32, 16, 16, 8)}
 
 
-def random_batch(model: Model, samples: int, device: torch.device) -> Batch:
+def random_batch(model: Model, samples: int, device: torch.device, seed: int = 0) -> Batch:
     """Random pictures (uint8) and captions of real lengths, on the device."""
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     lengths = torch.tensor(CAPTIONS)[torch.randint(len(CAPTIONS), (samples,), generator=random)]
     text = torch.randint(1, WORDS - 2, (samples, CONTEXT), generator=random)
     place = torch.arange(CONTEXT)
     text = torch.where(place < lengths[:, None] - 1, text, 0)
     text[torch.arange(samples), lengths - 1] = WORDS - 1
-    pictures = torch.randint(0, 256, (samples, 3, model.size, model.size), dtype=torch.uint8, device=device)
+    there = torch.Generator(device).manual_seed(seed)
+    size = samples, 3, model.size, model.size
+    pictures = torch.randint(0, 256, size, dtype=torch.uint8, device=device, generator=there)
     return Batch({"image": {"crop0": pictures}, "text": {"tokens0": text.to(device)}}, torch.arange(samples))
 
 
@@ -135,27 +146,35 @@ def trimmed(batch: Batch) -> Batch:
     return replace(batch, views={**batch.views, "text": {"tokens0": trim_padding(batch["text"]["tokens0"])}})
 
 
+@dataclass(frozen=True)
+class OurStep:
+    """A gradient step with the state that it moves; the host waits for nothing."""
+
+    step: GradientStep
+    state: TrainState
+
+    def __call__(self, batch: Batch) -> None:
+        self.step(self.state, batch)
+
+
 def our_step(
-    model: Model, device: torch.device, backend: str | None, micro_batches: int = 1
-) -> tuple[Callable[[Batch], None], Learner]:
+    model: Model, device: torch.device, mode: CompileMode = "off", backend: str = "inductor", micro_batches: int = 1
+) -> tuple[OurStep, Learner]:
     """One whole step of a run (forward, backward, finite check, update), and the learner that it updates."""
     torch.manual_seed(0)
     launch = Launch("bf16", "cpu" if device.type == "cpu" else "cuda")
-    learner = our_learner(model)
+    with torch.device(device):  # weights drawn on the CPU take seconds
+        learner = our_learner(model)
     launch.place(learner)
-    compile_encoders(learner, "off" if backend is None else "default", backend or "")
+    compile_encoders(learner, mode, backend)
     config = PlainStepConfig() if micro_batches == 1 else CachedStepConfig(micro_batches=micro_batches)
     step = config.build(learner, launch.wrap(learner), launch, 0, None)
     stream: Stream = _NoStream()
     state = TrainState(learner.train(), AdamWConfig(lr=LEARNING_RATE).build(learner), stream, 1000)
-
-    def run(batch: Batch) -> None:
-        step(state, batch)
-
-    return run, learner
+    return OurStep(step, state), learner
 
 
-def peer_step(model: Model, device: torch.device, backend: str | None) -> Callable[[Batch], None]:
+def peer_step(model: Model, device: torch.device, backend: str | None = None) -> Callable[[Batch], None]:
     """open_clip's step: its model, loss and optimizer settings, bf16 autocast, pictures as from its loader."""
     import open_clip
 
@@ -197,59 +216,23 @@ def as_peer_sees(batch: Batch) -> Batch:
     return batch.map(lambda x: x.float() / 128 - 1 if x.dtype == torch.uint8 else x)
 
 
-def timed(step: Callable[[Any], None], batch: Any, device: torch.device, steps: int) -> tuple[float, float]:
-    """Median seconds of a step, over at most `steps` (fewer if slow), and peak GiB of device memory.
-
-    On a CPU memory is 0 (not measured).
-    """
-    for _ in range(WARM):
-        step(batch)
+def seconds_of(step: Callable[[], object], device: torch.device, repeats: int, warm: int = WARM) -> float:
+    """Mean seconds of a call: `repeats` of them are given to the device at once, between two events; nothing waits in between."""
+    for _ in range(warm):
+        step()
     synchronise(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    times = []
-    for _ in range(steps):
+    if device.type != "cuda":
         started = time.perf_counter()
-        step(batch)
-        synchronise(device)
-        times.append(time.perf_counter() - started)
-        if len(times) >= FEWEST and sum(times) > ENOUGH:
-            break
-    return statistics.median(times), peak_gib(device)
-
-
-def seconds_from_workers(
-    step: Callable[[Any], None], batches: Iterator[Any], device: torch.device, steps: int, ahead: int
-) -> float:
-    """Mean seconds of a step whose batches come from workers that prefetch `ahead` batches.
-
-    The clock starts when prefetched batches are used up and runs over at least as many batches: otherwise it would not show a
-    slow loader.
-    """
-    for _ in range(max(WARM, ahead)):
-        step(next(batches))
-    synchronise(device)
-    count, started = max(steps, ahead), time.perf_counter()
-    for _ in range(count):
-        step(next(batches))
-    synchronise(device)
-    return (time.perf_counter() - started) / count
-
-
-def step_fits(model: Model, pairs: int, micro_batches: int, device: torch.device) -> bool:
-    """Whether two of our steps on `pairs` pairs run without running out of device memory."""
-    try:
-        step = our_step(model, device, None, micro_batches)[0]
-        data = trimmed(random_batch(model, pairs, device))
-        step(data)
-        step(data)
-        synchronise(device)
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        step = data = None  # type: ignore[assignment]
-        free_memory(device)
-    return True
+        for _ in range(repeats):
+            step()
+        return (time.perf_counter() - started) / repeats
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(repeats):
+        step()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / repeats
 
 
 def synchronise(device: torch.device) -> None:
@@ -258,9 +241,13 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_gib(device: torch.device) -> float:
-    """Peak device memory since the last reset."""
-    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+def peak_gib(device: torch.device) -> tuple[float, float]:
+    """Peak device memory since the last call, allocated and reserved; 0 on a CPU (not measured)."""
+    if device.type != "cuda":
+        return 0.0, 0.0
+    found = torch.cuda.max_memory_allocated(device) / 2**30, torch.cuda.max_memory_reserved(device) / 2**30
+    torch.cuda.reset_peak_memory_stats(device)
+    return found
 
 
 def free_memory(device: torch.device) -> None:
@@ -271,20 +258,7 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def peak_rate(device: torch.device) -> float:
-    """Peak bf16 operations a second, for utilisation: from the data sheet, or else measured by a matrix product."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for part, rate in PEAKS.items():
-            if part in name:
-                return rate
-    side = 8192 if device.type == "cuda" else 256
-    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
-    for _ in range(3):
-        a @ a
-    synchronise(device)
-    started = time.perf_counter()
-    for _ in range(10):
-        a @ a
-    synchronise(device)
-    return 10 * 2 * side**3 / (time.perf_counter() - started)
+def card_of(device: torch.device) -> Card:
+    """The data sheet of the device; of an unknown one, nothing is known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return next((card for part, card in CARDS.items() if part in name), Card())
