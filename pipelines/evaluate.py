@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.outputs import file_to_write
+from pipelines.measured import (
+    BATCH_SIZE,
+    DATA,
+    DEVICE,
+    EMA,
+    ON_ERROR,
+    WHICH,
+    WORKERS,
+    Scores,
+    Wanted,
+    configs_of,
+    measure,
+    model_of,
+    origin,
+    refuse_alone,
+    show,
+    suite_and_overrides,
+    with_settings,
+)
+from pipelines.outputs import file_or_folder
 
 if TYPE_CHECKING:
     from mmssl.core.errors import MmsslError
-    from mmssl.core.evaluator import Evaluator, Score
-    from mmssl.data.modality import Modality
-    from mmssl.evaluation.common import EvaluatorConfig
     from mmssl.recipe.model import Model
-    from mmssl.training.runtime.launch import Launch
+    from mmssl.recipe.suite import Suite
+    from mmssl.reporting.results import Results, Row
 
 CHECKPOINT = Annotated[
     Path, typer.Argument(help="A run folder or a checkpoint folder; or a recipe, for its untrained model.")
@@ -27,17 +42,25 @@ MORE = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SUITE|KEY.PATH=VALUE",
-        help="A YAML file with `evaluators:`, as in a recipe; changes to the recipe, as `modalities.text.captions=lines`.",
+        help="A suite: a shipped one (image_text, audio_text, audio_visual), a YAML file with `evaluators:`, or a "
+        "folder of test sets in CLIP_benchmark's WebDataset layout. And changes, as `modalities.text.captions=lines`.",
     ),
 ]
 ZERO_SHOT = Annotated[str | None, typer.Option(metavar="SHARDS", help="Classify these samples (with .cls) by prompts.")]
 CLASSNAMES = Annotated[
     str | None,
-    typer.Option(metavar="FILE|A,B,...", help="For --zero-shot: class names: a file, one a line or JSON; or a list."),
+    typer.Option(
+        metavar="FILE|A,B,...",
+        help="For --zero-shot: class names: a file, one a line or JSON; or a list. "
+        "Default: classnames.txt beside the shards.",
+    ),
 ]
 TEMPLATES = Annotated[
     str | None,
-    typer.Option(metavar="FILE|simple|plain", help="For --zero-shot: sentences with {} for the name. Default: simple."),
+    typer.Option(
+        metavar="FILE|NAME",
+        help="For --zero-shot: sentences with {} for the name; simple, plain, openai. Default: those beside the shards.",
+    ),
 ]
 RETRIEVAL = Annotated[str | None, typer.Option(metavar="SHARDS", help="Search these samples both ways.")]
 PROBE = Annotated[
@@ -51,24 +74,15 @@ MODALITY = Annotated[
 PAIR = Annotated[
     str | None, typer.Option(metavar="A,B", help="For --retrieval. Default: the first two in the shared space.")
 ]
-WHICH = Annotated[
-    str | None, typer.Option(metavar="best|last", help="Which checkpoint of a run folder. Default: best.")
-]
-EMA = Annotated[
-    bool | None, typer.Option("--ema/--no-ema", help="Use the EMA weights if the run kept them (default), or not.")
-]
-BATCH_SIZE = Annotated[
-    int | None,
-    typer.Option(min=1, help="Samples encoded at a time, by all evaluators. Default: each evaluator's setting."),
-]
-WORKERS = Annotated[
-    int | None, typer.Option(min=0, help="Worker processes, for all evaluators. Default: each evaluator's setting.")
-]
-DEVICE = Annotated[str, typer.Option(metavar="auto|cpu|cuda")]
 OUT = Annotated[
-    Path | None, typer.Option(metavar="FILE", callback=file_to_write, help="Write the scores here, as JSON.")
+    Path | None,
+    typer.Option(
+        metavar="FILE.json|FOLDER",
+        callback=file_or_folder,
+        help="Write the scores here: one file; or a folder with a JSON, and rows of samples, for each task, and a table of all. "
+        "What is done in that folder is not measured again.",
+    ),
 ]
-Results = dict[str, dict[str, "Score"]]
 
 
 def evaluate(
@@ -85,6 +99,8 @@ def evaluate(
     ema: EMA = None,
     batch_size: BATCH_SIZE = None,
     workers: WORKERS = None,
+    on_error: ON_ERROR = None,
+    data: DATA = Path("."),
     device: DEVICE = "auto",
     out: OUT = None,
 ) -> None:
@@ -95,9 +111,13 @@ def evaluate(
 
     Examples:
 
+    `mmssl evaluate runs/vit_b_32 image_text --data /data/wds --out results` (a shipped suite; again: only what is new)
+
+    `mmssl evaluate runs/vit_b_32 /data/wds/imagenet1k` (one test set)
+
     `mmssl evaluate runs/vit_b_32 suite.yaml --out results.json`
 
-    `mmssl evaluate runs/vit_b_32 --zero-shot 'test/{000000..000007}.tar' --classnames classnames.txt`
+    `mmssl evaluate runs/vit_b_32 --zero-shot 'test/{000000..000007}.tar'`
 
     `mmssl evaluate runs/vit_b_32 --retrieval test --linear-probe train test`
 
@@ -110,127 +130,75 @@ def evaluate(
     from mmssl.core.distributed import is_main
     from mmssl.core.evaluator import evaluation_error
     from mmssl.reporting.report import write_results
+    from mmssl.reporting.results import Results
     from mmssl.training.runtime.console import say
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of
 
-    _refuse_alone("--classnames", classnames, {"--zero-shot": zero_shot})
-    _refuse_alone("--templates", templates, {"--zero-shot": zero_shot})
-    _refuse_alone("--pair", pair, {"--retrieval": retrieval})
-    _refuse_alone("--modality", modality, {"--zero-shot": zero_shot, "--linear-probe": linear_probe})
+    refuse_alone("--classnames", classnames, {"--zero-shot": zero_shot})
+    refuse_alone("--templates", templates, {"--zero-shot": zero_shot})
+    refuse_alone("--pair", pair, {"--retrieval": retrieval})
+    refuse_alone("--modality", modality, {"--zero-shot": zero_shot, "--linear-probe": linear_probe})
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
     try:
-        suite, overrides = _suite_and_overrides(more or [])
-        model = _model(checkpoint, which, launch, ema, overrides)
+        suite, overrides = suite_and_overrides(more or [])
+        model = model_of(checkpoint, which, launch, ema, overrides)
         wanted = _from_flags(model, zero_shot, classnames, templates, retrieval, linear_probe, modality, pair)
-        given = {"batch_size": batch_size, "workers": workers}
-        changes = {name: value for name, value in given.items() if value is not None}
-        configs = {name: c.model_copy(update=changes) for name, c in _evaluators(model, suite, wanted).items()}
-        results, failures = measure(model, configs)
+        configs = with_settings(_evaluators(model, suite, data, wanted), batch_size, workers, on_error)
+        folder = Results(out, origin(model), model.digest()) if out is not None and out.is_dir() else None
+        scores, failures = _run(model, configs, folder)
         if is_main() and out is not None:
-            write_results(out, {"checkpoint": _origin(model), **results})
-            say(f"results of {_origin(model)} in {out}")
+            if folder is None:
+                write_results(out, {"checkpoint": origin(model), **scores})
+            say(f"results of {origin(model)} in {out}")
     finally:
         launch.close()
     if failures:
         raise evaluation_error(failures)
 
 
-def measure(model: Model, configs: Mapping[str, EvaluatorConfig]) -> tuple[Results, dict[str, MmsslError]]:
-    """Run evaluators one after the other and print their scores; every process of a launch must call.
-
-    All are built, and their shards opened, before the first one runs, so a misspelt file name shows at once.
-
-    Returns:
-        Scores by evaluator, {"error": sentence} where one failed; and the errors by evaluator.
-    """
-    from mmssl.core.distributed import attempt
+def _run(
+    model: Model, configs: dict[str, Wanted], folder: Results | None
+) -> tuple[dict[str, Scores], dict[str, MmsslError]]:
+    """Measure, and show the table: scores by task, {"error": sentence} where one failed; and the errors by task."""
+    from mmssl.core.distributed import is_main
     from mmssl.core.errors import MmsslError
-    from mmssl.recipe.suite import evaluation_modalities
-    from mmssl.training.runtime.console import say
+    from mmssl.reporting.results import Row, summary_rows
 
-    modalities = evaluation_modalities(model.modalities)
-    built = {name: attempt(partial(_opened, config, modalities)) for name, config in configs.items()}
-    results: Results = {}
+    scores: dict[str, Scores] = {}
     failures: dict[str, MmsslError] = {}
-    for name, evaluator in sorted(built.items(), key=lambda item: not isinstance(item[1], MmsslError)):
-        say(f"{name} ...")
-        scores = evaluator if isinstance(evaluator, MmsslError) else attempt(partial(_scores, evaluator, model))
-        if isinstance(scores, MmsslError):
-            failures[name], scores = scores, {"error": str(scores)}
-        results[name] = scores
-        for metric, value in scores.items():
-            say(f"  {metric} {value:.4f}" if isinstance(value, float) else f"  {metric} {value}")
-    return {name: results[name] for name in configs}, failures
+    rows: dict[str, list[Row]] = {}
+    for name, evaluator, found in measure(model, configs, folder):
+        if isinstance(found, MmsslError):
+            failures[name], scores[name] = found, {"error": str(found)}
+            rows[name] = [Row(name, "error", str(found))]
+        else:
+            scores[name] = found
+            rows[name] = summary_rows(name, found, evaluator.headlines if evaluator is not None else ())
+    table = [row for name in configs for row in rows[name]]
+    show([row for row in table if row.metric != "error"])
+    if is_main() and folder is not None:
+        folder.write_summary(table)
+    return {name: scores[name] for name in configs}, failures
 
 
-def _opened(config: EvaluatorConfig, modalities: Mapping[str, Modality]) -> Evaluator:
-    evaluator = config.build(modalities)
-    evaluator.open()
-    return evaluator
-
-
-def _scores(evaluator: Evaluator, model: Model) -> dict[str, Score]:
-    with evaluator:
-        return dict(evaluator.evaluate(model.embedding))
-
-
-def _refuse_alone(option: str, value: object, partners: Mapping[str, object]) -> None:
-    """Raise an error for an option without effect, because its partner options are missing."""
-    if value is not None and all(partner is None for partner in partners.values()):
-        raise typer.BadParameter(
-            f"{option} has no effect without {' or '.join(partners)}: add one, or leave {option} out"
-        )
-
-
-def _suite_and_overrides(more: list[str]) -> tuple[Path | None, list[str]]:
-    """Split the arguments after the checkpoint into a suite file and KEY.PATH=VALUE overrides."""
-    overrides = [item for item in more if "=" in item and not Path(item).exists()]
-    suites = [Path(item) for item in more if item not in overrides]
-    if len(suites) > 1:
-        raise typer.BadParameter(
-            f"got {' and '.join(map(str, suites))}, wanted one suite: put all evaluators into one file"
-        )
-    return (suites[0] if suites else None), overrides
-
-
-def _model(path: Path, which: str | None, launch: Launch, ema: bool | None, overrides: list[str]) -> Model:
-    """The model of a run folder or checkpoint folder, or, untrained, of a recipe."""
-    from mmssl.recipe.load import load, start_of
-    from mmssl.recipe.shipped import find_recipe, shipped_recipes
-    from pipelines.command import one_of
-
-    if path.suffix in (".yaml", ".yml") or (str(path) in shipped_recipes() and not path.exists()):
-        _refuse_alone("--which", which, {"a run folder": None})
-        _refuse_alone("--ema", ema, {"a run or checkpoint folder": None})
-        return start_of(find_recipe(str(path), overrides), device=launch.device)
-    choice: Literal["best", "last"] = one_of("--which", which or "best", ("best", "last"))
-    return load(path, which=choice, device=launch.device, ema=ema is not False, overrides=overrides)
-
-
-def _origin(model: Model) -> str:
-    """Where the weights come from."""
-    start = f"started from {model.recipe.weights}" if model.recipe.weights else "untrained"
-    return str(model.checkpoint or start)
-
-
-def _evaluators(model: Model, suite: Path | None, wanted: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _evaluators(model: Model, suite: Suite | None, data: Path, wanted: dict[str, dict[str, Any]]) -> dict[str, Wanted]:
     """Evaluator configs of the suite and of flags; with neither, the recipe's."""
     from mmssl.recipe.suite import Suite
-    from mmssl.recipe.validate import read, validate_text
+    from mmssl.recipe.validate import validate_text
 
-    listed = {} if suite is None else validate_text(Suite, read(suite), str(suite)).evaluators
+    listed = {} if suite is None else configs_of(suite, data, model)
     flagged = validate_text(Suite, json.dumps({"evaluators": wanted}), "command line").evaluators
     for name in listed.keys() & flagged.keys():
         raise typer.BadParameter(
-            f"{suite} has an evaluator {name!r}, and --{name.replace('_', '-')} makes another: rename that of the suite"
+            f"the suite has an evaluator {name!r}, and --{name.replace('_', '-')} makes another: rename that of the suite"
         )
-    evaluators = listed | flagged or model.recipe.evaluators
+    evaluators = {**listed, **flagged} or model.recipe.evaluators
     if not evaluators:
         raise typer.BadParameter(
             "nothing to measure: the recipe has no evaluators; give a suite, --zero-shot, --retrieval or --linear-probe"
         )
-    return evaluators
+    return dict(evaluators)
 
 
 def _from_flags(
@@ -249,20 +217,17 @@ def _from_flags(
     classified = modality or next(iter(others), "")
     wanted: dict[str, dict[str, Any]] = {}
     if zero_shot is not None:
-        if classnames is None:
-            raise typer.BadParameter(
-                "--zero-shot needs --classnames: a file with one name a line, or names,with,commas"
-            )
-        is_file = Path(classnames).expanduser().is_file()
-        if not is_file and "," not in classnames:
-            raise typer.BadParameter(
-                f"--classnames: got {classnames!r}, which is no file; wanted a file with one name a line (or JSON), or "
-                "names,with,commas"
-            )
-        names = classnames if is_file else classnames.split(",")
+        names: str | list[str] | None = classnames
+        if classnames is not None and not Path(classnames).expanduser().is_file() and classnames != "imagenet":
+            if "," not in classnames:
+                raise typer.BadParameter(
+                    f"--classnames: got {classnames!r}, which is no file; wanted a file with one name a line (or JSON), or "
+                    "names,with,commas"
+                )
+            names = classnames.split(",")
         wanted["zero_shot"] = {
             "kind": "zero_shot", "shards": [zero_shot], "modality": classified, "prompts": next(iter(texts), "text"),
-            "classnames": names, "templates": templates or "simple",
+            "classnames": names, "templates": templates,
         }  # fmt: skip
     if retrieval is not None:
         both = pair.split(",") if pair else [*model.embedding.heads][:2]

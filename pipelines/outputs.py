@@ -31,3 +31,21 @@ def file_to_write(path: Path | None) -> Path | None:
         raise typer.BadParameter(
             f"cannot write {str(path)!r}: {error.strerror}; choose a file in a writable folder"
         ) from error
+
+
+def file_or_folder(path: Path | None) -> Path | None:
+    """Callback of an option that names a JSON file, or else a folder, which is made.
+
+    Raises:
+        typer.BadParameter: it cannot be written.
+    """
+    if path is None or path.suffix == ".json" or (path.exists() and not path.is_dir()):
+        return file_to_write(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise typer.BadParameter(
+            f"cannot write into {str(path)!r}: {error.strerror}; choose a folder that is writable, or a file NAME.json"
+        ) from error

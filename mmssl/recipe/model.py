@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +89,15 @@ class Model:
                 f"  {name}: {type(encoder).__name__}, {millions:.2f} M parameters, features [D = {encoder.width}], {shared}"
             )
         return "\n".join(lines)
+
+    def digest(self) -> str:
+        """SHA-256 of the weights and of how inputs are read: models with equal digests give equal embeddings."""
+        modalities = {name: config.model_dump(mode="json") for name, config in self.recipe.modalities.items()}
+        found = hashlib.sha256(json.dumps(modalities, sort_keys=True).encode())
+        for name, tensor in sorted(self.embedding.state_dict().items()):
+            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     def to(self, device: str | torch.device) -> Self:
         """Move encoders and heads to a device, in place."""

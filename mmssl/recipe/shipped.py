@@ -15,14 +15,24 @@ if TYPE_CHECKING:
 
 LAUNCHERS = "accelerate/"
 """Folder beside the recipes with configurations of `accelerate launch`."""
+SUITES = "suites/"
+"""Folder beside the recipes with suites of evaluators."""
 
 
 def shipped_recipes() -> dict[str, Path]:
     """Name -> file of every shipped recipe, e.g. "image_text/vit_b_32"."""
+    return {name: path for name, path in _shipped().items() if not name.startswith((LAUNCHERS, SUITES))}
+
+
+def shipped_suites() -> dict[str, Path]:
+    """Name -> file of every shipped suite, e.g. "image_text"."""
+    return {name.removeprefix(SUITES): path for name, path in _shipped().items() if name.startswith(SUITES)}
+
+
+def _shipped() -> dict[str, Path]:
     inside = Path(mmssl.__file__).parent / "configs"
     folder = inside if inside.is_dir() else Path(mmssl.__file__).parent.parent / "configs"
-    names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
-    return {name: path for name, path in names.items() if not name.startswith(LAUNCHERS)}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def shipped_recipe(name: str) -> Path:

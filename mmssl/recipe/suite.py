@@ -1,24 +1,105 @@
-"""A suite: a YAML file of evaluators to run on checkpoints."""
+"""A suite: evaluators, and folders of test sets, to run on checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from mmssl.core.config import Config
+from mmssl.core.errors import DataError, MmsslError, RecipeError, did_you_mean
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.modality import Modality
+from mmssl.evaluation.common import EvaluatorConfig
+from mmssl.evaluation.sets import is_set, set_evaluators
+from mmssl.evaluation.statistics import shorten
+from mmssl.recipe.shipped import shipped_suites
 from mmssl.recipe.unions import EvaluatorUnion
+from mmssl.recipe.validate import read, validate_text
+
+log = logging.getLogger(__name__)
 
 LABEL, MULTI_LABEL = "label", "multi_label"
 
 
 class Suite(Config):
-    """The evaluators that `mmssl evaluate` runs: name -> evaluator, written as in a recipe."""
+    """What `mmssl evaluate` runs.
+
+    Attributes:
+        evaluators: name -> evaluator, written as in a recipe.
+        sets: folders of test sets in CLIP_benchmark's WebDataset layout, below `--data`; what is in one says how it is measured.
+        on_missing: for a set whose folder is not there: "raise", or "skip": leave it out, with a warning.
+    """
 
     evaluators: dict[str, EvaluatorUnion] = Field(default_factory=dict)
+    sets: tuple[str, ...] = ()
+    on_missing: Literal["raise", "skip"] = "raise"
+
+    def configs(
+        self, data: Path, modalities: Mapping[str, Modality], shared: Collection[str]
+    ) -> dict[str, EvaluatorConfig | MmsslError]:
+        """Its evaluators by name, with those of its sets; an error in place of those of a set that cannot be used.
+
+        Args:
+            data: folder of the sets.
+            modalities: of the model, see `evaluation_modalities`.
+            shared: modalities in the model's shared space.
+
+        Raises:
+            DataError: none of the sets is there. RecipeError: a set has the name of an evaluator.
+        """
+        found: dict[str, EvaluatorConfig | MmsslError] = {}
+        folders = {_name(one): data / one for one in self.sets}
+        missing = [name for name, folder in folders.items() if not folder.is_dir()]
+        if missing and len(missing) == len(folders):
+            raise DataError(f"{data} has none of the folders {shorten(missing, 8)}; give their folder by --data")
+        if missing and self.on_missing == "skip":
+            log.warning("left out, because %s has no such folder: %s", data, ", ".join(missing))
+        for name, folder in folders.items():
+            if name in missing and self.on_missing == "skip":
+                continue
+            try:
+                found |= set_evaluators(folder, name, modalities, shared)
+            except MmsslError as error:
+                found[name] = error
+        twice = found.keys() & self.evaluators.keys()
+        if twice:
+            raise RecipeError(f"evaluators.{min(twice)}: a set has that name too; rename the evaluator")
+        return {**self.evaluators, **found}
+
+
+def _name(folder: str) -> str:
+    """Name of a set in results: its folder below the data, or the last part of an absolute path."""
+    path = Path(folder)
+    return path.name if path.is_absolute() else path.as_posix().replace("/", "-")
+
+
+def find_suite(name: str) -> Suite:
+    """The suite of a YAML file, of a shipped name, or of a folder that is a test set or holds some.
+
+    Raises:
+        RecipeError: none of these, or mistakes in the file.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        inside = sorted(one for one in path.iterdir() if one.is_dir() and is_set(one))
+        found = [path] if is_set(path) else inside
+        if not found:
+            raise RecipeError(f"{name!r} is a folder without test sets; wanted {name}/test/0.tar, or folders with such")
+        return Suite(sets=tuple(str(one.absolute()) for one in found))
+    if path.is_file():
+        return validate_text(Suite, read(path), str(path))
+    shipped = shipped_suites()
+    if name not in shipped:
+        hint = did_you_mean(name, shipped)
+        raise RecipeError(
+            f"{name!r} is no suite{hint}; wanted a YAML file, a folder of test sets, or one of {sorted(shipped)}"
+        )
+    return validate_text(Suite, read(shipped[name]), str(shipped[name]))
 
 
 def evaluation_modalities(modalities: Mapping[str, Modality]) -> dict[str, Modality]:

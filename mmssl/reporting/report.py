@@ -19,7 +19,7 @@ from mmssl.training.runtime.jsonl import JsonLines
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
-HEADLINES = re.compile(r"acc1|(in_sync_)?acc|.+_R@1|.+_mAP")
+HEADLINES = re.compile(r"acc1|(in_sync_)?acc|.+_R@1|(.+_)?mAP")
 """Scores in large print at the top."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
@@ -37,7 +37,7 @@ def write_results(path: Path | str, results: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"got {value} for {name!r}, wanted a finite number, or None where the score is not defined"
             )
-    _write(Path(path), json.dumps(results, allow_nan=False, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(Path(path), json.dumps(results, allow_nan=False, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_curves(path: Path | str) -> dict[str, list[tuple[float, float]]]:
@@ -120,14 +120,14 @@ def write_report(
         environment={_text(name): _text(value) for name, value in redact(environment or {}).items()},
         recipe=_text(redact_text(recipe_text)),
     )
-    _write(Path(path), html)
+    write_atomically(Path(path), html)
 
 
 def _headlines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for evaluator, values in scores.items():
         for metric, value in values.items():
             if HEADLINES.fullmatch(metric) and isinstance(value, int | float):
-                around = _around(values, metric)
+                around = metric_context(values, metric)
                 yield {
                     "name": _text(f"{evaluator}: {metric}".replace("_", " ")),
                     "value": f"{100 * value:.1f} %",
@@ -148,7 +148,7 @@ def _details(around: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
         yield "ceiling", f"{100 * around['ceiling']:.1f}"
 
 
-def _around(values: Mapping[str, Any], metric: str) -> dict[str, float | None]:
+def metric_context(values: Mapping[str, Any], metric: str) -> dict[str, float | None]:
     """Interval, chance and ceiling of a metric, looked up by name."""
     of_whole = {"acc1": "chance", "acc": "chance", "mean_per_class_recall": "chance", "in_sync_acc": "in_sync_chance"}
     chance = values.get(f"{metric}_chance", values.get(of_whole.get(metric, "")))
@@ -170,7 +170,7 @@ def _table(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         if re.search(r"_ci95_(low|high)$", metric):
             continue
         shown = _number(value)
-        around = _around(values, metric)
+        around = metric_context(values, metric)
         if around["low"] is not None:
             shown += f"  ({_number(around['low'])} to {_number(around['high'])})"
         match = _DIRECTION.fullmatch(metric)
@@ -265,7 +265,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _write(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a file atomically: a crash or a full disk leaves the old one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,0 +1,186 @@
+"""Results of a suite as files: one JSON a task, its rows as parquet or CSV, and one table of all."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mmssl.core.config import Config
+from mmssl.core.errors import DataError
+from mmssl.core.evaluator import Evaluator, Score, Table
+from mmssl.reporting.report import metric_context, write_atomically, write_results
+
+TIES = "of equal scores the earlier candidate, or the lower class, comes first; average precision counts equal ones together"
+UNIMPORTANT = {"batch_size", "workers", "every"}
+"""Settings that change no score."""
+PACKAGES = ("mmssl", "torch", "numpy")
+IN_JSON = ("classes", "confusions")
+"""Tables that stand in the JSON of their task; others are files of their own."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score of the table of all tasks; None: not defined."""
+
+    task: str
+    metric: str
+    value: Score
+    ci95_low: float | None = None
+    ci95_high: float | None = None
+    chance: float | None = None
+    n: int | None = None
+
+
+def summary_rows(task: str, scores: Mapping[str, Score], headlines: Sequence[str] = ()) -> list[Row]:
+    """The headlines among the scores of a task (none given: all of them), with interval, chance and n."""
+    chosen = [name for name in headlines if name in scores] or list(scores)
+    rows = []
+    for name in chosen:
+        near = metric_context(scores, name)
+        n = scores.get(f"{name.rpartition('_')[0]}_n_queries", scores.get("n"))
+        rows.append(
+            Row(task, name, scores[name], near["low"], near["high"], near["chance"], n if isinstance(n, int) else None)
+        )
+    return rows
+
+
+def to_markdown(rows: Sequence[Any]) -> str:
+    """Rows of dataclasses of one type as a Markdown table."""
+    names = [field.name for field in fields(rows[0])] if rows else []
+    lines = [names, ["---"] * len(names), *([_cell(value) for value in astuple(row)] for row in rows)]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def to_csv(rows: Sequence[Any]) -> str:
+    """Rows of dataclasses of one type as CSV, with all digits."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(field.name for field in fields(rows[0])) if rows else None
+    writer.writerows(["" if value is None else value for value in astuple(row)] for row in rows)
+    return file.getvalue()
+
+
+def to_latex(rows: Sequence[Any]) -> str:
+    """Rows of dataclasses of one type as a LaTeX tabular, for the package booktabs."""
+    names = [field.name for field in fields(rows[0])] if rows else []
+    body = [
+        " & ".join(_latex(cell) for cell in line) + r" \\" for line in [names, *(map(_cell, astuple(r)) for r in rows)]
+    ]
+    head = [rf"\begin{{tabular}}{{{'l' * len(names)}}}", r"\toprule", *body[:1], r"\midrule"]
+    return "\n".join([*head, *body[1:], r"\bottomrule", r"\end{tabular}", ""])
+
+
+class Results:
+    """The folder of the results of one checkpoint: a task that is done is read, not measured again.
+
+    Args:
+        folder: made if needed.
+        checkpoint: where the weights come from, in words.
+        model: digest of the weights, see `Model.digest`.
+    """
+
+    def __init__(self, folder: Path, checkpoint: str, model: str) -> None:
+        self.folder, self.checkpoint, self.model = folder, checkpoint, model
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def identity(self, config: Config, facts: Mapping[str, Any]) -> str:
+        """Hash of all that decides the scores: weights, settings and data."""
+        settings = config.model_dump(mode="json", exclude=UNIMPORTANT)
+        whole = {"model": self.model, "evaluator": settings, "facts": facts, "mmssl": _versions()["mmssl"]}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    def done(self, task: str, identity: str) -> dict[str, Score] | None:
+        """The scores of a task that was measured before with the same identity; None: it was not."""
+        try:
+            found = json.loads((self.folder / f"{task}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        same = isinstance(found, dict) and found.get("identity") == identity
+        return found["scores"] if same else None
+
+    def write(
+        self, task: str, config: Config, evaluator: Evaluator, facts: Mapping[str, Any], scores: Mapping[str, Score]
+    ) -> None:
+        """Write a measured task: its rows, and last its JSON."""
+        own = {name: table for name, table in evaluator.tables.items() if name not in IN_JSON}
+        files = {name: write_table(self.folder / f"{task}.{name}", table).name for name, table in own.items()}
+        within = {name: as_rows(evaluator.tables[name]) for name in IN_JSON if name in evaluator.tables}
+        record = {
+            "task": task,
+            "checkpoint": self.checkpoint,
+            "scores": dict(scores),
+            **within,
+            "files": files,
+            "evaluator": config.model_dump(mode="json"),
+            "facts": facts,
+            "precision": "float32",
+            "ties": TIES,
+            "versions": _versions(),
+            "model": self.model,
+            "identity": self.identity(config, facts),
+        }
+        write_results(self.folder / f"{task}.json", record)
+
+    def write_summary(self, rows: Sequence[Row]) -> None:
+        """Write the table of all tasks, as Markdown and CSV."""
+        write_atomically(self.folder / "results.md", to_markdown(rows))
+        write_atomically(self.folder / "results.csv", to_csv(rows))
+
+
+def as_rows(table: Table) -> list[dict[str, Score]]:
+    """The rows of a table as mappings."""
+    return [dict(zip(table.columns, row, strict=True)) for row in zip(*table.columns.values(), strict=True)]
+
+
+def write_table(stem: Path, table: Table) -> Path:
+    """Write the rows of a table as parquet, or without pyarrow as CSV; returns the file.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    parquet = importlib.util.find_spec("pyarrow") is not None
+    path = stem.with_name(f"{stem.name}.{'parquet' if parquet else 'csv'}")
+    try:
+        if parquet:
+            import pyarrow
+            from pyarrow import parquet as files
+
+            files.write_table(pyarrow.table({name: list(column) for name, column in table.columns.items()}), path)
+        else:
+            file = io.StringIO()
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(table.columns)
+            writer.writerows(zip(*table.columns.values(), strict=True))
+            write_atomically(path, file.getvalue())
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error}; choose another --out") from error
+    return path
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _latex(text: str) -> str:
+    escaped: Iterable[str] = (f"\\{sign}" if sign in "_%&#${}" else sign for sign in text.replace("\\", "/"))
+    return "".join(escaped)

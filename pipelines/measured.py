@@ -1,0 +1,181 @@
+"""What `evaluate` and `compare` share: the model of a path, the suite of the arguments, and the run of evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import typer
+
+if TYPE_CHECKING:
+    from mmssl.core.errors import MmsslError
+    from mmssl.core.evaluator import Evaluator, Score
+    from mmssl.data.modality import Modality
+    from mmssl.evaluation.common import EvaluatorConfig
+    from mmssl.recipe.model import Model
+    from mmssl.recipe.suite import Suite
+    from mmssl.reporting.results import Results, Row
+    from mmssl.training.runtime.launch import Launch
+
+WHICH = Annotated[
+    str | None, typer.Option(metavar="best|last", help="Which checkpoint of a run folder. Default: best.")
+]
+EMA = Annotated[
+    bool | None, typer.Option("--ema/--no-ema", help="Use the EMA weights if the run kept them (default), or not.")
+]
+DATA = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the test sets that a suite names.")]
+BATCH_SIZE = Annotated[
+    int | None,
+    typer.Option(min=1, help="Samples encoded at a time, by all evaluators. Default: each evaluator's setting."),
+]
+WORKERS = Annotated[
+    int | None, typer.Option(min=0, help="Worker processes, for all evaluators. Default: each evaluator's setting.")
+]
+ON_ERROR = Annotated[
+    str | None,
+    typer.Option(
+        metavar="raise|skip", help="For damaged samples, in all evaluators: end the evaluation, or count them."
+    ),
+]
+DEVICE = Annotated[str, typer.Option(metavar="auto|cpu|cuda")]
+Scores = dict[str, "Score"]
+Wanted = Union["EvaluatorConfig", "MmsslError"]
+
+
+def suite_and_overrides(more: list[str]) -> tuple[Suite | None, list[str]]:
+    """Split the arguments after the checkpoint into a suite and KEY.PATH=VALUE overrides."""
+    from mmssl.recipe.suite import find_suite
+
+    overrides = [item for item in more if "=" in item and not Path(item).exists()]
+    suites = [item for item in more if item not in overrides]
+    if len(suites) > 1:
+        raise typer.BadParameter(f"got {' and '.join(suites)}, wanted one suite: put all evaluators into one file")
+    return (find_suite(suites[0]) if suites else None), overrides
+
+
+def model_of(path: Path, which: str | None, launch: Launch, ema: bool | None, overrides: list[str]) -> Model:
+    """The model of a run folder or checkpoint folder, or, untrained, of a recipe."""
+    from mmssl.recipe.load import load, start_of
+    from mmssl.recipe.shipped import find_recipe, shipped_recipes
+    from pipelines.command import one_of
+
+    if path.suffix in (".yaml", ".yml") or (str(path) in shipped_recipes() and not path.exists()):
+        refuse_alone("--which", which, {"a run folder": None})
+        refuse_alone("--ema", ema, {"a run or checkpoint folder": None})
+        return start_of(find_recipe(str(path), overrides), device=launch.device)
+    choice: Literal["best", "last"] = one_of("--which", which or "best", ("best", "last"))
+    return load(path, which=choice, device=launch.device, ema=ema is not False, overrides=overrides)
+
+
+def origin(model: Model) -> str:
+    """Where the weights come from."""
+    start = f"started from {model.recipe.weights}" if model.recipe.weights else "untrained"
+    return str(model.checkpoint or start)
+
+
+def refuse_alone(option: str, value: object, partners: Mapping[str, object]) -> None:
+    """Raise an error for an option without effect, because its partner options are missing."""
+    if value is not None and all(partner is None for partner in partners.values()):
+        raise typer.BadParameter(
+            f"{option} has no effect without {' or '.join(partners)}: add one, or leave {option} out"
+        )
+
+
+def with_settings(
+    configs: Mapping[str, Wanted], batch_size: int | None, workers: int | None, on_error: str | None
+) -> dict[str, Wanted]:
+    """The configs with the settings of the command line, where it has them."""
+    from mmssl.core.errors import MmsslError
+    from pipelines.command import one_of
+
+    if on_error is not None:
+        on_error = one_of("--on-error", on_error, ("raise", "skip"))
+    given = {"batch_size": batch_size, "workers": workers, "on_error": on_error}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return {
+        name: one if isinstance(one, MmsslError) else one.model_copy(update=changes) for name, one in configs.items()
+    }
+
+
+def configs_of(suite: Suite, data: Path, model: Model) -> dict[str, Wanted]:
+    """The evaluators of a suite and of its sets, for a model."""
+    from mmssl.recipe.suite import evaluation_modalities
+
+    return suite.configs(data, evaluation_modalities(model.modalities), tuple(model.embedding.heads))
+
+
+def measure(
+    model: Model, configs: Mapping[str, Wanted], results: Results | None = None
+) -> Iterator[tuple[str, Evaluator | None, Scores | MmsslError]]:
+    """Run evaluators one after the other: (name, evaluator, scores or error); every process of a launch must iterate.
+
+    All are built, and their shards opened, before the first one runs, so a misspelt file name shows at once. Errors come first.
+
+    Args:
+        model: to measure.
+        configs: evaluators by name, or why there is none.
+        results: folder that keeps what is done; such tasks are not measured again. None: nothing is written.
+    """
+    from mmssl.core.distributed import attempt
+    from mmssl.core.errors import MmsslError
+    from mmssl.recipe.suite import evaluation_modalities
+    from mmssl.training.runtime.console import say
+
+    modalities = evaluation_modalities(model.modalities)
+    built = {
+        name: one if isinstance(one, MmsslError) else attempt(partial(_opened, one, modalities))
+        for name, one in configs.items()
+    }
+    order = sorted(built, key=lambda name: not isinstance(built[name], MmsslError))
+    for number, name in enumerate(order, 1):
+        config, evaluator = configs[name], built[name]
+        if isinstance(evaluator, MmsslError):
+            say(f"{name}: {evaluator}")
+            yield name, None, evaluator
+            continue
+        assert not isinstance(config, MmsslError)
+        say(f"{name} ... ({number} of {len(built)})")
+        with evaluator:
+            yield name, evaluator, attempt(partial(_scores, name, config, evaluator, model, results))
+
+
+def _opened(config: EvaluatorConfig, modalities: Mapping[str, Modality]) -> Evaluator:
+    evaluator = config.build(modalities)
+    evaluator.open()
+    return evaluator
+
+
+def _scores(name: str, config: EvaluatorConfig, evaluator: Evaluator, model: Model, results: Results | None) -> Scores:
+    from mmssl.core.distributed import gather_objects, is_main
+    from mmssl.training.runtime.console import say
+
+    if results is None:
+        return dict(evaluator.evaluate(model.embedding))
+    facts: dict[str, Any] = evaluator.facts()
+    found = gather_objects(results.done(name, results.identity(config, facts)) if is_main() else None)[0]
+    if found is not None:
+        say(f"  done before, in {results.folder / name}.json")
+        return dict(found)
+    scores = dict(evaluator.evaluate(model.embedding))
+    if is_main():
+        results.write(name, config, evaluator, facts, scores)
+    return scores
+
+
+def show(rows: list[Row]) -> None:
+    """Print scores as a table on the main process."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmssl.core.distributed import is_main
+
+    table = Table("task", "metric", "score", "95 %", "chance", "n")
+    for row in rows:
+        interval = "" if row.ci95_low is None else f"{row.ci95_low:.4f} to {row.ci95_high:.4f}"
+        value = f"{row.value:.4f}" if isinstance(row.value, float) else str(row.value)
+        chance = "" if row.chance is None else f"{row.chance:.4g}"
+        table.add_row(row.task, row.metric, value, interval, chance, "" if row.n is None else f"{row.n:,}")
+    if is_main() and rows:
+        Console(stderr=True).print(table)

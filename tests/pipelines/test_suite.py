@@ -1,0 +1,153 @@
+"""Suites: CLIP_benchmark's layout as it is, shipped suites, and results that are kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmssl.core.errors import DataError, RecipeError
+from mmssl.recipe.shipped import shipped_suites
+from mmssl.recipe.suite import find_suite
+from tests.evaluation.world import write_shard
+from tests.pipelines.conftest import World
+
+NAMES = ("zero", "one", "two", "three", "four", "five")
+
+
+def picture(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (32, 32, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def vector(*ones: int) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.isin(np.arange(len(NAMES)), ones).astype(np.int64))
+    return file.getvalue()
+
+
+def make_set(folder: Path, kind: str, n: int = 12, names: Sequence[str] = NAMES) -> Path:
+    """A test set in CLIP_benchmark's layout, of two shards."""
+    members: Any = {
+        "single": lambda i: {"cls": str(i % 6).encode()},
+        "multilabel": lambda i: {"npy": vector(i % 6, i % 5)},
+        "retrieval": lambda i: {"txt": f"the digit {NAMES[i % 6]}\npicture {i}".encode()},
+    }[kind]
+    samples = [(f"s{i:07d}", {"png": picture(i), **members(i)}) for i in range(n)]
+    write_shard(folder / "test/0.tar", samples[: n // 2])
+    write_shard(folder / "test/1.tar", samples[n // 2 :])
+    (folder / "test/nshards.txt").write_text("2")
+    if kind != "single":
+        (folder / "dataset_type.txt").write_text(kind)
+    if kind != "retrieval":
+        (folder / "classnames.txt").write_text("\n".join(names) + "\n")
+        (folder / "zeroshot_classification_templates.txt").write_text("a photo of {c}.\nthe digit {c}\n")
+    return folder
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> Path:
+    for kind in ("single", "multilabel", "retrieval"):
+        make_set(tmp_path / "sets" / kind, kind)
+    return tmp_path / "sets"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_a_folder_of_sets_is_measured_and_what_is_done_is_kept(
+    world: World, sets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    assert world.mmssl("evaluate", world.run, sets, "--out", out) == 0
+    single, several, retrieval = (read(out / f"{name}.json") for name in ("single", "multilabel", "retrieval"))
+    assert (single["scores"]["n"], single["scores"]["classes"]) == (12, 6)
+    assert single["facts"]["templates"] == ["a photo of {c}.", "the digit {c}"]
+    assert [row["class"] for row in single["classes"]] == list(NAMES)
+    assert (several["scores"]["n"], several["scores"]["n_labels"]) == (12, 19)
+    assert (retrieval["scores"]["n_image"], retrieval["scores"]["n_text"]) == (12, 24), "two captions, one a line"
+    rows = list(csv.DictReader((out / single["files"]["samples"]).open()))
+    assert len(rows) == 12
+    assert sum(int(row["acc1"]) for row in rows) / 12 == pytest.approx(single["scores"]["acc1"])
+    assert rows[0]["key"] == "s0000000"
+    assert (out / "results.md").read_text().startswith("| task | metric | value |")
+    assert len(list(csv.DictReader((out / "results.csv").open()))) == 4
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    capfd.readouterr()
+    make_set(sets / "single", "single", n=14)
+    assert world.mmssl("evaluate", world.run, sets, "--out", out) == 0
+    assert capfd.readouterr().err.count("done before, in ") == 2, "other data are measured anew"
+    changed = [path.stem for path in out.glob("*.json") if path.stat().st_mtime_ns != times[path]]
+    assert changed == ["single"]
+    assert read(out / "single.json")["scores"]["n"] == 14
+
+
+def test_a_set_that_cannot_be_used_is_a_row(
+    world: World, sets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (sets / "single/test/1.tar").unlink()
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("sets: [single, retrieval, nowhere]\n")
+    assert world.mmssl("evaluate", world.run, suite, "--data", sets, "--out", tmp_path / "out") == 3
+    said = " ".join(capfd.readouterr().err.split())
+    assert "has 1 shards, and its nshards.txt says '2': fetch the missing ones" in said
+    assert "nowhere is no folder; wanted test/0.tar" in said
+    assert "Traceback" not in said
+    assert read(tmp_path / "out/retrieval.json")["scores"]["n"] == 12
+    tasks = [row["task"] for row in csv.DictReader((tmp_path / "out/results.csv").open())]
+    assert tasks == ["single", "retrieval", "retrieval", "nowhere"]
+    suite.write_text("sets: [retrieval, nowhere]\non_missing: skip\n")
+    assert world.mmssl("evaluate", world.run, suite, "--data", sets) == 0
+
+
+def test_more_class_names_than_labels_and_fewer(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fewer = make_set(tmp_path / "fewer", "single", names=NAMES[:5])
+    assert world.mmssl("evaluate", world.run, fewer) == 3
+    assert "has the label 5, wanted 0 ... 4 for 5 class names" in " ".join(capfd.readouterr().err.split())
+    fewer = make_set(tmp_path / "several", "multilabel", names=NAMES[:5])
+    assert world.mmssl("evaluate", world.run, fewer) == 3
+    assert "has 6 entries in 'multi_label', wanted 5" in " ".join(capfd.readouterr().err.split())
+
+
+def test_damaged_samples_are_counted_with_the_flag(world: World, tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "damaged", "single")
+    bad = ("s0000099", {"png": b"no picture", "cls": b"1"})
+    write_shard(folder / "test/0.tar", [bad, ("s0000000", {"png": picture(0), "cls": b"0"})])
+    assert world.mmssl("evaluate", world.run, folder, "--out", tmp_path / "out.json") == 3
+    flags = ("--on-error", "skip", "--out", tmp_path / "out.json")
+    assert world.mmssl("evaluate", world.run, folder, *flags) == 0
+    assert read(tmp_path / "out.json")["damaged"]["n_skipped"] == 1
+
+
+def test_shipped_suites_are_whole_and_leave_out_what_is_not_there(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert set(shipped_suites()) == {"image_text", "audio_text", "audio_visual"}
+    for name, path in shipped_suites().items():
+        suite = find_suite(name)
+        assert len(set(suite.sets)) == len(suite.sets)
+        assert f"mmssl evaluate runs/first {name} --data DATA" in path.read_text()
+    with pytest.raises(DataError, match="has none of the folders imagenet1k"):
+        find_suite("image_text").configs(tmp_path, {}, ())
+    make_set(tmp_path / "flickr8k", "retrieval")
+    assert world.mmssl("evaluate", world.run, "image_text", "--data", tmp_path, "--out", tmp_path / "out") == 0
+    assert "left out" in caplog.text
+    assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["flickr8k.json"]
+
+
+def test_no_suite_says_what_was_wanted(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'image_txt' is no suite, did you mean 'image_text'\?"):
+        find_suite("image_txt")
+    with pytest.raises(RecipeError, match="is a folder without test sets"):
+        find_suite(str(tmp_path))
