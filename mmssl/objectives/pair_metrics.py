@@ -53,10 +53,10 @@ def pair_metrics(
     # One of c candidates is right. Chance loss: ln(c) for a softmax, c times the entropy of 1 / c for c sigmoids.
     guess = counts.log()
     if hard:
-        further = [
+        further_b, further_a = (
             hard[name].counts() if name in hard else torch.zeros_like(counts) for name in ("further_b", "further_a")
-        ]
-        guess = sum((counts + more).log() for more in further) / 2
+        )
+        guess = ((counts + further_b).log() + (counts + further_a).log()) / 2
     if bias is not None:
         guess = guess + torch.xlogy(counts - 1, counts / (counts - 1).clamp(min=1))
     others = candidate_counts(target, len(among["all_b"]), present, identities)

@@ -150,15 +150,13 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(
     world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("a file, and no folder")
-    for out in (tmp_path / "file" / "results.json", tmp_path):
-        for command in (
-            ("evaluate", world.run, "--out", out),
-            ("shards", "check", world.shards / "test", "--json", out),
-        ):
-            assert world.mmssl(*command) == 2
-            said = capfd.readouterr()
-            assert "cannot write" in " ".join(said.err.split())
-            assert not said.out, "nothing was measured"
+    check, evaluate = ("shards", "check", world.shards / "test", "--json"), ("evaluate", world.run, "--out")
+    within = tmp_path / "file" / "results.json"
+    for command in ((*evaluate, within), (*check, within), (*check, tmp_path)):
+        assert world.mmssl(*command) == 2
+        said = capfd.readouterr()
+        assert "cannot write" in " ".join(said.err.split())
+        assert not said.out, "nothing was measured"
     assert world.mmssl("embed", world.run, "--shards", world.shards / "test", "--out", tmp_path / "file" / "out") == 3
     says(capfd, "cannot write", "choose another folder")
     findings = tmp_path / "new" / "findings.json"
