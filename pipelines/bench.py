@@ -97,12 +97,18 @@ def data(
 
 def _recipe(targets: list[str], workers: int | None, batch_size: int | None) -> Recipe | None:
     """The recipe with the changes of the command line; None for shards."""
+    from mmssl.core.errors import RecipeError
     from mmssl.recipe.shipped import find_recipe
 
     first = Path(targets[0])
     if (first / "recipe.yaml").is_file():  # a run folder
         targets, first = [str(first / "recipe.yaml"), *targets[1:]], first / "recipe.yaml"
     if first.suffix == ".tar" or first.is_dir() or any(mark in targets[0] for mark in "{*"):
+        change = next((one for one in targets if "=" in one and not Path(one).exists()), None)
+        if change is not None:
+            raise RecipeError(
+                f"got {change!r} beside shards, wanted a recipe to change: name one, or use --workers, --batch-size, --size"
+            )
         return None
     changes = {"data.workers": workers, "batch_size": batch_size}
     options = [f"{key}={value}" for key, value in changes.items() if value is not None]

@@ -11,37 +11,44 @@ import typer
 
 if TYPE_CHECKING:
     from mmssl.curation.check_report import CheckReport
+    from mmssl.data.modality import Modality
     from mmssl.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class RecipeReport:
-    """The audits of a recipe's sources, and what its run would refuse at the start.
+    """The audits of the shards of a recipe, and what its run would refuse at the start.
 
     Attributes:
         sources: name of a source -> its audit.
+        evaluators: shards of an evaluator, as "NAME: SHARDS" -> their audit.
         refused: sentences.
     """
 
     sources: Mapping[str, CheckReport]
+    evaluators: Mapping[str, CheckReport]
     refused: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
         """Whether nothing was found that a run refuses."""
-        return not self.refused and all(report.ok for report in self.sources.values())
+        return not self.refused and all(report.ok for report in (*self.sources.values(), *self.evaluators.values()))
 
     def table(self) -> str:
         """The audits as text, one after the other."""
         parts = [f"source {name}\n{report.table()}" for name, report in self.sources.items()]
+        parts += [f"evaluators.{name}\n{report.table()}" for name, report in self.evaluators.items()]
         return "\n\n".join([*parts, *(f"the run refuses: {sentence}" for sentence in self.refused)])
 
     def to_json(self) -> str:
         """All as a JSON object."""
         import json
 
-        sources = {name: json.loads(report.to_json()) for name, report in self.sources.items()}
-        return json.dumps({"ok": self.ok, "sources": sources, "refused": self.refused}, indent=1)
+        audits = {
+            kind: {name: json.loads(report.to_json()) for name, report in reports.items()}
+            for kind, reports in (("sources", self.sources), ("evaluators", self.evaluators))
+        }
+        return json.dumps({"ok": self.ok, **audits, "refused": self.refused}, indent=1)
 
 
 def is_recipe(name: str) -> bool:
@@ -90,7 +97,7 @@ def modality_names(needs: str | None) -> list[str] | None:
 
 
 def check_recipe(recipe: Recipe, audit: Callable[..., CheckReport], **options: Any) -> RecipeReport:
-    """Audit every source of a recipe with the modalities that its objective needs.
+    """Audit every source of a recipe with the modalities that its objective needs, and the shards of its evaluators.
 
     Args:
         recipe: of the run; its encoders are built, to know what the objective needs.
@@ -117,7 +124,33 @@ def check_recipe(recipe: Recipe, audit: Callable[..., CheckReport], **options: A
             sources[name] = audit(shards, used, needs=needs, remote=remote, **options)
         except DataError as error:
             refused.append(f"source {name}: {error}")
-    return RecipeReport(sources, (*refused, *refusals(recipe, modalities, wanted)))
+    refused += refusals(recipe, modalities, wanted)
+    return RecipeReport(sources, _audit_evaluators(recipe, modalities, audit, **options), tuple(refused))
+
+
+def _audit_evaluators(
+    recipe: Recipe, modalities: Mapping[str, Modality], audit: Callable[..., CheckReport], **options: Any
+) -> dict[str, CheckReport]:
+    """ "NAME: SHARDS" -> audit of the modalities that the evaluator reads. What cannot be opened is among the refusals."""
+    from mmssl.core.errors import MmsslError
+
+    reports: dict[str, CheckReport] = {}
+    try:
+        evaluators = recipe.build_evaluators(modalities)
+    except MmsslError:
+        return reports
+    done: dict[str, CheckReport] = {}
+    for name, (evaluator, _) in evaluators.items():
+        for shards, used in (one for kept in evaluator.kept for one in kept.reads):
+            same = repr((shards, sorted(used)))
+            if same not in done:
+                try:
+                    remote = recipe.data.cache.build(recipe.data.allow_pipe)
+                    done[same] = audit(shards, used, needs=(), remote=remote, **options)
+                except MmsslError:
+                    continue
+            reports[f"{name}: {' '.join(shards)}"] = done[same]
+    return reports
 
 
 def _sources(recipe: Recipe) -> dict[str, Sequence[str]]:

@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
+from pipelines.outputs import local_path
+
 
 def embed(
-    checkpoint: Annotated[Path, typer.Argument(help="A run folder or a checkpoint folder.")],
+    checkpoint: Annotated[Path, typer.Argument(callback=local_path, help="A run folder or a checkpoint folder.")],
     shards: Annotated[list[str], typer.Option(help="Folder, path or brace pattern; may be given several times.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the arrays; made if needed.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", callback=local_path, help="Folder for the arrays; made if needed.")
+    ],
     modality: Annotated[
         list[str] | None, typer.Option(help="May be given several times. Default: all in the shared space.")
     ] = None,
@@ -58,6 +62,7 @@ def embed(
             half=half,
             batch_size=batch_size,
             workers=workers,
+            remote=model.recipe.data.cache.build(model.recipe.data.allow_pipe),
             source={"checkpoint": str(model.checkpoint), "recipe": model.recipe.name},
         )
         for name, rows in written.items():

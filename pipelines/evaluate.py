@@ -27,7 +27,7 @@ from pipelines.measured import (
     suite_and_overrides,
     with_settings,
 )
-from pipelines.outputs import file_or_folder
+from pipelines.outputs import file_or_folder, local_path
 
 if TYPE_CHECKING:
     from mmssl.core.errors import MmsslError
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from mmssl.reporting.results import Results, Row
 
 CHECKPOINT = Annotated[
-    Path, typer.Argument(help="A run folder or a checkpoint folder; or a recipe, for its untrained model.")
+    Path,
+    typer.Argument(
+        callback=local_path, help="A run folder or a checkpoint folder; or a recipe, for its untrained model."
+    ),
 ]
 MORE = Annotated[
     list[str] | None,

@@ -7,9 +7,13 @@ from typing import Annotated
 
 import typer
 
+from pipelines.outputs import local_path
+
 
 def explain(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, of a run that ended or goes on.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", callback=local_path, help="A run folder, of a run that ended or goes on.")
+    ],
 ) -> None:
     """Say why the loss of a run is flat: what its log shows, the usual cause, and what to try.
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.outputs import local_path
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -18,8 +20,8 @@ CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A run folder or a checkpoint folder.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; made if needed.")],
+    checkpoint: Annotated[Path, typer.Argument(callback=local_path, help="A run folder or a checkpoint folder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", callback=local_path, help="Folder to write; made if needed.")],
     which: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint of a run folder.")] = "best",
     ema: Annotated[bool, typer.Option(help="Use the EMA weights if the run kept them.")] = True,
 ) -> None:

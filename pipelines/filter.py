@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipelines.options import CACHE, PIPE, SHARDS, client_for
+from pipelines.outputs import local_path
 from pipelines.progress import progress_bar
 
 WHERE = Annotated[
@@ -26,7 +27,7 @@ DUPLICATES = Annotated[
 
 def filter_(
     shards: SHARDS,
-    out: Annotated[Path, typer.Option(help="Folder for the new shards.")],
+    out: Annotated[Path, typer.Option(callback=local_path, help="Folder for the new shards.")],
     where: WHERE = None,
     duplicates: DUPLICATES = None,
     distance: Annotated[

@@ -120,12 +120,12 @@ def measure(
     """
     from mmssl.core.distributed import attempt
     from mmssl.core.errors import MmsslError
-    from mmssl.recipe.suite import evaluation_modalities
+    from mmssl.recipe.suite import evaluation_modalities, with_cache_of
     from mmssl.training.runtime.console import say
 
-    modalities = evaluation_modalities(model.modalities)
+    modalities, data = evaluation_modalities(model.modalities), model.recipe.data
     built = {
-        name: one if isinstance(one, MmsslError) else attempt(partial(_opened, one, modalities))
+        name: one if isinstance(one, MmsslError) else attempt(partial(_opened, with_cache_of(one, data), modalities))
         for name, one in configs.items()
     }
     order = sorted(built, key=lambda name: not isinstance(built[name], MmsslError))

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.outputs import local_path
+
 if TYPE_CHECKING:
     from mmssl.data.shards.remote import Remote
 
 SHARDS = Annotated[list[str], typer.Argument(help="Folders, paths, globs or brace patterns; or URLs with braces.")]
-CACHE = Annotated[Path | None, typer.Option(help="Cache of remote shards, as `data.cache.folder`.")]
+CACHE = Annotated[
+    Path | None, typer.Option(callback=local_path, help="Cache of remote shards, as `data.cache.folder`.")
+]
 PIPE = Annotated[bool, typer.Option("--allow-pipe", help="Run `pipe:` commands.")]
 
 

@@ -1,4 +1,4 @@
-"""Check output files of verbs before the work begins."""
+"""Check paths of verbs before the work begins."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ import tempfile
 from pathlib import Path
 
 import typer
+
+
+def local_path(path: Path | None) -> Path | None:
+    """Callback of a path of this machine.
+
+    Raises:
+        typer.BadParameter: it is a URL.
+    """
+    from mmssl.core.config import url_of
+
+    url = None if path is None else url_of(path)
+    if url is not None:
+        raise typer.BadParameter(f"got the URL {url!r}, wanted a path of this machine: download it first")
+    return path
 
 
 def file_to_write(path: Path | None) -> Path | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.outputs import local_path
 from pipelines.progress import progress_bar
 
 MEANINGS = ("image", "audio", "video", "file", "caption", "label", "class", "key")
@@ -17,16 +18,20 @@ FORMATS = (
 )
 SOURCE = Annotated[
     Path,
-    typer.Argument(help="File or folder of one of the formats of --format."),
+    typer.Argument(callback=local_path, help="File or folder of one of the formats of --format."),
 ]
-OUT = Annotated[Path, typer.Argument(help="Folder for the shards.")]
+OUT = Annotated[Path, typer.Argument(callback=local_path, help="Folder for the shards.")]
 FORMAT = Annotated[
     str | None,
     typer.Option("--format", metavar="NAME", help=f"Format of SOURCE; default: by its contents. One of: {FORMATS}."),
 ]
 CLASSNAMES = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Names of the classes by number: one a line, or JSON. Default: what SOURCE has."),
+    typer.Option(
+        metavar="FILE",
+        callback=local_path,
+        help="Names of the classes by number: one a line, or JSON. Default: what SOURCE has.",
+    ),
 ]
 DELIMITER = Annotated[
     str | None, typer.Option(metavar="CHAR|tab", help="Delimiter of a table in text. Default: by its header.")
@@ -73,7 +78,9 @@ COLUMN = Annotated[
         "beside the number) or key, as in caption=title; a template joins columns: 'audio=audio/{id}.wav'.",
     ),
 ]
-ROOT = Annotated[Path | None, typer.Option(help="Folder that relative paths in a table start from.")]
+ROOT = Annotated[
+    Path | None, typer.Option(callback=local_path, help="Folder that relative paths in a table start from.")
+]
 SPLIT = Annotated[str | None, typer.Option(help="Which split, of a source that has several.")]
 VERIFY = Annotated[
     bool, typer.Option(help="Check header and end of each picture, sound and video, without decoding it.")

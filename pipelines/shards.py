@@ -11,7 +11,7 @@ import typer
 
 from pipelines.filter import filter_
 from pipelines.options import CACHE, PIPE, SHARDS, client_for
-from pipelines.outputs import file_to_write
+from pipelines.outputs import file_to_write, local_path
 from pipelines.pack import pack
 from pipelines.progress import progress_bar
 
@@ -40,7 +40,10 @@ def index(
     shards: SHARDS,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the index files of remote shards, to upload beside them; default: the cache."),
+        typer.Option(
+            callback=local_path,
+            help="Folder for the index files of remote shards, to upload beside them; default: the cache.",
+        ),
     ] = None,
     verify: Annotated[
         bool,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -52,6 +53,19 @@ def _rising(values: tuple[float, float]) -> tuple[float, float]:
     return values
 
 
+def url_of(path: Path) -> str | None:
+    """The URL that a path was written as, of which `Path` makes `https:/host`; None: it is a path."""
+    found = _URL.match(str(path))
+    return f"{found[0]}/{str(path)[found.end() :]}" if found else None
+
+
+def _local(path: Path) -> Path:
+    url = url_of(path)
+    if url is not None:
+        raise ValueError(f"got the URL {url!r}, wanted a path of this machine: download it first")
+    return path
+
+
 def _at_most_one(values: tuple[float, float]) -> tuple[float, float]:
     if values[1] > 1:
         raise ValueError(f"got {list(values)}, wanted fractions, at most 1")
@@ -67,12 +81,15 @@ class Entries:
 
 LOW_HIGH = Entries(("low", "high"))
 
+LocalPath = Annotated[Path, AfterValidator(_local)]
+"""Path of a file or folder of this machine."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 Range = Annotated[tuple[float, float], LOW_HIGH, AfterValidator(_rising)]
 """Smallest and largest value of a randomly drawn setting, both above 0."""
 Share = Annotated[Range, AfterValidator(_at_most_one)]
 """Smallest and largest fraction, at most 1."""
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/(?=[^/])")
 _UNITS = {"step": "steps", "sample": "samples", "epoch": "epochs", "percent": "percent", "%": "percent"}
 _DURATION = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z%]+)\s*")
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmssl.core.config import Config
+from mmssl.core.config import Config, LocalPath
 from mmssl.core.input_spec import InputSpec
 from mmssl.core.sample import TokenIds
 
@@ -130,7 +129,7 @@ class EncoderConfig(Config):
         unlocked_layers: with `frozen`, number of last layer groups that are still trained.
     """
 
-    weights: Path | None = None
+    weights: LocalPath | None = None
     place: str | None = None
     frozen: bool = False
     unlocked_layers: int = 0

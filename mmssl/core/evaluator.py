@@ -29,7 +29,14 @@ class Table:
 
 
 class Kept(Protocol):
-    """Shards that an evaluator keeps open between its runs."""
+    """Shards that an evaluator keeps open between its runs.
+
+    Attributes:
+        reads: shards (paths, braces or globs), and the modalities that are decoded of them, by name.
+    """
+
+    @property
+    def reads(self) -> Sequence[tuple[Sequence[str], Mapping[str, Any]]]: ...
 
     def digest(self) -> str:
         """Hash of the names, sizes and keys of what is open: equal ones have the same samples in the same order."""

@@ -20,9 +20,10 @@ from mmssl.curation.figures import Place, Spread, Tally
 from mmssl.data.modalities.usual import file_formats, own_extensions, usual_modalities
 from mmssl.data.modality import Modality
 from mmssl.data.samples import describe_lack
-from mmssl.data.shards.manifests import read_formats
+from mmssl.data.shards.manifests import Formats, read_formats
 from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.remote import CacheConfig, Remote
+from mmssl.data.shards.remote_manifests import read_remote_formats
 from mmssl.data.shards.storage import is_remote
 from mmssl.data.shards.writer import Progress, map_in_order
 
@@ -70,7 +71,7 @@ def check(
     places, client = find_shards(shards, remote)
     used = usual_modalities() if modalities is None else modalities
     wanted = tuple(modalities) if needs is None and modalities is not None else needs
-    formats = [{}] * len(places) if client is not None else read_formats(expand(shards))
+    formats = formats_of(places, client)
     kinds = {repr(one): decoders_of(modalities, wanted, one) for one in {repr(one): one for one in formats}.values()}
     decoders = [kinds[repr(one)] for one in formats]
 
@@ -96,6 +97,13 @@ def find_shards(
     if any(is_remote(str(shard)) for shard in shards):
         return expand_urls(shards), remote or CacheConfig().build()
     return expand(shards), None
+
+
+def formats_of(places: Sequence[str | Path], remote: Remote | None) -> tuple[Formats, ...]:
+    """The formats of the members of each shard of `find_shards`, as its manifest says."""
+    if remote is None:
+        return read_formats([Path(place) for place in places])
+    return read_remote_formats([str(place) for place in places], remote)
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from typing import Any
 
 from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault, Origin
-from mmssl.curation.check import decoders_of, find_shards, local_file
+from mmssl.curation.check import decoders_of, find_shards, formats_of, local_file
 from mmssl.curation.check_report import aligned
 from mmssl.curation.check_shard import SOURCE, Decoders, Findings, examine
 from mmssl.curation.filter_choice import Choice, Examined, FilterConfig, LeftOut, conditions, stored_samples
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
-from mmssl.data.shards.manifests import shared_formats
+from mmssl.data.shards.manifests import Formats
 from mmssl.data.shards.remote import Remote
 from mmssl.data.shards.salvage import salvage_table
 from mmssl.data.shards.sidecar import write_sidecar
@@ -95,12 +95,14 @@ def filter_shards(
         progress: called with (shards examined, shards in all).
 
     Raises:
-        DataError: damaged shards without `repair` (the message names them), no sample is left, or `out` holds something else.
+        DataError: damaged shards without `repair` (the message names them), members of different formats, no sample is left, or
+            `out` holds something else.
         RecipeError: `where` is malformed.
     """
     config, folder = config or FilterConfig(), Path(out)
     where = conditions(config)
     places, client = find_shards(shards, remote)
+    formats = formats_of(places, client)
     if not dry_run:
         _claim(folder, places, overwrite)
     decoders = decoders_of()
@@ -113,6 +115,7 @@ def filter_shards(
             progress(len(examined), len(places))
     if not config.repair:
         _refuse_damaged(examined)
+    shared = _shared_formats(examined, formats)
     report, choice = FilterReport(), Choice(config, where, examined)
     settings = {
         "writer": "filter",
@@ -135,8 +138,7 @@ def filter_shards(
     if not report.kept:
         raise DataError(f"no sample would be left:\n{report.table()}\nLoosen the criteria; nothing was written")
     if not dry_run:
-        local = [one for one in places if isinstance(one, Path)]  # shards are all local, or none is
-        _finish(Manifest(folder, settings, tuple(records), formats=shared_formats(local)), report, places)
+        _finish(Manifest(folder, settings, tuple(records), formats=shared), report, places)
     return report
 
 
@@ -161,6 +163,26 @@ def _refuse_damaged(examined: Sequence[Examined]) -> None:
         raise DataError(
             f"{len(damaged)} damaged shards:\n{shown}\nFetch them again, or take their readable samples (--repair)"
         )
+
+
+def _shared_formats(examined: Sequence[Examined], formats: Sequence[Formats]) -> dict[str, str]:
+    """Extension -> format of such members, which all shards that have some must have in common.
+
+    Raises:
+        DataError: two shards differ, or the manifest of one says nothing.
+    """
+    shared: dict[str, tuple[str | None, str]] = {}
+    for extension in dict.fromkeys(one for known in formats for one in known):
+        for shard, known in zip(examined, formats, strict=True):
+            if shard.table is not None and extension in shard.table.extensions:
+                form, first = shared.setdefault(extension, (known.get(extension), shard.found.name))
+                if known.get(extension) != form:
+                    (a, b) = (f"{one!r}" if one else "said by no manifest" for one in (form, known.get(extension)))
+                    raise DataError(
+                        f"the format of .{extension} is {a} in {first} and {b} in {shard.found.name}, and a folder has one: filter "
+                        "them into a folder each, and name both in `data.sources`"
+                    )
+    return {extension: form for extension, (form, _) in shared.items() if form is not None}
 
 
 def _filter_one(

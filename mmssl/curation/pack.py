@@ -23,7 +23,7 @@ from mmssl.curation.importers.registry import open_source
 from mmssl.curation.pack_columns import Columns
 from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow, default_template, verify_media
-from mmssl.curation.pack_items import RowSource, encode
+from mmssl.curation.pack_items import Item, RowSource, encode
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
 from mmssl.data.shards.sidecar import write_sidecar
 from mmssl.data.shards.writer import (
@@ -39,7 +39,7 @@ from mmssl.data.shards.writer import (
 
 __all__ = ["Columns", "PackConfig", "open_source", "pack"]
 
-VERSION = 5  # raise it when equal settings give other bytes
+VERSION = 6  # raise it when equal settings give other bytes
 TEXT = "txt"
 
 
@@ -150,13 +150,8 @@ class _Job:
         """The sample at a position, or the reason why the row is unusable; called from several threads."""
         row = int(self.order[position])
         try:
-            item = self.source.item(row)
-            fields = dict[str, bytes]()
-            for extension, value in item.fields.items():
-                extension, data = encode(item.where, extension, value, self.config.max_side, self.config.quality)
-                fields[extension] = data
-                if self.config.verify:
-                    verify_media(item.where, extension, data)
+            item, fields = self._read(row)
+            self._refuse_taken_key(row, item)
         except BadRow as error:
             return error
         key = item.key or f"{position:0{len(str(len(self.source)))}d}"
@@ -171,6 +166,28 @@ class _Job:
         if item.label is not None:
             sample["cls"] = str(item.label).encode()
         return sample
+
+    def _read(self, row: int) -> tuple[Item, dict[str, bytes]]:
+        """A row, and its files as they are written."""
+        item = self.source.item(row)
+        fields = dict[str, bytes]()
+        for extension, value in item.fields.items():
+            extension, data = encode(item.where, extension, value, self.config.max_side, self.config.quality)
+            fields[extension] = data
+            if self.config.verify:
+                verify_media(item.where, extension, data)
+        return item, fields
+
+    def _refuse_taken_key(self, row: int, item: Item) -> None:
+        """Raise BadRow if an earlier row has the same key, and can be used: of each key the first such row is packed."""
+        for earlier in () if self.source.keys is None else self.source.keys.earlier(row):
+            with contextlib.suppress(BadRow):
+                first, _ = self._read(earlier)
+                break
+        else:
+            return
+        detail = f"got key {item.key!r}, which {first.where} has too; wanted distinct keys"
+        raise BadRow(item.where, "duplicate_key", detail)
 
 
 class _Cut:
@@ -245,6 +262,7 @@ def _check_templates(config: PackConfig, source: RowSource) -> tuple[str, ...] |
 
 def _settings(config: PackConfig, source: RowSource) -> dict[str, Any]:
     described = {"kind": source.kind, "name": source.name, "rows": len(source), "fingerprint": source.fingerprint}
+    described |= {"notes": list(source.notes)} if source.notes else {}
     # The kind says the format. Without `on_error`: after a bad row, a call that skips such rows keeps the finished shards.
     options = config.model_dump(mode="json", exclude={"on_error", "format"})
     return {"writer": "pack", "version": VERSION, "source": described, **options}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.data.modalities.usual import file_formats
 from mmssl.data.modality import DecodeError
 
@@ -40,7 +40,10 @@ def read_media(where: str, path: Path) -> tuple[str, bytes]:
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = "missing_file" if isinstance(error, FileNotFoundError) else "unreadable"
-        raise BadRow(where, reason, f"{path}: {error}") from error
+        link = f", a link to {path.readlink()}" if path.is_symlink() else ""
+        raise BadRow(
+            where, reason, f"{path}{link}: {os_words(error) if isinstance(error, OSError) else error}"
+        ) from error
     return check_media(where, extension, data)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mmssl.curation.pack_formats import BadRow, convertible_extensions
+from mmssl.curation.pack_keys import Keys
 from mmssl.data.media.png import has_deep_colours
 from mmssl.data.modalities.pictures import FORMATS, SIGNATURES, PictureDecoder
 from mmssl.data.modality import DecodeError
@@ -52,6 +53,8 @@ class RowSource(ABC):
         class_names: name of each class number, or empty.
         captioned: whether the rows have captions.
         labelled: whether the rows have labels.
+        keys: keys of the rows; None: samples are numbered.
+        notes: sentences for the report, on what is not packed and what is changed.
     """
 
     kind: str
@@ -60,6 +63,8 @@ class RowSource(ABC):
     class_names: tuple[str, ...] = ()
     captioned: bool = False
     labelled: bool = False
+    keys: Keys | None = None
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int:

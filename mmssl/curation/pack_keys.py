@@ -12,7 +12,7 @@ MAX_KEY = 80  # bytes: tar names end at 100 bytes, and an extension follows
 
 
 class Keys:
-    """Keys of the rows of a source, from one value a row; rows whose value gives no key, or that of an earlier row, are unusable.
+    """Keys of the rows of a source, from one value a row. Several rows may have one key: the first usable one keeps it.
 
     Args:
         values: one a row.
@@ -20,24 +20,36 @@ class Keys:
     """
 
     def __init__(self, values: Sequence[Any], where: Callable[[int], str]) -> None:
-        first: dict[str, int] = {}
         self._values, self._where = values, where
         self._keys = [safe_key(value) for value in values]
-        self._first = [first.setdefault(key, row) for row, key in enumerate(self._keys)]
+        self._rows: dict[str, list[int]] = {}
+        for row, key in enumerate(self._keys):
+            self._rows.setdefault(key, []).append(row)
 
     def key(self, row: int) -> str:
         """The key of a row.
 
         Raises:
-            BadRow: it has none, or that of an earlier row.
+            BadRow: its value has no letter or digit.
         """
-        key, first = self._keys[row], self._first[row]
-        if not key:
+        if not self._keys[row]:
             raise BadRow(self._where(row), "bad_key", f"got {self._values[row]!r}, wanted letters or digits")
-        if first != row:
-            detail = f"got key {key!r}, which {self._where(first)} has too; wanted distinct keys"
-            raise BadRow(self._where(row), "duplicate_key", detail)
-        return key
+        return self._keys[row]
+
+    def earlier(self, row: int) -> list[int]:
+        """Earlier rows of the same key."""
+        same = self._rows[self._keys[row]]
+        return same[: same.index(row)]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence on keys that are not spelt as their values, or nothing."""
+        changed = [
+            (str(value), key) for value, key in zip(self._values, self._keys, strict=True) if key != _plain(value)
+        ]
+        if not changed:
+            return ()
+        return (f"{len(changed):,} keys are not spelt as their names, such as {changed[0][0]!r} -> {changed[0][1]!r}",)
 
 
 def safe_key(value: Any) -> str:
@@ -45,6 +57,9 @@ def safe_key(value: Any) -> str:
 
     In tar names a dot starts the extension, and a slash a folder: runs of such characters become one `_`.
     """
-    text = unicodedata.normalize("NFC", str(value if value is not None else ""))
-    kept = "".join(one if one in "-_" or unicodedata.category(one)[0] in "LMN" else " " for one in text)
+    kept = "".join(one if one in "-_" or unicodedata.category(one)[0] in "LMN" else " " for one in _plain(value))
     return "_".join(kept.split()).strip("_").encode()[:MAX_KEY].decode("utf-8", "ignore")
+
+
+def _plain(value: Any) -> str:
+    return unicodedata.normalize("NFC", str(value if value is not None else ""))

@@ -19,18 +19,20 @@ class Labels:
     """Class numbers of a table's rows, and the names of the classes.
 
     Names are given, or stored by the format, or in a column beside that of the numbers, or they are the sorted labels themselves.
-    They are those of the whole table, whichever rows are packed: the parts of a data set have the same numbers.
+    They are those of the whole table, whichever rows are packed: the parts of a data set have the same numbers. Where a table of
+    numbers and names lacks some numbers, as a part of a data set does, the others are numbered anew, in their order.
 
     Attributes:
         names: of the classes, by number; empty if they have none.
 
     Raises:
-        DataError: a number with two names or a name with two numbers; a number without a name; the given names in another order.
+        DataError: a number with two names or a name with two numbers; no number with a name; the given names in another order.
     """
 
     def __init__(self, table: Table, roles: Roles, given: tuple[str, ...] | None) -> None:
         self.column = roles.label
-        own = self._own_names(table, roles)
+        self._places: dict[int, int] | None = None  # number in the table -> number that is packed, where they differ
+        own = self._own_names(table, roles, given or ())
         if given and own:
             told = difference(given, own, "the given names", str(table.path))
             if told:
@@ -47,24 +49,35 @@ class Labels:
         number = _whole_number(text)
         if text in self.names and (number is None or isinstance(value, str)):
             return self.names.index(text)
+        if number is not None and self._places is not None:
+            number = self._places.get(number)
         if number is not None and 0 <= number < (len(self.names) or number + 1):
             return number
         wanted = f"one of {len(self.names)} class names or their numbers" if self.names else "an integer of at least 0"
         raise BadRow(where, "bad_label", f"got {text!r} in {self.column!r}, wanted {wanted}")
 
-    def _own_names(self, table: Table, roles: Roles) -> tuple[str, ...]:
+    def _own_names(self, table: Table, roles: Roles, given: tuple[str, ...]) -> tuple[str, ...]:
         if self.column is None:
             return ()
         if roles.class_name is None:
             return table.classes.get(self.column, ())
         names = _paired_names(table, self.column, roles.class_name)
-        missing = [number for number in range(max(names, default=-1) + 1) if number not in names]
-        if missing or not names:
-            what = f"no name for class {missing[0]}" if missing else "no class number with a name"
+        if not names:
             raise DataError(
-                f"{table.path} has {what} in {self.column!r} and {roles.class_name!r}: name one column of them, not both"
+                f"{table.path} has no class number with a name in {self.column!r} and {roles.class_name!r}: name one column of "
+                "them, not both"
             )
-        return tuple(names[number] for number in range(len(names)))
+        if given:  # by number
+            return tuple(names.get(number, name) for number, name in enumerate(given))
+        numbers = sorted(names)
+        if numbers[-1] >= len(numbers):
+            self._places = {number: place for place, number in enumerate(numbers)}
+            _log.warning(
+                "%s: %r has %d of the numbers from 0 to %d: its classes are numbered from 0 to %d instead, in their order; "
+                "--classnames FILE with all names keeps the numbers",
+                *(table.path, self.column, len(numbers), numbers[-1], len(numbers) - 1),
+            )
+        return tuple(names[number] for number in numbers)
 
     def _sorted_names(self, table: Table) -> tuple[str, ...]:
         if self.column is None:

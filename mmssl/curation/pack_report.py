@@ -18,7 +18,7 @@ def summary(manifest: Manifest) -> str:
     packed = f"{manifest.samples} samples in {len(manifest.shards)} shards, {left_out} rows left out; read as "
     texts = "".join(f", .{extension}: {CAPTIONS[name]}" for extension, name in manifest.formats.items())
     last = f"{packed}{manifest.settings['source']['kind']}{texts}; see {manifest.folder}"
-    return f"{skipped_table(manifest)}\n{last}" if left_out else last
+    return "\n".join([*filter(None, [skipped_table(manifest)]), *manifest.settings["source"].get("notes", ()), last])
 
 
 def skipped_table(manifest: Manifest, shown: int = SHOWN) -> str:

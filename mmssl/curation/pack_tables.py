@@ -46,7 +46,8 @@ class TableSource(RowSource):
         self._unanswered, rows = choose_rows(self.table, config)
         by_media = config.group_by == "media" or (config.group_by is None and table.grouped)
         self.groups = self._grouped(rows) if by_media else [(row,) for row in rows]
-        self._keys = self._find_keys(config.keys)
+        self.keys = self._find_keys(config.keys)
+        self.notes = () if self.keys is None else self.keys.notes
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -69,7 +70,7 @@ class TableSource(RowSource):
             raise BadRow(where, "empty_caption", f"no text in {' or '.join(map(repr, self.roles.captions))}")
         if self.metadata:
             fields["json"] = _metadata(where, {name: [values[name] for values in rows] for name in self.metadata})
-        key = None if self._keys is None else self._keys.key(row)
+        key = None if self.keys is None else self.keys.key(row)
         return Item(where, fields, captions, self._label(where, rows), key)
 
     def _fields(self, where: str, values: Mapping[str, Any]) -> dict[str, bytes | np.ndarray]:

@@ -158,4 +158,6 @@ def _truth(word: str) -> str:
 
 
 def _refusal(text: str, got: str, wanted: str) -> RecipeError:
+    if got.startswith("=") and not got.startswith("=="):
+        wanted = "== for equal"
     return RecipeError(f"--where {text!r}: got {got}, wanted {wanted}, as in 'width >= 200 and split == train'")

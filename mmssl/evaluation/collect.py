@@ -17,6 +17,7 @@ from mmssl.core.errors import DataError
 from mmssl.data.modality import Modality
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.paths import stamps
+from mmssl.data.shards.remote import Remote
 from mmssl.data.stream.batches import EvalStream
 from mmssl.data.stream.formats import check_formats, require_members
 from mmssl.evaluation.common import EvaluatorConfig
@@ -80,13 +81,20 @@ class KeptIndex:
     Args:
         shards: paths, braces or globs.
         modalities: those that are read: some sample must have each, in the format that its settings read.
+        remote: client for URLs; None: one with the usual cache.
     """
 
-    def __init__(self, shards: Sequence[str], modalities: Mapping[str, Modality]) -> None:
+    def __init__(self, shards: Sequence[str], modalities: Mapping[str, Modality], remote: Remote | None = None) -> None:
         self.shards = tuple(shards)
         self.modalities = modalities
+        self.remote = remote
         self._index: ShardIndex | None = None
         self._stamps: object = None
+
+    @property
+    def reads(self) -> tuple[tuple[tuple[str, ...], Mapping[str, Modality]], ...]:
+        """The shards, and the modalities that are read."""
+        return ((self.shards, self.modalities),)
 
     def open(self) -> ShardIndex:
         """Open the index of the current shards, or return the open one.
@@ -102,7 +110,7 @@ class KeptIndex:
             )
             self._index = None
         if self._index is None:
-            index = ShardIndex.open(self.shards)
+            index = ShardIndex.open(self.shards, remote=self.remote)
             require_members([index], self.modalities)
             check_formats(index, self.modalities)
             self._index, self._stamps = index, found
@@ -140,8 +148,13 @@ class KeptShards:
     ) -> None:
         self.config, self.modalities, self.names, self.limit = config, modalities, tuple(names), limit
         self.needs = merge_needs({name: {"eval": 1} for name in names}, views or {})
-        self.index = KeptIndex(shards, {name: modalities[name] for name in self.names})
+        self.index = KeptIndex(shards, {name: modalities[name] for name in self.names}, config.remote())
         self._stream: EvalStream | None = None
+
+    @property
+    def reads(self) -> tuple[tuple[tuple[str, ...], Mapping[str, Modality]], ...]:
+        """The shards, and the modalities that are read."""
+        return self.index.reads
 
     def collect(self, encode: Mapping[str, Encode], device: torch.device, *, hashed: bool = False) -> Collected:
         """Run `collect` over this process' share of the samples, with the number of damaged ones.

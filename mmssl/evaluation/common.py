@@ -17,6 +17,7 @@ from mmssl.core.config import Config, Entries, PositiveDuration
 from mmssl.core.errors import NumericError, RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
+from mmssl.data.shards.remote import CacheConfig, Remote
 from mmssl.evaluation.ranking import exact_products
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class EvaluatorConfig(Config):
         workers: number of worker processes that decode; 0: decode in the main process.
         max_samples: number of samples to evaluate on, the first ones; None: all.
         on_error: for a sample that cannot be decoded: "raise" ends the evaluation; "skip" leaves it out and counts it in n_skipped.
+        cache, allow_pipe: of remote shards, as in `data`; None: as there.
     """
 
     shards: tuple[str, ...] = Field(min_length=1)
@@ -43,6 +45,12 @@ class EvaluatorConfig(Config):
     workers: int = Field(default=0, ge=0)
     max_samples: int | None = Field(default=None, ge=1)
     on_error: Literal["raise", "skip"] = "raise"
+    cache: CacheConfig | None = None
+    allow_pipe: bool | None = None
+
+    def remote(self) -> Remote:
+        """Client for remote shards."""
+        return (self.cache or CacheConfig()).build(self.allow_pipe or False)
 
     @abstractmethod
     def build(self, modalities: Mapping[str, Modality]) -> Evaluator:

@@ -20,6 +20,7 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
 from mmssl.data.modality import Modality
 from mmssl.data.shards.index import ShardIndex
+from mmssl.data.shards.remote import Remote
 from mmssl.data.stream.batches import EvalStream
 from mmssl.evaluation.collect import unpack_items
 from mmssl.evaluation.common import inference, require_usable
@@ -80,6 +81,7 @@ def write_embeddings(
     batch_size: int = 256,
     workers: int = 0,
     source: Mapping[str, str] | None = None,
+    remote: Remote | None = None,
 ) -> dict[str, int]:
     """Embed every sample of the shards into numpy files; all processes must call this, with the same folder.
 
@@ -96,7 +98,7 @@ def write_embeddings(
         features: pooled encoder features instead of unit-norm embeddings.
         half: float16 instead of float32.
         batch_size, workers: as in `EvalStream`.
-        source: facts to copy into the manifest.
+        source: facts to copy into the manifest. remote: client for URLs; default: one with the usual cache.
 
     Returns:
         modality -> number of rows.
@@ -108,7 +110,7 @@ def write_embeddings(
     """
     for name in wanted:
         model.require(name, shared_space=not features)
-    index = ShardIndex.open(list(shards))
+    index = ShardIndex.open(list(shards), remote=remote)
     dtype = np.float16 if half else np.float32
     with _unfinished(out) as folder:
         files = {name: _Rows(folder, name, dtype) for name in wanted}

@@ -58,6 +58,11 @@ class LabelledShards:
         self._train = KeptShards(config, modalities, names, config.train_shards, config.max_train_samples)
         self._test = KeptShards(config, modalities, names, config.shards, config.max_samples)
 
+    @property
+    def reads(self) -> tuple[tuple[tuple[str, ...], Mapping[str, Modality]], ...]:
+        """The shards of both, and the modalities that are read."""
+        return (*self._train.reads, *self._test.reads)
+
     def features(self, model: EmbeddingModel) -> tuple[Labelled, Labelled]:
         """Encoder features (before heads) and labels of the training and of the test samples.
 

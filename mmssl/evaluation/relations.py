@@ -55,7 +55,7 @@ class RelationEvaluator(Evaluator):
         self.config = config
         self.modalities = {name: modalities[name] for name in config.pair}
         self.remedy = remedy
-        self._index = KeptIndex(config.shards, self.modalities)
+        self._index = KeptIndex(config.shards, self.modalities, config.remote())
         self.kept = (self._index,)
 
     @abstractmethod

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from mmssl.core.config import Config, Duration, PositiveDuration
+from mmssl.core.config import Config, Duration, LocalPath, PositiveDuration
 from mmssl.core.distributed import world_size
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import RecipeError
@@ -25,7 +25,7 @@ from mmssl.recipe.flat import FLAT, flatten_keys
 from mmssl.recipe.gradients import SAMPLES, check_gradients
 from mmssl.recipe.start import encoder_start, places, start_learner, weights_file
 from mmssl.recipe.strict_yaml import dump
-from mmssl.recipe.suite import evaluation_modalities
+from mmssl.recipe.suite import evaluation_modalities, with_cache_of
 from mmssl.recipe.unions import EncoderUnion, EvaluatorUnion, ModalityUnion, ObjectiveUnion
 from mmssl.recipe.validate import read, validate_text
 from mmssl.training.checkpoints.read import read_recipe
@@ -68,8 +68,8 @@ class Recipe(Config):
     lora: dict[str, LoraConfig] = Field(default_factory=dict)
     objective: ObjectiveUnion
     evaluators: dict[str, EvaluatorUnion] = Field(default_factory=dict)
-    weights: Path | None = None
-    output: Path = Field(default=Path("runs"), validate_default=False)
+    weights: LocalPath | None = None
+    output: LocalPath = Field(default=Path("runs"), validate_default=False)
 
     @field_validator("name")
     @classmethod
@@ -170,7 +170,7 @@ class Recipe(Config):
         built: dict[str, tuple[Evaluator, Duration | None]] = {}
         for name, config in self.evaluators.items():
             try:
-                built[name] = (config.build(available), config.every)
+                built[name] = (with_cache_of(config, self.data).build(available), config.every)
             except RecipeError as error:
                 raise RecipeError(f"evaluators.{name}: {error}") from error
         return built

@@ -14,6 +14,7 @@ from mmssl.core.errors import DataError, MmsslError, RecipeError, did_you_mean
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.modality import Modality
+from mmssl.data.stream.config import DataConfig
 from mmssl.evaluation.common import EvaluatorConfig
 from mmssl.evaluation.sets import is_set, set_evaluators
 from mmssl.evaluation.statistics import shorten
@@ -100,6 +101,12 @@ def find_suite(name: str) -> Suite:
             f"{name!r} is no suite{hint}; wanted a YAML file, a folder of test sets, or one of {sorted(shipped)}"
         )
     return validate_text(Suite, read(shipped[name]), str(shipped[name]))
+
+
+def with_cache_of(config: EvaluatorConfig, data: DataConfig) -> EvaluatorConfig:
+    """The evaluator's config with cache and permission for remote shards as the run has them, unless it has its own."""
+    usual = {"cache": data.cache, "allow_pipe": data.allow_pipe}
+    return config.model_copy(update={name: value for name, value in usual.items() if getattr(config, name) is None})
 
 
 def evaluation_modalities(modalities: Mapping[str, Modality]) -> dict[str, Modality]:

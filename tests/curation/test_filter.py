@@ -300,4 +300,9 @@ def test_the_manifest_says_of_texts_what_all_sources_say(tmp_path: Path) -> None
         return manifest.formats if manifest is not None else None
 
     assert said("a", "b") == {"txt": "lines"}
-    assert said("a", "c") == said("a", "d") == {}
+    assert said("d") == {}
+    for other, form in (("c", "'whole'"), ("d", "said by no manifest")):
+        with pytest.raises(
+            DataError, match=rf"the format of \.txt is 'lines' in .*a/0\.tar and {form} in .*{other}/0+\.tar, and"
+        ):
+            said("a", other)

@@ -95,12 +95,22 @@ def test_numbers_and_names_of_classes_in_one_pass(tmp_path: Path) -> None:
     [
         ("1,cat", "1,dog", r"line 3 of .*: got class 1 with the name 'dog', and line 2 of .* disagrees"),
         ("2,0,dog", "2,0,cow", r"line 4 of .*: got class 0 with the name 'cow', and line 2 of .* disagrees"),
-        ("2,hen", "7,hen", r"no name for class 2 in 'target' and 'category'"),
     ],
 )
 def test_numbers_and_names_must_agree_one_to_one(tmp_path: Path, old: str, new: str, said: str) -> None:
     with pytest.raises(DataError, match=said):
         packed(tmp_path, CLIPS.replace(old, new), columns={"label": "target", "class_name": "category"})
+
+
+def test_a_part_of_the_classes_is_numbered_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text, columns = CLIPS.replace("2,hen", "7,hen"), {"label": "target", "class_name": "category", "captions": ()}
+    manifest = packed(tmp_path, text, columns=columns)
+    assert (tmp_path / "out/classnames.txt").read_text().split() == ["dog", "cat", "hen"]
+    assert {fields["cls"] for fields in samples(manifest).values()} == {b"0", b"1", b"2"}
+    assert "'target' has 3 of the numbers from 0 to 7: its classes are numbered from 0 to 2 instead" in caplog.text
+    names = ("dog", "cat", "cow", "pig", "fox", "owl", "ant", "hen")
+    manifest = packed(tmp_path, text, columns=columns, class_names=names)
+    assert {fields["cls"] for fields in samples(manifest).values()} == {b"0", b"1", b"7"}
 
 
 def test_given_names_are_compared_with_those_of_the_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -64,7 +64,7 @@ def test_names_are_those_of_the_values_that_it_reads() -> None:
         ("", "got its end, wanted a name"),
         ("width", "got its end, wanted an operator"),
         ("width >=", "got its end, wanted a value"),
-        ("width = 3", "got = 3, wanted a name, an operator"),
+        ("width = 3", "got = 3, wanted == for equal"),
         ("width 3", "got 3, wanted an operator"),
         ("width == 3 and", "got its end, wanted a condition after `and`"),
         ("width == 3 or fold == 5", "got or, wanted `and`"),

@@ -30,6 +30,14 @@ def test_stages_of_shards(world: World, tmp_path: Path, capsys: pytest.CaptureFi
     assert "samples/s" in text
 
 
+def test_changes_need_a_recipe(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    assert world.mmssl("bench", "data", world.shards / "train", "data.workers=1") == 2
+    assert (
+        "got 'data.workers=1' beside shards, wanted a recipe to change: name one, or use --workers"
+        in capfd.readouterr().err
+    )
+
+
 def test_a_recipe_with_workers(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "speed.json"
     changes = ("data.workers=1", "data.start_method=fork")

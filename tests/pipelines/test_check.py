@@ -101,6 +101,17 @@ def test_evaluators_and_missing_sources_are_part_of_the_run(
     assert "nowhere.tar" in said
 
 
+def test_shards_of_evaluators_are_decoded(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_shard(tmp_path, "0.tar", 0, 8, [*good(7), {"__key__": "7", "jpg": b"none", "txt": b"x", "wav": b"unread"}])
+    pair = f"kind: retrieval, shards: [{json.dumps(str(tmp_path))}], pair: [image, text]"
+    assert world.mmssl("shards", "check", world.recipe, f"evaluators={{r: {{{pair}}}, s: {{{pair}}}}}") == 3
+    said = capfd.readouterr().out
+    assert f"evaluators.r: {tmp_path}\n" in said
+    assert f"evaluators.s: {tmp_path}\n" in said
+    assert said.count("fault: 1 x undecodable jpg") == 2
+    assert "undecodable wav" not in said
+
+
 def test_shards_alone_with_needs_and_manifest(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_shard(tmp_path, "0.tar", 0, 10, without(good(10), "txt", 3))
     assert world.mmssl("shards", "check", tmp_path) == 0

@@ -2,7 +2,8 @@
 
     {"images": [{"id": 1, "file_name": "000000000001.jpg", ...}], "annotations": [{"image_id": 1, "id": 7, "caption": "..."}], ...}
 
-Each picture is one sample, with its captions in the order of the file. Source: https://cocodataset.org/#format-data
+Each picture is one sample, with its captions in the order of the file. Captions of a picture that is not in `images` are a row
+without a picture, which cannot be used. Source: https://cocodataset.org/#format-data
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def read_coco(found: Found, config: PackConfig, root: Path | None) -> Table:
     captions: dict[Any, list[Any]] = {}
     for annotation in found.records("annotations"):
         captions.setdefault(annotation.get("image_id"), []).append(annotation.get("caption"))
-    records = [{**image, "captions": captions.get(image.get("id"), [])} for image in found.records("images")]
+    records = [{**image, "captions": captions.pop(image.get("id"), [])} for image in found.records("images")]
+    records += [{"id": number, "file_name": None, "captions": texts} for number, texts in captions.items()]
     part = found.path.stem.removeprefix("captions_")
     return record_table(
         found,

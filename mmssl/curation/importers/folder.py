@@ -21,6 +21,7 @@ from mmssl.data.modalities.usual import file_formats
 
 _log = logging.getLogger(__name__)
 
+_STATS = "_stats.json"  # of img2dataset, beside each of its folders
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 """Folders that operating systems leave; names that begin with a dot are skipped, too."""
 
@@ -50,7 +51,9 @@ class FolderSource(RowSource):
     def __init__(self, found: Found, config: PackConfig, root: Path | None = None, *, lines: bool = True) -> None:
         folder, class_names = found.path, config.class_names
         self.folder, self.name, self.lines = folder, folder.name, lines
-        media, others = _split(sorted(files_below(folder)))
+        wanted = (*packed_extensions(), *convertible_extensions())
+        files = sorted(files_below(folder))
+        media = [path for path in files if path.suffix[1:].lower() in wanted]
         self.metadata = config.metadata
         self._texts = {path: text for path in media if (text := _text_beside(path)) is not None}
         samples = _samples(folder, media)
@@ -63,11 +66,23 @@ class FolderSource(RowSource):
         elif class_names is not None:
             raise DataError(f"got class names for {folder}, whose files have captions beside them: leave the names out")
         stems = [paths[0].stem for paths, _ in self.files]
-        self._keys = Keys(stems, lambda row: str(self.files[row][0][0])) if config.keys is not None else None
-        _warn_of_others(folder, others - Counter({".txt": len(media), ".json": len(media)} if self.captioned else {}))
+        self.keys = Keys(stems, lambda row: str(self.files[row][0][0])) if config.keys is not None else None
+        self.notes = (*self._notes(set(files) - set(media), media), *(() if self.keys is None else self.keys.notes))
         listed = [*(path for paths, _ in self.files for path in paths), *self._texts.values()]
-        listing = "\n".join(f"{path.relative_to(folder)}\t{path.stat().st_size}" for path in listed)
+        listing = "\n".join(f"{path.relative_to(folder)}\t{_size(path)}" for path in listed)
         self.fingerprint = hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def _notes(self, others: set[Path], media: list[Path]) -> tuple[str, ...]:
+        """Sentences on the files that are not packed; those of other formats are warned of at once."""
+        beside = {path.with_suffix(end) for path in media for end in (".txt", ".json")}
+        left = [path for path in others if not (self.captioned and path in beside) and not path.name.endswith(_STATS)]
+        alone = [path.name for path in left if self.captioned and path.suffix in (".txt", ".json")]
+        _warn_of_others(self.folder, Counter(path.suffix.lower() or "no extension" for path in left))
+        if not alone:
+            return ()
+        return (
+            f"{len(alone):,} texts have no picture, sound or video of their name beside them, such as {min(alone)}",
+        )
 
     def _number_classes(self, samples: list[tuple[Path, ...]], class_names: tuple[str, ...] | None) -> None:
         deep = [paths for paths in samples if paths[0].parent != self.folder]
@@ -93,32 +108,32 @@ class FolderSource(RowSource):
         path, where = paths[0], " and ".join(map(str, paths))
         if self.labelled and label is None:
             raise BadRow(where, "no_class", "the file lies beside the class folders, wanted it in one of them")
+        several = Counter(map(_modality, paths))
+        if len(several) < len(paths):
+            doubled = " and ".join(one.name for one in paths if several[_modality(one)] > 1)
+            raise BadRow(where, "ambiguous", f"{doubled} are of one modality: rename or remove all but one of them")
         captions = _captions(path, self._texts.get(path), self.lines) if self.captioned else ()
         fields: dict[str, bytes | np.ndarray] = dict(read_media(str(one), one) for one in paths)
         if self.metadata:
             fields["json"] = _metadata(path)
-        return Item(where, fields, captions, label, None if self._keys is None else self._keys.key(row))
+        return Item(where, fields, captions, label, None if self.keys is None else self.keys.key(row))
 
 
 def files_below(folder: Path, depth: int | None = None) -> Iterator[Path]:
-    """All files below a folder, without those in hidden and system folders; down to a depth, where 1 is the folder itself."""
+    """All files below a folder, and links that lead nowhere, without those in hidden and system folders; down to a depth, where 1
+    is the folder itself."""
     for path in folder.iterdir():
         if path.name.startswith(".") or path.name in SYSTEM_FOLDERS:
             continue
         if path.is_dir():
             if depth is None or depth > 1:
                 yield from files_below(path, None if depth is None else depth - 1)
-        elif path.is_file():
+        elif path.is_file() or path.is_symlink():
             yield path
 
 
-def _split(paths: list[Path]) -> tuple[list[Path], Counter[str]]:
-    """Media files, and the number of others by extension."""
-    wanted = (*packed_extensions(), *convertible_extensions())
-    media = [path for path in paths if path.suffix[1:].lower() in wanted]
-    return media, Counter(
-        path.suffix.lower() or "no extension" for path in paths if path.suffix[1:].lower() not in wanted
-    )
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _refuse_splits(folder: Path, media: list[Path]) -> None:
@@ -138,24 +153,26 @@ def _refuse_splits(folder: Path, media: list[Path]) -> None:
 
 
 def _samples(folder: Path, media: list[Path]) -> list[tuple[Path, ...]]:
-    """Media files by sample: those of one name, in the order of the modalities; each alone where two are of one modality."""
-    modality = {
-        extension: place
-        for place, formats in enumerate(file_formats().values())
-        for extension in (*formats.begins, *formats.convertible)
-    }
-    named: dict[Path, dict[Path, int]] = {}
+    """Media files by sample: those of one name, in the order of the modalities; each alone where all are of one modality."""
+    named: dict[Path, list[Path]] = {}
     for path in media:
-        named.setdefault(path.with_suffix(""), {})[path] = modality[path.suffix[1:].lower()]
+        named.setdefault(path.with_suffix(""), []).append(path)
     samples: list[tuple[Path, ...]] = []
-    for places in named.values():
-        together = len(set(places.values())) == len(places)
-        samples += [tuple(sorted(places, key=places.__getitem__))] if together else [(path,) for path in places]
+    for paths in named.values():
+        alone = len({_modality(path) for path in paths}) == 1
+        samples += [(path,) for path in paths] if alone else [tuple(sorted(paths, key=_modality))]
     several = [paths for paths in samples if paths[1:]]
     if several:
         example = " and ".join(path.name for path in several[0])
         _log.warning("%s: %d samples are several files of one name each, such as %s", folder, len(several), example)
     return samples
+
+
+def _modality(path: Path) -> int:
+    """Number of the modality whose format a media file has."""
+    extension = path.suffix[1:].lower()
+    readers = (extension in (*formats.begins, *formats.convertible) for formats in file_formats().values())
+    return list(readers).index(True)
 
 
 def _text_beside(path: Path) -> Path | None:

@@ -2,7 +2,8 @@
 
     {"videos": [{"video_id": "video0", "split": "train", ...}], "sentences": [{"video_id": "video0", "caption": "..."}], ...}
 
-Each video is one sample, with its 20 captions in the order of the file.
+Each video is one sample, with its 20 captions in the order of the file. Captions of a video that is not in `videos` are a row
+without a video, which cannot be used.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ def read_msrvtt(found: Found, config: PackConfig, root: Path | None) -> Table:
     base = usual_root(found, root, "videos", "TrainValVideo")
     media = NamedMedia(base, "mp4")
     names = [str(video.get("video_id")) for video in found.records("videos")]
-    records = [
-        {**video, "file": media.path(name), "captions": captions.get(name, [])}
+    records: list[dict[str, Any]] = [
+        {**video, "file": media.path(name), "captions": captions.pop(name, [])}
         for name, video in zip(names, found.records("videos"), strict=True)
     ]
+    records += [{"video_id": name, "file": None, "captions": texts} for name, texts in captions.items()]
+    names += [str(name) for name in captions]
     usual = Columns(video="file", captions=("captions",))
     return record_table(
         found, NAME, records, base, where=lambda row: f"{names[row]} of {found.path}", usual=usual, split="split"

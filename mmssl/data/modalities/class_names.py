@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmssl.core.config import url_of
 from mmssl.core.errors import DataError
 
 CLASS_NAMES_FILE = "classnames.txt"
@@ -32,7 +33,9 @@ def read_class_names(path: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"got {str(path)!r}, which is no file; wanted a file of class names: {_WANTED}")
+        raise ValueError(
+            f"got {url_of(file) or str(path)!r}, which is no file; wanted a file of class names: {_WANTED}"
+        )
     text = file.read_text(encoding="utf-8-sig").rstrip()
     if text.lstrip()[:1] in ("{", "["):
         return _structured(path, text)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from mmssl.core.config import Config
+from mmssl.core.config import Config, LocalPath
 from mmssl.core.errors import RecipeError
 from mmssl.data.modalities.arrays import to_tensor
 
@@ -166,7 +166,7 @@ class HfTokenizerConfig(Config):
     """
 
     kind: Literal["hf"] = "hf"
-    path: Path
+    path: LocalPath
     context_length: int = Field(ge=3)
 
     def build(self) -> HfTokenizer:

@@ -22,6 +22,7 @@ from mmssl.data.shards.manifests import Formats, read_formats
 from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.patience import without_secrets
 from mmssl.data.shards.remote import CacheConfig, Remote, open_remote
+from mmssl.data.shards.remote_manifests import read_remote_formats
 from mmssl.data.shards.salvage import salvage_table
 from mmssl.data.shards.sidecar import load_table
 from mmssl.data.shards.storage import PIPE, is_remote
@@ -61,7 +62,7 @@ class ShardIndex:
         ignored: number of members that belong to no sample, see `split_name`.
         lost: unreadable parts of damaged shards, if opened with `salvage`; gone: estimated number of lost samples.
         verify: whether members are compared with their checksums, where sidecars have them.
-        formats: formats of the members of each shard, as its manifest says; remote shards have no manifest.
+        formats: formats of the members of each shard, as its manifest says.
     """
 
     max_member_bytes: ClassVar[int] = 1 << 30
@@ -120,8 +121,9 @@ class ShardIndex:
         """
         if any(is_remote(str(shard)) for shard in shards):
             urls = expand_urls(shards)
-            tables, reader = open_remote(urls, remote or CacheConfig().build())
-            return cls(urls, tables, source, reader)
+            remote = remote or CacheConfig().build()
+            tables, reader = open_remote(urls, remote)
+            return cls(urls, tables, source, reader, read_remote_formats(urls, remote))
         paths = expand(shards)
         tables, problems, gone = [], [], 0
         lost: list[Fault] = []

@@ -37,12 +37,6 @@ def find_manifests(shards: Sequence[Path]) -> list[Manifest | None]:
     return [find(shard.absolute()) for shard in shards]
 
 
-def shared_formats(shards: Sequence[Path]) -> dict[str, str]:
-    """The formats that the manifests of all shards say alike; empty if one of them has no manifest."""
-    first, *others = read_formats(shards) or ({},)
-    return dict(item for item in first.items() if all(item in other.items() for other in others))
-
-
 def read_formats(shards: Sequence[Path]) -> tuple[Formats, ...]:
     """The formats of the members of each shard, as its manifest or the layout of its folder says; empty: nothing says."""
     found = zip(shards, find_manifests(shards), strict=True)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from pydantic import Field
 
-from mmssl.core.config import Config
+from mmssl.core.config import Config, LocalPath
 from mmssl.core.errors import DataError
 from mmssl.data.shards.cache import Cache
 from mmssl.data.shards.patience import Absent, NoRanges, Patience, Refused, shared_outages, without_secrets
@@ -45,7 +45,7 @@ class CacheConfig(Config):
         threads: threads of each rank that prefetch slices for the workers; 0: workers fetch slices when they need them.
     """
 
-    folder: Path | None = None
+    folder: LocalPath | None = None
     max_bytes: int = Field(default=64 * 10**9, ge=1)
     timeout: float = Field(default=30.0, gt=0)
     deadline: float = Field(default=300.0, ge=0)

@@ -121,17 +121,26 @@ def read_manifest(folder: Path) -> Manifest | None:
         DataError: the manifest cannot be read.
     """
     path = folder / MANIFEST
-    if not path.exists():
-        return None
+    return parse_manifest(path.read_bytes(), folder, str(path)) if path.exists() else None
+
+
+def parse_manifest(data: bytes, folder: Path, where: str) -> Manifest:
+    """Parse a manifest of the shards in a folder.
+
+    Raises:
+        DataError: it is none; names `where` it lies.
+    """
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = json.loads(data)
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']!r}, wanted {FORMAT}")
         shards = tuple(ShardRecord(**{**shard, "skipped": tuple(shard["skipped"])}) for shard in document["shards"])
         formats = {str(extension): str(name) for extension, name in document.get("formats", {}).items()}
         return Manifest(folder, document["settings"], shards, document["complete"], formats)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a manifest of shards ({error}): delete it, or choose another folder") from error
+        raise DataError(
+            f"{where} is not a manifest of shards ({error}): delete it, or choose another folder"
+        ) from error
 
 
 def write_shard(folder: Path, name: str, start: int, stop: int, samples: Iterable[Mapping[str, Any]]) -> ShardRecord:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mmssl.core.batch import Needs
-from mmssl.core.config import Config
+from mmssl.core.config import Config, LocalPath
 from mmssl.core.distributed import world_size
 from mmssl.core.errors import DataError
 from mmssl.data.modality import Modality
@@ -83,7 +83,7 @@ class DataConfig(Config):
     verify: bool = True
     optional: tuple[str, ...] = ()
     synchronized: tuple[SynchronizedConfig, ...] = ()
-    audit: Path | None = None
+    audit: LocalPath | None = None
 
     @field_validator("sources")
     @classmethod

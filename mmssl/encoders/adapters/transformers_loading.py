@@ -10,6 +10,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
+from mmssl.core.config import LocalPath
 from mmssl.core.encoder import Encoder, EncoderConfig
 from mmssl.core.errors import CheckpointError, did_you_mean
 from mmssl.encoders.adapters.adapter import refuse_checkpointing
@@ -25,8 +26,8 @@ class HfConfig(EncoderConfig):
         checkpointing: recompute blocks in backward: less memory, a third more work.
     """
 
-    path: Path | None = None
-    config: dict[str, Any] | Path | None = None
+    path: LocalPath | None = None
+    config: dict[str, Any] | LocalPath | None = None
     checkpointing: bool = False
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ import pytest
 
 from mmssl.core.errors import DataError
 from mmssl.curation.pack import PackConfig, open_source, pack
+from mmssl.curation.pack_report import summary
 from tests.curation.importers.test_known import put
 from tests.curation.test_pack import picture, samples
 from tests.curation.test_pack_media import media
@@ -104,7 +105,7 @@ def test_files_of_one_name_and_other_modalities_are_one_sample(
 def test_files_of_one_name_in_folders_of_classes(tmp_path: Path) -> None:
     png, wav = picture(1, kind="PNG"), media()["wav"]
     put(tmp_path / "in", {"cat/0.flac": media()["flac"], "cat/0.jpg": picture(0), "dog/0.wav": wav})
-    put(tmp_path / "in", {"dog/1.jpg": picture(1), "dog/1.png": png, "dog/1.wav": wav})  # two pictures: each file alone
+    put(tmp_path / "in", {"dog/1.jpg": picture(1), "dog/1.png": png})  # two pictures: each file alone
     found = samples(pack(tmp_path / "in", tmp_path / "out", PackConfig(shuffle=None))).values()
     texts = [(*sorted(fields.keys() - {"txt", "cls"}), fields["cls"], fields["txt"]) for fields in found]
     assert texts == [
@@ -112,5 +113,23 @@ def test_files_of_one_name_in_folders_of_classes(tmp_path: Path) -> None:
         ("wav", b"1", b"a sound of a dog"),
         ("jpg", b"1", b"a photo of a dog"),
         ("png", b"1", b"a photo of a dog"),
-        ("wav", b"1", b"a sound of a dog"),
     ]
+    put(tmp_path / "in", {"dog/1.wav": wav})  # which picture belongs to it?
+    with pytest.raises(DataError, match=r"1\.wav: ambiguous: 1\.jpg and 1\.png are of one modality: rename or remove"):
+        pack(tmp_path / "in", tmp_path / "other")
+
+
+def test_what_lacks_its_file_is_named(tmp_path: Path) -> None:
+    folder = put(tmp_path / "in", {"a.jpg": picture(0), "a.txt": "a cat", "b.txt": "a dog", "c.txt": "a cow"})
+    put(folder, {"a.json": {"id": 1}, "00000_stats.json": {}})
+    (folder / "link.jpg").symlink_to("moved/link.jpg")
+    (folder / "link.txt").write_text("a link")
+    with pytest.raises(
+        DataError, match=r"link\.jpg: missing_file: .*link\.jpg, a link to moved/link\.jpg: it does not exist"
+    ):
+        pack(folder, tmp_path / "out")
+    manifest = pack(folder, tmp_path / "out", PackConfig(on_error="skip"))
+    assert manifest.skipped == {"missing_file": 1}
+    assert "\n2 texts have no picture, sound or video of their name beside them, such as b.txt\n1 samples" in summary(
+        manifest
+    )

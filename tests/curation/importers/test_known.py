@@ -79,6 +79,16 @@ def test_a_picture_without_captions_is_named(tmp_path: Path) -> None:
         pack(tmp_path / "captions.json", tmp_path / "out", PackConfig(shuffle=None))
 
 
+def test_captions_of_a_picture_that_is_not_listed_are_named(tmp_path: Path) -> None:
+    document = {
+        "images": [{"file_name": "1.jpg", "id": 8}],
+        "annotations": [{"image_id": 8, "caption": "x"}, {"image_id": 9, "caption": "y"}],
+    }
+    put(tmp_path, {"captions.json": document, "1.jpg": picture(1)})
+    with pytest.raises(DataError, match=r"picture 9 of .*captions\.json.*missing_file"):
+        pack(tmp_path / "captions.json", tmp_path / "out", PackConfig(shuffle=None))
+
+
 def test_karpathy_splits(tmp_path: Path) -> None:
     def image(name: str, split: str, *texts: str, **more: Any) -> dict[str, Any]:
         sentences = [{"tokens": text.split(), "raw": text, "imgid": 0, "sentid": 0} for text in texts]
@@ -158,6 +168,9 @@ def test_esc50_by_folds(tmp_path: Path) -> None:
     test = packed(tmp_path / "meta/esc50.csv", "esc50", where="fold == 5")
     assert test == [{"medium": "wav", "txt": "a sound of a rooster", "cls": "1"}]
     assert (tmp_path / "meta/packed/classnames.txt").read_text().split() == ["dog", "rooster"]
+    put(tmp_path, {"meta/esc50.csv": text.replace("1,rooster", "36,vacuum")})  # a part of the classes
+    assert [sound["cls"] for sound in packed(tmp_path / "meta/esc50.csv", "esc50")] == ["0", "1"]
+    assert (tmp_path / "meta/packed/classnames.txt").read_text().split() == ["dog", "vacuum"]
 
 
 def test_vggsound(tmp_path: Path) -> None:
@@ -171,7 +184,7 @@ def test_vggsound(tmp_path: Path) -> None:
 
 
 def test_msrvtt(tmp_path: Path) -> None:
-    document = {
+    document: dict[str, Any] = {
         "info": {},
         "videos": [
             {"category": 9, "url": "u", "video_id": "video0", "start time": 1.5, "split": "train", "id": 0},
@@ -187,6 +200,10 @@ def test_msrvtt(tmp_path: Path) -> None:
     put(tmp_path, {f"TrainValVideo/video{number}.mp4": media()["mp4"] for number in range(2)})
     found = packed(tmp_path / "train_val_videodatainfo.json", "msrvtt")
     assert found == [{"medium": "mp4", "txt": "a car\na red car"}, {"medium": "mp4", "txt": "a song"}]
+    document["videos"].pop()
+    put(tmp_path, {"train_val_videodatainfo.json": document})
+    with pytest.raises(DataError, match=r"video1 of .*videodatainfo\.json.*: missing_file: got None"):
+        packed(tmp_path / "train_val_videodatainfo.json", "msrvtt")
 
 
 def test_img2dataset(tmp_path: Path) -> None:

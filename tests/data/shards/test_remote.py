@@ -14,8 +14,11 @@ import fsspec
 import pytest
 
 from mmssl.core.errors import DataError
+from mmssl.curation.check import check
 from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modality import DecodeError
+from mmssl.data.samples import load
 from mmssl.data.shards.cache import Cache
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.paths import expand, expand_urls
@@ -23,8 +26,10 @@ from mmssl.data.shards.patience import Absent, Patience
 from mmssl.data.shards.remote import CacheConfig, Remote, RemoteReader
 from mmssl.data.shards.sidecar import sidecar_path, write_sidecar
 from mmssl.data.shards.storage import Storage
+from mmssl.data.shards.writer import Manifest, write_shard
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.config import DataConfig
+from mmssl.data.stream.formats import check_formats
 from mmssl.data.stream.mixture import BlockShuffleConfig
 from mmssl.data.stream.sources import Source
 from mmssl.data.stream.workers import Workers
@@ -97,6 +102,8 @@ def beside(server: Server, shards: Path) -> None:
         sidecar_path(path).unlink()
 
 
+MANIFESTS = {"/a/manifest.json", "/manifest.json"}
+"""What is asked for, and is not there."""
 EXPECTED = [100 * number + i for number, count in enumerate(COUNTS) for i in range(count)]
 
 
@@ -110,13 +117,36 @@ def test_remote_shards_are_indexed_once_and_are_those_of_the_disk(server: Server
     server.log.clear()
     again = ShardIndex.open(urls(server), remote=remote)
     assert again.digest == index.digest
-    assert not server.log
+    assert server.gets().keys() == MANIFESTS
+
+
+def test_manifests_beside_remote_shards_say_what_their_texts_are(
+    server: Server, remote: Remote, tmp_path: Path, storage: Storage
+) -> None:
+    """In the folder of the shards or the one above; fetched once."""
+    captions = [{"__key__": f"{i}", "txt": b"one cat\ntwo cats"} for i in range(4)]
+    record = write_shard(tmp_path, "lines/0.tar", 0, 4, captions)
+    Manifest(tmp_path, {}, (record,), formats={"txt": "lines"}).write()
+    server.files |= {"/b/lines/0.tar": (tmp_path / "lines/0.tar").read_bytes()}
+    server.files |= {"/b/manifest.json": (tmp_path / "manifest.json").read_bytes()}
+    server.files |= {"/a/manifest.json": b"<html>of something else</html>"}
+    address = [f"{server.url}/b/lines/0.tar?token=1"]
+    index = ShardIndex.open(address, remote=remote)
+    assert index.formats == ({"txt": "lines"},)
+    text = {"text": TextConfig().build("text")}
+    check_formats(index, text)
+    assert len(load(index, 0, text).values["text"]) == 2
+    assert check(address, remote=remote).modalities["text"].figures["words"].count == 8
+    assert server.gets()["/b/manifest.json"] == 1
+    assert ShardIndex.open(urls(server), remote=remote).formats == ({}, {}, {})
+    server.secret = "/b/manifest.json"
+    assert ShardIndex.open(address, remote=Remote(Cache(tmp_path / "new", 10**8), storage)).formats == ({},)
 
 
 def test_a_sidecar_saves_fetching_whole_shards(server: Server, remote: Remote, shards: Path) -> None:
     beside(server, shards)
     index = ShardIndex.open([f"{url}?token=1" for url in urls(server)], remote=remote)
-    assert server.gets().keys() == {f"/a/{i}.tar.index.npz" for i in range(3)}
+    assert server.gets().keys() - MANIFESTS == {f"/a/{i}.tar.index.npz" for i in range(3)}
     assert index.digest == ShardIndex.open([shards]).digest
     server.log.clear()
     index.read(0)
