@@ -43,6 +43,7 @@ ROOMS = {
     "timm": ("mmssl/encoders/adapters/timm.py",),
     "open_clip": ("mmssl/encoders/adapters/open_clip.py", "mmssl/interop/", "mmssl/data/modalities/"),
     "transformers": ("mmssl/encoders/adapters/transformers", "mmssl/interop/", "mmssl/data/modalities/"),
+    **dict.fromkeys(("tokenizers", "ftfy", "regex"), ("mmssl/data/modalities/clip_vocabulary.py",)),
     "webdataset": ("mmssl/data/shards/",),
     "av": ("mmssl/data/media/",),
     "torchcodec": ("mmssl/data/media/torchcodec.py",),

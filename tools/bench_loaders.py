@@ -140,17 +140,10 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     servers = [Server(name, found[name], folder / name, arguments.seconds) for name in names]
     sections = [section for section in SECTIONS if section in arguments.sections]
     start = time.perf_counter()
-    # Those that take longest begin first.
-    begin = sorted(servers, key=lambda server: SLOWEST.index(server.name) if server.name in SLOWEST else len(SLOWEST))
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        facts = dict(
-            zip(
-                (server.name for server in begin),
-                pool.map(lambda server: examine(server, sections), begin),
-                strict=True,
-            )
-        )
-    loaders = {name: facts[name] for name in names}
+        first = sorted(servers, key=lambda server: server.name not in SLOWEST)
+        examined = {server.name: pool.submit(examine, server, sections) for server in first}
+    loaders = {name: examined[name].result() for name in names}
     if "speed" in arguments.sections:
         speeds = race(servers, folder, arguments.pictures, arguments.rounds, arguments.batches)
         for name, facts in speeds.items():
@@ -185,6 +178,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         result = compare(arguments, Path(temporary))
+    print(f"{result['seconds']:.0f} s in all on {len(os.sched_getaffinity(0))} cores", file=sys.stderr)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 

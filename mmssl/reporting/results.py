@@ -19,7 +19,7 @@ from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.reporting.report import metric_context, write_atomically, write_results
 
 TIES = "of equal scores the earlier candidate, or the lower class, comes first; average precision counts equal ones together"
-UNIMPORTANT = {"batch_size", "workers", "every"}
+UNIMPORTANT = {"batch_size", "workers", "every", "cache", "allow_pipe"}
 """Settings that change no score."""
 PACKAGES = ("mmssl", "torch", "numpy")
 IN_JSON = ("classes", "confusions")

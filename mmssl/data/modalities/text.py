@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -15,6 +14,7 @@ from mmssl.core.sample import TokenIds
 from mmssl.data.inspection import Inspection
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.choice import ChoiceConfig
+from mmssl.data.modalities.clip_vocabulary import clip_vocabulary
 from mmssl.data.modalities.hard_negatives import HardNegativeViewConfig
 from mmssl.data.modalities.kernels.text import CAPTIONS
 from mmssl.data.modalities.text_augment import WordOperation
@@ -32,8 +32,6 @@ TEXTS = {"whole": "one caption a file", "lines": "one caption a line"}
 """Format of text files -> what a manifest says with its name."""
 READS = {"auto": ("whole", "lines"), "whole": ("whole",), "lines": ("lines", "whole")}
 """Setting -> formats of text files that it reads rightly: mmssl writes no caption on several lines."""
-MAX_TOKENS = 1024
-"""Maximum tokens of a caption in inspections; longer captions count as this length."""
 
 TextViewConfig = Annotated[
     TokensViewConfig | WordOrderConfig | HardNegativeViewConfig | ChoiceConfig, Field(discriminator="kind")
@@ -149,10 +147,9 @@ class TextModality(Modality):
     def inspect(self, data: bytes, extension: str) -> Inspection:
         """Number of words and of CLIP tokens (with start and end) of each caption; the captions to find duplicates."""
         captions = self.decode(data, extension)
-        # The end mark has the largest id.
         figures = {
             "words": [len(one.split()) for one in captions],
-            "tokens": (_clip()(captions).argmax(1) + 1).tolist(),
+            "tokens": [2 + len(clip_vocabulary().encode(one)) for one in captions],
         }
         items = tuple((repr(one[:60]), one.encode()) for one in captions)
         return Inspection(figures, flags=("several captions",) if len(captions) > 1 else (), items=items)
@@ -234,11 +231,6 @@ class TextConfig(ModalityConfig):
         return TextModality(
             name, self.extensions or usual, self.captions, tokenizer, {"tokens": tokens, **views}, self.negatives
         )
-
-
-@cache
-def _clip() -> Tokenizer:
-    return ClipTokenizerConfig(context_length=MAX_TOKENS).build()
 
 
 def _from_json(text: str, extension: str, captions: CaptionFormat, negatives: str | None) -> Captions:

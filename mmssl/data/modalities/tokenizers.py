@@ -5,12 +5,9 @@ Picklable for workers: a copy loads its vocabulary on first use.
 
 from __future__ import annotations
 
-import importlib.util
-import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,12 +17,10 @@ from pydantic import Field
 from mmssl.core.config import Config, LocalPath
 from mmssl.core.errors import RecipeError
 from mmssl.data.modalities.arrays import to_tensor
+from mmssl.data.modalities.clip_vocabulary import clip_vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Printable ASCII without "&": text that ftfy and HTML unescaping leave unchanged.
-_PLAIN = re.compile(r"[ !-%'-~]*").fullmatch
 
 
 class Tokenizer(ABC):
@@ -47,58 +42,26 @@ class Tokenizer(ABC):
 
 
 class ClipTokenizer(Tokenizer):
-    """CLIP's byte-pair encoding as open_clip ships it: lower case, start 49406, end 49407, padded with 0.
+    """CLIP's byte-pair encoding as open_clip has it: lower case, start 49406, end 49407, padded with 0.
 
     A truncated text still ends with the end token.
     """
 
     vocab_size = 49408
     pad_id = 0
-    MAX_CACHED_WORDS = 500_000
 
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"context_length": self.context_length}
-
-    @cached_property
-    def _encoder(self) -> Any:
-        return _clip_encoder()
-
-    @cached_property
-    def _ids(self) -> dict[str, list[int]]:
-        """Cache: word -> ids, for words of plain texts."""
-        return {}
-
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Ids [n, T] int64 of n texts."""
-        encoder = self._encoder
-        if len(encoder.cache) > self.MAX_CACHED_WORDS:  # unbounded, it would grow with every new word
-            _clip_encoder.cache_clear()
-            self.__dict__.pop("_encoder"), self.__dict__.pop("_ids", None)
-            encoder = self._encoder
+        vocabulary = clip_vocabulary()
         rows = np.zeros((len(texts), self.context_length), dtype=np.int64)
         for row, text in zip(rows, texts, strict=True):
-            ids = [encoder.sot_token_id, *self._encode(encoder, text), encoder.eot_token_id][: self.context_length]
-            ids[-1] = encoder.eot_token_id
+            ids = [vocabulary.start, *vocabulary.encode(text), vocabulary.end][: self.context_length]
+            ids[-1] = vocabulary.end
             row[: len(ids)] = ids
         return to_tensor(rows)
-
-    def _encode(self, encoder: Any, text: str) -> list[int]:
-        """Token ids equal to `encoder.encode`. Faster: most captions need no repair of the text, and their words are cached."""
-        if not _PLAIN(text):
-            ids: list[int] = encoder.encode(text)
-            return ids
-        out: list[int] = []
-        for word in encoder.pat.findall(" ".join(text.split()).lower()):
-            known = self._ids.get(word)
-            if known is None:
-                symbols = "".join(encoder.byte_encoder[byte] for byte in word.encode())
-                known = [encoder.encoder[symbol] for symbol in encoder.bpe(symbols).split(" ")]
-                self._ids[word] = known
-            out += known
-        return out
 
 
 class HfTokenizer(Tokenizer):
@@ -179,20 +142,3 @@ class HfTokenizerConfig(Config):
 
 
 TokenizerConfig = Annotated[ClipTokenizerConfig | HfTokenizerConfig, Field(discriminator="kind")]
-
-
-@lru_cache(maxsize=1)
-def _clip_encoder() -> Any:
-    """open_clip's tokenizer, made once in a process; from its file alone: importing the whole package costs each worker seconds."""
-    module = sys.modules.get("open_clip.tokenizer")
-    if module is None:
-        package = importlib.util.find_spec("open_clip")
-        folders = package.submodule_search_locations if package else None
-        if not folders:
-            raise RecipeError("CLIP's tokenizer needs the package open_clip_torch: pip install open_clip_torch")
-        spec = importlib.util.spec_from_file_location("mmssl_clip_tokenizer", Path(folders[0]) / "tokenizer.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module.SimpleTokenizer()

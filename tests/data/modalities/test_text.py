@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mmssl.core.errors import RecipeError
 from mmssl.core.sample import Origin, Sample
+from mmssl.data.modalities.clip_vocabulary import ClipVocabulary, clip_vocabulary
 from mmssl.data.modalities.text import TextConfig, TextModality
 from mmssl.data.modality import DecodeError
 from mmssl.data.samples import draw_views, make_views
@@ -92,11 +93,40 @@ def test_tokenizers_travel_without_their_vocabulary() -> None:
 def test_the_cache_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     modality = build()
     expected = modality.tokenize(TEXTS)
-    monkeypatch.setattr(type(modality.tokenizer), "MAX_CACHED_WORDS", 3)
+    monkeypatch.setattr(ClipVocabulary, "MAX_CACHED_WORDS", 3)
     assert torch.equal(modality.tokenize(TEXTS), expected)
     assert torch.equal(modality.tokenize(TEXTS), expected)
-    assert len(modality.tokenizer._encoder.cache) < 60  # type: ignore[attr-defined]
-    assert len(modality.tokenizer._ids) < 60  # type: ignore[attr-defined]
+    assert len(clip_vocabulary()._known) < 60
+
+
+def test_any_text_is_tokenized_as_by_open_clip() -> None:
+    """Letters and symbols of all scripts, control characters, HTML entities, text that was decoded wrongly, CLIP's own marks."""
+    rng = np.random.default_rng(0)
+    parts = [
+        "the",
+        "cat's",
+        "I'LL",
+        "&amp;lt;",
+        "schÃ¶n",
+        "<START_OF_TEXT>",
+        "<end_of_text>",
+        "猫",
+        "🙂",
+        "İ",
+        "x1",
+        "--",
+        "\x00",
+    ]
+    ranges = np.concatenate(
+        [np.arange(0, 0x600), np.arange(0x900, 0xA00), np.arange(0x3000, 0x3100), np.arange(0x1F600, 0x1F650)]
+    )
+    texts = [" ".join(rng.choice(parts, rng.integers(0, 9))) for _ in range(200)]
+    texts += ["".join(map(chr, rng.choice(ranges, 15))) for _ in range(200)]
+    import open_clip
+
+    ours, theirs = ClipVocabulary(), open_clip.tokenizer.SimpleTokenizer()
+    assert [ours.encode(text) for text in texts] == [theirs.encode(text) for text in texts]
+    assert (ours.start, ours.end, ours.size) == (theirs.sot_token_id, theirs.eot_token_id, theirs.vocab_size)
 
 
 @pytest.fixture
