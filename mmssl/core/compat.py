@@ -113,6 +113,13 @@ def compiled_graphs() -> tuple[int, Mapping[str, int]]:
     return counters["stats"]["unique_graphs"], dict(counters["graph_break"])
 
 
+def allow_graphs(count: int) -> None:
+    """Let torch.compile make at least so many graphs of one function before it gives up and runs it as it is."""
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, count)
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module.compile()` was called."""
     return module._compiled_call_impl is not None

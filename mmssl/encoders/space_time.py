@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmssl.core.encoder import Encoder, Features
+from mmssl.encoders.patches import embed_patches
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels, as_frames
 from mmssl.encoders.positions import Grid, fit_columns, fit_positions, resize_positions
 from mmssl.encoders.transformer import Attention, Block, DropPath, TransformerConfig, initialise_attention
@@ -188,7 +189,7 @@ class SpaceTime(Encoder):
                 f"got frames of {height} x {width} pixels, wanted multiples of the patch size {self.patch_size}"
             )
         grid = (frames // self.tubelet, height // self.patch_size, width // self.patch_size)
-        return self.patch_embedding(x).flatten(2).transpose(1, 2), grid
+        return embed_patches(self.patch_embedding, x), grid
 
     def _positions(self, grid: tuple[int, int, int]) -> Tensor:
         # [T', D]

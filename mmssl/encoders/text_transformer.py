@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from mmssl.core.compat import is_compiled
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
@@ -167,7 +168,7 @@ class TextTransformer(Encoder):
         if self.training and self.keep_tokens is not None and replace is None:
             ids = mask_tokens(ids, self.keep_tokens, self.masking)
         end = ids.argmax(dim=1)  # [B], position of the end-of-text id
-        if _on_cpu(ids):
+        if _on_cpu(ids) and not is_compiled(self.blocks[0]):  # which would be compiled anew for every set of lengths
             return self._packed(ids, Packing.of(end + 1), replace, hidden, pooled_only)
         return self._padded(ids, end, replace, hidden, pooled_only)
 

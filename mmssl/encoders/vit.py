@@ -13,6 +13,7 @@ from mmssl.core.encoder import Encoder, Features
 from mmssl.core.input_spec import InputSpec
 from mmssl.core.positions import sincos_positions
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
+from mmssl.encoders.patches import embed_patches
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Pixels, Statistics
 from mmssl.encoders.positions import fit_positions, resize_positions
 from mmssl.encoders.transformer import TransformerConfig
@@ -165,8 +166,7 @@ class VisionTransformer(Encoder):
             raise ValueError(
                 f"got images of {height} x {width} pixels, wanted multiples of the patch size {self.patch_size}"
             )
-        x = self.patch_embedding(x)
-        return x.flatten(2).transpose(1, 2), (height // self.patch_size, width // self.patch_size)
+        return embed_patches(self.patch_embedding, x), (height // self.patch_size, width // self.patch_size)
 
     def _draw_patches(self, x: Tensor) -> Tensor:
         # Positions [B, T_keep] in reading order, drawn for each sample on the device of the tokens.

@@ -79,9 +79,12 @@ class TrainingConfig(Config):
         optimizer: how gradients move the weights, and at which peak rate.
         step: how the gradient of a batch is computed: at once, or in micro-batches that need less memory.
         ema: exponential moving average of the weights, evaluated and exported; None: none.
-        precision: of matrix products in the forward pass (autocast); weights, criterion and updates are float32 always.
+        precision: of matrix products in the forward pass (autocast); weights, criterion and updates are float32 always. "tf32":
+            no autocast, but all float32 products on tensor cores, of 10 bits, in the criterion too; "fp32": float32 proper.
         device: "auto" takes CUDA if available.
-        compile: "off", or the mode of torch.compile for the encoders; exact up to rounding.
+        deterministic: on a GPU, take deterministic kernels only, which are slower: then a resumed run has the same bits.
+        compile: torch.compile of the encoders, exact up to rounding. "blocks": their repeated blocks, which compile in seconds;
+            "default" and "max-autotune-no-cudagraphs": whole encoders, in these modes.
         resolution: modality -> stages of smaller pictures, in order; full size after the last. It changes the result.
         parallel: what several processes share: "ddp": nothing, each has all weights; "zero2": gradients and moments are split;
             "fsdp2": weights too. "auto": what the launcher asks for, else "ddp". All give the same numbers.
@@ -99,6 +102,7 @@ class TrainingConfig(Config):
     ema: EmaConfig | None = None
     precision: Precision = "fp32"
     device: Device = "auto"
+    deterministic: bool = False
     compile: CompileMode = "off"
     resolution: dict[str, Annotated[tuple[ResolutionStage, ...], Field(min_length=1)]] = Field(default_factory=dict)
     parallel: Parallel = "auto"
@@ -111,7 +115,14 @@ class TrainingConfig(Config):
 
     def launch(self) -> Launch:
         """Set up device, processes and precision; call it before anything moves to a device."""
-        return Launch(self.precision, self.device, self.log.trackers, self.parallel, self.distributed_timeout)
+        return Launch(
+            self.precision,
+            self.device,
+            self.log.trackers,
+            self.parallel,
+            self.distributed_timeout,
+            self.deterministic,
+        )
 
     def build(
         self,

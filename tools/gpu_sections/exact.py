@@ -55,11 +55,11 @@ def _loss(bench: Bench, tf32: bool) -> Figures:
     pairs = 64 if bench.tiny else 8192
     random = torch.Generator(bench.device).manual_seed(0)
     a, b = (F.normalize(torch.randn(pairs, 512, device=bench.device, generator=random), dim=-1) for _ in "ab")
-    b = F.normalize(a + 0.5 * b, dim=-1)
+    b = F.normalize(a + 3 * b, dim=-1)  # neither solved nor at chance: float32 says little of gradients near 0
 
     def gradient(function: object, dtype: torch.dtype, **settings: int) -> Tensor:
         x, y = (z.detach().clone().to(dtype).requires_grad_() for z in (a, b))
-        function(x, y, torch.tensor(100.0, device=bench.device, dtype=dtype), **settings).backward()  # type: ignore[operator]
+        function(x, y, torch.tensor(30.0, device=bench.device, dtype=dtype), **settings).backward()  # type: ignore[operator]
         assert x.grad is not None
         return x.grad.double()
 

@@ -31,6 +31,7 @@ from mmssl.core.errors import MmsslError, RecipeError, did_you_mean
 from mmssl.core.objective import Learner
 from mmssl.training.runtime import sharding
 from mmssl.training.runtime.console import say
+from mmssl.training.runtime.kernels import choose_kernels
 from mmssl.training.runtime.launcher import (
     Parallel,
     Precision,
@@ -58,12 +59,15 @@ class Launch:
     """Device, rank, precision and parallel mode of this process.
 
     Args:
-        precision: of matrix products in the forward pass (autocast); weights, criterion and updates are float32 always.
+        precision: of matrix products in the forward pass (autocast); weights, criterion and updates are float32 always. "tf32":
+            no autocast, but all float32 products on tensor cores, of 10 bits, in the criterion too; "fp32": products and
+            convolutions in float32 proper.
         device: "auto" takes CUDA if available.
         trackers: names of Accelerate trackers to log to.
         parallel: what several processes share: "ddp": nothing, each has all weights; "zero2": gradients and moments are split;
             "fsdp2": weights too. "auto": what the launcher asks for, else "ddp". All give the same numbers.
         timeout: minutes that a process waits for the others in a collective before it gives up.
+        deterministic: same bits in each run on the same device: deterministic kernels only, which are slower.
 
     Attributes:
         device: of this process.
@@ -81,6 +85,7 @@ class Launch:
         trackers: Sequence[str] = (),
         parallel: Parallel = "auto",
         timeout: float = 10.0,
+        deterministic: bool = False,
     ) -> None:
         cuda = torch.cuda.is_available()
         if device == "cuda" and not cuda:
@@ -88,6 +93,9 @@ class Launch:
         on_cpu = asked_cpu(device) or not cuda
         if on_cpu and precision == "fp16":
             raise RecipeError("precision: fp16 is for CUDA devices; on a CPU choose fp32 or bf16")
+        if on_cpu and precision == "tf32":
+            raise RecipeError("precision: tf32 is for CUDA devices; on a CPU choose fp32 or bf16")
+        choose_kernels(precision, deterministic)
         check_trackers(trackers)
         adopt_slurm()
         check_launcher(precision)
@@ -138,13 +146,17 @@ class Launch:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context of a forward pass."""
-        if self.precision == "fp32":
+        if self.precision in ("fp32", "tf32"):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
 
     def place(self, learner: Learner) -> None:
         """Move the learner to the device, and broadcast the main process' weights."""
         learner.to(self.device)
+        if self.device.type == "cuda" and self.parallel == "ddp":  # shards must be contiguous
+            learner.encoders.to(
+                memory_format=torch.channels_last
+            )  # as pictures are: else each convolution transposes its weight
         follow_main([*learner.parameters(), *learner.buffers()])
 
     def wrap(self, learner: Learner) -> nn.Module:

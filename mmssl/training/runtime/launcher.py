@@ -9,7 +9,7 @@ from typing import Literal
 
 from mmssl.core.errors import RecipeError
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Parallel = Literal["auto", "ddp", "zero2", "fsdp2"]
 
 _BLOCKS = "remove it, encoders are sharded block by block over all processes"
@@ -50,7 +50,7 @@ def check_launcher(precision: Precision) -> None:
         RecipeError: names the setting, and the recipe's key.
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", precision):
+    if asked not in ("no", "no" if precision in ("fp32", "tf32") else precision):
         raise RecipeError(
             f"the launcher asks for mixed precision {asked!r}, and the recipe for {precision!r}: "
             "set precision in the recipe, and launch without --mixed_precision"

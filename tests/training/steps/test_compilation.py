@@ -8,19 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from mmssl.core.batch import Batch
 from mmssl.core.compat import is_compiled
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
+from mmssl.encoders import text_transformer
 from mmssl.encoders.text_transformer import TextTransformerConfig, trim_padding
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.byol import ByolConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.training.run import TrainingConfig
 from mmssl.training.runtime.launch import Launch
-from mmssl.training.steps.compilation import compile_encoders, eagerly, uncompile_encoders
+from mmssl.training.steps.compilation import compile_encoders, eagerly, repeated_blocks, uncompile_encoders
 from mmssl.training.steps.plain import PlainStepConfig
 from tests.training.toys import BASE, Tower, make_learner
 
@@ -92,6 +93,44 @@ def test_compiled_gives_the_same_gradients_and_few_graphs(capsys: pytest.Capture
     printed = capsys.readouterr().err
     assert printed.count("compiled 2 encoders into 2 graphs") == 1
     assert "broken" not in printed
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch itself, which hides it from people
+def test_blocks_share_four_graphs_whatever_the_length_of_texts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph for the last block of each tower, computed for one token, and one for all others; then two for any length."""
+    monkeypatch.setattr("torch._dynamo.config.fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(text_transformer, "_on_cpu", lambda x: False)
+    learner, plain, backend = clip(depth=4), clip(depth=4), Counting()
+    names = list(learner.state_dict())
+    compile_encoders(learner, "blocks", backend)
+    assert list(learner.state_dict()) == names
+    counts = []
+    for longest in (9, 20, 30, 44, 14, 36, 25, 8):
+        data = batch(longest)
+        torch.testing.assert_close(gradients(learner, data), gradients(plain, data), atol=1e-10, rtol=1e-10)
+        counts.append(backend.graphs)
+    assert counts[0] == 4
+    assert counts[-1] == counts[1] == 6
+    assert "broken" not in capsys.readouterr().err
+    with eagerly(learner):
+        gradients(learner, batch(30, size=5))
+    uncompile_encoders(learner)
+    assert backend.graphs == 6
+    assert not any(is_compiled(module) for module in learner.modules())
+
+
+def test_blocks_are_found_in_any_encoder_and_without_them_it_is_compiled_whole() -> None:
+    stage = [nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1)) for _ in range(2)]
+    net = nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.Sequential(nn.TransformerEncoderLayer(4, 1), nn.TransformerEncoderLayer(4, 1))
+    )
+    assert repeated_blocks(net) == [*net[1]]
+    assert repeated_blocks(nn.Sequential(*stage)) == []
+    learner = make_learner(noise=False)
+    compile_encoders(learner, "blocks", Counting())
+    assert all(is_compiled(encoder) for encoder in learner.encoders.values())
 
 
 def test_teachers_are_compiled_too(capsys: pytest.CaptureFixture[str]) -> None:
