@@ -244,18 +244,22 @@ class SaveBeat(Beat):
     Args:
         every: when.
         store: where to.
+        background: whether the run goes on while a checkpoint is written, until the next one is due or the run ends.
     """
 
     MOST_FAILURES = 3
 
-    def __init__(self, every: Every, store: CheckpointStore) -> None:
+    def __init__(self, every: Every, store: CheckpointStore, background: bool = False) -> None:
         super().__init__(every)
-        self.store = store
+        self.store, self.background = store, background
         self._failures, self._saved_at = 0, -1
+        self._begun_at: int | None = None
 
     def beat(self, state: TrainState, report: StepReport | None) -> None:
         """See the base."""
-        self._save(state, self._failures + 1 >= self.MOST_FAILURES)
+        self._begin(state)
+        if not self.background:
+            self._finish()
 
     def after_step(self, state: TrainState, report: StepReport, wished: bool, *, must: bool = False) -> None:
         """See the base; with `must`, whether it is due or not."""
@@ -265,37 +269,48 @@ class SaveBeat(Beat):
             super().after_step(state, report, wished)
 
     def must(self, state: TrainState) -> None:
-        """Save this step, unless it is already saved.
+        """Save this step, unless it is already saved, and wait for it.
 
         Raises:
             CheckpointError: it cannot be saved.
         """
+        self._finish(last_chance=self._begun_at == state.step)
         if self._saved_at != state.step:
-            self._save(state, True)
+            self._begin(state)
+            self._finish(last_chance=True)
 
     def mark_best(self, state: TrainState) -> None:
         """If this step has the best score so far, save it unless it is saved, and keep it."""
         if state.best is None or state.best.step != state.step:
             return
+        self._finish()
         if self._saved_at != state.step:
             self.once(state, None)
+            self._finish()
         if self._saved_at == state.step:
             try:
                 on_main(lambda: self.store.mark_best(state.step))
             except OSError as error:
                 say(f"step {state.step}: cannot be marked as the best: {error}")
 
-    def _save(self, state: TrainState, last_chance: bool) -> None:
+    def _begin(self, state: TrainState) -> None:
+        self._finish()
         state.join_faults()
+        self.store.begin(state)
+        self._begun_at = state.step
+
+    def _finish(self, last_chance: bool = False) -> None:
+        """Wait for the checkpoint that was begun, if there is one."""
+        if self._begun_at is None:
+            return
+        step, self._begun_at = self._begun_at, None
         try:
-            self.store.save(state)
+            self.store.wait()
         except OSError as error:
             self._failures += 1
-            message = (
-                f"step {state.step}: the checkpoint could not be saved: {error}; older ones in {self.store.folder} stay"
-            )
-            if last_chance:
+            message = f"step {step}: the checkpoint could not be saved: {error}; older ones in {self.store.folder} stay"
+            if last_chance or self._failures >= self.MOST_FAILURES:
                 raise CheckpointError(message) from error
             say(message)
         else:
-            self._failures, self._saved_at = 0, state.step
+            self._failures, self._saved_at = 0, step

@@ -189,6 +189,7 @@ class TrainingConfig(Config):
             save=SaveBeat(
                 Every(plan.steps(every) if every is not None else None, self.save.minutes),
                 CheckpointStore(folder, recipe, self.save.keep_last),
+                background=launch.asynchronous,
             ),
             launch=launch,
             max_bad_steps=self.max_bad_steps,
@@ -254,6 +255,7 @@ class Run:
                     )
                 show_drawn(self.state.stream.drawn())
             finally:
+                self.save.store.close()
                 self.state.stream.close()
                 for evaluation in self.evaluations:
                     evaluation.close()

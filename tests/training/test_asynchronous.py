@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import pytest
 
 from mmssl.core.config import Duration
 from mmssl.core.errors import Interrupted, NumericError
+from mmssl.training.checkpoints.write import CheckpointStore, Snapshot
 from mmssl.training.run import Run
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.steps.plain import GradientStep
 from mmssl.training.steps.report import Flags
+from tests.faults.forks import in_child
 from tests.faults.test_signals import ActingStream, Waiting, send
 from tests.training.toys import Distance, Stream, assert_equal, make_run, tensors
 
@@ -101,3 +105,75 @@ def test_a_signal_saves_and_the_run_goes_on_bit_by_bit(
     resumed.train()
     assert_equal(tensors(resumed), tensors(whole))
     assert resumed.state.numbers() == whole.state.numbers()
+
+
+class Slow:
+    """A disk on which the checkpoint of step 4 is written when step 7 begins, while which the run goes on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.released = threading.Event()
+        self.waiting: list[int] = []
+        write, slow = CheckpointStore._write, self
+
+        def late(store: CheckpointStore, snapshot: Snapshot, temporary: Path) -> None:
+            step = snapshot.numbers["step"]
+            if step == 4:
+                slow.waiting.append(step)
+                assert slow.released.wait(60)
+            write(store, snapshot, temporary)
+
+        patch.setattr(CheckpointStore, "_write", late)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a run's checkpoints, by name."""
+    found = (path for path in (folder / "checkpoints").rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_a_checkpoint_is_that_of_its_step_though_it_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one at a time: the next one, of step 8, waits for it."""
+    make_run(tmp_path / "now").train()
+    monkeypatch.setattr(Launch, "asynchronous", True)
+    disk = Slow(monkeypatch)
+    stream = ActingStream(7, disk.released.set)
+    make_run(tmp_path / "later", stream=stream).train()
+    assert disk.waiting == [4]
+    assert contents(tmp_path / "later") == contents(tmp_path / "now")
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Path, queued: pytest.MonkeyPatch) -> None:
+    often: dict[str, Any] = {**QUIET, "save": {"every": "2 steps", "minutes": None}}
+    whole = make_run(tmp_path / "whole", **often)
+    whole.train()
+    Slow(queued)
+
+    def killed() -> None:
+        stream = ActingStream(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        make_run(tmp_path / "cut", stream=stream, **often).train()
+
+    assert in_child(killed) == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "cut/checkpoints").glob("step_*")] == ["step_00000002"]
+    queued.undo()
+    resumed = make_run(tmp_path / "cut", **often)
+    resumed.train()
+    assert_equal(tensors(resumed), tensors(whole))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_when_the_next_one_is_due(
+    tmp_path: Path, queued: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = CheckpointStore._write
+
+    def full(store: CheckpointStore, snapshot: Snapshot, temporary: Path) -> None:
+        if snapshot.numbers["step"] == 4:
+            raise OSError(28, "No space left on device")
+        write(store, snapshot, temporary)
+
+    queued.setattr(CheckpointStore, "_write", full)
+    run = make_run(tmp_path)
+    run.train()
+    assert "step 4: the checkpoint could not be saved: [Errno 28]" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*")) == ["step_00000008", "step_00000010"]

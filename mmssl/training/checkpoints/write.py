@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmssl.core.distributed import world_size
+from mmssl.core.distributed import is_main, world_size
 from mmssl.core.errors import CheckpointError, NumericError, RecipeError
 from mmssl.core.teacher import parts_of_teachers
 from mmssl.training.checkpoints.manifest import FolderWriter, remove_folder, replace_text, sync_folder, verify
@@ -43,6 +45,8 @@ _LIBRARIES = ("torch", "numpy", "accelerate", "safetensors")
 class CheckpointStore:
     """The checkpoints of one run: save, keep the newest and the best, restore.
 
+    Files are written by a thread, from a copy of the state; one checkpoint at a time.
+
     Args:
         run: the run folder.
         recipe: the resolved recipe, as YAML, written into each checkpoint.
@@ -53,25 +57,51 @@ class CheckpointStore:
         if keep_last < 2:
             raise ValueError(f"got keep_last {keep_last}, wanted at least 2: a single checkpoint may turn out damaged")
         self.folder, self.recipe, self.keep_last = run / FOLDER, recipe, keep_last
+        self._writing: Future[Path] | None = None  # on the main process
 
     def save(self, state: TrainState) -> Path:
-        """Write a checkpoint of this step; every process must call. An existing one stays until the new one is verified.
+        """Write a checkpoint of this step, and wait until it is verified; see `begin` and `wait`."""
+        self.begin(state)
+        path = self.wait()
+        assert path is not None
+        return path
+
+    def begin(self, state: TrainState) -> None:
+        """Copy the state, and begin to write it; every process must call, and `wait` before the next one."""
+        assert self._writing is None
+        snapshot = Snapshot.of(state)
+        if is_main():
+            writer = ThreadPoolExecutor(1, "checkpoint")
+            self._writing = writer.submit(self._save, snapshot)
+            writer.shutdown(wait=False)
+
+    def wait(self) -> Path | None:
+        """Wait until the checkpoint is written and verified; every process must call. None: none was begun.
 
         Raises:
             OSError: the disk is full or fails. Older checkpoints are unchanged, and no partial one remains.
             NumericError: a weight is not finite.
         """
-        snapshot = Snapshot.of(state)
-        return on_main(lambda: self._save(state, snapshot))
+        return on_main(self._written)
 
-    def _save(self, state: TrainState, snapshot: Snapshot) -> Path:
-        _refuse_non_finite(state, snapshot)
+    def close(self) -> None:
+        """Wait for a checkpoint that is being written, whatever becomes of it: the run has failed, or lost a process."""
+        if self._writing is not None:
+            wait([self._writing])
+
+    def _written(self) -> Path | None:
+        writing, self._writing = self._writing, None
+        return None if writing is None else writing.result()
+
+    def _save(self, snapshot: Snapshot) -> Path:
+        """Write a checkpoint; an existing one stays until the new one is verified."""
+        snapshot.refuse_non_finite()
         self.folder.mkdir(parents=True, exist_ok=True)
-        target = self.folder / folder_name(state.step)
+        target = self.folder / folder_name(snapshot.numbers["step"])
         if not self._is_there(target):
             temporary = self.folder / f"{target.name}.tmp-{os.getpid()}"
             try:
-                self._write(state, snapshot, temporary)
+                self._write(snapshot, temporary)
                 os.replace(temporary, target)
                 sync_folder(self.folder)
                 verify(target)
@@ -128,10 +158,10 @@ class CheckpointStore:
                 "folder on another disk"
             )
 
-    def _write(self, state: TrainState, snapshot: Snapshot, temporary: Path) -> None:
+    def _write(self, snapshot: Snapshot, temporary: Path) -> None:
         writer = FolderWriter(temporary)
         own, average = snapshot.learner, snapshot.average
-        frozen = frozen_tensors(state.learner, own)
+        frozen = {name: tensor for name, tensor in own.items() if name in snapshot.frozen}
         if frozen:
             earlier = next(iter(checkpoints(self.folder)), None)
             writer.share(FROZEN, lambda file: dump_tensors(frozen, file), earlier)
@@ -142,7 +172,7 @@ class CheckpointStore:
             writer.write("ema.safetensors", lambda file: dump_tensors(average, file))
         writer.write("optimizer.pt", lambda file: torch.save(snapshot.optimizer, file))
         versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-        numbers = {**state.numbers(), "processes": world_size(), "versions": versions}
+        numbers = {**snapshot.numbers, "processes": world_size(), "versions": versions}
         writer.write("state.json", lambda file: file.write(json.dumps(numbers, indent=1, allow_nan=False).encode()))
         writer.write("recipe.yaml", lambda file: file.write(self.recipe.encode()))
         writer.finish()
@@ -201,22 +231,46 @@ class CheckpointStore:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Full (unsharded) tensors of a state on the main process; unsharded ones are not copied.
+    """A state as it is now: full (unsharded) tensors on the main process, copied to the host, and its numbers.
 
     Attributes:
         learner, average: state dicts of the learner and of its EMA, if one is kept.
         optimizer: state dict of the optimizer.
+        numbers: see `TrainState.numbers`.
+        weights: names of the learner's parameters.
+        frozen: names of tensors that stand in a file of their own, see `frozen_tensors`.
     """
 
     learner: dict[str, Tensor]
     average: dict[str, Tensor] | None
     optimizer: dict[str, Any]
+    numbers: dict[str, Any]
+    weights: frozenset[str]
+    frozen: frozenset[str]
 
     @classmethod
     def of(cls, state: TrainState) -> Snapshot:
         """Gather the tensors of a state. Every process must call."""
         average = full_state(state.ema.module) if state.ema is not None else None
-        return cls(full_state(state.learner), average, full_moments(state.optimizer))
+        tensors = full_state(state.learner), average, full_moments(state.optimizer)
+        names = frozenset(name for name, _ in state.learner.named_parameters())
+        frozen = frozenset(frozen_tensors(state.learner, tensors[0]))
+        return cls(*(_on_host(tensors, {}) if is_main() else tensors), copy.deepcopy(state.numbers()), names, frozen)
+
+    def refuse_non_finite(self) -> None:
+        """Raise a `NumericError` if a weight is not finite."""
+        states = [self.learner] + ([self.average] if self.average is not None else [])
+        wrong = [
+            name
+            for tensors in states
+            for name, tensor in tensors.items()
+            if name in self.weights and not bool(torch.isfinite(tensor).all())
+        ]
+        if wrong:
+            raise NumericError(
+                f"step {self.numbers['step']}: weights are not finite and were not saved: {', '.join(wrong[:8])}; lower the "
+                "learning rate and resume from the last checkpoint"
+            )
 
 
 def frozen_tensors(learner: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -232,12 +286,15 @@ def frozen_tensors(learner: nn.Module, tensors: dict[str, Tensor]) -> dict[str, 
     return {name: tensor for name, tensor in tensors.items() if name in still}
 
 
-def _refuse_non_finite(state: TrainState, snapshot: Snapshot) -> None:
-    names = dict(state.learner.named_parameters()).keys()
-    states = [snapshot.learner] + ([snapshot.average] if snapshot.average is not None else [])
-    wrong = [name for tensors in states for name in names if not bool(torch.isfinite(tensors[name]).all())]
-    if wrong:
-        raise NumericError(
-            f"step {state.step}: weights are not finite and were not saved: {', '.join(wrong[:8])}; lower the learning rate "
-            "and resume from the last checkpoint"
-        )
+def _on_host(values: Any, copies: dict[tuple[object, ...], Tensor]) -> Any:
+    """Copy all tensors of nested dicts, lists and tuples to the host; a tensor that stands in two places is copied once."""
+    if isinstance(values, Tensor):
+        key = (values.data_ptr(), values.shape, values.stride(), values.dtype)
+        if values.numel() == 0 or key not in copies:
+            copies[key] = values.detach().to("cpu", copy=True)
+        return copies[key]
+    if isinstance(values, dict):
+        return {name: _on_host(value, copies) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return type(values)(_on_host(value, copies) for value in values)
+    return values
