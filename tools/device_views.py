@@ -18,6 +18,7 @@ from torch import Tensor
 from mmssl.core.batch import Batch
 from mmssl.core.sample import Drawn
 from mmssl.core.seeding import fold
+from mmssl.data.modalities.batch_colours import turn_hue
 
 GREY = (0.299, 0.587, 0.114)
 
@@ -86,26 +87,6 @@ class SimClrLaw:
 def luminance(x: Tensor) -> Tensor:
     """[B, 3, H, W] -> [B, 1, H, W] by ITU-R 601."""
     return (x * x.new_tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
-def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of pictures [B, 3, H, W] in [0, 1] by `turns` [B] of the colour circle; saturation and value (HSV) stay."""
-    value, _ = x.max(1)
-    chroma = value - x.min(1).values
-    safe = chroma.clamp(min=1e-8)
-    red, green, blue = x.unbind(1)
-    hue = torch.where(
-        value == red,
-        ((green - blue) / safe) % 6,
-        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    hue = (hue / 6 + turns.view(-1, 1, 1)) % 1
-    # The channel n of HSV: value - chroma * max(0, min(k, 4 - k, 1)) with k = (n + 6 hue) mod 6, n = 5, 3, 1.
-    channels = []
-    for n in (5, 3, 1):
-        k = (n + 6 * hue) % 6
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, 1)
 
 
 def _uniform(like: Tensor, count: int, low: float, high: float, random: torch.Generator) -> Tensor:

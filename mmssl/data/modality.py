@@ -57,6 +57,7 @@ class View(ABC):
         trimmable: whether the view is a text of token ids [T] padded at its end, which `Encoder.trim` may cut off.
         pixels: height and width of a view that shows pictures; None: it shows none.
         draws_as: kind of view whose parameters this one draws too, number by number; None: it draws by itself.
+        on_device: whether the loader makes a part of the view, and `finish` the rest, on the training device.
     """
 
     ragged: ClassVar[bool] = False
@@ -64,6 +65,7 @@ class View(ABC):
     trimmable: ClassVar[bool] = False
     pixels: int | None = None
     draws_as: str | None = None
+    on_device: bool = False
 
     @abstractmethod
     def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
@@ -72,6 +74,10 @@ class View(ABC):
     @abstractmethod
     def __call__(self, value: Any, parameters: Mapping[str, Any]) -> Tensor:
         """Make the view. A pure function of the value and the parameters."""
+
+    def finish(self, x: Tensor, parameters: Sequence[Mapping[str, Any] | None]) -> Tensor:
+        """Finish a batch of views [B, ...] on its device, if `on_device`; `parameters` of absent samples are None."""
+        return x
 
     @abstractmethod
     def blank(self) -> Tensor:

@@ -224,6 +224,10 @@ class Recipe(Config):
             seed=self.seed,
             plan=plan,
             reading=reading,
+            unfinished={
+                name: {kind: view for kind, view in modality.views.items() if view.on_device}
+                for name, modality in modalities.items()
+            },
         )
 
 

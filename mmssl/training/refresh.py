@@ -18,7 +18,7 @@ from mmssl.training.runtime.console import say
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.runtime.signals import StopSignals
 from mmssl.training.steps.compilation import eagerly
-from mmssl.training.steps.prefetch import trimmed
+from mmssl.training.steps.prefetch import Unfinished, finished, trimmed
 from mmssl.training.steps.state import TrainState
 
 MINUTES = 0.5
@@ -50,12 +50,16 @@ class Refresh:
         every: steps from one to the next; None: there is none.
         reading: the training samples; None where there is none.
         launch: gathers sharded weights.
+        unfinished: views that are finished on the device.
     """
 
-    def __init__(self, every: int | None, reading: Reading | None, launch: Launch) -> None:
+    def __init__(
+        self, every: int | None, reading: Reading | None, launch: Launch, unfinished: Unfinished | None = None
+    ) -> None:
         if every is not None and every < 1:
             raise ValueError(f"got a refresh every {every} steps, wanted at least 1")
         self._every, self._reading, self._launch = every, reading, launch
+        self._unfinished = unfinished or {}
 
     def falls_on(self, step: int) -> bool:
         """Whether a refresh is due before the 0-based step."""
@@ -72,7 +76,7 @@ class Refresh:
             return
         assert self._reading is not None
         learner, started = state.learner, time.monotonic()
-        batches = _Batches(self._reading, state, self._launch.device, stop)
+        batches = _Batches(self._reading, state, self._launch.device, stop, self._unfinished)
         learner.eval()
         try:
             with torch.no_grad(), eagerly(learner), self._launch.gathered(learner):
@@ -98,6 +102,7 @@ class _Batches:
     state: TrainState
     device: torch.device
     stop: StopSignals
+    unfinished: Unfinished
 
     def __post_init__(self) -> None:
         self.ctx: StepContext = self.state.learner.context(self.state.step, self.state.total_steps)
@@ -113,7 +118,7 @@ class _Batches:
                     say(
                         f"{self.state.place} | refresh: {number / len(self.reading):.0%} of the training samples are read"
                     )
-                yield trimmed(batch, encoders).to(self.device)
+                yield finished(trimmed(batch, encoders).to(self.device), self.unfinished)
                 self.ctx.forget()
         except Stopped:
             if self.stop.number is None:

@@ -34,7 +34,7 @@ from mmssl.training.steps.compilation import CompileMode, compile_encoders
 from mmssl.training.steps.ema import EmaConfig
 from mmssl.training.steps.optim import OptimizerUnion, UpdateSchedule
 from mmssl.training.steps.plain import AccumulatedStepConfig, GradientStep, PlainStepConfig
-from mmssl.training.steps.prefetch import DeviceStream
+from mmssl.training.steps.prefetch import DeviceStream, Unfinished
 from mmssl.training.steps.resolution import ResolutionStage, build_resolution
 from mmssl.training.steps.state import Stream, TrainState
 
@@ -136,6 +136,7 @@ class TrainingConfig(Config):
         seed: int,
         plan: Plan,
         reading: Reading | None = None,
+        unfinished: Unfinished | None = None,
     ) -> Run:
         """Build a run: learner on its device, optimizer, step, checkpoints and periodic actions.
 
@@ -145,6 +146,7 @@ class TrainingConfig(Config):
             evaluators: name -> (what to run, how often; None: at the end only).
             launch, folder: from `launch()`; run folder, made when the run starts.
             recipe: the resolved recipe, as YAML, for the checkpoints.
+            unfinished: views that are finished on the device; None: there are none.
             seed, plan: of the run; its length, batch size and number of samples.
 
         Raises:
@@ -168,7 +170,7 @@ class TrainingConfig(Config):
         wrapped = launch.wrap(learner)
         if ema is not None:
             launch.split(ema.module)
-        on_device = DeviceStream(stream, learner, launch.device)
+        on_device = DeviceStream(stream, learner, launch.device, unfinished)
         state = TrainState(learner, self.optimizer.build(learner), on_device, plan.total_steps, ema, launch.scaler)
         metrics = JsonLines(folder / "metrics.jsonl")
         every = self.save.every
@@ -180,7 +182,7 @@ class TrainingConfig(Config):
                 plan.schedule(self.schedule, "schedule"),
                 plan.schedule(self.optimizer.weight_decay, "optimizer.weight_decay"),
             ),
-            refresh=Refresh(learner.objective.refresh_every(), reading, launch),
+            refresh=Refresh(learner.objective.refresh_every(), reading, launch, unfinished),
             log=LogBeat(Every(plan.steps(self.log.every), self.log.minutes), metrics, launch),
             evaluations=tuple(
                 EvaluateBeat(Every(plan.steps(when) if when else None), name, evaluator, metrics, launch, best)

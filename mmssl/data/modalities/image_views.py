@@ -6,7 +6,7 @@ Crops are resized in uint8 with antialiasing, from full resolution: equal to Pil
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from mmssl.core.config import Config, Probability, Range, Share
 from mmssl.data.modalities.arrays import to_tensor
+from mmssl.data.modalities.batch_colours import augment_batch, gauss
 from mmssl.data.modalities.colours import JitterConfig, change_colours, draw_jitter, to_grey
 from mmssl.data.modalities.geometry import Geometry
 from mmssl.data.modalities.open_clip_pictures import StoredPicture
@@ -79,6 +80,8 @@ class SimClrViewConfig(CropConfig, JitterConfig):
         blur_kernel: width of the blur's kernel as a share of the picture's width.
         solarize: probability of a solarization, the last operation: values from `solarize_threshold` on are inverted.
         solarize_threshold: smallest value, of 0 to 255, that is inverted.
+        where: "loader", or "device": after crop and flip, the pictures of a batch are changed on the training device together, each
+            by what was drawn for it. The same views, up to one level of 255.
     """
 
     kind: Literal["simclr"] = "simclr"
@@ -88,6 +91,7 @@ class SimClrViewConfig(CropConfig, JitterConfig):
     blur_kernel: float = Field(default=0.1, gt=0, le=0.5)
     solarize: Probability = 0.0
     solarize_threshold: int = Field(default=128, ge=1, le=255)
+    where: Literal["loader", "device"] = "loader"
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
@@ -149,6 +153,7 @@ class SimClrView(CropView):
     def __init__(self, config: SimClrViewConfig, size: int) -> None:
         super().__init__(size)
         self.config = config
+        self.on_device = config.where == "device"
 
     def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         """Draw the parameters of all operations."""
@@ -164,10 +169,12 @@ class SimClrView(CropView):
         }
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
-        """Apply all operations."""
+        """Apply all operations; if the device applies the others, crop and flip."""
         x = resize(value, parameters["box"], (self.size, self.size), self.config.interpolation).contiguous()
         if parameters["flip"]:
             x = x.flip(-1)
+        if self.on_device:
+            return x
         x = change_colours(x, parameters["jitter"])
         if parameters["grayscale"]:
             x = to_grey(x)
@@ -176,6 +183,10 @@ class SimClrView(CropView):
         if parameters["solarize"]:
             x = x.where(x < self.config.solarize_threshold, 255 - x)
         return x.contiguous()
+
+    def finish(self, x: Tensor, parameters: Sequence[Mapping[str, Any] | None]) -> Tensor:
+        """Apply colour jitter, greyscale, blur and solarization to uint8 [B, 3, H, W]."""
+        return augment_batch(x, parameters, self.config.blur_kernel, self.config.solarize_threshold)
 
 
 class EvalView(View):
@@ -271,8 +282,7 @@ def gaussian_blur(x: Tensor, kernel: float, sigma: float) -> Tensor:
     from torch.nn.functional import pad  # slow to import, as in `to_tensor`
 
     radius = max(1, int(x.shape[-1] * kernel / 2))
-    weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
-    weights = [w / sum(weights) for w in weights]
+    weights = gauss(sigma, radius)
     _, height, width = x.shape
     y = pad(x.float()[None], (radius, radius, radius, radius), mode="reflect")[0]
     rows = y[:, :, :width] * weights[0]

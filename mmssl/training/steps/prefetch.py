@@ -13,7 +13,11 @@ from mmssl.core.batch import Batch
 from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Learner
 from mmssl.core.sample import Drawn
+from mmssl.data.modality import View
 from mmssl.training.steps.state import Stream
+
+Unfinished = Mapping[str, Mapping[str, View]]
+"""Modality -> kind -> view that is finished on the device; see `View.on_device`."""
 
 
 class DeviceStream:
@@ -27,10 +31,14 @@ class DeviceStream:
         stream: where batches come from.
         learner: its encoders trim the views.
         device: where batches go.
+        unfinished: modality -> kind -> view that is finished on the device.
     """
 
-    def __init__(self, stream: Stream, learner: Learner, device: torch.device) -> None:
+    def __init__(
+        self, stream: Stream, learner: Learner, device: torch.device, unfinished: Unfinished | None = None
+    ) -> None:
         self._stream, self._device = stream, device
+        self._unfinished = unfinished or {}
         self._encoders = dict(learner.encoders.items())
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -38,7 +46,7 @@ class DeviceStream:
         for batch in self._stream:
             with torch.cuda.stream(self._copies):
                 moved = self._move(batch)
-            yield self._arrived(moved)
+            yield finished(self._arrived(moved), self._unfinished)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Stream`."""
@@ -76,6 +84,19 @@ class DeviceStream:
 
             batch.map(keep)
         return batch
+
+
+def finished(batch: Batch, unfinished: Unfinished) -> Batch:
+    """Finish the views of a batch on its device, by the parameters that were drawn for its samples."""
+    views = dict(batch.views)
+    for modality, kinds in unfinished.items():
+        made = dict(views.get(modality, {}))
+        for kind, view in kinds.items():
+            for name in [name for name in made if name.startswith(kind) and name[len(kind) :].isdigit()]:
+                made[name] = view.finish(made[name], batch.parameters(modality, name))
+        if made:
+            views[modality] = made
+    return replace(batch, views=views)
 
 
 def trimmed(batch: Batch, encoders: Mapping[str, nn.Module]) -> Batch:
