@@ -6,7 +6,12 @@ and captions of real length, made once. Each logs a line at every step, and the 
 everything from reading shards to logging. The first steps, with the start-up of both, are excluded.
 
 A ratio is our samples per second over the peer's. The loss curves are compared too: the order of samples differs, so they agree
-only within noise. `--seeds 3` runs each side three times, with other orders and weights, to estimate that noise.
+only within noise. `--seeds 3` runs each side three times, with other orders and weights, to estimate that noise; the curves agree
+if the means of their second halves are less than two standard errors apart.
+
+Captions repeat, and equal captions cannot be told apart: that is a floor of the loss, which depends on how many of them meet in a
+batch. Each shard has all captions in random order, so that it is the same floor whichever samples a worker takes at a time. (With
+shards of few captions each, open_clip's batches, which come from one worker and so from one shard, had a higher one.)
 """
 
 from __future__ import annotations
@@ -14,7 +19,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -22,6 +29,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +45,22 @@ STEPS = {
 }
 
 
+def caption_numbers(samples: int) -> list[int]:
+    """Number of the caption of each sample: all equally often, in random order."""
+    kinds = [ordinal % len(CAPTIONS) for ordinal in range(samples)]
+    random.Random(0).shuffle(kinds)
+    return kinds
+
+
+def floor_loss(kinds: list[int], batch: int, draws: int = 2000) -> float:
+    """Expected floor of InfoNCE on random batches: the mean over samples of ln g, with g samples of its caption in the batch."""
+    rng, floors = random.Random(1), []
+    for _ in range(draws):
+        counts = Counter(rng.sample(kinds, batch))
+        floors.append(sum(count * math.log(count) for count in counts.values()) / batch)
+    return statistics.fmean(floors)
+
+
 def make_shards(folder: Path, samples: int) -> None:
     """Photographs with a coloured square, whose place and colour tell which of the captions belongs to it."""
     import numpy as np
@@ -45,11 +69,12 @@ def make_shards(folder: Path, samples: int) -> None:
 
     photos = [Image.fromarray(load_sample_image(name)).resize((WIDTH, HEIGHT)) for name in ("china.jpg", "flower.jpg")]
     folder.mkdir(parents=True)
+    kinds = caption_numbers(samples)
     for number in range(SHARDS):
         with tarfile.open(folder / f"{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for ordinal in range(number, samples, SHARDS):
                 rng = np.random.default_rng(ordinal)
-                kind = ordinal % len(CAPTIONS)
+                kind = kinds[ordinal]
                 pixels = np.asarray(photos[int(rng.integers(2))], np.float32) + rng.normal(0, 12, (HEIGHT, WIDTH, 1))
                 place, colour = divmod(kind, 8)
                 top, left = 20 + 180 * (place // 2), 30 + 240 * (place % 2)
@@ -169,14 +194,17 @@ def run(side: str, command: list[str], threads: int, folder: Path) -> tuple[list
 def compare(curves: dict[str, list[list[float]]]) -> dict[str, Any]:
     """The loss curves of each side, and the difference of the means of their second halves.
 
-    "noise" is the standard error of that difference, from the spread of runs of one side; None: one run each.
+    "noise" is the standard error of that difference, from the spread of runs of one side, and "agree" whether the difference is at
+    most twice as large; None: one run each.
     """
     halves = {side: [statistics.fmean(run[len(run) // 2 :]) for run in runs] for side, runs in curves.items()}
     means = {side: statistics.fmean(half) for side, half in halves.items()}
     noise = None
     if all(len(half) > 1 for half in halves.values()):
         noise = sum(statistics.variance(half) / len(half) for half in halves.values()) ** 0.5
-    return {"curves": curves, "halves": halves, "means": means, "apart": means["ours"] - means["peer"], "noise": noise}
+    apart = means["ours"] - means["peer"]
+    agree = None if noise is None else abs(apart) <= 2 * noise
+    return {"curves": curves, "halves": halves, "means": means, "apart": apart, "noise": noise, "agree": agree}
 
 
 def main() -> None:
@@ -217,14 +245,15 @@ def main() -> None:
         means = [statistics.fmean(losses[step] for losses in curves[side]) for side in ("peer", "ours")]
         print(f"{step:>5} {means[0]:>10.4f} {means[1]:>10.4f}")
     noise = "not known: --seeds 3 tells" if compared["noise"] is None else f"{compared['noise']:.4f}"
+    floor = floor_loss(caption_numbers(arguments.samples), arguments.batch)
     print(
         f"second half: open_clip {compared['means']['peer']:.4f}, ours {compared['means']['ours']:.4f}, "
-        f"{compared['apart']:+.4f} apart; the noise of that is {noise}"
+        f"{compared['apart']:+.4f} apart; the noise of that is {noise}; floor of both {floor:.4f}"
     )
     if arguments.json:
         names = ("model", "batch", "samples", "precision", "threads", "seeds")
         setting = {name: getattr(arguments, name) for name in names}
-        result = {"ratio": ratio, **speed, "unit": "samples per second", "rates": rates, "loss": compared}
+        result = {"ratio": ratio, **speed, "unit": "samples per second", "rates": rates, "loss": {**compared, "floor": floor}}
         arguments.json.write_text(json.dumps(result | setting, indent=1) + "\n")
 
 

@@ -1,11 +1,11 @@
-"""One measurement of one GPU, in minutes: `python3 tools/run.py python tools/gpu_report.py --seconds 330 --out gpu.jsonl`.
+"""One measurement of one GPU, in minutes: `python3 tools/run.py python tools/gpu_report.py --seconds 330 --json gpu.jsonl`.
 
 Sections: what the machine can do (`card`), attention kernels (`attend`), whole steps beside open_clip's (`steps`, `compile`), what
 must be exact (`exact`), the loss alone (`loss`), where a step's time goes (`profile`), the step fed from JPEGs (`input`), large
 batches (`largest`), and SimCLR on CIFAR-10 (`simclr`, with `--data`).
 
 Each section is a process of its own, ended at its cap: a hang, a failed assertion or a lack of memory costs that section. Rows are
-written to `--out` as they come, a JSON object a line. `--have FILE` skips rows that an earlier run of the same card has. The last
+written to `--json` as they come, a JSON object a line. `--have FILE` skips rows that an earlier run of the same card has. The last
 output is one Markdown table, with what the data sheet allows at most (roofline) beside each figure.
 
 `--device cpu --tiny` runs all of it on toy sizes; its figures mean nothing. Without a CUDA device the exit code is 3.
@@ -188,7 +188,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=540, help="for all of it")
     parser.add_argument("--cap", type=float, help="longest time of any section, in seconds")
     parser.add_argument("--have", type=Path, help="rows of an earlier run, which are not measured again")
-    parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"), help="rows are appended to this file")
+    parser.add_argument(
+        "--json", type=Path, dest="out", default=Path("gpu.jsonl"), help="rows are appended to this file"
+    )
     parser.add_argument("--data", type=Path, help="folder of cifar10-train.npz and cifar10-test.npz, for simclr")
     parser.add_argument("--workers", type=int, default=12, help="processes that decode")
     options = parser.parse_args()

@@ -142,11 +142,11 @@ class TrainingConfig(Config):
 
         Args:
             learner: on any device; it is moved.
-            stream, reading: training batches; training samples in order, for objectives that are refreshed.
+            stream, unfinished: training batches; views of them that are finished on the device.
+            reading: training samples in order, for objectives that are refreshed.
             evaluators: name -> (what to run, how often; None: at the end only).
             launch, folder: from `launch()`; run folder, made when the run starts.
             recipe: the resolved recipe, as YAML, for the checkpoints.
-            unfinished: views that are finished on the device; None: there are none.
             seed, plan: of the run; its length, batch size and number of samples.
 
         Raises:
@@ -170,10 +170,9 @@ class TrainingConfig(Config):
         wrapped = launch.wrap(learner)
         if ema is not None:
             launch.split(ema.module)
-        on_device = DeviceStream(stream, learner, launch.device, unfinished)
-        state = TrainState(learner, self.optimizer.build(learner), on_device, plan.total_steps, ema, launch.scaler)
-        metrics = JsonLines(folder / "metrics.jsonl")
-        every = self.save.every
+        stream = DeviceStream(stream, learner, launch.device, unfinished)
+        state = TrainState(learner, self.optimizer.build(learner), stream, plan.total_steps, ema, launch.scaler)
+        metrics, every = JsonLines(folder / "metrics.jsonl"), self.save.every
         return Run(
             folder=folder,
             state=state,

@@ -27,7 +27,7 @@ def report(run_tool: RunTool, tmp_path: Path) -> Report:
     """Runs the tool on toy sizes with options; returns the rows of its file."""
 
     def run(*options: object) -> list[dict[str, Any]]:
-        assert run_tool("gpu_report", "--device", "cpu", "--tiny", "--out", tmp_path / "gpu.jsonl", *options) == 0
+        assert run_tool("gpu_report", "--device", "cpu", "--tiny", "--json", tmp_path / "gpu.jsonl", *options) == 0
         return [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
 
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ SMALL: dict[str, Any] = {
 
 
 def test_there_are_tools() -> None:
-    assert set(NAMES) - set(PROGRAMS) == {"captions", "device_views", "gpu_steps"}
+    assert set(NAMES) - set(PROGRAMS) == {"captions", "device_views"}
     assert len(PROGRAMS) >= 10
 
 
@@ -140,7 +141,20 @@ def test_our_side_of_a_training_run(
     setting = argparse.Namespace(model=small, samples=8, batch=4, workers=0, precision="fp32")
     assert guarded(cli.full(), ["pretrain", str(bench_train.write_recipe(setting, tmp_path, 0))]) == 0
     assert len(bench_train.STEPS["ours"].findall(capfd.readouterr().err)) == 2
-    assert bench_train.compare({"ours": [[3.0, 2.0], [3.0, 4.0]], "peer": [[1.0, 1.0], [1.0, 3.0]]})["apart"] == 1
+    compared = bench_train.compare({"ours": [[3.0, 2.0], [3.0, 4.0]], "peer": [[1.0, 1.0], [1.0, 3.0]]})
+    assert (compared["apart"], compared["agree"]) == (1, True)
+    assert not bench_train.compare({"ours": [[9.0], [9.1]], "peer": [[1.0], [1.1]]})["agree"]
+
+
+def test_every_shard_of_a_training_benchmark_has_all_captions_alike() -> None:
+    """Else a side whose batches come from one shard has a higher floor."""
+    kinds = bench_train.caption_numbers(1280)
+    shards = [kinds[number :: bench_train.SHARDS] for number in range(bench_train.SHARDS)]
+    assert all(len(set(shard)) >= 30 for shard in shards)
+    floors = [bench_train.floor_loss(shard, 32, 500) for shard in shards]
+    assert max(floors) - min(floors) < 0.05
+    assert bench_train.floor_loss(kinds, 32, 500) == pytest.approx(0.55, abs=0.04)
+    assert bench_train.floor_loss([0] * 8, 4, 1) == pytest.approx(math.log(4))
 
 
 def test_flips_are_compared(

@@ -99,7 +99,7 @@ def test_compiled_gives_the_same_gradients_and_few_graphs(capsys: pytest.Capture
 def test_blocks_share_four_graphs_whatever_the_length_of_texts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A graph for the last block of each tower, computed for one token, and one for all others; then two for any length."""
+    """A graph for the last block of each tower, computed for one token, and one for all others."""
     monkeypatch.setattr("torch._dynamo.config.fail_on_recompile_limit_hit", True)
     monkeypatch.setattr(text_transformer, "_on_cpu", lambda x: False)
     learner, plain, backend = clip(depth=4), clip(depth=4), Counting()
@@ -111,13 +111,12 @@ def test_blocks_share_four_graphs_whatever_the_length_of_texts(
         data = batch(longest)
         torch.testing.assert_close(gradients(learner, data), gradients(plain, data), atol=1e-10, rtol=1e-10)
         counts.append(backend.graphs)
-    assert counts[0] == 4
-    assert counts[-1] == counts[1] == 6
+    assert set(counts) == {4}
     assert "broken" not in capsys.readouterr().err
     with eagerly(learner):
         gradients(learner, batch(30, size=5))
     uncompile_encoders(learner)
-    assert backend.graphs == 6
+    assert backend.graphs == 4
     assert not any(is_compiled(module) for module in learner.modules())
 
 
