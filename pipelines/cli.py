@@ -11,7 +11,7 @@ from pipelines.command import guarded
 
 def full() -> typer.Typer:
     """The application with all its verbs."""
-    from pipelines import bench, doctor, embed, evaluate, explain, export, pretrain, quickstart, recipes, shards
+    from pipelines import bench, doctor, embed, evaluate, explain, export, pretrain, quickstart, recipes, runs, shards
 
     app = typer.Typer(
         name="mmssl",
@@ -24,6 +24,7 @@ def full() -> typer.Typer:
     )
     app.command("quickstart")(quickstart.quickstart)
     app.command("pretrain")(pretrain.pretrain)
+    app.command("runs")(runs.runs)
     app.command("explain")(explain.explain)
     app.command("evaluate")(evaluate.evaluate)
     app.command("embed")(embed.embed)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mmssl.core.errors import RecipeError
 
 if TYPE_CHECKING:
     from mmssl.core.evaluator import Score
@@ -18,6 +22,9 @@ RESUME = (
     "checkpoints; or the PATH of a checkpoint or run folder to go on from."
 )
 DRY_RUN = "Build the run, take one step on one batch, print a summary, write nothing."
+SWEEP = "Train once for each value, one run after the other; several --sweep: every combination."
+SEEDS = "Train with that many seeds, from the recipe's on."
+ELEMENT = "Train this run of the sweep alone, counted from 0, such as $SLURM_ARRAY_TASK_ID."
 
 
 def pretrain(
@@ -27,6 +34,9 @@ def pretrain(
     ] = None,
     resume: Annotated[str, typer.Option(metavar="auto|never|PATH", help=RESUME)] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
+    sweep: Annotated[list[str] | None, typer.Option(metavar="KEY.PATH=A,B,C", help=SWEEP)] = None,
+    seeds: Annotated[int, typer.Option(help=SEEDS)] = 1,
+    element: Annotated[int | None, typer.Option(metavar="N", help=ELEMENT)] = None,
 ) -> None:
     """Pretrain a model on your shards.
 
@@ -35,6 +45,8 @@ def pretrain(
     `mmssl pretrain image_text/vit_b_32 data.shards='["shards/{000000..000099}.tar"]' batch_size=256`
 
     `mmssl pretrain my_recipe.yaml optimizer.lr=3e-4 name=lower_rate --dry-run`
+
+    `mmssl pretrain my_recipe.yaml --sweep objective.temperature=0.03,0.07,0.2 --seeds 3`
 
     `accelerate launch --num_processes 8 -m pipelines.pretrain my_recipe.yaml`
 
@@ -45,10 +57,56 @@ def pretrain(
     from mmssl.recipe.shipped import find_recipe
 
     wanted = find_recipe(recipe, overrides or [])
-    if dry_run:
+    if sweep or seeds != 1:
+        run_sweep(recipe, overrides or [], wanted, sweep or [], seeds, element, try_out if dry_run else run)
+    elif element is not None:
+        raise RecipeError("--element: names a run of a sweep, and there is none; give --sweep or --seeds")
+    elif dry_run:
         try_out(wanted)
     else:
         run(wanted, resume)
+
+
+def run_sweep(
+    name: str,
+    overrides: list[str],
+    base: Recipe,
+    sweeps: list[str],
+    seeds: int,
+    element: int | None,
+    train: Callable[[Recipe], object],
+) -> None:
+    """Train the runs of a sweep one after the other, and show a table of them. A run that is finished is not trained again.
+
+    Raises:
+        NumericError: a run stopped being finite; the others have been trained.
+    """
+    from mmssl.core.errors import NumericError
+    from mmssl.recipe.shipped import find_recipe
+    from mmssl.recipe.sweep import elements
+    from mmssl.reporting.runs import read_run, runs_table
+    from mmssl.training.runtime.console import say
+
+    parts = elements(base.name, sweeps, seeds, base.seed)
+    if element is not None and not 0 <= element < len(parts):
+        raise RecipeError(f"--element: got {element}, and the sweep has {len(parts)} runs, from 0 to {len(parts) - 1}")
+    chosen = parts if element is None else [parts[element]]
+    recipes = [
+        find_recipe(name, [*overrides, *part.overrides]) for part in chosen
+    ]  # mistakes show before the first run
+    failed: NumericError | None = None
+    for number, recipe in enumerate(recipes, 1):
+        say(f"run {number} of {len(recipes)}: {recipe.name}")
+        try:
+            train(recipe)
+        except NumericError as error:  # a rate that is too high is what a sweep is for
+            say(str(error))
+            failed = error
+    rows = [read_run(recipe.folder) for recipe in recipes if (recipe.folder / "recipe.yaml").exists()]
+    if rows and os.environ.get("RANK", "0") == "0":
+        print(runs_table(rows))
+    if failed is not None:
+        raise failed
 
 
 def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model | None]:

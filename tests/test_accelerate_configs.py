@@ -22,7 +22,8 @@ WANTED = {
 
 
 def test_all_are_counted() -> None:
-    assert {path.stem for path in FOLDER.iterdir()} == WANTED.keys()
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == WANTED.keys()
+    assert {path.suffix for path in FOLDER.iterdir()} == {".yaml", ".sbatch"}
 
 
 @pytest.mark.parametrize("name", WANTED)

@@ -253,7 +253,13 @@ def main() -> None:
     if arguments.json:
         names = ("model", "batch", "samples", "precision", "threads", "seeds")
         setting = {name: getattr(arguments, name) for name in names}
-        result = {"ratio": ratio, **speed, "unit": "samples per second", "rates": rates, "loss": {**compared, "floor": floor}}
+        result = {
+            "ratio": ratio,
+            **speed,
+            "unit": "samples per second",
+            "rates": rates,
+            "loss": {**compared, "floor": floor},
+        }
         arguments.json.write_text(json.dumps(result | setting, indent=1) + "\n")
 
 

@@ -1,0 +1,102 @@
+"""A table of run folders: how far they are, their figures, and where their recipes differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmssl.core.errors import MmsslError
+from mmssl.recipe.flat import leaves
+from mmssl.recipe.strict_yaml import parse
+from mmssl.training.runtime.jsonl import JsonLines
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run folder.
+
+    Attributes:
+        folder: where it is.
+        state: "finished", "running" (or killed without a word), "stopped", or "not begun".
+        step: of the last log line; None: there is none.
+        figures: loss of the last log line, and the newest value of each score.
+        recipe: key path -> value.
+    """
+
+    folder: Path
+    state: str
+    step: int | None
+    figures: dict[str, float]
+    recipe: dict[str, Any]
+
+
+def run_folders(places: Iterable[Path]) -> list[Path]:
+    """Run folders among these folders and directly inside them, by name.
+
+    Raises:
+        MmsslError: there is none.
+    """
+    places = list(places)
+    inside = [folder for place in places if place.is_dir() for folder in (place, *sorted(place.iterdir()))]
+    found = list(dict.fromkeys(folder for folder in inside if (folder / "recipe.yaml").is_file()))
+    if not found:
+        raise MmsslError(f"no run folder in {', '.join(map(str, places))}: a run folder holds recipe.yaml")
+    return found
+
+
+def read_run(folder: Path) -> RunRow:
+    """Read a run folder.
+
+    Raises:
+        RecipeError: its recipe.yaml cannot be read.
+    """
+    records = JsonLines(folder / "metrics.jsonl").read()
+    logged = [record for record in records if "progress" in record]
+    scores = {name: x for record in records if "progress" not in record for name, x in record.items() if name != "step"}
+    figures = {"loss": logged[-1].get("loss")} if logged else {}
+    figures |= {name: x for name, x in scores.items() if isinstance(x, int | float)}
+    if logged and logged[-1]["progress"] >= 1:
+        state = "finished"
+    elif (folder / ".lock").exists():
+        state = "running"
+    else:
+        state = "stopped" if logged else "not begun"
+    document = parse((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml")).value
+    step = int(logged[-1]["step"]) if logged else None
+    return RunRow(folder, state, step, {name: x for name, x in figures.items() if x is not None}, leaves(document))
+
+
+def differences(rows: Sequence[RunRow]) -> list[dict[str, Any]]:
+    """Of each run, the keys of its recipe in which not all runs agree, but for the name; those that it lacks are missing."""
+    keys = dict.fromkeys(key for row in rows for key in row.recipe if key != "name")
+    lacking = object()
+    varied = [
+        key for key in keys if any(row.recipe.get(key, lacking) != rows[0].recipe.get(key, lacking) for row in rows)
+    ]
+    return [{key: row.recipe[key] for key in varied if key in row.recipe} for row in rows]
+
+
+def runs_table(rows: Sequence[RunRow], metrics: Sequence[str] = ()) -> str:
+    """A Markdown table with aligned columns.
+
+    Args:
+        rows: runs.
+        metrics: figures to show; none: the loss and the first score of each evaluator.
+    """
+    known = dict.fromkeys(name for row in rows for name in row.figures)
+    first = {name.split("/")[0]: name for name in reversed(known)}
+    shown = list(metrics) or [name for name in known if first[name.split("/")[0]] == name]
+    lines = [["run", "state", "step", *shown, "differs in"]]
+    for row, different in zip(rows, differences(rows), strict=True):
+        figures = [f"{row.figures[name]:.4g}" if name in row.figures else "–" for name in shown]
+        what = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in different.items())
+        step = "–" if row.step is None else str(row.step)
+        lines.append([row.folder.name, row.state, step, *figures, what.replace("|", "\\|") or "–"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
