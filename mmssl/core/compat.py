@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,6 +129,16 @@ def is_compiled(module: nn.Module) -> bool:
 def uncompile(module: nn.Module) -> None:
     """Undo `module.compile()`: the module runs as it is written."""
     module._compiled_call_impl = None
+
+
+def record_memory(enabled: bool) -> None:
+    """Begin or end the recording of allocations on CUDA devices, with their stacks."""
+    torch.cuda.memory._record_memory_history(enabled="all" if enabled else None)
+
+
+def save_memory_snapshot(path: Path) -> None:
+    """Write the recorded allocations, for pytorch.org/memory_viz."""
+    torch.cuda.memory._dump_snapshot(str(path))
 
 
 def remembered_device() -> torch.device | None:

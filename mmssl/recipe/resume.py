@@ -16,7 +16,7 @@ CHANGEABLE = (
     "name", "output", "duration", "schedule", "optimizer.lr", "optimizer.weight_decay", "optimizer.encoder_lr",
     "optimizer.vector_lr",
     "precision", "device", "deterministic", "compile", "parallel", "distributed_timeout", "clip_norm", "max_bad_steps",
-    "save", "log",
+    "save", "log", "profile",
     "evaluators",
     "data.shards", "data.workers", "data.prefetch", "data.timeout", "data.start_method", "data.max_failures",
     "data.sources.*.shards", "data.cache", "data.allow_pipe", "data.audit",

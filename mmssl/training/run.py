@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +36,7 @@ from mmssl.training.steps.ema import EmaConfig
 from mmssl.training.steps.optim import OptimizerUnion, UpdateSchedule
 from mmssl.training.steps.plain import AccumulatedStepConfig, GradientStep, PlainStepConfig
 from mmssl.training.steps.prefetch import DeviceStream, Unfinished
+from mmssl.training.steps.profile import ProfileConfig, StepProfiler
 from mmssl.training.steps.resolution import ResolutionStage, build_resolution
 from mmssl.training.steps.state import Stream, TrainState
 
@@ -63,12 +65,17 @@ class LogConfig(Config):
     Attributes:
         every: training between two log lines.
         minutes: time between two log lines, whichever comes first; None: by `every` alone.
-        trackers: names of Accelerate trackers that get the metrics too, such as tensorboard or wandb.
+        trackers: names of Accelerate trackers that get the metrics too, such as tensorboard, wandb, trackio or mlflow. A resumed
+            run goes on in its run there.
+        project: project of wandb and trackio, experiment of mlflow.
+        tags: of the run there.
     """
 
     every: PositiveDuration = Duration("20 steps")
     minutes: float | None = Field(default=None, gt=0)
     trackers: tuple[str, ...] = ("tensorboard",)
+    project: str = "mmssl"
+    tags: tuple[str, ...] = ()
 
 
 class TrainingConfig(Config):
@@ -94,6 +101,7 @@ class TrainingConfig(Config):
         save: when checkpoints are written, and which are kept.
         log: when metrics are logged, and trackers besides `metrics.jsonl` and the console.
         max_bad_steps: number of steps in a row with a non-finite loss or gradient (skipped) after which the run ends.
+        profile: profile some steps, into `profile/` in the run folder; None: none.
     """
 
     schedule: Annotated[ScheduleConfig, Field(discriminator="kind"), Bounds(ge=0, le=1)]
@@ -112,6 +120,7 @@ class TrainingConfig(Config):
     save: SaveConfig = SaveConfig()
     log: LogConfig = LogConfig()
     max_bad_steps: int = Field(default=10, ge=1)
+    profile: ProfileConfig | None = None
 
     def launch(self) -> Launch:
         """Set up device, processes and precision; call it before anything moves to a device."""
@@ -122,6 +131,8 @@ class TrainingConfig(Config):
             self.parallel,
             self.distributed_timeout,
             self.deterministic,
+            self.log.project,
+            self.log.tags,
         )
 
     def build(
@@ -173,10 +184,12 @@ class TrainingConfig(Config):
         stream = DeviceStream(stream, learner, launch.device, unfinished)
         state = TrainState(learner, self.optimizer.build(learner), stream, plan.total_steps, ema, launch.scaler)
         metrics, every = JsonLines(folder / "metrics.jsonl"), self.save.every
+        step = self.step.build(learner, wrapped, launch, seed, self.clip_norm)
+        step.profiler = StepProfiler(self.profile, folder, launch.device) if self.profile is not None else None
         return Run(
             folder=folder,
             state=state,
-            step=self.step.build(learner, wrapped, launch, seed, self.clip_norm),
+            step=step,
             updates=UpdateSchedule(
                 plan.schedule(self.schedule, "schedule"),
                 plan.schedule(self.optimizer.weight_decay, "optimizer.weight_decay"),
@@ -242,7 +255,7 @@ class Run:
             on_main(lambda: ledger.rewind(self.state.step))
             self.launch.start_trackers(self.folder, self.state.step)
             try:
-                with self.launch.naming_lost_processes():
+                with self.launch.naming_lost_processes(), self.step.profiler or nullcontext():
                     train(
                         self.state,
                         self.step,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -12,12 +12,12 @@ import pytest
 
 from mmssl.core.config import Duration
 from mmssl.core.errors import Interrupted, NumericError
+from mmssl.training.checkpoints.manifest import FolderWriter
 from mmssl.training.checkpoints.write import CheckpointStore, Snapshot
 from mmssl.training.run import Run
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.steps.plain import GradientStep
 from mmssl.training.steps.report import Flags
-from tests.faults.forks import in_child
 from tests.faults.test_signals import ActingStream, Waiting, send
 from tests.training.toys import Distance, Stream, assert_equal, make_run, tensors
 
@@ -144,20 +144,31 @@ def test_a_checkpoint_is_that_of_its_step_though_it_is_written_later(
     assert contents(tmp_path / "later") == contents(tmp_path / "now")
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Path, queued: pytest.MonkeyPatch) -> None:
+def test_what_a_kill_while_a_checkpoint_is_written_would_leave_is_resumed(
+    tmp_path: Path, queued: pytest.MonkeyPatch
+) -> None:
+    """The run folder as it is before step 6, when all files of step 4 are there but for the manifest."""
     often: dict[str, Any] = {**QUIET, "save": {"every": "2 steps", "minutes": None}}
     whole = make_run(tmp_path / "whole", **often)
     whole.train()
-    Slow(queued)
+    released, finish = threading.Event(), FolderWriter.finish
 
-    def killed() -> None:
-        stream = ActingStream(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        make_run(tmp_path / "cut", stream=stream, **often).train()
+    def late(writer: FolderWriter) -> None:
+        if writer.folder.name.startswith("step_00000004"):
+            assert released.wait(60)
+        finish(writer)
 
-    assert in_child(killed) == -signal.SIGKILL
-    assert [path.name for path in (tmp_path / "cut/checkpoints").glob("step_*")] == ["step_00000002"]
-    queued.undo()
-    resumed = make_run(tmp_path / "cut", **often)
+    def kill() -> None:
+        shutil.copytree(tmp_path / "running", tmp_path / "killed")
+        (tmp_path / "killed/.lock").unlink()
+        released.set()
+
+    queued.setattr(FolderWriter, "finish", late)
+    make_run(tmp_path / "running", stream=ActingStream(5, kill), **often).train()
+    names = [path.name for path in (tmp_path / "killed/checkpoints").glob("step_*")]
+    assert "step_00000002" in names
+    assert not [name for name in names if name.startswith("step_00000004") and ".tmp-" not in name]
+    resumed = make_run(tmp_path / "killed", **often)
     resumed.train()
     assert_equal(tensors(resumed), tensors(whole))
 

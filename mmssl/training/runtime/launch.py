@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmssl.core.compat import forget_accelerator, remembered_device
 from mmssl.core.distributed import follow_main
-from mmssl.core.errors import MmsslError, RecipeError, did_you_mean
+from mmssl.core.errors import MmsslError, RecipeError
 from mmssl.core.objective import Learner
 from mmssl.training.runtime import sharding
 from mmssl.training.runtime.console import say
@@ -42,6 +42,7 @@ from mmssl.training.runtime.launcher import (
 )
 from mmssl.training.runtime.signals import default_signals
 from mmssl.training.runtime.slurm import adopt_slurm
+from mmssl.training.runtime.trackers import check_trackers, open_tracker
 
 Device = Literal["auto", "cpu", "cuda"]
 _LOST = re.compile(
@@ -68,6 +69,7 @@ class Launch:
             "fsdp2": weights too. "auto": what the launcher asks for, else "ddp". All give the same numbers.
         timeout: minutes that a process waits for the others in a collective before it gives up.
         deterministic: same bits in each run on the same device: deterministic kernels only, which are slower.
+        project, tags: of the run in the trackers.
 
     Attributes:
         device: of this process.
@@ -86,6 +88,8 @@ class Launch:
         parallel: Parallel = "auto",
         timeout: float = 10.0,
         deterministic: bool = False,
+        project: str = "mmssl",
+        tags: Sequence[str] = (),
     ) -> None:
         cuda = torch.cuda.is_available()
         if device == "cuda" and not cuda:
@@ -123,7 +127,7 @@ class Launch:
         self.device: torch.device = self._accelerator.device
         self.precision = precision
         self.scaler = GradScaler(self.device.type) if precision == "fp16" else None
-        self._names = tuple(dict.fromkeys(trackers))
+        self._names, self._project, self._tags = tuple(dict.fromkeys(trackers)), project, tuple(tags)
         self._trackers: list[GeneralTracker] = []
 
     @property
@@ -221,15 +225,11 @@ class Launch:
         return nullcontext()
 
     def start_trackers(self, folder: Path, step: int) -> None:
-        """Open the trackers; file-based ones write below `folder`, and drop entries after `step`."""
+        """Open the trackers on the main process; see `open_tracker`."""
         if not self.is_main:
             return
         for name in self._names:
-            tracker = LOGGER_TYPE_TO_CLASS[name]
-            place = [folder / name] if tracker.requires_logging_directory else []
-            settings = {"purge_step": step + 1} if name == "tensorboard" and step > 0 else {}
-            self._trackers.append(tracker("mmssl", *place, **settings))
-            self._trackers[-1].start()
+            self._trackers.append(open_tracker(name, folder, step, self._project, self._tags))
 
     def track(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers to the trackers. A tracker that fails is reported once and then disabled; `metrics.jsonl` has all numbers."""
@@ -255,24 +255,6 @@ class Launch:
             # Gloo's threads live on. One that lets go of the last collective's tensors when the interpreter is already ending
             # aborts the process, and nothing tells when it has: a finished run would fail one time in ten.
             time.sleep(0.2)
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that do not exist or are not installed.
-
-    Raises:
-        RecipeError: names the tracker and what can be used.
-    """
-    installed = {str(name) for name in get_available_trackers()}
-    for name in names:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            raise RecipeError(
-                f"trackers: got {name!r}{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}; known: {sorted(LOGGER_TYPE_TO_CLASS)}"
-            )
-        if name not in installed:
-            raise RecipeError(
-                f"trackers: {name!r} is not installed here: install its package, or remove it from the recipe"
-            )
 
 
 def _announce_group() -> None:

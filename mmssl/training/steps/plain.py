@@ -24,6 +24,7 @@ from mmssl.core.torch_seeding import seed_step
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.runtime.sharding import clip_gradients, gradient_norm
 from mmssl.training.steps.groups import trainable_parts
+from mmssl.training.steps.profile import StepProfiler
 from mmssl.training.steps.report import Flags, StepReport
 from mmssl.training.steps.state import TrainState
 
@@ -41,6 +42,9 @@ class GradientStep(ABC):
         launch: device, precision and scaler.
         seed: of the run; each step draws its own random numbers from (seed, step, rank).
         clip_norm: largest norm of the gradient of all parameters; None: no clipping.
+
+    Attributes:
+        profiler: is told of each step; None: there is none.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class GradientStep(ABC):
         self._parts = {part: [parameter for _, parameter in named] for part, named in trainable_parts(learner).items()}
         self._before = _Remembered(learner)
         self._discarded: Tensor | None = None
+        self.profiler: StepProfiler | None = None
 
     @abstractmethod
     def gradients(self, batch: Batch, step: int, total_steps: int) -> tuple[LossOutput, Latents]:
@@ -94,6 +99,8 @@ class GradientStep(ABC):
         report = StepReport(output, norms, Flags(flags), skip)
         if scaler is not None and not report.discarded:
             scaler.update()
+        if self.profiler is not None:
+            self.profiler.step()
         return report
 
     def _flags(self, output: LossOutput, norms: Mapping[str, Tensor], wishes: Sequence[bool]) -> Tensor:
