@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import nn
 from torch.backends import cudnn
 
 from mmssl.training.runtime.launcher import Precision
@@ -31,3 +32,13 @@ def choose_kernels(precision: Precision, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         cudnn.benchmark = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, hides nothing here
+
+
+def weights_channels_last(module: nn.Module) -> None:
+    """Lay the weights of 2D convolutions out channels-last, as their inputs are: else a GPU transposes each in every step.
+
+    Names, shapes and values stay. Patch embeddings, which are linear layers on a GPU, stay as they are.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d) and part.stride != part.kernel_size:
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

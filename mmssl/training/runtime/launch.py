@@ -31,7 +31,7 @@ from mmssl.core.errors import MmsslError, RecipeError
 from mmssl.core.objective import Learner
 from mmssl.training.runtime import sharding
 from mmssl.training.runtime.console import say
-from mmssl.training.runtime.kernels import choose_kernels
+from mmssl.training.runtime.kernels import choose_kernels, weights_channels_last
 from mmssl.training.runtime.launcher import (
     Parallel,
     Precision,
@@ -158,9 +158,7 @@ class Launch:
         """Move the learner to the device, and broadcast the main process' weights."""
         learner.to(self.device)
         if self.device.type == "cuda" and self.parallel == "ddp":  # shards must be contiguous
-            learner.encoders.to(
-                memory_format=torch.channels_last
-            )  # as pictures are: else each convolution transposes its weight
+            weights_channels_last(learner)
         follow_main([*learner.parameters(), *learner.buffers()])
 
     def wrap(self, learner: Learner) -> nn.Module:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.backends import cudnn
 
 from mmssl.core.errors import RecipeError
-from mmssl.training.runtime.kernels import choose_kernels
+from mmssl.training.runtime.kernels import choose_kernels, weights_channels_last
 from mmssl.training.runtime.launch import Launch
 from tests.training.toys import assert_equal, make_config, make_run, tensors
 
@@ -56,3 +57,21 @@ def test_deterministic_is_set_before_anything_is_placed_and_changes_nothing_on_t
 def test_tf32_needs_a_gpu() -> None:
     with pytest.raises(RecipeError, match="precision: tf32 is for CUDA devices; on a CPU choose fp32 or bf16"):
         Launch("tf32", "cpu")
+
+
+def test_convolutions_lie_channels_last_and_keep_their_values() -> None:
+    """Clips and patches stay: the format is one of pictures, and patches go through a linear layer."""
+    net = nn.ModuleDict(
+        {
+            "usual": nn.Conv2d(3, 4, 3, padding=1),
+            "patches": nn.Conv2d(3, 4, 2, 2),
+            "clips": nn.Conv3d(3, 4, 3),
+            "line": nn.Conv1d(3, 4, 3),
+        }
+    )
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    weights_channels_last(net)
+    assert_equal(net.state_dict(), before)
+    last = [n for n, p in net.named_parameters() if p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last)]
+    assert last == ["usual.weight"]
+    assert all(p.is_contiguous() for name, p in net.named_parameters() if name not in last)
