@@ -35,9 +35,9 @@ def rows(bench: Bench, *names: str) -> Rows:
 
 
 def compile_rows(bench: Bench) -> Rows:
-    """Samples a second of compiled encoders."""
+    """Samples a second with compiled blocks; the peer is compiled whole, as it does it."""
     for name, model in bench.models("ViT-B/16", "ViT-B/32", "ViT-L/14").items():
-        yield f"{name}, compiled", partial(_both, bench, model, "default")
+        yield f"{name}, compiled", partial(_both, bench, model, "blocks")
 
 
 def largest_rows(bench: Bench) -> Rows:
