@@ -1,8 +1,8 @@
 """One measurement of one GPU, in minutes: `python3 tools/run.py python tools/gpu_report.py --seconds 330 --json gpu.jsonl`.
 
 Sections, in their order: what the machine can do (`card`), what must be exact (`exact`), attention kernels (`attend`), whole steps
-beside open_clip's (`steps`), the loss alone (`loss`), where a step's time goes (`profile`), the step fed from JPEGs (`input`), large
-batches (`largest`), compiled steps (`compile`), and SimCLR on CIFAR-10 (`simclr`, with `--data`: a second run of 440 s).
+beside open_clip's (`steps`), the loss alone (`loss`), where a step's time goes (`profile`), the step fed from JPEGs (`input`),
+large batches (`largest`), compiled steps (`compile`), and SimCLR on CIFAR-10 (`simclr`, with `--data`: a second run of 440 s).
 
 Each section is a process of its own, ended at its cap: a hang, a failed assertion or a lack of memory costs that section. Rows are
 written to `--json` as they come, a JSON object a line. `--have FILE` skips rows that an earlier run of the same card has. The last

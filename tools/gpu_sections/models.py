@@ -178,6 +178,7 @@ def peer_step(model: Model, device: torch.device, backend: str | None = None) ->
     """open_clip's step: its model, loss and optimizer settings, bf16 autocast, pictures as from its loader."""
     import open_clip
 
+    torch.backends.cuda.enable_cudnn_sdp(True)  # torch's default, which our launches change
     torch.manual_seed(0)
     if model.peer:
         net: nn.Module = open_clip.create_model(model.peer, pretrained=None, device=device)
