@@ -11,7 +11,20 @@ from pipelines.command import guarded
 
 def full() -> typer.Typer:
     """The application with all its verbs."""
-    from pipelines import bench, doctor, embed, evaluate, explain, export, pretrain, quickstart, recipes, runs, shards
+    from pipelines import (
+        average,
+        bench,
+        doctor,
+        embed,
+        evaluate,
+        explain,
+        export,
+        pretrain,
+        quickstart,
+        recipes,
+        runs,
+        shards,
+    )
 
     app = typer.Typer(
         name="mmssl",
@@ -27,6 +40,7 @@ def full() -> typer.Typer:
     app.command("runs")(runs.runs)
     app.command("explain")(explain.explain)
     app.command("evaluate")(evaluate.evaluate)
+    app.command("average")(average.average)
     app.command("embed")(embed.embed)
     app.command("export")(export.export)
     app.add_typer(recipes.app, name="recipes")

@@ -121,6 +121,7 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
     """
     from mmssl.core.errors import Interrupted, StopSignal
     from mmssl.core.evaluator import evaluation_error
+    from mmssl.recipe.average_scores import sweep
     from mmssl.recipe.load import trained
     from mmssl.recipe.resume import check_resumable
     from mmssl.reporting.run_report import report_run
@@ -148,6 +149,8 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
         model = trained(recipe, built)
         report = report_run(recipe, model=model, failures=built.state.failures)
         say(f"finished; report in {report}")
+        if recipe.keep is not None:
+            sweep(recipe, recipe.folder)
     if built.state.failures:
         raise evaluation_error(built.state.failures)
     return scores, model

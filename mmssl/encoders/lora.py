@@ -54,12 +54,12 @@ def add_lora(encoder: Encoder, config: LoraConfig) -> None:
     peft.inject_adapter_in_model(settings, encoder)
 
 
-def merge_lora(encoder: nn.Module) -> None:
-    """Add the updates to the weights of their layers, in place, and remove the adapters: names are those of the plain encoder."""
-    adapted = [(name, layer) for name, layer in encoder.named_modules() if hasattr(layer, "lora_A")]
+def merge_lora(module: nn.Module) -> None:
+    """Add the updates of all adapters to the weights of their layers, in place, and remove them: names are the plain ones again."""
+    adapted = [(name, layer) for name, layer in module.named_modules() if hasattr(layer, "lora_A")]
     for name, layer in adapted:
         layer.merge(safe_merge=True)
-        encoder.set_submodule(name, layer.get_base_layer())
+        module.set_submodule(name, layer.get_base_layer())
 
 
 def target_layers(encoder: nn.Module, targets: tuple[str, ...] | None) -> list[str]:

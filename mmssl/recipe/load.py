@@ -50,6 +50,18 @@ def load(
     for override in [overrides] if isinstance(overrides, str) else overrides:
         if not override.startswith(READING):
             raise RecipeError(f"got {override!r} for a trained model; wanted a key below {' or '.join(READING)}")
+    recipe, learner, checkpoint = load_learner(path, which=which, ema=ema, overrides=overrides)
+    return _ready(recipe, checkpoint, learner, device)
+
+
+def load_learner(
+    path: str | Path,
+    *,
+    which: Literal["best", "last"] = "best",
+    ema: bool = True,
+    overrides: Sequence[str] = (),
+) -> tuple[Recipe, Learner, Path]:
+    """The recipe of a run or checkpoint folder, its trained learner with adapters merged, and the checkpoint. As `load`."""
     checkpoint = resolve(Path(path), which)
     recipe = saved_recipe(checkpoint, [overrides] if isinstance(overrides, str) else overrides)
     from_scratch = {name: _from_scratch(config) for name, config in recipe.encoders.items()}
@@ -57,7 +69,18 @@ def load(
         recipe.build_modalities(), Plan.unknown()
     )
     load_exactly(learner, load_weights(checkpoint, use_ema=ema), checkpoint)
-    return _ready(recipe, checkpoint, learner, device)
+    merge_lora(learner)
+    return recipe, learner, checkpoint
+
+
+def start_learner_of(recipe: Recipe) -> Learner:
+    """The learner that a recipe starts from, without adapters, which change nothing at the start.
+
+    Raises:
+        RecipeError, CheckpointError: see `Recipe.build_learner`.
+    """
+    plain = recipe.model_copy(update={"lora": {}})
+    return plain.build_learner(plain.build_modalities(), Plan.unknown())
 
 
 def trained(recipe: Recipe, run: Run) -> Model:
@@ -96,9 +119,7 @@ def start_of(recipe: Recipe, *, device: str | torch.device = "cpu") -> Model:
 
 
 def _ready(recipe: Recipe, checkpoint: Path | None, learner: Learner, device: str | torch.device) -> Model:
-    networks = learner.networks()
-    for network in networks.values():
-        merge_lora(network)
-    embedding = EmbeddingModel(networks, learner.objective.heads())
+    merge_lora(learner)
+    embedding = EmbeddingModel(learner.networks(), learner.objective.heads())
     scales = {pair: float(scale.detach()) for pair, scale in learner.objective.logit_scales().items()}
     return Model(recipe, checkpoint, embedding.requires_grad_(False).eval().to(device), scales)

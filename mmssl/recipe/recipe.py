@@ -23,6 +23,7 @@ from mmssl.encoders.lora import LoraConfig, add_lora
 from mmssl.recipe.checks import blank_batch, check_keys, check_lora, check_parts, check_views, optional_modalities
 from mmssl.recipe.flat import FLAT, flatten_keys
 from mmssl.recipe.gradients import SAMPLES, check_gradients
+from mmssl.recipe.keep import KeepConfig
 from mmssl.recipe.start import encoder_start, places, start_learner, weights_file
 from mmssl.recipe.strict_yaml import dump
 from mmssl.recipe.suite import evaluation_modalities, with_cache_of
@@ -52,6 +53,7 @@ class Recipe(Config):
             in full, or kept as it is by `frozen`.
         objective: what is learned: one objective, or a weighted sum.
         evaluators: name -> what is measured, and how often.
+        keep: after fine-tuning, which weights between start and end keep old tasks (WiSE-FT); null: the end is the result.
         weights: whole trained model to start from: a run folder, a checkpoint folder, or a CLIP checkpoint of open_clip with
             encoders of kinds vit or resnet and text_transformer. Encoders that set their `weights` load those instead.
         output: folder that holds run folders.
@@ -68,6 +70,7 @@ class Recipe(Config):
     lora: dict[str, LoraConfig] = Field(default_factory=dict)
     objective: ObjectiveUnion
     evaluators: dict[str, EvaluatorUnion] = Field(default_factory=dict)
+    keep: KeepConfig | None = None
     weights: LocalPath | None = None
     output: LocalPath = Field(default=Path("runs"), validate_default=False)
 
@@ -100,6 +103,12 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _keys_fit(self) -> Recipe:
         check_keys(self.modalities, self.encoders, self.training.resolution)
+        if self.keep is not None:
+            if self.weights is None and not any(config.pretrained for config in self.encoders.values()):
+                raise ValueError(
+                    "keep: got no weights to start from, and there are no old tasks then; set weights, or leave keep out"
+                )
+            self.keep.suite(self.evaluators)
         check_lora(self.lora, self.encoders, self.training.optimizer.layer_decay)
         return self
 

@@ -17,7 +17,7 @@ CHANGEABLE = (
     "optimizer.vector_lr",
     "precision", "device", "deterministic", "compile", "parallel", "distributed_timeout", "clip_norm", "max_bad_steps",
     "save", "log", "profile",
-    "evaluators",
+    "evaluators", "keep",
     "data.shards", "data.workers", "data.prefetch", "data.timeout", "data.start_method", "data.max_failures",
     "data.sources.*.shards", "data.cache", "data.allow_pipe", "data.audit",
 )  # fmt: skip
