@@ -48,6 +48,10 @@ ROOMS = {
     "av": ("mmssl/data/media/",),
     "torchcodec": ("mmssl/data/media/torchcodec.py",),
     "soundfile": ("mmssl/data/media/",),
+    "peft": ("mmssl/encoders/lora.py",),
+    "onnx": ("mmssl/interop/onnx.py",),
+    "onnxscript": ("mmssl/interop/onnx.py",),
+    "onnxruntime": ("mmssl/interop/onnx.py",),
     "pillow_heif": ("mmssl/data/modalities/pictures.py",),
     "pickle": (),
 }

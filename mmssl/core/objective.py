@@ -147,6 +147,10 @@ class Objective(nn.Module, ABC):
         """Pair of modalities -> logit scale [] of their cosines in the loss (1 / temperature); empty if there is none."""
         return {}
 
+    def logit_biases(self) -> Mapping[tuple[str, str], Tensor]:
+        """Pair of modalities -> number [] that the loss adds to their logits; empty if there is none."""
+        return {}
+
     @abstractmethod
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Compute latents (encoders, heads, targets), each sample independently."""

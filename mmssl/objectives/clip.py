@@ -234,6 +234,10 @@ class ClipObjective(Objective):
         """Logit scale (1 / temperature) of each contrastive pair."""
         return {(p.first, p.second): self.logit_scale[self.scale_names[p.name]].exp() for p in self.contrastive()}
 
+    def logit_biases(self) -> Mapping[tuple[str, str], Tensor]:
+        """Logit bias of each pair with the sigmoid loss."""
+        return {(p.first, p.second): self.logit_bias[p.name] for p in self.pairs if p.name in self.logit_bias}
+
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Unit-norm embeddings [B, E] float32 by modality, zero where absent, and "present/..." [B] bool.
 

@@ -156,6 +156,10 @@ class WeightedObjective(Objective):
         """Logit scales of the pairs of all children."""
         return {pair: scale for _, child in self._children() for pair, scale in child.logit_scales().items()}
 
+    def logit_biases(self) -> Mapping[tuple[str, str], Tensor]:
+        """Those of all children."""
+        return {pair: bias for _, child in self._children() for pair, bias in child.logit_biases().items()}
+
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Latents of all children, "child/name"."""
         return {

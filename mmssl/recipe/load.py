@@ -122,4 +122,5 @@ def _ready(recipe: Recipe, checkpoint: Path | None, learner: Learner, device: st
     merge_lora(learner)
     embedding = EmbeddingModel(learner.networks(), learner.objective.heads())
     scales = {pair: float(scale.detach()) for pair, scale in learner.objective.logit_scales().items()}
-    return Model(recipe, checkpoint, embedding.requires_grad_(False).eval().to(device), scales)
+    biases = {pair: float(bias.detach()) for pair, bias in learner.objective.logit_biases().items()}
+    return Model(recipe, checkpoint, embedding.requires_grad_(False).eval().to(device), scales, biases)

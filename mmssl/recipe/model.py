@@ -61,6 +61,7 @@ class Model:
         embedding: the encoders and heads, for evaluators.
         modalities: name -> decoder and views.
         logit_scales: pair of modalities -> trained logit scale of their cosines, 1 / temperature.
+        logit_biases: pair of modalities -> trained number that is added to their logits; pairs of the sigmoid loss only.
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class Model:
         checkpoint: Path | None,
         embedding: EmbeddingModel,
         logit_scales: Mapping[tuple[str, str], float],
+        logit_biases: Mapping[tuple[str, str], float] | None = None,
     ) -> None:
         self.recipe = recipe
         self.checkpoint = checkpoint
         self.embedding = embedding
         self.modalities: Mapping[str, Modality] = recipe.build_modalities()
         self.logit_scales = dict(logit_scales)
+        self.logit_biases = dict(logit_biases or {})
 
     def __repr__(self) -> str:
         """The checkpoint, and of each encoder its kind, size and widths, one line a modality."""

@@ -1,8 +1,9 @@
-"""`mmssl export`: open_clip loads what it writes, and finds the same embeddings."""
+"""`mmssl export`: other libraries load what it writes, and find the same embeddings; what differs is not left there."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,15 @@ import torch
 from PIL import Image
 
 import mmssl
+from mmssl.interop import open_clip_folder
 from tests.pipelines.conftest import World
 
 SIGMOID = "objective.pairs=[{modalities: [text, image], loss: sigmoid, bias: -10}]"
+TEXTS = ["a zero", "the number seven on a blue square", "Ünïcode &amp; 12 <b>"]
+
+
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -29,12 +36,10 @@ def test_open_clip_loads_it_and_embeds_alike(world: World, tmp_path: Path, overr
     assert world.mmssl("export", run, "--out", out) == 0
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out}")
     tokenize = open_clip.get_tokenizer(f"local-dir:{out}")
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    texts = ["a zero", "the number seven on a blue square"]
-    ours = mmssl.load(run).encode(image=pixels, text=texts)
+    ours = mmssl.load(run).encode(image=pixels(), text=TEXTS)
     model.eval()
     with torch.no_grad():
-        theirs = model(preprocess(Image.fromarray(pixels))[None], tokenize(texts))
+        theirs = model(preprocess(Image.fromarray(pixels()))[None], tokenize(TEXTS))
     torch.testing.assert_close(theirs[0], ours["image"], atol=1e-5, rtol=0)
     torch.testing.assert_close(theirs[1], ours["text"], atol=1e-5, rtol=0)
     assert (len(theirs) == 4) == bool(overrides)  # a sigmoid's model has a bias
@@ -43,19 +48,88 @@ def test_open_clip_loads_it_and_embeds_alike(world: World, tmp_path: Path, overr
     assert float(theirs[2]) == pytest.approx(1 / 0.07, rel=0.1)
 
 
+def test_transformers_load_it_with_its_processor_and_embed_alike(world: World, tmp_path: Path) -> None:
+    from transformers import AutoModel, CLIPProcessor
+
+    out = tmp_path / "exported"
+    assert world.mmssl("export", world.run, "--to", "transformers", "--out", out) == 0
+    model, processor = AutoModel.from_pretrained(out).eval(), CLIPProcessor.from_pretrained(out, backend="pil")
+    given = processor(text=TEXTS[:2], images=[Image.fromarray(pixels())], return_tensors="pt", padding=True)
+    assert int(given["input_ids"].max()) == 49407
+    with torch.no_grad():
+        theirs = model(**given)
+    trained = mmssl.load(world.run)
+    ours = trained.encode(image=pixels(), text=TEXTS[:2])
+    torch.testing.assert_close(theirs.image_embeds, ours["image"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(theirs.text_embeds, ours["text"], atol=1e-5, rtol=0)
+    scale = trained.logit_scales["image", "text"]
+    torch.testing.assert_close(theirs.logits_per_image, scale * ours["image"] @ ours["text"].T, atol=1e-3, rtol=0)
+
+
+def test_onnx_has_a_dynamic_batch_and_int8_is_measured(world: World, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "exported"
+    assert world.mmssl("export", world.run, "--to", "onnx", "--int8", "--out", out) == 0
+    model = mmssl.load(world.run)
+    ids = model.modalities["text"].tokenize(TEXTS)
+    for kind, tolerance in (("onnx", 1e-5), ("int8.onnx", 0.1)):
+        session = onnxruntime.InferenceSession(out / f"text.{kind}")
+        found = torch.from_numpy(session.run(None, {"input": ids.numpy()})[0])
+        torch.testing.assert_close(found, model.encode(text=TEXTS)["text"], atol=tolerance, rtol=0)
+    card = (out / "README.md").read_text()
+    assert "- opset: 18" in card
+    assert all(f"- {name}.int8.onnx: bytes " in card for name in ("image", "text"))
+    assert "p95_ms" in card
+    assert (out / "image.int8.onnx").stat().st_size < (out / "image.onnx").stat().st_size
+
+
+def test_safetensors_are_merged_weights_bit_for_bit_with_a_card(world: World, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    lora = ("name=lora", f"weights={world.run}", "lora={image: {rank: 2}}")
+    assert world.pretrain(f"output={tmp_path}", *lora) == 0
+    out = tmp_path / "exported"
+    assert world.mmssl("export", tmp_path / "lora", "--to", "safetensors", "--out", out) == 0
+    merged, plain = (mmssl.load(path) for path in (tmp_path / "lora", out))
+    assert not plain.recipe.lora
+    for name, x in merged.embedding.state_dict().items():
+        assert torch.equal(plain.embedding.state_dict()[name], x), name
+    card = (out / "README.md").read_text()
+    assert "| retrieval | image_to_text_R@1 | " in card
+    assert "mmssl.load" in card
+    assert world.pretrain(f"output={tmp_path}", "name=next", f"weights={out}") == 0
+
+
+def test_what_differs_is_not_left_there(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed: Callable[..., tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = open_clip_folder.embed_open_clip
+
+    def wrong(*arguments: object) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        views, files = embed(*arguments)
+        return {**views, "text": views["text"] + 2e-5}, files
+
+    monkeypatch.setattr(open_clip_folder, "embed_open_clip", wrong)
+    assert world.mmssl("export", world.run, "--out", tmp_path / "one") == 5
+    assert "embeddings of text differ by 2e-05, wanted at most 1e-05" in capfd.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
 def test_what_cannot_be_exported_is_told(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert world.mmssl("export", world.run, "--out", tmp_path / "one") == 0
+    (tmp_path / "one").mkdir()
     assert world.mmssl("export", world.run, "--out", tmp_path / "one") == 3
-    assert "holds a model already" in capfd.readouterr().err
+    assert "exists already" in capfd.readouterr().err
     (tmp_path / "file").write_text("")
     assert world.mmssl("export", world.run, "--out", tmp_path / "file" / "x") == 3
     assert "cannot write" in capfd.readouterr().err
+    assert world.mmssl("export", world.run, "--out", tmp_path / "no", "--samples", tmp_path / "none") == 3
+    assert "name shards of some by --samples" in capfd.readouterr().err
     values = json.loads(world.recipe.read_text())
     values["encoders"]["text"]["pool"] = "mean"
     recipe = tmp_path / "mean.yaml"
     recipe.write_text(json.dumps(values | {"name": "mean", "output": str(tmp_path)}))
     assert world.pretrain(recipe=recipe) == 0
     capfd.readouterr()
-    assert world.mmssl("export", tmp_path / "mean", "--out", tmp_path / "two") == 2
-    assert "wanted pool: eot and causal: true" in capfd.readouterr().err
-    assert not (tmp_path / "two").exists()
+    for target in ("open_clip", "transformers"):
+        assert world.mmssl("export", tmp_path / "mean", "--to", target, "--out", tmp_path / "two") == 2
+        assert "pool: eot" in capfd.readouterr().err
+        assert not (tmp_path / "two").exists()

@@ -1,0 +1,300 @@
+"""Export a trained model for another library: write, check on real inputs, and only then put it in its place."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.core.encoder import EmbeddingModel, Encoder
+from mmssl.core.errors import DataError, NumericError, RecipeError
+from mmssl.data.samples import BadSample, read
+from mmssl.data.shards.index import ShardIndex
+from mmssl.encoders.text_transformer import TextTransformerConfig
+from mmssl.evaluation.common import inference
+from mmssl.heads.projection import LinearProjection
+from mmssl.interop.clip_parts import ClipParts
+from mmssl.interop.open_clip import ClipState, ImageEncoderConfig
+from mmssl.recipe.average import write_model
+from mmssl.recipe.load import load, load_learner
+from mmssl.recipe.model import Model
+
+Target = Literal["open_clip", "transformers", "onnx", "safetensors"]
+SAMPLES = 8
+"""Real inputs of each modality in the check."""
+TOLERANCE = 1e-5
+"""Largest difference of a number in an embedding of unit norm."""
+LEAST_COSINE = 0.999
+"""Smallest cosine of embeddings of a file that went through the other library's own preprocessing."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Real inputs by modality: files as bytes, and their views "eval" [n, ...]."""
+
+    raw: Mapping[str, Sequence[bytes]]
+    views: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check found.
+
+    Attributes:
+        difference: modality -> largest difference of a number in embeddings of equal views.
+        cosine: modality -> smallest cosine of embeddings of files, through the library's own preprocessing; empty: it has none.
+        facts: further measured figures, for the card.
+    """
+
+    difference: Mapping[str, float]
+    cosine: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def export(
+    path: Path,
+    out: Path,
+    target: Target,
+    *,
+    which: Literal["best", "last"],
+    ema: bool,
+    samples: Sequence[str],
+    int8: bool,
+) -> tuple[Model, Check]:
+    """Write a model for a library into `out`, if it embeds real inputs as ours does; otherwise nothing is left there.
+
+    Args:
+        path: run folder or checkpoint folder. which, ema: as in `load`.
+        out: new folder.
+        target: the library.
+        samples: shards of real inputs; empty: the training shards.
+        int8: for "onnx": also write and measure towers with weights of 8 bits.
+
+    Raises:
+        RecipeError: the library cannot hold the model. DataError: no real inputs, or `out` cannot be written.
+        NumericError: embeddings differ.
+    """
+    if out.exists():
+        raise DataError(f"{out} exists already: choose another folder, or remove it")
+    model = load(path, which=which, ema=ema)
+    if not model.embedding.heads:
+        raise RecipeError("this model has no shared space to export: its objective aligns no modalities")
+    with _published(out) as folder:
+        try:
+            writing = {
+                "open_clip": _open_clip,
+                "transformers": _transformers,
+                "onnx": _onnx,
+                "safetensors": _safetensors,
+            }
+            check = writing[target](model, folder, lambda names: real_inputs(model, samples, names), ema, int8)
+        except ValueError as error:
+            raise RecipeError(f"this model cannot be exported to {target}: {error}") from error
+        refuse_differences(check, target)
+    return model, check
+
+
+def refuse_differences(check: Check, target: str) -> None:
+    """Refuse an export whose embeddings differ.
+
+    Raises:
+        NumericError: says of which modality, and by how much.
+    """
+    for name, found in check.difference.items():
+        if not found <= TOLERANCE:
+            raise NumericError(
+                f"{target}: embeddings of {name} differ by {found:.2g}, wanted at most {TOLERANCE:g}; nothing was written"
+            )
+    for name, cosine in check.cosine.items():
+        if not cosine >= LEAST_COSINE:
+            raise NumericError(
+                f"{target}: its own preprocessing of {name} gives embeddings with a cosine of {cosine:.4f}, wanted at least "
+                f"{LEAST_COSINE}; nothing was written"
+            )
+
+
+@contextmanager
+def _published(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its place at the end, and is removed after an error."""
+    folder = out.with_name(f".{out.name}.unfinished")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error}; choose another folder") from error
+    try:
+        yield folder
+        folder.rename(out)
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error}; choose another folder") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def real_inputs(model: Model, shards: Sequence[str], names: Sequence[str]) -> Inputs:
+    """The first samples that have each modality.
+
+    Args:
+        model: its modalities decode them.
+        shards: empty: the training shards of the recipe.
+        names: of the modalities.
+
+    Raises:
+        DataError: the shards cannot be read, or hold no sample with a modality.
+    """
+    try:
+        indices = [ShardIndex.open(list(shards))] if shards else [source.index for source in model.recipe.data.open()]
+    except DataError as error:
+        raise DataError(f"the check needs real inputs: {error}; name shards of some by --samples") from error
+    raw: dict[str, list[bytes]] = {name: [] for name in names}
+    views: dict[str, list[Tensor]] = {name: [] for name in names}
+    modalities = {name: model.modalities[name] for name in names}
+    for index in indices:
+        for number in range(len(index)):
+            if all(len(found) == SAMPLES for found in raw.values()):
+                break
+            try:
+                encoded = read(index, number, modalities, tuple(names))
+                values = encoded.decode().values
+            except BadSample:
+                continue
+            for name, value in values.items():
+                if len(raw[name]) < SAMPLES:
+                    view = encoded.modalities[name].view("eval")
+                    x = view(value, {})
+                    raw[name].append(encoded.raw.fields[encoded.members[name]])
+                    views[name].append(x[0] if view.ragged else x)
+    lacking = [name for name, found in raw.items() if not found]
+    if lacking:
+        raise DataError(f"the check needs real inputs, and no sample has {lacking}; name shards with some by --samples")
+    return Inputs(raw, {name: torch.stack(found) for name, found in views.items()})
+
+
+def compare(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
+    """Largest difference of a number, by modality; infinite where shapes differ or a number is not finite."""
+    found = {}
+    for name, x in ours.items():
+        other = theirs[name]
+        fits = x.shape == other.shape and bool(other.isfinite().all())
+        found[name] = float((x - other).abs().max()) if fits else float("inf")
+    return found
+
+
+def embed_all(model: EmbeddingModel, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Embeddings of views, by modality."""
+    with inference(model):
+        return {name: model.embed(name, x).cpu() for name, x in views.items()}
+
+
+Read = Callable[[Sequence[str]], Inputs]
+
+
+def _two_towers(
+    model: Model, inputs: Read, folder: Path, write: Callable[..., None], embed: Callable[..., Any]
+) -> Check:
+    parts = clip_parts(model)
+    write(parts, folder)
+    given = inputs([parts.image, parts.text])
+    ours = embed_all(model.embedding, given.views)
+    of_views, of_files = embed(parts, folder, given.views, given.raw)
+    cosine = {name: float(F.cosine_similarity(ours[name], x).min()) for name, x in of_files.items()}
+    return Check(compare(ours, of_views), cosine)
+
+
+def _open_clip(model: Model, folder: Path, inputs: Read, ema: bool, int8: bool) -> Check:
+    from mmssl.interop.open_clip_folder import embed_open_clip, write_open_clip
+
+    return _two_towers(model, inputs, folder, write_open_clip, embed_open_clip)
+
+
+def _transformers(model: Model, folder: Path, inputs: Read, ema: bool, int8: bool) -> Check:
+    from mmssl.interop.transformers_clip import embed_transformers, write_transformers
+
+    return _two_towers(model, inputs, folder, write_transformers, embed_transformers)
+
+
+def _onnx(model: Model, folder: Path, inputs: Read, ema: bool, int8: bool) -> Check:
+    from mmssl.interop.onnx import OPSET, OnnxTower, latency, load_onnx, write_onnx
+
+    names = [*model.embedding.heads]
+    given = inputs(names)
+    write_onnx(model.embedding, given.views, folder, int8=int8)
+    ours = embed_all(model.embedding, given.views)
+    facts: dict[str, Any] = {"opset": OPSET, "threads": 1}
+    check: dict[str, float] = {}
+    for kind in ("onnx", "int8.onnx") if int8 else ("onnx",):
+        towers = load_onnx(folder, names, kind)
+        theirs = embed_all(towers, given.views)
+        if kind == "onnx":
+            alone = embed_all(towers, {name: x[:1] for name, x in given.views.items()})  # the batch is dynamic
+            check = {**compare(ours, theirs)}
+            for name, x in compare({name: rows[:1] for name, rows in ours.items()}, alone).items():
+                check[name] = max(check[name], x)
+        for name in names:
+            tower = towers.encoders[name]
+            assert isinstance(tower, OnnxTower)
+            facts[f"{name}.{kind}"] = {
+                "bytes": (folder / f"{name}.{kind}").stat().st_size,
+                "least_cosine": round(float(F.cosine_similarity(ours[name], theirs[name]).min()), 6),
+                **latency(tower, given.views[name]),
+            }
+    return Check(check, {}, facts)
+
+
+def _safetensors(model: Model, folder: Path, inputs: Read, ema: bool, int8: bool) -> Check:
+    assert model.checkpoint is not None
+    recipe, learner, checkpoint = load_learner(model.checkpoint, ema=ema)
+    folder.rmdir()
+    write_model(folder, recipe, learner, {"exported": checkpoint.name})
+    given = inputs([*model.embedding.heads])
+    ours = embed_all(model.embedding, given.views)
+    return Check(compare(ours, embed_all(load(folder).embedding, given.views)))
+
+
+def clip_parts(model: Model) -> ClipParts:
+    """The picture and the text tower of a model, for libraries with CLIP's architecture.
+
+    Raises:
+        ValueError: the model has other towers, heads or tokens, or no temperature for the two.
+    """
+    encoders, heads = model.recipe.encoders, model.embedding.heads
+    images = {name: config for name in heads if isinstance(config := encoders[name], ImageEncoderConfig)}
+    texts = {name: config for name in heads if isinstance(config := encoders[name], TextTransformerConfig)}
+    if len(images) != 1 or len(texts) != 1:
+        kinds = ", ".join(f"{name} ({encoders[name].kind})" for name in heads)
+        raise ValueError(
+            f"wanted one `vit` or `resnet` and one `text_transformer` in a shared space, and this model has {kinds}"
+        )
+    (image, image_config), (text, text_config) = next(iter(images.items())), next(iter(texts.items()))
+    if model.recipe.modalities[text].input_spec().tokenizer != "clip":
+        raise ValueError(f"modalities.{text}: wanted CLIP's tokenizer, and this model has another")
+    scale = next((s for pair, s in model.logit_scales.items() if set(pair) == {image, text}), None)
+    if scale is None:
+        raise ValueError(f"there is no temperature for {image} and {text}: the objective does not pair them")
+    bias = next((b for pair, b in model.logit_biases.items() if set(pair) == {image, text}), None)
+    state = ClipState(
+        image=dict(model.embedding.encoders[image].state_dict()),
+        text=dict(model.embedding.encoders[text].state_dict()),
+        heads={"image": _projection(model, image), "text": _projection(model, text)},
+        logit_scale=torch.tensor(scale).log(),
+        logit_bias=None if bias is None else torch.tensor(bias),
+    )
+    return ClipParts(image, text, image_config, text_config, state, model.embedding)
+
+
+def _projection(model: Model, name: str) -> Tensor:
+    """[E, D] of a linear head; the identity where there is none."""
+    head, encoder = model.embedding.heads[name], model.embedding.encoders[name]
+    if isinstance(head, LinearProjection):
+        return head.linear.weight.detach()
+    if isinstance(head, nn.Identity) and isinstance(encoder, Encoder):
+        return torch.eye(encoder.width)
+    raise ValueError(f"heads of {name}: wanted linear projections, and this model has {type(head).__name__}")

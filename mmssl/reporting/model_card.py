@@ -1,0 +1,101 @@
+"""The model card beside an export: how to load it, figures with intervals, data, recipe, and what was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmssl.recipe.export import SAMPLES, TOLERANCE, Check, Target
+from mmssl.recipe.model import Model
+from mmssl.reporting.report import read_curves
+from mmssl.reporting.run_report import latest_scores
+
+USE: Mapping[Target, str] = {
+    "open_clip": 'import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")\n'
+    'tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")',
+    "transformers": 'from transformers import CLIPModel, CLIPProcessor\n\nmodel = CLIPModel.from_pretrained("FOLDER")\n'
+    'processor = CLIPProcessor.from_pretrained("FOLDER", backend="pil")',
+    "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("FOLDER/MODALITY.onnx")\n'
+    'embeddings = session.run(None, {"input": views})[0]  # the views "eval" of the recipe, unit norm',
+    "safetensors": 'import mmssl\n\nmodel = mmssl.load("FOLDER")',
+}
+LIBRARIES: Mapping[Target, str] = {
+    "open_clip": "open_clip",
+    "transformers": "transformers",
+    "onnx": "onnx",
+    "safetensors": "mmssl",
+}
+
+
+def write_card(model: Model, check: Check, target: Target, path: Path, source: Path) -> None:
+    """Write the card of an export as Markdown with the front matter of model hubs.
+
+    Args:
+        model: that was exported. check: what was found.
+        target: the library. path: of the card.
+        source: run or checkpoint folder, whose metrics hold the figures.
+    """
+    path.write_text("\n".join(_lines(model, check, target, source)) + "\n", encoding="utf-8")
+
+
+def _lines(model: Model, check: Check, target: Target, source: Path) -> Iterator[str]:
+    recipe = model.recipe
+    yield "\n".join(
+        ["---", f"library_name: {LIBRARIES[target]}", "tags: [mmssl, contrastive]", "---", f"# {recipe.name}", ""]
+    )
+    towers = ", ".join(f"{name} ({recipe.encoders[name].kind})" for name in model.embedding.heads)
+    yield f"A model of {towers} in one space, trained with mmssl by the objective `{recipe.objective.kind}`."
+    yield "\n".join(["", "## Use", "", "```python", USE[target], "```", "", "## Figures", ""])
+    run = source if (source / "metrics.jsonl").exists() else source.parent.parent
+    rows = [*_figures(latest_scores(read_curves(run / "metrics.jsonl"), [*recipe.evaluators]))]
+    yield (
+        "\n".join(["| evaluator | metric | value | 95 % interval |", "|---|---|---|---|", *rows])
+        if rows
+        else "None were measured."
+    )
+    yield "\n".join(
+        [
+            "",
+            "## Check of this export",
+            "",
+            "| modality | largest difference | smallest cosine, own preprocessing |",
+            "|---|---|---|",
+        ]
+    )
+    for name, difference in check.difference.items():
+        cosine = f"{check.cosine[name]:.6f}" if name in check.cosine else "-"
+        yield f"| {name} | {difference:.2g} | {cosine} |"
+    yield f"\nUp to {SAMPLES} real inputs of each modality; embeddings of unit norm may differ by {TOLERANCE:g}."
+    for name, fact in check.facts.items():
+        shown = ", ".join(f"{k} {v}" for k, v in fact.items()) if isinstance(fact, Mapping) else fact
+        yield f"- {name}: {shown}"
+    names = sorted({Path(str(shard)).name for shard in _shards(recipe.data.model_dump(mode="json"))})
+    yield "\n".join(
+        [
+            "",
+            "## Data",
+            "",
+            f"Training shards: {', '.join(f'`{name}`' for name in names)}. Their licences hold for this model, too.",
+        ]
+    )
+    yield "\n".join(["", "## Recipe", "", "```yaml", recipe.to_yaml().rstrip(), "```"])
+
+
+def _figures(scores: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """Rows of the scores that have an interval."""
+    for evaluator, values in scores.items():
+        for metric, value in values.items():
+            low, high = (values.get(f"{metric}_ci95_{end}") for end in ("low", "high"))
+            if low is not None and high is not None:
+                yield f"| {evaluator} | {metric} | {value:.4f} | {low:.4f} to {high:.4f} |"
+
+
+def _shards(data: Any) -> Iterator[str]:
+    """Every entry under a key `shards`, at any depth."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from value if key == "shards" and isinstance(value, list) else _shards(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _shards(value)
