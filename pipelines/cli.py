@@ -23,6 +23,7 @@ def full() -> typer.Typer:
         quickstart,
         recipes,
         runs,
+        search,
         shards,
     )
 
@@ -42,6 +43,7 @@ def full() -> typer.Typer:
     app.command("evaluate")(evaluate.evaluate)
     app.command("average")(average.average)
     app.command("embed")(embed.embed)
+    app.command("search")(search.search)
     app.command("export")(export.export)
     app.add_typer(recipes.app, name="recipes")
     app.add_typer(shards.app, name="shards")

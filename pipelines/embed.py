@@ -43,6 +43,7 @@ def embed(
     """
     from mmssl.evaluation.embed import write_embeddings
     from mmssl.recipe.load import load
+    from mmssl.training.checkpoints.manifest import weights_digest
     from mmssl.training.runtime.console import say
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of
@@ -63,7 +64,11 @@ def embed(
             batch_size=batch_size,
             workers=workers,
             remote=model.recipe.data.cache.build(model.recipe.data.allow_pipe),
-            source={"checkpoint": str(model.checkpoint), "recipe": model.recipe.name},
+            source={
+                "checkpoint": str(model.checkpoint.resolve()) if model.checkpoint else "",
+                "weights": weights_digest(model.checkpoint) if model.checkpoint else "",
+                "recipe": model.recipe.name,
+            },
         )
         for name, rows in written.items():
             say(

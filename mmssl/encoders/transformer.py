@@ -82,9 +82,8 @@ class Attention(nn.Module):
         else:
             width = x.shape[-1]
             if type(self.qkv) is nn.Linear:
-                weight, bias = self.qkv.weight, self.qkv.bias
-                q = F.linear(pick_tokens(x, pick), weight[:width], bias[:width])
-                kv = F.linear(x, weight[width:], bias[width:])
+                weights, biases = self.qkv.weight.tensor_split([width]), self.qkv.bias.tensor_split([width])
+                q, kv = (F.linear(*each) for each in zip((pick_tokens(x, pick), x), weights, biases, strict=True))
             else:  # with an adapter (LoRA), which has no such halves
                 q, kv = self.qkv(pick_tokens(x, pick))[..., :width], self.qkv(x)[..., width:]
             parts = tuple(part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, *kv.chunk(2, -1)))

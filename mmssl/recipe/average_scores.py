@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import CheckpointError, RecipeError
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
-from mmssl.recipe.average import State, average_states, pour, snapshot, write_model
+from mmssl.recipe.average import State, average_states, greedy_soup, pour, snapshot, write_model
 from mmssl.recipe.keep import Point, Scores, choose, table
 from mmssl.recipe.load import load_learner, start_learner_of
 from mmssl.recipe.recipe import Recipe
@@ -68,8 +69,6 @@ def sweep(recipe: Recipe, folder: Path) -> Point:
     Returns:
         The chosen point.
     """
-    from mmssl.reporting.report import write_results
-
     keep = recipe.keep
     assert keep is not None
     _, learner, checkpoint = load_learner(folder)
@@ -85,10 +84,8 @@ def sweep(recipe: Recipe, folder: Path) -> Point:
     write_model(folder / KEPT, recipe, learner, {"share": chosen.share, "end": checkpoint.name})
     shown = table(points, chosen, keep)
     replace_text(folder / "keep.txt", shown)
-    write_results(
-        folder / "keep.json",
-        {"chosen": chosen.share, "points": [{"share": p.share, "scores": dict(p.scores)} for p in points]},
-    )
+    result = {"chosen": chosen.share, "points": [{"share": p.share, "scores": dict(p.scores)} for p in points]}
+    replace_text(folder / "keep.json", json.dumps(result, indent=1, allow_nan=False))
     say(f"{shown}\nthe chosen weights are in {folder / KEPT}")
     return chosen
 
@@ -108,8 +105,6 @@ def average_runs(
     Raises:
         CheckpointError: the sources differ in architecture, or `out` exists. RecipeError: no such score.
     """
-    from mmssl.recipe.average import greedy_soup
-
     if out.exists():
         raise CheckpointError(f"{out}: exists already; choose another folder, or remove it")
     recipe, learner, _ = load_learner(sources[0])

@@ -110,15 +110,15 @@ def write_report(
     # `autoescape` is off by default in jinja2, and captions are anybody's text.
     loader = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     html = loader.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=_text(title),
+        title=printable(title),
         headlines=list(_headlines(scores)),
         tables=[_table(name, values) for name, values in scores.items()] + ([_table("other", other)] if other else []),
         charts=plots,
-        warnings=[(step, _text(sentences)) for step, sentences in warnings],
+        warnings=[(step, printable(sentences)) for step, sentences in warnings],
         galleries=[_gallery(gallery) for gallery in galleries],
         heat=_heat(similarity) if similarity is not None else None,
-        environment={_text(name): _text(value) for name, value in redact(environment or {}).items()},
-        recipe=_text(redact_text(recipe_text)),
+        environment={printable(name): printable(value) for name, value in redact(environment or {}).items()},
+        recipe=printable(redact_text(recipe_text)),
     )
     write_atomically(Path(path), html)
 
@@ -129,7 +129,7 @@ def _headlines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, An
             if HEADLINES.fullmatch(metric) and isinstance(value, int | float):
                 around = metric_context(values, metric)
                 yield {
-                    "name": _text(f"{evaluator}: {metric}".replace("_", " ")),
+                    "name": printable(f"{evaluator}: {metric}".replace("_", " ")),
                     "value": f"{100 * value:.1f} %",
                     "share": _percent(value),
                     "low": _percent(around["low"]),
@@ -179,19 +179,21 @@ def _table(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             plain[metric] = shown
     return {
-        "name": _text(name.replace("_", " ")),
-        "columns": [_text(column) for column in columns],
-        "rows": [(_text(metric.replace("_", " ")), [_text(cell) for cell in cells]) for metric, cells in rows.items()],
-        "plain": [(_text(metric.replace("_", " ")), _text(shown)) for metric, shown in plain.items()],
+        "name": printable(name.replace("_", " ")),
+        "columns": [printable(column) for column in columns],
+        "rows": [
+            (printable(metric.replace("_", " ")), [printable(cell) for cell in cells]) for metric, cells in rows.items()
+        ],
+        "plain": [(printable(metric.replace("_", " ")), printable(shown)) for metric, shown in plain.items()],
     }
 
 
 def _gallery(gallery: Gallery) -> dict[str, Any]:
     return {
-        "title": _text(gallery.title),
+        "title": printable(gallery.title),
         "sections": [
             {
-                "name": _text(name),
+                "name": printable(name),
                 "picks": [
                     {
                         "query": _thing(pick.query),
@@ -214,7 +216,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
 
 def _thing(thing: Thing) -> dict[str, str]:
     uri = figures.picture_uri(thing.picture) if thing.picture is not None else ""
-    return {"key": _text(thing.key), "text": _text(thing.text), "uri": uri}
+    return {"key": printable(thing.key), "text": printable(thing.text), "uri": uri}
 
 
 def _heat(similarity: Similarity) -> dict[str, Any]:
@@ -229,7 +231,7 @@ def _heat(similarity: Similarity) -> dict[str, Any]:
             cells.append({"value": f"{value:.2f}".replace("0.", "."), "back": back, "ink": ink, "own": i == j})
         rows.append({"thing": _thing(thing), "cells": cells})
     return {
-        "title": _text(similarity.title),
+        "title": printable(similarity.title),
         "columns": [_thing(thing) for thing in similarity.columns],
         "rows": rows,
         "low": f"{low:.3f}",
@@ -237,7 +239,7 @@ def _heat(similarity: Similarity) -> dict[str, Any]:
     }
 
 
-def _text(value: Any) -> str:
+def printable(value: Any) -> str:
     """Text for HTML: control characters and bidirectional marks become one visible sign."""
     return _UNPRINTABLE.sub("\ufffd", str(value))
 

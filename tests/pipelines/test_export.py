@@ -66,6 +66,7 @@ def test_transformers_load_it_with_its_processor_and_embed_alike(world: World, t
     torch.testing.assert_close(theirs.logits_per_image, scale * ours["image"] @ ours["text"].T, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_onnx_has_a_dynamic_batch_and_int8_is_measured(world: World, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     out = tmp_path / "exported"

@@ -166,6 +166,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the hashes of all tensors of a checkpoint: equal for equal weights.
+
+    Raises:
+        CheckpointError: the manifest is missing or malformed.
+    """
+    files = read_manifest(folder)["files"]
+    lines = [f"{name} {files[name]['sha256']}" for name in sorted(files) if name.endswith(".safetensors")]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's directory entries to the disk (fsync)."""
     descriptor = os.open(folder, os.O_RDONLY)
