@@ -2,8 +2,9 @@
 
 The quickstart on moving clips runs several times, with equal data, seeds and steps; only the flip differs. "synchronized": frames
 are mirrored and the channels of the sound (and the sides in the caption) exchanged with them, or neither. "one_sided": only frames
-are mirrored, as is common. "none": no flip. Each is scored on unseen, unmirrored clips: by the choice between a sample and its
-mirrored copy, and by retrieval, which alone hardly shows the loss.
+are mirrored, as is common. "none": no flip. "hard_negatives": synchronized, and captions with the wrong side are further candidates.
+Each is scored on unseen, unmirrored clips: by the choice between a sample and its mirrored copy, and by retrieval, which alone hardly
+shows the loss.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ from pipelines.quickstart import CLIPS
 
 RECIPE = "quickstart/video_audio"
 CROP = {"kind": "time_crop", "seconds": 2.0}
-ARMS: dict[str, tuple[list[dict[str, Any]], float]] = {
-    "synchronized": ([CROP, {"kind": "flip", "probability": 0.5}], 0.0),
-    "one_sided": ([CROP], 0.5),
-    "none": ([CROP], 0.0),
+BOTH = [CROP, {"kind": "flip", "probability": 0.5}]
+HARD = {
+    "modalities.text.views": {"hard": {"kind": "hard_negative", "falsehoods": ["side"]}},
+    "objective.negatives": {"text": ["hard"]},
 }
-"""Name -> synchronized operations, and the probability that the view of the video alone is mirrored."""
+ARMS: dict[str, tuple[list[dict[str, Any]], float, dict[str, Any]]] = {
+    "synchronized": (BOTH, 0.0, {}),
+    "hard_negatives": (BOTH, 0.0, HARD),
+    "one_sided": ([CROP], 0.5, {}),
+    "none": ([CROP], 0.0, {}),
+}
+"""Name -> synchronized operations, the probability that the view of the video alone is mirrored, and further settings."""
 
 SCORES = ("sides/acc", "caption_sides/acc", "video_audio/video_to_audio_R@1", "video_audio/audio_to_video_R@1")
 
@@ -48,7 +55,7 @@ def main() -> None:
 
 def run(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train one arm and score it: "<evaluator>/<metric>", and the seconds of processor time, without data workers."""
-    synchronized, flip = ARMS[arm]
+    synchronized, flip, further = ARMS[arm]
     test = [str(arguments.out / "clips/test")]
     pairs = {"sides": ("video", "audio"), "caption_sides": ("video", "text"), "video_audio": ("video", "audio")}
     evaluators = {
@@ -63,6 +70,7 @@ def run(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "data.synchronized": synchronized,
         "modalities.video.views.crop.flip": flip,
         "evaluators": evaluators,
+        **further,
         **({"duration": f"{arguments.epochs} epochs"} if arguments.epochs else {}),
     }
     recipe = find_recipe(RECIPE, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
