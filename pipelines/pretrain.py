@@ -150,7 +150,7 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
         report = report_run(recipe, model=model, failures=built.state.failures)
         say(f"finished; report in {report}")
         if recipe.keep is not None:
-            sweep(recipe, recipe.folder)
+            sweep(recipe, recipe.folder, built.launch.device)
     if built.state.failures:
         raise evaluation_error(built.state.failures)
     return scores, model

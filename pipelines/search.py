@@ -57,7 +57,8 @@ def search(
     _refuse_another(trained, index.manifest, folder)
     of = one_of("--as", as_, tuple(trained.embedding.heads)) if as_ is not None else modality_of(query, trained)
     value: Any = query if trained.modalities[of].language and not Path(query).is_file() else Path(query)
-    row = trained.encode(**{of: [value]})[of][0].numpy()
+    inputs: dict[str, Any] = {of: [value]}
+    row = trained.encode(**inputs)[of][0].numpy()
     found = {name: index.search(name, row, top) for name in wanted}
     keys = index.keys([hit.sample for hits in found.values() for hit in hits])
     for name, hits in found.items():
@@ -77,7 +78,7 @@ def modality_of(query: str, model: Model) -> str:
     """
     from mmssl.core.errors import DataError
 
-    names = [*model.embedding.heads]
+    names: list[str] = [*model.embedding.heads]
     extension = Path(query).suffix[1:].lower()
     readers = [name for name in names if extension and extension in model.modalities[name].extensions]
     if Path(query).is_file():

@@ -2,9 +2,9 @@
 
 The quickstart on moving clips runs several times, with equal data, seeds and steps; only the flip differs. "synchronized": frames
 are mirrored and the channels of the sound (and the sides in the caption) exchanged with them, or neither. "one_sided": only frames
-are mirrored, as is common. "none": no flip. "hard_negatives": synchronized, and captions with the wrong side are further candidates.
-Each is scored on unseen, unmirrored clips: by the choice between a sample and its mirrored copy, and by retrieval, which alone hardly
-shows the loss.
+are mirrored, as is common. "none": no flip. "hard_negatives": synchronized, and captions of the wrong side are negatives. Each is
+scored on unseen, unmirrored clips: by the choice between a sample and its mirrored copy, and by retrieval, which alone hardly shows
+the loss.
 """
 
 from __future__ import annotations

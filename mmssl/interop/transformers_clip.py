@@ -153,6 +153,7 @@ def write_transformers(parts: ClipParts, folder: Path) -> None:
 
 
 def _processor(parts: ClipParts, folder: Path) -> Any:
+    """CLIP's tokenizer and an image processor like our view "eval"."""
     size, image = parts.image_config.size, parts.image_config
     pictures = CLIPImageProcessorPil(
         size={"shortest_edge": size},
@@ -163,12 +164,13 @@ def _processor(parts: ClipParts, folder: Path) -> Any:
     vocabulary, merges = _vocabulary()
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    pairs: Any = [tuple(merge.split()) for merge in merges]
+    make: Any = CLIPProcessor
     words = CLIPTokenizer(
-        vocab=vocabulary,
-        merges=[tuple(merge.split()) for merge in merges],
+        vocab=vocabulary, merges=pairs,
         unk_token=END, bos_token=START, eos_token=END, pad_token=END, model_max_length=parts.text_config.context_length,
     )  # fmt: skip
-    return CLIPProcessor(image_processor=pictures, tokenizer=words)
+    return make(image_processor=pictures, tokenizer=words)
 
 
 def _vocabulary() -> tuple[dict[str, int], list[str]]:
@@ -185,7 +187,8 @@ def embed_transformers(
     parts: ClipParts, folder: Path, views: Mapping[str, Tensor], raw: Mapping[str, Sequence[bytes]]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Unit-norm embeddings of a written folder: of our views, and of files through the library's own processor."""
-    model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+    model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
+    model.eval()
     processor = CLIPProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     encoder = parts.embedding.encoders[parts.image]
     pixels = encoder.prepare(views[parts.image])  # type: ignore[operator]

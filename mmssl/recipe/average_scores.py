@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import CheckpointError, RecipeError
 from mmssl.core.evaluator import Evaluator
@@ -60,11 +62,11 @@ class Scorer:
                 stack.callback(evaluator.close)
 
 
-def sweep(recipe: Recipe, folder: Path) -> Point:
+def sweep(recipe: Recipe, folder: Path, device: torch.device) -> Point:
     """Measure the weights between start and end of a finished run, write `kept` and `keep.json`, and print the table.
 
     Args:
-        recipe: with `keep`. folder: of the run.
+        recipe: with `keep`. folder: of the run. device: for the measures.
 
     Returns:
         The chosen point.
@@ -73,6 +75,7 @@ def sweep(recipe: Recipe, folder: Path) -> Point:
     assert keep is not None
     _, learner, checkpoint = load_learner(folder)
     end, begin = snapshot(learner), snapshot(start_learner_of(recipe))
+    learner.to(device)
     points = []
     with Scorer.of(recipe, learner, keep.suite(recipe.evaluators)) as scorer:
         for number in range(keep.points):
@@ -108,6 +111,8 @@ def average_runs(
     if out.exists():
         raise CheckpointError(f"{out}: exists already; choose another folder, or remove it")
     recipe, learner, _ = load_learner(sources[0])
+    if torch.cuda.is_available():
+        learner.cuda()
     states = [snapshot(learner), *(snapshot(load_learner(path)[1]) for path in sources[1:])]
     if greedy is None:
         shares = [1 / len(states)] * len(states) if weights is None else list(weights)
