@@ -192,8 +192,9 @@ def embed_transformers(
     processor = CLIPProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     encoder = parts.embedding.encoders[parts.image]
     pixels = encoder.prepare(views[parts.image])  # type: ignore[operator]
+    # This library repairs neither HTML entities nor broken encodings, as our tokenizer does.
     given = processor(
-        text=[data.decode("utf-8-sig").strip() for data in raw[parts.text]],
+        text=[open_clip.tokenizer.basic_clean(data.decode("utf-8-sig")) for data in raw[parts.text]],
         images=[Image.open(BytesIO(data)).convert("RGB") for data in raw[parts.image]],
         return_tensors="pt", padding=True, truncation=True,
     )  # fmt: skip

@@ -15,7 +15,8 @@ USE: Mapping[Target, str] = {
     "open_clip": 'import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")\n'
     'tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")',
     "transformers": 'from transformers import CLIPModel, CLIPProcessor\n\nmodel = CLIPModel.from_pretrained("FOLDER")\n'
-    'processor = CLIPProcessor.from_pretrained("FOLDER", backend="pil")',
+    'processor = CLIPProcessor.from_pretrained("FOLDER", backend="pil")  # other backends resize otherwise\n'
+    "# The processor repairs neither HTML entities nor broken encodings in texts, which training did.",
     "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("FOLDER/MODALITY.onnx")\n'
     'embeddings = session.run(None, {"input": views})[0]  # the views "eval" of the recipe, unit norm',
     "safetensors": 'import mmssl\n\nmodel = mmssl.load("FOLDER")',
