@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel, Encoder
-from mmssl.core.errors import DataError, NumericError, RecipeError
+from mmssl.core.errors import DataError, MmsslError, NumericError, RecipeError
 from mmssl.data.samples import BadSample, read
 from mmssl.data.shards.index import ShardIndex
 from mmssl.encoders.text_transformer import TextTransformerConfig
@@ -25,12 +25,15 @@ from mmssl.interop.open_clip import ClipState, ImageEncoderConfig
 from mmssl.recipe.average import write_model
 from mmssl.recipe.load import load, load_learner
 from mmssl.recipe.model import Model
+from mmssl.recipe.suite import evaluation_modalities
 
 Target = Literal["open_clip", "transformers", "onnx", "safetensors"]
 SAMPLES = 8
 """Real inputs of each modality in the check."""
 TOLERANCE = 1e-5
 """Largest difference of a number in an embedding of unit norm."""
+OF_EMBEDDINGS = ("zero_shot", "retrieval", "class_retrieval")
+"""Kinds of evaluators that measure embeddings alone."""
 LEAST_COSINE = 0.999
 """Smallest cosine of embeddings of a file that went through the other library's own preprocessing."""
 
@@ -246,7 +249,28 @@ def _onnx(model: Model, folder: Path, inputs: Read, ema: bool, int8: bool) -> Ch
                 "least_cosine": round(float(F.cosine_similarity(ours[name], theirs[name]).min()), 6),
                 **latency(tower, given.views[name]),
             }
+    if int8:
+        facts |= _accuracies(model, {kind: load_onnx(folder, names, f"{kind}onnx") for kind in ("", "int8.")})
     return Check(check, {}, facts)
+
+
+def _accuracies(model: Model, towers: Mapping[str, EmbeddingModel]) -> dict[str, Any]:
+    """Main scores of the recipe's evaluators of embeddings, of each model; why, where one cannot be measured."""
+    found: dict[str, Any] = {}
+    available = evaluation_modalities(model.modalities)
+    for name, config in model.recipe.evaluators.items():
+        if config.kind not in OF_EMBEDDINGS:
+            continue
+        try:
+            with config.build(available) as evaluator:
+                for kind, some in towers.items():
+                    scores = {
+                        k: x for k, x in evaluator.evaluate(some) if k in evaluator.headlines and isinstance(x, float)
+                    }
+                    found[f"{name}, {kind}onnx"] = {metric: round(value, 4) for metric, value in scores.items()}
+        except MmsslError as error:
+            found[name] = f"not measured: {error}"
+    return found
 
 
 def _safetensors(model: Model, folder: Path, inputs: Read, ema: bool, int8: bool) -> Check:

@@ -81,6 +81,8 @@ def test_onnx_has_a_dynamic_batch_and_int8_is_measured(world: World, tmp_path: P
     assert "- opset: 18" in card
     assert all(f"- {name}.int8.onnx: bytes " in card for name in ("image", "text"))
     assert "p95_ms" in card
+    assert "- retrieval, onnx: image_to_text_R@1 " in card
+    assert "- retrieval, int8.onnx: image_to_text_R@1 " in card
     assert (out / "image.int8.onnx").stat().st_size < (out / "image.onnx").stat().st_size
 
 
