@@ -121,7 +121,7 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
     """
     from mmssl.core.errors import Interrupted, StopSignal
     from mmssl.core.evaluator import evaluation_error
-    from mmssl.recipe.average_scores import sweep
+    from mmssl.recipe.average_scores import choose_share
     from mmssl.recipe.load import trained
     from mmssl.recipe.resume import check_resumable
     from mmssl.reporting.run_report import report_run
@@ -150,7 +150,7 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
         report = report_run(recipe, model=model, failures=built.state.failures)
         say(f"finished; report in {report}")
         if recipe.keep is not None:
-            sweep(recipe, recipe.folder, built.launch.device)
+            choose_share(recipe, recipe.folder, built.launch.device)
     if built.state.failures:
         raise evaluation_error(built.state.failures)
     return scores, model

@@ -62,7 +62,7 @@ class Scorer:
                 stack.callback(evaluator.close)
 
 
-def sweep(recipe: Recipe, folder: Path, device: torch.device) -> Point:
+def choose_share(recipe: Recipe, folder: Path, device: torch.device) -> Point:
     """Measure the weights between start and end of a finished run, write `kept` and `keep.json`, and print the table.
 
     Args:
