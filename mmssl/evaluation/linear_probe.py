@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,7 +112,9 @@ def choose_penalty(features: Tensor, labels: Tensor, classes: int, config: Linea
     order = torch.from_numpy(generator(config.seed, "linear_probe").permutation(n)).to(features.device)
     held_out, rest = order[:held], order[held:]
     scale = Scale.of(features[rest], config.scale)
-    probes = fit_probes(scale(features[rest]), labels[rest], classes, config.penalties)
+    probes = fit_probes(
+        scale(features[rest]), labels[rest], classes, config.penalties, tolerance=1e-4, dtype=torch.float32
+    )
     best, accuracy = 0.0, -1.0
     for penalty in sorted(config.penalties, reverse=True):
         predictions = probes[penalty].classify(scale(features[held_out]), labels[held_out])
@@ -173,8 +176,16 @@ def probe_objective(weight: Tensor, bias: Tensor, features: Tensor, labels: Tens
     return F.cross_entropy(features @ weight.T + bias, labels) + penalty / 2 * weight.square().sum()
 
 
-def fit_probes(features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> dict[float, Probe]:
-    """Fit a logistic regression for each penalty: minimise `probe_objective` by L-BFGS in float64 on all samples.
+def fit_probes(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    penalties: Sequence[float],
+    *,
+    tolerance: float = 1e-6,
+    dtype: torch.dtype = torch.float64,
+) -> dict[float, Probe]:
+    """Fit a logistic regression for each penalty: minimise `probe_objective` by L-BFGS on all samples.
 
     Features of encoders are ill-conditioned, and L-BFGS on them takes hundreds of passes. So it works in whitened coordinates,
     where the Hessian is near the identity: features are centred, rotated to the eigenbasis of their covariance (once for all
@@ -186,6 +197,8 @@ def fit_probes(features: Tensor, labels: Tensor, classes: int, penalties: Sequen
         labels: [n] int64, in 0 ... K-1.
         classes: K.
         penalties: all above 0.
+        tolerance: largest entry of the gradient at the end, by weight and bias, as in scikit-learn.
+        dtype: of the passes over the samples: float32, which is enough for a tolerance of 1e-4, halves their time.
 
     Returns:
         penalty -> probe.
@@ -194,20 +207,57 @@ def fit_probes(features: Tensor, labels: Tensor, classes: int, penalties: Sequen
         mean = features.mean(0)
         centred = (features - mean).T.contiguous()  # [D, n]: both products of a pass read it in the order of memory
         values, basis = torch.linalg.eigh(centred @ centred.T / len(features))
-        rotated = basis.T @ centred
-        weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
-        bias = torch.zeros(classes, dtype=torch.float64, device=features.device)
+        rotated = (basis.T @ centred).to(dtype)
+        values, basis = values.to(dtype), basis.to(dtype)
+        weight = torch.zeros(classes, features.shape[1], dtype=dtype, device=features.device)
+        bias = torch.zeros(classes, dtype=dtype, device=features.device)
         probes = {}
         for penalty in sorted(penalties, reverse=True):
             stretch = (values.clamp_min(0) / classes + penalty).sqrt()
-            weight, bias = _minimise(rotated / stretch[:, None], stretch, labels, penalty, weight, bias)
-            own = weight @ basis.T
-            probes[penalty] = _finished(own, bias - own @ mean, features, labels, penalty)
+            stop = _Stop(basis, stretch, tolerance)
+            weight, bias = _minimise(rotated / stretch[:, None], stretch, labels, penalty, weight, bias, stop)
+            own = (weight @ basis.T).double()
+            probes[penalty] = _finished(own, bias.double() - own @ mean, features, labels, penalty)
     return probes
 
 
+class _Converged(Exception):
+    """The minimum is reached: the solver stops, and its parameters are those of the last call."""
+
+
+class _Stop:
+    """Rule for the end of a fit: no entry of the gradient by weight and bias is above the tolerance, as in scikit-learn, and the
+    decrease that is left is not either.
+
+    In whitened coordinates, where the Hessian is near the identity, half the squared gradient estimates that decrease. Without it
+    a fit with a small penalty, which starts from the solution of a larger one, would end where it starts.
+
+    Args:
+        basis: [D, D], columns are the axes of the rotated coordinates.
+        stretch: [D], by which these are divided.
+        tolerance: of the gradient.
+    """
+
+    def __init__(self, basis: Tensor, stretch: Tensor, tolerance: float) -> None:
+        self.basis, self.stretch, self.tolerance = basis, stretch, tolerance
+
+    def __call__(self, by_weight: Tensor, by_bias: Tensor) -> None:
+        left = (by_weight.square().sum() + len(by_bias) * by_bias.square().sum()) / 2
+        if not left <= self.tolerance:
+            return
+        largest = ((by_weight * self.stretch) @ self.basis.T).abs().max()
+        if max(float(largest), float(by_bias.abs().max())) <= self.tolerance:
+            raise _Converged
+
+
 def _minimise(
-    whitened: Tensor, stretch: Tensor, labels: Tensor, penalty: float, weight: Tensor, bias: Tensor
+    whitened: Tensor,
+    stretch: Tensor,
+    labels: Tensor,
+    penalty: float,
+    weight: Tensor,
+    bias: Tensor,
+    stop: _Stop,
 ) -> tuple[Tensor, Tensor]:
     """Solve for weight [K, D] and bias [K] in rotated coordinates, where logits [K, n] = weight @ (whitened * stretch) + bias."""
     inner, bias, decay = weight * stretch, bias.clone(), penalty / stretch.square()
@@ -215,7 +265,7 @@ def _minimise(
     solver = torch.optim.LBFGS(
         [inner, bias],
         max_iter=1000,
-        tolerance_grad=1e-6,
+        tolerance_grad=0.0,
         tolerance_change=0.0,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -229,9 +279,11 @@ def _minimise(
         slope[labels, samples] -= 1
         slope /= len(labels)
         inner.grad, bias.grad = slope @ whitened.T + decay * inner, slope.sum(1)
+        stop(inner.grad, bias.grad)
         return loss
 
-    solver.step(closure)  # type: ignore[no-untyped-call]
+    with suppress(_Converged):
+        solver.step(closure)  # type: ignore[no-untyped-call]
     return inner / stretch, bias
 
 
