@@ -14,6 +14,7 @@ def full() -> typer.Typer:
     from pipelines import (
         average,
         bench,
+        compare,
         doctor,
         embed,
         evaluate,
@@ -42,6 +43,7 @@ def full() -> typer.Typer:
     app.command("explain")(explain.explain)
     app.command("evaluate")(evaluate.evaluate)
     app.command("average")(average.average)
+    app.command("compare")(compare.compare)
     app.command("embed")(embed.embed)
     app.command("search")(search.search)
     app.command("export")(export.export)

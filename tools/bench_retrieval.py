@@ -1,9 +1,9 @@
 """Time and memory of retrieval scores in both directions: `python3 tools/run.py python tools/bench_retrieval.py --json FILE`.
 
 50,000 texts, 10,000 images of five captions each, 512 dimensions, unless told otherwise. Ours gives the exact rank of the best
-right candidate of each query, so every recall, and ties. Beside it stand the steps that CLIP_benchmark takes (all scores at once, the best k of each query as
-one-hot rows over all candidates, compared with a dense matrix of right pairs, for each k), and, where faiss is installed, two
-searches of its flat index for the 10 best. All take turns, and medians are compared; recalls must be equal.
+right candidate of each query, so every recall, and ties. Beside it stand the steps that CLIP_benchmark takes (all scores at once,
+the best k of each query as one-hot rows over all candidates, compared with a dense matrix of right pairs, for each k), and, where
+faiss is installed, two searches of its flat index for the 10 best. All take turns, and medians are compared; recalls must be equal.
 
 A ratio is the peer's seconds over ours: above 1, ours is better.
 """
@@ -103,7 +103,11 @@ def dense(image: Tensor, text: Tensor, owner: Tensor) -> list[float]:
     scores = text @ image.T
     right = owner[:, None] == torch.arange(len(image))
     return [
-        float(torch.cat([_hits(s, r, k) for s, r in zip(table.split(BATCH), pairs.split(BATCH), strict=True)]).mean())
+        float(
+            torch.cat(
+                [_hits(s, r, k) for s, r in zip(torch.split(table, BATCH), torch.split(pairs, BATCH), strict=True)]
+            ).mean()
+        )
         for table, pairs in ((scores.T, right.T), (scores, right))
         for k in KS
     ]

@@ -151,3 +151,18 @@ def test_no_suite_says_what_was_wanted(tmp_path: Path) -> None:
         find_suite("image_txt")
     with pytest.raises(RecipeError, match="is a folder without test sets"):
         find_suite(str(tmp_path))
+
+
+def test_two_models_are_compared(world: World, sets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "comparison"
+    assert world.mmssl("compare", world.recipe, world.run, sets, "--out", out, "--resamples", 100) == 0
+    assert "difference" in capfd.readouterr().err
+    rows = list(csv.DictReader((out / "compare.csv").open()))
+    assert {row["task"] for row in rows} == {"single", "multilabel", "retrieval"}
+    accuracy = next(row for row in rows if row["metric"] == "acc1")
+    assert float(accuracy["difference"]) == pytest.approx(float(accuracy["second"]) - float(accuracy["first"]))
+    assert 0 < float(accuracy["mcnemar_p"]) <= 1
+    assert {row["group"] for row in csv.DictReader((out / "classes.csv").open())} == set(NAMES)
+    assert (out / "compare.md").read_text().count("\n") == len(rows) + 2
+    assert r"retrieval & image\_to\_text\_R@1" in (out / "compare.tex").read_text()
+    assert len(read(out / "compare.json")["differences"]) == len(rows) + len(NAMES)
