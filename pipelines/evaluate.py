@@ -31,6 +31,7 @@ from pipelines.outputs import file_or_folder, local_path
 
 if TYPE_CHECKING:
     from mmssl.core.errors import MmsslError
+    from mmssl.core.evaluator import Evaluator
     from mmssl.recipe.model import Model
     from mmssl.recipe.suite import Suite
     from mmssl.reporting.results import Results, Row
@@ -66,6 +67,12 @@ TEMPLATES = Annotated[
     ),
 ]
 RETRIEVAL = Annotated[str | None, typer.Option(metavar="SHARDS", help="Search these samples both ways.")]
+CALIBRATE = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARDS", help="Fit the probability of a match on these pairs, for `model.match`; see --pair."
+    ),
+]
 PROBE = Annotated[
     tuple[str, str] | None,
     typer.Option(metavar="TRAIN TEST", help="Fit a linear classifier on TRAIN, measure it on TEST."),
@@ -75,7 +82,8 @@ MODALITY = Annotated[
     typer.Option(help="For --zero-shot and --linear-probe: modality to classify. Default: the first that is not text."),
 ]
 PAIR = Annotated[
-    str | None, typer.Option(metavar="A,B", help="For --retrieval. Default: the first two in the shared space.")
+    str | None,
+    typer.Option(metavar="A,B", help="For --retrieval and --calibrate. Default: the first two in the shared space."),
 ]
 OUT = Annotated[
     Path | None,
@@ -96,6 +104,7 @@ def evaluate(
     templates: TEMPLATES = None,
     retrieval: RETRIEVAL = None,
     linear_probe: PROBE = None,
+    calibrate: CALIBRATE = None,
     modality: MODALITY = None,
     pair: PAIR = None,
     which: WHICH = None,
@@ -126,6 +135,8 @@ def evaluate(
 
     `mmssl evaluate runs/vit_b_32 --retrieval flickr modalities.text.captions=lines` (several captions, one a line)
 
+    `mmssl evaluate runs/vit_b_32 --calibrate validation` (when is a cosine a match?)
+
     `mmssl evaluate image_text/vit_b_32 suite.yaml` (the untrained model, for comparison)
 
     `accelerate launch --num_processes 8 -m pipelines.evaluate runs/vit_b_32 suite.yaml`
@@ -140,13 +151,14 @@ def evaluate(
 
     refuse_alone("--classnames", classnames, {"--zero-shot": zero_shot})
     refuse_alone("--templates", templates, {"--zero-shot": zero_shot})
-    refuse_alone("--pair", pair, {"--retrieval": retrieval})
+    refuse_alone("--pair", pair, {"--retrieval": retrieval, "--calibrate": calibrate})
     refuse_alone("--modality", modality, {"--zero-shot": zero_shot, "--linear-probe": linear_probe})
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
     try:
         suite, overrides = suite_and_overrides(more or [])
         model = model_of(checkpoint, which, launch, ema, overrides)
-        wanted = _from_flags(model, zero_shot, classnames, templates, retrieval, linear_probe, modality, pair)
+        wanted = _from_flags(model, zero_shot, classnames, templates, linear_probe, modality)
+        wanted |= _of_pairs(model, {"retrieval": retrieval, "calibration": calibrate}, pair)
         configs = with_settings(_evaluators(model, suite, data, wanted), batch_size, workers, on_error)
         folder = Results(out, origin(model), model.digest()) if out is not None and out.is_dir() else None
         scores, failures = _run(model, configs, folder)
@@ -177,6 +189,8 @@ def _run(
             rows[name] = [Row(name, "error", str(found))]
         else:
             scores[name] = found
+            if is_main():
+                _keep_calibration(model, evaluator)
             rows[name] = summary_rows(name, found, evaluator.headlines if evaluator is not None else ())
     table = [row for name in configs for row in rows[name]]
     show([row for row in table if row.metric != "error"])
@@ -199,7 +213,7 @@ def _evaluators(model: Model, suite: Suite | None, data: Path, wanted: dict[str,
     evaluators = {**listed, **flagged} or model.recipe.evaluators
     if not evaluators:
         raise typer.BadParameter(
-            "nothing to measure: the recipe has no evaluators; give a suite, --zero-shot, --retrieval or --linear-probe"
+            "nothing to measure: the recipe has no evaluators; give a suite, --zero-shot, --retrieval, --linear-probe or --calibrate"
         )
     return dict(evaluators)
 
@@ -209,10 +223,8 @@ def _from_flags(
     zero_shot: str | None,
     classnames: str | None,
     templates: str | None,
-    retrieval: str | None,
     linear_probe: tuple[str, str] | None,
     modality: str | None,
-    pair: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluators of the flags, as mappings like a suite's."""
     texts = [name for name in model.recipe.encoders if model.modalities[name].language]
@@ -232,20 +244,37 @@ def _from_flags(
             "kind": "zero_shot", "shards": [zero_shot], "modality": classified, "prompts": next(iter(texts), "text"),
             "classnames": names, "templates": templates,
         }  # fmt: skip
-    if retrieval is not None:
-        both = pair.split(",") if pair else [*model.embedding.heads][:2]
-        if len(both) != 2:
-            space = ", ".join(model.embedding.heads) or "no modality"
-            raise typer.BadParameter(
-                f"--retrieval needs two modalities of a shared space: this model has {space} in one, and --pair is {pair!r}"
-            )
-        wanted["retrieval"] = {"kind": "retrieval", "shards": [retrieval], "pair": both}
     if linear_probe is not None:
         train, test = linear_probe
         wanted["linear_probe"] = {
             "kind": "linear_probe", "train_shards": [train], "shards": [test], "modality": classified
         }  # fmt: skip
     return wanted
+
+
+def _of_pairs(model: Model, shards: dict[str, str | None], pair: str | None) -> dict[str, dict[str, Any]]:
+    """Evaluators of two modalities: kind -> its shards, None: not wanted."""
+    both = pair.split(",") if pair else [*model.embedding.heads][:2]
+    wanted = {kind: where for kind, where in shards.items() if where is not None}
+    if wanted and len(both) != 2:
+        space = ", ".join(model.embedding.heads) or "no modality"
+        raise typer.BadParameter(
+            f"--{next(iter(wanted))} needs two modalities of a shared space: this model has {space}, and --pair is {pair!r}"
+        )
+    return {kind: {"kind": kind, "shards": [where], "pair": both} for kind, where in wanted.items()}
+
+
+def _keep_calibration(model: Model, evaluator: Evaluator | None) -> None:
+    """Write a calibration into the checkpoint, where `Model.match` finds it."""
+    from mmssl.evaluation.calibration import CalibrationEvaluator
+    from mmssl.recipe.calibrations import write_calibration
+    from mmssl.training.runtime.console import say
+
+    if not isinstance(evaluator, CalibrationEvaluator) or evaluator.calibration is None or model.checkpoint is None:
+        return
+    a, b = evaluator.config.pair
+    file = write_calibration(model.checkpoint, model.digest(), (a, b), evaluator.calibration)
+    say(f"calibration of {a} and {b} in {file}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,11 @@ def make(samples: int, width: int, classes: int) -> tuple[Tensor, Tensor]:
 def sweep_ours(features: Tensor, labels: Tensor, classes: int, penalties: list[float], tolerance: float) -> list[float]:
     """Objectives of the sweep, by penalty."""
     probes = fit_probes(features, labels, classes, penalties, tolerance=tolerance, dtype=torch.float32)
-    return [probes[penalty].objective for penalty in penalties]
+    found = [probes[penalty] for penalty in penalties]
+    return [
+        float(probe_objective(probe.weight, probe.bias, features, labels, penalty))
+        for probe, penalty in zip(found, penalties, strict=True)
+    ]
 
 
 def sweep_scikit_learn(

@@ -211,13 +211,13 @@ def fit_probes(
         values, basis = values.to(dtype), basis.to(dtype)
         weight = torch.zeros(classes, features.shape[1], dtype=dtype, device=features.device)
         bias = torch.zeros(classes, dtype=dtype, device=features.device)
-        probes = {}
+        probes, exact = {}, features.to(dtype)
         for penalty in sorted(penalties, reverse=True):
             stretch = (values.clamp_min(0) / classes + penalty).sqrt()
             stop = _Stop(basis, stretch, tolerance)
             weight, bias = _minimise(rotated / stretch[:, None], stretch, labels, penalty, weight, bias, stop)
             own = (weight @ basis.T).double()
-            probes[penalty] = _finished(own, bias.double() - own @ mean, features, labels, penalty)
+            probes[penalty] = _finished(own, bias.double() - own @ mean, exact, labels, penalty)
     return probes
 
 
@@ -227,7 +227,7 @@ class _Converged(Exception):
 
 class _Stop:
     """Rule for the end of a fit: no entry of the gradient by weight and bias is above the tolerance, as in scikit-learn, and the
-    decrease that is left is not either.
+    decrease that is left is below a hundredth of it.
 
     In whitened coordinates, where the Hessian is near the identity, half the squared gradient estimates that decrease. Without it
     a fit with a small penalty, which starts from the solution of a larger one, would end where it starts.
@@ -243,7 +243,7 @@ class _Stop:
 
     def __call__(self, by_weight: Tensor, by_bias: Tensor) -> None:
         left = (by_weight.square().sum() + len(by_bias) * by_bias.square().sum()) / 2
-        if not left <= self.tolerance:
+        if not left <= self.tolerance / 100:
             return
         largest = ((by_weight * self.stretch) @ self.basis.T).abs().max()
         if max(float(largest), float(by_bias.abs().max())) <= self.tolerance:
@@ -290,12 +290,12 @@ def _minimise(
 def _finished(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, penalty: float) -> Probe:
     """Objective and gradient of a solution in the caller's coordinates."""
     with torch.enable_grad():
-        inputs = [weight.requires_grad_(), bias.requires_grad_()]
-        value = probe_objective(weight, bias, features, labels, penalty)
+        inputs = [weight.to(features.dtype).requires_grad_(), bias.to(features.dtype).requires_grad_()]
+        value = probe_objective(*inputs, features, labels, penalty)
         gradients = torch.autograd.grad(value, inputs)
     largest = max(float(gradient.abs().max()) for gradient in gradients)
     if not torch.isfinite(value):
         raise NumericError(
             f"the probe with penalty {penalty:g} did not converge to a finite objective; set larger `penalties`"
         )
-    return Probe(weight.detach(), bias.detach(), value.item(), largest)
+    return Probe(weight, bias, value.item(), largest)

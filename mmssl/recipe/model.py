@@ -20,6 +20,7 @@ from mmssl.data.modalities.class_names import check_class_names
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.evaluation.common import inference
 from mmssl.evaluation.prompts import NAMED_TEMPLATES, build_classifier, check_templates, named_templates
+from mmssl.recipe.calibrations import read_calibrations
 from mmssl.recipe.recipe import Recipe
 
 Encode = Callable[[str, Tensor], Tensor]
@@ -152,6 +153,31 @@ class Model:
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
             raise ValueError(f"got embeddings {list(a.shape)} and {list(b.shape)}, wanted [N, E] and [M, E]")
         return a @ b.T
+
+    def match(self, *, prior: float | None = None, batch_size: int = 64, **inputs: Any) -> Tensor:
+        """Probabilities [N, M] that inputs of two modalities match, by the calibration of `mmssl evaluate --calibrate`.
+
+        `model.match(image=pictures, text=captions)`
+
+        Args:
+            prior: share of matches among the pairs that are asked about; None: that of the fit, 0.5 unless it was told otherwise.
+            batch_size: number of inputs encoded at once.
+            **inputs: modality -> list of inputs (or one). Rows are the first side.
+
+        Raises:
+            ValueError: not exactly two modalities; no calibration of these weights; a prior that is no share; see `encode`.
+        """
+        if prior is not None and not 0 < prior < 1:
+            raise ValueError(f"prior: got {prior}, wanted a share between 0 and 1")
+        fitted = read_calibrations(self.checkpoint, self.digest()) if self.checkpoint is not None else {}
+        found = next((one for pair, one in fitted.items() if set(pair) == set(inputs)), None)
+        if found is None:
+            raise ValueError(
+                f"no calibration of {' and '.join(inputs) or 'nothing'} for these weights; it has "
+                f"{', '.join(map(str, fitted)) or 'none'}: run `mmssl evaluate RUN --calibrate SHARDS --pair A,B` first"
+            )
+        probabilities: Tensor = found(self.similarity(batch_size=batch_size, **inputs), prior)
+        return probabilities
 
     def classify(
         self,

@@ -35,6 +35,7 @@ from mmssl.encoders.series_transformer import SeriesTransformerConfig
 from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
+from mmssl.evaluation.calibration import CalibrationConfig
 from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
 from mmssl.evaluation.common import EvaluatorConfig
 from mmssl.evaluation.knn import KnnConfig
@@ -130,7 +131,8 @@ EvaluatorUnion = Annotated[
     | LinearProbeConfig
     | KnnConfig
     | RepresentationConfig
-    | ModalityGapConfig,
+    | ModalityGapConfig
+    | CalibrationConfig,
     KIND,
 ]  # fmt: skip
 

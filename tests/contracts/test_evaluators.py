@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "knn": {"modality": "video", "ks": [3, 2]},
     "representation": {"modality": "audio"},
     "modality_gap": {"pair": PAIR},
+    "calibration": {"pair": PAIR, "negatives": 2, "resamples": 100},
     "offset": {"pair": PAIR, "seconds": 0.5, "offsets": [0, 0.2, 0.4]},
     "sides": {"pair": PAIR},
 }

@@ -166,3 +166,22 @@ def test_two_models_are_compared(world: World, sets: Path, tmp_path: Path, capfd
     assert (out / "compare.md").read_text().count("\n") == len(rows) + 2
     assert r"retrieval & image\_to\_text\_R@1" in (out / "compare.tex").read_text()
     assert len(read(out / "compare.json")["differences"]) == len(rows) + len(NAMES)
+
+
+def test_a_calibration_is_saved_with_the_checkpoint(world: World, tmp_path: Path) -> None:
+    import mmssl
+
+    run = world.copy_of_run(tmp_path / "run")
+    model = mmssl.load(run)
+    with pytest.raises(ValueError, match="no calibration of image and text for these weights; it has none: run "):
+        model.match(image=picture(0), text="a digit")
+    assert world.mmssl("evaluate", run, "--calibrate", world.shards / "test", "--out", tmp_path / "out") == 0
+    curve = list(csv.DictReader((tmp_path / "out/calibration.curve.csv").open()))
+    cosine = float(model.similarity(image=picture(0), text="a digit"))
+    known = [[float(row[name]) for row in curve] for name in ("cosine", "probability")]
+    assert float(model.match(image=picture(0), text="a digit")) == pytest.approx(np.interp(cosine, *known), abs=1e-6)
+    assert model.match(text=["a", "b"], image=[picture(0)]).shape == (2, 1)
+    assert float(model.match(image=picture(0), text="a digit", prior=1e-9)) < 0.01
+    next(run.rglob("calibration.json")).write_text("[1]")
+    with pytest.raises(mmssl.core.errors.CheckpointError, match="is damaged"):
+        model.match(image=picture(0), text="a digit")
