@@ -213,7 +213,8 @@ def _evaluators(model: Model, suite: Suite | None, data: Path, wanted: dict[str,
     evaluators = {**listed, **flagged} or model.recipe.evaluators
     if not evaluators:
         raise typer.BadParameter(
-            "nothing to measure: the recipe has no evaluators; give a suite, --zero-shot, --retrieval, --linear-probe or --calibrate"
+            "nothing to measure: the recipe has no evaluators; give a suite, or one of --zero-shot, --retrieval, "
+            "--linear-probe and --calibrate"
         )
     return dict(evaluators)
 
@@ -236,7 +237,7 @@ def _from_flags(
         if classnames is not None and not Path(classnames).expanduser().is_file() and classnames != "imagenet":
             if "," not in classnames:
                 raise typer.BadParameter(
-                    f"--classnames: got {classnames!r}, which is no file; wanted a file with one name a line (or JSON), or "
+                    f"--classnames: got {classnames!r}, which is no file; wanted one name a line, JSON, or "
                     "names,with,commas"
                 )
             names = classnames.split(",")

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
@@ -182,7 +183,7 @@ def fit_probes(
     classes: int,
     penalties: Sequence[float],
     *,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-8,
     dtype: torch.dtype = torch.float64,
 ) -> dict[float, Probe]:
     """Fit a logistic regression for each penalty: minimise `probe_objective` by L-BFGS on all samples.
@@ -227,7 +228,7 @@ class _Converged(Exception):
 
 class _Stop:
     """Rule for the end of a fit: no entry of the gradient by weight and bias is above the tolerance, as in scikit-learn, and the
-    decrease that is left is below a hundredth of it.
+    decrease that is left is not either.
 
     In whitened coordinates, where the Hessian is near the identity, half the squared gradient estimates that decrease. Without it
     a fit with a small penalty, which starts from the solution of a larger one, would end where it starts.
@@ -243,7 +244,7 @@ class _Stop:
 
     def __call__(self, by_weight: Tensor, by_bias: Tensor) -> None:
         left = (by_weight.square().sum() + len(by_bias) * by_bias.square().sum()) / 2
-        if not left <= self.tolerance / 100:
+        if not left <= self.tolerance:
             return
         largest = ((by_weight * self.stretch) @ self.basis.T).abs().max()
         if max(float(largest), float(by_bias.abs().max())) <= self.tolerance:
@@ -260,37 +261,38 @@ def _minimise(
     stop: _Stop,
 ) -> tuple[Tensor, Tensor]:
     """Solve for weight [K, D] and bias [K] in rotated coordinates, where logits [K, n] = weight @ (whitened * stretch) + bias."""
-    inner, bias, decay = weight * stretch, bias.clone(), penalty / stretch.square()
-    samples = torch.arange(len(labels), device=labels.device)
-    solver = torch.optim.LBFGS(
-        [inner, bias],
-        max_iter=1000,
-        tolerance_grad=0.0,
-        tolerance_change=0.0,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
+    from scipy.optimize import minimize
 
-    def closure() -> Tensor:
+    classes, width = weight.shape
+    decay = penalty / stretch.square()
+    samples = torch.arange(len(labels), device=labels.device)
+    latest = torch.cat([(weight * stretch).flatten(), bias])
+
+    def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
         # Gradient by hand: nearly all time goes here, and autograd would read the features in the slow memory order.
-        logs = (inner @ whitened + bias[:, None]).log_softmax(0)
+        latest.copy_(torch.from_numpy(flat))
+        inner, offset = latest[: classes * width].view(classes, width), latest[classes * width :]
+        logs = (inner @ whitened + offset[:, None]).log_softmax(0)
         loss = (decay * inner.square()).sum() / 2 - logs[labels, samples].mean()
-        slope = logs.exp()
+        slope = logs.exp_()
         slope[labels, samples] -= 1
         slope /= len(labels)
-        inner.grad, bias.grad = slope @ whitened.T + decay * inner, slope.sum(1)
-        stop(inner.grad, bias.grad)
-        return loss
+        by_weight, by_bias = slope @ whitened.T + decay * inner, slope.sum(1)
+        stop(by_weight, by_bias)
+        return float(loss), torch.cat([by_weight.flatten(), by_bias]).double().cpu().numpy()
 
     with suppress(_Converged):
-        solver.step(closure)  # type: ignore[no-untyped-call]
-    return inner / stretch, bias
+        options = {"maxcor": 20, "maxiter": 1000, "maxfun": 2000, "ftol": 0.0, "gtol": 0.0}
+        minimize(value_and_gradient, latest.double().cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
+    return latest[: classes * width].view(classes, width) / stretch, latest[classes * width :]
 
 
 def _finished(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, penalty: float) -> Probe:
     """Objective and gradient of a solution in the caller's coordinates."""
     with torch.enable_grad():
-        inputs = [weight.to(features.dtype).requires_grad_(), bias.to(features.dtype).requires_grad_()]
+        inputs = (weight.detach().to(features.dtype), bias.detach().to(features.dtype))
+        for one in inputs:
+            one.requires_grad_()
         value = probe_objective(*inputs, features, labels, penalty)
         gradients = torch.autograd.grad(value, inputs)
     largest = max(float(gradient.abs().max()) for gradient in gradients)
@@ -298,4 +300,4 @@ def _finished(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, pe
         raise NumericError(
             f"the probe with penalty {penalty:g} did not converge to a finite objective; set larger `penalties`"
         )
-    return Probe(weight, bias, value.item(), largest)
+    return Probe(weight.detach(), bias.detach(), value.item(), largest)

@@ -31,6 +31,19 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float, float]:
+    """Mean of a few independent values, Student's 95 % interval (low, high) of it, and their standard deviation.
+
+    Args:
+        values: at least two.
+    """
+    from scipy.stats import t
+
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return mean, mean - half, mean + half, deviation
+
+
 def clustered_bootstrap(
     hits: Tensor, counts: Tensor, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:

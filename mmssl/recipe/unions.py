@@ -38,6 +38,7 @@ from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.evaluation.calibration import CalibrationConfig
 from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
 from mmssl.evaluation.common import EvaluatorConfig
+from mmssl.evaluation.few_shot import FewShotConfig
 from mmssl.evaluation.knn import KnnConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig
 from mmssl.evaluation.modality_gap import ModalityGapConfig
@@ -130,6 +131,7 @@ EvaluatorUnion = Annotated[
     | SidesConfig
     | LinearProbeConfig
     | KnnConfig
+    | FewShotConfig
     | RepresentationConfig
     | ModalityGapConfig
     | CalibrationConfig,

@@ -41,13 +41,14 @@ CASES: dict[str, dict[str, Any]] = {
     "class_retrieval": {"pair": PAIR, "resamples": 100},
     "linear_probe": {"modality": "video", "penalties": [1.0, 0.1]},
     "knn": {"modality": "video", "ks": [3, 2]},
+    "few_shot": {"modality": "video", "shots": [1, 2], "draws": 2},
     "representation": {"modality": "audio"},
     "modality_gap": {"pair": PAIR},
     "calibration": {"pair": PAIR, "negatives": 2, "resamples": 100},
     "offset": {"pair": PAIR, "seconds": 0.5, "offsets": [0, 0.2, 0.4]},
     "sides": {"pair": PAIR},
 }
-TRAINED = ("linear_probe", "knn")
+TRAINED = ("linear_probe", "knn", "few_shot")
 """Kinds that compare with training samples."""
 EVERY = pytest.mark.parametrize("kind", CASES)
 WITHOUT = {"n_excluded", "n_train_excluded"}
