@@ -85,6 +85,10 @@ PAIR = Annotated[
     str | None,
     typer.Option(metavar="A,B", help="For --retrieval and --calibrate. Default: the first two in the shared space."),
 ]
+GROUPS = Annotated[
+    str | None,
+    typer.Option(metavar="json.KEY", help="Also score by group: the values of this key of the samples' .json."),
+]
 OUT = Annotated[
     Path | None,
     typer.Option(
@@ -112,6 +116,7 @@ def evaluate(
     batch_size: BATCH_SIZE = None,
     workers: WORKERS = None,
     on_error: ON_ERROR = None,
+    groups: GROUPS = None,
     data: DATA = Path("."),
     device: DEVICE = "auto",
     out: OUT = None,
@@ -161,7 +166,7 @@ def evaluate(
         wanted |= _of_pairs(model, {"retrieval": retrieval, "calibration": calibrate}, pair)
         configs = with_settings(_evaluators(model, suite, data, wanted), batch_size, workers, on_error)
         folder = Results(out, origin(model), model.digest()) if out is not None and out.is_dir() else None
-        scores, failures = _run(model, configs, folder)
+        scores, failures = _run(model, configs, folder, groups)
         if is_main() and out is not None:
             if folder is None:
                 write_results(out, {"checkpoint": origin(model), **scores})
@@ -173,7 +178,7 @@ def evaluate(
 
 
 def _run(
-    model: Model, configs: dict[str, Wanted], folder: Results | None
+    model: Model, configs: dict[str, Wanted], folder: Results | None, groups: str | None
 ) -> tuple[dict[str, Scores], dict[str, MmsslError]]:
     """Measure, and show the table: scores by task, {"error": sentence} where one failed; and the errors by task."""
     from mmssl.core.distributed import is_main
@@ -183,7 +188,7 @@ def _run(
     scores: dict[str, Scores] = {}
     failures: dict[str, MmsslError] = {}
     rows: dict[str, list[Row]] = {}
-    for name, evaluator, found in measure(model, configs, folder):
+    for name, evaluator, found in measure(model, configs, folder, groups):
         if isinstance(found, MmsslError):
             failures[name], scores[name] = found, {"error": str(found)}
             rows[name] = [Row(name, "error", str(found))]

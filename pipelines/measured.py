@@ -107,7 +107,7 @@ def configs_of(suite: Suite, data: Path, model: Model) -> dict[str, Wanted]:
 
 
 def measure(
-    model: Model, configs: Mapping[str, Wanted], results: Results | None = None
+    model: Model, configs: Mapping[str, Wanted], results: Results | None = None, groups: str | None = None
 ) -> Iterator[tuple[str, Evaluator | None, Scores | MmsslError]]:
     """Run evaluators one after the other: (name, evaluator, scores or error); every process of a launch must iterate.
 
@@ -117,6 +117,7 @@ def measure(
         model: to measure.
         configs: evaluators by name, or why there is none.
         results: folder that keeps what is done; such tasks are not measured again. None: nothing is written.
+        groups: key of the samples' metadata: evaluators with rows of samples get a table "groups".
     """
     from mmssl.core.distributed import attempt
     from mmssl.core.errors import MmsslError
@@ -138,7 +139,7 @@ def measure(
         assert not isinstance(config, MmsslError)
         say(f"{name} ... ({number} of {len(built)})")
         with evaluator:
-            yield name, evaluator, attempt(partial(_scores, name, config, evaluator, model, results))
+            yield name, evaluator, attempt(partial(_scores, name, config, evaluator, model, results, groups))
 
 
 def _opened(config: EvaluatorConfig, modalities: Mapping[str, Modality]) -> Evaluator:
@@ -147,20 +148,46 @@ def _opened(config: EvaluatorConfig, modalities: Mapping[str, Modality]) -> Eval
     return evaluator
 
 
-def _scores(name: str, config: EvaluatorConfig, evaluator: Evaluator, model: Model, results: Results | None) -> Scores:
+def _scores(
+    name: str,
+    config: EvaluatorConfig,
+    evaluator: Evaluator,
+    model: Model,
+    results: Results | None,
+    groups: str | None,
+) -> Scores:
     from mmssl.core.distributed import gather_objects, is_main
     from mmssl.training.runtime.console import say
 
     if results is None:
-        return dict(evaluator.evaluate(model.embedding))
-    facts: dict[str, Any] = evaluator.facts()
+        return _measured(config, evaluator, model, groups)
+    facts: dict[str, Any] = evaluator.facts() | ({} if groups is None else {"groups": groups})
     found = gather_objects(results.done(name, results.identity(config, facts)) if is_main() else None)[0]
     if found is not None:
         say(f"  done before, in {results.folder / name}.json")
         return dict(found)
-    scores = dict(evaluator.evaluate(model.embedding))
+    scores = _measured(config, evaluator, model, groups)
     if is_main():
         results.write(name, config, evaluator, facts, scores)
+    return scores
+
+
+def _measured(config: EvaluatorConfig, evaluator: Evaluator, model: Model, groups: str | None) -> Scores:
+    from mmssl.evaluation.subgroups import group_table, sample_groups
+    from mmssl.training.runtime.console import say
+
+    found = None if groups is None else sample_groups(config.shards, groups)
+    scores = dict(evaluator.evaluate(model.embedding))
+    if found is not None:
+        table = group_table(evaluator.tables, found)
+        evaluator.tables = {**evaluator.tables, "groups": table}
+        worst: set[object] = set()
+        for metric, group, n, value in zip(
+            *(table.columns[c] for c in ("outcome", "group", "n", "value")), strict=True
+        ):
+            if metric not in worst:
+                say(f"  worst group of {metric}: {group}, {value:.4f} of {n}")
+            worst.add(metric)
     return scores
 
 

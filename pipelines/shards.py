@@ -102,6 +102,10 @@ def check(
         bool,
         typer.Option("--against-manifest", help="Compare the shards with the manifest beside them: size, SHA-256."),
     ] = False,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SHARDS", help="Only look for the samples of these test shards in the others: leakage."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Check that this number of workers has enough shards.")
     ] = None,
@@ -122,7 +126,11 @@ def check(
     `mmssl shards check 'shards/train/{000000..000099}.tar' --needs image,text`
 
     `mmssl shards check image_text/vit_b_32 data.shards='["shards/train"]'`
+
+    `mmssl shards check shards/train --against shards/test` (equal files, pictures that look alike, captions)
     """
+    if against:
+        return _leaks(shards, against, cache, allow_pipe, json_file)
     from pipelines.check_recipe import audit, check_recipe, is_recipe, modality_names, recipe_alone
 
     with progress_bar("checking") as progress:
@@ -141,6 +149,18 @@ def check(
         else:
             remote = client_for(shards, cache, allow_pipe)
             report = examine(shards, needs=modality_names(needs), required=require or None, remote=remote)
+    print(report.table())
+    if json_file is not None:
+        json_file.write_text(report.to_json() + "\n")
+    if not report.ok:
+        raise typer.Exit(3)
+
+
+def _leaks(shards: list[str], against: list[str], cache: Path | None, allow_pipe: bool, json_file: Path | None) -> None:
+    from mmssl.curation.leakage import find_leaks
+
+    with progress_bar("comparing") as progress:
+        report = find_leaks(shards, against, remote=client_for(shards + against, cache, allow_pipe), progress=progress)
     print(report.table())
     if json_file is not None:
         json_file.write_text(report.to_json() + "\n")

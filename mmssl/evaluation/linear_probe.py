@@ -183,7 +183,7 @@ def fit_probes(
     classes: int,
     penalties: Sequence[float],
     *,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-7,
     dtype: torch.dtype = torch.float64,
 ) -> dict[float, Probe]:
     """Fit a logistic regression for each penalty: minimise `probe_objective` by L-BFGS on all samples.
@@ -228,7 +228,7 @@ class _Converged(Exception):
 
 class _Stop:
     """Rule for the end of a fit: no entry of the gradient by weight and bias is above the tolerance, as in scikit-learn, and the
-    decrease that is left is not either.
+    decrease that is left is below a hundredth of it.
 
     In whitened coordinates, where the Hessian is near the identity, half the squared gradient estimates that decrease. Without it
     a fit with a small penalty, which starts from the solution of a larger one, would end where it starts.
@@ -244,7 +244,7 @@ class _Stop:
 
     def __call__(self, by_weight: Tensor, by_bias: Tensor) -> None:
         left = (by_weight.square().sum() + len(by_bias) * by_bias.square().sum()) / 2
-        if not left <= self.tolerance:
+        if not left <= self.tolerance / 100:
             return
         largest = ((by_weight * self.stretch) @ self.basis.T).abs().max()
         if max(float(largest), float(by_bias.abs().max())) <= self.tolerance:

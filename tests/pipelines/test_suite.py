@@ -185,3 +185,17 @@ def test_a_calibration_is_saved_with_the_checkpoint(world: World, tmp_path: Path
     next(run.rglob("calibration.json")).write_text("[1]")
     with pytest.raises(mmssl.core.errors.CheckpointError, match="is damaged"):
         model.match(image=picture(0), text="a digit")
+
+
+def test_scores_by_group_stand_in_the_results(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = make_set(tmp_path / "grouped", "single")
+    samples = [
+        (f"g{i}", {"png": picture(i), "cls": str(i % 6).encode(), "json": json.dumps({"half": i // 6}).encode()})
+        for i in range(12)
+    ]
+    write_shard(folder / "test/0.tar", samples[:6])
+    write_shard(folder / "test/1.tar", samples[6:])
+    assert world.mmssl("evaluate", world.run, folder, "--groups", "json.half", "--out", tmp_path / "out") == 0
+    rows = [row for row in read(tmp_path / "out/grouped.json")["groups"] if row["outcome"] == "acc1"]
+    assert sorted((row["group"], row["n"]) for row in rows) == [("0", 6), ("1", 6)]
+    assert "worst group of acc1: " in capfd.readouterr().err
