@@ -36,6 +36,7 @@ FOLDERS = {
     "video",
     "array",
     "series",
+    "text",
 }
 NAMES = sorted(shipped_recipes())
 FOLDER = {"video": "clips", "array": "land", "series": "heart"}
@@ -153,9 +154,13 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
     small |= {name: str(folder / path) for name, path in small.items() if name == "weights" and isinstance(path, str)}
     if small.get("kind") in ("simclr", "resized_crop", "blocks") and "size" in small:  # a view of a size of its own
         small |= {"size": 32}
+    if key == "patches" and "prototypes" in small:
+        small |= {"prototypes": 64}
     if key == "schedule":
         small = {name: item for name, item in small.items() if name != "cooldown"}
         small |= {"warmup": "1 steps"}  # of a run of one step
+    if "tile" in str(small.get("objective")):
+        small["modalities"]["image"]["size"] = 96  # three tiles
     if "encoders" in small:
         small |= {"batch_size": 8, "duration": "1 steps", "precision": "fp32", "device": "cpu", "output": str(folder)}
         kept = {name: small["data"][name] for name in ("optional", "synchronized") if name in small["data"]}
@@ -188,7 +193,11 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "dino": {"prototypes": 64, "frozen_prototypes": "0 steps", "teacher_temperature": 0.04},
     "swav": {"prototypes": 64, "frozen_prototypes": "0 steps"},
     "deepcluster_v2": {"prototypes": 5},
-    "blocks": {"smallest": 2},
+    "blocks": {"smallest": 2, "patch_size": 16},
+    "choice": {"choices": 2},
+    "jigsaw": {"permutations": 20, "tile": 32},
+    "context": {"tile": 32},
+    "kmeans": {"codes": 5, "rows": 64},
     "latent_prediction": {"layers": 2},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }

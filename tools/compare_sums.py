@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import learning
+import learning_rows
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FORMS = (
@@ -47,7 +48,7 @@ def recipe_of(name: str, seed: int, shards: Path, steps: int | None) -> dict[str
     """The recipe of one run."""
     weight, second = PARTS[name]
     parts = {"clip": {"objective": CLIP}} | ({"second": {"weight": weight, "objective": second}} if weight else {})
-    views = {"augmented": learning.COLOURS}
+    views = {"augmented": learning_rows.COLOURS}
     if second.get("mask"):
         views["mask"] = learning.ROWS["latent_prediction"]["views"]["mask"]
     document = learning.recipe_of("simclr", seed, shards, steps)
@@ -62,13 +63,13 @@ def recipe_of(name: str, seed: int, shards: Path, steps: int | None) -> dict[str
             "label": {"kind": "label"},
         },
         "encoders": {
-            "image": learning.VIT,
+            "image": learning_rows.VIT,
             "text": {
                 "kind": "text_transformer", "vocab_size": 49408, "context_length": 16, "width": 64, "depth": 2, "heads": 2,
             },
         },
         "objective": {"kind": "weighted", "objectives": parts},
-        "optimizer": {**learning.ADAMW, "lr": 1e-3},
+        "optimizer": {**learning_rows.ADAMW, "lr": 1e-3},
         "evaluators": {
             "probe": {"kind": "linear_probe", "train_shards": [str(shards / "train")], **test},
             "zero_shot": {"kind": "zero_shot", "classnames": str(shards / "classes.txt"), **test},

@@ -21,116 +21,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from learning_rows import ADAMW, ROWS
 
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a two-sided 95 % interval, by number of seeds."""
-CONV = {"kind": "resnet", "size": 32, "layers": [2, 2], "channels": 16, "pool": "mean", "zero_init_residual": False}
-VIT = {"kind": "vit", "size": 32, "patch_size": 4, "width": 96, "depth": 4, "heads": 3, "pool": "mean"}
-HEAD = {"kind": "mlp", "hidden": 256, "norm": "batch"}
-COLOURS = {
-    "kind": "simclr", "scale": [0.2, 1.0], "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "blur": 0.0,
-}  # fmt: skip
-TWO = {"modality": "image", "view": "augmented"}
-VIEWS = {"augmented": COLOURS}
-SHORT = {"views": {"augmented": {**COLOURS, "hue": 0.0}}, "batch": 64, "steps": 900}
-"""For objectives without negatives, which learn by the number of updates: more of them, without the costliest change of colours."""
-ADAMW = {"kind": "adamw", "lr": 2e-3, "weight_decay": 0.01}
-
-
-def row(objective: Mapping[str, Any], encoder: Mapping[str, Any] = CONV, **changes: Any) -> dict[str, Any]:
-    """Settings of one row: the objective, its encoder, and what differs from the rest."""
-    usual = {"views": VIEWS, "batch": 128, "steps": 400}
-    return {"objective": dict(objective), "encoder": dict(encoder), **usual, **changes}
-
-
-ROWS: dict[str, dict[str, Any]] = {
-    "simclr": row({"kind": "simclr", **TWO, "temperature": 0.2, "embedding": 64, "head": HEAD}),
-    "barlow_twins": row({"kind": "barlow_twins", **TWO, "redundancy_weight": 0.01, "embedding": 256, "head": HEAD}),
-    "vicreg": row(
-        {"kind": "vicreg", **TWO, "invariance_weight": 25, "variance_weight": 25, "covariance_weight": 1, "embedding": 256,
-         "head": HEAD}
-    ),
-    "simsiam": row(
-        {
-            "kind": "simsiam", **TWO, "embedding": 256, "head": {**HEAD, "norm_last": True},
-            "predictor": {"kind": "mlp", "hidden": 64, "norm": "batch"},
-        },
-        **SHORT,
-    ),
-    # The paper's head has no last norm: with it, BYOL learns in this few updates, and hardly without.
-    "byol": row(
-        {
-            "kind": "byol", **TWO, "momentum": {"kind": "cosine", "start": 0.97, "final": 1.0}, "embedding": 256,
-            "head": {**HEAD, "norm_last": True}, "predictor": HEAD,
-        },
-        **SHORT,
-    ),
-    "lejepa": row(
-        {"kind": "lejepa", **TWO, "views": 2, "sigreg_weight": 0.05, "directions": 256, "embedding": 32,
-         "head": {**HEAD, "norm_last": True}}
-    ),
-    "moco_v2": row(
-        {
-            "kind": "moco_v2", **TWO, "temperature": 0.2, "momentum": 0.99, "queue": 4096, "embedding": 64,
-            "head": {**HEAD, "norm": "none"}, "symmetric": True,
-        }
-    ),
-    "moco_v3": row(
-        {
-            "kind": "moco_v3", **TWO, "temperature": 0.2, "momentum": {"kind": "cosine", "start": 0.97, "final": 1.0},
-            "embedding": 64, "head": {**HEAD, "norm_last": True}, "predictor": HEAD,
-        }
-    ),
-    "nnclr": row(
-        {"kind": "nnclr", **TWO, "temperature": 0.2, "queue": 4096, "embedding": 64, "head": HEAD, "predictor": HEAD}
-    ),
-    "dino": row(
-        {
-            "kind": "dino", **TWO, "momentum": {"kind": "cosine", "start": 0.97, "final": 1.0}, "temperature": 0.1,
-            "teacher_temperature": 0.04, "targets": {"kind": "centring", "momentum": 0.9}, "prototypes": 1024, "embedding": 64,
-            "head": {**HEAD, "layers": 3},
-        }
-    ),
-    "swav": row(
-        {
-            "kind": "swav", **TWO, "local_view": "small", "local_views": 2, "temperature": 0.1, "code_temperature": 0.03,
-            "prototypes": 64, "embedding": 32, "head": HEAD,
-        },
-        views={**VIEWS, "small": {**COLOURS, "size": 16, "scale": [0.1, 0.4]}},
-    ),
-    "deepcluster_v2": row(
-        {"kind": "deepcluster_v2", **TWO, "prototypes": 100, "temperature": 0.1, "embedding": 64, "head": HEAD}
-    ),
-    # Normalised over tokens (instance): what all tokens of a small untrained teacher share is no target.
-    "latent_prediction": row(
-        {
-            "kind": "latent_prediction", "modality": "image", "view": "crop", "mask": "mask", "layers": 3, "norm": "instance",
-            "norm_mean": False, "beta": 2.0, "over_features": "mean", "momentum": 0.99,
-        },
-        {**VIT, "width": 64, "depth": 3, "heads": 2},
-        views={
-            "crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5},
-            "mask": {"kind": "blocks", "patch_size": 4, "ratio": 0.6, "smallest": 4},
-        },
-        batch=96,
-        steps=350,
-    ),
-    "mae": row(
-        {
-            "kind": "mae", "modality": "image", "view": "crop", "patch_values": 48,
-            "decoder": {"width": 64, "depth": 1, "heads": 2},
-        },
-        VIT,
-        views={"crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5}, "order": {"kind": "order", "patch_size": 4}},
-        optimizer={**ADAMW, "betas": [0.9, 0.95]},
-    ),
-}  # fmt: skip
-"""Objective -> settings of its run."""
 
 
 def pack(source: Path, folder: Path, count: int, caption: Callable[[int, int], str] | None = None) -> None:
@@ -154,7 +53,7 @@ def recipe_of(name: str, seed: int, shards: Path, steps: int | None) -> dict[str
     given = ROWS[name]
     evaluator = {"train_shards": [str(shards / "train")], "shards": [str(shards / "test")], "modality": "image"}
     return {
-        "name": f"{name}_{seed}",
+        "name": f"{name.replace(', ', '_').replace(' ', '_')}_{seed}",
         "seed": seed,
         "duration": f"{steps or given['steps']} steps",
         "batch_size": given["batch"],

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.core import distributed
+from mmssl.losses.masked_tokens import token_means
 
 LEAST_USED = 1.5
 """Prototypes in use below which all samples have collapsed to one."""
@@ -60,6 +61,39 @@ def view_cross_entropy(targets: Tensor, scores: Tensor, temperature: float) -> T
             target = everything if len(others) == len(targets) else torch.stack(others).sum(0)
             costs.append(F.cross_entropy(predicted / temperature, target, reduction="none"))
     return distributed.mean(torch.stack(costs).sum(0) / pairs)
+
+
+def masked_assignment_cross_entropy(targets: Tensor, scores: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """Cross entropy of soft assignments of masked patches, mean over those of each picture and over all pictures.
+
+    The patch loss of iBOT (Zhou et al. 2022, arXiv:2111.07832, equation 3) as DINOv2 weighs it: a picture without masked patches
+    counts, and costs 0. Stop-gradient on the targets. Uniform predictions cost ln K times the share of masked pictures. Slow
+    loop::
+
+        def loop(targets, scores, mask, temperature):
+            pictures, masked = [], 0
+            for row in mask:
+                costs = []
+                for m in row:
+                    if m:
+                        logits = [float(s) / temperature for s in scores[masked]]
+                        log_sum = log(sum(exp(x) for x in logits))
+                        costs.append(sum(float(p) * (log_sum - x) for p, x in zip(targets[masked], logits)))
+                        masked += 1
+                pictures.append(mean(costs) if costs else 0.0)
+            return mean(pictures)
+
+    Args:
+        targets: [M, K] probabilities of the M masked patches of this process, picture by picture; detached here.
+        scores: [M, K] scores of the same; float32 or float64.
+        mask: [n, T] bool, True for the M masked patches.
+        temperature: divisor of the scores.
+
+    Returns:
+        [] this process' share of the mean over the pictures of all processes; 0 if there are none.
+    """
+    costs = F.cross_entropy(scores / temperature, targets.detach(), reduction="none")
+    return distributed.mean(token_means(costs, mask))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Spherical k-means over all processes, and how much two clusterings agree (NMI)."""
+"""K-means over all processes, of rows or of unit vectors, and how much two clusterings agree (NMI)."""
 
 from __future__ import annotations
 
@@ -51,6 +51,51 @@ def spherical_kmeans(x: Tensor, starts: Tensor, iterations: int) -> tuple[Tensor
         sums = distributed.total_detached(sums)
         centroids = torch.where(sums.any(1, keepdim=True), F.normalize(sums, dim=1), centroids)
     return centroids, torch.cat([(rows @ centroids.T).argmax(1) for rows in _parts(x, centroids)])
+
+
+@torch.no_grad()
+def kmeans(x: Tensor, starts: Tensor, iterations: int) -> Tensor:
+    """K-means (Lloyd): cluster rows by distance; each centroid is the mean of its rows, of all processes.
+
+    A cluster without rows keeps its centroid. Slow loop, on one process::
+
+        def loop(x, starts, iterations):
+            centroids, count = [c for c in starts], len(starts)
+            for _ in range(iterations):
+                nearest = [min(range(count), key=lambda k: (dot(r - centroids[k], r - centroids[k]), k)) for r in x]
+                for k in range(count):
+                    rows = [row for row, number in zip(x, nearest) if number == k]
+                    if rows:
+                        centroids[k] = stack(rows).mean(0)
+            return stack(centroids)
+
+    Args:
+        x: [n, D] rows of this process; processes may have different numbers of them, also none.
+        starts: [K, D] first centroids, equal on all processes.
+        iterations: largest number of updates of the centroids; it ends before where none moves.
+
+    Returns:
+        Centroids [K, D], equal on all processes.
+    """
+    centroids = starts.clone()
+    for _ in range(iterations):
+        sums = centroids.new_zeros(len(centroids), x.shape[1] + 1)  # the last column counts
+        for rows in _parts(x, centroids):
+            members = rows.new_zeros(len(rows), len(centroids)).scatter_(
+                1, nearest_centroid(rows, centroids)[:, None], 1
+            )
+            sums += members.T @ F.pad(rows, (0, 1), value=1.0)
+        sums = distributed.total_detached(sums)
+        moved = torch.where(sums[:, -1:] > 0, sums[:, :-1] / sums[:, -1:].clamp(min=1), centroids)
+        if torch.equal(moved, centroids):
+            break
+        centroids = moved
+    return centroids
+
+
+def nearest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
+    """Number of the nearest centroid [K, D] of each row [..., D], by distance, int64 [...]; the first of several."""
+    return (x @ centroids.T - centroids.square().sum(1) / 2).argmax(-1)
 
 
 def _parts(x: Tensor, centroids: Tensor) -> Iterator[Tensor]:

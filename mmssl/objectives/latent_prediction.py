@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmssl.core import distributed
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
@@ -28,10 +27,10 @@ from mmssl.losses.latent_prediction import (
     masked_sums,
     token_std,
 )
+from mmssl.losses.masked_tokens import Mean, mean_of_errors
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
 from mmssl.objectives.word_masks import WordMaskConfig, mask_words
 
-Mean = Literal["samples", "tokens"]
 Targets = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 """Layers [K x [B, T, D]] and the mask of real tokens [B, T], or None -> targets [B, T, D]."""
 Errors = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -197,11 +196,7 @@ class LatentPredictionObjective(Objective):
         """One loss term; metrics: spread of targets and predictions over masked tokens, and the least of targets."""
         present = Present(latents)
         error, count = present.rows(latents["error"]), present.rows(latents["count"])
-        if self.mean == "samples":
-            loss = distributed.mean(error)
-        else:
-            everyone = distributed.total_detached(count.sum()).clamp(min=1)
-            loss = (error * count).sum() * (distributed.world_size() / everyone)
+        loss = mean_of_errors(error, count, self.mean)
         sums = {name: present.rows(latents[f"{name}_sums"]).detach() for name in ("target", "prediction")}
 
         def measure() -> dict[str, Tensor]:

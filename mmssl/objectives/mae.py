@@ -16,8 +16,9 @@ from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduc
 from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.decoders import MaskedTokenDecoder, MaskedTokenDecoderConfig
-from mmssl.losses.mae import masked_mean_square, normalise_patches, patch_shape, patchify
-from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
+from mmssl.losses.mae import masked_mean_square, normalise_patches
+from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of
+from mmssl.objectives.patches import prepared_patches
 
 
 class MaeConfig(ObjectiveConfig):
@@ -156,15 +157,6 @@ class MaeObjective(Objective):
             )
         return order
 
-    @torch.no_grad()
     def _target(self, x: Tensor, encoder: Encoder) -> Tensor:
-        prepared = at_least_float32(encoder.prepare(x))
-        assert encoder.grid is not None, "checked at build"
-        patch = patch_shape(prepared.shape, encoder.grid)
-        patches = patchify(prepared, patch)
-        if patches.shape[2] != self.decoder.values:
-            raise ValueError(
-                f"patch_values: got {self.decoder.values}, wanted {patches.shape[2]}, the numbers in a patch of the prepared view "
-                f"{self.view!r} of {self.modality!r}, {list(prepared.shape)} on the token grid {encoder.grid}"
-            )
+        patches = prepared_patches(encoder, x, self.decoder.values)
         return normalise_patches(patches) if self.normalise_targets else patches

@@ -27,7 +27,7 @@ def content_hash(x: Tensor) -> Tensor:
     """
     symbols = x.flatten(1)
     places = torch.arange(1, symbols.shape[1] + 1, device=x.device)
-    mixed = _mix(_mix(places) ^ _mix(symbols + _GOLDEN))
+    mixed = mixed_bits(mixed_bits(places) ^ mixed_bits(symbols + _GOLDEN))
     return (mixed * (symbols != 0)).sum(1)
 
 
@@ -37,8 +37,8 @@ _FIRST = 0xBF58476D1CE4E5B9 - 2**64
 _SECOND = 0x94D049BB133111EB - 2**64
 
 
-def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64 numbers (with overflow): each bit of the input flips about half of the output's bits."""
+def mixed_bits(x: Tensor) -> Tensor:
+    """Hash of each int64 number, int64: splitmix64's finaliser, in which each bit of the input flips half of the output's bits."""
     x = (x ^ _shift(x, 30)) * _FIRST
     x = (x ^ _shift(x, 27)) * _SECOND
     return x ^ _shift(x, 31)

@@ -1,4 +1,4 @@
-"""Masks of words of a text, from a random order of its places."""
+"""Masks of words of a text, and words in place of others, from a random order of its places."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmssl.core.config import Config
+from mmssl.objectives.presence import content_hash, mixed_bits
 
 
 class WordMaskConfig(Config):
@@ -53,3 +54,37 @@ def mask_words(order: Tensor, real: Tensor, ratio: float, span: int = 1) -> Tens
     words = word.sum(1, keepdim=True)
     chosen: Tensor = by_start < (ratio * words).round().clamp(min=1).minimum(words)
     return chosen
+
+
+@torch.no_grad()
+def real_tokens(ids: Tensor) -> Tensor:
+    """Mask of the tokens of each text [B, T] that are no padding, bool: a text ends at its largest id, as in CLIP."""
+    return torch.arange(ids.shape[1], device=ids.device) <= ids.argmax(1, keepdim=True)
+
+
+@torch.no_grad()
+def corrupt_words(ids: Tensor, order: Tensor, chosen: Tensor, random: float, kept: float) -> tuple[Tensor, Tensor]:
+    """Of chosen words, replace some by random words, keep some, and name the others, which are to be hidden (BERT).
+
+    Devlin et al. 2019 (arXiv:1810.04805), section 3.1: 80 % hidden, 10 % random, 10 % as they are. What becomes of a word is a hash
+    of the text's random order and of its place, so that it needs no other random numbers. Random words are neither the start nor
+    the end of texts.
+
+    Args:
+        ids: [B, T] int64; the first id marks the start, and the largest the end.
+        order: [B, L] int64, a permutation of places: the view `words`.
+        chosen: [B, T] bool, words that are predicted.
+        random: share of them that become random words.
+        kept: share of them that stay.
+
+    Returns:
+        Ids [B, T], and the mask [B, T] of words that are to be hidden.
+    """
+    places = torch.arange(ids.shape[1], device=ids.device)
+    noise = mixed_bits(content_hash(order + 1)[:, None] + mixed_bits(places + 1))
+    share = (noise & 0xFFFFFF) / 2.0**24
+    start, end = ids[:, :1], ids.amax(1, keepdim=True)
+    word = (noise >> 24 & 0xFFFFFFFF) % (end - 1).clamp(min=1)
+    word = word + (word >= start)  # as likely as any other, without the start
+    changed = torch.where(chosen & (share < random), word, ids)
+    return changed, chosen & (share >= random + kept)

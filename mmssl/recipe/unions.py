@@ -57,9 +57,11 @@ from mmssl.objectives.dino import DinoConfig
 from mmssl.objectives.latent_prediction import LatentPredictionConfig
 from mmssl.objectives.lejepa import LeJepaConfig
 from mmssl.objectives.mae import MaeConfig
+from mmssl.objectives.masked_prediction import MaskedPredictionConfig
 from mmssl.objectives.moco_v2 import MocoV2Config
 from mmssl.objectives.moco_v3 import MocoV3Config
 from mmssl.objectives.nnclr import NnClrConfig
+from mmssl.objectives.pretext import PretextConfig
 from mmssl.objectives.simclr import SimClrConfig
 from mmssl.objectives.simcse import SimCseConfig
 from mmssl.objectives.simsiam import SimSiamConfig
@@ -115,6 +117,8 @@ SingleObjectiveUnion = Annotated[
     | DinoConfig
     | SwavConfig
     | LatentPredictionConfig
+    | MaskedPredictionConfig
+    | PretextConfig
     | SimCseConfig
     | DeepClusterV2Config
     | Ts2VecConfig

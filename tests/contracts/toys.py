@@ -8,10 +8,14 @@ from torch import Tensor, nn
 
 from mmssl.core.batch import Batch
 from mmssl.core.encoder import Encoder, Features
+from mmssl.encoders.text_transformer import TextTransformerConfig
 
 GRID = (4, 4)
 TOKENS = 16
 PATCH_VALUES = 12
+CONTEXT = 10
+VOCABULARY = 30
+"""Of sentences: ids 28 and 29 mark their start and end."""
 
 
 class Patches(Encoder):
@@ -133,10 +137,27 @@ class Pulses(Encoder):
 
 
 def encoders(dropout: float = 0.0) -> dict[str, Encoder]:
-    """Four modalities: two of patches, one of words and one of series."""
+    """Five modalities: two of patches, one of words without tokens, one of series and one of sentences with tokens."""
     made: dict[str, Encoder] = {"picture": Patches(dropout), "words": Words(), "sound": Patches(dropout)}
     with torch.random.fork_rng(devices=[]):  # what objectives draw after this stays as it is
-        return {**made, "pulse": Pulses(dropout)}
+        return {**made, "pulse": Pulses(dropout), "sentence": sentences(dropout)}
+
+
+def sentences(dropout: float = 0.0) -> Encoder:
+    """A text transformer that attends in both directions."""
+    return TextTransformerConfig(
+        vocab_size=VOCABULARY, context_length=CONTEXT, width=16, depth=2, heads=2, causal=False, dropout=dropout
+    ).build()
+
+
+def texts(*words: int, seed: int = 0) -> dict[str, Tensor]:
+    """Sentences of so many words each, and an order of places."""
+    random = torch.Generator().manual_seed(seed)
+    start, end = VOCABULARY - 2, VOCABULARY - 1
+    ids = torch.zeros(len(words), CONTEXT, dtype=torch.int64)
+    for row, n in enumerate(words):
+        ids[row, : n + 2] = torch.tensor([start, *torch.randint(1, start, (n,), generator=random).tolist(), end])
+    return {"tokens0": ids, "order0": torch.rand(len(words), CONTEXT, generator=random).argsort(1)}
 
 
 def batch(size: int, seed: int = 0) -> Batch:
@@ -155,9 +176,15 @@ def batch(size: int, seed: int = 0) -> Batch:
                 "crop1": patches(),
                 "order0": order,
                 "mask0": rank < 6,
+                "mask1": rank >= 10,
+                "uneven1": rank < 4 * torch.arange(size)[:, None] % 9,
                 "uneven0": rank < 2 + 2 * torch.arange(size)[:, None] % 7,
                 "small0": patches(),
                 "small1": patches(),
+                "choice0": order[:, 0] % 4,
+                "wide0": torch.randint(
+                    0, 256, (size, 3, 24, 24), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+                ),
             },
             "words": {"tokens0": torch.randint(0, 30, (size, 5), generator=random)},
             "sound": {"window0": patches()},
@@ -166,6 +193,7 @@ def batch(size: int, seed: int = 0) -> Batch:
                 "spread0": torch.rand(size, TOKENS, generator=random) < 0.3,
                 "spread1": torch.rand(size, TOKENS, generator=random) < 0.3,
             },
+            "sentence": texts(*(1 + 5 * row % 8 for row in range(size)), seed=seed),
         },
         index=torch.arange(size),
         keys=tuple(str(number) for number in range(size)),

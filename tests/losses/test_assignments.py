@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.losses.assignments import assignment_metrics, mean_entropy, perplexity, view_cross_entropy
+from mmssl.losses.assignments import (
+    assignment_metrics,
+    masked_assignment_cross_entropy,
+    mean_entropy,
+    perplexity,
+    view_cross_entropy,
+)
 from mmssl.losses.sinkhorn import sinkhorn
 from tests.distributed.processes import WORLD, Processes
 from tests.losses.inputs import golden_rows, sines
@@ -134,3 +140,22 @@ def test_two_processes_equal_one(two_processes: Processes, first: int) -> None:
     assert sum(loss for loss, _, _ in results) / WORLD == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(torch.cat([gradient for _, gradient, _ in results], 1), scores.grad)
     assert [found for _, _, found in results] == [pytest.approx(metrics, rel=1e-12)] * WORLD
+
+
+GOLDEN_IBOT = {"centred": 5.223997284796577, "sinkhorn": 5.461649108478783}
+"""ssl-golden-values-2: 4 pictures, 2 without masked patches, as DINOv2 weighs them; equal to its code and lightly's to 2e-15."""
+
+
+@pytest.mark.parametrize("how", GOLDEN_IBOT)
+def test_golden_values_and_loop_of_masked_patches(how: str) -> None:
+    scores, teacher = golden_rows()[0][:6], sines(8, 16, 0.3, 0.8, 0.11)[:6]
+    mask = torch.tensor([[True] * 3] * 2 + [[False] * 3] * 2)
+    centre = 0.1 * sines(1, 16, 0.5, 0.9, 0.0)
+    targets = ((teacher - centre) / 0.07).softmax(-1) if how == "centred" else sinkhorn(teacher, 0.07, 3)
+    loss = masked_assignment_cross_entropy(targets, scores, mask, 0.1)
+    assert loss.item() == pytest.approx(GOLDEN_IBOT[how], rel=1e-12)
+    uneven = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    expected = slow_loop(masked_assignment_cross_entropy)(targets, scores, uneven, 0.1)
+    assert masked_assignment_cross_entropy(targets, scores, uneven, 0.1).item() == pytest.approx(expected, rel=1e-12)
+    uniform = torch.full_like(scores, 1 / 16)
+    assert masked_assignment_cross_entropy(uniform, 0 * scores, mask, 0.1).item() == pytest.approx(math.log(16) / 2)

@@ -11,7 +11,7 @@ from mmssl.core import distributed
 from mmssl.losses import kmeans
 from mmssl.losses.kmeans import normalised_mutual_information, perplexity, spherical_kmeans
 from tests.distributed.processes import Processes
-from tests.losses.inputs import sines, unit_rows
+from tests.losses.inputs import rows, sines, unit_rows
 from tests.losses.slow_loop import slow_loop
 
 STARTS = [0, 4, 8]
@@ -104,3 +104,19 @@ def test_analytic_values() -> None:
     assert normalised_mutual_information(torch.ones(4), torch.ones(4)).item() == 1
     assert perplexity(torch.arange(6)).item() == pytest.approx(6)
     assert perplexity(torch.zeros(6)).item() == 1
+
+
+@pytest.mark.parametrize(("n", "count", "iterations"), [(1, 1, 3), (9, 3, 0), (30, 4, 1), (40, 7, 10)])
+def test_kmeans_of_rows_equals_the_slow_loop(n: int, count: int, iterations: int) -> None:
+    x, _ = rows(n, 5, seed=n)
+    found = kmeans.kmeans(x, x[:count], iterations)
+    torch.testing.assert_close(found, slow_loop(kmeans.kmeans)(x, x[:count], iterations))
+
+
+def test_kmeans_of_rows_ends_where_that_of_scikit_learn_does() -> None:
+    cluster = pytest.importorskip("sklearn.cluster")
+    x, _ = rows(60, 4)
+    found = kmeans.kmeans(x, x[:5], 50)
+    other = cluster.KMeans(5, init=x[:5].numpy(), n_init=1, max_iter=50, tol=0).fit(x.numpy())
+    torch.testing.assert_close(found, torch.from_numpy(other.cluster_centers_))
+    assert kmeans.nearest_centroid(x, found).tolist() == other.labels_.tolist()

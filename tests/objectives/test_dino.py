@@ -62,7 +62,27 @@ def case(
 
 
 LN_K = math.log(K)  # batch norm makes zeros of samples that are alike
+PATCHES = {"patches": {"mask": "mask", "targets": {"kind": "centring"}}}
+OWN = {
+    "patches": {
+        "mask": "uneven", "targets": {"kind": "sinkhorn", "iterations": 3}, "head": {"layers": 2, "hidden": 9, "norm": "batch"},
+        "prototypes": 6,
+    },
+    "koleo": 0.1,
+}  # fmt: skip
+SHARE = 15 / 16
+"""Of pictures with a masked patch, in the views `uneven0` and `uneven1`."""
+TOGETHER = -0.1 * 2 * math.log(1e-8 * 16**0.5 + 1e-8)
+"""KoLeo's term of both global views if all features are alike."""
 CASES = {
+    "dino, patches": Case(
+        json.dumps(CONFIG | PATCHES), Reduction.LOCAL, dict.fromkeys(("dino", "patches"), of_equal_samples(PATCHES))
+    ),
+    "dino, patches with a head and koleo": Case(
+        json.dumps(CONFIG | BATCH_NORM | OWN),
+        Reduction.STATISTIC,
+        {"dino": LN_K, "patches": SHARE * math.log(6), "koleo": TOGETHER},
+    ),
     "dino": case({}, Reduction.LOCAL, of_equal_samples({})),
     "dino, batch norm": case(BATCH_NORM, Reduction.STATISTIC, LN_K),
     "dino, sinkhorn": case(SINKHORN, Reduction.STATISTIC, of_equal_samples(SINKHORN)),
@@ -300,3 +320,36 @@ def test_parts_longer_than_the_run_are_refused() -> None:
     long = {"kind": "linear", "start": 0.04, "final": 0.07, "over": "2 epochs"}
     with pytest.raises(RecipeError, match=r"objective\.teacher_temperature\.over '2 epochs' \(20 steps\)"):
         build(plan=plan, teacher_temperature=long)
+
+
+def test_masked_patches_cost_what_the_authors_say() -> None:
+    """iBOT's loss with shared heads: DINO's from masked crops, and the assignments of masked patches, each picture alike."""
+    learner, objective = build(**PATCHES | {"patches": PATCHES["patches"] | {"mask": "uneven", "weight": 0.5}})
+    learner.double().eval()
+    batch = toys.batch(6)
+    student, teacher = learner.encoders["picture"], learner.teachers["picture"].network
+    head = lambda x: objective.prototypes(F.normalize(objective.head(x), dim=-1))  # noqa: E731
+    out, latents = learner(batch)
+    total, pictures = 0.0, 0
+    for number in range(2):
+        crop, mask = (batch["picture"][f"{kind}{number}"] for kind in ("crop", "uneven"))
+        seen = student(crop, replace=(mask, objective.patches.mask_token))
+        torch.testing.assert_close(latents[f"crop{number}"], seen.pooled)
+        given = (head(teacher(crop).tokens) / 0.125).softmax(-1)  # the teacher's head is the student's at the start
+        costs = -(given * (head(seen.tokens) / 0.25).log_softmax(-1)).sum(-1)
+        for cost, masked in zip(costs, mask, strict=True):
+            total += float(cost[masked].detach().sum() / masked.sum().clamp(min=1))
+            pictures += 1
+    assert out.terms["patches"].item() == pytest.approx(0.5 * total / pictures, rel=1e-10)
+    assert 1 <= out.metrics["patch_prototypes_used"] <= K
+    learner.after_update({name: x.detach() for name, x in (latents | out.kept).items()}, learner.context())
+    assert objective.patches.targets.centre.any()
+    assert not torch.equal(objective.patches.targets.centre, objective.targets.centre)
+
+
+def test_masks_of_other_patches_and_half_a_head_are_refused() -> None:
+    learner, objective = build(**PATCHES | {"patches": PATCHES["patches"] | {"mask": "small"}})
+    with pytest.raises(ValueError, match=r"got masks torch.uint8 .* wanted bool \[4, 16\]"):
+        objective.check_views(toys.batch(4), learner.context())
+    with pytest.raises(ValidationError, match="got one of head and prototypes"):
+        build(**{"patches": PATCHES["patches"] | {"prototypes": 5}})
