@@ -155,5 +155,17 @@ ROWS: dict[str, dict[str, Any]] = {
             "mask": {"kind": "blocks", "patch_size": 4, "ratio": [0.1, 0.5], "probability": 0.5, "smallest": 2},
         },
     ),
+    "jepa": row(
+        {
+            "kind": "jepa", "modality": "image", "view": "crop", "masks": ["blocks"], "beta": 1.0,
+            "predictor": {"width": 48, "depth": 2, "heads": 2}, "momentum": {"kind": "linear", "start": 0.99, "final": 1.0},
+        },
+        VIT,
+        views={
+            "crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5},
+            "blocks": {"kind": "jepa", "patch_size": 4},
+        },
+        steps=500,
+    ),
 }  # fmt: skip
 """Objective -> settings of its run."""

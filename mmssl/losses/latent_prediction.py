@@ -15,6 +15,8 @@ from mmssl.core import distributed
 TargetNorm = Literal["layer", "instance"]
 OverFeatures = Literal["mean", "sum", "sqrt"]
 EPS = 1e-5
+LEAST_STD = 0.1
+"""Spread of the targets below which they have collapsed; fairseq stops such a run."""
 
 
 @torch.no_grad()
@@ -108,6 +110,28 @@ def masked_latent_error(
     size = target.shape[-1]
     tokens = errors.sum(-1) / {"mean": size, "sum": 1, "sqrt": math.sqrt(size)}[over_features]
     return (tokens * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def place_error(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Error of latents predicted at given places, mean over places and features of each sample, [B]: smooth L1.
+
+    I-JEPA (arXiv:2301.08243): beta 1; V-JEPA (arXiv:2404.08471): beta 0, the absolute error. Slow loop::
+
+        def loop(prediction, target, beta):
+            def error(d):
+                return d * d / (2 * beta) if abs(d) < beta else abs(d) - beta / 2
+
+            samples = []
+            for p, y in zip(prediction, target):
+                samples.append(mean([error(float(d)) for d in (p - y).flatten()]))
+            return samples
+
+    Args:
+        prediction: [B, ..., D] float32 or float64.
+        target: [B, ..., D].
+        beta: difference at which the error turns from squared to absolute.
+    """
+    return F.smooth_l1_loss(prediction, target, reduction="none", beta=beta).flatten(1).mean(1)
 
 
 @torch.no_grad()

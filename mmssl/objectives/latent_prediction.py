@@ -20,6 +20,7 @@ from mmssl.core.presence import Present
 from mmssl.core.schedules import Bounds, Scheduled
 from mmssl.core.teacher import Momentum
 from mmssl.losses.latent_prediction import (
+    LEAST_STD,
     OverFeatures,
     TargetNorm,
     latent_targets,
@@ -35,8 +36,6 @@ Targets = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 """Layers [K x [B, T, D]] and the mask of real tokens [B, T], or None -> targets [B, T, D]."""
 Errors = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Predictions [B, T, D], targets [B, T, D] and the mask [B, T] -> mean error of each sample [B]."""
-LEAST_STD = 0.1
-"""Spread of the targets below which they have collapsed; fairseq stops such a run."""
 
 
 class LatentPredictionConfig(ObjectiveConfig):

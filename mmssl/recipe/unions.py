@@ -54,6 +54,7 @@ from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.deepcluster_v2 import DeepClusterV2Config
 from mmssl.objectives.dino import DinoConfig
+from mmssl.objectives.jepa import JepaConfig
 from mmssl.objectives.latent_prediction import LatentPredictionConfig
 from mmssl.objectives.lejepa import LeJepaConfig
 from mmssl.objectives.mae import MaeConfig
@@ -117,6 +118,7 @@ SingleObjectiveUnion = Annotated[
     | DinoConfig
     | SwavConfig
     | LatentPredictionConfig
+    | JepaConfig
     | MaskedPredictionConfig
     | PretextConfig
     | SimCseConfig

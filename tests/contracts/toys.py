@@ -181,6 +181,8 @@ def batch(size: int, seed: int = 0) -> Batch:
                 "uneven0": rank < 2 + 2 * torch.arange(size)[:, None] % 7,
                 "small0": patches(),
                 "small1": patches(),
+                "places0": torch.stack([rank < 5, (rank >= 8) & (rank < 11), (rank >= 10) & (rank < 13)], 1),
+                "long0": torch.stack([rank < 3, rank >= 6], 1),
                 "choice0": order[:, 0] % 4,
                 "wide0": torch.randint(
                     0, 256, (size, 3, 24, 24), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8

@@ -15,6 +15,7 @@ from mmssl.losses.latent_prediction import (
     latent_targets,
     masked_latent_error,
     masked_sums,
+    place_error,
     token_std,
 )
 from tests.distributed.processes import WORLD, Processes
@@ -135,3 +136,21 @@ def test_tokens_that_are_alike_or_absent_have_no_spread() -> None:
     assert token_std(masked_sums(same, MASK), MASK.sum(1)).item() == pytest.approx(0, abs=1e-7)
     nothing = torch.zeros_like(MASK)
     assert token_std(masked_sums(same, nothing), nothing.sum(1)).item() == 0
+
+
+IJEPA, VJEPA = 0.5928355077118092, 1.0286203409994497
+"""Of ssl-golden-values-2.json: ijepa_smooth_l1_beta1 at places 1, 2, 4; vjepa_l1_two_generators, the other at 0, 3."""
+
+
+def test_errors_at_places_have_golden_and_analytic_values() -> None:
+    target = F.layer_norm(LAYERS[0], (6,), eps=1e-5)
+    first, second = ((PREDICTION[:, places], target[:, places]) for places in ([1, 2, 4], [0, 3]))
+    assert place_error(*first, beta=1.0).mean().item() == pytest.approx(IJEPA, rel=1e-13)
+    both = [place_error(*given, beta=0.0).mean() for given in (first, second)]
+    assert torch.stack(both).mean().item() == pytest.approx(VJEPA, rel=1e-13)
+    for beta in (0.3, 1.0):
+        expected = torch.tensor(slow_loop(place_error)(*first, beta), dtype=torch.float64)
+        torch.testing.assert_close(place_error(*first, beta=beta), expected)
+    gaussian = random(4, 2000, 50)
+    assert place_error(0 * gaussian, gaussian, beta=1.0).mean().item() == pytest.approx(0.4247, abs=0.003)
+    assert place_error(0 * gaussian, gaussian, beta=0.0).mean().item() == pytest.approx(0.7979, abs=0.003)
