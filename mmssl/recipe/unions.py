@@ -52,6 +52,7 @@ from mmssl.objectives.barlow_twins import BarlowTwinsConfig
 from mmssl.objectives.byol import ByolConfig
 from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
+from mmssl.objectives.cpc import CpcConfig
 from mmssl.objectives.deepcluster_v2 import DeepClusterV2Config
 from mmssl.objectives.dino import DinoConfig
 from mmssl.objectives.jepa import JepaConfig
@@ -121,6 +122,7 @@ SingleObjectiveUnion = Annotated[
     | JepaConfig
     | MaskedPredictionConfig
     | PretextConfig
+    | CpcConfig
     | SimCseConfig
     | DeepClusterV2Config
     | Ts2VecConfig
