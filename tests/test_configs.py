@@ -31,6 +31,7 @@ FOLDERS = {
     "image",
     "audio",
     "audio_text",
+    "text",
     "audio_visual",
     "tri_modal",
     "video",
