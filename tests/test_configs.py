@@ -37,7 +37,6 @@ FOLDERS = {
     "video",
     "array",
     "series",
-    "text",
 }
 NAMES = sorted(shipped_recipes())
 FOLDER = {"video": "clips", "array": "land", "series": "heart"}
