@@ -39,7 +39,7 @@ MAY_IMPORT = {
 ABOVE = ("mmssl.curation", "mmssl.datasets", "mmssl.reporting")
 """Imported by pipelines and tools only."""
 ROOMS = {
-    "accelerate": ("mmssl/core/compat.py", "mmssl/training/runtime/launch.py", "mmssl/training/steps/plain.py"),
+    "accelerate": ("mmssl/core/compat.py", "mmssl/training/runtime/launch.py", "mmssl/training/runtime/trackers.py"),
     "timm": ("mmssl/encoders/adapters/timm.py",),
     "open_clip": ("mmssl/encoders/adapters/open_clip.py", "mmssl/interop/", "mmssl/data/modalities/"),
     "transformers": ("mmssl/encoders/adapters/transformers", "mmssl/interop/", "mmssl/data/modalities/"),

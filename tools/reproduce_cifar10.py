@@ -144,7 +144,8 @@ class KnnOnDevice(Evaluator):
                 )
                 for pictures, labels in (self.train, self.test)
             ]
-        yield from knn_scores(*parts, ks=(self.k,), temperature=0.1).items()
+        scores, _ = knn_scores(*parts, ks=(self.k,), temperature=0.1)
+        yield from scores.items()
 
 
 def main() -> int:

@@ -22,6 +22,6 @@ def flat_patches(x: Tensor, size: Sequence[int]) -> Tensor:
     """[B, C, *sizes] -> patches [B, T, C * patch values] in reading order, values in the order of a convolution's weight."""
     count = len(size)
     for dim in reversed(range(count)):
-        x = x.unflatten(2 + dim, (-1, size[dim]))
+        x = x.unflatten(2 + dim, (-1, size[dim]))  # type: ignore[no-untyped-call]
     grid, inside = range(2, 2 + 2 * count, 2), range(3, 3 + 2 * count, 2)
     return x.permute(0, *grid, 1, *inside).flatten(1, count).flatten(2)

@@ -58,6 +58,10 @@ class SaveConfig(Config):
     keep_last: int = Field(default=3, ge=2)
     best: BestConfig | None = None
 
+    def build(self, plan: Plan, store: CheckpointStore, background: bool) -> SaveBeat:
+        """The periodic action; `background`: the run goes on while a checkpoint is written."""
+        return SaveBeat(Every(plan.steps(self.every) if self.every else None, self.minutes), store, background)
+
 
 class LogConfig(Config):
     """When to log, and trackers besides `metrics.jsonl` and the console.
@@ -183,9 +187,10 @@ class TrainingConfig(Config):
             launch.split(ema.module)
         stream = DeviceStream(stream, learner, launch.device, unfinished)
         state = TrainState(learner, self.optimizer.build(learner), stream, plan.total_steps, ema, launch.scaler)
-        metrics, every = JsonLines(folder / "metrics.jsonl"), self.save.every
+        metrics = JsonLines(folder / "metrics.jsonl")
         step = self.step.build(learner, wrapped, launch, seed, self.clip_norm)
-        step.profiler = StepProfiler(self.profile, folder, launch.device) if self.profile is not None else None
+        if self.profile is not None:
+            step.profiler = StepProfiler(self.profile, folder, launch.device)
         return Run(
             folder=folder,
             state=state,
@@ -200,11 +205,7 @@ class TrainingConfig(Config):
                 EvaluateBeat(Every(plan.steps(when) if when else None), name, evaluator, metrics, launch, best)
                 for name, (evaluator, when) in evaluators.items()
             ),
-            save=SaveBeat(
-                Every(plan.steps(every) if every is not None else None, self.save.minutes),
-                CheckpointStore(folder, recipe, self.save.keep_last),
-                background=launch.asynchronous,
-            ),
+            save=self.save.build(plan, CheckpointStore(folder, recipe, self.save.keep_last), launch.asynchronous),
             launch=launch,
             max_bad_steps=self.max_bad_steps,
         )

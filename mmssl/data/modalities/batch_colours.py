@@ -36,7 +36,7 @@ def augment_batch(x: Tensor, parameters: Parameters, blur_kernel: float, thresho
     radius = max(1, int(x.shape[-1] * blur_kernel / 2))
     sigmas = {row: gauss(drawn["sigma"], radius) for row, drawn in given if drawn["sigma"]}
     _change_some(x, sigmas, lambda some, weights: _byte(blur(some, weights).round()))
-    inverted = {row: [] for row, drawn in given if drawn["solarize"]}
+    inverted: dict[int, list[float]] = {row: [] for row, drawn in given if drawn["solarize"]}
     _change_some(x, inverted, lambda some, _: some.where(some < threshold, 255 - some))
     return x
 
@@ -98,8 +98,13 @@ def blur(x: Tensor, weights: Tensor) -> Tensor:
     radius = weights.shape[1] // 2
     y = pad(x.float(), (radius, radius, radius, radius), mode="reflect")
     each = weights.T[:, :, None, None, None]
-    rows = sum(y[..., i : i + width] * weight for i, weight in enumerate(each))
-    return sum(rows[:, :, i : i + height] * weight for i, weight in enumerate(each))  # type: ignore[return-value]
+    rows = y[..., :width] * each[0]
+    for i in range(1, len(each)):
+        rows = rows + y[..., i : i + width] * each[i]
+    out = rows[:, :, :height] * each[0]
+    for i in range(1, len(each)):
+        out = out + rows[:, :, i : i + height] * each[i]
+    return out
 
 
 def _byte(x: Tensor) -> Tensor:

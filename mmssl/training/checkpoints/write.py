@@ -253,9 +253,10 @@ class Snapshot:
         """Gather the tensors of a state. Every process must call."""
         average = full_state(state.ema.module) if state.ema is not None else None
         tensors = full_state(state.learner), average, full_moments(state.optimizer)
+        learner, average, optimizer = _on_host(tensors, {}) if is_main() else tensors
         names = frozenset(name for name, _ in state.learner.named_parameters())
-        frozen = frozenset(frozen_tensors(state.learner, tensors[0]))
-        return cls(*(_on_host(tensors, {}) if is_main() else tensors), copy.deepcopy(state.numbers()), names, frozen)
+        frozen = frozenset(frozen_tensors(state.learner, learner))
+        return cls(learner, average, optimizer, copy.deepcopy(state.numbers()), names, frozen)
 
     def refuse_non_finite(self) -> None:
         """Raise a `NumericError` if a weight is not finite."""

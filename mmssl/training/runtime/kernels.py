@@ -41,4 +41,4 @@ def weights_channels_last(module: nn.Module) -> None:
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d) and part.stride != part.kernel_size:
-            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            part.to(memory_format=torch.channels_last)
