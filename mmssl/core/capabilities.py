@@ -35,6 +35,8 @@ def check_capabilities(
 
 
 def _remedy(encoder: Encoder, lacking: Set[str]) -> str:
+    if encoder.token_ids is None and Encoder.EMBEDDED in lacking:
+        return "use one of kind audio_transformer or series_transformer"
     if encoder.token_ids is None:
         return "encoders of kind vit, audio_transformer, series_transformer and space_time have them all"
     if Encoder.MASK_DROP in lacking:

@@ -26,12 +26,14 @@ class Features:
         grid: shape that the T tokens had before flattening, e.g. (rows, columns); None if tokens were dropped or have none.
         hidden: K tensors [B, T, D] or None, the outputs of the last K blocks from early to late, as they leave the block, before
             the final norm. Content tokens only: row i of each belongs to the token that is row i of `tokens`; zero at padding.
+        embedded: [B, T, D] or None, embedded content tokens before masks, positions and blocks: each knows its own input alone.
     """
 
     pooled: Tensor
     tokens: Tensor | None = None
     grid: tuple[int, ...] | None = None
     hidden: tuple[Tensor, ...] | None = None
+    embedded: Tensor | None = None
 
 
 class Encoder(nn.Module, ABC):
@@ -44,9 +46,9 @@ class Encoder(nn.Module, ABC):
         width: D, the size of `pooled` and of each token.
         grid: shape of the token grid of a full-size input; None if there are no tokens.
         depth: number of blocks whose outputs `hidden` may ask for; 0 without the capability "hidden".
-        capabilities: subset of {"tokens", "mask_drop", "mask_replace", "hidden", "bidirectional"}: gives tokens; accepts `keep`;
-            accepts `replace`; gives the outputs of its last blocks; attends from each token to all others, those after it too
-            (a causal text transformer does not; a residual network has no attention).
+        capabilities: subset of {"tokens", "mask_drop", "mask_replace", "hidden", "bidirectional", "embedded"}: gives tokens;
+            accepts `keep`; accepts `replace`; gives the outputs of its last blocks; attends from each token to all others, those
+            after it too (a causal text transformer does not; a residual network has no attention); gives embedded tokens.
         token_ids: token ids that a text encoder accepts; None: it takes no ids.
         trim: cuts padding that influences no row off the end of a raw view [B, T] of token ids. Called before the view moves to a
             device, because reading its values there would synchronise; None: views are not trimmed.
@@ -57,6 +59,7 @@ class Encoder(nn.Module, ABC):
     MASK_REPLACE: ClassVar[str] = "mask_replace"
     HIDDEN: ClassVar[str] = "hidden"
     BIDIRECTIONAL: ClassVar[str] = "bidirectional"
+    EMBEDDED: ClassVar[str] = "embedded"
 
     width: int
     grid: tuple[int, ...] | None = None

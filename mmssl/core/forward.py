@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -196,13 +196,15 @@ def _split(features: Features, count: int) -> list[Features]:
     hidden = (
         [None] * count if features.hidden is None else [*zip(*(x.chunk(count) for x in features.hidden), strict=True)]
     )
-    return [Features(p, t, features.grid, h) for p, t, h in zip(pooled, tokens, hidden, strict=True)]
+    embedded = [None] * count if features.embedded is None else features.embedded.chunk(count)
+    parts = zip(pooled, tokens, hidden, embedded, strict=True)
+    return [Features(p, t, features.grid, h, e) for p, t, h, e in parts]
 
 
 def _last_hidden(features: Features, count: int) -> Features:
     if features.hidden is None or len(features.hidden) == count:
         return features
-    return Features(features.pooled, features.tokens, features.grid, features.hidden[-count:] if count else None)
+    return replace(features, hidden=features.hidden[-count:] if count else None)
 
 
 def _scattered(features: Features, rows: Tensor, present: Tensor) -> Features:
@@ -217,6 +219,7 @@ def _scattered(features: Features, rows: Tensor, present: Tensor) -> Features:
         None if features.tokens is None else scatter(features.tokens),
         features.grid,
         None if features.hidden is None else tuple(scatter(x) for x in features.hidden),
+        None if features.embedded is None else scatter(features.embedded),
     )
 
 

@@ -82,7 +82,14 @@ class AudioTransformer(Encoder):
     """
 
     capabilities = frozenset(
-        {Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
+        {
+            Encoder.TOKENS,
+            Encoder.MASK_DROP,
+            Encoder.MASK_REPLACE,
+            Encoder.HIDDEN,
+            Encoder.BIDIRECTIONAL,
+            Encoder.EMBEDDED,
+        }
     )
     grid: Grid
 
@@ -127,6 +134,7 @@ class AudioTransformer(Encoder):
         x = self.front_end(x, augment=self.training)
         grid = self._grid(x.shape[2], x.shape[3])
         x = self.patch_embedding(x).flatten(2).transpose(1, 2)  # [B, T, D] in reading order
+        embedded = x
         if replace is not None:
             mask, value = replace
             x = torch.where(mask[..., None], value.to(x.dtype), x)
@@ -144,7 +152,7 @@ class AudioTransformer(Encoder):
         tokens = x[:, self.prefix :]
         pooled = x[:, 0] if self.pool == "cls" else tokens.mean(1)
         states = tuple(state[:, self.prefix :] for state in states)
-        return Features(pooled, tokens, grid if keep is None else None, states or None)
+        return Features(pooled, tokens, grid if keep is None else None, states or None, embedded)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Layer groups: embeddings; each block; the final norm."""

@@ -97,7 +97,14 @@ class SeriesTransformer(Encoder):
     """
 
     capabilities = frozenset(
-        {Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
+        {
+            Encoder.TOKENS,
+            Encoder.MASK_DROP,
+            Encoder.MASK_REPLACE,
+            Encoder.HIDDEN,
+            Encoder.BIDIRECTIONAL,
+            Encoder.EMBEDDED,
+        }
     )
     grid: tuple[int]
     mean: Tensor
@@ -160,6 +167,7 @@ class SeriesTransformer(Encoder):
         self.check_hidden(hidden)
         x = self.stem(self.prepare(x)).transpose(1, 2)  # [B, T, D]
         grid = (x.shape[1],)
+        embedded = x
         if replace is not None:
             mask, value = replace
             x = torch.where(mask[..., None], value.to(x.dtype), x)
@@ -177,7 +185,7 @@ class SeriesTransformer(Encoder):
         tokens = x[:, self.prefix :]
         pooled = x[:, 0] if self.pool == "cls" else tokens.mean(1)
         states = tuple(state[:, self.prefix :] for state in states)
-        return Features(pooled, tokens, grid if keep is None else None, states or None)
+        return Features(pooled, tokens, grid if keep is None else None, states or None, embedded)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Layer groups: stem and embeddings; each block; the final norm."""

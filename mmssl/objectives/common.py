@@ -109,3 +109,17 @@ def at_least_float32(x: Tensor) -> Tensor:
 def log_sum_exp_over_processes(x: Tensor) -> Tensor:
     """All-reduce by log-sum-exp of [G] numbers, element by element, with gradient."""
     return torch.logsumexp(distributed.gather(x[None]), 0)
+
+
+def equal_count(masks: Tensor, kind: str) -> int:
+    """The number of places of each mask [n, M, T].
+
+    Raises:
+        ValueError: they have different numbers.
+    """
+    if not len(masks):  # all samples lack the modality, and what is encoded has no effect
+        return 1
+    least, most = torch.stack(masks.sum(-1).aminmax()).tolist()
+    if least != most:
+        raise ValueError(f"got masks of kind {kind!r} of {least} to {most} tokens, wanted equal numbers in all samples")
+    return int(most)

@@ -22,7 +22,7 @@ from mmssl.core.schedules import Bounds, Scheduled
 from mmssl.core.teacher import Momentum
 from mmssl.heads.decoders import MaskedTokenDecoderConfig, PlacesPredictor
 from mmssl.losses.latent_prediction import LEAST_STD, masked_sums, place_error, token_std
-from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
+from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of, equal_count
 
 
 def _different(kinds: tuple[str, ...]) -> tuple[str, ...]:
@@ -184,22 +184,6 @@ class JepaObjective(Objective):
                 f"[B, 1 + blocks, {tokens}] for the encoder's tokens: a view of kind jepa with its patches"
             )
         here = masks if present is None else masks[present]
-        context, blocks = (_equal_count(part, kind) for part in (here[:, :1], here[:, 1:]))
+        context, blocks = (equal_count(part, kind) for part in (here[:, :1], here[:, 1:]))
         order = (~masks).byte().argsort(dim=-1, stable=True)  # the places of a mask first
         return order[:, 0, :context], order[:, 1:, :blocks]
-
-
-def _equal_count(masks: Tensor, kind: str) -> int:
-    """The number of places of each mask [n, M, T].
-
-    Raises:
-        ValueError: they have different numbers.
-    """
-    if not len(masks):  # all samples lack the modality, and what is encoded has no effect
-        return 1
-    least, most = torch.stack(masks.sum(-1).aminmax()).tolist()
-    if least != most:
-        raise ValueError(
-            f"got masks of kind {kind!r} of {least} to {most} tokens, wanted equal numbers: a view of kind jepa"
-        )
-    return int(most)

@@ -70,6 +70,7 @@ from mmssl.objectives.simsiam import SimSiamConfig
 from mmssl.objectives.swav import SwavConfig
 from mmssl.objectives.ts2vec import Ts2VecConfig
 from mmssl.objectives.vicreg import VicRegConfig
+from mmssl.objectives.wav2vec2 import Wav2Vec2Config
 from mmssl.objectives.weighted import WeightedConfig
 
 KIND = Field(discriminator="kind")
@@ -123,6 +124,7 @@ SingleObjectiveUnion = Annotated[
     | MaskedPredictionConfig
     | PretextConfig
     | CpcConfig
+    | Wav2Vec2Config
     | SimCseConfig
     | DeepClusterV2Config
     | Ts2VecConfig

@@ -28,7 +28,14 @@ class Patches(Encoder):
     grid = GRID
     depth = 2
     capabilities = frozenset(
-        {Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
+        {
+            Encoder.TOKENS,
+            Encoder.MASK_DROP,
+            Encoder.MASK_REPLACE,
+            Encoder.HIDDEN,
+            Encoder.BIDIRECTIONAL,
+            Encoder.EMBEDDED,
+        }
     )
 
     def __init__(self, dropout: float = 0.0) -> None:
@@ -52,7 +59,7 @@ class Patches(Encoder):
         pooled_only: bool = False,
     ) -> Features:
         prepared = self.prepare(x).to(self.embed.weight.dtype)
-        tokens = self.embed(prepared).flatten(2).transpose(1, 2)
+        tokens = embedded = self.embed(prepared).flatten(2).transpose(1, 2)
         if replace is not None:
             tokens = torch.where(replace[0][..., None], replace[1].to(tokens.dtype), tokens)
         tokens = tokens + self.positions
@@ -63,7 +70,11 @@ class Patches(Encoder):
         tokens = self.norm(states[1])
         # The tanh keeps a head with batch norm from making the shift of the norm a parameter without effect.
         return Features(
-            tokens.mean(1).tanh(), tokens, None if keep is not None else GRID, states[-hidden:] if hidden else None
+            tokens.mean(1).tanh(),
+            tokens,
+            None if keep is not None else GRID,
+            states[-hidden:] if hidden else None,
+            embedded,
         )
 
     def layers(self) -> list[list[nn.Parameter]]:
