@@ -162,7 +162,11 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
         small = {name: item for name, item in small.items() if name != "cooldown"}
         small |= {"warmup": "1 steps"}  # of a run of one step
     if "tile" in str(small.get("objective")):
-        small["modalities"]["image"]["size"] = 96  # three tiles
+        image = small["modalities"]["image"]  # of three tiles
+        image["size"] = 96
+        image["views"] = {
+            kind: view | ({"size": 96} if "size" in view else {}) for kind, view in image["views"].items()
+        }
     if "encoders" in small:
         small |= {"batch_size": 8, "duration": "1 steps", "precision": "fp32", "device": "cpu", "output": str(folder)}
         kept = {name: small["data"][name] for name in ("optional", "synchronized") if name in small["data"]}
@@ -195,6 +199,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "dino": {"prototypes": 64, "frozen_prototypes": "0 steps", "teacher_temperature": 0.04},
     "swav": {"prototypes": 64, "frozen_prototypes": "0 steps"},
     "deepcluster_v2": {"prototypes": 5},
+    "pirl": {"negatives": 20, "jigsaw": {"permutations": 20, "tile": 32}},
     "wav2vec2": {"embedding": 16, "codes": 8},
     "blocks": {"smallest": 2, "patch_size": 16},
     "choice": {"choices": 2},

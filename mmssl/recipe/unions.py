@@ -63,6 +63,7 @@ from mmssl.objectives.masked_prediction import MaskedPredictionConfig
 from mmssl.objectives.moco_v2 import MocoV2Config
 from mmssl.objectives.moco_v3 import MocoV3Config
 from mmssl.objectives.nnclr import NnClrConfig
+from mmssl.objectives.pirl import PirlConfig
 from mmssl.objectives.pretext import PretextConfig
 from mmssl.objectives.simclr import SimClrConfig
 from mmssl.objectives.simcse import SimCseConfig
@@ -123,6 +124,7 @@ SingleObjectiveUnion = Annotated[
     | JepaConfig
     | MaskedPredictionConfig
     | PretextConfig
+    | PirlConfig
     | CpcConfig
     | Wav2Vec2Config
     | SimCseConfig
