@@ -155,4 +155,4 @@ class PlacesPredictor(nn.Module):
         asked = (self.mask_token + self.positions[places]).flatten(0, 1).to(seen.dtype)
         x = self.blocks(torch.cat([seen, asked], 1))[:, -n:]
         found: Tensor = self.predict(self.norm(x))
-        return found.unflatten(0, (B, M))
+        return found.view(B, M, n, -1)

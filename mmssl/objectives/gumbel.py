@@ -47,8 +47,8 @@ class GumbelQuantizer(nn.Module):
             temperature: of the softmax.
         """
         groups, count, _ = self.codes.shape
-        scores = self.score(x).unflatten(-1, (groups, count))
-        soft = ((scores + noise.unflatten(-1, (groups, count))) / temperature).softmax(-1)
+        scores: Tensor = self.score(x).view(*x.shape[:2], groups, count)
+        soft = ((scores + noise.view_as(scores)) / temperature).softmax(-1)
         chosen = soft.argmax(-1, keepdim=True)
         hard = torch.zeros_like(soft).scatter_(-1, chosen, 1.0) + soft - soft.detach()
         features = torch.einsum("bmgv,gve->bmge", hard, self.codes).flatten(2)

@@ -65,10 +65,10 @@ class PirlConfig(ObjectiveConfig):
             ValueError: the modality has no encoder, or heads have batch norm.
         """
         width = encoder_of(encoders, self.modality).width
-        heads = [self.head.build(width, self.embedding) for _ in range(2)]
-        if couples_rows(heads[0]):
+        head, tile_head = (self.head.build(width, self.embedding) for _ in range(2))
+        if couples_rows(head):
             raise ValueError("head: got norm: batch, wanted layer or none: tiles of one picture are no batch")
-        return PirlObjective(self, *heads, plan.samples)
+        return PirlObjective(self, head, tile_head, plan.samples)
 
 
 class PirlObjective(Objective):
