@@ -199,6 +199,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "dino": {"prototypes": 64, "frozen_prototypes": "0 steps", "teacher_temperature": 0.04},
     "swav": {"prototypes": 64, "frozen_prototypes": "0 steps"},
     "deepcluster_v2": {"prototypes": 5},
+    "self_labels": {"labels": 5},
     "pirl": {"negatives": 20, "jigsaw": {"permutations": 20, "tile": 32}},
     "wav2vec2": {"embedding": 16, "codes": 8},
     "blocks": {"smallest": 2, "patch_size": 16},

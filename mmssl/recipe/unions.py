@@ -65,6 +65,7 @@ from mmssl.objectives.moco_v3 import MocoV3Config
 from mmssl.objectives.nnclr import NnClrConfig
 from mmssl.objectives.pirl import PirlConfig
 from mmssl.objectives.pretext import PretextConfig
+from mmssl.objectives.self_labels import SelfLabelsConfig
 from mmssl.objectives.simclr import SimClrConfig
 from mmssl.objectives.simcse import SimCseConfig
 from mmssl.objectives.simsiam import SimSiamConfig
@@ -125,6 +126,7 @@ SingleObjectiveUnion = Annotated[
     | MaskedPredictionConfig
     | PretextConfig
     | PirlConfig
+    | SelfLabelsConfig
     | CpcConfig
     | Wav2Vec2Config
     | SimCseConfig
