@@ -19,6 +19,8 @@ from mmssl.evaluation.common import (
     require_modalities,
     require_usable,
 )
+from mmssl.evaluation.knn import nearest
+from mmssl.evaluation.ranking import TILE
 
 
 class ModalityGapConfig(PairEvaluatorConfig):
@@ -61,6 +63,7 @@ def gap_scores(data: Collected, pair: tuple[str, str]) -> dict[str, Score]:
     gap: distance of the two modalities' means (Liang et al. 2022, arXiv:2203.02053), 0 to 2;
     alignment: mean squared distance of the two modalities of a sample (Wang and Isola 2020, arXiv:2005.10242), 0 to 4;
     alignment_chance: the same of different samples; None: there is one sample;
+    for each direction, e.g. `a_to_b_`: hubness@10 and unreached@10, see `hubness`, with hubness@10_chance;
     n; n_excluded (samples without one of the modalities), n_skipped (samples that could not be decoded).
 
     Raises:
@@ -72,9 +75,15 @@ def gap_scores(data: Collected, pair: tuple[str, str]) -> dict[str, Score]:
     masks = items_in_both(data, *pair)
     a, b = (_sample_means(data[name], mask) for name, mask in zip(pair, masks, strict=True))
     n = len(a)
+    scores: dict[str, Score] = {}
+    items = [data[name].rows[mask] for name, mask in zip(pair, masks, strict=True)]
+    for (query, found), (queries, candidates) in ((pair, items), (pair[::-1], items[::-1])):
+        names = ("hubness@10", "hubness@10_chance", "unreached@10")
+        values = hubness(queries, candidates)
+        scores |= {f"{query}_to_{found}_{name}": value for name, value in zip(names, values, strict=True)}
     # Of unit vectors, |x - y|^2 = 2 - 2 x y, which is linear in the items of each sample, and in the samples.
     own, all_pairs = (a * b).sum(), a.sum(0) @ b.sum(0)
-    return {
+    return scores | {
         "gap": float((a.mean(0) - b.mean(0)).norm()),
         "alignment": 2 - 2 * float(own) / n,
         "alignment_chance": 2 - 2 * float(all_pairs - own) / (n * (n - 1)) if n > 1 else None,
@@ -82,6 +91,30 @@ def gap_scores(data: Collected, pair: tuple[str, str]) -> dict[str, Score]:
         "n_excluded": len(data.keys) - n,
         "n_skipped": data.skipped,
     }
+
+
+def hubness(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[float | None, float | None, float]:
+    """Hubness: skewness of the number of queries that have a candidate among their k nearest (Radovanovic et al. 2010).
+
+    0 or less: all candidates are found alike often; large: a few hubs are found by most queries, and many candidates by none.
+
+    Args:
+        queries: [Q, E] unit norm. candidates: [N, E] unit norm.
+        k: number of neighbours, at most N.
+
+    Returns:
+        skewness (None: all are found equally often), that of random neighbours (None: all candidates are neighbours), and the share
+        of candidates that no query finds.
+    """
+    k = min(k, len(candidates))
+    places = nearest(queries, candidates, k, TILE.get(candidates.device.type, TILE["cpu"])[1])[1]
+    counts = torch.bincount(places.flatten(), minlength=len(candidates)).double()
+    around = counts - counts.mean()
+    deviation = around.square().mean().sqrt()
+    skewness = float((around**3).mean() / deviation**3) if deviation > 0 else None
+    p = k / len(candidates)
+    chance = (1 - 2 * p) / (len(queries) * p * (1 - p)) ** 0.5 if p < 1 else None
+    return skewness, chance, float((counts == 0).double().mean())
 
 
 def _sample_means(items: Items, mask: Tensor) -> Tensor:

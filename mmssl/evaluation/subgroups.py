@@ -70,7 +70,8 @@ def group_table(tables: Mapping[str, Table], groups: Mapping[Sample, str]) -> Ta
             of_groups: list[tuple[str, str, int, float, float, float]] = [
                 (metric, group, *_mean(values[places], keys)) for group, (places, keys) in where.items()
             ]
-            rows.extend(sorted(of_groups, key=lambda row: row[3]))
+            ordered = sorted(of_groups, key=lambda row: row[3])
+            rows += ordered
     names = ("outcome", "group", "n", "value", "ci95_low", "ci95_high")
     return Table({name: [row[i] for row in rows] for i, name in enumerate(names)})
 
