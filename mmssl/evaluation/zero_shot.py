@@ -9,19 +9,21 @@ import torch
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import DataError
-from mmssl.core.evaluator import Evaluator, Score
+from mmssl.core.errors import DataError, RecipeError, did_you_mean
+from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.core.sample import Sample
+from mmssl.data.modalities.corruptions import SEVERITIES, corrupted, corruptions_of
 from mmssl.data.modality import Modality
 from mmssl.data.samples import iterate
 from mmssl.data.stream.formats import numbers_to_look_at
 from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.class_names import compare_with_stored
 from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
-from mmssl.evaluation.common import broadcast_scores, inference, require_usable, warn_of_ties
+from mmssl.evaluation.common import broadcast_scores, inference, require_modalities, require_usable, warn_of_ties
 from mmssl.evaluation.curves import auroc
 from mmssl.evaluation.prompts import PromptedConfig, Prompts
 from mmssl.evaluation.ranking import class_ranks, exact_products
+from mmssl.evaluation.statistics import wilson
 
 LABELS = 2000
 """Number of labels that are compared with the number of class names before a run."""
@@ -32,12 +34,23 @@ class ZeroShotConfig(PromptedConfig):
 
     Attributes:
         labels: modality with the class number of each sample; samples that lack it, or `modality`, are left out and counted.
+        corruptions: common corruptions to measure too, at five severities: of pictures and videos gaussian_noise, shot_noise,
+            impulse_noise, gaussian_blur, brightness, contrast, pixelate, jpeg; of sounds white_noise, clipping, gain, low_pass;
+            or ["all"]. Five passes over the samples each.
     """
 
     kind: Literal["zero_shot"] = "zero_shot"
     labels: str = "label"
+    corruptions: tuple[str, ...] = ()
 
     def build(self, modalities: Mapping[str, Modality]) -> ZeroShot:
+        require_modalities(modalities, (self.modality,))
+        known = corruptions_of(modalities[self.modality])
+        for kind in self.corruptions:
+            if kind not in known and not (kind == "all" and known):
+                raise RecipeError(
+                    f"corruptions: got {kind!r} for {self.modality!r}{did_you_mean(kind, known)}, wanted {sorted(known) or 'none'}"
+                )
         return ZeroShot(self, modalities, self.read_prompts(modalities))
 
 
@@ -46,7 +59,8 @@ class ZeroShot(Evaluator):
 
     Scores: see `classification_scores`, and tie_rate (samples whose true class ties with another),
     AUROC (of each class against the others, mean over classes), n_excluded (samples without a label, or without `modality`) and
-    n_skipped (samples that could not be decoded).
+    n_skipped (samples that could not be decoded). With corruptions also acc1_<corruption>_<severity>, acc1_corrupted (their mean)
+    and acc1_kept (that as a share of acc1), and a table "corruptions" with intervals.
     """
 
     def __init__(self, config: ZeroShotConfig, modalities: Mapping[str, Modality], prompts: Prompts) -> None:
@@ -54,6 +68,19 @@ class ZeroShot(Evaluator):
         self.modalities = modalities
         names = (config.modality, config.labels)
         self._shards = KeptShards(config, modalities, names, config.shards, config.max_samples)
+        self._corrupted = {
+            (kind, severity): KeptShards(
+                config,
+                {**modalities, config.modality: corrupted(modalities[config.modality], kind, severity)},
+                names,
+                config.shards,
+                config.max_samples,
+            )
+            for kind in (
+                corruptions_of(modalities[config.modality]) if "all" in config.corruptions else config.corruptions
+            )
+            for severity in SEVERITIES
+        }
         self.kept = (self._shards,)
         self.prompts = prompts
         self.headlines = ("acc1",)
@@ -87,7 +114,16 @@ class ZeroShot(Evaluator):
             answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names)
             tied = int(answers.predictions.tied.sum()) / len(answers.labels)
             area = macro_auroc(data, config.modality, config.labels, classifier)
+            rows = [(*which, *self._under(shards, model, classifier)) for which, shards in self._corrupted.items()]
         self.tables = answers.tables()
+        robust: dict[str, Score] = {}
+        if rows:
+            names = ("corruption", "severity", "acc1", "ci95_low", "ci95_high", "n")
+            self.tables = {**self.tables, "corruptions": Table(dict(zip(names, zip(*rows, strict=True), strict=True)))}
+            mean = sum(row[2] for row in rows) / len(rows)
+            clean = float(answers.scores()["acc1"] or 0)
+            robust = {"acc1_corrupted": mean, "acc1_kept": mean / clean if clean else None}
+            robust |= {f"acc1_{kind}_{severity}": share for kind, severity, share, *_ in rows}
         warn_of_ties(f"zero-shot of {config.modality!r}", tied)
         counts = {
             "n_excluded": len(data.keys) - len(answers.labels),
@@ -95,7 +131,19 @@ class ZeroShot(Evaluator):
             "tie_rate": tied,
             "AUROC": area,
         }
-        yield from broadcast_scores(answers.scores() | counts).items()
+        yield from broadcast_scores(answers.scores() | counts | robust).items()
+
+    def _under(self, shards: KeptShards, model: EmbeddingModel, classifier: Tensor) -> tuple[float, float, float, int]:
+        """Accuracy, interval and n under a corruption."""
+        config = self.config
+        encode = {config.modality: lambda x: model.embed(config.modality, x), config.labels: lambda x: x}
+        try:
+            data = shards.collect(encode, model.device)
+        finally:
+            shards.close()
+        answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names)
+        right, n = int((answers.predictions.ranks == 1).sum()), len(answers.labels)
+        return right / n, *wilson(right, n), n
 
 
 def zero_shot_answers(

@@ -273,3 +273,16 @@ def test_the_number_of_classes_is_checked_when_the_shards_are_opened(tmp_path: P
     opening(NAMES)
     with pytest.raises(DataError, match="the same names in another order"):
         opening(NAMES[::-1])
+
+
+def test_corruptions_are_measured_at_five_severities(tmp_path: Path) -> None:
+    config = make(tmp_path, shards=colour_shards(tmp_path, 16), corruptions=["contrast", "jpeg"])
+    with config.build(modalities()) as evaluator:
+        scores = dict(evaluator.evaluate(knowing_model()))
+        table = evaluator.tables["corruptions"].columns
+    assert list(table["severity"]) == [1, 2, 3, 4, 5] * 2
+    assert scores["acc1"] == scores["acc1_contrast_1"] == 1, "contrast leaves the mean colour"
+    assert scores["acc1_corrupted"] == pytest.approx(sum(map(float, table["acc1"])) / 10)
+    assert scores["acc1_kept"] == scores["acc1_corrupted"]
+    with pytest.raises(RecipeError, match=r"corruptions: got 'jpg' for 'picture', did you mean 'jpeg'"):
+        make(tmp_path, corruptions=["jpg"]).build(modalities())
