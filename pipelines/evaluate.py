@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from mmssl.core.evaluator import Evaluator
     from mmssl.recipe.model import Model
     from mmssl.recipe.suite import Suite
-    from mmssl.reporting.results import Results, Row
 
 CHECKPOINT = Annotated[
     Path,
@@ -146,11 +145,7 @@ def evaluate(
 
     `accelerate launch --num_processes 8 -m pipelines.evaluate runs/vit_b_32 suite.yaml`
     """
-    from mmssl.core.distributed import is_main
     from mmssl.core.evaluator import evaluation_error
-    from mmssl.reporting.report import write_results
-    from mmssl.reporting.results import Results
-    from mmssl.training.runtime.console import say
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of
 
@@ -165,26 +160,22 @@ def evaluate(
         wanted = _from_flags(model, zero_shot, classnames, templates, linear_probe, modality)
         wanted |= _of_pairs(model, {"retrieval": retrieval, "calibration": calibrate}, pair)
         configs = with_settings(_evaluators(model, suite, data, wanted), batch_size, workers, on_error)
-        folder = Results(out, origin(model), model.digest()) if out is not None and out.is_dir() else None
-        scores, failures = _run(model, configs, folder, groups)
-        if is_main() and out is not None:
-            if folder is None:
-                write_results(out, {"checkpoint": origin(model), **scores})
-            say(f"results of {origin(model)} in {out}")
+        failures = _run(model, configs, out, groups)
     finally:
         launch.close()
     if failures:
         raise evaluation_error(failures)
 
 
-def _run(
-    model: Model, configs: dict[str, Wanted], folder: Results | None, groups: str | None
-) -> tuple[dict[str, Scores], dict[str, MmsslError]]:
-    """Measure, and show the table: scores by task, {"error": sentence} where one failed; and the errors by task."""
+def _run(model: Model, configs: dict[str, Wanted], out: Path | None, groups: str | None) -> dict[str, MmsslError]:
+    """Measure, show the table and write the results; the errors by task."""
     from mmssl.core.distributed import is_main
     from mmssl.core.errors import MmsslError
-    from mmssl.reporting.results import Row, summary_rows
+    from mmssl.reporting.report import write_results
+    from mmssl.reporting.results import Results, Row, summary_rows
+    from mmssl.training.runtime.console import say
 
+    folder = Results(out, origin(model), model.digest()) if out is not None and out.is_dir() else None
     scores: dict[str, Scores] = {}
     failures: dict[str, MmsslError] = {}
     rows: dict[str, list[Row]] = {}
@@ -199,9 +190,13 @@ def _run(
             rows[name] = summary_rows(name, found, evaluator.headlines if evaluator is not None else ())
     table = [row for name in configs for row in rows[name]]
     show([row for row in table if row.metric != "error"])
-    if is_main() and folder is not None:
-        folder.write_summary(table)
-    return {name: scores[name] for name in configs}, failures
+    if is_main() and out is not None:
+        if folder is not None:
+            folder.write_summary(table)
+        else:
+            write_results(out, {"checkpoint": origin(model), **{name: scores[name] for name in configs}})
+        say(f"results of {origin(model)} in {out}")
+    return failures
 
 
 def _evaluators(model: Model, suite: Suite | None, data: Path, wanted: dict[str, dict[str, Any]]) -> dict[str, Wanted]:

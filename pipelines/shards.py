@@ -17,6 +17,7 @@ from pipelines.progress import progress_bar
 
 if TYPE_CHECKING:
     from mmssl.curation.check_report import CheckReport
+    from mmssl.curation.leakage import LeakReport
     from pipelines.check_recipe import RecipeReport
 
 app = typer.Typer(
@@ -29,6 +30,11 @@ app = typer.Typer(
 JSON = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", callback=file_to_write, help="Write the findings here, as JSON."),
+]
+
+AGAINST = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SHARDS", help="Only look for the samples of these test shards in the others: leakage."),
 ]
 
 app.command()(pack)
@@ -102,10 +108,7 @@ def check(
         bool,
         typer.Option("--against-manifest", help="Compare the shards with the manifest beside them: size, SHA-256."),
     ] = False,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SHARDS", help="Only look for the samples of these test shards in the others: leakage."),
-    ] = None,
+    against: AGAINST = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Check that this number of workers has enough shards.")
     ] = None,
@@ -149,6 +152,11 @@ def check(
         else:
             remote = client_for(shards, cache, allow_pipe)
             report = examine(shards, needs=modality_names(needs), required=require or None, remote=remote)
+    _show(report, json_file)
+
+
+def _show(report: RecipeReport | CheckReport | LeakReport, json_file: Path | None) -> None:
+    """Print a report, write it, and exit with 3 if something is wrong."""
     print(report.table())
     if json_file is not None:
         json_file.write_text(report.to_json() + "\n")
@@ -161,11 +169,7 @@ def _leaks(shards: list[str], against: list[str], cache: Path | None, allow_pipe
 
     with progress_bar("comparing") as progress:
         report = find_leaks(shards, against, remote=client_for(shards + against, cache, allow_pipe), progress=progress)
-    print(report.table())
-    if json_file is not None:
-        json_file.write_text(report.to_json() + "\n")
-    if not report.ok:
-        raise typer.Exit(3)
+    _show(report, json_file)
 
 
 @app.command()

@@ -67,13 +67,13 @@ def test_classes_are_shared_among_processes(monkeypatch: pytest.MonkeyPatch, cla
     names = list(NAMES[:classes])
     config = configured(ZeroShotConfig, shards=["x"], modality="picture", prompts="words", classnames=names)
     evaluator, model = config.build(modalities()), knowing_model()
-    alone = evaluator.classifier(model)
+    alone = evaluator.prompts.classifier(model)
     monkeypatch.setattr(distributed, "world_size", lambda: world)
     monkeypatch.setattr(distributed, "gather_uneven", lambda rows: rows)
     shares = []
     for rank in range(world):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(evaluator.classifier(model))
+        shares.append(evaluator.prompts.classifier(model))
     assert max(len(share) for share in shares) <= -(-classes // world)
     assert torch.equal(torch.cat(shares), alone)
 
