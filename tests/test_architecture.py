@@ -41,7 +41,12 @@ ABOVE = ("mmssl.curation", "mmssl.datasets", "mmssl.reporting")
 ROOMS = {
     "accelerate": ("mmssl/core/compat.py", "mmssl/training/runtime/launch.py", "mmssl/training/runtime/trackers.py"),
     "timm": ("mmssl/encoders/adapters/timm.py",),
-    "open_clip": ("mmssl/encoders/adapters/open_clip.py", "mmssl/interop/", "mmssl/data/modalities/"),
+    "open_clip": (
+        "mmssl/encoders/adapters/open_clip.py",
+        "mmssl/encoders/adapters/hubs.py",
+        "mmssl/interop/",
+        "mmssl/data/modalities/",
+    ),
     "transformers": ("mmssl/encoders/adapters/transformers", "mmssl/interop/", "mmssl/data/modalities/"),
     **dict.fromkeys(("tokenizers", "ftfy", "regex"), ("mmssl/data/modalities/clip_vocabulary.py",)),
     "webdataset": ("mmssl/data/shards/",),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmssl.core.config import Config, LocalPath
 from mmssl.core.input_spec import InputSpec
 from mmssl.core.sample import TokenIds
+from mmssl.core.start import Start
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Encoder(nn.Module, ABC):
         token_ids: token ids that a text encoder accepts; None: it takes no ids.
         trim: cuts padding that influences no row off the end of a raw view [B, T] of token ids. Called before the view moves to a
             device, because reading its values there would synchronise; None: views are not trimmed.
+        start: where its initial weights come from; None: they are random.
     """
 
     TOKENS: ClassVar[str] = "tokens"
@@ -67,6 +69,7 @@ class Encoder(nn.Module, ABC):
     capabilities: frozenset[str] = frozenset()
     token_ids: TokenIds | None = None
     trim: Callable[[Tensor], Tensor] | None = None
+    start: Start | None = None
 
     @abstractmethod
     def prepare(self, x: Tensor) -> Tensor:
@@ -128,12 +131,14 @@ class EncoderConfig(Config):
             None: from scratch. Of a run it takes the network that the run evaluates: for DINO the teacher.
         place: prefix of this encoder's tensor names in that file, such as "encoders.image."; None: found by matching, which must
             give one prefix.
+        partial: take from the file what fits; tensors that it lacks, or has in another shape, start at random. They are listed.
         frozen: keep the whole encoder as it is: no gradient, evaluation mode (LiT's locked tower).
         unlocked_layers: with `frozen`, number of last layer groups that are still trained.
     """
 
     weights: LocalPath | None = None
     place: str | None = None
+    partial: bool = False
     frozen: bool = False
     unlocked_layers: int = 0
 

@@ -16,6 +16,7 @@ from mmssl.core.capabilities import check_capabilities
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
 from mmssl.core.forward import Network
+from mmssl.core.start import Start
 from mmssl.core.teacher import Momentum, Teacher, teachers_in
 
 Latents = dict[str, Tensor]
@@ -103,11 +104,13 @@ class Objective(nn.Module, ABC):
         reduction: how the loss couples samples.
         least_samples: fewest samples of a global batch from which there is something to learn. Checked at build.
         accepts_absent: whether samples may lack a modality that it needs: they change nothing for the others. See `Present`.
+        start: where its initial tensors come from; None: they are random.
     """
 
     reduction: Reduction
     least_samples: int = 1
     accepts_absent: bool = False
+    start: Start | None = None
 
     @abstractmethod
     def needs(self) -> Needs:

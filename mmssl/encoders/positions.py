@@ -56,6 +56,30 @@ def fit_columns(state: dict[str, Tensor], name: str, grid: Grid, prefix: int) ->
         state[name] = resize_positions(table, (grid[0], cells // grid[0]), grid, prefix)
 
 
+KEPT_POSITIONS = 20
+"""First positions that stay as they are where a table of texts is stretched; most captions of CLIP's training are shorter."""
+
+
+def fit_length(table: Tensor, length: int) -> Tensor:
+    """Fit position embeddings of texts to another length: the first rows for a shorter one, stretched as in Long-CLIP for a longer.
+
+    The first `KEPT_POSITIONS` rows stay, so that short texts keep their embeddings; the rest is interpolated linearly, and the last
+    step goes on as a straight line (arXiv:2403.15378, section 3.2). A table with fewer than two rows after those is left alone.
+
+    Args:
+        table: [T, D].
+        length: number of rows wanted.
+    """
+    rest = len(table) - KEPT_POSITIONS
+    if length <= len(table) or rest < 2:
+        return table[:length]
+    places = torch.arange(length - KEPT_POSITIONS) * (rest / (length - KEPT_POSITIONS)) + KEPT_POSITIONS
+    low = places.long().clamp(max=len(table) - 2)
+    share = (places - low)[:, None]
+    stretched = torch.lerp(table[low].float(), table[low + 1].float(), share.to(torch.float32))
+    return torch.cat([table[:KEPT_POSITIONS], stretched.to(table.dtype)])
+
+
 def sinusoidal_positions(count: int, width: int, device: torch.device) -> Tensor:
     """Sinusoidal position embeddings [count, width], of wavelengths from 2 pi to 20000 pi (arXiv:1706.03762, section 3.5)."""
     half = -(-width // 2)

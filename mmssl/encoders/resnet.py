@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from mmssl.core.encoder import Encoder, EncoderConfig, Features
 from mmssl.core.input_spec import InputSpec
 from mmssl.encoders.adapters.adapter import refuse_masks
+from mmssl.encoders.adapters.timm import fit_channels
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Pixels, Statistics
 from mmssl.encoders.positions import Grid, fit_positions, resize_positions
+from mmssl.encoders.weight_files import State
 from mmssl.encoders.weights import load_and_freeze
 
 
@@ -100,11 +102,14 @@ class ResNetConfig(StagesConfig):
         return InputSpec(channels=len(self.mean))
 
     def build(self) -> ResNet:
-        """Build it, load `weights` (own, or a whole open_clip checkpoint; positions resampled to this grid), freeze."""
+        """Build it, load `weights` (own, or a whole open_clip checkpoint; positions and channels fitted), freeze."""
         encoder = ResNet(self)
-        load_and_freeze(
-            encoder, self, adapt=lambda state: fit_positions(state, "attnpool.positional_embedding", encoder.grid, 1)
-        )
+
+        def adapt(state: State) -> None:
+            fit_positions(state, "attnpool.positional_embedding", encoder.grid, 1)
+            fit_channels(state, "conv1.weight", len(self.mean))
+
+        load_and_freeze(encoder, self, adapt=adapt)
         return encoder
 
 

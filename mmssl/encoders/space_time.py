@@ -19,7 +19,8 @@ from mmssl.encoders.patches import embed_patches
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels, as_frames
 from mmssl.encoders.positions import Grid, fit_columns, fit_positions, resize_positions
 from mmssl.encoders.transformer import Attention, Block, DropPath, TransformerConfig, initialise_attention
-from mmssl.encoders.weights import State, load_and_freeze
+from mmssl.encoders.weight_files import State
+from mmssl.encoders.weights import load_and_freeze
 
 
 class SpaceTimeConfig(TransformerConfig):

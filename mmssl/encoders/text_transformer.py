@@ -13,10 +13,13 @@ from mmssl.core.compat import is_compiled
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
+from mmssl.encoders.adapters.transformers_names import clip_to_open_clip
 from mmssl.encoders.packing import Packing
+from mmssl.encoders.positions import fit_length
 from mmssl.encoders.token_masking import TokenMasking, mask_tokens
 from mmssl.encoders.transformer import TransformerConfig
-from mmssl.encoders.weights import State, load_and_freeze
+from mmssl.encoders.weight_files import State
+from mmssl.encoders.weights import load_and_freeze
 
 STEP = 8
 """Texts are trimmed to a multiple of this number of tokens."""
@@ -75,15 +78,21 @@ class TextTransformerConfig(TransformerConfig):
         return self
 
     def build(self) -> TextTransformer:
-        """Build it, load `weights` (own, or a whole open_clip checkpoint; longer position tables are cut), freeze."""
+        """Build it, load `weights` (own, or open_clip's or transformers' CLIP; positions fitted to this length), freeze."""
         encoder = TextTransformer(self)
-        load_and_freeze(encoder, self, alias=to_open_clip, ignore=_BESIDE, adapt=self._cut_positions)
+        load_and_freeze(
+            encoder,
+            self,
+            alias=to_open_clip,
+            translate=clip_to_open_clip,
+            ignore=_BESIDE,
+            adapt=self._fit_positions,
+        )
         return encoder
 
-    def _cut_positions(self, state: State) -> None:
-        # A shorter context uses the first rows as they are. A longer one is refused later, because the shapes differ.
+    def _fit_positions(self, state: State) -> None:
         if "positional_embedding" in state:
-            state["positional_embedding"] = state["positional_embedding"][: self.context_length]
+            state["positional_embedding"] = fit_length(state["positional_embedding"], self.context_length)
 
 
 def trim_padding(ids: Tensor) -> Tensor:

@@ -13,10 +13,13 @@ from mmssl.core.encoder import Encoder, Features
 from mmssl.core.input_spec import InputSpec
 from mmssl.core.positions import sincos_positions
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
+from mmssl.encoders.adapters.timm import fit_channels
+from mmssl.encoders.adapters.transformers_names import clip_to_open_clip
 from mmssl.encoders.patches import embed_patches
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Pixels, Statistics
 from mmssl.encoders.positions import fit_positions, resize_positions
 from mmssl.encoders.transformer import TransformerConfig
+from mmssl.encoders.weight_files import State
 from mmssl.encoders.weights import load_and_freeze
 
 
@@ -63,15 +66,20 @@ class VisionTransformerConfig(TransformerConfig):
         return InputSpec(channels=len(self.mean))
 
     def build(self) -> VisionTransformer:
-        """Build it, load `weights` (own, or a whole open_clip checkpoint; positions resampled to this grid), freeze."""
+        """Build it, load `weights` (own, or open_clip's or transformers' CLIP; positions and channels fitted), freeze."""
         encoder = VisionTransformer(self)
-        prefix = int(self.class_token)
+
+        def adapt(state: State) -> None:
+            fit_positions(state, "positional_embedding", encoder.grid, encoder.prefix)
+            fit_channels(state, "patch_embedding.weight", len(self.mean))
+
         load_and_freeze(
             encoder,
             self,
             alias=to_open_clip,
+            translate=clip_to_open_clip,
             ignore=("proj",),  # open_clip's projection into the shared space is part of its tower
-            adapt=lambda state: fit_positions(state, "positional_embedding", encoder.grid, prefix),
+            adapt=adapt,
         )
         return encoder
 

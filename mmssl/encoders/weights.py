@@ -1,20 +1,24 @@
-"""Load weights from safetensors or torch files, without pickled code, and freeze encoders."""
+"""Load weights files into encoders strictly, whatever their names begin with, and freeze encoders."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmssl.core.encoder import Encoder, EncoderConfig, freeze
 from mmssl.core.errors import CheckpointError
+from mmssl.core.start import Start
+from mmssl.encoders.weight_files import State, read_state, short_list
 
-State = dict[str, Tensor]
+Translated = dict[str, tuple[Tensor, tuple[str, ...]]]
+"""Name in another library -> tensor, and the names in the file that it is made of."""
+Translate = Callable[[State], Translated]
+Adapt = Callable[[State], None]
+"""Changes tensors by the module's names in place, so that they fit the module; e.g. resamples position tables."""
 
 
 def load_and_freeze(
@@ -23,8 +27,10 @@ def load_and_freeze(
     *,
     module: nn.Module | None = None,
     alias: Callable[[str], str] | None = None,
+    translate: Translate | None = None,
     ignore: tuple[str, ...] = (),
-    adapt: Callable[[State], None] | None = None,
+    fixed: tuple[str, ...] = (),
+    adapt: Adapt | None = None,
 ) -> None:
     """Load `config.weights` into a new encoder and freeze it as the config says.
 
@@ -32,16 +38,28 @@ def load_and_freeze(
         encoder: as built from scratch.
         config: its config.
         module: the part that takes the weights; the whole encoder by default.
-        alias, ignore, adapt: see `load_weights`.
+        alias, translate, ignore, fixed, adapt: see `load_weights`.
 
     Raises:
         CheckpointError: the file is missing, damaged or made for another encoder.
-        ValueError: `unlocked_layers` or `place` has no meaning with the other settings.
+        ValueError: `unlocked_layers`, `place` or `partial` has no meaning with the other settings.
     """
     if config.weights is not None:
-        load_weights(module or encoder, config.weights, place=config.place, alias=alias, ignore=ignore, adapt=adapt)
+        encoder.start = load_weights(
+            module or encoder,
+            config.weights,
+            place=config.place,
+            alias=alias,
+            translate=translate,
+            ignore=ignore,
+            fixed=fixed,
+            adapt=adapt,
+            partial=config.partial,
+        )
     elif config.place is not None:
         raise ValueError(f"got place {config.place!r} without weights, wanted both; set weights, or leave place out")
+    elif config.partial:
+        raise ValueError("got partial: true without weights, wanted both; set weights, or leave partial out")
     groups = len(encoder.layers())
     if config.unlocked_layers and not (config.frozen and 0 < config.unlocked_layers <= groups):
         raise ValueError(
@@ -52,72 +70,48 @@ def load_and_freeze(
         freeze(encoder, config.unlocked_layers)
 
 
-def read_state(path: Path) -> State:
-    """Read a state dict from a file: safetensors, or one that `torch.save` wrote.
-
-    A dict that holds the state dict under "state_dict" or "model" is unwrapped. No code in the file is run.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or holds something else.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"got weights {str(path)!r}, wanted a .safetensors or .pt file: there is no such file")
-    try:
-        if path.suffix == ".safetensors":
-            beside = path.with_name("frozen.safetensors")  # of our checkpoints, where most weights are not trained
-            frozen = load_file(beside) if path.stem in ("model", "ema") and beside.is_file() else {}
-            return {**frozen, **load_file(path)}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files end in exceptions of a dozen kinds
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if "weights_only" in reason:  # torch advises to run the code in the file
-            reason = "torch finds no tensors, or other objects beside tensors"
-        raise CheckpointError(
-            f"cannot read weights from {str(path)!r}: {reason}. Wanted a safetensors file or a saved state dict of tensors only. "
-            "Files with program code (whole models, TorchScript archives) are refused; save their state_dict() instead"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if isinstance(content, dict):
-        state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-        if state:
-            return state
-    raise CheckpointError(
-        f"got {_kind(content)} in {str(path)!r}, wanted tensors by name: a state dict, or a dict with one under 'state_dict'"
-    )
-
-
 def load_weights(
     module: nn.Module,
     path: Path,
     *,
     place: str | None = None,
     alias: Callable[[str], str] | None = None,
+    translate: Translate | None = None,
     ignore: tuple[str, ...] = (),
-    adapt: Callable[[State], None] | None = None,
-) -> None:
+    fixed: tuple[str, ...] = (),
+    adapt: Adapt | None = None,
+    partial: bool = False,
+) -> Start:
     """Load a weights file into a module strictly: every name and every shape must match.
 
-    The names may have any prefix (`encoders.image.`, `module.visual.`): the prefix with the most matching names is taken, so a file
-    may hold a whole run, a whole CLIP model, or the encoder alone.
+    The names may have any prefix (`encoders.image.`, `model.visual.`): the prefix with the most matching names is taken, so a file
+    may hold a whole run, a whole CLIP model, or the encoder alone. Of a network and its average (`ema_model.`) it is the average.
 
     Args:
         module: gets the weights.
         path: see `read_state`.
         place: the prefix, where it is known; None: search for it.
         alias: turns a name of this module into another library's name of the same tensor.
+        translate: makes the tensors of such a library of those of yet another one; empty where the file is none of its files.
         ignore: beginnings of further names in the file that are skipped.
-        adapt: changes the tensors (by the module's names) in place to fit the module, e.g. resamples position tables.
+        fixed: ends of names of constants, such as `position_ids`: files need not have them, and those of files are skipped.
+        adapt: see `Adapt`.
+        partial: what is missing, or has another shape, keeps its initial values, and what is unexpected is skipped.
+
+    Returns:
+        What was loaded, resized, and left as it was.
 
     Raises:
         CheckpointError: names or shapes do not match; says which, and what to do.
     """
     state = read_state(path)
-    own = module.state_dict()
-    fits = _fits(state, own, lambda name: name)
+    own = {name: tensor for name, tensor in module.state_dict().items() if not (fixed and name.endswith(fixed))}
+    stored: Translated = {name: (tensor, (name,)) for name, tensor in state.items()}
+    fits = _fits(stored, own, lambda name: name)
     if alias is not None:
-        fits += _fits(state, own, alias)
+        fits += _fits(stored, own, alias)
+    if translate is not None:
+        fits += _fits(translate(state), own, alias or (lambda name: name))
     if place is not None:
         # In our encoders an adapter's model is one name deeper, and nowhere else below the place.
         fits = [fit for fit in fits if fit.prefix in (place, f"{place}model.")]
@@ -126,8 +120,8 @@ def load_weights(
     if not found:
         where = "" if place is None else f" under {place!r}"
         raise CheckpointError(
-            f"{str(path)!r} has no weights for {type(module).__name__}{where}: got names like {_short(state)}, wanted names like "
-            f"{_short(own)}"
+            f"{str(path)!r} has no weights for {type(module).__name__}{where}: got names like {short_list(state)}, wanted names "
+            f"like {short_list(own)}"
         )
     places = sorted({fit.prefix for fit in found})
     if len(places) > 1:
@@ -135,7 +129,11 @@ def load_weights(
             f"{str(path)!r} holds weights for {type(module).__name__} at several places, {places}, wanted one; set place "
             "to one of them"
         )
-    _load(module, found[0], path, ignore, adapt)
+    extra = [
+        name for name in found[0].extra if not name.startswith(ignore or "\0") and not name.endswith(fixed or "\0")
+    ]
+    fit = replace(found[0], extra=tuple(extra))
+    return _load(module, own, fit, path, frozenset(state), adapt, partial)
 
 
 @dataclass(frozen=True)
@@ -143,16 +141,16 @@ class _Fit:
     """Match between a file's names under one prefix and a module's names."""
 
     prefix: str
-    state: State  # by the module's names
+    state: Translated  # by the module's names
     extra: tuple[str, ...]  # names under the prefix that the module lacks
     shapes: int  # number of equal shapes
 
     @property
-    def rank(self) -> tuple[int, int, int]:
-        return len(self.state), self.shapes, -len(self.extra)
+    def rank(self) -> tuple[int, int, int, bool]:
+        return len(self.state), self.shapes, -len(self.extra), "ema" in self.prefix.replace("_", ".").split(".")
 
 
-def _fits(state: State, own: Mapping[str, Tensor], alias: Callable[[str], str]) -> list[_Fit]:
+def _fits(state: Translated, own: Mapping[str, Tensor], alias: Callable[[str], str]) -> list[_Fit]:
     known = {alias(name): name for name in own}
     prefixes = Counter(
         key[:cut]
@@ -162,9 +160,9 @@ def _fits(state: State, own: Mapping[str, Tensor], alias: Callable[[str], str]) 
     )
     fits = []
     for prefix in prefixes:
-        under = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-        fitting = {known[key]: tensor for key, tensor in under.items() if key in known}
-        equal = sum(tensor.shape == own[name].shape for name, tensor in fitting.items())
+        under = {key.removeprefix(prefix): found for key, found in state.items() if key.startswith(prefix)}
+        fitting = {known[key]: found for key, found in under.items() if key in known}
+        equal = sum(tensor.shape == own[name].shape for name, (tensor, _) in fitting.items())
         fits.append(_Fit(prefix, fitting, tuple(key for key in under if key not in known), equal))
     return fits
 
@@ -174,35 +172,45 @@ def _cuts(key: str) -> list[int]:
 
 
 def _load(
-    module: nn.Module, fit: _Fit, path: Path, ignore: tuple[str, ...], adapt: Callable[[State], None] | None
-) -> None:
-    own = module.state_dict()
-    state = dict(fit.state)
+    module: nn.Module,
+    own: Mapping[str, Tensor],
+    fit: _Fit,
+    path: Path,
+    stored: frozenset[str],
+    adapt: Adapt | None,
+    partial: bool,
+) -> Start:
+    state = {name: tensor for name, (tensor, _) in fit.state.items()}
+    before = dict(state)
     if adapt is not None:
         adapt(state)
     missing = [name for name in own if name not in state]
-    unexpected = [name for name in fit.extra if not name.startswith(ignore)] if ignore else list(fit.extra)
-    shapes = [
-        f"{name}: got {list(state[name].shape)}, wanted {list(tensor.shape)}"
+    shapes = {
+        name: f"{name}: got {list(state[name].shape)}, wanted {list(tensor.shape)}"
         for name, tensor in own.items()
         if name in state and state[name].shape != tensor.shape
-    ]
-    if missing or unexpected or shapes:
-        lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        wrong = "".join(f"\n  {title} ({len(names)}): {_short(names)}" for title, names in lists if names)
+    }
+    if not partial and (missing or fit.extra or shapes):
+        lists = (("missing", missing), ("unexpected", fit.extra), ("of another shape", shapes.values()))
+        wrong = "".join(f"\n  {title} ({len(names)}): {short_list(names)}" for title, names in lists if names)
         where = f" (names under {fit.prefix!r})" if fit.prefix else ""
         raise CheckpointError(
             f"{str(path)!r}{where} was not made for this {type(module).__name__}:{wrong}\n"
-            "Give the encoder the settings of the saved one (width, depth, patch size, vocabulary, ...), or choose another file."
+            "Give the encoder the settings of the saved one (width, depth, patch size, vocabulary, ...), or choose another file; "
+            "partial: true takes what fits, and leaves the rest at random"
         )
-    module.load_state_dict(state)
-
-
-def _short(names: Iterable[str], show: int = 5) -> str:
-    names = list(names)
-    more = f", and {len(names) - show} more" if len(names) > show else ""
-    return ", ".join(names[:show]) + more
-
-
-def _kind(content: object) -> str:
-    return f"a dict with {_short(map(str, content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
+    loaded = {name: tensor for name, tensor in state.items() if name not in shapes}
+    module.load_state_dict({**module.state_dict(), **loaded})
+    resized = {
+        name: f"{list(before[name].shape)} to {list(tensor.shape)}"
+        for name, tensor in loaded.items()
+        if tensor.shape != before[name].shape
+    }
+    return Start(
+        str(path),
+        tuple(name for name in loaded if name not in resized),
+        resized,
+        (*missing, *shapes),
+        stored,
+        frozenset(name for key in loaded for name in fit.state[key][1]),
+    )

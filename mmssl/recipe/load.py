@@ -15,9 +15,11 @@ from mmssl.core.plan import Plan
 from mmssl.encoders.lora import merge_lora
 from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe, saved_recipe
+from mmssl.recipe.start import start_lines
 from mmssl.training.checkpoints.read import load_weights, resolve, step_of
 from mmssl.training.checkpoints.tensors import load_exactly
 from mmssl.training.run import Run
+from mmssl.training.runtime.console import say
 from mmssl.training.steps.compilation import uncompile_encoders
 
 # What may be changed of a trained model: how samples are read, and what is measured.
@@ -65,7 +67,7 @@ def load_learner(
     checkpoint = resolve(Path(path), which)
     recipe = saved_recipe(checkpoint, [overrides] if isinstance(overrides, str) else overrides)
     from_scratch = {name: _from_scratch(config) for name, config in recipe.encoders.items()}
-    learner = recipe.model_copy(update={"encoders": from_scratch, "weights": None}).build_learner(
+    learner = recipe.model_copy(update={"encoders": from_scratch, "weights": None, "partial": False}).build_learner(
         recipe.build_modalities(), Plan.unknown()
     )
     load_exactly(learner, load_weights(checkpoint, use_ema=ema), checkpoint)
@@ -106,7 +108,7 @@ def trained(recipe: Recipe, run: Run) -> Model:
 def _from_scratch(config: EncoderConfig) -> EncoderConfig:
     """The config without initial weights, also of nested encoders: their files may be gone."""
     inside = {name: _from_scratch(value) for name, value in config if isinstance(value, EncoderConfig)}
-    return config.model_copy(update={"weights": None, "place": None, **inside})
+    return config.model_copy(update={"weights": None, "place": None, "partial": False, **inside})
 
 
 def start_of(recipe: Recipe, *, device: str | torch.device = "cpu") -> Model:
@@ -115,7 +117,10 @@ def start_of(recipe: Recipe, *, device: str | torch.device = "cpu") -> Model:
     Raises:
         RecipeError, CheckpointError: see `Recipe.build_learner`.
     """
-    return _ready(recipe, None, recipe.build_learner(recipe.build_modalities(), Plan.unknown()), device)
+    learner = recipe.build_learner(recipe.build_modalities(), Plan.unknown())
+    for line in start_lines(learner, recipe.seed):
+        say(line)
+    return _ready(recipe, None, learner, device)
 
 
 def _ready(recipe: Recipe, checkpoint: Path | None, learner: Learner, device: str | torch.device) -> Model:

@@ -24,13 +24,14 @@ from mmssl.recipe.checks import blank_batch, check_keys, check_lora, check_parts
 from mmssl.recipe.flat import FLAT, flatten_keys
 from mmssl.recipe.gradients import SAMPLES, check_gradients
 from mmssl.recipe.keep import KeepConfig
-from mmssl.recipe.start import encoder_start, places, start_learner, weights_file
+from mmssl.recipe.start import encoder_start, places, start_learner, start_lines, weights_file
 from mmssl.recipe.strict_yaml import dump
 from mmssl.recipe.suite import evaluation_modalities, with_cache_of
 from mmssl.recipe.unions import EncoderUnion, EvaluatorUnion, ModalityUnion, ObjectiveUnion
 from mmssl.recipe.validate import read, validate_text
-from mmssl.training.checkpoints.read import read_recipe
+from mmssl.training.checkpoints.read import FOLDER, checkpoints, read_recipe
 from mmssl.training.run import Run, TrainingConfig
+from mmssl.training.runtime.console import say
 from mmssl.training.runtime.launch import Launch
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -54,8 +55,10 @@ class Recipe(Config):
         objective: what is learned: one objective, or a weighted sum.
         evaluators: name -> what is measured, and how often.
         keep: after fine-tuning, which weights between start and end keep old tasks (WiSE-FT); null: the end is the result.
-        weights: whole trained model to start from: a run folder, a checkpoint folder, or a CLIP checkpoint of open_clip with
-            encoders of kinds vit or resnet and text_transformer. Encoders that set their `weights` load those instead.
+        weights: whole trained model to start from: a run or checkpoint folder, or a model of another library, as a file, a model
+            folder, hf-hub:ORG/NAME or MODEL:TAG of open_clip (both from the local cache). `mmssl import` writes the recipe that
+            fits such a model. Encoders that set their `weights` load those instead.
+        partial: start with what fits in `weights`; what it lacks, or has in another shape, starts at random, and is listed.
         output: folder that holds run folders.
     """
 
@@ -72,6 +75,7 @@ class Recipe(Config):
     evaluators: dict[str, EvaluatorUnion] = Field(default_factory=dict)
     keep: KeepConfig | None = None
     weights: LocalPath | None = None
+    partial: bool = False
     output: LocalPath = Field(default=Path("runs"), validate_default=False)
 
     @field_validator("name")
@@ -110,6 +114,8 @@ class Recipe(Config):
                 )
             self.keep.suite(self.evaluators)
         check_lora(self.lora, self.encoders, self.training.optimizer.layer_decay)
+        if self.partial and self.weights is None:
+            raise ValueError("partial: got true without weights, wanted both; set weights, or leave partial out")
         return self
 
     @model_serializer(mode="wrap")
@@ -146,11 +152,12 @@ class Recipe(Config):
         found = places(start, self.encoders) if start is not None else {}
         encoders: dict[str, Encoder] = {}
         for name, config in self.encoders.items():
-            if config.weights is None:
-                config = config.model_copy(update={"weights": start, "place": config.place or found.get(name)})
-            elif config.weights.is_dir():
+            if config.weights is not None:
                 file, place = encoder_start(config.weights, name)
                 config = config.model_copy(update={"weights": file, "place": config.place or place})
+            elif start is not None:
+                changes = {"place": config.place or found.get(name), "partial": config.partial or self.partial}
+                config = config.model_copy(update={"weights": start, **changes})
             try:
                 with seeded(self.seed, "weights", "encoders", name):
                     encoders[name] = config.build()
@@ -165,7 +172,8 @@ class Recipe(Config):
         except ValueError as error:
             raise RecipeError(f"objective: {error}") from error
         if start is not None:
-            start_learner(learner, start, [name for name, config in self.encoders.items() if config.weights is None])
+            taken = [name for name, config in self.encoders.items() if config.weights is None]
+            start_learner(learner, start, taken, partial=self.partial)
         check_parts(self.data, self.modalities, learner, modalities)
         return learner
 
@@ -202,6 +210,9 @@ class Recipe(Config):
         plan = Plan.of(self.duration, self.batch_size, sum(len(source.index) for source in sources))
         modalities = self.build_modalities()
         learner = self.build_learner(modalities, plan)
+        if not checkpoints(self.folder / FOLDER):
+            for line in start_lines(learner, self.seed):
+                say(line)
         check_views(learner, modalities)
         least = learner.objective.least_samples
         if self.batch_size < least:

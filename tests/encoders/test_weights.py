@@ -15,7 +15,8 @@ from mmssl.core.errors import CheckpointError
 from mmssl.encoders.resnet import ResNetConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformer, VisionTransformerConfig
-from mmssl.encoders.weights import load_weights, read_state
+from mmssl.encoders.weight_files import read_state
+from mmssl.encoders.weights import load_weights
 from tests.encoders.kinds import stir
 
 VIT = VisionTransformerConfig(size=32, patch_size=8, width=32, depth=2, heads=4)

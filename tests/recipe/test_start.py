@@ -9,20 +9,22 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from mmssl.core.errors import CheckpointError
+from mmssl.core.errors import CheckpointError, RecipeError
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
+from mmssl.core.sample import TokenIds
 from mmssl.encoders.frame_video import FrameVideoConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.interop.open_clip import encoder_configs
 from mmssl.objectives.clip import ClipConfig
 from mmssl.recipe.load import _from_scratch
 from mmssl.recipe.recipe import Recipe
-from mmssl.recipe.start import start_learner
+from mmssl.recipe.start import start_learner, start_lines
 from mmssl.recipe.validate import validate_text
 from tests.core.test_teacher import Dropping, Follow
+from tests.encoders.adapters.test_two_towers import saved
 from tests.interop.test_open_clip import MODELS
 from tests.pipelines.conftest import RECIPE
 
@@ -131,3 +133,91 @@ def test_a_trained_model_does_not_ask_for_what_its_encoders_started_from() -> No
     config = _from_scratch(FrameVideoConfig(image=image, weights=gone, frozen=True))
     assert config.build().width == 8  # type: ignore[attr-defined]
     assert config == FrameVideoConfig(image=image.model_copy(update={"weights": None, "place": None}), frozen=True)
+
+
+def written(recipe: Recipe, folder: Path, **changes: Any) -> Path:
+    """The file of a model as the recipe builds it."""
+    made = recipe.model_copy(update=changes).build_learner(recipe.build_modalities(), Plan.unknown())
+    save_file({name: x.contiguous() for name, x in made.state_dict().items()}, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def small(**changes: Any) -> Recipe:
+    values = RECIPE | {"data": {"shards": ["none"]}} | changes
+    return validate_text(Recipe, json.dumps(values, default=str), "recipe")
+
+
+def test_the_table_of_a_start_tells_what_is_random_resized_and_unused(tmp_path: Path) -> None:
+    file = written(small(), tmp_path)
+    tower = RECIPE["encoders"]["image"] | {"size": 64}  # type: ignore[index]
+    pictures = RECIPE["modalities"]["image"] | {"size": 64}  # type: ignore[index]
+    sigmoid = RECIPE["objective"] | {"loss": "sigmoid"}  # type: ignore[operator]
+    changed = {
+        "modalities": RECIPE["modalities"] | {"image": pictures},  # type: ignore[operator]
+        "encoders": RECIPE["encoders"] | {"image": tower},  # type: ignore[operator]
+        "objective": sigmoid,
+        "weights": file,
+    }
+    other = small(**changed)
+    with pytest.raises(
+        CheckpointError, match=r"missing in the checkpoint: logit_bias[^\n]*\n[^\n]*partial: true takes"
+    ):
+        other.build_learner(other.build_modalities(), Plan.unknown())
+    other = small(**changed, partial=True)
+    lines = start_lines(other.build_learner(other.build_modalities(), Plan.unknown()), 0)
+    count = len(small().encoders["image"].build().state_dict())
+    assert lines[0].split() == ["initial", "weights", "exact", "resized", "random", "from"]
+    assert lines[1].split() == ["encoders.image", str(count - 1), "1", "0", str(file)]
+    assert lines[3].split() == ["objective", "3", "0", "1", str(file)]
+    assert lines[4] == "resized in encoders.image: positional_embedding [17, 32] to [65, 32]"
+    assert lines[5] == "random in objective: logit_bias.image-text"
+    assert len(lines) == 6
+    state = dict(load_file(file)) | {"objective.extra": torch.zeros(1)}
+    save_file(state, file)
+    lines = start_lines(other.build_learner(other.build_modalities(), Plan.unknown()), 0)
+    assert lines[6] == f"unused in {file} (1): objective.extra"
+    assert start_lines(small().build_learner(small().build_modalities(), Plan.unknown()), 7) == [
+        "initial weights: all at random (seed 7)"
+    ]
+    with pytest.raises(RecipeError, match="partial: got true without weights"):
+        small(partial=True)
+
+
+@pytest.mark.parametrize("heads", [{}, {"image": {"kind": "identity"}, "text": {"kind": "identity"}}])
+def test_towers_of_open_clip_with_a_second_projection_are_refused(tmp_path: Path, heads: dict[str, Any]) -> None:
+    """Towers of kind open_clip end in the projection: another one would be random."""
+    file = checkpoint(tmp_path, init_logit_bias=-7.5)
+    settings = MODEL | {"custom_text": True}
+    recipe = small(
+        modalities=RECIPE["modalities"] | {"image": RECIPE["modalities"]["image"] | {"size": 48}},  # type: ignore[index, operator]
+        encoders={name: {"kind": "open_clip", "model": settings, "tower": name} for name in ("image", "text")},
+        objective=RECIPE["objective"] | {"embedding": 24, "loss": "sigmoid", "heads": heads},  # type: ignore[operator]
+        weights=file,
+    )
+    modalities = recipe.build_modalities()
+    modalities["text"].token_ids = TokenIds(16, 100)  # type: ignore[attr-defined]
+    if heads:
+        started = recipe.build_learner(modalities, Plan.unknown())
+        assert started.objective.get_parameter("logit_bias.image-text").item() == -7.5
+        assert not any("random" in line or "unused" in line for line in start_lines(started, 0)[1:])
+    else:
+        with pytest.raises(CheckpointError, match=r"projections\.\w+\.linear\.weight is"):
+            recipe.build_learner(modalities, Plan.unknown())
+
+
+def test_projections_and_temperature_of_a_transformers_folder_come_along(tmp_path: Path) -> None:
+    model = saved("CLIP", tmp_path)
+    texts = {"tokenizer": {"kind": "clip", "context_length": 16}}
+    towers: dict[str, Any] = {
+        "image": {"kind": "hf_vision", "path": str(tmp_path), "pool": "pooler", "mean": [0.5] * 3, "std": [0.5] * 3},
+        "text": {"kind": "hf_text", "path": str(tmp_path), "pool": "eos"},
+    }
+    recipe = small(encoders=towers, modalities=RECIPE["modalities"] | {"text": {"kind": "text", **texts}})  # type: ignore[operator]
+    modalities = recipe.build_modalities()
+    modalities["text"].token_ids = TokenIds(16, 60)  # type: ignore[attr-defined]
+    lines = start_lines(recipe.build_learner(modalities, Plan.unknown()), 0)
+    assert lines[4].startswith("random in objective: projections.image.linear.weight, projections.text.linear.weight")
+    started = recipe.model_copy(update={"weights": tmp_path}).build_learner(modalities, Plan.unknown())
+    assert torch.equal(started.objective.get_parameter("projections.text.linear.weight"), model.text_projection.weight)
+    assert torch.equal(started.objective.get_parameter("logit_scale.image-text"), model.logit_scale)
+    assert len(start_lines(started, 0)) == 4  # all exact, and all used

@@ -16,7 +16,14 @@ from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.modalities.arrays import as_rgb
 from mmssl.data.modalities.choice import ChoiceConfig
-from mmssl.data.modalities.image_views import CropConfig, EvalView, ResizedCropConfig, SimClrViewConfig
+from mmssl.data.modalities.image_views import (
+    CropConfig,
+    EvalView,
+    Fit,
+    Interpolation,
+    ResizedCropConfig,
+    SimClrViewConfig,
+)
 from mmssl.data.modalities.kernels.image import PICTURES
 from mmssl.data.modalities.masks.image import BlocksConfig, InverseBlocksConfig, JepaConfig, OrderConfig
 from mmssl.data.modalities.open_clip_pictures import OpenClipImageModality
@@ -108,8 +115,10 @@ class ImageConfig(ModalityConfig):
 
     Attributes:
         size: height and width of views in pixels; a view may have a `size` of its own.
-        views: kind of view that an objective needs -> its settings. The view "eval" always exists: shortest side resized, centre
-            crop.
+        views: kind of view that an objective needs -> its settings. The view "eval" always exists; see `fit`.
+        fit: how the view "eval" becomes a square. "crop": shortest side resized, centre crop, as in CLIP; "squash": both sides
+            resized, as in SigLIP.
+        interpolation: filter of the resizing of the view "eval", with antialiasing.
         max_pixels: pictures with more pixels are refused before decoding.
         orientation: "exif": pictures are turned as their EXIF orientation says, as viewers show them; "stored": they stay as they
             lie in the file, as in open_clip, where photographs of phones lie on their side. HEIC is always turned.
@@ -130,6 +139,8 @@ class ImageConfig(ModalityConfig):
     kind: Literal["image"] = "image"
     size: int = Field(ge=8)
     views: dict[str, ImageViewConfig] = Field(default={"crop": ResizedCropConfig()})
+    fit: Fit = "crop"
+    interpolation: Interpolation = "bicubic"
     max_pixels: int = Field(default=25_000_000, ge=1)
     orientation: Orientation = "exif"
     depth: Depth = "scale"
@@ -179,4 +190,6 @@ class ImageConfig(ModalityConfig):
         return ImageModality(name, extensions, self._views(), decoder)
 
     def _views(self) -> dict[str, View]:
-        return build_views(self.views, lambda view: view.build(self.size), EvalView(self.size))
+        return build_views(
+            self.views, lambda view: view.build(self.size), EvalView(self.size, self.fit, self.interpolation)
+        )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Interpolation = Literal["bicubic", "bilinear"]
+Fit = Literal["crop", "squash"]
 RATIO = (3 / 4, 4 / 3)
 """Range of aspect ratios (width / height) of random crops, torchvision's default."""
 MAX_ASPECT = (
@@ -190,32 +191,37 @@ class SimClrView(CropView):
 
 
 class EvalView(View):
-    """Evaluation transform of open_clip: shortest side resized (bicubic), centre crop. uint8 [3, size, size]."""
+    """Evaluation transform: shortest side resized and centre crop, or both sides resized. uint8 [3, size, size]."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, fit: Fit = "crop", interpolation: Interpolation = "bicubic") -> None:
         self.size = self.pixels = size
+        self.fit, self.interpolation = fit, interpolation
 
     def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
         """No parameters: this view is deterministic."""
         return {}
 
     def __call__(self, value: np.ndarray, parameters: Mapping[str, Any]) -> Tensor:
-        """Resize and centre-crop."""
-        return centre_crop(value, self.size)
+        """Resize, and centre-crop if asked to."""
+        if self.fit == "squash":
+            return resize(value, [0, 0, *value.shape[:2]], (self.size, self.size), self.interpolation).contiguous()
+        return centre_crop(value, self.size, self.interpolation)
 
     def blank(self) -> Tensor:
         """Black."""
         return to_tensor(np.zeros((3, self.size, self.size), dtype=np.uint8))
 
 
-def centre_crop(value: np.ndarray | StoredPicture, size: int) -> Tensor:
-    """Resize the shortest side of a picture to `size` (bicubic), and crop the centre: uint8 [3, size, size]."""
+def centre_crop(
+    value: np.ndarray | StoredPicture, size: int, interpolation: Interpolation = "bicubic"
+) -> Tensor:
+    """Resize the shortest side of a picture to `size`, and crop the centre: uint8 [3, size, size]."""
     height, width = value.shape[:2]
     short = min(height, width)
     top, left = max(0, height - MAX_ASPECT * short) // 2, max(0, width - MAX_ASPECT * short) // 2
     height, width = min(height, MAX_ASPECT * short), min(width, MAX_ASPECT * short)
     target = (size * height // short, size * width // short)
-    x = resize(value, [top, left, height, width], target, "bicubic")
+    x = resize(value, [top, left, height, width], target, interpolation)
     row, column = round((target[0] - size) / 2), round((target[1] - size) / 2)
     return x[:, row : row + size, column : column + size].contiguous()
 

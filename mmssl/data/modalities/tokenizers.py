@@ -5,6 +5,8 @@ Picklable for workers: a copy loads its vocabulary on first use.
 
 from __future__ import annotations
 
+import html
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,6 +23,10 @@ from mmssl.data.modalities.clip_vocabulary import clip_vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Clean = Literal["whitespace", "lower", "canonicalize"]
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Tokenizer(ABC):
@@ -67,8 +73,8 @@ class ClipTokenizer(Tokenizer):
 class HfTokenizer(Tokenizer):
     """Tokenizer of transformers from a local folder, without downloads and without running code of the folder."""
 
-    def __init__(self, path: Path, context_length: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, context_length: int, clean: Clean | None = None) -> None:
+        self.path, self.clean = path, clean
         self.context_length = context_length
         self.vocab_size = len(self._encoder)
         self.pad_id = int(self._encoder.pad_token_id)
@@ -99,6 +105,8 @@ class HfTokenizer(Tokenizer):
         """Ids [n, T] int64 of n texts."""
         if not texts:
             return to_tensor(np.zeros((0, self.context_length), dtype=np.int64))
+        if self.clean is not None:
+            texts = [clean_text(text, self.clean) for text in texts]
         ids = self._encoder(list(texts), padding="max_length", truncation=True, max_length=self.context_length)[
             "input_ids"
         ]
@@ -126,11 +134,14 @@ class HfTokenizerConfig(Config):
     Attributes:
         path: local folder from `save_pretrained`.
         context_length: maximum tokens of a text with special tokens; longer texts are truncated.
+        clean: what open_clip does to texts first. "whitespace": repairs characters and white space; "lower": lower case too;
+            "canonicalize": lower case, without punctuation, as for SigLIP. None: nothing, as in transformers.
     """
 
     kind: Literal["hf"] = "hf"
     path: LocalPath
     context_length: int = Field(ge=3)
+    clean: Clean | None = None
 
     def build(self) -> HfTokenizer:
         """Build and load the tokenizer.
@@ -138,7 +149,18 @@ class HfTokenizerConfig(Config):
         Raises:
             RecipeError: the folder is missing, or has no tokenizer with a padding token.
         """
-        return HfTokenizer(self.path, self.context_length)
+        return HfTokenizer(self.path, self.context_length, self.clean)
 
 
 TokenizerConfig = Annotated[ClipTokenizerConfig | HfTokenizerConfig, Field(discriminator="kind")]
+
+
+def clean_text(text: str, kind: Clean) -> str:
+    """What open_clip's tokenizers do to a text first; see `HfTokenizerConfig.clean`."""
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if kind == "canonicalize":
+        text = text.replace("_", " ").translate(_NO_PUNCTUATION)
+    text = " ".join(text.split())
+    return text if kind == "whitespace" else text.lower()

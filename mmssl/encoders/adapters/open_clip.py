@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +33,8 @@ class OpenClipConfig(EncoderConfig):
     """Settings of an open_clip tower. Nothing is downloaded: `weights` is a local checkpoint of the whole model or the tower.
 
     Attributes:
-        model: open_clip's name, such as "ViT-B-32", or "local-dir:FOLDER" for a folder with open_clip_config.json (only this file
-            is read).
+        model: open_clip's name, such as "ViT-B-32"; or "local-dir:FOLDER" for a folder with open_clip_config.json (only this file
+            is read); or the settings of a model, as `model_cfg` in such a file.
         tower: "image" or "text".
         checkpointing: recompute blocks in backward: less memory, a third more work.
         mean, std: statistics of the channels for pixels in [0, 1], for the image tower; None: open_clip's for this model. Set
@@ -41,7 +42,7 @@ class OpenClipConfig(EncoderConfig):
     """
 
     kind: Literal["open_clip"] = "open_clip"
-    model: str
+    model: str | dict[str, Any]
     tower: Literal["image", "text"]
     checkpointing: bool = False
     mean: Channels | None = None
@@ -82,7 +83,7 @@ class OpenClipEncoder(Adapter):
             example = torch.zeros(1, 3, height, width)
         self.width = self.connect(example, last=_OUTPUT).pooled.shape[-1]
         if config.checkpointing:
-            refuse_checkpointing(self.model, config.model)
+            refuse_checkpointing(self.model, str(config.model))
             self.model.set_grad_checkpointing(True)
 
     def prepare(self, x: Tensor) -> Tensor:
@@ -110,12 +111,24 @@ class OpenClipEncoder(Adapter):
 
 
 def _create(config: OpenClipConfig) -> Any:
+    if isinstance(config.model, str):
+        return _create_named(config, config.model)
+    with tempfile.TemporaryDirectory() as folder:  # open_clip takes settings from a file
+        settings = {"model_cfg": config.model, "preprocess_cfg": {}}
+        (Path(folder) / "open_clip_config.json").write_text(json.dumps(settings), "utf-8")
+        try:
+            return _create_named(config, f"local-dir:{folder}")
+        except (TypeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"model: open_clip makes no model of these settings: {error}") from error
+
+
+def _create_named(config: OpenClipConfig, name: str) -> Any:
     import open_clip
 
-    own = _text_settings(config.model)
+    own = _text_settings(name)
     if config.tower == "text" and "hf_model_name" in own:
         raise ValueError(
-            f"open_clip's {config.model!r} downloads its text tower {own['hf_model_name']!r} from a hub, which is refused; "
+            f"open_clip's {name!r} downloads its text tower {own['hf_model_name']!r} from a hub, which is refused; "
             "use kind: hf_text with a local folder"
         )
     unused = {"vision_cfg": _NO_IMAGE} if config.tower == "text" else {"text_cfg": _NO_TEXT}
@@ -123,7 +136,7 @@ def _create(config: OpenClipConfig) -> Any:
     logging.disable(logging.WARNING)  # it would warn of random weights, which are intended here
     try:
         return open_clip.create_model(
-            config.model,
+            name,
             pretrained=None,
             load_weights=False,
             pretrained_image=False,

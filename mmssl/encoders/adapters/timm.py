@@ -13,7 +13,8 @@ from mmssl.core.encoder import Encoder, EncoderConfig, Features
 from mmssl.core.errors import did_you_mean
 from mmssl.encoders.adapters.adapter import Adapter, refuse_checkpointing, refuse_masks
 from mmssl.encoders.pixels import Channels, Pixels
-from mmssl.encoders.weights import State, load_and_freeze
+from mmssl.encoders.weight_files import State
+from mmssl.encoders.weights import load_and_freeze
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -137,6 +138,19 @@ class TimmEncoder(Adapter):
         if own["pos_embed"].ndim == 3 and self.grid is not None:
             prefix = own["pos_embed"].shape[1] - prod(self.grid)
             state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(self.grid), num_prefix_tokens=prefix)
+
+
+def fit_channels(state: dict[str, Tensor], name: str, channels: int) -> None:
+    """Fit the first convolution `state[name]` [D, 3, h, w], in place, to other channels, as timm does; leave anything else alone.
+
+    One channel: the sum of the three. More, or two: the three repeated in order and scaled by 3 / channels, so that an input with
+    equal channels gives what a grey picture gave.
+    """
+    weight = state.get(name)
+    if weight is not None and weight.ndim == 4 and weight.shape[1] == 3 != channels:
+        from timm.models import adapt_input_conv
+
+        state[name] = adapt_input_conv(channels, weight)
 
 
 def _defaults(name: str) -> PretrainedCfg:

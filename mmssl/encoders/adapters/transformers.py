@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from math import isqrt
 from typing import Any, Literal
 
 import torch
@@ -18,11 +19,14 @@ from mmssl.encoders.adapters.transformers_loading import (
     block_count,
     block_outputs,
     create,
+    load_tower,
+    projected,
     require_complete,
 )
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
-from mmssl.encoders.weights import load_and_freeze
 
+# SigLIP's texts fill their context with padding, which attention reads.
+_ATTEND_TO_PADDING = ("siglip_text_model", "siglip2_text_model")
 _POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
 
 
@@ -31,13 +35,14 @@ class HfTextConfig(HfConfig):
 
     Attributes:
         pool: "eos" takes the first end-of-text token (the last real token of a text without one), "last" the last real token,
-            "cls" the first token, "mean" the mean of the real tokens.
+            "cls" the first token, "mean" the mean of the real tokens. "projection": what a model with two towers (CLIP, SigLIP,
+            CLAP, ...) compares, after its projection; it is pooled as in that model, and wants heads: identity.
         pad_id: id of padding, which is on the right and masked in attention; None: the model's.
         eos_id: end-of-text id; None: the model's.
     """
 
     kind: Literal["hf_text"] = "hf_text"
-    pool: Literal["eos", "last", "cls", "mean"]
+    pool: Literal["eos", "last", "cls", "mean", "projection"]
     pad_id: int | None = Field(default=None, ge=0)
     eos_id: int | None = Field(default=None, ge=0)
 
@@ -49,7 +54,7 @@ class HfTextConfig(HfConfig):
             CheckpointError: the folder or the weights do not match the model.
         """
         encoder = HfTextEncoder(self)
-        load_and_freeze(encoder, self, module=encoder.model)
+        load_tower(encoder, self, encoder.tower.get_input_embeddings())
         return encoder
 
 
@@ -58,14 +63,15 @@ class HfVisionConfig(HfConfig):
 
     Attributes:
         pool: "pooler" takes the model's `pooler_output` (right for CLIP, SigLIP and convolutional networks), "cls" the first token,
-            "mean" the mean of the patch tokens or cells.
+            "mean" the mean of the patch tokens or cells. "projection": what a model with two towers compares, after its projection;
+            it wants heads: identity.
         size: pixels of a side; None: the model's image_size. Needed for models without one (convolutional networks).
         mean, std: statistics of the channels for pixels in [0, 1]; None: those in the folder's preprocessor_config.json, and
             OpenAI's for a model from scratch.
     """
 
     kind: Literal["hf_vision"] = "hf_vision"
-    pool: Literal["pooler", "cls", "mean"]
+    pool: Literal["pooler", "cls", "mean", "projection"]
     size: int | None = Field(default=None, gt=0)
     mean: Channels | None = None
     std: Channels | None = None
@@ -78,7 +84,7 @@ class HfVisionConfig(HfConfig):
             CheckpointError: the folder or the weights do not match the model.
         """
         encoder = HfVisionEncoder(self)
-        load_and_freeze(encoder, self, module=encoder.model)
+        load_tower(encoder, self)
         return encoder
 
 
@@ -89,17 +95,25 @@ class HfTextEncoder(Adapter):
     """
 
     def __init__(self, config: HfTextConfig) -> None:
-        model, missing = create(config, "text_model")
-        super().__init__(model)
         self.pool = config.pool
-        self.pad_id = _special(self.model, "pad", config.pad_id)
-        self.eos_id = _special(self.model, "eos", config.eos_id) if config.pool == "eos" else None
-        self.model.config.use_cache = False  # without this, decoders keep keys and values for text generation
+        model, missing = create(config, "text_model", projected=self.pool == "projection")
+        super().__init__(model)
+        self.pad_id = _special(self.tower, "pad", config.pad_id)
+        self.eos_id = _special(self.tower, "eos", config.eos_id) if config.pool == "eos" else None
+        tower = self.tower
+        self.masked = tower.config.model_type not in _ATTEND_TO_PADDING
+        tower.config.use_cache = False  # without this, decoders keep keys and values for text generation
         example = torch.full((1, 4), 1 if self.pad_id == 0 else 0)
         self.width = self.connect(example).pooled.shape[-1]
-        self.offer_hidden(example, block_count(self.model), bidirectional=self._attends_ahead(example))
-        self.token_ids = TokenIds(_longest(self.model), self.model.get_input_embeddings().num_embeddings)
+        if self.pool != "projection":
+            self.offer_hidden(example, block_count(tower), bidirectional=self._attends_ahead(example))
+        self.token_ids = TokenIds(_longest(tower), tower.get_input_embeddings().num_embeddings)
         require_complete(self, missing, config)
+
+    @property
+    def tower(self) -> Any:
+        """The text model without its projection."""
+        return self.model.text_model if self.pool == "projection" else self.model
 
     def prepare(self, x: Tensor) -> Tensor:
         """Ids as they are."""
@@ -123,7 +137,12 @@ class HfTextEncoder(Adapter):
         self.check_hidden(hidden)
         ids = self.prepare(x)
         real = self._real(ids)
-        out = self.model(input_ids=ids, attention_mask=real.long(), output_hidden_states=hidden > 0)
+        if self.pool == "projection":
+            mask = real.long() if self.masked else None
+            return Features(projected(self.model.get_text_features(input_ids=ids, attention_mask=mask)))
+        out = self.model(
+            input_ids=ids, attention_mask=real.long() if self.masked else None, output_hidden_states=hidden > 0
+        )
         states = tuple(state * real[..., None] for state in block_outputs(out, hidden))
         return Features(self._pooled(out.last_hidden_state, ids, real), hidden=states or None)
 
@@ -159,11 +178,14 @@ class HfVisionEncoder(Adapter):
     """transformers vision model: images [B, 3, H, W] -> pooled [B, D], and patch tokens or cells [B, T, D] of equal width."""
 
     def __init__(self, config: HfVisionConfig) -> None:
-        model, missing = create(config, "vision_model")
-        super().__init__(model)
         self.pool = config.pool
+        model, missing = create(config, "vision_model", projected=self.pool == "projection")
+        super().__init__(model)
         self.pixels = Pixels(*_statistics(config))
-        size = _size(self.model, config.size)
+        tower = self.model.vision_model if self.pool == "projection" else self.model
+        size = _size(tower, config.size)
+        # SigLIP 2 for pictures of any shape reads rows of patches.
+        self.patch_rows = tower.config.patch_size if tower.config.model_type == "siglip2_vision_model" else None
         features = self.connect(torch.zeros(1, 3, size, size))
         self.width = features.pooled.shape[-1]
         if features.tokens is not None:
@@ -192,7 +214,9 @@ class HfVisionEncoder(Adapter):
         """
         refuse_masks(self, keep, replace)
         self.check_hidden(hidden)
-        out = self.model(pixel_values=self.prepare(x), output_hidden_states=hidden > 0)
+        if self.pool == "projection":
+            return Features(projected(self.model.get_image_features(**self._inputs(x))))
+        out = self.model(**self._inputs(x), output_hidden_states=hidden > 0)
         tokens, grid = self._tokens(out.last_hidden_state, x)
         if self.pool == "pooler":
             if out.get("pooler_output") is None:
@@ -214,6 +238,18 @@ class HfVisionEncoder(Adapter):
             return Features(pooled)
         states = tuple(state[:, -tokens.shape[1] :] for state in block_outputs(out, hidden))
         return Features(pooled, tokens, grid, states or None)
+
+    def _inputs(self, x: Tensor) -> dict[str, Tensor]:
+        # Arguments of the model.
+        pixels = self.prepare(x)  # [B, 3, H, W]
+        if self.patch_rows is None:
+            return {"pixel_values": pixels}
+        size, (height, width) = self.patch_rows, pixels.shape[2:]
+        rows = pixels.reshape(len(x), 3, height // size, size, width // size, size)
+        rows = rows.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # [B, T, size * size * 3]
+        shapes = torch.tensor([[height // size, width // size]], device=x.device).expand(len(x), 2)
+        mask = torch.ones(rows.shape[:2], dtype=torch.int64, device=x.device)
+        return {"pixel_values": rows, "spatial_shapes": shapes, "pixel_attention_mask": mask}
 
     def _tokens(self, states: Tensor, x: Tensor) -> tuple[Tensor | None, tuple[int, int] | None]:
         if states.ndim == 4:  # [B, D, rows, columns]
@@ -247,6 +283,8 @@ def _longest(model: nn.Module) -> int | None:
 
 def _size(model: Any, given: int | None) -> int:
     own: Any = getattr(model.config, "image_size", None)
+    if own is None and (count := getattr(model.config, "num_patches", None)) is not None:
+        return given or isqrt(count) * int(model.config.patch_size)  # position embeddings are resized in the model
     own = own[0] if isinstance(own, list | tuple) else own
     if own is None and given is None:
         raise ValueError(

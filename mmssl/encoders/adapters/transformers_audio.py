@@ -18,6 +18,7 @@ from mmssl.encoders.adapters.transformers_loading import (
     block_count,
     block_outputs,
     create,
+    load_tower,
     read_preprocessor,
     read_settings,
     require_complete,
@@ -32,7 +33,6 @@ from mmssl.encoders.spectrogram import (
     MelConfig,
     SoundEncoderConfig,
 )
-from mmssl.encoders.weights import load_and_freeze
 from mmssl.encoders.windows import encode_windows
 
 
@@ -113,7 +113,7 @@ class HfAstConfig(HfConfig, SoundEncoderConfig):
             CheckpointError: the folder or the weights do not match the model.
         """
         encoder = HfAstEncoder(self)
-        load_and_freeze(encoder, self, module=encoder.model)
+        load_tower(encoder, self)
         return encoder
 
 
@@ -193,7 +193,7 @@ class HfClapAudioConfig(HfConfig, SoundEncoderConfig):
             CheckpointError: the folder or the weights do not match the model.
         """
         encoder = HfClapAudioEncoder(self)
-        load_and_freeze(encoder, self, module=encoder.model)
+        load_tower(encoder, self)
         return encoder
 
 

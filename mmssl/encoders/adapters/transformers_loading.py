@@ -8,12 +8,16 @@ from typing import Any, Self
 
 import torch
 from pydantic import model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.core.config import LocalPath
 from mmssl.core.encoder import Encoder, EncoderConfig
 from mmssl.core.errors import CheckpointError, did_you_mean
-from mmssl.encoders.adapters.adapter import refuse_checkpointing
+from mmssl.core.start import Start
+from mmssl.encoders.adapters.adapter import Adapter, refuse_checkpointing
+from mmssl.encoders.adapters.transformers_names import to_transformers
+from mmssl.encoders.weight_files import State
+from mmssl.encoders.weights import load_and_freeze
 
 
 class HfConfig(EncoderConfig):
@@ -44,12 +48,22 @@ class HfConfig(EncoderConfig):
         return self.path is not None or super().pretrained
 
 
-def create(config: HfConfig, part: str = "", *, settings: Any = None, model_class: Any = None) -> tuple[Any, set[int]]:
+# Parts of models with two towers: tower, its projection and what belongs to neither.
+_TOWERS = {"text_model": "text_projection", "vision_model": "visual_projection", "audio_model": "audio_projection"}
+_BESIDE = ("logit_scale", "logit_scale_a", "logit_scale_t", "logit_bias")
+# Constants that some versions of transformers save.
+FIXED = ("position_ids", "token_type_ids", "relative_position_index")
+
+
+def create(
+    config: HfConfig, part: str = "", *, projected: bool = False, settings: Any = None, model_class: Any = None
+) -> tuple[Any, set[int]]:
     """Build the model; returns it and the `id`s of its parameters and buffers that the folder has no weights for.
 
     Args:
         config: folder or settings.
         part: name of the tower to take from a model with several.
+        projected: take the tower together with its projection: the whole model without its other towers.
         settings: transformers' config of the model; None: from `config`.
         model_class: class of the model; None: the one in its config.
 
@@ -83,7 +97,7 @@ def create(config: HfConfig, part: str = "", *, settings: Any = None, model_clas
             raise CheckpointError(f"cannot load the model in {str(config.path)!r}: {error}") from error
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         missing = {id(tensors[name]) for name in info["missing_keys"] if name in tensors}
-    model = _part(model, part)
+    model = _without_others(model, part) if projected else _part(model, part)
     if config.checkpointing:
         refuse_checkpointing(model, settings.model_type)
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -119,6 +133,60 @@ def read_settings(config: HfConfig) -> Any:
     return AutoConfig.for_model(kind, **values)
 
 
+def load_tower(encoder: Adapter, config: HfConfig, words: nn.Embedding | None = None) -> None:
+    """Load our `weights` over the folder's, from transformers' files or LAION-CLAP's, and freeze; see `load_and_freeze`.
+
+    Args:
+        words: embeddings of token ids, to which tokens may have been added.
+    """
+    others = tuple(
+        f"{name}."
+        for pair in _TOWERS.items()
+        if not {*pair} & {name for name, _ in encoder.model.named_children()}
+        for name in pair
+    )
+    table = next((name for name, part in encoder.model.named_modules() if part is words), "")
+    size = 0 if words is None else words.num_embeddings
+    load_and_freeze(
+        encoder,
+        config,
+        module=encoder.model,
+        translate=to_transformers,
+        ignore=(*others, *_BESIDE),
+        fixed=FIXED,
+        adapt=lambda state: _fit_vocabulary(state, f"{table}.weight", size),
+    )
+
+
+def _fit_vocabulary(state: State, name: str, size: int) -> None:
+    """Append a row for each token that the file lacks, in place: the mean of the others, as transformers does."""
+    if name in state and (new := size - len(state[name])) > 0:
+        rows = state[name]
+        state[name] = torch.cat([rows, rows.float().mean(0, keepdim=True).to(rows.dtype).expand(new, -1)])
+
+
+def projected(output: Any) -> Tensor:
+    """The projected vectors [B, E] of `get_text_features` and its kin, as any version of transformers returns them."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _without_others(model: Any, part: str) -> Any:
+    """The model without its other towers, their projections and temperatures; `get_text_features` and its kin still work."""
+    children = {name for name, _ in model.named_children()}
+    if part not in children or not hasattr(model, "get_text_features"):
+        raise ValueError(
+            f"got pool: projection for a {model.config.model_type} model, wanted one with two towers, such as clip or siglip; "
+            "choose another pool"
+        )
+    for tower, projection in _TOWERS.items():
+        for name in (tower, projection):
+            if name in children and tower != part:
+                delattr(model, name)
+    for name in _BESIDE:
+        model.register_parameter(name, None)
+    return model
+
+
 def _part(model: Any, part: str) -> Any:
     if model.config.is_encoder_decoder:
         return model.get_encoder()
@@ -133,6 +201,8 @@ def _part(model: Any, part: str) -> Any:
 def require_complete(encoder: Encoder, missing: set[int], config: HfConfig) -> None:
     """Refuse a folder without weights for a trainable parameter; `connect` has frozen those that do not reach the output.
 
+    Notes in the encoder what was loaded.
+
     Raises:
         CheckpointError: says which are missing.
     """
@@ -143,6 +213,9 @@ def require_complete(encoder: Encoder, missing: set[int], config: HfConfig) -> N
             f"the folder {str(config.path)!r} has no weights for {len(names)} tensors of this encoder, among them {names[:5]}; "
             "choose another pool, or another folder"
         )
+    if config.path is not None:
+        exact = (name for name, tensor in encoder.state_dict(keep_vars=True).items() if id(tensor) not in missing)
+        encoder.start = Start(str(config.path), tuple(exact))
 
 
 def block_count(model: Any) -> int:
