@@ -20,6 +20,7 @@ def full() -> typer.Typer:
         evaluate,
         explain,
         export,
+        import_model,
         pretrain,
         quickstart,
         recipes,
@@ -46,6 +47,7 @@ def full() -> typer.Typer:
     app.command("compare")(compare.compare)
     app.command("embed")(embed.embed)
     app.command("search")(search.search)
+    app.command("import")(import_model.import_model)
     app.command("export")(export.export)
     app.add_typer(recipes.app, name="recipes")
     app.add_typer(shards.app, name="shards")

@@ -11,7 +11,12 @@ from pipelines.outputs import local_path
 
 
 def embed(
-    checkpoint: Annotated[Path, typer.Argument(callback=local_path, help="A run folder or a checkpoint folder.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            callback=local_path, help="A run or checkpoint folder; or a model, as `mmssl import` takes them."
+        ),
+    ],
     shards: Annotated[list[str], typer.Option(help="Folder, path or brace pattern; may be given several times.")],
     out: Annotated[
         Path, typer.Option(metavar="DIR", callback=local_path, help="Folder for the arrays; made if needed.")
@@ -65,8 +70,8 @@ def embed(
             workers=workers,
             remote=model.recipe.data.cache.build(model.recipe.data.allow_pipe),
             source={
-                "checkpoint": str(model.checkpoint.resolve()) if model.checkpoint else "",
-                "weights": weights_digest(model.checkpoint) if model.checkpoint else "",
+                "checkpoint": str(model.checkpoint.resolve()) if model.checkpoint else str(model.recipe.weights),
+                **({"weights": weights_digest(model.checkpoint)} if model.checkpoint else {}),
                 "recipe": model.recipe.name,
             },
         )

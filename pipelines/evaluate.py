@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 CHECKPOINT = Annotated[
     Path,
     typer.Argument(
-        callback=local_path, help="A run folder or a checkpoint folder; or a recipe, for its untrained model."
+        callback=local_path,
+        help="A run or checkpoint folder; a model of another library, as for `mmssl import`; or a recipe, for its untrained model.",
     ),
 ]
 MORE = Annotated[

@@ -56,7 +56,8 @@ def suite_and_overrides(more: list[str]) -> tuple[Suite | None, list[str]]:
 
 
 def model_of(path: Path, which: str | None, launch: Launch, ema: bool | None, overrides: list[str]) -> Model:
-    """The model of a run folder or checkpoint folder, or, untrained, of a recipe."""
+    """The model of a run folder or checkpoint folder, of another library, or, untrained, of a recipe."""
+    from mmssl.recipe.imported import is_source
     from mmssl.recipe.load import load, start_of
     from mmssl.recipe.shipped import find_recipe, shipped_recipes
     from pipelines.command import one_of
@@ -65,6 +66,9 @@ def model_of(path: Path, which: str | None, launch: Launch, ema: bool | None, ov
         refuse_alone("--which", which, {"a run folder": None})
         refuse_alone("--ema", ema, {"a run or checkpoint folder": None})
         return start_of(find_recipe(str(path), overrides), device=launch.device)
+    if is_source(path):
+        refuse_alone("--which", which, {"a run folder": None})
+        refuse_alone("--ema", ema, {"a run or checkpoint folder": None})
     choice: Literal["best", "last"] = one_of("--which", which or "best", ("best", "last"))
     return load(path, which=choice, device=launch.device, ema=ema is not False, overrides=overrides)
 

@@ -13,6 +13,7 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
 from mmssl.encoders.lora import merge_lora
+from mmssl.recipe.imported import describe, is_source, recipe_of
 from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe, saved_recipe
 from mmssl.recipe.start import start_lines
@@ -33,15 +34,20 @@ def load(
     device: str | torch.device = "cpu",
     ema: bool = True,
     overrides: Sequence[str] = (),
+    arch: str | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Model:
-    """Load a trained model from a run folder or a checkpoint folder.
+    """Load a trained model: of mmssl, or of another library as `mmssl import` takes them.
 
     Args:
-        path: run folder (its best checkpoint, or the last if there is no best) or checkpoint folder.
+        path: run folder (its best checkpoint, or the last if there is no best) or checkpoint folder; or a file, a model folder of
+            open_clip or transformers, `hf-hub:ORG/NAME`, or open_clip's `MODEL:TAG` (both from the local cache).
         which: "best" or "last", for run folders.
         device: of the model.
         ema: use the EMA weights if the run kept them.
         overrides: changes to how samples are read and what is measured, such as "modalities.text.captions=lines".
+        arch: open_clip's name of the model, for files that do not say it.
+        tokenizer: folder of the tokenizer of another library's model, where it is not beside the weights.
 
     Raises:
         CheckpointError: missing, damaged or unreadable checkpoint.
@@ -49,9 +55,13 @@ def load(
     """
     if which not in ("best", "last"):
         raise RecipeError(f"which: got {which!r}, wanted 'best' or 'last'")
-    for override in [overrides] if isinstance(overrides, str) else overrides:
+    overrides = [overrides] if isinstance(overrides, str) else overrides
+    for override in overrides:
         if not override.startswith(READING):
             raise RecipeError(f"got {override!r} for a trained model; wanted a key below {' or '.join(READING)}")
+    if is_source(Path(path)):
+        described = describe(Path(path), arch, None if tokenizer is None else Path(tokenizer))
+        return start_of(recipe_of(described, "imported", overrides), device=device)
     recipe, learner, checkpoint = load_learner(path, which=which, ema=ema, overrides=overrides)
     return _ready(recipe, checkpoint, learner, device)
 
@@ -65,7 +75,7 @@ def load_learner(
 ) -> tuple[Recipe, Learner, Path]:
     """The recipe of a run or checkpoint folder, its trained learner with adapters merged, and the checkpoint. As `load`."""
     checkpoint = resolve(Path(path), which)
-    recipe = saved_recipe(checkpoint, [overrides] if isinstance(overrides, str) else overrides)
+    recipe = saved_recipe(checkpoint, overrides)
     from_scratch = {name: _from_scratch(config) for name, config in recipe.encoders.items()}
     learner = recipe.model_copy(update={"encoders": from_scratch, "weights": None, "partial": False}).build_learner(
         recipe.build_modalities(), Plan.unknown()

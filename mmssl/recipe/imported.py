@@ -1,0 +1,161 @@
+"""Models of other libraries as recipes and run folders: from a file, a model folder, or the local cache of a hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmssl.core.errors import CheckpointError, DataError
+from mmssl.core.objective import Learner
+from mmssl.core.plan import Plan
+from mmssl.encoders.adapters.hubs import local_copy, tag_settings
+from mmssl.encoders.weight_files import read_state
+from mmssl.interop.describe_open_clip import CONFIG, describe_open_clip, named_model
+from mmssl.interop.describe_transformers import describe_laion_clap, describe_transformers
+from mmssl.interop.described import TOKENIZER_FILES, Described, read_json
+from mmssl.recipe.average import write_model
+from mmssl.recipe.recipe import Recipe
+from mmssl.recipe.start import is_model_folder
+from mmssl.recipe.validate import validate_text
+from mmssl.training.checkpoints.manifest import MANIFEST
+from mmssl.training.checkpoints.read import FOLDER, folder_name
+
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer in the run folder of an imported model."""
+
+# How an imported model is fine-tuned, unless the recipe is changed: as `image_text/finetune_vit_b_32`.
+_TRAINING: Mapping[str, Any] = {
+    "seed": 0,
+    "duration": "5 epochs",
+    "batch_size": 256,
+    "data": {"shards": ["shards/train"], "workers": 8, "on_error": "substitute", "max_failures": 0.01},
+    "optimizer": {
+        "kind": "adamw", "lr": 1e-5, "betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 0.1, "layer_decay": 0.75,
+    },
+    "schedule": {"kind": "cosine", "warmup": "5 percent"},
+    "precision": "bf16",
+    "clip_norm": 1.0,
+    "ema": {"decay": 0.999, "warmup": True},
+    "save": {"every": "20 percent"},
+    "log": {"every": "20 steps", "trackers": ["tensorboard"]},
+}  # fmt: skip
+
+
+def is_source(path: Path) -> bool:
+    """Whether a path means a model of another library: a hub's or a tag's name, a model folder, or a file of weights."""
+    if ":" in str(path) and not path.exists():
+        return True
+    if path.is_dir():
+        return is_model_folder(path) or (path / CONFIG).exists()
+    return path.is_file() and path.suffix not in (".yaml", ".yml")
+
+
+def describe(source: Path, arch: str | None = None, tokenizer: Path | None = None) -> Described:
+    """Find out what a model is.
+
+    Args:
+        source: a file, a model folder of open_clip or transformers, `hf-hub:ORG/NAME`, or open_clip's `MODEL:TAG`.
+        arch: open_clip's name of the model, for files that do not say it.
+        tokenizer: folder of the tokenizer, where it does not lie beside the weights.
+
+    Raises:
+        CheckpointError: it cannot be found, read, or built here; says why.
+    """
+    tag = tag_settings(source)
+    path = local_copy(source)
+    if tag is not None:
+        name, preprocess = tag
+        model = named_model(arch or name) | ({"quick_gelu": True} if preprocess.get("quick_gelu") else {})
+        return describe_open_clip(path, model, preprocess, tokenizer)
+    if path.is_dir() and not arch:
+        if (path / CONFIG).is_file():
+            values = read_json(path / CONFIG)
+            if not isinstance(values.get("model_cfg"), dict):
+                raise CheckpointError(f"{str(path / CONFIG)!r} has no model_cfg, wanted a model of open_clip")
+            return describe_open_clip(path, values["model_cfg"], values.get("preprocess_cfg") or {}, tokenizer)
+        if (path / "config.json").is_file():
+            return describe_transformers(path, tokenizer)
+    if (path / FOLDER).is_dir() or (path / MANIFEST).exists():
+        raise CheckpointError(f"{str(path)!r} is a run of mmssl already: use it as it is")
+    state = read_state(path)
+    if any(name.startswith("audio_branch.") for name in state):
+        return describe_laion_clap(path, state, tokenizer)
+    if arch is None:
+        raise CheckpointError(
+            f"{str(source)!r} does not say which model it is, wanted open_clip's name of it: mmssl import FILE --arch ViT-B-32 "
+            f"--out DIR, or mmssl.load(FILE, arch=...); or a folder with {CONFIG} or config.json"
+        )
+    return describe_open_clip(path, named_model(arch), {}, tokenizer)
+
+
+def recipe_of(model: Described, name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The complete recipe of a described model: it starts from its weights, and fine-tunes all of it.
+
+    Raises:
+        RecipeError: a part does not fit; says which.
+    """
+    parts = {"modalities": model.modalities, "encoders": model.encoders, "objective": model.objective}
+    document = {"name": name, "weights": str(model.weights.absolute()), **_TRAINING, **parts}
+    return validate_text(Recipe, json.dumps(document), f"recipe of {model.weights}", overrides)
+
+
+def import_model(model: Described, folder: Path) -> tuple[Recipe, Learner]:
+    """Write a run folder of a described model: a checkpoint of step 0, its recipe, and its tokenizer.
+
+    Args:
+        model: from `describe`.
+        folder: must not exist, or be empty.
+
+    Returns:
+        The recipe, which starts from the folder, and the model as it was loaded.
+
+    Raises:
+        DataError: the folder is in use, or cannot be written.
+        CheckpointError, RecipeError: the tensors do not fit the model.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"--out: {str(folder)!r} holds files already: choose another folder, or remove it")
+    name = "".join(letter if letter.isalnum() else "_" for letter in folder.absolute().name).strip("_") or "imported"
+    recipe = recipe_of(model, f"{name}_finetuned")
+    learner = recipe.build_learner(recipe.build_modalities(), Plan.unknown())
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        moved = _with_tokenizer(model, folder, temporary / TOKENIZER)
+        recipe = recipe_of(replace(moved, weights=folder), recipe.name)
+        write_model(temporary / FOLDER / folder_name(0), recipe, learner, {"step": 0, "imported": str(model.weights)})
+        (temporary / "recipe.yaml").write_text(_HEADER.format(folder=folder) + recipe.to_yaml(), "utf-8")
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise DataError(f"cannot write {str(folder)!r}: {error}; choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return recipe, learner
+
+
+_HEADER = """# Fine-tune an imported model:
+#
+#   mmssl pretrain {folder}/recipe.yaml data.shards='["shards/train"]'
+#
+"""
+
+
+def _with_tokenizer(model: Described, folder: Path, copy: Path) -> Described:
+    """Copy the tokenizer's files, and name their place in `folder`."""
+    text = model.modalities["text"]
+    source = text["tokenizer"].get("path")
+    if source is None:
+        return model
+    copy.mkdir()
+    for name in TOKENIZER_FILES:
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, copy / name)
+    settings = text["tokenizer"] | {"path": str(folder.absolute() / TOKENIZER)}
+    return replace(model, modalities=model.modalities | {"text": text | {"tokenizer": settings}})
