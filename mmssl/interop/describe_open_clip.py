@@ -29,6 +29,17 @@ def named_model(name: str) -> Values:
     return dict(open_clip.get_model_config(known))
 
 
+def usual_preprocessing(name: str) -> Values:
+    """Statistics and resizing of pictures on which all published weights of a model agree; empty if they do not."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    keys = "mean", "std", "interpolation", "resize_mode"
+    known = name.replace("/", "-")
+    found = [get_pretrained_cfg(known, tag) for tag in list_pretrained_tags_by_model(known)]
+    agreed = [{key: settings.get(key) for key in keys} for settings in found]
+    return agreed[0] if agreed and all(settings == agreed[0] for settings in agreed) else {}
+
+
 def describe_open_clip(weights: Path, model: Values, preprocess: Values, tokenizer: Path | None) -> Described:
     """Describe a model.
 

@@ -202,7 +202,8 @@ def _pictures(folder: Path) -> Values:
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             values = read_json(folder / name)
-            values = values.get("image_processor", values)
+            inner = values.get("image_processor")
+            values = inner if isinstance(inner, dict) else values
             if "image_mean" in values and "image_std" in values:
                 return values
     raise CheckpointError(

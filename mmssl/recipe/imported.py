@@ -15,7 +15,7 @@ from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
 from mmssl.encoders.adapters.hubs import local_copy, tag_settings
 from mmssl.encoders.weight_files import read_state
-from mmssl.interop.describe_open_clip import CONFIG, describe_open_clip, named_model
+from mmssl.interop.describe_open_clip import CONFIG, describe_open_clip, named_model, usual_preprocessing
 from mmssl.interop.describe_transformers import describe_laion_clap, describe_transformers
 from mmssl.interop.described import TOKENIZER_FILES, Described, read_json
 from mmssl.recipe.average import write_model
@@ -90,7 +90,7 @@ def describe(source: Path, arch: str | None = None, tokenizer: Path | None = Non
             f"{str(source)!r} does not say which model it is, wanted open_clip's name of it: mmssl import FILE --arch ViT-B-32 "
             f"--out DIR, or mmssl.load(FILE, arch=...); or a folder with {CONFIG} or config.json"
         )
-    return describe_open_clip(path, named_model(arch), {}, tokenizer)
+    return describe_open_clip(path, named_model(arch), usual_preprocessing(arch), tokenizer)
 
 
 def recipe_of(model: Described, name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import mmssl
 from mmssl.core.errors import CheckpointError, DataError
+from mmssl.interop.describe_open_clip import usual_preprocessing
 from mmssl.recipe.imported import describe, import_model
 from tests.encoders.adapters.test_two_towers import MODELS, TEXTS
 from tests.encoders.kinds import stir
@@ -150,6 +151,14 @@ def test_files_and_tags_of_open_clip(tmp_path: Path, monkeypatch: pytest.MonkeyP
         mmssl.load("hf-hub:org/none")
 
 
+def test_pictures_are_prepared_as_published_weights_of_the_model_want() -> None:
+    assert usual_preprocessing("ViT-B-16-SigLIP2") == {
+        "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "resize_mode": "squash",
+    }  # fmt: skip
+    assert usual_preprocessing("ViT-B/32")["mean"] == open_clip.OPENAI_DATASET_MEAN
+    assert usual_preprocessing("no such model") == {}
+
+
 def transformers_folder(name: str, folder: Path) -> Any:
     """A model, its tokenizer and its image processor, as on the hub."""
     torch.manual_seed(0)
@@ -230,8 +239,9 @@ def laion_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors as LAION-CLAP's training saves them."""
     pairs = [
         ("audio_model.audio_encoder.", "audio_branch."), (".attention.self.", ".attn."),
-        (".attention.output.dense.", ".attn.proj."), (".intermediate.dense.", ".mlp.fc1."), (".output.dense.", ".mlp.fc2."), (".layernorm_before.", ".norm1."),
-        (".layernorm_after.", ".norm2."), (".batch_norm.", ".bn0."),
+        (".attention.output.dense.", ".attn.proj."), (".intermediate.dense.", ".mlp.fc1."),
+        (".output.dense.", ".mlp.fc2."), (".layernorm_before.", ".norm1."), (".layernorm_after.", ".norm2."),
+        (".batch_norm.", ".bn0."),
     ]  # fmt: skip
     made: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -318,3 +328,22 @@ def test_a_folder_in_use_is_not_written(tmp_path: Path) -> None:
     open_clip_folder("vit", tmp_path / "hub")
     with pytest.raises(DataError, match="holds files already"):
         import_model(describe(tmp_path / "hub"), tmp_path / "hub")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-SigLIP2"])
+def test_real_sizes_are_at_par(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = open_clip.create_model(name, pretrained=None).eval()
+    tokenizer(tmp_path)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    ours = mmssl.load(tmp_path / "weights.pt", arch=name)
+    x = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(1, 9, (2, theirs.context_length), generator=torch.Generator().manual_seed(2))
+    ids[:, 5] = 49407
+    with torch.no_grad():
+        prepared = ours.embedding.encoders["image"].prepare(x)  # type: ignore[operator]
+        same(ours.embedding.embed("image", x), theirs.encode_image(prepared, normalize=True))
+        same(ours.embedding.embed("text", ids), theirs.encode_text(ids, normalize=True))
+    (scale,) = ours.logit_scales.values()
+    same(torch.tensor(scale), theirs.logit_scale.exp().detach())
