@@ -28,6 +28,10 @@ from mmssl.training.checkpoints.read import FOLDER, folder_name
 TOKENIZER = "tokenizer"
 """Folder of the tokenizer in the run folder of an imported model."""
 
+_UNKNOWN_STATISTICS = (
+    "pictures are normalised with the statistics of OpenAI's CLIP: weights of this model differ in theirs "
+    "(encoders.image.mean and std)"
+)
 # How an imported model is fine-tuned, unless the recipe is changed: as `image_text/finetune_vit_b_32`.
 _TRAINING: Mapping[str, Any] = {
     "seed": 0,
@@ -90,7 +94,9 @@ def describe(source: Path, arch: str | None = None, tokenizer: Path | None = Non
             f"{str(source)!r} does not say which model it is, wanted open_clip's name of it: mmssl import FILE --arch ViT-B-32 "
             f"--out DIR, or mmssl.load(FILE, arch=...); or a folder with {CONFIG} or config.json"
         )
-    return describe_open_clip(path, named_model(arch), usual_preprocessing(arch), tokenizer)
+    preprocess = usual_preprocessing(arch)
+    described = describe_open_clip(path, named_model(arch), preprocess, tokenizer)
+    return described if preprocess else replace(described, notes=(_UNKNOWN_STATISTICS,))
 
 
 def recipe_of(model: Described, name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,6 +46,19 @@ class Classification:
     def labels(self) -> list[str]:
         """The most probable name of each input."""
         return [self.names[k] for k in self.probabilities.argmax(1).tolist()]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest of M candidates of each of N queries.
+
+    Attributes:
+        indices: [N, K] int64, numbers of the candidates, the nearest first.
+        cosines: [N, K] float32, in that order.
+    """
+
+    indices: Tensor
+    cosines: Tensor
 
 
 class Model:
@@ -114,7 +128,7 @@ class Model:
         Args:
             batch_size: number of inputs decoded and encoded at once.
             progress: show a progress bar; None: on a terminal, for more than `LONG` inputs.
-            **inputs: modality -> list of inputs (or one), see `Model`.
+            **inputs: modality -> list of inputs (or one), see `Model`; or a generator of them, which is read batch by batch.
 
         Returns:
             modality -> float32 [B, E] on the CPU.
@@ -141,6 +155,27 @@ class Model:
         Raises:
             ValueError: not exactly two sides, or embeddings of different widths.
         """
+        a, b = self._sides(embeddings, batch_size, inputs)
+        return a @ b.T
+
+    def nearest(self, *embeddings: Tensor, top: int = 1, batch_size: int = 64, **inputs: Any) -> Nearest:
+        """The nearest candidates of each query, by cosine: `model.nearest(text=queries, image=pictures, top=5)`.
+
+        Args:
+            *embeddings, batch_size, **inputs: as in `similarity`; queries are the first side, candidates the second.
+            top: K, number of candidates of each query.
+
+        Raises:
+            ValueError: as in `similarity`, or `top` is not from 1 to the number of candidates.
+        """
+        a, b = self._sides(embeddings, batch_size, inputs)
+        if not isinstance(top, int) or not 1 <= top <= len(b):
+            raise ValueError(f"top: got {top!r}, wanted a whole number from 1 to {len(b)}, the number of candidates")
+        best = [(rows @ b.T).topk(top) for rows in a.split(LONG)]  # not all N x M at once
+        return Nearest(torch.cat([found.indices for found in best]), torch.cat([found.values for found in best]))
+
+    def _sides(self, embeddings: tuple[Tensor, ...], batch_size: int, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """Unit-norm rows [N, E] and [M, E] of two sides: embeddings before inputs."""
         if len(embeddings) + len(inputs) != 2:
             raise ValueError(
                 f"got {len(embeddings) + len(inputs)} sides to compare, wanted two: modality=inputs, or embeddings [N, E]"
@@ -152,7 +187,7 @@ class Model:
         a, b = (F.normalize(side.float().cpu(), dim=-1) for side in (*embeddings, *encoded))
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
             raise ValueError(f"got embeddings {list(a.shape)} and {list(b.shape)}, wanted [N, E] and [M, E]")
-        return a @ b.T
+        return [a, b]
 
     def match(self, *, prior: float | None = None, batch_size: int = 64, **inputs: Any) -> Tensor:
         """Probabilities [N, M] that inputs of two modalities match, by the calibration of `mmssl evaluate --calibrate`.
@@ -247,18 +282,20 @@ class Model:
     def _encode(self, name: str, values: Any, function: Encode, batch_size: int, progress: bool | None) -> Tensor:
         if name not in self.embedding.encoders:
             raise ValueError(f"no encoder for {name!r}; this model has {', '.join(self.embedding.encoders)}")
-        items = list(values) if isinstance(values, list | tuple) else [values]
-        if not items:
-            raise ValueError(f"{name}: got an empty list, wanted one input or more")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size!r}, wanted a whole number from 1")
-        shown = sys.stderr.isatty() and len(items) > LONG if progress is None else progress
-        starts: Iterable[int] = range(0, len(items), batch_size)
+        items = values if isinstance(values, list | tuple | Iterator) else [values]
+        total = None if isinstance(items, Iterator) else len(items)
+        shown = sys.stderr.isatty() and (total is None or total > LONG) if progress is None else progress
+        inputs = enumerate(_tracked(items, total, name) if shown else items)
         parts = []
         with inference(self.embedding):
-            for start in _tracked(starts, len(items), name) if shown else starts:
-                views = [self._view(name, i, item) for i, item in enumerate(items[start : start + batch_size], start)]
+            while batch := list(islice(inputs, batch_size)):
+                views = [self._view(name, i, item) for i, item in batch]
                 parts.append(function(name, torch.stack(views)).cpu())
+        if not parts:
+            kind = "generator" if total is None else "list"
+            raise ValueError(f"{name}: got an empty {kind}, wanted one input or more")
         return torch.cat(parts)
 
     def _view(self, name: str, position: int, item: Any) -> Tensor:
@@ -280,9 +317,10 @@ class Model:
         return width
 
 
-def _tracked(starts: Iterable[int], total: int, name: str) -> Iterable[int]:
-    """The starts of batches, with a progress bar on standard error."""
+def _tracked(items: Iterable[Any], total: int | None, name: str) -> Iterable[Any]:
+    """The inputs, with a progress bar on standard error; `total` is None where their number is unknown."""
     from rich.console import Console
     from rich.progress import track
 
-    return track(starts, f"{name}, {total:,} inputs", console=Console(stderr=True))
+    title = f"{name} inputs" if total is None else f"{name}, {total:,} inputs"
+    return track(items, title, total=total, console=Console(stderr=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,40 @@ def test_similarity_is_the_cosine_of_two_sides(model: Model) -> None:
             model.similarity(**sides)
     with pytest.raises(ValueError, match=r"got embeddings \[6, 16\] and \[2, 15\], wanted \[N, E\] and \[M, E\]"):
         model.similarity(a, b[:, :15])
+
+
+def test_generators_are_read_batch_by_batch(model: Model) -> None:
+    read: list[int] = []
+
+    def pictures() -> Iterator[np.ndarray]:
+        for i, pixels in enumerate(PIXELS):
+            read.append(i)
+            yield pixels
+            if i == 3:
+                raise KeyError("the source broke")
+
+    wanted = model.encode(image=list(PIXELS), batch_size=4)["image"]
+    assert torch.equal(model.encode(image=iter(PIXELS), batch_size=4)["image"], wanted)
+    with pytest.raises(KeyError, match="the source broke"):
+        model.encode(image=pictures(), batch_size=2)
+    assert read == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="image: got an empty generator, wanted one input or more"):
+        model.encode(image=iter(()))
+    with pytest.raises(ValueError, match=r"image input 1: "):
+        model.encode(image=iter([PIXELS[0], "no file.png"]))
+
+
+def test_the_nearest_of_the_other_side(model: Model) -> None:
+    pictures, lines = list(PIXELS), ["a cat", "a dog", "a red bus"]
+    cosines = model.similarity(text=lines, image=pictures)
+    found = model.nearest(text=lines, image=iter(pictures), top=4)
+    assert torch.equal(found.cosines, cosines.sort(descending=True).values[:, :4])
+    assert torch.equal(cosines.gather(1, found.indices), found.cosines)
+    own = model.encode(text=lines)["text"]
+    assert model.nearest(own, text=lines).indices.tolist() == [[0], [1], [2]]
+    for top in (0, 7, 1.5):
+        with pytest.raises(ValueError, match=f"top: got {top}, wanted a whole number from 1 to 6"):
+            model.nearest(text=lines, image=pictures, top=top)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("modality", "prompts", "scale"), [(None, "text", 5.0), ("audio", "image", 2.0)])
