@@ -212,9 +212,7 @@ class EvalView(View):
         return to_tensor(np.zeros((3, self.size, self.size), dtype=np.uint8))
 
 
-def centre_crop(
-    value: np.ndarray | StoredPicture, size: int, interpolation: Interpolation = "bicubic"
-) -> Tensor:
+def centre_crop(value: np.ndarray | StoredPicture, size: int, interpolation: Interpolation = "bicubic") -> Tensor:
     """Resize the shortest side of a picture to `size`, and crop the centre: uint8 [3, size, size]."""
     height, width = value.shape[:2]
     short = min(height, width)
