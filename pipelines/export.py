@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,7 +16,12 @@ TARGETS: tuple[Target, ...] = ("open_clip", "transformers", "onnx", "safetensors
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(callback=local_path, help="A run folder or a checkpoint folder.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            callback=local_path, help="A run or checkpoint folder; or a model, as `mmssl import` takes them."
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", callback=local_path, help="Folder to write; must not exist.")],
     to: Annotated[
         str, typer.Option(metavar="open_clip|transformers|onnx|safetensors", help="The library.")
@@ -47,6 +52,7 @@ def export(
     `mmssl export runs/vit_b_32 --to onnx --int8 --out vit_b_32_onnx`
     """
     from mmssl.recipe.export import export as write
+    from mmssl.recipe.imported import as_run
     from mmssl.reporting.model_card import write_card
     from mmssl.training.runtime.console import say
     from pipelines.command import one_of
@@ -54,12 +60,12 @@ def export(
     target = one_of("--to", to, TARGETS)
     if int8 and target != "onnx":
         raise typer.BadParameter(f"--int8: got it with --to {target}, wanted --to onnx")
-    model, check = write(
-        checkpoint, out, target, which=one_of("--which", which, ("best", "last")), ema=ema, samples=samples or (), int8=int8
-    )  # fmt: skip
-    write_card(model, check, target, out / "README.md", checkpoint)
+    choice: Literal["best", "last"] = one_of("--which", which, ("best", "last"))
+    with as_run(checkpoint) as run:
+        model, check = write(run, out, target, which=choice, ema=ema, samples=samples or (), int8=int8)
+        write_card(model, check, target, out / "README.md", run)
     found = ", ".join(f"{name} {difference:.1g}" for name, difference in check.difference.items())
-    say(f"{model.checkpoint} written to {out} for {target}; largest difference of embeddings: {found}")
+    say(f"{checkpoint} written to {out} for {target}; largest difference of embeddings: {found}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmssl.core.encoder import EmbeddingModel
+from mmssl.data.modalities.image_views import Fit, Interpolation
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.interop.open_clip import ClipState, ImageEncoderConfig
 
@@ -18,6 +19,7 @@ class ClipParts:
         image_config, text_config: settings of the towers.
         state: tensors; see `ClipState`.
         embedding: the towers and heads, to compare with.
+        fit, interpolation: how pictures become squares; see `ImageConfig`.
     """
 
     image: str
@@ -26,3 +28,5 @@ class ClipParts:
     text_config: TextTransformerConfig
     state: ClipState
     embedding: EmbeddingModel
+    fit: Fit = "crop"
+    interpolation: Interpolation = "bicubic"

@@ -29,7 +29,12 @@ def write_open_clip(parts: ClipParts, folder: Path) -> None:
     settings = open_clip_config(parts.image_config, parts.text_config, len(state["heads"]["text"]))
     if state["logit_bias"] is not None:
         settings["init_logit_bias"] = float(state["logit_bias"])
-    pixels = {"mean": list(parts.image_config.mean), "std": list(parts.image_config.std)}
+    pixels = {
+        "mean": list(parts.image_config.mean),
+        "std": list(parts.image_config.std),
+        "interpolation": parts.interpolation,
+        "resize_mode": "squash" if parts.fit == "squash" else "shortest",
+    }
     save_file({name: tensor.contiguous() for name, tensor in to_open_clip(state).items()}, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps({"model_cfg": settings, "preprocess_cfg": pixels}, indent=2) + "\n")
 

@@ -22,6 +22,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.interop.clip_parts import ClipParts
+from mmssl.interop.described import BICUBIC, BILINEAR
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_WORDS = 49408
@@ -155,9 +156,12 @@ def write_transformers(parts: ClipParts, folder: Path) -> None:
 def _processor(parts: ClipParts, folder: Path) -> Any:
     """CLIP's tokenizer and an image processor like our view "eval"."""
     size, image = parts.image_config.size, parts.image_config
+    square = {"height": size, "width": size}
     pictures = CLIPImageProcessorPil(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
+        size={"shortest_edge": size} if parts.fit == "crop" else square,
+        do_center_crop=parts.fit == "crop",
+        resample=BICUBIC if parts.interpolation == "bicubic" else BILINEAR,
+        crop_size=square,
         image_mean=list(image.mean),
         image_std=list(image.std),
     )

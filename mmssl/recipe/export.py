@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel, Encoder
 from mmssl.core.errors import DataError, MmsslError, NumericError, RecipeError
+from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.samples import BadSample, read
 from mmssl.data.shards.index import ShardIndex
 from mmssl.encoders.text_transformer import TextTransformerConfig
@@ -311,7 +312,9 @@ def clip_parts(model: Model) -> ClipParts:
         logit_scale=torch.tensor(scale).log(),
         logit_bias=None if bias is None else torch.tensor(bias),
     )
-    return ClipParts(image, text, image_config, text_config, state, model.embedding)
+    pictures = model.recipe.modalities[image]
+    resizing = (pictures.fit, pictures.interpolation) if isinstance(pictures, ImageConfig) else ()
+    return ClipParts(image, text, image_config, text_config, state, model.embedding, *resizing)
 
 
 def _projection(model: Model, name: str) -> Tensor:

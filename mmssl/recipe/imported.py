@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,18 @@ def import_model(model: Described, folder: Path) -> tuple[Recipe, Learner]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return recipe, learner
+
+
+@contextmanager
+def as_run(path: Path) -> Iterator[Path]:
+    """The run folder of a path: itself, or, of another library's model, a temporary one for as long as the context lasts."""
+    if not is_source(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        import_model(describe(path), run)
+        yield run
 
 
 _HEADER = """# Fine-tune an imported model:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import mmssl
 from tests.pipelines.conftest import World
-from tests.recipe.test_imported import open_clip_folder
+from tests.recipe.test_imported import PREPROCESS, open_clip_folder
 
 
 def test_an_imported_model_is_a_run(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -26,7 +26,7 @@ def test_an_imported_model_is_a_run(world: World, tmp_path: Path, capfd: pytest.
         out = tmp_path / f"{name}.json"
         assert world.mmssl("evaluate", source, "--retrieval", test, "--workers", 0, "--out", out) == 0
         assert world.mmssl("embed", source, "--shards", test, "--out", tmp_path / f"{name}_rows") == 0
-        assert world.mmssl("export", source, "--out", tmp_path / f"{name}_exported") == 0
+        assert world.mmssl("export", source, "--out", tmp_path / f"{name}_exported", "--samples", test) == 0
     ours, theirs = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("run", "hub"))
     assert ours["retrieval"] == theirs["retrieval"]
     rows = [np.load(tmp_path / f"{name}_rows" / "image.npy") for name in ("run", "hub")]
@@ -35,7 +35,9 @@ def test_an_imported_model_is_a_run(world: World, tmp_path: Path, capfd: pytest.
     for name in ("run", "hub"):
         after = load_file(tmp_path / f"{name}_exported" / "open_clip_model.safetensors")
         assert before.keys() == after.keys()
-        assert all(np.array_equal(before[key], after[key]) for key in before)
+        written = json.loads((tmp_path / f"{name}_exported" / "open_clip_config.json").read_text())["preprocess_cfg"]
+        assert written == PREPROCESS | {"interpolation": "bicubic", "resize_mode": "shortest"}
+        assert all(np.allclose(before[key], after[key], atol=1e-6, rtol=1e-6) for key in before)
     changes = [
         f'data.shards=["{world.shards / "train"}"]',
         "data.workers=0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,36 @@ def test_projections_and_temperature_of_a_transformers_folder_come_along(tmp_pat
     assert torch.equal(started.objective.get_parameter("projections.text.linear.weight"), model.text_projection.weight)
     assert torch.equal(started.objective.get_parameter("logit_scale.image-text"), model.logit_scale)
     assert len(start_lines(started, 0)) == 4  # all exact, and all used
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module._orig_mod.", "ema_model."])
+def test_whole_models_start_from_checkpoints_of_every_trainer(prefix: str, tmp_path: Path) -> None:
+    """Towers, projections and temperature are found under the prefix, also beside other tensors and settings."""
+    settings = MODEL | {"text_cfg": MODEL["text_cfg"] | {"vocab_size": 49408}}
+    image, text = encoder_configs(settings)
+    recipe = small(
+        modalities=RECIPE["modalities"] | {"image": RECIPE["modalities"]["image"] | {"size": 48}},  # type: ignore[index, operator]
+        encoders={"image": image.model_dump(mode="json"), "text": text.model_dump(mode="json")},
+        objective=RECIPE["objective"] | {"embedding": 24},  # type: ignore[operator]
+        weights=tmp_path / "epoch.pt",
+    )
+    state = open_clip.CLIP(**settings, init_logit_scale=1.5).state_dict()
+    stored = {prefix + name: x for name, x in state.items()}
+    if prefix == "ema_model.":
+        stored |= {f"model.{name}": torch.zeros_like(x) for name, x in state.items()}
+    torch.save({"state_dict": stored, "args": Namespace(lr=1e-3)}, tmp_path / "epoch.pt")
+    started = recipe.build_learner(recipe.build_modalities(), Plan.unknown())
+    assert started.objective.get_parameter("logit_scale.image-text").item() == 1.5
+    assert torch.equal(started.objective.get_parameter("projections.image.linear.weight"), state["visual.proj"].T)
+    assert torch.equal(started.encoders["text"].get_parameter("positional_embedding"), state["positional_embedding"])
+    assert not any("random" in line for line in start_lines(started, 0)[1:])
+    del (
+        stored[f"{prefix}logit_scale"],
+        stored["model.logit_scale" if prefix == "ema_model." else f"{prefix}text_projection"],
+    )
+    torch.save(stored, tmp_path / "epoch.pt")
+    with pytest.raises(CheckpointError, match=r"missing in the checkpoint: .*logit_scale.*\n.*partial: true"):
+        recipe.build_learner(recipe.build_modalities(), Plan.unknown())
+    partial = recipe.model_copy(update={"partial": True})
+    lines = start_lines(partial.build_learner(recipe.build_modalities(), Plan.unknown()), 0)
+    assert any(line.startswith("random in objective: ") and "logit_scale.image-text" in line for line in lines)
