@@ -9,14 +9,14 @@ import typer
 
 from pipelines.outputs import local_path
 
+CHECKPOINT = Annotated[
+    Path,
+    typer.Argument(callback=local_path, help="A run or checkpoint folder; or a model, as `mmssl import` takes them."),
+]
+
 
 def embed(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            callback=local_path, help="A run or checkpoint folder; or a model, as `mmssl import` takes them."
-        ),
-    ],
+    checkpoint: CHECKPOINT,
     shards: Annotated[list[str], typer.Option(help="Folder, path or brace pattern; may be given several times.")],
     out: Annotated[
         Path, typer.Option(metavar="DIR", callback=local_path, help="Folder for the arrays; made if needed.")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel, Encoder
 from mmssl.core.errors import DataError, MmsslError, NumericError, RecipeError
-from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.modalities.image_views import EvalView
 from mmssl.data.samples import BadSample, read
 from mmssl.data.shards.index import ShardIndex
 from mmssl.encoders.text_transformer import TextTransformerConfig
@@ -312,8 +312,8 @@ def clip_parts(model: Model) -> ClipParts:
         logit_scale=torch.tensor(scale).log(),
         logit_bias=None if bias is None else torch.tensor(bias),
     )
-    pictures = model.recipe.modalities[image]
-    resizing = (pictures.fit, pictures.interpolation) if isinstance(pictures, ImageConfig) else ()
+    view = model.modalities[image].view("eval")
+    resizing = (view.fit, view.interpolation) if isinstance(view, EvalView) else ()
     return ClipParts(image, text, image_config, text_config, state, model.embedding, *resizing)
 
 

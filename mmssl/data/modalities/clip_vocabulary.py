@@ -6,16 +6,21 @@ import gzip
 import html
 import importlib.util
 import re
+import string
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from mmssl.core.errors import RecipeError
+
+Clean = Literal["whitespace", "lower", "canonicalize"]
 
 START, END = "<start_of_text>", "<end_of_text>"
 _MERGES = 49152 - 256 - 2  # lines of the file that are used, behind its first
 _WORD_END = "</w>"
 _WORDS = rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
 _PLAIN = re.compile(r"[ !-%'-~]*").fullmatch  # ASCII without "&": what ftfy and HTML unescaping leave unchanged
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class ClipVocabulary:
@@ -68,6 +73,17 @@ def clip_vocabulary() -> ClipVocabulary:
         RecipeError: open_clip is not installed.
     """
     return ClipVocabulary()
+
+
+def clean_text(text: str, kind: Clean) -> str:
+    """What open_clip's tokenizers do to a text first; see `HfTokenizerConfig.clean`."""
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if kind == "canonicalize":
+        text = text.replace("_", " ").translate(_NO_PUNCTUATION)
+    text = " ".join(text.split())
+    return text if kind == "whitespace" else text.lower()
 
 
 def _byte_symbols() -> dict[int, str]:

@@ -5,8 +5,6 @@ Picklable for workers: a copy loads its vocabulary on first use.
 
 from __future__ import annotations
 
-import html
-import string
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,14 +17,10 @@ from pydantic import Field
 from mmssl.core.config import Config, LocalPath
 from mmssl.core.errors import RecipeError
 from mmssl.data.modalities.arrays import to_tensor
-from mmssl.data.modalities.clip_vocabulary import clip_vocabulary
+from mmssl.data.modalities.clip_vocabulary import Clean, clean_text, clip_vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Clean = Literal["whitespace", "lower", "canonicalize"]
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Tokenizer(ABC):
@@ -153,14 +147,3 @@ class HfTokenizerConfig(Config):
 
 
 TokenizerConfig = Annotated[ClipTokenizerConfig | HfTokenizerConfig, Field(discriminator="kind")]
-
-
-def clean_text(text: str, kind: Clean) -> str:
-    """What open_clip's tokenizers do to a text first; see `HfTokenizerConfig.clean`."""
-    import ftfy
-
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    if kind == "canonicalize":
-        text = text.replace("_", " ").translate(_NO_PUNCTUATION)
-    text = " ".join(text.split())
-    return text if kind == "whitespace" else text.lower()
