@@ -10,6 +10,7 @@ from mmssl.recipe.export import SAMPLES, TOLERANCE, Check, Target
 from mmssl.recipe.model import Model
 from mmssl.reporting.report import read_curves
 from mmssl.reporting.run_report import latest_scores
+from mmssl.training.checkpoints.read import read_numbers
 
 USE: Mapping[Target, str] = {
     "open_clip": 'import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")\n'
@@ -46,7 +47,9 @@ def _lines(model: Model, check: Check, target: Target, source: Path) -> Iterator
         ["---", f"library_name: {LIBRARIES[target]}", "tags: [mmssl, contrastive]", "---", f"# {recipe.name}", ""]
     )
     towers = ", ".join(f"{name} ({recipe.encoders[name].kind})" for name in model.embedding.heads)
-    yield f"A model of {towers} in one space, trained with mmssl by the objective `{recipe.objective.kind}`."
+    imported = model.checkpoint is not None and "imported" in read_numbers(model.checkpoint)
+    origin = "imported from another library" if imported else "trained with mmssl"
+    yield f"A model of {towers} in one space, {origin}, of the objective `{recipe.objective.kind}`."
     yield "\n".join(["", "## Use", "", "```python", USE[target], "```", "", "## Figures", ""])
     run = source if (source / "metrics.jsonl").exists() else source.parent.parent
     curves = (

@@ -31,6 +31,7 @@ def test_an_imported_model_is_a_run(world: World, tmp_path: Path, capfd: pytest.
     assert ours["retrieval"] == theirs["retrieval"]
     rows = [np.load(tmp_path / f"{name}_rows" / "image.npy") for name in ("run", "hub")]
     assert np.array_equal(*rows)
+    assert "imported from another library" in (tmp_path / "run_exported/README.md").read_text()
     before = load_file(tmp_path / "hub/open_clip_model.safetensors")
     for name in ("run", "hub"):
         after = load_file(tmp_path / f"{name}_exported" / "open_clip_model.safetensors")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from mmssl.core.errors import RecipeError
 from mmssl.core.sample import Origin, Sample
-from mmssl.data.modalities.clip_vocabulary import ClipVocabulary, clip_vocabulary
+from mmssl.data.modalities.clip_vocabulary import ClipVocabulary, clean_text, clip_vocabulary
 from mmssl.data.modalities.text import TextConfig, TextModality
 from mmssl.data.modality import DecodeError
 from mmssl.data.samples import draw_views, make_views
@@ -283,3 +284,18 @@ def test_two_views_of_one_caption_are_equal() -> None:
 def test_names_of_views_that_always_exist_are_reserved(name: str) -> None:
     with pytest.raises(ValidationError, match=f"got a view '{name}', which is reserved"):
         build(f'{{"views": {{"{name}": {{"kind": "tokens"}}}}}}')
+
+
+@pytest.mark.parametrize("kind", ["whitespace", "lower", "canonicalize"])
+def test_texts_are_cleaned_as_open_clip_does(kind: Any) -> None:
+    from open_clip.tokenizer import get_clean_fn
+
+    theirs = get_clean_fn(kind)
+    for text in (
+        "A Cat_and  a DOG!",
+        " Tom &amp;amp; Jerry\n",
+        "l\u2019\u00e9t\u00e9 \u00c3\u00a9",
+        "don't -- stop: {x}",
+        "",
+    ):
+        assert clean_text(text, kind) == theirs(text)
