@@ -96,6 +96,18 @@ def test_classifiers_beside_the_peers(run_tool: RunTool, small: str, tmp_path: P
     assert figures["difference"] < 1e-5
 
 
+def test_bench_probe_and_retrieval(run_tool: RunTool, tmp_path: Path) -> None:
+    sizes = ("--samples", 300, "--width", 8, "--classes", 3, "--penalties", 2)
+    run_tool("bench_probe", *sizes, "--json", tmp_path / "probe.json")
+    figures = json.loads((tmp_path / "probe.json").read_text())
+    assert figures["ratio"] == figures["peer"] / figures["ours"]
+    assert figures["objective_excess"] < 1e-4
+    run_tool(
+        "bench_retrieval", "--images", 30, "--width", 8, *FEW, "--peers", "dense", "--json", tmp_path / "found.json"
+    )
+    assert json.loads((tmp_path / "found.json").read_text())["difference"] == 0
+
+
 def test_losses_beside_the_peers(run_tool: RunTool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_loss, "memory", lambda *given: max(1, bench_loss.memory_here(*given)))
     given = ("--batches", 8, 16, "--peer-up-to", 8, *FEW)
