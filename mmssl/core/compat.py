@@ -49,16 +49,15 @@ def _each(name: str, targets: Sequence[Tensor], *arguments: Any) -> None:
         getattr(target, f"{name}_")(*(a[i] if isinstance(a, list | tuple) else a for a in arguments))
 
 
-def update_unless(optimizer: Optimizer, skip: Tensor) -> None:
-    """Step the optimizer, unless `skip` [] bool: parameters and moments then stay, bit for bit.
+def skips_on_device(optimizer: Optimizer, skip: Tensor) -> bool:
+    """Whether the optimizer's next step does nothing by itself if `skip` [] bool is true: parameters and moments stay, bit for bit.
 
-    Fused optimizers, and ours, read the flag on the device. For others the host reads it, and waits for the device.
+    Fused optimizers, and ours, are told the flag, and read it on the device. For others the host must read it, and wait.
     """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.grad_scale, optimizer.found_inf = None, skip.float()  # type: ignore[attr-defined]
-        optimizer.step()
-    elif not skip:
-        optimizer.step()
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    optimizer.grad_scale, optimizer.found_inf = None, skip.float()  # type: ignore[attr-defined]
+    return True
 
 
 def onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -10,7 +10,9 @@ from mmssl.core import distributed
 from mmssl.losses.candidates import first_hits
 
 
-def queue_info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def queue_info_nce(
+    query: Tensor, key: Tensor, queue: Tensor, temperature: float, same: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """InfoNCE with a queue (memory bank): cross entropy of finding the key of a query among it and K keys of other samples.
 
     He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning" (arXiv:1911.05722), equation 1. Without
@@ -28,6 +30,7 @@ def queue_info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float
         key: [B, E] unit-norm, key_i belongs to query_i; detached here.
         queue: [K, E] unit-norm keys of earlier steps, the same on all processes.
         temperature: divisor of the cosines.
+        same: [B, K] bool, rows of the queue that are of the query's own sample, and no negatives; None: there are none.
 
     Returns:
         [] this process' share of the loss: the mean over processes is the mean over the samples of all.
@@ -43,7 +46,10 @@ def queue_info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float
             "wanted [B, E], [B, E] and [K, E]"
         )
     positive = (query * key.detach()).sum(-1, keepdim=True)
-    logits = torch.cat([positive, query @ queue.detach().T], dim=1) / temperature
+    negative = query @ queue.detach().T
+    if same is not None:
+        negative = negative.masked_fill(same, -torch.inf)
+    logits = torch.cat([positive, negative], dim=1) / temperature
     target = torch.zeros(len(query), dtype=torch.int64, device=query.device)
     loss = distributed.mean(F.cross_entropy(logits, target, reduction="none"))
     return loss, distributed.mean(first_hits(logits.detach(), target))

@@ -23,6 +23,7 @@ from mmssl.core.teacher import Momentum
 from mmssl.heads.decoders import MaskedTokenDecoderConfig, PlacesPredictor
 from mmssl.losses.latent_prediction import LEAST_STD, masked_sums, place_error, token_std
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of, equal_count
+from mmssl.objectives.presence import zero_absent
 
 
 def _different(kinds: tuple[str, ...]) -> tuple[str, ...]:
@@ -147,7 +148,7 @@ class JepaObjective(Objective):
             predicted.append(prediction.detach().flatten(1, 2))
         all_tokens = target.new_ones(target.shape[:2], dtype=torch.bool)
         predictions = torch.cat(predicted, 1)
-        return {
+        found: Latents = {
             "error": torch.stack(errors).mean(0),
             "target_sums": masked_sums(target, all_tokens),
             "targets": all_tokens.sum(1),
@@ -155,6 +156,7 @@ class JepaObjective(Objective):
             "predictions": torch.full_like(all_tokens.sum(1), predictions.shape[1]),
             **presence,
         }
+        return zero_absent(found)
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """One loss term; metrics: spread of targets and predictions over tokens, and the least of targets."""

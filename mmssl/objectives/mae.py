@@ -157,6 +157,7 @@ class MaeObjective(Objective):
             )
         return order
 
+    @torch.no_grad()
     def _target(self, x: Tensor, encoder: Encoder) -> Tensor:
         patches = prepared_patches(encoder, x, self.decoder.values)
         return normalise_patches(patches) if self.normalise_targets else patches

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
@@ -37,7 +36,7 @@ class PirlConfig(ObjectiveConfig):
         tiles: kind of view that is cut into tiles.
         choice: kind of view with the number of the permutation, `{kind: choice, choices: permutations}`.
         jigsaw: the tiles and their permutations.
-        negatives: K, rows of the bank that are drawn for each step. PIRL: 32000.
+        negatives: K, rows of the bank that are drawn for each step; a sample's own row is no negative of it. PIRL: 32000.
         temperature: divisor of the cosines. PIRL: 0.07, with an MLP as head 0.1.
         weight: of the tiles' loss; that of the picture has the rest. PIRL: 0.5.
         momentum: share of a row of the bank that stays when its picture comes by. PIRL: 0.5.
@@ -112,9 +111,10 @@ class PirlObjective(Objective):
         """
         c = self.config
         x, label = (batch.view(c.modality, f"{kind}0") for kind in (c.tiles, c.choice))
-        if label.ndim != 1 or int(label.max()) >= c.jigsaw.classes:
+        # On a GPU the host would wait for the values.
+        if label.ndim != 1 or (label.device.type == "cpu" and int(label.max()) >= c.jigsaw.classes):
             raise ValueError(
-                f"got numbers {list(label.shape)} up to {int(label.max())} from modalities.{c.modality}.views.{c.choice}, wanted "
+                f"got numbers {list(label.shape)} up to {label.max()} from modalities.{c.modality}.views.{c.choice}, wanted "
                 f"[B] below {c.jigsaw.classes}: {{kind: choice, choices: {c.jigsaw.classes}}}"
             )
         parts = c.jigsaw.make(x, label, ctx.generator("pirl"))
@@ -131,18 +131,20 @@ class PirlObjective(Objective):
         }
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
-        """Terms of pictures and of tiles; metrics: how often tiles find the own row first, and the chance loss, ln (K + 1)."""
+        """Terms of pictures and of tiles; metrics: how often tiles find the own row first, and the chance loss, ln of the candidates."""
         c, present = self.config, Present(latents)
         index = present.rows(latents["index"])
         drawn = torch.randint(max(1, len(self.bank.rows)), (c.negatives,), generator=ctx.generator("negatives"))
-        own, others = self.bank.rows[index], self.bank.rows[drawn.to(index.device)]
+        drawn = drawn.to(index.device)
+        own, others, same = self.bank.rows[index], self.bank.rows[drawn], index[:, None] == drawn
         image, tiles = (F.normalize(present.rows(latents[name]), dim=-1) for name in ("image", "tiles"))
-        of_image, _ = queue_info_nce(image, own.to(image.dtype), others.to(image.dtype), c.temperature)
-        of_tiles, hits = queue_info_nce(tiles, own.to(image.dtype), others.to(image.dtype), c.temperature)
+        of_image, _ = queue_info_nce(image, own.to(image.dtype), others.to(image.dtype), c.temperature, same)
+        of_tiles, hits = queue_info_nce(tiles, own.to(image.dtype), others.to(image.dtype), c.temperature, same)
 
         def measure() -> dict[str, Tensor]:
             accuracy = distributed.total_detached(hits) / distributed.world_size()
-            return {"accuracy": accuracy, "chance_loss": torch.full_like(accuracy, math.log(c.negatives + 1))}
+            total, rows = distributed.sum_and_count((1 + (~same).sum(1)).to(hits.dtype).log())
+            return {"accuracy": accuracy, "chance_loss": total / rows.clamp(min=1)}
 
         terms = {"image": (1 - c.weight) * of_image, "tiles": c.weight * of_tiles}
         return LossOutput(terms, measure, {"bank/index": index, "bank/rows": image.detach()})

@@ -19,6 +19,17 @@ def presence(batch: Batch, modality: str) -> Tensor:
     return batch.present.get(modality, everyone)
 
 
+def zero_absent(latents: Latents) -> Latents:
+    """Zeros in the rows of samples whose latent "present" is False: what was computed of them depends on others of their part."""
+    present = latents.get("present")
+    if present is None:
+        return latents
+    return {
+        name: x if x is present else x.masked_fill(~present.unflatten(0, (-1, *[1] * (x.ndim - 1))), 0)
+        for name, x in latents.items()
+    }
+
+
 @torch.no_grad()
 def content_hash(x: Tensor) -> Tensor:
     """Hash of each row of integers [B, ...] int64 (token ids) -> [B] int64: equal rows have equal hashes.

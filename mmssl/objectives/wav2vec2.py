@@ -21,6 +21,7 @@ from mmssl.core.schedules import Bounds, Schedule, Scheduled
 from mmssl.losses.wav2vec2 import code_diversity, code_perplexity, masked_contrast
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of, equal_count
 from mmssl.objectives.gumbel import GumbelQuantizer, gumbel_noise
+from mmssl.objectives.presence import zero_absent
 
 
 class Wav2Vec2Config(ObjectiveConfig):
@@ -160,7 +161,7 @@ class Wav2Vec2Objective(Objective):
             )
             quantised = self.project_codes(found.features)
             error, hits = masked_contrast(context, quantised, found.codes, self.temperature)
-        return {
+        latents: Latents = {
             "error": error,
             "hits": hits,
             "codes": found.probabilities.sum(1),
@@ -168,6 +169,7 @@ class Wav2Vec2Objective(Objective):
             "square": embedded.square().mean((1, 2)),
             **presence,
         }
+        return zero_absent(latents)
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """Terms of contrast, of diversity, and with a penalty that of embedded tokens; metrics: accuracy, perplexity of codes."""

@@ -26,6 +26,7 @@ STEPS: list[StepConfig] = [
 ]
 READS = {
     "jepa": "the number of places of its masks, which must be one",
+    "wav2vec2": "the number of tokens of its masks, which must be one",
     "masked_prediction": "which tokens are masked: the head predicts those alone",
 }
 """Objectives whose shapes depend on the data: what they read, once a step."""

@@ -172,9 +172,9 @@ def test_an_order_of_another_grid_is_refused() -> None:
 
 def test_a_wrong_patch_size_says_the_right_one() -> None:
     learner, _ = build(patch_values=768)
-    with pytest.raises(ValueError, match="patch_values: got 768, wanted 12, the numbers in a patch"):
+    with pytest.raises(ValueError, match="patch_values: got 768, wanted 12, the numbers of a token"):
         learner(toys.batch(2))
-    with pytest.raises(ValueError, match="patch_values: got 768, wanted 12, the numbers in a patch"):
+    with pytest.raises(ValueError, match="patch_values: got 768, wanted 12, the numbers of a token"):
         learner.objective.check_views(toys.batch(1), learner.context())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import pytest
@@ -23,10 +22,6 @@ CONFIG: dict[str, Any] = {
     "negatives": 6, "temperature": 0.2, "weight": 0.25, "embedding": 5, "head": {"kind": "mlp", "hidden": 9, "norm": "none"},
 }  # fmt: skip
 PLAN = Plan(total_steps=50, batch_size=8, samples=8)
-EQUAL = {"image": 0.75 * math.log(7), "tiles": 0.25 * math.log(7)}
-CASES = {
-    "pirl": Case(json.dumps(CONFIG), Reduction.LOCAL, EQUAL, updates=60, plan=PLAN),
-}
 GOLDEN, GOLDEN_BANK = 2.9881041475376238, 26.47711973342089
 """Of ssl-golden-values-2.json: pirl_infonce_t0.1, pirl_bank_after_update_sum_abs."""
 
@@ -36,6 +31,20 @@ def build(**changes: Any) -> tuple[Learner, PirlObjective]:
     encoder = toys.Patches()
     objective = PirlConfig.model_validate_json(json.dumps(CONFIG | changes)).build({"picture": encoder}, PLAN)
     return Learner({"picture": encoder}, objective).double(), objective
+
+
+def negatives() -> torch.Tensor:
+    """Numbers of the rows that are drawn in the first step, [6]."""
+    return torch.randint(8, (6,), generator=build()[0].context().generator("negatives"))
+
+
+EQUAL = float((7 - negatives().bincount(minlength=8)).double().log().mean())
+"""ln of the number of candidates of each sample, mean: all 8 rows of the bank are of this batch, and own ones are left out."""
+CASES = {
+    "pirl": Case(
+        json.dumps(CONFIG), Reduction.LOCAL, {"image": 0.75 * EQUAL, "tiles": 0.25 * EQUAL}, updates=60, plan=PLAN
+    ),
+}
 
 
 def test_golden_value_of_both_views() -> None:
@@ -63,11 +72,14 @@ def test_loss_is_that_of_the_rows_that_were_drawn() -> None:
     out, latents = learner(batch, 3, 50)
     ctx = learner.context(3, 50)
     drawn = torch.randint(8, (6,), generator=ctx.generator("negatives"))
-    bank = objective.bank.rows
+    bank, own = objective.bank.rows, batch.index[:, None] == drawn
+    assert own.any(), "a row that is drawn is no negative of its own sample"
     assert bank.norm(dim=1).tolist() == pytest.approx([1] * 8)
     for name, weight in (("image", 0.75), ("tiles", 0.25)):
         v = F.normalize(latents[name], dim=1)
-        logits = torch.cat([(v * bank[:6]).sum(1, keepdim=True), v @ bank[drawn].T], 1) / 0.2
+        logits = (
+            torch.cat([(v * bank[:6]).sum(1, keepdim=True), (v @ bank[drawn].T).masked_fill(own, -torch.inf)], 1) / 0.2
+        )
         expected = weight * F.cross_entropy(logits, torch.zeros(6, dtype=torch.int64))
         torch.testing.assert_close(out.terms[name], expected)
     before = bank.clone()

@@ -167,7 +167,7 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(
 def test_retrieval_needs_two_modalities(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     assert world.mmssl("evaluate", world.run, "--retrieval", world.shards / "test", "--pair", "image") == 2
     said = " ".join(capfd.readouterr().err.replace("│", " ").split())
-    assert "needs two modalities of a shared space: this model has image, text in one" in said
+    assert "needs two modalities of a shared space: this model has image, text, and --pair is 'image'" in said
 
 
 def test_embed_of_a_modality_that_the_model_lacks(

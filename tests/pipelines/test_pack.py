@@ -59,7 +59,7 @@ def test_numbers_and_names_of_classes_in_one_pass(tmp_path: Path) -> None:
     ("flags", "code", "said"),
     [
         (("--classnames", "cat"), 2, "--classnames: got 'cat', which is no file; wanted a file of class names"),
-        (("--where", "n = 1"), 2, "got = 1, wanted a name, an operator or a value"),
+        (("--where", "n = 1"), 2, "got = 1, wanted == for equal"),
         (("--where", "m == 1"), 3, "has no column 'm'"),
         (("--format", "cocoa"), 3, "got the format 'cocoa', did you mean 'coco'?"),
         (("--group-by", "medium"), 2, "did you mean 'media'?"),

@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
 
 
 def test_there_are_tools() -> None:
-    assert set(NAMES) - set(PROGRAMS) == {"captions", "device_views"}
+    assert set(NAMES) - set(PROGRAMS) == {"captions", "device_views", "learning_rows"}
     assert len(PROGRAMS) >= 10
 
 

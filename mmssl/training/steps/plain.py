@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmssl.core.batch import Batch
-from mmssl.core.compat import BatchNorm, NormBase, copy_each, update_unless
+from mmssl.core.compat import BatchNorm, NormBase, copy_each, skips_on_device
 from mmssl.core.config import Config
 from mmssl.core.distributed import local_shard, rank, total_detached
 from mmssl.core.errors import RecipeError
@@ -90,7 +90,8 @@ class GradientStep(ABC):
         if self.clip_norm is not None:
             gradients = [p.grad for p in self._trainable() if p.grad is not None]
             clip_gradients(gradients, self.clip_norm, norms["grad_norm"])
-        update_unless(state.optimizer, skip)
+        if skips_on_device(state.optimizer, skip) or not skip:
+            state.optimizer.step()
         with torch.no_grad():
             latents = {name: _as_in_criterion(x) for name, x in (latents | output.kept).items()}
             state.learner.after_update(latents, ctx, skip)

@@ -62,6 +62,7 @@ TEXT_VIEWS: dict[str, dict[str, Any]] = {
     "tokens": {"augment": [{"kind": "swap"}]},
     "words": {},
     "choice": {"choices": 3},
+    "hard_negative": {},
 }
 WORDS: tuple[str, ...] = ("swap", "delete", "repeat", "span")
 
@@ -102,7 +103,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
                 "png": encode(noise(i, 40, 48), "PNG"),
                 "wav": to_wav(sound, RATE),
                 "mkv": encode_clip("mkv", frames, None, fps=10),
-                "txt": f"scene {i} of many words that follow\nanother caption of scene {i}".encode(),
+                "txt": f"scene {i} of many words that follow on the left\nanother caption of scene {i}".encode(),
                 "cls": str(i).encode(),
             }
         )
