@@ -131,7 +131,7 @@ class PirlObjective(Objective):
         }
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
-        """Terms of pictures and of tiles; metrics: how often tiles find the own row first, and the chance loss, ln of the candidates."""
+        """Terms of pictures and of tiles; metrics: how often tiles find the own row first, and the chance loss."""
         c, present = self.config, Present(latents)
         index = present.rows(latents["index"])
         drawn = torch.randint(max(1, len(self.bank.rows)), (c.negatives,), generator=ctx.generator("negatives"))
