@@ -20,12 +20,26 @@ from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduc
 from mmssl.core.plan import Plan
 from mmssl.heads.projection import HeadConfig, LinearProjectionConfig, MLPProjectionConfig
 from mmssl.objectives.common import ObjectiveConfig, at_least_float32, encoder_of
-from mmssl.objectives.contrast import contrastive_loss
-from mmssl.objectives.hard_negatives import HARD, gather_negatives, hard_accuracy, kinds_of_negatives, negative_latents
-from mmssl.objectives.pair_metrics import pair_metrics
-from mmssl.objectives.pairs import SIGMOID_BIAS, Pair, PairConfig, PairLoss, check_pairs, modalities_of, pair_negatives
-from mmssl.objectives.prediction import RAW, PredictionConfig, PredictivePairs
-from mmssl.objectives.presence import content_hash, gather_facts, identities, presence
+from mmssl.objectives.parts.contrast import contrastive_loss
+from mmssl.objectives.parts.hard_negatives import (
+    HARD,
+    gather_negatives,
+    hard_accuracy,
+    kinds_of_negatives,
+    negative_latents,
+)
+from mmssl.objectives.parts.pair_metrics import pair_metrics
+from mmssl.objectives.parts.pairs import (
+    SIGMOID_BIAS,
+    Pair,
+    PairConfig,
+    PairLoss,
+    check_pairs,
+    modalities_of,
+    pair_negatives,
+)
+from mmssl.objectives.parts.prediction import RAW, PredictionConfig, PredictivePairs
+from mmssl.objectives.parts.presence import content_hash, gather_facts, identities, presence
 
 Duplicates = Literal["negatives", "ignore"]
 

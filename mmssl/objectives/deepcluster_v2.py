@@ -22,9 +22,9 @@ from mmssl.core.presence import Present
 from mmssl.heads.bank import SampleBank
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.losses.deepcluster import prototype_cross_entropy
-from mmssl.objectives.clusterings import Clusterings
 from mmssl.objectives.common import couples_rows, encoder_of
-from mmssl.objectives.multi_crop import Crops, MultiCropConfig, stacked
+from mmssl.objectives.parts.clusterings import Clusterings
+from mmssl.objectives.parts.multi_crop import Crops, MultiCropConfig, stacked
 
 
 class DeepClusterV2Config(MultiCropConfig):

@@ -24,9 +24,9 @@ from mmssl.heads.prototypes import WeightNormPrototypes, truncated_normal
 from mmssl.losses.assignments import assignment_metrics, view_cross_entropy
 from mmssl.losses.koleo import koleo
 from mmssl.objectives.common import couples_rows, encoder_of
-from mmssl.objectives.multi_crop import Crops, MultiCropConfig, cancel_gradients, stacked
-from mmssl.objectives.patch_assignments import PatchAssignments, PatchAssignmentsConfig, Scorer
-from mmssl.objectives.teacher_targets import TeacherTargets, TeacherTargetsConfig
+from mmssl.objectives.parts.multi_crop import Crops, MultiCropConfig, cancel_gradients, stacked
+from mmssl.objectives.parts.patch_assignments import PatchAssignments, PatchAssignmentsConfig, Scorer
+from mmssl.objectives.parts.teacher_targets import TeacherTargets, TeacherTargetsConfig
 
 
 class DinoConfig(MultiCropConfig):

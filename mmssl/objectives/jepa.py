@@ -23,7 +23,7 @@ from mmssl.core.teacher import Momentum
 from mmssl.heads.decoders import MaskedTokenDecoderConfig, PlacesPredictor
 from mmssl.losses.latent_prediction import LEAST_STD, masked_sums, place_error, token_std
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of, equal_count
-from mmssl.objectives.presence import zero_absent
+from mmssl.objectives.parts.presence import zero_absent
 
 
 def _different(kinds: tuple[str, ...]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from mmssl.losses.latent_prediction import (
 )
 from mmssl.losses.masked_tokens import Mean, mean_of_errors
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
-from mmssl.objectives.word_masks import WordMaskConfig, mask_words
+from mmssl.objectives.parts.word_masks import WordMaskConfig, mask_words
 
 Targets = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 """Layers [K x [B, T, D]] and the mask of real tokens [B, T], or None -> targets [B, T, D]."""

@@ -18,7 +18,7 @@ from mmssl.core.presence import Present
 from mmssl.heads.decoders import MaskedTokenDecoder, MaskedTokenDecoderConfig
 from mmssl.losses.mae import masked_mean_square, normalise_patches
 from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of
-from mmssl.objectives.patches import prepared_patches
+from mmssl.objectives.parts.patches import prepared_patches
 
 
 class MaeConfig(ObjectiveConfig):

@@ -19,8 +19,8 @@ from mmssl.core.presence import Present
 from mmssl.heads.token_predictors import TokenPredictorConfig
 from mmssl.losses.masked_tokens import Mean, class_shares, masked_cross_entropy, mean_of_errors, token_means
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
-from mmssl.objectives.fixed_targets import FixedTargets, FixedTargetsConfig
-from mmssl.objectives.presence import mixed_bits
+from mmssl.objectives.parts.fixed_targets import FixedTargets, FixedTargetsConfig
+from mmssl.objectives.parts.presence import mixed_bits
 
 
 class MaskedPredictionConfig(ObjectiveConfig):

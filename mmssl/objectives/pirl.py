@@ -22,7 +22,7 @@ from mmssl.heads.bank import SampleBank
 from mmssl.heads.projection import HeadConfig
 from mmssl.losses.queue_info_nce import queue_info_nce
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, couples_rows, encoder_of
-from mmssl.objectives.pretext_tasks import JigsawConfig
+from mmssl.objectives.parts.pretext_tasks import JigsawConfig
 
 
 class PirlConfig(ObjectiveConfig):

@@ -20,7 +20,7 @@ from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.token_predictors import TokenPredictorConfig
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
-from mmssl.objectives.pretext_tasks import Task, TaskConfig
+from mmssl.objectives.parts.pretext_tasks import Task, TaskConfig
 
 
 class PretextConfig(ObjectiveConfig):

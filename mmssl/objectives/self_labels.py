@@ -22,7 +22,7 @@ from mmssl.core.presence import Present
 from mmssl.losses.deepcluster import UNASSIGNED
 from mmssl.losses.kmeans import normalised_mutual_information, perplexity
 from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of
-from mmssl.objectives.labellings import Labelling, LabellingConfig
+from mmssl.objectives.parts.labellings import Labelling, LabellingConfig
 
 
 class SelfLabelsConfig(ObjectiveConfig):

@@ -25,7 +25,7 @@ from mmssl.heads.queue import Queue
 from mmssl.losses.assignments import assignment_metrics, view_cross_entropy
 from mmssl.losses.sinkhorn import sinkhorn
 from mmssl.objectives.common import encoder_of
-from mmssl.objectives.multi_crop import Crops, MultiCropConfig, cancel_gradients, stacked
+from mmssl.objectives.parts.multi_crop import Crops, MultiCropConfig, cancel_gradients, stacked
 
 
 class SwavQueueConfig(Config):

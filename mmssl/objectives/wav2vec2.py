@@ -20,8 +20,8 @@ from mmssl.core.presence import Present
 from mmssl.core.schedules import Bounds, Schedule, Scheduled
 from mmssl.losses.wav2vec2 import code_diversity, code_perplexity, masked_contrast
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of, equal_count
-from mmssl.objectives.gumbel import GumbelQuantizer, gumbel_noise
-from mmssl.objectives.presence import zero_absent
+from mmssl.objectives.parts.gumbel import GumbelQuantizer, gumbel_noise
+from mmssl.objectives.parts.presence import zero_absent
 
 
 class Wav2Vec2Config(ObjectiveConfig):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
-from mmssl.objectives import contrast
 from mmssl.objectives.clip import ClipConfig, ClipObjective
+from mmssl.objectives.parts import contrast
 from tests.contracts import toys
 
 TWO: dict[str, Any] = {

@@ -7,7 +7,7 @@ from torch import nn
 
 from mmssl.core.objective import Headline, Objective
 from mmssl.objectives.clip import ClipObjective
-from mmssl.objectives.pairs import Pair
+from mmssl.objectives.parts.pairs import Pair
 from mmssl.objectives.weighted import WeightedObjective
 
 

@@ -19,7 +19,7 @@ from mmssl.core.plan import Plan
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.latent_prediction import LatentPredictionConfig, LatentPredictionObjective
-from mmssl.objectives.word_masks import mask_words
+from mmssl.objectives.parts.word_masks import mask_words
 from tests.contracts import toys
 from tests.contracts.case import FIVE, Case
 

@@ -17,7 +17,7 @@ from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.objectives.masked_prediction import MaskedPredictionConfig, MaskedPredictionObjective
-from mmssl.objectives.word_masks import corrupt_words, mask_words, real_tokens
+from mmssl.objectives.parts.word_masks import corrupt_words, mask_words, real_tokens
 from tests.contracts import toys
 from tests.contracts.case import FIVE, Case
 

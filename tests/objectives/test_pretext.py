@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
+from mmssl.objectives.parts.pretext_tasks import NEIGHBOURS, Task, TaskConfig, distant_permutations
 from mmssl.objectives.pretext import PretextConfig, PretextObjective
-from mmssl.objectives.pretext_tasks import NEIGHBOURS, Task, TaskConfig, distant_permutations
 from tests.contracts import toys
 from tests.contracts.case import FIVE, Case
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
 from mmssl.losses.kmeans import normalised_mutual_information
-from mmssl.objectives.labellings import ClustersConfig, OptimalTransportConfig, whitened
+from mmssl.objectives.parts.labellings import ClustersConfig, OptimalTransportConfig, whitened
 from mmssl.objectives.self_labels import SelfLabelsConfig, SelfLabelsObjective
 from tests.contracts import toys
 from tests.contracts.case import FIVE, Case

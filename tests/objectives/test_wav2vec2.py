@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
-from mmssl.objectives.gumbel import gumbel_noise
+from mmssl.objectives.parts.gumbel import gumbel_noise
 from mmssl.objectives.wav2vec2 import Wav2Vec2Config, Wav2Vec2Objective
 from tests.contracts import toys
 from tests.contracts.case import FIVE, Case

@@ -236,7 +236,7 @@ def test_sigmoid_starts_at_the_bias_of_the_paper_and_guesses_with_the_entropy() 
 
 @pytest.mark.parametrize("tiles", [None, False, 3])
 def test_sigmoid_is_made_from_tiles_unless_told_otherwise(tiles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmssl.objectives import contrast
+    from mmssl.objectives.parts import contrast
 
     calls: list[Any] = []
     tiled = contrast.tiled_sigmoid_loss

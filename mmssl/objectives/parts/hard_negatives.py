@@ -12,8 +12,8 @@ from mmssl.core.batch import Batch
 from mmssl.core.objective import Latents
 from mmssl.losses.candidates import first_hits, over_present
 from mmssl.losses.hard_negatives import HardNegatives
-from mmssl.objectives.pairs import Pair
-from mmssl.objectives.presence import content_hash, presence
+from mmssl.objectives.parts.pairs import Pair
+from mmssl.objectives.parts.presence import content_hash, presence
 
 HARD = "hard"
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmssl.heads.bank import SampleBank
 from mmssl.losses.deepcluster import UNASSIGNED
 from mmssl.losses.kmeans import spherical_kmeans
-from mmssl.objectives.clusterings import Clusterings
+from mmssl.objectives.parts.clusterings import Clusterings
 from tests.losses.inputs import unit_rows
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Latents
-from mmssl.objectives.pairs import Pair
+from mmssl.objectives.parts.pairs import Pair
 
 
 def presence(batch: Batch, modality: str) -> Tensor:

@@ -20,8 +20,8 @@ from mmssl.core.teacher import Momentum, Teacher
 from mmssl.heads.projection import MLPProjectionConfig
 from mmssl.heads.prototypes import WeightNormPrototypes, truncated_normal
 from mmssl.losses.assignments import masked_assignment_cross_entropy
-from mmssl.objectives.multi_crop import cancel_gradients
-from mmssl.objectives.teacher_targets import TeacherTargets, TeacherTargetsConfig
+from mmssl.objectives.parts.multi_crop import cancel_gradients
+from mmssl.objectives.parts.teacher_targets import TeacherTargets, TeacherTargetsConfig
 
 
 class PatchAssignmentsConfig(Config):

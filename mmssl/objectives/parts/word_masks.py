@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmssl.core.config import Config
-from mmssl.objectives.presence import content_hash, mixed_bits
+from mmssl.objectives.parts.presence import content_hash, mixed_bits
 
 
 class WordMaskConfig(Config):

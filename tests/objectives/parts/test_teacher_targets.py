@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmssl.heads.prototypes import WeightNormPrototypes
 from mmssl.losses.sinkhorn import sinkhorn
-from mmssl.objectives.teacher_targets import Centring, CentringConfig, SinkhornTargets, SinkhornTargetsConfig
+from mmssl.objectives.parts.teacher_targets import Centring, CentringConfig, SinkhornTargets, SinkhornTargetsConfig
 from tests.distributed.processes import WORLD, Processes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from mmssl.objectives.presence import content_hash
+from mmssl.objectives.parts.presence import content_hash
 
 
 def test_equal_rows_have_equal_numbers_and_others_do_not() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmssl.objectives.quantizers import CentroidsConfig, RandomProjectionConfig
+from mmssl.objectives.parts.quantizers import CentroidsConfig, RandomProjectionConfig
 from tests.losses.inputs import golden_rows, sines
 
 

@@ -12,7 +12,7 @@ from mmssl.losses.candidates import over_present
 from mmssl.losses.hard_negatives import HardNegatives
 from mmssl.losses.info_nce import info_nce_accuracy
 from mmssl.losses.tiles import candidate_counts
-from mmssl.objectives.pairs import Pair
+from mmssl.objectives.parts.pairs import Pair
 
 
 def pair_metrics(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmssl.objectives.presence import mixed_bits
+from mmssl.objectives.parts.presence import mixed_bits
 
 
 class Quantised(NamedTuple):

@@ -14,9 +14,9 @@ from mmssl.core.encoder import Encoder
 from mmssl.losses.hog import histograms_of_gradients
 from mmssl.losses.mae import normalise_patches
 from mmssl.losses.mfcc import mfcc_of_tokens
-from mmssl.objectives.patches import check_values, prepared_input, prepared_patches
-from mmssl.objectives.quantizers import Centroids, QuantizerConfig, RandomProjection
-from mmssl.objectives.word_masks import WordMaskConfig, corrupt_words, mask_words, real_tokens
+from mmssl.objectives.parts.patches import check_values, prepared_input, prepared_patches
+from mmssl.objectives.parts.quantizers import Centroids, QuantizerConfig, RandomProjection
+from mmssl.objectives.parts.word_masks import WordMaskConfig, corrupt_words, mask_words, real_tokens
 
 
 class FixedTargets(nn.Module, ABC):

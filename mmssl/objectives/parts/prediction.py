@@ -19,7 +19,7 @@ from mmssl.losses.info_nce import info_nce_accuracy
 from mmssl.losses.prediction_error import prediction_error
 from mmssl.losses.sigreg import random_directions, sigreg, sigreg_of_normal
 from mmssl.objectives.common import at_least_float32
-from mmssl.objectives.pairs import Pair, modalities_of
+from mmssl.objectives.parts.pairs import Pair, modalities_of
 
 RAW = "raw"
 """Latents "raw/<modality>" are embeddings before normalisation."""
