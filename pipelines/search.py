@@ -45,6 +45,7 @@ def search(
 
     `mmssl search embeddings photo.jpg --modality text --html found.html`
     """
+    from mmssl.core.errors import DataError
     from mmssl.evaluation.search import EmbeddedFolder
     from mmssl.recipe.load import load
     from mmssl.training.runtime.console import say
@@ -58,7 +59,10 @@ def search(
     of = one_of("--as", as_, tuple(trained.embedding.heads)) if as_ is not None else modality_of(query, trained)
     value: Any = query if trained.modalities[of].language and not Path(query).is_file() else Path(query)
     inputs: dict[str, Any] = {of: [value]}
-    row = trained.encode(**inputs)[of][0].numpy()
+    try:
+        row = trained.encode(**inputs)[of][0].numpy()
+    except ValueError as error:  # an input that cannot be read: the only value here that comes from outside
+        raise DataError(f"got the query {query!r}: {error.__cause__ or error}") from error
     found = {name: index.search(name, row, top) for name in wanted}
     keys = index.keys([hit.sample for hits in found.values() for hit in hits])
     for name, hits in found.items():

@@ -82,7 +82,7 @@ class Point:
         value = self.scores.get(metric)
         if not isinstance(value, int | float):
             names = ", ".join(name for name, x in self.scores.items() if isinstance(x, float))
-            raise RecipeError(f"keep: got no number for {metric!r}, wanted one of the scores {names}")
+            raise RecipeError(f"got no number for the score {metric!r}, wanted one of {names}")
         return float(value)
 
 

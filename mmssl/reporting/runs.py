@@ -13,6 +13,8 @@ from mmssl.recipe.flat import leaves
 from mmssl.recipe.strict_yaml import parse
 from mmssl.training.runtime.jsonl import JsonLines
 
+SHOWN_KEYS = 8  # of those in which a recipe differs; more would make a table that no screen holds
+
 
 @dataclass(frozen=True)
 class RunRow:
@@ -84,15 +86,18 @@ def runs_table(rows: Sequence[RunRow], metrics: Sequence[str] = ()) -> str:
 
     Args:
         rows: runs.
-        metrics: figures to show; none: the loss and the first score of each evaluator.
+        metrics: figures to show; none: the loss and the first score with an interval of each evaluator, else its first.
     """
     known = dict.fromkeys(name for row in rows for name in row.figures)
-    first = {name.split("/")[0]: name for name in reversed(known)}
+    intervals = [name for name in known if f"{name}_ci95_low" in known]  # a main score has one; a count has none
+    first = {name.split("/")[0]: name for name in reversed([*intervals, *known])}
     shown = list(metrics) or [name for name in known if first[name.split("/")[0]] == name]
     lines = [["run", "state", "step", *shown, "differs in"]]
     for row, different in zip(rows, differences(rows), strict=True):
         figures = [f"{row.figures[name]:.4g}" if name in row.figures else "–" for name in shown]
-        what = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in different.items())
+        keys = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in different.items()]
+        more = [f"{len(keys) - SHOWN_KEYS} more (mmssl recipes diff A B)"] if len(keys) > SHOWN_KEYS else []
+        what = ", ".join([*keys[:SHOWN_KEYS], *more])
         step = "–" if row.step is None else str(row.step)
         lines.append([row.folder.name, row.state, step, *figures, what.replace("|", "\\|") or "–"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

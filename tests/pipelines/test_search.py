@@ -59,6 +59,8 @@ def test_a_picture_finds_itself_first(
         ("photo.jpg", [], 3, "there is no such file"),
         ("README.md", [], 3, "no modality reads .md"),
         ("a cat", ["--modality", "sound"], 2, "allowed: image, text"),
+        ("", [], 3, "got the query '': missing: got '', wanted a caption"),
+        ("cat", ["--as", "image"], 3, "got the query 'cat': [Errno 2] No such file"),
     ],
 )
 def test_what_cannot_be_searched_is_told(

@@ -48,7 +48,7 @@ def test_the_table_has_intervals_and_marks_the_choice() -> None:
     lines = table(found, found[0], keep()).splitlines()
     assert "0.600 [0.550, 0.650]" in lines[1]
     assert [line.strip().startswith("*") for line in lines] == [False, True, False, True]
-    with pytest.raises(RecipeError, match="got no number for 'new/acc', wanted one of the scores old/acc"):
+    with pytest.raises(RecipeError, match="got no number for the score 'new/acc', wanted one of old/acc"):
         table([Point(0.0, {"old/acc": 0.5})], found[0], keep())
 
 

@@ -55,6 +55,18 @@ def test_figures_may_be_chosen_and_folders_named(runs: Path) -> None:
         run_folders([runs / "no run"])
 
 
+def test_counts_and_long_lists_of_keys_are_not_shown(tmp_path: Path) -> None:
+    scores = {"step": 1, "retrieval/n": 60, "retrieval/R@1": 0.25, "retrieval/R@1_ci95_low": 0.2}
+    keys = ", ".join(f"k{i}: {i}" for i in range(12))
+    a = write_run(tmp_path / "a", f"name: a\nencoder: {{{keys}}}\n", scores)
+    b = write_run(tmp_path / "b", "name: b\n")
+    table = runs_table([read_run(a), read_run(b)])
+    assert "| retrieval/R@1 |" in table
+    assert "retrieval/n" not in table
+    assert "encoder.k7=7, 4 more (mmssl recipes diff A B) |" in table
+    assert "k8" not in table
+
+
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the runs that were trained; that of temperature 0.2 ends by a number that is not finite."""
