@@ -176,7 +176,8 @@ class DinoObjective(Objective):
         present, scorer = Present(latents, self.least_samples), self._scorer
         student = stacked(present, latents, self.crops.views)
         teacher = stacked(present, latents, [f"teacher/{name}" for name in self.crops.global_views])
-        scores = scorer.student(student.flatten(0, 1)).unflatten(0, student.shape[:2])
+        flat = scorer.student(student.flatten(0, 1))
+        scores = flat.view(*student.shape[:2], flat.shape[1])
         embeddings, given = scorer.teacher(teacher.flatten(0, 1))
         temperature = self.teacher_temperature(ctx.step)
         targets = self.targets(given, temperature)

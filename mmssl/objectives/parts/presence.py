@@ -25,7 +25,7 @@ def zero_absent(latents: Latents) -> Latents:
     if present is None:
         return latents
     return {
-        name: x if x is present else x.masked_fill(~present.unflatten(0, (-1, *[1] * (x.ndim - 1))), 0)
+        name: x if x is present else x.masked_fill(~present.view(-1, *[1] * (x.ndim - 1)), 0)
         for name, x in latents.items()
     }
 
