@@ -16,7 +16,7 @@ from mmssl.core.errors import CheckpointError, RecipeError
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
 from mmssl.recipe.average import State, average_states, greedy_soup, pour, snapshot, write_model
-from mmssl.recipe.keep import Point, Scores, choose, table
+from mmssl.recipe.keep import Point, Scores, choose, refuse_less_is_better, table
 from mmssl.recipe.load import load_learner, start_learner_of
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.suite import evaluation_modalities
@@ -119,6 +119,10 @@ def average_runs(
         state, said = average_states(states, shares), ", ".join(f"{share:.3g}" for share in shares)
         taken = [*range(len(states))]
     else:
+        try:
+            refuse_less_is_better(greedy)
+        except ValueError as error:
+            raise RecipeError(f"--greedy: {error}") from None
         configs = dict(suite) or dict(recipe.evaluators)
         if greedy.partition("/")[0] not in configs:
             raise RecipeError(

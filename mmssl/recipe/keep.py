@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -15,6 +16,21 @@ from mmssl.recipe.unions import EvaluatorUnion
 
 Scores = Mapping[str, Score]
 """Score by "<evaluator>/<metric>"."""
+
+
+_LESS_IS_BETTER = re.compile(r"(mean_rank|median_rank|ece|ece_cosine|brier|gap|false_accept@.*)$")
+
+
+def refuse_less_is_better(metric: str) -> None:
+    """Refuse a score that would choose the worst model.
+
+    Raises:
+        ValueError: less of it is better.
+    """
+    if _LESS_IS_BETTER.search(metric):
+        raise ValueError(
+            f"got {metric!r}, of which less is better; wanted a score of which more is, such as an accuracy"
+        )
 
 
 class KeepConfig(Config):
@@ -43,6 +59,8 @@ class KeepConfig(Config):
             raise ValueError(
                 f"old: got {self.old!r}, wanted '<evaluator>/<metric>' of keep.evaluators: {sorted(self.evaluators)}"
             )
+        refuse_less_is_better(self.old)
+        refuse_less_is_better(self.new)
         return self
 
     def suite(self, others: Mapping[str, EvaluatorUnion]) -> dict[str, EvaluatorUnion]:

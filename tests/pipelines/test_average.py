@@ -51,6 +51,7 @@ def sum_of(start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], name: s
     [
         (["--weights", "0.5"], 2, "wanted 2 numbers with sum 1"),
         (["--greedy", "none/x"], 2, "wanted '<evaluator>/<metric>' of ['retrieval']"),
+        (["--greedy", "retrieval/image_to_text_mean_rank"], 2, "of which less is better"),
         (["--suite", "x.yaml"], 2, "no effect without --greedy"),
     ],
 )

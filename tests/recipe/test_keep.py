@@ -56,6 +56,7 @@ def test_the_table_has_intervals_and_marks_the_choice() -> None:
     ("changes", "wanted"),
     [
         ({"old": "other/acc"}, r"wanted '<evaluator>/<metric>' of keep.evaluators: \['old'\]"),
+        ({"new": "new/image_to_text_mean_rank"}, "of which less is better; wanted a score of which more is"),
         ({"points": 1}, "greater"),
     ],
 )
