@@ -28,7 +28,7 @@ from mmssl.objectives.parts.hard_negatives import (
     kinds_of_negatives,
     negative_latents,
 )
-from mmssl.objectives.parts.pair_metrics import pair_metrics
+from mmssl.objectives.parts.pair_metrics import pair_headline, pair_metrics
 from mmssl.objectives.parts.pairs import (
     SIGMOID_BIAS,
     Pair,
@@ -318,20 +318,8 @@ class ClipObjective(Objective):
         }
 
     def headline(self, scalars: Mapping[str, float]) -> Headline:
-        """In-batch accuracy: both directions of a single pair; for several pairs the mean of both directions of each."""
-        ways = {
-            pair: (f"{pair.first}_to_{pair.second}_accuracy", f"{pair.second}_to_{pair.first}_accuracy")
-            for pair in self.pairs
-        }
-        found = {pair: [scalars[f"{pair.name}/{name}"] for name in names] for pair, names in ways.items()}
-        if len(self.pairs) == 1:
-            figures = dict(
-                zip((name.replace("_", " ") for name in ways[self.pairs[0]]), found[self.pairs[0]], strict=True)
-            )
-        else:
-            figures = {f"{pair.first}, {pair.second} accuracy": sum(both) / 2 for pair, both in found.items()}
-        chance = sum(pair.weight * scalars[f"{pair.name}/chance_loss"] for pair in self.pairs)
-        return Headline(chance, figures)
+        """See `pair_headline`."""
+        return pair_headline(self.pairs, scalars)
 
     @torch.no_grad()
     def after_update(self, latents: Latents, ctx: StepContext) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmssl.core.objective import Headline
 from mmssl.losses.candidates import over_present
 from mmssl.losses.hard_negatives import HardNegatives
 from mmssl.losses.info_nce import info_nce_accuracy
@@ -75,3 +76,17 @@ def pair_metrics(
     elif among["ids"] is None:
         metrics["floor_loss"] = mean(group.log())
     return {f"{pair.name}/{name}": x for name, x in metrics.items()}
+
+
+def pair_headline(pairs: Sequence[Pair], scalars: Mapping[str, float]) -> Headline:
+    """In-batch accuracy: both directions of a single pair; for several pairs the mean of both directions of each."""
+    ways = {
+        pair: (f"{pair.first}_to_{pair.second}_accuracy", f"{pair.second}_to_{pair.first}_accuracy") for pair in pairs
+    }
+    found = {pair: [scalars[f"{pair.name}/{name}"] for name in names] for pair, names in ways.items()}
+    if len(pairs) == 1:
+        figures = dict(zip((name.replace("_", " ") for name in ways[pairs[0]]), found[pairs[0]], strict=True))
+    else:
+        figures = {f"{pair.first}, {pair.second} accuracy": sum(both) / 2 for pair, both in found.items()}
+    chance = sum(pair.weight * scalars[f"{pair.name}/chance_loss"] for pair in pairs)
+    return Headline(chance, figures)
