@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 
 TILE = 65_536
 """Rows that are read and multiplied at once."""
@@ -48,9 +48,8 @@ class EmbeddedFolder:
             manifest = json.loads(path.read_text())
             names = manifest["rows"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{folder}: wanted a folder that `mmssl embed` wrote: cannot use {path.name}: {error}"
-            ) from error
+            why = os_words(error) if isinstance(error, OSError) else str(error)
+            raise DataError(f"{folder}: wanted a folder that `mmssl embed` wrote: cannot use {path.name}: {why}") from error
         if manifest.get("what") != "unit-norm embeddings":
             raise DataError(f"{folder}: got {manifest.get('what')}, wanted embeddings: embed again without --features")
         return cls(folder, {**manifest, "modalities": [name for name, count in names.items() if count]})
