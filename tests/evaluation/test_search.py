@@ -37,7 +37,7 @@ def test_ties_are_the_earlier_rows_and_few_rows_are_all_found(tile: int) -> None
 
 
 def test_what_is_no_embedded_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="wanted a folder that `mmssl embed` wrote: cannot use manifest.json: [a-z]"):
+    with pytest.raises(DataError, match=r"wanted a folder that `mmssl embed` wrote: cannot use manifest.json: [a-z]"):
         EmbeddedFolder.open(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"rows": {"image": 1}, "what": "features"}))
     with pytest.raises(DataError, match="embed again without --features"):
