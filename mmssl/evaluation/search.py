@@ -49,7 +49,9 @@ class EmbeddedFolder:
             names = manifest["rows"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = os_words(error) if isinstance(error, OSError) else str(error)
-            raise DataError(f"{folder}: wanted a folder that `mmssl embed` wrote: cannot use {path.name}: {why}") from error
+            raise DataError(
+                f"{folder}: wanted a folder that `mmssl embed` wrote: cannot use {path.name}: {why}"
+            ) from error
         if manifest.get("what") != "unit-norm embeddings":
             raise DataError(f"{folder}: got {manifest.get('what')}, wanted embeddings: embed again without --features")
         return cls(folder, {**manifest, "modalities": [name for name, count in names.items() if count]})
