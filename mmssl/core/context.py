@@ -27,6 +27,7 @@ class StepContext:
         seed: of the run.
         optional: modalities that samples may lack.
         whole: modalities of which some objective reads tokens.
+        layers: network -> modality -> most hidden layers that some objective reads.
     """
 
     encoders: Mapping[str, Encoder]
@@ -36,6 +37,7 @@ class StepContext:
     seed: int = 0
     optional: frozenset[str] = frozenset()
     whole: frozenset[str] = frozenset()
+    layers: Mapping[Network, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def progress(self) -> float:
@@ -98,4 +100,5 @@ class StepContext:
 
     @cached_property
     def _forward(self) -> SharedForward:
-        return SharedForward({"student": self.encoders, "teacher": self.teachers}, self.whole, self.optional)
+        networks: dict[Network, Mapping[str, nn.Module]] = {"student": self.encoders, "teacher": self.teachers}
+        return SharedForward(networks, self.whole, self.layers, self.optional)

@@ -62,11 +62,13 @@ class SharedForward:
     Attributes:
         networks: network -> modality -> encoder.
         whole: modalities of which some objective reads tokens, so that one forward pass serves all.
+        layers: network -> modality -> most hidden layers that some objective reads, for the same reason.
         optional: modalities that samples may lack.
     """
 
     networks: Mapping[Network, Mapping[str, nn.Module]]
     whole: frozenset[str] = frozenset()
+    layers: Mapping[Network, Mapping[str, int]] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
     _done: dict[tuple[object, ...], list[_Done]] = field(default_factory=dict)
 
@@ -83,7 +85,8 @@ class SharedForward:
         encoder = self._network(network, modality)
         xs = [batch.view(modality, name) for name in views]
         present = self._present(batch, modality)
-        requests = [self._widened(modality, request) for request in requests]
+        read = [request.hidden for request in requests]
+        requests = [self._widened(network, modality, request) for request in requests]
         groups = [
             group
             for groups in _by_shape(xs, requests).values()
@@ -102,14 +105,14 @@ class SharedForward:
             for i in group:
                 fitting = [d for d in self._done.get(keys[i], ()) if d.request.covers(requests[i])]
                 if len(fitting) > repeats[i]:
-                    found[i] = _last_hidden(fitting[repeats[i]].features, requests[i].hidden)
+                    found[i] = fitting[repeats[i]].features
             missing = [i for i in group if i not in found]
             if missing:
                 rows = _encode(encoder, [xs[i] for i in missing], [requests[i] for i in missing], present)
                 for i, features in zip(missing, rows, strict=True):
                     self._done.setdefault(keys[i], []).append(_Done(requests[i], features, xs[i]))
                     found[i] = features
-        return [found[i] for i in range(len(views))]
+        return [_last_hidden(found[i], read[i]) for i in range(len(views))]
 
     def _network(self, network: Network, modality: str) -> nn.Module:
         networks = self.networks[network]
@@ -130,9 +133,9 @@ class SharedForward:
             )
         return present
 
-    def _widened(self, modality: str, request: Request) -> Request:
-        narrow = request.pooled_only and modality not in self.whole
-        return Request(request.keep, request.mask, request.value, request.hidden, narrow)
+    def _widened(self, network: Network, modality: str, request: Request) -> Request:
+        hidden = max(request.hidden, self.layers.get(network, {}).get(modality, 0))
+        return replace(request, hidden=hidden, pooled_only=request.pooled_only and modality not in self.whole)
 
 
 def _by_shape(xs: Sequence[Tensor], requests: Sequence[Request]) -> dict[tuple[object, ...], list[int]]:

@@ -120,6 +120,10 @@ class Objective(nn.Module, ABC):
         """Encoder capabilities that this objective requires: modality -> capabilities. Checked at build."""
         return {}
 
+    def hidden_layers(self) -> Mapping[Network, Mapping[str, int]]:
+        """Most hidden layers that it asks `ctx.features` for: network -> modality -> number. Objectives of a sum share the pass."""
+        return {}
+
     def teachers(self) -> Mapping[str, Momentum]:
         """Encoders that this objective compares with a teacher: modality -> momentum. Objectives of a sum share the teacher."""
         return {}
@@ -255,7 +259,8 @@ class Learner(nn.Module):
         """The `StepContext` of one step, with this learner's encoders and teachers or their `stand_ins`."""
         encoders = {**dict(self.encoders.items()), **self.stand_ins.get("student", {})}
         teachers = {**dict(self.teachers.items()), **self.stand_ins.get("teacher", {})}
-        return StepContext(encoders, step, total_steps, teachers, self.seed, self.optional, self._whole)  # type: ignore[arg-type]
+        shared = (self.seed, self.optional, self._whole, self.objective.hidden_layers())
+        return StepContext(encoders, step, total_steps, teachers, *shared)  # type: ignore[arg-type]
 
     def networks(self) -> dict[str, nn.Module]:
         """The network of each modality that is evaluated, embedded and exported: the encoder, or its teacher's network."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
+from mmssl.core.forward import Network
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
 from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
@@ -165,6 +166,10 @@ class LatentPredictionObjective(Objective):
         """Encoder capabilities: tokens, replacing tokens (mask_replace), hidden layers, attention in both directions."""
         wanted = {Encoder.TOKENS, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
         return {self.modality: frozenset(wanted)}
+
+    def hidden_layers(self) -> Mapping[Network, Mapping[str, int]]:
+        """The last layers of the teacher."""
+        return {"teacher": {self.modality: self.layers}}
 
     def teachers(self) -> Mapping[str, Momentum]:
         """A teacher of the encoder."""

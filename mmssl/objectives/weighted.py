@@ -109,6 +109,16 @@ class WeightedObjective(Objective):
                 merged[modality] = merged.get(modality, frozenset()) | wanted
         return merged
 
+    def hidden_layers(self) -> Mapping[Network, Mapping[str, int]]:
+        """The most that any child reads."""
+        most: dict[Network, dict[str, int]] = {}
+        for _, child in self._children():
+            for network, layers in child.hidden_layers().items():
+                for modality, count in layers.items():
+                    found = most.setdefault(network, {})
+                    found[modality] = max(found.get(modality, 0), count)
+        return most
+
     def teachers(self) -> Mapping[str, Momentum]:
         """Teachers of all children, which share them.
 

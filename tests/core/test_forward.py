@@ -74,7 +74,7 @@ def test_views_of_one_shape_are_encoded_in_one_call_and_each_once_in_a_step() ->
     assert again[0] is first[1]
     (more,) = pooled(ctx, one, "small0")  # an equal view under another name is another view
     assert len(net.calls) == 2
-    assert torch.equal(more, first[0])
+    torch.testing.assert_close(more, first[0])
     pooled(context(net), one, "a0")
     assert len(net.calls) == 3, "another step encodes again"
 
@@ -164,6 +164,20 @@ def test_hidden_states_serve_requests_of_fewer() -> None:
     assert len(net.calls) == 2
 
 
+def test_hidden_states_are_shared_whoever_asks_first() -> None:
+    net, one = Net(), batch()
+    ctx = context(net, layers={"student": {"thing": 3}})
+    (none,) = ctx.features(one, "thing", ["a0"])
+    (two,) = ctx.features(one, "thing", ["a0"], hidden=2)
+    (three,) = ctx.features(one, "thing", ["a0"], hidden=3)
+    assert len(net.calls) == 1
+    assert none.hidden is None
+    assert two.hidden is not None
+    assert three.hidden is not None
+    assert [id(x) for x in two.hidden] == [id(x) for x in three.hidden[-2:]]
+    assert len(three.hidden) == 3
+
+
 def test_masks_and_kept_tokens_reach_the_encoder_and_separate_passes() -> None:
     net, one = Net(), batch()
     ctx, value = context(net), torch.zeros(3)
@@ -189,7 +203,7 @@ def test_the_teacher_is_another_network_without_gradient() -> None:
     net, one = Net(), batch()
     teacher = Teacher(net, lambda step: 0.5)
     with torch.no_grad():
-        net.net[0].weight.add_(1)
+        net.net[-1].weight.add_(1)
     ctx = context(net, teachers={"thing": teacher})
     (student,), (averaged,) = pooled(ctx, one, "a0"), pooled(ctx, one, "a0", network="teacher")
     assert student.requires_grad

@@ -20,6 +20,7 @@ from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.latent_prediction import LatentPredictionConfig, LatentPredictionObjective
 from mmssl.objectives.parts.word_masks import mask_words
+from mmssl.objectives.weighted import WeightedObjective
 from tests.contracts import toys
 from tests.contracts.case import FIVE, Case
 
@@ -128,6 +129,22 @@ def test_student_sees_the_mask_and_the_teacher_the_whole_view() -> None:
     assert latents["count"].tolist() == [6, 6, 6]
     assert objective.evaluated() == {}
     assert objective.teachers().keys() == {"picture"}
+
+
+@pytest.mark.parametrize("layers", [(1, 3), (3, 1)])
+def test_parts_of_a_sum_share_one_pass_of_the_teacher_whichever_reads_more_layers(layers: tuple[int, int]) -> None:
+    encoder = vit().float()
+    parts = {}
+    for name, count in zip("ab", layers, strict=True):
+        _, parts[name] = build(encoder, layers=count)
+    learner = Learner({"picture": encoder}, WeightedObjective(parts, dict.fromkeys(parts, 1.0)))
+    passes = []
+    learner.teachers["picture"].network.register_forward_hook(lambda *_: passes.append(1))
+    _, together = learner(toys.batch(3))
+    assert len(passes) == 1
+    for name, part in parts.items():
+        _, alone = Learner({"picture": encoder}, part)(toys.batch(3))
+        assert torch.equal(together[f"{name}/target_sums"], alone["target_sums"])
 
 
 def test_means_over_samples_and_over_tokens_differ_where_counts_do() -> None:

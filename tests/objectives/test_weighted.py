@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
+from mmssl.core.forward import Network
 from mmssl.core.objective import Latents, Learner, LossOutput, Objective, ParameterRule, Reduction
 from mmssl.core.plan import Plan
 from mmssl.core.schedules import Schedule
@@ -44,12 +45,16 @@ class Noting(Objective):
         self.reduction, self.modality, self.crops, self.capability = reduction, modality, crops, capability
         self.notes: list[Any] = []
         self.every: int | None = None
+        self.layers: Mapping[Network, Mapping[str, int]] = {}
 
     def needs(self) -> Needs:
         return {self.modality: {"crop": self.crops}}
 
     def requires(self) -> Mapping[str, frozenset[str]]:
         return {self.modality: frozenset({self.capability})}
+
+    def hidden_layers(self) -> Mapping[Network, Mapping[str, int]]:
+        return self.layers
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         return {"x": batch["picture"]["crop0"].flatten(1).float(), "x/mean": batch.index.float()}
@@ -112,6 +117,8 @@ def test_needs_requirements_and_reduction_are_merged() -> None:
     both = WeightedObjective({"a": a, "b": b, "c": c}, {"a": 1.0, "b": 1.0, "c": 1.0})
     assert both.needs() == {"picture": {"crop": 3}, "sound": {"crop": 1}}
     assert both.requires() == {"picture": {"tokens", "mask_drop"}, "sound": {"tokens"}}
+    a.layers, b.layers, c.layers = {"teacher": {"picture": 2}}, {"teacher": {"picture": 3}}, {"student": {"sound": 1}}
+    assert both.hidden_layers() == {"teacher": {"picture": 3}, "student": {"sound": 1}}
     assert both.reduction is Reduction.STATISTIC
     assert WeightedObjective({"a": a, "c": c}, {"a": 1.0, "c": 1.0}).reduction is Reduction.GATHER
     assert WeightedObjective({"a": a}, {"a": 1.0}).reduction is Reduction.LOCAL
