@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 from collections.abc import Sequence
@@ -53,6 +54,16 @@ def make_set(folder: Path, kind: str, n: int = 12, names: Sequence[str] = NAMES)
     return folder
 
 
+def table(stem: Path) -> list[dict[str, Any]]:
+    """Rows of a table that is parquet where pyarrow is installed, and CSV elsewhere."""
+    (path,) = stem.parent.glob(f"{stem.name}.*")
+    if path.suffix == ".parquet":
+        rows: list[dict[str, Any]] = importlib.import_module("pyarrow.parquet").read_table(path).to_pylist()
+        return rows
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture
 def sets(tmp_path: Path) -> Path:
     for kind in ("single", "multilabel", "retrieval"):
@@ -75,7 +86,7 @@ def test_a_folder_of_sets_is_measured_and_what_is_done_is_kept(
     assert [row["class"] for row in single["classes"]] == list(NAMES)
     assert (several["scores"]["n"], several["scores"]["n_labels"]) == (12, 19)
     assert (retrieval["scores"]["n_image"], retrieval["scores"]["n_text"]) == (12, 24), "two captions, one a line"
-    rows = list(csv.DictReader((out / single["files"]["samples"]).open()))
+    rows = table(out / Path(single["files"]["samples"]).stem)
     assert len(rows) == 12
     assert sum(int(row["acc1"]) for row in rows) / 12 == pytest.approx(single["scores"]["acc1"])
     assert rows[0]["key"] == "s0000000"
@@ -176,7 +187,7 @@ def test_a_calibration_is_saved_with_the_checkpoint(world: World, tmp_path: Path
     with pytest.raises(ValueError, match="no calibration of image and text for these weights; it has none: run "):
         model.match(image=picture(0), text="a digit")
     assert world.mmssl("evaluate", run, "--calibrate", world.shards / "test", "--out", tmp_path / "out") == 0
-    curve = list(csv.DictReader((tmp_path / "out/calibration.curve.csv").open()))
+    curve = table(tmp_path / "out/calibration.curve")
     cosine = float(model.similarity(image=picture(0), text="a digit"))
     known = [[float(row[name]) for row in curve] for name in ("cosine", "probability")]
     assert float(model.match(image=picture(0), text="a digit")) == pytest.approx(np.interp(cosine, *known), abs=1e-6)
