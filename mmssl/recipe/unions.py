@@ -41,12 +41,12 @@ from mmssl.evaluation.common import EvaluatorConfig
 from mmssl.evaluation.few_shot import FewShotConfig
 from mmssl.evaluation.knn import KnnConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig
-from mmssl.evaluation.modality_gap import ModalityGapConfig
 from mmssl.evaluation.multi_label import MultiLabelZeroShotConfig
-from mmssl.evaluation.offset import OffsetConfig
+from mmssl.evaluation.relations.modality_gap import ModalityGapConfig
+from mmssl.evaluation.relations.offset import OffsetConfig
+from mmssl.evaluation.relations.sides import SidesConfig
 from mmssl.evaluation.representation import RepresentationConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
-from mmssl.evaluation.sides import SidesConfig
 from mmssl.evaluation.zero_shot import ZeroShotConfig
 from mmssl.objectives.barlow_twins import BarlowTwinsConfig
 from mmssl.objectives.byol import ByolConfig

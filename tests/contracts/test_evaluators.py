@@ -29,8 +29,7 @@ from mmssl.data.modality import Modality
 from mmssl.recipe.unions import EvaluatorUnion
 from tests.data.make import Record, write
 from tests.distributed.processes import Processes
-from tests.evaluation.test_relations import Formula
-from tests.evaluation.world import configured
+from tests.evaluation.world import Formula, configured
 
 RATE, FRAMES, WIDTH = 8000, 10, 8
 PAIR = ["video", "audio"]

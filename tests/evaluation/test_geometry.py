@@ -149,7 +149,7 @@ def test_hubs_are_seen() -> None:
     """Every query finds all but its own candidate: even. One candidate amid all queries: a hub."""
     from scipy.stats import skew
 
-    from mmssl.evaluation.modality_gap import hubness
+    from mmssl.evaluation.relations.modality_gap import hubness
 
     skewness, chance, unreached = hubness(torch.eye(12), torch.eye(12), k=1)
     assert (skewness, unreached) == (None, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,29 @@ def knowing_model() -> EmbeddingModel:
     assert isinstance(text, TextModality)
     heads = {"picture": nn.Identity(), "words": nn.Identity()}
     return EmbeddingModel({"picture": Seer(), "words": Reader(text)}, heads)
+
+
+class Formula(Encoder):
+    """An encoder that is a formula: raw views [B, ...] -> [B, width]."""
+
+    def __init__(self, formula: Callable[[Tensor], Tensor], width: int) -> None:
+        super().__init__()
+        self.formula, self.width, self.one = formula, width, nn.Parameter(torch.ones(()))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor, **_: Any) -> Features:
+        return Features(self.formula(x) * self.one)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        return [[self.one]]
+
+
+def model(width: int, **formulas: Callable[[Tensor], Tensor]) -> EmbeddingModel:
+    """A model of formulas by modality, in one space."""
+    encoders = {name: Formula(formula, width) for name, formula in formulas.items()}
+    return EmbeddingModel(encoders, {name: nn.Identity() for name in encoders})
 
 
 def items(rows: Tensor, owner: Tensor | None = None, digest: Tensor | None = None) -> Items:

@@ -15,7 +15,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.samples import EncodedSample
 from mmssl.evaluation.common import require_modalities
 from mmssl.evaluation.ranking import choices, pair_ranks
-from mmssl.evaluation.relations import Pieces, RelationConfig, RelationEvaluator
+from mmssl.evaluation.relations.base import Pieces, RelationConfig, RelationEvaluator
 from mmssl.evaluation.statistics import wilson
 
 

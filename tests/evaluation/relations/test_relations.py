@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmssl.core.encoder import EmbeddingModel, Encoder, Features
+from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, NumericError, RecipeError
 from mmssl.data.media.encode import encode_clip
 from mmssl.data.modalities.audio import AudioConfig
@@ -23,34 +22,12 @@ from mmssl.data.modality import Modality
 from mmssl.datasets import moving_scenes
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.spectrogram import MelConfig
-from mmssl.evaluation.offset import OffsetConfig
-from mmssl.evaluation.sides import SidesConfig
+from mmssl.evaluation.relations.offset import OffsetConfig
+from mmssl.evaluation.relations.sides import SidesConfig
 from tests.data.make import write
-from tests.evaluation.world import configured
+from tests.evaluation.world import Formula, configured, model
 
 FRAMES = 20
-
-
-class Formula(Encoder):
-    """An encoder that is a formula."""
-
-    def __init__(self, formula: Callable[[Tensor], Tensor], width: int) -> None:
-        super().__init__()
-        self.formula, self.width, self.one = formula, width, nn.Parameter(torch.ones(()))
-
-    def prepare(self, x: Tensor) -> Tensor:
-        return x
-
-    def forward(self, x: Tensor, **_: Any) -> Features:
-        return Features(self.formula(x) * self.one)
-
-    def layers(self) -> list[list[nn.Parameter]]:
-        return [[self.one]]
-
-
-def model(width: int, **formulas: Callable[[Tensor], Tensor]) -> EmbeddingModel:
-    encoders = {name: Formula(formula, width) for name, formula in formulas.items()}
-    return EmbeddingModel(encoders, {name: nn.Identity() for name in encoders})
 
 
 def side_of_picture(x: Tensor) -> Tensor:

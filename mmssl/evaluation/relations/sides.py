@@ -17,7 +17,7 @@ from mmssl.data.synchronized.negatives import Negative, Relation
 from mmssl.data.synchronized.operation import Skip, transform
 from mmssl.evaluation.common import require_modalities
 from mmssl.evaluation.ranking import choices
-from mmssl.evaluation.relations import Pieces, RelationConfig, RelationEvaluator
+from mmssl.evaluation.relations.base import Pieces, RelationConfig, RelationEvaluator
 from mmssl.evaluation.statistics import wilson
 
 REMEDIES: Mapping[Relation, str] = {

@@ -1,4 +1,4 @@
-"""Base of relation tests (time offset, left and right): one relation of a sample is broken, and the model must prefer the original.
+"""Base of relation tests (time, sides, words): one relation of a sample is broken, and the model must prefer the original.
 
 Retrieval scores do not show whether a model can.
 """
