@@ -1,17 +1,27 @@
-"""Class names of an evaluator beside those that are stored with its shards: a difference is told, another order refused."""
+"""Class names of an evaluator beside the labels and the names of its shards: a difference is told, another order refused."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from mmssl.core.errors import DataError
+from mmssl.core.sample import Sample
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE, difference, read_class_names
+from mmssl.data.modality import Modality
+from mmssl.data.samples import iterate
+from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.paths import expand
 from mmssl.data.shards.storage import is_remote
+from mmssl.data.stream.formats import numbers_to_look_at
 
 log = logging.getLogger(__name__)
+
+LABELS = 2000
+"""Number of labels that are compared with the number of class names before a run."""
 
 
 def stored_class_names(shards: Sequence[str]) -> dict[Path, tuple[str, ...]]:
@@ -55,3 +65,44 @@ def compare_with_stored(names: Sequence[str], shards: Sequence[str], what: str) 
         told = difference(names, stored, what, str(file))
         if told:
             log.warning("%s", told)
+
+
+def compare_with_labels(names: Sequence[str], index: ShardIndex, labels: Modality, limit: int | None) -> None:
+    """Compare the number of class names with some labels, before a run.
+
+    Args:
+        names: by class number.
+        index: of the shards.
+        labels: modality of the class numbers.
+        limit: number of samples, the first ones; None: all.
+
+    Raises:
+        DataError: a label has no name; names its key.
+    """
+    view = labels.view("eval")
+    numbers = numbers_to_look_at(index, LABELS, limit)
+    for sample in iterate(index, {labels.name: labels}, numbers, optional=[labels.name]):
+        if isinstance(sample, Sample) and labels.name in sample.values:
+            true = int(view(sample.values[labels.name], {}))
+            if not 0 <= true < len(names):
+                raise DataError(f"key {sample.key!r} ({sample.origin}) {_outside(true, names)}")
+    index.reader.close()
+
+
+def require_class_numbers(labels: Tensor, owner: Tensor, keys: Mapping[int, str], names: Sequence[str]) -> None:
+    """Check that labels [n] of samples `owner` [n] are class numbers, 0 ... K-1 of K names.
+
+    Raises:
+        DataError: names the first that is none, and the number of them.
+    """
+    wrong = (labels < 0) | (labels >= len(names))
+    if wrong.any():
+        first = int(owner[wrong][0])
+        raise DataError(
+            f"key {keys[first]!r} (sample {first}) {_outside(int(labels[wrong][0]), names)}; "
+            f"{int(wrong.sum())} of {len(labels)} labels are outside"
+        )
+
+
+def _outside(label: int, names: Sequence[str]) -> str:
+    return f"has the label {label}, wanted 0 ... {len(names) - 1} for {len(names)} class names: check `classnames`"

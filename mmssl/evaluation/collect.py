@@ -280,12 +280,23 @@ def items_in_both(data: Collected, a: str, b: str) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: no sample has both; says how many have each.
     """
-    own, other = data[a].owner, data[b].owner
-    has, also = torch.isin(own, other), torch.isin(other, own)
-    if not has.any():
-        samples, first, second = len(data.keys), len(torch.unique(own)), len(torch.unique(other))
-        raise DataError(
-            f"no sample has both {a!r} and {b!r}: of {samples}, {first} have {a!r} and {second} have {b!r}; "
-            "check the evaluator's `shards`"
-        )
+    has, also = items_in_all(data, (a, b))
     return has, also
+
+
+def items_in_all(data: Collected, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """Masks of the items of each modality whose sample has all of them: [n] bool each.
+
+    Raises:
+        DataError: no sample has all; says how many have each.
+    """
+    owners = [data[name].owner for name in names]
+    masks = [torch.stack([torch.isin(own, other) for other in owners]).all(0) for own in owners]
+    if not masks[0].any():
+        *some, last = (f"{name!r}" for name in names)
+        counts = [f"{len(torch.unique(own))} have {name!r}" for name, own in zip(names, owners, strict=True)]
+        raise DataError(
+            f"no sample has {'both ' if len(names) == 2 else ''}{', '.join(some)} and {last}: of {len(data.keys)}, "
+            f"{', '.join(counts[:-1])} and {counts[-1]}; check the evaluator's `shards`"
+        )
+    return tuple(masks)

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 TIE_WARNING = 0.01
 """Share of tied queries above which an evaluator warns that scores depend on the tie rule."""
+MOST_CHOICES = 0.5
+"""Share of tied choices, which count as chance, above which an evaluator warns that the score says little about the model."""
 
 
 class EvaluatorConfig(Config):
@@ -138,4 +140,21 @@ def warn_of_ties(name: str, share: float) -> None:
             "scores chance. Many ties mean a collapsed model, or samples that repeat each other.",
             name,
             100 * share,
+        )
+
+
+def warn_of_choices(name: str, share: float, reason: str) -> None:
+    """Warn that most choices are ties: the model does not distinguish the candidates.
+
+    Args:
+        name: of the measurement. share: of tied choices.
+        reason: what makes candidates equal to a model, and what to do.
+    """
+    if share > MOST_CHOICES and distributed.is_main():
+        log.warning(
+            "%s: %.1f %% of the choices are ties, which count as chance: the model does not distinguish these candidates. "
+            "Likely reason: %s",
+            name,
+            100 * share,
+            reason,
         )

@@ -17,7 +17,7 @@ from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
 from mmssl.evaluation.class_names import compare_with_stored
 from mmssl.evaluation.collect import Collected, KeptShards
-from mmssl.evaluation.common import broadcast_scores, inference, require_usable
+from mmssl.evaluation.common import broadcast_scores, inference, require_modalities, require_usable
 from mmssl.evaluation.curves import PrecisionRecall, auroc
 from mmssl.evaluation.prompts import PromptedConfig, Prompts
 from mmssl.evaluation.ranking import exact_products
@@ -28,17 +28,20 @@ class MultiLabelZeroShotConfig(PromptedConfig):
     """Settings of zero-shot classification of samples with several classes (VOC, COCO, FSD50K, AudioSet).
 
     Attributes:
+        modality: modality to classify.
         labels: modality of kind multi_label; samples that lack it, or `modality`, are left out and counted.
         resamples: number of bootstrap draws (over samples) for the interval of mAP.
         seed: seed of the bootstrap.
     """
 
     kind: Literal["multi_label"] = "multi_label"
+    modality: str
     labels: str = "multi_label"
     resamples: int = Field(default=200, ge=100)
     seed: int = 0
 
     def build(self, modalities: Mapping[str, Modality]) -> MultiLabelZeroShot:
+        require_modalities(modalities, (self.modality,))
         return MultiLabelZeroShot(self, modalities, self.read_prompts(modalities))
 
 

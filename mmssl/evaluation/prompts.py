@@ -57,9 +57,8 @@ class PromptedConfig(EvaluatorConfig, ABC):
     """Settings of every evaluator that compares samples with text prompts of classes.
 
     Attributes:
-        modality: modality to classify.
         prompts: modality of the prompts; must be text.
-        labels: modality with the classes of each sample; samples that lack it, or `modality`, are left out and counted.
+        labels: modality with the classes of each sample; samples that lack it are left out and counted.
         classnames: class names in the order of their numbers, or a file of them: one on each line, a JSON list, a JSON object from
             number to name, or lines `0: 'tench',`; or "imagenet" (the 1000 that CLIP uses). None: `classnames.txt` beside the
             shards, or in the folder above. Names that are given are compared with those: a difference is a warning.
@@ -67,7 +66,6 @@ class PromptedConfig(EvaluatorConfig, ABC):
             "openai" (CLIP's 80). None: `zeroshot_classification_templates.txt` beside the shards, or "simple" without it.
     """
 
-    modality: str
     prompts: str = "text"
     labels: str
     classnames: tuple[str, ...] | str | None = None
@@ -93,7 +91,7 @@ class PromptedConfig(EvaluatorConfig, ABC):
         Raises:
             RecipeError: a modality is missing or no text, or a file is missing or refused. DataError: shards are missing.
         """
-        require_modalities(modalities, (self.modality, self.prompts, self.labels))
+        require_modalities(modalities, (self.prompts, self.labels))
         if not modalities[self.prompts].language:
             raise RecipeError(f"prompts: got modality {self.prompts!r}, wanted one of kind text for zero-shot prompts")
         return Prompts(self.prompts, modalities[self.prompts], self._names(), self._templates(), self.batch_size)

@@ -11,13 +11,10 @@ from torch import Tensor
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score, Table
-from mmssl.core.sample import Sample
 from mmssl.data.modalities.corruptions import SEVERITIES, corrupted, corruptions_of
 from mmssl.data.modality import Modality
-from mmssl.data.samples import iterate
-from mmssl.data.stream.formats import numbers_to_look_at
 from mmssl.evaluation.answers import Answers
-from mmssl.evaluation.class_names import compare_with_stored
+from mmssl.evaluation.class_names import compare_with_labels, compare_with_stored, require_class_numbers
 from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
 from mmssl.evaluation.common import broadcast_scores, inference, require_modalities, require_usable, warn_of_ties
 from mmssl.evaluation.curves import auroc
@@ -25,14 +22,12 @@ from mmssl.evaluation.prompts import PromptedConfig, Prompts
 from mmssl.evaluation.ranking import class_ranks, exact_products
 from mmssl.evaluation.statistics import wilson
 
-LABELS = 2000
-"""Number of labels that are compared with the number of class names before a run."""
-
 
 class ZeroShotConfig(PromptedConfig):
     """Settings of zero-shot classification with text prompts.
 
     Attributes:
+        modality: modality to classify.
         labels: modality with the class number of each sample; samples that lack it, or `modality`, are left out and counted.
         corruptions: common corruptions to measure too, at five severities: of pictures and videos gaussian_noise, shot_noise,
             impulse_noise, gaussian_blur, brightness, contrast, pixelate, jpeg; of sounds white_noise, clipping, gain, low_pass;
@@ -40,6 +35,7 @@ class ZeroShotConfig(PromptedConfig):
     """
 
     kind: Literal["zero_shot"] = "zero_shot"
+    modality: str
     labels: str = "label"
     corruptions: tuple[str, ...] = ()
 
@@ -92,15 +88,8 @@ class ZeroShot(Evaluator):
         """Open the shards, and compare `classnames` with the names beside them and with some of their labels."""
         super().open()
         compare_with_stored(self.prompts.names, self.config.shards, "`classnames`")
-        index, labels, names = self._shards.index.open(), self.config.labels, self.prompts.names
-        view = self.modalities[labels].view("eval")
-        numbers = numbers_to_look_at(index, LABELS, self.config.max_samples)
-        for sample in iterate(index, {labels: self.modalities[labels]}, numbers, optional=[labels]):
-            if isinstance(sample, Sample) and labels in sample.values:
-                true = int(view(sample.values[labels], {}))
-                if not 0 <= true < len(names):
-                    raise DataError(f"key {sample.key!r} ({sample.origin}) {_outside(true, names)}")
-        index.reader.close()
+        labels = self.modalities[self.config.labels]
+        compare_with_labels(self.prompts.names, self._shards.index.open(), labels, self.config.max_samples)
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config
@@ -161,13 +150,7 @@ def zero_shot_answers(
         raise DataError(f"{modality!r} has several items in one sample, wanted one for zero-shot classification")
     labelled, has_row = items_in_both(data, modality, labels)
     true, true_owner = data[labels].rows[has_row], data[labels].owner[has_row]
-    wrong = (true < 0) | (true >= len(classnames))
-    if wrong.any():
-        first = int(true_owner[wrong][0])
-        raise DataError(
-            f"key {data.keys[first]!r} (sample {first}) {_outside(int(true[wrong][0]), classnames)}; "
-            f"{int(wrong.sum())} of {len(true)} labels are outside"
-        )
+    require_class_numbers(true, true_owner, data.keys, classnames)
     keys = [data.keys[number] for number in true_owner.tolist()]
     return Answers(keys, true, class_ranks(embeddings[labelled], classifier, true), classnames)
 
@@ -186,8 +169,3 @@ def macro_auroc(data: Collected, modality: str, labels: str, classifier: Tensor)
     every = torch.cat(areas)
     every = every[~every.isnan()]
     return float(every.mean()) if len(every) else None
-
-
-def _outside(label: int, classnames: Sequence[str]) -> str:
-    last = len(classnames) - 1
-    return f"has the label {label}, wanted 0 ... {last} for {len(classnames)} class names: check `classnames`"

@@ -42,9 +42,11 @@ from mmssl.evaluation.few_shot import FewShotConfig
 from mmssl.evaluation.knn import KnnConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig
 from mmssl.evaluation.multi_label import MultiLabelZeroShotConfig
+from mmssl.evaluation.relations.modality_confusion import ModalityConfusionConfig
 from mmssl.evaluation.relations.modality_gap import ModalityGapConfig
 from mmssl.evaluation.relations.offset import OffsetConfig
 from mmssl.evaluation.relations.sides import SidesConfig
+from mmssl.evaluation.relations.target_modality import TargetModalityConfig
 from mmssl.evaluation.representation import RepresentationConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
 from mmssl.evaluation.zero_shot import ZeroShotConfig
@@ -143,6 +145,8 @@ EvaluatorUnion = Annotated[
     | ClassRetrievalConfig
     | OffsetConfig
     | SidesConfig
+    | ModalityConfusionConfig
+    | TargetModalityConfig
     | LinearProbeConfig
     | KnnConfig
     | FewShotConfig

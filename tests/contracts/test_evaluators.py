@@ -46,6 +46,8 @@ CASES: dict[str, dict[str, Any]] = {
     "calibration": {"pair": PAIR, "negatives": 2, "resamples": 100},
     "offset": {"pair": PAIR, "seconds": 0.5, "offsets": [0, 0.2, 0.4]},
     "sides": {"pair": PAIR},
+    "modality_confusion": {"modalities": PAIR, "classnames": ["one", "two", "three"], "templates": "plain"},
+    "target_modality": {"modalities": PAIR, "resamples": 100},
 }
 TRAINED = ("linear_probe", "knn", "few_shot")
 """Kinds that compare with training samples."""

@@ -5,7 +5,6 @@ Retrieval scores do not show whether a model can.
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,12 +20,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, EncodedSample, read
 from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation.collect import KeptIndex
-from mmssl.evaluation.common import PairEvaluatorConfig, broadcast_scores, inference, require_usable
-
-log = logging.getLogger(__name__)
-
-MOST = 0.5
-"""Share of tied choices above which an evaluator warns that the score says little about the model."""
+from mmssl.evaluation.common import PairEvaluatorConfig, broadcast_scores, inference, require_usable, warn_of_choices
 
 Pieces = dict[str, Tensor]
 """Name of a variant -> its views [n, ...] in one sample."""
@@ -90,7 +84,7 @@ class RelationEvaluator(Evaluator):
             for name, rows in embedded.items():
                 require_usable(rows, owner, keys, f"the embedding of {self._modality(name)!r} ({name})", unit=True)
             scores = broadcast_scores(self.scores(embedded) | {"n_excluded": excluded, "n_skipped": skipped})
-        self._warn(float(scores["tie_rate"] or 0))
+        warn_of_choices(f"{config.kind} of {list(config.pair)}", float(scores["tie_rate"] or 0), self.remedy)
         yield from scores.items()
 
     def _share(
@@ -122,17 +116,6 @@ class RelationEvaluator(Evaluator):
                 self._embed(model, waiting, parts)
         self._embed(model, waiting, parts)
         return parts, owners, excluded, skipped
-
-    def _warn(self, ties: float) -> None:
-        if ties > MOST and distributed.is_main():
-            log.warning(
-                "%s of %s: %.1f %% of the choices are ties, which count as chance: the model does not distinguish these "
-                "candidates. Likely reason: %s",
-                self.config.kind,
-                list(self.config.pair),
-                100 * ties,
-                self.remedy,
-            )
 
     def _embed(self, model: EmbeddingModel, waiting: list[Pieces], parts: dict[str, list[Tensor]]) -> None:
         for name in waiting[0] if waiting else ():

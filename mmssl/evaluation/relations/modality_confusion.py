@@ -1,0 +1,206 @@
+"""Modality confusion: how often another modality breaks, or mends, a class decision; accuracy with every set of modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.errors import DataError
+from mmssl.core.evaluator import Evaluator, Score, Table
+from mmssl.data.modality import Modality
+from mmssl.evaluation.class_names import compare_with_labels, compare_with_stored, require_class_numbers
+from mmssl.evaluation.collect import Collected, KeptShards, items_in_all
+from mmssl.evaluation.common import broadcast_scores, inference, require_modalities, require_usable, warn_of_ties
+from mmssl.evaluation.comparison import mcnemar
+from mmssl.evaluation.prompts import PromptedConfig, Prompts
+from mmssl.evaluation.ranking import Predictions, class_ranks
+from mmssl.evaluation.statistics import wilson
+
+Subset = tuple[str, ...]
+
+
+class ModalityConfusionConfig(PromptedConfig):
+    """Settings of modality confusion: what another modality does to the class of a sample, decided by text prompts.
+
+    Attributes:
+        modalities: two to four modalities of one space. The class is decided by each of them, and by the mean embedding of every
+            set of them, all on the same samples: those that lack one of them, or a label, are left out and counted.
+        labels: modality with the class number of each sample.
+    """
+
+    kind: Literal["modality_confusion"] = "modality_confusion"
+    modalities: tuple[str, ...] = Field(min_length=2, max_length=4)
+    labels: str = "label"
+
+    @field_validator("modalities")
+    @classmethod
+    def _different(cls, modalities: tuple[str, ...]) -> tuple[str, ...]:
+        return require_different(modalities)
+
+    def build(self, modalities: Mapping[str, Modality]) -> ModalityConfusion:
+        require_modalities(modalities, self.modalities)
+        return ModalityConfusion(self, modalities, self.read_prompts(modalities))
+
+
+class ModalityConfusion(Evaluator):
+    """Zero-shot classes by every set of modalities. Scores: see `confusion_scores`."""
+
+    def __init__(self, config: ModalityConfusionConfig, modalities: Mapping[str, Modality], prompts: Prompts) -> None:
+        self.config = config
+        self.prompts = prompts
+        self._labels = modalities[config.labels]
+        names = (*config.modalities, config.labels)
+        self._shards = KeptShards(config, modalities, names, config.shards, config.max_samples)
+        self.kept = (self._shards,)
+        changes = (f"{change}_by_{name}" for name in config.modalities for change in ("broken", "mended"))
+        self.headlines = (*(f"acc1_{set_name(some)}" for some in subsets(config.modalities)), *changes)
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"classnames": self.prompts.names, "templates": self.prompts.templates}
+
+    def open(self) -> None:
+        """Open the shards, and compare `classnames` with the names beside them and with some of their labels."""
+        super().open()
+        compare_with_stored(self.prompts.names, self.config.shards, "`classnames`")
+        compare_with_labels(self.prompts.names, self._shards.index.open(), self._labels, self.config.max_samples)
+
+    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
+        config = self.config
+        for name in (*config.modalities, config.prompts):
+            model.require(name, shared_space=True)
+        self.open()
+        with inference(model):
+            classifier = self.prompts.classifier(model)
+            encode = {name: lambda x, name=name: model.embed(name, x) for name in config.modalities}
+            data = self._shards.collect({**encode, config.labels: lambda x: x}, model.device)
+            scores, self.tables = confusion_scores(
+                data, config.modalities, config.labels, classifier, self.prompts.names
+            )
+        warn_of_ties(f"zero-shot of {set_name(config.modalities)}", float(scores["tie_rate"] or 0))
+        yield from broadcast_scores(scores).items()
+
+
+def confusion_scores(
+    data: Collected, modalities: Sequence[str], labels: str, classifier: Tensor, classnames: Sequence[str]
+) -> tuple[dict[str, Score], dict[str, Table]]:
+    """Accuracy of the class with every set of modalities, and what each one changes, of unit-norm embeddings.
+
+    The class of a set is the one nearest to the mean of its embeddings. Scores, each with a Wilson interval:
+        acc1_<set>, e.g. acc1_video+audio: share of samples of the right class;  chance: 1 / K;
+        broken_by_<modality>: share of the samples that the other modalities together decide rightly, and with it wrongly (the
+            modality confusion of VGGSounder, Zverev et al. 2025, arXiv:2508.08237);  broken_by_<modality>_chance: of answers drawn
+            at random, (K - 1) / K^2;  mended_by_<modality>: wrongly without and rightly with it;
+        tie_rate: of all modalities together, samples whose true class ties with another;
+        n (samples with all modalities and a label), n_excluded, n_skipped, classes.
+    Tables: "samples" (the predicted class and acc1 of every set) and "additions": each modality added to each set without it.
+
+    Args:
+        data: embeddings of the modalities, one a sample, and class numbers.
+        modalities: at least two.
+        labels: name of the class numbers in `data`.
+        classifier: [K, E], unit norm.
+        classnames: K names.
+
+    Raises:
+        NumericError: an embedding is not finite, or zero.
+        DataError: a label is no class number, a sample has several items, or none has all.
+    """
+    names = (*modalities, labels)
+    for name in modalities:
+        require_usable(data[name].rows, data[name].owner, data.keys, f"the embedding of {name!r}", unit=True)
+        if len(torch.unique(data[name].owner)) < len(data[name].owner):
+            raise DataError(f"{name!r} has several items in one sample, wanted one for a class decision")
+    masks = dict(zip(names, items_in_all(data, names), strict=True))
+    true, owner = data[labels].rows[masks[labels]], data[labels].owner[masks[labels]]
+    require_class_numbers(true, owner, data.keys, classnames)
+    rows = {name: data[name].rows[masks[name]] for name in modalities}
+    # The sum has the nearest class of the mean: scaling it changes no rank.
+    found = {
+        some: class_ranks(torch.stack([rows[name] for name in some]).sum(0), classifier, true)
+        for some in subsets(modalities)
+    }
+    right = {some: predictions.ranks == 1 for some, predictions in found.items()}
+    n, classes, whole = len(true), len(classifier), tuple(modalities)
+    scores: dict[str, Score] = {}
+    for some, hits in right.items():
+        scores |= _share(f"acc1_{set_name(some)}", hits)
+    random = (classes - 1) / classes**2
+    for name in modalities:
+        without = right[tuple(one for one in whole if one != name)]
+        for change, hits in _changes(without, right[whole]).items():
+            scores |= _share(f"{change}_by_{name}", hits) | {f"{change}_by_{name}_chance": random}
+    scores |= {
+        "chance": 1 / classes,
+        "classes": classes,
+        "tie_rate": int(found[whole].tied.sum()) / n,
+        "n": n,
+        "n_excluded": len(data.keys) - n,
+        "n_skipped": data.skipped,
+    }
+    keys = [data.keys[number] for number in owner.tolist()]
+    return scores, {"samples": _samples(keys, true, found, classnames), "additions": _additions(whole, right)}
+
+
+def subsets(modalities: Sequence[str]) -> list[Subset]:
+    """All sets of one or more modalities, small ones first, each in the order given."""
+    return [some for size in range(1, len(modalities) + 1) for some in combinations(modalities, size)]
+
+
+def set_name(modalities: Sequence[str]) -> str:
+    """Name of a set in scores, e.g. "video+audio"."""
+    return "+".join(modalities)
+
+
+def require_different(modalities: tuple[str, ...]) -> tuple[str, ...]:
+    """The modalities.
+
+    Raises:
+        ValueError: one stands there twice.
+    """
+    if len(set(modalities)) < len(modalities):
+        raise ValueError(f"modalities: got {list(modalities)}, wanted different ones; name each once")
+    return modalities
+
+
+def _changes(before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    return {"broken": before & ~after, "mended": ~before & after}
+
+
+def _share(name: str, hits: Tensor) -> dict[str, Score]:
+    count, n = int(hits.sum()), len(hits)
+    low, high = wilson(count, n)
+    return {name: count / n, f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+
+
+def _samples(
+    keys: Sequence[str], true: Tensor, found: Mapping[Subset, Predictions], classnames: Sequence[str]
+) -> Table:
+    columns: dict[str, Sequence[Score]] = {
+        "key": list(keys),
+        "class": [classnames[label] for label in true.tolist()],
+    }
+    for some, predictions in found.items():
+        name = set_name(some)
+        columns[f"predicted_{name}"] = [classnames[label] for label in predictions.predicted.tolist()]
+        columns[f"acc1_{name}"] = (predictions.ranks == 1).int().tolist()
+    return Table(columns, tuple(f"acc1_{set_name(some)}" for some in found))
+
+
+def _additions(modalities: Subset, right: Mapping[Subset, Tensor]) -> Table:
+    """Each modality added to each set without it: accuracies, shares broken and mended, and McNemar's exact test of the two."""
+    rows = []
+    for some, before in right.items():
+        for name in modalities:
+            if name in some:
+                continue
+            after = right[tuple(one for one in modalities if one in (*some, name))]
+            shares = [int(hits.sum()) / len(hits) for hits in (before, after, *_changes(before, after).values())]
+            rows.append((set_name(some), name, *shares, mcnemar(before, after), len(before)))
+    columns = ("modalities", "added", "acc1_without", "acc1_with", "broken", "mended", "mcnemar_p", "n")
+    return Table({column: [row[i] for row in rows] for i, column in enumerate(columns)})
