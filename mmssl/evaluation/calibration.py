@@ -25,7 +25,7 @@ from mmssl.evaluation.common import (
     require_usable,
 )
 from mmssl.evaluation.curves import auroc
-from mmssl.evaluation.statistics import clustered_bootstrap
+from mmssl.evaluation.statistics import mean_by_cluster
 
 BINS = 15
 """Bins of the expected calibration error."""
@@ -180,9 +180,12 @@ def calibrate(data: Collected, config: CalibrationConfig) -> tuple[dict[str, Sco
         scores[f"threshold@{rate:g}"] = threshold
         for name, chosen in (("false_accept", ~other.matches), ("accept", other.matches)):
             above = (other.cosines[chosen] > threshold).double()
-            low, high = _interval(above, other.owner[chosen], config)
-            scores[f"{name}@{rate:g}"] = float(above.mean())
-            scores |= {f"{name}@{rate:g}_ci95_low": low, f"{name}@{rate:g}_ci95_high": high}
+            mean, low, high = mean_by_cluster(above, other.owner[chosen], resamples=config.resamples, seed=config.seed)
+            scores |= {
+                f"{name}@{rate:g}": mean,
+                f"{name}@{rate:g}_ci95_low": low,
+                f"{name}@{rate:g}_ci95_high": high,
+            }
     counts = {"n": len(samples), "n_pairs": len(truth), "n_excluded": len(data.keys) - len(samples)}
     return scores | counts | {
         "n_skipped": data.skipped, "prior": config.prior, "split_seed": config.seed
@@ -221,12 +224,6 @@ def _ece(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> f
     place = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     gap = np.bincount(place, weights * (probabilities - truth), BINS)
     return float(np.abs(gap).sum())
-
-
-def _interval(hits: Tensor, owner: Tensor, config: CalibrationConfig) -> tuple[float, float]:
-    cluster = torch.unique(owner, return_inverse=True)[1]
-    sums = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64).index_add_(0, cluster, hits)
-    return clustered_bootstrap(sums, torch.bincount(cluster), resamples=config.resamples, seed=config.seed)
 
 
 def to_json(calibration: Calibration) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from mmssl.evaluation.common import (
 )
 from mmssl.evaluation.curves import tie_bounds
 from mmssl.evaluation.ranking import exact_products, pad_rows
-from mmssl.evaluation.statistics import clustered_bootstrap
+from mmssl.evaluation.statistics import mean_by_cluster
 
 _SCORES_AT_ONCE = 2**22
 
@@ -153,10 +153,7 @@ def _direction(
     right = (wanted[can][:, None] == torch.unique(classes)).double() @ torch.bincount(
         torch.unique(classes, return_inverse=True)[1]
     ).double()
-    cluster = torch.unique_consecutive(owner[can], return_inverse=True)[1]
-    hits = torch.zeros(int(cluster[-1]) + 1, dtype=torch.long, device=first.device)
-    hits.index_add_(0, cluster, (first == 1).long())
-    low, high = clustered_bootstrap(hits, torch.bincount(cluster), resamples=resamples, seed=seed)
+    _, low, high = mean_by_cluster(first == 1, owner[can], resamples=resamples, seed=seed)
     return {
         "mAP": float(precision.mean()),
         "mAP_chance": float(_chance(right, len(classes)).mean()),

@@ -10,7 +10,7 @@ import torch
 
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Score, Table
-from mmssl.evaluation.statistics import clustered_bootstrap
+from mmssl.evaluation.statistics import mean_by_cluster
 
 Row = tuple[object, ...]
 
@@ -99,8 +99,7 @@ def _difference(
 ) -> Difference:
     numbers: dict[object, int] = {}
     cluster = torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
-    sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, cluster, b - a)
-    low, high = clustered_bootstrap(sums, torch.bincount(cluster), resamples=resamples, seed=seed)
+    _, low, high = mean_by_cluster(b - a, cluster, resamples=resamples, seed=seed)
     binary = len(numbers) == len(keys) and bool((((a == 0) | (a == 1)) & ((b == 0) | (b == 1))).all())
     p = mcnemar(a.bool(), b.bool()) if binary else None
     means = float(a.mean()), float(b.mean())

@@ -23,7 +23,7 @@ from mmssl.evaluation.common import (
     warn_of_ties,
 )
 from mmssl.evaluation.ranking import Ranks, log_sums, pair_ranks
-from mmssl.evaluation.statistics import clustered_bootstrap
+from mmssl.evaluation.statistics import mean_by_cluster
 
 
 class RetrievalConfig(PairEvaluatorConfig):
@@ -195,10 +195,7 @@ def direction_scores(
     most = max(ks)
     precision = torch.arange(1, every.shape[1] + 1, device=every.device) / every.double() * (every <= most)
     scores[f"mAP@{most}"] = float((precision.sum(1) / positives.clamp(max=most)).mean())
-    hits = (best == 1).long()
-    cluster = torch.unique_consecutive(owner, return_inverse=True)[1]
-    hit_sums = torch.zeros(int(cluster[-1]) + 1, dtype=torch.long, device=hits.device).index_add_(0, cluster, hits)
-    low, high = clustered_bootstrap(hit_sums, torch.bincount(cluster), resamples=resamples, seed=seed)
+    _, low, high = mean_by_cluster(best == 1, owner, resamples=resamples, seed=seed)
     return scores | {
         "MRR": float((1 / best.double()).mean()),
         "mean_rank": float(best.double().mean()),

@@ -73,6 +73,23 @@ def clustered_bootstrap(
     return float(low), float(high)
 
 
+def mean_by_cluster(
+    values: Tensor, owner: Tensor, *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of values, and its interval (low, high) by bootstrap over the samples that own them; see `clustered_bootstrap`.
+
+    Args:
+        values: [n], numbers or bool.
+        owner: [n] int64, ascending or not: number of the sample of each value.
+        resamples, seed: of the bootstrap.
+    """
+    cluster = torch.unique(owner, return_inverse=True)[1]
+    sums = torch.zeros(int(cluster.max()) + 1, dtype=torch.float64, device=values.device)
+    sums.index_add_(0, cluster, values.double())
+    low, high = clustered_bootstrap(sums, torch.bincount(cluster), resamples=resamples, seed=seed)
+    return float(values.double().mean()), low, high
+
+
 def class_figures(predicted: Tensor, labels: Tensor, classes: int) -> dict[str, list[Score]]:
     """Number of samples, recall, precision and F1 of each class, as columns; None where a figure is 0 / 0.
 

@@ -12,7 +12,7 @@ from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Score, Table
 from mmssl.data.modality import DecodeError
 from mmssl.data.shards.index import ShardIndex
-from mmssl.evaluation.statistics import clustered_bootstrap, wilson
+from mmssl.evaluation.statistics import mean_by_cluster, wilson
 
 METADATA = "json"
 MOST = 100
@@ -107,5 +107,4 @@ def _mean(values: torch.Tensor, samples: Sequence[Sample]) -> tuple[int, float, 
     cluster = torch.tensor([numbers.setdefault(sample, len(numbers)) for sample in samples])
     if len(numbers) == len(samples) and bool(((values == 0) | (values == 1)).all()):
         return len(values), float(values.mean()), *wilson(int(values.sum()), len(values))
-    sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, cluster, values)
-    return len(values), float(values.mean()), *clustered_bootstrap(sums, torch.bincount(cluster))
+    return len(values), *mean_by_cluster(values, cluster)

@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "calibration": {"pair": PAIR, "negatives": 2, "resamples": 100},
     "offset": {"pair": PAIR, "seconds": 0.5, "offsets": [0, 0.2, 0.4]},
     "sides": {"pair": PAIR},
+    "compositionality": {"pair": ["audio", "text"], "resamples": 100},
     "modality_confusion": {"modalities": PAIR, "classnames": ["one", "two", "three"], "templates": "plain"},
     "target_modality": {"modalities": PAIR, "resamples": 100},
 }
@@ -64,7 +65,7 @@ def modalities() -> dict[str, Modality]:
     made = {
         "video": configured(VideoConfig, size=16, frames=FRAMES, seconds=1.0),
         "audio": configured(AudioConfig, extensions=["mp4"], rate=RATE, seconds=0.5, pad="zero", channels="stereo"),
-        "text": configured(TextConfig, tokenizer={"kind": "clip", "context_length": 8}),
+        "text": configured(TextConfig, tokenizer={"kind": "clip", "context_length": 12}),
         "label": configured(LabelConfig),
         "multi_label": configured(MultiLabelConfig),
     }
@@ -98,7 +99,7 @@ def record(number: int, *, sound: bool = True, clip: bool = True, label: bool = 
     frames = np.repeat(rng.integers(0, 255, (1, 1, 16, 3), dtype=np.uint8).repeat(16, 1), FRAMES, 0)
     loudness = rng.uniform(0.01, 0.3, (8, 1)).repeat(RATE // 8, 0) * rng.permutation([1.0, 0.2])
     wave = (rng.standard_normal((RATE, 2)) * loudness).astype(np.float32)
-    fields: Record = {"__key__": f"{number:03d}", "txt": b"a noise"}
+    fields: Record = {"__key__": f"{number:03d}", "txt": b"two red noises before a blue tone"}
     if clip:
         fields["mp4"] = encode_clip("mp4", frames, wave if sound else None, fps=FRAMES, rate=RATE)
     if label:

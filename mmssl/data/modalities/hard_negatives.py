@@ -11,7 +11,7 @@ from pydantic import Field
 from mmssl.core.config import Config
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.captions.order import swap_order
-from mmssl.data.modalities.captions.replace import ATTRIBUTES, NUMBERS, replace_word
+from mmssl.data.modalities.captions.replace import ATTRIBUTES, COLOURS, NUMBERS, add_word, exchange_words, replace_word
 from mmssl.data.modalities.captions.sides import swap_sides
 from mmssl.data.modalities.text_augment import take_words
 from mmssl.data.modalities.text_views import TokensView
@@ -20,7 +20,7 @@ from mmssl.data.modality import View
 if TYPE_CHECKING:
     from torch import Tensor
 
-Falsehood = Literal["side", "order", "number", "attribute", "given"]
+Falsehood = Literal["side", "order", "number", "attribute", "swap", "add", "given"]
 
 
 class HardNegativeViewConfig(Config):
@@ -31,8 +31,9 @@ class HardNegativeViewConfig(Config):
 
     Attributes:
         falsehoods: ways to make a caption false, equally likely among those that it allows: "side" swaps left and right, "order"
-            before and after; "number" and "attribute" (colour, size, material, ...) replace a word by another of its kind;
-            "given" takes a false caption of the data (`modalities.text.negatives`).
+            before and after; "number" and "attribute" (colour, size, material, ...) replace a word by another of its kind; "swap"
+            exchanges two such words of different things; "add" adds a colour to one that is named; "given" takes a false caption
+            of the data (`modalities.text.negatives`).
     """
 
     kind: Literal["hard_negative"] = "hard_negative"
@@ -62,7 +63,7 @@ class HardNegativeView(View):
         """Draw the caption as "tokens" does, then a false one."""
         drawn = self.tokens.draw(value, rng)
         caption = value[drawn["caption"]]
-        found = {kind: one for kind in self.falsehoods if (one := _false(kind, caption, value.negatives, rng))}
+        found = {kind: one for kind in self.falsehoods if (one := false_caption(kind, caption, value.negatives, rng))}
         if found:
             kind = [*found][int(rng.integers(len(found)))]
             drawn["negative"] = found[kind]
@@ -82,10 +83,22 @@ class HardNegativeView(View):
         return self.tokens.blank()
 
 
-def _false(kind: Falsehood, caption: str, given: Sequence[str], rng: np.random.Generator) -> str | None:
+def false_caption(kind: Falsehood, caption: str, given: Sequence[str], rng: np.random.Generator) -> str | None:
+    """Make a caption false; None: it has nothing of this kind.
+
+    Args:
+        kind: see `HardNegativeViewConfig`.
+        caption: a true one.
+        given: false captions of the data.
+        rng: draws the word, or the given one.
+    """
     if kind == "given":
         return given[int(rng.integers(len(given)))] if given else None
     if kind in ("number", "attribute"):
         return replace_word(caption, NUMBERS if kind == "number" else ATTRIBUTES, rng)
+    if kind == "swap":
+        return exchange_words(caption, NUMBERS + ATTRIBUTES, rng)
+    if kind == "add":
+        return add_word(caption, COLOURS, rng)
     rewritten = swap_sides(caption) if kind == "side" else swap_order(caption)
     return rewritten.text if rewritten.outcome == "swapped" else None

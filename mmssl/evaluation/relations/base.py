@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +24,29 @@ from mmssl.evaluation.collect import KeptIndex
 from mmssl.evaluation.common import PairEvaluatorConfig, broadcast_scores, inference, require_usable, warn_of_choices
 
 Pieces = dict[str, Tensor]
-"""Name of a variant -> its views [n, ...] in one sample."""
+"""Name of a variant -> its views [n, ...] in one sample; "anchor" -> the one view [1, ...] of the unchanged modality."""
+ANCHOR = "anchor"
+KIND = "kind"
+"""Name of a piece [n] int64 that is not embedded: which of several relations each row tests."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embedded variants of all samples, from all processes, in the order of the samples.
+
+    Attributes:
+        rows: name of a variant -> unit-norm embeddings [n, E], or the kinds [n] of the rows.
+        owner: [n] int64, number of the sample of each row.
+        keys: number of a sample -> its key.
+    """
+
+    rows: Mapping[str, Tensor]
+    owner: Tensor
+    keys: Mapping[int, str]
+
+    def near(self, *names: str) -> Tensor:
+        """Cosines of the anchor to each of the variants, [n, variants]."""
+        return torch.stack([(self.rows[ANCHOR] * self.rows[name]).sum(1) for name in names], 1)
 
 
 class RelationConfig(PairEvaluatorConfig):
@@ -54,15 +77,15 @@ class RelationEvaluator(Evaluator):
 
     @abstractmethod
     def pieces(self, sample: EncodedSample) -> Pieces | None:
-        """Views of a sample by name, equal numbers of each, with one named "anchor"; None: the sample lacks the relation.
+        """Views of a sample, equal numbers of each variant, see `Pieces` and `KIND`; None: the sample lacks the relation.
 
         Raises:
             BadSample: it cannot be used, or ("missing") a member lacks its modality, e.g. a video without sound.
         """
 
     @abstractmethod
-    def scores(self, embedded: Mapping[str, Tensor]) -> dict[str, Score]:
-        """Scores from unit-norm embeddings [n, E] by name, in the order of the samples; "tie_rate" is the share of tied choices."""
+    def scores(self, embedded: Embedded) -> dict[str, Score]:
+        """Scores; "tie_rate" is the share of tied choices. May set `tables`."""
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config
@@ -82,8 +105,10 @@ class RelationEvaluator(Evaluator):
             owner = distributed.gather_uneven(torch.tensor(owners, dtype=torch.int64, device=model.device))
             keys = {number: index.key(number) for number in owner.tolist()}
             for name, rows in embedded.items():
-                require_usable(rows, owner, keys, f"the embedding of {self._modality(name)!r} ({name})", unit=True)
-            scores = broadcast_scores(self.scores(embedded) | {"n_excluded": excluded, "n_skipped": skipped})
+                if name != KIND:
+                    require_usable(rows, owner, keys, f"the embedding of {self._modality(name)!r} ({name})", unit=True)
+            found = self.scores(Embedded(embedded, owner, keys))
+            scores = broadcast_scores(found | {"n_excluded": excluded, "n_skipped": skipped})
         warn_of_choices(f"{config.kind} of {list(config.pair)}", float(scores["tie_rate"] or 0), self.remedy)
         yield from scores.items()
 
@@ -96,6 +121,7 @@ class RelationEvaluator(Evaluator):
         parts: dict[str, list[Tensor]] = {}
         waiting: list[Pieces] = []
         owners: list[int] = []
+        counts: list[int] = []
         for ordinal in range(rank * total // world, (rank + 1) * total // world):
             try:
                 pieces = self.pieces(read(index, ordinal, self.modalities))
@@ -111,30 +137,35 @@ class RelationEvaluator(Evaluator):
                 excluded += 1
                 continue
             waiting.append(pieces)
-            owners += [ordinal] * len(pieces["anchor"])
+            counts.append(next(len(views) for name, views in pieces.items() if name != ANCHOR))
+            owners += [ordinal] * counts[-1]
             if len(waiting) == self.config.batch_size:
                 self._embed(model, waiting, parts)
         self._embed(model, waiting, parts)
+        if counts:
+            repeats = torch.tensor(counts, device=model.device)
+            parts[ANCHOR] = [torch.cat(parts[ANCHOR]).repeat_interleave(repeats, 0)]
         return parts, owners, excluded, skipped
 
     def _embed(self, model: EmbeddingModel, waiting: list[Pieces], parts: dict[str, list[Tensor]]) -> None:
         for name in waiting[0] if waiting else ():
             views = torch.cat([pieces[name] for pieces in waiting])
-            made = [model.embed(self._modality(name), part) for part in torch.split(views, self.config.batch_size)]
+            pieces = torch.split(views, self.config.batch_size)
+            made = [x.to(model.device) if name == KIND else model.embed(self._modality(name), x) for x in pieces]
             parts.setdefault(name, []).extend(made)
         waiting.clear()
 
     def _modality(self, piece: str) -> str:
-        return self.config.pair[0] if piece == "anchor" else self.config.pair[1]
+        return self.config.pair[0] if piece == ANCHOR else self.config.pair[1]
 
     def _everywhere(self, parts: dict[str, list[Tensor]], device: torch.device) -> dict[str, Tensor]:
         """All-gather rows by name; empty if no process has any."""
         own = {name: torch.cat(part) for name, part in parts.items()}
-        known = distributed.gather_objects({name: x.shape[1] for name, x in own.items()})
-        widths: dict[str, int] = next((widths for widths in known if widths), {})
+        known = distributed.gather_objects({name: (tuple(x.shape[1:]), x.dtype) for name, x in own.items()})
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = next((some for some in known if some), {})
         return {
-            name: distributed.gather_uneven(own.get(name, torch.empty(0, width, device=device)))
-            for name, width in widths.items()
+            name: distributed.gather_uneven(own.get(name, torch.empty((0, *shape), dtype=dtype, device=device)))
+            for name, (shape, dtype) in shapes.items()
         }
 
     def _views(self, name: str, value: Any) -> Tensor:

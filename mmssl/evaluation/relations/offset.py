@@ -15,7 +15,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.samples import EncodedSample
 from mmssl.evaluation.common import require_modalities
 from mmssl.evaluation.ranking import choices, pair_ranks
-from mmssl.evaluation.relations.base import Pieces, RelationConfig, RelationEvaluator
+from mmssl.evaluation.relations.base import ANCHOR, Embedded, Pieces, RelationConfig, RelationEvaluator
 from mmssl.evaluation.statistics import wilson
 
 
@@ -79,20 +79,20 @@ class Offset(RelationEvaluator):
             windows = {name: (start + offset, self.seconds)}
             return self._views(name, sample.decode(windows, [name]).values[name])
 
-        return {"anchor": window(anchor, 0.0)} | {offset_name(offset): window(moved, offset) for offset in self.offsets}
+        return {ANCHOR: window(anchor, 0.0)[:1]} | {
+            offset_name(offset): window(moved, offset) for offset in self.offsets
+        }
 
-    def scores(self, embedded: Mapping[str, Tensor]) -> dict[str, Score]:
-        anchor = embedded["anchor"]
+    def scores(self, embedded: Embedded) -> dict[str, Score]:
+        anchor = embedded.rows[ANCHOR]
         n = len(anchor)
         own = torch.arange(n, device=anchor.device)
         scores: dict[str, Score] = {"n": n}
-        near = []
         for offset in self.offsets:
-            rows = embedded[offset_name(offset)]
+            rows = embedded.rows[offset_name(offset)]
             ranks, _ = pair_ranks(anchor, own, rows, own, depth=1)
             scores[f"R@1_at_{offset:g}"] = int((ranks.ranks[:, 0] == 1).sum()) / n
-            near.append((anchor * rows).sum(1))
-        earned, tied = choices(torch.stack(near, 1))
+        earned, tied = choices(embedded.near(*map(offset_name, self.offsets)))
         low, high = wilson(round(float(earned.sum())), n)
         return scores | {
             "R@1_chance": 1 / n,

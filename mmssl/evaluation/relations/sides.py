@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Score
@@ -17,7 +15,7 @@ from mmssl.data.synchronized.negatives import Negative, Relation
 from mmssl.data.synchronized.operation import Skip, transform
 from mmssl.evaluation.common import require_modalities
 from mmssl.evaluation.ranking import choices
-from mmssl.evaluation.relations.base import Pieces, RelationConfig, RelationEvaluator
+from mmssl.evaluation.relations.base import ANCHOR, Embedded, Pieces, RelationConfig, RelationEvaluator
 from mmssl.evaluation.statistics import wilson
 
 REMEDIES: Mapping[Relation, str] = {
@@ -75,14 +73,13 @@ class Sides(RelationEvaluator):
         anchor, changed = self.config.pair
         true, false = (self._views(changed, some[changed]) for some in (values, mirrored))
         return {
-            "anchor": self._views(anchor, values[anchor])[:1].repeat_interleave(len(true), 0),
+            ANCHOR: self._views(anchor, values[anchor])[:1],
             "true": true,
             "false": false,
         }
 
-    def scores(self, embedded: Mapping[str, Tensor]) -> dict[str, Score]:
-        near = [(embedded["anchor"] * embedded[name]).sum(1) for name in ("true", "false")]
-        earned, tied = choices(torch.stack(near, 1))
+    def scores(self, embedded: Embedded) -> dict[str, Score]:
+        earned, tied = choices(embedded.near("true", "false"))
         n = len(earned)
         low, high = wilson(round(float(earned.sum())), n)
         return {

@@ -24,7 +24,7 @@ from mmssl.evaluation.common import (
 )
 from mmssl.evaluation.ranking import TILE, exact_products, pad_rows
 from mmssl.evaluation.relations.modality_confusion import require_different
-from mmssl.evaluation.statistics import clustered_bootstrap
+from mmssl.evaluation.statistics import mean_by_cluster
 
 
 class TargetModalityConfig(EvaluatorConfig):
@@ -132,8 +132,8 @@ def target_scores(
                 "R@1": (near.right.double() / near.count, float((near.positives / sizes[target]).mean())),
             }
             for name, (earned, random) in outcomes.items():
-                low, high = _interval(earned, owner, resamples, seed)
-                scores |= {f"{prefix}_{name}": float(earned.mean()), f"{prefix}_{name}_chance": random}
+                mean, low, high = mean_by_cluster(earned, owner, resamples=resamples, seed=seed)
+                scores |= {f"{prefix}_{name}": mean, f"{prefix}_{name}_chance": random}
                 scores |= {f"{prefix}_{name}_ci95_low": low, f"{prefix}_{name}_ci95_high": high}
             tied = torch.stack([(earned > 0) & (earned < 1) for earned, _ in [*outcomes.values()][:2]]).any(0)
             scores |= {f"{prefix}_tie_rate": int(tied.sum()) / len(owner), f"{prefix}_n_queries": len(owner)}
@@ -200,12 +200,6 @@ def _add_tile(found: Nearest, rows: slice, scores: Tensor, same: Tensor, *, own:
     found.size[rows] += others
     found.positives[rows] += same.sum(1)
     found.best[rows] = best
-
-
-def _interval(earned: Tensor, owner: Tensor, resamples: int, seed: int) -> tuple[float, float]:
-    cluster = torch.unique_consecutive(owner, return_inverse=True)[1]
-    sums = torch.zeros(int(cluster[-1]) + 1, dtype=torch.float64, device=owner.device).index_add_(0, cluster, earned)
-    return clustered_bootstrap(sums, torch.bincount(cluster), resamples=resamples, seed=seed)
 
 
 def _queries(owner: Tensor, keys: Mapping[int, str], outcomes: Mapping[str, Tensor]) -> Table:

@@ -11,7 +11,14 @@ from pydantic import ValidationError
 
 from mmssl.core.sample import Origin, Sample
 from mmssl.data.modalities.captions.captions import Captions
-from mmssl.data.modalities.captions.replace import ATTRIBUTES, NUMBERS, replace_word
+from mmssl.data.modalities.captions.replace import (
+    ATTRIBUTES,
+    COLOURS,
+    NUMBERS,
+    add_word,
+    exchange_words,
+    replace_word,
+)
 from mmssl.data.modalities.text import TextConfig, TextModality
 from mmssl.data.samples import draw_views, make_views
 
@@ -38,6 +45,9 @@ def drawn(modality: TextModality, captions: Captions, seed: int = 0) -> tuple[di
         ("one man on a bench", "number", None),
         ("a dog on a bench", "attribute", None),
         ("a tall house", "attribute", "a tiny house"),
+        ("two red cups and three blue balls", "swap", "two blue cups and three red balls"),
+        ("two cups and three balls", "swap", "three cups and two balls"),
+        ("the cup is small", "add", None),
     ],
 )
 def test_the_false_caption(caption: str, falsehood: str, expected: str | None) -> None:
@@ -60,6 +70,43 @@ def test_a_word_becomes_another_of_its_kind_that_the_caption_lacks() -> None:
         assert words[1] != words[5]  # never exchanged for a word that the caption has
         assert text != "Two red cats, two blue dogs and 3 birds"
     assert replace_word("grey", (("grey", "gray"),), rng) is None
+
+
+def test_grammar_does_not_tell_the_false_word() -> None:
+    made = {replace_word("an old man at an open door", ATTRIBUTES, np.random.default_rng(seed)) for seed in range(20)}
+    assert made == {None}, "a closed door, a young man"
+    assert replace_word("the open door", ATTRIBUTES, np.random.default_rng(0)) == "the closed door"
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a Red cup beside a blue ball", "a Blue cup beside a red ball"),
+        ("Two dogs and three cats", "Three dogs and two cats"),
+        ("a red and a blue ball", None),
+        ("a red ball and a blue ball", None),
+        ("a red ball and two blue balls", None),
+        ("a grey cat and a gray dog", None),
+        ("an old man and a young woman", None),
+        ("the old man and the young woman", "the young man and the old woman"),
+        ("a red cup, not a blue ball", None),
+        ("a red cup and a small ball", None),
+        ("a red dog, a blue cat and a red cat", None),
+        ("a red cup", None),
+    ],
+)
+def test_two_words_of_different_things_are_exchanged(caption: str, expected: str | None) -> None:
+    assert exchange_words(caption, NUMBERS + ATTRIBUTES, np.random.default_rng(0)) == expected
+
+
+def test_a_colour_is_added_to_one_that_is_named() -> None:
+    made = {add_word("a Red cup, on a blue table", COLOURS, np.random.default_rng(seed)) for seed in range(200)}
+    assert None not in made
+    others = set(COLOURS) - {"red", "blue"}
+    first = {f"a Red and {other} cup, on a blue table" for other in others}
+    assert made == first | {f"a Red cup, on a blue and {other} table" for other in others}
+    for caption in ("a black and white photo", "light blue sky", "a cup", "no red cup", "a red cup and a red ball"):
+        assert add_word(caption, COLOURS, np.random.default_rng(0)) is None
 
 
 def test_it_is_of_the_caption_and_the_words_that_tokens_draws() -> None:

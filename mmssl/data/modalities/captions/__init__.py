@@ -1,1 +1,1 @@
-"""Rewriting captions when their sample is mirrored or reversed: sides, order, and word lists."""
+"""Rewriting captions: when their sample is mirrored or reversed (sides, order), or to make them false (words)."""
