@@ -180,7 +180,7 @@ def _measured(config: EvaluatorConfig, evaluator: Evaluator, model: Model, group
     from mmssl.evaluation.subgroups import group_table, sample_groups
     from mmssl.training.runtime.console import say
 
-    found = None if groups is None else sample_groups(config.shards, groups)
+    found = None if groups is None or not config.shards else sample_groups(config.shards, groups)
     scores = dict(evaluator.evaluate(model.embedding))
     if found is not None:
         table = group_table(evaluator.tables, found)

@@ -42,6 +42,7 @@ from mmssl.evaluation.few_shot import FewShotConfig
 from mmssl.evaluation.knn import KnnConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig
 from mmssl.evaluation.multi_label import MultiLabelZeroShotConfig
+from mmssl.evaluation.relations.caption_choice import CaptionChoiceConfig
 from mmssl.evaluation.relations.compositionality import CompositionalityConfig
 from mmssl.evaluation.relations.modality_confusion import ModalityConfusionConfig
 from mmssl.evaluation.relations.modality_gap import ModalityGapConfig
@@ -147,6 +148,7 @@ EvaluatorUnion = Annotated[
     | OffsetConfig
     | SidesConfig
     | CompositionalityConfig
+    | CaptionChoiceConfig
     | ModalityConfusionConfig
     | TargetModalityConfig
     | LinearProbeConfig

@@ -6,7 +6,7 @@ Retrieval scores do not show whether a model can.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ class RelationEvaluator(Evaluator):
         with inference(model):
             parts, owners, *counts = self._share(model, index, total)
             excluded, skipped = (sum(column) for column in zip(*distributed.gather_objects(counts), strict=True))
-            embedded = self._everywhere(parts, model.device)
+            embedded = gather_named(parts, model.device)
             if not embedded:
                 raise DataError(
                     f"no sample has the relation between {list(config.pair)} that `{config.kind}` tests: of {total}, {excluded} "
@@ -158,17 +158,18 @@ class RelationEvaluator(Evaluator):
     def _modality(self, piece: str) -> str:
         return self.config.pair[0] if piece == ANCHOR else self.config.pair[1]
 
-    def _everywhere(self, parts: dict[str, list[Tensor]], device: torch.device) -> dict[str, Tensor]:
-        """All-gather rows by name; empty if no process has any."""
-        own = {name: torch.cat(part) for name, part in parts.items()}
-        known = distributed.gather_objects({name: (tuple(x.shape[1:]), x.dtype) for name, x in own.items()})
-        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = next((some for some in known if some), {})
-        return {
-            name: distributed.gather_uneven(own.get(name, torch.empty((0, *shape), dtype=dtype, device=device)))
-            for name, (shape, dtype) in shapes.items()
-        }
-
     def _views(self, name: str, value: Any) -> Tensor:
         view = self.modalities[name].view("eval")
         made = view(value, {})
         return made if view.ragged else made[None]
+
+
+def gather_named(parts: Mapping[str, Sequence[Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """All-gather parts of rows [n, ...] by name; a process may have none. Empty if no process has any."""
+    own = {name: torch.cat([*part]) for name, part in parts.items()}
+    known = distributed.gather_objects({name: (tuple(x.shape[1:]), x.dtype) for name, x in own.items()})
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = next((some for some in known if some), {})
+    return {
+        name: distributed.gather_uneven(own.get(name, torch.empty((0, *shape), dtype=dtype, device=device)))
+        for name, (shape, dtype) in shapes.items()
+    }
