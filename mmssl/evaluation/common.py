@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -158,3 +158,15 @@ def warn_of_choices(name: str, share: float, reason: str) -> None:
             100 * share,
             reason,
         )
+
+
+def metric_context(values: Mapping[str, Any], metric: str) -> dict[str, float | None]:
+    """Interval, chance and ceiling of a metric, looked up by name."""
+    of_whole = {"acc1": "chance", "acc": "chance", "mean_per_class_recall": "chance", "in_sync_acc": "in_sync_chance"}
+    chance = values.get(f"{metric}_chance", values.get(of_whole.get(metric, "")))
+    return {
+        "low": values.get(f"{metric}_ci95_low"),
+        "high": values.get(f"{metric}_ci95_high"),
+        "chance": chance,
+        "ceiling": values.get(f"{metric}_ceiling"),
+    }

@@ -43,6 +43,7 @@ from mmssl.evaluation.knn import KnnConfig
 from mmssl.evaluation.linear_probe import LinearProbeConfig
 from mmssl.evaluation.multi_label import MultiLabelZeroShotConfig
 from mmssl.evaluation.relations.caption_choice import CaptionChoiceConfig
+from mmssl.evaluation.relations.card import RelationsConfig
 from mmssl.evaluation.relations.compositionality import CompositionalityConfig
 from mmssl.evaluation.relations.modality_confusion import ModalityConfusionConfig
 from mmssl.evaluation.relations.modality_gap import ModalityGapConfig
@@ -151,6 +152,7 @@ EvaluatorUnion = Annotated[
     | CaptionChoiceConfig
     | ModalityConfusionConfig
     | TargetModalityConfig
+    | RelationsConfig
     | LinearProbeConfig
     | KnnConfig
     | FewShotConfig

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mmssl.reporting.figures as figures
+from mmssl.evaluation.common import metric_context
 from mmssl.reporting.environment import redact, redact_text
 from mmssl.reporting.figures import Curve
 from mmssl.reporting.gallery import Answer, Gallery, Similarity, Thing
@@ -146,18 +147,6 @@ def _details(around: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
         yield "chance", f"{100 * around['chance']:.2g}"
     if around["ceiling"] is not None and around["ceiling"] < 1:
         yield "ceiling", f"{100 * around['ceiling']:.1f}"
-
-
-def metric_context(values: Mapping[str, Any], metric: str) -> dict[str, float | None]:
-    """Interval, chance and ceiling of a metric, looked up by name."""
-    of_whole = {"acc1": "chance", "acc": "chance", "mean_per_class_recall": "chance", "in_sync_acc": "in_sync_chance"}
-    chance = values.get(f"{metric}_chance", values.get(of_whole.get(metric, "")))
-    return {
-        "low": values.get(f"{metric}_ci95_low"),
-        "high": values.get(f"{metric}_ci95_high"),
-        "chance": chance,
-        "ceiling": values.get(f"{metric}_ceiling"),
-    }
 
 
 def _table(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from typing import Any
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator, Score, Table
-from mmssl.reporting.report import metric_context, write_atomically, write_results
+from mmssl.evaluation.common import metric_context
+from mmssl.reporting.report import write_atomically, write_results
 
 TIES = "of equal scores the earlier candidate, or the lower class, comes first; average precision counts equal ones together"
 UNIMPORTANT = {"batch_size", "workers", "every", "cache", "allow_pipe"}
 """Settings that change no score."""
 PACKAGES = ("mmssl", "torch", "numpy")
-IN_JSON = ("classes", "confusions", "groups", "corruptions", "additions", "kinds")
+IN_JSON = ("classes", "confusions", "groups", "corruptions", "additions", "kinds", "card")
 """Tables that stand in the JSON of their task; others are files of their own."""
 
 
@@ -45,7 +46,8 @@ def summary_rows(task: str, scores: Mapping[str, Score], headlines: Sequence[str
     rows = []
     for name in chosen:
         near = metric_context(scores, name)
-        n = scores.get(f"{name.rpartition('_')[0]}_n_queries", scores.get("n"))
+        of_direction = scores.get(f"{name.rpartition('_')[0]}_n_queries", scores.get("n"))
+        n = scores.get(f"{name}_n", of_direction)
         rows.append(
             Row(task, name, scores[name], near["low"], near["high"], near["chance"], n if isinstance(n, int) else None)
         )

@@ -49,6 +49,10 @@ class Embedded:
         return torch.stack([(self.rows[ANCHOR] * self.rows[name]).sum(1) for name in names], 1)
 
 
+class NoRelation(DataError):
+    """No sample has the relation that is tested."""
+
+
 class RelationConfig(PairEvaluatorConfig):
     """Settings of every relation test.
 
@@ -98,7 +102,7 @@ class RelationEvaluator(Evaluator):
             excluded, skipped = (sum(column) for column in zip(*distributed.gather_objects(counts), strict=True))
             embedded = gather_named(parts, model.device)
             if not embedded:
-                raise DataError(
+                raise NoRelation(
                     f"no sample has the relation between {list(config.pair)} that `{config.kind}` tests: of {total}, {excluded} "
                     f"lack a modality or the relation, and {skipped} are damaged; check `shards` and `pair`"
                 )

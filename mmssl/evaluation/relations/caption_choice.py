@@ -193,11 +193,12 @@ def choice_scores(examples: Sequence[Example], earned: Tensor, resamples: int, s
     for name, members in groups.items():
         inside = torch.tensor(members, device=earned.device)
         mean, low, high = mean_by_cluster(earned[inside], owner[inside], resamples=resamples, seed=seed)
-        scores |= {name: mean, f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+        around = {f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_chance": 0.5}
+        scores |= {name: mean, **around, f"{name}_n": int(inside.sum())}
     of_kinds = _kinds([example.kind for example in examples], {"acc": earned}).columns["value"]
     if len(of_kinds) > 1:
-        scores["macro_acc"] = sum(float(value or 0) for value in of_kinds) / len(of_kinds)
-    return scores | {"chance": 0.5, "n_pictures": len(numbers), "bootstrap_seed": seed}
+        scores |= {"macro_acc": sum(float(value or 0) for value in of_kinds) / len(of_kinds), "macro_acc_chance": 0.5}
+    return scores | {"n_pictures": len(numbers), "bootstrap_seed": seed}
 
 
 def winoground_outcomes(cosines: Tensor) -> tuple[dict[str, Tensor], Tensor]:

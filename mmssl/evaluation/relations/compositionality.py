@@ -59,8 +59,8 @@ class Compositionality(RelationEvaluator):
     A caption of a sample is compared with one false version of each falsehood that it allows; a tie counts 1/2, and chance is 0.5.
 
     Scores: acc (of all choices), and of each kind acc_swap, acc_replace (all that replace a word; also acc_side, acc_order,
-    acc_number, acc_attribute), acc_add, acc_given (arXiv:2306.14610 has these names), None without a choice; each with n_<kind> and
-    an interval by bootstrap over samples; tie_rate; n (samples), n_choices.
+    acc_number, acc_attribute), acc_add, acc_given (arXiv:2306.14610 has these names), None without a choice; each with _n
+    (choices), _chance and an interval by bootstrap over samples; tie_rate; n (samples).
     Table "samples": one row a choice.
     """
 
@@ -97,23 +97,23 @@ class Compositionality(RelationEvaluator):
         earned, tied = choices(embedded.near("true", "false"))
         of, owner = embedded.rows[KIND], embedded.owner
         self.tables = {"samples": self._table(embedded, earned)}
-        scores: dict[str, Score] = self._mean("", earned, owner) | {"n_choices": len(earned)}
+        scores: dict[str, Score] = self._mean("acc", earned, owner)
         groups: dict[str, Sequence[str]] = {"replace": [one for one in self.falsehoods if one in REPLACED]}
         groups |= {falsehood: (falsehood,) for falsehood in self.falsehoods}
         for name, members in groups.items():
             if members:
                 numbers = torch.tensor([self.falsehoods.index(one) for one in members], device=of.device)  # type: ignore[arg-type]
                 inside = torch.isin(of, numbers)
-                scores |= self._mean(f"_{name}", earned[inside], owner[inside])
+                scores |= self._mean(f"acc_{name}", earned[inside], owner[inside])
         samples = len(torch.unique(owner))
-        return scores | {"chance": 0.5, "tie_rate": int(tied.sum()) / len(tied), "n": samples, "seed": self.seed}
+        return scores | {"tie_rate": int(tied.sum()) / len(tied), "n": samples, "bootstrap_seed": self.seed}
 
     def _mean(self, name: str, earned: Tensor, owner: Tensor) -> dict[str, Score]:
-        count: dict[str, Score] = {f"n{name}": len(earned)} if name else {}
         if not len(earned):
-            return {f"acc{name}": None, **count}
+            return {name: None, f"{name}_n": 0}
         mean, low, high = mean_by_cluster(earned, owner, resamples=self.resamples, seed=self.seed)
-        return {f"acc{name}": mean, f"acc{name}_ci95_low": low, f"acc{name}_ci95_high": high, **count}
+        around = {f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_chance": 0.5}
+        return {name: mean, **around, f"{name}_n": len(earned)}
 
     def _table(self, embedded: Embedded, earned: Tensor) -> Table:
         columns: dict[str, Sequence[Score]] = {

@@ -76,14 +76,16 @@ class ModalityConfusion(Evaluator):
             model.require(name, shared_space=True)
         self.open()
         with inference(model):
-            classifier = self.prompts.classifier(model)
             encode = {name: lambda x, name=name: model.embed(name, x) for name in config.modalities}
-            data = self._shards.collect({**encode, config.labels: lambda x: x}, model.device)
-            scores, self.tables = confusion_scores(
-                data, config.modalities, config.labels, classifier, self.prompts.names
-            )
+            scores = self.scores(self._shards.collect({**encode, config.labels: lambda x: x}, model.device), model)
         warn_of_ties(f"zero-shot of {set_name(config.modalities)}", float(scores["tie_rate"] or 0))
         yield from broadcast_scores(scores).items()
+
+    def scores(self, data: Collected, model: EmbeddingModel) -> dict[str, Score]:
+        """Scores of collected embeddings and labels; sets `tables`."""
+        config, classifier = self.config, self.prompts.classifier(model)
+        scores, self.tables = confusion_scores(data, config.modalities, config.labels, classifier, self.prompts.names)
+        return scores
 
 
 def confusion_scores(
@@ -92,7 +94,7 @@ def confusion_scores(
     """Accuracy of the class with every set of modalities, and what each one changes, of unit-norm embeddings.
 
     The class of a set is the one nearest to the mean of its embeddings. Scores, each with a Wilson interval:
-        acc1_<set>, e.g. acc1_video+audio: share of samples of the right class;  chance: 1 / K;
+        acc1_<set>, e.g. acc1_video+audio: share of samples of the right class, with _chance 1 / K;
         broken_by_<modality>: share of the samples that the other modalities together decide rightly, and with it wrongly (the
             modality confusion of VGGSounder, Zverev et al. 2025, arXiv:2508.08237);  broken_by_<modality>_chance: of answers drawn
             at random, (K - 1) / K^2;  mended_by_<modality>: wrongly without and rightly with it;
@@ -129,14 +131,13 @@ def confusion_scores(
     n, classes, whole = len(true), len(classifier), tuple(modalities)
     scores: dict[str, Score] = {}
     for some, hits in right.items():
-        scores |= _share(f"acc1_{set_name(some)}", hits)
+        scores |= _share(f"acc1_{set_name(some)}", hits, 1 / classes)
     random = (classes - 1) / classes**2
     for name in modalities:
         without = right[tuple(one for one in whole if one != name)]
         for change, hits in _changes(without, right[whole]).items():
-            scores |= _share(f"{change}_by_{name}", hits) | {f"{change}_by_{name}_chance": random}
+            scores |= _share(f"{change}_by_{name}", hits, random)
     scores |= {
-        "chance": 1 / classes,
         "classes": classes,
         "tie_rate": int(found[whole].tied.sum()) / n,
         "n": n,
@@ -172,10 +173,10 @@ def _changes(before: Tensor, after: Tensor) -> dict[str, Tensor]:
     return {"broken": before & ~after, "mended": ~before & after}
 
 
-def _share(name: str, hits: Tensor) -> dict[str, Score]:
+def _share(name: str, hits: Tensor, chance: float) -> dict[str, Score]:
     count, n = int(hits.sum()), len(hits)
     low, high = wilson(count, n)
-    return {name: count / n, f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+    return {name: count / n, f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_chance": chance}
 
 
 def _samples(

@@ -58,11 +58,7 @@ class TargetModality(Evaluator):
         self.config = config
         self._shards = KeptShards(config, modalities, config.modalities, config.shards, config.max_samples)
         self.kept = (self._shards,)
-        self.headlines = tuple(
-            f"{query}_to_{target}_{score}"
-            for query, target in permutations(config.modalities, 2)
-            for score in ("modality@1", "R@1_mixed", "R@1")
-        )
+        self.headlines = target_headlines(config.modalities)
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config
@@ -77,6 +73,15 @@ class TargetModality(Evaluator):
                 f"search of {b!r} by {a!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0), "the encoders have collapsed"
             )
         yield from broadcast_scores(scores).items()
+
+
+def target_headlines(modalities: Sequence[str]) -> tuple[str, ...]:
+    """Names of the main scores."""
+    return tuple(
+        f"{query}_to_{target}_{score}"
+        for query, target in permutations(modalities, 2)
+        for score in ("modality@1", "R@1_mixed", "R@1")
+    )
 
 
 def target_scores(

@@ -86,7 +86,7 @@ def test_sugarcrepe(folder: Path) -> None:
     ]
     scores = measure(folder, files)
     assert [scores[name] for name in ("acc", "acc_swap_att", "acc_add_obj", "macro_acc")] == [1, 1, 1, 1]
-    assert (scores["n"], scores["n_pictures"], scores["tie_rate"], scores["chance"]) == (5, 4, 0, 0.5)
+    assert (scores["n"], scores["n_pictures"], scores["tie_rate"], scores["acc_chance"]) == (5, 4, 0, 0.5)
     turned = knowing_model()
     turned.encoders["words"].table.data.neg_()
     assert measure(folder, files, turned)["acc"] == 0

@@ -68,10 +68,10 @@ def measure(folder: Path, read: Callable[[Tensor], Tensor], **settings: Any) -> 
 
 def test_one_that_reads_order_is_right_and_a_bag_of_words_is_not_of_swapped_ones(tmp_path: Path) -> None:
     ordered, tables = measure(tmp_path, hashed(lambda place: 1 / (1 + place)))
-    assert {name: ordered[f"n_{name}"] for name in ("swap", "side", "order", "number", "attribute", "add")} == {
+    assert {name: ordered[f"acc_{name}_n"] for name in ("swap", "side", "order", "number", "attribute", "add")} == {
         "swap": 2, "side": 1, "order": 1, "number": 1, "attribute": 3, "add": 2
     }  # fmt: skip
-    assert (ordered["n_choices"], ordered["n_replace"], ordered["n"], ordered["n_excluded"]) == (10, 6, 3, 1)
+    assert (ordered["acc_n"], ordered["acc_replace_n"], ordered["n"], ordered["n_excluded"]) == (10, 6, 3, 1)
     assert (ordered["acc"], ordered["acc_swap"], ordered["tie_rate"]) == (1, 1, 0)
     assert tables["samples"].columns["key"].count("s0") == 3
     assert sum(tables["samples"].columns["acc"]) / 10 == ordered["acc"]
@@ -82,7 +82,7 @@ def test_one_that_reads_order_is_right_and_a_bag_of_words_is_not_of_swapped_ones
 
 def test_a_collapsed_model_scores_chance(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     scores, _ = measure(tmp_path, lambda x: torch.ones(len(x), 64))
-    assert scores["acc"] == scores["acc_swap"] == scores["acc_replace"] == scores["chance"] == 0.5
+    assert scores["acc"] == scores["acc_swap"] == scores["acc_replace"] == scores["acc_swap_chance"] == 0.5
     assert scores["tie_rate"] == 1
     assert "compositionality of ['picture', 'words']: 100.0 % of the choices are ties" in caplog.text
 
@@ -100,7 +100,7 @@ def test_a_random_model_is_near_chance(tmp_path: Path) -> None:
         .build(modalities())
         .evaluate(model(64, picture=picture, words=random))
     )
-    assert (scores["n"], scores["n_choices"]) == (54, 108)
+    assert (scores["n"], scores["acc_n"]) == (54, 108)
     assert scores["acc"] == pytest.approx(0.5, abs=0.2)
 
 
@@ -119,8 +119,8 @@ def test_given_false_captions(tmp_path: Path) -> None:
     config = {"shards": files, "pair": ["picture", "words"], "falsehoods": ["given", "swap"]}
     evaluator = configured(CompositionalityConfig, **config).build(made)
     scores = dict(evaluator.evaluate(model(64, picture=seen(read, ["a cup", "a dog"]), words=read)))
-    assert (scores["acc_given"], scores["n_given"], scores["n_excluded"]) == (1, 1, 1)
-    assert (scores["acc_swap"], scores["n_swap"]) == (None, 0)
+    assert (scores["acc_given"], scores["acc_given_n"], scores["n_excluded"]) == (1, 1, 1)
+    assert (scores["acc_swap"], scores["acc_swap_n"]) == (None, 0)
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_known_models() -> None:
     assert [perfect[f"{change}_by_a"] for change in ("broken", "mended")] == [0, 0]
     same = F.normalize(torch.ones(400, 4), dim=1)
     collapsed, _ = measure(labels, classifier, a=same, b=same)
-    assert collapsed["acc1_a+b"] == collapsed["chance"] == 0.25
+    assert collapsed["acc1_a+b"] == collapsed["acc1_a+b_chance"] == 0.25
     assert (collapsed["broken_by_a"], collapsed["tie_rate"]) == (0, 1)
     guessed, _ = measure(labels, classifier, a=random(400, 4, seed=0), b=random(400, 4, seed=1))
     assert guessed["acc1_a"] == pytest.approx(0.25, abs=0.08)
