@@ -73,6 +73,13 @@ CALIBRATE = Annotated[
         metavar="SHARDS", help="Fit the probability of a match on these pairs, for `model.match`; see --pair."
     ),
 ]
+RELATIONS = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARDS",
+        help="Relation card of these samples: what the model confuses, which relations of its modalities it tells apart.",
+    ),
+]
 PROBE = Annotated[
     tuple[str, str] | None,
     typer.Option(metavar="TRAIN TEST", help="Fit a linear classifier on TRAIN, measure it on TEST."),
@@ -109,6 +116,7 @@ def evaluate(
     retrieval: RETRIEVAL = None,
     linear_probe: PROBE = None,
     calibrate: CALIBRATE = None,
+    relations: RELATIONS = None,
     modality: MODALITY = None,
     pair: PAIR = None,
     which: WHICH = None,
@@ -142,6 +150,8 @@ def evaluate(
 
     `mmssl evaluate runs/vit_b_32 --calibrate validation` (when is a cosine a match?)
 
+    `mmssl evaluate runs/vit_b_32 --relations test --out card` (swapped words, mixed pools, what another modality breaks)
+
     `mmssl evaluate image_text/vit_b_32 suite.yaml` (the untrained model, for comparison)
 
     `accelerate launch --num_processes 8 -m pipelines.evaluate runs/vit_b_32 suite.yaml`
@@ -160,6 +170,7 @@ def evaluate(
         model = model_of(checkpoint, which, launch, ema, overrides)
         wanted = _from_flags(model, zero_shot, classnames, templates, linear_probe, modality)
         wanted |= _of_pairs(model, {"retrieval": retrieval, "calibration": calibrate}, pair)
+        wanted |= {} if relations is None else {"relations": _relations(model, relations)}
         configs = with_settings(_evaluators(model, suite, data, wanted), batch_size, workers, on_error)
         failures = _run(model, configs, out, groups)
     finally:
@@ -215,7 +226,7 @@ def _evaluators(model: Model, suite: Suite | None, data: Path, wanted: dict[str,
     if not evaluators:
         raise typer.BadParameter(
             "nothing to measure: the recipe has no evaluators; give a suite, or one of --zero-shot, --retrieval, "
-            "--linear-probe and --calibrate"
+            "--linear-probe, --calibrate and --relations"
         )
     return dict(evaluators)
 
@@ -264,6 +275,12 @@ def _of_pairs(model: Model, shards: dict[str, str | None], pair: str | None) -> 
             f"--{next(iter(wanted))} needs two modalities of a shared space: this model has {space}, and --pair is {pair!r}"
         )
     return {kind: {"kind": kind, "shards": [where], "pair": both} for kind, where in wanted.items()}
+
+
+def _relations(model: Model, shards: str) -> dict[str, Any]:
+    """The relation card, with prompts of the model's first text modality."""
+    texts = [name for name in model.recipe.encoders if model.modalities[name].language]
+    return {"kind": "relations", "shards": [shards], "prompts": next(iter(texts), "text")}
 
 
 def _keep_calibration(model: Model, evaluator: Evaluator | None) -> None:

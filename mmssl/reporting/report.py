@@ -127,7 +127,8 @@ def write_report(
 def _headlines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for evaluator, values in scores.items():
         for metric, value in values.items():
-            if HEADLINES.fullmatch(metric) and isinstance(value, int | float):
+            on_card = f"{metric}_n" in values  # these have a table of their own, with all that is said here
+            if HEADLINES.fullmatch(metric) and isinstance(value, int | float) and not on_card:
                 around = metric_context(values, metric)
                 yield {
                     "name": printable(f"{evaluator}: {metric}".replace("_", " ")),
@@ -150,7 +151,13 @@ def _details(around: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
 
 
 def _table(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of a metric table; directions of a pair become columns, and intervals stand behind their metric."""
+    """Rows of a metric table; directions of a pair become columns, and intervals stand behind their metric.
+
+    Of metrics that each have an n of their own, as on a relation card, interval, chance and n become columns.
+    """
+    card = [metric for metric in values if f"{metric}_n" in values]
+    if card:
+        return _card(name, values, card)
     directions = sorted({match[1] for metric in values if (match := _DIRECTION.fullmatch(metric))})
     columns = [direction.replace("_", " ") for direction in directions]
     rows: dict[str, list[str]] = {}
@@ -174,6 +181,24 @@ def _table(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
             (printable(metric.replace("_", " ")), [printable(cell) for cell in cells]) for metric, cells in rows.items()
         ],
         "plain": [(printable(metric.replace("_", " ")), printable(shown)) for metric, shown in plain.items()],
+    }
+
+
+def _card(name: str, values: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    """Table of metrics that each have an interval, a chance and an n; other values stand below."""
+    rows, shown = [], set(metrics)
+    for metric in metrics:
+        around = metric_context(values, metric)
+        interval = "" if around["low"] is None else f"{_number(around['low'])} to {_number(around['high'])}"
+        chance = "" if around["chance"] is None else _number(around["chance"])
+        rows.append((metric, [_number(values[metric]), interval, chance, _number(values[f"{metric}_n"])]))
+        shown |= {f"{metric}{ending}" for ending in ("_ci95_low", "_ci95_high", "_chance", "_n")}
+    plain = [(metric, _number(value)) for metric, value in values.items() if metric not in shown]
+    return {
+        "name": printable(name.replace("_", " ")),
+        "columns": ["score", "95 %", "chance", "n"],
+        "rows": [(printable(metric.replace("_", " ")), cells) for metric, cells in rows],
+        "plain": [(printable(metric.replace("_", " ")), printable(value)) for metric, value in plain],
     }
 
 

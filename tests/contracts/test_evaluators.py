@@ -49,6 +49,13 @@ CASES: dict[str, dict[str, Any]] = {
     "compositionality": {"pair": ["audio", "text"], "resamples": 100},
     "modality_confusion": {"modalities": PAIR, "classnames": ["one", "two", "three"], "templates": "plain"},
     "target_modality": {"modalities": PAIR, "resamples": 100},
+    "relations": {
+        "modalities": PAIR,
+        "classnames": ["one", "two", "three"],
+        "templates": "plain",
+        "seconds": 0.5,
+        "resamples": 100,
+    },
 }
 TRAINED = ("linear_probe", "knn", "few_shot")
 """Kinds that compare with training samples."""

@@ -151,6 +151,22 @@ def test_scores_are_shown_with_interval_chance_and_ceiling(tmp_path: Path) -> No
     assert "a to b b to a R@1 0.25 (0.2 to 0.3) 0.25 (0.2 to 0.3)" in text
 
 
+def test_a_relation_card_is_one_table(tmp_path: Path) -> None:
+    metric = "sides_video_audio_acc"
+    around = {"_ci95_low": 0.6, "_ci95_high": 0.8, "_chance": 0.5, "_n": 40}
+    scores = {
+        metric: 0.7,
+        **{f"{metric}{end}": value for end, value in around.items()},
+        "n": 48,
+        "gap": 0.2,
+        "gap_n": 48,
+    }
+    write_report(tmp_path / "report.html", title="t", results={"relations": scores})
+    text = " ".join(Page((tmp_path / "report.html").read_text()).text.split())
+    assert "relations score 95 % chance n sides video audio acc 0.7 0.6 to 0.8 0.5 40 gap 0.2 48 n 48" in text
+    assert "ci95" not in text
+
+
 def test_control_characters_are_made_visible(tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", title="a\x1b[31mb\u202ec\x00")
     html = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -120,7 +120,8 @@ class CaptionChoice(Evaluator):
         rows: dict[str, list[Tensor]] = {}
         skipped, size = 0, self.config.batch_size
         for start in range(0, len(share), size):
-            views, texts = [], []
+            views: list[Tensor] = []
+            texts: list[str] = []
             for number in share[start : start + size]:
                 example = examples[number]
                 try:
@@ -142,7 +143,7 @@ class CaptionChoice(Evaluator):
             ):
                 if made is not None:
                     whole = torch.cat([model.embed(modality, part) for part in torch.split(made, size)])
-                    rows.setdefault(name, []).append(whole.unflatten(0, (len(views), -1)))
+                    rows.setdefault(name, []).append(whole.view(len(views), -1, whole.shape[1]))
         return numbers, rows, skipped
 
     def _view(self, path: Path, box: Box | None) -> Tensor:

@@ -153,7 +153,7 @@ def _entries(file: Path) -> list[tuple[str, Entry]]:
         numbered = iter(whole.items())
     elif isinstance(whole, list):
         numbered = iter(enumerate(whole))
-    found = [(str(number), entry) for number, entry in numbered if isinstance(entry, dict)]
+    found: list[tuple[str, Entry]] = [(str(number), entry) for number, entry in numbered if isinstance(entry, dict)]
     if not found or len(found) < len(whole):
         raise DataError(
             f"{file}: got something else than entries, wanted a list of objects, or an object of numbered ones"

@@ -21,7 +21,7 @@ from mmssl.evaluation.ranking import choices
 from mmssl.evaluation.relations.base import ANCHOR, KIND, Embedded, Pieces, RelationConfig, RelationEvaluator
 from mmssl.evaluation.statistics import mean_by_cluster
 
-REPLACED = ("side", "order", "number", "attribute")
+REPLACED: tuple[Falsehood, ...] = ("side", "order", "number", "attribute")
 """Falsehoods that replace a word by another of its kind."""
 
 
@@ -102,7 +102,7 @@ class Compositionality(RelationEvaluator):
         groups |= {falsehood: (falsehood,) for falsehood in self.falsehoods}
         for name, members in groups.items():
             if members:
-                numbers = torch.tensor([self.falsehoods.index(one) for one in members], device=of.device)  # type: ignore[arg-type]
+                numbers = torch.tensor([self.falsehoods.index(one) for one in members], device=of.device)
                 inside = torch.isin(of, numbers)
                 scores |= self._mean(f"acc_{name}", earned[inside], owner[inside])
         samples = len(torch.unique(owner))

@@ -195,7 +195,7 @@ def _samples(
 
 def _additions(modalities: Subset, right: Mapping[Subset, Tensor]) -> Table:
     """Each modality added to each set without it: accuracies, shares broken and mended, and McNemar's exact test of the two."""
-    rows = []
+    rows: list[tuple[Score, ...]] = []
     for some, before in right.items():
         for name in modalities:
             if name in some:
