@@ -55,7 +55,7 @@ CLASSNAMES = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|A,B,...",
-        help="For --zero-shot: class names: a file, one a line or JSON; or a list. "
+        help="For --zero-shot and --relations: class names: a file, one a line or JSON; or a list. "
         "Default: classnames.txt beside the shards.",
     ),
 ]
@@ -63,7 +63,8 @@ TEMPLATES = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|NAME",
-        help="For --zero-shot: sentences with {} for the name; simple, plain, openai. Default: those beside the shards.",
+        help="For --zero-shot and --relations: sentences with {} for the name; simple, plain, openai. "
+        "Default: those beside the shards.",
     ),
 ]
 RETRIEVAL = Annotated[str | None, typer.Option(metavar="SHARDS", help="Search these samples both ways.")]
@@ -160,8 +161,9 @@ def evaluate(
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of
 
-    refuse_alone("--classnames", classnames, {"--zero-shot": zero_shot})
-    refuse_alone("--templates", templates, {"--zero-shot": zero_shot})
+    classified = {"--zero-shot": zero_shot, "--relations": relations}
+    refuse_alone("--classnames", classnames, classified)
+    refuse_alone("--templates", templates, classified)
     refuse_alone("--pair", pair, {"--retrieval": retrieval, "--calibrate": calibrate})
     refuse_alone("--modality", modality, {"--zero-shot": zero_shot, "--linear-probe": linear_probe})
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
@@ -170,7 +172,7 @@ def evaluate(
         model = model_of(checkpoint, which, launch, ema, overrides)
         wanted = _from_flags(model, zero_shot, classnames, templates, linear_probe, modality)
         wanted |= _of_pairs(model, {"retrieval": retrieval, "calibration": calibrate}, pair)
-        wanted |= {} if relations is None else {"relations": _relations(model, relations)}
+        wanted |= {} if relations is None else {"relations": _relations(model, relations, classnames, templates)}
         configs = with_settings(_evaluators(model, suite, data, wanted), batch_size, workers, on_error)
         failures = _run(model, configs, out, groups)
     finally:
@@ -245,17 +247,9 @@ def _from_flags(
     classified = modality or next(iter(others), "")
     wanted: dict[str, dict[str, Any]] = {}
     if zero_shot is not None:
-        names: str | list[str] | None = classnames
-        if classnames is not None and not Path(classnames).expanduser().is_file() and classnames != "imagenet":
-            if "," not in classnames:
-                raise typer.BadParameter(
-                    f"--classnames: got {classnames!r}, which is no file; wanted one name a line, JSON, or "
-                    "names,with,commas"
-                )
-            names = classnames.split(",")
         wanted["zero_shot"] = {
             "kind": "zero_shot", "shards": [zero_shot], "modality": classified, "prompts": next(iter(texts), "text"),
-            "classnames": names, "templates": templates,
+            "classnames": _class_names(classnames), "templates": templates,
         }  # fmt: skip
     if linear_probe is not None:
         train, test = linear_probe
@@ -277,10 +271,24 @@ def _of_pairs(model: Model, shards: dict[str, str | None], pair: str | None) -> 
     return {kind: {"kind": kind, "shards": [where], "pair": both} for kind, where in wanted.items()}
 
 
-def _relations(model: Model, shards: str) -> dict[str, Any]:
+def _class_names(given: str | None) -> str | list[str] | None:
+    """A file or name of class names, or the names themselves."""
+    if given is None or given == "imagenet" or Path(given).expanduser().is_file():
+        return given
+    if "," not in given:
+        raise typer.BadParameter(
+            f"--classnames: got {given!r}, which is no file; wanted one name a line, JSON, or names,with,commas"
+        )
+    return given.split(",")
+
+
+def _relations(model: Model, shards: str, classnames: str | None, templates: str | None) -> dict[str, Any]:
     """The relation card, with prompts of the model's first text modality."""
     texts = [name for name in model.recipe.encoders if model.modalities[name].language]
-    return {"kind": "relations", "shards": [shards], "prompts": next(iter(texts), "text")}
+    return {
+        "kind": "relations", "shards": [shards], "prompts": next(iter(texts), "text"),
+        "classnames": _class_names(classnames), "templates": templates,
+    }  # fmt: skip
 
 
 def _keep_calibration(model: Model, evaluator: Evaluator | None) -> None:

@@ -198,11 +198,11 @@ def _measured(config: EvaluatorConfig, evaluator: Evaluator, model: Model, group
 def show(rows: list[Row]) -> None:
     """Print scores as a table on the main process."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mmssl.core.distributed import is_main
 
-    table = Table("task", "metric", "score", "95 %", "chance", "n")
+    table = Table("task", Column("metric", overflow="fold"), "score", "95 %", "chance", "n")
     for row in rows:
         interval = "" if row.ci95_low is None else f"{row.ci95_low:.4f} to {row.ci95_high:.4f}"
         value = f"{row.value:.4f}" if isinstance(row.value, float) else str(row.value)

@@ -77,7 +77,7 @@ def test_evaluate_by_flags_and_by_suite(world: World, tmp_path: Path) -> None:
     assert world.mmssl("evaluate", world.run, "--relations", shards / "test", "--out", tmp_path / "card") == 0
     card = json.loads((tmp_path / "card/relations.json").read_text())
     assert {"target_modality", "modality_gap", "compositionality"} <= {row["relation"] for row in card["card"]}
-    assert card["scores"]["target_modality_image_to_text_R@1"] == results["retrieval"]["image_to_text_R@1"]
+    assert card["scores"]["image_to_text_R@1"] == results["retrieval"]["image_to_text_R@1"]
     suite = tmp_path / "suite.yaml"
     kind = {"kind": "retrieval", "shards": [str(shards / "test")], "pair": ["image", "text"]}
     suite.write_text(json.dumps({"evaluators": {"retrieval": kind}}))

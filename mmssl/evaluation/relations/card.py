@@ -88,27 +88,26 @@ class Part:
         """Rows of the card by column; without scores one that has no value."""
         scores = self.scores or {}
         for metric in self.metrics if self.scores else self.metrics[:1]:
-            if self.scores is None or scores.get(metric) is not None:
-                around = metric_context(scores, metric)
-                yield {
-                    "metric": f"{self.prefix}_{metric}",
-                    "relation": self.kind,
-                    "modalities": "+".join(self.modalities),
-                    "value": scores.get(metric),
-                    "ci95_low": around["low"],
-                    "ci95_high": around["high"],
-                    "chance": around["chance"],
-                    "n": scores.get(f"{metric}_n", scores.get("n", 0)),
-                    "n_excluded": scores.get("n_excluded"),
-                }
+            around = metric_context(scores, metric)
+            yield {
+                "metric": f"{self.prefix}{metric}",
+                "relation": self.kind,
+                "modalities": "+".join(self.modalities),
+                "value": scores.get(metric),
+                "ci95_low": around["low"],
+                "ci95_high": around["high"],
+                "chance": around["chance"],
+                "n": scores.get(f"{metric}_n", scores.get("n", 0)),
+                "n_excluded": scores.get("n_excluded"),
+            }
 
 
 class RelationCard(Evaluator):
     """Everything about how the modalities of a model relate.
 
-    Scores: the main ones of each evaluator that fits, e.g. sides_video_audio_acc, each with _ci95_low, _ci95_high, _chance and _n
-    where its evaluator has them; n (samples with all modalities), n_excluded, n_skipped. Table "card": a row each, and one
-    without a value for a relation that no sample has.
+    Scores: the main ones of each evaluator that fits, with its kind and modalities before them where they lack these, e.g.
+    sides_video_audio_acc; each with _ci95_low, _ci95_high, _chance and _n where its evaluator has them; n (samples with all
+    modalities), n_excluded, n_skipped. Table "card": a row each, and one without a value for a relation that no sample has.
     """
 
     def __init__(self, config: RelationsConfig, modalities: Mapping[str, Modality]) -> None:
@@ -209,29 +208,27 @@ class RelationCard(Evaluator):
     @staticmethod
     def _broken(test: RelationEvaluator, model: EmbeddingModel) -> Part:
         kind, pair = test.config.kind, test.config.pair
+        prefix = "_".join((kind, *pair, ""))
         try:
             scores = dict(test.evaluate(model))
         except NoRelation:
-            return Part(kind, pair, "_".join((kind, *pair)), None, test.headlines)
-        return Part(
-            kind, pair, "_".join((kind, *pair)), scores, [m for m in test.headlines if f"{m}_ci95_low" in scores]
-        )
+            return Part(kind, pair, prefix, None, test.headlines)
+        there = [name for name in test.headlines if name in scores]
+        return Part(kind, pair, prefix, scores, [m for m in there if f"{m}_ci95_low" in scores or scores[m] is None])
 
     def _of_embeddings(self, model: EmbeddingModel, names: Sequence[str]) -> Iterator[Part]:
         """What is measured on the embeddings of one pass over the samples."""
         data = self._collect(model, names)
         config = self.config
         scores = target_scores(data, names, resamples=config.resamples, seed=config.seed)[0]
-        yield Part("target_modality", names, "target_modality", scores, target_headlines(names))
+        yield Part("target_modality", names, "", scores, target_headlines(names))
         for pair in combinations(names, 2):
             scores = gap_scores(data, pair)
-            yield Part("modality_gap", pair, "_".join(("modality_gap", *pair)), scores, ("gap", "alignment"))
+            yield Part("modality_gap", pair, "_".join((*pair, "")), scores, ("gap", "alignment"))
         confusion = self._confusion
         if confusion is not None and {*confusion.config.modalities, config.prompts} <= {*model.heads}:
             scores = confusion.scores(data, model)
-            yield Part(
-                "modality_confusion", confusion.config.modalities, "modality_confusion", scores, confusion.headlines
-            )
+            yield Part("modality_confusion", confusion.config.modalities, "", scores, confusion.headlines)
 
     def _collect(self, model: EmbeddingModel, names: Sequence[str]) -> Collected:
         assert self._shards is not None
