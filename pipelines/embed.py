@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipelines.options import ARCH
 from pipelines.outputs import local_path
 
 CHECKPOINT = Annotated[
@@ -32,6 +33,7 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples encoded at a time.")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
+    arch: ARCH = None,
 ) -> None:
     """Embed shards: `DIR/<modality>.npy` [rows, E] of unit norm, `DIR/<modality>.samples.npy` [rows] with the number of the
     sample of each row, `DIR/keys.txt` with a key a line, and `DIR/manifest.json`.
@@ -55,7 +57,7 @@ def embed(
 
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
     try:
-        model = load(checkpoint, which=one_of("--which", which, ("best", "last")), device=launch.device)
+        model = load(checkpoint, which=one_of("--which", which, ("best", "last")), device=launch.device, arch=arch)
         allowed = tuple(model.recipe.encoders if features else model.embedding.heads)
         written = write_embeddings(
             model.embedding,

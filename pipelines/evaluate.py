@@ -27,6 +27,7 @@ from pipelines.measured import (
     suite_and_overrides,
     with_settings,
 )
+from pipelines.options import ARCH, TOKENIZER
 from pipelines.outputs import file_or_folder, local_path
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def evaluate(
     data: DATA = Path("."),
     device: DEVICE = "auto",
     out: OUT = None,
+    arch: ARCH = None,
+    tokenizer: TOKENIZER = None,
 ) -> None:
     """Measure a trained model: zero-shot classification, retrieval, linear probe.
 
@@ -169,7 +172,7 @@ def evaluate(
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
     try:
         suite, overrides = suite_and_overrides(more or [])
-        model = model_of(checkpoint, which, launch, ema, overrides)
+        model = model_of(checkpoint, which, launch, ema, overrides, arch, tokenizer)
         wanted = _from_flags(model, zero_shot, classnames, templates, linear_probe, modality)
         wanted |= _of_pairs(model, {"retrieval": retrieval, "calibration": calibrate}, pair)
         wanted |= {} if relations is None else {"relations": _relations(model, relations, classnames, templates)}

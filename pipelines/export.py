@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipelines.options import ARCH, TOKENIZER
 from pipelines.outputs import local_path
 
 if TYPE_CHECKING:
@@ -35,13 +36,15 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="For onnx: also write weights of 8 bits, and measure them.")
     ] = False,
+    arch: ARCH = None,
+    tokenizer: TOKENIZER = None,
 ) -> None:
     """Write a trained model for another library. Real inputs of every modality go through both; a model whose embeddings differ by
     more than 1e-5 is not left there. LoRA adapters are merged. README.md is its model card.
 
-    **open_clip**: `open_clip.create_model_and_transforms("local-dir:DIR")`. **transformers**: `CLIPModel` with processor. Both
-    hold a picture and a text tower. **onnx**: a file a modality, with a dynamic batch. **safetensors**: plain weights that
-    `weights:` and every verb take.
+    **open_clip**: `open_clip.create_model_and_transforms("local-dir:DIR")`. **transformers**: `CLIPModel`, `SiglipModel`,
+    `ClapModel` or `VisionTextDualEncoderModel`, with processor. Both hold two towers, one of texts.
+    **onnx**: a file a modality, with a dynamic batch. **safetensors**: plain weights that `weights:` and every verb take.
 
     Examples:
 
@@ -61,7 +64,7 @@ def export(
     if int8 and target != "onnx":
         raise typer.BadParameter(f"--int8: got it with --to {target}, wanted --to onnx")
     choice: Literal["best", "last"] = one_of("--which", which, ("best", "last"))
-    with as_run(checkpoint) as run:
+    with as_run(checkpoint, arch, tokenizer) as run:
         model, check = write(run, out, target, which=choice, ema=ema, samples=samples or (), int8=int8)
         write_card(model, check, target, out / "README.md", run)
     found = ", ".join(f"{name} {difference:.1g}" for name, difference in check.difference.items())

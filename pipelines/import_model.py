@@ -7,18 +7,16 @@ from typing import Annotated
 
 import typer
 
+from pipelines.options import ARCH, TOKENIZER
+
 
 def import_model(
     source: Annotated[
         str, typer.Argument(help="A file, a model folder, hf-hub:ORG/NAME, or open_clip's MODEL:TAG; see below.")
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Run folder to write; new, or empty.")],
-    arch: Annotated[
-        str | None, typer.Option(metavar="NAME", help="open_clip's name of the model, for files that do not say it.")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the tokenizer, where it is not beside the weights.")
-    ] = None,
+    arch: ARCH = None,
+    tokenizer: TOKENIZER = None,
 ) -> None:
     """Make a run folder of a model of open_clip (CLIP, SigLIP, ...), transformers (CLIP, SigLIP, SigLIP 2, AltCLIP, ChineseCLIP,
     CLAP) or LAION-CLAP, with a complete recipe: it evaluates, embeds, fine-tunes and exports as a run of mmssl does.
@@ -37,13 +35,10 @@ def import_model(
 
     `mmssl import 630k-audioset-best.pt --tokenizer roberta-base --out clap`
     """
-    from mmssl.core.errors import DataError
     from mmssl.recipe.imported import describe, import_model
     from mmssl.recipe.start import start_lines
     from mmssl.training.runtime.console import say
 
-    if tokenizer is not None and not tokenizer.is_dir():
-        raise DataError(f"--tokenizer: got {str(tokenizer)!r}, wanted the folder of a tokenizer of transformers")
     described = describe(Path(source), arch, tokenizer)
     recipe, learner = import_model(described, out)
     for line in (*start_lines(learner, recipe.seed), *described.notes):

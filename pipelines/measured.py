@@ -55,9 +55,17 @@ def suite_and_overrides(more: list[str]) -> tuple[Suite | None, list[str]]:
     return (find_suite(suites[0]) if suites else None), overrides
 
 
-def model_of(path: Path, which: str | None, launch: Launch, ema: bool | None, overrides: list[str]) -> Model:
+def model_of(
+    path: Path,
+    which: str | None,
+    launch: Launch,
+    ema: bool | None,
+    overrides: list[str],
+    arch: str | None = None,
+    tokenizer: Path | None = None,
+) -> Model:
     """The model of a run folder or checkpoint folder, of another library, or, untrained, of a recipe."""
-    from mmssl.recipe.imported import is_source
+    from mmssl.recipe.imported import is_source, refuse_description
     from mmssl.recipe.load import load, start_of
     from mmssl.recipe.shipped import find_recipe, shipped_recipes
     from pipelines.command import one_of
@@ -65,12 +73,21 @@ def model_of(path: Path, which: str | None, launch: Launch, ema: bool | None, ov
     if path.suffix in (".yaml", ".yml") or (str(path) in shipped_recipes() and not path.exists()):
         refuse_alone("--which", which, {"a run folder": None})
         refuse_alone("--ema", ema, {"a run or checkpoint folder": None})
+        refuse_description(path, arch, tokenizer)
         return start_of(find_recipe(str(path), overrides), device=launch.device)
     if is_source(path):
         refuse_alone("--which", which, {"a run folder": None})
         refuse_alone("--ema", ema, {"a run or checkpoint folder": None})
     choice: Literal["best", "last"] = one_of("--which", which or "best", ("best", "last"))
-    return load(path, which=choice, device=launch.device, ema=ema is not False, overrides=overrides)
+    return load(
+        path,
+        which=choice,
+        device=launch.device,
+        ema=ema is not False,
+        overrides=overrides,
+        arch=arch,
+        tokenizer=tokenizer,
+    )
 
 
 def origin(model: Model) -> str:

@@ -16,6 +16,18 @@ SHARDS = Annotated[list[str], typer.Argument(help="Folders, paths, globs or brac
 CACHE = Annotated[
     Path | None, typer.Option(callback=local_path, help="Cache of remote shards, as `data.cache.folder`.")
 ]
+ARCH = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="open_clip's name of a model of another library, for files that do not say it."),
+]
+TOKENIZER = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        callback=local_path,
+        help="Folder of the tokenizer of another library's model, where it is not beside the weights.",
+    ),
+]
 PIPE = Annotated[bool, typer.Option("--allow-pipe", help="Run `pipe:` commands.")]
 
 

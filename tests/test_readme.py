@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
+from PIL import Image
 from pydantic import TypeAdapter
 
 from mmssl.data.modality import ModalityConfig
@@ -21,6 +23,7 @@ from mmssl.recipe.strict_yaml import parse as parse_yaml
 from mmssl.recipe.unions import ModalityUnion, SingleObjectiveUnion, members
 from mmssl.recipe.validate import validate_text
 from pipelines import cli, evaluate, pretrain
+from tests.recipe.test_imported import CLIPS, open_clip_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("", "configs", "mmssl", "mmssl/data", "mmssl/objectives", "pipelines", "tools")
@@ -98,6 +101,20 @@ def test_python_blocks_parse_and_name_what_exists() -> None:
                 continue
             if node.value.id in ("mmssl", "model"):
                 assert hasattr(mmssl if node.value.id == "mmssl" else mmssl.Model, node.attr)
+
+
+def test_the_first_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block, *_) = [block for name, kind, block in BLOCKS if (name, kind) == ("README.md", "python")]
+    assert len([line for line in block.splitlines() if line]) == 3
+    model = open_clip_folder("vit", tmp_path / "hub")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "epoch_32.pt")
+    Image.new("RGB", (40, 30), "orange").save(tmp_path / "cat.jpg")
+    monkeypatch.setattr("open_clip.get_model_config", lambda name: {"ViT-B-32": CLIPS["vit"]}[name])  # a small one
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out in ("['cat']\n", "['dog']\n")
 
 
 def test_yaml_blocks_are_parts_of_recipes() -> None:

@@ -21,6 +21,13 @@ Adapt = Callable[[State], None]
 """Changes tensors by the module's names in place, so that they fit the module; e.g. resamples position tables."""
 
 
+ADVICE = (
+    "Give the encoder the settings of the saved one (width, depth, patch size, vocabulary, ...), or choose another file; partial: "
+    "true takes what fits, and leaves the rest at random"
+)
+"""What to do where weights do not fit."""
+
+
 def load_and_freeze(
     encoder: Encoder,
     config: EncoderConfig,
@@ -194,11 +201,7 @@ def _load(
         lists = (("missing", missing), ("unexpected", fit.extra), ("of another shape", shapes.values()))
         wrong = "".join(f"\n  {title} ({len(names)}): {short_list(names)}" for title, names in lists if names)
         where = f" (names under {fit.prefix!r})" if fit.prefix else ""
-        raise CheckpointError(
-            f"{str(path)!r}{where} was not made for this {type(module).__name__}:{wrong}\n"
-            "Give the encoder the settings of the saved one (width, depth, patch size, vocabulary, ...), or choose another file; "
-            "partial: true takes what fits, and leaves the rest at random"
-        )
+        raise CheckpointError(f"{str(path)!r}{where} was not made for this {type(module).__name__}:{wrong}\n{ADVICE}")
     loaded = {name: tensor for name, tensor in state.items() if name not in shapes}
     module.load_state_dict({**module.state_dict(), **loaded})
     resized = {

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mmssl.core.errors import CheckpointError, did_you_mean
 from mmssl.encoders.adapters.hubs import HUB, local_copy
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD
-from mmssl.interop.described import Described, Values, has_tokenizer, hf_tokenizer, image_modality, pair_objective
+from mmssl.interop.described import (
+    Described,
+    Values,
+    has_tokenizer,
+    hf_tokenizer,
+    image_modality,
+    pair_objective,
+    read_json,
+)
 from mmssl.interop.open_clip import encoder_configs
 
 CONFIG = "open_clip_config.json"
@@ -61,7 +70,7 @@ def describe_open_clip(weights: Path, model: Values, preprocess: Values, tokeniz
         both = {"kind": "open_clip", "model": model}
         encoders: dict[str, Values] = {
             "image": both | {"tower": "image"} | {key: list(value) for key, value in statistics.items()},
-            "text": both | {"tower": "text"},
+            "text": both | {"tower": "text"} | _text_model(weights, model["text_cfg"], tokenizer),
         }
         identity: tuple[str, ...] = ("image", "text")
     else:
@@ -84,6 +93,32 @@ def describe_open_clip(weights: Path, model: Values, preprocess: Values, tokeniz
         },
         encoders,
         pair_objective(weights, ("image", "text"), model["embed_dim"], identity),
+    )
+
+
+def _text_model(weights: Path, text: Values, tokenizer: Path | None) -> Values:
+    """Settings of a text model of transformers; empty: the text transformer is open_clip's own.
+
+    Raises:
+        CheckpointError: its config.json is not found.
+    """
+    from open_clip.hf_configs import arch_dict
+
+    name = text.get("hf_model_name")
+    if not name:
+        return {}
+    beside = weights if weights.is_dir() else weights.parent
+    places = [Path(name), beside / Path(name).name, *([tokenizer] if tokenizer is not None else []), beside]
+    with suppress(CheckpointError):
+        places.append(local_copy(Path(HUB + name)))
+    for place in places:
+        if (place / "config.json").is_file():
+            settings = read_json(place / "config.json")
+            if settings.get("model_type") in arch_dict:
+                return {"text_config": settings}
+    raise CheckpointError(
+        f"{str(weights)!r}: the config.json of its text model {name!r} lies neither beside it nor in the cache; put it into "
+        f"{str(beside / Path(name).name)!r}, or into the folder of --tokenizer"
     )
 
 

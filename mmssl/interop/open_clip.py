@@ -96,7 +96,19 @@ def to_open_clip(state: ClipState, *, custom_text: bool = False) -> State:
         state: see `ClipState`.
         custom_text: use the layout of CustomTextCLIP (text tower under `text.`) instead of CLIP's.
     """
-    image, head = dict(state["image"]), state["heads"]["image"]
+    image = visual_to_open_clip(state["image"], state["heads"]["image"])
+    text = {open_clip_names.to_open_clip(name): tensor for name, tensor in state["text"].items()}
+    text["text_projection"] = state["heads"]["text"].T.contiguous()
+    prefix = "text." if custom_text else ""
+    out = {"logit_scale": state["logit_scale"]}
+    if state["logit_bias"] is not None:
+        out["logit_bias"] = state["logit_bias"]
+    return out | image | {prefix + n: t for n, t in text.items()}
+
+
+def visual_to_open_clip(image: Mapping[str, Tensor], head: Tensor) -> State:
+    """Our picture tower's tensors, and the weight [E, D] of its head, by open_clip's names under `visual.`."""
+    image = dict(image)
     if "class_embedding" in image:
         image = {open_clip_names.to_open_clip(name): tensor for name, tensor in image.items()}
         image["proj"] = head.T.contiguous()
@@ -105,13 +117,7 @@ def to_open_clip(state: ClipState, *, custom_text: bool = False) -> State:
     ):
         image["attnpool.c_proj.weight"] = head @ image["attnpool.c_proj.weight"]
         image["attnpool.c_proj.bias"] = head @ image["attnpool.c_proj.bias"]
-    text = {open_clip_names.to_open_clip(name): tensor for name, tensor in state["text"].items()}
-    text["text_projection"] = state["heads"]["text"].T.contiguous()
-    prefix = "text." if custom_text else ""
-    out = {"logit_scale": state["logit_scale"]}
-    if state["logit_bias"] is not None:
-        out["logit_bias"] = state["logit_bias"]
-    return out | {f"visual.{name}": tensor for name, tensor in image.items()} | {prefix + n: t for n, t in text.items()}
+    return {f"visual.{name}": tensor for name, tensor in image.items()}
 
 
 def encoder_configs(
@@ -182,6 +188,27 @@ def open_clip_config(image: ImageEncoderConfig, text: TextTransformerConfig, emb
     """
     if text.pool != "eot" or not text.causal:
         raise ValueError("got a text transformer that open_clip does not have, wanted pool: eot and causal: true")
+    if not isinstance(image, ResNetConfig) and image.activation != text.activation:
+        raise ValueError("got towers that open_clip does not have, wanted the same activation in both")
+    tower = {
+        "context_length": text.context_length,
+        "vocab_size": text.vocab_size,
+        "width": text.width,
+        "heads": text.heads,
+        "layers": text.depth,
+        "mlp_ratio": text.mlp_ratio,
+        "ls_init_value": text.layer_scale,
+    }
+    quick = text.activation == "quick_gelu"
+    return {"embed_dim": embedding, "quick_gelu": quick, "vision_cfg": vision_settings(image), "text_cfg": tower}
+
+
+def vision_settings(image: ImageEncoderConfig) -> dict[str, Any]:
+    """open_clip's `vision_cfg` of our picture tower.
+
+    Raises:
+        ValueError: open_clip's towers lack a setting; names it.
+    """
     vision: dict[str, Any] = {"image_size": image.size}
     if isinstance(image, ResNetConfig):
         if image.pool != "attention" or len(image.layers) != 4:
@@ -192,9 +219,9 @@ def open_clip_config(image: ImageEncoderConfig, text: TextTransformerConfig, emb
             "head_width": image.channels * 32 // image.pool_heads,
         }
     else:
-        if not image.class_token or image.activation != text.activation:
+        if not image.class_token:
             raise ValueError(
-                "got towers that open_clip does not have, wanted class_token: true and the same activation in both"
+                "got a vision transformer that open_clip does not have, wanted class_token: true and the same activation in both"
             )
         vision |= {
             "layers": image.depth,
@@ -207,17 +234,7 @@ def open_clip_config(image: ImageEncoderConfig, text: TextTransformerConfig, emb
             "no_ln_pre": not image.pre_norm,
             "pool_type": {"cls": "tok", "mean": "avg"}[image.pool],
         }
-    tower = {
-        "context_length": text.context_length,
-        "vocab_size": text.vocab_size,
-        "width": text.width,
-        "heads": text.heads,
-        "layers": text.depth,
-        "mlp_ratio": text.mlp_ratio,
-        "ls_init_value": text.layer_scale,
-    }
-    quick = text.activation == "quick_gelu"
-    return {"embed_dim": embedding, "quick_gelu": quick, "vision_cfg": vision, "text_cfg": tower}
+    return vision
 
 
 def load_open_clip(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmssl.core.errors import CheckpointError
 from mmssl.core.objective import Learner
+from mmssl.recipe.portable import with_tokenizers
 from mmssl.recipe.recipe import Recipe
 from mmssl.training.checkpoints.manifest import FolderWriter
 from mmssl.training.checkpoints.tensors import dump_tensors
@@ -76,18 +77,22 @@ def greedy_soup(states: Sequence[State], score: Callable[[State], float]) -> tup
 def write_model(folder: Path, recipe: Recipe, learner: Learner, facts: Mapping[str, object]) -> None:
     """Write a learner as a checkpoint folder that loads and evaluates, and that no run resumes from; replaces an earlier one.
 
+    Tokenizers of transformers are copied into it, so that the folder can be moved.
+
     Args:
         folder: made, with its parents.
         recipe: builds the learner; its adapters and initial weights are left out.
         learner: adapters merged.
         facts: how it was made, for state.json.
     """
-    plain = recipe.model_copy(update={"lora": {}, "keep": None})
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.unfinished")
     for left in (temporary, folder):
         shutil.rmtree(left, ignore_errors=True)
     writer = FolderWriter(temporary)
+    plain = with_tokenizers(
+        recipe.model_copy(update={"lora": {}, "keep": None, "weights": None, "partial": False}), temporary
+    )
     state = {name: x.detach().cpu().contiguous() for name, x in learner.state_dict().items()}
     numbers = {"evaluated": dict(learner.objective.evaluated()), **facts}
     writer.write("model.safetensors", lambda file: dump_tensors(state, file))

@@ -6,23 +6,21 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmssl.core.encoder import EmbeddingModel, Encoder
+from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, MmsslError, NumericError, RecipeError
 from mmssl.data.modalities.image_views import EvalView
 from mmssl.data.samples import BadSample, read
 from mmssl.data.shards.index import ShardIndex
-from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.evaluation.common import inference
-from mmssl.heads.projection import LinearProjection
-from mmssl.interop.clip_parts import ClipParts
-from mmssl.interop.open_clip import ClipState, ImageEncoderConfig
+from mmssl.interop.towers import Inputs, Towers
 from mmssl.recipe.average import write_model
 from mmssl.recipe.load import load, load_learner
 from mmssl.recipe.model import Model
@@ -37,14 +35,6 @@ OF_EMBEDDINGS = ("zero_shot", "retrieval", "class_retrieval")
 """Kinds of evaluators that measure embeddings alone."""
 LEAST_COSINE = 0.999
 """Smallest cosine of embeddings of a file that went through the other library's own preprocessing."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Real inputs by modality: files as bytes, and their views "eval" [n, ...]."""
-
-    raw: Mapping[str, Sequence[bytes]]
-    views: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,7 @@ def export(
                 "onnx": _onnx,
                 "safetensors": _safetensors,
             }
-            check = writing[target](model, folder, lambda names: real_inputs(model, samples, names), ema, int8)
+            check = writing[target](Job(model, folder, out, partial(real_inputs, model, samples), ema, int8))
         except ValueError as error:
             raise RecipeError(f"this model cannot be exported to {target}: {error}") from error
         refuse_differences(check, target)
@@ -159,6 +149,7 @@ def real_inputs(model: Model, shards: Sequence[str], names: Sequence[str]) -> In
     except DataError as error:
         raise DataError(f"the check needs real inputs: {error}; name shards of some by --samples") from error
     raw: dict[str, list[bytes]] = {name: [] for name in names}
+    kept: dict[str, list[Any]] = {name: [] for name in names}
     views: dict[str, list[Tensor]] = {name: [] for name in names}
     modalities = {name: model.modalities[name] for name in names}
     for index in indices:
@@ -174,12 +165,14 @@ def real_inputs(model: Model, shards: Sequence[str], names: Sequence[str]) -> In
                 if len(raw[name]) < SAMPLES:
                     view = encoded.modalities[name].view("eval")
                     x = view(value, {})
-                    raw[name].append(encoded.raw.fields[encoded.members[name]])
+                    data = encoded.raw.fields[encoded.members[name]]
+                    raw[name].append(value[0].encode() if encoded.modalities[name].language else data)
+                    kept[name].append(value)
                     views[name].append(x[0] if view.ragged else x)
     lacking = [name for name, found in raw.items() if not found]
     if lacking:
         raise DataError(f"the check needs real inputs, and no sample has {lacking}; name shards with some by --samples")
-    return Inputs(raw, {name: torch.stack(found) for name, found in views.items()})
+    return Inputs(raw, kept, {name: torch.stack(found) for name, found in views.items()})
 
 
 def compare(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
@@ -198,38 +191,52 @@ def embed_all(model: EmbeddingModel, views: Mapping[str, Tensor]) -> dict[str, T
         return {name: model.embed(name, x).cpu() for name, x in views.items()}
 
 
-Read = Callable[[Sequence[str]], Inputs]
+@dataclass(frozen=True)
+class Job:
+    """One export.
+
+    Attributes:
+        model: to write. folder: gets the files, and is renamed to `home` if all is well.
+        inputs: modalities -> real inputs.
+        ema, int8: see `export`.
+    """
+
+    model: Model
+    folder: Path
+    home: Path
+    inputs: Callable[[Sequence[str]], Inputs]
+    ema: bool
+    int8: bool
 
 
-def _two_towers(
-    model: Model, inputs: Read, folder: Path, write: Callable[..., None], embed: Callable[..., Any]
-) -> Check:
-    parts = clip_parts(model)
-    write(parts, folder)
-    given = inputs([parts.image, parts.text])
-    ours = embed_all(model.embedding, given.views)
-    of_views, of_files = embed(parts, folder, given.views, given.raw)
+def _two_towers(job: Job, write: Callable[..., dict[str, str]], embed: Callable[..., Any]) -> Check:
+    towers = towers_of(job.model)
+    facts = write(towers, job.folder)
+    given = job.inputs([towers.first, towers.text])
+    ours = embed_all(job.model.embedding, given.views)
+    of_views, of_files = embed(towers, job.folder, given)
     cosine = {name: float(F.cosine_similarity(ours[name], x).min()) for name, x in of_files.items()}
-    return Check(compare(ours, of_views), cosine)
+    return Check(compare(ours, of_views), cosine, facts)
 
 
-def _open_clip(model: Model, folder: Path, inputs: Read, ema: bool, int8: bool) -> Check:
+def _open_clip(job: Job) -> Check:
     from mmssl.interop.open_clip_folder import embed_open_clip, write_open_clip
 
-    return _two_towers(model, inputs, folder, write_open_clip, embed_open_clip)
+    return _two_towers(job, partial(write_open_clip, home=job.home), embed_open_clip)
 
 
-def _transformers(model: Model, folder: Path, inputs: Read, ema: bool, int8: bool) -> Check:
-    from mmssl.interop.transformers_clip import embed_transformers, write_transformers
+def _transformers(job: Job) -> Check:
+    from mmssl.interop.transformers_folder import embed_transformers, write_transformers
 
-    return _two_towers(model, inputs, folder, write_transformers, embed_transformers)
+    return _two_towers(job, write_transformers, embed_transformers)
 
 
-def _onnx(model: Model, folder: Path, inputs: Read, ema: bool, int8: bool) -> Check:
+def _onnx(job: Job) -> Check:
     from mmssl.interop.onnx import OPSET, OnnxTower, latency, load_onnx, write_onnx
 
+    model, folder, int8 = job.model, job.folder, job.int8
     names = [*model.embedding.heads]
-    given = inputs(names)
+    given = job.inputs(names)
     write_onnx(model.embedding, given.views, folder, int8=int8)
     ours = embed_all(model.embedding, given.views)
     facts: dict[str, Any] = {"opset": OPSET, "threads": 1}
@@ -274,54 +281,44 @@ def _accuracies(model: Model, towers: Mapping[str, EmbeddingModel]) -> dict[str,
     return found
 
 
-def _safetensors(model: Model, folder: Path, inputs: Read, ema: bool, int8: bool) -> Check:
+def _safetensors(job: Job) -> Check:
+    model, folder = job.model, job.folder
     assert model.checkpoint is not None
-    recipe, learner, checkpoint = load_learner(model.checkpoint, ema=ema)
+    recipe, learner, checkpoint = load_learner(model.checkpoint, ema=job.ema)
     folder.rmdir()
     write_model(folder, recipe, learner, {"exported": checkpoint.name})
-    given = inputs([*model.embedding.heads])
+    given = job.inputs([*model.embedding.heads])
     ours = embed_all(model.embedding, given.views)
     return Check(compare(ours, embed_all(load(folder).embedding, given.views)))
 
 
-def clip_parts(model: Model) -> ClipParts:
-    """The picture and the text tower of a model, for libraries with CLIP's architecture.
+def towers_of(model: Model) -> Towers:
+    """The two towers of a model that two-tower libraries can hold: one of texts, and the one of pictures or sounds beside it.
+
+    Of several the pictures', whose pair most libraries hold.
 
     Raises:
-        ValueError: the model has other towers, heads or tokens, or no temperature for the two.
+        ValueError: the model has others, or no temperature for the two.
     """
-    encoders, heads = model.recipe.encoders, model.embedding.heads
-    images = {name: config for name in heads if isinstance(config := encoders[name], ImageEncoderConfig)}
-    texts = {name: config for name in heads if isinstance(config := encoders[name], TextTransformerConfig)}
-    if len(images) != 1 or len(texts) != 1:
-        kinds = ", ".join(f"{name} ({encoders[name].kind})" for name in heads)
+    heads = [*model.embedding.heads]
+    texts = [name for name in heads if model.modalities[name].language]
+    paired = [name for name in heads if any(set(pair) == {name, text} for pair in model.logit_scales for text in texts)]
+    pictures = [name for name in paired if isinstance(model.modalities[name].view("eval"), EvalView)]
+    firsts = pictures if len(paired) > 1 else paired
+    if len(texts) != 1 or len(firsts) != 1:
         raise ValueError(
-            f"wanted one `vit` or `resnet` and one `text_transformer` in a shared space, and this model has {kinds}"
+            f"wanted one modality of pictures or sounds and one of texts that the objective pairs at a temperature, and this model "
+            f"has {', '.join(heads)} with {', '.join('-'.join(pair) for pair in model.logit_scales) or 'no such pair'}"
         )
-    (image, image_config), (text, text_config) = next(iter(images.items())), next(iter(texts.items()))
-    if model.recipe.modalities[text].input_spec().tokenizer != "clip":
-        raise ValueError(f"modalities.{text}: wanted CLIP's tokenizer, and this model has another")
-    scale = next((s for pair, s in model.logit_scales.items() if set(pair) == {image, text}), None)
-    if scale is None:
-        raise ValueError(f"there is no temperature for {image} and {text}: the objective does not pair them")
-    bias = next((b for pair, b in model.logit_biases.items() if set(pair) == {image, text}), None)
-    state = ClipState(
-        image=dict(model.embedding.encoders[image].state_dict()),
-        text=dict(model.embedding.encoders[text].state_dict()),
-        heads={"image": _projection(model, image), "text": _projection(model, text)},
-        logit_scale=torch.tensor(scale).log(),
-        logit_bias=None if bias is None else torch.tensor(bias),
+    first, text = firsts[0], texts[0]
+    (scale,) = (scale for pair, scale in model.logit_scales.items() if set(pair) == {first, text})
+    bias = next((bias for pair, bias in model.logit_biases.items() if set(pair) == {first, text}), None)
+    return Towers(
+        first,
+        text,
+        {name: model.recipe.encoders[name] for name in (first, text)},
+        model.embedding,
+        model.modalities,
+        torch.tensor(scale).log(),
+        None if bias is None else torch.tensor(bias),
     )
-    view = model.modalities[image].view("eval")
-    resizing = (view.fit, view.interpolation) if isinstance(view, EvalView) else ()
-    return ClipParts(image, text, image_config, text_config, state, model.embedding, *resizing)
-
-
-def _projection(model: Model, name: str) -> Tensor:
-    """[E, D] of a linear head; the identity where there is none."""
-    head, encoder = model.embedding.heads[name], model.embedding.encoders[name]
-    if isinstance(head, LinearProjection):
-        return head.linear.weight.detach()
-    if isinstance(head, nn.Identity) and isinstance(encoder, Encoder):
-        return torch.eye(encoder.width)
-    raise ValueError(f"heads of {name}: wanted linear projections, and this model has {type(head).__name__}")

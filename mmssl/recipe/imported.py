@@ -12,24 +12,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmssl.core.errors import CheckpointError, DataError
+from mmssl.core.errors import CheckpointError, DataError, RecipeError
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
 from mmssl.encoders.adapters.hubs import local_copy, tag_settings
 from mmssl.encoders.weight_files import read_state
+from mmssl.encoders.weights import ADVICE as WEIGHTS_ADVICE
 from mmssl.interop.describe_open_clip import CONFIG, describe_open_clip, named_model, usual_preprocessing
 from mmssl.interop.describe_transformers import describe_laion_clap, describe_transformers
-from mmssl.interop.described import TOKENIZER_FILES, Described, read_json
+from mmssl.interop.described import Described, read_json
 from mmssl.recipe.average import write_model
-from mmssl.recipe.recipe import Recipe
+from mmssl.recipe.portable import with_tokenizers
+from mmssl.recipe.recipe import Recipe, load_recipe
+from mmssl.recipe.start import ADVICE as START_ADVICE
 from mmssl.recipe.start import is_model_folder
-from mmssl.recipe.validate import validate_text
+from mmssl.recipe.validate import HERE, validate_text
 from mmssl.training.checkpoints.manifest import MANIFEST
 from mmssl.training.checkpoints.read import FOLDER, folder_name
 
-TOKENIZER = "tokenizer"
-"""Folder of the tokenizer in the run folder of an imported model."""
-
+_ADVICE = (
+    "The settings that were found belong to another model than these weights: give the right open_clip name by --arch (arch), or "
+    "put the open_clip_config.json or config.json that was saved with the weights beside them"
+)
 _UNKNOWN_STATISTICS = (
     "pictures are normalised with the statistics of OpenAI's CLIP: weights of this model differ in theirs "
     "(encoders.image.mean and std)"
@@ -70,8 +74,10 @@ def describe(source: Path, arch: str | None = None, tokenizer: Path | None = Non
         tokenizer: folder of the tokenizer, where it does not lie beside the weights.
 
     Raises:
-        CheckpointError: it cannot be found, read, or built here; says why.
+        CheckpointError: it cannot be found, read, or built here; says why. DataError: there is no such folder of a tokenizer.
     """
+    if tokenizer is not None and not tokenizer.is_dir():
+        raise DataError(f"--tokenizer: got {str(tokenizer)!r}, wanted the folder of a tokenizer of transformers")
     tag = tag_settings(source)
     path = local_copy(source)
     if tag is not None:
@@ -130,14 +136,15 @@ def import_model(model: Described, folder: Path) -> tuple[Recipe, Learner]:
         raise DataError(f"--out: {str(folder)!r} holds files already: choose another folder, or remove it")
     name = "".join(letter if letter.isalnum() else "_" for letter in folder.absolute().name).strip("_") or "imported"
     recipe = recipe_of(model, f"{name}_finetuned")
-    learner = recipe.build_learner(recipe.build_modalities(), Plan.unknown())
+    with advising():
+        learner = recipe.build_learner(recipe.build_modalities(), Plan.unknown())
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        moved = _with_tokenizer(model, folder, temporary / TOKENIZER)
-        recipe = recipe_of(replace(moved, weights=folder), recipe.name)
-        write_model(temporary / FOLDER / folder_name(0), recipe, learner, {"step": 0, "imported": str(model.weights)})
-        (temporary / "recipe.yaml").write_text(_HEADER.format(folder=folder) + recipe.to_yaml(), "utf-8")
+        checkpoint = Path(FOLDER, folder_name(0))
+        write_model(temporary / checkpoint, recipe, learner, {"step": 0, "imported": str(model.weights)})
+        moved = with_tokenizers(recipe, temporary).model_copy(update={"weights": Path(HERE)})
+        (temporary / "recipe.yaml").write_text(_HEADER.format(folder=folder) + moved.to_yaml(), "utf-8")
         if folder.is_dir():
             folder.rmdir()
         os.replace(temporary, folder)
@@ -145,19 +152,49 @@ def import_model(model: Described, folder: Path) -> tuple[Recipe, Learner]:
         raise DataError(f"cannot write {str(folder)!r}: {error}; choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return recipe, learner
+    return load_recipe(folder / "recipe.yaml"), learner
 
 
 @contextmanager
-def as_run(path: Path) -> Iterator[Path]:
-    """The run folder of a path: itself, or, of another library's model, a temporary one for as long as the context lasts."""
+def advising() -> Iterator[None]:
+    """Advise what mends an import where weights do not fit: its recipe follows from the files, and nobody wrote it."""
+    try:
+        yield
+    except CheckpointError as error:
+        said = str(error)
+        for advice in (WEIGHTS_ADVICE, START_ADVICE):
+            said = said.replace(advice, _ADVICE)
+        raise CheckpointError(said) from error
+
+
+@contextmanager
+def as_run(path: Path, arch: str | None = None, tokenizer: Path | None = None) -> Iterator[Path]:
+    """The run folder of a path: itself, or, of another library's model, a temporary one for as long as the context lasts.
+
+    Args:
+        path, arch, tokenizer: see `describe`.
+    """
     if not is_source(path):
+        refuse_description(path, arch, tokenizer)
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        import_model(describe(path), run)
+        import_model(describe(path, arch, tokenizer), run)
         yield run
+
+
+def refuse_description(path: Path, arch: str | None, tokenizer: Path | str | None) -> None:
+    """Refuse a description of what describes itself: a run or a recipe.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    for name, given in (("arch", arch), ("tokenizer", tokenizer)):
+        if given is not None:
+            raise RecipeError(
+                f"{name}: got {str(given)!r} for {str(path)!r}, which says its own; leave it out: other libraries' models need it"
+            )
 
 
 _HEADER = """# Fine-tune an imported model:
@@ -165,17 +202,3 @@ _HEADER = """# Fine-tune an imported model:
 #   mmssl pretrain {folder}/recipe.yaml data.shards='["shards/train"]'
 #
 """
-
-
-def _with_tokenizer(model: Described, folder: Path, copy: Path) -> Described:
-    """Copy the tokenizer's files, and name their place in `folder`."""
-    text = model.modalities["text"]
-    source = text["tokenizer"].get("path")
-    if source is None:
-        return model
-    copy.mkdir()
-    for name in TOKENIZER_FILES:
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, copy / name)
-    settings = text["tokenizer"] | {"path": str(folder.absolute() / TOKENIZER)}
-    return replace(model, modalities=model.modalities | {"text": text | {"tokenizer": settings}})

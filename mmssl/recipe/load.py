@@ -13,7 +13,7 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
 from mmssl.encoders.lora import merge_lora
-from mmssl.recipe.imported import describe, is_source, recipe_of
+from mmssl.recipe.imported import advising, describe, is_source, recipe_of, refuse_description
 from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe, saved_recipe
 from mmssl.recipe.start import start_lines
@@ -61,7 +61,9 @@ def load(
             raise RecipeError(f"got {override!r} for a trained model; wanted a key below {' or '.join(READING)}")
     if is_source(Path(path)):
         described = describe(Path(path), arch, None if tokenizer is None else Path(tokenizer))
-        return start_of(recipe_of(described, "imported", overrides), device=device)
+        with advising():
+            return start_of(recipe_of(described, "imported", overrides), device=device)
+    refuse_description(Path(path), arch, tokenizer)
     recipe, learner, checkpoint = load_learner(path, which=which, ema=ema, overrides=overrides)
     return _ready(recipe, checkpoint, learner, device)
 

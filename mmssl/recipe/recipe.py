@@ -252,14 +252,14 @@ class Recipe(Config):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override and validate a recipe file.
+    """Read, override and validate a recipe file; paths that begin with `{folder}` are relative to its folder.
 
     Raises:
         RecipeError: with every mistake, one a line.
     """
-    return validate_text(Recipe, read(path), str(path), overrides)
+    return validate_text(Recipe, read(path), str(path), overrides, path.parent)
 
 
 def saved_recipe(checkpoint: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that stands in a checkpoint, with overrides."""
-    return validate_text(Recipe, read_recipe(checkpoint), str(checkpoint / "recipe.yaml"), overrides)
+    return validate_text(Recipe, read_recipe(checkpoint), str(checkpoint / "recipe.yaml"), overrides, checkpoint)

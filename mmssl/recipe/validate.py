@@ -21,6 +21,8 @@ from mmssl.recipe.flat import document_keys, flat_fields, nest_keys
 from mmssl.recipe.strict_yaml import Document, KeyPath, override, parse, shortened
 
 C = TypeVar("C", bound=Config)
+HERE = "{folder}"
+"""Beginning of a path in a recipe's file that is relative to the folder of the file."""
 
 
 def read(path: Path) -> str:
@@ -35,7 +37,9 @@ def read(path: Path) -> str:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
 
 
-def validate_text(config: type[C], text: str, name: str, overrides: Sequence[str] = ()) -> C:
+def validate_text(
+    config: type[C], text: str, name: str, overrides: Sequence[str] = (), folder: Path | None = None
+) -> C:
     """Read YAML text, apply dotted overrides and validate strictly.
 
     Args:
@@ -43,12 +47,15 @@ def validate_text(config: type[C], text: str, name: str, overrides: Sequence[str
         text: YAML.
         name: name of the document in errors.
         overrides: `key.path=value`, later ones win.
+        folder: of the document, which `{folder}` at the beginning of a text stands for; None: for nothing.
 
     Raises:
         RecipeError: with every mistake of the document, one a line.
     """
     document = parse(text, name)
     value = {} if document.value is None else document.value
+    if folder is not None:
+        value = _placed(value, str(folder.absolute()))
     if not isinstance(value, dict):
         raise RecipeError(f"{name}: got {type(value).__name__}, wanted a mapping of keys to values")
     overridden = {override(value, assignment): assignment for assignment in overrides}
@@ -64,6 +71,16 @@ def validate_text(config: type[C], text: str, name: str, overrides: Sequence[str
         )
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
         raise RecipeError("\n  ".join([f"{name}: {count}", *mistakes])) from None
+
+
+def _placed(value: Any, folder: str) -> Any:
+    """A value with a folder in place of `HERE` at the beginning of its texts."""
+    if isinstance(value, dict):
+        return {key: _placed(inner, folder) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_placed(inner, folder) for inner in value]
+    begins = isinstance(value, str) and (value == HERE or value.startswith(f"{HERE}/"))
+    return folder + value.removeprefix(HERE) if begins else value
 
 
 def _deepest(config: type[Config], value: Any, errors: Sequence[ErrorDetails]) -> list[tuple[KeyPath, ErrorDetails]]:

@@ -15,8 +15,9 @@ from mmssl.training.checkpoints.read import read_numbers
 USE: Mapping[Target, str] = {
     "open_clip": 'import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")\n'
     'tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")',
-    "transformers": 'from transformers import CLIPModel, CLIPProcessor\n\nmodel = CLIPModel.from_pretrained("FOLDER")\n'
-    'processor = CLIPProcessor.from_pretrained("FOLDER", backend="pil")  # other backends resize otherwise\n'
+    "transformers": 'from transformers import AutoModel, AutoProcessor\n\nmodel = AutoModel.from_pretrained("FOLDER")\n'
+    'processor = AutoProcessor.from_pretrained("FOLDER", backend="pil")  # other backends resize pictures otherwise\n'
+    'inputs = processor(text=texts, images=pictures, padding="max_length", truncation=True, return_tensors="pt")\n'
     "# The processor repairs neither HTML entities nor broken encodings in texts, which training did.",
     "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("FOLDER/MODALITY.onnx")\n'
     'embeddings = session.run(None, {"input": views})[0]  # the views "eval" of the recipe, unit norm',

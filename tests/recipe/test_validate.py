@@ -244,3 +244,11 @@ def test_an_override_is_named_as_the_place() -> None:
 def test_not_a_mapping() -> None:
     with pytest.raises(RecipeError, match="wanted a mapping"):
         validate_text(Toy, "[1]", "toy.yaml")
+
+
+def test_the_folder_of_a_document_stands_at_the_beginning_of_paths(tmp_path: Path) -> None:
+    text = GOOD + 'names: ["{folder}/x", "{folder}", "{folder}s/x", "y/{folder}/x"]\n'
+    assert validate_text(Toy, text, "toy.yaml", folder=tmp_path).names == (
+        f"{tmp_path}/x", f"{tmp_path}", "{folder}s/x", "y/{folder}/x",
+    )  # fmt: skip
+    assert validate_text(Toy, text, "toy.yaml").names[0] == "{folder}/x"

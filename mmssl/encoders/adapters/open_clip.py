@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import tempfile
@@ -11,10 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmssl.core.config import LocalPath
 from mmssl.core.encoder import EncoderConfig, Features
 from mmssl.core.errors import did_you_mean
 from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.adapter import Adapter, refuse_checkpointing, refuse_masks
+from mmssl.encoders.adapters.transformers import longest_text
+from mmssl.encoders.adapters.transformers_loading import FIXED, HfConfig, read_settings
 from mmssl.encoders.pixels import Channels, Pixels
 from mmssl.encoders.weights import load_and_freeze
 
@@ -36,6 +40,8 @@ class OpenClipConfig(EncoderConfig):
         model: open_clip's name, such as "ViT-B-32"; or "local-dir:FOLDER" for a folder with open_clip_config.json (only this file
             is read); or the settings of a model, as `model_cfg` in such a file.
         tower: "image" or "text".
+        text_config: settings of the text model of transformers that `model` names by hf_model_name, as in its config.json, or the
+            path of such a file; None: open_clip's own text transformer.
         checkpointing: recompute blocks in backward: less memory, a third more work.
         mean, std: statistics of the channels for pixels in [0, 1], for the image tower; None: open_clip's for this model. Set
             them for weights that were trained with others (SigLIP: 0.5 each), since a weights file does not contain them.
@@ -44,6 +50,7 @@ class OpenClipConfig(EncoderConfig):
     kind: Literal["open_clip"] = "open_clip"
     model: str | dict[str, Any]
     tower: Literal["image", "text"]
+    text_config: dict[str, Any] | LocalPath | None = None
     checkpointing: bool = False
     mean: Channels | None = None
     std: Channels | None = None
@@ -58,7 +65,7 @@ class OpenClipConfig(EncoderConfig):
         if self.tower == "text" and not (self.mean is None and self.std is None):
             raise ValueError("got mean or std for a text tower, which has no pixels to normalise; leave them out")
         encoder = OpenClipEncoder(self)
-        load_and_freeze(encoder, self, module=encoder.model, ignore=_BESIDE)
+        load_and_freeze(encoder, self, module=encoder.model, ignore=_BESIDE, fixed=FIXED)
         return encoder
 
 
@@ -74,8 +81,11 @@ class OpenClipEncoder(Adapter):
         super().__init__(model.text if config.tower == "text" else model.visual)
         if config.tower == "text":
             self.pixels = None
-            self.token_ids = TokenIds(self.model.context_length, self.model.vocab_size)
-            example = torch.zeros(1, self.model.context_length, dtype=torch.int64)
+            words = getattr(self.model, "config", None)  # of a text model of transformers
+            longest = self.model.context_length if words is None else longest_text(self.model.transformer)
+            self.token_ids = TokenIds(longest, self.model.vocab_size)
+            padding = None if words is None else words.pad_token_id
+            example = torch.full((1, longest or 8), 1 if padding == 0 else 0)
         else:
             size = model.visual.image_size
             height, width = (size, size) if isinstance(size, int) else size
@@ -110,27 +120,71 @@ class OpenClipEncoder(Adapter):
         return Features(out[0] if isinstance(out, tuple) else out)  # CoCa's towers return tokens too, of another size
 
 
-def _create(config: OpenClipConfig) -> Any:
-    if isinstance(config.model, str):
-        return _create_named(config, config.model)
-    with tempfile.TemporaryDirectory() as folder:  # open_clip takes settings from a file
-        settings = {"model_cfg": config.model, "preprocess_cfg": {}}
-        (Path(folder) / "open_clip_config.json").write_text(json.dumps(settings), "utf-8")
+def model_settings(model: str | dict[str, Any]) -> dict[str, Any]:
+    """open_clip's settings of a model (`model_cfg`), as `OpenClipConfig.model` names it.
+
+    Raises:
+        ValueError: there is no such model, or the folder has no settings.
+    """
+    import open_clip
+
+    if not isinstance(model, str):
+        return copy.deepcopy(model)
+    if model.startswith("local-dir:"):
+        file = Path(model.removeprefix("local-dir:")) / "open_clip_config.json"
         try:
-            return _create_named(config, f"local-dir:{folder}")
+            settings = dict(json.loads(file.read_text("utf-8"))["model_cfg"])
+            return settings | {"text_cfg": dict(settings["text_cfg"])}
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"cannot use model {model!r}: {file} is missing or has no model_cfg with a text_cfg"
+            ) from error
+    name = model.replace("/", "-")
+    if name not in open_clip.list_models():  # checked first, because open_clip looks for unknown names on a hub
+        near = did_you_mean(model, open_clip.list_models())
+        raise ValueError(
+            f"got model {model!r}, wanted the name of an open_clip model{near} (see open_clip.list_models()), or "
+            "local-dir:FOLDER; nothing is downloaded"
+        )
+    return dict(open_clip.get_model_config(name))
+
+
+def _create(config: OpenClipConfig) -> Any:
+    settings = model_settings(config.model)
+    with tempfile.TemporaryDirectory() as folder:  # open_clip takes settings from files
+        if config.tower == "text":
+            _name_text_model(config, settings.get("text_cfg") or {}, Path(folder))
+        elif config.text_config is not None:
+            raise ValueError("got text_config for a picture tower; leave it out")
+        if isinstance(config.model, str) and config.text_config is None:
+            return _create_model(config, config.model)  # with what open_clip knows of this name, such as its statistics
+        values = {"model_cfg": settings, "preprocess_cfg": {}}
+        (Path(folder) / "open_clip_config.json").write_text(json.dumps(values), "utf-8")
+        try:
+            return _create_model(config, f"local-dir:{folder}")
         except (TypeError, KeyError, RuntimeError) as error:
             raise ValueError(f"model: open_clip makes no model of these settings: {error}") from error
 
 
-def _create_named(config: OpenClipConfig, name: str) -> Any:
+def _name_text_model(config: OpenClipConfig, text: dict[str, Any], folder: Path) -> None:
+    """Write the settings of a text model of transformers into a folder, and name it in the settings of open_clip."""
+    name = text.get("hf_model_name")
+    if (name is None) != (config.text_config is None):
+        raise ValueError(
+            f"open_clip's model has the text tower {name!r} of transformers, and nothing is downloaded: set text_config to the "
+            "path of its config.json, or to what stands there, or use kind: hf_text with a local folder"
+            if name
+            else "got text_config for a model of open_clip with a text transformer of its own; leave it out"
+        )
+    if name is not None:
+        settings = read_settings(HfConfig(config=config.text_config))  # refuses code and unknown models
+        (folder / "config.json").write_text(json.dumps(settings.to_dict()), "utf-8")
+        text["hf_model_name"] = str(folder)
+
+
+def _create_model(config: OpenClipConfig, name: str) -> Any:
     import open_clip
 
-    own = _text_settings(name)
-    if config.tower == "text" and "hf_model_name" in own:
-        raise ValueError(
-            f"open_clip's {name!r} downloads its text tower {own['hf_model_name']!r} from a hub, which is refused; "
-            "use kind: hf_text with a local folder"
-        )
     unused = {"vision_cfg": _NO_IMAGE} if config.tower == "text" else {"text_cfg": _NO_TEXT}
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it would warn of random weights, which are intended here
@@ -146,24 +200,3 @@ def _create_named(config: OpenClipConfig, name: str) -> Any:
         )
     finally:
         logging.disable(disabled)
-
-
-def _text_settings(model: str) -> dict[str, Any]:
-    import open_clip
-
-    if model.startswith("local-dir:"):
-        file = Path(model.removeprefix("local-dir:")) / "open_clip_config.json"
-        try:
-            return dict(json.loads(file.read_text("utf-8"))["model_cfg"]["text_cfg"])
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"cannot use model {model!r}: {file} is missing or has no model_cfg with a text_cfg"
-            ) from error
-    name = model.replace("/", "-")
-    if name not in open_clip.list_models():  # checked first, because open_clip looks for unknown names on a hub
-        near = did_you_mean(model, open_clip.list_models())
-        raise ValueError(
-            f"got model {model!r}, wanted the name of an open_clip model{near} (see open_clip.list_models()), or "
-            "local-dir:FOLDER; nothing is downloaded"
-        )
-    return dict(open_clip.get_model_config(name)["text_cfg"])

@@ -107,7 +107,7 @@ class HfTextEncoder(Adapter):
         self.width = self.connect(example).pooled.shape[-1]
         if self.pool != "projection":
             self.offer_hidden(example, block_count(tower), bidirectional=self._attends_ahead(example))
-        self.token_ids = TokenIds(_longest(tower), tower.get_input_embeddings().num_embeddings)
+        self.token_ids = TokenIds(longest_text(tower), tower.get_input_embeddings().num_embeddings)
         require_complete(self, missing, config)
 
     @property
@@ -136,15 +136,17 @@ class HfTextEncoder(Adapter):
         refuse_masks(self, keep, replace)
         self.check_hidden(hidden)
         ids = self.prepare(x)
-        real = self._real(ids)
+        mask = self.attention_mask(ids)
         if self.pool == "projection":
-            mask = real.long() if self.masked else None
             return Features(projected(self.model.get_text_features(input_ids=ids, attention_mask=mask)))
-        out = self.model(
-            input_ids=ids, attention_mask=real.long() if self.masked else None, output_hidden_states=hidden > 0
-        )
+        real = self._real(ids)
+        out = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=hidden > 0)
         states = tuple(state * real[..., None] for state in block_outputs(out, hidden))
         return Features(self._pooled(out.last_hidden_state, ids, real), hidden=states or None)
+
+    def attention_mask(self, ids: Tensor) -> Tensor | None:
+        """Which ids [B, T] are no padding, int64 [B, T]; None: attention reads padding, too."""
+        return self._real(ids).long() if self.masked else None
 
     def _pooled(self, states: Tensor, ids: Tensor, real: Tensor) -> Tensor:
         # [B, T, D] -> [B, D]
@@ -271,7 +273,7 @@ def _special(model: Any, name: str, given: int | None) -> int:
     return value
 
 
-def _longest(model: nn.Module) -> int | None:
+def longest_text(model: nn.Module) -> int | None:
     """Largest number of tokens of a text, for a model with position embeddings; None: positions are relative or rotary."""
     for name, table in model.named_modules():
         if isinstance(table, nn.Embedding) and _POSITIONS.search(name):

@@ -296,7 +296,7 @@ class HfClapAudioEncoder(Adapter):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Waveforms [B, C, samples], int16 or float in [-1, 1] -> spectrograms [B, 1 or 4, frames, filters] in dB."""
-        return self._spectrograms(x, augment=False)
+        return self.front_end(x, augment=False).transpose(2, 3)  # type: ignore[no-any-return]
 
     def forward(
         self,
@@ -316,13 +316,13 @@ class HfClapAudioEncoder(Adapter):
         self.check_hidden(hidden)
         if x.ndim == 4:
             return encode_windows(self, x)
-        made = self._spectrograms(x, augment=self.training)
-        longer = torch.full((x.shape[0], 1), self.front_end.is_longer(x.shape[2]), device=x.device)
-        out = self.model(input_features=made, is_longer=longer if self.fused else None)
+        out = self.model(**self.inputs(x))
         if self.projected:
             return Features(out.audio_embeds)
         cells = out.last_hidden_state  # [B, D, rows, columns]
         return Features(out.pooler_output, cells.flatten(2).transpose(1, 2), (cells.shape[2], cells.shape[3]))
 
-    def _spectrograms(self, x: Tensor, *, augment: bool) -> Tensor:
-        return self.front_end(x, augment=augment).transpose(2, 3)  # type: ignore[no-any-return]
+    def inputs(self, x: Tensor) -> dict[str, Tensor | None]:
+        """Arguments of the model: spectrograms, and whether sounds are longer than one, [B, 1]; SpecAugment in training."""
+        longer = torch.full((len(x), 1), self.front_end.is_longer(x.shape[2]), device=x.device) if self.fused else None
+        return {"input_features": self.front_end(x, augment=self.training).transpose(2, 3), "is_longer": longer}
