@@ -1,4 +1,4 @@
-"""Hard negatives as further candidates of InfoNCE: the log-sum-exp of their logits for each row, from tiles."""
+"""Hard negatives from tiles: further candidates of InfoNCE by their log-sum-exp, and further negative pairs of the sigmoid loss."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -63,6 +64,35 @@ class HardNegatives:
         found: Tensor = _LogSumExp.apply(self.rows, self.candidates, scale, self, size or tile_size(self.rows.device))
         return found
 
+    def sigmoid_terms(self, scale: Tensor | float, bias: Tensor | float, size: int | None = None) -> Tensor:
+        """Sum over the candidates of log(1 + exp(scale * <row, candidate> + bias)) of each row, [B]: further negative pairs.
+
+        The sigmoid loss (arXiv:2303.15343, algorithm 1) counts pairs one by one, so its loss with hard negatives is `sigmoid_loss`
+        plus the mean of these sums over the rows that are present. Slow loop with hard negatives n of b, over one process::
+
+            def loop(a, b, scale, bias, present, ids, n, usable, n_ids):
+                there = [i for i in range(len(a)) if present[i]]
+                loss = 0.0
+                for i in there:
+                    for j in there:
+                        logit = scale * dot(a[i], b[j]) + bias
+                        loss += log(1 + exp(-logit if i == j else logit))
+                    for j in range(len(n)):
+                        if usable[j] and n_ids[j] != ids[i]:
+                            loss += log(1 + exp(scale * dot(a[i], n[j]) + bias))
+                return loss / max(1, len(there))
+
+        Tiles are computed again in the backward pass, so memory is linear in B + M.
+
+        Args:
+            scale: multiplier of the cosines. bias: added to the logits.
+            size: rows and columns of a tile; None: chosen for the device. It changes rounding only.
+        """
+        scale, bias = (torch.as_tensor(x, dtype=self.rows.dtype, device=self.rows.device) for x in (scale, bias))
+        size = size or tile_size(self.rows.device)
+        found: Tensor = _SoftplusSum.apply(self.rows, self.candidates, scale, bias, self, size)
+        return found
+
     def detach(self) -> HardNegatives:
         """The same without a graph."""
         return replace(self, rows=self.rows.detach(), candidates=self.candidates.detach())
@@ -109,6 +139,35 @@ class _LogSumExp(torch.autograd.Function):
                 to_rows[row] += shares @ candidates[column]
                 to_candidates[column] += shares.T @ rows[row]
         return to_rows * scale, to_candidates * scale, (to_rows * rows).sum(), None, None
+
+
+class _SoftplusSum(torch.autograd.Function):
+    """Sum of softplus(logit) of each row [B] from rows [B, E], candidates [M, E], scale [] and bias []."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, candidates: Tensor, scale: Tensor, bias: Tensor, negatives: HardNegatives, size: int
+    ) -> Tensor:
+        found = rows.new_zeros(len(rows))
+        for row, _, logits in _tiles(rows, candidates, scale, negatives, size):
+            found[row] += F.softplus(logits + bias, threshold=40).sum(1)
+        ctx.save_for_backward(rows, candidates, scale, bias)
+        ctx.masks, ctx.size = (negatives.present, negatives.usable, negatives.row_ids, negatives.ids), size
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, candidates, scale, bias = ctx.saved_tensors
+        negatives = HardNegatives(rows, candidates, *ctx.masks)
+        to_rows, to_candidates, to_bias = torch.zeros_like(rows), torch.zeros_like(candidates), torch.zeros_like(bias)
+        with torch.autocast(rows.device.type, enabled=False):
+            for row, column, logits in _tiles(rows, candidates, scale, negatives, ctx.size):
+                shares = (logits + bias).sigmoid_() * gradient[row, None]
+                to_rows[row] += shares @ candidates[column]
+                to_candidates[column] += shares.T @ rows[row]
+                to_bias += shares.sum()
+        return to_rows * scale, to_candidates * scale, (to_rows * rows).sum(), to_bias, None, None
 
 
 def _tiles(

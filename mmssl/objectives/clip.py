@@ -59,8 +59,9 @@ class ClipConfig(ObjectiveConfig):
         shared_temperature: one temperature for all pairs instead of one for each.
         duplicates: repeated samples, or samples with equal tokens in a modality of the pair: "negatives" of each other, or "ignore"
             to leave them out.
-        negatives: modality -> kinds of views with hard negatives, such as false captions ({text: [hard]}): further candidates of
-            InfoNCE pairs for all samples of the global batch (NegCLIP), except where they equal the sample's positive.
+        negatives: modality -> kinds of views with hard negatives, such as false captions ({text: [hard]}): for all samples of the
+            global batch further candidates of InfoNCE (NegCLIP), and further negative pairs of sigmoid losses, except where they
+            equal the sample's positive.
         heads: modality -> projection head into the shared space; default: CLIP's linear projection.
         tiles: compute the loss from tiles of its logits, in memory linear in the batch instead of quadratic: true, false or rows of
             a tile; null: always for sigmoid, and for info_nce in global batches above 2048. It changes rounding only.

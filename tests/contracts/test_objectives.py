@@ -60,9 +60,9 @@ SOME = {"picture": (5,), "words": (0, 2), "sound": (1, 4, 6)}
 LN_G, LN_2G, ZERO = math.log(SIZE), math.log(2 * SIZE - 1), 11 / 12
 
 
-def sigmoids(logit: float) -> float:
-    """The cost of one logit for all pairs of SIZE samples."""
-    return math.log1p(math.exp(-logit)) + (SIZE - 1) * math.log1p(math.exp(logit))
+def sigmoids(logit: float, size: int = SIZE) -> float:
+    """The cost of one logit for all pairs of samples."""
+    return math.log1p(math.exp(-logit)) + (size - 1) * math.log1p(math.exp(logit))
 
 
 def weighted(**parts: tuple[float, str]) -> str:
@@ -79,6 +79,14 @@ CASES: dict[str, Case] = {
         CLIP.replace('"temperature"', '"negatives": {"picture": ["small"]}, "temperature"'),
         Reduction.GATHER,
         {"picture-words": (math.log(5) + math.log(5 + 7)) / 2},
+        absent={"picture": (5,), "words": (0, 2)},
+    ),
+    "clip, sigmoid, hard negatives": Case(
+        CLIP.replace(
+            '"temperature"', '"loss": "sigmoid", "bias": -2.0, "negatives": {"picture": ["small"]}, "temperature"'
+        ),
+        Reduction.GATHER,
+        {"picture-words": sigmoids(1 / 0.07 - 2, SIZE - 3) + 7 * math.log1p(math.exp(1 / 0.07 - 2))},
         absent={"picture": (5,), "words": (0, 2)},
     ),
     "clip, three pairs": Case(

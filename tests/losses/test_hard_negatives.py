@@ -1,4 +1,4 @@
-"""Hard negatives of InfoNCE: the slow loop, tiles of any size, nothing usable, several processes."""
+"""Hard negatives of InfoNCE and of the sigmoid loss: the slow loop, tiles of any size, nothing usable, several processes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmssl.losses.candidates import over_present
 from mmssl.losses.hard_negatives import HardNegatives
 from mmssl.losses.info_nce import info_nce
+from mmssl.losses.sigmoid import sigmoid_loss
 from mmssl.losses.tiled_info_nce import tiled_info_nce
 from tests.losses.inputs import unit_rows
 from tests.losses.slow_loop import slow_loop
@@ -80,3 +82,34 @@ def test_counts_leave_out_what_says_the_truth() -> None:
         usable,  # candidate 7 is not usable
         usable - 1,
     ]
+
+
+@pytest.mark.parametrize("size", [None, 1, 3, 100])
+@pytest.mark.parametrize("bias", [-10.0, 2.0])
+def test_sigmoid_loss_equals_the_slow_loop(size: int | None, bias: float) -> None:
+    a, b, n, scale = inputs()
+    hard = HardNegatives(a, n, PRESENT, USABLE, ROW_IDS, IDS)
+    plain = sigmoid_loss(a, b, scale, bias, present=PRESENT)
+    loss = plain + over_present(hard.sigmoid_terms(scale, bias, size).mean(), PRESENT)
+    rest = PRESENT.tolist(), ROW_IDS.tolist(), n.detach(), USABLE.tolist(), IDS.tolist()
+    expected = slow_loop(HardNegatives.sigmoid_terms)(a.detach(), b.detach(), 9.0, bias, *rest)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    assert loss.item() > plain.item() + 1e-3
+
+
+def test_gradients_of_sigmoid_terms_are_those_of_differences() -> None:
+    a, _, n, scale = inputs()
+    bias = torch.tensor(-2.0).double().requires_grad_()
+
+    def terms(a: Tensor, n: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        return HardNegatives(a, n, PRESENT, USABLE, ROW_IDS, IDS).sigmoid_terms(scale, bias, 3)
+
+    assert torch.autograd.gradcheck(terms, (a, n, scale, bias))
+
+
+def test_sigmoid_terms_of_rows_without_usable_candidates_are_nothing() -> None:
+    leaves = inputs()
+    a, _, n, scale = leaves
+    terms = HardNegatives(a, n, PRESENT, torch.zeros(M, dtype=torch.bool)).sigmoid_terms(scale, 5.0)
+    assert terms.tolist() == [0.0] * B
+    assert all(not x.any() for x in torch.autograd.grad(terms.sum(), (a, n, scale)))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mmssl.losses.candidates import over_present
 from mmssl.losses.hard_negatives import HardNegatives
 from mmssl.losses.info_nce import info_nce
 from mmssl.losses.sigmoid import sigmoid_loss
@@ -38,15 +39,20 @@ def contrastive_loss(
         bias: [] logit bias of a sigmoid loss, or None.
         among: offset, present and ids, as losses take them.
         tiles: whether the loss is computed from tiles, or their size; None: for sigmoid losses and large batches.
-        hard: "further_b" or "further_a" -> hard negatives of `info_nce`; they are always computed from tiles.
+        hard: "further_b" or "further_a" -> hard negatives of rows a or b; they are always computed from tiles.
     """
     if tiles is None:
         tiles = bias is not None or len(all_b) > WHOLE_UP_TO
     size = None if tiles is True else tiles
     if bias is not None:
         if tiles is False:
-            return sigmoid_loss(a, b, scale, bias, all_b=all_b, **among)
-        return tiled_sigmoid_loss(a, b, scale, bias, all_b=all_b, size=size, **among)
+            loss = sigmoid_loss(a, b, scale, bias, all_b=all_b, **among)
+        else:
+            loss = tiled_sigmoid_loss(a, b, scale, bias, all_b=all_b, size=size, **among)
+        for negatives in (hard or {}).values():
+            terms = negatives.sigmoid_terms(scale, bias, size or None)
+            loss = loss + over_present(terms.mean(), among["present"])
+        return loss
     among = among | {name: negatives.log_sum_exp(scale, size or None) for name, negatives in (hard or {}).items()}
     if tiles is False:
         return info_nce(a, b, scale, all_a=all_a, all_b=all_b, **among)

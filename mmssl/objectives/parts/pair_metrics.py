@@ -51,15 +51,15 @@ def pair_metrics(
         return over_present((values * present[target]).mean(), present).to(there.dtype)
 
     counts = candidate_counts(target, len(among["all_b"]), present, among["ids"])
+    further_b, further_a = (
+        hard[name].counts() if name in hard else torch.zeros_like(counts) for name in ("further_b", "further_a")
+    )
     # One of c candidates is right. Chance loss: ln(c) for a softmax, c times the entropy of 1 / c for c sigmoids.
-    guess = counts.log()
-    if hard:
-        further_b, further_a = (
-            hard[name].counts() if name in hard else torch.zeros_like(counts) for name in ("further_b", "further_a")
-        )
+    if bias is None:
         guess = ((counts + further_b).log() + (counts + further_a).log()) / 2
-    if bias is not None:
-        guess = guess + torch.xlogy(counts - 1, counts / (counts - 1).clamp(min=1))
+    else:
+        pairs = counts + further_b + further_a
+        guess = pairs.log() + torch.xlogy(pairs - 1, pairs / (pairs - 1).clamp(min=1))
     others = candidate_counts(target, len(among["all_b"]), present, identities)
     group = (present.sum() - others + 1).clamp(min=1)  # one candidate is the sample itself
     metrics = {

@@ -29,7 +29,7 @@ class Pair:
         loss: "info_nce" (softmax over candidates, CLIP), "sigmoid" (binary cross entropy of each pair of samples, SigLIP) or
             "predictive" (each predicts the other, LeVLJEPA).
         bias: initial logit bias; "sigmoid" only.
-        negatives: modality -> kinds of views with its hard negatives; "info_nce" only.
+        negatives: modality -> kinds of views with its hard negatives; not for "predictive".
     """
 
     first: str
@@ -135,7 +135,7 @@ def check_pairs(
 def pair_negatives(
     pairs: Sequence[PairConfig], loss: PairLoss, views: Mapping[str, str], default: Negatives
 ) -> list[Negatives]:
-    """Hard negatives of each pair: its own, or the objective's of its modalities where its loss is InfoNCE.
+    """Hard negatives of each pair: its own, or the objective's of its modalities where its loss is contrastive.
 
     Args:
         pairs: as configured. loss: the objective's.
@@ -143,22 +143,22 @@ def pair_negatives(
         default: the objective's.
 
     Raises:
-        ValueError: they are of other modalities, name a view twice or the positives', or no loss is InfoNCE.
+        ValueError: they are of other modalities, name a view twice or the positives', or no loss is contrastive.
     """
     for pair in pairs:
-        if pair.negatives and (pair.loss or loss) != "info_nce":
+        if pair.negatives and (pair.loss or loss) == "predictive":
             raise ValueError(
-                f"pairs: got {list(pair.modalities)} with negatives and loss: {pair.loss or loss}, wanted loss: info_nce, which "
-                "has further candidates"
+                f"pairs: got {list(pair.modalities)} with negatives and loss: predictive, wanted loss: info_nce or sigmoid, which "
+                "have negatives"
             )
-    contrasted = [pair for pair in pairs if (pair.loss or loss) == "info_nce" and pair.negatives is None]
+    contrasted = [pair for pair in pairs if (pair.loss or loss) != "predictive" and pair.negatives is None]
     usable = {modality for pair in contrasted for modality in pair.modalities}
     for negatives, modalities in [(default, usable), *((pair.negatives or {}, pair.modalities) for pair in pairs)]:
         for modality, kinds in negatives.items():
             if modality not in modalities:
                 raise ValueError(
-                    f"negatives: got some for {modality!r}, wanted modalities of pairs with loss: info_nce and no negatives of "
-                    f"their own: {sorted(modalities)}"
+                    f"negatives: got some for {modality!r}, wanted modalities of pairs with loss: info_nce or sigmoid and no "
+                    f"negatives of their own: {sorted(modalities)}"
                 )
             if not kinds or len({*kinds, views.get(modality)}) <= len(kinds):
                 raise ValueError(

@@ -9,18 +9,25 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
 from mmssl.objectives.clip import ClipConfig
+from mmssl.objectives.parts.presence import content_hash
 from tests.contracts import toys
 
 TWO: dict[str, Any] = {
     "pairs": [["picture", "words"]], "views": {"picture": "crop", "words": "tokens"}, "embedding": 8, "temperature": 0.07,
     "negatives": {"words": ["false"]},
 }  # fmt: skip
+PREDICTIVE = {
+    "loss": "predictive",
+    "temperature": None,
+    "prediction": {"predictor": {"kind": "linear"}, "sigreg_weight": 0.1},
+}
 THREE = {"pairs": [["picture", "words"], ["sound", "words"]], "views": {**TWO["views"], "sound": "window"}}
 
 
@@ -70,6 +77,28 @@ def test_samples_without_a_false_caption_add_no_candidate() -> None:
     assert some.total > plain.total
 
 
+@pytest.mark.parametrize("tiles", [False, 4])
+def test_false_captions_are_further_negative_pairs_of_the_sigmoid_loss(tiles: bool | int) -> None:
+    changes: dict[str, Any] = {"loss": "sigmoid", "temperature": 0.1, "bias": -3.0, "tiles": tiles}
+    out, latents = learner(**changes)(batch(6, (2,)))
+    plain = learner(**changes, negatives={})(batch(6))[0]
+    assert out is not None
+    assert plain is not None
+    logits = 10 * latents["picture"] @ latents["hard/words/false"].T - 3
+    told = [[content_hash(x[None]) for x in batch(6, (2,))["words"][name]] for name in ("tokens0", "false0")]
+    further = sum(F.softplus(logits[i, j]) for i in range(6) for j in range(6) if j != 2 and told[1][j] != told[0][i])
+    torch.testing.assert_close(out.total, plain.total + further / 6)
+    assert out.metrics["picture-words/chance_loss"] > plain.metrics["picture-words/chance_loss"]
+
+
+def test_chance_counts_false_captions_as_questions() -> None:
+    """A guess of 1 / c for each of c pairs, of which one is true, costs c times its entropy."""
+    out = learner(loss="sigmoid", temperature=0.1)(batch(6))[0]
+    assert out is not None
+    expected = -(math.log(1 / 12) + 11 * math.log(11 / 12))
+    assert out.metrics["picture-words/chance_loss"].item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_pair_may_have_none_or_its_own() -> None:
     pairs = [["picture", "words"], {"modalities": ["sound", "words"], "negatives": {}}]
     model = learner(**THREE | {"pairs": pairs})
@@ -92,10 +121,10 @@ def test_a_pair_may_have_none_or_its_own() -> None:
         ({"negatives": {"sound": ["false"]}}, "negatives: got some for 'sound'"),
         ({"negatives": {"words": ["tokens"]}}, "which has the positives"),
         ({"negatives": {"words": ["false", "false"]}}, "each once"),
-        ({"loss": "sigmoid", "temperature": 0.1}, "wanted modalities of pairs with loss: info_nce"),
+        (PREDICTIVE, "wanted modalities of pairs with loss: info_nce or sigmoid"),
         (
-            {"loss": "sigmoid", "negatives": {}, "pairs": [{"modalities": ["picture", "words"], "negatives": {"words": ["x"]}}]},
-            "wanted loss: info_nce",
+            PREDICTIVE | {"negatives": {}, "pairs": [{"modalities": ["picture", "words"], "negatives": {"words": ["x"]}}]},
+            "wanted loss: info_nce or sigmoid",
         ),
     ],
 )  # fmt: skip
