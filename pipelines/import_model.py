@@ -19,7 +19,8 @@ def import_model(
     tokenizer: TOKENIZER = None,
 ) -> None:
     """Make a run folder of a model of open_clip (CLIP, SigLIP, ...), transformers (CLIP, SigLIP, SigLIP 2, AltCLIP, ChineseCLIP,
-    CLAP) or LAION-CLAP, with a complete recipe: it evaluates, embeds, fine-tunes and exports as a run of mmssl does.
+    CLAP), LAION-CLAP or ImageBind (pictures and texts), with a complete recipe: it evaluates, embeds, fine-tunes and exports as a
+    run of mmssl does.
 
     Hub names and tags are looked up in the local cache; nothing is downloaded, and no code of a checkpoint is run.
 

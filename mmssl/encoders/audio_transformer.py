@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmssl.core.config import Entries
 from mmssl.core.encoder import Encoder, Features
+from mmssl.encoders.adapters.imagebind_names import refuse_imagebind
 from mmssl.encoders.positions import Grid, fit_columns, resize_positions
 from mmssl.encoders.spectrogram import FrontEndConfig, SoundEncoderConfig
 from mmssl.encoders.transformer import TransformerConfig
@@ -69,6 +70,7 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
         load_and_freeze(
             encoder,
             self,
+            translate=refuse_imagebind,
             adapt=lambda state: fit_columns(state, "positional_embedding", encoder.grid, encoder.prefix),
         )
         return encoder

@@ -13,7 +13,8 @@ from mmssl.core.compat import is_compiled
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
-from mmssl.encoders.adapters.transformers_names import clip_to_open_clip
+from mmssl.encoders.adapters.transformers_names import two_towers_to_open_clip
+from mmssl.encoders.norms import USUAL_EPS, set_epsilon
 from mmssl.encoders.packing import Packing
 from mmssl.encoders.positions import fit_length
 from mmssl.encoders.token_masking import TokenMasking, mask_tokens
@@ -48,6 +49,7 @@ class TextTransformerConfig(TransformerConfig):
         pool: "eot" takes the end-of-text token, "mean" the mean of all tokens including it.
         causal: causal attention, as in CLIP; false: each token attends to all tokens of its text.
         layer_scale: initial factor of each residual branch (LayerScale); None: no such factor.
+        norm_eps: what layer norms add to the variance; ImageBind: 1e-6.
         keep_tokens: largest number of tokens of a text in training, first and end included; longer texts lose words. Cheaper, but
             it changes the objective: train the last steps with all tokens. None: all tokens.
         masking: which words `keep_tokens` keeps; see `mask_tokens`.
@@ -61,6 +63,7 @@ class TextTransformerConfig(TransformerConfig):
     pool: Literal["eot", "mean"] = "eot"
     causal: bool = True
     layer_scale: float | None = None
+    norm_eps: float = Field(default=USUAL_EPS, gt=0)
     keep_tokens: int | None = Field(default=None, ge=3)
     masking: TokenMasking = "block"
 
@@ -78,13 +81,13 @@ class TextTransformerConfig(TransformerConfig):
         return self
 
     def build(self) -> TextTransformer:
-        """Build it, load `weights` (own, or open_clip's or transformers' CLIP; positions fitted to this length), freeze."""
+        """Build it, load `weights` (own, open_clip's or transformers' CLIP, ImageBind; positions fitted to this length), freeze."""
         encoder = TextTransformer(self)
         load_and_freeze(
             encoder,
             self,
             alias=to_open_clip,
-            translate=clip_to_open_clip,
+            translate=two_towers_to_open_clip,
             ignore=_BESIDE,
             adapt=self._fit_positions,
         )
@@ -132,6 +135,7 @@ class TextTransformer(Encoder):
         nn.init.normal_(self.positional_embedding, std=0.01)
         self.blocks = config.transformer(causal=config.causal, layer_scale=config.layer_scale)
         self.norm_final = nn.LayerNorm(self.width)
+        set_epsilon(self, config.norm_eps)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Ids [B, T] as they are.

@@ -14,7 +14,8 @@ from mmssl.core.input_spec import InputSpec
 from mmssl.core.positions import sincos_positions
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
 from mmssl.encoders.adapters.timm import fit_channels
-from mmssl.encoders.adapters.transformers_names import clip_to_open_clip
+from mmssl.encoders.adapters.transformers_names import two_towers_to_open_clip
+from mmssl.encoders.norms import USUAL_EPS, set_epsilon
 from mmssl.encoders.patches import embed_patches
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Pixels, Statistics
 from mmssl.encoders.positions import fit_positions, resize_positions
@@ -36,6 +37,7 @@ class VisionTransformerConfig(TransformerConfig):
         patches: "learned" patch embedding, or "random": it keeps its initial weights, which keeps MoCo v3 stable
             (arXiv:2104.02057, section 4).
         layer_scale: initial factor of each residual branch (LayerScale); None: no such factor.
+        norm_eps: what layer norms add to the variance; ImageBind: 1e-6.
         patch_dropout: share of patches that the encoder drops at random in training (FLIP, arXiv:2212.00794).
         mean, std: statistics of each channel, for pixels in [0, 1], or in the units of arrays; the encoder has as many channels.
     """
@@ -49,6 +51,7 @@ class VisionTransformerConfig(TransformerConfig):
     positions: Literal["learned", "sincos"] = "learned"
     patches: Literal["learned", "random"] = "learned"
     layer_scale: float | None = None
+    norm_eps: float = Field(default=USUAL_EPS, gt=0)
     patch_dropout: float = Field(default=0.0, ge=0, lt=1)
     mean: Statistics = OPENAI_MEAN
     std: Statistics = OPENAI_STD
@@ -66,7 +69,7 @@ class VisionTransformerConfig(TransformerConfig):
         return InputSpec(channels=len(self.mean))
 
     def build(self) -> VisionTransformer:
-        """Build it, load `weights` (own, or open_clip's or transformers' CLIP; positions and channels fitted), freeze."""
+        """Build it, load `weights` (own, open_clip's or transformers' CLIP, ImageBind; positions and channels fitted), freeze."""
         encoder = VisionTransformer(self)
 
         def adapt(state: State) -> None:
@@ -77,7 +80,7 @@ class VisionTransformerConfig(TransformerConfig):
             encoder,
             self,
             alias=to_open_clip,
-            translate=clip_to_open_clip,
+            translate=two_towers_to_open_clip,
             ignore=("proj",),  # open_clip's projection into the shared space is part of its tower
             adapt=adapt,
         )
@@ -116,6 +119,7 @@ class VisionTransformer(Encoder):
         self.norm_pre = nn.LayerNorm(self.width) if config.pre_norm else nn.Identity()
         self.blocks = config.transformer(layer_scale=config.layer_scale)
         self.norm_post = nn.LayerNorm(self.width)
+        set_epsilon(self, config.norm_eps)
 
     def prepare(self, x: Tensor) -> Tensor:
         """uint8, or float in [0, 1], [B, C, H, W] -> normalised float."""

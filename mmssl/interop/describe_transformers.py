@@ -11,6 +11,7 @@ from mmssl.core.errors import CheckpointError
 from mmssl.encoders.adapters.hubs import HUB, local_copy
 from mmssl.encoders.adapters.transformers_audio import HfClapAudioConfig
 from mmssl.encoders.clap_front_end import ClapFrontEndConfig
+from mmssl.encoders.norms import USUAL_EPS
 from mmssl.encoders.weight_files import State
 from mmssl.interop.described import (
     BICUBIC,
@@ -179,7 +180,7 @@ def _own_towers(full: Any, statistics: Values) -> dict[str, Values] | None:
     vision, text = full.vision_config, full.text_config
     # transformers takes the largest id where the config has 2, as its first version did.
     ends_texts = text.eos_token_id in (2, text.vocab_size - 1)
-    plain = all(tower.hidden_act in ("gelu", "quick_gelu") and tower.layer_norm_eps == 1e-5 for tower in (vision, text))
+    plain = all(tower.hidden_act in ("gelu", "quick_gelu") for tower in (vision, text))
     if not (ends_texts and plain and isinstance(vision.image_size, int) and vision.num_channels == 3):
         return None
 
@@ -190,6 +191,7 @@ def _own_towers(full: Any, statistics: Values) -> dict[str, Values] | None:
             "heads": tower.num_attention_heads,
             "mlp_ratio": tower.intermediate_size / tower.hidden_size,
             "activation": tower.hidden_act,
+            **({} if tower.layer_norm_eps == USUAL_EPS else {"norm_eps": tower.layer_norm_eps}),
         }
 
     image = {"kind": "vit", "size": vision.image_size, "patch_size": vision.patch_size, **common(vision), **statistics}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmssl.core.encoder import EmbeddingModel, Encoder
 from mmssl.core.errors import CheckpointError
 from mmssl.encoders.adapters import open_clip_names
+from mmssl.encoders.norms import USUAL_EPS
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels
 from mmssl.encoders.resnet import ResNetConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
@@ -30,9 +31,9 @@ _TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final."
 _NO_TENSORS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's files store as tensors
 
 # Settings of open_clip's model files that our towers have too. Tokenizer settings belong to the data, not to the tower.
-_PATCHES = {"patch_size", "patch_dropout", "no_ln_pre", "pool_type", "mlp_ratio", "ls_init_value"}
+_PATCHES = {"patch_size", "patch_dropout", "no_ln_pre", "pool_type", "mlp_ratio", "ls_init_value", "norm_kwargs"}
 _VISION = {"image_size", "layers", "width", "head_width", *_PATCHES}
-_TOWER = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value"}
+_TOWER = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value", "norm_kwargs"}
 _TOKENIZER = {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}
 
 
@@ -162,6 +163,7 @@ def encoder_configs(
             mlp_ratio=float(vision.get("mlp_ratio", 4.0)),
             layer_scale=vision.get("ls_init_value"),
             patch_dropout=float(vision.get("patch_dropout", 0.0)),
+            norm_eps=_epsilon("vision_cfg", vision),
             pre_norm=not vision.get("no_ln_pre", False),
             pool=pools[vision.get("pool_type", "tok")],
             activation=activation,
@@ -176,6 +178,7 @@ def encoder_configs(
         heads=text.get("heads", 8),
         mlp_ratio=float(text.get("mlp_ratio", 4.0)),
         layer_scale=text.get("ls_init_value"),
+        norm_eps=_epsilon("text_cfg", text),
         activation=activation,
     )
 
@@ -198,6 +201,7 @@ def open_clip_config(image: ImageEncoderConfig, text: TextTransformerConfig, emb
         "layers": text.depth,
         "mlp_ratio": text.mlp_ratio,
         "ls_init_value": text.layer_scale,
+        **_norm_settings(text.norm_eps),
     }
     quick = text.activation == "quick_gelu"
     return {"embed_dim": embedding, "quick_gelu": quick, "vision_cfg": vision_settings(image), "text_cfg": tower}
@@ -233,6 +237,7 @@ def vision_settings(image: ImageEncoderConfig) -> dict[str, Any]:
             "patch_dropout": image.patch_dropout,
             "no_ln_pre": not image.pre_norm,
             "pool_type": {"cls": "tok", "mean": "avg"}[image.pool],
+            **_norm_settings(image.norm_eps),
         }
     return vision
 
@@ -275,3 +280,21 @@ def _refuse(section: str, settings: Mapping[str, Any], known: set[str]) -> None:
     other = sorted(set(settings) - known)
     if other:
         raise ValueError(f"{section} has {other}, which our towers do not have; use encoders of kind open_clip")
+
+
+def _epsilon(section: str, settings: Mapping[str, Any]) -> float:
+    """What layer norms add to the variance.
+
+    Raises:
+        ValueError: norms with other settings.
+    """
+    given = settings.get("norm_kwargs") or {}
+    if set(given) - {"eps"}:
+        raise ValueError(
+            f"{section}.norm_kwargs: got {sorted(given)}, and our towers have eps; use encoders of kind open_clip"
+        )
+    return float(given.get("eps", USUAL_EPS))
+
+
+def _norm_settings(eps: float) -> dict[str, Any]:
+    return {} if eps == USUAL_EPS else {"norm_kwargs": {"eps": eps}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmssl.encoders.adapters.transformers_names import clip_to_open_clip
+from mmssl.encoders.adapters.transformers_names import two_towers_to_open_clip
 from mmssl.encoders.weight_files import State
 from mmssl.encoders.weights import Translated
 
@@ -23,7 +23,7 @@ def shared_space(state: State) -> Translated:
         "image", "text" -> weight [E, D] of the linear projection; "logit_scale" (logarithm) and "logit_bias" -> []; each with the
         names in the file that it is made of. Without those that the model does not have. Of a model and its average the average.
     """
-    named: Translated = clip_to_open_clip(state) or {name: (tensor, (name,)) for name, tensor in state.items()}
+    named: Translated = two_towers_to_open_clip(state) or {name: (tensor, (name,)) for name, tensor in state.items()}
     found: Translated = {}
     for name in sorted(named, key=_averaged_first):
         tensor, names = named[name]

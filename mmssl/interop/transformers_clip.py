@@ -85,12 +85,12 @@ def _config(towers: Towers, parts: ClipParts) -> dict[str, Any]:
         "projection_dim": size,
         "logit_scale_init_value": float(parts.state["logit_scale"]),
         "vision_config": {
-            **_tower(image.width, image.depth, image.heads, image.mlp_ratio, image.activation, size),
+            **_tower(image.width, image.depth, image.heads, image.mlp_ratio, image.activation, size, image.norm_eps),
             "image_size": image.size,
             "patch_size": image.patch_size,
         },
         "text_config": {
-            **_tower(text.width, text.depth, text.heads, text.mlp_ratio, text.activation, size),
+            **_tower(text.width, text.depth, text.heads, text.mlp_ratio, text.activation, size, text.norm_eps),
             "max_position_embeddings": text.context_length,
             "vocab_size": text.vocab_size,
             "bos_token_id": CLIP_WORDS - 2,
@@ -100,14 +100,16 @@ def _config(towers: Towers, parts: ClipParts) -> dict[str, Any]:
     }
 
 
-def _tower(width: int, depth: int, heads: int, ratio: float, activation: str, projection: int) -> dict[str, Any]:
+def _tower(
+    width: int, depth: int, heads: int, ratio: float, activation: str, projection: int, eps: float
+) -> dict[str, Any]:
     return {
         "hidden_size": width,
         "num_hidden_layers": depth,
         "num_attention_heads": heads,
         "intermediate_size": int(width * ratio),
         "hidden_act": activation,
-        "layer_norm_eps": 1e-5,
+        "layer_norm_eps": eps,
         "projection_dim": projection,
     }
 

@@ -16,8 +16,10 @@ from mmssl.core.errors import CheckpointError, DataError, RecipeError
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
 from mmssl.encoders.adapters.hubs import local_copy, tag_settings
+from mmssl.encoders.adapters.imagebind_names import is_imagebind
 from mmssl.encoders.weight_files import read_state
 from mmssl.encoders.weights import ADVICE as WEIGHTS_ADVICE
+from mmssl.interop.describe_imagebind import describe_imagebind
 from mmssl.interop.describe_open_clip import CONFIG, describe_open_clip, named_model, usual_preprocessing
 from mmssl.interop.describe_transformers import describe_laion_clap, describe_transformers
 from mmssl.interop.described import Described, read_json
@@ -97,6 +99,8 @@ def describe(source: Path, arch: str | None = None, tokenizer: Path | None = Non
     state = read_state(path)
     if any(name.startswith("audio_branch.") for name in state):
         return describe_laion_clap(path, state, tokenizer)
+    if is_imagebind(state):
+        return describe_imagebind(path, state)
     if arch is None:
         raise CheckpointError(
             f"{str(source)!r} does not say which model it is, wanted open_clip's name of it: mmssl import FILE --arch ViT-B-32 "

@@ -6,6 +6,7 @@ import re
 
 import torch
 
+from mmssl.encoders.adapters.imagebind_names import imagebind_to_open_clip
 from mmssl.encoders.weight_files import State
 from mmssl.encoders.weights import Translated
 
@@ -69,6 +70,11 @@ def clip_to_open_clip(state: State) -> Translated:
         return {}
     beside = ("logit_scale", "logit_bias")
     return made | {name: (tensor, (name,)) for name, tensor in state.items() if name in beside}
+
+
+def two_towers_to_open_clip(state: State) -> Translated:
+    """Tensors of a two-tower model with CLIP's towers (transformers' CLIP, ImageBind) by open_clip's names; else empty."""
+    return imagebind_to_open_clip(state) or clip_to_open_clip(state)
 
 
 def laion_to_transformers(state: State) -> Translated:
