@@ -1,27 +1,45 @@
-"""`mmssl embed`: write the embeddings of shards, for search and analysis."""
+"""`mmssl embed`: write the embeddings of shards, folders or tables, for search and analysis."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.options import ARCH
 from pipelines.outputs import local_path
+from pipelines.pack import COLUMN, FORMAT, FORMATS, ROOT, WHERE, columns_of
+from pipelines.progress import progress_bar
+
+if TYPE_CHECKING:
+    from mmssl.curation.loose_source import LooseSource
+    from mmssl.recipe.model import Model
 
 CHECKPOINT = Annotated[
     Path,
     typer.Argument(callback=local_path, help="A run or checkpoint folder; or a model, as `mmssl import` takes them."),
 ]
+DAY = 24 * 60.0
+"""Minutes that a process waits for the others: shares of a day's work end at different times."""
 
 
 def embed(
     checkpoint: CHECKPOINT,
-    shards: Annotated[list[str], typer.Option(help="Folder, path or brace pattern; may be given several times.")],
     out: Annotated[
         Path, typer.Option(metavar="DIR", callback=local_path, help="Folder for the arrays; made if needed.")
     ],
+    shards: Annotated[
+        list[str] | None, typer.Option(help="Folder, path or brace pattern of shards; may be given several times.")
+    ] = None,
+    files: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", callback=local_path, help=f"In place of shards: a folder or table; {FORMATS}."),
+    ] = None,
+    format_name: FORMAT = None,
+    column: COLUMN = None,
+    where: WHERE = None,
+    root: ROOT = None,
     modality: Annotated[
         list[str] | None, typer.Option(help="May be given several times. Default: all in the shared space.")
     ] = None,
@@ -35,48 +53,52 @@ def embed(
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     arch: ARCH = None,
 ) -> None:
-    """Embed shards: `DIR/<modality>.npy` [rows, E] of unit norm, `DIR/<modality>.samples.npy` [rows] with the number of the
-    sample of each row, `DIR/keys.txt` with a key a line, and `DIR/manifest.json`.
+    """Embed shards, a folder or a table: `DIR/<modality>.npy` [rows, E] of unit norm, `DIR/<modality>.samples.npy` [rows] with the
+    number of the sample of each row, `DIR/keys.txt` with a key a line, `DIR/samples.parquet` (extra `parquet`) with key, place and
+    rows of each sample, and `DIR/manifest.json`.
 
     A sample with several captions gives several rows; a sample that lacks a modality, or cannot be decoded, gives none and is
     counted in the manifest. A modality that no sample has gets no file, and is an error if --modality names it. Files appear only
-    when all are finished.
+    when all are finished. The same command again, after a kill or an error, goes on where it stopped.
 
     Examples:
 
     `mmssl embed runs/vit_b_32 --shards 'test/{000000..000007}.tar' --out embeddings`
 
-    `accelerate launch --num_processes 8 -m pipelines.embed runs/vit_b_32 --shards test --out embeddings`
+    `mmssl embed runs/vit_b_32 --files photos --out embeddings`
+
+    `mmssl embed runs/vit_b_32 --files pairs.csv --column image=photo --column caption=title --out embeddings`
+
+    `torchrun --nproc-per-node 8 -m pipelines.embed runs/vit_b_32 --shards test --out embeddings`
     """
+    from mmssl.core.distributed import world_size
     from mmssl.evaluation.embed import write_embeddings
     from mmssl.recipe.load import load
-    from mmssl.training.checkpoints.manifest import weights_digest
     from mmssl.training.runtime.console import say
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of
 
-    launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
+    loose = _loose(shards, files, format_name, column, where, root)
+    launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")), timeout=DAY)
     try:
         model = load(checkpoint, which=one_of("--which", which, ("best", "last")), device=launch.device, arch=arch)
         allowed = tuple(model.recipe.encoders if features else model.embedding.heads)
-        written = write_embeddings(
-            model.embedding,
-            model.modalities,
-            shards,
-            out,
-            wanted=[one_of("--modality", name, allowed) for name in modality or allowed],
-            required=bool(modality),
-            features=features,
-            half=half,
-            batch_size=batch_size,
-            workers=workers,
-            remote=model.recipe.data.cache.build(model.recipe.data.allow_pipe),
-            source={
-                "checkpoint": str(model.checkpoint.resolve()) if model.checkpoint else str(model.recipe.weights),
-                **({"weights": weights_digest(model.checkpoint)} if model.checkpoint else {}),
-                "recipe": model.recipe.name,
-            },
-        )
+        with progress_bar("embedding" + (f", 1 of {world_size()} processes" if world_size() > 1 else "")) as progress:
+            written = write_embeddings(
+                model.embedding,
+                model.modalities,
+                loose.index() if loose is not None else shards or [],
+                out,
+                wanted=[one_of("--modality", name, allowed) for name in modality or allowed],
+                required=bool(modality),
+                features=features,
+                half=half,
+                batch_size=batch_size,
+                workers=workers,
+                remote=model.recipe.data.cache.build(model.recipe.data.allow_pipe),
+                source={**_facts(model), **({"files": loose.as_json()} if loose is not None else {})},
+                progress=progress if launch.is_main else None,
+            )
         for name, rows in written.items():
             say(
                 f"{name}: {rows} rows in {out / f'{name}.npy'}"
@@ -85,6 +107,46 @@ def embed(
             )
     finally:
         launch.close()
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    """What the manifest says of the model; "model" changes with weights and preprocessing."""
+    from mmssl.training.checkpoints.manifest import weights_digest
+
+    return {
+        "checkpoint": str(model.checkpoint.resolve()) if model.checkpoint else str(model.recipe.weights),
+        **({"weights": weights_digest(model.checkpoint)} if model.checkpoint else {}),
+        "model": model.digest(),
+        "recipe": model.recipe.name,
+    }
+
+
+def _loose(
+    shards: list[str] | None,
+    files: Path | None,
+    format_name: str | None,
+    column: list[str] | None,
+    where: str | None,
+    root: Path | None,
+) -> LooseSource | None:
+    """The folder or table to embed; None: shards."""
+    import json
+
+    from mmssl.core.errors import RecipeError
+    from mmssl.curation.loose_source import LooseSource
+    from mmssl.curation.pack_config import PackConfig
+    from mmssl.recipe.validate import validate_text
+
+    given = {"--format": format_name, "--column": column, "--where": where, "--root": root}
+    if (files is None) == (not shards):
+        raise RecipeError(f"got {'both' if files else 'neither'} of --shards and --files, wanted one of them")
+    if files is None:
+        wrong = [name for name, value in given.items() if value]
+        if wrong:
+            raise RecipeError(f"{', '.join(wrong)}: no effect on shards; leave it out, or name a table by --files")
+        return None
+    values = {"format": format_name, "columns": columns_of(column or []), "where": where}
+    return LooseSource(files, validate_text(PackConfig, json.dumps(values), "command line"), root)
 
 
 if __name__ == "__main__":

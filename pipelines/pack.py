@@ -142,7 +142,7 @@ def pack(
         "templates": (template or None) if captions else [],
         "max_side": max_side,
         "shuffle": seed if shuffle else None,
-        "columns": _columns(column or []),
+        "columns": columns_of(column or []),
         "class_names": _class_names(classnames),
         "delimiter": {"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter),
         "where": where,
@@ -159,7 +159,7 @@ def pack(
     typer.echo(summary(manifest), err=True)
 
 
-def _columns(items: list[str]) -> dict[str, Any]:
+def columns_of(items: list[str]) -> dict[str, Any]:
     """`Columns` from the command line; files and captions may be given several times."""
     from mmssl.core.errors import RecipeError, did_you_mean
     from mmssl.data.modalities.usual import file_formats

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.embedded import model_of, samples_of
 from pipelines.outputs import file_to_write
 
 if TYPE_CHECKING:
@@ -47,15 +48,13 @@ def search(
     """
     from mmssl.core.errors import DataError
     from mmssl.evaluation.search import EmbeddedFolder
-    from mmssl.recipe.load import load
     from mmssl.training.runtime.console import say
     from pipelines.command import one_of
 
     index = EmbeddedFolder.open(folder)
     names: list[str] = index.manifest["modalities"]
     wanted = [one_of("--modality", name, tuple(names)) for name in modality or names]
-    trained = load(model or _checkpoint(index.manifest, folder))
-    _refuse_another(trained, index.manifest, folder)
+    trained = model_of(index, model)
     of = one_of("--as", as_, tuple(trained.embedding.heads)) if as_ is not None else modality_of(query, trained)
     value: Any = query if trained.modalities[of].language and not Path(query).is_file() else Path(query)
     inputs: dict[str, Any] = {of: [value]}
@@ -100,34 +99,10 @@ def modality_of(query: str, model: Model) -> str:
     return languages[0]
 
 
-def _checkpoint(manifest: Any, folder: Path) -> Path:
-    from mmssl.core.errors import DataError
-
-    path = Path(str(manifest.get("checkpoint", "")))
-    if not path.is_dir():
-        raise DataError(f"{folder}: the model that embedded it, {path}, is not there: name it by --model")
-    return path
-
-
-def _refuse_another(model: Model, manifest: Any, folder: Path) -> None:
-    """Refuse a model with other weights than those that embedded the folder."""
-    from mmssl.core.errors import CheckpointError
-    from mmssl.training.checkpoints.manifest import weights_digest
-
-    assert model.checkpoint is not None
-    embedded = manifest.get("weights")
-    if embedded is not None and weights_digest(model.checkpoint) != embedded:
-        raise CheckpointError(
-            f"{folder} holds embeddings of another model than {model.checkpoint}: name the one that embedded it by --model, or "
-            "embed again"
-        )
-
-
 def _page(path: Path, model: Model, index: EmbeddedFolder, of: str, query: str, value: Any, found: Any) -> None:
-    from mmssl.data.shards.index import ShardIndex
     from mmssl.reporting.search_page import show_sample, shown, write_page
 
-    shards = ShardIndex.open(index.manifest["shards"])
+    samples = samples_of(index, model)
     data = value.read_bytes() if isinstance(value, Path) else b""
     extension = value.suffix[1:].lower() if isinstance(value, Path) else ""
     asked = shown(model.modalities[of], of, model.modalities[of].from_input(value), data, extension)
@@ -135,7 +110,7 @@ def _page(path: Path, model: Model, index: EmbeddedFolder, of: str, query: str, 
     for name, hits in found.items():
         first = index.first_rows(name, [hit.sample for hit in hits])
         answers[name] = [
-            (show_sample(shards, model.modalities[name], hit.sample, hit.row - start), hit.score)
+            (show_sample(samples, model.modalities[name], hit.sample, hit.row - start), hit.score)
             for hit, start in zip(hits, first, strict=True)
         ]
     write_page(path, f"{query}: nearest samples", asked, answers)

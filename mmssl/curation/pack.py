@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mmssl.curation.importers.registry import open_source
 from mmssl.curation.pack_columns import Columns
 from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow, default_template, verify_media
-from mmssl.curation.pack_items import Item, RowSource, encode
+from mmssl.curation.pack_items import TEXT, Item, RowSource, encoded_fields, words
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
 from mmssl.data.shards.sidecar import write_sidecar
 from mmssl.data.shards.writer import (
@@ -40,7 +40,6 @@ from mmssl.data.shards.writer import (
 __all__ = ["Columns", "PackConfig", "open_source", "pack"]
 
 VERSION = 6  # raise it when equal settings give other bytes
-TEXT = "txt"
 
 
 def pack(
@@ -155,27 +154,19 @@ class _Job:
         except BadRow as error:
             return error
         key = item.key or f"{position:0{len(str(len(self.source)))}d}"
-        sample: dict[str, Any] = {"__key__": key, **fields}
-        captions = [" ".join(caption.split()) for caption in item.captions]
+        captions: Sequence[str] = item.captions
         if self.templates != () and item.label is not None:
             templates = self.templates or (default_template(next(iter(fields))),)
             template = templates[fold("template", row) % len(templates)]
             captions = [template.replace("{}", self.source.class_names[item.label])]
-        if captions:
-            sample[TEXT] = "\n".join(captions).encode()
-        if item.label is not None:
-            sample["cls"] = str(item.label).encode()
-        return sample
+        return {"__key__": key, **fields, **words(captions, item.label)}
 
     def _read(self, row: int) -> tuple[Item, dict[str, bytes]]:
         """A row, and its files as they are written."""
         item = self.source.item(row)
-        fields = dict[str, bytes]()
-        for extension, value in item.fields.items():
-            extension, data = encode(item.where, extension, value, self.config.max_side, self.config.quality)
-            fields[extension] = data
-            if self.config.verify:
-                verify_media(item.where, extension, data)
+        fields = encoded_fields(item, self.config.max_side, self.config.quality)
+        for extension, data in fields.items() if self.config.verify else ():
+            verify_media(item.where, extension, data)
         return item, fields
 
     def _refuse_taken_key(self, row: int, item: Item) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from mmssl.data.media.png import has_deep_colours
 from mmssl.data.modalities.pictures import FORMATS, SIGNATURES, PictureDecoder
 from mmssl.data.modality import DecodeError
 
+TEXT = "txt"
+"""Extension of captions."""
 MAX_PIXELS = 100_000_000  # largest picture that is re-encoded
 _DECODER = PictureDecoder(MAX_PIXELS, formats=(*FORMATS, "BMP", "TIFF", "PPM"))
 
@@ -71,12 +73,32 @@ class RowSource(ABC):
         """Rows."""
 
     @abstractmethod
+    def where(self, row: int) -> str:
+        """File or line of a row, for messages; reads no file."""
+
+    @abstractmethod
     def item(self, row: int) -> Item:
         """Read a row.
 
         Raises:
             BadRow: it cannot be used.
         """
+
+
+def encoded_fields(item: Item, max_side: int | None, quality: int) -> dict[str, bytes]:
+    """The files of an item, each as `encode` writes it.
+
+    Raises:
+        BadRow: see `encode`.
+    """
+    return dict(encode(item.where, extension, value, max_side, quality) for extension, value in item.fields.items())
+
+
+def words(captions: Sequence[str], label: int | None) -> dict[str, bytes]:
+    """The members of captions (each a line) and class number; none of what is not there."""
+    lines = [" ".join(caption.split()) for caption in captions]
+    text = {TEXT: "\n".join(lines).encode()} if lines else {}
+    return text if label is None else {**text, "cls": str(label).encode()}
 
 
 def encode(

@@ -52,9 +52,11 @@ class TableSource(RowSource):
     def __len__(self) -> int:
         return len(self.groups)
 
+    def where(self, row: int) -> str:
+        return self.table.where(self.groups[row][0])
+
     def item(self, row: int) -> Item:
-        group = self.groups[row]
-        where = self.table.where(group[0])
+        group, where = self.groups[row], self.where(row)
         rows = [self.table.row(number) for number in group]
         for number in group:
             if number in self._unanswered:

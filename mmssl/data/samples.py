@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ from mmssl.core.sample import Fault, Origin, Sample
 from mmssl.core.seeding import generator
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.shards.index import RawSample
+from mmssl.data.shards.manifests import Formats
 from mmssl.data.timeline import Extent, Window
 
 if TYPE_CHECKING:
@@ -53,6 +54,35 @@ class Samples(Protocol):
 
     def read(self, number: int, extensions: Collection[str], /) -> RawSample:
         """Bytes of a sample's members with these extensions; see `ShardIndex.read`."""
+        ...
+
+
+class SampleIndex(Samples, Protocol):
+    """All that one pass over the samples of a data set needs, whether they lie in shards or not.
+
+    Attributes:
+        source: name of the data set.
+        digest: indexes with equal digests number the same samples alike.
+    """
+
+    source: str
+    digest: str
+
+    @property
+    def formats(self) -> Sequence[Formats]:
+        """Formats of the members of each shard; of one in all where there are no shards."""
+        ...
+
+    def identity(self, number: int, /) -> tuple[str, str, int]:
+        """Key of the random draws of a sample."""
+        ...
+
+    def folder_starts(self) -> Mapping[int, range]:
+        """Number within `formats` -> the samples of one folder with those formats."""
+        ...
+
+    def close(self) -> None:
+        """Close open files; the next read opens them again."""
         ...
 
 

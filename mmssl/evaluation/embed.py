@@ -1,77 +1,56 @@
-"""Write embeddings of shards to numpy files, in constant memory; no partial files remain after an error."""
+"""Write embeddings of data sets to numpy files, in constant memory; a call that was killed goes on where it stopped."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, MmsslError
 from mmssl.data.modality import Modality
+from mmssl.data.samples import SampleIndex
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.remote import Remote
 from mmssl.data.stream.batches import EvalStream
 from mmssl.evaluation.collect import unpack_items
 from mmssl.evaluation.common import inference, require_usable
+from mmssl.evaluation.embed_legend import SAMPLES_FILE, write_legend
+from mmssl.evaluation.embed_pieces import (
+    Piece,
+    PieceWriter,
+    finished_pieces,
+    join_pieces,
+    missing_batches,
+    sample_spans,
+    share_of,
+    writing,
+)
 
+log = logging.getLogger(__name__)
 
-class _Rows:
-    """Embeddings of one modality from this process, in raw files until all processes have finished."""
-
-    def __init__(self, folder: Path, name: str, dtype: type[np.floating[Any]]) -> None:
-        self.folder, self.name, self.dtype = folder, name, dtype
-        self.rows, self.width, self.samples = 0, 0, 0
-        self._values: BinaryIO = open(self._part("values", distributed.rank()), "wb")  # noqa: SIM115 - closed in `close`
-        self._owners: BinaryIO = open(self._part("owners", distributed.rank()), "wb")  # noqa: SIM115
-
-    def add(self, rows: torch.Tensor, owners: torch.Tensor) -> None:
-        values = rows.cpu().numpy().astype(self.dtype)
-        self._values.write(values.tobytes())
-        self._owners.write(owners.cpu().numpy().astype(np.int64).tobytes())
-        self.rows += len(values)
-        self.width = values.shape[1]
-
-    def close(self) -> tuple[int, int]:
-        """Join the parts of all processes, if there is a row; returns the numbers of rows and of samples over all processes."""
-        self._values.close()
-        self._owners.close()
-        shares = distributed.gather_objects((self.rows, self.samples, self.width))
-        rows, samples = sum(int(share[0]) for share in shares), sum(int(share[1]) for share in shares)
-        if distributed.is_main() and rows:
-            width = max(int(share[2]) for share in shares)
-            self._join(self.folder / f"{self.name}.npy", "values", (rows, width), self.dtype)
-            self._join(self.folder / f"{self.name}.samples.npy", "owners", (rows,), np.int64)
-        distributed.barrier()
-        return rows, samples
-
-    def _part(self, what: str, rank: int) -> Path:
-        return self.folder / f".{self.name}.{what}.{rank}"
-
-    def _join(self, path: Path, what: str, shape: tuple[int, ...], dtype: Any) -> None:
-        with open(path, "wb") as file:
-            header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-            npy.write_array_header_1_0(file, header)
-            for rank in range(distributed.world_size()):
-                with open(self._part(what, rank), "rb") as part:
-                    shutil.copyfileobj(part, file)
-                self._part(what, rank).unlink()
+VERSION = 1  # raise it when equal settings give other rows
+PIECE_SECONDS = 60.0
+"""A piece is closed after this time: about what a killed process loses."""
 
 
 def write_embeddings(
     model: EmbeddingModel,
     modalities: Mapping[str, Modality],
-    shards: Sequence[str],
+    samples: Sequence[str] | SampleIndex,
     out: Path,
     *,
     wanted: Sequence[str],
@@ -80,134 +59,232 @@ def write_embeddings(
     half: bool = False,
     batch_size: int = 256,
     workers: int = 0,
-    source: Mapping[str, str] | None = None,
+    source: Mapping[str, Any] | None = None,
     remote: Remote | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
-    """Embed every sample of the shards into numpy files; all processes must call this, with the same folder.
+    """Embed every sample of a data set into numpy files; all processes must call this, with the same folder.
 
-    The files appear when all are complete, the manifest last, and replace files of an earlier call. After an error the folder is
-    unchanged.
+    Batch k has the samples kB ... (k+1)B-1, on any number of processes, so that rows do not depend on it. Finished pieces lie in
+    `out/.unfinished`: after a kill, a signal or an error, the same call goes on behind them, on any number of processes. The files
+    appear when all are complete, the manifest last, and replace files of an earlier call; until then they stay as they are.
 
     Args:
         model: encoders and heads.
         modalities: decoders and views.
-        shards: paths, braces or globs of the shards to embed.
-        out: folder for `<modality>.npy`, `<modality>.samples.npy`, `keys.txt` and `manifest.json`.
+        samples: paths, braces or globs of shards; or an index of samples.
+        out: folder for `<modality>.npy`, `<modality>.samples.npy`, `keys.txt`, `samples.parquet` and `manifest.json`.
         wanted: modalities to embed. A sample that lacks one gives no row; the manifest counts them ("without").
         required: whether a modality that no sample has is an error; otherwise it has no files and 0 rows.
         features: pooled encoder features instead of unit-norm embeddings.
         half: float16 instead of float32.
         batch_size, workers: as in `EvalStream`.
-        source: facts to copy into the manifest. remote: client for URLs; default: one with the usual cache.
+        source: facts to copy into the manifest. Only with "model", which must change with weights and preprocessing, pieces of
+            an earlier call are used.
+        remote: client for URLs; default: one with the usual cache.
+        progress: called with (samples done, all of them), of the share of this process.
 
     Returns:
         modality -> number of rows.
 
     Raises:
         ValueError: the model lacks a modality.
-        DataError: no sample has a required modality, or none has any.
+        DataError: no sample has a required modality, or none has any; or the files cannot be written.
         NumericError: a row is not finite.
     """
     for name in wanted:
         model.require(name, shared_space=not features)
-    index = ShardIndex.open(list(shards), remote=remote)
+    listed = samples if isinstance(samples, Sequence) else None
+    index = ShardIndex.open(list(listed), remote=remote) if listed is not None else samples
+    assert not isinstance(index, Sequence)
     dtype = np.float16 if half else np.float32
-    with _unfinished(out) as folder:
-        files = {name: _Rows(folder, name, dtype) for name in wanted}
-        skipped = _embed_all(model, index, modalities, files, features, batch_size, workers)
-        counts = {name: file.close() for name, file in files.items()}
-        written = {name: rows for name, (rows, _) in counts.items()}
-        absent = [name for name, rows in written.items() if not rows]
-        if absent and (required or len(absent) == len(written)):
+    settings = {
+        "version": VERSION,
+        "source": dict(source or {}),
+        "samples": [index.digest, len(index)],
+        "wanted": list(wanted),
+        "features": features,
+        "dtype": np.dtype(dtype).name,
+        "batch_size": batch_size,
+        "device": model.device.type,
+    }
+    with _unfinished(out, settings, resume="model" in (source or {})) as folder:
+        job = _Job(model, index, modalities, folder, tuple(wanted), dtype, features, batch_size, workers, progress)
+        _raise(distributed.attempt(job.run))
+        pieces = distributed.gather_objects(finished_pieces(folder, dtype) if distributed.is_main() else None)[0]
+        rows, present = ({name: sum(counts(piece)[name] for piece in pieces) for name in wanted} for counts in COUNTS)
+        skipped = len(index) - sum(piece.samples for piece in pieces)
+        absent = [name for name, count in rows.items() if not count]
+        if absent and (required or len(absent) == len(rows)):
+            shutil.rmtree(folder, ignore_errors=True)
+            what = f"sample of {list(listed)}" if listed is not None else f"row of {index.source}"
             raise DataError(
-                f"no sample of {list(shards)} has {' or '.join(map(repr, absent))}: of {len(index)}, {skipped} cannot be decoded; "
+                f"no {what} has {' or '.join(map(repr, absent))}: of {len(index)}, {skipped} cannot be decoded; "
                 "check the shards, and the modality's `extensions`; nothing was written"
             )
-        if distributed.is_main():
-            facts = {
-                **(source or {}),
-                "shards": list(shards),
-                "samples": len(index),
-                "skipped": skipped,
-                "rows": written,
-                "without": {name: len(index) - skipped - samples for name, (_, samples) in counts.items()},
-                "what": "features" if features else "unit-norm embeddings",
-                "dtype": np.dtype(dtype).name,
-            }
-            _write_legend(folder, index, facts)
-            _publish(folder, out, absent)
-        distributed.barrier()
-    return written
+        facts = {
+            **(source or {}),
+            **({"shards": list(listed)} if listed is not None else {}),
+            "samples": len(index),
+            "data": index.digest,
+            "skipped": skipped,
+            "rows": rows,
+            "without": {name: len(index) - skipped - count for name, count in present.items()},
+            "what": "features" if features else "unit-norm embeddings",
+            "dtype": np.dtype(dtype).name,
+        }
+        _raise(distributed.attempt(lambda: _complete(folder, out, index, pieces, facts, dtype)))
+    return rows
+
+
+COUNTS: tuple[Callable[[Piece], dict[str, int]], ...] = (lambda piece: piece.rows, lambda piece: piece.present)
+
+
+def _raise(outcome: object) -> None:
+    if isinstance(outcome, MmsslError):
+        raise outcome
+
+
+def _complete(
+    folder: Path, out: Path, index: SampleIndex, pieces: Sequence[Piece], facts: Mapping[str, Any], dtype: Any
+) -> None:
+    """Join the pieces, and move the files into `out`; on the main process only."""
+    if not distributed.is_main():
+        return
+    names = [name for name, count in facts["rows"].items() if count]
+    with writing(out):
+        digests = dict[str, str]()
+        for name in names:
+            digests |= join_pieces(folder, pieces, name, dtype)
+        write_legend(folder, index, {**facts, "arrays": digests}, names)
+        _publish(folder, out, [name for name in facts["rows"] if name not in names])
 
 
 @contextmanager
-def _unfinished(out: Path) -> Iterator[Path]:
-    """Temporary folder within `out` for unfinished files, shared by all processes and removed at exit."""
+def _unfinished(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[Path]:
+    """Folder within `out` for pieces, shared by all processes; it stays after an error if there is a finished piece in it."""
     folder, made = out / ".unfinished", not out.exists()
+    said = folder / "settings.json"
+    text = json.dumps(settings, sort_keys=True, default=str)
     distributed.barrier()  # all processes have checked
     if distributed.is_main():
         try:
-            if folder.exists():  # left by a killed process
+            if folder.exists() and not (resume and said.is_file() and said.read_text(encoding="utf-8") == text):
+                if any(folder.glob(".piece-*.json")):
+                    log.warning("%s: the unfinished pieces there are of another model, data or settings: removed", out)
                 shutil.rmtree(folder)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            said.write_text(text, encoding="utf-8")
         except OSError as error:
             raise DataError(f"cannot write {out}: {error}; choose another folder") from error
     distributed.barrier()
+    done = False
     try:
         yield folder
+        done = True
     finally:
-        # Another process may remove it too, so missing files are no error.
-        shutil.rmtree(folder, ignore_errors=True)
-        if made and distributed.is_main() and not any(out.iterdir()):
-            out.rmdir()
+        if distributed.is_main():
+            if done or not any(folder.glob(".piece-*.json")):
+                shutil.rmtree(folder, ignore_errors=True)
+            if made and out.is_dir() and not any(out.iterdir()):
+                out.rmdir()
 
 
 def _publish(folder: Path, out: Path, absent: Sequence[str]) -> None:
     """Move finished files into `out`, the manifest last: all files that a manifest names are from one call."""
-    (out / "manifest.json").unlink(missing_ok=True)
-    for name in absent:
-        (out / f"{name}.npy").unlink(missing_ok=True)
-        (out / f"{name}.samples.npy").unlink(missing_ok=True)
+    stale = [out / f"{name}{end}" for name in absent for end in (".npy", ".samples.npy")]
+    for path in (out / "manifest.json", out / SAMPLES_FILE, *stale):
+        path.unlink(missing_ok=True)
+    (folder / "settings.json").unlink()
     for path in sorted(folder.glob("[!.]*"), key=lambda path: path.name == "manifest.json"):
         os.replace(path, out / path.name)
 
 
-def _embed_all(
-    model: EmbeddingModel,
-    index: ShardIndex,
-    modalities: Mapping[str, Modality],
-    files: Mapping[str, _Rows],
-    features: bool,
-    batch_size: int,
-    workers: int,
-) -> int:
-    """Embed this process' share in one pass; returns the number of skipped samples over all processes."""
-    needs = {name: {"eval": 1} for name in files}
-    stream = EvalStream(index, modalities, needs, batch_size, workers, on_error="skip", optional=tuple(files))
-    try:
-        with inference(model):
-            for batch in stream:
-                for name, file in files.items():
-                    _embed_batch(model, batch, name, file, features, batch_size)
-    finally:
-        stream.close()
-    return sum(int(count) for count in distributed.gather_objects(stream.faults.total()))
+@dataclass(frozen=True)
+class _Job:
+    """The share of one process; see `write_embeddings`."""
 
+    model: EmbeddingModel
+    index: SampleIndex
+    modalities: Mapping[str, Modality]
+    folder: Path
+    wanted: tuple[str, ...]
+    dtype: Any
+    features: bool
+    batch_size: int
+    workers: int
+    progress: Callable[[int, int], None] | None
 
-def _embed_batch(model: EmbeddingModel, batch: Batch, name: str, file: _Rows, features: bool, chunk: int) -> None:
-    """Write the embeddings of one modality of a batch; each caption of a sample is encoded separately."""
-    keys = dict(zip(batch.index.tolist(), batch.keys, strict=True))
-    views, owners = unpack_items(batch, name)
-    file.samples += len(torch.unique(owners))
-    for views_part, owners_part in zip(torch.split(views, chunk), torch.split(owners, chunk), strict=True):
-        if len(owners_part):
-            rows = model.features(name, views_part) if features else model.embed(name, views_part)
-            require_usable(rows, owners_part, keys, f"row of {name!r}", unit=not features)
-            file.add(rows, owners_part)
+    def run(self) -> None:
+        """Embed the batches that no finished piece has."""
+        batches = -(-len(self.index) // self.batch_size)
+        whole = finished_pieces(self.folder, self.dtype) if distributed.is_main() else None
+        finished = distributed.gather_objects(whole)[0]
+        missing = missing_batches(finished, batches)
+        if finished and distributed.is_main():
+            left = sum(map(len, missing))
+            log.warning("going on behind an earlier call: %d of %d batches are embedded", batches - left, batches)
+        spans = share_of(missing, distributed.rank(), distributed.world_size())
+        if spans:
+            self._embed(spans)
 
+    def _embed(self, spans: Sequence[range]) -> None:
+        needs = {name: {"eval": 1} for name in self.wanted}
+        numbers = list(sample_spans(spans, self.batch_size, len(self.index)))
+        stream = EvalStream(
+            self.index,
+            self.modalities,
+            needs,
+            self.batch_size,
+            self.workers,
+            on_error="skip",
+            optional=self.wanted,
+            spans=numbers,
+        )
+        with inference(self.model), closing(stream):
+            numbered = ((int(batch.index[0]) // self.batch_size, batch) for batch in self._tracked(stream, numbers))
+            groups = groupby(numbered, key=lambda one: next(span for span in spans if one[0] in span))
+            empty = list(spans)
+            for span, some in groups:
+                self._embed_span(span, some)
+                empty.remove(span)
+            for span in empty:  # none of their samples can be decoded
+                self._embed_span(span, ())
 
-def _write_legend(out: Path, index: ShardIndex, facts: Mapping[str, Any]) -> None:
-    """Write the keys of all samples, one a line, and the manifest."""
-    with open(out / "keys.txt", "w", encoding="utf-8") as file:
-        file.writelines(f"{index.key(i)}\n" for i in range(len(index)))
-    (out / "manifest.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    def _tracked(self, batches: Iterable[Batch], spans: Sequence[range]) -> Iterator[Batch]:
+        total = sum(map(len, spans))
+        for batch in batches:
+            yield batch
+            if self.progress is not None:
+                last = int(batch.index[-1])
+                self.progress(sum(len(span[: max(0, last + 1 - span.start)]) for span in spans), total)
+
+    def _embed_span(self, span: range, batches: Iterable[tuple[int, Batch]]) -> None:
+        """Embed a span of batches as one piece, or several by the clock."""
+        start, began = span.start, time.monotonic()
+        piece = self._piece()
+        try:
+            for number, batch in batches:
+                self._embed_batch(batch, piece)
+                if time.monotonic() - began >= PIECE_SECONDS and number + 1 < span.stop:
+                    piece.finish(start, number + 1)
+                    start, began, piece = number + 1, time.monotonic(), self._piece()
+            piece.finish(start, span.stop)
+        finally:
+            piece.close()
+
+    def _piece(self) -> PieceWriter:
+        return PieceWriter(self.folder, self.wanted, self.dtype, distributed.rank())
+
+    def _embed_batch(self, batch: Batch, piece: PieceWriter) -> None:
+        """Write the embeddings of a batch; each caption of a sample is encoded separately."""
+        keys = dict(zip(batch.index.tolist(), batch.keys, strict=True))
+        piece.samples += len(batch)
+        for name in self.wanted:
+            views, owners = unpack_items(batch, name)
+            piece.count(name, len(torch.unique(owners)))
+            for x, owner in zip(torch.split(views, self.batch_size), torch.split(owners, self.batch_size), strict=True):
+                if len(owner):
+                    rows = self.model.features(name, x) if self.features else self.model.embed(name, x)
+                    require_usable(rows, owner, keys, f"row of {name!r}", unit=not self.features)
+                    piece.add(name, rows.cpu().numpy(), owner.cpu().numpy())

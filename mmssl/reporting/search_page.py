@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, read
-from mmssl.data.shards.index import ShardIndex
+from mmssl.data.samples import BadSample, Samples, read
 from mmssl.reporting import figures
 from mmssl.reporting.report import printable, write_atomically
 
@@ -56,8 +55,8 @@ def shown(modality: Modality, key: str, value: Any, data: bytes = b"", extension
     return Shown(key)
 
 
-def show_sample(index: ShardIndex, modality: Modality, number: int, item: int = 0) -> Shown:
-    """A sample of shards; only its key if it cannot be read any more."""
+def show_sample(index: Samples, modality: Modality, number: int, item: int = 0) -> Shown:
+    """A sample of a data set; only its key if it cannot be read any more."""
     try:
         encoded = read(index, number, {modality.name: modality})
         extension = encoded.members[modality.name]

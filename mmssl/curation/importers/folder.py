@@ -103,9 +103,12 @@ class FolderSource(RowSource):
     def __len__(self) -> int:
         return len(self.files)
 
+    def where(self, row: int) -> str:
+        return " and ".join(map(str, self.files[row][0]))
+
     def item(self, row: int) -> Item:
         paths, label = self.files[row]
-        path, where = paths[0], " and ".join(map(str, paths))
+        path, where = paths[0], self.where(row)
         if self.labelled and label is None:
             raise BadRow(where, "no_class", "the file lies beside the class folders, wanted it in one of them")
         several = Counter(map(_modality, paths))

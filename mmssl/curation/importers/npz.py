@@ -63,8 +63,11 @@ class ArraySource(RowSource):
     def __len__(self) -> int:
         return len(self.arrays["offsets"]) - 1 if "jpeg" in self.arrays else len(self.arrays["images"])
 
+    def where(self, row: int) -> str:
+        return f"image {row} of {self.path}"
+
     def item(self, row: int) -> Item:
-        where = f"image {row} of {self.path}"
+        where = self.where(row)
         label = int(self.arrays["labels"][row]) if self.labelled else None
         if label is not None and not 0 <= label < (len(self.class_names) or label + 1):
             wanted = f"0 to {len(self.class_names) - 1}" if self.class_names else "at least 0"

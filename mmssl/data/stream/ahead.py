@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 
 from mmssl.core.errors import DataError, Stopped
+from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.remote import RemoteReader
 from mmssl.data.stream.order import Ticket
 from mmssl.data.stream.sources import Sources
@@ -30,7 +31,7 @@ class Ahead:
         threads: number of slices to fetch in parallel.
     """
 
-    def __init__(self, sources: Sources, plan: Callable[[int], Iterable[Ticket]], threads: int) -> None:
+    def __init__(self, sources: Sources[ShardIndex], plan: Callable[[int], Iterable[Ticket]], threads: int) -> None:
         self._sources = sources
         self._plan = plan
         caches = [i.reader.remote.cache for i in sources.indexes if isinstance(i.reader, RemoteReader)]

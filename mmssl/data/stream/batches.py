@@ -18,7 +18,7 @@ from mmssl.core.batch import Batch, Needs
 from mmssl.core.errors import CheckpointError
 from mmssl.core.sample import Drawn
 from mmssl.data.modality import Modality
-from mmssl.data.samples import select
+from mmssl.data.samples import SampleIndex, select
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.remote import RemoteReader
 from mmssl.data.shards.salvage import refuse_large_losses
@@ -229,9 +229,27 @@ class TrainStream:
 
 
 def _look_ahead(
-    sources: Sources, mixture: Callable[[], Mixture], planned: Callable[[Mixture, int], list[Ticket]], threads: int
+    sources: Sources[ShardIndex],
+    mixture: Callable[[], Mixture],
+    planned: Callable[[Mixture, int], list[Ticket]],
+    threads: int,
 ) -> Ahead:
     return Ahead(sources, partial(planned, mixture()), threads)
+
+
+class _Tickets:
+    """The batches of (epoch 0, sample number) of one pass over spans of samples; made while they are read."""
+
+    def __init__(self, spans: Sequence[range], batch_size: int) -> None:
+        self.spans, self.batch_size = spans, batch_size
+
+    def __len__(self) -> int:
+        return sum(-(-len(span) // self.batch_size) for span in self.spans)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for span in self.spans:
+            for start in range(0, len(span), self.batch_size):
+                yield [(0, number) for number in span[start : start + self.batch_size]]
 
 
 class EvalStream:
@@ -240,13 +258,15 @@ class EvalStream:
     Rank r of W has samples rN/W ... (r+1)N/W-1 (rounded down), so shares differ by at most one, and may be empty.
 
     Args:
-        index, modalities, needs, workers, optional, rank, world: as in `TrainStream`; weights of sources count for nothing.
+        index, modalities, needs, workers, optional, rank, world: as in `TrainStream`; weights of sources count for nothing, and
+            an index of samples that lie in no shard will do.
         batch_size: samples of a batch of this process; the last one may be smaller.
         on_error: "raise", or "skip": drop the sample, and record it in `Batch.faults`. Evaluation has no substitutes, as they
             would change the score.
         max_failures: largest share of faults, checked after 500 samples; above it the stream raises.
         seed: of random views; "eval" views are deterministic.
         limit: use only the first `limit` samples; None: all.
+        spans: samples to go through in place of this process' share; no batch has samples of two spans.
         remedy: advice on unusable samples, for the error message.
 
     Attributes:
@@ -256,7 +276,7 @@ class EvalStream:
 
     def __init__(
         self,
-        index: ShardIndex | Sequence[Source],
+        index: SampleIndex | Sequence[Source],
         modalities: Mapping[str, Modality],
         needs: Needs,
         batch_size: int,
@@ -267,6 +287,7 @@ class EvalStream:
         optional: Collection[str] = (),
         seed: int = 0,
         limit: int | None = None,
+        spans: Sequence[range] | None = None,
         remedy: str = "skip them with `on_error: skip` of the evaluation",
         rank: int | None = None,
         world: int | None = None,
@@ -275,13 +296,12 @@ class EvalStream:
             raise ValueError(f"got batches of {batch_size} samples, wanted at least one")
         rank = distributed.rank() if rank is None else rank
         world = distributed.world_size() if world is None else world
-        joined = Sources([index] if isinstance(index, ShardIndex) else [source.index for source in index])
+        joined = Sources[SampleIndex]([source.index for source in index] if isinstance(index, Sequence) else [index])
         total = len(joined) if limit is None else min(limit, len(joined))
         self.index = index
-        self.samples = range(rank * total // world, (rank + 1) * total // world)
         self.faults: Counter[str] = Counter()
-        starts = range(self.samples.start, self.samples.stop, batch_size)
-        self._tickets = [[(0, i) for i in range(s, min(s + batch_size, self.samples.stop))] for s in starts]
+        share = range(rank * total // world, (rank + 1) * total // world)
+        self._tickets = _Tickets([share] if spans is None else spans, batch_size)
         chosen = select(modalities, needs)
         for one in joined.indexes:
             check_formats(one, chosen)

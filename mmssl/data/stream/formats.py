@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mmssl.core.errors import DataError
 from mmssl.data.modality import DecodeError, Modality
-from mmssl.data.samples import describe_lack
+from mmssl.data.samples import SampleIndex, describe_lack
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.remote import RemoteReader
 
@@ -41,7 +41,7 @@ def numbers_to_look_at(index: ShardIndex, count: int, total: int | None = None) 
     return [number * (total - 1) // (count - 1) for number in range(count)]
 
 
-def check_formats(index: ShardIndex, modalities: Mapping[str, Modality]) -> None:
+def check_formats(index: SampleIndex, modalities: Mapping[str, Modality]) -> None:
     """Compare modalities with the manifests of the shards, and let them look at a few members of each folder.
 
     Raises:
@@ -56,11 +56,11 @@ def check_formats(index: ShardIndex, modalities: Mapping[str, Modality]) -> None
                 raise DataError(f"modalities.{name}.{error} (first shard: {index.origin(samples[0]).shard})") from error
 
 
-def _members(index: ShardIndex, samples: range, modality: Modality) -> Iterator[tuple[str, bytes]]:
+def _members(index: SampleIndex, samples: range, modality: Modality) -> Iterator[tuple[str, bytes]]:
     """The readable members of a modality."""
     for number in samples:
         try:
             yield from index.read(number, modality.extensions).fields.items()
         except DecodeError:  # a fault of this sample, which is for the run to raise or replace
             continue
-    index.reader.close()
+    index.close()

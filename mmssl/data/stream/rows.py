@@ -13,7 +13,7 @@ from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, draw_views, make_views
+from mmssl.data.samples import BadSample, SampleIndex, draw_views, make_views
 from mmssl.data.stream.collate import Row, collate
 from mmssl.data.stream.sources import Sources
 from mmssl.data.stream.workers import Located
@@ -49,7 +49,7 @@ class Rows(Located):
 
     def __init__(
         self,
-        sources: Sources,
+        sources: Sources[SampleIndex],
         modalities: Mapping[str, Modality],
         needs: Needs,
         seed: int,

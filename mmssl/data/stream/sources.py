@@ -6,8 +6,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Generic, TypeVar
 
+from mmssl.data.samples import SampleIndex
 from mmssl.data.shards.index import ShardIndex
+
+Index = TypeVar("Index", bound=SampleIndex, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -23,17 +27,17 @@ class Source:
         return self.index.source
 
 
-class Sources:
+class Sources(Generic[Index]):
     """Samples of several sources under one dense number: those of the first source, then those of the second, and so on."""
 
-    def __init__(self, indexes: Sequence[ShardIndex]) -> None:
+    def __init__(self, indexes: Sequence[Index]) -> None:
         self.indexes = tuple(indexes)
         self.offsets = [0, *accumulate(len(index) for index in indexes)]
 
     def __len__(self) -> int:
         return self.offsets[-1]
 
-    def locate(self, ordinal: int) -> tuple[ShardIndex, int]:
+    def locate(self, ordinal: int) -> tuple[Index, int]:
         """The index of the source of a sample, and the sample's number there."""
         source = bisect_right(self.offsets, ordinal) - 1
         return self.indexes[source], ordinal - self.offsets[source]

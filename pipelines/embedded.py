@@ -1,0 +1,60 @@
+"""What verbs need of a folder of embeddings besides its rows: the model that made it, and the samples that it is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmssl.data.samples import SampleIndex
+    from mmssl.evaluation.search import EmbeddedFolder
+    from mmssl.recipe.model import Model
+
+
+def model_of(embedded: EmbeddedFolder, named: Path | None, device: str = "cpu") -> Model:
+    """The model that embedded a folder, from where it was, or as it is named.
+
+    Raises:
+        DataError: it is not there. CheckpointError: it has other weights.
+    """
+    from mmssl.core.errors import CheckpointError, DataError
+    from mmssl.recipe.load import load
+    from mmssl.training.checkpoints.manifest import weights_digest
+
+    folder, manifest = embedded.folder, embedded.manifest
+    path = named or Path(str(manifest.get("checkpoint", "")))
+    if named is None and not path.exists():
+        raise DataError(f"{folder}: the model that embedded it, {path}, is not there: name it by --model")
+    model = load(path, device=device)
+    if "weights" in manifest and model.checkpoint is not None:
+        same = weights_digest(model.checkpoint) == manifest["weights"]
+    else:
+        same = manifest.get("model") in (None, model.digest())
+    if not same:
+        raise CheckpointError(
+            f"{folder} holds embeddings of another model than {model.checkpoint or path}: name the one that embedded it by "
+            "--model, or embed again"
+        )
+    return model
+
+
+def samples_of(embedded: EmbeddedFolder, model: Model) -> SampleIndex:
+    """The samples of a folder of embeddings, in shards or in files.
+
+    Raises:
+        DataError: they are not where they were.
+    """
+    from mmssl.core.errors import DataError
+    from mmssl.curation.loose_source import LooseSource
+    from mmssl.data.shards.index import ShardIndex
+
+    manifest = embedded.manifest
+    samples: SampleIndex
+    if "files" in manifest:
+        samples = LooseSource.of_json(manifest["files"]).index()
+    else:
+        remote = model.recipe.data.cache.build(model.recipe.data.allow_pipe)
+        samples = ShardIndex.open(manifest["shards"], remote=remote)
+    if manifest.get("data") not in (None, samples.digest):
+        raise DataError(f"{embedded.folder}: the samples have changed since they were embedded: embed again")
+    return samples
