@@ -21,6 +21,7 @@ def full() -> typer.Typer:
         explain,
         export,
         import_model,
+        index,
         pretrain,
         quickstart,
         recipes,
@@ -46,6 +47,7 @@ def full() -> typer.Typer:
     app.command("average")(average.average)
     app.command("compare")(compare.compare)
     app.command("embed")(embed.embed)
+    app.command("index")(index.index)
     app.command("search")(search.search)
     app.command("import")(import_model.import_model)
     app.command("export")(export.export)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mmssl.data.samples import SampleIndex
-    from mmssl.evaluation.search import EmbeddedFolder
+    from mmssl.evaluation.search import EmbeddedFolder, Hit
     from mmssl.recipe.model import Model
 
 
@@ -36,6 +40,18 @@ def model_of(embedded: EmbeddedFolder, named: Path | None, device: str = "cpu") 
             "--model, or embed again"
         )
     return model
+
+
+def searcher_of(embedded: EmbeddedFolder, modality: str, exact: bool) -> Callable[[np.ndarray, int], list[Hit]]:
+    """The function (query [E], top) -> hits of a modality: by its index if there is one, or else exact.
+
+    Raises:
+        DataError: the index is of other embeddings, or damaged.
+    """
+    from mmssl.evaluation.neighbour_index import open_index
+
+    index = None if exact else open_index(embedded, modality)
+    return partial(embedded.search, modality) if index is None else index.search
 
 
 def samples_of(embedded: EmbeddedFolder, model: Model) -> SampleIndex:

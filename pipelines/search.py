@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.embedded import model_of, samples_of
+from pipelines.embedded import model_of, samples_of, searcher_of
 from pipelines.outputs import file_to_write
 
 if TYPE_CHECKING:
@@ -31,12 +31,13 @@ def search(
         Path | None,
         typer.Option(metavar="RUN", help="The model, if it was moved since. Default: the one that embedded DIR."),
     ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare with all rows, even if there is an index.")] = False,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", callback=file_to_write, help="Write a page with pictures and sounds here."),
     ] = None,
 ) -> None:
-    """Find samples across modalities: exact cosines to all rows, read tile by tile.
+    """Find samples across modalities: exact cosines to all rows, read tile by tile; or to candidates of an index (`mmssl index`).
 
     Examples:
 
@@ -62,7 +63,7 @@ def search(
         row = trained.encode(**inputs)[of][0].numpy()
     except ValueError as error:  # an input that cannot be read: the only value here that comes from outside
         raise DataError(f"got the query {query!r}: {error.__cause__ or error}") from error
-    found = {name: index.search(name, row, top) for name in wanted}
+    found = {name: searcher_of(index, name, exact)(row, top) for name in wanted}
     keys = index.keys([hit.sample for hits in found.values() for hit in hits])
     for name, hits in found.items():
         typer.echo(f"{name}:")

@@ -57,6 +57,7 @@ ROOMS = {
     "onnx": ("mmssl/interop/onnx.py",),
     "onnxscript": ("mmssl/interop/onnx.py",),
     "onnxruntime": ("mmssl/interop/onnx.py",),
+    "usearch": ("mmssl/evaluation/neighbour_index.py",),
     "pillow_heif": ("mmssl/data/modalities/pictures.py",),
     "pickle": (),
 }

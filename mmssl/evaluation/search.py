@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from mmssl.core.errors import DataError, os_words
 
 TILE = 65_536
 """Rows that are read and multiplied at once."""
+CHUNK = 1 << 24
+"""Bytes of keys that are read at once."""
 
 
 class Hit(NamedTuple):
@@ -35,6 +38,7 @@ class EmbeddedFolder:
 
     folder: Path
     manifest: Mapping[str, Any]
+    _open: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, folder: Path) -> EmbeddedFolder:
@@ -64,31 +68,52 @@ class EmbeddedFolder:
         Raises:
             DataError: the files are missing, or of another width than the query.
         """
-        try:
-            rows = np.load(self.folder / f"{modality}.npy", mmap_mode="r", allow_pickle=False)
-            owners = np.load(self.folder / f"{modality}.samples.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.folder}: cannot read the rows of {modality!r}: {error}") from error
-        if rows.ndim != 2 or rows.shape[1] != len(query) or len(owners) != len(rows):
+        rows, owners = self.rows(modality, len(query))
+        return nearest(rows, owners, query, top, tile)
+
+    def rows(self, modality: str, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [n, E] of a modality and the sample [n] of each, ascending; memory-mapped once, and kept.
+
+        Args:
+            width: E that is wanted; None: any.
+
+        Raises:
+            DataError: the files are missing, or of another width.
+        """
+        if modality not in self._open:
+            try:
+                rows = np.load(self.folder / f"{modality}.npy", mmap_mode="r", allow_pickle=False)
+                owners = np.load(self.folder / f"{modality}.samples.npy", mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{self.folder}: cannot read the rows of {modality!r}: {error}") from error
+            self._open[modality] = rows, owners
+        rows, owners = self._open[modality]
+        if rows.ndim != 2 or rows.shape[1] != (width or rows.shape[1]) or len(owners) != len(rows):
             raise DataError(
-                f"{self.folder}: got rows {list(rows.shape)} of {modality!r} for a query of {len(query)} numbers: embed again "
+                f"{self.folder}: got rows {list(rows.shape)} of {modality!r} for a query of {width} numbers: embed again "
                 "with this model"
             )
-        return nearest(rows, owners, query, top, tile)
+        return rows, owners
 
     def first_rows(self, modality: str, samples: list[int]) -> list[int]:
         """Number of the first row of each sample."""
-        owners = np.load(self.folder / f"{modality}.samples.npy", mmap_mode="r", allow_pickle=False)
-        return [int(np.argmax(np.asarray(owners) == sample)) for sample in samples]
+        _, owners = self.rows(modality)
+        return [int(row) for row in np.searchsorted(owners, samples)]
 
     def keys(self, samples: list[int]) -> dict[int, str]:
-        """Keys of samples by number; read line by line."""
-        wanted, found = set(samples), {}
-        with open(self.folder / "keys.txt", encoding="utf-8") as file:
-            for number, line in enumerate(file):
-                if number in wanted:
-                    found[number] = line.rstrip("\n")
-        return found
+        """Keys of samples by number."""
+        text, ends = self._keys
+        return {number: bytes(text[ends[number] : ends[number + 1]]).decode().rstrip("\n") for number in samples}
+
+    @cached_property
+    def _keys(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes of the keys, memory-mapped, and where each line begins, [n+1]."""
+        try:
+            text = np.memmap(self.folder / "keys.txt", np.uint8, mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.folder}: cannot read keys.txt: {error}; embed again") from error
+        ends = [start + 1 + np.flatnonzero(text[start : start + CHUNK] == 10) for start in range(0, len(text), CHUNK)]
+        return text, np.concatenate([[0], *ends])
 
 
 def nearest(rows: np.ndarray, owners: np.ndarray, query: np.ndarray, top: int, tile: int = TILE) -> list[Hit]:

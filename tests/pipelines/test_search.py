@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -81,3 +82,24 @@ def test_another_model_is_refused(
     (tmp_path / "moved" / "manifest.json").write_text(json.dumps(manifest | {"checkpoint": "gone"}))
     assert world.mmssl("search", tmp_path / "moved", "a cat") == 3
     assert "name it by --model" in " ".join(capfd.readouterr().err.split())
+
+
+def test_an_index_is_measured_and_used_until_the_folder_is_embedded_again(
+    world: World, embedded: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("usearch", reason="the extra `index` is not installed")
+    folder = tmp_path / "embedded"
+    shutil.copytree(embedded, folder)
+    assert world.mmssl("index", folder, "--threads", 1) == 0
+    assert "image: 32 rows, recall@10 1.0000 (image, held out, 3 queries), 1.0000 (text, " in capfd.readouterr().out
+    searches = []
+    for exact in ([], ["--exact"]):
+        assert world.mmssl("search", folder, "a seven", *exact) == 0
+        searches.append(capfd.readouterr().out)
+    assert searches[0] == searches[1]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["arrays"]["image.npy"] = "of other rows"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert world.mmssl("search", folder, "a seven") == 3
+    assert "is an index of other embeddings than those in the folder" in " ".join(capfd.readouterr().err.split())
+    assert world.mmssl("search", folder, "a seven", "--exact") == 0
