@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from mmssl.curation.loose_source import LooseSource
     from mmssl.recipe.model import Model
 
+SHARDS = Annotated[
+    list[str] | None, typer.Option(help="Folder, path or brace pattern of shards; may be given several times.")
+]
+FILES = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", callback=local_path, help=f"In place of shards: a folder or table; {FORMATS}."),
+]
+MODALITY = Annotated[
+    list[str] | None, typer.Option(help="May be given several times. Default: all in the shared space.")
+]
+FEATURES = Annotated[bool, typer.Option("--features", help="Pooled encoder features before any head, not embeddings.")]
 CHECKPOINT = Annotated[
     Path,
     typer.Argument(callback=local_path, help="A run or checkpoint folder; or a model, as `mmssl import` takes them."),
@@ -29,23 +40,14 @@ def embed(
     out: Annotated[
         Path, typer.Option(metavar="DIR", callback=local_path, help="Folder for the arrays; made if needed.")
     ],
-    shards: Annotated[
-        list[str] | None, typer.Option(help="Folder, path or brace pattern of shards; may be given several times.")
-    ] = None,
-    files: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", callback=local_path, help=f"In place of shards: a folder or table; {FORMATS}."),
-    ] = None,
+    shards: SHARDS = None,
+    files: FILES = None,
     format_name: FORMAT = None,
     column: COLUMN = None,
     where: WHERE = None,
     root: ROOT = None,
-    modality: Annotated[
-        list[str] | None, typer.Option(help="May be given several times. Default: all in the shared space.")
-    ] = None,
-    features: Annotated[
-        bool, typer.Option("--features", help="Pooled encoder features before any head, not embeddings.")
-    ] = False,
+    modality: MODALITY = None,
+    features: FEATURES = False,
     half: Annotated[bool, typer.Option("--half", help="Write float16 instead of float32.")] = False,
     which: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint of a run folder.")] = "best",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples encoded at a time.")] = 256,
@@ -100,11 +102,8 @@ def embed(
                 progress=progress if launch.is_main else None,
             )
         for name, rows in written.items():
-            say(
-                f"{name}: {rows} rows in {out / f'{name}.npy'}"
-                if rows
-                else f"{name}: no sample has it, so it has no file"
-            )
+            where = f"{rows} rows in {out / f'{name}.npy'}" if rows else "no sample has it, so it has no file"
+            say(f"{name}: {where}")
     finally:
         launch.close()
 

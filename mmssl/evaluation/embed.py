@@ -94,50 +94,25 @@ def write_embeddings(
     """
     for name in wanted:
         model.require(name, shared_space=not features)
-    listed = samples if isinstance(samples, Sequence) else None
-    index = ShardIndex.open(list(listed), remote=remote) if listed is not None else samples
-    assert not isinstance(index, Sequence)
-    dtype = np.float16 if half else np.float32
-    settings = {
-        "version": VERSION,
-        "source": dict(source or {}),
-        "samples": [index.digest, len(index)],
-        "wanted": list(wanted),
-        "features": features,
-        "dtype": np.dtype(dtype).name,
-        "batch_size": batch_size,
-        "device": model.device.type,
-    }
-    with _unfinished(out, settings, resume="model" in (source or {})) as folder:
-        job = _Job(model, index, modalities, folder, tuple(wanted), dtype, features, batch_size, workers, progress)
-        _raise(distributed.attempt(job.run))
+    shards = list(samples) if isinstance(samples, Sequence) else None
+    index = ShardIndex.open(samples, remote=remote) if isinstance(samples, Sequence) else samples
+    dtype, facts = np.float16 if half else np.float32, dict(source or {})
+    job = _Job(model, index, modalities, tuple(wanted), dtype, features, batch_size, workers, shards, facts, progress)
+    with _unfinished(out, job.settings(), resume="model" in facts) as folder:
+        _raise(distributed.attempt(lambda: job.run(folder)))
         pieces = distributed.gather_objects(finished_pieces(folder, dtype) if distributed.is_main() else None)[0]
-        rows, present = ({name: sum(counts(piece)[name] for piece in pieces) for name in wanted} for counts in COUNTS)
-        skipped = len(index) - sum(piece.samples for piece in pieces)
+        facts = job.manifest(pieces)
+        rows: dict[str, int] = facts["rows"]
         absent = [name for name, count in rows.items() if not count]
         if absent and (required or len(absent) == len(rows)):
             shutil.rmtree(folder, ignore_errors=True)
-            what = f"sample of {list(listed)}" if listed is not None else f"row of {index.source}"
+            what = f"sample of {shards}" if shards is not None else f"row of {index.source}"
             raise DataError(
-                f"no {what} has {' or '.join(map(repr, absent))}: of {len(index)}, {skipped} cannot be decoded; "
+                f"no {what} has {' or '.join(map(repr, absent))}: of {len(index)}, {facts['skipped']} cannot be decoded; "
                 "check the shards, and the modality's `extensions`; nothing was written"
             )
-        facts = {
-            **(source or {}),
-            **({"shards": list(listed)} if listed is not None else {}),
-            "samples": len(index),
-            "data": index.digest,
-            "skipped": skipped,
-            "rows": rows,
-            "without": {name: len(index) - skipped - count for name, count in present.items()},
-            "what": "features" if features else "unit-norm embeddings",
-            "dtype": np.dtype(dtype).name,
-        }
         _raise(distributed.attempt(lambda: _complete(folder, out, index, pieces, facts, dtype)))
     return rows
-
-
-COUNTS: tuple[Callable[[Piece], dict[str, int]], ...] = (lambda piece: piece.rows, lambda piece: piece.present)
 
 
 def _raise(outcome: object) -> None:
@@ -207,18 +182,47 @@ class _Job:
     model: EmbeddingModel
     index: SampleIndex
     modalities: Mapping[str, Modality]
-    folder: Path
     wanted: tuple[str, ...]
     dtype: Any
     features: bool
     batch_size: int
     workers: int
+    shards: list[str] | None
+    source: Mapping[str, Any]
     progress: Callable[[int, int], None] | None
 
-    def run(self) -> None:
-        """Embed the batches that no finished piece has."""
+    def settings(self) -> dict[str, Any]:
+        """All that the rows depend on."""
+        return {
+            "version": VERSION,
+            "source": self.source,
+            "samples": [self.index.digest, len(self.index)],
+            "wanted": self.wanted,
+            "features": self.features,
+            "dtype": np.dtype(self.dtype).name,
+            "batch_size": self.batch_size,
+            "device": self.model.device.type,
+        }
+
+    def manifest(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """What the manifest says of all pieces."""
+        read = sum(piece.samples for piece in pieces)
+        return {
+            **self.source,
+            **({} if self.shards is None else {"shards": self.shards}),
+            "samples": len(self.index),
+            "data": self.index.digest,
+            "skipped": len(self.index) - read,
+            "rows": {name: sum(piece.rows[name] for piece in pieces) for name in self.wanted},
+            "without": {name: read - sum(piece.present[name] for piece in pieces) for name in self.wanted},
+            "what": "features" if self.features else "unit-norm embeddings",
+            "dtype": np.dtype(self.dtype).name,
+        }
+
+    def run(self, folder: Path) -> None:
+        """Embed the batches that no finished piece in the folder has."""
         batches = -(-len(self.index) // self.batch_size)
-        whole = finished_pieces(self.folder, self.dtype) if distributed.is_main() else None
+        whole = finished_pieces(folder, self.dtype) if distributed.is_main() else None
         finished = distributed.gather_objects(whole)[0]
         missing = missing_batches(finished, batches)
         if finished and distributed.is_main():
@@ -226,9 +230,9 @@ class _Job:
             log.warning("going on behind an earlier call: %d of %d batches are embedded", batches - left, batches)
         spans = share_of(missing, distributed.rank(), distributed.world_size())
         if spans:
-            self._embed(spans)
+            self._embed(folder, spans)
 
-    def _embed(self, spans: Sequence[range]) -> None:
+    def _embed(self, folder: Path, spans: Sequence[range]) -> None:
         needs = {name: {"eval": 1} for name in self.wanted}
         numbers = list(sample_spans(spans, self.batch_size, len(self.index)))
         stream = EvalStream(
@@ -246,10 +250,10 @@ class _Job:
             groups = groupby(numbered, key=lambda one: next(span for span in spans if one[0] in span))
             empty = list(spans)
             for span, some in groups:
-                self._embed_span(span, some)
+                self._embed_span(folder, span, some)
                 empty.remove(span)
             for span in empty:  # none of their samples can be decoded
-                self._embed_span(span, ())
+                self._embed_span(folder, span, ())
 
     def _tracked(self, batches: Iterable[Batch], spans: Sequence[range]) -> Iterator[Batch]:
         total = sum(map(len, spans))
@@ -259,22 +263,22 @@ class _Job:
                 last = int(batch.index[-1])
                 self.progress(sum(len(span[: max(0, last + 1 - span.start)]) for span in spans), total)
 
-    def _embed_span(self, span: range, batches: Iterable[tuple[int, Batch]]) -> None:
+    def _embed_span(self, folder: Path, span: range, batches: Iterable[tuple[int, Batch]]) -> None:
         """Embed a span of batches as one piece, or several by the clock."""
         start, began = span.start, time.monotonic()
-        piece = self._piece()
+        piece = self._piece(folder)
         try:
             for number, batch in batches:
                 self._embed_batch(batch, piece)
                 if time.monotonic() - began >= PIECE_SECONDS and number + 1 < span.stop:
                     piece.finish(start, number + 1)
-                    start, began, piece = number + 1, time.monotonic(), self._piece()
+                    start, began, piece = number + 1, time.monotonic(), self._piece(folder)
             piece.finish(start, span.stop)
         finally:
             piece.close()
 
-    def _piece(self) -> PieceWriter:
-        return PieceWriter(self.folder, self.wanted, self.dtype, distributed.rank())
+    def _piece(self, folder: Path) -> PieceWriter:
+        return PieceWriter(folder, self.wanted, self.dtype, distributed.rank())
 
     def _embed_batch(self, batch: Batch, piece: PieceWriter) -> None:
         """Write the embeddings of a batch; each caption of a sample is encoded separately."""

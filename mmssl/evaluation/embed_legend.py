@@ -43,7 +43,7 @@ def _write_samples(path: Path, index: SampleIndex, names: Sequence[str]) -> None
     import pyarrow
     from pyarrow import parquet
 
-    owners = {name: np.load(path.with_name(f"{name}.samples.npy"), mmap_mode="r") for name in names}
+    owners = {name: np.load(path.with_name(f"{name}.samples.npy"), mmap_mode="r", allow_pickle=False) for name in names}
     of_modality = [(f"{name}_{what}", pyarrow.int64()) for name in names for what in ("row", "rows")]
     fields = [("sample", pyarrow.int64()), ("key", pyarrow.string()), ("place", pyarrow.string())]
     schema = pyarrow.schema([*fields, ("place_number", pyarrow.int64()), *of_modality])

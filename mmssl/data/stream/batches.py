@@ -258,8 +258,7 @@ class EvalStream:
     Rank r of W has samples rN/W ... (r+1)N/W-1 (rounded down), so shares differ by at most one, and may be empty.
 
     Args:
-        index, modalities, needs, workers, optional, rank, world: as in `TrainStream`; weights of sources count for nothing, and
-            an index of samples that lie in no shard will do.
+        index, modalities, needs, workers, optional, rank, world: as in `TrainStream`; weights of sources count for nothing.
         batch_size: samples of a batch of this process; the last one may be smaller.
         on_error: "raise", or "skip": drop the sample, and record it in `Batch.faults`. Evaluation has no substitutes, as they
             would change the score.
