@@ -27,6 +27,7 @@ def full() -> typer.Typer:
         recipes,
         runs,
         search,
+        serve,
         shards,
     )
 
@@ -49,6 +50,7 @@ def full() -> typer.Typer:
     app.command("embed")(embed.embed)
     app.command("index")(index.index)
     app.command("search")(search.search)
+    app.command("serve")(serve.serve)
     app.command("import")(import_model.import_model)
     app.command("export")(export.export)
     app.add_typer(recipes.app, name="recipes")

@@ -16,7 +16,7 @@ FLOORS = {
     "mmssl.curation": 2, "mmssl.datasets": 2, "mmssl.objectives": 2, "mmssl.evaluation": 2, "mmssl.interop": 2,
     "mmssl.training": 3,
     "mmssl.recipe": 4,
-    "mmssl.reporting": 5,
+    "mmssl.reporting": 5, "mmssl.serving": 5,
     "pipelines": 6,
 }  # fmt: skip
 CONTRACT = ("mmssl.core", "mmssl.data.modality", "mmssl.data.kernel", "mmssl.data.inspection", "mmssl.data.timeline")
@@ -36,7 +36,7 @@ MAY_IMPORT = {
     STREAM: (*CONTRACT, SHARDS, SAMPLES, SYNCHRONIZED),
 }
 """The rooms of the data floor: what of mmssl each may import besides itself."""
-ABOVE = ("mmssl.curation", "mmssl.datasets", "mmssl.reporting")
+ABOVE = ("mmssl.curation", "mmssl.datasets", "mmssl.reporting", "mmssl.serving")
 """Imported by pipelines and tools only."""
 ROOMS = {
     "accelerate": ("mmssl/core/compat.py", "mmssl/training/runtime/launch.py", "mmssl/training/runtime/trackers.py"),
@@ -57,6 +57,8 @@ ROOMS = {
     "onnx": ("mmssl/interop/onnx.py",),
     "onnxscript": ("mmssl/interop/onnx.py",),
     "onnxruntime": ("mmssl/interop/onnx.py",),
+    **dict.fromkeys(("fastapi", "starlette"), ("mmssl/serving/app.py",)),
+    "uvicorn": ("pipelines/serve.py",),
     "usearch": ("mmssl/evaluation/neighbour_index.py",),
     "pillow_heif": ("mmssl/data/modalities/pictures.py",),
     "pickle": (),

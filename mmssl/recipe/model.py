@@ -291,15 +291,15 @@ class Model:
         parts = []
         with inference(self.embedding):
             while batch := list(islice(inputs, batch_size)):
-                views = [self._view(name, i, item) for i, item in batch]
+                views = [self.view(name, item, i) for i, item in batch]
                 parts.append(function(name, torch.stack(views)).cpu())
         if not parts:
             kind = "generator" if total is None else "list"
             raise ValueError(f"{name}: got an empty {kind}, wanted one input or more")
         return torch.cat(parts)
 
-    def _view(self, name: str, position: int, item: Any) -> Tensor:
-        """The view "eval" of one input."""
+    def view(self, name: str, item: Any, position: int = 0) -> Tensor:
+        """The view "eval" of one input, as `encode` takes it; `position` is named in errors. Raises ValueError as `encode`."""
         modality = self.modalities[name]
         try:
             value = modality.from_input(item)

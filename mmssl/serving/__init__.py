@@ -1,0 +1,1 @@
+"""Embeddings and searches over HTTP, for this machine."""
