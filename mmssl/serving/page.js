@@ -78,3 +78,9 @@ async function ask(event) {
 at("query").addEventListener("change", toggle);
 at("ask").addEventListener("submit", ask);
 toggle();
+// A link such as /?q=a+red+circle asks at once.
+const given = new URLSearchParams(location.search).get("q");
+if (given && chosen().dataset.sentences === "yes") {
+  at("text").value = given;
+  at("ask").requestSubmit();
+}
