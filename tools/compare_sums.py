@@ -111,7 +111,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder)
         for split, count in (("train", arguments.train), ("test", arguments.test)):
-            learning.pack(arguments.data / f"cifar10-{split}.npz", shards / split, count, caption)
+            learning.pack_pictures(arguments.data / f"cifar10-{split}.npz", shards / split, count, caption)
         (shards / "classes.txt").write_text("\n".join(CLASSES) + "\n")
         results = learning.run_missing(
             wanted,

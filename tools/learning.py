@@ -1,18 +1,22 @@
-"""Does each objective learn? Short runs on real pictures, beside the untrained encoder: `python tools/learning.py --data FOLDER`.
+"""Does each objective learn? Short runs on real data, beside the untrained encoder: `python tools/learning.py --data FOLDER`.
 
-Each objective trains a small encoder for about two minutes on CIFAR-10 photographs without labels, with three seeds. kNN and a
-linear probe then classify test pictures by the features of the network that the objective says is evaluated, and by those of the
-same encoder before training. The table gives the means over seeds, and a 95 % interval of the gain (Student's t over seeds). A row
-is a fault unless one of its two intervals lies above zero, and none below.
+Each objective trains a small encoder for about two minutes without labels, with three seeds: on CIFAR-10 photographs, on spoken
+digits, or on sentences of the documentation of Python's standard library. kNN and a linear probe then classify test pictures or
+sounds by the features of the network that the objective says is evaluated, and by those of the same encoder before training. The
+table gives the means over seeds, and a 95 % interval of the gain (Student's t over seeds). A row is a fault unless one of its two
+intervals lies above zero, and none below; and unless every seed holds the bars of the row, which are about what the objective
+itself says of test samples. Rows named "..., control" are those whose signal a setting destroys: their bars are of the other side.
 
-FOLDER holds `cifar10-train.npz` and `cifar10-test.npz`: JPEG bytes in a row (`jpeg`), where each begins (`offsets`), `labels`. Runs
-are independent processes; finished ones are kept in `--results` and not repeated, so the tool may be stopped and started again.
+FOLDER holds `cifar10-train.npz` and `cifar10-test.npz`: JPEG bytes in a row (`jpeg`), where each begins (`offsets`), `labels`; and
+`fsdd-recordings.tar` for the rows on sounds. Runs are independent processes; finished ones are kept in `--results` and not
+repeated, so the tool may be stopped and started again.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import itertools
 import json
 import math
 import os
@@ -21,64 +25,96 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from learning_rows import ADAMW, ROWS
+import learning_rows
+import learning_rows_speech
+import learning_rows_text
+from learning_data import MODALITIES, pack_pictures, pack_sentences, pack_speech
 
+if TYPE_CHECKING:
+    from mmssl.recipe.recipe import Recipe
+    from mmssl.training.run import Run
+
+ROWS = {**learning_rows.ROWS, **learning_rows_speech.ROWS, **learning_rows_text.ROWS}
+CLASSES = ("knn/acc1", "probe/acc1")
+SPEECH = "fsdd-recordings.tar"
+SPACE = ("space/uniformity", "space/alignment", "space/rankme")
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a two-sided 95 % interval, by number of seeds."""
-
-
-def pack(source: Path, folder: Path, count: int, caption: Callable[[int, int], str] | None = None) -> None:
-    """Write the first pictures of an npz file with their labels, and captions of (number, class), as one shard."""
-    from mmssl.data.shards.writer import write_shard
-
-    arrays = np.load(source)
-    jpeg, offsets, labels = arrays["jpeg"], arrays["offsets"], arrays["labels"]
-
-    def samples() -> Iterator[dict[str, Any]]:
-        for i in range(min(count, len(labels))):
-            picture = jpeg[offsets[i] : offsets[i + 1]].tobytes()
-            text = {} if caption is None else {"txt": caption(i, int(labels[i])).encode()}
-            yield {"__key__": f"{i:05d}", "jpg": picture, "cls": str(labels[i]).encode(), **text}
-
-    write_shard(folder, "000000.tar", 0, count, samples())
 
 
 def recipe_of(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, Any]:
     """The recipe of one run."""
     given = ROWS[name]
-    evaluator = {"train_shards": [str(shards / "train")], "shards": [str(shards / "test")], "modality": "image"}
+    modality, settings = MODALITIES[given["data"]]
+    test = {"shards": [str(shards / "test")], "modality": modality}
+    classes = {"train_shards": [str(shards / "train")], **test}
+    labelled = modality != "text"
     return {
         "name": f"{name.replace(', ', '_').replace(' ', '_')}_{seed}",
         "seed": seed,
         "duration": f"{steps or given['steps']} steps",
         "batch_size": given["batch"],
-        "modalities": {"image": {"kind": "image", "size": 32, "views": given["views"]}, "label": {"kind": "label"}},
-        "data": {"shards": [str(shards / "train")], "workers": 0},
-        "encoders": {"image": given["encoder"]},
-        "objective": given["objective"],
-        "optimizer": given.get("optimizer", ADAMW),
-        "schedule": {"kind": "cosine", "warmup": "5 %"},
-        "evaluators": {
-            "knn": {"kind": "knn", "ks": [20], **evaluator},
-            "probe": {"kind": "linear_probe", **evaluator},
+        "modalities": {
+            modality: {**settings, "views": given["views"]},
+            **({"label": {"kind": "label"}} if labelled else {}),
         },
+        "data": {"shards": [str(shards / "train")], "workers": 0},
+        "encoders": {modality: given["encoder"]},
+        "objective": given["objective"],
+        "optimizer": given["optimizer"],
+        "schedule": {"kind": "cosine", "warmup": "5 %"},
+        "evaluators": {"knn": {"kind": "knn", "ks": [20], **classes}, "probe": {"kind": "linear_probe", **classes}}
+        if labelled
+        else {"space": {"kind": "representation", "views": {"close": 2}, **test}},
         "log": {"every": "50 steps", "trackers": []},
         "save": {"minutes": None},
         "device": "cpu",
     }
 
 
-def measure(document: dict[str, Any], kept: Sequence[str]) -> dict[str, Any]:
+def own_figures(recipe: Recipe, run: Run, shards: Path, training: bool, batches: int = 16) -> dict[str, float]:
+    """What the objective of a finished run says of test samples: its loss, terms and metrics, as means over batches.
+
+    Args:
+        recipe, run: of the run.
+        shards: folder of the test samples.
+        training: whether the learner is in training mode, as for objectives that need dropout.
+        batches: most batches that are read.
+    """
+    import torch
+
+    learner, state = run.state.learner.train(training), run.state
+    data = recipe.data.model_copy(update={"shards": (str(shards),)})
+    stream = data.pass_over(
+        data.open("test"),
+        recipe.build_modalities(),
+        learner.objective.needs(),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+    )
+    found: list[Mapping[str, Any]] = []
+    with torch.no_grad():
+        for batch in itertools.islice(stream, batches):
+            if len(batch) == recipe.batch_size:
+                output, _ = learner(batch, state.total_steps - 1, state.total_steps)
+                found.append({"loss": output.total, **output.terms, **output.metrics})
+    stream.close()
+    return {key: statistics.mean(float(one[key]) for one in found) for key in found[0]}
+
+
+def measure(
+    document: dict[str, Any], kept: Sequence[str], own: Callable[[Recipe, Run], dict[str, float]] | None = None
+) -> dict[str, Any]:
     """Evaluate the untrained model of a recipe, train it, evaluate it again; with the alarms that the run raised.
 
     Args:
         document: the recipe; its output is replaced by a folder that is removed.
         kept: scores to return, "<evaluator>/<metric>".
+        own: more figures of the finished run.
     """
     import torch
 
@@ -101,19 +137,35 @@ def measure(document: dict[str, Any], kept: Sequence[str]) -> dict[str, Any]:
         after = run.train()
         seconds = time.monotonic() - started
         lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        more = {"own": own(recipe, run)} if own is not None else {}
         launch.close()
     return {
         "before": {key: before[key] for key in kept},
         "after": {key: after[key] for key in kept},
         "seconds": seconds,
         "alarms": sorted({key for line in lines for key in line if key.startswith("alarm/")}),
+        **more,
     }
 
 
 def run_one(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, Any]:
     """The run of one row with one seed."""
-    document = recipe_of(name, seed, shards, steps)
-    return {"name": name, "seed": seed, **measure(document, ("knn/acc1", "probe/acc1"))}
+    given, document = ROWS[name], recipe_of(name, seed, shards, steps)
+
+    def own(recipe: Recipe, run: Run) -> dict[str, float]:
+        return own_figures(recipe, run, shards / "test", given.get("measured") == "training")
+
+    kept = CLASSES if "knn" in document["evaluators"] else SPACE
+    return {"name": name, "seed": seed, **measure(document, kept, own if given["bars"] else None)}
+
+
+def bar_holds(bar: str, figures: Mapping[str, float]) -> tuple[bool, str]:
+    """Whether a bar such as "accuracy > 1.5 * majority" holds of these figures, and the bar with numbers."""
+    name, sign, *limit = bar.split()
+    factors = [figures[word] if word in figures else float(word) for word in limit if word != "*"]
+    wanted = math.prod(factors)
+    holds = figures[name] > wanted if sign == ">" else figures[name] < wanted
+    return holds, f"{name} {figures[name]:.3f} {sign} {wanted:.3f}"
 
 
 def interval(gains: list[float]) -> tuple[float, float]:
@@ -125,18 +177,23 @@ def interval(gains: list[float]) -> tuple[float, float]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as a Markdown table, one row an objective."""
+    """The results as a Markdown table, one row an objective; scores in the order of `CLASSES`, of texts in that of `SPACE`."""
     lines = [
-        "| objective | kNN, untrained | kNN | gain | probe, untrained | probe | gain | seconds | seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| objective | kNN, untrained | kNN | gain | probe, untrained | probe | gain | bars | seconds | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(one["name"] for one in results):
         runs = sorted((one for one in results if one["name"] == name), key=lambda one: one["seed"])
         cells = [name]
-        for key in ("knn/acc1", "probe/acc1"):
+        for key in [key for key in CLASSES + SPACE[:2] if key in runs[0]["before"]]:
             before, after = ([one[when][key] for one in runs] for when in ("before", "after"))
             gain, half = interval([a - b for a, b in zip(after, before, strict=True)])
             cells += [f"{statistics.mean(before):.3f}", f"{statistics.mean(after):.3f}", f"{gain:+.3f} ± {half:.3f}"]
+        bars = ROWS[name]["bars"] if "own" in runs[0] else ()
+        held = [[bar_holds(bar, one["own"]) for bar in bars] for one in runs]
+        cells.append(
+            "; ".join(said for one in held for holds, said in one) + " FAULT" * any(not h for o in held for h, _ in o)
+        )
         cells += [f"{statistics.mean(one['seconds'] for one in runs):.0f}", ", ".join(str(one["seed"]) for one in runs)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -169,6 +226,7 @@ def run_missing(
                 file.write(json.dumps(one) + "\n")
             gains = {key: one["after"][key] - one["before"][key] for key in one["after"]}
             said = ", ".join(f"{key} {one['after'][key]:.3f} ({gain:+.3f})" for key, gain in gains.items())
+            said += "".join(f", {key} {figure:.3f}" for key, figure in one.get("own", {}).items())
             print(
                 f"{one['name']}, seed {one['seed']}: {said}, {one['seconds']:.0f} s {' '.join(one['alarms'])}",
                 flush=True,
@@ -210,14 +268,19 @@ def main() -> None:
         return
     wanted = [(name, seed) for name in arguments.rows for seed in range(arguments.seeds)]
     with tempfile.TemporaryDirectory() as folder:
-        shards = Path(folder)
+        needed = {ROWS[name]["data"] for name in arguments.rows}
+        if "sentences" in needed:
+            pack_sentences(Path(folder) / "sentences")
         for split, count in (("train", arguments.train), ("test", arguments.test)):
-            pack(arguments.data / f"cifar10-{split}.npz", shards / split, count)
+            if "pictures" in needed:
+                pack_pictures(arguments.data / f"cifar10-{split}.npz", Path(folder) / "pictures" / split, count)
+            if "speech" in needed:
+                pack_speech(arguments.data / SPEECH, Path(folder) / "speech" / split, split)
         results = run_missing(
             wanted,
             arguments.results,
             arguments.processes,
-            lambda name, seed: in_a_process(name, seed, shards, arguments.steps),
+            lambda name, seed: in_a_process(name, seed, Path(folder) / ROWS[name]["data"], arguments.steps),
         )
     print(table(sorted(results, key=lambda one: arguments.rows.index(one["name"]))))
     if arguments.json:

@@ -62,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder)
-        learning.pack(arguments.data / "cifar10-train.npz", shards / "train", 256)
+        learning.pack_pictures(arguments.data / "cifar10-train.npz", shards / "train", 256)
         base = cost("simclr", shards, arguments.steps)
         rows = []
         print("| objective | ms a step | beside SimCLR |\n|---|---|---|")

@@ -6,12 +6,15 @@ import colorsys
 import io
 import json
 import math
+import tarfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import compare_sums
 import device_views
 import learning
+import learning_data
 import numpy as np
 import pytest
 import torch
@@ -147,6 +150,74 @@ def test_learning_runs_end_in_a_table(
     assert said.rstrip().splitlines()[-1].startswith("| simclr | ")
     assert said.rstrip().endswith("| 0, 1 |")
     assert [one["seed"] for one in json.loads((tmp_path / "all.json").read_text())] == [0, 1]
+
+
+def test_the_objective_is_measured_on_test_samples(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(learning.ROWS["pretext"], "batch", 8)
+    for split in ("train", "test"):
+        learning.pack_pictures(pictures / f"cifar10-{split}.npz", tmp_path / split, 20)
+    found = learning.run_one("pretext", 0, tmp_path, 1)
+    assert found["own"]["chance_loss"] == pytest.approx(math.log(4))
+    assert found["own"]["accuracy"] in [hits / 16 for hits in range(17)], "of two whole batches"
+    assert found["own"]["loss"] == pytest.approx(found["own"]["pretext"])
+    (line,) = learning.table([{**found, "own": {"accuracy": 0.3}}]).splitlines()[2:]
+    assert "| accuracy 0.300 > 0.450 FAULT |" in line
+    assert "FAULT" not in learning.table([{**found, "own": {"accuracy": 0.5}}])
+
+
+def test_bars_compare_figures_with_numbers_and_others() -> None:
+    figures = {"accuracy": 0.3, "majority": 0.1, "loss": 2.0}
+    assert learning.bar_holds("accuracy > 0.25", figures) == (True, "accuracy 0.300 > 0.250")
+    assert learning.bar_holds("accuracy > 3.5 * majority", figures)[0] is False
+    assert learning.bar_holds("loss < 1.5", figures)[0] is False
+
+
+def test_every_bar_is_about_figures_of_the_objective_and_no_control_has_those_of_its_row() -> None:
+    for name, given in learning.ROWS.items():
+        assert all(len(bar.split()) in (3, 5) and bar.split()[1] in "<>" for bar in given["bars"])
+        if name.endswith(", control"):
+            of = next(row for row in learning.ROWS if row.startswith(name.removesuffix(", control")))
+            assert given["objective"] == learning.ROWS[of]["objective"]
+            assert given["bars"]
+            assert not {*given["bars"]} & {*learning.ROWS[of]["bars"]}
+
+
+def test_sentences_are_prose_and_each_stands_once() -> None:
+    text = """The first sentence stands over
+    two lines. So does the second one of them. Too short.
+
+    >>> this is code that is not taken at all.
+
+    A ::= rule that is not taken either.
+
+        An indented paragraph is left out as well.
+
+    No end of a sentence in this paragraph
+
+    The first sentence stands over two lines."""
+    assert learning_data.sentences([textwrap.dedent(" " * 4 + text)]) == [
+        "The first sentence stands over two lines.",
+        "So does the second one of them.",
+    ]
+
+
+def test_recordings_are_split_as_their_authors_split_them(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "speech.tar", "w") as tar:
+        for name in ("7_george_4.wav", "7_george_5.wav", "3_theo_0.wav", "3_theo_49.wav", "README.md"):
+            tar.addfile(tarfile.TarInfo(f"recordings/{name}"), io.BytesIO())
+    for split, wanted in (("train", ["3_theo_49", "7_george_5"]), ("test", ["3_theo_0", "7_george_4"])):
+        learning_data.pack_speech(tmp_path / "speech.tar", tmp_path / split, split)
+        with tarfile.open(tmp_path / split / "000000.tar") as tar:
+            assert tar.getnames() == [f"{key}.{end}" for key in wanted for end in ("cls", "wav")]
+
+
+def test_documentation_is_read_from_files_that_every_installation_has(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    for name in ("b.py", "a.py", "test/c.py"):
+        (tmp_path / name).write_text(f'"""Of {name}."""\n\ndef f():\n    """Of a function."""\n')
+    assert [*learning_data.docstrings(tmp_path)] == ["Of a.py.", "Of a function.", "Of b.py.", "Of a function."]
 
 
 def test_intervals_are_students() -> None:

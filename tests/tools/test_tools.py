@@ -40,7 +40,14 @@ SMALL: dict[str, Any] = {
 
 
 def test_there_are_tools() -> None:
-    assert set(NAMES) - set(PROGRAMS) == {"captions", "device_views", "learning_rows"}
+    assert set(NAMES) - set(PROGRAMS) == {
+        "captions",
+        "device_views",
+        "learning_data",
+        "learning_rows",
+        "learning_rows_speech",
+        "learning_rows_text",
+    }
     assert len(PROGRAMS) >= 10
 
 

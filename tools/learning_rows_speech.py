@@ -1,0 +1,104 @@
+"""Settings of the runs of `learning.py` on spoken digits; encoders are smaller than in `configs/audio`, objectives are theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from learning_rows import ADAMW, HEAD, control, row
+
+SOUND = {
+    "kind": "audio_transformer", "seconds": 1.0, "width": 96, "depth": 3, "heads": 3, "pool": "mean", "class_token": False,
+    "front_end": {"kind": "mel", "rate": 8000, "window": 256, "hop": 80, "mels": 64, "mean": -7.5, "std": 4.7},
+}  # fmt: skip
+PATCHES = {**SOUND, "patch_size": [16, 8]}
+FRAMES = {**SOUND, "patch_size": [64, 2]}
+"""Tokens over time alone: 50 of 20 ms."""
+CHANGED = {
+    "kind": "random_window", "gain_db": [-6.0, 6.0], "noise_snr_db": [10.0, 30.0], "noise": 0.5, "shift": 0.1,
+    "shift_fill": "silence",
+}  # fmt: skip
+NOISE = {"kind": "random_window", "noise_snr_db": [-100.0, -100.0]}
+"""Noise that is so loud that all samples are clipped: nothing of the sound is left, not even how loud it was."""
+SPANS = {"kind": "spans", "tokens": 50, "ratio": 0.65, "length": 10}
+TWO = {"modality": "audio", "view": "augmented"}
+MASKED = {"modality": "audio", "view": "crop", "mask": "mask"}
+USUAL = {"data": "speech", "batch": 64, "steps": 300, "optimizer": {**ADAMW, "lr": 1e-3}}
+HIDDEN = {**USUAL, "views": {"crop": {"kind": "random_window"}, "mask": SPANS}}
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "dino, sounds": row(
+        {
+            "kind": "dino", **TWO, "momentum": {"kind": "cosine", "start": 0.98, "final": 1.0}, "temperature": 0.1,
+            "teacher_temperature": 0.04, "targets": {"kind": "centring", "momentum": 0.9}, "prototypes": 1024, "embedding": 64,
+            "head": {"kind": "mlp", "layers": 3, "hidden": 256, "norm": "none", "activation": "gelu"},
+        },
+        PATCHES,
+        **USUAL,
+        views={"augmented": CHANGED},
+    ),
+    "byol, sounds": row(
+        {
+            "kind": "byol", **TWO, "momentum": {"kind": "cosine", "start": 0.97, "final": 1.0}, "embedding": 128, "head": HEAD,
+            "predictor": HEAD,
+        },
+        PATCHES,
+        **USUAL,
+        views={"augmented": CHANGED},
+    ),
+    # Chance: one of all parts of the batch, 1 / 640.
+    "cpc, sounds": row(
+        {
+            "kind": "cpc", "modality": "audio", "view": "crop", "axis": 1, "parts": 10, "steps": 3, "context": 128,
+            "embedding": 64,
+        },
+        {**SOUND, "seconds": 0.1, "patch_size": [32, 5]},
+        **USUAL,
+        views={"crop": {"kind": "random_window"}},
+        bars=("accuracy > 0.02", "loss < 0.9 * chance_loss"),
+    ),
+    # Chance: one of about 24 hidden tokens of a sound, 0.04; collapsed codes have a perplexity of 2.
+    "wav2vec2, sounds": row(
+        {
+            "kind": "wav2vec2", **MASKED, "groups": 2, "codes": 32, "embedding": 64, "temperature": 0.1,
+            "gumbel_temperature": {"kind": "exponential", "start": 2.0, "final": 0.5, "over": "70 percent"},
+            "diversity": 0.1, "penalty": 10.0,
+        },
+        FRAMES,
+        **HIDDEN,
+        bars=("accuracy > 0.2", "code_perplexity > 4"),
+    ),
+    "masked_prediction, HuBERT": row(
+        {
+            "kind": "masked_prediction", **MASKED, "mean": "tokens",
+            "targets": {
+                "kind": "codes", "rows": {"kind": "mfcc"}, "quantizer": {"kind": "kmeans", "codes": 50, "rows": 20_000},
+            },
+            "predictor": {"kind": "cosine", "embedding": 64, "temperature": 0.1},
+        },
+        FRAMES,
+        **HIDDEN,
+        bars=("accuracy > 1.5 * majority", "loss < 0.9 * chance_loss"),
+    ),
+    "latent_prediction, sounds": row(
+        {
+            "kind": "latent_prediction", **MASKED, "layers": 3, "norm": "instance", "norm_mean": False, "beta": None,
+            "over_features": "sqrt", "momentum": 0.99,
+        },
+        FRAMES,
+        **HIDDEN,
+        bars=("target_std > 0.1",),
+    ),
+}  # fmt: skip
+ROWS |= {
+    "cpc, control": control(
+        ROWS["cpc, sounds"], ("accuracy < 0.005", "loss > 0.97 * chance_loss"), views={"crop": NOISE}
+    ),
+    "wav2vec2, control": control(ROWS["wav2vec2, sounds"], ("accuracy < 0.1",), views={"crop": NOISE, "mask": SPANS}),
+    "masked_prediction, HuBERT, control": control(
+        ROWS["masked_prediction, HuBERT"],
+        ("accuracy < 1.5 * majority", "loss > 0.9 * chance_loss"),
+        views={"crop": NOISE, "mask": SPANS},
+    ),
+}
+"""Objective -> settings of its run."""
