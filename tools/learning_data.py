@@ -18,7 +18,7 @@ Samples = Iterator[dict[str, Any]]
 
 MODALITIES: dict[str, tuple[str, dict[str, Any]]] = {
     "pictures": ("image", {"kind": "image", "size": 32}),
-    "speech": ("audio", {"kind": "audio", "rate": 8000, "seconds": 1.0, "channels": "mono", "pad": "zero"}),
+    "speech": ("audio", {"kind": "audio", "rate": 8000, "seconds": 0.49, "channels": "mono", "pad": "zero"}),
     "sentences": ("text", {"kind": "text", "tokenizer": {"kind": "clip", "context_length": 32}}),
 }
 """Data -> its modality, and the settings of that without views."""

@@ -7,6 +7,7 @@ from typing import Any
 
 CONV = {"kind": "resnet", "size": 32, "layers": [2, 2], "channels": 16, "pool": "mean", "zero_init_residual": False}
 VIT = {"kind": "vit", "size": 32, "patch_size": 4, "width": 96, "depth": 4, "heads": 3, "pool": "mean"}
+SMALL_VIT = {**VIT, "width": 64, "depth": 3, "heads": 2}
 HEAD = {"kind": "mlp", "hidden": 256, "norm": "batch"}
 COLOURS = {
     "kind": "simclr", "scale": [0.2, 1.0], "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "blur": 0.0,
@@ -97,7 +98,7 @@ ROWS: dict[str, dict[str, Any]] = {
             "kind": "latent_prediction", "modality": "image", "view": "crop", "mask": "mask", "layers": 3, "norm": "instance",
             "norm_mean": False, "beta": 2.0, "over_features": "mean", "momentum": 0.99,
         },
-        {**VIT, "width": 64, "depth": 3, "heads": 2},
+        SMALL_VIT,
         views={
             "crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5},
             "mask": {"kind": "blocks", "patch_size": 4, "ratio": 0.6, "smallest": 4},
@@ -120,13 +121,14 @@ ROWS: dict[str, dict[str, Any]] = {
             "kind": "masked_prediction", "modality": "image", "view": "crop", "mask": "mask",
             "targets": {"kind": "hog", "values": 27, "cell": 4}, "predictor": {"kind": "linear"},
         },
-        VIT,
+        SMALL_VIT,
         bars=("loss < 0.9 * zero_loss",),
         views={
             "crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5},
             "mask": {"kind": "blocks", "patch_size": 4, "ratio": 0.4, "smallest": 4},
         },
-        steps=500,
+        batch=96,
+        steps=400,
     ),
     # BEiT-like: k-means codes of hidden patches.
     "masked_prediction, k-means codes": row(
@@ -138,13 +140,14 @@ ROWS: dict[str, dict[str, Any]] = {
             },
             "predictor": {"kind": "linear"},
         },
-        VIT,
+        SMALL_VIT,
         bars=("accuracy > 1.5 * majority", "loss < 0.95 * chance_loss"),
         views={
             "crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5},
             "mask": {"kind": "blocks", "patch_size": 4, "ratio": 0.4, "smallest": 4},
         },
-        steps=500,
+        batch=96,
+        steps=400,
     ),
     "pretext": row(
         {"kind": "pretext", "modality": "image", "view": "crop", "task": {"kind": "rotation"}, "predictor": {"kind": "linear"}},
@@ -161,24 +164,27 @@ ROWS: dict[str, dict[str, Any]] = {
             "teacher_temperature": 0.04, "targets": {"kind": "centring", "momentum": 0.9}, "prototypes": 1024, "embedding": 64,
             "head": {**HEAD, "layers": 3}, "patches": {"mask": "mask", "targets": {"kind": "centring", "momentum": 0.9}},
         },
-        {**VIT, "width": 64, "depth": 3, "heads": 2},
+        SMALL_VIT,
         views={
             **VIEWS,
             "mask": {"kind": "blocks", "patch_size": 4, "ratio": [0.1, 0.5], "probability": 0.5, "smallest": 2},
         },
+        batch=64,
+        steps=300,
     ),
     "jepa": row(
         {
             "kind": "jepa", "modality": "image", "view": "crop", "masks": ["blocks"], "beta": 1.0,
             "predictor": {"width": 48, "depth": 2, "heads": 2}, "momentum": {"kind": "linear", "start": 0.99, "final": 1.0},
         },
-        VIT,
+        SMALL_VIT,
         bars=("target_std > 0.1",),
         views={
             "crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5},
             "blocks": {"kind": "jepa", "patch_size": 4},
         },
-        steps=500,
+        batch=96,
+        steps=400,
     ),
     # As in the recipe, with a bank of all 10,000 pictures, and four tiles, as nine would have 10 pixels.
     "pirl": row(
@@ -187,10 +193,10 @@ ROWS: dict[str, dict[str, Any]] = {
             "jigsaw": {"permutations": 24, "side": 2, "tile": 16}, "embedding": 64, "head": {**HEAD, "norm": "none"},
         },
         views={
-            **VIEWS, "tiles": {**COLOURS, "scale": [0.6, 1.0], "size": 36, "grayscale": 0.66},
+            **VIEWS, "tiles": {**COLOURS, "scale": [0.6, 1.0], "size": 40, "grayscale": 0.66},
             "choice": {"kind": "choice", "choices": 24},
         },
-        steps=300,
+        steps=260,
     ),
     # SeLA; strength is that of the paper for CIFAR-10, where there are 128 labels, too.
     "self_labels": row(
@@ -198,7 +204,7 @@ ROWS: dict[str, dict[str, Any]] = {
             "kind": "self_labels", "modality": "image", "view": "augmented", "labels": 128, "every": "2 epochs",
             "labelling": {"kind": "optimal_transport", "strength": 10.0},
         },
-        steps=700,
+        steps=560,
     ),
 }  # fmt: skip
 ROWS |= {

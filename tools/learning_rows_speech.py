@@ -1,4 +1,7 @@
-"""Settings of the runs of `learning.py` on spoken digits; encoders are smaller than in `configs/audio`, objectives are theirs."""
+"""Settings of the runs of `learning.py` on spoken digits: the objectives of `configs/audio`, smaller encoders, windows of 0.49 s.
+
+Longer windows would be half silence, which is found and predicted without learning: the mean recording has 0.44 s.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,22 @@ from typing import Any
 from learning_rows import ADAMW, HEAD, control, row
 
 SOUND = {
-    "kind": "audio_transformer", "seconds": 1.0, "width": 96, "depth": 3, "heads": 3, "pool": "mean", "class_token": False,
+    "kind": "audio_transformer", "seconds": 0.49, "width": 64, "depth": 3, "heads": 2, "pool": "mean", "class_token": False,
     "front_end": {"kind": "mel", "rate": 8000, "window": 256, "hop": 80, "mels": 64, "mean": -7.5, "std": 4.7},
 }  # fmt: skip
-PATCHES = {**SOUND, "patch_size": [16, 8]}
+PATCHES = {**SOUND, "patch_size": [16, 10]}
 FRAMES = {**SOUND, "patch_size": [64, 2]}
-"""Tokens over time alone: 50 of 20 ms."""
+"""Tokens over time alone: 25 of 20 ms."""
 CHANGED = {
     "kind": "random_window", "gain_db": [-6.0, 6.0], "noise_snr_db": [10.0, 30.0], "noise": 0.5, "shift": 0.1,
     "shift_fill": "silence",
 }  # fmt: skip
 NOISE = {"kind": "random_window", "noise_snr_db": [-100.0, -100.0]}
 """Noise that is so loud that all samples are clipped: nothing of the sound is left, not even how loud it was."""
-SPANS = {"kind": "spans", "tokens": 50, "ratio": 0.65, "length": 10}
+SPANS = {"kind": "spans", "tokens": 25, "ratio": 0.65, "length": 5}
 TWO = {"modality": "audio", "view": "augmented"}
 MASKED = {"modality": "audio", "view": "crop", "mask": "mask"}
-USUAL = {"data": "speech", "batch": 64, "steps": 300, "optimizer": {**ADAMW, "lr": 1e-3}}
+USUAL = {"data": "speech", "batch": 64, "steps": 500, "optimizer": {**ADAMW, "lr": 1e-3}}
 HIDDEN = {**USUAL, "views": {"crop": {"kind": "random_window"}, "mask": SPANS}}
 
 
@@ -46,18 +49,18 @@ ROWS: dict[str, dict[str, Any]] = {
         **USUAL,
         views={"augmented": CHANGED},
     ),
-    # Chance: one of all parts of the batch, 1 / 640.
+    # Chance: one of all parts of the batch, 1 / 448.
     "cpc, sounds": row(
         {
-            "kind": "cpc", "modality": "audio", "view": "crop", "axis": 1, "parts": 10, "steps": 3, "context": 128,
+            "kind": "cpc", "modality": "audio", "view": "crop", "axis": 1, "parts": 7, "steps": 3, "context": 128,
             "embedding": 64,
         },
-        {**SOUND, "seconds": 0.1, "patch_size": [32, 5]},
+        {**SOUND, "seconds": 0.07, "patch_size": [32, 4]},
         **USUAL,
         views={"crop": {"kind": "random_window"}},
         bars=("accuracy > 0.02", "loss < 0.9 * chance_loss"),
     ),
-    # Chance: one of about 24 hidden tokens of a sound, 0.04; collapsed codes have a perplexity of 2.
+    # Chance: one of about 12 hidden tokens of a sound, 0.08; collapsed codes have a perplexity of 2.
     "wav2vec2, sounds": row(
         {
             "kind": "wav2vec2", **MASKED, "groups": 2, "codes": 32, "embedding": 64, "temperature": 0.1,
@@ -66,7 +69,7 @@ ROWS: dict[str, dict[str, Any]] = {
         },
         FRAMES,
         **HIDDEN,
-        bars=("accuracy > 0.2", "code_perplexity > 4"),
+        bars=("accuracy > 0.4", "code_perplexity > 4"),
     ),
     "masked_prediction, HuBERT": row(
         {
@@ -94,7 +97,7 @@ ROWS |= {
     "cpc, control": control(
         ROWS["cpc, sounds"], ("accuracy < 0.005", "loss > 0.97 * chance_loss"), views={"crop": NOISE}
     ),
-    "wav2vec2, control": control(ROWS["wav2vec2, sounds"], ("accuracy < 0.1",), views={"crop": NOISE, "mask": SPANS}),
+    "wav2vec2, control": control(ROWS["wav2vec2, sounds"], ("accuracy < 0.2",), views={"crop": NOISE, "mask": SPANS}),
     "masked_prediction, HuBERT, control": control(
         ROWS["masked_prediction, HuBERT"],
         ("accuracy < 1.5 * majority", "loss > 0.9 * chance_loss"),
