@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 
@@ -17,6 +18,7 @@ from mmssl.core.plan import Plan
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.synchronized.time import TimeCrop
 from mmssl.datasets import digit_scenes, heart, land, moving_scenes
+from mmssl.encoders.resnet import ResNetConfig
 from mmssl.interop.open_clip import ClipState, to_open_clip
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.shipped import find_recipe, shipped_recipes
@@ -73,6 +75,19 @@ def test_the_resolved_recipe_reads_back_equal(name: str) -> None:
 def test_it_says_how_to_run_it(name: str) -> None:
     first = [line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
     assert any(f"pretrain {name}" in line for line in first), "the command that runs it stands atop each recipe"
+
+
+def test_pictures_of_all_views_are_whole_multiples_of_what_encoders_take() -> None:
+    """Checked at the start of a run by encoding one, for which networks of these sizes are too slow in tests."""
+    for name in NAMES:
+        recipe = find_recipe(name)
+        for modality, encoder in recipe.encoders.items():
+            stride = 32 if isinstance(encoder, ResNetConfig) else getattr(encoder, "patch_size", 1)
+            for kind, view in getattr(recipe.modalities[modality], "views", {}).items():
+                size = getattr(view, "size", None)
+                assert size is None or np.all(size % np.array(stride) == 0), (
+                    f"{name}: {modality}.{kind} has {size} pixels"
+                )
 
 
 def test_another_default_for_an_inherited_setting_keeps_its_limits() -> None:

@@ -30,6 +30,12 @@ HIDDEN = {**USUAL, "views": {"crop": {"kind": "random_window"}, "mask": SPANS}}
 
 
 ROWS: dict[str, dict[str, Any]] = {
+    "simclr, sounds": row(
+        {"kind": "simclr", **TWO, "temperature": 0.2, "embedding": 64, "head": HEAD},
+        PATCHES,
+        **USUAL,
+        views={"augmented": CHANGED},
+    ),
     "dino, sounds": row(
         {
             "kind": "dino", **TWO, "momentum": {"kind": "cosine", "start": 0.98, "final": 1.0}, "temperature": 0.1,
