@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 ROWS = {**learning_rows.ROWS, **learning_rows_speech.ROWS, **learning_rows_text.ROWS}
 CLASSES = ("knn/acc1", "probe/acc1")
 SPEECH = "fsdd-recordings.tar"
-SPACE = ("space/uniformity", "space/alignment", "space/rankme")
+SPACE = ("space/uniformity", "space/rankme")
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a two-sided 95 % interval, by number of seeds."""
 
@@ -69,7 +69,7 @@ def recipe_of(name: str, seed: int, shards: Path, steps: int | None) -> dict[str
         "schedule": {"kind": "cosine", "warmup": "5 %"},
         "evaluators": {"knn": {"kind": "knn", "ks": [20], **classes}, "probe": {"kind": "linear_probe", **classes}}
         if labelled
-        else {"space": {"kind": "representation", "views": {"close": 2}, **test}},
+        else {"space": {"kind": "representation", **test}},
         "log": {"every": "50 steps", "trackers": []},
         "save": {"minutes": None},
         "device": "cpu",
@@ -77,7 +77,9 @@ def recipe_of(name: str, seed: int, shards: Path, steps: int | None) -> dict[str
 
 
 def own_figures(recipe: Recipe, run: Run, shards: Path, training: bool, batches: int = 16) -> dict[str, float]:
-    """What the objective of a finished run says of test samples: its loss, terms and metrics, as means over batches.
+    """What the objective of a run says of test samples: its loss, terms and metrics, as means over batches.
+
+    Of two passes of one view (SimCSE) also alignment and uniformity of features; see `mmssl.evaluation.geometry`.
 
     Args:
         recipe, run: of the run.
@@ -87,7 +89,9 @@ def own_figures(recipe: Recipe, run: Run, shards: Path, training: bool, batches:
     """
     import torch
 
-    learner, state = run.state.learner.train(training), run.state
+    from mmssl.evaluation.geometry import alignment, uniformity
+
+    learner, total = run.state.learner.train(training), run.state.total_steps
     data = recipe.data.model_copy(update={"shards": (str(shards),)})
     stream = data.pass_over(
         data.open("test"),
@@ -100,9 +104,13 @@ def own_figures(recipe: Recipe, run: Run, shards: Path, training: bool, batches:
     with torch.no_grad():
         for batch in itertools.islice(stream, batches):
             if len(batch) == recipe.batch_size:
-                output, _ = learner(batch, state.total_steps - 1, state.total_steps)
+                output, latents = learner(batch, total - 1, total)
                 found.append({"loss": output.total, **output.terms, **output.metrics})
+                if {"0", "1"} <= latents.keys():
+                    both = torch.stack([latents["0"], latents["1"]], 1)
+                    found[-1] |= {"alignment": alignment(both), "uniformity": uniformity(latents["0"])}
     stream.close()
+    learner.train()
     return {key: statistics.mean(float(one[key]) for one in found) for key in found[0]}
 
 
@@ -114,7 +122,7 @@ def measure(
     Args:
         document: the recipe; its output is replaced by a folder that is removed.
         kept: scores to return, "<evaluator>/<metric>".
-        own: more figures of the finished run.
+        own: more figures, of before ("own_before") and after the run ("own").
     """
     import torch
 
@@ -133,11 +141,12 @@ def measure(
         }
         launch = recipe.training.launch()
         run = recipe.build(launch)
+        more = {"own_before": own(recipe, run)} if own is not None else {}
         started = time.monotonic()
         after = run.train()
         seconds = time.monotonic() - started
         lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-        more = {"own": own(recipe, run)} if own is not None else {}
+        more |= {"own": own(recipe, run)} if own is not None else {}
         launch.close()
     return {
         "before": {key: before[key] for key in kept},
@@ -159,13 +168,13 @@ def run_one(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, 
     return {"name": name, "seed": seed, **measure(document, kept, own if given["bars"] else None)}
 
 
-def bar_holds(bar: str, figures: Mapping[str, float]) -> tuple[bool, str]:
-    """Whether a bar such as "accuracy > 1.5 * majority" holds of these figures, and the bar with numbers."""
+def bar_holds(bar: str, figures: Mapping[str, float], before: Mapping[str, float]) -> tuple[bool, str]:
+    """Whether a bar such as "accuracy > 1.5 * majority" or "loss < before/loss" holds, and the bar with numbers."""
+    known = {**figures, **{f"before/{name}": figure for name, figure in before.items()}}
     name, sign, *limit = bar.split()
-    factors = [figures[word] if word in figures else float(word) for word in limit if word != "*"]
-    wanted = math.prod(factors)
-    holds = figures[name] > wanted if sign == ">" else figures[name] < wanted
-    return holds, f"{name} {figures[name]:.3f} {sign} {wanted:.3f}"
+    wanted = math.prod(known[word] if word in known else float(word) for word in limit if word != "*")
+    holds = known[name] > wanted if sign == ">" else known[name] < wanted
+    return holds, f"{name} {known[name]:.3f} {sign} {wanted:.3f}"
 
 
 def interval(gains: list[float]) -> tuple[float, float]:
@@ -185,12 +194,12 @@ def table(results: list[dict[str, Any]]) -> str:
     for name in dict.fromkeys(one["name"] for one in results):
         runs = sorted((one for one in results if one["name"] == name), key=lambda one: one["seed"])
         cells = [name]
-        for key in [key for key in CLASSES + SPACE[:2] if key in runs[0]["before"]]:
+        for key in [key for key in CLASSES + SPACE if key in runs[0]["before"]]:
             before, after = ([one[when][key] for one in runs] for when in ("before", "after"))
             gain, half = interval([a - b for a, b in zip(after, before, strict=True)])
             cells += [f"{statistics.mean(before):.3f}", f"{statistics.mean(after):.3f}", f"{gain:+.3f} ± {half:.3f}"]
         bars = ROWS[name]["bars"] if "own" in runs[0] else ()
-        held = [[bar_holds(bar, one["own"]) for bar in bars] for one in runs]
+        held = [[bar_holds(bar, one["own"], one["own_before"]) for bar in bars] for one in runs]
         cells.append(
             "; ".join(said for one in held for holds, said in one) + " FAULT" * any(not h for o in held for h, _ in o)
         )
@@ -226,7 +235,7 @@ def run_missing(
                 file.write(json.dumps(one) + "\n")
             gains = {key: one["after"][key] - one["before"][key] for key in one["after"]}
             said = ", ".join(f"{key} {one['after'][key]:.3f} ({gain:+.3f})" for key, gain in gains.items())
-            said += "".join(f", {key} {figure:.3f}" for key, figure in one.get("own", {}).items())
+            said += "".join(f", {key} {one['own_before'][key]:.3f} to {x:.3f}" for key, x in one.get("own", {}).items())
             print(
                 f"{one['name']}, seed {one['seed']}: {said}, {one['seconds']:.0f} s {' '.join(one['alarms'])}",
                 flush=True,

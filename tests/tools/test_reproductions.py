@@ -162,16 +162,18 @@ def test_the_objective_is_measured_on_test_samples(
     assert found["own"]["chance_loss"] == pytest.approx(math.log(4))
     assert found["own"]["accuracy"] in [hits / 16 for hits in range(17)], "of two whole batches"
     assert found["own"]["loss"] == pytest.approx(found["own"]["pretext"])
+    assert found["own_before"].keys() == found["own"].keys()
     (line,) = learning.table([{**found, "own": {"accuracy": 0.3}}]).splitlines()[2:]
     assert "| accuracy 0.300 > 0.450 FAULT |" in line
     assert "FAULT" not in learning.table([{**found, "own": {"accuracy": 0.5}}])
 
 
 def test_bars_compare_figures_with_numbers_and_others() -> None:
-    figures = {"accuracy": 0.3, "majority": 0.1, "loss": 2.0}
-    assert learning.bar_holds("accuracy > 0.25", figures) == (True, "accuracy 0.300 > 0.250")
-    assert learning.bar_holds("accuracy > 3.5 * majority", figures)[0] is False
-    assert learning.bar_holds("loss < 1.5", figures)[0] is False
+    figures, before = {"accuracy": 0.3, "majority": 0.1, "loss": 2.0}, {"loss": 2.1}
+    assert learning.bar_holds("accuracy > 0.25", figures, before) == (True, "accuracy 0.300 > 0.250")
+    assert learning.bar_holds("accuracy > 3.5 * majority", figures, before)[0] is False
+    assert learning.bar_holds("loss < before/loss", figures, before) == (True, "loss 2.000 < 2.100")
+    assert learning.bar_holds("loss < 0.9 * before/loss", figures, before)[0] is False
 
 
 def test_every_bar_is_about_figures_of_the_objective_and_no_control_has_those_of_its_row() -> None:
