@@ -117,7 +117,7 @@ def main() -> None:
             wanted,
             arguments.results,
             arguments.processes,
-            lambda name, seed: learning.in_a_process(name, seed, shards, arguments.steps, __file__),
+            lambda name, seed: learning.in_a_process(name, seed, shards, arguments.steps, arguments.results, __file__),
         )
     print(table(results))
     if arguments.json:

@@ -115,7 +115,10 @@ def own_figures(recipe: Recipe, run: Run, shards: Path, training: bool, batches:
 
 
 def measure(
-    document: dict[str, Any], kept: Sequence[str], own: Callable[[Recipe, Run], dict[str, float]] | None = None
+    document: dict[str, Any],
+    kept: Sequence[str],
+    own: Callable[[Recipe, Run], dict[str, float]] | None = None,
+    before: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the untrained model of a recipe, train it, evaluate it again; with the alarms that the run raised.
 
@@ -123,6 +126,7 @@ def measure(
         document: the recipe; its output is replaced by a folder that is removed.
         kept: scores to return, "<evaluator>/<metric>".
         own: more figures, of before ("own_before") and after the run ("own").
+        before: scores of the untrained model, where they are known.
     """
     import torch
 
@@ -133,12 +137,13 @@ def measure(
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         recipe = validate_text(Recipe, json.dumps({**document, "output": folder}), document["name"])
-        untrained = start_of(recipe).embedding
-        before = {
-            f"{which}/{metric}": score
-            for which, (evaluator, _) in recipe.build_evaluators(recipe.build_modalities()).items()
-            for metric, score in evaluator.evaluate(untrained)
-        }
+        if before is None:
+            untrained = start_of(recipe).embedding
+            before = {
+                f"{which}/{metric}": score
+                for which, (evaluator, _) in recipe.build_evaluators(recipe.build_modalities()).items()
+                for metric, score in evaluator.evaluate(untrained)
+            }
         launch = recipe.training.launch()
         run = recipe.build(launch)
         more = {"own_before": own(recipe, run)} if own is not None else {}
@@ -157,7 +162,17 @@ def measure(
     }
 
 
-def run_one(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, Any]:
+def known_before(results: Path, name: str, seed: int) -> dict[str, float] | None:
+    """Scores of a row's untrained encoder from a finished run of the same data, encoder and seed; None: there is none."""
+    for line in results.read_text().splitlines() if results.exists() else ():
+        one = json.loads(line)
+        if one["seed"] == seed and all(ROWS[one["name"]][key] == ROWS[name][key] for key in ("data", "encoder")):
+            known: dict[str, float] = one["before"]
+            return known
+    return None
+
+
+def run_one(name: str, seed: int, shards: Path, steps: int | None, results: Path) -> dict[str, Any]:
     """The run of one row with one seed."""
     given, document = ROWS[name], recipe_of(name, seed, shards, steps)
 
@@ -165,7 +180,8 @@ def run_one(name: str, seed: int, shards: Path, steps: int | None) -> dict[str, 
         return own_figures(recipe, run, shards / "test", given.get("measured") == "training")
 
     kept = CLASSES if "knn" in document["evaluators"] else SPACE
-    return {"name": name, "seed": seed, **measure(document, kept, own if given["bars"] else None)}
+    before = known_before(results, name, seed)
+    return {"name": name, "seed": seed, **measure(document, kept, own if given["bars"] else None, before)}
 
 
 def bar_holds(bar: str, figures: Mapping[str, float], before: Mapping[str, float]) -> tuple[bool, str]:
@@ -208,9 +224,11 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def in_a_process(name: str, seed: int, shards: Path, steps: int | None, program: str = __file__) -> dict[str, Any]:
+def in_a_process(
+    name: str, seed: int, shards: Path, steps: int | None, results: Path, program: str = __file__
+) -> dict[str, Any]:
     """The run of one row in a process of its own: `program --one NAME SEED`."""
-    command = [sys.executable, program, "--one", name, str(seed), "--shards", str(shards)]
+    command = [sys.executable, program, "--one", name, str(seed), "--shards", str(shards), "--results", str(results)]
     command += ["--steps", str(steps)] if steps else []
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
@@ -273,7 +291,8 @@ def main() -> None:
     """Read arguments, run what is missing, print the table, and write the files."""
     arguments = read_arguments(__doc__.splitlines()[0] if __doc__ else None, [*ROWS], "learning.jsonl")
     if arguments.one:
-        print(json.dumps(run_one(arguments.one[0], int(arguments.one[1]), arguments.shards, arguments.steps)))
+        name, seed = arguments.one
+        print(json.dumps(run_one(name, int(seed), arguments.shards, arguments.steps, arguments.results)))
         return
     wanted = [(name, seed) for name in arguments.rows for seed in range(arguments.seeds)]
     with tempfile.TemporaryDirectory() as folder:
@@ -289,7 +308,9 @@ def main() -> None:
             wanted,
             arguments.results,
             arguments.processes,
-            lambda name, seed: in_a_process(name, seed, Path(folder) / ROWS[name]["data"], arguments.steps),
+            lambda name, seed: in_a_process(
+                name, seed, Path(folder) / ROWS[name]["data"], arguments.steps, arguments.results
+            ),
         )
     print(table(sorted(results, key=lambda one: arguments.rows.index(one["name"]))))
     if arguments.json:

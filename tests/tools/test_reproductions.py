@@ -158,7 +158,7 @@ def test_the_objective_is_measured_on_test_samples(
     monkeypatch.setitem(learning.ROWS["pretext"], "batch", 8)
     for split in ("train", "test"):
         learning.pack_pictures(pictures / f"cifar10-{split}.npz", tmp_path / split, 20)
-    found = learning.run_one("pretext", 0, tmp_path, 1)
+    found = learning.run_one("pretext", 0, tmp_path, 1, tmp_path / "none.jsonl")
     assert found["own"]["chance_loss"] == pytest.approx(math.log(4))
     assert found["own"]["accuracy"] in [hits / 16 for hits in range(17)], "of two whole batches"
     assert found["own"]["loss"] == pytest.approx(found["own"]["pretext"])
@@ -166,6 +166,10 @@ def test_the_objective_is_measured_on_test_samples(
     (line,) = learning.table([{**found, "own": {"accuracy": 0.3}}]).splitlines()[2:]
     assert "| accuracy 0.300 > 0.450 FAULT |" in line
     assert "FAULT" not in learning.table([{**found, "own": {"accuracy": 0.5}}])
+    (tmp_path / "done.jsonl").write_text(json.dumps({**found, "before": {"knn/acc1": 0.125}}) + "\n")
+    assert learning.known_before(tmp_path / "done.jsonl", "simclr", 0) == {"knn/acc1": 0.125}, "the same encoder"
+    assert learning.known_before(tmp_path / "done.jsonl", "simclr", 1) is None
+    assert learning.known_before(tmp_path / "done.jsonl", "mae", 0) is None
 
 
 def test_bars_compare_figures_with_numbers_and_others() -> None:
