@@ -128,7 +128,7 @@ ROWS: dict[str, dict[str, Any]] = {
             "mask": {"kind": "blocks", "patch_size": 4, "ratio": 0.4, "smallest": 4},
         },
         batch=96,
-        steps=400,
+        steps=300,
     ),
     # BEiT-like: k-means codes of hidden patches.
     "masked_prediction, k-means codes": row(
@@ -147,7 +147,7 @@ ROWS: dict[str, dict[str, Any]] = {
             "mask": {"kind": "blocks", "patch_size": 4, "ratio": 0.4, "smallest": 4},
         },
         batch=96,
-        steps=400,
+        steps=300,
     ),
     "pretext": row(
         {"kind": "pretext", "modality": "image", "view": "crop", "task": {"kind": "rotation"}, "predictor": {"kind": "linear"}},
@@ -155,7 +155,7 @@ ROWS: dict[str, dict[str, Any]] = {
         views={
             "crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5}, "choice": {"kind": "choice", "choices": 4},
         },
-        steps=800,
+        steps=500,
     ),
     # iBOT: DINO, and the assignments of masked patches.
     "dino, patches": row(
@@ -184,7 +184,7 @@ ROWS: dict[str, dict[str, Any]] = {
             "blocks": {"kind": "jepa", "patch_size": 4},
         },
         batch=96,
-        steps=400,
+        steps=300,
     ),
     # As in the recipe, with a bank of all 10,000 pictures, and four tiles, as nine would have 10 pixels.
     "pirl": row(

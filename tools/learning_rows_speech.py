@@ -25,7 +25,7 @@ NOISE = {"kind": "random_window", "noise_snr_db": [-100.0, -100.0]}
 SPANS = {"kind": "spans", "tokens": 25, "ratio": 0.65, "length": 5}
 TWO = {"modality": "audio", "view": "augmented"}
 MASKED = {"modality": "audio", "view": "crop", "mask": "mask"}
-USUAL = {"data": "speech", "batch": 64, "steps": 500, "optimizer": {**ADAMW, "lr": 1e-3}}
+USUAL = {"data": "speech", "batch": 64, "steps": 300, "optimizer": {**ADAMW, "lr": 1e-3}}
 HIDDEN = {**USUAL, "views": {"crop": {"kind": "random_window"}, "mask": SPANS}}
 
 
@@ -61,7 +61,7 @@ ROWS: dict[str, dict[str, Any]] = {
             "kind": "cpc", "modality": "audio", "view": "crop", "axis": 1, "parts": 7, "steps": 3, "context": 128,
             "embedding": 64,
         },
-        {**SOUND, "seconds": 0.07, "patch_size": [32, 4]},
+        {**SOUND, "seconds": 0.07, "patch_size": [16, 8]},
         **USUAL,
         views={"crop": {"kind": "random_window"}},
         bars=("accuracy > 0.02", "loss < 0.9 * chance_loss"),
@@ -71,7 +71,7 @@ ROWS: dict[str, dict[str, Any]] = {
         {
             "kind": "wav2vec2", **MASKED, "groups": 2, "codes": 32, "embedding": 64, "temperature": 0.1,
             "gumbel_temperature": {"kind": "exponential", "start": 2.0, "final": 0.5, "over": "70 percent"},
-            "diversity": 0.1, "penalty": 10.0,
+            "diversity": 0.1,
         },
         FRAMES,
         **HIDDEN,
