@@ -78,6 +78,7 @@ class ShardIndex:
         self.source = source
         self.shards = tuple(shards)
         self.labels = _labels(self.shards)
+        self._names = [without_secrets(str(shard)) for shard in self.shards]
         self.digest = _digest(self.labels, tables)
         self.ignored = sum(table.ignored for table in tables)
         self.extensions = tuple(sorted({extension for table in tables for extension in table.extensions}))
@@ -179,9 +180,7 @@ class ShardIndex:
         start, _ = self._span(self._members, ordinal)
         shard = self._shard(ordinal)
         offset = int(self._offset[start]) - 512
-        return Origin(
-            self.source, without_secrets(str(self.shards[shard])), int(ordinal - self._samples[shard]), offset
-        )
+        return Origin(self.source, self._names[shard], int(ordinal - self._samples[shard]), offset)
 
     def identity(self, ordinal: int) -> tuple[str, str, int]:
         """(source, shard label, number within the shard): the key of random draws, independent of where the shards are mounted."""
@@ -197,7 +196,7 @@ class ShardIndex:
     def members(self, ordinal: int) -> list[tuple[str, int, int]]:
         """(extension, offset, size) of each member of a sample, in the order of the shard."""
         rows = slice(*self._span(self._members, ordinal))
-        names = [self.extensions[i] for i in self._extension[rows]]
+        names = [self.extensions[i] for i in self._extension[rows].tolist()]
         return list(zip(names, self._offset[rows].tolist(), self._size[rows].tolist(), strict=True))
 
     def read(self, ordinal: int, extensions: Collection[str] | None = None) -> RawSample:
@@ -230,10 +229,6 @@ class ShardIndex:
             fields[extension] = data
         extensions = tuple(extension for extension, _, _ in members)
         return RawSample(self.key(ordinal), self.origin(ordinal), fields, extensions, self.formats[shard])
-
-    def close(self) -> None:
-        """Close open files; the next read opens them again."""
-        self.reader.close()
 
     def __iter__(self) -> Iterator[RawSample]:
         return (self.read(ordinal) for ordinal in range(len(self)))

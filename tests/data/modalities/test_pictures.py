@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, features
 
 from mmssl.core.errors import DataError
 from mmssl.data.modalities.image import ImageConfig, ImageModality
+from mmssl.data.modalities.orientation import exif_orientation
 from mmssl.data.modality import DecodeError
 from tests.data.make import encode, noise
 
@@ -73,6 +74,34 @@ def test_damaged_exif_loses_no_picture(exif: bytes) -> None:
     data = encode(PICTURE)
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     assert build().decode(data[:2] + segment + data[2:], "jpg").shape == (50, 70, 3)
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(data) + 2).to_bytes(2, "big") + data
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        segment(0xED, b"thumbnail \xff\xda\x00\x08 of its own"),  # the marker of a scan in another segment
+        b"\xff" + segment(0xFE, b"comment"),  # a fill byte
+        segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0"),
+    ],
+    ids=["thumbnail", "fill", "segment"],
+)
+def test_an_orientation_is_found_behind_other_segments(before: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(PICTURE)
+    data = data[:2] + before + segment(0xE1, exif.tobytes()) + data[2:]
+    assert exif_orientation(data) == 6
+
+
+def test_pixels_are_not_searched_for_an_orientation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmssl.data.modalities.orientation.Image", None)
+    data = encode(PICTURE)
+    scan = data.index(b"\xff\xda") + 20
+    assert exif_orientation(data[:scan] + b"Exif\0\0" + data[scan:]) == 1
 
 
 # Depth ---------------------------------------------------------------------------------------------------------------
