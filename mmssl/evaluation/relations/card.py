@@ -17,7 +17,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation.class_names import stored_class_names
 from mmssl.evaluation.collect import Collected, KeptShards
-from mmssl.evaluation.common import EvaluatorConfig, broadcast_scores, inference, metric_context, require_modalities
+from mmssl.evaluation.common import broadcast_scores, inference, metric_context, require_modalities
 from mmssl.evaluation.prompts import PromptedConfig
 from mmssl.evaluation.relations.base import NoRelation, RelationEvaluator
 from mmssl.evaluation.relations.compositionality import CompositionalityConfig
@@ -42,7 +42,9 @@ class RelationsConfig(PromptedConfig):
 
     Attributes:
         modalities: those to relate; None: all of the model's shared space that the shards have.
-        labels: modality of class numbers for modality_confusion, measured where the shards have labels and class names.
+        labels: modality of class numbers for modality_confusion, measured where the shards have labels, and class names for
+            prompts or `train_shards`.
+        train_shards, max_train_samples: of modality_confusion.
         seconds: length of the windows of offset, as in training; None: it is not measured.
         resamples: number of bootstrap draws (over samples) for the intervals.
         seed: seed of the bootstrap, and of false captions.
@@ -51,6 +53,8 @@ class RelationsConfig(PromptedConfig):
     kind: Literal["relations"] = "relations"
     modalities: tuple[str, ...] | None = None
     labels: str = "label"
+    train_shards: tuple[str, ...] | None = None
+    max_train_samples: int | None = Field(default=None, ge=2)
     seconds: float | None = Field(default=None, gt=0)
     resamples: int = Field(default=2000, ge=100)
     seed: int = 0
@@ -145,8 +149,8 @@ class RelationCard(Evaluator):
         things = [name for name in self.names if not self.modalities[name].language][:MOST]
         labels = self.modalities.get(config.labels)
         labelled = labels is not None and bool({*labels.extensions} & {*index.extensions})
-        if len(things) > 1 and labelled and config.prompts in self.modalities and self._has_names():
-            self._confusion = self._made(ModalityConfusionConfig, modalities=tuple(things), labels=config.labels)
+        if len(things) > 1 and labelled and (config.train_shards or self._has_prompts()):
+            self._confusion = self._made(ModalityConfusionConfig, modalities=tuple(things))
         self._tests = [*self._fitting(things)]
         names = (*self.names, *((config.labels,) if self._confusion is not None else ()))
         self._shards = KeptShards(config, self.modalities, names, config.shards, config.max_samples)
@@ -162,22 +166,20 @@ class RelationCard(Evaluator):
             if has and (first.visual if second.audible else first.visual or first.audible):
                 yield self._made(SidesConfig, pair=pair)
             if self.config.seconds is not None and first.moving and second.audible:
-                yield self._made(OffsetConfig, pair=pair, seconds=self.config.seconds)
+                yield self._made(OffsetConfig, pair=pair)
             if second.language and pair[0] in things:
-                more = {"resamples": self.config.resamples, "seed": self.config.seed}
-                yield self._made(CompositionalityConfig, pair=pair, **more)
+                yield self._made(CompositionalityConfig, pair=pair)
 
     def _made(self, kind: Any, **settings: Any) -> Any:
-        """An evaluator of a kind on the same shards, with the settings that it shares with the card."""
-        shared = [
-            *EvaluatorConfig.model_fields,
-            *(("classnames", "templates", "prompts") if "labels" in settings else ()),
-        ]
+        """An evaluator of a kind, with the settings that it shares with the card."""
+        shared = kind.model_fields.keys() & RelationsConfig.model_fields.keys() - {"kind", *settings}
         own = {name: getattr(self.config, name) for name in shared}
         return kind(**own, **settings).build(self.modalities)
 
-    def _has_names(self) -> bool:
-        return self.config.classnames is not None or bool(stored_class_names(self.config.shards))
+    def _has_prompts(self) -> bool:
+        config = self.config
+        named = config.classnames is not None or bool(stored_class_names(config.shards))
+        return named and config.prompts in self.modalities
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         self.open()
@@ -226,7 +228,8 @@ class RelationCard(Evaluator):
             scores = gap_scores(data, pair)
             yield Part("modality_gap", pair, "_".join((*pair, "")), scores, ("gap", "alignment"))
         confusion = self._confusion
-        if confusion is not None and {*confusion.config.modalities, config.prompts} <= {*model.heads}:
+        prompts = () if config.train_shards else (config.prompts,)
+        if confusion is not None and {*confusion.config.modalities, *prompts} <= {*model.heads}:
             scores = confusion.scores(data, model)
             yield Part("modality_confusion", confusion.config.modalities, "", scores, confusion.headlines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,15 @@ from torch import Tensor
 
 from mmssl.core.errors import DataError, NumericError, RecipeError
 from mmssl.core.evaluator import Score, Table
+from mmssl.data.modalities.image import ImageConfig
 from mmssl.evaluation.collect import Items
-from mmssl.evaluation.relations.modality_confusion import ModalityConfusionConfig, confusion_scores
-from tests.evaluation.world import collected, configured, items, modalities
+from mmssl.evaluation.relations.modality_confusion import (
+    ModalityConfusionConfig,
+    class_means,
+    confusion_scores,
+    subsets,
+)
+from tests.evaluation.world import collected, colour_shards, configured, items, modalities, model
 
 NAMES = ("a", "b", "c")
 CLASSES = ("one", "two", "three", "four")
@@ -24,9 +31,15 @@ def random(*shape: int, seed: int) -> Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
+def seen(x: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] -> their mean colour."""
+    return x.float().mean((2, 3)) / 127.5 - 1
+
+
 def measure(labels: Tensor, classifier: Tensor, **rows: Tensor) -> tuple[dict[str, Score], dict[str, Table]]:
     data = collected(len(labels), label=items(labels), **{name: items(x) for name, x in rows.items()})
-    return confusion_scores(data, list(rows), "label", classifier, CLASSES[: len(classifier)])
+    classifiers = dict.fromkeys(subsets(list(rows)), classifier)
+    return confusion_scores(data, list(rows), "label", classifiers, CLASSES[: len(classifier)])
 
 
 def test_scores_are_those_of_the_slow_loop() -> None:
@@ -106,10 +119,36 @@ def test_what_cannot_be_measured_is_refused() -> None:
     several = Items(eye, torch.tensor([0, 0, 1, 2]))
     data = collected(4, label=items(labels), a=items(eye), b=several)
     with pytest.raises(DataError, match="'b' has several items in one sample, wanted one"):
-        confusion_scores(data, ("a", "b"), "label", eye, CLASSES)
+        confusion_scores(data, ("a", "b"), "label", dict.fromkeys(subsets(("a", "b")), eye), CLASSES)
     data = collected(4, label=items(labels), a=Items(eye[:2], torch.tensor([0, 1])), b=Items(eye[2:], labels[2:]))
     with pytest.raises(DataError, match="no sample has 'a', 'b' and 'label'"):
-        confusion_scores(data, ("a", "b"), "label", eye, CLASSES)
+        confusion_scores(data, ("a", "b"), "label", dict.fromkeys(subsets(("a", "b")), eye), CLASSES)
+
+
+def test_class_means_of_a_training_set_decide_where_there_is_no_text(tmp_path: Path) -> None:
+    """Against the slow loop, and from shards; some classes occur in one of the sets alone."""
+    train = random(30, 5, seed=0)
+    labels = torch.arange(30) % 3 * 3 + 1
+    data = collected(30, label=items(labels), a=items(train), b=items(train.flip(1)))
+    classes, means, n = class_means(data, ("a", "b"), "label")
+    assert (classes.tolist(), n) == ([1, 4, 7], 30)
+    for some, rows in ((("a",), train), (("a", "b"), train + train.flip(1))):
+        for number, label in enumerate((1, 4, 7)):
+            mean = sum(row for row, one in zip(rows, labels, strict=True) if one == label)
+            assert torch.allclose(means[some][number], F.normalize(mean, dim=0))
+    with pytest.raises(DataError, match="the training samples have 1 class, wanted at least two"):
+        class_means(
+            collected(3, label=items(labels[:1].expand(3)), a=items(train[:3]), b=items(train[:3])), ("a", "b"), "label"
+        )
+    shards, other = colour_shards(tmp_path / "train", 24), colour_shards(tmp_path / "test", 9)
+    again = {**modalities(), "again": configured(ImageConfig, size=8).build("again")}
+    config = {"shards": other, "train_shards": shards, "modalities": ["picture", "again"], "max_train_samples": 7}
+    evaluator = configured(ModalityConfusionConfig, **config).build(again)
+    with evaluator:
+        scores = dict(evaluator.evaluate(model(3, picture=seen, again=seen)))
+    # Of seven training samples the fifth has no label, as of nine test samples; the eighth colour occurs in the test set alone.
+    assert (scores["n_train"], scores["n_unseen"], scores["n"], scores["n_excluded"]) == (6, 1, 7, 2)
+    assert (scores["acc1_picture"], scores["acc1_picture+again"], scores["acc1_again_chance"]) == (1, 1, 1 / 6)
 
 
 @pytest.mark.parametrize(
