@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import mmssl
 from tests.pipelines.conftest import World
-from tests.recipe.test_imported import PREPROCESS, open_clip_folder
+from tests.recipe.test_imported import CLIPS, PREPROCESS, open_clip_folder
 
 
 def test_an_imported_model_is_a_run(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -53,6 +54,25 @@ def test_an_imported_model_is_a_run(world: World, tmp_path: Path, capfd: pytest.
     tuned = mmssl.load(tmp_path / "runs/tuned", ema=False).encode(text=["a photo of a cat"])["text"]
     start = mmssl.load(run).encode(text=["a photo of a cat"])["text"]
     assert 0.9 < float((tuned * start).sum()) < 0.9999999
+
+
+def test_verbs_take_the_architecture_of_a_bare_file(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, test, file = open_clip_folder("vit", tmp_path / "hub"), world.shards / "test", tmp_path / "epoch_3.pt"
+    torch.save({"state_dict": model.state_dict()}, file)
+    monkeypatch.setattr("open_clip.get_model_config", lambda name: CLIPS["vit"])
+    verbs: dict[str, tuple[object, ...]] = {
+        "evaluate": ("--retrieval", test, "--workers", 0),
+        "embed": ("--shards", test, "--out", tmp_path / "rows"),
+        "export": ("--to", "safetensors", "--samples", test, "--out", tmp_path / "exported"),
+    }
+    for verb, options in verbs.items():
+        assert world.mmssl(verb, file, *options) == 4
+        assert "wanted open_clip's name of it" in capfd.readouterr().err
+        assert world.mmssl(verb, file, "--arch", "ViT-B-32", *options) == 0
+        assert world.mmssl(verb, world.run, "--arch", "ViT-B-32", *options) == 2
+        assert "leave it out: other libraries' models need it" in capfd.readouterr().err
 
 
 def test_what_cannot_be_imported_is_told(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
