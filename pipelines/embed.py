@@ -27,6 +27,10 @@ MODALITY = Annotated[
     list[str] | None, typer.Option(help="May be given several times. Default: all in the shared space.")
 ]
 FEATURES = Annotated[bool, typer.Option("--features", help="Pooled encoder features before any head, not embeddings.")]
+OUT = Annotated[Path, typer.Option(metavar="DIR", callback=local_path, help="Folder for the arrays; made if needed.")]
+MAX_FAILURES = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Largest share of samples that cannot be decoded; above it this ends.")
+]
 CHECKPOINT = Annotated[
     Path,
     typer.Argument(callback=local_path, help="A run or checkpoint folder; or a model, as `mmssl import` takes them."),
@@ -37,9 +41,7 @@ DAY = 24 * 60.0
 
 def embed(
     checkpoint: CHECKPOINT,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", callback=local_path, help="Folder for the arrays; made if needed.")
-    ],
+    out: OUT,
     shards: SHARDS = None,
     files: FILES = None,
     format_name: FORMAT = None,
@@ -52,6 +54,7 @@ def embed(
     which: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint of a run folder.")] = "best",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples encoded at a time.")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
+    max_failures: MAX_FAILURES = 0.01,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     arch: ARCH = None,
 ) -> None:
@@ -97,8 +100,9 @@ def embed(
                 half=half,
                 batch_size=batch_size,
                 workers=workers,
+                max_failures=max_failures,
                 remote=model.recipe.data.cache.build(model.recipe.data.allow_pipe),
-                source={**_facts(model), **({"files": loose.as_json()} if loose is not None else {})},
+                source=_facts(model, loose),
                 progress=progress if launch.is_main else None,
             )
         for name, rows in written.items():
@@ -108,8 +112,8 @@ def embed(
         launch.close()
 
 
-def _facts(model: Model) -> dict[str, Any]:
-    """What the manifest says of the model; "model" changes with weights and preprocessing."""
+def _facts(model: Model, loose: LooseSource | None) -> dict[str, Any]:
+    """What the manifest says of model and files; "model" changes with weights and preprocessing."""
     from mmssl.training.checkpoints.manifest import weights_digest
 
     return {
@@ -117,6 +121,7 @@ def _facts(model: Model) -> dict[str, Any]:
         **({"weights": weights_digest(model.checkpoint)} if model.checkpoint else {}),
         "model": model.digest(),
         "recipe": model.recipe.name,
+        **({"files": loose.as_json()} if loose is not None else {}),
     }
 
 

@@ -31,6 +31,7 @@ def index(
 
     Recall@10 beside exact search is printed, and stands in `DIR/<modality>.index.json`: of rows that were held out, and of the rows
     of each other modality as queries. An index belongs to the embeddings that it was built of: others are refused.
+    While it is built, all rows (in float16) and edges of a modality are in memory; afterwards it is read memory-mapped.
 
     Examples:
 

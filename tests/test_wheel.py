@@ -55,7 +55,8 @@ def test_the_wheel_holds_what_is_read_at_run_time_and_no_tests(installed: Instal
     names = set(ZipFile(installed.wheel).namelist())
     configs = {f"mmssl/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert len(configs) > 20
-    assert {*configs, "mmssl/py.typed", "mmssl/reporting/report.html.jinja"} <= names
+    pages = {"mmssl/reporting/report.html.jinja", *(f"mmssl/serving/page.{end}" for end in ("html.jinja", "js", "css"))}
+    assert {*configs, *pages, "mmssl/py.typed"} <= names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"mmssl", "pipelines"}
 
 

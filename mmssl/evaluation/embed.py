@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ def write_embeddings(
     half: bool = False,
     batch_size: int = 256,
     workers: int = 0,
+    max_failures: float = 0.01,
     source: Mapping[str, Any] | None = None,
     remote: Remote | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -78,7 +79,7 @@ def write_embeddings(
         required: whether a modality that no sample has is an error; otherwise it has no files and 0 rows.
         features: pooled encoder features instead of unit-norm embeddings.
         half: float16 instead of float32.
-        batch_size, workers: as in `EvalStream`.
+        batch_size, workers, max_failures: as in `EvalStream`.
         source: facts to copy into the manifest. Only with "model", which must change with weights and preprocessing, pieces of
             an earlier call are used.
         remote: client for URLs; default: one with the usual cache.
@@ -97,21 +98,17 @@ def write_embeddings(
     shards = list(samples) if isinstance(samples, Sequence) else None
     index = ShardIndex.open(samples, remote=remote) if isinstance(samples, Sequence) else samples
     dtype, facts = np.float16 if half else np.float32, dict(source or {})
-    job = _Job(model, index, modalities, tuple(wanted), dtype, features, batch_size, workers, shards, facts, progress)
+    reading = _Reading(batch_size, workers, max_failures)
+    job = _Job(model, index, modalities, tuple(wanted), dtype, features, reading, shards, facts, progress)
     with _unfinished(out, job.settings(), resume="model" in facts) as folder:
         _raise(distributed.attempt(lambda: job.run(folder)))
         pieces = distributed.gather_objects(finished_pieces(folder, dtype) if distributed.is_main() else None)[0]
         facts = job.manifest(pieces)
-        rows: dict[str, int] = facts["rows"]
-        absent = [name for name, count in rows.items() if not count]
-        if absent and (required or len(absent) == len(rows)):
+        if absent := job.absent(facts, required):
             shutil.rmtree(folder, ignore_errors=True)
-            what = f"sample of {shards}" if shards is not None else f"row of {index.source}"
-            raise DataError(
-                f"no {what} has {' or '.join(map(repr, absent))}: of {len(index)}, {facts['skipped']} cannot be decoded; "
-                "check the shards, and the modality's `extensions`; nothing was written"
-            )
+            raise DataError(absent)
         _raise(distributed.attempt(lambda: _complete(folder, out, index, pieces, facts, dtype)))
+    rows: dict[str, int] = facts["rows"]
     return rows
 
 
@@ -175,6 +172,14 @@ def _publish(folder: Path, out: Path, absent: Sequence[str]) -> None:
         os.replace(path, out / path.name)
 
 
+class _Reading(NamedTuple):
+    """How samples are read; see `EvalStream`."""
+
+    batch_size: int
+    workers: int
+    max_failures: float
+
+
 @dataclass(frozen=True)
 class _Job:
     """The share of one process; see `write_embeddings`."""
@@ -185,8 +190,7 @@ class _Job:
     wanted: tuple[str, ...]
     dtype: Any
     features: bool
-    batch_size: int
-    workers: int
+    reading: _Reading
     shards: list[str] | None
     source: Mapping[str, Any]
     progress: Callable[[int, int], None] | None
@@ -200,7 +204,7 @@ class _Job:
             "wanted": self.wanted,
             "features": self.features,
             "dtype": np.dtype(self.dtype).name,
-            "batch_size": self.batch_size,
+            "batch_size": self.reading.batch_size,
             "device": self.model.device.type,
         }
 
@@ -219,9 +223,20 @@ class _Job:
             "dtype": np.dtype(self.dtype).name,
         }
 
+    def absent(self, facts: Mapping[str, Any], required: bool) -> str:
+        """What is wrong if no sample has a modality; empty if that is fine."""
+        absent = [name for name, count in facts["rows"].items() if not count]
+        if not absent or not (required or len(absent) == len(self.wanted)):
+            return ""
+        what = f"sample of {self.shards}" if self.shards is not None else f"row of {self.index.source}"
+        return (
+            f"no {what} has {' or '.join(map(repr, absent))}: of {len(self.index)}, {facts['skipped']} cannot be decoded; "
+            "check the shards, and the modality's `extensions`; nothing was written"
+        )
+
     def run(self, folder: Path) -> None:
         """Embed the batches that no finished piece in the folder has."""
-        batches = -(-len(self.index) // self.batch_size)
+        batches = -(-len(self.index) // self.reading.batch_size)
         whole = finished_pieces(folder, self.dtype) if distributed.is_main() else None
         finished = distributed.gather_objects(whole)[0]
         missing = missing_batches(finished, batches)
@@ -234,19 +249,22 @@ class _Job:
 
     def _embed(self, folder: Path, spans: Sequence[range]) -> None:
         needs = {name: {"eval": 1} for name in self.wanted}
-        numbers = list(sample_spans(spans, self.batch_size, len(self.index)))
+        numbers = list(sample_spans(spans, self.reading.batch_size, len(self.index)))
         stream = EvalStream(
             self.index,
             self.modalities,
             needs,
-            self.batch_size,
-            self.workers,
+            self.reading.batch_size,
+            self.reading.workers,
             on_error="skip",
+            max_failures=self.reading.max_failures,
             optional=self.wanted,
             spans=numbers,
         )
         with inference(self.model), closing(stream):
-            numbered = ((int(batch.index[0]) // self.batch_size, batch) for batch in self._tracked(stream, numbers))
+            numbered = (
+                (int(batch.index[0]) // self.reading.batch_size, batch) for batch in self._tracked(stream, numbers)
+            )
             groups = groupby(numbered, key=lambda one: next(span for span in spans if one[0] in span))
             empty = list(spans)
             for span, some in groups:
@@ -287,7 +305,9 @@ class _Job:
         for name in self.wanted:
             views, owners = unpack_items(batch, name)
             piece.count(name, len(torch.unique(owners)))
-            for x, owner in zip(torch.split(views, self.batch_size), torch.split(owners, self.batch_size), strict=True):
+            for x, owner in zip(
+                torch.split(views, self.reading.batch_size), torch.split(owners, self.reading.batch_size), strict=True
+            ):
                 if len(owner):
                     rows = self.model.features(name, x) if self.features else self.model.embed(name, x)
                     require_usable(rows, owner, keys, f"row of {name!r}", unit=not self.features)

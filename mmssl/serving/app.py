@@ -108,7 +108,10 @@ def _add_page(app: FastAPI, service: Service) -> None:
     loader = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = loader.from_string((HERE / "page.html.jinja").read_text(encoding="utf-8"))
     page = template.render(
-        queries=service.queries, extensions=service.extensions, searched=service.describe()["searched"]
+        queries=service.queries,
+        extensions=service.extensions,
+        searched=service.describe()["searched"],
+        top=service.limits.top,
     )
 
     @app.get("/", include_in_schema=False)
