@@ -95,7 +95,7 @@ def load(port: int, path: str, bodies: list[bytes], clients: int, requests: int,
         connection.close()
 
     began = time.perf_counter()
-    threads = [threading.Thread(target=client) for _ in range(clients)]
+    threads = [threading.Thread(target=client, daemon=True) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512, help="of the folder that is made")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server ends, too
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or make_folder(Path(temporary), arguments.samples)
         result = compare(arguments, folder)
