@@ -100,7 +100,7 @@ def own_figures(recipe: Recipe, run: Run, shards: Path, training: bool, batches:
         batch_size=recipe.batch_size,
         seed=recipe.seed,
     )
-    found: list[Mapping[str, Any]] = []
+    found: list[dict[str, Any]] = []
     with torch.no_grad():
         for batch in itertools.islice(stream, batches):
             if len(batch) == recipe.batch_size:
@@ -108,7 +108,7 @@ def own_figures(recipe: Recipe, run: Run, shards: Path, training: bool, batches:
                 found.append({"loss": output.total, **output.terms, **output.metrics})
                 if {"0", "1"} <= latents.keys():
                     both = torch.stack([latents["0"], latents["1"]], 1)
-                    found[-1] |= {"alignment": alignment(both), "uniformity": uniformity(latents["0"])}
+                    found[-1] |= {"alignment": alignment(both), "uniformity": uniformity(latents["0"]) or 0.0}
     stream.close()
     learner.train()
     return {key: statistics.mean(float(one[key]) for one in found) for key in found[0]}
@@ -140,7 +140,7 @@ def measure(
         if before is None:
             untrained = start_of(recipe).embedding
             before = {
-                f"{which}/{metric}": score
+                f"{which}/{metric}": score  # type: ignore[misc]
                 for which, (evaluator, _) in recipe.build_evaluators(recipe.build_modalities()).items()
                 for metric, score in evaluator.evaluate(untrained)
             }

@@ -115,20 +115,20 @@ ROWS: dict[str, dict[str, Any]] = {
         views={"crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5}, "order": {"kind": "order", "patch_size": 4}},
         optimizer={**ADAMW, "betas": [0.9, 0.95]},
     ),
-    # MaskFeat: histograms of the gradients of hidden patches.
+    # MaskFeat: histograms of the gradients of hidden patches, of 8 pixels: those of 4 are hardly told by their surroundings. The best guess
+    # that sees nothing has a loss of 0.39 * zero_loss, the variance of the histograms.
     "masked_prediction, histograms": row(
         {
             "kind": "masked_prediction", "modality": "image", "view": "crop", "mask": "mask",
-            "targets": {"kind": "hog", "values": 27, "cell": 4}, "predictor": {"kind": "linear"},
+            "targets": {"kind": "hog", "values": 27, "cell": 8}, "predictor": {"kind": "linear"},
         },
-        SMALL_VIT,
-        bars=("loss < 0.9 * zero_loss",),
+        {**SMALL_VIT, "patch_size": 8},
+        bars=("loss < 0.37 * zero_loss",),
         views={
             "crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5},
-            "mask": {"kind": "blocks", "patch_size": 4, "ratio": 0.4, "smallest": 4},
+            "mask": {"kind": "blocks", "patch_size": 8, "ratio": 0.4, "smallest": 2},
         },
-        batch=96,
-        steps=300,
+        steps=600,
     ),
     # BEiT-like: k-means codes of hidden patches.
     "masked_prediction, k-means codes": row(
