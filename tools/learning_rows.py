@@ -115,8 +115,8 @@ ROWS: dict[str, dict[str, Any]] = {
         views={"crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5}, "order": {"kind": "order", "patch_size": 4}},
         optimizer={**ADAMW, "betas": [0.9, 0.95]},
     ),
-    # MaskFeat: histograms of the gradients of hidden patches, of 8 pixels: those of 4 are hardly told by their surroundings. The best guess
-    # that sees nothing has a loss of 0.39 * zero_loss, the variance of the histograms.
+    # MaskFeat: histograms of gradients of hidden patches, of 8 pixels: those of 4 are hardly told by their surroundings. The best
+    # guess that sees nothing has a loss of 0.39 * zero_loss, the variance of the histograms.
     "masked_prediction, histograms": row(
         {
             "kind": "masked_prediction", "modality": "image", "view": "crop", "mask": "mask",
