@@ -127,6 +127,7 @@ class ClipConfig(ObjectiveConfig):
         heads = {f"heads.{modality}": head for modality, head in self.heads.items()}
         if self.prediction is not None:
             heads["prediction.predictor"] = self.prediction.predictor
+            self.prediction.check([pair for pair in self.resolved() if pair.loss == "predictive"])
         for where, head in heads.items():
             if isinstance(head, MLPProjectionConfig) and head.norm == "batch":
                 raise ValueError(

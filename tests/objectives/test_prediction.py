@@ -37,6 +37,8 @@ MIXED: dict[str, Any] = THREE | {
     "pairs": [["picture", "words"], {"modalities": ["sound", "words"], "loss": "predictive"}],
 }  # fmt: skip
 MLP = {"predictor": {"kind": "mlp", "hidden": 10, "layers": 3, "norm": "layer"}, "sigreg_weight": 0.1, "directions": 16}
+TOGETHER = PREDICTION | {"predictor": {"kind": "identity"}}
+ANCHORED = {"regularised": ["words", "sound"]}
 SOME = {"picture": (5,), "words": (0, 2), "sound": (1, 4, 6)}
 ZERO = 0.1 * 0.402048
 """What SIGReg costs for each sample of a modality whose embeddings are all zero, and so predicted without an error."""
@@ -46,6 +48,17 @@ CASES = {
         json.dumps(THREE),
         Reduction.STATISTIC,
         {"picture-words": (7 + 6) * ZERO, "sound-words": (5 + 6) * ZERO, "picture-sound": (7 + 5) * ZERO / 2},
+        SOME,
+    ),
+    "clip, predictive, not all regularised": Case(
+        json.dumps(THREE | {"prediction": PREDICTION | ANCHORED}),
+        Reduction.STATISTIC,
+        {"picture-words": SIZE * ZERO, "sound-words": 2 * SIZE * ZERO, "picture-sound": SIZE * ZERO / 2},
+    ),
+    "clip, predictive without predictors, absent": Case(
+        json.dumps(THREE | {"prediction": TOGETHER | ANCHORED}),
+        Reduction.STATISTIC,
+        {"picture-words": 6 * ZERO, "sound-words": (5 + 6) * ZERO, "picture-sound": 5 * ZERO / 2},
         SOME,
     ),
     "clip, predictive and info_nce": Case(
@@ -92,6 +105,8 @@ def embeddings(model: Learner, whole: Batch) -> dict[str, Tensor]:
 
 
 def predict(model: Learner, source: str, target: str, z: Tensor) -> Tensor:
+    if not model.objective.get_submodule("prediction.predictors")._modules:
+        return z
     predicted: Tensor = model.objective.get_submodule(f"prediction.predictors.{source}-{target}")(z)
     return predicted
 
@@ -107,7 +122,9 @@ def authors_sigreg(x: Tensor, directions: Tensor) -> Tensor:
     return ((error @ (weights * phi)) * len(x)).mean()
 
 
-def paper(model: Learner, absent: dict[str, tuple[int, ...]], first: str, second: str, step: int) -> Tensor:
+def paper(
+    model: Learner, absent: dict[str, tuple[int, ...]], first: str, second: str, step: int, regularised: list[str]
+) -> Tensor:
     """The loss of one pair, sample by sample."""
     z = embeddings(model, batch())
     have = {m: [i for i in range(SIZE) if i not in absent.get(m, ())] for m in (first, second)}
@@ -118,18 +135,26 @@ def paper(model: Learner, absent: dict[str, tuple[int, ...]], first: str, second
             error = predict(model, source, target, z[source][i : i + 1])[0] - z[target][i].detach()
             loss = loss + error.square().mean() / (2 * len(both))
         random = torch.Generator().manual_seed(fold(0, "shared", f"sigreg/{source}", step))
-        loss = loss + 0.1 * authors_sigreg(z[source][have[source]], random_directions(z[source], 16, random))
+        loss = loss + (source in regularised) * 0.1 * authors_sigreg(
+            z[source][have[source]], random_directions(z[source], 16, random)
+        )
     return loss
 
 
 @pytest.mark.parametrize("absent", [{}, SOME], ids=["present", "absent"])
-def test_loss_and_gradients_are_those_of_the_paper(absent: dict[str, tuple[int, ...]]) -> None:
-    model = build(THREE | {"prediction": MLP}, tuple(absent))
+@pytest.mark.parametrize(
+    "prediction", [MLP, MLP | ANCHORED, TOGETHER, TOGETHER | ANCHORED], ids=["mlp", "mlp, two", "none", "none, two"]
+)
+def test_loss_and_gradients_are_those_of_the_paper(
+    absent: dict[str, tuple[int, ...]], prediction: dict[str, Any]
+) -> None:
+    model = build(THREE | {"prediction": prediction}, tuple(absent))
     out, _ = model(batch(absent), step=3)
+    regularised = prediction.get("regularised", ["picture", "words", "sound"])
     expected = {
-        "picture-words": paper(model, absent, "picture", "words", 3),
-        "sound-words": paper(model, absent, "sound", "words", 3),
-        "picture-sound": 0.5 * paper(model, absent, "picture", "sound", 3),
+        "picture-words": paper(model, absent, "picture", "words", 3, regularised),
+        "sound-words": paper(model, absent, "sound", "words", 3, regularised),
+        "picture-sound": 0.5 * paper(model, absent, "picture", "sound", 3, regularised),
     }
     assert list(out.terms) == list(expected)
     trained = list(model.parameters())
@@ -169,13 +194,19 @@ def test_metrics_are_the_parts_of_the_loss_and_the_accuracy_of_predictions() -> 
     assert build(THREE, tuple(SOME))(batch(SOME))[0].metrics["picture-sound/samples"] == 4
 
 
-def test_normal_embeddings_of_which_nothing_is_predicted_cost_chance() -> None:
-    model = build(TWO | {"prediction": PREDICTION | {"directions": 256}})
+@pytest.mark.parametrize("regularised", [["picture", "words"], ["words"]])
+@pytest.mark.parametrize("prediction", [PREDICTION, TOGETHER], ids=["predictors", "none"])
+def test_normal_embeddings_of_which_nothing_is_predicted_cost_chance(
+    prediction: dict[str, Any], regularised: list[str]
+) -> None:
+    """The cheapest embeddings that tell nothing: normal where they are regularised, else zero."""
+    model = build(TWO | {"embedding": 32, "prediction": prediction | {"directions": 256, "regularised": regularised}})
     whole = toys.batch(1024)
     latents = model.objective.encode(whole, model.context())
     random = torch.Generator().manual_seed(1)
     for name in ("raw/picture", "raw/words"):
-        latents[name] = torch.randn(1024, 4, generator=random, dtype=torch.float64)
+        normal = torch.randn(1024, 32, generator=random, dtype=torch.float64)
+        latents[name] = normal * (name.removeprefix("raw/") in regularised)
     for parameter in model.objective.get_submodule("prediction").parameters():
         torch.nn.init.zeros_(parameter)
     out = model.criterion(latents, model.context())
@@ -203,6 +234,30 @@ def test_evaluators_compare_predictions_with_embeddings(settings: dict[str, Any]
             torch.testing.assert_close(embedded[a] @ embedded[b].T, expected, rtol=1e-5, atol=1e-5)
     apart = {"picture": ["picture", "words"], "sound": ["words", "sound"]}
     assert known == dict.fromkeys(names, names) | (apart if settings is MIXED else {})
+
+
+def test_without_predictors_all_modalities_are_in_one_space() -> None:
+    objective = build(THREE | {"prediction": TOGETHER}).objective
+    assert dict(objective.heads()) == {m: objective.get_submodule(f"projections.{m}") for m in VIEWS}
+
+
+def test_without_predictors_embeddings_move_to_their_mean() -> None:
+    """The gradient of all pairs of a sample is that of the squared distance from the mean of its three embeddings."""
+    model = build(
+        THREE | {"pairs": [["picture", "words"], ["sound", "words"], ["picture", "sound"]], "prediction": TOGETHER}
+    )
+    latents = model.objective.encode(batch(), model.context())
+    z = [latents[f"raw/{m}"].detach().requires_grad_() for m in VIEWS]
+    given = latents | dict(zip((f"raw/{m}" for m in VIEWS), z, strict=True))
+    out = model.criterion(given, model.context())
+    error = out.total - 2 * 0.1 * sum(
+        authors_sigreg(x, random_directions(x, 16, torch.Generator().manual_seed(fold(0, "shared", f"sigreg/{m}", 0))))
+        for m, x in zip(VIEWS, z, strict=True)
+    )
+    mean = torch.stack(z).mean(0)
+    distances = sum((x - mean).square().mean(1).sum() for x in z)
+    wanted = torch.autograd.grad(3 / 2 / SIZE * distances, z)
+    torch.testing.assert_close(torch.autograd.grad(error, z), wanted)
 
 
 def test_there_is_no_temperature_where_nothing_is_contrasted() -> None:
@@ -263,6 +318,11 @@ CONTRASTIVE = {
          "prediction.predictor: got norm: batch, wanted norm: layer or none"),
         (TWO | {"prediction": PREDICTION | {"sigreg_weight": 0}}, "greater than 0"),
         (TWO | {"prediction": PREDICTION | {"directions": 0}}, "greater than 0"),
+        (TWO | {"prediction": PREDICTION | {"regularised": ["word"]}}, "regularised: got 'word', wanted modalities of predictive"),
+        (MIXED | {"prediction": PREDICTION | {"regularised": ["picture"]}}, "regularised: got 'picture', wanted modalities of"),
+        (THREE | {"prediction": PREDICTION | {"regularised": ["words"]}},
+         r"regularised: got \['words'\], and neither modality of the predictive pair picture-sound"),
+        (TWO | {"prediction": PREDICTION | {"regularised": []}}, "at least 1 item"),
         (TWO | {"prediction": {"predictor": {"kind": "linear"}}}, r"sigreg_weight\n.*Field required"),
         (TWO | {"prediction": {"sigreg_weight": 0.1}}, r"predictor\n.*Field required"),
     ],
@@ -273,6 +333,6 @@ def test_config_refuses(settings: dict[str, Any], complaint: str) -> None:
 
 
 def test_config_round_trips() -> None:
-    for settings in (TWO, MIXED):
+    for settings in (TWO, MIXED, THREE | {"prediction": TOGETHER | ANCHORED}):
         made = ClipConfig.model_validate_json(json.dumps(settings))
         assert ClipConfig.model_validate_json(made.model_dump_json()) == made

@@ -18,7 +18,7 @@ from mmssl.heads.projection import HeadConfig
 from mmssl.losses.info_nce import info_nce_accuracy
 from mmssl.losses.prediction_error import prediction_error
 from mmssl.losses.sigreg import random_directions, sigreg, sigreg_of_normal
-from mmssl.objectives.common import at_least_float32
+from mmssl.objectives.common import Name, at_least_float32
 from mmssl.objectives.parts.pairs import Pair, modalities_of
 
 RAW = "raw"
@@ -30,24 +30,47 @@ class PredictionConfig(Config):
 
     Attributes:
         predictor: network from the embedding of one modality to that of the other, one for each direction of each pair. Evaluators
-            use it for each sample alone, so an MLP has norm: layer or none. LeVLJEPA: 5 layers, hidden 2048, norm batch.
+            use it for each sample alone, so an MLP has norm: layer or none. LeVLJEPA: 5 layers, hidden 2048, norm batch. Identity:
+            no network, the embeddings of a sample are drawn to each other, as views are in LeJEPA, into one space.
         sigreg_weight: lambda, weight of SIGReg of each of the two modalities. LeVLJEPA: 0.02, in batches of 4096. Below 1.3 / batch
-            a collapse costs less than embeddings of which nothing is predicted.
+            (identity: 2.6 / batch) a collapse costs less than embeddings of which nothing is predicted.
+        regularised: modalities with SIGReg, at least one of each predictive pair; null: all. Leave out one that has much which the
+            others do not tell, such as pictures beside short captions: it learns what they tell, and cannot collapse while it does.
         directions: number of random directions of SIGReg in each step. LeVLJEPA: 4096.
     """
 
     predictor: HeadConfig
     sigreg_weight: float = Field(gt=0)
+    regularised: tuple[Name, ...] | None = Field(default=None, min_length=1)
     directions: int = Field(default=1024, gt=0)
+
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """Check that some modality of each predictive pair is regularised, and that all these modalities are predictive.
+
+        Raises:
+            ValueError: names the first that is not.
+        """
+        for modality in self.regularised or ():
+            if modality not in modalities_of(pairs):
+                raise ValueError(
+                    f"prediction.regularised: got {modality!r}, wanted modalities of predictive pairs: {modalities_of(pairs)}"
+                )
+        for pair in pairs:
+            if self.regularised is not None and not {pair.first, pair.second} & {*self.regularised}:
+                raise ValueError(
+                    f"prediction.regularised: got {list(self.regularised)}, and neither modality of the predictive pair "
+                    f"{pair.name}, whose embeddings would all become equal; add one of them"
+                )
 
     def build(self, pairs: Sequence[Pair], embedding: int) -> PredictivePairs:
         """Build the predictors of pairs of embeddings [B, embedding]."""
-        predictors = {
-            way: self.predictor.build(embedding, embedding)
-            for pair in pairs
-            for way in (_way(pair.first, pair.second), _way(pair.second, pair.first))
-        }
-        return PredictivePairs(pairs, predictors, sigreg_weight=self.sigreg_weight, directions=self.directions)
+        ways = [way for pair in pairs for way in (_way(pair.first, pair.second), _way(pair.second, pair.first))]
+        no_network = self.predictor.kind == "identity"
+        predictors = {} if no_network else {way: self.predictor.build(embedding, embedding) for way in ways}
+        regularised = modalities_of(pairs) if self.regularised is None else self.regularised
+        return PredictivePairs(
+            pairs, predictors, regularised, sigreg_weight=self.sigreg_weight, directions=self.directions
+        )
 
 
 class PredictivePairs(nn.Module):
@@ -65,6 +88,7 @@ class PredictivePairs(nn.Module):
     Args:
         pairs: the predictive pairs.
         predictors: "a-b" -> [B, E] -> [B, E], from the embedding of a to that of b, both directions of every pair.
+        regularised: modalities with SIGReg; an embedding without it becomes what the others tell of it, and no wider.
         sigreg_weight: lambda.
         directions: number of random directions in each step.
     """
@@ -73,6 +97,7 @@ class PredictivePairs(nn.Module):
         self,
         pairs: Sequence[Pair] = (),
         predictors: Mapping[str, nn.Module] | None = None,
+        regularised: Sequence[str] = (),
         *,
         sigreg_weight: float = 0.0,
         directions: int = 1,
@@ -81,33 +106,36 @@ class PredictivePairs(nn.Module):
         self.pairs = tuple(pairs)
         self.modalities = modalities_of(self.pairs)
         self.predictors = nn.ModuleDict(dict(predictors or {}))
+        self.regularised = tuple(regularised)
         self.sigreg_weight, self.directions = sigreg_weight, directions
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """One loss term for each pair; metrics: `sigreg/<modality>`, without its weight (optimum 1.05), and those of each pair."""
-        distances = {modality: self._sigreg(modality, latents, ctx) for modality in self.modalities}
+        distances = {modality: self._sigreg(modality, latents, ctx) for modality in self.regularised}
         terms, measures = {}, []
         for pair in self.pairs:
             a, b = latents[f"{RAW}/{pair.first}"], latents[f"{RAW}/{pair.second}"]
             both = latents[f"present/{pair.first}"] & latents[f"present/{pair.second}"]
-            of_b = self.predictors[_way(pair.first, pair.second)](a)
-            of_a = self.predictors[_way(pair.second, pair.first)](b)
+            of_b = self._predict(pair.first, pair.second, a)
+            of_a = self._predict(pair.second, pair.first, b)
             error = (prediction_error(of_b, b, both) + prediction_error(of_a, a, both)) / 2
-            distance = distances[pair.first] + distances[pair.second]
-            terms[pair.name] = pair.weight * (error + self.sigreg_weight * distance)
+            distance = [distances[modality] for modality in (pair.first, pair.second) if modality in distances]
+            terms[pair.name] = pair.weight * (error + self.sigreg_weight * torch.stack(distance).sum())
             sides = torch.cat([_unit(of_b), _unit(a)], -1).detach(), torch.cat([_unit(b), _unit(of_a)], -1).detach()
-            measures.append(partial(self._metrics, pair, error.detach(), sides, both))
+            # Of a regularised modality nothing is told: predictors miss it by 1 in one direction, and without them both directions.
+            chance = len(distance) * ((0.5 if self.predictors else 1) + self.sigreg_weight * sigreg_of_normal())
+            measures.append(partial(self._metrics, pair, error.detach(), chance, sides, both))
         seen = {f"sigreg/{modality}": distance.detach() for modality, distance in distances.items()}
         return LossOutput(terms, lambda: seen | {name: x for measure in measures for name, x in measure().items()})
 
     def heads(self, projections: Mapping[str, nn.Module], shared: Sequence[Pair]) -> dict[str, nn.Module]:
-        """Heads [B, D] -> [B, M * E] into the spaces of all modalities; the projections themselves if no pair is predictive.
+        """Heads [B, D] -> [B, M * E] into the spaces of all modalities; the projections themselves if nothing is predicted.
 
         Args:
             projections: modality -> [B, D] -> [B, E].
             shared: pairs whose modalities are in one space, so that the embedding of one stands for its prediction.
         """
-        if not self.pairs:
+        if not self.predictors:
             return dict(projections)
         alike = {frozenset((pair.first, pair.second)) for pair in shared} | {frozenset((name,)) for name in projections}
         same = {_way(a, b): nn.Identity() for a in projections for b in projections if frozenset((a, b)) in alike}
@@ -117,6 +145,11 @@ class PredictivePairs(nn.Module):
             for modality, projection in projections.items()
         }
 
+    def _predict(self, source: str, target: str, x: Tensor) -> Tensor:
+        """Embeddings [B, E] of one modality -> predictions [B, E] of those of another."""
+        predicted: Tensor = self.predictors[_way(source, target)](x) if self.predictors else x
+        return predicted
+
     def _sigreg(self, modality: str, latents: Latents, ctx: StepContext) -> Tensor:
         """SIGReg of the embeddings of one modality, of the samples that have it."""
         x = latents[f"{RAW}/{modality}"]
@@ -124,7 +157,9 @@ class PredictivePairs(nn.Module):
         random = ctx.generator(f"sigreg/{modality}", x.device)
         return sigreg(x[None], random_directions(x, self.directions, random))
 
-    def _metrics(self, pair: Pair, error: Tensor, sides: tuple[Tensor, Tensor], both: Tensor) -> dict[str, Tensor]:
+    def _metrics(
+        self, pair: Pair, error: Tensor, chance: float, sides: tuple[Tensor, Tensor], both: Tensor
+    ) -> dict[str, Tensor]:
         """Metrics of a pair, as `pair_metrics` names them; `chance_loss`: normal embeddings, of which nothing is predicted."""
         a, b = sides
         present = distributed.gather_detached(both)
@@ -140,7 +175,7 @@ class PredictivePairs(nn.Module):
             "prediction": error,
             f"{pair.first}_to_{pair.second}_accuracy": there,
             f"{pair.second}_to_{pair.first}_accuracy": back,
-            "chance_loss": torch.full_like(error, 1 + 2 * self.sigreg_weight * sigreg_of_normal()),
+            "chance_loss": torch.full_like(error, chance),
             "samples": present.sum().to(error.dtype),
         }
         return {f"{pair.name}/{name}": x for name, x in metrics.items()}
