@@ -116,8 +116,8 @@ class PredictivePairs(nn.Module):
         for pair in self.pairs:
             a, b = latents[f"{RAW}/{pair.first}"], latents[f"{RAW}/{pair.second}"]
             both = latents[f"present/{pair.first}"] & latents[f"present/{pair.second}"]
-            of_b = self._predict(pair.first, pair.second, a)
-            of_a = self._predict(pair.second, pair.first, b)
+            of_b = self.predict(pair.first, pair.second, a)
+            of_a = self.predict(pair.second, pair.first, b)
             error = (prediction_error(of_b, b, both) + prediction_error(of_a, a, both)) / 2
             distance = [distances[modality] for modality in (pair.first, pair.second) if modality in distances]
             terms[pair.name] = pair.weight * (error + self.sigreg_weight * torch.stack(distance).sum())
@@ -145,7 +145,7 @@ class PredictivePairs(nn.Module):
             for modality, projection in projections.items()
         }
 
-    def _predict(self, source: str, target: str, x: Tensor) -> Tensor:
+    def predict(self, source: str, target: str, x: Tensor) -> Tensor:
         """Embeddings [B, E] of one modality -> predictions [B, E] of those of another."""
         predicted: Tensor = self.predictors[_way(source, target)](x) if self.predictors else x
         return predicted
