@@ -164,9 +164,8 @@ def evaluate(
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of
 
-    classified = {"--zero-shot": zero_shot, "--relations": relations}
-    refuse_alone("--classnames", classnames, classified)
-    refuse_alone("--templates", templates, classified)
+    for option, value in (("--classnames", classnames), ("--templates", templates)):
+        refuse_alone(option, value, {"--zero-shot": zero_shot, "--relations": relations})
     refuse_alone("--pair", pair, {"--retrieval": retrieval, "--calibrate": calibrate})
     refuse_alone("--modality", modality, {"--zero-shot": zero_shot, "--linear-probe": linear_probe})
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
