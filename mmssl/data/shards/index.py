@@ -230,6 +230,10 @@ class ShardIndex:
         extensions = tuple(extension for extension, _, _ in members)
         return RawSample(self.key(ordinal), self.origin(ordinal), fields, extensions, self.formats[shard])
 
+    def close(self) -> None:
+        """Close open files; the next read opens them again."""
+        self.reader.close()
+
     def __iter__(self) -> Iterator[RawSample]:
         return (self.read(ordinal) for ordinal in range(len(self)))
 
