@@ -126,11 +126,13 @@ def _tables(model: Model, configs: Mapping[str, Wanted]) -> tuple[Tables, dict[s
 
 def _show(rows: list[Difference], origins: list[str]) -> None:
     from rich.console import Console
+    from rich.table import Column
     from rich.table import Table as Shown
 
     from mmssl.core.distributed import is_main
 
-    table = Shown("task", "metric", "first", "second", "difference (95 %)", "McNemar p", "n")
+    names = (Column(name, overflow="fold") for name in ("task", "metric"))  # whole, on several lines where need be
+    table = Shown(*names, "first", "second", "difference (95 %)", "McNemar p", "n")
     table.title, table.title_justify = f"first: {origins[0]}\nsecond: {origins[1]}", "left"
     for row in rows:
         difference = f"{row.difference:+.4f} ({row.ci95_low:+.4f} to {row.ci95_high:+.4f})"

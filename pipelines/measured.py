@@ -219,7 +219,7 @@ def show(rows: list[Row]) -> None:
 
     from mmssl.core.distributed import is_main
 
-    table = Table("task", Column("metric", overflow="fold"), "score", "95 %", "chance", "n")
+    table = Table(Column("task", overflow="fold"), Column("metric", overflow="fold"), "score", "95 %", "chance", "n")
     for row in rows:
         interval = "" if row.ci95_low is None else f"{row.ci95_low:.4f} to {row.ci95_high:.4f}"
         value = f"{row.value:.4f}" if isinstance(row.value, float) else str(row.value)
