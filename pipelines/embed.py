@@ -106,8 +106,7 @@ def embed(
                 progress=progress if launch.is_main else None,
             )
         for name, rows in written.items():
-            where = f"{rows} rows in {out / f'{name}.npy'}" if rows else "no sample has it, so it has no file"
-            say(f"{name}: {where}")
+            say(f"{name}: " + (f"{rows} rows in {out / name}.npy" if rows else "no sample has it, so it has no file"))
     finally:
         launch.close()
 

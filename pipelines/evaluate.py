@@ -144,8 +144,6 @@ def evaluate(
 
     `mmssl evaluate runs/vit_b_32 /data/wds/imagenet1k` (one test set)
 
-    `mmssl evaluate runs/vit_b_32 suite.yaml --out results.json`
-
     `mmssl evaluate runs/vit_b_32 --zero-shot 'test/{000000..000007}.tar'`
 
     `mmssl evaluate runs/vit_b_32 --retrieval test --linear-probe train test`

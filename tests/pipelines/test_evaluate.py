@@ -50,8 +50,8 @@ def test_sizes_reach_all_evaluators(world: World, tmp_path: Path, streams: list[
 @pytest.mark.parametrize(
     ("flags", "partner"),
     [
-        (["--classnames", "a,b"], "--zero-shot"),
-        (["--templates", "plain"], "--zero-shot"),
+        (["--classnames", "a,b"], "--zero-shot or --relations"),
+        (["--templates", "plain"], "--zero-shot or --relations"),
         (["--pair", "image,text"], "--retrieval or --calibrate"),
         (["--modality", "image"], "--zero-shot or --linear-probe"),
     ],

@@ -77,13 +77,15 @@ def test_figures_stand_beside_what_the_card_allows(
 
 
 @pytest.mark.parametrize(
-    ("last", "why"), [(hang, "ended at its cap of 1 s"), (die, "ended with code -9")], ids=["hang", "death"]
+    ("last", "cap", "why"),
+    [(hang, 1.0, "ended at its cap of 1 s"), (die, 60.0, "ended with code -9")],
+    ids=["hang", "death"],
 )
 def test_a_section_that_hangs_or_dies_keeps_its_rows_and_the_next_run_goes_on(
-    report: Report, monkeypatch: pytest.MonkeyPatch, last: Callable[[], Figures], why: str, tmp_path: Path
+    report: Report, monkeypatch: pytest.MonkeyPatch, last: Callable[[], Figures], cap: float, why: str, tmp_path: Path
 ) -> None:
     good: Figures = {"value": 1.0, "unit": "s"}
-    monkeypatch.setattr(gpu_report, "SECTIONS", {"card": gpu_report.SECTIONS["card"]._replace(cap=1.0)})
+    monkeypatch.setattr(gpu_report, "SECTIONS", {"card": gpu_report.SECTIONS["card"]._replace(cap=cap)})
     only(monkeypatch, ("first", lambda: good), ("last", last))
     rows = report("--sections", "card")
     assert [(row["row"], row.get("error")) for row in rows] == [("first", None), ("section", why)]

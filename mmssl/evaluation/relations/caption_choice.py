@@ -46,17 +46,17 @@ class CaptionChoiceConfig(PairEvaluatorConfig):
     """
 
     kind: Literal["caption_choice"] = "caption_choice"
-    shards: tuple[str, ...] = ()
+    shards: tuple[str, ...] = Field(default=(), max_length=0)
     files: tuple[LocalPath, ...] = Field(min_length=1)
     pictures: LocalPath
     resamples: int = Field(default=2000, ge=100)
     seed: int = 0
 
-    @field_validator("shards")
+    @field_validator("shards", mode="before")
     @classmethod
-    def _none(cls, shards: tuple[str, ...]) -> tuple[str, ...]:
+    def _none(cls, shards: object) -> object:
         if shards:
-            raise ValueError(f"shards: got {list(shards)}, wanted none: this evaluator reads `files` and `pictures`")
+            raise ValueError(f"shards: got {shards!r}, wanted none: this evaluator reads `files` and `pictures`")
         return shards
 
     def build(self, modalities: Mapping[str, Modality]) -> CaptionChoice:
