@@ -160,7 +160,8 @@ def assign(table: Table, columns: Columns) -> tuple[Table, Roles]:
     """Find the columns of a table; templates become columns of it.
 
     Raises:
-        DataError: a named column does not exist, a medium is named twice, or there is no media column.
+        DataError: a named column does not exist, a medium is named twice, or there is no media column among several that are for
+            nothing: only a table of captions needs none.
     """
     columns, known = columns.or_else(table.usual), table.columns
     found = _Found(table)
@@ -170,14 +171,14 @@ def assign(table: Table, columns: Columns) -> tuple[Table, Roles]:
         next(iter(found.named(what, (name,) if name else None)), None)
         for what, name in (("label", columns.label), ("class_name", columns.class_name), ("key", columns.key))
     )
-    if not media:
+    used = {name for name in (*media, *captions, label, class_name, key) if name}
+    used |= {part for name in used - set(known) for part in parts_of(name)}
+    others = tuple(name for name in known if name not in used)
+    if not media and (others or not captions):  # captions and nothing else are texts without media
         raise DataError(
             f"{table.path} has the columns {list(known)}: name the one with paths or bytes of media, as in "
             "--column image=NAME"
         )
-    used = {name for name in (*media, *captions, label, class_name, key) if name}
-    used |= {part for name in used - set(known) for part in parts_of(name)}
-    others = tuple(name for name in known if name not in used)
     return found.table, Roles(media, captions, label or class_name, class_name if label else None, key, others)
 
 

@@ -84,7 +84,7 @@ class TableSource(RowSource):
             if extension in fields:
                 raise BadRow(where, "unsupported", f"got two files with the extension .{extension}, wanted one")
             fields[extension] = data
-        if not fields:
+        if not fields and self.roles.media:
             columns = ", ".join(map(repr, self.roles.media))
             raise BadRow(where, "missing_file", f"got empty cells in {columns}, wanted a file in at least one")
         return fields
@@ -126,6 +126,8 @@ class TableSource(RowSource):
             raise DataError(
                 f"{self.table.path} has the keys of {self.roles.key!r}: leave out --keys files, or the column"
             )
+        if source is not None and not self.roles.media:
+            raise DataError(f"{self.table.path} has no column of files: leave out --keys files")
         if source is None and self.roles.key is None:
             return None
         columns = [self.table.column(name) for name in ((self.roles.key,) if self.roles.key else self.roles.media)]

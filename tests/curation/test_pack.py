@@ -114,6 +114,19 @@ def test_paths_may_start_from_another_folder(tmp_path: Path) -> None:
     assert pack(path, tmp_path / "out", root=tmp_path / "media" / "img").samples == 1
 
 
+def test_a_table_of_captions_and_nothing_else_is_texts(tmp_path: Path) -> None:
+    (tmp_path / "sentences.csv").write_text("caption\none\n\ntwo\n")
+    manifest = pack(tmp_path / "sentences.csv", tmp_path / "out", PackConfig(on_error="skip"))
+    index = ShardIndex.open([str(tmp_path / "out")])
+    assert sorted(index.read(number).fields["txt"] for number in range(len(index))) == [b"one", b"two"]
+    assert manifest.samples == 2
+    with pytest.raises(DataError, match="has no column of files: leave out --keys files"):
+        pack(tmp_path / "sentences.csv", tmp_path / "keys", PackConfig(keys="files"))
+    (tmp_path / "more.csv").write_text("photo,caption\n0.jpg,one\n")
+    with pytest.raises(DataError, match="name the one with paths or bytes of media"):
+        pack(tmp_path / "more.csv", tmp_path / "more")
+
+
 def test_arrays_of_jpegs(tmp_path: Path) -> None:
     files = [picture(number) for number in range(6)]
     offsets = np.cumsum([0, *map(len, files)])
