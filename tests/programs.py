@@ -53,6 +53,7 @@ def start(target: Callable[..., object], *arguments: object, daemon: bool = Fals
 
 def _begin(target: Callable[..., object], *arguments: object) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
     torch.set_num_threads(1)
     target(*arguments)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,11 +83,3 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(folder, folder / "shards", recipe, folder / "runs/tiny")
     assert made.pretrain() == 0
     return made
-
-
-@pytest.fixture
-def usual_interrupt() -> Iterator[None]:
-    """Python's handler of SIGINT, which is ignored where a shell runs the tests in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

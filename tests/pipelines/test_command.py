@@ -16,9 +16,16 @@ from mmssl.data.shards.remote import CacheConfig
 from pipelines.command import guarded
 
 
-@pytest.mark.usefixtures("usual_interrupt")
+def usual_interrupt(request: pytest.FixtureRequest) -> None:
+    """Python's handler of SIGINT, which is ignored where a shell runs the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
+
 @pytest.mark.parametrize("number", STOPPING)
-def test_signals_end_a_verb_with_their_code_and_a_message(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_signals_end_a_verb_with_their_code_and_a_message(
+    number: int, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
     app, closed = typer.Typer(), []
 
     @app.command()
@@ -30,6 +37,7 @@ def test_signals_end_a_verb_with_their_code_and_a_message(number: int, capfd: py
         finally:
             closed.append("closed")
 
+    usual_interrupt(request)
     handlers = [signal.getsignal(each) for each in STOPPING]
     assert guarded(app, []) == 128 + number
     assert closed == ["closed"]

@@ -79,7 +79,6 @@ def listens(port: int) -> bool:
         return other.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.usefixtures("usual_interrupt")
 def test_ctrl_c_ends_it(embedded: Path, tmp_path: Path) -> None:
     with served(embedded, tmp_path) as (program, _):
         program.signal(signal.SIGINT)
