@@ -19,6 +19,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 from transformers.models.auto import processing_auto
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from mmssl.encoders.adapters.transformers_audio import HfClapAudioConfig
 from mmssl.encoders.adapters.transformers_loading import projected
@@ -28,16 +29,16 @@ from mmssl.interop.transformers_clip import clip_model
 from mmssl.interop.transformers_processor import (
     cleaned,
     tokenizer_of,
+    written_patches,
     written_pictures,
     written_sounds,
     written_tokenizer,
 )
 
-_UNMASKED = ("siglip",)
+_UNMASKED = ("siglip", "siglip2")
 """Models whose attention reads the padding of texts."""
 _LARGEST = 2
 """End-of-text id of the first CLIP configs of transformers, which was wrong in them and is not looked for."""
-_ANY_SHAPE = "siglip2"
 
 
 def write_transformers(towers: Towers, folder: Path) -> dict[str, str]:
@@ -66,27 +67,41 @@ def write_transformers(towers: Towers, folder: Path) -> dict[str, str]:
             value = towers.logit_scale if name.startswith("logit_scale") else towers.logit_bias
             parameter.data.fill_(0.0 if value is None else float(value))
     kind = model.config.model_type
-    if kind == _ANY_SHAPE:
-        raise ValueError(
-            "got a siglip2 tower for pictures of any shape, which this run reads as squares; export --to onnx or safetensors"
-        )
     model.eval().save_pretrained(folder)
     config = towers.configs[towers.first]
     if isinstance(config, HfClapAudioConfig):
         reader = written_sounds(config, towers.encoder(towers.first).fused, folder)
     else:
-        view = towers.picture_view()
-        reader = written_pictures(view, towers.encoder(towers.first).pixels, view.size)
+        reader = _pictures(towers)
     words = written_tokenizer(tokenizer_of(towers), folder, masked=kind not in _UNMASKED)
     names: Any = processing_auto.PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]
     getattr(transformers, names[kind])(reader, words).save_pretrained(folder)
-    facts = {"model": type(model).__name__, "texts": 'padding="max_length", truncation=True'}
+    length = words.model_max_length
+    facts = {"model": type(model).__name__, "texts": f'padding="max_length", truncation=True, max_length={length}'}
     if isinstance(config, HfClapAudioConfig):
         facts["sounds"] = (
             f"{config.rate} Hz, one channel, cut to at most {reader.max_length_s} s: of longer ones the extractor takes random "
             "parts; set is_longer to False, which it sets at random"
         )
+    elif isinstance(reader, Siglip2ImageProcessorPil):
+        facts["pictures"] = (
+            f"give the processor patch_size={reader.patch_size}, max_num_patches={reader.max_num_patches} (the class has sizes of "
+            f"its own); it keeps their proportions, and the run read squares of {towers.picture_view().size} pixels: only of those "
+            "are features the same"
+        )
     return facts
+
+
+def _pictures(towers: Towers) -> Any:
+    """The image processor of a tower: SigLIP 2 for pictures of any shape has its own, which makes no squares of them."""
+    view, encoder = towers.picture_view(), towers.encoder(towers.first)
+    if _any_shape(encoder):
+        return written_patches(encoder.pixels, view.size, encoder.patch_rows)
+    return written_pictures(view, encoder.pixels, view.size)
+
+
+def _any_shape(encoder: Any) -> bool:
+    return getattr(encoder, "patch_rows", None) is not None
 
 
 def _as_they_are(towers: Towers) -> Any:
@@ -209,10 +224,13 @@ def embed_transformers(towers: Towers, folder: Path, given: Inputs) -> tuple[dic
             none = torch.zeros(len(waves), 1, dtype=torch.bool)
             of_files[first] = projected(model.get_audio_features(input_features=made.float(), is_longer=none))
     else:
-        of_views[first] = projected(model.get_image_features(pixel_values=encoder.prepare(given.views[first])))
-        pictures = [_picture(data) for data in given.raw[first]]
-        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-        of_files[first] = projected(model.get_image_features(pixel_values=pixels))
+        views = given.views[first]
+        given_model = encoder.inputs(views) if _any_shape(encoder) else {"pixel_values": encoder.prepare(views)}
+        of_views[first] = projected(model.get_image_features(**given_model))
+        pictures = views if _any_shape(encoder) else [_picture(data) for data in given.raw[first]]  # squares, as the run reads
+        of_files[first] = projected(
+            model.get_image_features(**processor.image_processor(pictures, return_tensors="pt"))
+        )
     of_views, of_files = ({name: F.normalize(x, dim=-1) for name, x in one.items()} for one in (of_views, of_files))
     return of_views, of_files
 

@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 from torch import Tensor
 from transformers import AutoTokenizer, ClapFeatureExtractor, CLIPImageProcessorPil, CLIPTokenizer
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from mmssl.data.modalities.clip_vocabulary import clean_text
 from mmssl.data.modalities.image_views import EvalView
@@ -50,10 +51,11 @@ def written_tokenizer(tokenizer: Tokenizer, folder: Path, *, masked: bool) -> An
     if isinstance(tokenizer, ClipTokenizer):
         made = _clip_tokenizer(tokenizer.context_length, folder)
     elif isinstance(tokenizer, HfTokenizer):
-        names = {} if masked else {"model_input_names": ["input_ids"]}  # kept in its files only if given here
-        made = AutoTokenizer.from_pretrained(tokenizer.path, local_files_only=True, trust_remote_code=False, **names)
-        made.padding_side = made.truncation_side = "right"
-        made.model_max_length = tokenizer.context_length
+        # Kept in its files only if given here; classes have sides of their own.
+        kept: dict[str, Any] = {"padding_side": "right", "truncation_side": "right"}
+        kept |= {"model_max_length": tokenizer.context_length}
+        kept |= {} if masked else {"model_input_names": ["input_ids"]}
+        made = AutoTokenizer.from_pretrained(tokenizer.path, local_files_only=True, trust_remote_code=False, **kept)
     else:
         raise ValueError(f"got a {type(tokenizer).__name__}, wanted tokenizer kind clip or hf, which transformers has")
     return made
@@ -78,6 +80,16 @@ def written_pictures(view: EvalView, pixels: Pixels, size: int) -> Any:
         do_center_crop=crops,
         resample=BICUBIC if view.interpolation == "bicubic" else BILINEAR,
         crop_size=square,
+        image_mean=_decimal(pixels.mean),
+        image_std=_decimal(pixels.std),
+    )
+
+
+def written_patches(pixels: Pixels, size: int, patch: int) -> Any:
+    """An image processor of rows of patches, with as many as a square of `size` has: squares of that size are not resized."""
+    return Siglip2ImageProcessorPil(
+        patch_size=patch,
+        max_num_patches=(size // patch) ** 2,
         image_mean=_decimal(pixels.mean),
         image_std=_decimal(pixels.std),
     )

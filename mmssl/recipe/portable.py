@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from mmssl.data.modalities.tokenizers import HfTokenizerConfig
-from mmssl.interop.described import TOKENIZER_FILES
+from mmssl.interop.described import TOKENIZER_FILES, read_json
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.validate import HERE
 
 TOKENIZER = "tokenizer"
 """Folder of tokenizers in the folder of a model, with one folder a modality."""
+CONFIG = "config.json"
 
 
 def with_tokenizers(recipe: Recipe, folder: Path) -> Recipe:
@@ -35,6 +37,13 @@ def with_tokenizers(recipe: Recipe, folder: Path) -> Recipe:
         for file in TOKENIZER_FILES:
             if (tokenizer.path / file).is_file():
                 shutil.copyfile(tokenizer.path / file, copy / file)
+        _keep_class(tokenizer.path / CONFIG, copy / CONFIG)
         moved = tokenizer.model_copy(update={"path": Path(HERE, TOKENIZER, name)})
         modalities[name] = config.model_copy(update={"tokenizer": moved})
     return recipe.model_copy(update={"modalities": modalities})
+
+
+def _keep_class(config: Path, copy: Path) -> None:
+    """Keep the kind of model, by which transformers chooses the class of some tokenizers (SigLIP 2's makes lower case)."""
+    if config.is_file() and "model_type" in (settings := read_json(config)):
+        copy.write_text(json.dumps({"model_type": settings["model_type"]}))

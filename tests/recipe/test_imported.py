@@ -15,7 +15,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
 import mmssl
@@ -55,6 +55,36 @@ def tokenizer(folder: Path, pad: str = "<pad>", **special: str) -> None:
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": pad} | special
+    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(folder)
+
+
+def pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A vocabulary of letters and of the words that merges make of them, as SigLIP 2's tokenizer has."""
+    vocabulary = {
+        word: number for number, word in enumerate([*WORDS[:4], "<mask>", *sorted({"▁", *"".join(WORDS[4:])})])
+    }
+    merges = []
+    for word in (start + word for word in WORDS[4:] for start in ("", "▁")):
+        for end in range(1, len(word)):
+            if word[: end + 1] not in vocabulary:
+                vocabulary[word[: end + 1]] = len(vocabulary)
+                merges.append((word[:end], word[end]))
+    return vocabulary, merges
+
+
+def piece_tokenizer(folder: Path) -> None:
+    """A tokenizer of pieces as it lies beside SigLIP 2, whose files do not say that it makes lower case."""
+    vocabulary, merges = pieces()
+    inner = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True))
+    inner.normalizer = normalizers.Replace(" ", "▁")
+    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    names = {
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    }
     transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(folder)
 
 
@@ -162,7 +192,8 @@ def test_pictures_are_prepared_as_published_weights_of_the_model_want() -> None:
 def transformers_folder(name: str, folder: Path) -> Any:
     """A model, its tokenizer and its image processor, as on the hub."""
     torch.manual_seed(0)
-    texts = TEXTS | {"vocab_size": len(WORDS) + 4, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 80}
+    count = len(pieces()[0]) if name == "Siglip2" else len(WORDS) + 4
+    texts = TEXTS | {"vocab_size": count, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 80}
     texts |= {"project_dim": 32} if name == "AltCLIP" else {"projection_size": 32} if "Siglip" in name else {}
     settings = MODELS[name] | {"text_config": texts}
     model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**settings)).eval()
@@ -170,7 +201,7 @@ def transformers_folder(name: str, folder: Path) -> Any:
     with torch.no_grad():
         model.logit_scale.fill_(3.5)
     model.save_pretrained(folder)
-    tokenizer(folder)
+    (piece_tokenizer if name == "Siglip2" else tokenizer)(folder)
     square = "Siglip" in name or name == "ChineseCLIP"
     size = {"height": 32, "width": 32} if square else {"shortest_edge": 32}
     values = {"image_mean": PREPROCESS["mean"], "image_std": PREPROCESS["std"], "size": size, "resample": 3 - square}
@@ -182,6 +213,7 @@ def transformers_folder(name: str, folder: Path) -> Any:
 def test_transformers_folders_become_runs(name: str, tmp_path: Path) -> None:
     theirs = transformers_folder(name, tmp_path / "hub")
     import_model(describe(tmp_path / "hub"), tmp_path / "run")
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub", padding_side="right")
     shutil.rmtree(tmp_path / "hub")
     model = mmssl.load(tmp_path / "run")
     view = model.modalities["image"].view("eval")(PIXELS, {})
@@ -199,7 +231,11 @@ def test_transformers_folders_become_runs(name: str, tmp_path: Path) -> None:
             "spatial_shapes": torch.tensor([[4, 4]]),
         }
     ids = model.modalities["text"].tokenize(CAPTIONS)  # type: ignore[attr-defined]
-    assert ids[1, :5].tolist() == [1, 7, 6, 2, 0]
+    texts = [*CAPTIONS, "A red DOG"]
+    wanted = reader(texts, padding="max_length", max_length=ids.shape[1], return_tensors="pt")["input_ids"]
+    torch.testing.assert_close(model.modalities["text"].tokenize(texts), wanted)  # type: ignore[attr-defined]
+    lower = model.modalities["text"].tokenize([text.lower() for text in texts])  # type: ignore[attr-defined]
+    assert torch.equal(lower, wanted) == (name == "Siglip2")  # its class makes lower case, which its files do not say
     masks = {} if "Siglip" in name else {"attention_mask": (ids != 0).long()}
     with torch.no_grad():
         out = theirs(input_ids=ids, **masks, **inputs)

@@ -217,8 +217,8 @@ class HfVisionEncoder(Adapter):
         refuse_masks(self, keep, replace)
         self.check_hidden(hidden)
         if self.pool == "projection":
-            return Features(projected(self.model.get_image_features(**self._inputs(x))))
-        out = self.model(**self._inputs(x), output_hidden_states=hidden > 0)
+            return Features(projected(self.model.get_image_features(**self.inputs(x))))
+        out = self.model(**self.inputs(x), output_hidden_states=hidden > 0)
         tokens, grid = self._tokens(out.last_hidden_state, x)
         if self.pool == "pooler":
             if out.get("pooler_output") is None:
@@ -241,8 +241,8 @@ class HfVisionEncoder(Adapter):
         states = tuple(state[:, -tokens.shape[1] :] for state in block_outputs(out, hidden))
         return Features(pooled, tokens, grid, states or None)
 
-    def _inputs(self, x: Tensor) -> dict[str, Tensor]:
-        # Arguments of the model.
+    def inputs(self, x: Tensor) -> dict[str, Tensor]:
+        """Images [B, 3, H, W] -> arguments of the model: normalised pictures, or rows of patches with their shapes."""
         pixels = self.prepare(x)  # [B, 3, H, W]
         if self.patch_rows is None:
             return {"pixel_values": pixels}
