@@ -149,6 +149,28 @@ ROWS: dict[str, dict[str, Any]] = {
         batch=96,
         steps=300,
     ),
+    "denoise": row(
+        {
+            "kind": "denoise", "modality": "image", "view": "crop", "noise": {"kind": "gaussian", "deviation": 0.25},
+            "patch_values": 48, "predictor": {"kind": "bert"},
+        },
+        SMALL_VIT,
+        bars=("loss < 0.3 * untouched_loss",),
+        views={"crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5}},
+        batch=96,
+        steps=300,
+    ),
+    "denoise, noise": row(
+        {
+            "kind": "denoise", "modality": "image", "view": "crop", "noise": {"kind": "diffusion"}, "target": "noise",
+            "patch_values": 48, "predictor": {"kind": "bert"},
+        },
+        SMALL_VIT,
+        bars=("loss < 0.3 * untouched_loss",),
+        views={"crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5}},
+        batch=96,
+        steps=300,
+    ),
     "pretext": row(
         {"kind": "pretext", "modality": "image", "view": "crop", "task": {"kind": "rotation"}, "predictor": {"kind": "linear"}},
         bars=("accuracy > 0.45",),

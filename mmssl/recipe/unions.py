@@ -59,6 +59,7 @@ from mmssl.objectives.clip import ClipConfig
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.cpc import CpcConfig
 from mmssl.objectives.deepcluster_v2 import DeepClusterV2Config
+from mmssl.objectives.denoise import DenoiseConfig
 from mmssl.objectives.dino import DinoConfig
 from mmssl.objectives.jepa import JepaConfig
 from mmssl.objectives.latent_prediction import LatentPredictionConfig
@@ -130,6 +131,7 @@ SingleObjectiveUnion = Annotated[
     | JepaConfig
     | MaskedPredictionConfig
     | PretextConfig
+    | DenoiseConfig
     | PirlConfig
     | SelfLabelsConfig
     | CpcConfig

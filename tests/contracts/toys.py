@@ -47,7 +47,7 @@ class Patches(Encoder):
         self.norm = nn.LayerNorm(self.width)
 
     def prepare(self, x: Tensor) -> Tensor:
-        return x.float() / 127.5 - 1
+        return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x * 2 - 1
 
     def forward(
         self,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmssl.objectives.parts.presence import mixed_bits
+from mmssl.objectives.parts.noises import uniform_noise
 
 
 class Quantised(NamedTuple):
@@ -66,7 +66,5 @@ def gumbel_noise(index: Tensor, seed: int, frames: int, values: int) -> Tensor:
         frames: frames of a sample.
         values: numbers of a frame.
     """
-    places = torch.arange(frames * values, device=index.device)
-    bits = mixed_bits(mixed_bits(index + seed % 2**62)[:, None] + places)
-    uniform = ((bits & (2**24 - 1)).float() + 0.5) / 2**24
+    uniform = uniform_noise(index, seed, frames * values)
     return -torch.log(-torch.log(uniform)).view(-1, frames, values)
