@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+from pydantic import TypeAdapter
 
 from mmssl.core.config import Config
 from mmssl.core.encoder import EmbeddingModel
@@ -20,6 +21,7 @@ from mmssl.data.synchronized.time import TimeCrop
 from mmssl.datasets import digit_scenes, heart, land, moving_scenes
 from mmssl.encoders.resnet import ResNetConfig
 from mmssl.interop.open_clip import ClipState, to_open_clip
+from mmssl.objectives.parts.frozen_features import TokenEncoderConfig
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.shipped import find_recipe, shipped_recipes
 from mmssl.recipe.strict_yaml import parse
@@ -223,6 +225,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "jigsaw": {"permutations": 20, "tile": 32},
     "context": {"tile": 32},
     "kmeans": {"codes": 5, "rows": 64},
+    "features": {"layer": 1},
     "latent_prediction": {"layers": 2},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }
@@ -230,6 +233,11 @@ SIZES: Mapping[str, dict[str, Any]] = {
 
 def provide_weights(values: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
     """Write the weights files that a recipe starts from; returns what each encoder must then hold."""
+    targets = values["objective"].get("targets", {})
+    if frozen := targets.get("encoder") or targets.get("rows", {}).get("encoder"):
+        config = TypeAdapter(TokenEncoderConfig).validate_json(json.dumps({**frozen, "weights": None}))
+        Path(frozen["weights"]).parent.mkdir(exist_ok=True)
+        safetensors.torch.save_file(config.build().state_dict(), frozen["weights"])
     if not (values.get("weights") or any(encoder.get("weights") for encoder in values["encoders"].values())):
         return {}
     scratch = {

@@ -225,9 +225,11 @@ def embed_transformers(towers: Towers, folder: Path, given: Inputs) -> tuple[dic
             of_files[first] = projected(model.get_audio_features(input_features=made.float(), is_longer=none))
     else:
         views = given.views[first]
-        given_model = encoder.inputs(views) if _any_shape(encoder) else {"pixel_values": encoder.prepare(views)}
-        of_views[first] = projected(model.get_image_features(**given_model))
-        pictures = views if _any_shape(encoder) else [_picture(data) for data in given.raw[first]]  # squares, as the run reads
+        if _any_shape(encoder):
+            inputs, pictures = encoder.inputs(views), views  # squares, as the run reads them
+        else:
+            inputs, pictures = {"pixel_values": encoder.prepare(views)}, [_picture(data) for data in given.raw[first]]
+        of_views[first] = projected(model.get_image_features(**inputs))
         of_files[first] = projected(
             model.get_image_features(**processor.image_processor(pictures, return_tensors="pt"))
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.core import distributed
@@ -30,7 +31,8 @@ class MaskedPredictionConfig(ObjectiveConfig):
         modality: modality of the encoder to train, a transformer; of texts, one that is not causal.
         view: kind of view that is masked and predicted.
         mask: kind of view with its masked tokens: `blocks` (image), `spans` (audio), `words` (text).
-        targets: what is predicted: words (BERT), hog (MaskFeat), codes (BEiT-like, HuBERT, BEST-RQ).
+        targets: what is predicted: words (BERT), hog (MaskFeat), codes (BEiT-like, HuBERT, BEST-RQ), features of a frozen encoder
+            (MVP, EVA).
         predictor: head of each token, not used after training: linear (BEiT, MaskFeat), bert, cosine (HuBERT).
         mean: "samples": mean over samples of the mean over their masked tokens; "tokens": mean over all masked tokens of the
             batch, as in BERT. They differ where samples have different numbers of masked tokens, as texts do.
@@ -53,7 +55,7 @@ class MaskedPredictionConfig(ObjectiveConfig):
         encoder = encoder_of(encoders, self.modality)
         words = self.targets.kind == "words"
         if words != (encoder.token_ids is not None) or encoder.grid is None:
-            wanted = "words for texts, and hog or codes for other modalities with a token grid"
+            wanted = "words for texts, and hog, codes or features for other modalities with a token grid"
             raise ValueError(f"targets: got {self.targets.kind} for {self.modality!r}, wanted {wanted}")
         targets = self.targets.build(encoder)
         return MaskedPredictionObjective(
@@ -75,8 +77,8 @@ class MaskedPredictionObjective(Objective):
     BERT (Devlin et al. 2019, arXiv:1810.04805), BEiT (Bao et al. 2022, arXiv:2106.08254), MaskFeat (Wei et al. 2022,
     arXiv:2112.09133), HuBERT (Hsu et al. 2021, arXiv:2106.07447). A learned vector takes the place of hidden tokens before their
     positions are added. Targets are made of the view itself in every step, so no labels are stored. Of classes the loss is the
-    cross entropy, of values the squared error. The metric chance_loss is the loss of the best guess that sees nothing, the entropy
-    of the classes in the batch; zero_loss that of a prediction of zeros.
+    cross entropy, of values the squared error, of features 1 - cosine. The metric chance_loss is the loss of the best guess that
+    sees nothing, the entropy of the classes in the batch; zero_loss that of a prediction of zeros.
 
     Args:
         modality: modality of the encoder to train.
@@ -144,6 +146,9 @@ class MaskedPredictionObjective(Objective):
                 "classes": target.masked_fill(~mask, -1),
             }
         wanted = target[mask].to(prediction.dtype)
+        if self.targets.directions:
+            error = 1 - F.cosine_similarity(prediction, wanted, dim=-1)
+            return found | {"error": token_means(error, mask), "zero": token_means(torch.ones_like(error), mask)}
         return found | {
             "error": token_means((prediction - wanted).square().mean(-1), mask),
             "zero": token_means(wanted.square().mean(-1), mask),

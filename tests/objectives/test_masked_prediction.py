@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mmssl.core.batch import Batch
@@ -16,6 +18,7 @@ from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
 from mmssl.encoders.text_transformer import TextTransformerConfig
+from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.masked_prediction import MaskedPredictionConfig, MaskedPredictionObjective
 from mmssl.objectives.parts.word_masks import corrupt_words, mask_words, real_tokens
 from tests.contracts import toys
@@ -175,3 +178,76 @@ def test_a_causal_tower_is_refused() -> None:
     shape = {"vocab_size": 30, "context_length": 10, "width": 16, "depth": 1, "heads": 2}
     with pytest.raises(ValueError, match=r"lacks .*bidirectional.*set causal: false"):
         build(TextTransformerConfig(**shape).build(), **BERT)  # type: ignore[arg-type]
+
+
+FROZEN = {"kind": "vit", "size": 8, "patch_size": 2, "width": 16, "depth": 3, "heads": 2}
+
+
+def frozen(folder: Path, **changes: Any) -> tuple[dict[str, Any], Encoder]:
+    """Settings of a frozen encoder with weights, and the same encoder."""
+    torch.manual_seed(7)
+    encoder = VisionTransformerConfig.model_validate_json(json.dumps(FROZEN | changes)).build().eval()
+    save_file(encoder.state_dict(), folder / "frozen.safetensors")
+    return FROZEN | changes | {"weights": str(folder / "frozen.safetensors")}, encoder
+
+
+@pytest.mark.parametrize("layer", [None, 1, 3])
+def test_features_of_a_frozen_encoder_are_targets_by_cosine(layer: int | None, tmp_path: Path) -> None:
+    settings, network = frozen(tmp_path)
+    targets = {"kind": "features", "encoder": settings, "layer": layer}
+    learner, objective = build(targets=targets)
+    learner.train()
+    assert not any(
+        module.training for module in objective.targets.frozen.modules() if module is not objective.targets.frozen
+    )  # type: ignore[union-attr,attr-defined]
+    whole, ctx = toys.batch(8), learner.context()
+    latents = objective.encode(whole, ctx)
+    out = objective.criterion(latents, ctx)
+    out.terms["masked"].backward()  # type: ignore[no-untyped-call]
+    assert {p.requires_grad for p in objective.targets.parameters()} == {False}
+    x, mask = whole["picture"]["crop0"], whole["picture"]["mask0"]
+    with torch.no_grad():
+        wanted = network(x).tokens if layer is None else network(x, hidden=3 - layer + 1).hidden[0]
+        seen = ctx.encoders["picture"](x, replace=(mask, objective.mask_token)).tokens
+        errors = 1 - torch.nn.functional.cosine_similarity(objective.predictor(seen), wanted, dim=-1)
+        expected = torch.stack([errors[i][mask[i]].mean() for i in range(8)]).mean()
+    torch.testing.assert_close(out.terms["masked"], expected)
+    assert out.metrics["zero_loss"] == 1
+
+
+def test_codes_of_a_layer_are_fitted_and_kept_in_checkpoints(tmp_path: Path) -> None:
+    settings, network = frozen(tmp_path)
+    targets = {
+        "kind": "codes", "rows": {"kind": "features", "encoder": settings, "layer": 2},
+        "quantizer": {"kind": "kmeans", "codes": 5, "rows": 128},
+    }  # fmt: skip
+    learner, objective = build(targets=targets)
+    whole, ctx = toys.batch(8), learner.context()
+    objective.samples = 8
+    objective.refresh([whole], ctx)
+    with torch.no_grad():
+        rows = network(whole["picture"]["crop0"], hidden=2).hidden[0]
+        points = objective.targets.centroids.points  # type: ignore[union-attr]
+        nearest = (rows[:, :, None] - points).square().sum(-1).argmin(-1)
+    assert objective.targets(whole["picture"]["crop0"], ctx.encoders["picture"]).equal(nearest)
+    assert len(nearest.unique()) == 5
+    again, other = build(targets=targets)
+    again.load_state_dict(learner.state_dict())
+    assert other.targets(whole["picture"]["crop0"], ctx.encoders["picture"]).equal(nearest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "layer", "message"),
+    [
+        ({"weights": None}, None, "encoder vit has random weights, wanted trained ones: set `weights`"),
+        ({"patch_size": 4}, None, r"got the token grid \(2, 2\), wanted \(4, 4\), that of the encoder that is trained"),
+        ({}, 4, "got layer 4, wanted 1 to 3, its depth"),
+    ],
+)
+def test_frozen_encoders_that_do_not_fit(
+    changes: dict[str, Any], layer: int | None, message: str, tmp_path: Path
+) -> None:
+    settings, _ = frozen(tmp_path, **{key: value for key, value in changes.items() if key != "weights"})
+    settings |= {key: value for key, value in changes.items() if key == "weights"}
+    with pytest.raises(ValueError, match=message):
+        build(targets={"kind": "features", "encoder": settings, "layer": layer})

@@ -1,4 +1,4 @@
-"""Targets of masked prediction that do not change: words, histograms of gradients, and codes of a fixed quantizer."""
+"""Targets of masked prediction that do not change: words, histograms, features of a frozen encoder, codes of a fixed quantizer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mmssl.core.encoder import Encoder
 from mmssl.losses.hog import histograms_of_gradients
 from mmssl.losses.mae import normalise_patches
 from mmssl.losses.mfcc import mfcc_of_tokens
+from mmssl.objectives.parts.frozen_features import FeatureRowsConfig, FrozenFeatures
 from mmssl.objectives.parts.patches import check_values, prepared_input, prepared_patches
 from mmssl.objectives.parts.quantizers import Centroids, QuantizerConfig, RandomProjection
 from mmssl.objectives.parts.word_masks import WordMaskConfig, corrupt_words, mask_words, real_tokens
@@ -24,11 +25,13 @@ class FixedTargets(nn.Module, ABC):
 
     Attributes:
         classes: whether targets are classes, of `size`, or vectors of `size` values.
+        directions: whether only the direction of vectors counts: the error is 1 - cosine, not the squared error.
         size: K or P.
         of_text: whether it reads token ids.
     """
 
     classes: ClassVar[bool] = True
+    directions: ClassVar[bool] = False
     of_text: ClassVar[bool] = False
     size: int
 
@@ -135,6 +138,33 @@ class HogTargetsConfig(Config):
         return Hog(self)
 
 
+class Features(FixedTargets):
+    """Directions of the features of a frozen encoder (MVP, EVA)."""
+
+    classes = False
+    directions = True
+
+    def __init__(self, frozen: FrozenFeatures) -> None:
+        super().__init__()
+        self.frozen, self.size = frozen, frozen.values
+
+    def forward(self, x: Tensor, encoder: Encoder) -> Tensor:
+        """See the base."""
+        found: Tensor = self.frozen(x)
+        return found
+
+
+class FeatureTargetsConfig(FeatureRowsConfig):
+    """Features of a frozen encoder by cosine: MVP (Wei et al. 2022, arXiv:2203.05175), EVA (Fang et al. 2022, arXiv:2211.07636).
+
+    There it is the image tower of a CLIP model.
+    """
+
+    def build(self, encoder: Encoder) -> Features:
+        """Build them."""
+        return Features(self.build_network(encoder))
+
+
 class Codes(FixedTargets):
     """Classes of masked tokens: the codes that a fixed quantizer gives to rows of the prepared view (BEiT, HuBERT, BEST-RQ).
 
@@ -144,7 +174,7 @@ class Codes(FixedTargets):
         size: K.
     """
 
-    def __init__(self, rows: RowsConfig, quantizer: Centroids | RandomProjection, size: int) -> None:
+    def __init__(self, rows: RowsConfig | FrozenFeatures, quantizer: Centroids | RandomProjection, size: int) -> None:
         super().__init__()
         self.rows, self.quantizer, self.size = rows, quantizer, size
 
@@ -162,6 +192,9 @@ class Codes(FixedTargets):
     @torch.no_grad()
     def features(self, x: Tensor, encoder: Encoder) -> Tensor:
         """See the base."""
+        if isinstance(self.rows, FrozenFeatures):
+            found: Tensor = self.rows(x)
+            return found
         return self.rows.read(x, encoder)
 
 
@@ -204,11 +237,11 @@ class MfccRowsConfig(Config):
         return mfcc_of_tokens(prepared, patch, self.coefficients)
 
 
-RowsConfig = Annotated[PatchRowsConfig | MfccRowsConfig, Field(discriminator="kind")]
+RowsConfig = PatchRowsConfig | MfccRowsConfig
 
 
 class CodeTargetsConfig(Config):
-    """Codes of a fixed quantizer: BEiT-like, HuBERT, BEATs (first iteration), BEST-RQ.
+    """Codes of a fixed quantizer: BEiT-like, HuBERT (its iterations differ in `rows`), BEATs (first iteration), BEST-RQ.
 
     Attributes:
         rows: what is quantized.
@@ -217,12 +250,15 @@ class CodeTargetsConfig(Config):
     """
 
     kind: Literal["codes"] = "codes"
-    rows: RowsConfig
+    rows: RowsConfig | FeatureRowsConfig = Field(discriminator="kind")
     quantizer: QuantizerConfig
 
     def build(self, encoder: Encoder) -> Codes:
         """Build them."""
-        return Codes(self.rows, self.quantizer.build(self.rows.values), self.quantizer.codes)
+        rows = self.rows.build_network(encoder) if isinstance(self.rows, FeatureRowsConfig) else self.rows
+        return Codes(rows, self.quantizer.build(rows.values), self.quantizer.codes)
 
 
-FixedTargetsConfig = Annotated[WordTargetsConfig | HogTargetsConfig | CodeTargetsConfig, Field(discriminator="kind")]
+FixedTargetsConfig = Annotated[
+    WordTargetsConfig | HogTargetsConfig | FeatureTargetsConfig | CodeTargetsConfig, Field(discriminator="kind")
+]
