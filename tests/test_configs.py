@@ -236,7 +236,6 @@ def provide_weights(values: dict[str, Any], folder: Path) -> dict[str, dict[str,
     targets = values["objective"].get("targets", {})
     if frozen := targets.get("encoder") or targets.get("rows", {}).get("encoder"):
         config = TypeAdapter(TokenEncoderConfig).validate_json(json.dumps({**frozen, "weights": None}))
-        Path(frozen["weights"]).parent.mkdir(exist_ok=True)
         safetensors.torch.save_file(config.build().state_dict(), frozen["weights"])
     if not (values.get("weights") or any(encoder.get("weights") for encoder in values["encoders"].values())):
         return {}
