@@ -54,6 +54,7 @@ ROOMS = {
     "torchcodec": ("mmssl/data/media/torchcodec.py",),
     "soundfile": ("mmssl/data/media/",),
     "peft": ("mmssl/encoders/lora.py",),
+    "triton": ("mmssl/losses/fused_tiles.py",),
     "onnx": ("mmssl/interop/onnx.py",),
     "onnxscript": ("mmssl/interop/onnx.py",),
     "onnxruntime": ("mmssl/interop/onnx.py",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmssl.losses.candidates import check_samples, over_present
-from mmssl.losses.tiles import Tile, TiledScores, inner_products, row_dots, tiled_scores
+from mmssl.losses.products import Products
+from mmssl.losses.tiles import Tile, TiledScores, row_dots, tiled_scores
 
 # Logits are made in base 2, because processors raise 2 to a power three times as fast as e.
 LN_2 = math.log(2)
@@ -35,6 +37,7 @@ def tiled_info_nce(
     further_b: Tensor | None = None,
     further_a: Tensor | None = None,
     size: int | None = None,
+    products: Products = "float32",
 ) -> Tensor:
     """`info_nce` without its logits matrix: four products of [B, E] and [G, E], one forward and three backward.
 
@@ -58,6 +61,8 @@ def tiled_info_nce(
             every other sample is a negative.
         further_b, further_a: [B] log-sum-exp of the logits of further candidates of a and of b; see `info_nce`.
         size: rows and columns of a tile; None: chosen for the device. It changes rounding only.
+        products: how tiles are multiplied, see `inner_products`. With "tf32x3" on CUDA, Triton kernels make the sums of tiles and
+            the weights of logits (`fused_tiles`) where Triton is installed and `ids` is None.
 
     Returns:
         [] this process' share: the mean over processes is the loss of the global batch, the mean over samples that are present.
@@ -73,7 +78,9 @@ def tiled_info_nce(
                 f"got {len(candidates)} candidates for {len(rows)} rows and no over_processes, wanted an all-reduce for columns "
                 "with rows on other processes; give the log-sum-exp over processes"
             )
-        sums: tuple[Tensor, Tensor, Tensor] = _LogSumExp.apply(rows, candidates, scale, offset, present, ids, size)
+        sums: tuple[Tensor, Tensor, Tensor] = _LogSumExp.apply(
+            rows, candidates, scale, offset, present, ids, size, products
+        )
         by_row, by_column, positive = sums
         if over_processes is not None:
             by_column = over_processes(by_column)
@@ -100,19 +107,27 @@ class _LogSumExp(torch.autograd.Function):
         present: Tensor | None,
         ids: Tensor | None,
         size: int,
+        products: Products,
     ) -> tuple[Tensor, Tensor, Tensor]:
         by_row = a.new_full((len(a),), -torch.inf, dtype=torch.float64)
         by_column = a.new_full((len(b),), -torch.inf, dtype=torch.float64)
         # Positives stand far above the rest, and take more rounding from a product in float32 than all others together.
         positive = row_dots(a, b[offset : offset + len(a)], size) * scale.double()
-        weights = None if present is None else present.to(a.dtype)
-        for tile in TiledScores(a, b, scale / LN_2, offset, size):
-            _add(by_row[tile.rows], by_column[tile.columns], tile, present, weights, tile.same_ids(ids))
+        scores = TiledScores(a, b, scale / LN_2, offset, size, products)
+        if fuses(a, ids, products):
+            from mmssl.losses.fused_tiles import log_sum_exps
+
+            for tile in scores.blank():
+                _join(by_row[tile.rows], by_column[tile.columns], *log_sum_exps(tile, present))
+        else:
+            weights = None if present is None else present.to(a.dtype)
+            for tile in scores:
+                _add(by_row[tile.rows], by_column[tile.columns], tile, present, weights, tile.same_ids(ids))
         if present is not None:
             by_row.masked_fill_(~present[offset : offset + len(a)], -torch.inf)
             by_column.masked_fill_(~present, -torch.inf)
         ctx.save_for_backward(a, b, scale, by_row, by_column, present, ids)
-        ctx.offset, ctx.size = offset, size
+        ctx.offset, ctx.size, ctx.products = offset, size, products
         return by_row * LN_2, by_column * LN_2, positive
 
     @staticmethod
@@ -124,24 +139,31 @@ class _LogSumExp(torch.autograd.Function):
         grad_b = torch.zeros_like(b) if for_b else None
         to_positive = to_positive.to(a.dtype)
         with torch.autocast(a.device.type, enabled=False):
-            weights = _Weights(by_row, by_column, to_row, to_column, present, a.dtype)
-            for tile in TiledScores(a, b, scale / LN_2, ctx.offset, ctx.size):
+            fused = fuses(a, ids, ctx.products)
+            weights = _Weights(by_row, by_column, to_row, to_column, present, a.dtype, fused)
+            for tile in TiledScores(a, b, scale / LN_2, ctx.offset, ctx.size, ctx.products):
                 same = tile.same_ids(ids)
                 weights.replace(tile)
                 if same is not None:
                     tile.logits.masked_fill_(same, 0)
                 tile.diagonal.copy_(to_positive[tile.diagonal_rows])
                 if grad_a is not None:
-                    grad_a[tile.rows].add_(inner_products(tile.logits, tile.candidates.T))
+                    tile.add_to_rows(grad_a)
                 if grad_b is not None:
-                    grad_b[tile.columns].addmm_(tile.logits.T, tile.scaled)
+                    tile.add_to_columns(grad_b)
             # grad_a is so far the gradient of scale * a_i, which gives d s_ij / d scale without another pass.
             grad_scale = row_dots(grad_a, a, ctx.size).sum().to(a.dtype) if grad_a is not None and for_scale else None
             if grad_a is not None:
                 grad_a.mul_(scale)
             if grad_b is not None:
                 grad_b.mul_(LN_2)
-        return grad_a if for_a else None, grad_b, grad_scale, None, None, None, None
+        return grad_a if for_a else None, grad_b, grad_scale, None, None, None, None, None
+
+
+def fuses(a: Tensor, ids: Tensor | None, products: Products) -> bool:
+    """Whether Triton kernels work on the tiles of these rows: float32 on CUDA with tf32x3, and no ids to compare."""
+    wanted = a.device.type == "cuda" and a.dtype == torch.float32 and products == "tf32x3" and ids is None
+    return wanted and find_spec("triton") is not None
 
 
 def _add(
@@ -163,6 +185,11 @@ def _add(
         tile.hide(present)
         tile.diagonal.fill_(-torch.inf)
         rows, columns = _log_sum_exp(logits, 1), _log_sum_exp(logits, 0)
+    _join(by_row, by_column, rows, columns)
+
+
+def _join(by_row: Tensor, by_column: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """Add log-sum-exps (base 2) of a tile's rows and columns to those so far, in place."""
     torch.logaddexp2(by_row, rows, out=by_row)
     torch.logaddexp2(by_column, columns, out=by_column)
 
@@ -184,6 +211,7 @@ class _Weights:
         to_column: Tensor,
         present: Tensor | None,
         dtype: torch.dtype,
+        fused: bool,
     ) -> None:
         no_row, no_column = by_row == -torch.inf, by_column == -torch.inf
         top = torch.maximum(by_row.max(), by_column.max()).nan_to_num(neginf=0.0)
@@ -192,7 +220,8 @@ class _Weights:
         by_column, to_column = by_column.masked_fill(no_column, top), to_column.masked_fill(no_column, 0)
         low = torch.minimum(by_row.min(), by_column.min())
         # Absent samples have logits of 0, whose power must be finite too: it meets zeros in the products.
-        self.together = top.device.type == "cpu" and bool((top - low < SPREAD) & (top > -SPREAD))
+        self.fused = fused
+        self.together = not fused and top.device.type == "cpu" and bool((top - low < SPREAD) & (top > -SPREAD))
         self.present = present
         # The shift before the power has the precision of the logits; the factors after it carry the rest.
         self.row_top, self.column_top = ((top if self.together else x).to(dtype) for x in (by_row, by_column))
@@ -202,7 +231,12 @@ class _Weights:
     def replace(self, tile: Tile) -> None:
         """Replace the logits of a tile by their weights, in place. Left-out entries may become any number, or NaN."""
         logits, rows, columns = tile.logits, tile.rows, tile.columns
-        if self.together:
+        if self.fused:
+            from mmssl.losses.fused_tiles import weigh
+
+            by_row, by_column = (self.row_top[rows], self.rows[rows]), (self.column_top[columns], self.columns[columns])
+            weigh(tile, *by_row, *by_column, self.present)
+        elif self.together:
             to_columns = self.columns[columns]
             for some, factors in zip(logits.chunk(STRIPS), self.rows[rows].chunk(STRIPS), strict=True):
                 some.sub_(self.row_top).exp2_().mul_(factors[:, None] + to_columns)

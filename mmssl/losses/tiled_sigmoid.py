@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.losses.candidates import check_samples, over_present
-from mmssl.losses.tiles import Tile, TiledScores, inner_products, row_dots, scalar, tiled_scores
+from mmssl.losses.products import Products
+from mmssl.losses.tiles import Tile, TiledScores, row_dots, scalar, tiled_scores
 
 
 def tiled_sigmoid_loss(
@@ -25,6 +26,7 @@ def tiled_sigmoid_loss(
     present: Tensor | None = None,
     ids: Tensor | None = None,
     size: int | None = None,
+    products: Products = "float32",
 ) -> Tensor:
     """`sigmoid_loss` without its logits matrix: three products of [B, E] and [G, E].
 
@@ -41,6 +43,7 @@ def tiled_sigmoid_loss(
         present: [G] bool, which samples of all processes take part; None: all.
         ids: [G] or [G, k] integers of all processes; samples that agree in any of the k are no negatives of each other.
         size: rows and columns of a tile; None: chosen for the device. It changes rounding only.
+        products: how tiles are multiplied, see `inner_products`.
 
     Returns:
         [] this process' share: the mean over processes is the loss of the global batch, the mean over samples that are present.
@@ -53,7 +56,7 @@ def tiled_sigmoid_loss(
         rows, candidates, scale, size = tiled_scores(a, b, all_b, scale, offset, size, present)
         bias = scalar("bias", bias, rows.dtype, rows.device)
         learning = torch.is_grad_enabled()
-        loss: Tensor = _Sigmoid.apply(rows, candidates, scale, bias, offset, present, ids, size, learning)
+        loss: Tensor = _Sigmoid.apply(rows, candidates, scale, bias, offset, present, ids, size, products, learning)
         return over_present(loss / len(rows), present)
 
 
@@ -71,6 +74,7 @@ class _Sigmoid(torch.autograd.Function):
         present: Tensor | None,
         ids: Tensor | None,
         size: int,
+        products: Products,
         learning: bool,
     ) -> Tensor:
         for_a, for_b, for_scale, for_bias = (learning and needed for needed in ctx.needs_input_grad[:4])
@@ -79,7 +83,7 @@ class _Sigmoid(torch.autograd.Function):
         loss, grad_bias = (torch.zeros_like(bias, dtype=torch.float64) for _ in range(2))
         weights = None if present is None else present.to(a.dtype)
         spare = [a.new_empty(min(size, len(a)) * min(size, len(b))) for _ in range(2)]
-        for tile in TiledScores(a, b, scale, offset, size):
+        for tile in TiledScores(a, b, scale, offset, size, products):
             # A positive is a negative of the other sign; the sign of its gradient is restored below.
             logits = tile.logits.add_(bias)
             tile.diagonal.neg_()
@@ -91,9 +95,9 @@ class _Sigmoid(torch.autograd.Function):
             tile.diagonal.neg_()
             grad_bias += _sum(logits, tile, weights)
             if grad_a is not None:
-                grad_a[tile.rows].add_(inner_products(logits, tile.candidates.T))
+                tile.add_to_rows(grad_a)
             if grad_b is not None:
-                grad_b[tile.columns].addmm_(logits.T, tile.scaled)
+                tile.add_to_columns(grad_b)
         grad_scale = row_dots(grad_a, a, size).sum().to(a.dtype) if grad_a is not None and for_scale else None
         if grad_a is not None:
             grad_a.mul_(scale)
@@ -113,7 +117,7 @@ class _Sigmoid(torch.autograd.Function):
                 "got create_graph=True, and gradients of tiled_sigmoid_loss cannot be differentiated again; for second "
                 "derivatives use sigmoid_loss (in an objective tiles: false)"
             )
-        return (*(None if x is None else x * gradient for x in ctx.saved_tensors), None, None, None, None, None)
+        return (*(None if x is None else x * gradient for x in ctx.saved_tensors), None, None, None, None, None, None)
 
 
 def _softplus(x: Tensor, spare: Sequence[Tensor]) -> Tensor:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mmssl.core.compat import onednn_linear
 from mmssl.losses.candidates import first_hits, left_out_negatives, over_present, positive_indices, same_ids
-
-_LINEAR = onednn_linear()
+from mmssl.losses.products import Products, inner_products
 
 
 def tile_size(device: torch.device) -> int:
@@ -21,16 +19,6 @@ def tile_size(device: torch.device) -> int:
     launches.
     """
     return 2048 if device.type == "cpu" else 8192
-
-
-def inner_products(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products x @ y.T without gradient: [n, k] and [m, k] -> [n, m].
-
-    In float32 on CPUs it uses oneDNN, which is 4 to 9 % faster at tiles than `torch.mm` (MKL, on AMD Zen 4).
-    """
-    if _LINEAR is None or x.device.type != "cpu" or x.dtype != torch.float32:
-        return x @ y.T
-    return _LINEAR(x, y)
 
 
 @dataclass(frozen=True)
@@ -43,6 +31,7 @@ class TiledScores:
         scale: [] multiplier.
         offset: candidate number of the first row's positive.
         size: rows and columns of a tile.
+        products: how tiles are multiplied, see `inner_products`.
     """
 
     a: Tensor
@@ -50,16 +39,22 @@ class TiledScores:
     scale: Tensor
     offset: int
     size: int
+    products: Products = "float32"
 
     def __iter__(self) -> Iterator[Tile]:
         """Iterate over all tiles, row by row. A tile is valid until the next one: they share one buffer."""
+        for tile in self.blank():
+            logits = inner_products(tile.scaled, tile.candidates, self.products)
+            yield replace(tile, logits=logits)
+            logits.untyped_storage().resize_(0)
+
+    def blank(self) -> Iterator[Tile]:
+        """Iterate over all tiles without their logits, which are [0]."""
         for i in range(0, len(self.a), self.size):
             scaled = self.a[i : i + self.size] * self.scale
             for j in range(0, len(self.b), self.size):
                 candidates = self.b[j : j + self.size]
-                logits = inner_products(scaled, candidates)
-                yield Tile(logits, scaled, candidates, i, j, self.offset + i - j)
-                logits.untyped_storage().resize_(0)
+                yield Tile(scaled[:0, 0], scaled, candidates, i, j, self.offset + i - j, self.products)
 
 
 @dataclass(frozen=True)
@@ -73,6 +68,7 @@ class Tile:
         top: number of the first row.
         left: number of the first column.
         shift: the positive of the tile's row r is its column r + shift, if it has this column.
+        products: how tiles are multiplied, see `inner_products`.
     """
 
     logits: Tensor
@@ -81,6 +77,7 @@ class Tile:
     top: int
     left: int
     shift: int
+    products: Products
 
     @property
     def rows(self) -> slice:
@@ -117,6 +114,17 @@ class Tile:
         """Set logits to -inf in rows and columns of samples that are not present ([G] bool)."""
         if present is not None:
             self.logits.masked_fill_(~(present[self.positives, None] & present[self.columns]), -torch.inf)
+
+    def add_to_rows(self, gradient: Tensor) -> None:
+        """Add logits @ candidates to the tile's rows of a gradient [B, E]."""
+        gradient[self.rows].add_(inner_products(self.logits, self.candidates.T, self.products))
+
+    def add_to_columns(self, gradient: Tensor) -> None:
+        """Add logits.T @ scaled to the tile's columns of a gradient [G, E]."""
+        if self.products == "float32":
+            gradient[self.columns].addmm_(self.logits.T, self.scaled)
+        else:
+            gradient[self.columns].add_(inner_products(self.logits.T, self.scaled.T, self.products))
 
     def sums(self, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sums over rows [n] and over columns [m], weighted by sample with `weights` [G]; None: all weights are 1."""

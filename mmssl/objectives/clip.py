@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduc
 from mmssl.core.plan import Plan
 from mmssl.heads.projection import HeadConfig, LinearProjectionConfig, MLPProjectionConfig
 from mmssl.objectives.common import ObjectiveConfig, at_least_float32, encoder_of
-from mmssl.objectives.parts.contrast import contrastive_loss
+from mmssl.objectives.parts.contrast import Tiles, contrastive_loss
 from mmssl.objectives.parts.hard_negatives import (
     HARD,
     gather_negatives,
@@ -63,8 +63,8 @@ class ClipConfig(ObjectiveConfig):
             global batch further candidates of InfoNCE (NegCLIP), and further negative pairs of sigmoid losses, except where they
             equal the sample's positive.
         heads: modality -> projection head into the shared space; default: CLIP's linear projection.
-        tiles: compute the loss from tiles of its logits, in memory linear in the batch instead of quadratic: true, false or rows of
-            a tile; null: always for sigmoid, and for info_nce in global batches above 2048. It changes rounding only.
+        tiles: compute the loss from tiles of its logits, in memory linear in the batch: true, false or rows of a tile; tf32x3: a
+            GPU multiplies them as three TF32 products, near float32's error; null: for sigmoid, and above 2048 samples (GPU: 8192).
         prediction: predictors and SIGReg of predictive pairs.
     """
 
@@ -80,7 +80,7 @@ class ClipConfig(ObjectiveConfig):
     duplicates: Duplicates = "negatives"
     negatives: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     heads: dict[str, HeadConfig] = Field(default_factory=dict)
-    tiles: bool | Annotated[int, Field(ge=1)] | None = None
+    tiles: Tiles = None
     prediction: PredictionConfig | None = None
 
     @model_validator(mode="after")
@@ -206,7 +206,7 @@ class ClipObjective(Objective):
         max_scale: float = 100.0,
         shared_temperature: bool = False,
         duplicates: Duplicates = "negatives",
-        tiles: bool | int | None = None,
+        tiles: Tiles = None,
         prediction: PredictivePairs | None = None,
     ) -> None:
         super().__init__()

@@ -54,21 +54,6 @@ def test_nearest_rate_is_that_of_the_matrix(edge: int, monkeypatch: pytest.Monke
     assert tiles.nearest_rate(a, b, target).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("fast", [True, False])
-def test_inner_products_are_those_of_all_rows(dtype: torch.dtype, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not fast:
-        monkeypatch.setattr(tiles, "_LINEAR", None)
-    elif tiles._LINEAR is None:
-        pytest.skip("this torch has no oneDNN")
-    x, y = torch.randn(7, 5, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
-    tolerance = {torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
-    for left, right in ((x, y.T), (x.T.contiguous().T, y.T), (x[::2], y.T.contiguous()), (x[:1], y.T[1:])):
-        made = tiles.inner_products(left.to(dtype), right.to(dtype))
-        torch.testing.assert_close(made.double(), left @ right.T, rtol=0, atol=tolerance * 10)
-        assert made.dtype == dtype
-
-
 def test_a_tile_gives_its_memory_back_before_the_next_one() -> None:
     a = torch.ones(6, 4)
     held = [tile.logits for tile in tiles.TiledScores(a, a, torch.tensor(1.0), 0, 2)]

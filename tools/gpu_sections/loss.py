@@ -39,6 +39,7 @@ def _square(bench: Bench, pairs: int, *, peer: bool) -> Figures:
 
     ours = seconds(tiled_info_nce)
     out = {**_against_peak(bench, 4, pairs, pairs, ours), "GiB": round(peak_gib(bench.device)[0], 2)}
+    out["tf32x3 ms"] = round(1e3 * seconds(partial(tiled_info_nce, products="tf32x3")), 2)
     if peer:
         try:
             theirs = seconds(ClipLoss())

@@ -245,6 +245,17 @@ def test_sigmoid_is_made_from_tiles_unless_told_otherwise(tiles: Any, monkeypatc
     assert calls == ([] if tiles is False else [tiles])
 
 
+@pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
+def test_three_products_are_of_gpus(loss: str) -> None:
+    """On the CPU they would cost three times as much: tiles are float32 there, bit for bit."""
+    found = []
+    for tiles in (True, "tf32x3"):
+        model = learner([ALL[0]], loss=loss, tiles=tiles)
+        model(batch())[0].total.backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
 def test_one_temperature_for_all() -> None:
     model = learner(shared_temperature=True)
     (scale,) = [p for name, p in model.objective.named_parameters() if name.startswith("logit_scale")]
