@@ -24,7 +24,7 @@ ELEMENTS = 1024
 """Columns of a program of `weigh`, which takes part of one row."""
 
 
-@triton.jit  # type: ignore[misc]
+@triton.jit  # type: ignore[untyped-decorator]
 def sums_kernel(  # type: ignore[no-untyped-def]
     a, b, row_present, column_present, row_tops, row_sums, column_tops, column_sums, n, m, shift,
     WIDTH: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
@@ -74,7 +74,7 @@ def sums_kernel(  # type: ignore[no-untyped-def]
     tl.store(row_sums + part * n + rows, row_sum, mask=real_rows)
 
 
-@triton.jit  # type: ignore[misc]
+@triton.jit  # type: ignore[untyped-decorator]
 def weigh_kernel(  # type: ignore[no-untyped-def]
     logits, row_top, row_factor, column_top, column_factor, row_present, column_present, m,
     MASKED: tl.constexpr, ELEMENTS: tl.constexpr,

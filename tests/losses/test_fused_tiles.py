@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -41,7 +43,7 @@ def interpreted() -> None:
     from mmssl.losses import fused_tiles, tiled_info_nce
 
     torch.set_num_threads(1)
-    blocks = {"ROWS": 16, "COLUMNS": 16, "DEPTH": 16, "BLOCKS": 2, "ELEMENTS": 16}
+    blocks: Any = {"ROWS": 16, "COLUMNS": 16, "DEPTH": 16, "BLOCKS": 2, "ELEMENTS": 16}
     present = torch.arange(45) % 7 > 0
     nobody = torch.zeros(45, dtype=torch.bool)
     with mock.patch.multiple(fused_tiles, **blocks):
@@ -62,9 +64,9 @@ def interpreted() -> None:
             print("right")
 
 
-def _gradients(loss: object, a: Tensor, b: Tensor, scale: float, **options: object) -> list[Tensor]:
+def _gradients(loss: Callable[..., Tensor], a: Tensor, b: Tensor, scale: float, **options: Any) -> list[Tensor]:
     leaves = [x.clone().requires_grad_() for x in (a, b, torch.tensor(scale, dtype=a.dtype))]
-    value = loss(*leaves, **options)  # type: ignore[operator]
+    value = loss(*leaves, **options)
     return [value.detach().double(), *(x.double() for x in torch.autograd.grad(value, leaves))]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -65,11 +67,12 @@ def test_losses_from_three_products_have_nearly_the_error_of_float32(sigmoid: bo
 
     def run(dtype: torch.dtype, whole: bool) -> list[Tensor]:
         leaves = [x.to(dtype).requires_grad_() for x in (a, b, torch.tensor(100.0))]
+        x, y, scale = leaves
         bias = torch.tensor(-10.0, dtype=dtype)
         if whole:
-            return gradients(sigmoid_loss(*leaves, bias) if sigmoid else info_nce(*leaves), leaves)
-        options = {"size": 128, "products": "tf32x3"}
-        loss = tiled_sigmoid_loss(*leaves, bias, **options) if sigmoid else tiled_info_nce(*leaves, **options)
+            return gradients(sigmoid_loss(x, y, scale, bias) if sigmoid else info_nce(x, y, scale), leaves)
+        options: Any = {"size": 128, "products": "tf32x3"}
+        loss = tiled_sigmoid_loss(x, y, scale, bias, **options) if sigmoid else tiled_info_nce(x, y, scale, **options)
         return gradients(loss, leaves)
 
     exact = run(torch.float64, whole=True)
