@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.evaluation.linear_probe import fit_probes, probe_objective
+from mmssl.evaluation.labelled.linear_probe import fit_probes, probe_objective
 
 
 def make(samples: int, width: int, classes: int) -> tuple[Tensor, Tensor]:

@@ -42,8 +42,8 @@ from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
 from mmssl.core.torch_seeding import seeded
 from mmssl.evaluation.common import inference
-from mmssl.evaluation.knn import knn_scores
-from mmssl.evaluation.labelled import Labelled
+from mmssl.evaluation.labelled.base import Labelled
+from mmssl.evaluation.labelled.knn import knn_scores
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.recipe.unions import ObjectiveUnion
 from mmssl.training.run import TrainingConfig

@@ -21,9 +21,9 @@ from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.manifests import SET_TYPE_FILE
 from mmssl.evaluation.class_names import beside
 from mmssl.evaluation.common import EvaluatorConfig
-from mmssl.evaluation.multi_label import MultiLabelZeroShotConfig
+from mmssl.evaluation.labelled.multi_label import MultiLabelZeroShotConfig
+from mmssl.evaluation.labelled.zero_shot import ZeroShotConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
-from mmssl.evaluation.zero_shot import ZeroShotConfig
 
 SPLIT, COUNT_FILE = "test", "nshards.txt"
 

@@ -38,10 +38,11 @@ from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.evaluation.calibration import CalibrationConfig
 from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
 from mmssl.evaluation.common import EvaluatorConfig
-from mmssl.evaluation.few_shot import FewShotConfig
-from mmssl.evaluation.knn import KnnConfig
-from mmssl.evaluation.linear_probe import LinearProbeConfig
-from mmssl.evaluation.multi_label import MultiLabelZeroShotConfig
+from mmssl.evaluation.labelled.few_shot import FewShotConfig
+from mmssl.evaluation.labelled.knn import KnnConfig
+from mmssl.evaluation.labelled.linear_probe import LinearProbeConfig
+from mmssl.evaluation.labelled.multi_label import MultiLabelZeroShotConfig
+from mmssl.evaluation.labelled.zero_shot import ZeroShotConfig
 from mmssl.evaluation.relations.caption_choice import CaptionChoiceConfig
 from mmssl.evaluation.relations.card import RelationsConfig
 from mmssl.evaluation.relations.compositionality import CompositionalityConfig
@@ -52,7 +53,6 @@ from mmssl.evaluation.relations.sides import SidesConfig
 from mmssl.evaluation.relations.target_modality import TargetModalityConfig
 from mmssl.evaluation.representation import RepresentationConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
-from mmssl.evaluation.zero_shot import ZeroShotConfig
 from mmssl.objectives.barlow_twins import BarlowTwinsConfig
 from mmssl.objectives.byol import ByolConfig
 from mmssl.objectives.clip import ClipConfig

@@ -22,9 +22,9 @@ from mmssl.data.stream.workers import Workers
 from mmssl.evaluation import collect as module
 from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
 from mmssl.evaluation.collect import KeptIndex, KeptShards, collect, row_hashes, unpack_items
-from mmssl.evaluation.linear_probe import LinearProbeConfig
+from mmssl.evaluation.labelled.linear_probe import LinearProbeConfig
+from mmssl.evaluation.labelled.zero_shot import ZeroShotConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
-from mmssl.evaluation.zero_shot import ZeroShotConfig
 from tests.evaluation.world import (
     NAMES,
     colour_sample,

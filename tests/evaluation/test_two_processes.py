@@ -10,10 +10,10 @@ import torch
 
 from mmssl.core import distributed
 from mmssl.core.errors import MmsslError, NumericError
-from mmssl.evaluation.knn import KnnConfig
-from mmssl.evaluation.linear_probe import LinearProbeConfig
+from mmssl.evaluation.labelled.knn import KnnConfig
+from mmssl.evaluation.labelled.linear_probe import LinearProbeConfig
+from mmssl.evaluation.labelled.zero_shot import ZeroShotConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
-from mmssl.evaluation.zero_shot import ZeroShotConfig
 from tests.distributed.processes import Processes
 from tests.evaluation.world import (
     NAMES,

@@ -19,7 +19,7 @@ from mmssl.evaluation.common import (
     require_modalities,
     require_usable,
 )
-from mmssl.evaluation.knn import nearest
+from mmssl.evaluation.labelled.knn import nearest
 from mmssl.evaluation.ranking import TILE
 
 

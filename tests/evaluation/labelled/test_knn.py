@@ -13,9 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmssl.core.errors import DataError
-from mmssl.evaluation import knn
-from mmssl.evaluation.knn import KnnConfig, nearest, votes
-from mmssl.evaluation.labelled import Labelled
+from mmssl.evaluation.labelled.base import Labelled, classifier_scores
+from mmssl.evaluation.labelled.knn import KnnConfig, nearest, neighbours, votes
 from tests.evaluation.world import colour_shards, configured, knowing_model, modalities
 
 CLASSES = 5
@@ -25,8 +24,9 @@ def config(**values: Any) -> KnnConfig:
     return configured(KnnConfig, **{"shards": ["x"], "train_shards": ["y"], "modality": "m", **values})
 
 
-def knn_scores(*args: Any) -> dict[str, Any]:
-    return knn.knn_scores(*args)[0]
+def knn_scores(train: Labelled, test: Labelled, *settings: Any) -> dict[str, Any]:
+    answers, said = neighbours(train, *settings)(test)
+    return classifier_scores(train, test, answers) | said
 
 
 def features(n: int, seed: int) -> tuple[Tensor, Tensor]:

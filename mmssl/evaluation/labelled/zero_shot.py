@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import DataError, RecipeError, did_you_mean
-from mmssl.core.evaluator import Evaluator, Score, Table
+from mmssl.core.errors import RecipeError, did_you_mean
+from mmssl.core.evaluator import Score, Table
 from mmssl.data.modalities.corruptions import SEVERITIES, corrupted, corruptions_of
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
-from mmssl.evaluation.class_names import compare_with_labels, compare_with_stored, require_class_numbers
+from mmssl.evaluation.class_names import compare_with_labels, require_class_numbers
 from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
-from mmssl.evaluation.common import broadcast_scores, inference, require_modalities, require_usable, warn_of_ties
+from mmssl.evaluation.common import broadcast_scores, inference, require_modalities, warn_of_ties
 from mmssl.evaluation.curves import auroc
-from mmssl.evaluation.prompts import PromptedConfig, Prompts
+from mmssl.evaluation.labelled.base import PromptedEvaluator, single_embeddings
+from mmssl.evaluation.prompts import PromptedConfig
 from mmssl.evaluation.ranking import class_ranks, exact_products
 from mmssl.evaluation.statistics import wilson
 
@@ -47,10 +48,10 @@ class ZeroShotConfig(PromptedConfig):
                 raise RecipeError(
                     f"corruptions: got {kind!r} for {self.modality!r}{did_you_mean(kind, known)}, wanted {sorted(known) or 'none'}"
                 )
-        return ZeroShot(self, modalities, self.read_prompts(modalities))
+        return ZeroShot(self, modalities)
 
 
-class ZeroShot(Evaluator):
+class ZeroShot(PromptedEvaluator):
     """Zero-shot classification: the predicted class of a sample is the one with the nearest prompt embedding.
 
     Scores: see `classification_scores`, and tie_rate (samples whose true class ties with another),
@@ -59,11 +60,12 @@ class ZeroShot(Evaluator):
     and acc1_kept (that as a share of acc1), and a table "corruptions" with intervals.
     """
 
-    def __init__(self, config: ZeroShotConfig, modalities: Mapping[str, Modality], prompts: Prompts) -> None:
+    headlines = ("acc1",)
+
+    def __init__(self, config: ZeroShotConfig, modalities: Mapping[str, Modality]) -> None:
+        super().__init__(config, modalities, config.modality)
         self.config = config
-        self.modalities = modalities
         names = (config.modality, config.labels)
-        self._shards = KeptShards(config, modalities, names, config.shards, config.max_samples)
         self._corrupted = {
             (kind, severity): KeptShards(
                 config,
@@ -77,29 +79,18 @@ class ZeroShot(Evaluator):
             )
             for severity in SEVERITIES
         }
-        self.kept = (self._shards,)
-        self.prompts = prompts
-        self.headlines = ("acc1",)
-
-    def facts(self) -> dict[str, Any]:
-        return super().facts() | {"classnames": self.prompts.names, "templates": self.prompts.templates}
 
     def open(self) -> None:
         """Open the shards, and compare `classnames` with the names beside them and with some of their labels."""
         super().open()
-        compare_with_stored(self.prompts.names, self.config.shards, "`classnames`")
         labels = self.modalities[self.config.labels]
         compare_with_labels(self.prompts.names, self._shards.index.open(), labels, self.config.max_samples)
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config
-        for name in (config.modality, config.prompts):
-            model.require(name, shared_space=True)
-        self.open()
         with inference(model):
-            classifier = self.prompts.classifier(model)
-            encode = {config.modality: lambda x: model.embed(config.modality, x), config.labels: lambda x: x}
-            data = self._shards.collect(encode, model.device)
+            classifier = self.classifier(model)
+            data = self.embedded(model, self._shards)
             answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names)
             tied = int(answers.predictions.tied.sum()) / len(answers.labels)
             area = macro_auroc(data, config.modality, config.labels, classifier)
@@ -125,9 +116,8 @@ class ZeroShot(Evaluator):
     def _under(self, shards: KeptShards, model: EmbeddingModel, classifier: Tensor) -> tuple[float, float, float, int]:
         """Accuracy, interval and n under a corruption."""
         config = self.config
-        encode = {config.modality: lambda x: model.embed(config.modality, x), config.labels: lambda x: x}
         try:
-            data = shards.collect(encode, model.device)
+            data = self.embedded(model, shards)
         finally:
             shards.close()
         answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names)
@@ -144,10 +134,7 @@ def zero_shot_answers(
         NumericError: an embedding is not finite, or zero.
         DataError: a label is no class number, or no sample has both.
     """
-    embeddings, owner = data[modality].rows, data[modality].owner
-    require_usable(embeddings, owner, data.keys, f"the embedding of {modality!r}", unit=True)
-    if len(torch.unique(owner)) < len(owner):
-        raise DataError(f"{modality!r} has several items in one sample, wanted one for zero-shot classification")
+    embeddings, _ = single_embeddings(data, modality)
     labelled, has_row = items_in_both(data, modality, labels)
     true, true_owner = data[labels].rows[has_row], data[labels].owner[has_row]
     require_class_numbers(true, true_owner, data.keys, classnames)

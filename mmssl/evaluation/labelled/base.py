@@ -1,24 +1,44 @@
-"""Features and labels of training and test samples, and the scores of a classifier of them: what linear probes and kNN share."""
+"""What evaluators with labels share: features of training and test samples, classifiers of them, and prompted classes."""
 
 from __future__ import annotations
 
-from abc import ABC
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
-from mmssl.core.evaluator import Score
+from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.class_names import compare_with_stored, stored_class_names
 from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
-from mmssl.evaluation.common import EvaluatorConfig, inference, require_usable
+from mmssl.evaluation.common import (
+    EvaluatorConfig,
+    broadcast_scores,
+    inference,
+    require_modalities,
+    require_usable,
+)
+from mmssl.evaluation.prompts import PromptedConfig, Prompts
 from mmssl.evaluation.ranking import Predictions
+
+ScaleKind = Literal["standard", "unit", "none"]
+
+
+def _different(counts: tuple[int, ...]) -> tuple[int, ...]:
+    if not counts or min(counts) < 1 or len(set(counts)) < len(counts):
+        raise ValueError(f"got {list(counts)}, wanted different numbers of at least 1")
+    return counts
+
+
+Counts = Annotated[tuple[int, ...], AfterValidator(_different)]
+"""Numbers of neighbours, or of samples of a class."""
 
 
 class LabelledConfig(EvaluatorConfig, ABC):
@@ -133,6 +153,36 @@ def number_classes(train: Labelled) -> tuple[Tensor, Tensor]:
 
 Classify = Callable[[Tensor, Tensor], Predictions]
 """Features [n, D] and class numbers [n] -> what a classifier predicts for them, and the ranks of those classes."""
+Classifier = Callable[[Labelled], tuple[Answers, dict[str, Score]]]
+"""Samples -> the answers of a fitted classifier, and what else there is to say of it or of them."""
+
+
+class LabelledEvaluator(Evaluator):
+    """Base of evaluators that fit a classifier on the features of training samples, and measure it on test samples.
+
+    Scores: see `classifier_scores`, and what the classifier says.
+    """
+
+    headlines: tuple[str, ...] = ("acc1",)
+
+    def __init__(self, config: LabelledConfig, modalities: Mapping[str, Modality]) -> None:
+        require_modalities(modalities, (config.modality, config.labels))
+        self._shards = LabelledShards(config, modalities)
+        self.kept = (self._shards,)
+
+    @abstractmethod
+    def fit(self, train: Labelled) -> Classifier:
+        """Fit a classifier on training samples.
+
+        Raises:
+            DataError: fewer than two classes, or too few samples.
+        """
+
+    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
+        train, test = self._shards.features(model)
+        answers, said = self.fit(train)(test)
+        self.tables = answers.tables()
+        yield from broadcast_scores(classifier_scores(train, test, answers) | said).items()
 
 
 def classifier_answers(test: Labelled, classes: Tensor, classify: Classify) -> Answers:
@@ -154,12 +204,13 @@ def classifier_answers(test: Labelled, classes: Tensor, classify: Classify) -> A
     return Answers(test.keys, labels, replace(predictions, ranks=ranks), names + unseen)
 
 
-def classifier_scores(train: Labelled, test: Labelled, classes: Tensor, answers: Answers) -> dict[str, Score]:
+def classifier_scores(train: Labelled, test: Labelled, answers: Answers) -> dict[str, Score]:
     """Scores of a classifier, with the counts of both sets.
 
     Those of `classification_scores` (classes are the training labels; another test label is in n_unseen), n_train, n_excluded and
     n_skipped (of the test samples), n_train_excluded and n_train_skipped.
     """
+    classes = number_classes(train)[0]
     return answers.scores() | {
         "chance": 1 / len(classes),
         "classes": len(classes),
@@ -170,3 +221,59 @@ def classifier_scores(train: Labelled, test: Labelled, classes: Tensor, answers:
         "n_train_excluded": train.excluded,
         "n_train_skipped": train.skipped,
     }
+
+
+class PromptedEvaluator(Evaluator):
+    """Base of evaluators that classify samples by the prompts of classes.
+
+    Args:
+        config: settings; `labels` and `modality` are collected.
+        modalities: by name.
+        modality: that is classified.
+    """
+
+    def __init__(self, config: PromptedConfig, modalities: Mapping[str, Modality], modality: str) -> None:
+        require_modalities(modalities, (modality,))
+        self.modality, self.labels = modality, config.labels
+        self.modalities = modalities
+        self.prompts: Prompts = config.read_prompts(modalities)
+        self.shards = config.shards
+        self._shards = KeptShards(config, modalities, (modality, config.labels), config.shards, config.max_samples)
+        self.kept = (self._shards,)
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"classnames": self.prompts.names, "templates": self.prompts.templates}
+
+    def open(self) -> None:
+        """Open the shards, and compare `classnames` with the names beside them."""
+        super().open()
+        compare_with_stored(self.prompts.names, self.shards, "`classnames`")
+
+    def classifier(self, model: EmbeddingModel) -> Tensor:
+        """See `Prompts.classifier`; opens the shards first.
+
+        Raises:
+            ValueError: the model has no shared space of the modality and the prompts.
+        """
+        for name in (self.modality, self.prompts.modality):
+            model.require(name, shared_space=True)
+        self.open()
+        return self.prompts.classifier(model)
+
+    def embedded(self, model: EmbeddingModel, shards: KeptShards) -> Collected:
+        """Embeddings and labels of the samples of some shards."""
+        encode = {self.modality: lambda x: model.embed(self.modality, x), self.labels: lambda x: x}
+        return shards.collect(encode, model.device)
+
+
+def single_embeddings(data: Collected, modality: str) -> tuple[Tensor, Tensor]:
+    """Embeddings [n, E] and their samples [n] of a modality that has one item a sample.
+
+    Raises:
+        NumericError: an embedding is not finite, or zero. DataError: a sample has several items.
+    """
+    rows, owner = data[modality].rows, data[modality].owner
+    require_usable(rows, owner, data.keys, f"the embedding of {modality!r}", unit=True)
+    if len(torch.unique(owner)) < len(owner):
+        raise DataError(f"{modality!r} has several items in one sample, wanted one for zero-shot classification")
+    return rows, owner

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from mmssl.core import distributed
-from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
-from mmssl.core.evaluator import Evaluator, Score
+from mmssl.core.evaluator import Score
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
-from mmssl.evaluation.common import broadcast_scores, require_modalities
-from mmssl.evaluation.labelled import (
+from mmssl.evaluation.labelled.base import (
+    Classifier,
     Classify,
+    Counts,
     Labelled,
     LabelledConfig,
-    LabelledShards,
+    LabelledEvaluator,
     classifier_answers,
-    classifier_scores,
     number_classes,
 )
 from mmssl.evaluation.ranking import TILE, Predictions, exact_products, pad_rows, ranks_of_classes
@@ -39,46 +38,31 @@ class KnnConfig(LabelledConfig):
     """
 
     kind: Literal["knn"] = "knn"
-    ks: tuple[int, ...] = (20,)
+    ks: Counts = (20,)
     temperature: float = Field(default=0.07, gt=0)
 
-    @field_validator("ks")
-    @classmethod
-    def _positive(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
-        if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
-            raise ValueError(f"ks: got {list(ks)}, wanted different numbers of at least 1")
-        return ks
-
     def build(self, modalities: Mapping[str, Modality]) -> Knn:
-        require_modalities(modalities, (self.modality, self.labels))
         return Knn(self, modalities)
 
 
-class Knn(Evaluator):
-    """kNN classification of test samples by training samples, without anything to fit. Scores: see `knn_scores`."""
+class Knn(LabelledEvaluator):
+    """kNN classification of test samples by training samples, without anything to fit. Scores: see `neighbours`."""
 
     def __init__(self, config: KnnConfig, modalities: Mapping[str, Modality]) -> None:
+        super().__init__(config, modalities)
         self.config = config
-        self._shards = LabelledShards(config, modalities)
-        self.kept = (self._shards,)
-        self.headlines = ("acc1",)
 
-    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
-        train, test = self._shards.features(model)
-        scores, answers = knn_scores(train, test, self.config.ks, self.config.temperature)
-        self.tables = answers.tables()
-        yield from broadcast_scores(scores).items()
+    def fit(self, train: Labelled) -> Classifier:
+        return neighbours(train, self.config.ks, self.config.temperature)
 
 
-def knn_scores(
-    train: Labelled, test: Labelled, ks: tuple[int, ...] = (20,), temperature: float = 0.07
-) -> tuple[dict[str, Score], Answers]:
-    """Scores of weighted kNN on test samples, and the answers of the first k; each process classifies its share of the samples.
+def neighbours(train: Labelled, ks: tuple[int, ...] = (20,), temperature: float = 0.07) -> Classifier:
+    """Weighted kNN by training samples; each process classifies its share of the samples.
 
     Wu et al. 2018 (arXiv:1805.01978), section 3.4, as DINO weighs it: of the k training samples with the largest cosines s, each
     votes exp(s / temperature) for its class. Of equal cosines the earlier training samples count, of equal votes the lower class.
 
-    Scores: those of `classifier_scores`, all with the first k, and k; acc1_k<k> with its interval for each further k.
+    The answers are those of the first k. It says k, and acc1_k<k> with its interval for each further k.
 
     Raises:
         DataError: fewer than two classes, or fewer training samples than neighbours.
@@ -90,25 +74,31 @@ def knn_scores(
             "lower `ks`, or check `train_shards`"
         )
     bank = F.normalize(train.features, dim=1)
-    found: dict[int, Predictions] = {}
 
-    def classify_all(features: Tensor, wanted: Tensor) -> Predictions:
-        world, rank, n = distributed.world_size(), distributed.rank(), len(features)
-        share = slice(rank * n // world, (rank + 1) * n // world)
-        mine = votes(F.normalize(features[share], dim=1), wanted[share], bank, numbers, len(classes), ks, temperature)
-        ranks, tied, predicted = (distributed.gather_uneven(one) for one in (mine.ranks, mine.tied, mine.predicted))
-        found.update({k: Predictions(ranks[:, i], tied[:, i], predicted[:, i]) for i, k in enumerate(ks)})
-        return found[ks[0]]
+    def classify(test: Labelled) -> tuple[Answers, dict[str, Score]]:
+        found: dict[int, Predictions] = {}
 
-    def classified_with(k: int) -> Classify:
-        return lambda features, wanted: found[k]
+        def classify_all(features: Tensor, wanted: Tensor) -> Predictions:
+            world, rank, n = distributed.world_size(), distributed.rank(), len(features)
+            share = slice(rank * n // world, (rank + 1) * n // world)
+            mine = votes(
+                F.normalize(features[share], dim=1), wanted[share], bank, numbers, len(classes), ks, temperature
+            )
+            ranks, tied, predicted = (distributed.gather_uneven(one) for one in (mine.ranks, mine.tied, mine.predicted))
+            found.update({k: Predictions(ranks[:, i], tied[:, i], predicted[:, i]) for i, k in enumerate(ks)})
+            return found[ks[0]]
 
-    answers = classifier_answers(test, classes, classify_all)
-    scores = classifier_scores(train, test, classes, answers) | {"k": ks[0]}
-    for k in ks[1:]:
-        further = classifier_answers(test, classes, classified_with(k)).scores()
-        scores |= {f"acc1_k{k}{part}": further[f"acc1{part}"] for part in ("", "_ci95_low", "_ci95_high")}
-    return scores, answers
+        def classified_with(k: int) -> Classify:
+            return lambda features, wanted: found[k]
+
+        answers = classifier_answers(test, classes, classify_all)
+        said: dict[str, Score] = {"k": ks[0]}
+        for k in ks[1:]:
+            further = classifier_answers(test, classes, classified_with(k)).scores()
+            said |= {f"acc1_k{k}{part}": further[f"acc1{part}"] for part in ("", "_ci95_low", "_ci95_high")}
+        return answers, said
+
+    return classify
 
 
 @torch.no_grad()

@@ -11,14 +11,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmssl.core.errors import DataError, NumericError
-from mmssl.evaluation.labelled import Labelled, labelled
-from mmssl.evaluation.linear_probe import (
+from mmssl.evaluation.labelled.base import Labelled, classifier_scores, labelled
+from mmssl.evaluation.labelled.linear_probe import (
     LinearProbeConfig,
     Scale,
     choose_penalty,
     fit_probes,
+    linear_classifier,
     probe_objective,
-    probe_scores,
 )
 from tests.evaluation.world import collected, colour_shards, configured, items, knowing_model, modalities
 
@@ -80,7 +80,9 @@ def test_scaling_uses_training_statistics() -> None:
 
 
 def scores_of(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], **values: Any) -> dict[str, Any]:
-    return probe_scores(Labelled(*train), Labelled(*test, excluded=3, skipped=1), config(**values))[0]
+    seen, other = Labelled(*train), Labelled(*test, excluded=3, skipped=1)
+    answers, said = linear_classifier(seen, config(**values))(other)
+    return classifier_scores(seen, other, answers) | said
 
 
 def test_what_can_be_learned_is_learned() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
-from mmssl.core.evaluator import Evaluator, Score, Table
+from mmssl.core.evaluator import Score, Table
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
-from mmssl.evaluation.class_names import compare_with_stored
-from mmssl.evaluation.collect import Collected, KeptShards
-from mmssl.evaluation.common import broadcast_scores, inference, require_modalities, require_usable
+from mmssl.evaluation.collect import Collected
+from mmssl.evaluation.common import broadcast_scores, inference
 from mmssl.evaluation.curves import PrecisionRecall, auroc
-from mmssl.evaluation.prompts import PromptedConfig, Prompts
+from mmssl.evaluation.labelled.base import PromptedEvaluator, single_embeddings
+from mmssl.evaluation.prompts import PromptedConfig
 from mmssl.evaluation.ranking import exact_products
 from mmssl.evaluation.statistics import shorten
 
@@ -41,39 +41,23 @@ class MultiLabelZeroShotConfig(PromptedConfig):
     seed: int = 0
 
     def build(self, modalities: Mapping[str, Modality]) -> MultiLabelZeroShot:
-        require_modalities(modalities, (self.modality,))
-        return MultiLabelZeroShot(self, modalities, self.read_prompts(modalities))
+        return MultiLabelZeroShot(self, modalities)
 
 
-class MultiLabelZeroShot(Evaluator):
+class MultiLabelZeroShot(PromptedEvaluator):
     """Ranks samples for each class by their cosine to the class' prompts. Scores: see `multi_label_scores`."""
 
-    def __init__(self, config: MultiLabelZeroShotConfig, modalities: Mapping[str, Modality], prompts: Prompts) -> None:
+    headlines = ("mAP",)
+
+    def __init__(self, config: MultiLabelZeroShotConfig, modalities: Mapping[str, Modality]) -> None:
+        super().__init__(config, modalities, config.modality)
         self.config = config
-        self.prompts = prompts
-        names = (config.modality, config.labels)
-        self._shards = KeptShards(config, modalities, names, config.shards, config.max_samples)
-        self.kept = (self._shards,)
-        self.headlines = ("mAP",)
-
-    def facts(self) -> dict[str, Any]:
-        return super().facts() | {"classnames": self.prompts.names, "templates": self.prompts.templates}
-
-    def open(self) -> None:
-        """Open the shards, and compare `classnames` with the names beside them."""
-        super().open()
-        compare_with_stored(self.prompts.names, self.config.shards, "`classnames`")
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
-        config = self.config
-        for name in (config.modality, config.prompts):
-            model.require(name, shared_space=True)
-        self.open()
         with inference(model):
-            classifier = self.prompts.classifier(model)
-            encode = {config.modality: lambda x: model.embed(config.modality, x), config.labels: lambda x: x}
-            data = self._shards.collect(encode, model.device)
-            scores, self.tables = multi_label_scores(data, classifier, self.prompts.names, config)
+            classifier = self.classifier(model)
+            data = self.embedded(model, self._shards)
+            scores, self.tables = multi_label_scores(data, classifier, self.prompts.names, self.config)
         yield from broadcast_scores(scores).items()
 
 
@@ -134,10 +118,7 @@ def _samples(
     data: Collected, classifier: Tensor, names: Sequence[str], config: MultiLabelZeroShotConfig
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Embeddings [N, E], labels [K, N] bool and keys of the samples with both."""
-    embeddings, owner = data[config.modality].rows, data[config.modality].owner
-    require_usable(embeddings, owner, data.keys, f"the embedding of {config.modality!r}", unit=True)
-    if len(torch.unique(owner)) < len(owner):
-        raise DataError(f"{config.modality!r} has several items in one sample, wanted one for zero-shot classification")
+    embeddings, owner = single_embeddings(data, config.modality)
     with_labels, counts = torch.unique_consecutive(data[config.labels].owner, return_counts=True)
     other = counts != len(names)
     if other.any():

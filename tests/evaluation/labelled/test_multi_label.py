@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmssl.core.errors import DataError
 from mmssl.data.modalities.multi_label import MultiLabelConfig
-from mmssl.evaluation.multi_label import MultiLabelZeroShotConfig, multi_label_scores
+from mmssl.evaluation.labelled.multi_label import MultiLabelZeroShotConfig, multi_label_scores
 from tests.evaluation.world import (
     COLOURS,
     NAMES,

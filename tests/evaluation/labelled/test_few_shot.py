@@ -10,14 +10,19 @@ import torch
 import torch.nn.functional as F
 
 from mmssl.core.errors import DataError
-from mmssl.evaluation.few_shot import FewShotConfig, few_shot_scores
-from mmssl.evaluation.labelled import Labelled
+from mmssl.evaluation.labelled.base import Labelled, classifier_scores
+from mmssl.evaluation.labelled.few_shot import FewShotConfig, few_shot_classifier
 from mmssl.evaluation.statistics import mean_interval
 from tests.evaluation.world import configured
 
 
 def config(**values: Any) -> FewShotConfig:
     return configured(FewShotConfig, **{"shards": ["x"], "train_shards": ["y"], "modality": "m", **values})
+
+
+def few_shot_scores(train: Labelled, test: Labelled, config: FewShotConfig) -> dict[str, Any]:
+    answers, said = few_shot_classifier(train, config)(test)
+    return classifier_scores(train, test, answers) | said
 
 
 def samples(n: int, seed: int, noise: float = 1.0) -> Labelled:

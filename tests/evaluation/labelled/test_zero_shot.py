@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mmssl.core.errors import DataError, NumericError, RecipeError
 from mmssl.evaluation import prompts
+from mmssl.evaluation.labelled.zero_shot import ZeroShotConfig, zero_shot_answers
 from mmssl.evaluation.prompts import TEMPLATES, build_classifier, fill_template
-from mmssl.evaluation.zero_shot import ZeroShotConfig, zero_shot_answers
 from tests.evaluation.world import (
     NAMES,
     collected,

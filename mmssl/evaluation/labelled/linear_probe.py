@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -13,19 +13,18 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, NumericError
-from mmssl.core.evaluator import Evaluator, Score
+from mmssl.core.evaluator import Score
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
-from mmssl.evaluation.common import broadcast_scores, require_modalities
-from mmssl.evaluation.labelled import (
+from mmssl.evaluation.labelled.base import (
+    Classifier,
     Labelled,
     LabelledConfig,
-    LabelledShards,
+    LabelledEvaluator,
+    ScaleKind,
     classifier_answers,
-    classifier_scores,
     number_classes,
 )
 from mmssl.evaluation.ranking import Predictions, class_ranks
@@ -45,7 +44,7 @@ class LinearProbeConfig(LabelledConfig):
     """
 
     kind: Literal["linear_probe"] = "linear_probe"
-    scale: Literal["standard", "unit", "none"] = "standard"
+    scale: ScaleKind = "standard"
     penalties: tuple[float, ...] = PENALTIES
     validation: float = Field(default=0.2, gt=0, lt=1)
     seed: int = 0
@@ -60,31 +59,25 @@ class LinearProbeConfig(LabelledConfig):
         return penalties
 
     def build(self, modalities: Mapping[str, Modality]) -> LinearProbe:
-        require_modalities(modalities, (self.modality, self.labels))
         return LinearProbe(self, modalities)
 
 
-class LinearProbe(Evaluator):
-    """Linear probe: fits on the training shards, evaluates on the test shards. Scores: see `probe_scores`."""
+class LinearProbe(LabelledEvaluator):
+    """Linear probe: fits on the training shards, evaluates on the test shards. Scores: see `linear_classifier`."""
 
     def __init__(self, config: LinearProbeConfig, modalities: Mapping[str, Modality]) -> None:
+        super().__init__(config, modalities)
         self.config = config
-        self._shards = LabelledShards(config, modalities)
-        self.kept = (self._shards,)
-        self.headlines = ("acc1",)
 
-    def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
-        train, test = self._shards.features(model)
-        scores, answers = probe_scores(train, test, self.config)
-        self.tables = answers.tables()
-        yield from broadcast_scores(scores).items()
+    def fit(self, train: Labelled) -> Classifier:
+        return linear_classifier(train, self.config)
 
 
-def probe_scores(train: Labelled, test: Labelled, config: LinearProbeConfig) -> tuple[dict[str, Score], Answers]:
-    """Choose the penalty on a part of the training samples, fit on all of them, evaluate on the test samples.
+def linear_classifier(train: Labelled, config: LinearProbeConfig) -> Classifier:
+    """Choose the penalty on a part of the training samples, and fit on all of them.
 
-    Scores: those of `classifier_scores`, validation_acc1, penalty, penalty_at_edge (the grid should be wider), gradient (largest
-    entry at the end of the fit; 0 is exact), split_seed.
+    It says validation_acc1, penalty, penalty_at_edge (the grid should be wider), gradient (largest entry at the end of the fit; 0
+    is exact), split_seed.
 
     Raises:
         DataError: fewer than two classes, or too few samples to split.
@@ -93,15 +86,19 @@ def probe_scores(train: Labelled, test: Labelled, config: LinearProbeConfig) -> 
     chosen, validation_acc1 = choose_penalty(train.features, numbers, len(classes), config)
     scale = Scale.of(train.features, config.scale)
     probe = fit_probes(scale(train.features), numbers, len(classes), (chosen,))[chosen]
-    answers = classifier_answers(test, classes, lambda features, wanted: probe.classify(scale(features), wanted))
-    scores = classifier_scores(train, test, classes, answers) | {
+    at_edge = len(config.penalties) > 1 and chosen in (min(config.penalties), max(config.penalties))
+    said: dict[str, Score] = {
         "validation_acc1": validation_acc1,
         "penalty": chosen,
-        "penalty_at_edge": int(len(config.penalties) > 1 and chosen in (min(config.penalties), max(config.penalties))),
+        "penalty_at_edge": int(at_edge),
         "gradient": probe.gradient,
         "split_seed": config.seed,
     }
-    return scores, answers
+
+    def classify(test: Labelled) -> tuple[Answers, dict[str, Score]]:
+        return classifier_answers(test, classes, lambda x, wanted: probe.classify(scale(x), wanted)), said
+
+    return classify
 
 
 def choose_penalty(features: Tensor, labels: Tensor, classes: int, config: LinearProbeConfig) -> tuple[float, float]:

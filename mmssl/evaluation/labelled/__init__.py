@@ -1,0 +1,1 @@
+"""What is measured with labels: classification by prompts, by neighbours, by probes of frozen features."""
