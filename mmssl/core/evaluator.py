@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self
 
+from torch import Tensor
+
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import MmsslError
 
@@ -61,11 +63,13 @@ class Evaluator(ABC):
         headlines: metrics shown on the console; files hold all. Empty: all are shown.
         kept: all shards that it reads.
         tables: rows of the latest run, by name: "samples", "classes", ...; the same on all processes.
+        fitted: what the latest run fitted, such as the head of a probe; kept beside the scores as TASK.safetensors.
     """
 
     headlines: tuple[str, ...] = ()
     kept: Sequence[Kept] = ()
     tables: Mapping[str, Table] = MappingProxyType({})
+    fitted: Mapping[str, Tensor] = MappingProxyType({})
 
     def facts(self) -> dict[str, Any]:
         """What decides the scores besides model and settings, for result files: the data, and the files that were read.

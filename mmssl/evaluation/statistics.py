@@ -115,7 +115,7 @@ def classification_scores(predictions: Predictions, labels: Tensor, names: Seque
 
     acc1 and acc5 are shares of ranks <= 1 and <= 5 (acc5 is None below five classes); mean_per_class_recall is the mean over
     the classes that occur (scikit-learn's balanced accuracy), and absent_classes lists the others; macro_f1 is the mean over the
-    classes that occur or are predicted (scikit-learn's, too); the interval is Wilson's.
+    classes that occur or are predicted (scikit-learn's, too); the intervals are Wilson's.
 
     Args:
         predictions: of N samples.
@@ -134,7 +134,7 @@ def classification_scores(predictions: Predictions, labels: Tensor, names: Seque
         "acc1": int(right.sum()) / n,
         "acc1_ci95_low": low,
         "acc1_ci95_high": high,
-        "acc5": int((ranks <= 5).sum()) / n if classes >= 5 else None,
+        **_acc5(int((ranks <= 5).sum()), n, classes),
         "mean_per_class_recall": sum(seen) / len(seen),
         "macro_f1": sum(f1) / len(f1),
         "absent_classes": shorten(absent) or None,
@@ -142,6 +142,13 @@ def classification_scores(predictions: Predictions, labels: Tensor, names: Seque
         "classes": classes,
         "n": n,
     }
+
+
+def _acc5(right: int, n: int, classes: int) -> dict[str, Score]:
+    if classes < 5:
+        return {"acc5": None}
+    low, high = wilson(right, n)
+    return {"acc5": right / n, "acc5_ci95_low": low, "acc5_ci95_high": high, "acc5_chance": 5 / classes}
 
 
 def shorten(names: Sequence[str], limit: int = 20) -> str:

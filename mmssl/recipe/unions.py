@@ -38,6 +38,7 @@ from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.evaluation.calibration import CalibrationConfig
 from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
 from mmssl.evaluation.common import EvaluatorConfig
+from mmssl.evaluation.labelled.attentive_probe import AttentiveProbeConfig
 from mmssl.evaluation.labelled.few_shot import FewShotConfig
 from mmssl.evaluation.labelled.knn import KnnConfig
 from mmssl.evaluation.labelled.linear_probe import LinearProbeConfig
@@ -156,6 +157,7 @@ EvaluatorUnion = Annotated[
     | TargetModalityConfig
     | RelationsConfig
     | LinearProbeConfig
+    | AttentiveProbeConfig
     | KnnConfig
     | FewShotConfig
     | RepresentationConfig

@@ -13,11 +13,14 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.evaluation.common import metric_context
 from mmssl.reporting.report import write_atomically, write_results
+from mmssl.training.checkpoints.tensors import dump_tensors
 
 TIES = "of equal scores the earlier candidate, or the lower class, comes first; average precision counts equal ones together"
 UNIMPORTANT = {"batch_size", "workers", "every", "cache", "allow_pipe"}
@@ -111,9 +114,11 @@ class Results:
     def write(
         self, task: str, config: Config, evaluator: Evaluator, facts: Mapping[str, Any], scores: Mapping[str, Score]
     ) -> None:
-        """Write a measured task: its rows, and last its JSON."""
+        """Write a measured task: its rows, what it fitted, and last its JSON."""
         own = {name: table for name, table in evaluator.tables.items() if name not in IN_JSON}
         files = {name: write_table(self.folder / f"{task}.{name}", table).name for name, table in own.items()}
+        if evaluator.fitted:
+            files["fitted"] = write_tensors(self.folder / f"{task}.safetensors", evaluator.fitted).name
         within = {name: as_rows(evaluator.tables[name]) for name in IN_JSON if name in evaluator.tables}
         record = {
             "task": task,
@@ -162,6 +167,20 @@ def write_table(stem: Path, table: Table) -> Path:
             writer.writerow(table.columns)
             writer.writerows(zip(*table.columns.values(), strict=True))
             write_atomically(path, file.getvalue())
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error}; choose another --out") from error
+    return path
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Write tensors as safetensors; returns the file.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    try:
+        with path.open("wb") as file:
+            dump_tensors(tensors, file)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error}; choose another --out") from error
     return path

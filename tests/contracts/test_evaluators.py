@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "retrieval": {"pair": PAIR, "resamples": 100},
     "class_retrieval": {"pair": PAIR, "resamples": 100},
     "linear_probe": {"modality": "video", "penalties": [1.0, 0.1]},
+    "attentive_probe": {"modality": "video", "heads": 2, "epochs": 2, "lrs": [0.1, 0.01], "training_batch": 4},
     "knn": {"modality": "video", "ks": [3, 2]},
     "few_shot": {"modality": "video", "shots": [1, 2], "draws": 2},
     "representation": {"modality": "audio"},
@@ -57,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
         "resamples": 100,
     },
 }
-TRAINED = ("linear_probe", "knn", "few_shot")
+TRAINED = ("linear_probe", "attentive_probe", "knn", "few_shot")
 """Kinds that compare with training samples."""
 OF_FILES = {"caption_choice"}
 """Kinds that read no shards: their own tests hold two processes, and what is damaged."""

@@ -145,7 +145,9 @@ def knowing_model() -> EmbeddingModel:
 
 
 class Formula(Encoder):
-    """An encoder that is a formula: raw views [B, ...] -> [B, width]."""
+    """An encoder that is a formula: raw views [B, ...] -> [B, width], which is its one token, too."""
+
+    capabilities = frozenset({"tokens"})
 
     def __init__(self, formula: Callable[[Tensor], Tensor], width: int) -> None:
         super().__init__()
@@ -155,7 +157,8 @@ class Formula(Encoder):
         return x
 
     def forward(self, x: Tensor, **_: Any) -> Features:
-        return Features(self.formula(x) * self.one)
+        pooled = self.formula(x) * self.one
+        return Features(pooled, pooled[:, None])
 
     def layers(self) -> list[list[nn.Parameter]]:
         return [[self.one]]

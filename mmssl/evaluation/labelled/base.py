@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +12,15 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from mmssl.core import distributed
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator, Score
+from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.class_names import compare_with_stored, stored_class_names
-from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
+from mmssl.evaluation.collect import Collected, Encode, KeptShards, items_in_both
 from mmssl.evaluation.common import (
     EvaluatorConfig,
     broadcast_scores,
@@ -83,8 +86,12 @@ class LabelledShards:
         """The shards of both, and the modalities that are read."""
         return (*self._train.reads, *self._test.reads)
 
-    def features(self, model: EmbeddingModel) -> tuple[Labelled, Labelled]:
-        """Encoder features (before heads) and labels of the training and of the test samples.
+    def features(self, model: EmbeddingModel, encode: Encode) -> tuple[Labelled, Labelled]:
+        """Features and labels of the training and of the test samples.
+
+        Args:
+            model: in evaluation mode, and with exact products, while samples are encoded.
+            encode: views [n, ...] -> features [n, D].
 
         Raises:
             ValueError: the model has no encoder for the modality.
@@ -92,7 +99,13 @@ class LabelledShards:
         """
         model.require(self.config.modality, shared_space=False)
         self.open()
-        return self._collect(model, self._train), self._collect(model, self._test)
+        return self._collect(model, self._train, encode), self._collect(model, self._test, encode)
+
+    def samples(self) -> int:
+        """Number of training and test samples that are read."""
+        self.open()
+        pairs = ((self._train, self.config.max_train_samples), (self._test, self.config.max_samples))
+        return sum(min(len(shards.index.open()), limit or sys.maxsize) for shards, limit in pairs)
 
     def open(self) -> None:
         """Open both, see `KeptShards.open`, and compare the class names beside them."""
@@ -110,11 +123,10 @@ class LabelledShards:
         self._train.close()
         self._test.close()
 
-    def _collect(self, model: EmbeddingModel, shards: KeptShards) -> Labelled:
+    def _collect(self, model: EmbeddingModel, shards: KeptShards, encode: Encode) -> Labelled:
         modality, labels = self.config.modality, self.config.labels
         with inference(model):
-            encode = {modality: lambda x: model.features(modality, x), labels: lambda x: x}
-            data = shards.collect(encode, model.device)
+            data = shards.collect({modality: encode, labels: lambda x: x}, model.device)
         return labelled(data, modality, labels)
 
 
@@ -151,8 +163,35 @@ def number_classes(train: Labelled) -> tuple[Tensor, Tensor]:
     return classes, numbers
 
 
+def held_out(n: int, share: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
+    """Split training samples at random: numbers [m] int64 of those that choose settings, and of the rest, on the CPU.
+
+    Raises:
+        DataError: too few samples.
+    """
+    held = max(1, round(share * n))
+    if n - held < 2:
+        raise DataError(f"got {n} training samples for the probe, wanted more than {held}, which choose the settings")
+    order = torch.from_numpy(generator(seed, purpose).permutation(n))
+    return order[:held], order[held:]
+
+
 Classify = Callable[[Tensor, Tensor], Predictions]
 """Features [n, D] and class numbers [n] -> what a classifier predicts for them, and the ranks of those classes."""
+
+
+def in_shares(classify: Classify) -> Classify:
+    """The same predictions; each process makes those of its share of the samples."""
+
+    def gathered(features: Tensor, wanted: Tensor) -> Predictions:
+        world, rank, n = distributed.world_size(), distributed.rank(), len(features)
+        share = slice(rank * n // world, (rank + 1) * n // world)
+        own = classify(features[share], wanted[share])
+        return Predictions(*(distributed.gather_uneven(one) for one in (own.ranks, own.tied, own.predicted)))
+
+    return gathered
+
+
 Classifier = Callable[[Labelled], tuple[Answers, dict[str, Score]]]
 """Samples -> the answers of a fitted classifier, and what else there is to say of it or of them."""
 
@@ -167,19 +206,28 @@ class LabelledEvaluator(Evaluator):
 
     def __init__(self, config: LabelledConfig, modalities: Mapping[str, Modality]) -> None:
         require_modalities(modalities, (config.modality, config.labels))
+        self.modality = config.modality
         self._shards = LabelledShards(config, modalities)
         self.kept = (self._shards,)
 
+    def encode(self, model: EmbeddingModel) -> Encode:
+        """Function from views [n, ...] to features [n, D]: by default pooled encoder features, before heads.
+
+        Raises:
+            ValueError: the model has no such features.
+        """
+        return lambda x: model.features(self.modality, x)
+
     @abstractmethod
     def fit(self, train: Labelled) -> Classifier:
-        """Fit a classifier on training samples.
+        """Fit a classifier on training samples; may set `fitted`.
 
         Raises:
             DataError: fewer than two classes, or too few samples.
         """
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
-        train, test = self._shards.features(model)
+        train, test = self._shards.features(model, self.encode(model))
         answers, said = self.fit(train)(test)
         self.tables = answers.tables()
         yield from broadcast_scores(classifier_scores(train, test, answers) | said).items()

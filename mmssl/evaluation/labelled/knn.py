@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.core import distributed
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Score
 from mmssl.data.modality import Modality
@@ -23,6 +22,7 @@ from mmssl.evaluation.labelled.base import (
     LabelledConfig,
     LabelledEvaluator,
     classifier_answers,
+    in_shares,
     number_classes,
 )
 from mmssl.evaluation.ranking import TILE, Predictions, exact_products, pad_rows, ranks_of_classes
@@ -78,14 +78,13 @@ def neighbours(train: Labelled, ks: tuple[int, ...] = (20,), temperature: float 
     def classify(test: Labelled) -> tuple[Answers, dict[str, Score]]:
         found: dict[int, Predictions] = {}
 
+        def voted(features: Tensor, wanted: Tensor) -> Predictions:
+            return votes(F.normalize(features, dim=1), wanted, bank, numbers, len(classes), ks, temperature)
+
         def classify_all(features: Tensor, wanted: Tensor) -> Predictions:
-            world, rank, n = distributed.world_size(), distributed.rank(), len(features)
-            share = slice(rank * n // world, (rank + 1) * n // world)
-            mine = votes(
-                F.normalize(features[share], dim=1), wanted[share], bank, numbers, len(classes), ks, temperature
-            )
-            ranks, tied, predicted = (distributed.gather_uneven(one) for one in (mine.ranks, mine.tied, mine.predicted))
-            found.update({k: Predictions(ranks[:, i], tied[:, i], predicted[:, i]) for i, k in enumerate(ks)})
+            each = in_shares(voted)(features, wanted)
+            for i, k in enumerate(ks):
+                found[k] = Predictions(each.ranks[:, i], each.tied[:, i], each.predicted[:, i])
             return found[ks[0]]
 
         def classified_with(k: int) -> Classify:

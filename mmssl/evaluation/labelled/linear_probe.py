@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from mmssl.core.errors import DataError, NumericError
+from mmssl.core.errors import NumericError
 from mmssl.core.evaluator import Score
-from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.labelled.base import (
@@ -25,6 +24,7 @@ from mmssl.evaluation.labelled.base import (
     LabelledEvaluator,
     ScaleKind,
     classifier_answers,
+    held_out,
     number_classes,
 )
 from mmssl.evaluation.ranking import Predictions, class_ranks
@@ -70,11 +70,15 @@ class LinearProbe(LabelledEvaluator):
         self.config = config
 
     def fit(self, train: Labelled) -> Classifier:
-        return linear_classifier(train, self.config)
+        classify, self.fitted = linear_classifier(train, self.config)
+        return classify
 
 
-def linear_classifier(train: Labelled, config: LinearProbeConfig) -> Classifier:
-    """Choose the penalty on a part of the training samples, and fit on all of them.
+def linear_classifier(train: Labelled, config: LinearProbeConfig) -> tuple[Classifier, dict[str, Tensor]]:
+    """Choose the penalty on a part of the training samples, and fit on all of them: the classifier, and its tensors.
+
+    Logits are weight @ (x - mean) / deviation + bias; with scale "unit" x has norm 1, mean is 0 and deviation 1. Row k of weight is
+    of the label classes[k].
 
     It says validation_acc1, penalty, penalty_at_edge (the grid should be wider), gradient (largest entry at the end of the fit; 0
     is exact), split_seed.
@@ -98,25 +102,22 @@ def linear_classifier(train: Labelled, config: LinearProbeConfig) -> Classifier:
     def classify(test: Labelled) -> tuple[Answers, dict[str, Score]]:
         return classifier_answers(test, classes, lambda x, wanted: probe.classify(scale(x), wanted)), said
 
-    return classify
+    head = {"weight": probe.weight, "bias": probe.bias, "mean": scale.mean, "deviation": scale.deviation}
+    return classify, {**head, "classes": classes}
 
 
 def choose_penalty(features: Tensor, labels: Tensor, classes: int, config: LinearProbeConfig) -> tuple[float, float]:
     """The penalty with the best accuracy on a random part of the training samples (the larger of equals), and that accuracy."""
-    n = len(labels)
-    held = max(1, round(config.validation * n))
-    if n - held < 2:
-        raise DataError(f"got {n} training samples for the probe, wanted more than {held}, which choose the penalty")
-    order = torch.from_numpy(generator(config.seed, "linear_probe").permutation(n)).to(features.device)
-    held_out, rest = order[:held], order[held:]
+    split = held_out(len(labels), config.validation, config.seed, "linear_probe")
+    held, rest = (part.to(features.device) for part in split)
     scale = Scale.of(features[rest], config.scale)
     probes = fit_probes(
         scale(features[rest]), labels[rest], classes, config.penalties, tolerance=1e-4, dtype=torch.float32
     )
     best, accuracy = 0.0, -1.0
     for penalty in sorted(config.penalties, reverse=True):
-        predictions = probes[penalty].classify(scale(features[held_out]), labels[held_out])
-        share = int((predictions.ranks == 1).sum()) / held
+        predictions = probes[penalty].classify(scale(features[held]), labels[held])
+        share = int((predictions.ranks == 1).sum()) / len(held)
         if share > accuracy:
             best, accuracy = penalty, share
     return best, accuracy

@@ -81,7 +81,7 @@ def test_scaling_uses_training_statistics() -> None:
 
 def scores_of(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], **values: Any) -> dict[str, Any]:
     seen, other = Labelled(*train), Labelled(*test, excluded=3, skipped=1)
-    answers, said = linear_classifier(seen, config(**values))(other)
+    answers, said = linear_classifier(seen, config(**values))[0](other)
     return classifier_scores(seen, other, answers) | said
 
 
