@@ -82,6 +82,13 @@ RELATIONS = Annotated[
         help="Relation card of these samples: what the model confuses, which relations of its modalities it tells apart.",
     ),
 ]
+MTEB = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK,...|FILE.py",
+        help="Tasks or benchmarks of mteb, by name; or a Python file with tasks of your own, which is run. Needs the extra mteb.",
+    ),
+]
 PROBE = Annotated[
     tuple[str, str] | None,
     typer.Option(metavar="TRAIN TEST", help="Fit a linear classifier on TRAIN, measure it on TEST."),
@@ -119,6 +126,7 @@ def evaluate(
     linear_probe: PROBE = None,
     calibrate: CALIBRATE = None,
     relations: RELATIONS = None,
+    mteb: MTEB = None,
     modality: MODALITY = None,
     pair: PAIR = None,
     which: WHICH = None,
@@ -154,6 +162,8 @@ def evaluate(
 
     `mmssl evaluate runs/vit_b_32 --relations test --out card` (swapped words, mixed pools, what another modality breaks)
 
+    `mmssl evaluate runs/vit_b_32 --mteb Flickr30kT2IRetrieval,CIFAR10ZeroShot` (mteb's tasks, on its data)
+
     `mmssl evaluate image_text/vit_b_32 suite.yaml` (the untrained model, for comparison)
 
     `accelerate launch --num_processes 8 -m pipelines.evaluate runs/vit_b_32 suite.yaml`
@@ -173,6 +183,7 @@ def evaluate(
         wanted = _from_flags(model, zero_shot, classnames, templates, linear_probe, modality)
         wanted |= _of_pairs(model, {"retrieval": retrieval, "calibration": calibrate}, pair)
         wanted |= {} if relations is None else {"relations": _relations(model, relations, classnames, templates)}
+        wanted |= {} if mteb is None else {"mteb": _mteb_tasks(mteb)}
         configs = with_settings(_evaluators(model, suite, data, wanted), batch_size, workers, on_error)
         failures = _run(model, configs, out, groups)
     finally:
@@ -228,7 +239,7 @@ def _evaluators(model: Model, suite: Suite | None, data: Path, wanted: dict[str,
     if not evaluators:
         raise typer.BadParameter(
             "nothing to measure: the recipe has no evaluators; give a suite, or one of --zero-shot, --retrieval, "
-            "--linear-probe, --calibrate and --relations"
+            "--linear-probe, --calibrate, --relations and --mteb"
         )
     return dict(evaluators)
 
@@ -289,6 +300,15 @@ def _relations(model: Model, shards: str, classnames: str | None, templates: str
         "kind": "relations", "shards": [shards], "prompts": next(iter(texts), "text"),
         "classnames": _class_names(classnames), "templates": templates,
     }  # fmt: skip
+
+
+def _mteb_tasks(given: str) -> dict[str, Any]:
+    """Tasks of mteb by name, or those of a file."""
+    from mmssl.evaluation.mteb_tasks import add_task_file, split_names
+
+    path = Path(given).expanduser()
+    tasks = add_task_file(path) if path.suffix == ".py" and path.is_file() else split_names(given)
+    return {"kind": "mteb", "tasks": list(tasks)}
 
 
 def _keep_calibration(model: Model, evaluator: Evaluator | None) -> None:

@@ -3,9 +3,10 @@
 
 Peers are the libraries of the benchmarks, which need other package versions than the project, or packages that it does not need. An
 environment sees all packages of the project's and shadows those pinned in a file of tools/: `--env open_clip` (default: open_clip's
-loader and trainer; folder `.peers`, pins in peer-constraints.txt), or `--env loaders` (those of bench_loaders.py; `.peers-loaders`,
-loader-constraints.txt). Without a command: prints the path of its Python. Standard library only; made again only when the pins, the
-project's environment or Python changed, and offline otherwise.
+loader and trainer; folder `.peers`, pins in peer-constraints.txt), `--env loaders` (those of bench_loaders.py; `.peers-loaders`,
+loader-constraints.txt), or `--env referees` (those of referees.py; `.peers-referees`, referee-constraints.txt). Without a command:
+prints the path of its Python. Standard library only; made again only when the pins, the project's environment or Python changed,
+and offline otherwise.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Environment:
 ENVIRONMENTS = {
     "open_clip": Environment(ROOT / ".peers", ROOT / "tools" / "peer-constraints.txt"),
     "loaders": Environment(ROOT / ".peers-loaders", ROOT / "tools" / "loader-constraints.txt"),
+    "referees": Environment(ROOT / ".peers-referees", ROOT / "tools" / "referee-constraints.txt"),
 }
 
 

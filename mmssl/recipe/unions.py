@@ -44,6 +44,7 @@ from mmssl.evaluation.labelled.knn import KnnConfig
 from mmssl.evaluation.labelled.linear_probe import LinearProbeConfig
 from mmssl.evaluation.labelled.multi_label import MultiLabelZeroShotConfig
 from mmssl.evaluation.labelled.zero_shot import ZeroShotConfig
+from mmssl.evaluation.mteb_tasks import MtebConfig
 from mmssl.evaluation.relations.caption_choice import CaptionChoiceConfig
 from mmssl.evaluation.relations.card import RelationsConfig
 from mmssl.evaluation.relations.compositionality import CompositionalityConfig
@@ -162,7 +163,8 @@ EvaluatorUnion = Annotated[
     | FewShotConfig
     | RepresentationConfig
     | ModalityGapConfig
-    | CalibrationConfig,
+    | CalibrationConfig
+    | MtebConfig,
     KIND,
 ]  # fmt: skip
 

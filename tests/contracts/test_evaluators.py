@@ -60,8 +60,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 TRAINED = ("linear_probe", "attentive_probe", "knn", "few_shot")
 """Kinds that compare with training samples."""
-OF_FILES = {"caption_choice"}
-"""Kinds that read no shards: their own tests hold two processes, and what is damaged."""
+OF_FILES = {"caption_choice", "mteb"}
+"""Kinds that read no shards: their own tests hold two processes, and what is damaged. mteb's need its package."""
 EVERY = pytest.mark.parametrize("kind", CASES)
 WITHOUT = {"n_excluded", "n_train_excluded"}
 

@@ -57,7 +57,7 @@ class CaptionChoiceConfig(PairEvaluatorConfig):
     def _none(cls, shards: object) -> object:
         if shards:
             raise ValueError(f"shards: got {shards!r}, wanted none: this evaluator reads `files` and `pictures`")
-        return shards
+        return ()
 
     def build(self, modalities: Mapping[str, Modality]) -> CaptionChoice:
         require_modalities(modalities, self.pair)
