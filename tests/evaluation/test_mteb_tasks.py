@@ -28,10 +28,10 @@ from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modality import Modality
 from mmssl.evaluation.labelled.knn import KnnConfig
+from mmssl.evaluation.labelled.zero_shot import ZeroShotConfig
 from mmssl.evaluation.mteb_tasks import TASK_FILES, MtebConfig, add_task_file
 from mmssl.evaluation.relations.caption_choice import CaptionChoiceConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
-from mmssl.evaluation.labelled.zero_shot import ZeroShotConfig
 from tests.evaluation.world import configured, model, write_shard
 
 mteb = pytest.importorskip("mteb", reason="the extra `mteb` is not installed")
