@@ -150,7 +150,7 @@ def test_it_builds_and_steps(name: str, shards: Path, tmp_path: Path) -> None:
         frozen = {part for part, config in recipe.encoders.items() if config.frozen}
         assert not [key for key in moved if key.split(".")[1] in frozen], "a locked tower does not move"
         model = EmbeddingModel(dict(run.state.learner.encoders.items()), run.state.learner.objective.heads())
-        aligned = '"pairs"' in json.dumps(values["objective"])
+        aligned = '"pairs"' in json.dumps(values["objective"]) or values["objective"]["kind"] == "joint_mae"
         assert set(model.heads) == (set(recipe.encoders) if aligned else set())
     finally:
         run.state.stream.close()
@@ -227,6 +227,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "kmeans": {"codes": 5, "rows": 64},
     "features": {"layer": 1},
     "latent_prediction": {"layers": 2},
+    "joint_mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}, "joint_heads": 2},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }
 

@@ -64,6 +64,7 @@ from mmssl.objectives.deepcluster_v2 import DeepClusterV2Config
 from mmssl.objectives.denoise import DenoiseConfig
 from mmssl.objectives.dino import DinoConfig
 from mmssl.objectives.jepa import JepaConfig
+from mmssl.objectives.joint_mae import JointMaeConfig
 from mmssl.objectives.latent_prediction import LatentPredictionConfig
 from mmssl.objectives.lejepa import LeJepaConfig
 from mmssl.objectives.mae import MaeConfig
@@ -134,6 +135,7 @@ SingleObjectiveUnion = Annotated[
     | MaskedPredictionConfig
     | PretextConfig
     | DenoiseConfig
+    | JointMaeConfig
     | PirlConfig
     | SelfLabelsConfig
     | CpcConfig

@@ -200,7 +200,7 @@ def batch(size: int, seed: int = 0) -> Batch:
                 ),
             },
             "words": {"tokens0": torch.randint(0, 30, (size, 5), generator=random)},
-            "sound": {"window0": patches()},
+            "sound": {"window0": patches(), "order0": rank},
             "pulse": {
                 "wave0": torch.randn(size, 2, 2 * TOKENS, generator=random),
                 "spread0": torch.rand(size, TOKENS, generator=random) < 0.3,
