@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
@@ -27,6 +26,7 @@ from mmssl.evaluation.labelled.base import (
     held_out,
     number_classes,
 )
+from mmssl.evaluation.probe_solver import ProbeSolver
 from mmssl.evaluation.ranking import Predictions, class_ranks
 
 PENALTIES = tuple(10.0**exponent for exponent in (1, 0, -1, -2, -3, -4, -5, -6))
@@ -184,12 +184,9 @@ def fit_probes(
     tolerance: float = 1e-7,
     dtype: torch.dtype = torch.float64,
 ) -> dict[float, Probe]:
-    """Fit a logistic regression for each penalty: minimise `probe_objective` by L-BFGS on all samples.
+    """Fit a logistic regression for each penalty: minimise `probe_objective` on all samples, by `ProbeSolver`.
 
-    Features of encoders are ill-conditioned, and L-BFGS on them takes hundreds of passes. So it works in whitened coordinates,
-    where the Hessian is near the identity: features are centred, rotated to the eigenbasis of their covariance (once for all
-    penalties) and coordinate i is divided by sqrt(eigenvalue_i / K + penalty). Penalties go from large to small, each starts from
-    the last solution.
+    Features are centred and rotated to the eigenbasis of their covariance once for all penalties, which go from large to small.
 
     Args:
         features: [n, D] float64.
@@ -201,101 +198,23 @@ def fit_probes(
 
     Returns:
         penalty -> probe.
+
+    Raises:
+        NumericError: an objective is not finite.
     """
+    probes = {}
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         mean = features.mean(0)
-        centred = (features - mean).T.contiguous()  # [D, n]: both products of a pass read it in the order of memory
-        values, basis = torch.linalg.eigh(centred @ centred.T / len(features))
-        rotated = (basis.T @ centred).to(dtype)
-        values, basis = values.to(dtype), basis.to(dtype)
-        weight = torch.zeros(classes, features.shape[1], dtype=dtype, device=features.device)
-        bias = torch.zeros(classes, dtype=dtype, device=features.device)
-        probes, exact = {}, features.to(dtype)
+        centred = (features - mean).to(dtype)
+        values, basis = (x.to(dtype) for x in torch.linalg.eigh((centred.T @ centred / len(features)).double()))
+        solver = ProbeSolver(centred @ basis, labels, classes, values, basis, mean.to(dtype), tolerance)
+        del centred
         for penalty in sorted(penalties, reverse=True):
-            stretch = (values.clamp_min(0) / classes + penalty).sqrt()
-            stop = _Stop(basis, stretch, tolerance)
-            weight, bias = _minimise(rotated / stretch[:, None], stretch, labels, penalty, weight, bias, stop)
-            own = (weight @ basis.T).double()
-            probes[penalty] = _finished(own, bias.double() - own @ mean, exact, labels, penalty)
+            found = solver.minimise(penalty)
+            if not math.isfinite(found.objective):
+                raise NumericError(
+                    f"the probe with penalty {penalty:g} did not converge to a finite objective; set larger `penalties`"
+                )
+            weight = (found.weight @ basis.T).double()
+            probes[penalty] = Probe(weight, found.bias.double() - weight @ mean, found.objective, found.gradient)
     return probes
-
-
-class _Converged(Exception):
-    """The minimum is reached: the solver stops, and its parameters are those of the last call."""
-
-
-class _Stop:
-    """Rule for the end of a fit: no entry of the gradient by weight and bias is above the tolerance, as in scikit-learn, and the
-    decrease that is left is below a hundredth of it.
-
-    In whitened coordinates, where the Hessian is near the identity, half the squared gradient estimates that decrease. Without it
-    a fit with a small penalty, which starts from the solution of a larger one, would end where it starts.
-
-    Args:
-        basis: [D, D], columns are the axes of the rotated coordinates.
-        stretch: [D], by which these are divided.
-        tolerance: of the gradient.
-    """
-
-    def __init__(self, basis: Tensor, stretch: Tensor, tolerance: float) -> None:
-        self.basis, self.stretch, self.tolerance = basis, stretch, tolerance
-
-    def __call__(self, by_weight: Tensor, by_bias: Tensor) -> None:
-        left = (by_weight.square().sum() + len(by_bias) * by_bias.square().sum()) / 2
-        if not left <= self.tolerance / 100:
-            return
-        largest = ((by_weight * self.stretch) @ self.basis.T).abs().max()
-        if max(float(largest), float(by_bias.abs().max())) <= self.tolerance:
-            raise _Converged
-
-
-def _minimise(
-    whitened: Tensor,
-    stretch: Tensor,
-    labels: Tensor,
-    penalty: float,
-    weight: Tensor,
-    bias: Tensor,
-    stop: _Stop,
-) -> tuple[Tensor, Tensor]:
-    """Solve for weight [K, D] and bias [K] in rotated coordinates, where logits [K, n] = weight @ (whitened * stretch) + bias."""
-    from scipy.optimize import minimize
-
-    classes, width = weight.shape
-    decay = penalty / stretch.square()
-    samples = torch.arange(len(labels), device=labels.device)
-    latest = torch.cat([(weight * stretch).flatten(), bias])
-
-    def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        # Gradient by hand: nearly all time goes here, and autograd would read the features in the slow memory order.
-        latest.copy_(torch.from_numpy(flat))
-        inner, offset = latest[: classes * width].view(classes, width), latest[classes * width :]
-        logs = (inner @ whitened + offset[:, None]).log_softmax(0)
-        loss = (decay * inner.square()).sum() / 2 - logs[labels, samples].mean()
-        slope = logs.exp_()
-        slope[labels, samples] -= 1
-        slope /= len(labels)
-        by_weight, by_bias = slope @ whitened.T + decay * inner, slope.sum(1)
-        stop(by_weight, by_bias)
-        return float(loss), torch.cat([by_weight.flatten(), by_bias]).double().cpu().numpy()
-
-    with suppress(_Converged):
-        options = {"maxcor": 20, "maxiter": 1000, "maxfun": 2000, "ftol": 0.0, "gtol": 0.0}
-        minimize(value_and_gradient, latest.double().cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
-    return latest[: classes * width].view(classes, width) / stretch, latest[classes * width :]
-
-
-def _finished(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, penalty: float) -> Probe:
-    """Objective and gradient of a solution in the caller's coordinates."""
-    with torch.enable_grad():
-        inputs = (weight.detach().to(features.dtype), bias.detach().to(features.dtype))
-        for one in inputs:
-            one.requires_grad_()
-        value = probe_objective(*inputs, features, labels, penalty)
-        gradients = torch.autograd.grad(value, inputs)
-    largest = max(float(gradient.abs().max()) for gradient in gradients)
-    if not torch.isfinite(value):
-        raise NumericError(
-            f"the probe with penalty {penalty:g} did not converge to a finite objective; set larger `penalties`"
-        )
-    return Probe(weight.detach(), bias.detach(), value.item(), largest)
