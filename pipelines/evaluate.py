@@ -48,7 +48,7 @@ MORE = Annotated[
     typer.Argument(
         metavar="SUITE|KEY.PATH=VALUE",
         help="A suite: a shipped one (image_text, audio_text, audio_visual), a YAML file with `evaluators:`, or a "
-        "folder of test sets in CLIP_benchmark's WebDataset layout. And changes, as `modalities.text.captions=lines`.",
+        "folder of test sets in CLIP_benchmark's WebDataset layout, or the address of one. And changes, as KEY=VALUE.",
     ),
 ]
 ZERO_SHOT = Annotated[str | None, typer.Option(metavar="SHARDS", help="Classify these samples (with .cls) by prompts.")]
@@ -152,11 +152,7 @@ def evaluate(
 
     `mmssl evaluate runs/vit_b_32 /data/wds/imagenet1k` (one test set)
 
-    `mmssl evaluate runs/vit_b_32 --zero-shot 'test/{000000..000007}.tar'`
-
     `mmssl evaluate runs/vit_b_32 --retrieval test --linear-probe train test`
-
-    `mmssl evaluate runs/vit_b_32 --retrieval flickr modalities.text.captions=lines` (several captions, one a line)
 
     `mmssl evaluate runs/vit_b_32 --calibrate validation` (when is a cosine a match?)
 
@@ -180,10 +176,8 @@ def evaluate(
     try:
         suite, overrides = suite_and_overrides(more or [])
         model = model_of(checkpoint, which, launch, ema, overrides, arch, tokenizer)
-        wanted = _from_flags(model, zero_shot, classnames, templates, linear_probe, modality)
+        wanted = _from_flags(model, zero_shot, classnames, templates, linear_probe, modality, relations, mteb)
         wanted |= _of_pairs(model, {"retrieval": retrieval, "calibration": calibrate}, pair)
-        wanted |= {} if relations is None else {"relations": _relations(model, relations, classnames, templates)}
-        wanted |= {} if mteb is None else {"mteb": _mteb_tasks(mteb)}
         configs = with_settings(_evaluators(model, suite, data, wanted), batch_size, workers, on_error)
         failures = _run(model, configs, out, groups)
     finally:
@@ -251,6 +245,8 @@ def _from_flags(
     templates: str | None,
     linear_probe: tuple[str, str] | None,
     modality: str | None,
+    relations: str | None,
+    mteb: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluators of the flags, as mappings like a suite's."""
     texts = [name for name in model.recipe.encoders if model.modalities[name].language]
@@ -267,6 +263,10 @@ def _from_flags(
         wanted["linear_probe"] = {
             "kind": "linear_probe", "train_shards": [train], "shards": [test], "modality": classified
         }  # fmt: skip
+    if relations is not None:
+        wanted["relations"] = _relations(model, relations, classnames, templates)
+    if mteb is not None:
+        wanted["mteb"] = _mteb_tasks(mteb)
     return wanted
 
 

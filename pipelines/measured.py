@@ -48,7 +48,7 @@ def suite_and_overrides(more: list[str]) -> tuple[Suite | None, list[str]]:
     """Split the arguments after the checkpoint into a suite and KEY.PATH=VALUE overrides."""
     from mmssl.recipe.suite import find_suite
 
-    overrides = [item for item in more if "=" in item and not Path(item).exists()]
+    overrides = [one for one in more if "=" in one and "://" not in one.partition("=")[0] and not Path(one).exists()]
     suites = [item for item in more if item not in overrides]
     if len(suites) > 1:
         raise typer.BadParameter(f"got {' and '.join(suites)}, wanted one suite: put all evaluators into one file")
@@ -124,7 +124,9 @@ def configs_of(suite: Suite, data: Path, model: Model) -> dict[str, Wanted]:
     """The evaluators of a suite and of its sets, for a model."""
     from mmssl.recipe.suite import evaluation_modalities
 
-    return suite.configs(data, evaluation_modalities(model.modalities), tuple(model.embedding.heads))
+    settings = model.recipe.data
+    remote = settings.cache.build(settings.allow_pipe)
+    return suite.configs(data, evaluation_modalities(model.modalities), tuple(model.embedding.heads), remote)
 
 
 def measure(

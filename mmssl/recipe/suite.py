@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,8 @@ from mmssl.core.errors import DataError, MmsslError, RecipeError, did_you_mean
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.modality import Modality
+from mmssl.data.shards.remote import Remote
+from mmssl.data.shards.storage import is_remote
 from mmssl.data.stream.config import DataConfig
 from mmssl.evaluation.common import EvaluatorConfig
 from mmssl.evaluation.sets import is_set, set_evaluators
@@ -24,6 +27,7 @@ from mmssl.recipe.validate import read, validate_text
 
 log = logging.getLogger(__name__)
 
+_UNUSUAL = re.compile(r"[^\w.-]+")
 LABEL, MULTI_LABEL = "label", "multi_label"
 
 
@@ -32,7 +36,8 @@ class Suite(Config):
 
     Attributes:
         evaluators: name -> evaluator, written as in a recipe.
-        sets: folders of test sets in CLIP_benchmark's WebDataset layout, below `--data`; what is in one says how it is measured.
+        sets: folders of test sets in CLIP_benchmark's WebDataset layout, below `--data`, or their addresses (https://..., hf://...);
+            what is in one says how it is measured.
         on_missing: for a set whose folder is not there: "raise", or "skip": leave it out, with a warning.
     """
 
@@ -41,7 +46,7 @@ class Suite(Config):
     on_missing: Literal["raise", "skip"] = "raise"
 
     def configs(
-        self, data: Path, modalities: Mapping[str, Modality], shared: Collection[str]
+        self, data: Path, modalities: Mapping[str, Modality], shared: Collection[str], remote: Remote | None = None
     ) -> dict[str, EvaluatorConfig | MmsslError]:
         """Its evaluators by name, with those of its sets; an error in place of those of a set that cannot be used.
 
@@ -49,13 +54,14 @@ class Suite(Config):
             data: folder of the sets.
             modalities: of the model, see `evaluation_modalities`.
             shared: modalities in the model's shared space.
+            remote: client for addresses; None: one with the usual cache.
 
         Raises:
             DataError: none of the sets is there. RecipeError: a set has the name of an evaluator.
         """
         found: dict[str, EvaluatorConfig | MmsslError] = {}
-        folders = {_name(one): data / one for one in self.sets}
-        missing = [name for name, folder in folders.items() if not folder.is_dir()]
+        folders = {_name(one): one if is_remote(one) else data / one for one in self.sets}
+        missing = [name for name, folder in folders.items() if isinstance(folder, Path) and not folder.is_dir()]
         if missing and len(missing) == len(folders):
             raise DataError(f"{data} has none of the folders {shorten(missing, 8)}; give their folder by --data")
         if missing and self.on_missing == "skip":
@@ -64,7 +70,7 @@ class Suite(Config):
             if name in missing and self.on_missing == "skip":
                 continue
             try:
-                found |= set_evaluators(folder, name, modalities, shared)
+                found |= set_evaluators(folder, name, modalities, shared, remote)
             except MmsslError as error:
                 found[name] = error
         twice = found.keys() & self.evaluators.keys()
@@ -74,17 +80,21 @@ class Suite(Config):
 
 
 def _name(folder: str) -> str:
-    """Name of a set in results: its folder below the data, or the last part of an absolute path."""
+    """Name of a set in results: its folder below the data, or the last part of an absolute path or of an address."""
+    if is_remote(folder):
+        return _UNUSUAL.sub("-", folder.partition("?")[0].rstrip("/").rpartition("/")[2]) or "set"
     path = Path(folder)
     return path.name if path.is_absolute() else path.as_posix().replace("/", "-")
 
 
 def find_suite(name: str) -> Suite:
-    """The suite of a YAML file, of a shipped name, or of a folder that is a test set or holds some.
+    """The suite of a YAML file, of a shipped name, of a folder that is a test set or holds some, or of the address of a test set.
 
     Raises:
         RecipeError: none of these, or mistakes in the file.
     """
+    if is_remote(name):
+        return Suite(sets=(name,))
     path = Path(name).expanduser()
     if path.is_dir():
         inside = sorted(one for one in path.iterdir() if one.is_dir() and is_set(one))

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from mmssl.core.errors import DataError
-from mmssl.data.shards.manifests import Formats
+from mmssl.data.shards.manifests import SET_TYPE_FILE, Formats
 from mmssl.data.shards.patience import Absent, Refused
 from mmssl.data.shards.remote import Remote
 from mmssl.data.shards.storage import PIPE
 from mmssl.data.shards.writer import MANIFEST, parse_manifest
 
 _MAX_BYTES = 256 << 20
+_LAYOUT = re.compile(r"(0|[1-9]\d*)\.tar")
+"""Names of shards in CLIP_benchmark's layout."""
 
 
 def read_remote_formats(urls: Sequence[str], remote: Remote) -> tuple[Formats, ...]:
     """The formats of the members of each shard, as the `manifest.json` in its folder or the one above says; empty: nothing says.
 
-    Files of that name of other programs count for nothing, and so do those that the storage refuses.
+    Of shards 0.tar, 1.tar, ... without one, the `dataset_type.txt` above their folder counts: CLIP_benchmark's layout. Files of
+    these names of other programs count for nothing, and so do those that the storage refuses.
 
     Raises:
         DataError: the storage fails.
@@ -27,12 +31,17 @@ def read_remote_formats(urls: Sequence[str], remote: Remote) -> tuple[Formats, .
 
     @cache
     def listed(folder: str, query: str) -> tuple[frozenset[str], Formats]:
-        data = _fetch(f"{folder}/{MANIFEST}{query}", remote)
+        data = fetch_file(f"{folder}/{MANIFEST}{query}", remote)
         try:
             manifest = parse_manifest(data or b"", Path(), folder)
         except DataError:
             return frozenset(), {}
         return frozenset(shard.path for shard in manifest.shards), manifest.formats
+
+    @cache
+    def of_layout(folder: str, query: str) -> Formats:
+        kind = fetch_file(f"{folder}/{SET_TYPE_FILE}{query}", remote)
+        return {"txt": "lines"} if kind is not None and kind.strip() == b"retrieval" else {}
 
     def find(url: str) -> Formats:
         if url.startswith(PIPE):
@@ -46,13 +55,19 @@ def read_remote_formats(urls: Sequence[str], remote: Remote) -> tuple[Formats, .
                 shards, formats = listed(f"{scheme}://{'/'.join(folder)}", mark + secrets)
                 if name in shards:
                     return formats
+        if len(parts) > 2 and _LAYOUT.fullmatch(parts[-1]):
+            return of_layout(f"{scheme}://{'/'.join(parts[:-2])}", mark + secrets)
         return {}
 
     return tuple(find(url) for url in urls)
 
 
-def _fetch(url: str, remote: Remote) -> bytes | None:
-    """A file as it is in the storage now, from the cache if its version is there; None: there is none, or it is very large."""
+def fetch_file(url: str, remote: Remote) -> bytes | None:
+    """A file as it is in the storage now, from the cache if its version is there; None: there is none, or it is very large.
+
+    Raises:
+        DataError: the storage fails.
+    """
     try:
         facts = remote.storage.facts(url)
         if facts.size is None or facts.size > _MAX_BYTES:
