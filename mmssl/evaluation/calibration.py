@@ -24,12 +24,13 @@ from mmssl.evaluation.common import (
     require_modalities,
     require_usable,
 )
-from mmssl.evaluation.curves import auroc
+from mmssl.evaluation.curves import area_interval, auroc_influence
 from mmssl.evaluation.statistics import mean_by_cluster
 
 BINS = 15
 """Bins of the expected calibration error."""
 _ROWS_AT_ONCE = 65536
+_DRAWS_AT_ONCE = 64
 
 
 class CalibrationConfig(PairEvaluatorConfig):
@@ -138,9 +139,10 @@ def calibrate(data: Collected, config: CalibrationConfig) -> tuple[dict[str, Sco
     """Fit the probability of a match on a random half of the samples, and measure it on the other.
 
     Scores, all of the other half:
-        ece: expected calibration error, 15 bins of equal width, of pairs of which `prior` match;  ece_cosine: that of the cosines
+        ece: expected calibration error, 15 bins of equal width, of pairs of which `prior` match, with an interval by bootstrap over
+            samples (see `_ece_interval`);  ece_cosine: that of the cosines
             themselves, negative ones as 0;  brier: mean squared error, brier_chance that of the prior alone;
-        AUROC: chance that a match has the larger cosine;
+        AUROC: chance that a match has the larger cosine, with an interval over samples (DeLong's, with Obuchowski's clusters);
         threshold@f: cosine above which a share f of the wrong pairs of the fitted half lies;  false_accept@f, accept@f: shares of
             wrong and of right pairs above it, with intervals by bootstrap over samples;
         n (samples with both), n_pairs, n_excluded, n_skipped, prior, split_seed.
@@ -166,12 +168,21 @@ def calibrate(data: Collected, config: CalibrationConfig) -> tuple[dict[str, Sco
     calibration = Calibration.fit(fitted.cosines.numpy(), fitted.matches.numpy(), config.prior)
     truth, weights = other.matches.numpy(), _weights(other.matches.numpy(), config.prior)
     probabilities = calibration(other.cosines).numpy()
+    error = _ece(probabilities, truth, weights)
+    error_low, error_high = _ece_interval(probabilities, other, error, config)
+    area, influence = (found[0] for found in auroc_influence(other.cosines[None], other.matches[None]))
+    fewest = min(int(truth.sum()), int((~truth).sum()))
+    area_low, area_high = area_interval(float(area), influence, other.owner, fewest)
     scores: dict[str, Score] = {
-        "ece": _ece(probabilities, truth, weights),
+        "ece": error,
+        "ece_ci95_low": error_low,
+        "ece_ci95_high": error_high,
         "ece_cosine": _ece(other.cosines.clamp(0, 1).numpy(), truth, weights),
         "brier": float((weights * (probabilities - truth) ** 2).sum()),
         "brier_chance": config.prior * (1 - config.prior),
-        "AUROC": float(auroc(other.cosines[None], other.matches[None])[0]),
+        "AUROC": float(area),
+        "AUROC_ci95_low": area_low,
+        "AUROC_ci95_high": area_high,
         "AUROC_chance": 0.5,
     }
     wrong = fitted.cosines[~fitted.matches].sort(descending=True).values
@@ -224,6 +235,32 @@ def _ece(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> f
     place = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     gap = np.bincount(place, weights * (probabilities - truth), BINS)
     return float(np.abs(gap).sum())
+
+
+def _ece_interval(
+    probabilities: np.ndarray, pairs: Pairs, error: float, config: CalibrationConfig
+) -> tuple[float, float]:
+    """95 % interval of `_ece` by bootstrap over the samples of the first items: percentiles, moved by what the draws' mean lies
+    above the error, because drawing alone raises a sum of absolute values; not below 0."""
+    place = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    truth = pairs.matches.numpy()
+    samples, cluster = np.unique(pairs.owner.numpy(), return_inverse=True)
+    sums = {}
+    for match in (True, False):
+        own = truth == match
+        gaps = np.bincount(cluster[own] * BINS + place[own], (probabilities - truth)[own], len(samples) * BINS)
+        counts = np.bincount(cluster[own], minlength=len(samples))
+        sums[match] = np.column_stack([gaps.reshape(-1, BINS), counts])
+    drawn = generator(config.seed, "calibration", "ece")
+    errors = []
+    for first in range(0, config.resamples, _DRAWS_AT_ONCE):
+        size = min(_DRAWS_AT_ONCE, config.resamples - first)
+        often = drawn.multinomial(len(samples), np.full(len(samples), 1 / len(samples)), size=size)
+        match, other = ((drawn_sums := often @ sums[one])[:, :-1] / drawn_sums[:, -1:].clip(1) for one in (True, False))
+        errors.append(np.abs(config.prior * match + (1 - config.prior) * other).sum(1))
+    every = np.concatenate(errors)
+    low, high = np.quantile(every, [0.025, 0.975]) - (every.mean() - error)
+    return max(0.0, float(low)), float(high)
 
 
 def to_json(calibration: Calibration) -> dict[str, Any]:

@@ -37,6 +37,9 @@ def test_probabilities_hold_on_the_other_half(embeddings: tuple[Tensor, Tensor])
         assert scores[f"false_accept@{rate:g}"] == pytest.approx(rate, rel=0.5)
         assert low <= scores[f"false_accept@{rate:g}"] <= high
     assert scores["accept@0.1"] > scores["accept@0.001"] > 0.001
+    for name, wide in (("ece", 0.02), ("AUROC", 0.02)):
+        low, high = scores[f"{name}_ci95_low"], scores[f"{name}_ci95_high"]
+        assert low < scores[name] < high < low + wide
     asked = calibration(torch.tensor([[-1.0, 0.5], [0.9, 1.0]]))
     assert asked.flatten().tolist() == sorted(asked.flatten().tolist())
 
@@ -61,6 +64,16 @@ def test_a_collapsed_model_knows_the_prior_alone() -> None:
 def test_a_perfect_model_accepts_all_matches() -> None:
     scores, _ = run(torch.eye(40), torch.eye(40))
     assert (scores["AUROC"], scores["accept@0.001"], scores["false_accept@0.001"], scores["ece"]) == (1, 1, 0, 0)
+
+
+def test_intervals_of_the_error_narrow_with_the_samples(embeddings: tuple[Tensor, Tensor]) -> None:
+    """Four times the samples, half the width, as far as 400 draws tell."""
+    widths = []
+    for n in (1000, 4000):
+        scores, _ = run(*(x[:n] for x in embeddings), resamples=400)
+        widths.append([scores[f"{name}_ci95_high"] - scores[f"{name}_ci95_low"] for name in ("ece", "AUROC")])
+    for few, many in zip(*widths, strict=True):
+        assert 0.3 < many / few < 0.8
 
 
 def test_few_samples_are_refused() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from math import erf
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mmssl.evaluation.curves import PrecisionRecall, auroc
+from mmssl.evaluation.curves import PrecisionRecall, area_interval, auroc, auroc_influence
+from mmssl.evaluation.statistics import wilson
 
 
 def test_areas_are_scikit_learns_with_ties_and_weights() -> None:
@@ -32,3 +35,50 @@ def test_equal_scores_are_chance_and_empty_rows_are_not_defined() -> None:
     assert auroc(scores, right).tolist()[0] == 0.5
     assert PrecisionRecall(scores, right).average_precision()[1].isnan()
     assert auroc(scores, right)[1].isnan()
+
+
+def slow_delong(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """Area and variance (DeLong et al. 1988), pair by pair."""
+    above = [[float(a > b) + 0.5 * float(a == b) for b in scores[~right]] for a in scores[right]]
+    area = float(np.mean(above))
+    by_right, by_wrong = np.mean(above, 1), np.mean(above, 0)
+    return area, float(
+        ((by_right - area) ** 2).mean() / len(by_right) + ((by_wrong - area) ** 2).mean() / len(by_wrong)
+    )
+
+
+def test_influence_is_delongs_with_ties() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.integers(0, 6, (4, 40)).astype(np.float32)
+    right = rng.random((4, 40)) < 0.4
+    areas, influence = auroc_influence(torch.from_numpy(scores), torch.from_numpy(right))
+    for i in range(4):
+        area, variance = slow_delong(scores[i], right[i])
+        assert float(areas[i]) == pytest.approx(area, abs=1e-12)
+        assert float(influence[i].square().sum()) == pytest.approx(variance, rel=1e-9)
+        assert float(influence[i].sum()) == pytest.approx(0, abs=1e-12)
+
+
+def test_intervals_cover_the_area_and_know_copies() -> None:
+    """Two normal distributions with a known area; 300 draws, of which 95 % should lie within: less than 92 % has chance 0.01."""
+    rng = np.random.default_rng(2)
+    true = 0.5 * (1 + erf(1.0 / 2))
+    covered = 0
+    for _ in range(300):
+        scores = torch.from_numpy(np.concatenate([rng.normal(1, 1, 60), rng.normal(0, 1, 90)]))
+        right = torch.arange(150) < 60
+        area, influence = (found[0] for found in auroc_influence(scores[None], right[None]))
+        low, high = area_interval(float(area), influence, torch.arange(150), 60)
+        covered += int(low < true < high)
+    assert covered >= 276
+    four = auroc_influence(scores.repeat(4)[None], right.repeat(4)[None])
+    copies = area_interval(float(four[0][0]), four[1][0], torch.arange(150).repeat(4), 240)
+    assert copies == pytest.approx((low, high), abs=1e-12)
+    apart = area_interval(float(four[0][0]), four[1][0], torch.arange(600), 240)
+    assert apart[1] - apart[0] < 0.6 * (high - low)
+
+
+def test_classes_that_separate_have_an_interval() -> None:
+    areas, influence = auroc_influence(torch.arange(10.0)[None], torch.arange(10)[None] > 6)
+    assert area_interval(float(areas[0]), influence[0], torch.arange(10), 3) == wilson(3, 3)
+    assert area_interval(0.0, influence[0], torch.arange(10), 3) == wilson(0, 3)

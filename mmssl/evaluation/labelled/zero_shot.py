@@ -17,7 +17,7 @@ from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.class_names import compare_with_labels, require_class_numbers
 from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
 from mmssl.evaluation.common import broadcast_scores, inference, require_modalities, warn_of_ties
-from mmssl.evaluation.curves import auroc
+from mmssl.evaluation.curves import area_interval, auroc_influence
 from mmssl.evaluation.labelled.base import PromptedEvaluator, single_embeddings
 from mmssl.evaluation.prompts import PromptedConfig
 from mmssl.evaluation.ranking import class_ranks, exact_products
@@ -55,7 +55,7 @@ class ZeroShot(PromptedEvaluator):
     """Zero-shot classification: the predicted class of a sample is the one with the nearest prompt embedding.
 
     Scores: see `classification_scores`, and tie_rate (samples whose true class ties with another),
-    AUROC (of each class against the others, mean over classes), n_excluded (samples without a label, or without `modality`) and
+    AUROC (see `macro_auroc`), n_excluded (samples without a label, or without `modality`) and
     n_skipped (samples that could not be decoded). With corruptions also acc1_<corruption>_<severity>, acc1_corrupted (their mean)
     and acc1_kept (that as a share of acc1), and a table "corruptions" with intervals.
     """
@@ -93,7 +93,7 @@ class ZeroShot(PromptedEvaluator):
             data = self.embedded(model, self._shards)
             answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names)
             tied = int(answers.predictions.tied.sum()) / len(answers.labels)
-            area = macro_auroc(data, config.modality, config.labels, classifier)
+            areas = macro_auroc(data, config.modality, config.labels, classifier)
             rows = [(*which, *self._under(shards, model, classifier)) for which, shards in self._corrupted.items()]
         self.tables = answers.tables()
         robust: dict[str, Score] = {}
@@ -109,7 +109,7 @@ class ZeroShot(PromptedEvaluator):
             "n_excluded": len(data.keys) - len(answers.labels),
             "n_skipped": data.skipped,
             "tie_rate": tied,
-            "AUROC": area,
+            **areas,
         }
         yield from broadcast_scores(answers.scores() | counts | robust).items()
 
@@ -142,17 +142,26 @@ def zero_shot_answers(
     return Answers(keys, true, class_ranks(embeddings[labelled], classifier, true), classnames)
 
 
-def macro_auroc(data: Collected, modality: str, labels: str, classifier: Tensor) -> float | None:
-    """Mean over classes of the area below the ROC curve of one class against the others; None: samples of one class only."""
+def macro_auroc(data: Collected, modality: str, labels: str, classifier: Tensor) -> dict[str, Score]:
+    """AUROC: mean over classes of the area below the ROC curve of one class against the others, with its interval (DeLong's, of
+    the mean, as all classes are of the same samples); None: samples of one class only."""
     labelled, has_row = items_in_both(data, modality, labels)
     rows, true = data[modality].rows[labelled], data[labels].rows[has_row]
     size = max(1, 2**24 // len(rows))
-    areas = []
+    areas: list[Tensor] = []
+    influence = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     for first in range(0, len(classifier), size):
         some = classifier[first : first + size]
         with exact_products():
             scores = some @ rows.T
-        areas.append(auroc(scores, true == torch.arange(first, first + len(some), device=true.device)[:, None]))
+        right = true == torch.arange(first, first + len(some), device=true.device)[:, None]
+        found, owed = auroc_influence(scores, right)
+        areas.append(found[~found.isnan()])
+        influence += owed[~found.isnan()].sum(0)
     every = torch.cat(areas)
-    every = every[~every.isnan()]
-    return float(every.mean()) if len(every) else None
+    if not len(every):
+        return {"AUROC": None}
+    area, counts = float(every.mean()), torch.bincount(true)
+    fewest = int(counts[counts > 0].min())
+    low, high = area_interval(area, influence / len(every), torch.arange(len(rows), device=rows.device), fewest)
+    return {"AUROC": area, "AUROC_ci95_low": low, "AUROC_ci95_high": high, "AUROC_chance": 0.5}
