@@ -89,6 +89,8 @@ class Batch:
         present: modality -> [B] bool, only for modalities that some sample of the batch lacks.
         lengths: modality -> [B] int64, only for views padded in dimension 1: how many entries are real.
         trimmable: modality -> names of its views of padded token ids [B, T], the only ones that `Encoder.trim` may cut.
+        token_counts: modality -> such a view -> for each sample how many leading ids have influence, where its encoder says so; the
+            host knows them without a wait for the device.
         faults: samples of this batch that were replaced, with the reason.
         records: what was drawn for each sample: `records[i]["views"][modality][view]` holds the parameters of a view, enough to
             make it again; further entries are for the loader's internal use.
@@ -101,6 +103,7 @@ class Batch:
     present: Mapping[str, Tensor] = field(default_factory=dict)
     lengths: Mapping[str, Tensor] = field(default_factory=dict)
     trimmable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    token_counts: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
     records: Records = field(default_factory=Records)
     notes: tuple[tuple[str, ...], ...] = ()
@@ -163,6 +166,7 @@ class Batch:
         return replace(
             part,
             keys=self.keys[of_rows],
+            token_counts={m: {name: n[of_rows] for name, n in views.items()} for m, views in self.token_counts.items()},
             faults=faults,
             records=self.records[of_rows],
             notes=self.notes[of_rows],

@@ -6,6 +6,9 @@ No other file uses such names, which may change without notice. `tests/core/test
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,17 @@ def skips_on_device(optimizer: Optimizer, skip: Tensor) -> bool:
         return False
     optimizer.grad_scale, optimizer.found_inf = None, skip.float()  # type: ignore[attr-defined]
     return True
+
+
+@cache
+def attention_operations() -> frozenset[object]:
+    """The operations into which attention is dispatched: fused kernels of every device, and that of texts with bounds."""
+    names = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+    packets = [getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None) for name in names]
+    with suppress(ImportError):
+        import_module("torch.nn.attention.varlen")  # registers its operation
+    packets.append(getattr(torch.ops.torch_attn, "_varlen_attn", None))
+    return frozenset(packet.default for packet in packets if packet is not None)
 
 
 def onednn_linear() -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,8 @@ class Encoder(nn.Module, ABC):
         token_ids: token ids that a text encoder accepts; None: it takes no ids.
         trim: cuts padding that influences no row off the end of a raw view [B, T] of token ids. Called before the view moves to a
             device, because reading its values there would synchronise; None: views are not trimmed.
+        token_counts: how many leading ids of each row of such a view [B, T] have influence, [B]; read before the view moves to a
+            device, as `trim` is. An encoder that has it takes them in `forward` as `lengths`, B numbers; None: it has not.
         start: where its initial weights come from; None: they are random.
     """
 
@@ -69,6 +71,7 @@ class Encoder(nn.Module, ABC):
     capabilities: frozenset[str] = frozenset()
     token_ids: TokenIds | None = None
     trim: Callable[[Tensor], Tensor] | None = None
+    token_counts: Callable[[Tensor], Tensor] | None = None
     start: Start | None = None
 
     @abstractmethod
@@ -170,13 +173,21 @@ def freeze(encoder: Encoder, unlocked_layers: int = 0) -> None:
             parameter.requires_grad_(False)
 
 
+TowerPrecision = Literal["float32", "bf16"]
+
+
 class EmbeddingModel(nn.Module):
     """Encoders and the heads that lead into a shared space: the part of a trained model that evaluators, embedding and export use.
 
     Args:
         encoders: modality -> encoder.
         heads: modality -> head into the shared space; empty for objectives that have none.
+
+    Attributes:
+        precision: in which the encoders compute: "float32", or "bf16" by autocast. What follows them is float32 in both.
     """
+
+    precision: TowerPrecision = "float32"
 
     def __init__(self, encoders: Mapping[str, nn.Module], heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -224,5 +235,10 @@ class EmbeddingModel(nn.Module):
         assert isinstance(encoder, Encoder)
         if encoder.trim is not None and x.device.type == "cpu":
             x = encoder.trim(x)
-        features: Features = encoder(x.to(self.device), pooled_only=True)
-        return features.pooled
+        x = x.to(self.device, non_blocking=self.device.type == "cuda")
+        if self.precision == "float32":
+            features: Features = encoder(x, pooled_only=True)
+            return features.pooled
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            features = encoder(x, pooled_only=True)
+        return features.pooled.float()

@@ -28,6 +28,7 @@ class Request:
         value: [D] replacement of masked tokens.
         hidden: number of last blocks whose outputs are read.
         pooled_only: whether only `Features.pooled` is read.
+        lengths: B numbers of tokens that have influence, see `Encoder.token_counts`; None: unknown.
     """
 
     keep: Tensor | None = None
@@ -35,6 +36,7 @@ class Request:
     value: Tensor | None = None
     hidden: int = 0
     pooled_only: bool = True
+    lengths: tuple[int, ...] | None = None
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -86,7 +88,11 @@ class SharedForward:
         xs = [batch.view(modality, name) for name in views]
         present = self._present(batch, modality)
         read = [request.hidden for request in requests]
-        requests = [self._widened(network, modality, request) for request in requests]
+        counts = batch.token_counts.get(modality, {})
+        requests = [
+            replace(self._widened(network, modality, request), lengths=counts.get(name))
+            for name, request in zip(views, requests, strict=True)
+        ]
         groups = [
             group
             for groups in _by_shape(xs, requests).values()
@@ -186,6 +192,9 @@ def _call(encoder: nn.Module, xs: Sequence[Tensor], requests: Sequence[Request],
         asked["replace"] = (torch.cat([r.mask for r in requests if r.mask is not None]), first.value)
     if first.hidden:
         asked["hidden"] = first.hidden
+    lengths = [r.lengths for r in requests if r.lengths is not None]
+    if len(lengths) == len(requests):
+        asked["lengths"] = [length for lengths_of_view in lengths for length in lengths_of_view]
     features: Features = encoder(xs[0] if len(xs) == 1 else torch.cat([*xs]), **asked)
     return _split(features, len(xs))
 

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmssl.core.encoder import Encoder, Features
+from mmssl.encoders.checkpointing import run_block
+from mmssl.encoders.norms import Residual, as_stream, block_norm
 from mmssl.encoders.patches import embed_patches
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels, as_frames
 from mmssl.encoders.positions import Grid, fit_columns, fit_positions, resize_positions
@@ -62,9 +63,11 @@ class SpaceTimeConfig(TransformerConfig):
 class DividedBlock(nn.Module):
     """Divided attention: x + attention over time(norm(x)), among tokens of one place; then a block among tokens of one time."""
 
-    def __init__(self, space: Block, width: int, heads: int, depth: int, drop_path: float, dropout: float) -> None:
+    def __init__(
+        self, space: Block, width: int, heads: int, depth: int, drop_path: float, dropout: float, residual: Residual
+    ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = block_norm(width, residual)
         self.time = Attention(width, heads, causal=False)
         initialise_attention(self.time, width, depth)
         self.dropout = nn.Dropout(dropout)
@@ -107,7 +110,7 @@ class SpaceTime(Encoder):
         super().__init__()
         self.width, self.depth = config.width, config.depth
         self.tubelet, self.patch_size = config.tubelet, config.patch_size
-        self.checkpointing = config.checkpointing
+        self.checkpointing, self.residual = config.checkpointing, config.residual
         side = config.size // config.patch_size
         self.grid = (config.frames // config.tubelet, side, side)
         self.pixels = Pixels(config.mean, config.std)
@@ -119,7 +122,9 @@ class SpaceTime(Encoder):
         blocks: list[Any] = list(config.transformer())
         self.divided = config.attention == "divided"
         self.blocks = nn.ModuleList(
-            DividedBlock(block, self.width, config.heads, config.depth, block.drop_path.rate, config.dropout)
+            DividedBlock(
+                block, self.width, config.heads, config.depth, block.drop_path.rate, config.dropout, config.residual
+            )
             if self.divided
             else block
             for block in blocks
@@ -160,13 +165,10 @@ class SpaceTime(Encoder):
         if keep is not None:
             x = torch.take_along_dim(x, keep[..., None], dim=1)
             places = torch.stack([keep // (grid[1] * grid[2]), keep % (grid[1] * grid[2])], dim=2)
-        states = []
+        x, states = as_stream(x, self.residual), []
         for number, block in enumerate(self.blocks):
             arguments = (x, grid[0], places) if self.divided else (x,)
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, *arguments, use_reentrant=False)
-            else:
-                x = block(*arguments)
+            x = run_block(block, self.checkpointing, *arguments)
             if number >= self.depth - hidden:
                 states.append(x)
         x = self.norm_post(x)

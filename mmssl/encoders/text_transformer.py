@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
@@ -14,8 +15,9 @@ from mmssl.core.encoder import Encoder, Features
 from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.open_clip_names import to_open_clip
 from mmssl.encoders.adapters.transformers_names import two_towers_to_open_clip
+from mmssl.encoders.attend import takes_ragged
 from mmssl.encoders.norms import USUAL_EPS, set_epsilon
-from mmssl.encoders.packing import Packing
+from mmssl.encoders.packing import Packing, RaggedPacking, SortedPacking
 from mmssl.encoders.positions import fit_length
 from mmssl.encoders.token_masking import TokenMasking, mask_tokens
 from mmssl.encoders.transformer import TransformerConfig
@@ -102,8 +104,13 @@ def trim_padding(ids: Tensor) -> Tensor:
     """Cut padding off token ids [B, T] after the longest text, rounded up to `STEP` (few shapes); a text ends at its largest id."""
     if not len(ids):
         return ids
-    longest = int(ids.argmax(dim=1).max()) + 1
+    longest = int(token_counts(ids).max())
     return ids[:, : -(-longest // STEP) * STEP]
+
+
+def token_counts(ids: Tensor) -> Tensor:
+    """Number of real tokens of each text, [B], of ids [B, T]: those up to its largest id."""
+    return ids.argmax(dim=1) + 1
 
 
 class TextTransformer(Encoder):
@@ -116,10 +123,12 @@ class TextTransformer(Encoder):
 
     grid: tuple[int]
     trim = staticmethod(trim_padding)
+    token_counts = staticmethod(token_counts)
 
     def __init__(self, config: TextTransformerConfig) -> None:
         super().__init__()
         self.width, self.depth = config.width, config.depth
+        self.head_width = config.width // config.heads
         self.grid = (config.context_length,)
         self.token_ids = TokenIds(config.context_length, config.vocab_size)
         self.pool = config.pool
@@ -162,12 +171,14 @@ class TextTransformer(Encoder):
         replace: tuple[Tensor, Tensor] | None = None,
         hidden: int = 0,
         pooled_only: bool = False,
+        lengths: Sequence[int] | None = None,
     ) -> Features:
         """See `Encoder.forward`.
 
-        On the CPU all layers work on real tokens only (see `Packing`); elsewhere texts are padded to T: call `trim` before a batch
-        is moved. Both are exact, as padding has no influence. In training, `keep_tokens` drops words, unless `replace` names
-        tokens by their places.
+        On the CPU all layers work on real tokens only (see `Packing`), and so they do on CUDA in bfloat16 and float16, if the host
+        knows the `lengths`. Elsewhere, and in compiled blocks, texts are padded to T: call `trim` before a batch is moved. All of
+        it is exact, as padding has no influence. In training, `keep_tokens` drops words, unless `replace` names tokens by their
+        places.
 
         Raises:
             ValueError: `keep` is given, `hidden` is above the depth, or `x` is not token ids (see `prepare`).
@@ -180,20 +191,23 @@ class TextTransformer(Encoder):
         ids = self.prepare(x)
         if self.training and self.keep_tokens is not None and replace is None:
             ids = mask_tokens(ids, self.keep_tokens, self.masking)
-        end = ids.argmax(dim=1)  # [B], position of the end-of-text id
-        if _on_cpu(ids) and not is_compiled(self.blocks[0]):  # which would be compiled anew for every set of lengths
-            return self._packed(ids, Packing.of(end + 1), replace, hidden, pooled_only)
-        return self._padded(ids, end, replace, hidden, pooled_only)
+            lengths = lengths and [min(length, self.keep_tokens) for length in lengths]
+        counts = token_counts(ids)
+        if not is_compiled(self.blocks[0]):  # which would be compiled anew for every set of lengths
+            if _on_cpu(ids):
+                return self._packed(ids, SortedPacking.of(counts), replace, hidden, pooled_only)
+            if lengths and takes_ragged(ids.device, self.positional_embedding.dtype, self.head_width):
+                return self._packed(ids, RaggedPacking.of(counts, lengths), replace, hidden, pooled_only)
+        return self._padded(ids, counts - 1, replace, hidden, pooled_only)
 
     def _packed(self, ids: Tensor, packing: Packing, replace: Replace, hidden: int, pooled_only: bool) -> Features:
-        places = torch.arange(packing.real.shape[1], device=ids.device).expand_as(packing.real)[packing.real]
         x = self.token_embedding(packing.pack(ids))  # [N, D]
         if replace is not None:
             mask, value = replace
             value = value.to(x.dtype).expand(*ids.shape, self.width)
             x = torch.where(packing.pack(mask)[:, None], packing.pack(value), x)
-        # Not `positional_embedding[places]`: on a CPU its gradient is summed by atomic additions, in random order.
-        x = x + F.embedding(places, self.positional_embedding)
+        # Not `positional_embedding[positions]`: on a CPU its gradient is summed by atomic additions, in random order.
+        x = x + F.embedding(packing.positions, self.positional_embedding)
         if pooled_only and self.pool == "eot" and not hidden:
             x, _ = self.blocks(x, packing=packing, pick=packing.last)
             return Features(packing.restore(self.norm_final(x)))

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
 from mmssl.core.encoder import EncoderConfig
+from mmssl.encoders.attend import attend
+from mmssl.encoders.checkpointing import Checkpointing, run_block
+from mmssl.encoders.norms import Residual, as_stream, block_norm
 from mmssl.encoders.packing import Packing
 
 Activation = Literal["gelu", "quick_gelu"]
 Pick = int | Tensor
 """Token of each sample that the last block computes: one number for all samples, or [B] numbers. With packing: `last`."""
-
-SHORT = 128
-"""Keys up to which fused attention is slower backward in bfloat16 on the CPU: twice at 50 keys, eight times at 13."""
 
 
 class QuickGELU(nn.Module):
@@ -50,10 +46,8 @@ class DropPath(nn.Module):
         kept = 1 - self.rate
         if packing is None:
             return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(kept) / kept
-        alive = x.new_empty(len(packing.order), 1).bernoulli_(kept)[packing.order]
-        if len(x) != len(alive):
-            alive = alive.repeat_interleave(packing.lengths, dim=0)
-        return x * alive / kept
+        alive = x.new_empty(packing.texts, 1).bernoulli_(kept)
+        return x * packing.spread(alive, len(x)) / kept
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
@@ -88,27 +82,13 @@ class Attention(nn.Module):
                 q, kv = self.qkv(pick_tokens(x, pick))[..., :width], self.qkv(x)[..., width:]
             parts = tuple(part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, *kv.chunk(2, -1)))
         if packing is not None:
-            return self.out(self._packed(parts, packing, self.causal and pick is None))  # type: ignore[no-any-return]
+            return self.out(packing.attend(*parts, causal=self.causal and pick is None))  # type: ignore[no-any-return]
         if self.causal and pick is not None:
             before = torch.arange(x.shape[1], device=x.device) <= torch.as_tensor(pick, device=x.device).reshape(-1, 1)
             mask = before[:, None, None] if mask is None else mask & before[:, None, None]
         q, k, v = (part.transpose(1, 2) for part in parts)  # each [B, heads, T, D / heads]
         x = attend(q, k, v, mask, causal=self.causal and pick is None)
         return self.out(x.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _packed(parts: Sequence[Tensor], packing: Packing, causal: bool) -> Tensor:
-        # Texts of equal length lie side by side: a view of their rows is a batch without padding.
-        split = []
-        for part in parts:
-            single = len(part) == len(packing.order)  # one query a text, its last: it sees all of the text
-            sizes = [count * (1 if single else length) for count, length in packing.groups]
-            split.append(torch.split(part, sizes))
-        out = []
-        for (count, _), *rows in zip(packing.groups, *split, strict=True):
-            q, k, v = (row.unflatten(0, (count, -1)).transpose(1, 2) for row in rows)
-            out.append(attend(q, k, v, causal=causal).transpose(1, 2).flatten(0, 1))
-        return torch.cat(out).flatten(1)
 
 
 class Mlp(nn.Module):
@@ -139,11 +119,12 @@ class Block(nn.Module):
         layer_scale: float | None,
         drop_path: float,
         dropout: float,
+        residual: Residual = "float32",
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = block_norm(width, residual)
         self.attention = Attention(width, heads, causal=causal)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = block_norm(width, residual)
         self.mlp = Mlp(width, int(width * mlp_ratio), activation)
         scale = None if layer_scale is None else torch.full((width,), layer_scale)
         self.scale1 = None if scale is None else nn.Parameter(scale.clone())
@@ -189,7 +170,8 @@ class Transformer(nn.ModuleList):
         layer_scale: initial factor of each branch (arXiv:2103.17239); None: no such parameter.
         drop_path: probability of dropping a branch in the last block; grows linearly from 0 in the first.
         dropout: dropout probability of each branch's output.
-        checkpointing: recompute each block in backward instead of keeping its activations.
+        checkpointing: recompute each block in backward instead of keeping its activations; see `run_block`.
+        residual: "bf16": under autocast to bfloat16 the residual stream is rounded to it after each branch.
     """
 
     def __init__(
@@ -204,10 +186,11 @@ class Transformer(nn.ModuleList):
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         dropout: float = 0.0,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
+        residual: Residual = "float32",
     ) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
+        self.checkpointing, self.residual = checkpointing, residual
         for number in range(depth):
             block = Block(
                 width,
@@ -218,6 +201,7 @@ class Transformer(nn.ModuleList):
                 layer_scale=layer_scale,
                 drop_path=drop_path * number / max(1, depth - 1),
                 dropout=dropout,
+                residual=residual,
             )
             initialise_attention(block.attention, width, depth)
             nn.init.normal_(block.mlp.up.weight, std=(2 * width) ** -0.5)
@@ -247,13 +231,10 @@ class Transformer(nn.ModuleList):
             The output [B, T, D] or [N, D], or with `pick` [B, 1, D] or [B, D]; and the last `hidden` block outputs from early to
             late, the output among them.
         """
-        outputs = []
+        x, outputs = as_stream(x, self.residual), []
         for number, block in enumerate(self):
             wanted = pick if number == len(self) - 1 else None
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, packing, wanted, use_reentrant=False)
-            else:
-                x = block(x, mask, packing, wanted)
+            x = run_block(block, self.checkpointing, x, mask, packing, wanted)
             if number >= len(self) - hidden:
                 outputs.append(x)
         return x, tuple(outputs)
@@ -295,12 +276,16 @@ class TransformerConfig(BlocksConfig):
     Attributes:
         width: D, size of each token and of the pooled vector.
         activation: "gelu", or "quick_gelu" for OpenAI's weights.
-        checkpointing: recompute blocks in backward: less memory, a third more work.
+        checkpointing: recompute blocks in backward: less memory, a third more work. "selective": all but matrix products and
+            attention, for little work; not with `compile`.
+        residual: type of the residual stream with `precision: bf16`. "bf16" halves what it takes of memory and memory traffic, and
+            rounds the stream after each branch, to 2^-9 of its size: losses differ a little from those of "float32".
     """
 
     width: int = Field(default=768, gt=0)
     activation: Activation = "gelu"
-    checkpointing: bool = False
+    checkpointing: Checkpointing = False
+    residual: Residual = "float32"
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
@@ -310,14 +295,8 @@ class TransformerConfig(BlocksConfig):
 
     def transformer(self, **options: Any) -> Transformer:
         """Build the stack; `options` are further arguments of `Transformer`."""
-        return self.blocks(self.width, activation=self.activation, checkpointing=self.checkpointing, **options)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool) -> Tensor:
-    """Scaled dot-product attention of q, k, v [B, heads, T, D / heads], by the fastest kernel."""
-    short = k.shape[-2] <= SHORT and q.dtype is torch.bfloat16 and q.device.type == "cpu" and q.requires_grad
-    with sdpa_kernel(SDPBackend.MATH) if short and not torch.compiler.is_compiling() else nullcontext():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        own = {"activation": self.activation, "checkpointing": self.checkpointing, "residual": self.residual}
+        return self.blocks(self.width, **own, **options)
 
 
 def pick_tokens(x: Tensor, pick: Pick) -> Tensor:

@@ -18,6 +18,7 @@ from mmssl.data.synchronized.chain import mistakes
 from mmssl.data.synchronized.mix import Dropout
 from mmssl.data.synchronized.space import Flip
 from mmssl.data.synchronized.time import TimeCrop
+from mmssl.encoders.transformer import TransformerConfig
 from mmssl.objectives.clip import ClipObjective
 from mmssl.training.steps.resolution import ResolutionStage
 
@@ -63,6 +64,19 @@ def check_lora(lora: Collection[str], encoders: Mapping[str, EncoderConfig], lay
         raise ValueError(
             "optimizer.layer_decay: got a rate by layers with lora, wanted one of both; adapters start at zero in all layers"
         )
+
+
+def check_compile(compiled: bool, encoders: Mapping[str, EncoderConfig]) -> None:
+    """Raise an error for a compiled encoder of which some operations are kept: compiled code has no single ones.
+
+    Raises:
+        ValueError: the first such encoder.
+    """
+    for name, encoder in encoders.items():
+        if compiled and isinstance(encoder, TransformerConfig) and encoder.checkpointing == "selective":
+            raise ValueError(
+                f"encoders.{name}.checkpointing: got selective with training.compile, wanted one of both; set it to true"
+            )
 
 
 def check_parts(

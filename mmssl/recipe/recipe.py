@@ -20,7 +20,15 @@ from mmssl.core.torch_seeding import seeded
 from mmssl.data.modality import Modality
 from mmssl.data.stream.config import DataConfig
 from mmssl.encoders.lora import LoraConfig, add_lora
-from mmssl.recipe.checks import blank_batch, check_keys, check_lora, check_parts, check_views, optional_modalities
+from mmssl.recipe.checks import (
+    blank_batch,
+    check_compile,
+    check_keys,
+    check_lora,
+    check_parts,
+    check_views,
+    optional_modalities,
+)
 from mmssl.recipe.flat import FLAT, flatten_keys
 from mmssl.recipe.gradients import SAMPLES, check_gradients
 from mmssl.recipe.keep import KeepConfig
@@ -113,6 +121,7 @@ class Recipe(Config):
                     "keep: got no weights to start from, and there are no old tasks then; set weights, or leave keep out"
                 )
             self.keep.suite(self.evaluators)
+        check_compile(self.training.compile != "off", self.encoders)
         check_lora(self.lora, self.encoders, self.training.optimizer.layer_decay)
         if self.partial and self.weights is None:
             raise ValueError("partial: got true without weights, wanted both; set weights, or leave partial out")

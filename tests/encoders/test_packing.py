@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders import text_transformer
-from mmssl.encoders.packing import Packing
+from mmssl.encoders.packing import SortedPacking
 from mmssl.encoders.text_transformer import TextTransformer, TextTransformerConfig, trim_padding
 from tests.encoders.kinds import build, differ, inputs, is_audio, stir
 
@@ -172,7 +172,7 @@ def test_pooled_alone_works_on_one_row_in_the_last_block(tmp_path: Any) -> None:
 
 
 def test_a_packing_says_where_things_lie() -> None:
-    packing = Packing.of(torch.tensor([3, 1, 3, 2]))
+    packing = SortedPacking.of(torch.tensor([3, 1, 3, 2]))
     assert packing.order.tolist() == [1, 3, 0, 2]
     assert packing.groups == ((1, 1), (1, 2), (2, 3))
     x = torch.arange(4 * 5.0).reshape(4, 5)

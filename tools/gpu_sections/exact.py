@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.encoders.text_transformer import TextTransformerConfig, trim_padding
+from mmssl.encoders.text_transformer import TextTransformer, TextTransformerConfig, trim_padding
 from mmssl.losses.info_nce import info_nce
 from mmssl.losses.tiled_info_nce import tiled_info_nce
 from mmssl.training.steps.compilation import CompileMode
@@ -36,6 +36,7 @@ def rows(bench: Bench) -> Rows:
         yield name, partial(_loss, bench, tf32)
     yield "cached to plain step, bf16", partial(_cached, bench)
     yield "text on the device to packed on the CPU, float64", partial(_packed, bench)
+    yield "text packed with bounds to float64, bf16", partial(_ragged, bench)
     for tokens in (5,) if bench.tiny else (50, 197, 257):
         for mode in ("off", "blocks") if tokens == 197 else ("off",):
             for deterministic in (False, True):
@@ -101,12 +102,37 @@ def _cached(bench: Bench) -> Figures:
     return {"value": float((plain - cached).norm() / plain.norm()), "unit": "", "roofline": 2e-2}
 
 
-def _packed(bench: Bench) -> Figures:
+ENDS = (3, 19, 7, 7, 1, 12)
+
+
+def _texts() -> tuple[TextTransformer, Tensor]:
     torch.manual_seed(0)
     encoder = TextTransformerConfig(vocab_size=40, context_length=40, width=32, depth=2, heads=4).build().double()
-    ids = torch.randint(1, 39, (6, 40))
-    for row, end in enumerate((3, 19, 7, 7, 1, 12)):
+    ids = torch.randint(1, 39, (len(ENDS), 40))
+    for row, end in enumerate(ENDS):
         ids[row, end], ids[row, end + 1 :] = 39, 0
+    return encoder, ids
+
+
+def _ragged(bench: Bench) -> Figures:
+    """The largest error of a gradient, beside that of padded texts: packing may not add to the rounding."""
+    encoder, ids = _texts()
+
+    def gradient(ids: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
+        encoder.zero_grad()
+        encoder(ids, pooled_only=True, lengths=lengths).pooled.square().sum().backward()
+        return torch.cat([p.grad.flatten().double() for p in encoder.parameters() if p.grad is not None]).cpu()
+
+    exact, ids = gradient(ids, None), trim_padding(ids).to(bench.device)
+    encoder.float().to(bench.device)
+    with torch.autocast(bench.device.type, dtype=torch.bfloat16):
+        found = [gradient(ids, lengths) for lengths in (tuple(end + 1 for end in ENDS), None)]
+    packed, padded = (float((x - exact).norm() / exact.norm()) for x in found)
+    return {"value": packed, "unit": "", "roofline": 2e-2, "padded": f"{padded:.1e}"}
+
+
+def _packed(bench: Bench) -> Figures:
+    encoder, ids = _texts()
     packed = encoder(ids, pooled_only=True).pooled.detach()
     there = encoder.to(bench.device)(trim_padding(ids).to(bench.device), pooled_only=True).pooled.detach().cpu()
     return {"value": float((there - packed).abs().max() / packed.abs().max()), "unit": "", "roofline": 1e-10}

@@ -142,8 +142,10 @@ def our_learner(model: Model) -> Learner:
 
 
 def trimmed(batch: Batch) -> Batch:
-    """The batch on the device, with common padding of texts trimmed (see `DeviceStream`)."""
-    return replace(batch, views={**batch.views, "text": {"tokens0": trim_padding(batch["text"]["tokens0"])}})
+    """The batch on the device, with common padding of texts trimmed and their lengths noted (see `DeviceStream`)."""
+    counts = {"text": {"tokens0": tuple(caption_lengths(batch).tolist())}}
+    views = {**batch.views, "text": {"tokens0": trim_padding(batch["text"]["tokens0"])}}
+    return replace(batch, views=views, token_counts=counts)
 
 
 @dataclass(frozen=True)

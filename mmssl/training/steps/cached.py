@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -150,7 +150,7 @@ class _Remembered(Encoder):
         super().__init__()
         self.encoder = encoder
         self.width, self.grid, self.depth = encoder.width, encoder.grid, encoder.depth
-        self.capabilities, self.trim = encoder.capabilities, encoder.trim
+        self.capabilities, self.trim, self.token_counts = encoder.capabilities, encoder.trim, encoder.token_counts
         self.recalling = False
         self._pooled: deque[Tensor] = deque()
 
@@ -165,11 +165,12 @@ class _Remembered(Encoder):
         replace: tuple[Tensor, Tensor] | None = None,
         hidden: int = 0,
         pooled_only: bool = False,
+        **more: Any,
     ) -> Features:
         kept = pooled_only and not hidden and replace is None and not x.requires_grad
         if kept and self.recalling:
             return Features(self._pooled.popleft())
-        features: Features = self.encoder(x, keep=keep, replace=replace, hidden=hidden, pooled_only=pooled_only)
+        features: Features = self.encoder(x, keep=keep, replace=replace, hidden=hidden, pooled_only=pooled_only, **more)
         if kept:
             # A copy: often it is a view of all tokens, which would stay with it.
             self._pooled.append(features.pooled.detach().clone())

@@ -102,14 +102,18 @@ def finished(batch: Batch, unfinished: Unfinished) -> Batch:
 def trimmed(batch: Batch, encoders: Mapping[str, nn.Module]) -> Batch:
     """Cut padding off the token views of a batch, all of a modality to the length of its longest text; see `Encoder.trim`.
 
+    What is left of each text is noted in `Batch.token_counts`.
+
     What is cut is dense in memory: a view with gaps cannot be copied to a device while the host goes on.
     """
-    views = dict(batch.views)
+    views, counts = dict(batch.views), dict(batch.token_counts)
     for modality, encoder in encoders.items():
         assert isinstance(encoder, Encoder)
         names = batch.trimmable.get(modality, ())
+        if encoder.token_counts is not None and names:
+            counts[modality] = {name: tuple(encoder.token_counts(views[modality][name]).tolist()) for name in names}
         if encoder.trim is not None and names:
             longest = max(encoder.trim(views[modality][name]).shape[1] for name in names)
             cut = {name: views[modality][name][:, :longest].contiguous() for name in names}
             views[modality] = {**views[modality], **cut}
-    return replace(batch, views=views)
+    return replace(batch, views=views, token_counts=counts)
