@@ -126,7 +126,7 @@ class CalibrationEvaluator(Evaluator):
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         for name in self.config.pair:
             model.require(name, shared_space=True)
-        with inference(model):
+        with inference(model, self.config.precision):
             encode = {name: lambda x, name=name: model.embed(name, x) for name in self.config.pair}
             data = self._shards.collect(encode, model.device)
             scores, self.calibration = calibrate(data, self.config)

@@ -74,7 +74,7 @@ class ClassRetrieval(Evaluator):
         config = self.config
         for name in config.pair:
             model.require(name, shared_space=True)
-        with inference(model):
+        with inference(model, self.config.precision):
             encode = {name: lambda x, name=name: model.embed(name, x) for name in config.pair}
             data = self._shards.collect({**encode, config.labels: lambda x: x}, model.device)
             scores = class_retrieval_scores(

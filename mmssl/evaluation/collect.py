@@ -246,6 +246,8 @@ def collect(
 def unpack_items(batch: Batch, modality: str, view: str = "eval0") -> tuple[Tensor, Tensor]:
     """Unpack a modality's view into items [n, ...] and their owners [n], without absent samples and padding."""
     x, owner = batch[modality][view], batch.index
+    if modality not in batch.present and modality not in batch.lengths:
+        return x, owner  # as it is, perhaps in pinned memory
     present = batch.present.get(modality, torch.ones(len(batch), dtype=torch.bool))
     if modality not in batch.lengths:
         return x[present], owner[present]

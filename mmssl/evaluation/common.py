@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmssl.core import distributed
 from mmssl.core.config import Config, Entries, PositiveDuration
+from mmssl.core.encoder import EmbeddingModel, TowerPrecision
 from mmssl.core.errors import NumericError, RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
@@ -36,6 +37,8 @@ class EvaluatorConfig(Config):
         every: interval between evaluations during training; None: at the end only.
         batch_size: samples that a process encodes at a time; changes speed and memory, not scores.
         workers: number of worker processes that decode; 0: decode in the main process.
+        precision: in which encoders compute: "float32", or "bf16" (autocast), which moves scores a little and is
+            meant for GPUs. Heads, scores and probes stay float32 or better.
         max_samples: number of samples to evaluate on, the first ones; None: all.
         on_error: for a sample that cannot be decoded: "raise" ends the evaluation; "skip" leaves it out and counts it in n_skipped.
         cache, allow_pipe: of remote shards, as in `data`; None: as there.
@@ -45,6 +48,7 @@ class EvaluatorConfig(Config):
     every: PositiveDuration | None = None
     batch_size: int = Field(default=256, ge=1)
     workers: int = Field(default=0, ge=0)
+    precision: TowerPrecision = "float32"
     max_samples: int | None = Field(default=None, ge=1)
     on_error: Literal["raise", "skip"] = "raise"
     cache: CacheConfig | None = None
@@ -101,14 +105,19 @@ def require_usable(rows: Tensor, owner: Tensor, keys: Mapping[int, str], what: s
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Context of inference: evaluation mode, no gradients, exact float32; restores the mode of every module at exit."""
+def inference(model: EmbeddingModel, precision: TowerPrecision = "float32") -> Iterator[None]:
+    """Context of inference: evaluation mode, no gradients, exact float32, but for encoders of another precision.
+
+    The mode of every module is restored at exit.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    before, model.precision = model.precision, precision
     try:
         with torch.no_grad(), exact_products():
             yield
     finally:
+        model.precision = before
         for module, training in modes:
             module.training = training
 

@@ -64,7 +64,7 @@ class Representation(Evaluator):
         modality = self.config.modality
         model.require(modality, shared_space=False)
         views = [f"{modality}/{name}" for kind, n in self.config.views.items() for name in view_names(kind, n)]
-        with inference(model):
+        with inference(model, self.config.precision):
             encode = {name: lambda x: model.features(modality, x) for name in (modality, *views)}
             data = self._shards.collect(encode, model.device)
             scores = representation_scores(data, modality, views)

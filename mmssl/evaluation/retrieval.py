@@ -70,7 +70,7 @@ class Retrieval(Evaluator):
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config
         data = self.collect(model)
-        with inference(model):
+        with inference(model, self.config.precision):
             scores, self.tables = retrieval_scores(
                 data,
                 config.pair,
@@ -88,7 +88,7 @@ class Retrieval(Evaluator):
         config = self.config
         for name in config.pair:
             model.require(name, shared_space=True)
-        with inference(model):
+        with inference(model, self.config.precision):
             encode = {name: lambda x, name=name: model.embed(name, x) for name in config.pair}
             return self.shards.collect(encode, model.device, hashed=True)
 

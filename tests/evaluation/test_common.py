@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mmssl.core.encoder import EmbeddingModel, Encoder, Features
 from mmssl.core.errors import NumericError, RecipeError
 from mmssl.evaluation.common import inference, require_modalities, require_usable, warn_of_ties
 from tests.evaluation.world import modalities
@@ -33,16 +35,57 @@ def test_zero_features_are_allowed_where_no_direction_is_needed() -> None:
 
 
 def test_a_model_is_left_as_it_was() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.BatchNorm1d(2))
+    model = EmbeddingModel({"one": nn.Linear(2, 2), "two": nn.Dropout()}, {"one": nn.BatchNorm1d(2)})
     model.train()
-    model[2].eval()  # a frozen part
+    model.heads.eval()  # a frozen part
+    before = [module.training for module in model.modules()]
     with inference(model):
         assert not any(module.training for module in model.modules())
         assert not torch.is_grad_enabled()
     with pytest.raises(ZeroDivisionError), inference(model):
         1 / 0  # noqa: B018
-    assert [module.training for module in model.modules()] == [True, True, True, False]
+    assert [module.training for module in model.modules()] == before
     assert torch.is_grad_enabled()
+
+
+class Casting(Encoder):
+    """An encoder that notes in which type its products are."""
+
+    width = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+        self.types: list[torch.dtype] = []
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor, **asked: Any) -> Features:
+        y = self.layer(x)
+        self.types.append(y.dtype)
+        return Features(y)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        return [[*self.parameters()]]
+
+
+def test_encoders_alone_compute_in_bfloat16_if_told_so() -> None:
+    torch.manual_seed(0)
+    encoder, head = Casting(), nn.Linear(4, 3)
+    model = EmbeddingModel({"m": encoder}, {"m": head})
+    x, seen = torch.randn(5, 6), []
+    head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    found = []
+    for precision in ("float32", "bf16"):
+        with inference(model, precision):
+            found.append((model.embed("m", x), model.features("m", x)))
+        assert model.precision == "float32"
+    assert encoder.types == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert set(seen) == {(torch.float32, torch.float32)}
+    for exact, rounded in zip(*found, strict=True):
+        assert rounded.dtype == torch.float32
+        assert 0 < (rounded - exact).abs().max() < 0.02
 
 
 def test_unknown_modalities_are_refused() -> None:

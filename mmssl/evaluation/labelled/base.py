@@ -125,7 +125,7 @@ class LabelledShards:
 
     def _collect(self, model: EmbeddingModel, shards: KeptShards, encode: Encode) -> Labelled:
         modality, labels = self.config.modality, self.config.labels
-        with inference(model):
+        with inference(model, self.config.precision):
             data = shards.collect({modality: encode, labels: lambda x: x}, model.device)
         return labelled(data, modality, labels)
 

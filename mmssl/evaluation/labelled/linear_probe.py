@@ -29,6 +29,8 @@ from mmssl.evaluation.labelled.base import (
 from mmssl.evaluation.probe_solver import ProbeSolver
 from mmssl.evaluation.ranking import Predictions, class_ranks
 
+ROWS = 2**16
+"""Samples that are scaled at a time in float64."""
 PENALTIES = tuple(10.0**exponent for exponent in (1, 0, -1, -2, -3, -4, -5, -6))
 
 
@@ -134,10 +136,12 @@ class Scale:
     @classmethod
     def of(cls, features: Tensor, kind: str) -> Scale:
         """Fit the scaling on features [n, D]."""
-        exact = features.double()
-        mean, deviation = torch.zeros_like(exact[0]), torch.ones_like(exact[0])
+        mean = features.new_zeros(features.shape[1], dtype=torch.float64)
+        deviation = torch.ones_like(mean)
         if kind == "standard":
-            mean, deviation = exact.mean(0), exact.std(0, unbiased=False)
+            mean = features.mean(0, dtype=torch.float64)
+            squares = torch.stack([(part.double() - mean).square().sum(0) for part in torch.split(features, ROWS)])
+            deviation = (squares.sum(0) / len(features)).sqrt()
             # A constant feature is rounding noise: dividing by its deviation would make it the largest.
             deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)
         return cls(mean, deviation, kind == "unit")

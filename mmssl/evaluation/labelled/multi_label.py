@@ -54,7 +54,7 @@ class MultiLabelZeroShot(PromptedEvaluator):
         self.config = config
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
-        with inference(model):
+        with inference(model, self.config.precision):
             classifier = self.classifier(model)
             data = self.embedded(model, self._shards)
             scores, self.tables = multi_label_scores(data, classifier, self.prompts.names, self.config)

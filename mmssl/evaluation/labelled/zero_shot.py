@@ -88,7 +88,7 @@ class ZeroShot(PromptedEvaluator):
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config
-        with inference(model):
+        with inference(model, self.config.precision):
             classifier = self.classifier(model)
             data = self.embedded(model, self._shards)
             answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names)

@@ -97,7 +97,7 @@ class RelationEvaluator(Evaluator):
             model.require(name, shared_space=True)
         index = self._index.open()
         total = min(len(index), config.max_samples or len(index))
-        with inference(model):
+        with inference(model, self.config.precision):
             parts, owners, *counts = self._share(model, index, total)
             excluded, skipped = (sum(column) for column in zip(*distributed.gather_objects(counts), strict=True))
             embedded = gather_named(parts, model.device)

@@ -87,7 +87,7 @@ class CaptionChoice(Evaluator):
         for name in config.pair:
             model.require(name, shared_space=True)
         examples = self._examples.open()
-        with inference(model):
+        with inference(model, self.config.precision):
             numbers, rows, skipped = self._embed_share(model, examples)
             skipped = sum(distributed.gather_objects(skipped))
             embedded = gather_named(rows, model.device)

@@ -191,7 +191,7 @@ class RelationCard(Evaluator):
         absent = [name for name in self.names if name not in names]
         if absent:
             log.warning("relations: left out %s, which this model has not in its shared space", ", ".join(absent))
-        with inference(model):
+        with inference(model, self.config.precision):
             parts = [*self._of_embeddings(model, names)]
         parts += [self._broken(test, model) for test in self._tests if {*test.config.pair} <= {*names}]
         whole = next(part.scores for part in parts if part.scores is not None)

@@ -96,7 +96,7 @@ class ModalityConfusion(Evaluator):
         for name in (*config.modalities, *((config.prompts,) if self.prompts is not None else ())):
             model.require(name, shared_space=True)
         self.open()
-        with inference(model):
+        with inference(model, self.config.precision):
             scores = self.scores(self._collect(self._shards, model), model)
         warn_of_ties(f"class by {set_name(config.modalities)}", float(scores["tie_rate"] or 0))
         yield from broadcast_scores(scores).items()

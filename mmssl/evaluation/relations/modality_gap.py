@@ -50,7 +50,7 @@ class ModalityGap(Evaluator):
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         for name in self.config.pair:
             model.require(name, shared_space=True)
-        with inference(model):
+        with inference(model, self.config.precision):
             encode = {name: lambda x, name=name: model.embed(name, x) for name in self.config.pair}
             data = self._shards.collect(encode, model.device)
             scores = gap_scores(data, self.config.pair)

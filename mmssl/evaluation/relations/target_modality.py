@@ -64,7 +64,7 @@ class TargetModality(Evaluator):
         config = self.config
         for name in config.modalities:
             model.require(name, shared_space=True)
-        with inference(model):
+        with inference(model, self.config.precision):
             encode = {name: lambda x, name=name: model.embed(name, x) for name in config.modalities}
             data = self._shards.collect(encode, model.device)
             scores, self.tables = target_scores(data, config.modalities, resamples=config.resamples, seed=config.seed)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmssl.core.errors import DataError, NumericError
+from mmssl.evaluation.labelled import linear_probe
 from mmssl.evaluation.labelled.base import Labelled, classifier_scores, labelled
 from mmssl.evaluation.labelled.linear_probe import (
     LinearProbeConfig,
@@ -52,6 +53,12 @@ def test_the_minimum_is_scikit_learns(scale: str) -> None:
         assert probe.objective <= expected + 1e-9
         assert probe.gradient < 1e-5
         assert (probe.weight - reference[0]).abs().max() < 1e-3 * (1 + reference[0].abs().max())
+
+
+def test_features_are_scaled_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, _ = features(150, 0)
+    monkeypatch.setattr(linear_probe, "ROWS", 16)
+    torch.testing.assert_close(Scale.of(raw, "standard").deviation, raw.double().std(0, unbiased=False))
 
 
 def test_more_features_than_samples_and_dead_features_can_be_fitted() -> None:
