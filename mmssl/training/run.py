@@ -254,7 +254,7 @@ class Run:
             on_main(lambda: bad_batches.rewind(self.state.step))
             self.state.ledger = ledger = JsonLines(self.folder / "faults.jsonl")
             on_main(lambda: ledger.rewind(self.state.step))
-            self.launch.start_trackers(self.folder, self.state.step)
+            on_main(lambda: self.launch.start_trackers(self.folder, self.state.step))
             try:
                 with self.launch.naming_lost_processes(), self.step.profiler or nullcontext():
                     train(

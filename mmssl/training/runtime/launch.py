@@ -223,11 +223,19 @@ class Launch:
         return nullcontext()
 
     def start_trackers(self, folder: Path, step: int) -> None:
-        """Open the trackers on the main process; see `open_tracker`."""
-        if not self.is_main:
-            return
+        """Open the trackers, on the main process; see `open_tracker`. A resumed run goes on without one that cannot be opened.
+
+        Raises:
+            RecipeError: a tracker of a new run cannot be opened.
+        """
         for name in self._names:
-            self._trackers.append(open_tracker(name, folder, step, self._project, self._tags))
+            try:
+                self._trackers.append(open_tracker(name, folder, step, self._project, self._tags))
+            except Exception as error:  # any error of a foreign service
+                problem = f"the tracker {name!r} cannot be opened: {type(error).__name__}: {error}"
+                if step == 0:
+                    raise RecipeError(f"log.trackers: {problem}; mend it, or remove it from the recipe") from error
+                say(f"{problem}; the run goes on without it")
 
     def track(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers to the trackers. A tracker that fails is reported once and then disabled; `metrics.jsonl` has all numbers."""

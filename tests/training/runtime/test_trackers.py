@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from mmssl.core.errors import RecipeError
+from mmssl.training.runtime import launch as launching
 from mmssl.training.runtime import trackers
+from mmssl.training.runtime.launch import Launch
 from mmssl.training.runtime.trackers import check_trackers, open_tracker
 
+ROOT = Path(__file__).resolve().parents[3]
 Started = list[tuple[str, dict[str, Any]]]
 
 
@@ -85,3 +94,76 @@ def test_a_file_of_ids_that_cannot_be_read_is_no_end(tmp_path: Path, started: St
 def test_unknown_trackers_are_refused() -> None:
     with pytest.raises(RecipeError, match="trackers: got 'wandbb', did you mean"):
         check_trackers(["wandbb"])
+
+
+def test_a_tracker_that_cannot_be_opened_stops_a_new_run_and_no_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(name: str, *arguments: object) -> None:
+        raise ConnectionError(f"nobody answers for {name}")
+
+    monkeypatch.setattr(launching, "check_trackers", lambda names: None)
+    monkeypatch.setattr(launching, "open_tracker", refused)
+    launch = Launch(device="cpu", trackers=["wandb"])
+    with pytest.raises(
+        RecipeError, match=r"log\.trackers: the tracker 'wandb' cannot be opened: ConnectionError: nobody"
+    ):
+        launch.start_trackers(tmp_path, 0)
+    launch.start_trackers(tmp_path, 5)
+    assert "nobody answers for wandb; the run goes on without it" in capsys.readouterr().err
+    launch.track({"loss": 1.0}, 6)
+    launch.stop_trackers()
+
+
+REAL = ("wandb", "mlflow", "trackio")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_real_trackers_without_a_network(name: str, tmp_path: Path) -> None:
+    """Six steps in two sessions: one run there, with project and tags. Packages: `pip install wandb mlflow-skinny trackio`."""
+    pytest.importorskip(name, reason="this tracker is not installed")
+    run = tmp_path / "first_run"
+    run.mkdir()
+    offline = {
+        "WANDB_MODE": "offline", "WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1", "TRACKIO_DIR": str(tmp_path / "there"),
+        "MLFLOW_TRACKING_URI": f"file://{tmp_path / 'there'}", "MLFLOW_ALLOW_FILE_STORE": "true",
+    }  # fmt: skip
+    code = "import sys; from tests.training.runtime.test_trackers import session; session(*sys.argv[1:])"
+    for step in (0, 3):
+        command = [sys.executable, "-c", code, name, str(run), str(step)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | offline, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    if name == "trackio":
+        (path,) = (path for path in files if path.name == "scenes.db")
+        with closing(sqlite3.connect(path)) as there:
+            rows = there.execute("select run_name, step from metrics").fetchall()
+            (config,) = there.execute("select config from configs").fetchone()
+        assert rows == [("first_run", step) for step in range(1, 7)]
+        assert json.loads(config)["tags"] == ["small", "first"]
+        return
+    (number,) = json.loads((run / trackers.IDS).read_text()).values()
+    if name == "wandb":
+        logs = [path for path in files if path.name == f"run-{number}.wandb"]
+        assert len(logs) == 2
+        assert all(word in path.read_bytes() for path in logs for word in (b"scenes", b"small", b"train/loss"))
+    else:
+        (path,) = (path for path in files if path.name == "loss" and number in path.parts)
+        assert [line.split()[2] for line in path.read_text().splitlines()] == list("123456")
+        assert {path.name for path in files if path.parent.name == "tags" and number in path.parts} >= {
+            "small",
+            "first",
+        }
+        assert any("name: scenes" in path.read_text() for path in files if path.name == "meta.yaml")
+
+
+def session(name: str, folder: str, step: str) -> None:
+    """Three steps of a run in a tracker."""
+    PartialState(cpu=True)
+    tracker = open_tracker(name, Path(folder), int(step), "scenes", ["small", "first"])
+    for number in range(int(step) + 1, int(step) + 4):
+        tracker.log({"train/loss": 1 / number}, step=number)
+    tracker.finish()
