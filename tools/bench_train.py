@@ -12,6 +12,9 @@ if the means of their second halves are less than two standard errors apart.
 Captions repeat, and equal captions cannot be told apart: that is a floor of the loss, which depends on how many of them meet in a
 batch. Each shard has all captions in random order, so that it is the same floor whichever samples a worker takes at a time. (With
 shards of few captions each, open_clip's batches, which come from one worker and so from one shard, had a higher one.)
+
+`--recorded` gives open_clip's model and loss the very batches of our run instead, and compares the curves step by step (see
+recorded.py); nothing is timed then.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import recorded
 from captions import CAPTIONS
 
 TOOLS = Path(__file__).resolve().parent
@@ -207,6 +211,28 @@ def compare(curves: dict[str, list[list[float]]]) -> dict[str, Any]:
     return {"curves": curves, "halves": halves, "means": means, "apart": apart, "noise": noise, "agree": agree}
 
 
+def run_recorded(arguments: argparse.Namespace, folder: Path, steps: int) -> dict[str, Any]:
+    """The curves of our runs, and of open_clip on the batches of each; printed as a table of the first one."""
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    settings = {"rate": RATE, "decay": DECAY, "warmup": WARMUP, "precision": arguments.precision}
+    curves: dict[str, list[list[float]]] = {"ours": [], "peer": []}
+    for seed in range(arguments.seeds):
+        make_weights(arguments.model, folder / "weights.pt", seed)
+        recipe = write_recipe(arguments, folder, seed)
+        command = [sys.executable, "-m", "pipelines.pretrain", str(recipe)]
+        curves["ours"].append(run("ours", command, arguments.threads, folder)[1])
+        batches = recorded.recorded_batches(recipe, steps)
+        weights = folder / "weights.pt"
+        curves["peer"].append(recorded.peer_losses(arguments.model, weights, batches, steps, settings))
+    found = recorded.compare_recorded(curves["ours"], curves["peer"])
+    for step in range(0, steps, max(1, steps // 20)):
+        print(f"{step:>5} {curves['peer'][0][step]:>10.4f} {curves['ours'][0][step]:>10.4f}")
+    print(f"same batches: {found['mean']:.5f} apart at a step on average, {found['largest']:.5f} at most")
+    return found
+
+
 def main() -> None:
     """Read arguments, run both, print, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -218,6 +244,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seeds", type=int, default=1, help="runs of each side")
+    parser.add_argument("--recorded", action="store_true", help="the same batches on both sides; compares curves only")
     parser.add_argument("--json", type=Path, help="write the result here")
     arguments = parser.parse_args()
     steps = arguments.samples // arguments.batch
@@ -228,6 +255,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_shards(folder / "shards", arguments.samples)
+        if arguments.recorded:
+            write(arguments, {"loss": run_recorded(arguments, folder, steps)})
+            return
         for seed in range(arguments.seeds):
             make_weights(arguments.model, folder / "weights.pt", seed)
             for side, command in commands(arguments, folder, seed).items():
@@ -250,16 +280,21 @@ def main() -> None:
         f"second half: open_clip {compared['means']['peer']:.4f}, ours {compared['means']['ours']:.4f}, "
         f"{compared['apart']:+.4f} apart; the noise of that is {noise}; floor of both {floor:.4f}"
     )
+    result = {
+        "ratio": ratio,
+        **speed,
+        "unit": "samples per second",
+        "rates": rates,
+        "loss": {**compared, "floor": floor},
+    }
+    write(arguments, result)
+
+
+def write(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Write the result with its settings, if a file was named."""
     if arguments.json:
-        names = ("model", "batch", "samples", "precision", "threads", "seeds")
+        names = ("model", "batch", "samples", "precision", "threads", "seeds", "recorded")
         setting = {name: getattr(arguments, name) for name in names}
-        result = {
-            "ratio": ratio,
-            **speed,
-            "unit": "samples per second",
-            "rates": rates,
-            "loss": {**compared, "floor": floor},
-        }
         arguments.json.write_text(json.dumps(result | setting, indent=1) + "\n")
 
 

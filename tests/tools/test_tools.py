@@ -19,6 +19,7 @@ import compare_flips
 import open_clip
 import peer_env
 import pytest
+import recorded
 import run
 
 from mmssl.recipe.recipe import Recipe
@@ -47,6 +48,7 @@ def test_there_are_tools() -> None:
         "learning_rows",
         "learning_rows_speech",
         "learning_rows_text",
+        "recorded",
     }
     assert len(PROGRAMS) >= 10
 
@@ -163,6 +165,28 @@ def test_our_side_of_a_training_run(
     compared = bench_train.compare({"ours": [[3.0, 2.0], [3.0, 4.0]], "peer": [[1.0, 1.0], [1.0, 3.0]]})
     assert (compared["apart"], compared["agree"]) == (1, True)
     assert not bench_train.compare({"ours": [[9.0], [9.1]], "peer": [[1.0], [1.1]]})["agree"]
+
+
+def test_open_clip_on_the_batches_of_our_run_has_its_losses(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Step for step, in float32, with the same weights, schedule and decay."""
+    monkeypatch.setattr(bench_train, "WARMUP", 2)
+    monkeypatch.setattr(bench_train, "RATE", 1e-2)  # so that a wrong step shows
+    bench_train.make_shards(tmp_path / "shards", 24)
+    bench_train.make_weights(small, tmp_path / "weights.pt", 0)
+    setting = argparse.Namespace(model=small, samples=24, batch=4, workers=0, precision="fp32")
+    recipe = bench_train.write_recipe(setting, tmp_path, 0)
+    assert guarded(cli.full(), ["pretrain", str(recipe)]) == 0
+    ours = [float(loss) for loss in bench_train.STEPS["ours"].findall(capfd.readouterr().err)]
+    rates = {"rate": 1e-2, "decay": bench_train.DECAY, "warmup": 2, "precision": "fp32"}
+    batches = list(recorded.recorded_batches(recipe, 6))
+    peer = recorded.peer_losses(small, tmp_path / "weights.pt", batches, 6, rates)
+    assert ours == pytest.approx(peer, abs=2e-3)
+    wrong = recorded.peer_losses(small, tmp_path / "weights.pt", batches, 6, rates | {"rate": 2e-2})
+    assert ours != pytest.approx(wrong, abs=2e-3)
+    found = recorded.compare_recorded([[1.0, 2.0]], [[1.0, 2.5]])
+    assert (found["largest"], found["mean"], found["apart"]) == (0.5, 0.25, -0.5)
 
 
 def test_every_shard_of_a_training_benchmark_has_all_captions_alike() -> None:
