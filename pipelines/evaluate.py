@@ -22,7 +22,7 @@ from pipelines.measured import (
     measure,
     model_of,
     origin,
-    refuse_alone,
+    refuse_misplaced,
     show,
     suite_and_overrides,
     with_settings,
@@ -168,10 +168,10 @@ def evaluate(
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of
 
-    for option, value in (("--classnames", classnames), ("--templates", templates)):
-        refuse_alone(option, value, {"--zero-shot": zero_shot, "--relations": relations})
-    refuse_alone("--pair", pair, {"--retrieval": retrieval, "--calibrate": calibrate})
-    refuse_alone("--modality", modality, {"--zero-shot": zero_shot, "--linear-probe": linear_probe})
+    measures = {"--zero-shot": zero_shot, "--relations": relations, "--retrieval": retrieval, "--calibrate": calibrate}
+    measures |= {"--linear-probe": linear_probe}
+    given = {"--classnames": classnames, "--templates": templates, "--pair": pair, "--modality": modality}
+    refuse_misplaced(given, measures)
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
     try:
         suite, overrides = suite_and_overrides(more or [])

@@ -96,12 +96,27 @@ def origin(model: Model) -> str:
     return str(model.checkpoint or start)
 
 
+BELONGS_TO = {
+    "--classnames": ("--zero-shot", "--relations"),
+    "--templates": ("--zero-shot", "--relations"),
+    "--pair": ("--retrieval", "--calibrate"),
+    "--modality": ("--zero-shot", "--linear-probe"),
+}
+"""Options that mean nothing without one of others."""
+
+
 def refuse_alone(option: str, value: object, partners: Mapping[str, object]) -> None:
     """Raise an error for an option without effect, because its partner options are missing."""
     if value is not None and all(partner is None for partner in partners.values()):
         raise typer.BadParameter(
             f"{option} has no effect without {' or '.join(partners)}: add one, or leave {option} out"
         )
+
+
+def refuse_misplaced(given: Mapping[str, object], measures: Mapping[str, object]) -> None:
+    """Raise an error for an option of measures of which none is asked for."""
+    for option, value in given.items():
+        refuse_alone(option, value, {name: measures[name] for name in BELONGS_TO[option]})
 
 
 def with_settings(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.encoder import EmbeddingModel, TowerPrecision
 from mmssl.core.errors import DataError, NumericError
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.evaluation.common import inference
@@ -26,10 +26,17 @@ class MtebEncoder:
         model: encoders and heads.
         modalities: name -> decoder and views.
         batch_size: inputs encoded at a time.
+        precision: in which encoders compute.
     """
 
-    def __init__(self, model: EmbeddingModel, modalities: Mapping[str, Modality], batch_size: int) -> None:
-        self.model, self.modalities, self.batch_size = model, modalities, batch_size
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        modalities: Mapping[str, Modality],
+        batch_size: int,
+        precision: TowerPrecision = "float32",
+    ) -> None:
+        self.model, self.modalities, self.batch_size, self.precision = model, modalities, batch_size, precision
         self.names = [name for name in ("text", "image", "audio", "video") if name in model.encoders]
 
     @property
@@ -56,7 +63,7 @@ class MtebEncoder:
         """
         shared = all(name in self.model.heads for name in task_metadata.modalities if name in self.names)
         rows: list[Tensor] = []
-        with inference(self.model):
+        with inference(self.model, self.precision):
             for batch in inputs:
                 there = [name for name in self.names if name in batch]
                 if not there:
