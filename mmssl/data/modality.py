@@ -79,6 +79,22 @@ class View(ABC):
         """Finish a batch of views [B, ...] on its device, if `on_device`; `parameters` of absent samples are None."""
         return x
 
+    def resized(self, pixels: int) -> View:
+        """The same view, of another height and width.
+
+        Raises:
+            ValueError: it has none.
+        """
+        raise ValueError(f"got {pixels} pixels, and {type(self).__name__} has no height and width to change")
+
+    def lasting(self, share: float) -> View:
+        """The same view, of a share of its length in time, at the same rate.
+
+        Raises:
+            ValueError: it has none.
+        """
+        raise ValueError(f"got a length of {share:g}, and {type(self).__name__} has no length to change")
+
     @abstractmethod
     def blank(self) -> Tensor:
         """Placeholder for the row of a sample that lacks the modality: shape and dtype of the view, without content."""
@@ -110,6 +126,7 @@ class Modality(ABC):
             measures which of them a value has.
         warnings: flag of `inspect`, or "repeated" for duplicates -> text of an audit's warning after the number of members.
         token_ids: the token ids of its views; None: views have no token ids.
+        rate: values of a view in a second; None: views have no fixed rate.
 
     Raises:
         ValueError: no extension, or no "eval" view.
@@ -123,6 +140,7 @@ class Modality(ABC):
     label: ClassVar[bool] = False
     relations: frozenset[str] = frozenset()
     token_ids: TokenIds | None = None
+    rate: float | None = None
     warnings: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:

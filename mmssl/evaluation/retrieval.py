@@ -23,10 +23,11 @@ from mmssl.evaluation.common import (
     warn_of_ties,
 )
 from mmssl.evaluation.ranking import Ranks, log_sums, pair_ranks
+from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
 from mmssl.evaluation.statistics import mean_by_cluster
 
 
-class RetrievalConfig(PairEvaluatorConfig):
+class RetrievalConfig(PairEvaluatorConfig, RobustConfig):
     """Settings of cross-modal retrieval (R@k).
 
     Attributes:
@@ -61,7 +62,8 @@ class Retrieval(Evaluator):
 
     def __init__(self, config: RetrievalConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
-        self.modalities = modalities
+        self.modalities = modalities = config.viewed(modalities)
+        self._corrupted = CorruptedShards(config, modalities, config.pair, config.pair)
         self.shards = KeptShards(config, modalities, config.pair, config.shards, config.max_samples)
         self.kept = (self.shards,)
         a, b = config.pair
@@ -79,18 +81,37 @@ class Retrieval(Evaluator):
                 seed=config.seed,
                 dual_softmax=config.dual_softmax,
             )
+        directions = [f"{a}_to_{b}" for a, b in (config.pair, config.pair[::-1])]
+
+        def figures(shards: KeptShards) -> dict[str, Figure]:
+            data = self.collect(model, shards)
+            with inference(model):
+                found, _ = retrieval_scores(data, config.pair, ks=(1,), resamples=config.resamples, seed=config.seed)
+            parts = ("R@1", "R@1_ci95_low", "R@1_ci95_high", "n_queries")
+            return {f"{way}_R@1": Figure(*(found[f"{way}_{part}"] for part in parts)) for way in directions}  # type: ignore[arg-type]
+
+        # Without R@1 among the cut-offs there is nothing to compare with.
+        clean = {f"{way}_R@1": scores.get(f"{way}_R@1") for way in directions}
+        robust, tables = self._corrupted.measure(figures, clean)
+        self.tables = {**self.tables, **tables}
         for a, b in (config.pair, config.pair[::-1]):
             warn_of_ties(f"retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
-        yield from broadcast_scores(scores).items()
+        yield from broadcast_scores(scores | robust).items()
 
-    def collect(self, model: EmbeddingModel) -> Collected:
-        """Embed both modalities of all samples, on every process; the report's gallery uses this too."""
+    def collect(self, model: EmbeddingModel, shards: KeptShards | None = None) -> Collected:
+        """Embed both modalities of all samples, on every process; the report's gallery uses this too.
+
+        Args:
+            model: to measure.
+            shards: None: those of the settings.
+        """
         config = self.config
+        model = config.averaged(model)
         for name in config.pair:
             model.require(name, shared_space=True)
         with inference(model, self.config.precision):
             encode = {name: lambda x, name=name: model.embed(name, x) for name in config.pair}
-            return self.shards.collect(encode, model.device, hashed=True)
+            return (shards or self.shards).collect(encode, model.device, hashed=True)
 
 
 def retrieval_scores(

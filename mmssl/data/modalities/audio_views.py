@@ -129,6 +129,10 @@ class CentreWindowView(View):
         """Crop the window in the middle."""
         return to_tensor(cut_window(value, max(0, (value.shape[1] - self.shape[1]) // 2), self.shape, self.pad))
 
+    def lasting(self, share: float) -> CentreWindowView:
+        """The view of more or fewer samples, at least one."""
+        return CentreWindowView((self.shape[0], max(1, round(self.shape[1] * share))), self.pad)
+
     def blank(self) -> Tensor:
         """Silence."""
         return to_tensor(np.zeros(self.shape, dtype=np.int16))

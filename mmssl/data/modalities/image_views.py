@@ -207,6 +207,10 @@ class EvalView(View):
             return resize(value, [0, 0, *value.shape[:2]], (self.size, self.size), self.interpolation).contiguous()
         return centre_crop(value, self.size, self.interpolation)
 
+    def resized(self, pixels: int) -> EvalView:
+        """The view of other pixels."""
+        return EvalView(pixels, self.fit, self.interpolation)
+
     def blank(self) -> Tensor:
         """Black."""
         return to_tensor(np.zeros((3, self.size, self.size), dtype=np.uint8))

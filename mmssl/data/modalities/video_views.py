@@ -167,6 +167,16 @@ class EvalClipView(View):
         frames = on_screen(value, self.span.instants(value, self.span.room(value) / 2))
         return _stack(frames, lambda frame: centre_crop(frame, self.span.size))
 
+    def resized(self, pixels: int) -> EvalClipView:
+        """The view of other pixels."""
+        return EvalClipView(self.span.resized(pixels))
+
+    def lasting(self, share: float) -> EvalClipView:
+        """The view of more or fewer frames, at least one."""
+        frames = max(1, round(self.span.frames * share))
+        seconds = None if self.span.seconds is None else self.span.seconds * frames / self.span.frames
+        return EvalClipView(replace(self.span, frames=frames, seconds=seconds))
+
     def blank(self) -> Tensor:
         """Black."""
         return to_tensor(np.zeros((self.span.frames, 3, self.span.size, self.span.size), dtype=np.uint8))
@@ -185,6 +195,10 @@ class EvalFrameView(View):
     def __call__(self, value: Clip, parameters: Mapping[str, Any]) -> Tensor:
         """The picture."""
         return centre_crop(on_screen(value, [value.seconds / 2])[0], self.size)
+
+    def resized(self, pixels: int) -> EvalFrameView:
+        """The view of other pixels."""
+        return EvalFrameView(pixels)
 
     def blank(self) -> Tensor:
         """Black."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmssl.core import distributed
 from mmssl.core.encoder import EmbeddingModel, Encoder
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, RecipeError
 from mmssl.core.evaluator import Score
 from mmssl.core.seeding import generator
 from mmssl.core.torch_seeding import seeded
@@ -31,12 +31,11 @@ from mmssl.evaluation.labelled.base import (
     held_out,
     in_shares,
     number_classes,
+    warm_cosine,
 )
 from mmssl.evaluation.ranking import Predictions, exact_products, ranks_of_classes
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
-WARMUP = 0.1
-"""Share of the steps in which the rate rises to its peak; then it falls to 0 along a cosine."""
 
 LARGEST = torch.finfo(torch.float16).max
 
@@ -75,9 +74,14 @@ class AttentiveProbe(LabelledEvaluator):
     Scores: see `attentive_classifier`. Its tensors are those of `AttentiveHead`, and `classes`, the labels of its outputs.
     """
 
+    config: AttentiveProbeConfig
+
     def __init__(self, config: AttentiveProbeConfig, modalities: Mapping[str, Modality]) -> None:
+        if config.average:
+            raise RecipeError(
+                "average: got views to average, and an attentive probe reads the tokens of one: leave it out"
+            )
         super().__init__(config, modalities)
-        self.config = config
         self._width = 0
 
     def encode(self, model: EmbeddingModel) -> Encode:
@@ -206,7 +210,7 @@ def attentive_classifier(
         DataError: fewer than two classes, or too few samples to split.
     """
     classes, numbers = number_classes(train)
-    tokens = train.features.unflatten(1, (-1, width))
+    tokens = train.features.view(len(numbers), -1, width)
     held, rest = held_out(len(numbers), config.validation, config.seed, "attentive_probe")
     grid = [Setting(*both) for both in product(sorted(config.lrs), sorted(config.weight_decays, reverse=True))]
     rank, world = distributed.rank(), distributed.world_size()
@@ -231,7 +235,7 @@ def attentive_classifier(
 
     def classify(test: Labelled) -> tuple[Answers, dict[str, Score]]:
         def predicted(features: Tensor, wanted: Tensor) -> Predictions:
-            return predict(head, features.unflatten(1, (-1, width)), wanted)
+            return predict(head, features.view(len(features), features.shape[1] // width, width), wanted)
 
         return classifier_answers(test, classes, in_shares(predicted)), said
 
@@ -270,14 +274,6 @@ def train_head(
                 optimizer.step()
                 rates.step()
     return head.eval()
-
-
-def warm_cosine(step: int, total: int) -> float:
-    """Rate of a 0-based step relative to the peak: up in `WARMUP` of the steps, then along a cosine to 0."""
-    warm = WARMUP * total
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, total - warm)))
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
-"""What evaluators with labels share: features of training and test samples, classifiers of them, and prompted classes."""
+"""What evaluators with labels share: features of training and test samples, and classifiers of them."""
 
 from __future__ import annotations
 
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -22,14 +23,13 @@ from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.class_names import compare_with_stored, stored_class_names
 from mmssl.evaluation.collect import Collected, Encode, KeptShards, items_in_both
 from mmssl.evaluation.common import (
-    EvaluatorConfig,
     broadcast_scores,
     inference,
     require_modalities,
     require_usable,
 )
-from mmssl.evaluation.prompts import PromptedConfig, Prompts
 from mmssl.evaluation.ranking import Predictions
+from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
 
 ScaleKind = Literal["standard", "unit", "none"]
 
@@ -40,11 +40,13 @@ def _different(counts: tuple[int, ...]) -> tuple[int, ...]:
     return counts
 
 
+WARMUP = 0.1
+"""Share of the steps in which the rate of a training rises to its peak; then it falls to 0 along a cosine."""
 Counts = Annotated[tuple[int, ...], AfterValidator(_different)]
 """Numbers of neighbours, or of samples of a class."""
 
 
-class LabelledConfig(EvaluatorConfig, ABC):
+class LabelledConfig(RobustConfig, ABC):
     """Settings of every evaluator that classifies the features of test samples by those of training samples.
 
     Attributes:
@@ -99,7 +101,7 @@ class LabelledShards:
         """
         model.require(self.config.modality, shared_space=False)
         self.open()
-        return self._collect(model, self._train, encode), self._collect(model, self._test, encode)
+        return self.collect(model, self._train, encode), self.collect(model, self._test, encode)
 
     def samples(self) -> int:
         """Number of training and test samples that are read."""
@@ -123,7 +125,8 @@ class LabelledShards:
         self._train.close()
         self._test.close()
 
-    def _collect(self, model: EmbeddingModel, shards: KeptShards, encode: Encode) -> Labelled:
+    def collect(self, model: EmbeddingModel, shards: KeptShards, encode: Encode) -> Labelled:
+        """Features and labels of the samples of some shards; see `features`."""
         modality, labels = self.config.modality, self.config.labels
         with inference(model, self.config.precision):
             data = shards.collect({modality: encode, labels: lambda x: x}, model.device)
@@ -199,15 +202,19 @@ Classifier = Callable[[Labelled], tuple[Answers, dict[str, Score]]]
 class LabelledEvaluator(Evaluator):
     """Base of evaluators that fit a classifier on the features of training samples, and measure it on test samples.
 
-    Scores: see `classifier_scores`, and what the classifier says.
+    Scores: see `classifier_scores`, `CorruptedShards.measure` (of acc1), and what the classifier says.
     """
 
+    config: LabelledConfig
     headlines: tuple[str, ...] = ("acc1",)
 
     def __init__(self, config: LabelledConfig, modalities: Mapping[str, Modality]) -> None:
         require_modalities(modalities, (config.modality, config.labels))
+        self.config = config
         self.modality = config.modality
-        self._shards = LabelledShards(config, modalities)
+        changed = config.viewed(modalities)
+        self._shards = LabelledShards(config, changed)
+        self._corrupted = CorruptedShards(config, changed, (config.modality, config.labels), (config.modality,))
         self.kept = (self._shards,)
 
     def encode(self, model: EmbeddingModel) -> Encode:
@@ -227,10 +234,20 @@ class LabelledEvaluator(Evaluator):
         """
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
-        train, test = self._shards.features(model, self.encode(model))
-        answers, said = self.fit(train)(test)
-        self.tables = answers.tables()
-        yield from broadcast_scores(classifier_scores(train, test, answers) | said).items()
+        model = self.config.averaged(model)
+        encode = self.encode(model)
+        train, test = self._shards.features(model, encode)
+        classify = self.fit(train)
+        answers, said = classify(test)
+
+        def figures(shards: KeptShards) -> dict[str, Figure]:
+            found, _ = classify(self._shards.collect(model, shards, encode))
+            return {"acc1": Figure.share(found.predictions.ranks == 1)}
+
+        scores = classifier_scores(train, test, answers) | said
+        robust, tables = self._corrupted.measure(figures, scores)
+        self.tables = answers.tables() | tables
+        yield from broadcast_scores(scores | robust).items()
 
 
 def classifier_answers(test: Labelled, classes: Tensor, classify: Classify) -> Answers:
@@ -271,57 +288,9 @@ def classifier_scores(train: Labelled, test: Labelled, answers: Answers) -> dict
     }
 
 
-class PromptedEvaluator(Evaluator):
-    """Base of evaluators that classify samples by the prompts of classes.
-
-    Args:
-        config: settings; `labels` and `modality` are collected.
-        modalities: by name.
-        modality: that is classified.
-    """
-
-    def __init__(self, config: PromptedConfig, modalities: Mapping[str, Modality], modality: str) -> None:
-        require_modalities(modalities, (modality,))
-        self.modality, self.labels = modality, config.labels
-        self.modalities = modalities
-        self.prompts: Prompts = config.read_prompts(modalities)
-        self.shards = config.shards
-        self._shards = KeptShards(config, modalities, (modality, config.labels), config.shards, config.max_samples)
-        self.kept = (self._shards,)
-
-    def facts(self) -> dict[str, Any]:
-        return super().facts() | {"classnames": self.prompts.names, "templates": self.prompts.templates}
-
-    def open(self) -> None:
-        """Open the shards, and compare `classnames` with the names beside them."""
-        super().open()
-        compare_with_stored(self.prompts.names, self.shards, "`classnames`")
-
-    def classifier(self, model: EmbeddingModel) -> Tensor:
-        """See `Prompts.classifier`; opens the shards first.
-
-        Raises:
-            ValueError: the model has no shared space of the modality and the prompts.
-        """
-        for name in (self.modality, self.prompts.modality):
-            model.require(name, shared_space=True)
-        self.open()
-        return self.prompts.classifier(model)
-
-    def embedded(self, model: EmbeddingModel, shards: KeptShards) -> Collected:
-        """Embeddings and labels of the samples of some shards."""
-        encode = {self.modality: lambda x: model.embed(self.modality, x), self.labels: lambda x: x}
-        return shards.collect(encode, model.device)
-
-
-def single_embeddings(data: Collected, modality: str) -> tuple[Tensor, Tensor]:
-    """Embeddings [n, E] and their samples [n] of a modality that has one item a sample.
-
-    Raises:
-        NumericError: an embedding is not finite, or zero. DataError: a sample has several items.
-    """
-    rows, owner = data[modality].rows, data[modality].owner
-    require_usable(rows, owner, data.keys, f"the embedding of {modality!r}", unit=True)
-    if len(torch.unique(owner)) < len(owner):
-        raise DataError(f"{modality!r} has several items in one sample, wanted one for zero-shot classification")
-    return rows, owner
+def warm_cosine(step: int, total: int) -> float:
+    """Rate of a 0-based step relative to the peak: up in `WARMUP` of the steps, then along a cosine to 0."""
+    warm = WARMUP * total
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, total - warm)))

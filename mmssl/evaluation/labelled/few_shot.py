@@ -55,9 +55,10 @@ class FewShotConfig(LabelledConfig):
 class FewShot(LabelledEvaluator):
     """Few-shot classification of test samples. Scores: see `few_shot_classifier`."""
 
+    config: FewShotConfig
+
     def __init__(self, config: FewShotConfig, modalities: Mapping[str, Modality]) -> None:
         super().__init__(config, modalities)
-        self.config = config
         self.headlines = tuple(f"acc1_shots{k}" for k in config.shots)
 
     def fit(self, train: Labelled) -> Classifier:

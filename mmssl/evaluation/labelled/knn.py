@@ -48,9 +48,7 @@ class KnnConfig(LabelledConfig):
 class Knn(LabelledEvaluator):
     """kNN classification of test samples by training samples, without anything to fit. Scores: see `neighbours`."""
 
-    def __init__(self, config: KnnConfig, modalities: Mapping[str, Modality]) -> None:
-        super().__init__(config, modalities)
-        self.config = config
+    config: KnnConfig
 
     def fit(self, train: Labelled) -> Classifier:
         return neighbours(train, self.config.ks, self.config.temperature)

@@ -67,9 +67,7 @@ class LinearProbeConfig(LabelledConfig):
 class LinearProbe(LabelledEvaluator):
     """Linear probe: fits on the training shards, evaluates on the test shards. Scores: see `linear_classifier`."""
 
-    def __init__(self, config: LinearProbeConfig, modalities: Mapping[str, Modality]) -> None:
-        super().__init__(config, modalities)
-        self.config = config
+    config: LinearProbeConfig
 
     def fit(self, train: Labelled) -> Classifier:
         classify, self.fitted = linear_classifier(train, self.config)

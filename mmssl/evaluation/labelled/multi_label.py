@@ -18,13 +18,14 @@ from mmssl.data.modality import Modality
 from mmssl.evaluation.collect import Collected
 from mmssl.evaluation.common import broadcast_scores, inference
 from mmssl.evaluation.curves import PrecisionRecall, auroc
-from mmssl.evaluation.labelled.base import PromptedEvaluator, single_embeddings
+from mmssl.evaluation.labelled.prompted import PromptedEvaluator, single_embeddings
 from mmssl.evaluation.prompts import PromptedConfig
 from mmssl.evaluation.ranking import exact_products
+from mmssl.evaluation.robustness import ViewedConfig
 from mmssl.evaluation.statistics import shorten
 
 
-class MultiLabelZeroShotConfig(PromptedConfig):
+class MultiLabelZeroShotConfig(PromptedConfig, ViewedConfig):
     """Settings of zero-shot classification of samples with several classes (VOC, COCO, FSD50K, AudioSet).
 
     Attributes:
@@ -50,10 +51,11 @@ class MultiLabelZeroShot(PromptedEvaluator):
     headlines = ("mAP",)
 
     def __init__(self, config: MultiLabelZeroShotConfig, modalities: Mapping[str, Modality]) -> None:
-        super().__init__(config, modalities, config.modality)
+        super().__init__(config, config.viewed(modalities), config.modality)
         self.config = config
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
+        model = self.config.averaged(model)
         with inference(model, self.config.precision):
             classifier = self.classifier(model)
             data = self.embedded(model, self._shards)

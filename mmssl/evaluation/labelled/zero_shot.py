@@ -9,45 +9,33 @@ import torch
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import RecipeError, did_you_mean
-from mmssl.core.evaluator import Score, Table
-from mmssl.data.modalities.corruptions import SEVERITIES, corrupted, corruptions_of
+from mmssl.core.evaluator import Score
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.class_names import compare_with_labels, require_class_numbers
 from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
 from mmssl.evaluation.common import broadcast_scores, inference, require_modalities, warn_of_ties
 from mmssl.evaluation.curves import area_interval, auroc_influence
-from mmssl.evaluation.labelled.base import PromptedEvaluator, single_embeddings
+from mmssl.evaluation.labelled.prompted import PromptedEvaluator, single_embeddings
 from mmssl.evaluation.prompts import PromptedConfig
 from mmssl.evaluation.ranking import class_ranks, exact_products
-from mmssl.evaluation.statistics import wilson
+from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
 
 
-class ZeroShotConfig(PromptedConfig):
+class ZeroShotConfig(PromptedConfig, RobustConfig):
     """Settings of zero-shot classification with text prompts.
 
     Attributes:
         modality: modality to classify.
         labels: modality with the class number of each sample; samples that lack it, or `modality`, are left out and counted.
-        corruptions: common corruptions to measure too, at five severities: of pictures and videos gaussian_noise, shot_noise,
-            impulse_noise, gaussian_blur, brightness, contrast, pixelate, jpeg; of sounds white_noise, clipping, gain, low_pass;
-            or ["all"]. Five passes over the samples each.
     """
 
     kind: Literal["zero_shot"] = "zero_shot"
     modality: str
     labels: str = "label"
-    corruptions: tuple[str, ...] = ()
 
     def build(self, modalities: Mapping[str, Modality]) -> ZeroShot:
         require_modalities(modalities, (self.modality,))
-        known = corruptions_of(modalities[self.modality])
-        for kind in self.corruptions:
-            if kind not in known and not (kind == "all" and known):
-                raise RecipeError(
-                    f"corruptions: got {kind!r} for {self.modality!r}{did_you_mean(kind, known)}, wanted {sorted(known) or 'none'}"
-                )
         return ZeroShot(self, modalities)
 
 
@@ -56,29 +44,16 @@ class ZeroShot(PromptedEvaluator):
 
     Scores: see `classification_scores`, and tie_rate (samples whose true class ties with another),
     AUROC (see `macro_auroc`), n_excluded (samples without a label, or without `modality`) and
-    n_skipped (samples that could not be decoded). With corruptions also acc1_<corruption>_<severity>, acc1_corrupted (their mean)
-    and acc1_kept (that as a share of acc1), and a table "corruptions" with intervals.
+    n_skipped (samples that could not be decoded); with corruptions, those of `CorruptedShards.measure` (of acc1).
     """
 
     headlines = ("acc1",)
 
     def __init__(self, config: ZeroShotConfig, modalities: Mapping[str, Modality]) -> None:
-        super().__init__(config, modalities, config.modality)
+        super().__init__(config, config.viewed(modalities), config.modality)
         self.config = config
         names = (config.modality, config.labels)
-        self._corrupted = {
-            (kind, severity): KeptShards(
-                config,
-                {**modalities, config.modality: corrupted(modalities[config.modality], kind, severity)},
-                names,
-                config.shards,
-                config.max_samples,
-            )
-            for kind in (
-                corruptions_of(modalities[config.modality]) if "all" in config.corruptions else config.corruptions
-            )
-            for severity in SEVERITIES
-        }
+        self._corrupted = CorruptedShards(config, self.modalities, names, (config.modality,))
 
     def open(self) -> None:
         """Open the shards, and compare `classnames` with the names beside them and with some of their labels."""
@@ -88,22 +63,22 @@ class ZeroShot(PromptedEvaluator):
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config
-        with inference(model, self.config.precision):
+        model = config.averaged(model)
+        with inference(model, config.precision):
             classifier = self.classifier(model)
             data = self.embedded(model, self._shards)
             answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names)
             tied = int(answers.predictions.tied.sum()) / len(answers.labels)
             areas = macro_auroc(data, config.modality, config.labels, classifier)
-            rows = [(*which, *self._under(shards, model, classifier)) for which, shards in self._corrupted.items()]
-        self.tables = answers.tables()
-        robust: dict[str, Score] = {}
-        if rows:
-            names = ("corruption", "severity", "acc1", "ci95_low", "ci95_high", "n")
-            self.tables = {**self.tables, "corruptions": Table(dict(zip(names, zip(*rows, strict=True), strict=True)))}
-            mean = sum(row[2] for row in rows) / len(rows)
-            clean = float(answers.scores()["acc1"] or 0)
-            robust = {"acc1_corrupted": mean, "acc1_kept": mean / clean if clean else None}
-            robust |= {f"acc1_{kind}_{severity}": share for kind, severity, share, *_ in rows}
+            self.tables = answers.tables()
+
+            def figures(shards: KeptShards) -> dict[str, Figure]:
+                found = self.embedded(model, shards)
+                under = zero_shot_answers(found, config.modality, config.labels, classifier, self.prompts.names)
+                return {"acc1": Figure.share(under.predictions.ranks == 1)}
+
+            robust, tables = self._corrupted.measure(figures, answers.scores())
+            self.tables = {**self.tables, **tables}
         warn_of_ties(f"zero-shot of {config.modality!r}", tied)
         counts = {
             "n_excluded": len(data.keys) - len(answers.labels),
@@ -112,17 +87,6 @@ class ZeroShot(PromptedEvaluator):
             **areas,
         }
         yield from broadcast_scores(answers.scores() | counts | robust).items()
-
-    def _under(self, shards: KeptShards, model: EmbeddingModel, classifier: Tensor) -> tuple[float, float, float, int]:
-        """Accuracy, interval and n under a corruption."""
-        config = self.config
-        try:
-            data = self.embedded(model, shards)
-        finally:
-            shards.close()
-        answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names)
-        right, n = int((answers.predictions.ranks == 1).sum()), len(answers.labels)
-        return right / n, *wilson(right, n), n
 
 
 def zero_shot_answers(

@@ -18,9 +18,8 @@ from mmssl.evaluation.labelled.attentive_probe import (
     Setting,
     attentive_classifier,
     train_head,
-    warm_cosine,
 )
-from mmssl.evaluation.labelled.base import Labelled, classifier_scores
+from mmssl.evaluation.labelled.base import Labelled, classifier_scores, warm_cosine
 from mmssl.reporting.results import Results
 from tests.evaluation.world import colour_shards, configured, knowing_model, modalities
 
@@ -113,7 +112,7 @@ def test_training_leaves_random_numbers_as_they_were() -> None:
     tokens, labels = hidden_tokens(40, 0)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    train_head(tokens.unflatten(1, (TOKENS, WIDTH)), labels, torch.arange(40), 4, Setting(1e-3, 0.1), config(epochs=2))
+    train_head(tokens.view(-1, TOKENS, WIDTH), labels, torch.arange(40), 4, Setting(1e-3, 0.1), config(epochs=2))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -138,7 +137,7 @@ class Patches(Encoder):
         return x.float() / 127.5 - 1
 
     def forward(self, x: Tensor, **_: Any) -> Features:
-        means = self.prepare(x).unflatten(2, (2, 4)).unflatten(4, (2, 4)).mean((3, 5)).flatten(2).transpose(1, 2)
+        means = self.prepare(x).view(-1, 3, 2, 4, 2, 4).mean((3, 5)).flatten(2).transpose(1, 2)
         tokens = torch.cat([means, torch.ones_like(means[:, :, :1])], 2) * self.scale
         return Features(tokens.mean(1), tokens)
 
@@ -157,7 +156,7 @@ def test_from_shards_to_scores_and_a_saved_head(tmp_path: Path) -> None:
         results.write("probe", settings, evaluator, evaluator.facts(), scores)
     assert scores["acc1"] == 1
     assert scores["acc5_chance"] == 5 / 8
-    assert scores["acc5_ci95_low"] < 1
+    assert float(scores["acc5_ci95_low"] or 1) < 1
     assert (scores["n_train"], scores["n"], scores["n_excluded"]) == (64, 20, 4)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model.training

@@ -282,7 +282,7 @@ def test_corruptions_are_measured_at_five_severities(tmp_path: Path) -> None:
         table = evaluator.tables["corruptions"].columns
     assert list(table["severity"]) == [1, 2, 3, 4, 5] * 2
     assert scores["acc1"] == scores["acc1_contrast_1"] == 1, "contrast leaves the mean colour"
-    assert scores["acc1_corrupted"] == pytest.approx(sum(map(float, table["acc1"])) / 10)
+    assert scores["acc1_corrupted"] == pytest.approx(sum(float(share or 0) for share in table["acc1"]) / 10)
     assert scores["acc1_kept"] == scores["acc1_corrupted"]
     with pytest.raises(RecipeError, match=r"corruptions: got 'jpg' for 'picture', did you mean 'jpeg'"):
         make(tmp_path, corruptions=["jpg"]).build(modalities())

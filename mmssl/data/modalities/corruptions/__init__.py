@@ -1,0 +1,1 @@
+"""Corruptions of evaluation views, at five severities: pictures, clips, sounds and sentences."""

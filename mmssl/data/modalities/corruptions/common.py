@@ -1,0 +1,82 @@
+"""Common corruptions of pictures (Hendrycks and Dietterich 2019, arXiv:1903.12261): noise, blur, light, coarse pixels, JPEG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from mmssl.data.modalities.corruptions.corruption import Corruption
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+def _gaussian_noise(x: Tensor, strength: float, generator: Generator) -> Tensor:
+    return x + strength * x.new_empty(x.shape).normal_(generator=generator)
+
+
+def _shot_noise(x: Tensor, strength: float, generator: Generator) -> Tensor:
+    import torch
+
+    return torch.poisson(x * strength, generator=generator) / strength
+
+
+def _impulse_noise(x: Tensor, strength: float, generator: Generator) -> Tensor:
+    draw = x.new_empty(x.shape).uniform_(generator=generator)
+    return x.where(draw >= strength, (draw < strength / 2).to(x.dtype))
+
+
+def _gaussian_blur(x: Tensor, strength: float, generator: Generator) -> Tensor:
+    from torchvision.transforms.functional import gaussian_blur
+
+    reach = min(round(4 * strength), (min(x.shape[-2:]) - 1) // 2)
+    blurred: Tensor = gaussian_blur(x, [2 * reach + 1] * 2, [strength] * 2)
+    return blurred
+
+
+def _brightness(x: Tensor, strength: float, generator: Generator) -> Tensor:
+    value = x.amax(-3, keepdim=True).clamp_min(1e-6)  # V of HSV
+    return x * ((value + strength).clamp_max(1) / value)
+
+
+def _contrast(x: Tensor, strength: float, generator: Generator) -> Tensor:
+    mean = x.mean((-2, -1), keepdim=True)
+    return (x - mean) * strength + mean
+
+
+def _pixelate(x: Tensor, strength: float, generator: Generator) -> Tensor:
+    from torch.nn.functional import interpolate
+
+    flat = x.flatten(0, -4) if x.ndim > 3 else x[None]
+    size = [max(1, int(side * strength)) for side in x.shape[-2:]]
+    small = interpolate(flat, size=size, mode="area")
+    return interpolate(small, size=list(x.shape[-2:]), mode="nearest").reshape(x.shape)
+
+
+def _jpeg(x: Tensor, strength: float, generator: Generator) -> Tensor:
+    import torch
+
+    frames = (x.clamp(0, 1) * 255).round().byte().reshape(-1, *x.shape[-3:]).permute(0, 2, 3, 1).numpy()
+    decoded = []
+    for frame in frames:
+        file = io.BytesIO()
+        Image.fromarray(frame).save(file, "JPEG", quality=int(strength))
+        decoded.append(torch.from_numpy(np.array(Image.open(file, formats=("JPEG",)))))
+    return torch.stack(decoded).permute(0, 3, 1, 2).reshape(x.shape).to(x.dtype) / 255
+
+
+COMMON: Mapping[str, Corruption] = {
+    "gaussian_noise": Corruption(_gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),
+    "shot_noise": Corruption(_shot_noise, (60, 25, 12, 5, 3)),
+    "impulse_noise": Corruption(_impulse_noise, (0.03, 0.06, 0.09, 0.17, 0.27)),
+    "gaussian_blur": Corruption(_gaussian_blur, (1, 2, 3, 4, 6)),
+    "brightness": Corruption(_brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "contrast": Corruption(_contrast, (0.4, 0.3, 0.2, 0.1, 0.05)),
+    "pixelate": Corruption(_pixelate, (0.6, 0.5, 0.4, 0.3, 0.25)),
+    "jpeg": Corruption(_jpeg, (25, 18, 15, 10, 7)),
+}
+"""Corruptions of pictures, and of the frames of clips; strengths are those of ImageNet-C."""

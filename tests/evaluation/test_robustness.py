@@ -1,0 +1,190 @@
+"""Robustness: which samples are corrupted, what is said of them; other sizes and lengths; averages over views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl.core.encoder import EmbeddingModel
+from mmssl.core.errors import RecipeError
+from mmssl.core.evaluator import Score
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.modalities.video import VideoConfig
+from mmssl.data.modality import Modality
+from mmssl.evaluation.labelled.attentive_probe import AttentiveProbeConfig
+from mmssl.evaluation.labelled.knn import KnnConfig
+from mmssl.evaluation.labelled.linear_probe import LinearProbeConfig
+from mmssl.evaluation.retrieval import RetrievalConfig
+from mmssl.evaluation.robustness import AveragedModel, RobustConfig, five_crops, views_to_average
+from tests.evaluation.world import colour_shards, configured, knowing_model, modalities, model
+
+USUAL: dict[str, Any] = {"modality": "picture", "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    folder = tmp_path_factory.mktemp("shards")
+    return {"train_shards": colour_shards(folder / "train", 40), "shards": colour_shards(folder / "test", 24)}
+
+
+def settings(kind: type[Any], shards: dict[str, list[str]], **values: Any) -> Any:
+    return configured(kind, **{**shards, **USUAL, **values})
+
+
+def measured(config: Any, encoder: EmbeddingModel | None = None) -> tuple[dict[str, Score], Any]:
+    with config.build(modalities()) as evaluator:
+        return dict(evaluator.evaluate(encoder or knowing_model())), evaluator.tables
+
+
+def test_a_probe_is_fitted_on_clean_samples_and_measured_on_corrupted_ones(shards: dict[str, list[str]]) -> None:
+    """Shapes hide the colour; contrast leaves the mean colour, which is all that the model sees."""
+    config = settings(LinearProbeConfig, shards, corruptions=["geometric_shapes", "contrast"], penalties=[0.01])
+    scores, tables = measured(config)
+    clean, _ = measured(settings(LinearProbeConfig, shards, penalties=[0.01]))
+    assert {name: value for name, value in scores.items() if name in clean} == clean
+    assert scores["acc1"] == scores["acc1_contrast_5"] == 1
+    assert float(scores["acc1_geometric_shapes_5"] or 0) < 1
+    columns = tables["corruptions"].columns
+    assert list(columns["corruption"]) == ["geometric_shapes"] * 5 + ["contrast"] * 5
+    assert list(columns["severity"]) == [1, 2, 3, 4, 5] * 2
+    assert scores["acc1_corrupted"] == pytest.approx(np.mean(columns["acc1"]))
+    assert scores["acc1_kept"] == scores["acc1_corrupted"]
+    assert set(columns["acc1_n"]) == {20}
+    assert all(
+        low <= x <= high
+        for low, x, high in zip(*(columns[f"acc1{part}"] for part in ("_ci95_low", "", "_ci95_high")), strict=True)
+    )
+
+
+class Shift(nn.Module):
+    """Moves embeddings a little, so that none is zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tensor([0.1, 0.2, 0.05])
+
+
+def test_retrieval_is_measured_with_corrupted_texts_and_pictures(shards: dict[str, list[str]]) -> None:
+    pair = {"shards": shards["shards"], "pair": ["picture", "words"], "resamples": 100}
+    knowing = knowing_model()
+    knowing.heads["words"] = Shift()
+    scores, tables = measured(configured(RetrievalConfig, **pair, corruptions=["typos", "contrast"]), knowing)
+    clean, _ = measured(configured(RetrievalConfig, **pair), knowing)
+    assert {name: value for name, value in scores.items() if name in clean} == clean
+    for way in ("picture_to_words", "words_to_picture"):
+        assert scores[f"{way}_R@1_contrast_1"] == scores[f"{way}_R@1"]
+        assert float(scores[f"{way}_R@1_typos_5"] or 0) < float(scores[f"{way}_R@1"] or 0), (
+            "a word with a typo is no colour"
+        )
+    assert list(tables["corruptions"].columns["corruption"]) == ["typos"] * 5 + ["contrast"] * 5
+
+
+def test_names_of_several_corruptions(shards: dict[str, list[str]]) -> None:
+    both = modalities()
+
+    def found(*kinds: str) -> set[str]:
+        config = configured(RobustConfigured, shards=["x"], corruptions=kinds)
+        return {kind for kind, _ in config.corrupted_modalities(both, ("picture", "words"))}
+
+    assert found("unnatural", "casing") == {
+        "mosaic", "glitched", "vertical_lines", "geometric_shapes", "stickers", "luminance_checkerboard", "casing",
+    }  # fmt: skip
+    assert found("all") == found("common", "unnatural") | {
+        "typos", "casing", "deleted_letters", "doubled_letters", "swapped_letters",
+    }  # fmt: skip
+    with pytest.raises(RecipeError, match=r"corruptions: got 'reverb' for 'picture' or 'words', wanted \['brightness'"):
+        found("reverb")
+    with pytest.raises(RecipeError, match="corruptions: got 'all' for 'label', wanted none"):
+        configured(RobustConfigured, shards=["x"], corruptions=["all"]).corrupted_modalities(both, ("label",))
+
+
+class RobustConfigured(RobustConfig):
+    """Settings alone."""
+
+    def build(self, modalities: Any) -> Any:
+        raise NotImplementedError
+
+
+def viewed(given: dict[str, Modality], **values: Any) -> dict[str, Modality]:
+    changed: dict[str, Modality] = configured(RobustConfigured, shards=["x"], **values).viewed(given)
+    return changed
+
+
+def test_sizes_and_lengths_are_those_asked_for() -> None:
+    given: dict[str, Modality] = {
+        "picture": configured(ImageConfig, size=32).build("picture"),
+        "clip": configured(VideoConfig, size=16, frames=8, seconds=2.0).build("clip"),
+        "sound": configured(AudioConfig, rate=8000, seconds=1.0).build("sound"),
+    }
+    changed = viewed(given, sizes={"picture": 48, "clip": 24}, lengths={"clip": 0.5, "sound": 0.25})
+    shapes = {name: tuple(one.view("eval").blank().shape) for name, one in changed.items()}
+    assert shapes == {"picture": (3, 48, 48), "clip": (4, 3, 24, 24), "sound": (2, 2000)}
+    assert {name: tuple(one.view("eval").blank().shape) for name, one in given.items()} == {
+        "picture": (3, 32, 32), "clip": (8, 3, 16, 16), "sound": (2, 8000),
+    }  # fmt: skip
+    wave = np.arange(8000, dtype=np.float32)[None] / 16000
+    middle = changed["sound"].view("eval")(wave, {})
+    assert torch.equal(middle, given["sound"].view("eval")(wave, {})[:, 3000:5000])
+    assert tuple(viewed(given, average={"picture": "five_crops"})["picture"].view("eval").blank().shape) == (3, 37, 37)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"sizes": {"pictures": 32}}, "sizes: got 'pictures', did you mean 'picture'"),
+        ({"sizes": {"words": 32}}, "sizes.words: got 32 pixels, and AllTokensView has no height and width"),
+        ({"lengths": {"picture": 0.5}}, "lengths.picture: got a length of 0.5, and EvalView has no length"),
+        ({"average": {"words": "flip"}}, "average.words: got flip, and its views are no pictures"),
+    ],
+)
+def test_what_has_no_such_views_is_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        viewed(modalities(), **values)
+
+
+def test_an_attentive_probe_averages_nothing(shards: dict[str, list[str]]) -> None:
+    with pytest.raises(RecipeError, match=r"average: .* reads the tokens of one"):
+        settings(AttentiveProbeConfig, shards, average={"picture": "flip"}).build(modalities())
+
+
+def left(x: Tensor) -> Tensor:
+    """[B, 3, H, W] -> how bright the left third and the upper third are, and one."""
+    y = x.float() / 255
+    third = x.shape[-1] // 3
+    return torch.stack([y[..., :third].mean((1, 2, 3)), y[..., :third, :].mean((1, 2, 3)), torch.ones(len(x))], 1)
+
+
+def test_averages_are_means_over_the_views() -> None:
+    x = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = model(3, picture=left)
+    crops = [x[..., r : r + 14, c : c + 14] for r, c in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))]
+    assert all(torch.equal(a, b) for a, b in zip(five_crops(x), crops, strict=True))
+    views = {"flip": [x, x.flip(-1)], "five_crops": crops, "ten_crops": crops + [one.flip(-1) for one in crops]}
+    for kind, some in views.items():
+        averaged = AveragedModel(plain, {"picture": kind})  # type: ignore[dict-item]
+        expected = torch.stack([left(one) for one in some]).mean(0)
+        assert torch.allclose(averaged.features("picture", x), expected, atol=1e-6)
+        mean = torch.stack([F.normalize(left(one), dim=1) for one in some]).mean(0)
+        assert torch.allclose(averaged.embed("picture", x), F.normalize(mean, dim=1), atol=1e-6)
+        assert len(views_to_average(kind, x)) == len(some)  # type: ignore[arg-type]
+    assert torch.equal(AveragedModel(plain, {}).features("picture", x), plain.features("picture", x))
+
+
+def test_the_models_modes_and_weights_are_left_alone() -> None:
+    plain = EmbeddingModel(model(3, picture=left).encoders, {"picture": nn.Identity()}).eval()  # type: ignore[arg-type]
+    averaged = AveragedModel(plain, {"picture": "flip"})
+    assert not plain.encoders["picture"].training
+    assert averaged.encoders["picture"] is plain.encoders["picture"]
+
+
+def test_mirror_images_and_crops_reach_the_scores(shards: dict[str, list[str]]) -> None:
+    for kind in ("flip", "ten_crops"):
+        scores, _ = measured(settings(KnnConfig, shards, ks=[3], average={"picture": kind}))
+        assert scores["acc1"] == 1
+    scores, _ = measured(settings(KnnConfig, shards, ks=[3], sizes={"picture": 16}))
+    assert scores["acc1"] == 1
