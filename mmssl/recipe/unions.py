@@ -40,6 +40,7 @@ from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
 from mmssl.evaluation.common import EvaluatorConfig
 from mmssl.evaluation.labelled.attentive_probe import AttentiveProbeConfig
 from mmssl.evaluation.labelled.few_shot import FewShotConfig
+from mmssl.evaluation.labelled.fine_tuning import FineTuningConfig
 from mmssl.evaluation.labelled.knn import KnnConfig
 from mmssl.evaluation.labelled.linear_probe import LinearProbeConfig
 from mmssl.evaluation.labelled.multi_label import MultiLabelZeroShotConfig
@@ -161,6 +162,7 @@ EvaluatorUnion = Annotated[
     | RelationsConfig
     | LinearProbeConfig
     | AttentiveProbeConfig
+    | FineTuningConfig
     | KnnConfig
     | FewShotConfig
     | RepresentationConfig

@@ -40,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "class_retrieval": {"pair": PAIR, "resamples": 100},
     "linear_probe": {"modality": "video", "penalties": [1.0, 0.1]},
     "attentive_probe": {"modality": "video", "heads": 2, "epochs": 2, "lrs": [0.1, 0.01], "training_batch": 4},
+    "fine_tuning": {"modality": "video", "epochs": 2, "lr": 0.05, "training_batch": 4},
     "knn": {"modality": "video", "ks": [3, 2]},
     "few_shot": {"modality": "video", "shots": [1, 2], "draws": 2},
     "representation": {"modality": "audio"},
@@ -58,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
         "resamples": 100,
     },
 }
-TRAINED = ("linear_probe", "attentive_probe", "knn", "few_shot")
+TRAINED = ("linear_probe", "attentive_probe", "fine_tuning", "knn", "few_shot")
 """Kinds that compare with training samples."""
 OF_FILES = {"caption_choice", "mteb"}
 """Kinds that read no shards: their own tests hold two processes, and what is damaged. mteb's need its package."""
@@ -126,7 +127,13 @@ def measure(kind: str, shards: list[str], train: list[str]) -> dict[str, Score]:
     values: Mapping[str, Any] = CASES[kind] | {"shards": shards, "batch_size": 2}
     if kind in TRAINED:
         values = {**values, "train_shards": train}
+    if kind == "fine_tuning":
+        values = {**values, "validation_shards": [_copy(path) for path in train]}
     return dict(configured(config, **values).build(modalities()).evaluate(model()))
+
+
+def _copy(shard: str) -> str:
+    return shard.removesuffix(".tar") + "_again.tar"
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +145,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]
         path: Path = folder / f"{name}.tar"
         if not path.exists():
             write(path, records())
+            Path(_copy(str(path))).write_bytes(path.read_bytes())
         return [str(path)]
 
     return made

@@ -1,49 +1,12 @@
-"""Parameter groups of an optimizer: which parameters are trained, and which of them are decayed."""
+"""Parameter groups of an optimizer: which parameters are trained, and by which rule of their objective."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from torch import nn
 
 from mmssl.core.objective import Learner, Objective, ParameterRule
 
-DecayRule = Literal["open_clip_3", "open_clip_4", "all"]
 PartParameters = dict[str, list[tuple[str, nn.Parameter]]]
-
-# What open_clip 4 excludes beside the dimension rule: tokens and lookup tables.
-_NEVER_DECAYED = (
-    "positional_embedding",
-    "class_embedding",
-    "cls_emb",
-    "pos_embed",
-    "cls_token",
-    "reg_token",
-    "dist_token",
-    "mask_token",
-    "position_embedding.weight",
-    "position_embeddings.weight",
-    "token_type_embeddings.weight",
-    "embed_positions.weight",
-    "relative_attention_bias.weight",
-    "relative_position_bias_table",
-)
-
-
-def is_decayed(name: str, parameter: nn.Parameter, rule: DecayRule) -> bool:
-    """Whether weight decay applies to a parameter.
-
-    Args:
-        name: within its encoder or objective, without the prefix that the learner adds.
-        parameter: the parameter.
-        rule: "open_clip_3": neither vectors and scalars nor names that hold "bn", "ln", "bias" or "logit_scale"; position
-            embeddings are decayed. "open_clip_4": neither vectors and scalars nor tokens and position tables. "all": every one.
-    """
-    if rule == "all":
-        return True
-    if rule == "open_clip_3":
-        return not (parameter.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale")))
-    return not (parameter.ndim < 2 or any(name == end or name.endswith(f".{end}") for end in _NEVER_DECAYED))
 
 
 def trainable_parts(learner: Learner) -> PartParameters:

@@ -15,9 +15,10 @@ from mmssl.core.config import Config
 from mmssl.core.encoder import Encoder
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.objective import Learner, ParameterRule
+from mmssl.core.parameters import DecayRule, is_decayed, layer_rates
 from mmssl.core.plan import Plan
 from mmssl.core.schedules import Bounds, Schedule, Scheduled
-from mmssl.training.steps.groups import DecayRule, is_decayed, parameter_rules, trainable_parts
+from mmssl.training.steps.groups import parameter_rules, trainable_parts
 from mmssl.training.steps.lars import Lars
 
 WeightDecay = Annotated[Scheduled, Bounds(ge=0)]
@@ -126,14 +127,8 @@ class OptimizerConfig(Config, ABC):
         scales = {id(parameter): multiplier for parameter in encoder.parameters()}
         if self.layer_decay is not None:
             assert isinstance(encoder, Encoder)
-            groups = encoder.layers()
-            depth = {id(parameter): len(groups) - 1 - i for i, group in enumerate(groups) for parameter in group}
-            missed = [name for name, parameter in encoder.named_parameters() if id(parameter) not in depth]
-            if missed:
-                raise ValueError(
-                    f"{type(encoder).__name__}.layers() must hold every parameter once, and misses {missed}"
-                )
-            scales = {key: scale * self.layer_decay ** depth[key] for key, scale in scales.items()}
+            rates = layer_rates(encoder, self.layer_decay)
+            scales = {key: scale * rates[key] for key, scale in scales.items()}
         return scales
 
 

@@ -13,9 +13,10 @@ from torch import nn
 
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner, ParameterRule
+from mmssl.core.parameters import DecayRule, is_decayed
 from mmssl.core.plan import Plan
 from mmssl.core.schedules import Schedule
-from mmssl.training.steps.groups import DecayRule, is_decayed, trainable_parts
+from mmssl.training.steps.groups import trainable_parts
 from mmssl.training.steps.lars import Lars
 from mmssl.training.steps.optim import AdamWConfig, LarsConfig, SgdConfig, UpdateSchedule, current_rate
 from tests.training.toys import Agree, Tower, make_learner, make_run
