@@ -126,7 +126,7 @@ class Modality(ABC):
             measures which of them a value has.
         warnings: flag of `inspect`, or "repeated" for duplicates -> text of an audit's warning after the number of members.
         token_ids: the token ids of its views; None: views have no token ids.
-        rate: values of a view in a second; None: views have no fixed rate.
+        values_per_second: of a sound's views; None: views have no such rate.
 
     Raises:
         ValueError: no extension, or no "eval" view.
@@ -140,7 +140,7 @@ class Modality(ABC):
     label: ClassVar[bool] = False
     relations: frozenset[str] = frozenset()
     token_ids: TokenIds | None = None
-    rate: float | None = None
+    values_per_second: float | None = None
     warnings: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from operator import methodcaller
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -57,16 +58,16 @@ class ViewedConfig(EvaluatorConfig):
                         f"{key}: got {name!r}{did_you_mean(name, modalities)}, wanted one of {sorted(modalities)}"
                     )
         for name, size in self.sizes.items():
-            changed[name] = _with_view(changed[name], f"sizes.{name}", lambda view, size=size: view.resized(size))
+            changed[name] = _with_view(changed[name], f"sizes.{name}", methodcaller("resized", size))
         for name, share in self.lengths.items():
-            changed[name] = _with_view(changed[name], f"lengths.{name}", lambda view, share=share: view.lasting(share))
+            changed[name] = _with_view(changed[name], f"lengths.{name}", methodcaller("lasting", share))
         for name, kind in self.average.items():
             pixels = changed[name].view("eval").pixels
             if pixels is None:
                 raise RecipeError(f"average.{name}: got {kind}, and its views are no pictures: leave it out")
             if kind != "flip":
                 size = round(pixels * LARGER)
-                changed[name] = _with_view(changed[name], f"average.{name}", lambda view, size=size: view.resized(size))
+                changed[name] = _with_view(changed[name], f"average.{name}", methodcaller("resized", size))
         return changed
 
     def averaged(self, model: EmbeddingModel) -> EmbeddingModel:

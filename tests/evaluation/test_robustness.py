@@ -15,6 +15,7 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Score
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
+from mmssl.data.modalities.series import SeriesConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
 from mmssl.evaluation.labelled.attentive_probe import AttentiveProbeConfig
@@ -120,12 +121,15 @@ def test_sizes_and_lengths_are_those_asked_for() -> None:
         "picture": configured(ImageConfig, size=32).build("picture"),
         "clip": configured(VideoConfig, size=16, frames=8, seconds=2.0).build("clip"),
         "sound": configured(AudioConfig, rate=8000, seconds=1.0).build("sound"),
+        "series": configured(SeriesConfig, axes=["channel", "time"], rate=100, seconds=1.0, channels=2).build(
+            "series"
+        ),
     }
-    changed = viewed(given, sizes={"picture": 48, "clip": 24}, lengths={"clip": 0.5, "sound": 0.25})
+    changed = viewed(given, sizes={"picture": 48, "clip": 24}, lengths={"clip": 0.5, "sound": 0.25, "series": 2})
     shapes = {name: tuple(one.view("eval").blank().shape) for name, one in changed.items()}
-    assert shapes == {"picture": (3, 48, 48), "clip": (4, 3, 24, 24), "sound": (2, 2000)}
+    assert shapes == {"picture": (3, 48, 48), "clip": (4, 3, 24, 24), "sound": (2, 2000), "series": (2, 200)}
     assert {name: tuple(one.view("eval").blank().shape) for name, one in given.items()} == {
-        "picture": (3, 32, 32), "clip": (8, 3, 16, 16), "sound": (2, 8000),
+        "picture": (3, 32, 32), "clip": (8, 3, 16, 16), "sound": (2, 8000), "series": (2, 100),
     }  # fmt: skip
     wave = np.arange(8000, dtype=np.float32)[None] / 16000
     middle = changed["sound"].view("eval")(wave, {})

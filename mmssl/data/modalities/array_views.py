@@ -98,6 +98,10 @@ class ArrayEval(View):
         box = [(height - side) // 2, (width - side) // 2, side, side]
         return resize_floats(value, box, (self.size, self.size), "bicubic")
 
+    def resized(self, pixels: int) -> ArrayEval:
+        """The view of other pixels."""
+        return ArrayEval(pixels, self.channels)
+
     def blank(self) -> Tensor:
         """Zeros."""
         return to_tensor(np.zeros((self.channels or 1, self.size, self.size), np.float32))

@@ -100,7 +100,7 @@ class AudioModality(Modality):
         max_samples: int,
     ) -> None:
         super().__init__(name, extensions, views)
-        self.rate = rate
+        self.rate = self.values_per_second = rate
         self.channels = channels
         self.max_samples = max_samples
         if channels == "mono":

@@ -123,6 +123,10 @@ class CentreSeries(View):
         start = max(0, (value.shape[1] - self.shape[1]) // 2)
         return to_tensor(fit_series(value, self.shape[1], start).copy())
 
+    def lasting(self, share: float) -> CentreSeries:
+        """The view of more or fewer samples, at least one."""
+        return CentreSeries((self.shape[0], max(1, round(self.shape[1] * share))))
+
     def blank(self) -> Tensor:
         """Zeros."""
         return to_tensor(np.zeros(self.shape, np.float32))

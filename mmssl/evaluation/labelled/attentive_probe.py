@@ -108,8 +108,8 @@ class AttentiveProbe(LabelledEvaluator):
             if not checked:
                 self._require_memory(samples, found.shape[1])
                 checked = True
-            within = found.clamp(-LARGEST, LARGEST).where(found.isfinite(), found)
-            return within.half().flatten(1)
+            stored: Tensor = found.clamp(-LARGEST, LARGEST).where(found.isfinite(), found).half().flatten(1)
+            return stored
 
         return tokens
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.corruptions.clips import CLIPS
@@ -96,6 +97,8 @@ def test_who_has_which() -> None:
     assert corruptions_of(AUDIO) is SOUNDS
     assert corruptions_of(TEXT) is SENTENCES
     assert corruptions_of(LabelConfig().build("label")) == {}
+    array = ArrayConfig.model_validate({"axes": None, "size": 8, "channels": 3}).build("array")
+    assert corruptions_of(array) == {}, "its values are no levels of light"
     assert set(GROUPS["all"]) == {kind for _, kind in KINDS}
 
 

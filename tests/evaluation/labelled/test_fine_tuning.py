@@ -158,6 +158,21 @@ def test_a_collapsed_model_scores_chance(data: dict[str, list[str]]) -> None:
     assert scores["best_epoch"] == 1, "the first of equals"
 
 
+def test_what_cannot_be_learned_scores_chance(data: dict[str, list[str]], tmp_path: Path) -> None:
+    """Test labels that have nothing to do with the pictures."""
+    shuffled = [colour_sample(i)[1] | {"cls": str(i // 8 % 8).encode()} for i in range(64)]
+    test = [str(write_shard(tmp_path / "test.tar", [(f"{i:03d}", fields) for i, fields in enumerate(shuffled)]))]
+    scores, _ = measured(config({**data, "shards": test}), Deep())
+    assert scores["validation_acc1"] == 1
+    assert scores["acc1"] == 1 / 8, "every label with every colour once"
+
+
+def test_corruptions_are_measured_with_the_tuned_copy(data: dict[str, list[str]]) -> None:
+    scores, evaluator = measured(config(data, corruptions=["contrast"], average={"picture": "flip"}), Deep())
+    assert scores["acc1"] == scores["acc1_kept"] == scores["acc1_contrast_3"] == 1
+    assert evaluator.tables["corruptions"].columns["acc1_n"] == [32] * 5
+
+
 def test_what_does_not_fit_is_said(data: dict[str, list[str]], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"validation_shards: got .*, which is one of `train_shards`"):
         measured(config({**data, "validation_shards": data["train_shards"]}), Deep())

@@ -24,7 +24,7 @@ class Corruption:
     Attributes:
         function: see `Corrupt`.
         strengths: its strength at each severity.
-        seconds: whether strengths are in seconds, and the function takes them in values of the modality's rate.
+        seconds: whether strengths are in seconds, and the function takes them in values (`values_per_second`).
     """
 
     function: Corrupt

@@ -51,7 +51,8 @@ def _pink_noise(x: Tensor, strength: float, generator: Generator) -> Tensor:
     spectrum = torch.fft.rfft(x.new_empty(x.shape).normal_(generator=generator))
     noise = torch.fft.irfft(spectrum / torch.arange(1, spectrum.shape[-1] + 1).sqrt(), n=x.shape[-1])
     level = x.square().mean().sqrt() * 10 ** (-strength / 20)
-    return x + level * noise / noise.square().mean().sqrt().clamp_min(1e-12)
+    made: Tensor = x + level * noise / noise.square().mean().sqrt().clamp_min(1e-12)
+    return made
 
 
 def _reverb(x: Tensor, strength: float, generator: Generator) -> Tensor:
@@ -82,7 +83,8 @@ def _quantisation(x: Tensor, strength: float, generator: Generator) -> Tensor:
     steps = 2 ** (int(strength) - 1)
     coded = x.sign() * torch.log1p(255 * x.abs().clamp_max(1)) / math.log(256)
     coarse = (coded * steps).round() / steps
-    return coarse.sign() * torch.expm1(coarse.abs() * math.log(256)) / 255
+    heard: Tensor = coarse.sign() * torch.expm1(coarse.abs() * math.log(256)) / 255
+    return heard
 
 
 SOUNDS: Mapping[str, Corruption] = {

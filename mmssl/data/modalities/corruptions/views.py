@@ -37,10 +37,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 def corruptions_of(modality: Modality) -> Mapping[str, Corruption | TextCorruption]:
     """The corruptions that a modality has; empty: none."""
-    view = modality.view("eval")
-    if modality.visual and view.pixels is not None:
+    if modality.visual:
+        blank = modality.view("eval").blank()
+        if blank.is_floating_point():  # an array in units of its own
+            return {}
         pictures = {**COMMON, **UNNATURAL}
-        return {**pictures, **CLIPS} if modality.moving and view.blank().ndim == 4 else pictures
+        return {**pictures, **CLIPS} if modality.moving and blank.ndim == 4 else pictures
     return SOUNDS if modality.audible else SENTENCES if modality.language else {}
 
 
@@ -60,8 +62,8 @@ def corrupted(modality: Modality, kind: str, severity: int) -> Modality:
         view = CorruptedSentences(inner, kind, strength)
     else:
         if corruption.seconds:
-            assert modality.rate is not None
-            strength *= modality.rate
+            assert modality.values_per_second is not None
+            strength *= modality.values_per_second
         view = CorruptedView(inner, corruption, strength, fold(kind))
     other = copy(modality)
     other.views = {**modality.views, "eval": view}
