@@ -37,6 +37,19 @@ AGAINST = Annotated[
     typer.Option(metavar="SHARDS", help="Only look for the samples of these test shards in the others: leakage."),
 ]
 
+RUN = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        callback=local_path,
+        help="With --against: also compare by the features of this run, checkpoint or model, which finds copies that were cut, "
+        "mirrored or recorded anew.",
+    ),
+]
+COSINE = Annotated[
+    float, typer.Option(min=-1, max=1, help="With --run: cosine of features from which samples count as near.")
+]
+
 app.command()(pack)
 app.command("filter")(filter_)
 
@@ -109,6 +122,8 @@ def check(
         typer.Option("--against-manifest", help="Compare the shards with the manifest beside them: size, SHA-256."),
     ] = False,
     against: AGAINST = None,
+    run: RUN = None,
+    cosine: COSINE = 0.95,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Check that this number of workers has enough shards.")
     ] = None,
@@ -130,10 +145,12 @@ def check(
 
     `mmssl shards check image_text/vit_b_32 data.shards='["shards/train"]'`
 
-    `mmssl shards check shards/train --against shards/test` (equal files, pictures that look alike, captions)
+    `mmssl shards check shards/train --against shards/test --run runs/first` (equal, alike, captions; near by a run's features)
     """
     if against:
-        return _leaks(shards, against, cache, allow_pipe, json_file)
+        return _leaks(shards, against, run, cosine, cache, allow_pipe, json_file)
+    if run is not None:
+        raise typer.BadParameter("--run has no effect without --against: add it, or leave --run out")
     from pipelines.check_recipe import audit, check_recipe, is_recipe, modality_names, recipe_alone
 
     with progress_bar("checking") as progress:
@@ -164,11 +181,37 @@ def _show(report: RecipeReport | CheckReport | LeakReport, json_file: Path | Non
         raise typer.Exit(3)
 
 
-def _leaks(shards: list[str], against: list[str], cache: Path | None, allow_pipe: bool, json_file: Path | None) -> None:
+def _leaks(
+    shards: list[str],
+    against: list[str],
+    run: Path | None,
+    cosine: float,
+    cache: Path | None,
+    allow_pipe: bool,
+    json_file: Path | None,
+) -> None:
     from mmssl.curation.leakage import find_leaks
 
+    remote = client_for(shards + against, cache, allow_pipe)
     with progress_bar("comparing") as progress:
-        report = find_leaks(shards, against, remote=client_for(shards + against, cache, allow_pipe), progress=progress)
+        report = find_leaks(shards, against, remote=remote, progress=progress)
+    if run is not None:
+        import torch
+
+        from mmssl.evaluation.near_samples import near_samples
+        from mmssl.recipe.load import load
+
+        model = load(run, device="cuda" if torch.cuda.is_available() else "cpu")
+        with progress_bar("embedding") as progress:
+            found = near_samples(model.embedding, model.modalities, shards, against, remote=remote, progress=progress)
+        for name, nearby in found.items():
+            near = (nearby.cosines >= cosine).nonzero().flatten().tolist()
+            training, within = nearby.quantiles(0.99)
+            note = (
+                f"{name}: near is a cosine from {cosine:g}; 99 % of the test samples lie below {training:.3f} to their nearest "
+                f"training sample, and below {within:.3f} to another test sample, which a leak should exceed"
+            )
+            report.add_near(name, ((nearby.test[i], nearby.train[i]) for i in near), note)
     _show(report, json_file)
 
 

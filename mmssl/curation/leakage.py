@@ -1,9 +1,9 @@
-"""Leakage: test samples that are in the training shards too, as equal files, as pictures that look alike, or by their captions."""
+"""Leakage: test samples that are in the training shards too, as equal files, pictures that look alike, captions, or by a model."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,8 +18,11 @@ KINDS = {
     "equal": "files that are equal, byte for byte",
     "alike": "pictures that look alike (difference hash)",
     "caption": "captions that are equal but for case and blanks",
+    "near": "features of a model that lie near those of a training sample",
 }
-"""Kind of leak -> in words. Equal captions alone are no proof: short ones repeat by chance."""
+"""Kind of leak -> in words."""
+NO_PROOF = ("caption", "near")
+"""Kinds that are no proof alone: short captions repeat by chance, and a model may take different things for alike."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Leak:
     """A test sample that a training sample repeats.
 
     Attributes:
-        kind: of `KINDS`. field: extension of the test sample's member. test, train: key and shard of each.
+        kind: of `KINDS`. field: extension of the test sample's member; the modality of "near". test, train: key and shard of each.
     """
 
     kind: str
@@ -44,21 +47,35 @@ class LeakReport:
         test, train: numbers of samples.
         leaks: each test member once for each kind, with the first training sample that repeats it.
         unreadable: members that could not be decoded, and so were compared by their bytes only.
+        notes: lines on what was compared by a model; empty: nothing was.
     """
 
     test: int
     train: int
     leaks: list[Leak] = field(default_factory=list)
     unreadable: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Whether no file of the test set is in the training set."""
-        return all(leak.kind == "caption" for leak in self.leaks)
+        return all(leak.kind in NO_PROOF for leak in self.leaks)
 
     def counts(self) -> dict[str, int]:
         """Kind -> number of test samples."""
-        return {kind: len({leak.test for leak in self.leaks if leak.kind == kind}) for kind in KINDS}
+        kinds = [kind for kind in KINDS if kind != "near" or self.notes]
+        return {kind: len({leak.test for leak in self.leaks if leak.kind == kind}) for kind in kinds}
+
+    def add_near(self, modality: str, pairs: Iterable[tuple[str, str]], note: str) -> None:
+        """Add pairs (test sample, training sample) that a model takes for alike, but for files that were found already.
+
+        Args:
+            modality: compared by. pairs: key and shard of each.
+            note: a line for the report.
+        """
+        known = {leak.test for leak in self.leaks if leak.kind in ("equal", "alike")}
+        self.leaks += [Leak("near", modality, test, train) for test, train in pairs if test not in known]
+        self.notes.append(note)
 
     def table(self, examples: int = 3) -> str:
         """The findings as text."""
@@ -67,7 +84,13 @@ class LeakReport:
             share = 100 * count / max(1, self.test)
             lines.append(f"  {count:,} ({share:.2f} %) have {KINDS[kind]}")
             some = [leak for leak in self.leaks if leak.kind == kind][:examples]
-            lines += [f"    .{leak.field} of {leak.test} is in {leak.train}" for leak in some]
+            lines += [
+                f"    {leak.field} of {leak.test} is like that of {leak.train}"
+                if kind == "near"
+                else f"    .{leak.field} of {leak.test} is in {leak.train}"
+                for leak in some
+            ]
+        lines += [f"  {note}" for note in self.notes]
         if self.unreadable:
             lines.append(f"  {self.unreadable:,} members cannot be decoded: they were compared by their bytes only")
         return "\n".join(lines)
