@@ -54,6 +54,7 @@ from mmssl.evaluation.relations.modality_gap import ModalityGapConfig
 from mmssl.evaluation.relations.offset import OffsetConfig
 from mmssl.evaluation.relations.sides import SidesConfig
 from mmssl.evaluation.relations.target_modality import TargetModalityConfig
+from mmssl.evaluation.relations.word_order import WordOrderConfig
 from mmssl.evaluation.representation import RepresentationConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
 from mmssl.objectives.barlow_twins import BarlowTwinsConfig
@@ -157,6 +158,7 @@ EvaluatorUnion = Annotated[
     | SidesConfig
     | CompositionalityConfig
     | CaptionChoiceConfig
+    | WordOrderConfig
     | ModalityConfusionConfig
     | TargetModalityConfig
     | RelationsConfig

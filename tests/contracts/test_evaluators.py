@@ -49,6 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "offset": {"pair": PAIR, "seconds": 0.5, "offsets": [0, 0.2, 0.4]},
     "sides": {"pair": PAIR},
     "compositionality": {"pair": ["audio", "text"], "resamples": 100},
+    "word_order": {"pair": ["audio", "text"], "resamples": 100},
     "modality_confusion": {"modalities": PAIR, "classnames": ["one", "two", "three"], "templates": "plain"},
     "target_modality": {"modalities": PAIR, "resamples": 100},
     "relations": {

@@ -27,11 +27,8 @@ from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modality import Modality
-from mmssl.evaluation.labelled.knn import KnnConfig
-from mmssl.evaluation.labelled.zero_shot import ZeroShotConfig
 from mmssl.evaluation.mteb_tasks import TASK_FILES, MtebConfig, add_task_file
-from mmssl.evaluation.relations.caption_choice import CaptionChoiceConfig
-from mmssl.evaluation.retrieval import RetrievalConfig
+from mmssl.recipe.unions import EvaluatorUnion, members
 from tests.evaluation.world import configured, model, write_shard
 
 mteb = pytest.importorskip("mteb", reason="the extra `mteb` is not installed")
@@ -144,8 +141,9 @@ def of_mteb(task: str, to: EmbeddingModel | None = None) -> dict[str, Score]:
         return dict(evaluator.evaluate(to or random_model()))
 
 
-def of_house(kind: type[Any], folder: Path, **settings: Any) -> dict[str, Score]:
-    config = configured(kind, **{"shards": [str(folder / "test")], **settings})
+def of_house(kind: str, folder: Path, **settings: Any) -> dict[str, Score]:
+    of_kind = {member.model_fields["kind"].default: member for member in members(EvaluatorUnion)}
+    config = configured(of_kind[kind], **{"shards": [str(folder / "test")], **settings})
     with config.build(modalities()) as evaluator:
         return dict(evaluator.evaluate(random_model()))
 
@@ -157,7 +155,7 @@ def equal(ours: Mapping[str, Score], theirs: Mapping[str, Score], names: Mapping
 
 def test_zero_shot(folder: Path, tasks: tuple[str, ...]) -> None:
     settings = {"modality": "image", "prompts": "text", "classnames": [*CLASSES], "templates": "plain"}
-    ours, theirs = of_house(ZeroShotConfig, folder, **settings), of_mteb("LocalZeroShot")
+    ours, theirs = of_house("zero_shot", folder, **settings), of_mteb("LocalZeroShot")
     equal(ours, theirs, {"acc1": "LocalZeroShot", "mean_per_class_recall": "LocalZeroShot_recall"})
     equal(ours, theirs, {"macro_f1": "LocalZeroShot_f1"})
     assert 0 < float(ours["acc1"] or 0) < 1
@@ -167,7 +165,7 @@ def test_zero_shot(folder: Path, tasks: tuple[str, ...]) -> None:
     ("task", "pair"), [("T2I", ("text", "image")), ("I2T", ("image", "text")), ("A2I", ("audio", "image"))]
 )
 def test_retrieval_between_any_two(folder: Path, tasks: tuple[str, ...], task: str, pair: tuple[str, str]) -> None:
-    ours = of_house(RetrievalConfig, folder, pair=[*pair], resamples=100)
+    ours = of_house("retrieval", folder, pair=[*pair], resamples=100)
     theirs = of_mteb(f"LocalRetrieval{task}")
     way, name = f"{pair[0]}_to_{pair[1]}_", f"LocalRetrieval{task}_"
     equal(ours, theirs, {f"{way}R@{k}": f"{name}hit_rate_at_{k}" for k in (1, 5, 10)})
@@ -178,7 +176,7 @@ def test_retrieval_between_any_two(folder: Path, tasks: tuple[str, ...], task: s
 
 def test_classification_by_the_same_classifier(folder: Path, tasks: tuple[str, ...]) -> None:
     settings = {"train_shards": [str(folder / "train")], "modality": "image", "ks": [7]}
-    ours, theirs = of_house(KnnConfig, folder, **settings), of_mteb("LocalClassification")
+    ours, theirs = of_house("knn", folder, **settings), of_mteb("LocalClassification")
     equal(ours, theirs, {"acc1": "LocalClassification", "mean_per_class_recall": "LocalClassification_recall"})
     assert 1 / 3 < float(ours["acc1"] or 0) < 1
 
@@ -197,9 +195,9 @@ def test_compositionality(folder: Path, tasks: tuple[str, ...], tmp_path: Path) 
     ]
     lines.write_text("\n".join(json.dumps({**pair, "collapsed_tag": "all"}) for pair in pairs))
     files = {"shards": [], "batch_size": 8, "pair": ["image", "text"], "pictures": str(tmp_path), "resamples": 100}
-    ours, theirs = of_house(CaptionChoiceConfig, folder, files=[str(swap)], **files), of_mteb("LocalSwap")
+    ours, theirs = of_house("caption_choice", folder, files=[str(swap)], **files), of_mteb("LocalSwap")
     equal(ours, theirs, {"acc": "LocalSwap"})
-    ours, theirs = of_house(CaptionChoiceConfig, folder, files=[str(lines)], **files), of_mteb("LocalPairs")
+    ours, theirs = of_house("caption_choice", folder, files=[str(lines)], **files), of_mteb("LocalPairs")
     equal(ours, theirs, {"text_score": "LocalPairs_text_acc", "image_score": "LocalPairs_image_acc"})
     equal(ours, theirs, {"group_score": "LocalPairs_accuracy"})
 
