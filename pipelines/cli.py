@@ -25,6 +25,7 @@ def full() -> typer.Typer:
         pretrain,
         quickstart,
         recipes,
+        report,
         runs,
         search,
         serve,
@@ -45,6 +46,7 @@ def full() -> typer.Typer:
     app.command("runs")(runs.runs)
     app.command("explain")(explain.explain)
     app.command("evaluate")(evaluate.evaluate)
+    app.command("report")(report.report)
     app.command("average")(average.average)
     app.command("compare")(compare.compare)
     app.command("embed")(embed.embed)

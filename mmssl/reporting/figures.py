@@ -42,10 +42,18 @@ LONGEST = 600
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves that share their axes."""
+    """Curves that share their axes.
+
+    Attributes:
+        title: of the figure. curves: name -> points.
+        x: what the first numbers are.
+        dots: whether points are drawn by themselves, all of one scale, in place of lines.
+    """
 
     title: str
     curves: Mapping[str, Curve]
+    x: str = "step"
+    dots: bool = False
 
 
 def charts(curves: Mapping[str, Curve], evaluators: Sequence[str] = ()) -> list[Chart]:
@@ -71,31 +79,41 @@ def charts(curves: Mapping[str, Curve], evaluators: Sequence[str] = ()) -> list[
 
 def chart_uri(chart: Chart) -> str:
     """An SVG of the curves as a data URI. Names are drawn as outlines: no fonts, no markup."""
+    return _uri("image/svg+xml", _drawn(chart, "svg"))
+
+
+def chart_png(chart: Chart) -> bytes:
+    """The same picture as a PNG."""
+    return _drawn(chart, "png")
+
+
+def _drawn(chart: Chart, form: str) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"svg.hashsalt": "mmssl", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+        figure = Figure(figsize=(4.6, 4.2 if chart.dots else 2.7), layout="constrained")
         axes = figure.add_subplot()
         for i, (name, curve) in enumerate(chart.curves.items()):
-            steps, values = zip(*thinned(curve), strict=True)
+            steps, values = zip(*(curve if chart.dots else thinned(curve)), strict=True)
             reference = "chance" in name
-            axes.plot(
-                steps,
-                values,
-                color="#999999" if reference else COLOURS[i % len(COLOURS)],
-                linestyle="--" if reference else "-",
-                linewidth=1.4,
-                label=_plain(name),
-            )
-        axes.set_xlabel("step")
+            colour = "#999999" if reference else COLOURS[i % len(COLOURS)]
+            if chart.dots:
+                axes.scatter(steps, values, s=6, linewidths=0, alpha=0.6, color=colour, label=_plain(name))
+                continue
+            style = "--" if reference else "-"
+            axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.4, label=_plain(name))
+        if chart.dots:
+            axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel(chart.x)
         axes.grid(color="#e6e6e6", linewidth=0.6)
         if len(chart.curves) > 1:
             for text in axes.legend(frameon=False, fontsize=7).get_texts():
                 text.set_parse_math(False)
         file = io.BytesIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _uri("image/svg+xml", file.getvalue())
+        clear = {"metadata": {"Date": None}, "transparent": True} if form == "svg" else {"dpi": 150}
+        figure.savefig(file, format=form, **clear)
+    return file.getvalue()
 
 
 def thinned(curve: Curve, most: int = LONGEST) -> list[tuple[float, float]]:

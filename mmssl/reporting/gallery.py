@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
@@ -17,6 +18,7 @@ from mmssl.evaluation.collect import Collected, Items
 from mmssl.evaluation.common import inference
 from mmssl.evaluation.ranking import Ranks, exact_products, pair_ranks
 from mmssl.evaluation.retrieval import Retrieval
+from mmssl.reporting.figures import Chart
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,17 @@ def similarity(a: Items, b: Items, show_a: Show, show_b: Show, *, count: int = 1
 
 
 def showcase(
-    evaluator: Retrieval, model: EmbeddingModel, *, count: int = 4, answers: int = 5, seed: int = 0
-) -> tuple[list[Gallery], Similarity]:
-    """Galleries of both directions and a heat map, from the shards of a retrieval evaluator. Every process must call it."""
+    evaluator: Retrieval,
+    model: EmbeddingModel,
+    *,
+    count: int = 4,
+    answers: int = 5,
+    seed: int = 0,
+) -> tuple[list[Gallery], Similarity, Chart]:
+    """Galleries of both directions, a heat map, and a map of the embeddings, from the shards of a retrieval evaluator.
+
+    Every process must call it.
+    """
     config = evaluator.config
     data = evaluator.collect(model)
     index = evaluator.shards.index.open()
@@ -187,7 +197,32 @@ def showcase(
     first, second = config.pair
     if a.owner.numel() and show[first](0).picture is None:
         first, second = second, first
-    return galleries, similarity(data[first], data[second], show[first], show[second], title=f"{second} × {first}")
+    heat = similarity(data[first], data[second], show[first], show[second], title=f"{second} × {first}")
+    return galleries, heat, embedding_map({name: data[name].rows for name in config.pair}, seed=seed)
+
+
+def embedding_map(rows: Mapping[str, Tensor], *, most: int = 600, seed: int = 0) -> Chart:
+    """The two directions of largest variance of all embeddings (PCA), where modalities that lie apart are seen to.
+
+    Args:
+        rows: modality -> [n, E].
+        most: items of each modality that are drawn, at random.
+        seed: of the choice.
+    """
+    chosen = {}
+    for name, all_rows in rows.items():
+        picked = generator(seed, "embedding_map", name).permutation(len(all_rows))[:most]
+        chosen[name] = all_rows[torch.from_numpy(picked).to(all_rows.device)].double().cpu()
+    whole = torch.cat([*chosen.values()])
+    mean = whole.mean(0)
+    _, sizes, axes = torch.linalg.svd(whole - mean, full_matrices=False)
+    axes = F.pad(axes[:2], (0, 0, 0, max(0, 2 - len(axes))))  # of one item, or one dimension, there is one
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # one picture on every machine
+    share = float(sizes[:2].square().sum() / sizes.square().sum().clamp_min(1e-30))
+    points = {name: [(float(x), float(y)) for x, y in (own - mean) @ axes.T] for name, own in chosen.items()}
+    return Chart(
+        "Embeddings, first two principal components", points, x=f"{100 * share:.0f} % of the variance", dots=True
+    )
 
 
 def item_renderer(modality: Modality, index: ShardIndex, data: Collected, name: str) -> Show:

@@ -15,6 +15,7 @@ from mmssl.evaluation.common import metric_context
 from mmssl.reporting.environment import redact, redact_text
 from mmssl.reporting.figures import Curve
 from mmssl.reporting.gallery import Answer, Gallery, Similarity, Thing
+from mmssl.reporting.measures import Part
 from mmssl.training.health import ALARM
 from mmssl.training.runtime.jsonl import JsonLines
 
@@ -83,6 +84,7 @@ def write_report(
     results: Mapping[str, Any] | None = None,
     galleries: Sequence[Gallery] = (),
     similarity: Similarity | None = None,
+    parts: Sequence[Part] = (),
     environment: Mapping[str, str] | None = None,
     recipe_text: str = "",
 ) -> None:
@@ -96,6 +98,7 @@ def write_report(
         results: evaluator -> {metric: value}; other values are shown under "other".
         galleries: see `gallery.gallery`.
         similarity: see `gallery.similarity`.
+        parts: further tables and figures, see `measures`.
         environment: see `environment.environment`; secrets are hidden here too.
         recipe_text: the resolved recipe; secrets are hidden.
     """
@@ -117,6 +120,7 @@ def write_report(
         charts=plots,
         warnings=[(step, printable(sentences)) for step, sentences in warnings],
         galleries=[_gallery(gallery) for gallery in galleries],
+        parts=[_part(number, part) for number, part in enumerate(parts)],
         heat=_heat(similarity) if similarity is not None else None,
         environment={printable(name): printable(value) for name, value in redact(environment or {}).items()},
         recipe=printable(redact_text(recipe_text)),
@@ -199,6 +203,23 @@ def _card(name: str, values: Mapping[str, Any], metrics: Sequence[str]) -> dict[
         "columns": ["score", "95 %", "chance", "n"],
         "rows": [(printable(metric.replace("_", " ")), cells) for metric, cells in rows],
         "plain": [(printable(metric.replace("_", " ")), printable(value)) for metric, value in plain],
+    }
+
+
+def _part(number: int, part: Part) -> dict[str, Any]:
+    return {
+        "id": f"part-{number}",
+        "title": printable(part.title),
+        "note": printable(part.note),
+        "charts": [{"title": printable(chart.title), "uri": figures.chart_uri(chart)} for chart in part.charts],
+        "grids": [
+            {
+                "name": printable(grid.name),
+                "columns": [printable(str(column).replace("_", " ")) for column in grid.columns],
+                "rows": [[printable(_number(cell)) for cell in row] for row in grid.rows],
+            }
+            for grid in part.grids
+        ],
     }
 
 

@@ -26,7 +26,7 @@ TIES = "of equal scores the earlier candidate, or the lower class, comes first; 
 UNIMPORTANT = {"batch_size", "workers", "every", "cache", "allow_pipe"}
 """Settings that change no score."""
 PACKAGES = ("mmssl", "torch", "numpy")
-IN_JSON = ("classes", "confusions", "groups", "corruptions", "additions", "kinds", "card", "mteb")
+IN_JSON = ("classes", "confusions", "groups", "corruptions", "additions", "kinds", "card", "curve", "mteb")
 """Tables that stand in the JSON of their task; others are files of their own."""
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from mmssl.evaluation.ranking import pair_ranks
 from mmssl.evaluation.retrieval import RetrievalConfig
-from mmssl.reporting.gallery import Gallery, Thing, choose_queries, gallery, showcase, similarity
+from mmssl.reporting.gallery import Gallery, Thing, choose_queries, embedding_map, gallery, showcase, similarity
 from tests.evaluation.world import COLOURS, colour_shards, configured, items, knowing_model, modalities
 
 
@@ -89,7 +89,7 @@ def test_similarity_shows_samples_that_have_both() -> None:
 def test_items_of_shards_are_shown(tmp_path: Path, pair: list[str]) -> None:
     shards = colour_shards(tmp_path, 12)
     evaluator = configured(RetrievalConfig, shards=shards, pair=pair, batch_size=5).build(modalities())
-    galleries, heat = showcase(evaluator, knowing_model(), count=2, answers=3)
+    galleries, heat, embeddings = showcase(evaluator, knowing_model(), count=2, answers=3)
     assert [shown.title for shown in galleries] == [f"{pair[0]} → {pair[1]}", f"{pair[1]} → {pair[0]}"]
     by_query = {shown.title.split(" ")[0]: shown for shown in galleries}
     for pick in by_query["words"].sections["best"]:
@@ -99,7 +99,24 @@ def test_items_of_shards_are_shown(tmp_path: Path, pair: list[str]) -> None:
         colour = next(name for name in COLOURS if name in pick.query.text)
         mean = pick.answers[0].thing.picture.float().mean((1, 2))
         assert (mean - torch.tensor(COLOURS[colour])).abs().max() < 5
+    assert {name: len(points) for name, points in embeddings.curves.items()} == {
+        pair[0]: 12 if pair[0] == "picture" else 24
+    } | {pair[1]: 24 if pair[0] == "picture" else 12}
     assert heat.title == "words × picture"
     assert heat.matrix.shape == (12, 12)
     assert heat.rows[1].text == "a red picture"
     assert all(thing.picture is not None for thing in heat.columns)
+
+
+def test_the_map_is_the_two_largest_components() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(50, 6, generator=generator) * torch.tensor([9.0, 1, 1, 5, 1, 1])
+    chart = embedding_map({"a": spread[:30], "b": spread[30:]}, most=25)
+    assert [len(points) for points in chart.curves.values()] == [25, 20]
+    whole = torch.cat([torch.tensor(points) for points in chart.curves.values()])
+    assert torch.allclose(whole.mean(0), torch.zeros(2), atol=1e-5)
+    assert whole.var(0)[0] > whole.var(0)[1] > 10
+    assert chart.dots
+    assert chart.x.endswith(" % of the variance")
+    single = embedding_map({"a": torch.ones(1, 3)})
+    assert [*single.curves.values()] == [[(0.0, 0.0)]]

@@ -1,0 +1,143 @@
+"""Parts of a report that stand in the results of `mmssl evaluate --out FOLDER`: tables and curves of each task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmssl.core.errors import DataError
+from mmssl.reporting.figures import Chart
+
+MOST_ROWS = 40
+"""Rows of a table that are shown, the first ones."""
+PARTS: Mapping[str, tuple[str, str]] = {
+    "card": ("Relations", "What the model confuses, and which relations of its modalities it tells apart."),
+    "groups": ("Subgroups", "Every score by group, the worst first, with its number of samples and 95 % interval."),
+    "corruptions": ("Robustness", "Accuracy under common corruptions, from severity 1 (weak) to 5 (strong)."),
+    "kinds": ("Kinds of choices", "Scores of given choices by relation, attribute or tag."),
+    "confusions": ("Confusions", "The most frequent wrong answers."),
+    "classes": ("Classes", "Recall, precision and F1 of each class, the lowest recall first."),
+    "mteb": ("Tasks of mteb", "Every score of each split and subset."),
+}
+"""Table of a task's JSON -> title of its part, and what it says."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: a name, columns, and rows of values."""
+
+    name: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a report.
+
+    Attributes:
+        title: heading. note: what it shows, in a sentence.
+        grids: tables. charts: figures.
+    """
+
+    title: str
+    note: str
+    grids: Sequence[Grid] = ()
+    charts: Sequence[Chart] = field(default=())
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Task -> its record, of a folder that `mmssl evaluate --out` wrote.
+
+    Raises:
+        DataError: no such folder, or no result in it.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path} is no JSON: {error}; measure that task again") from error
+        if isinstance(record, dict) and isinstance(record.get("scores"), dict) and "task" in record:
+            found[str(record["task"])] = record
+    if not found:
+        raise DataError(f"{folder} has no results: wanted a folder that `mmssl evaluate RUN --out FOLDER` wrote")
+    return found
+
+
+def parts_of(records: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+    """The parts of results that a table of scores does not show, each where some task has it."""
+    parts = [part for name, (title, note) in PARTS.items() if (part := _tables(records, name, title, note))]
+    curves = _calibration(records)
+    return [*parts, *([curves] if curves else []), *_left_out(records)]
+
+
+def comparison(
+    name: str, scores: Mapping[str, Mapping[str, Any]], other_name: str, others: Mapping[str, Mapping[str, Any]]
+) -> Part:
+    """Scores of two runs side by side, where both have them, with their difference.
+
+    Args:
+        name, other_name: of the runs.
+        scores, others: evaluator -> metric -> value.
+    """
+    grids = []
+    for task, values in scores.items():
+        shared = {
+            metric: (value, others[task][metric])
+            for metric, value in values.items()
+            if _is_score(metric, value) and _is_score(metric, others.get(task, {}).get(metric))
+        }
+        if shared:
+            rows = [(metric, a, b, a - b) for metric, (a, b) in shared.items()]
+            grids.append(Grid(task, ("score", name, other_name, "difference"), rows))
+    note = "Without intervals, as they are of the same samples: `mmssl compare` measures differences, sample by sample."
+    return Part(f"Beside {other_name}", note, grids)
+
+
+def _is_score(metric: str, value: object) -> bool:
+    around = metric.endswith(("_ci95_low", "_ci95_high", "_chance", "_ceiling", "_seed"))
+    return isinstance(value, float) and not around
+
+
+def _tables(records: Mapping[str, Mapping[str, Any]], name: str, title: str, note: str) -> Part | None:
+    grids = []
+    for task, record in records.items():
+        rows = record.get(name)
+        if not isinstance(rows, list) or not rows:
+            continue
+        if name == "classes":
+            rows = sorted(rows, key=lambda row: (row.get("recall") is None, row.get("recall")))
+        columns = list(rows[0])
+        shown = [[row.get(column) for column in columns] for row in rows[:MOST_ROWS]]
+        more = f", the first {MOST_ROWS} of {len(rows)}" if len(rows) > MOST_ROWS else ""
+        grids.append(Grid(f"{task}{more}", columns, shown))
+    return Part(title, note, grids) if grids else None
+
+
+def _calibration(records: Mapping[str, Mapping[str, Any]]) -> Part | None:
+    """The probability of a match by cosine, from the table "curve" of a calibration."""
+    charts = []
+    for task, record in records.items():
+        rows = record.get("curve")
+        if isinstance(rows, list) and len(rows) > 1:
+            points = [(float(row["cosine"]), float(row["probability"])) for row in rows]
+            charts.append(Chart(f"{task}: probability of a match", {"probability": points}, x="cosine"))
+    note = "The probability that two things match, by their cosine, as fitted; its error and thresholds stand among the scores."
+    return Part("Calibration", note, charts=charts) if charts else None
+
+
+def _left_out(records: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
+    """Samples that took no part in each task."""
+    names = ("n", "n_excluded", "n_train_excluded", "n_skipped", "n_train_skipped")
+    rows = [
+        (task, *(record["scores"].get(name) for name in names))
+        for task, record in records.items()
+        if any(record["scores"].get(name) is not None for name in names)
+    ]
+    if rows:
+        note = "Excluded samples lack a modality or a label; skipped ones could not be decoded."
+        yield Part("Samples that took no part", note, [Grid("", ("task", *names), rows)])

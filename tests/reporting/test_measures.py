@@ -1,0 +1,89 @@
+"""Parts of a report from the results of `mmssl evaluate --out FOLDER`: each where some task has it, and nothing invented."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmssl.core.errors import DataError
+from mmssl.reporting.figures import Chart, chart_png, chart_uri
+from mmssl.reporting.measures import MOST_ROWS, comparison, parts_of, read_records
+from mmssl.reporting.report import write_report
+from mmssl.reporting.run_report import write_figures
+from tests.reporting.test_report import ALLOWED, HOSTILE, Page
+
+
+def record(**parts: Any) -> dict[str, Any]:
+    return {"task": "t", "scores": {"acc1": 0.5, "n": 10, "n_excluded": 2}, **parts}
+
+
+RECORDS = {
+    "card": record(card=[{"evaluator": "sides", "score": "acc", "value": 0.75, "n": 8}]),
+    "zero_shot": record(
+        groups=[{"outcome": "acc1", "group": g, "n": 5, "value": v} for g, v in (("x", 0.2), ("y", 0.8))],
+        corruptions=[{"corruption": "jpeg", "severity": s, "acc1": 0.5 - s / 10} for s in range(1, 6)],
+        confusions=[{"true": "cat", "predicted": "dog", "number": 3}],
+        classes=[{"class": "dog", "recall": 0.9}, {"class": "owl", "recall": None}, {"class": "cat", "recall": 0.1}],
+    ),
+    "calibration": record(curve=[{"cosine": c / 10, "probability": c / 10} for c in range(5)]),
+}
+
+
+def test_each_part_stands_where_a_task_has_it() -> None:
+    parts = {part.title: part for part in parts_of(RECORDS)}
+    assert list(parts) == [
+        "Relations", "Subgroups", "Robustness", "Confusions", "Classes", "Calibration", "Samples that took no part"
+    ]  # fmt: skip
+    assert parts["Relations"].grids[0].rows == [["sides", "acc", 0.75, 8]]
+    assert [row[0] for row in parts["Classes"].grids[0].rows] == ["cat", "dog", "owl"], "the lowest recall first"
+    (curve,) = parts["Calibration"].charts
+    assert (curve.x, curve.curves["probability"][-1]) == ("cosine", (0.4, 0.4))
+    assert parts["Samples that took no part"].grids[0].rows[0] == ("card", 10, 2, None, None, None)
+    assert parts_of({"empty": {"task": "empty", "scores": {"acc1": 0.5}}}) == []
+    many = {"t": record(confusions=[{"true": str(i)} for i in range(MOST_ROWS + 5)])}
+    grid = parts_of(many)[0].grids[0]
+    assert (grid.name, len(grid.rows)) == (f"t, the first {MOST_ROWS} of {MOST_ROWS + 5}", MOST_ROWS)
+
+
+def test_two_runs_beside_each_other() -> None:
+    scores = {"a": {"acc1": 0.5, "acc1_ci95_low": 0.4, "n": 10, "own": 0.1}, "b": {"acc1": 0.2}}
+    part = comparison("one", scores, "two", {"a": {"acc1": 0.25, "acc1_ci95_low": 0.1, "n": 10}})
+    (grid,) = part.grids
+    assert list(grid.rows) == [("acc1", 0.5, 0.25, 0.25)]
+    assert grid.columns == ("score", "one", "two", "difference")
+
+
+def test_a_folder_of_results_is_read_and_others_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no results: wanted a folder that `mmssl evaluate RUN --out FOLDER` wrote"):
+        read_records(tmp_path / "nowhere")
+    (tmp_path / "zero.json").write_text(json.dumps(record()))
+    (tmp_path / "other.json").write_text("[1]")
+    assert list(read_records(tmp_path)) == ["t"]
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(DataError, match=r"broken\.json is no JSON"):
+        read_records(tmp_path)
+
+
+def test_hostile_words_stay_words_in_parts_too(tmp_path: Path) -> None:
+    hostile = {
+        word: record(confusions=[{word: word, "predicted": word}], curve=RECORDS["calibration"]["curve"])
+        for word in HOSTILE
+    }
+    write_report(tmp_path / "report.html", title="t", parts=parts_of(hostile))
+    page = Page((tmp_path / "report.html").read_text())
+    assert {tag for tag, _ in page.elements} <= ALLOWED
+    assert all(word in page.text for word in HOSTILE)
+    targets = {attributes["href"] for tag, attributes in page.elements if tag == "a"}
+    assert targets == {"#" + str(attributes["id"]) for _, attributes in page.elements if "id" in attributes}
+
+
+def test_figures_are_written_as_png_and_scores_beside(tmp_path: Path) -> None:
+    dots = Chart("Map: a/b", {"a": [(0.0, 1.0), (1.0, 0.0)], "b": [(1.0, 1.0)]}, x="56 % of the variance", dots=True)
+    assert chart_uri(dots).startswith("data:image/svg+xml;base64,")
+    assert chart_png(dots).startswith(b"\x89PNG")
+    write_figures(tmp_path / "figures", [dots], {"zero_shot": {"acc1": 0.5}})
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["00_Map_a_b.png", "metrics.json"]
+    assert json.loads((tmp_path / "figures/metrics.json").read_text()) == {"zero_shot": {"acc1": 0.5}}
