@@ -75,7 +75,7 @@ def check_compile(compiled: bool, encoders: Mapping[str, EncoderConfig]) -> None
     for name, encoder in encoders.items():
         if compiled and isinstance(encoder, TransformerConfig) and encoder.checkpointing == "selective":
             raise ValueError(
-                f"encoders.{name}.checkpointing: got selective with training.compile, wanted one of both; set it to true"
+                f"encoders.{name}.checkpointing: got selective with compile, wanted one of both; set it to true"
             )
 
 

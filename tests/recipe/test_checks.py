@@ -12,9 +12,11 @@ import pytest
 from mmssl.core.errors import RecipeError
 from mmssl.core.plan import Plan
 from mmssl.datasets import digit_scenes
+from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.objectives.clip import ClipObjective
 from mmssl.objectives.mae import MaeObjective
 from mmssl.objectives.simclr import SimClrObjective
+from mmssl.recipe.checks import check_compile
 from mmssl.recipe.recipe import load_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -298,3 +300,11 @@ def test_all_contradictions_of_keys_are_said_at_once() -> None:
         load_recipe(PICTURES, [stage, stranger])
     assert "encoders.sound has no modality of that name" in str(caught.value)
     assert "resolution.image: got a stage of 640 pixels" in str(caught.value)
+
+
+def test_compiled_encoders_keep_no_single_operations() -> None:
+    selective = {"text": TextTransformerConfig(checkpointing="selective")}
+    with pytest.raises(ValueError, match=r"encoders\.text\.checkpointing: got selective with compile"):
+        check_compile(True, selective)
+    check_compile(False, selective)
+    check_compile(True, {"text": TextTransformerConfig(checkpointing=True)})
