@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.core import distributed
 from mmssl.core.config import Config, Entries, PositiveDuration
@@ -105,19 +105,26 @@ def require_usable(rows: Tensor, owner: Tensor, keys: Mapping[int, str], what: s
 
 
 @contextmanager
-def inference(model: EmbeddingModel, precision: TowerPrecision = "float32") -> Iterator[None]:
+def inference(model: nn.Module, precision: TowerPrecision = "float32") -> Iterator[None]:
     """Context of inference: evaluation mode, no gradients, exact float32, but for encoders of another precision.
 
     The mode of every module is restored at exit.
+
+    Args:
+        model: to evaluate.
+        precision: in which the encoders of an `EmbeddingModel` compute.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    before, model.precision = model.precision, precision
+    before = model.precision if isinstance(model, EmbeddingModel) else precision
     try:
+        if isinstance(model, EmbeddingModel):
+            model.precision = precision
         with torch.no_grad(), exact_products():
             yield
     finally:
-        model.precision = before
+        if isinstance(model, EmbeddingModel):
+            model.precision = before
         for module, training in modes:
             module.training = training
 

@@ -121,9 +121,7 @@ def test_sizes_and_lengths_are_those_asked_for() -> None:
         "picture": configured(ImageConfig, size=32).build("picture"),
         "clip": configured(VideoConfig, size=16, frames=8, seconds=2.0).build("clip"),
         "sound": configured(AudioConfig, rate=8000, seconds=1.0).build("sound"),
-        "series": configured(SeriesConfig, axes=["channel", "time"], rate=100, seconds=1.0, channels=2).build(
-            "series"
-        ),
+        "series": configured(SeriesConfig, axes=["channel", "time"], rate=100, seconds=1.0, channels=2).build("series"),
     }
     changed = viewed(given, sizes={"picture": 48, "clip": 24}, lengths={"clip": 0.5, "sound": 0.25, "series": 2})
     shapes = {name: tuple(one.view("eval").blank().shape) for name, one in changed.items()}

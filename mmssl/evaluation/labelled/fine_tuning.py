@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.compat import BatchNorm
-from mmssl.core.encoder import EmbeddingModel, Encoder, Features
+from mmssl.core.encoder import EmbeddingModel, Encoder, Features, TowerPrecision
 from mmssl.core.errors import NumericError, RecipeError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.parameters import is_decayed, layer_rates
@@ -68,7 +68,7 @@ class FineTuningConfig(LabelledConfig):
     layer_decay: float = Field(default=0.75, gt=0, le=1)
     weight_decay: float = Field(default=0.05, ge=0)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: TowerPrecision = "float32"
     keep_weights: bool = False
     seed: int = 0
 
