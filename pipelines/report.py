@@ -55,6 +55,8 @@ def report(
     from mmssl.training.checkpoints.read import resolve
     from mmssl.training.runtime.console import say
 
+    if not (run / "recipe.yaml").is_file():
+        raise typer.BadParameter(f"got {str(run)!r}, wanted a run folder, which holds recipe.yaml")
     recipe = saved_recipe(resolve(run, "best")).model_copy(update={"output": run.absolute().parent, "name": run.name})
     records: dict[str, dict[str, Any]] = {}
     for folder in results or []:
