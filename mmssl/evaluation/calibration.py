@@ -256,8 +256,8 @@ def _ece_interval(
     for first in range(0, config.resamples, _DRAWS_AT_ONCE):
         size = min(_DRAWS_AT_ONCE, config.resamples - first)
         often = drawn.multinomial(len(samples), np.full(len(samples), 1 / len(samples)), size=size)
-        match, other = ((drawn_sums := often @ sums[one])[:, :-1] / drawn_sums[:, -1:].clip(1) for one in (True, False))
-        errors.append(np.abs(config.prior * match + (1 - config.prior) * other).sum(1))
+        right, wrong = ((drawn_sums := often @ sums[one])[:, :-1] / drawn_sums[:, -1:].clip(1) for one in (True, False))
+        errors.append(np.abs(config.prior * right + (1 - config.prior) * wrong).sum(1))
     every = np.concatenate(errors)
     low, high = np.quantile(every, [0.025, 0.975]) - (every.mean() - error)
     return max(0.0, float(low)), float(high)

@@ -79,7 +79,8 @@ class MtebEncoder:
 
     def _rows(self, name: str, items: Sequence[Any], shared: bool, task: str) -> Tensor:
         modality, function = self.modalities[name], self.model.embed if shared else self.model.features
-        view, made = modality.view("eval"), []
+        view = modality.view("eval")
+        made: list[Tensor] = []
         for item in items:
             try:
                 x = view(modality.from_input(as_input(name, item)), {})

@@ -217,11 +217,9 @@ def score_rows(
         for entry in subsets:
             for metric, value in entry.items():
                 if isinstance(value, int | float | np.number) and not isinstance(value, bool):
-                    number = float(value)
-                    yield (
-                        *(name, str(task.metadata.type), split, str(entry.get("hf_subset", "default")), metric),
-                        number if math.isfinite(number) else None,
-                    )
+                    number = float(value) if math.isfinite(value) else None
+                    subset = str(entry.get("hf_subset", "default"))
+                    yield name, str(task.metadata.type), split, subset, metric, number
 
 
 def mean_scores(rows: Sequence[Sequence[Score]]) -> dict[str, Score]:
@@ -230,7 +228,7 @@ def mean_scores(rows: Sequence[Sequence[Score]]) -> dict[str, Score]:
     for task, _, _, _, metric, value in rows:
         values.setdefault(str(task) if metric == "main_score" else f"{task}_{metric}", []).append(value)
     return {
-        name: None if any(one is None for one in found) else sum(map(float, found)) / len(found)  # type: ignore[arg-type]
+        name: None if None in found else sum(float(one) for one in found if one is not None) / len(found)
         for name, found in values.items()
     }
 

@@ -140,7 +140,7 @@ def _features(
 def _within(rows: Tensor, owner: Tensor) -> Tensor:
     """Cosine of each row to the nearest one of another sample, -1 without one, [n] on the CPU."""
     parts, owner = [], owner.to(rows.device)
-    for some, own in zip(rows.split(1024), owner.split(1024), strict=True):
+    for some, own in zip(torch.split(rows, 1024), torch.split(owner, 1024), strict=True):
         with exact_products():
             parts.append((some @ rows.T).masked_fill(own[:, None] == owner, -1).amax(1))
     return torch.cat(parts).cpu()

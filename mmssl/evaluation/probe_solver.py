@@ -115,7 +115,8 @@ class ProbeSolver:
         """The two loops: minus the estimated inverse Hessian times the gradient."""
         whole = [(step, change + decay * step) for step, change in self._pairs]
         whole = [(step, change, 1 / (step * change).sum()) for step, change in whole if (step * change).sum() > 0]
-        left, shares = gradient.clone(), []
+        left = gradient.clone()
+        shares: list[Tensor] = []
         for step, change, inverse in reversed(whole):
             shares.append(inverse * (step * left).sum())
             left -= shares[-1] * change
@@ -172,4 +173,4 @@ class ProbeSolver:
         return _Point(place, loss / n, slope.T.contiguous() / n, max(1 - square / n, 1e-6) / len(place))
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.rows.split(BLOCK), self.labels[:, None].split(BLOCK), strict=True)
+        return zip(torch.split(self.rows, BLOCK), torch.split(self.labels[:, None], BLOCK), strict=True)

@@ -93,9 +93,13 @@ def set_evaluators(
         classify = MultiLabelZeroShotConfig if found.kind == "multilabel" else ZeroShotConfig
         labels = str(classify.model_fields["labels"].default)
         if set(modalities[labels].extensions) & set(index.extensions):
-            configs = (classify(shards=(found.shards,), modality=one, prompts=prompts) for one in things)
-            # Not checked again: names of a set may repeat.
-            made = {(config.modality,): config.model_copy(update=dict(found.texts)) for config in configs}
+            # Texts are not checked again: names of a set may repeat.
+            made = {
+                (one,): classify(shards=(found.shards,), modality=one, prompts=prompts).model_copy(
+                    update=dict(found.texts)
+                )
+                for one in things
+            }
     if found.kind == "retrieval" or (found.kind is None and prompts in there) or not made:
         made |= {pair: RetrievalConfig(shards=(found.shards,), pair=pair) for pair in combinations(there, 2)}
     if not made:

@@ -60,7 +60,7 @@ class Suite(Config):
             DataError: none of the sets is there. RecipeError: a set has the name of an evaluator.
         """
         found: dict[str, EvaluatorConfig | MmsslError] = {}
-        folders = {_name(one): one if is_remote(one) else data / one for one in self.sets}
+        folders: dict[str, str | Path] = {_name(one): one if is_remote(one) else data / one for one in self.sets}
         missing = [name for name, folder in folders.items() if isinstance(folder, Path) and not folder.is_dir()]
         if missing and len(missing) == len(folders):
             raise DataError(f"{data} has none of the folders {shorten(missing, 8)}; give their folder by --data")

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -111,7 +112,7 @@ def _drawn(chart: Chart, form: str) -> bytes:
             for text in axes.legend(frameon=False, fontsize=7).get_texts():
                 text.set_parse_math(False)
         file = io.BytesIO()
-        clear = {"metadata": {"Date": None}, "transparent": True} if form == "svg" else {"dpi": 150}
+        clear: dict[str, Any] = {"metadata": {"Date": None}, "transparent": True} if form == "svg" else {"dpi": 150}
         figure.savefig(file, format=form, **clear)
     return file.getvalue()
 
