@@ -6,11 +6,13 @@ from math import prod
 from typing import Annotated, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.config import Entries
 from mmssl.core.encoder import Encoder, Features
+from mmssl.core.positions import sincos_positions
 from mmssl.encoders.adapters.imagebind_names import refuse_imagebind
 from mmssl.encoders.positions import Grid, fit_columns, resize_positions
 from mmssl.encoders.spectrogram import FrontEndConfig, SoundEncoderConfig
@@ -33,6 +35,8 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
         pool: "cls" takes the class token, "mean" the mean of the patch tokens.
         class_token: whether a learned class token goes first.
         layer_scale: initial factor of each residual branch (LayerScale); None: no such factor.
+        positions: "learned" position embeddings, or "sincos": fixed sines and cosines, as in AudioMAE. Learned ones begin small:
+            what depends on the order of sounds is learnt late.
     """
 
     kind: Literal["audio_transformer"] = "audio_transformer"
@@ -43,6 +47,7 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
     pool: Literal["cls", "mean"] = "cls"
     class_token: bool = True
     layer_scale: float | None = None
+    positions: Literal["learned", "sincos"] = "learned"
 
     @property
     def rate(self) -> int:
@@ -109,6 +114,9 @@ class AudioTransformer(Encoder):
         self.class_embedding = nn.Parameter(scale * torch.randn(self.width)) if config.class_token else None
         self.prefix = int(config.class_token)
         self.positional_embedding = nn.Parameter(scale * torch.randn(self.prefix + prod(self.grid), self.width))
+        if config.positions == "sincos":  # the class token has no place
+            fixed = F.pad(sincos_positions(self.grid, self.width), (0, 0, self.prefix, 0))
+            self.positional_embedding = nn.Parameter(fixed, requires_grad=False)
         self.blocks = config.transformer(layer_scale=config.layer_scale)
         self.norm_post = nn.LayerNorm(self.width)
 

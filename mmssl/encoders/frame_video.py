@@ -38,6 +38,9 @@ class FrameVideoConfig(BlocksConfig):
         tokens: "frames": one token a frame; "patches": the image encoder's patch tokens of each frame, without attention between
             frames (not with pool: transformer).
         positions: position embeddings of frames: "learned" (resampled for other numbers of frames) or "sinusoidal".
+        frame_norm: normalise each frame's vector before its position is added: "batch" (batch norm over all frames) or "layer".
+            Vectors without a last norm, such as those of CLIP's ResNet, are much smaller than sinusoidal positions, and alike but
+            for a small part, so that the order of frames is hardly learnt. Batch norm makes that part the whole. None: as they are.
     """
 
     kind: Literal["frame_video"] = "frame_video"
@@ -48,6 +51,7 @@ class FrameVideoConfig(BlocksConfig):
     depth: int = Field(default=2, gt=0)
     heads: int = Field(default=8, gt=0)
     positions: Literal["learned", "sinusoidal"] = "learned"
+    frame_norm: Literal["batch", "layer"] | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -55,6 +59,8 @@ class FrameVideoConfig(BlocksConfig):
             raise ValueError(
                 "got tokens: patches with pool: transformer, which attends between frames only; use tokens: frames"
             )
+        if self.frame_norm and self.pool != "transformer":
+            raise ValueError(f"got frame_norm with pool: {self.pool}, wanted it with pool: transformer; leave it out")
         if isinstance(self.image, OpenClipConfig) and self.image.tower != "image":
             raise ValueError("image: got the text tower of an open_clip model, wanted tower: image")
         if self.unlocked_layers and self.image.unlocked_layers:
@@ -94,6 +100,7 @@ class FrameVideo(Encoder):
         self.time: Transformer | None = None
         self.time_embedding: nn.Parameter | None = None
         self.norm: nn.LayerNorm | None = None
+        self.frame_norm: nn.Module = nn.Identity()
         if config.pool == "transformer":
             if self.width % config.heads:
                 raise ValueError(
@@ -103,6 +110,8 @@ class FrameVideo(Encoder):
             if config.positions == "learned":
                 self.time_embedding = nn.Parameter(self.width**-0.5 * torch.randn(config.frames, self.width))
             self.norm = nn.LayerNorm(self.width)
+            if config.frame_norm is not None:
+                self.frame_norm = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[config.frame_norm](self.width)
             self.depth = config.depth
             self.capabilities |= {Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
         elif self.patches:
@@ -135,7 +144,7 @@ class FrameVideo(Encoder):
         batch, frames = x.shape[:2]
         only = pooled_only or not self.patches
         each: Features = self.image(x.flatten(0, 1), hidden=hidden if self.patches else 0, pooled_only=only)
-        tokens = each.pooled.reshape(batch, frames, -1)  # [B, T, D]
+        tokens = self.frame_norm(each.pooled).reshape(batch, frames, -1)  # [B, T, D]
         states: tuple[Tensor, ...] = ()
         if self.time is not None and self.norm is not None:
             tokens, states = self.time(tokens + self._positions(frames, tokens), hidden=hidden)
@@ -150,12 +159,13 @@ class FrameVideo(Encoder):
         return Features(pooled, patches, None if each.grid is None else (frames, *each.grid), states or None)
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Layer groups: those of the image encoder; then time positions with the first block over time, other blocks, the norm."""
+        """Layer groups: those of the image encoder; norm and positions of frames with the first block over time; the rest."""
         groups = self.image.layers()
         if self.time is not None and self.norm is not None:
             blocks = [list(block.parameters()) for block in self.time]
             if self.time_embedding is not None:
                 blocks[0] = [self.time_embedding, *blocks[0]]
+            blocks[0] = [*self.frame_norm.parameters(), *blocks[0]]
             groups = [*groups, *blocks, list(self.norm.parameters())]
         return groups
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmssl.core.errors import CheckpointError
+from mmssl.core.positions import sincos_positions
 from mmssl.datasets import digit_scenes
 from mmssl.encoders.audio_transformer import AudioTransformer, AudioTransformerConfig
 from mmssl.recipe.recipe import Recipe
@@ -87,6 +88,14 @@ def test_other_lengths_work_by_resampled_positions() -> None:
         assert encoder(waves(2, 1000)).grid == (4, 1)
     with pytest.raises(ValueError, match=r"wanted at least one patch of \(8, 8\)"):
         encoder(waves(2, 400))
+
+
+def test_fixed_positions_are_sines_and_cosines() -> None:
+    encoder = build(positions="sincos")
+    assert not encoder.positional_embedding.requires_grad
+    assert torch.equal(encoder.positional_embedding[1:], sincos_positions((4, 6), encoder.width))
+    assert not encoder.positional_embedding[0].any()  # the class token has no place
+    encoder(waves(2)).pooled.sum().backward()  # type: ignore[no-untyped-call]
 
 
 def test_weights_of_another_length_are_resampled(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ EVERY: dict[str, Any] = {
     "patches": lambda: frames(tokens="patches"),
     "learned": lambda: frames(pool="transformer", heads=4),
     "sinusoidal": lambda: frames(pool="transformer", heads=4, positions="sinusoidal"),
+    "normed": lambda: frames(pool="transformer", heads=4, positions="sinusoidal", frame_norm="batch"),
     "divided": lambda: space_time(),
     "joint": lambda: space_time(attention="joint"),
 }
@@ -83,6 +84,24 @@ def test_order_in_time_counts_where_it_should(name: str) -> None:
     x = clips()
     same = torch.allclose(encoder(x).pooled, encoder(x.flip(1)).pooled, atol=1e-4)
     assert same == (name in ("mean", "patches"))
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_normalised_frames_are_not_hidden_by_their_positions(norm: str) -> None:
+    resnet = {"kind": "resnet", "size": 32, "layers": [1, 1], "channels": 8}
+    usual = {"image": resnet, "pool": "transformer", "heads": 4, "positions": "sinusoidal"}
+    plain, normed = frames(**usual), frames(**usual, frame_norm=norm)
+    before = plain.image(clips().flatten(0, 1)).pooled
+    assert before.std(0).mean() < 0.1  # a ResNet's vectors have no last norm
+    normed.frame_norm.train()
+    after = normed.frame_norm(before)
+    axis = {"batch": 0, "layer": 1}[norm]
+    spread = (before.var(axis, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(after, (before - before.mean(axis, keepdim=True)) / spread, rtol=1e-3, atol=1e-3)
+    first_over_time = {id(parameter) for parameter in normed.layers()[-1 - normed.depth]}
+    assert {id(parameter) for parameter in normed.frame_norm.parameters()} <= first_over_time
+    grouped = [id(parameter) for group in normed.layers() for parameter in group]
+    assert sorted(grouped) == sorted(map(id, normed.parameters()))
 
 
 def test_the_mean_is_that_of_the_pictures() -> None:
@@ -233,6 +252,7 @@ def test_blocks_start_as_those_of_other_transformers() -> None:
     [
         (frames, {"pool": "transformer", "tokens": "patches"}, "use tokens: frames"),
         (frames, {"pool": "transformer", "heads": 5}, "heads: got 5, wanted a divisor of the image encoder's width 32"),
+        (frames, {"frame_norm": "layer"}, "got frame_norm with pool: mean, wanted it with pool: transformer"),
         (frames, {"image": {"kind": "open_clip", "model": "ViT-B-32", "tower": "text"}}, "wanted tower: image"),
         (frames, {"image": {"kind": "text_transformer"}}, "does not match any of the expected tags"),
         (
