@@ -24,6 +24,7 @@ from mmssl.recipe.unions import ModalityUnion, SingleObjectiveUnion, members
 from mmssl.recipe.validate import validate_text
 from pipelines import cli, evaluate, pretrain
 from tests.recipe.test_imported import CLIPS, open_clip_folder
+from tools import peer_env
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("", "configs", "mmssl", "mmssl/data", "mmssl/objectives", "pipelines", "tools")
@@ -71,6 +72,9 @@ def test_every_command_is_one(command: list[str]) -> None:
     if words[0] == "python3":
         assert (ROOT / words[1]).is_file()
         words = words[2:]
+    if words[0] == "--env":
+        assert words[1] in peer_env.ENVIRONMENTS
+        words = words[2:]
     if words[0] == "mmssl":
         parse(ALL_VERBS, words[1:])
         if words[1] == "pretrain":
@@ -84,6 +88,8 @@ def test_every_command_is_one(command: list[str]) -> None:
         alone.command()(MODULES[words[module + 1]])
         parse(typer.main.get_command(alone), words[module + 2 :])
         assert words[module + 2] in shipped_recipes()
+    elif words[:3] == ["python", "-m", "pytest"]:
+        assert all((ROOT / word).is_file() for word in words[3:] if word.endswith(".py"))
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
     else:
