@@ -113,8 +113,8 @@ class ProbeSolver:
 
     def _direction(self, gradient: Tensor, estimate: Tensor, decay: Tensor) -> Tensor:
         """The two loops: minus the estimated inverse Hessian times the gradient."""
-        whole = [(step, change + decay * step) for step, change in self._pairs]
-        whole = [(step, change, 1 / (step * change).sum()) for step, change in whole if (step * change).sum() > 0]
+        pairs = [(step, change + decay * step) for step, change in self._pairs]
+        whole = [(step, change, 1 / (step * change).sum()) for step, change in pairs if (step * change).sum() > 0]
         left = gradient.clone()
         shares: list[Tensor] = []
         for step, change, inverse in reversed(whole):

@@ -76,7 +76,8 @@ class JointDecoder(nn.Module):
         """Tokens at their places and mask tokens elsewhere, [B, T, width]."""
         places = keep[..., None].expand(-1, -1, seen.shape[-1])
         masked = self.mask_token.to(seen.dtype).expand(len(seen), self.tokens(name), -1)
-        return masked.scatter(1, places, seen) + self._positions(name) + self.decoder_kinds[name]
+        kind: Tensor = self.decoder_kinds[name]
+        return masked.scatter(1, places, seen) + self._positions(name) + kind
 
     def _positions(self, name: str) -> Tensor:
         return self.get_buffer(f"positions_{name}")
