@@ -225,6 +225,8 @@ def embed_transformers(towers: Towers, folder: Path, given: Inputs) -> tuple[dic
             of_files[first] = projected(model.get_audio_features(input_features=made.float(), is_longer=none))
     else:
         views = given.views[first]
+        inputs: dict[str, Tensor]
+        pictures: Any
         if _any_shape(encoder):
             inputs, pictures = encoder.inputs(views), views  # squares, as the run reads them
         else:
