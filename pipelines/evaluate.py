@@ -168,8 +168,8 @@ def evaluate(
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of
 
-    measures = {"--zero-shot": zero_shot, "--relations": relations, "--retrieval": retrieval, "--calibrate": calibrate}
-    measures |= {"--linear-probe": linear_probe}
+    measures: dict[str, object] = {"--zero-shot": zero_shot, "--relations": relations, "--retrieval": retrieval}
+    measures |= {"--linear-probe": linear_probe, "--calibrate": calibrate}
     given = {"--classnames": classnames, "--templates": templates, "--pair": pair, "--modality": modality}
     refuse_misplaced(given, measures)
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
