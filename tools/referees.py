@@ -19,7 +19,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="a folder of sets in CLIP_benchmark's layout, for --run")
     parser.add_argument("--samples", type=int, default=60, help="pictures of each set that is made")
     parser.add_argument("--markdown", type=Path, help="write the table here")
+    parser.add_argument("--json", type=Path, help="write the scores here")
     arguments = parser.parse_args()
     if (arguments.run is None) != (arguments.data is None):
         parser.error("--run and --data: wanted both or neither")
@@ -214,6 +215,8 @@ def main() -> int:
     print(text)
     if arguments.markdown:
         arguments.markdown.write_text(text)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
     if not found:
         print("no score that both have")
     return 0 if found and all(one.agrees for one in found) else 1

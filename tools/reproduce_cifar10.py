@@ -42,8 +42,8 @@ from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
 from mmssl.core.torch_seeding import seeded
 from mmssl.evaluation.common import inference
-from mmssl.evaluation.labelled.base import Labelled
-from mmssl.evaluation.labelled.knn import knn_scores
+from mmssl.evaluation.labelled.base import Labelled, classifier_scores
+from mmssl.evaluation.labelled.knn import neighbours
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.recipe.unions import ObjectiveUnion
 from mmssl.training.run import TrainingConfig
@@ -136,7 +136,7 @@ class KnnOnDevice(Evaluator):
         self.train, self.test, self.k = train, test, k
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
-        """Scores: see `knn_scores`."""
+        """Scores: see `classifier_scores`."""
         with inference(model):
             parts = [
                 Labelled(
@@ -144,8 +144,9 @@ class KnnOnDevice(Evaluator):
                 )
                 for pictures, labels in (self.train, self.test)
             ]
-        scores, _ = knn_scores(*parts, ks=(self.k,), temperature=0.1)
-        yield from scores.items()
+        train, test = parts
+        answers, said = neighbours(train, ks=(self.k,), temperature=0.1)(test)
+        yield from (classifier_scores(train, test, answers) | said).items()
 
 
 def main() -> int:

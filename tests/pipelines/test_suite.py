@@ -187,7 +187,7 @@ def test_a_calibration_is_saved_with_the_checkpoint(world: World, tmp_path: Path
     with pytest.raises(ValueError, match="no calibration of image and text for these weights; it has none: run "):
         model.match(image=picture(0), text="a digit")
     assert world.mmssl("evaluate", run, "--calibrate", world.shards / "test", "--out", tmp_path / "out") == 0
-    curve = table(tmp_path / "out/calibration.curve")
+    curve = json.loads((tmp_path / "out/calibration.json").read_text())["curve"]
     cosine = float(model.similarity(image=picture(0), text="a digit"))
     known = [[float(row[name]) for row in curve] for name in ("cosine", "probability")]
     assert float(model.match(image=picture(0), text="a digit")) == pytest.approx(np.interp(cosine, *known), abs=1e-6)
