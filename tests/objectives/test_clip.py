@@ -128,7 +128,7 @@ def test_tiles_are_for_large_batches_and_by_wish(monkeypatch: pytest.MonkeyPatch
     for tiles, matrices in ((True, 0), (1, 0), (4, 0), (False, 1), (None, 1)):
         assert count_matrices(learner(tiles=tiles), monkeypatch) == (pytest.approx(expected, rel=1e-6), matrices)
     for largest, matrices in ((6, 1), (5, 0)):
-        monkeypatch.setattr(contrast, "WHOLE_UP_TO", largest)
+        monkeypatch.setattr(contrast, "WHOLE_UP_TO", {"cpu": largest})
         assert count_matrices(learner(), monkeypatch) == (pytest.approx(expected, rel=1e-6), matrices)
     assert count_matrices(learner(tiles=False), monkeypatch)[1] == 1
 

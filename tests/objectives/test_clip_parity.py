@@ -87,7 +87,7 @@ def assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance:
         )
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-13)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-6), ("float64", 1e-13)])
 def test_one_process(dtype: str, tolerance: float) -> None:
     assert_equal(ours(dtype), theirs(dtype), tolerance)
 
@@ -103,7 +103,7 @@ def test_two_processes(two_processes: Processes) -> None:
 def test_two_processes_in_float32(two_processes: Processes) -> None:
     alone = theirs("float32")
     for got in two_processes.run(ours, [("float32",)] * WORLD):
-        assert_equal(got, alone, 2e-6)
+        assert_equal(got, alone, 5e-6)
 
 
 def test_the_comparison_sees_a_gather_without_gradient(two_processes: Processes) -> None:
