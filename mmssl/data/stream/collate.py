@@ -2,7 +2,7 @@
 
 Workers build batches in a ring of shared memory buffers instead of allocating one for each batch: the first touch of a page of
 shared memory costs many times as much as copying into it. A batch from a worker is therefore valid only until the next one: copy
-it (`copy_from_shared`) before asking for the next batch.
+it (`copy_from_shared`) before asking for the next batch. Small tensors travel through the pipe, as bytes.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmssl.core.batch import Batch, Needs, Records, view_names
@@ -26,23 +29,27 @@ class Ring:
     Args:
         slots: number of batches in shared memory at a time. A worker is asked for the next batch while the last one may be in
             use: n + 1 for a prefetch of n batches.
+        least: bytes from which on a tensor is in shared memory.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, least: int = 0) -> None:
         if slots < 1:
             raise ValueError(f"got {slots} slots, wanted at least 1")
         self._pieces: list[list[torch.UntypedStorage]] = [[] for _ in range(slots)]
         self._slot = self._next = 0
+        self._least = least
 
     def advance(self) -> None:
         """Start the next batch, which reuses the memory of the oldest one."""
         self._slot, self._next = (self._slot + 1) % len(self._pieces), 0
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor of this batch in shared memory."""
+        """An uninitialised tensor of this batch, in shared memory unless it is small."""
+        size = max(1, math.prod(shape) * dtype.itemsize)
+        if size < self._least:
+            return torch.empty(tuple(shape), dtype=dtype)
         pieces, number = self._pieces[self._slot], self._next
         self._next += 1
-        size = max(1, math.prod(shape) * dtype.itemsize)
         if number == len(pieces):
             pieces.append(_shared(size))
         elif pieces[number].nbytes() < size:
@@ -51,12 +58,15 @@ class Ring:
         return torch.empty(0, dtype=dtype).set_(pieces[number], 0, tuple(shape), strides)
 
 
+SMALL = 1 << 16
+"""Bytes of a tensor from which on workers send it in shared memory."""
 _rings: list[Ring] = []  # one in a worker process, none elsewhere
 
 
 def start_ring(slots: int) -> None:
     """Make this process a worker: from now on `collate` builds batches in a ring of shared memory."""
-    _rings[:] = [Ring(slots)]
+    _rings[:] = [Ring(slots, SMALL)]
+    ForkingPickler.register(Tensor, _reduced)
 
 
 def ring() -> Ring | None:
@@ -150,9 +160,26 @@ def _stack(parts: Sequence[Tensor], view: View, memory: Ring | None) -> Tensor:
     return out.permute(0, *(1 + order.index(dim) for dim in range(first.dim())))
 
 
+def _reduced(x: Tensor) -> Any:
+    """How a worker sends a tensor: torch would open a file of shared memory for a small one, and send its number over a socket."""
+    if x.is_shared() or x.nbytes >= SMALL or not x.is_contiguous() or x.dtype == torch.bfloat16:  # type: ignore[no-untyped-call]
+        return reduce_tensor(x)  # type: ignore[no-untyped-call]
+    return torch.from_numpy, (x.numpy(),)
+
+
 def copy_from_shared(batch: Batch) -> Batch:
     """Copy the tensors of a batch that are in shared memory of a worker; others stay."""
-    return batch.map(lambda x: x.clone() if x.is_shared() else x)  # type: ignore[no-untyped-call]
+    return batch.map(lambda x: _copied(x) if x.is_shared() else x)  # type: ignore[no-untyped-call]
+
+
+def _copied(x: Tensor) -> Tensor:
+    """A dense tensor, copied in its order of memory by this thread alone.
+
+    torch's `clone` wakes its threads, which wait for each other on cores that the workers need: it takes four times the CPU time.
+    """
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    copy = torch.from_numpy(x.permute(order).numpy().copy())
+    return copy.permute([order.index(dim) for dim in range(x.dim())])
 
 
 def _shared(size: int) -> torch.UntypedStorage:

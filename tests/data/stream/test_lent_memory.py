@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from multiprocessing.reduction import ForkingPickler
+
 import pytest
 import torch
 
@@ -39,6 +41,36 @@ def test_a_slot_grows_with_its_batch() -> None:
         Ring(0)
 
 
+def test_small_tensors_are_not_in_shared_memory() -> None:
+    memory = Ring(1, least=16)
+    small, large = memory.empty((3,), torch.float32), memory.empty((4,), torch.float32)
+    assert not small.is_shared()
+    assert large.is_shared()
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.arange(6).reshape(2, 3),
+        torch.arange(6).reshape(2, 3).T,
+        torch.tensor(2.5),
+        torch.zeros(0, 4, dtype=torch.bool),
+        torch.ones(3, dtype=torch.bfloat16),
+        torch.arange(100)[3:5],
+    ],
+)
+def test_tensors_arrive_as_they_were_sent(x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ForkingPickler, "_extra_reducers", dict(ForkingPickler._extra_reducers))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shared, "_rings", [])
+    shared.start_ring(1)
+    sent = bytes(ForkingPickler.dumps(x))
+    got = ForkingPickler.loads(sent)
+    assert got.dtype == x.dtype
+    assert torch.equal(got, x)
+    assert got.shape == x.shape
+    assert len(sent) < 1000  # of the view, not of the memory behind it
+
+
 def test_what_is_owned_does_not_change_with_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "_rings", [])
     assert shared.ring() is None
@@ -46,7 +78,7 @@ def test_what_is_owned_does_not_change_with_the_ring(monkeypatch: pytest.MonkeyP
     memory = shared.ring()
     assert memory is not None
     memory.advance()
-    x = memory.empty((2, 4, 4, 3), torch.uint8).fill_(7).permute(0, 3, 1, 2)
+    x = memory.empty((2, 128, 128, 3), torch.uint8).fill_(7).permute(0, 3, 1, 2)
     plain = torch.arange(2)
     mine = copy_from_shared(Batch({"m": {"x": x}}, plain))
     x.fill_(9)
