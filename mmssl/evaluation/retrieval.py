@@ -62,7 +62,7 @@ class Retrieval(Evaluator):
 
     def __init__(self, config: RetrievalConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
-        self.modalities = modalities = config.viewed(modalities)
+        self.modalities = modalities = config.viewed(modalities, config.pair)
         self._corrupted = CorruptedShards(config, modalities, config.pair, config.pair)
         self.shards = KeptShards(config, modalities, config.pair, config.shards, config.max_samples)
         self.kept = (self.shards,)

@@ -34,7 +34,7 @@ class ViewedConfig(EvaluatorConfig):
         sizes: modality -> pixels of a side of its views, other than the model was trained with: resolution shift. Encoders must
             accept them.
         lengths: modality -> length of its views over the usual one, such as 0.5: the middle half of the frames or of the sound, at
-            the usual rate. Encoders must accept them.
+            the usual rate, or the first half of the words of each caption. Encoders must accept them.
         average: modality -> test-time augmentation: the features (or embeddings, of norm 1) of several views are averaged: "flip":
             the view and its mirror image; "five_crops": corners and centre, from a view whose side is 8/7 of a crop's; "ten_crops":
             these and their mirror images.
@@ -44,18 +44,22 @@ class ViewedConfig(EvaluatorConfig):
     lengths: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     average: dict[str, Average] = Field(default_factory=dict)
 
-    def viewed(self, modalities: Mapping[str, Modality]) -> dict[str, Modality]:
+    def viewed(self, modalities: Mapping[str, Modality], measured: Sequence[str]) -> dict[str, Modality]:
         """The modalities, with changed views "eval".
 
+        Args:
+            modalities: by name.
+            measured: those whose views the evaluator makes.
+
         Raises:
-            RecipeError: a modality that is not there, or whose views have no such size.
+            RecipeError: a modality that is not measured, or whose views have no such size.
         """
         changed = dict(modalities)
         for key, changes in (("sizes", self.sizes), ("lengths", self.lengths), ("average", self.average)):
             for name in changes:
-                if name not in modalities:
+                if name not in measured or name not in modalities:
                     raise RecipeError(
-                        f"{key}: got {name!r}{did_you_mean(name, modalities)}, wanted one of {sorted(modalities)}"
+                        f"{key}: got {name!r}{did_you_mean(name, measured)}, wanted what is measured: {sorted(measured)}"
                     )
         for name, size in self.sizes.items():
             changed[name] = _with_view(changed[name], f"sizes.{name}", methodcaller("resized", size))
@@ -82,8 +86,9 @@ class RobustConfig(ViewedConfig):
         corruptions: corruptions to measure under too, at five severities, five passes over the test samples each. Of pictures and
             clips: gaussian_noise, shot_noise, impulse_noise, gaussian_blur, brightness, contrast, pixelate, jpeg ("common"), and
             mosaic, glitched, vertical_lines, geometric_shapes, stickers, luminance_checkerboard ("unnatural", LAION-C's kinds); of
-            clips: frame_rate, frame_drop; of sounds: white_noise, pink_noise, reverb, clipping, gain, compression, quantisation,
-            low_pass, high_pass; of texts: typos, deleted_letters, doubled_letters, swapped_letters, casing. Or ["all"].
+            clips: frame_rate, frame_drop; of sounds: white_noise, pink_noise, reverb, clipping, gain, compression (of loudness),
+            quantisation, low_pass, high_pass, and mp3, opus, aac ("codecs"); of texts: typos, deleted_letters, doubled_letters,
+            swapped_letters, casing. Or ["all"].
     """
 
     corruptions: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Score
 from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.series import SeriesConfig
 from mmssl.data.modalities.video import VideoConfig
@@ -112,7 +113,7 @@ class RobustConfigured(RobustConfig):
 
 
 def viewed(given: dict[str, Modality], **values: Any) -> dict[str, Modality]:
-    changed: dict[str, Modality] = configured(RobustConfigured, shards=["x"], **values).viewed(given)
+    changed: dict[str, Modality] = configured(RobustConfigured, shards=["x"], **values).viewed(given, [*given])
     return changed
 
 
@@ -141,12 +142,30 @@ def test_sizes_and_lengths_are_those_asked_for() -> None:
         ({"sizes": {"pictures": 32}}, "sizes: got 'pictures', did you mean 'picture'"),
         ({"sizes": {"words": 32}}, "sizes.words: got 32 pixels, and AllTokensView has no height and width"),
         ({"lengths": {"picture": 0.5}}, "lengths.picture: got a length of 0.5, and EvalView has no length"),
+        (
+            {"lengths": {"words": 1.5}},
+            "lengths.words: got a length of 1.5, and captions can only be cut: wanted at most 1",
+        ),
         ({"average": {"words": "flip"}}, "average.words: got flip, and its views are no pictures"),
     ],
 )
 def test_what_has_no_such_views_is_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         viewed(modalities(), **values)
+
+
+def test_captions_are_cut_after_their_first_words(shards: dict[str, list[str]]) -> None:
+    words = modalities()["words"]
+    cut = viewed({"words": words}, lengths={"words": 0.5})["words"].view("eval")
+    given = Captions(["a red square on a wall", "red  wall", "square"])
+    expected = words.view("eval")(Captions(["a red square", "red", "square"]), {})
+    assert torch.equal(cut(given, {}), expected)
+    assert torch.equal(
+        viewed({"words": words}, lengths={"words": 1})["words"].view("eval")(given, {}), words.view("eval")(given, {})
+    )
+    says = "lengths: got 'words', wanted what is measured: \\['picture'\\]"
+    with pytest.raises(RecipeError, match=says):
+        settings(LinearProbeConfig, shards, lengths={"words": 0.5}).build(modalities())
 
 
 def test_an_attentive_probe_averages_nothing(shards: dict[str, list[str]]) -> None:

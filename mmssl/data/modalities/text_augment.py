@@ -127,5 +127,10 @@ def take_words(text: str, words: Sequence[int]) -> str:
     return " ".join(split[word] for word in words)
 
 
-def _times(share: float, words: Sequence[int]) -> int:
+def first_words(text: str, share: float) -> str:
+    """The first words of `text`: a share of them, rounded, at least one."""
+    return take_words(text, range(_times(share, text.split())))
+
+
+def _times(share: float, words: Sequence[object]) -> int:
     return max(1, round(share * len(words)))

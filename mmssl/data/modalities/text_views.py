@@ -13,7 +13,7 @@ from mmssl.core.config import Config
 from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.masks.order import TokenOrder
-from mmssl.data.modalities.text_augment import WordOperation, WordsConfig, draw_words, take_words
+from mmssl.data.modalities.text_augment import WordOperation, WordsConfig, draw_words, first_words, take_words
 from mmssl.data.modalities.tokenizers import Tokenizer
 from mmssl.data.modality import View
 
@@ -78,12 +78,13 @@ class TokensView(View):
 
 
 class AllTokensView(View):
-    """Token ids of all K captions in their order, int64 [K, T]."""
+    """Token ids of all K captions in their order, int64 [K, T]; of their first words only, if `share` is below 1."""
 
     ragged = True
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, share: float = 1.0) -> None:
         self.tokenizer = tokenizer
+        self.share = share
 
     def draw(self, value: Captions, rng: np.random.Generator) -> dict[str, Any]:
         """No parameters: this view is deterministic."""
@@ -91,7 +92,17 @@ class AllTokensView(View):
 
     def __call__(self, value: Captions, parameters: Mapping[str, Any]) -> Tensor:
         """Tokenize all captions."""
-        return self.tokenizer(value)
+        return self.tokenizer(value if self.share == 1 else value.map(lambda text: first_words(text, self.share)))
+
+    def lasting(self, share: float) -> AllTokensView:
+        """The view of the first words of each caption, at least one.
+
+        Raises:
+            ValueError: a share above 1.
+        """
+        if share > 1:
+            raise ValueError(f"got a length of {share:g}, and captions can only be cut: wanted at most 1")
+        return AllTokensView(self.tokenizer, share)
 
     def blank(self) -> Tensor:
         """No caption: [0, T]."""

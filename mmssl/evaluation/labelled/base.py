@@ -212,7 +212,7 @@ class LabelledEvaluator(Evaluator):
         require_modalities(modalities, (config.modality, config.labels))
         self.config = config
         self.modality = config.modality
-        changed = config.viewed(modalities)
+        changed = config.viewed(modalities, (config.modality,))
         self._shards = LabelledShards(config, changed)
         self._corrupted = CorruptedShards(config, changed, (config.modality, config.labels), (config.modality,))
         self.kept = (self._shards,)

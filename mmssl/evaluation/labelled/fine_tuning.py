@@ -147,7 +147,7 @@ class FineTuning(Evaluator):
 
     def __init__(self, config: FineTuningConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
-        self.modalities = modalities = config.viewed(modalities)
+        self.modalities = modalities = config.viewed(modalities, (config.modality,))
         names = (config.modality, config.labels)
         self._train = KeptShards(config, modalities, names, config.train_shards, config.max_train_samples)
         self._validation = KeptShards(config, modalities, names, config.validation_shards, None)

@@ -51,7 +51,7 @@ class MultiLabelZeroShot(PromptedEvaluator):
     headlines = ("mAP",)
 
     def __init__(self, config: MultiLabelZeroShotConfig, modalities: Mapping[str, Modality]) -> None:
-        super().__init__(config, config.viewed(modalities), config.modality)
+        super().__init__(config, config.viewed(modalities, (config.modality,)), config.modality)
         self.config = config
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:

@@ -50,7 +50,7 @@ class ZeroShot(PromptedEvaluator):
     headlines = ("acc1",)
 
     def __init__(self, config: ZeroShotConfig, modalities: Mapping[str, Modality]) -> None:
-        super().__init__(config, config.viewed(modalities), config.modality)
+        super().__init__(config, config.viewed(modalities, (config.modality,)), config.modality)
         self.config = config
         names = (config.modality, config.labels)
         self._corrupted = CorruptedShards(config, self.modalities, names, (config.modality,))

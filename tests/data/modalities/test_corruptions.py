@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmssl.data.media.lossy import CODECS, coding_rate
 from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.captions.captions import Captions
@@ -149,8 +150,8 @@ def test_frames_are_held_and_lost() -> None:
 
 def heard(kind: str, severity: int, wave: Tensor) -> Tensor:
     corruption = SOUNDS[kind]
-    strength = corruption.strengths[severity - 1] * (8000 if corruption.seconds else 1)
-    return corruption.function(wave, strength, torch.Generator().manual_seed(0))
+    rate = {"rate": 8000.0} if corruption.timed else {}
+    return corruption.function(wave, corruption.strengths[severity - 1], torch.Generator().manual_seed(0), **rate)
 
 
 def test_sounds_are_what_their_names_say() -> None:
@@ -175,6 +176,43 @@ def test_sounds_are_what_their_names_say() -> None:
     assert squeezed[0].tolist() == pytest.approx([1.0, 0.5, -0.5])
     assert len(heard("quantisation", 5, tone).unique()) <= 2**3 + 1
     assert torch.allclose(heard("quantisation", 1, tone), tone, atol=0.05)
+
+
+@pytest.mark.parametrize("rate", [7_000, 8_000, 22_050, 48_000])
+@pytest.mark.parametrize("codec", CODECS)
+def test_codecs_keep_time_and_lose_detail(codec: str, rate: int) -> None:
+    """A sweep stays where it was, at rates that a codec has and at others; silence stays; so does the shortest sound."""
+    seconds = torch.arange(rate // 2) / rate
+    sweep = 0.3 * torch.sin(2 * math.pi * (300 * seconds + 900 * seconds**2))
+    both = torch.stack([sweep, torch.zeros_like(sweep)])
+    mild, hard = (
+        SOUNDS[codec].function(both, SOUNDS[codec].strengths[i], torch.Generator(), rate=float(rate)) for i in (0, 4)
+    )
+    spectrum = torch.fft.rfft(mild[0], 2 * len(sweep)) * torch.fft.rfft(sweep, 2 * len(sweep)).conj()
+    assert int(torch.fft.irfft(spectrum).argmax()) in (0, 1, 2, 2 * len(sweep) - 1, 2 * len(sweep) - 2)
+    assert mild.shape == hard.shape == both.shape
+    assert float((mild[0] - sweep).norm()) < 0.5 * float(sweep.norm())
+    assert float((hard[0] - sweep).norm()) > 0.03 * float(sweep.norm())
+    assert float(mild[1].abs().max()) < 1e-3, "each channel by itself"
+    short = SOUNDS[codec].function(both[:, :1], SOUNDS[codec].strengths[2], torch.Generator(), rate=float(rate))
+    assert short.shape == (2, 1)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_few_bits_leave_no_high_tones(codec: str) -> None:
+    noise = 0.2 * torch.randn(1, 48_000, generator=torch.Generator().manual_seed(0))
+    heard = SOUNDS[codec].function(noise, SOUNDS[codec].strengths[4], torch.Generator(), rate=48_000.0)
+    power = torch.fft.rfft(heard)[0].abs().square()
+    assert float(power[12_500:].sum()) < 0.01 * float(power.sum()), "nothing above 12 kHz"
+    assert float(power[:4_000].sum()) > 0.2 * float(torch.fft.rfft(noise)[0, :4_000].abs().square().sum())
+
+
+def test_few_bits_are_coded_at_a_rate_that_has_them() -> None:
+    assert coding_rate("mp3", 44_100, 64_000) == 44_100
+    assert coding_rate("mp3", 44_100, 8_000) == coding_rate("aac", 48_000, 16_000) == 24_000
+    assert coding_rate("opus", 44_100, 64_000) == 48_000
+    assert coding_rate("opus", 22_050, 6_000) == 24_000
+    assert coding_rate("aac", 96_000, 64_000) == 48_000
 
 
 def edits(one: str, other: str) -> int:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 SEVERITIES = (1, 2, 3, 4, 5)
-Corrupt = Callable[["Tensor", float, "Generator"], "Tensor"]
-"""(view as float, strength, generator) -> view. Pictures [..., 3, H, W] are in 0 ... 1, sounds [C, samples] in -1 ... 1."""
+Corrupt = Callable[..., "Tensor"]
+"""(view as float, strength, generator) -> view; with the keyword `rate` if `Corruption.timed`. Pictures [..., 3, H, W] are in
+0 ... 1, sounds [C, samples] in -1 ... 1."""
 Rewrite = Callable[[str, float, "np.random.Generator"], str]
 """(sentence, strength, generator) -> sentence."""
 
@@ -24,12 +25,12 @@ class Corruption:
     Attributes:
         function: see `Corrupt`.
         strengths: its strength at each severity.
-        seconds: whether strengths are in seconds, and the function takes them in values (`values_per_second`).
+        timed: whether the function needs `rate`, the values a second (in Hz).
     """
 
     function: Corrupt
     strengths: tuple[float, float, float, float, float]
-    seconds: bool = False
+    timed: bool = False
 
 
 @dataclass(frozen=True)

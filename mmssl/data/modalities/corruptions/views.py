@@ -1,8 +1,7 @@
 """Modalities with a corrupted view "eval": what evaluators measure robustness with.
 
 Corruptions of pictures, clips and sounds act on the view, as in ImageNet-C: on what the encoder sees; those of sentences before
-they become tokens. What is random depends on kind and content
-alone, and is the same at all severities.
+they become tokens. What is random depends on kind and content alone, and is the same at all severities.
 """
 
 from __future__ import annotations
@@ -10,15 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from mmssl.core.seeding import fold, generator
+from mmssl.data.media.lossy import CODECS
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.corruptions.clips import CLIPS
 from mmssl.data.modalities.corruptions.common import COMMON
-from mmssl.data.modalities.corruptions.corruption import Corruption, TextCorruption
+from mmssl.data.modalities.corruptions.corruption import Corrupt, Corruption, TextCorruption
 from mmssl.data.modalities.corruptions.sentences import SENTENCES
 from mmssl.data.modalities.corruptions.sounds import SOUNDS
 from mmssl.data.modalities.corruptions.unnatural import UNNATURAL
@@ -31,6 +32,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "all": (*COMMON, *UNNATURAL, *CLIPS, *SOUNDS, *SENTENCES),
     "common": (*COMMON,),
     "unnatural": (*UNNATURAL,),
+    "codecs": (*CODECS,),
 }
 """Name of several corruptions -> those that are meant, as far as a modality has them."""
 
@@ -61,10 +63,10 @@ def corrupted(modality: Modality, kind: str, severity: int) -> Modality:
     if isinstance(corruption, TextCorruption):
         view = CorruptedSentences(inner, kind, strength)
     else:
-        if corruption.seconds:
-            assert modality.values_per_second is not None
-            strength *= modality.values_per_second
-        view = CorruptedView(inner, corruption, strength, fold(kind))
+        corrupt = corruption.function
+        if corruption.timed:
+            corrupt = partial(corrupt, rate=modality.values_per_second)
+        view = CorruptedView(inner, corrupt, strength, fold(kind))
     other = copy(modality)
     other.views = {**modality.views, "eval": view}
     return other
@@ -75,12 +77,12 @@ class CorruptedView(View):
 
     Args:
         view: of pictures uint8 [..., 3, H, W], or of sounds int16 or float [C, samples].
-        corruption, strength: what happens to it.
+        corrupt, strength: what happens to it.
         seed: of what is random, with the content of the view.
     """
 
-    def __init__(self, view: View, corruption: Corruption, strength: float, seed: int) -> None:
-        self.view, self.corrupt, self.strength, self.seed = view, corruption.function, strength, seed
+    def __init__(self, view: View, corrupt: Corrupt, strength: float, seed: int) -> None:
+        self.view, self.corrupt, self.strength, self.seed = view, corrupt, strength, seed
         self.pixels = view.pixels
 
     def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
