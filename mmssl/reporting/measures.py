@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmssl.core.errors import DataError
 from mmssl.reporting.figures import Chart
@@ -16,13 +16,24 @@ MOST_ROWS = 40
 PARTS: Mapping[str, tuple[str, str]] = {
     "card": ("Relations", "What the model confuses, and which relations of its modalities it tells apart."),
     "groups": ("Subgroups", "Every score by group, the worst first, with its number of samples and 95 % interval."),
-    "corruptions": ("Robustness", "Accuracy under common corruptions, from severity 1 (weak) to 5 (strong)."),
+    "corruptions": (
+        "Robustness",
+        "Scores under corruptions, without (0) and from severity 1 (weak) to 5 (strong), with 95 % intervals.",
+    ),
     "kinds": ("Kinds of choices", "Scores of given choices by relation, attribute or tag."),
     "confusions": ("Confusions", "The most frequent wrong answers."),
     "classes": ("Classes", "Recall, precision and F1 of each class, the lowest recall first."),
     "mteb": ("Tasks of mteb", "Every score of each split and subset."),
 }
 """Table of a task's JSON -> title of its part, and what it says."""
+
+
+class Estimate(NamedTuple):
+    """A score with its 95 % interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -104,18 +115,46 @@ def _is_score(metric: str, value: object) -> bool:
 
 
 def _tables(records: Mapping[str, Mapping[str, Any]], name: str, title: str, note: str) -> Part | None:
-    grids = []
+    grids: list[Grid] = []
     for task, record in records.items():
         rows = record.get(name)
         if not isinstance(rows, list) or not rows:
             continue
+        if name == "corruptions":
+            grids += _by_severity(task, rows, record["scores"])
+            continue
         if name == "classes":
             rows = sorted(rows, key=lambda row: (row.get("recall") is None, row.get("recall")))
+        rows = [_with_intervals(row) for row in rows]
         columns = list(rows[0])
         shown = [[row.get(column) for column in columns] for row in rows[:MOST_ROWS]]
         more = f", the first {MOST_ROWS} of {len(rows)}" if len(rows) > MOST_ROWS else ""
         grids.append(Grid(f"{task}{more}", columns, shown))
     return Part(title, note, grids) if grids else None
+
+
+def _by_severity(task: str, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> Iterator[Grid]:
+    """A table for each score under corruptions: a row for each corruption, a column for each severity, 0 without corruption."""
+    whole = [_with_intervals(row) for row in rows]
+    severities = sorted({row["severity"] for row in rows})
+    for metric in (name for name, value in whole[0].items() if isinstance(value, Estimate)):
+        cells = {(row["corruption"], row["severity"]): row[metric] for row in whole}
+        clean = _with_intervals(scores).get(metric)
+        kinds = dict.fromkeys(row["corruption"] for row in rows)
+        made = [[kind, clean, *(cells.get((kind, severity)) for severity in severities)] for kind in kinds]
+        yield Grid(f"{task}: {metric}, n {whole[0][f'{metric}_n']}", ["corruption", "0", *map(str, severities)], made)
+
+
+def _with_intervals(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a row, of which those with an interval are estimates: of "x" that is "x_ci95_low", of "value" "ci95_low"."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        stem = "" if name == "value" else f"{name}_"
+        if f"{stem}ci95_low" in row:
+            found[name] = Estimate(value, row[f"{stem}ci95_low"], row[f"{stem}ci95_high"])
+        elif not name.endswith(("ci95_low", "ci95_high")):
+            found[name] = value
+    return found
 
 
 def _calibration(records: Mapping[str, Mapping[str, Any]]) -> Part | None:

@@ -15,7 +15,7 @@ from mmssl.evaluation.common import metric_context
 from mmssl.reporting.environment import redact, redact_text
 from mmssl.reporting.figures import Curve
 from mmssl.reporting.gallery import Answer, Gallery, Similarity, Thing
-from mmssl.reporting.measures import Part
+from mmssl.reporting.measures import Estimate, Part
 from mmssl.training.health import ALARM
 from mmssl.training.runtime.jsonl import JsonLines
 
@@ -169,10 +169,8 @@ def _table(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     for metric, value in values.items():
         if re.search(r"_ci95_(low|high)$", metric):
             continue
-        shown = _number(value)
         around = metric_context(values, metric)
-        if around["low"] is not None:
-            shown += f"  ({_number(around['low'])} to {_number(around['high'])})"
+        shown = _number(Estimate(value, around["low"], around["high"]))
         match = _DIRECTION.fullmatch(metric)
         if match:
             rows.setdefault(match[2], [""] * len(directions))[directions.index(match[1])] = shown
@@ -282,6 +280,9 @@ def printable(value: Any) -> str:
 def _number(value: Any) -> str:
     if value is None:
         return "–"
+    if isinstance(value, Estimate):
+        around = f" ({_number(value.low)} to {_number(value.high)})" if value.low is not None else ""
+        return f"{_number(value.value)}{around}"
     if isinstance(value, float):
         return f"{value:.4g}" if value and not 1e-3 <= abs(value) < 1e5 else f"{value:.4f}".rstrip("0").rstrip(".")
     return str(value)

@@ -10,7 +10,7 @@ import pytest
 
 from mmssl.core.errors import DataError
 from mmssl.reporting.figures import Chart, chart_png, chart_uri
-from mmssl.reporting.measures import MOST_ROWS, comparison, parts_of, read_records
+from mmssl.reporting.measures import MOST_ROWS, Estimate, comparison, parts_of, read_records
 from mmssl.reporting.report import write_report
 from mmssl.reporting.run_report import write_figures
 from tests.reporting.test_report import ALLOWED, HOSTILE, Page
@@ -21,10 +21,23 @@ def record(**parts: Any) -> dict[str, Any]:
 
 
 RECORDS = {
-    "card": record(card=[{"evaluator": "sides", "score": "acc", "value": 0.75, "n": 8}]),
+    "card": record(
+        card=[{"evaluator": "sides", "score": "acc", "value": 0.75, "ci95_low": 0.7, "ci95_high": 0.8, "n": 8}]
+    ),
     "zero_shot": record(
         groups=[{"outcome": "acc1", "group": g, "n": 5, "value": v} for g, v in (("x", 0.2), ("y", 0.8))],
-        corruptions=[{"corruption": "jpeg", "severity": s, "acc1": 0.5 - s / 10} for s in range(1, 6)],
+        corruptions=[
+            {
+                "corruption": kind,
+                "severity": s,
+                "acc1": 0.5 - s / 10,
+                "acc1_ci95_low": 0.0,
+                "acc1_ci95_high": 1.0,
+                "acc1_n": 10,
+            }
+            for kind in ("jpeg", "mp3")
+            for s in range(1, 6)
+        ],
         confusions=[{"true": "cat", "predicted": "dog", "number": 3}],
         classes=[{"class": "dog", "recall": 0.9}, {"class": "owl", "recall": None}, {"class": "cat", "recall": 0.1}],
     ),
@@ -37,7 +50,14 @@ def test_each_part_stands_where_a_task_has_it() -> None:
     assert list(parts) == [
         "Relations", "Subgroups", "Robustness", "Confusions", "Classes", "Calibration", "Samples that took no part"
     ]  # fmt: skip
-    assert parts["Relations"].grids[0].rows == [["sides", "acc", 0.75, 8]]
+    assert parts["Relations"].grids[0].rows == [["sides", "acc", Estimate(0.75, 0.7, 0.8), 8]]
+    (severities,) = parts["Robustness"].grids
+    assert (severities.name, severities.columns) == (
+        "zero_shot: acc1, n 10",
+        ["corruption", "0", "1", "2", "3", "4", "5"],
+    )
+    assert [row[0] for row in severities.rows] == ["jpeg", "mp3"]
+    assert severities.rows[1][1:3] == [0.5, Estimate(0.4, 0.0, 1.0)], "the first without corruption"
     assert [row[0] for row in parts["Classes"].grids[0].rows] == ["cat", "dog", "owl"], "the lowest recall first"
     (curve,) = parts["Calibration"].charts
     assert (curve.x, curve.curves["probability"][-1]) == ("cosine", (0.4, 0.4))
