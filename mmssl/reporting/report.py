@@ -261,7 +261,9 @@ def _heat(similarity: Similarity) -> dict[str, Any]:
         cells = []
         for j, value in enumerate(row):
             back, ink = figures.heat_colours(value, low, high)
-            cells.append({"value": f"{value:.2f}".replace("0.", "."), "back": back, "ink": ink, "own": i == j})
+            cells.append(
+                {"value": f"{round(value, 2) + 0.0:.2f}".replace("0.", "."), "back": back, "ink": ink, "own": i == j}
+            )
         rows.append({"thing": _thing(thing), "cells": cells})
     return {
         "title": printable(similarity.title),
