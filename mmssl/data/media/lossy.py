@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def through_codec(wave: np.ndarray, codec: str, rate: int, bit_rate: int) -> np.
     form, encoder, _ = CODECS[codec]
     file = io.BytesIO()
     with av.open(file, "w", format=form, options={"fflags": "+bitexact"}) as out:
-        stream = out.add_stream(encoder, rate=rate)
+        stream: Any = out.add_stream(encoder, rate=rate)
         stream.bit_rate = bit_rate
         stream.layout = "mono"
         stream.codec_context.thread_count = 1
