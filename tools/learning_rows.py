@@ -179,6 +179,17 @@ ROWS: dict[str, dict[str, Any]] = {
         },
         steps=500,
     ),
+    "colorization": row(
+        {
+            "kind": "colorization", "modality": "image", "view": "crop", "patch_size": 4, "cell": 4,
+            "predictor": {"kind": "bert"},
+        },
+        SMALL_VIT,
+        bars=("loss < 0.9 * chance_loss",),
+        views={"crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5}},
+        batch=96,
+        steps=300,
+    ),
     # iBOT: DINO, and the assignments of masked patches.
     "dino, patches": row(
         {

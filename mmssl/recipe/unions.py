@@ -60,6 +60,7 @@ from mmssl.evaluation.retrieval import RetrievalConfig
 from mmssl.objectives.barlow_twins import BarlowTwinsConfig
 from mmssl.objectives.byol import ByolConfig
 from mmssl.objectives.clip import ClipConfig
+from mmssl.objectives.colorization import ColorizationConfig
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.cpc import CpcConfig
 from mmssl.objectives.deepcluster_v2 import DeepClusterV2Config
@@ -140,6 +141,7 @@ SingleObjectiveUnion = Annotated[
     | JointMaeConfig
     | PirlConfig
     | SelfLabelsConfig
+    | ColorizationConfig
     | CpcConfig
     | Wav2Vec2Config
     | SimCseConfig
