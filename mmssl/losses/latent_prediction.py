@@ -112,10 +112,11 @@ def masked_latent_error(
     return (tokens * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def place_error(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Error of latents predicted at given places, mean over places and features of each sample, [B]: smooth L1.
+def place_error(prediction: Tensor, target: Tensor, beta: float | None) -> Tensor:
+    """Error of latents predicted at given places, mean over places and features of each sample, [B]: smooth L1, or 2 - 2 cosines.
 
-    I-JEPA (arXiv:2301.08243): beta 1; V-JEPA (arXiv:2404.08471): beta 0, the absolute error. Slow loop::
+    I-JEPA (arXiv:2301.08243): beta 1; V-JEPA (arXiv:2404.08471): beta 0, the absolute error; M2D (arXiv:2210.14648, equation 2):
+    2 - 2 cosines of a token. Slow loop::
 
         def loop(prediction, target, beta):
             def error(d):
@@ -123,14 +124,19 @@ def place_error(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
 
             samples = []
             for p, y in zip(prediction, target):
-                samples.append(mean([error(float(d)) for d in (p - y).flatten()]))
+                if beta is None:
+                    samples.append(mean([2 - 2 * dot(a, b) / (dot(a, a) * dot(b, b)) ** 0.5 for a, b in zip(p, y)]))
+                else:
+                    samples.append(mean([error(float(d)) for d in (p - y).flatten()]))
             return samples
 
     Args:
         prediction: [B, ..., D] float32 or float64.
         target: [B, ..., D].
-        beta: difference at which the error turns from squared to absolute.
+        beta: difference at which the error turns from squared to absolute; None: the error is 2 - 2 cosines.
     """
+    if beta is None:
+        return (2 - 2 * F.cosine_similarity(prediction, target, dim=-1)).flatten(1).mean(1)
     return F.smooth_l1_loss(prediction, target, reduction="none", beta=beta).flatten(1).mean(1)
 
 

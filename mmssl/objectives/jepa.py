@@ -1,8 +1,8 @@
-"""JEPA (I-JEPA, V-JEPA): from the tokens of a context, predict a teacher's features at the places of hidden blocks."""
+"""JEPA (I-JEPA, V-JEPA, M2D): from the tokens of a context, predict a teacher's features at the places of hidden blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from mmssl.core import distributed
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
-from mmssl.core.encoder import Encoder
+from mmssl.core.encoder import Encoder, Features
 from mmssl.core.forward import Network
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
 from mmssl.core.plan import Plan
@@ -38,11 +38,14 @@ class JepaConfig(ObjectiveConfig):
     Attributes:
         modality: modality of the encoder to train, a transformer.
         view: kind of view that is encoded.
-        masks: kinds of views with a context and blocks to predict, `{kind: jepa}`. I-JEPA: one; V-JEPA: two, of short and of long
-            blocks.
+        masks: kinds of views with a context and blocks to predict, `{kind: jepa}`, or with a mask of equal counts, whose hidden
+            tokens are the one block, and the others the context. I-JEPA: one; V-JEPA: two, of short and of long blocks; M2D: one
+            mask of random tokens, `{kind: inverse_blocks, side: 1, ratio: 0.7}`.
         predictor: size of the predictor, which is not used after training. I-JEPA: width 384, depth 12 for ViT-H (6 for ViT-B).
-        beta: difference at which the error turns from squared to absolute. I-JEPA: 1; V-JEPA: 0.
-        momentum: of the teacher. I-JEPA: linear from 0.996 to 1; V-JEPA: from 0.998 to 1.
+        teacher_sees: "view": the whole view; "block": the tokens of the block that is predicted alone, as in M2D.
+        beta: difference at which the error turns from squared to absolute. I-JEPA: 1; V-JEPA: 0. null: 2 - 2 cosines, as in M2D.
+        momentum: of the teacher. I-JEPA: linear from 0.996 to 1; V-JEPA: from 0.998 to 1; M2D: from 0.99995 to 0.99999.
+        evaluate: the network that is evaluated. I-JEPA and V-JEPA: teacher; M2D: student.
     """
 
     kind: Literal["jepa"] = "jepa"
@@ -50,8 +53,10 @@ class JepaConfig(ObjectiveConfig):
     view: str
     masks: Annotated[tuple[str, ...], AfterValidator(_different)]
     predictor: MaskedTokenDecoderConfig
-    beta: float = Field(ge=0)
+    teacher_sees: Literal["view", "block"] = "view"
+    beta: Annotated[float, Field(ge=0)] | None
     momentum: Annotated[Scheduled, Bounds(ge=0, le=1)]
+    evaluate: Network = "teacher"
 
     def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> JepaObjective:
         """Build the objective for these encoders.
@@ -67,43 +72,33 @@ class JepaConfig(ObjectiveConfig):
             )
         size = self.predictor
         predictor = PlacesPredictor(encoder.width, encoder.grid, size.width, size.depth, size.heads)
-        momentum = plan.schedule(self.momentum, "momentum")
-        return JepaObjective(self.modality, self.view, self.masks, predictor, self.beta, momentum)
+        return JepaObjective(self, predictor, plan.schedule(self.momentum, "momentum"))
 
 
 class JepaObjective(Objective):
-    """JEPA: smooth L1 error of a teacher's features, predicted at the places of blocks that the student does not see.
+    """JEPA: error of a teacher's features, predicted at the places of blocks that the student does not see.
 
-    Assran et al. 2023 (I-JEPA, arXiv:2301.08243); Bardes et al. 2024 (V-JEPA, arXiv:2404.08471). The student encodes the tokens of
-    a context; a light predictor is asked for each block by its positions. Targets are the teacher's tokens of the whole view, each
-    normalised over its features. The error is a mean over the blocks of a mask, then over masks. The teacher is evaluated.
+    Assran et al. 2023 (I-JEPA, arXiv:2301.08243); Bardes et al. 2024 (V-JEPA, arXiv:2404.08471); Niizumi et al. 2022 (M2D,
+    arXiv:2210.14648), whose teacher sees nothing but the block. The student encodes the tokens of a context; a light predictor is
+    asked for each block by its positions. Targets are the teacher's tokens, each normalised over its features. The error is a mean
+    over the blocks of a mask, then over masks.
 
     Collapsed features reach the lowest loss, 0, too: targets whose spread over tokens, target_std, is below 0.1 have collapsed.
 
     Args:
-        modality: modality of the encoder to train.
-        view: kind of view that is encoded.
-        masks: kinds of masks [B, 1 + M, T] bool: the context, and M blocks of equal size.
+        config: settings. Masks are [B, 1 + M, T] bool: the context, and M blocks of equal size; or [B, T]: one block.
         predictor: predicts features at places.
-        beta: of the error.
         momentum: of the teacher.
     """
 
     reduction = Reduction.LOCAL
     accepts_absent = True
 
-    def __init__(
-        self,
-        modality: str,
-        view: str,
-        masks: tuple[str, ...],
-        predictor: PlacesPredictor,
-        beta: float,
-        momentum: Momentum,
-    ) -> None:
+    def __init__(self, config: JepaConfig, predictor: PlacesPredictor, momentum: Momentum) -> None:
         super().__init__()
-        self.modality, self.view, self.masks = modality, view, masks
-        self.predictor, self.beta, self.momentum = predictor, beta, momentum
+        self.modality, self.view, self.masks = config.modality, config.view, config.masks
+        self.alone, self.beta, self.evaluate = config.teacher_sees == "block", config.beta, config.evaluate
+        self.predictor, self.momentum = predictor, momentum
 
     def needs(self) -> Needs:
         """One view, and masks of each kind."""
@@ -118,8 +113,8 @@ class JepaObjective(Objective):
         return {self.modality: self.momentum}
 
     def evaluated(self) -> Mapping[str, Network]:
-        """The teacher."""
-        return {self.modality: "teacher"}
+        """The teacher, or the student where the config says so."""
+        return {self.modality: self.evaluate}
 
     def check_views(self, batch: Batch, ctx: StepContext) -> None:
         """Check that masks are those of the encoder's tokens."""
@@ -135,27 +130,20 @@ class JepaObjective(Objective):
         presence = ctx.presence(batch, self.modality)
         present = presence.get("present")
         places = [self._places(batch.view(self.modality, f"{kind}0"), kind, present) for kind in self.masks]
-        (whole,) = ctx.features(batch, self.modality, [name], network="teacher")
         contexts = [context for context, _ in places]
         seen = ctx.features(batch, self.modality, [name] * len(places), keep=contexts)
-        assert whole.tokens is not None
-        target = F.layer_norm(at_least_float32(whole.tokens), whole.tokens.shape[-1:])
+        wanted = self._targets(batch, ctx, [blocks for _, blocks in places])
         errors, predicted = [], []
-        for features, (context, blocks) in zip(seen, places, strict=True):
-            prediction = at_least_float32(self.predictor(features.tokens, context, blocks))  # [B, M, n, D]
-            at = blocks.flatten(1)[..., None].expand(-1, -1, target.shape[2])
-            errors.append(place_error(prediction.flatten(1, 2), target.gather(1, at), self.beta))
-            predicted.append(prediction.detach().flatten(1, 2))
-        all_tokens = target.new_ones(target.shape[:2], dtype=torch.bool)
-        predictions = torch.cat(predicted, 1)
-        found: Latents = {
-            "error": torch.stack(errors).mean(0),
-            "target_sums": masked_sums(target, all_tokens),
-            "targets": all_tokens.sum(1),
-            "prediction_sums": masked_sums(predictions, predictions.new_ones(predictions.shape[:2], dtype=torch.bool)),
-            "predictions": torch.full_like(all_tokens.sum(1), predictions.shape[1]),
-            **presence,
-        }
+        for features, (context, blocks), target in zip(seen, places, wanted, strict=True):
+            prediction = at_least_float32(self.predictor(features.tokens, context, blocks)).flatten(
+                1, 2
+            )  # [B, M * n, D]
+            errors.append(place_error(prediction, target, self.beta))
+            predicted.append(prediction.detach())
+        found: Latents = {"error": torch.stack(errors).mean(0), **presence}
+        for kind, x in (("target", torch.cat(wanted, 1)), ("prediction", torch.cat(predicted, 1))):
+            everywhere = x.new_ones(x.shape[:2], dtype=torch.bool)
+            found |= {f"{kind}_sums": masked_sums(x, everywhere), f"{kind}s": everywhere.sum(1)}
         return zero_absent(found)
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
@@ -177,15 +165,37 @@ class JepaObjective(Objective):
         """Spread of the targets; there is no chance loss, because collapse reaches the lowest loss."""
         return Headline(figures={"target std": scalars["target_std"]})
 
+    def _targets(self, batch: Batch, ctx: StepContext, places: Sequence[Tensor]) -> list[Tensor]:
+        """The teacher's normalised tokens [B, M * n, D] at the places [B, M, n] of the blocks of each mask."""
+        name, found = f"{self.view}0", []
+        if self.alone:
+            each = [block for blocks in places for block in blocks.unbind(1)]
+            seen = iter(ctx.features(batch, self.modality, [name] * len(each), network="teacher", keep=each))
+            for blocks in places:
+                found.append(torch.cat([_tokens(next(seen)) for _ in range(blocks.shape[1])], 1))
+        else:
+            (whole,) = ctx.features(batch, self.modality, [name], network="teacher")
+            for blocks in places:
+                at = blocks.flatten(1)[..., None].expand(-1, -1, _tokens(whole).shape[2])
+                found.append(_tokens(whole).gather(1, at))
+        return [F.layer_norm(x, x.shape[-1:]) for x in found]
+
     def _places(self, masks: Tensor, kind: str, present: Tensor | None) -> tuple[Tensor, Tensor]:
         """The places of the context [B, C] and of the blocks [B, M, n], int64."""
         tokens = self.predictor.tokens
+        if masks.ndim == 2 and masks.dtype == torch.bool:
+            masks = torch.stack([~masks, masks], 1)
         if masks.dtype != torch.bool or masks.ndim != 3 or masks.shape[1] < 2 or masks.shape[2] != tokens:
             raise ValueError(
                 f"got masks {masks.dtype} {list(masks.shape)} from modalities.{self.modality}.views.{kind}, wanted bool "
-                f"[B, 1 + blocks, {tokens}] for the encoder's tokens: a view of kind jepa with its patches"
+                f"[B, 1 + blocks, {tokens}] or [B, {tokens}] for the tokens of its encoder: give the view their grid"
             )
         here = masks if present is None else masks[present]
         context, blocks = (equal_count(part, kind) for part in (here[:, :1], here[:, 1:]))
         order = (~masks).byte().argsort(dim=-1, stable=True)  # the places of a mask first
         return order[:, 0, :context], order[:, 1:, :blocks]
+
+
+def _tokens(features: Features) -> Tensor:
+    assert features.tokens is not None
+    return at_least_float32(features.tokens)

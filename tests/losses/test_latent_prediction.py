@@ -148,7 +148,7 @@ def test_errors_at_places_have_golden_and_analytic_values() -> None:
     assert place_error(*first, beta=1.0).mean().item() == pytest.approx(IJEPA, rel=1e-13)
     both = [place_error(*given, beta=0.0).mean() for given in (first, second)]
     assert torch.stack(both).mean().item() == pytest.approx(VJEPA, rel=1e-13)
-    for beta in (0.3, 1.0):
+    for beta in (0.3, 1.0, None):
         expected = torch.tensor(slow_loop(place_error)(*first, beta), dtype=torch.float64)
         torch.testing.assert_close(place_error(*first, beta=beta), expected)
     gaussian = random(4, 2000, 50)

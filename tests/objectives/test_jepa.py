@@ -24,11 +24,14 @@ CONFIG: dict[str, Any] = {
     "predictor": {"width": 12, "depth": 1, "heads": 2},
 }  # fmt: skip
 VIDEO = CONFIG | {"masks": ["places", "long"], "beta": 0.0}
+M2D = CONFIG | {"masks": ["mask"], "beta": None, "teacher_sees": "block", "evaluate": "student"}
 ALIKE = {"jepa": 8**-0.5}  # the contract makes a unit vector of the errors of 8 samples
 CASES = {
     "jepa": Case(json.dumps(CONFIG), Reduction.LOCAL, ALIKE),
     "jepa, two masks": Case(json.dumps(VIDEO), Reduction.LOCAL, ALIKE),
     "jepa, absent": Case(json.dumps(CONFIG), Reduction.LOCAL, ALIKE, FIVE),
+    "jepa, M2D": Case(json.dumps(M2D), Reduction.LOCAL, ALIKE),
+    "jepa, M2D, absent": Case(json.dumps(M2D), Reduction.LOCAL, ALIKE, FIVE),
 }
 
 
@@ -104,6 +107,52 @@ def test_two_masks_count_alike_and_the_student_sees_the_context_alone() -> None:
     assert latents["predictions"].tolist() == [6, 6, 6]
 
 
+def m2d(student: Any, teacher: Any, predictor: Any, views: Any) -> Tensor:
+    """A step of Masked Modeling Duo: each network sees what the other does not; 2 - 2 cosines of standardised targets."""
+    losses = []
+    for row, mask in enumerate(views["mask0"]):
+        seen, hidden = (~mask).nonzero()[:, 0], mask.nonzero()[:, 0]
+        one = views["crop0"][row : row + 1]
+        with torch.no_grad():
+            target = teacher(one, keep=hidden[None]).tokens[0]
+            target = (target - target.mean(-1, keepdim=True)) / (
+                target.var(-1, keepdim=True, correction=0) + 1e-5
+            ).sqrt()
+        tokens = predictor.embed(student(one, keep=seen[None]).tokens) + predictor.positions[seen]
+        x = torch.cat([tokens, (predictor.mask_token + predictor.positions[hidden])[None]], 1)
+        z = predictor.predict(predictor.norm(predictor.blocks(x)[0, len(seen) :]))
+        losses.append((F.normalize(z, dim=-1) - F.normalize(target, dim=-1)).square().sum(-1).mean())
+    return torch.stack(losses).mean()
+
+
+def test_a_step_of_masked_modeling_duo_is_that_of_the_authors() -> None:
+    learner, objective = build(**M2D)
+    student, teacher = (copy.deepcopy(learner.encoders["picture"]) for _ in range(2))
+    predictor = copy.deepcopy(objective.predictor)
+    batch = toys.batch(4)
+    out, _ = learner(batch)
+    expected = m2d(student, teacher, predictor, batch["picture"])
+    torch.testing.assert_close(out.terms["jepa"], expected, rtol=1e-10, atol=0)
+    out.total.backward(), expected.backward()
+    trained = [p.grad for p in learner.parameters() if p.requires_grad]
+    torch.testing.assert_close(trained, [p.grad for p in (*student.parameters(), *predictor.parameters())])
+    assert objective.evaluated() == {"picture": "student"}
+    assert learner.networks()["picture"] is learner.encoders["picture"]
+
+
+def test_the_teacher_sees_the_block_alone() -> None:
+    batch = toys.batch(3)
+    views = batch["picture"]
+    pixels = (~views["mask0"]).view(3, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    crop = torch.where(pixels, 255 - views["crop0"], views["crop0"])  # what the student sees
+    for sees, same in (("block", True), ("view", False)):
+        learner, _ = build(**M2D | {"teacher_sees": sees})
+        _, latents = learner(batch)
+        _, changed = learner(Batch({"picture": {**views, "crop0": crop}}, batch.index))
+        assert torch.equal(latents["target_sums"], changed["target_sums"]) is same
+        assert not torch.equal(latents["prediction_sums"], changed["prediction_sums"])
+
+
 def test_a_collapse_is_seen_in_the_spread_of_targets() -> None:
     learner, _ = build()
     healthy = learner(toys.batch(6))[0].metrics
@@ -114,8 +163,10 @@ def test_a_collapse_is_seen_in_the_spread_of_targets() -> None:
 
 
 def test_masks_that_do_not_fit_are_refused() -> None:
-    learner, objective = build(masks=["mask"])
-    with pytest.raises(ValueError, match=r"got masks torch.bool \[2, 16\] .* wanted bool \[B, 1 \+ blocks, 16\]"):
+    learner, objective = build(masks=["order"])
+    with pytest.raises(
+        ValueError, match=r"got masks torch.int64 \[2, 16\] .* wanted bool \[B, 1 \+ blocks, 16\] or \[B, 16\]"
+    ):
         objective.check_views(toys.batch(2), learner.context())
     learner, objective = build()
     batch = toys.batch(2)
