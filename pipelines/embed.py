@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.embedded import model_facts
 from pipelines.options import ARCH
 from pipelines.outputs import local_path
 from pipelines.pack import COLUMN, FORMAT, FORMATS, ROOT, WHERE, columns_of
@@ -14,7 +15,6 @@ from pipelines.progress import progress_bar
 
 if TYPE_CHECKING:
     from mmssl.curation.loose_source import LooseSource
-    from mmssl.recipe.model import Model
 
 SHARDS = Annotated[
     list[str] | None, typer.Option(help="Folder, path or brace pattern of shards; may be given several times.")
@@ -102,26 +102,13 @@ def embed(
                 workers=workers,
                 max_failures=max_failures,
                 remote=model.recipe.data.cache.build(model.recipe.data.allow_pipe),
-                source=_facts(model, loose),
+                source=model_facts(model) | ({"files": loose.as_json()} if loose is not None else {}),
                 progress=progress if launch.is_main else None,
             )
         for name, rows in written.items():
             say(f"{name}: " + (f"{rows} rows in {out / name}.npy" if rows else "no sample has it, so it has no file"))
     finally:
         launch.close()
-
-
-def _facts(model: Model, loose: LooseSource | None) -> dict[str, Any]:
-    """What the manifest says of model and files; "model" changes with weights and preprocessing."""
-    from mmssl.training.checkpoints.manifest import weights_digest
-
-    return {
-        "checkpoint": str(model.checkpoint.resolve()) if model.checkpoint else str(model.recipe.weights),
-        **({"weights": weights_digest(model.checkpoint)} if model.checkpoint else {}),
-        "model": model.digest(),
-        "recipe": model.recipe.name,
-        **({"files": loose.as_json()} if loose is not None else {}),
-    }
 
 
 def _loose(

@@ -1,11 +1,11 @@
-"""What verbs need of a folder of embeddings besides its rows: the model that made it, and the samples that it is of."""
+"""What verbs need of a folder of embeddings besides its rows: the model that made it, its facts, and the samples that it is of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,18 @@ def model_of(embedded: EmbeddedFolder, named: Path | None, device: str = "cpu") 
             "--model, or embed again"
         )
     return model
+
+
+def model_facts(model: Model) -> dict[str, Any]:
+    """What manifests say of a model; "model" changes with weights and preprocessing."""
+    from mmssl.training.checkpoints.manifest import weights_digest
+
+    return {
+        "checkpoint": str(model.checkpoint.resolve()) if model.checkpoint else str(model.recipe.weights),
+        **({"weights": weights_digest(model.checkpoint)} if model.checkpoint else {}),
+        "model": model.digest(),
+        "recipe": model.recipe.name,
+    }
 
 
 def searcher_of(embedded: EmbeddedFolder, modality: str, exact: bool) -> Callable[[np.ndarray, int], list[Hit]]:

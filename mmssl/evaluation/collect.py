@@ -233,7 +233,7 @@ def collect(
         for name, function in encode.items():
             views, owner = unpack_items(batch, *name.split("/"))
             if len(owner):
-                rows = torch.cat([function(part).to(device) for part in torch.split(views, chunk)])
+                rows = encode_in_parts(function, views, chunk).to(device)
                 columns = (rows, owner.to(device))
                 parts[name].append((*columns, row_hashes(views).to(device)) if hashed else columns)
     everyone = {number: key for share in distributed.gather_objects(keys) for number, key in share.items()}
@@ -253,6 +253,11 @@ def unpack_items(batch: Batch, modality: str, view: str = "eval0") -> tuple[Tens
         return x[present], owner[present]
     real = (torch.arange(x.shape[1]) < batch.lengths[modality][:, None]) & present[:, None]
     return x[real], owner[:, None].expand_as(real)[real]
+
+
+def encode_in_parts(encode: Encode, views: Tensor, chunk: int) -> Tensor:
+    """Rows [n, ...] of views [n, ...], n >= 1, of which at most `chunk` are encoded at a time: a sample may have many captions."""
+    return torch.cat([encode(part) for part in torch.split(views, chunk)])
 
 
 def row_hashes(views: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.remote import Remote
 from mmssl.data.stream.batches import EvalStream
-from mmssl.evaluation.collect import unpack_items
+from mmssl.evaluation.collect import encode_in_parts, unpack_items
 from mmssl.evaluation.common import inference, require_usable
 from mmssl.evaluation.ranking import exact_products
 
@@ -131,7 +132,7 @@ def _features(
             for name in names:
                 views, owner = unpack_items(batch, name)
                 if len(owner):
-                    rows = torch.cat([model.features(name, part) for part in torch.split(views, batch_size)])
+                    rows = encode_in_parts(partial(model.features, name), views, batch_size)
                     keys = {number: index.key(number) for number in owner.tolist()}
                     require_usable(rows, owner, keys, f"the features of {name!r}", unit=True)
                     yield name, F.normalize(rows, dim=1), owner, done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ def read_calibrations(checkpoint: Path, digest: str) -> dict[Pair, Calibration]:
         CheckpointError: the file is damaged.
     """
     return {(a, b): from_json(one["curve"]) for a, b, one in _entries(checkpoint) if one["model"] == digest}
+
+
+def calibration_of(fitted: Mapping[Pair, Calibration], pair: Collection[str]) -> Calibration | None:
+    """The calibration of two modalities, named in any order; None: there is none."""
+    return next((one for names, one in fitted.items() if set(names) == set(pair)), None)
 
 
 def write_calibration(checkpoint: Path, digest: str, pair: Pair, calibration: Calibration) -> Path:

@@ -21,7 +21,7 @@ from mmssl.data.modalities.class_names import check_class_names
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.evaluation.common import inference
 from mmssl.evaluation.prompts import NAMED_TEMPLATES, build_classifier, check_templates, named_templates
-from mmssl.recipe.calibrations import read_calibrations
+from mmssl.recipe.calibrations import calibration_of, read_calibrations
 from mmssl.recipe.recipe import Recipe
 
 Encode = Callable[[str, Tensor], Tensor]
@@ -205,7 +205,7 @@ class Model:
         if prior is not None and not 0 < prior < 1:
             raise ValueError(f"prior: got {prior}, wanted a share between 0 and 1")
         fitted = read_calibrations(self.checkpoint, self.digest()) if self.checkpoint is not None else {}
-        found = next((one for pair, one in fitted.items() if set(pair) == set(inputs)), None)
+        found = calibration_of(fitted, inputs)
         if found is None:
             raise ValueError(
                 f"no calibration of {' and '.join(inputs) or 'nothing'} for these weights; it has "

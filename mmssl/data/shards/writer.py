@@ -218,6 +218,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
 
 
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file atomically, a line end after each line. Raises DataError as `write_atomically`."""
+    with _atomic(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
 @contextlib.contextmanager
 def _atomic(path: Path) -> Iterator[Path]:
     """A temporary file, renamed to `path` at the end, or deleted on an error."""

@@ -240,7 +240,7 @@ def _look_ahead(
 class _Tickets:
     """The batches of (epoch 0, sample number) of one pass over spans of samples; made while they are read."""
 
-    def __init__(self, spans: Sequence[range], batch_size: int) -> None:
+    def __init__(self, spans: Sequence[Sequence[int]], batch_size: int) -> None:
         self.spans, self.batch_size = spans, batch_size
 
     def __len__(self) -> int:
@@ -265,7 +265,7 @@ class EvalStream:
         max_failures: largest share of faults, checked after 500 samples; above it the stream raises.
         seed: of random views; "eval" views are deterministic.
         limit: use only the first `limit` samples; None: all.
-        spans: samples to go through in place of this process' share; no batch has samples of two spans.
+        spans: numbers of the samples to go through in place of this process' share; no batch has samples of two spans.
         remedy: advice on unusable samples, for the error message.
 
     Attributes:
@@ -286,7 +286,7 @@ class EvalStream:
         optional: Collection[str] = (),
         seed: int = 0,
         limit: int | None = None,
-        spans: Sequence[range] | None = None,
+        spans: Sequence[Sequence[int]] | None = None,
         remedy: str = "skip them with `on_error: skip` of the evaluation",
         rank: int | None = None,
         world: int | None = None,
