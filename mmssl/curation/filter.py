@@ -1,15 +1,16 @@
 """Filtering shards: what `mmssl shards filter` does. New shards of the samples that meet all criteria, and a ledger of the others.
 
-What is damaged is what `mmssl shards check` calls a fault. Members are copied byte for byte; equal shards and criteria give equal
-output.
+What is damaged is what `mmssl shards check` calls a fault. The similarity of pairs under a model is the last criterion, so that a
+share counts over what meets all others. Members are copied byte for byte; equal shards and criteria give equal output.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ from mmssl.curation.check import decoders_of, find_shards, formats_of, local_fil
 from mmssl.curation.check_report import aligned
 from mmssl.curation.check_shard import SOURCE, Decoders, Findings, examine
 from mmssl.curation.filter_choice import Choice, Examined, FilterConfig, LeftOut, conditions, stored_samples
+from mmssl.curation.filter_similarity import (
+    SIMILARITIES,
+    PairScorer,
+    PairScores,
+    check_criteria,
+    index_of,
+    score_pairs,
+    with_scores,
+)
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
 from mmssl.data.shards.manifests import Formats
 from mmssl.data.shards.remote import Remote
@@ -33,6 +43,7 @@ from mmssl.data.shards.writer import (
     map_in_order,
     remove_stale,
     write_atomically,
+    write_lines,
     write_shard,
 )
 
@@ -48,6 +59,7 @@ class FilterReport:
         samples: in all, also those that are only known from sidecars; kept: of them. shards: new shards.
         ignored: members without an extension, which belong to no sample.
         left: the ledger.
+        scores: of the pairs, if a model scored them.
     """
 
     samples: int = 0
@@ -55,6 +67,7 @@ class FilterReport:
     shards: int = 0
     ignored: int = 0
     left: list[LeftOut] = field(default_factory=list)
+    scores: PairScores | None = None
 
     def table(self) -> str:
         """The counts by reason, as a text table."""
@@ -70,6 +83,8 @@ class FilterReport:
             rows.append(("unreadable", f"{spans:,} parts of shards; the ledger names them"))
         if self.ignored:
             rows.append(("not copied", f"{self.ignored:,} members without an extension, which belong to no sample"))
+        if self.scores is not None:
+            rows += self.scores.rows()
         return "\n".join(aligned(rows))
 
 
@@ -78,17 +93,20 @@ def filter_shards(
     out: str | Path,
     config: FilterConfig | None = None,
     *,
+    scorer: PairScorer | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     threads: int = 1,
     remote: Remote | None = None,
     progress: Progress | None = None,
 ) -> FilterReport:
-    """Write the samples that meet all criteria: a new shard for each that keeps some, sidecars, `manifest.json`, `left_out.jsonl`.
+    """Write the samples that meet all criteria: a new shard for each that keeps some, sidecars, `manifest.json`, `left_out.jsonl`;
+    and with a scorer `similarities.jsonl`, the scores of all samples that meet the other criteria.
 
     Args:
         shards: paths, folders, globs, brace patterns; or URLs with braces, which are fetched as a whole.
         out: folder; not one that holds any of the shards.
+        scorer: model of the criteria by similarity. With `dry_run` it may be there without one, for the distribution.
         overwrite: replace finished shards in `out`. dry_run: write nothing.
         threads: shards to examine in parallel.
         remote: client for URLs; default: one with the usual cache.
@@ -97,9 +115,10 @@ def filter_shards(
     Raises:
         DataError: damaged shards without `repair` (the message names them), members of different formats, no sample is left, or
             `out` holds something else.
-        RecipeError: `where` is malformed.
+        RecipeError: `where` is malformed; a criterion that needs a scorer, or a scorer without a criterion.
     """
     config, folder = config or FilterConfig(), Path(out)
+    check_criteria(config, scorer, dry_run=dry_run)
     where = conditions(config)
     places, client = find_shards(shards, remote)
     formats = formats_of(places, client)
@@ -116,25 +135,18 @@ def filter_shards(
     if not config.repair:
         _refuse_damaged(examined)
     shared = _shared_formats(examined, formats)
-    report, choice = FilterReport(), Choice(config, where, examined)
-    settings = {
-        "writer": "filter",
-        "version": VERSION,
-        "sources": _described(examined),
-        **config.model_dump(mode="json"),
-    }
+    report, settings = FilterReport(), _settings(config, examined)
+    verdicts: Iterable[list[LeftOut | None]] = _verdicts(examined, Choice(config, where, examined), client)
+    if scorer is not None:
+        verdicts, report.scores = _by_similarity(scorer, config, examined, list(verdicts), formats, client)
+        settings["similarity"] = report.scores.facts()
     records: list[ShardRecord] = []
-    for shard in examined:
-        with local_file(shard.place, client) as (path, _):
-            record = _filter_one(
-                shard,
-                path,
-                choice,
-                report,
-                None if dry_run else Manifest(folder, settings, tuple(records), complete=False),
-            )
-        if record is not None:
-            records.append(record)
+    for shard, left in zip(examined, verdicts, strict=True):
+        start = report.samples
+        kept = _count(shard, left, report)
+        if kept and not dry_run:
+            manifest = Manifest(folder, settings, tuple(records), complete=False)
+            records.append(_write(shard, kept, client, range(start, report.samples), manifest))
     if not report.kept:
         raise DataError(f"no sample would be left:\n{report.table()}\nLoosen the criteria; nothing was written")
     if not dry_run:
@@ -185,30 +197,49 @@ def _shared_formats(examined: Sequence[Examined], formats: Sequence[Formats]) ->
     return {extension: form for extension, (form, _) in shared.items() if form is not None}
 
 
-def _filter_one(
-    shard: Examined, path: Path, choice: Choice, report: FilterReport, manifest: Manifest | None
-) -> ShardRecord | None:
-    """Decide on the samples of a shard, and write those that are kept into the folder of the manifest so far, if there is one."""
-    start, kept = report.samples, []
+def _verdicts(examined: Sequence[Examined], choice: Choice, client: Remote | None) -> Iterator[list[LeftOut | None]]:
+    """Of each shard, why each of its samples is left out; None: it meets the criteria that need no model."""
+    for shard in examined:
+        with local_file(shard.place, client) as (path, _), path.open("rb", buffering=0) as file:
+            yield [choice.against(shard, sample) for sample in stored_samples(shard.table, file.fileno())]
+
+
+def _by_similarity(
+    scorer: PairScorer,
+    config: FilterConfig,
+    examined: Sequence[Examined],
+    verdicts: Sequence[Sequence[LeftOut | None]],
+    formats: Sequence[Formats],
+    client: Remote | None,
+) -> tuple[list[list[LeftOut | None]], PairScores]:
+    """The verdicts of each shard, with those of the similarity, and the scores."""
+    flat = list(chain.from_iterable(verdicts))
+    scores = score_pairs(scorer, config, index_of(examined, formats, client), flat)
+    together = iter(with_scores(flat, scores, config))
+    return [list(islice(together, len(some))) for some in verdicts], scores
+
+
+def _count(shard: Examined, verdicts: Sequence[LeftOut | None], report: FilterReport) -> set[int]:
+    """Add a shard to the report; the places of the samples that are kept."""
     lost = _lost(shard.found)
     report.left += lost
-    with path.open("rb", buffering=0) as file:
-        for sample in stored_samples(shard.table, file.fileno()):
-            left = choice.against(shard, sample)
-            if left is None:
-                kept.append(sample)
-            else:
-                report.left.append(left)
-        report.samples += len(shard.found.samples) + sum(bool(one.key) for one in lost)
-        report.ignored += shard.found.ignored
-        report.kept += len(kept)
-        report.shards += bool(kept)
-        if not kept or manifest is None:
-            return None
-        manifest.write()
-        name = f"{len(manifest.shards):06d}.tar"
-        written = ({"__key__": sample.key, **sample.read_all()} for sample in kept)
-        record = write_shard(manifest.folder, name, start, report.samples, written)
+    report.left += [left for left in verdicts if left is not None]
+    kept = {place for place, left in enumerate(verdicts) if left is None}
+    report.samples += len(shard.found.samples) + sum(bool(one.key) for one in lost)
+    report.ignored += shard.found.ignored
+    report.kept += len(kept)
+    report.shards += bool(kept)
+    return kept
+
+
+def _write(shard: Examined, kept: set[int], client: Remote | None, span: range, manifest: Manifest) -> ShardRecord:
+    """Write the kept samples of a shard, which has a span of all samples, behind the shards of the manifest so far."""
+    manifest.write()
+    name = f"{len(manifest.shards):06d}.tar"
+    with local_file(shard.place, client) as (path, _), path.open("rb", buffering=0) as file:
+        stored = enumerate(stored_samples(shard.table, file.fileno()))
+        written = ({"__key__": sample.key, **sample.read_all()} for place, sample in stored if place in kept)
+        record = write_shard(manifest.folder, name, span.start, span.stop, written)
     write_sidecar(manifest.folder / name, force=True)
     return record
 
@@ -234,14 +265,18 @@ def _claim(folder: Path, places: Sequence[str | Path], overwrite: bool) -> None:
         raise DataError(f"--out: {folder} holds finished shards: choose another folder, or replace them (--overwrite)")
 
 
-def _described(examined: Sequence[Examined]) -> list[dict[str, Any]]:
-    return [{"name": Path(shard.found.name).name, "bytes": shard.found.shard_bytes} for shard in examined]
+def _settings(config: FilterConfig, examined: Sequence[Examined]) -> dict[str, Any]:
+    sources = [{"name": Path(shard.found.name).name, "bytes": shard.found.shard_bytes} for shard in examined]
+    return {"writer": "filter", "version": VERSION, "sources": sources, **config.model_dump(mode="json")}
 
 
 def _finish(manifest: Manifest, report: FilterReport, places: Sequence[str | Path]) -> None:
-    """Write the ledger, the class names if all shards have the same, and the manifest."""
-    lines = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in report.left)
-    write_atomically(manifest.folder / LEDGER, lines.encode())
+    """Write the ledger, the similarities, the class names if all shards have the same, and the manifest."""
+    write_lines(manifest.folder / LEDGER, (json.dumps(asdict(one), ensure_ascii=False) for one in report.left))
+    if report.scores is not None:
+        write_lines(manifest.folder / SIMILARITIES, report.scores.lines())
+    else:
+        (manifest.folder / SIMILARITIES).unlink(missing_ok=True)
     beside = {path.parent / CLASS_NAMES_FILE for path in places if isinstance(path, Path)}
     names = {path.read_bytes() if path.is_file() else b"" for path in beside}
     if len(names) == 1 and b"" not in names:

@@ -38,6 +38,8 @@ class FilterConfig(Config):
         min_words, max_words, max_tokens: length of every caption, in words or CLIP tokens (with start and end).
         required: extensions that every sample must have; None: those that three quarters have.
         repair: also take the readable samples of damaged shards.
+        min_similarity, min_probability, keep_share: of the samples that meet all others, those whose pair of modalities has this
+            cosine under a model, this calibrated probability of a match, or is in the share of the largest cosines; one of them.
     """
 
     where: str | None = None
@@ -49,6 +51,9 @@ class FilterConfig(Config):
     max_tokens: int | None = Field(default=None, ge=2)
     required: tuple[str, ...] | None = None
     repair: bool = False
+    min_similarity: float | None = Field(default=None, ge=-1, le=1)
+    min_probability: float | None = Field(default=None, ge=0, le=1)
+    keep_share: float | None = Field(default=None, gt=0, le=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -56,7 +61,14 @@ class FilterConfig(Config):
             raise ValueError(f"distance: got {self.distance} without `duplicates: perceptual`, where it has no effect")
         if None not in (self.min_words, self.max_words) and self.min_words > self.max_words:  # type: ignore[operator]
             raise ValueError(f"min_words: got {self.min_words}, wanted at most {self.max_words}, which is max_words")
+        if len(given := self.by_similarity()) > 1:
+            raise ValueError(f"got {' and '.join(given)}, wanted one of them: each says how similar a pair must be")
         return self
+
+    def by_similarity(self) -> list[str]:
+        """Names of the criteria that need a model."""
+        names = ("min_similarity", "min_probability", "keep_share")
+        return [name for name in names if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True)
