@@ -159,12 +159,12 @@ def measure(
     """
     from mmssl.core.distributed import attempt
     from mmssl.core.errors import MmsslError
-    from mmssl.recipe.suite import evaluation_modalities, with_cache_of
+    from mmssl.recipe.suite import evaluation_modalities, read_as
     from mmssl.training.runtime.console import say
 
     modalities, data = evaluation_modalities(model.modalities), model.recipe.data
     built = {
-        name: one if isinstance(one, MmsslError) else attempt(partial(_opened, with_cache_of(one, data), modalities))
+        name: one if isinstance(one, MmsslError) else attempt(partial(_opened, read_as(one, data), modalities))
         for name, one in configs.items()
     }
     order = sorted(built, key=lambda name: not isinstance(built[name], MmsslError))

@@ -200,7 +200,7 @@ class KeptShards:
                 self.modalities,
                 self.needs,
                 self.config.batch_size,
-                self.config.workers,
+                self.config.workers_for(min(len(index), self.limit or len(index)) // distributed.world_size()),
                 on_error=self.config.on_error,
                 optional=self.names,
                 limit=self.limit,

@@ -36,7 +36,8 @@ class EvaluatorConfig(Config):
         shards: shards to evaluate on: paths, braces or globs.
         every: interval between evaluations during training; None: at the end only.
         batch_size: samples that a process encodes at a time; changes speed and memory, not scores.
-        workers: number of worker processes that decode; 0: decode in the main process.
+        workers: number of worker processes that decode, fewer than there are batches; 0: decode in the main process; None: as many
+            as `data.workers`.
         precision: in which encoders compute: "float32", or "bf16" (autocast), which moves scores a little and is
             meant for GPUs. Heads, scores and probes stay float32 or better.
         max_samples: number of samples to evaluate on, the first ones; None: all.
@@ -47,12 +48,16 @@ class EvaluatorConfig(Config):
     shards: tuple[str, ...] = Field(min_length=1)
     every: PositiveDuration | None = None
     batch_size: int = Field(default=256, ge=1)
-    workers: int = Field(default=0, ge=0)
+    workers: int | None = Field(default=None, ge=0)
     precision: TowerPrecision = "float32"
     max_samples: int | None = Field(default=None, ge=1)
     on_error: Literal["raise", "skip"] = "raise"
     cache: CacheConfig | None = None
     allow_pipe: bool | None = None
+
+    def workers_for(self, samples: int) -> int:
+        """Number of worker processes for so many samples of a process: `workers`, but fewer than there are batches."""
+        return min(self.workers or 0, max(0, -(-samples // self.batch_size) - 1))
 
     def remote(self) -> Remote:
         """Client for remote shards."""

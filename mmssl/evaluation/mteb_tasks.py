@@ -77,7 +77,7 @@ class MtebTasks(Evaluator):
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         mteb = _mteb()
         encoder = MtebEncoder(model, self.modalities, self.config.batch_size, self.config.precision)
-        workers = self.config.workers if self.config.workers > 1 else None
+        workers = self.config.workers if (self.config.workers or 0) > 1 else None
         rows: list[tuple[Score, ...]] = []
         with inference(model, self.config.precision):
             for task in self._fitting(encoder):

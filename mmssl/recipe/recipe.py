@@ -34,7 +34,7 @@ from mmssl.recipe.gradients import SAMPLES, check_gradients
 from mmssl.recipe.keep import KeepConfig
 from mmssl.recipe.start import encoder_start, places, start_learner, start_lines, weights_file
 from mmssl.recipe.strict_yaml import dump
-from mmssl.recipe.suite import evaluation_modalities, with_cache_of
+from mmssl.recipe.suite import evaluation_modalities, read_as
 from mmssl.recipe.unions import EncoderUnion, EvaluatorUnion, ModalityUnion, ObjectiveUnion
 from mmssl.recipe.validate import read, validate_text
 from mmssl.training.checkpoints.read import FOLDER, checkpoints, read_recipe
@@ -196,7 +196,7 @@ class Recipe(Config):
         built: dict[str, tuple[Evaluator, Duration | None]] = {}
         for name, config in self.evaluators.items():
             try:
-                built[name] = (with_cache_of(config, self.data).build(available), config.every)
+                built[name] = (read_as(config, self.data).build(available), config.every)
             except RecipeError as error:
                 raise RecipeError(f"evaluators.{name}: {error}") from error
         return built

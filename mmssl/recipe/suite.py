@@ -113,9 +113,9 @@ def find_suite(name: str) -> Suite:
     return validate_text(Suite, read(shipped[name]), str(shipped[name]))
 
 
-def with_cache_of(config: EvaluatorConfig, data: DataConfig) -> EvaluatorConfig:
-    """The evaluator's config with cache and permission for remote shards as the run has them, unless it has its own."""
-    usual = {"cache": data.cache, "allow_pipe": data.allow_pipe}
+def read_as(config: EvaluatorConfig, data: DataConfig) -> EvaluatorConfig:
+    """The evaluator's config with workers, cache and permission for remote shards as the run has them, unless it has its own."""
+    usual = {"workers": data.workers, "cache": data.cache, "allow_pipe": data.allow_pipe}
     return config.model_copy(update={name: value for name, value in usual.items() if getattr(config, name) is None})
 
 

@@ -18,6 +18,7 @@ from mmssl.core.batch import Batch
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator
 from mmssl.data.shards.index import ShardIndex
+from mmssl.data.stream.config import DataConfig
 from mmssl.data.stream.workers import Workers
 from mmssl.evaluation import collect as module
 from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
@@ -25,6 +26,7 @@ from mmssl.evaluation.collect import KeptIndex, KeptShards, collect, row_hashes,
 from mmssl.evaluation.labelled.linear_probe import LinearProbeConfig
 from mmssl.evaluation.labelled.zero_shot import ZeroShotConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
+from mmssl.recipe.suite import read_as
 from tests.evaluation.world import (
     NAMES,
     colour_sample,
@@ -172,6 +174,22 @@ def test_many_runs_open_shards_once_and_start_workers_once(kind: str, tmp_path: 
     assert dict(evaluator.evaluate(knowing_model())) == scores[0], "what was closed opens again"
     assert opened == {"indexes": 2 * sets, "loaders": 2 * sets}
     evaluator.close()
+
+
+@pytest.mark.parametrize(
+    ("workers", "samples", "wanted"),
+    [(None, 100, 0), (0, 100, 0), (4, 100, 4), (4, 12, 2), (4, 9, 2), (4, 4, 0), (4, 0, 0)],
+)
+def test_there_are_fewer_workers_than_batches(workers: int | None, samples: int, wanted: int) -> None:
+    config = configured(RetrievalConfig, shards=["x"], pair=["picture", "words"], workers=workers, batch_size=4)
+    assert config.workers_for(samples) == wanted
+
+
+def test_workers_are_those_of_training_unless_there_are_others() -> None:
+    data = DataConfig(shards=("x",), workers=5)
+    config = configured(RetrievalConfig, shards=["x"], pair=["picture", "words"])
+    assert read_as(config, data).workers == 5
+    assert read_as(config.model_copy(update={"workers": 0}), data).workers == 0
 
 
 def test_files_stay_flat_over_runs(tmp_path: Path, opened: dict[str, int]) -> None:

@@ -207,7 +207,7 @@ class FineTuning(Evaluator):
         config = self.config
         needs = {config.modality: {config.view: 1}, config.labels: {"eval": 1}}
         passes = ShuffledPasses(
-            self._train.index.open(), self.modalities, needs, task.numbers.tolist(), config.training_batch, config.workers,
+            self._train.index.open(), self.modalities, needs, task.numbers.tolist(), config.training_batch, config.workers or 0,
             seed=config.seed, on_error=config.on_error,
         )  # fmt: skip
         optimizer = torch.optim.AdamW(tuned.groups(config.lr, config.weight_decay, config.layer_decay))
