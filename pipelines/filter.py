@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.measured import WHICH
-from pipelines.options import ARCH, CACHE, PIPE, SHARDS, TOKENIZER, client_for
+from pipelines.options import ARCH, CACHE, JSON, PIPE, SHARDS, TOKENIZER, client_for
 from pipelines.outputs import local_path
 from pipelines.pair_scorer import pair_scorer
 from pipelines.progress import progress_bar
@@ -93,6 +93,7 @@ def filter_(
     threads: Annotated[int, typer.Option(min=1, help="Shards read in parallel.")] = 2,
     cache: CACHE = None,
     allow_pipe: PIPE = False,
+    json_file: JSON = None,
 ) -> None:
     """Write new shards of the good samples: without faults, repeats, small pictures, ...; a ledger names the others.
 
@@ -101,9 +102,7 @@ def filter_(
 
     Examples:
 
-    `mmssl shards filter shards/train --out shards/clean --duplicates exact --min-side 200 --min-words 3`
-
-    `mmssl shards filter shards/train --out shards/clean --where "json.width >= 200" --repair --dry-run`
+    `mmssl shards filter shards/train --out shards/clean --duplicates exact --min-words 3 --where "json.width >= 200" --dry-run`
 
     `mmssl shards filter shards/train --out shards/best --run runs/first --keep-share 0.3` (CLIP-score filtering)
     """
@@ -134,3 +133,5 @@ def filter_(
             progress=bar,
         )
     print(report.table())
+    if json_file is not None:
+        json_file.write_text(report.to_json() + "\n")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.outputs import local_path
+from pipelines.outputs import file_to_write, local_path
 
 if TYPE_CHECKING:
     from mmssl.data.shards.remote import Remote
@@ -27,6 +27,10 @@ TOKENIZER = Annotated[
         callback=local_path,
         help="Folder of the tokenizer of another library's model, where it is not beside the weights.",
     ),
+]
+JSON = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=file_to_write, help="Write the findings here, as JSON."),
 ]
 PIPE = Annotated[bool, typer.Option("--allow-pipe", help="Run `pipe:` commands.")]
 

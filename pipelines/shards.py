@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.filter import filter_
-from pipelines.options import CACHE, PIPE, SHARDS, client_for
-from pipelines.outputs import file_to_write, local_path
+from pipelines.options import CACHE, JSON, PIPE, SHARDS, client_for
+from pipelines.outputs import local_path
 from pipelines.pack import pack
 from pipelines.progress import progress_bar
 
@@ -26,11 +26,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-JSON = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", callback=file_to_write, help="Write the findings here, as JSON."),
-]
 
 AGAINST = Annotated[
     list[str] | None,

@@ -69,15 +69,25 @@ class FilterReport:
     left: list[LeftOut] = field(default_factory=list)
     scores: PairScores | None = None
 
+    def counts(self) -> dict[str, int]:
+        """Samples that were left out, by reason and field."""
+        return dict(sorted(Counter(f"{one.reason} {one.field}".strip() for one in self.left if one.key).items()))
+
+    def to_json(self) -> str:
+        """The counts, the ledger, and what the manifest says of the scores, as a JSON object."""
+        own = {"samples": self.samples, "kept": self.kept, "shards": self.shards, "ignored": self.ignored}
+        similarity = {} if self.scores is None else {"similarity": self.scores.facts()}
+        left = [asdict(one) for one in self.left]
+        return json.dumps({**own, "counts": self.counts(), **similarity, "left": left}, indent=1)
+
     def table(self) -> str:
         """The counts by reason, as a text table."""
-        counts = Counter(f"{one.reason} {one.field}".strip() for one in self.left if one.key)
-        spans = sum(not one.key for one in self.left)
+        counts, spans = self.counts(), sum(not one.key for one in self.left)
         rows: list[tuple[str, Any]] = [
             ("samples", f"{self.samples:,}"),
             ("kept", f"{self.kept:,} in {self.shards} shards"),
             ("left out", f"{sum(counts.values()):,}"),
-            *((f"  {reason}", f"{count:,}") for reason, count in sorted(counts.items())),
+            *((f"  {reason}", f"{count:,}") for reason, count in counts.items()),
         ]
         if spans:
             rows.append(("unreadable", f"{spans:,} parts of shards; the ledger names them"))

@@ -247,7 +247,7 @@ def test_dry_run_prints_the_table_and_writes_nothing(tmp_path: Path, capfd: pyte
     shard(tmp_path / "in", [sample(0), sample(1, txt=b"one"), sample(2, txt=b"two"), sample(3, jpg=b"no")])
     out = tmp_path / "out"
     command = ["shards", "filter", str(tmp_path / "in"), "--out", str(out), "--min-words", "2"]
-    assert guarded(cli.full(), [*command, "--dry-run"]) == 0
+    assert guarded(cli.full(), [*command, "--dry-run", "--json", str(tmp_path / "found.json")]) == 0
     dry = capfd.readouterr().out
     assert dry.splitlines() == [
         "samples            4",
@@ -257,6 +257,9 @@ def test_dry_run_prints_the_table_and_writes_nothing(tmp_path: Path, capfd: pyte
         "  undecodable jpg  1",
     ]  # fmt: skip
     assert not out.exists()
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["samples"], found["kept"], found["counts"]) == (4, 1, {"short text": 2, "undecodable jpg": 1})
+    assert [line["key"] for line in found["left"]] == ["s001", "s002", "s003"]
     assert guarded(cli.full(), command) == 0
     assert capfd.readouterr().out == dry
     assert guarded(cli.full(), [*command, "--overwrite", "--min-words", "9"]) == 3

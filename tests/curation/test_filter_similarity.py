@@ -166,6 +166,9 @@ def test_a_dry_run_shows_the_distribution_before_a_criterion_is_chosen(shards: P
     ]
     assert table[3:5] == ["similarity of image and text  of 8 samples", "  least                       -0.1250"]
     assert "  50 % below                  0.2500" in table
+    found = json.loads(report.to_json())
+    assert found["similarity"]["quantiles"][0] == {"share": 0, "similarity": -0.125}
+    assert (found["kept"], found["counts"], found["left"]) == (8, {}, [])
     assert not (tmp_path / "out").exists()
 
 
