@@ -18,6 +18,7 @@ _NEVER_DECAYED = (
     "pos_embed",
     "cls_token",
     "reg_token",
+    "registers",
     "dist_token",
     "mask_token",
     "position_embedding.weight",

@@ -34,6 +34,7 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
         stride: filters and frames from one patch to the next; None: the patch size, without overlap. AST: [10, 10].
         pool: "cls" takes the class token, "mean" the mean of the patch tokens.
         class_token: whether a learned class token goes first.
+        registers: number of learned tokens without a place, which are not returned (Darcet et al. 2024, arXiv:2309.16588).
         layer_scale: initial factor of each residual branch (LayerScale); None: no such factor.
         positions: "learned" position embeddings, or "sincos": fixed sines and cosines, as in AudioMAE. Learned ones begin small:
             what depends on the order of sounds is learnt late.
@@ -46,6 +47,7 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
     stride: Size | None = None
     pool: Literal["cls", "mean"] = "cls"
     class_token: bool = True
+    registers: int = Field(default=0, ge=0)
     layer_scale: float | None = None
     positions: Literal["learned", "sincos"] = "learned"
 
@@ -117,6 +119,7 @@ class AudioTransformer(Encoder):
         if config.positions == "sincos":  # the class token has no place
             fixed = F.pad(sincos_positions(self.grid, self.width), (0, 0, self.prefix, 0))
             self.positional_embedding = nn.Parameter(fixed, requires_grad=False)
+        self.registers = nn.Parameter(scale * torch.randn(config.registers, self.width)) if config.registers else None
         self.blocks = config.transformer(layer_scale=config.layer_scale)
         self.norm_post = nn.LayerNorm(self.width)
 
@@ -152,6 +155,9 @@ class AudioTransformer(Encoder):
         x = x + positions[self.prefix :]
         if keep is not None:
             x = torch.take_along_dim(x, keep[..., None], dim=1)
+        content = slice(-x.shape[1], None)  # class token and registers go first
+        if self.registers is not None:
+            x = torch.cat([self.registers.expand(x.shape[0], -1, -1), x], dim=1)
         if self.class_embedding is not None:
             x = torch.cat([(self.class_embedding + positions[0]).expand(x.shape[0], 1, -1), x], dim=1)
         if pooled_only and self.pool == "cls" and not hidden:
@@ -159,14 +165,19 @@ class AudioTransformer(Encoder):
             return Features(self.norm_post(x)[:, 0])
         x, states = self.blocks(x, hidden=hidden)
         x = self.norm_post(x)
-        tokens = x[:, self.prefix :]
+        tokens = x[:, content]
         pooled = x[:, 0] if self.pool == "cls" else tokens.mean(1)
-        states = tuple(state[:, self.prefix :] for state in states)
+        states = tuple(state[:, content] for state in states)
         return Features(pooled, tokens, grid if keep is None else None, states or None, embedded)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Layer groups: embeddings; each block; the final norm."""
-        embeddings = [self.class_embedding, self.positional_embedding, *self.patch_embedding.parameters()]
+        embeddings = [
+            self.class_embedding,
+            self.registers,
+            self.positional_embedding,
+            *self.patch_embedding.parameters(),
+        ]
         first = [parameter for parameter in embeddings if parameter is not None]
         return [first, *(list(block.parameters()) for block in self.blocks), list(self.norm_post.parameters())]
 

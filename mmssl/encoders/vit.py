@@ -32,6 +32,7 @@ class VisionTransformerConfig(TransformerConfig):
         patch_size: pixels of a side of a patch; divides `size`.
         pool: "cls" takes the class token, "mean" the mean of the patch tokens.
         class_token: whether a learned class token goes first.
+        registers: number of learned tokens without a place, which are not returned (Darcet et al. 2024, arXiv:2309.16588).
         pre_norm: whether a LayerNorm comes before the first block, as in CLIP.
         positions: "learned" position embeddings, or "sincos": fixed sines and cosines, as in MAE and MoCo v3.
         patches: "learned" patch embedding, or "random": it keeps its initial weights, which keeps MoCo v3 stable
@@ -47,6 +48,7 @@ class VisionTransformerConfig(TransformerConfig):
     patch_size: int = Field(default=16, gt=0)
     pool: Literal["cls", "mean"] = "cls"
     class_token: bool = True
+    registers: int = Field(default=0, ge=0)
     pre_norm: bool = True
     positions: Literal["learned", "sincos"] = "learned"
     patches: Literal["learned", "random"] = "learned"
@@ -117,6 +119,7 @@ class VisionTransformer(Encoder):
             self.positional_embedding = nn.Parameter(fixed, requires_grad=False)
         self.patch_embedding.requires_grad_(config.patches == "learned")
         self.norm_pre = nn.LayerNorm(self.width) if config.pre_norm else nn.Identity()
+        self.registers = nn.Parameter(scale * torch.randn(config.registers, self.width)) if config.registers else None
         self.blocks = config.transformer(layer_scale=config.layer_scale)
         self.norm_post = nn.LayerNorm(self.width)
         set_epsilon(self, config.norm_eps)
@@ -152,6 +155,9 @@ class VisionTransformer(Encoder):
             keep = self._draw_patches(x)
         if keep is not None:
             x = torch.take_along_dim(x, keep[..., None], dim=1)
+        content = slice(-x.shape[1], None)  # class token and registers go first
+        if self.registers is not None:
+            x = torch.cat([self.registers.expand(x.shape[0], -1, -1), x], dim=1)
         if self.class_embedding is not None:
             x = torch.cat([(self.class_embedding + positions[0]).expand(x.shape[0], 1, -1), x], dim=1)
         if pooled_only and self.pool == "cls" and not hidden:
@@ -159,14 +165,19 @@ class VisionTransformer(Encoder):
             return Features(self.norm_post(x)[:, 0])
         x, states = self.blocks(self.norm_pre(x), hidden=hidden)
         x = self.norm_post(x)
-        tokens = x[:, self.prefix :]
+        tokens = x[:, content]
         pooled = x[:, 0] if self.pool == "cls" else tokens.mean(1)
-        states = tuple(state[:, self.prefix :] for state in states)
+        states = tuple(state[:, content] for state in states)
         return Features(pooled, tokens, grid if keep is None else None, states or None)
 
     def layers(self) -> list[list[nn.Parameter]]:
         """Layer groups: embeddings and the norm before the blocks; each block; the final norm."""
-        embeddings = [self.class_embedding, self.positional_embedding, *self.patch_embedding.parameters()]
+        embeddings = [
+            self.class_embedding,
+            self.registers,
+            self.positional_embedding,
+            *self.patch_embedding.parameters(),
+        ]
         first = [*(parameter for parameter in embeddings if parameter is not None), *self.norm_pre.parameters()]
         blocks = [list(block.parameters()) for block in self.blocks]
         return [first, *blocks, list(self.norm_post.parameters())]

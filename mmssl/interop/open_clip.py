@@ -223,9 +223,10 @@ def vision_settings(image: ImageEncoderConfig) -> dict[str, Any]:
             "head_width": image.channels * 32 // image.pool_heads,
         }
     else:
-        if not image.class_token:
+        if not image.class_token or image.registers:
             raise ValueError(
-                "got a vision transformer that open_clip does not have, wanted class_token: true and the same activation in both"
+                "got a vision transformer that open_clip does not have, wanted class_token: true, registers: 0 and the same "
+                "activation in both"
             )
         vision |= {
             "layers": image.depth,

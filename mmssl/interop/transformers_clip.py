@@ -69,6 +69,7 @@ def _config(towers: Towers, parts: ClipParts) -> dict[str, Any]:
         f"{towers.first}: pool": image.pool != "cls",
         f"{towers.first}: pre_norm": not image.pre_norm,
         f"{towers.first}: layer_scale": image.layer_scale is not None,
+        f"{towers.first}: registers": image.registers > 0,
         f"{towers.first}: mean": len(image.mean) != 3,
         f"{towers.text}: layer_scale": text.layer_scale is not None,
         f"{towers.text}: pool": text.pool != "eot",
@@ -78,7 +79,7 @@ def _config(towers: Towers, parts: ClipParts) -> dict[str, Any]:
     if found := [name for name, bad in wrong.items() if bad]:
         raise ValueError(
             f"encoders.{found[0]}: CLIPModel has another; wanted class_token: true, pool: cls, pre_norm: true, no layer_scale, "
-            f"three channels, and a causal text tower with pool: eot and vocab_size: {CLIP_WORDS}"
+            f"no registers, three channels, and a causal text tower with pool: eot and vocab_size: {CLIP_WORDS}"
         )
     size = len(parts.state["heads"]["text"])
     return {

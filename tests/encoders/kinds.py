@@ -100,6 +100,7 @@ KINDS: dict[str, EncoderConfig] = {
         layer_scale=0.5,
     ),
     "vit_fixed": VisionTransformerConfig(size=32, patch_size=8, **TINY, positions="sincos", patches="random"),
+    "vit_registers": VisionTransformerConfig(size=32, patch_size=8, **TINY, registers=3),
     "vit_bands": VisionTransformerConfig(
         size=32, patch_size=8, **TINY, mean=[0.1, 0.2, 0.3, 0.4, 0.5], std=[0.2, 0.3, 0.2, 0.3, 0.2]
     ),
@@ -128,6 +129,7 @@ KINDS: dict[str, EncoderConfig] = {
         class_token=False,
         activation="quick_gelu",
         layer_scale=0.5,
+        registers=2,
     ),
     "audio_transformer_stereo": AudioTransformerConfig(
         front_end=MelConfig(rate=8000, window=256, hop=80, mels=32, mean=-8.0, std=4.0, channel="both"),

@@ -31,6 +31,7 @@ CHECKPOINTED = pytest.mark.parametrize(
     [
         "vit",
         "vit_mean",
+        "vit_registers",
         "text_transformer",
         "audio_transformer",
         "series_transformer",

@@ -64,6 +64,26 @@ def test_mean_pooling_is_the_mean_of_the_tokens() -> None:
     torch.testing.assert_close(features.pooled, features.tokens.mean(1))
 
 
+def test_registers_are_attended_to_and_not_returned() -> None:
+    encoder = vit(registers=3, depth=1).eval()
+    assert encoder.registers is not None
+    x, keep = pictures(), torch.tensor([[0, 3, 7], [1, 2, 15]])
+    whole = encoder(x, hidden=1)
+    assert whole.tokens.shape == (2, 16, 32)
+    assert whole.hidden[0].shape == (2, 16, 32)
+    assert encoder(x, keep=keep).tokens.shape == (2, 3, 32)
+    torch.testing.assert_close(encoder.norm_post(whole.hidden[0]), whole.tokens)
+    torch.testing.assert_close(encoder(x, pooled_only=True).pooled, whole.pooled)
+    with torch.no_grad():
+        encoder.registers.neg_()  # not shifted: a norm comes first
+    assert not torch.allclose(encoder(x).pooled, whole.pooled)
+    # Without them it is the encoder of the same other weights.
+    plain = vit(depth=1).eval()
+    plain.load_state_dict({name: x for name, x in encoder.state_dict().items() if name != "registers"})
+    assert not torch.allclose(plain(x).tokens, whole.tokens)
+    assert VisionTransformerConfig().registers == 0
+
+
 def test_patch_dropout_drops_in_training_only() -> None:
     encoder = vit(patch_dropout=0.5)
     features = encoder(pictures(count=64))

@@ -229,7 +229,7 @@ def test_what_our_towers_lack_is_refused_by_name() -> None:
         (
             vit.model_copy(update={"class_token": False}),
             text_config,
-            "wanted class_token: true and the same activation in both",
+            "wanted class_token: true, registers: 0 and the same activation in both",
         ),
         (ResNetConfig(layers=(1, 1)), text_config, "four stages"),
     ):
