@@ -25,7 +25,7 @@ from mmssl.evaluation.common import (
     require_usable,
 )
 from mmssl.evaluation.curves import area_interval, auroc_influence
-from mmssl.evaluation.statistics import mean_by_cluster
+from mmssl.evaluation.statistics import share_by_cluster
 
 BINS = 15
 """Bins of the expected calibration error."""
@@ -191,7 +191,7 @@ def calibrate(data: Collected, config: CalibrationConfig) -> tuple[dict[str, Sco
         scores[f"threshold@{rate:g}"] = threshold
         for name, chosen in (("false_accept", ~other.matches), ("accept", other.matches)):
             above = (other.cosines[chosen] > threshold).double()
-            mean, low, high = mean_by_cluster(above, other.owner[chosen], resamples=config.resamples, seed=config.seed)
+            mean, low, high = share_by_cluster(above, other.owner[chosen], resamples=config.resamples, seed=config.seed)
             scores |= {
                 f"{name}@{rate:g}": mean,
                 f"{name}@{rate:g}_ci95_low": low,

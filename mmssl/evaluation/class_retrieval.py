@@ -24,7 +24,7 @@ from mmssl.evaluation.common import (
 )
 from mmssl.evaluation.curves import tie_bounds
 from mmssl.evaluation.ranking import exact_products, pad_rows
-from mmssl.evaluation.statistics import mean_by_cluster
+from mmssl.evaluation.statistics import share_by_cluster
 
 _SCORES_AT_ONCE = 2**22
 
@@ -153,7 +153,7 @@ def _direction(
     right = (wanted[can][:, None] == torch.unique(classes)).double() @ torch.bincount(
         torch.unique(classes, return_inverse=True)[1]
     ).double()
-    _, low, high = mean_by_cluster(first == 1, owner[can], resamples=resamples, seed=seed)
+    _, low, high = share_by_cluster(first == 1, owner[can], resamples=resamples, seed=seed)
     return {
         "mAP": float(precision.mean()),
         "mAP_chance": float(_chance(right, len(classes)).mean()),

@@ -24,7 +24,7 @@ from mmssl.evaluation.common import (
 )
 from mmssl.evaluation.ranking import Ranks, log_sums, pair_ranks
 from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
-from mmssl.evaluation.statistics import mean_by_cluster
+from mmssl.evaluation.statistics import share_by_cluster
 
 
 class RetrievalConfig(PairEvaluatorConfig, RobustConfig):
@@ -216,7 +216,7 @@ def direction_scores(
     most = max(ks)
     precision = torch.arange(1, every.shape[1] + 1, device=every.device) / every.double() * (every <= most)
     scores[f"mAP@{most}"] = float((precision.sum(1) / positives.clamp(max=most)).mean())
-    _, low, high = mean_by_cluster(best == 1, owner, resamples=resamples, seed=seed)
+    _, low, high = share_by_cluster(best == 1, owner, resamples=resamples, seed=seed)
     return scores | {
         "MRR": float((1 / best.double()).mean()),
         "mean_rank": float(best.double().mean()),

@@ -28,7 +28,8 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     share, square = successes / n, z * z / n
     centre = (share + square / 2) / (1 + square)
     half = z / (1 + square) * math.sqrt(share * (1 - share) / n + square / (4 * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact at the ends, where rounding would leave some 1e-18.
+    return (max(0.0, centre - half) if successes else 0.0), (min(1.0, centre + half) if successes < n else 1.0)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float, float]:
@@ -88,6 +89,20 @@ def mean_by_cluster(
     sums.index_add_(0, cluster, values.double())
     low, high = clustered_bootstrap(sums, torch.bincount(cluster), resamples=resamples, seed=seed)
     return float(values.double().mean()), low, high
+
+
+def share_by_cluster(
+    values: Tensor, owner: Tensor, *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of values from 0 to 1, such as shares of right answers, and its interval: as `mean_by_cluster`.
+
+    Where all values are 0, or all 1, every draw is the same: the interval is Wilson's of as many trials as there are samples.
+    """
+    mean, low, high = mean_by_cluster(values, owner, resamples=resamples, seed=seed)
+    if mean in (0.0, 1.0):
+        samples = len(torch.unique(owner))
+        low, high = wilson(round(mean) * samples, samples)
+    return mean, low, high
 
 
 def class_figures(predicted: Tensor, labels: Tensor, classes: int) -> dict[str, list[Score]]:

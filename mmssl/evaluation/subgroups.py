@@ -12,7 +12,7 @@ from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Score, Table
 from mmssl.data.modality import DecodeError
 from mmssl.data.shards.index import ShardIndex
-from mmssl.evaluation.statistics import mean_by_cluster, wilson
+from mmssl.evaluation.statistics import share_by_cluster, wilson
 
 METADATA = "json"
 MOST = 100
@@ -107,4 +107,4 @@ def _mean(values: torch.Tensor, samples: Sequence[Sample]) -> tuple[int, float, 
     cluster = torch.tensor([numbers.setdefault(sample, len(numbers)) for sample in samples])
     if len(numbers) == len(samples) and bool(((values == 0) | (values == 1)).all()):
         return len(values), float(values.mean()), *wilson(int(values.sum()), len(values))
-    return len(values), *mean_by_cluster(values, cluster)
+    return len(values), *share_by_cluster(values, cluster)

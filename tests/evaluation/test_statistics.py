@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from mmssl.evaluation.ranking import class_ranks
-from mmssl.evaluation.statistics import class_figures, classification_scores, clustered_bootstrap, shorten, wilson
+from mmssl.evaluation.statistics import (
+    class_figures,
+    classification_scores,
+    clustered_bootstrap,
+    share_by_cluster,
+    shorten,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (1, 3), (437, 1000), (1, 1)])
@@ -96,3 +103,15 @@ def test_figures_without_a_case_are_none() -> None:
 def test_long_lists_are_cut() -> None:
     assert shorten(list("abcd"), limit=2) == "a, b and 2 more"
     assert shorten(list("ab"), limit=2) == "a, b"
+
+
+def test_shares_of_nothing_and_of_all_have_an_interval_too() -> None:
+    """Every bootstrap draw of equal values is the same; and Wilson's bounds there are exact."""
+    owner = torch.arange(10).repeat_interleave(2)
+    assert share_by_cluster(torch.zeros(20), owner) == (0.0, *wilson(0, 10))
+    assert share_by_cluster(torch.ones(20, dtype=torch.bool), owner) == (1.0, *wilson(10, 10))
+    for n in (37, 52, 300):
+        assert wilson(0, n)[0] == 0.0
+        assert wilson(n, n)[1] == 1.0
+    mean, low, high = share_by_cluster(torch.arange(20) % 2, owner)
+    assert (mean, low, high) == (0.5, 0.5, 0.5), "each sample has half: the bootstrap knows"

@@ -126,6 +126,6 @@ def macro_auroc(data: Collected, modality: str, labels: str, classifier: Tensor)
     if not len(every):
         return {"AUROC": None}
     area, counts = float(every.mean()), torch.bincount(true)
-    fewest = int(counts[counts > 0].min())
+    fewest = int(counts[counts > 0].min()) * int((counts > 0).sum())  # of each class at least as many
     low, high = area_interval(area, influence / len(every), torch.arange(len(rows), device=rows.device), fewest)
     return {"AUROC": area, "AUROC_ci95_low": low, "AUROC_ci95_high": high, "AUROC_chance": 0.5}

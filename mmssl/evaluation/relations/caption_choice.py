@@ -27,7 +27,7 @@ from mmssl.evaluation.common import (
 from mmssl.evaluation.ranking import choices
 from mmssl.evaluation.relations.base import gather_named
 from mmssl.evaluation.relations.caption_files import Box, Example, KeptExamples
-from mmssl.evaluation.statistics import mean_by_cluster, wilson
+from mmssl.evaluation.statistics import share_by_cluster, wilson
 
 PICTURE, CAPTION = "picture", "caption"
 
@@ -193,7 +193,7 @@ def choice_scores(examples: Sequence[Example], earned: Tensor, resamples: int, s
     scores: dict[str, Score] = {}
     for name, members in groups.items():
         inside = torch.tensor(members, device=earned.device)
-        mean, low, high = mean_by_cluster(earned[inside], owner[inside], resamples=resamples, seed=seed)
+        mean, low, high = share_by_cluster(earned[inside], owner[inside], resamples=resamples, seed=seed)
         around = {f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_chance": 0.5}
         scores |= {name: mean, **around, f"{name}_n": int(inside.sum())}
     of_kinds = _kinds([example.kind for example in examples], {"acc": earned}).columns["value"]

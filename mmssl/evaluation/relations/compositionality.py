@@ -19,7 +19,7 @@ from mmssl.data.samples import EncodedSample
 from mmssl.evaluation.common import require_modalities
 from mmssl.evaluation.ranking import choices
 from mmssl.evaluation.relations.base import ANCHOR, KIND, Embedded, Pieces, RelationConfig, RelationEvaluator
-from mmssl.evaluation.statistics import mean_by_cluster
+from mmssl.evaluation.statistics import share_by_cluster
 
 REPLACED: tuple[Falsehood, ...] = ("side", "order", "number", "attribute")
 """Falsehoods that replace a word by another of its kind."""
@@ -111,7 +111,7 @@ class Compositionality(RelationEvaluator):
     def _mean(self, name: str, earned: Tensor, owner: Tensor) -> dict[str, Score]:
         if not len(earned):
             return {name: None, f"{name}_n": 0}
-        mean, low, high = mean_by_cluster(earned, owner, resamples=self.resamples, seed=self.seed)
+        mean, low, high = share_by_cluster(earned, owner, resamples=self.resamples, seed=self.seed)
         around = {f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_chance": 0.5}
         return {name: mean, **around, f"{name}_n": len(earned)}
 

@@ -24,7 +24,7 @@ from mmssl.evaluation.common import (
 )
 from mmssl.evaluation.ranking import TILE, exact_products, pad_rows
 from mmssl.evaluation.relations.modality_confusion import require_different
-from mmssl.evaluation.statistics import mean_by_cluster
+from mmssl.evaluation.statistics import share_by_cluster
 
 
 class TargetModalityConfig(EvaluatorConfig):
@@ -137,7 +137,7 @@ def target_scores(
                 "R@1": (near.right.double() / near.count, float((near.positives / sizes[target]).mean())),
             }
             for name, (earned, random) in outcomes.items():
-                mean, low, high = mean_by_cluster(earned, owner, resamples=resamples, seed=seed)
+                mean, low, high = share_by_cluster(earned, owner, resamples=resamples, seed=seed)
                 scores |= {f"{prefix}_{name}": mean, f"{prefix}_{name}_chance": random}
                 scores |= {f"{prefix}_{name}_ci95_low": low, f"{prefix}_{name}_ci95_high": high}
             tied = torch.stack([(earned > 0) & (earned < 1) for earned, _ in [*outcomes.values()][:2]]).any(0)

@@ -18,7 +18,7 @@ from mmssl.data.samples import EncodedSample
 from mmssl.evaluation.common import require_modalities
 from mmssl.evaluation.ranking import choices
 from mmssl.evaluation.relations.base import ANCHOR, Embedded, Pieces, RelationConfig, RelationEvaluator
-from mmssl.evaluation.statistics import mean_by_cluster
+from mmssl.evaluation.statistics import share_by_cluster
 
 _TRIALS = 10
 """Draws of a shuffle until it differs from the caption."""
@@ -96,7 +96,7 @@ class WordOrder(RelationEvaluator):
         columns |= {f"acc_{shuffle}": choices(embedded.near("true", shuffle))[0] for shuffle in SHUFFLES}
         scores: dict[str, Score] = {}
         for name, column in columns.items():
-            mean, low, high = mean_by_cluster(column, embedded.owner, resamples=self.resamples, seed=self.seed)
+            mean, low, high = share_by_cluster(column, embedded.owner, resamples=self.resamples, seed=self.seed)
             around = {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
             scores |= {name: mean, **around, f"{name}_chance": 1 / (1 + len(SHUFFLES)) if name == "acc" else 0.5}
         rows: dict[str, Sequence[Score]] = {"key": [embedded.keys[number] for number in embedded.owner.tolist()]}
