@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -219,11 +220,12 @@ def _measured(config: EvaluatorConfig, evaluator: Evaluator, model: Model, group
     if found is not None:
         table = group_table(evaluator.tables, found)
         evaluator.tables = {**evaluator.tables, "groups": table}
+        groups_of = Counter(table.columns["outcome"])
         worst: set[object] = set()
         for metric, group, n, value in zip(
             *(table.columns[c] for c in ("outcome", "group", "n", "value")), strict=True
         ):
-            if metric not in worst:
+            if metric not in worst and groups_of[metric] > 1:
                 say(f"  worst group of {metric}: {group}, {value:.4f} of {n}")
             worst.add(metric)
     return scores

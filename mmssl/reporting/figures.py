@@ -64,7 +64,7 @@ def charts(curves: Mapping[str, Curve], evaluators: Sequence[str] = ()) -> list[
         curves: metric -> points.
         evaluators: names before "/" that mark a score.
     """
-    left = {name: curve for name, curve in curves.items() if len(curve) > 1 and name != "samples"}
+    left = {name: curve for name, curve in curves.items() if len(curve) > 1 and name not in ("samples", "progress")}
     scores = {name for name in left if name.split("/")[0] in evaluators}
     found = []
     for title, pattern in (*CHARTS, *SCORE_CHARTS):

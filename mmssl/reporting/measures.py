@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 from mmssl.core.errors import DataError
 from mmssl.reporting.figures import Chart
 
-MOST_ROWS = 40
+MOST_ROWS = 60
 """Rows of a table that are shown, the first ones."""
+MOST: Mapping[str, int | None] = {"confusions": 12, "card": None}
+"""The same of some tables; None: all."""
 PARTS: Mapping[str, tuple[str, str]] = {
     "card": ("Relations", "What the model confuses, and which relations of its modalities it tells apart."),
     "groups": ("Subgroups", "Every score by group, the worst first, with its number of samples and 95 % interval."),
@@ -106,6 +108,8 @@ def comparison(
             rows = [(metric, a, b, a - b) for metric, (a, b) in shared.items()]
             grids.append(Grid(task, ("score", name, other_name, "difference"), rows))
     note = "Without intervals, as they are of the same samples: `mmssl compare` measures differences, sample by sample."
+    if not grids:
+        note = f"{name} and {other_name} have no score in common: evaluate both with the same suite, and give its --out folders."
     return Part(f"Beside {other_name}", note, grids)
 
 
@@ -120,6 +124,8 @@ def _tables(records: Mapping[str, Mapping[str, Any]], name: str, title: str, not
         rows = record.get(name)
         if not isinstance(rows, list) or not rows:
             continue
+        if name == "groups" and len({row.get("group") for row in rows}) == 1:
+            continue  # there is nothing to compare
         if name == "corruptions":
             grids += _by_severity(task, rows, record["scores"])
             continue
@@ -127,8 +133,9 @@ def _tables(records: Mapping[str, Mapping[str, Any]], name: str, title: str, not
             rows = sorted(rows, key=lambda row: (row.get("recall") is None, row.get("recall")))
         rows = [_with_intervals(row) for row in rows]
         columns = list(rows[0])
-        shown = [[row.get(column) for column in columns] for row in rows[:MOST_ROWS]]
-        more = f", the first {MOST_ROWS} of {len(rows)}" if len(rows) > MOST_ROWS else ""
+        most = MOST.get(name, MOST_ROWS)
+        shown = [[row.get(column) for column in columns] for row in rows[:most]]
+        more = f", the first {most} of {len(rows)}" if len(shown) < len(rows) else ""
         grids.append(Grid(f"{task}{more}", columns, shown))
     return Part(title, note, grids) if grids else None
 

@@ -15,7 +15,8 @@ from mmssl.evaluation.common import metric_context
 from mmssl.reporting.environment import redact, redact_text
 from mmssl.reporting.figures import Curve
 from mmssl.reporting.gallery import Answer, Gallery, Similarity, Thing
-from mmssl.reporting.measures import Estimate, Part
+from mmssl.reporting.measures import Part
+from mmssl.reporting.score_table import number_text, printable, score_table
 from mmssl.training.health import ALARM
 from mmssl.training.runtime.jsonl import JsonLines
 
@@ -23,9 +24,6 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 HEADLINES = re.compile(r"acc1|(in_sync_)?acc|.+_R@1|(.+_)?mAP")
 """Scores in large print at the top."""
-
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-_DIRECTION = re.compile(r"(\w+_to_\w+?)_((?:mAP|R@|recall@|MRR|mean_rank|median_rank|tie_rate|n_queries).*)")
 
 
 def write_results(path: Path | str, results: Mapping[str, Any]) -> None:
@@ -116,7 +114,8 @@ def write_report(
     html = loader.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=printable(title),
         headlines=list(_headlines(scores)),
-        tables=[_table(name, values) for name, values in scores.items()] + ([_table("other", other)] if other else []),
+        tables=[score_table(name, values) for name, values in scores.items()]
+        + ([score_table("other", other)] if other else []),
         charts=plots,
         warnings=[(step, printable(sentences)) for step, sentences in warnings],
         galleries=[_gallery(gallery) for gallery in galleries],
@@ -154,56 +153,6 @@ def _details(around: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
         yield "ceiling", f"{100 * around['ceiling']:.1f}"
 
 
-def _table(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of a metric table; directions of a pair become columns, and intervals stand behind their metric.
-
-    Of metrics that each have an n of their own, as on a relation card, interval, chance and n become columns.
-    """
-    card = [metric for metric in values if f"{metric}_n" in values]
-    if card:
-        return _card(name, values, card)
-    directions = sorted({match[1] for metric in values if (match := _DIRECTION.fullmatch(metric))})
-    columns = [direction.replace("_", " ") for direction in directions]
-    rows: dict[str, list[str]] = {}
-    plain: dict[str, str] = {}
-    for metric, value in values.items():
-        if re.search(r"_ci95_(low|high)$", metric):
-            continue
-        around = metric_context(values, metric)
-        shown = _number(Estimate(value, around["low"], around["high"]))
-        match = _DIRECTION.fullmatch(metric)
-        if match:
-            rows.setdefault(match[2], [""] * len(directions))[directions.index(match[1])] = shown
-        else:
-            plain[metric] = shown
-    return {
-        "name": printable(name.replace("_", " ")),
-        "columns": [printable(column) for column in columns],
-        "rows": [
-            (printable(metric.replace("_", " ")), [printable(cell) for cell in cells]) for metric, cells in rows.items()
-        ],
-        "plain": [(printable(metric.replace("_", " ")), printable(shown)) for metric, shown in plain.items()],
-    }
-
-
-def _card(name: str, values: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
-    """Table of metrics that each have an interval, a chance and an n; other values stand below."""
-    rows, shown = [], set(metrics)
-    for metric in metrics:
-        around = metric_context(values, metric)
-        interval = "" if around["low"] is None else f"{_number(around['low'])} to {_number(around['high'])}"
-        chance = "" if around["chance"] is None else _number(around["chance"])
-        rows.append((metric, [_number(values[metric]), interval, chance, _number(values[f"{metric}_n"])]))
-        shown |= {f"{metric}{ending}" for ending in ("_ci95_low", "_ci95_high", "_chance", "_n")}
-    plain = [(metric, _number(value)) for metric, value in values.items() if metric not in shown]
-    return {
-        "name": printable(name.replace("_", " ")),
-        "columns": ["score", "95 %", "chance", "n"],
-        "rows": [(printable(metric.replace("_", " ")), cells) for metric, cells in rows],
-        "plain": [(printable(metric.replace("_", " ")), printable(value)) for metric, value in plain],
-    }
-
-
 def _part(number: int, part: Part) -> dict[str, Any]:
     return {
         "id": f"part-{number}",
@@ -214,7 +163,7 @@ def _part(number: int, part: Part) -> dict[str, Any]:
             {
                 "name": printable(grid.name),
                 "columns": [printable(str(column).replace("_", " ")) for column in grid.columns],
-                "rows": [[printable(_number(cell)) for cell in row] for row in grid.rows],
+                "rows": [[printable(number_text(cell)) for cell in row] for row in grid.rows],
             }
             for grid in part.grids
         ],
@@ -272,22 +221,6 @@ def _heat(similarity: Similarity) -> dict[str, Any]:
         "low": f"{low:.3f}",
         "high": f"{high:.3f}",
     }
-
-
-def printable(value: Any) -> str:
-    """Text for HTML: control characters and bidirectional marks become one visible sign."""
-    return _UNPRINTABLE.sub("\ufffd", str(value))
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, Estimate):
-        around = f" ({_number(value.low)} to {_number(value.high)})" if value.low is not None else ""
-        return f"{_number(value.value)}{around}"
-    if isinstance(value, float):
-        return f"{value:.4g}" if value and not 1e-3 <= abs(value) < 1e5 else f"{value:.4f}".rstrip("0").rstrip(".")
-    return str(value)
 
 
 def _percent(value: float | None) -> float | None:

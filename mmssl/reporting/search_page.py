@@ -13,7 +13,8 @@ import torch
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, Samples, read
 from mmssl.reporting import figures
-from mmssl.reporting.report import printable, write_atomically
+from mmssl.reporting.report import write_atomically
+from mmssl.reporting.score_table import printable
 
 TEMPLATE = Path(__file__).with_name("search.html.jinja")
 LARGEST_SOUND = 2_000_000

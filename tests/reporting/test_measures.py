@@ -63,9 +63,14 @@ def test_each_part_stands_where_a_task_has_it() -> None:
     assert (curve.x, curve.curves["probability"][-1]) == ("cosine", (0.4, 0.4))
     assert parts["Samples that took no part"].grids[0].rows[0] == ("card", 10, 2, None, None, None)
     assert parts_of({"empty": {"task": "empty", "scores": {"acc1": 0.5}}}) == []
-    many = {"t": record(confusions=[{"true": str(i)} for i in range(MOST_ROWS + 5)])}
-    grid = parts_of(many)[0].grids[0]
-    assert (grid.name, len(grid.rows)) == (f"t, the first {MOST_ROWS} of {MOST_ROWS + 5}", MOST_ROWS)
+    for name, shown in (("classes", MOST_ROWS), ("confusions", 12), ("card", MOST_ROWS + 5)):
+        grid = parts_of({"t": record(**{name: [{"true": str(i)} for i in range(MOST_ROWS + 5)]})})[0].grids[0]
+        assert len(grid.rows) == shown
+        assert grid.name == ("t" if name == "card" else f"t, the first {shown} of {MOST_ROWS + 5}")
+    alone = record(groups=[{"outcome": "acc1", "group": "x", "n": 5, "value": 0.2}])
+    assert [part.title for part in parts_of({"t": alone})] == ["Samples that took no part"], (
+        "one group is no comparison"
+    )
 
 
 def test_two_runs_beside_each_other() -> None:
@@ -74,6 +79,12 @@ def test_two_runs_beside_each_other() -> None:
     (grid,) = part.grids
     assert list(grid.rows) == [("acc1", 0.5, 0.25, 0.25)]
     assert grid.columns == ("score", "one", "two", "difference")
+
+
+def test_two_runs_without_a_score_in_common_say_so() -> None:
+    part = comparison("one", {"a": {"acc1": 0.5}}, "two", {"b": {"acc1": 0.5}})
+    assert not part.grids
+    assert part.note.startswith("one and two have no score in common")
 
 
 def test_a_folder_of_results_is_read_and_others_are_refused(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_scores_are_shown_with_interval_chance_and_ceiling(tmp_path: Path) -> No
     assert "retrieval: a to b R@1 25.0 % 95 %: 20.0 to 30.0, chance 1, ceiling 50.0" in text
     assert "acc1 0.875 (0.8 to 0.9)" in text
     assert "acc5 –" in text
-    assert "a to b b to a R@1 0.25 (0.2 to 0.3) 0.25 (0.2 to 0.3)" in text
+    assert "a to b b to a R@1 0.25 (0.2 to 0.3), chance 0.01 0.25 (0.2 to 0.3), chance 0.01" in text
 
 
 def test_a_relation_card_is_one_table(tmp_path: Path) -> None:
