@@ -15,6 +15,8 @@ MOST_ROWS = 60
 """Rows of a table that are shown, the first ones."""
 MOST: Mapping[str, int | None] = {"confusions": 12, "card": None}
 """The same of some tables; None: all."""
+CHOSEN = ("prior", "penalty", "gradient", "lr", "weight_decay")
+"""What stands among the scores of a task, and is none."""
 PARTS: Mapping[str, tuple[str, str]] = {
     "card": ("Relations", "What the model confuses, and which relations of its modalities it tells apart."),
     "groups": ("Subgroups", "Every score by group, the worst first, with its number of samples and 95 % interval."),
@@ -114,8 +116,8 @@ def comparison(
 
 
 def _is_score(metric: str, value: object) -> bool:
-    around = metric.endswith(("_ci95_low", "_ci95_high", "_chance", "_ceiling", "_seed"))
-    return isinstance(value, float) and not around
+    around = metric.endswith(("_ci95_low", "_ci95_high", "chance", "_ceiling", "_seed"))
+    return isinstance(value, float) and not around and metric not in CHOSEN
 
 
 def _tables(records: Mapping[str, Mapping[str, Any]], name: str, title: str, note: str) -> Part | None:

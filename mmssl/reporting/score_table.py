@@ -88,7 +88,8 @@ def number_text(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, Estimate):
-        around = f" ({number_text(value.low)} to {number_text(value.high)})" if value.low is not None else ""
+        # No line ends within the brackets.
+        around = f" ({number_text(value.low)}\xa0to\xa0{number_text(value.high)})" if value.low is not None else ""
         return f"{number_text(value.value)}{around}"
     if isinstance(value, float):
         return f"{value:.4g}" if value and not 1e-3 <= abs(value) < 1e5 else f"{value:.4f}".rstrip("0").rstrip(".")

@@ -74,8 +74,13 @@ def test_each_part_stands_where_a_task_has_it() -> None:
 
 
 def test_two_runs_beside_each_other() -> None:
-    scores = {"a": {"acc1": 0.5, "acc1_ci95_low": 0.4, "n": 10, "own": 0.1}, "b": {"acc1": 0.2}}
-    part = comparison("one", scores, "two", {"a": {"acc1": 0.25, "acc1_ci95_low": 0.1, "n": 10}})
+    scores = {
+        "a": {"acc1": 0.5, "acc1_ci95_low": 0.4, "n": 10, "own": 0.1, "lr": 0.1, "chance": 0.1},
+        "b": {"acc1": 0.2},
+    }
+    part = comparison(
+        "one", scores, "two", {"a": {"acc1": 0.25, "acc1_ci95_low": 0.1, "n": 10, "lr": 0.2, "chance": 0.1}}
+    )
     (grid,) = part.grids
     assert list(grid.rows) == [("acc1", 0.5, 0.25, 0.25)]
     assert grid.columns == ("score", "one", "two", "difference")

@@ -16,7 +16,7 @@ def test_interval_and_chance_stand_beside_their_score() -> None:
         "AUROC_chance": 0.5,
     }
     assert score_table("zero_shot", values)["plain"] == [
-        ("acc1", "0.5 (0.4 to 0.6), chance 0.1"),
+        ("acc1", "0.5 (0.4\xa0to\xa00.6), chance 0.1"),
         ("AUROC", "1, chance 0.5"),
     ]
     assert score_table("t", {"chance": 0.25})["plain"] == [("chance", "0.25")], "of no other score"
@@ -47,5 +47,5 @@ def test_the_severities_of_a_corruption_are_one_row() -> None:
 
 def test_numbers_as_text() -> None:
     assert [number_text(x) for x in (None, 0.0, 0.12345, 1e-5, 12, 3e6)] == ["–", "0", "0.1235", "1e-05", "12", "3e+06"]
-    assert number_text(Estimate(0.5, 0.25, 1.0)) == "0.5 (0.25 to 1)"
+    assert number_text(Estimate(0.5, 0.25, 1.0)) == "0.5 (0.25\xa0to\xa01)"
     assert number_text(Estimate(None, None, None)) == "–"
