@@ -1,4 +1,4 @@
-"""CPC, contrastive predictive coding: parts of a sound, clip or series are encoded alone, and predicted from earlier ones."""
+"""CPC, contrastive predictive coding: parts of a sound, clip, series or text are encoded alone, and predicted from earlier ones."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ class CpcConfig(ObjectiveConfig):
     Attributes:
         modality: modality of the encoder to train.
         view: kind of view that is cut into parts.
-        axis: axis of time of a view, without that of samples: 0 for clips [T, 3, H, W], 1 for sounds and series [C, samples].
+        axis: axis of time of a view, without that of samples: 0 for clips [T, 3, H, W] and parts of texts [T, L], 1 for sounds and
+            series [C, samples].
         parts: T, number of parts of equal length, each encoded alone.
+        single: each part is one entry of the axis, which it lacks: frames of a clip for encoders of pictures, and texts of a view
+            of kind `parts` for encoders of texts. The axis then has T entries.
         steps: K, how many parts ahead are predicted, each by a linear layer of its own. CPC: 12 for sounds.
         context: size of the recurrent network (GRU) that sums up the parts so far. CPC: 256.
         embedding: size of the features that are predicted. CPC: 512.
@@ -40,6 +43,7 @@ class CpcConfig(ObjectiveConfig):
     view: str
     axis: int = Field(ge=0)
     parts: int = Field(ge=2)
+    single: bool = False
     steps: int = Field(ge=1)
     context: int = Field(default=256, gt=0)
     embedding: int = Field(default=512, gt=0)
@@ -57,9 +61,7 @@ class CpcConfig(ObjectiveConfig):
             ValueError: the modality has no encoder.
         """
         width = encoder_of(encoders, self.modality).width
-        return CpcObjective(
-            self.modality, self.view, self.axis, self.parts, self.steps, width, self.context, self.embedding
-        )
+        return CpcObjective(self, width)
 
 
 class CpcObjective(Objective):
@@ -70,28 +72,22 @@ class CpcObjective(Objective):
     and predict nothing.
 
     Args:
-        modality: modality of the encoder to train.
-        view: kind of view that is cut.
-        axis: axis of time.
-        parts: T.
-        steps: K.
+        config: settings.
         width: D of the encoder.
-        context: size of the GRU.
-        embedding: size of the predicted features.
     """
 
     reduction = Reduction.GATHER
     least_samples = 2
     accepts_absent = True
 
-    def __init__(
-        self, modality: str, view: str, axis: int, parts: int, steps: int, width: int, context: int, embedding: int
-    ) -> None:
+    def __init__(self, config: CpcConfig, width: int) -> None:
         super().__init__()
-        self.modality, self.view, self.axis, self.parts, self.steps = modality, view, axis, parts, steps
+        self.modality, self.view, self.axis = config.modality, config.view, config.axis
+        self.parts, self.single, self.steps = config.parts, config.single, config.steps
+        context, embedding = config.context, config.embedding
         self.project = nn.Linear(width, embedding)
         self.context = nn.GRU(embedding, context, batch_first=True)
-        self.predict = nn.ModuleList([nn.Linear(context, embedding, bias=False) for _ in range(steps)])
+        self.predict = nn.ModuleList([nn.Linear(context, embedding, bias=False) for _ in range(config.steps)])
 
     def needs(self) -> Needs:
         """One view."""
@@ -109,11 +105,15 @@ class CpcObjective(Objective):
         """
         x = batch.view(self.modality, f"{self.view}0")
         length = x.shape[self.axis + 1] if x.ndim > self.axis + 1 else 0
-        if length < self.parts or length % self.parts:
-            raise ValueError(
-                f"cpc: got views {list(x.shape)} with time on axis {self.axis}, wanted a multiple of {self.parts} (parts) times"
+        if length < self.parts or length % self.parts or (self.single and length > self.parts):
+            times = (
+                f"{self.parts} times, one for each of the parts"
+                if self.single
+                else f"a multiple of {self.parts} (parts) times"
             )
-        parts = {str(i): part.contiguous() for i, part in enumerate(x.chunk(self.parts, self.axis + 1))}
+            raise ValueError(f"cpc: got views {list(x.shape)} with time on axis {self.axis}, wanted {times}")
+        cuts = x.unbind(self.axis + 1) if self.single else x.chunk(self.parts, self.axis + 1)
+        parts = {str(i): part.contiguous() for i, part in enumerate(cuts)}
         cut = replace(batch, views={**batch.views, self.modality: parts})
         found = ctx.features(cut, self.modality, [*parts], pooled_only=True)
         z = self.project(torch.stack([features.pooled for features in found], 1))

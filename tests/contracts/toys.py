@@ -206,7 +206,12 @@ def batch(size: int, seed: int = 0) -> Batch:
                 "spread0": torch.rand(size, TOKENS, generator=random) < 0.3,
                 "spread1": torch.rand(size, TOKENS, generator=random) < 0.3,
             },
-            "sentence": texts(*(1 + 5 * row % 8 for row in range(size)), seed=seed),
+            "sentence": {
+                **texts(*(1 + 5 * row % 8 for row in range(size)), seed=seed),
+                "parts0": torch.stack(
+                    [texts(*[4] * size, seed=100 + 4 * seed + part)["tokens0"] for part in range(4)], 1
+                ),
+            },
         },
         index=torch.arange(size),
         keys=tuple(str(number) for number in range(size)),

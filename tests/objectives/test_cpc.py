@@ -21,10 +21,12 @@ from tests.contracts.case import SIZE, Case
 CONFIG: dict[str, Any] = {
     "kind": "cpc", "modality": "pulse", "view": "wave", "axis": 1, "parts": 4, "steps": 2, "context": 8, "embedding": 6,
 }  # fmt: skip
+TEXTS = CONFIG | {"modality": "sentence", "view": "parts", "axis": 0, "single": True}
 FIVE = {"pulse": (1, 4, 6)}
 CASES = {
     "cpc": Case(json.dumps(CONFIG), Reduction.GATHER, {"cpc": math.log(4 * SIZE)}),
     "cpc, absent": Case(json.dumps(CONFIG), Reduction.GATHER, {"cpc": math.log(4 * 5)}, FIVE),
+    "cpc, texts": Case(json.dumps(TEXTS), Reduction.GATHER, {"cpc": math.log(4 * SIZE)}),
 }
 
 
@@ -50,6 +52,22 @@ def test_features_know_their_part_and_predictions_the_past() -> None:
     same = [(before["predicted"][:, t] == after["predicted"][:, t]).all().item() for t in range(2)]
     assert same == [True, False]
     assert before["predicted"].shape == (3, 2, 2, 6)
+
+
+def test_frames_of_clips_go_through_an_encoder_of_pictures() -> None:
+    torch.manual_seed(0)
+    encoder = toys.Patches()
+    config = CONFIG | {"modality": "picture", "view": "clip", "axis": 0, "single": True}
+    objective = CpcConfig.model_validate_json(json.dumps(config)).build({"picture": encoder}, Plan.unknown())
+    learner = Learner({"picture": encoder}, objective)
+    clips = torch.randint(0, 256, (3, 4, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    found = objective.encode(Batch({"picture": {"clip0": clips}}, torch.arange(3)), learner.context())["features"]
+    for time in range(4):
+        torch.testing.assert_close(found[:, time], objective.project(encoder(clips[:, time]).pooled))
+    with pytest.raises(ValueError, match=r"with time on axis 0, wanted 4 times, one for each of the parts"):
+        objective.check_views(
+            Batch({"picture": {"clip0": clips.repeat(1, 2, 1, 1, 1)}}, torch.arange(3)), learner.context()
+        )
 
 
 def test_what_follows_is_learned() -> None:

@@ -18,7 +18,13 @@ from mmssl.data.modalities.clip_vocabulary import clip_vocabulary
 from mmssl.data.modalities.hard_negatives import HardNegativeViewConfig
 from mmssl.data.modalities.kernels.text import CAPTIONS
 from mmssl.data.modalities.text_augment import WordOperation
-from mmssl.data.modalities.text_views import AllTokensView, TokensView, TokensViewConfig, WordOrderConfig
+from mmssl.data.modalities.text_views import (
+    AllTokensView,
+    PartsViewConfig,
+    TokensView,
+    TokensViewConfig,
+    WordOrderConfig,
+)
 from mmssl.data.modalities.tokenizers import ClipTokenizerConfig, Tokenizer, TokenizerConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Window
@@ -34,7 +40,8 @@ READS = {"auto": ("whole", "lines"), "whole": ("whole",), "lines": ("lines", "wh
 """Setting -> formats of text files that it reads rightly: mmssl writes no caption on several lines."""
 
 TextViewConfig = Annotated[
-    TokensViewConfig | WordOrderConfig | HardNegativeViewConfig | ChoiceConfig, Field(discriminator="kind")
+    TokensViewConfig | WordOrderConfig | PartsViewConfig | HardNegativeViewConfig | ChoiceConfig,
+    Field(discriminator="kind"),
 ]
 CaptionFormat = Literal["auto", "whole", "lines", "list"] | dict[str, Annotated[float, Field(gt=0)]]
 

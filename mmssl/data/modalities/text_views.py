@@ -1,4 +1,4 @@
-"""Text views: captions to token ids int64 [T]; permutations of the places of tokens."""
+"""Text views: captions to token ids int64 [T], of parts of them [P, T]; permutations of the places of tokens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from mmssl.core.config import Config
 from mmssl.data.modalities.arrays import to_tensor
@@ -49,6 +50,23 @@ class WordOrderConfig(Config):
         return TokenOrder(tokens.tokenizer.context_length)
 
 
+class PartsViewConfig(Config):
+    """Consecutive parts of one caption or longer text, each as a text of its own, for contrastive predictive coding (CPC).
+
+    Attributes:
+        parts: P, number of parts.
+        words: largest number of words of a part. Longer texts are read from a word that is drawn; shorter ones have shorter parts.
+    """
+
+    kind: Literal["parts"] = "parts"
+    parts: int = Field(ge=2)
+    words: int = Field(ge=1)
+
+    def build(self, tokens: TokensView) -> PartsView:
+        """Build the view, with the tokenizer of the view "tokens"."""
+        return PartsView(tokens, self.parts, self.words)
+
+
 class TokensView(View):
     """Token ids of one caption drawn by weight, int64 [T]. Parameters: caption (number); words (`draw_words`), if augmented."""
 
@@ -75,6 +93,34 @@ class TokensView(View):
     def blank(self) -> Tensor:
         """Token ids of an empty text: start and end."""
         return self.tokenizer([""])[0]
+
+
+class PartsView(View):
+    """Token ids of consecutive parts of a caption, int64 [P, T]. Parameters: caption (number), start (number of a word)."""
+
+    def __init__(self, tokens: TokensView, parts: int, words: int) -> None:
+        self.tokens, self.parts, self.words = tokens, parts, words
+
+    def draw(self, value: Captions, rng: np.random.Generator) -> dict[str, Any]:
+        """Draw the caption, and the word that the first part begins with."""
+        caption = self.tokens.draw(value, rng)["caption"]
+        count = len(value[caption].split())
+        return {"caption": caption, "start": int(rng.integers(max(0, count - self.parts * self._each(count)) + 1))}
+
+    def __call__(self, value: Captions, parameters: Mapping[str, Any]) -> Tensor:
+        """Tokenize the parts. Of a text of fewer words than parts the last parts are empty texts."""
+        words = value[parameters["caption"]].split()
+        each = self._each(len(words))
+        starts = [parameters["start"] + each * part for part in range(self.parts)]
+        return self.tokens.tokenizer([" ".join(words[start : start + each]) for start in starts])
+
+    def blank(self) -> Tensor:
+        """Token ids of empty texts: start and end."""
+        return self.tokens.tokenizer([""] * self.parts)
+
+    def _each(self, count: int) -> int:
+        """Words of a part, of a text of `count` words."""
+        return max(1, min(self.words, count // self.parts))
 
 
 class AllTokensView(View):

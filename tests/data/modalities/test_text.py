@@ -258,6 +258,31 @@ def test_kinds_of_token_views_have_augmentations_of_their_own() -> None:
     assert not modality.views["eval"].trimmable
 
 
+PARTS = """{"tokenizer": {"kind": "clip", "context_length": 8}, "views": {"spans": {"kind": "parts", "parts": 3, "words": 4}}}"""
+
+
+@pytest.mark.parametrize(("count", "each", "starts"), [(20, 4, 9), (12, 4, 1), (7, 2, 2), (3, 1, 1)])
+def test_parts_of_a_text_follow_each_other(count: int, each: int, starts: int) -> None:
+    modality = build(PARTS)
+    view, words = modality.views["spans"], [f"w{chr(97 + i)}" for i in range(count)]
+    value, rng = modality.from_input(" ".join(words)), np.random.default_rng(0)
+    drawn = [view.draw(value, rng) for _ in range(200)]
+    assert {one["start"] for one in drawn} == set(range(starts))
+    made = view(value, drawn[0])
+    assert made.shape == (3, 8)
+    first = drawn[0]["start"]
+    expected = [" ".join(words[first + each * part :][:each]) for part in range(3)]
+    assert torch.equal(made, modality.tokenize(expected))
+
+
+def test_texts_of_fewer_words_than_parts_end_in_empty_texts() -> None:
+    modality = build(PARTS)
+    view = modality.views["spans"]
+    value = modality.from_input("one two")
+    assert torch.equal(view(value, view.draw(value, np.random.default_rng(0))), modality.tokenize(["one", "two", ""]))
+    assert torch.equal(view.blank(), modality.tokenize(["", "", ""]))
+
+
 def test_the_order_of_words_is_a_permutation_of_the_whole_context() -> None:
     """Whatever the caption: it is drawn without knowing which, and no trimming may take places out of it."""
     view = build(TWO_KINDS).views["words"]
