@@ -1,4 +1,4 @@
-"""Layer norms: what they add to the variance, and those of a residual stream in bfloat16."""
+"""Layer norms: what they add to the variance, those of a residual stream in bfloat16, and those over the channels of series."""
 
 from __future__ import annotations
 
@@ -50,3 +50,11 @@ def as_stream(x: Tensor, residual: Residual) -> Tensor:
     ):
         return x
     return x.to(torch.bfloat16)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of [B, D, T], at each time alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D, T] -> [B, D, T]."""
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.input_spec import InputSpec
+from mmssl.encoders.norms import ChannelNorm
 from mmssl.encoders.pixels import Statistics
 from mmssl.encoders.positions import fit_columns, resize_positions
 from mmssl.encoders.transformer import TransformerConfig
@@ -80,14 +81,6 @@ class SeriesTransformerConfig(TransformerConfig):
             adapt=lambda state: fit_columns(state, "positional_embedding", (1, *encoder.grid), encoder.prefix),
         )
         return encoder
-
-
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of [B, D, T], at each time alone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, D, T] -> [B, D, T]."""
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
 class SeriesTransformer(Encoder):

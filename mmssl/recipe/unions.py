@@ -35,6 +35,7 @@ from mmssl.encoders.series_transformer import SeriesTransformerConfig
 from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
+from mmssl.encoders.waveform_transformer import WaveformTransformerConfig
 from mmssl.evaluation.calibration import CalibrationConfig
 from mmssl.evaluation.class_retrieval import ClassRetrievalConfig
 from mmssl.evaluation.common import EvaluatorConfig
@@ -106,6 +107,7 @@ EncoderUnion = Annotated[
     | ResNetConfig
     | AudioTransformerConfig
     | AudioResNetConfig
+    | WaveformTransformerConfig
     | FrameVideoConfig
     | SpaceTimeConfig
     | TextTransformerConfig

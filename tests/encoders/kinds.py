@@ -25,6 +25,7 @@ from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.encoders.spectrogram import KaldiConfig, MelConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
+from mmssl.encoders.waveform_transformer import WaveformTransformerConfig
 
 START, END, VOCABULARY, CONTEXT = 97, 98, 99, 12
 TINY: dict[str, Any] = {"width": 32, "depth": 2, "heads": 4}
@@ -149,6 +150,28 @@ KINDS: dict[str, EncoderConfig] = {
         layers=(2, 1),
         channels=8,
         pool="mean",
+    ),
+    "audio_waveform": WaveformTransformerConfig(
+        rate=8000,
+        seconds=0.39,
+        channels=16,
+        kernels=(5, 3, 13),
+        strides=(5, 3, 13),
+        position_kernel=4,
+        position_groups=4,
+        **TINY,
+    ),
+    "audio_waveform_layer": WaveformTransformerConfig(
+        rate=8000,
+        seconds=0.39,
+        channels=16,
+        kernels=(5, 3, 13),
+        strides=(5, 3, 13),
+        norm="layer",
+        position_kernel=5,
+        position_groups=4,
+        stem_gradient=0.5,
+        **TINY,
     ),
     "series_transformer": SeriesTransformerConfig(
         channels=3, rate=100, seconds=1.6, strides=[5, 2], **TINY, mean=[0.1, 0.2, 0.3], std=[1.5, 1.0, 0.5]

@@ -16,7 +16,9 @@ from tests.encoders.kinds import KINDS, build, differ, inputs, is_audio, is_text
 DEPTH = {
     name: 2
     for name in KINDS
-    if name.startswith(("vit", "text_transformer", "audio_transformer", "series_transformer", "video_frames"))
+    if name.startswith(
+        ("vit", "text_transformer", "audio_transformer", "audio_waveform", "series_transformer", "video_frames")
+    )
 }
 DEPTH |= dict.fromkeys(["video_space_time", "video_space_time_joint", "hf_ast_audio", "hf_bert", "hf_clip_text"], 2)
 DEPTH |= {"hf_vit": 2, "hf_clip_vision": 2, "timm_vit": 6}
