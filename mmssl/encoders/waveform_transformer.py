@@ -90,8 +90,9 @@ class WaveformTransformer(Encoder):
         self.stem = nn.Sequential()
         incoming, length = 1, round(config.rate * config.seconds)
         for number, (kernel, stride) in enumerate(zip(config.kernels, config.strides, strict=True)):
-            self.stem.append(nn.Conv1d(incoming, config.channels, kernel, stride, bias=config.norm == "layer"))
-            nn.init.kaiming_normal_(self.stem[-1].weight)
+            convolution = nn.Conv1d(incoming, config.channels, kernel, stride, bias=config.norm == "layer")
+            nn.init.kaiming_normal_(convolution.weight)
+            self.stem.append(convolution)
             if config.norm == "layer":
                 self.stem.append(ChannelNorm(config.channels))
             elif number == 0:

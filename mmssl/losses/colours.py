@@ -54,7 +54,8 @@ def colour_bins() -> Tensor:
     ends = [torch.full((len(face), 1), end, dtype=torch.float64) for end in (0.0, 1.0)]
     faces = [torch.cat([face[:, :axis], end, face[:, axis:]], 1) for axis in range(3) for end in ends]
     ab = rgb_to_lab(torch.cat(faces))[:, 1:]
-    return STEP * torch.round(ab / STEP).unique(dim=0).float() + 0.0  # no -0
+    bins: Tensor = torch.round(ab / STEP).unique(dim=0).float()
+    return STEP * bins + 0.0  # no -0
 
 
 def soft_colours(ab: Tensor, bins: Tensor, neighbours: int, deviation: float) -> tuple[Tensor, Tensor]:
