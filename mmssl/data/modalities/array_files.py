@@ -1,4 +1,4 @@
-"""Files of numbers: `.npy` and `.npz` without pickled objects, and PNG and TIFF of any depth; sizes are read before any number.
+"""Files of numbers: `.npy` and `.npz` without pickled objects, text, PNG and TIFF of any depth; sizes are known before any number.
 
 Numbers keep the type that they are stored in. A header that promises more than the limit is refused before memory is taken.
 """
@@ -70,6 +70,50 @@ def open_array(data: bytes, entry: str | None, max_values: int) -> Stored:
     if len(data) - start != size:
         raise DecodeError("undecodable", f"got {len(data) - start} bytes of numbers, wanted {size} for {list(shape)}")
     return Stored(shape, dtype, lambda: _shaped(memoryview(data)[start:], shape, dtype, fortran))
+
+
+def open_csv(data: bytes, max_values: int) -> Stored:
+    """Read a text of numbers (`.csv`): a line of each time, delimited by comma, semicolon or tab, [lines, columns] float64.
+
+    A first line with words is a header; empty fields are NaN.
+
+    Args:
+        data: the file, UTF-8.
+        max_values: limit on the number of numbers.
+
+    Raises:
+        DecodeError: "undecodable" (not UTF-8, a line of another number of fields, a field that is no number), "too_large", "empty".
+    """
+    try:
+        lines = [line for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DecodeError("undecodable", f".csv is not UTF-8: {error}") from error
+    delimiter = next((one for one in ",;\t" if lines and one in lines[-1]), ",")
+    rows = [line.split(delimiter) for line in lines]
+    if rows and any(_number(field) is None for field in rows[0]):
+        rows = rows[1:]
+    if not rows:
+        raise DecodeError("empty", f".csv of {len(data)} bytes has no line of numbers")
+    columns = len(rows[0])
+    check_size((len(rows), columns), max_values)
+    found = np.empty((len(rows), columns))
+    for number, row in enumerate(rows):
+        values = [_number(field) for field in row]
+        if len(row) != columns or None in values:
+            line = number + 1 + len(lines) - len(rows)
+            raise DecodeError(
+                "undecodable", f".csv, line {line}: got {row[:8]}, wanted {columns} numbers by {delimiter!r}"
+            )
+        found[number] = values
+    return Stored(found.shape, found.dtype, lambda: found)
+
+
+def _number(field: str) -> float | None:
+    """A field as a number, NaN if it is empty; None: it is no number."""
+    try:
+        return float(field) if field.strip() else math.nan
+    except ValueError:
+        return None
 
 
 def check_whole(data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Series modality: measurements over time at one rate, such as electrocardiograms (ECG) and sensors, from `.npy` and `.npz`.
+"""Series modality: measurements over time at one rate, such as electrocardiograms (ECG) and sensors, from `.npy`, `.npz`, `.csv`.
 
 Values are float32 [channels, samples] in the units of the file. They have a timeline: synchronized windows of series, sounds and
 videos of one sample are the same seconds. Normalisation belongs to the encoder's `prepare`.
@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
-from mmssl.data.modalities.array_files import Stored, check_size, check_whole, open_array
+from mmssl.data.modalities.array_files import Stored, check_size, check_whole, open_array, open_csv
 from mmssl.data.modalities.arrays import as_array
 from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.kernels.series import SERIES
@@ -75,21 +75,21 @@ class SeriesModality(Modality):
         Raises:
             DecodeError: as `decode`, as far as the header tells.
         """
-        return Extent(self._samples(self._open(data).shape) / self.rate)
+        return Extent(self._samples(self._open(data, extension).shape) / self.rate)
 
     def decode(self, data: bytes, extension: str, window: Window | None = None) -> np.ndarray:
         """Decode to [channels, samples], float32.
 
         Args:
             data: the file.
-            extension: ignored: the first bytes say what it is.
+            extension: "csv": a text with a line of each time; else the first bytes say what it is.
             window: (start, length) in seconds: the samples of that span, fewer if the series ends within it.
 
         Raises:
             DecodeError: "undecodable", "too_large", "entry", "shape" (other axes), "channels" (another number), "empty" (no
                 samples in the window), "not_finite" (NaN with `nan: refuse`, or infinite numbers, in the window).
         """
-        stored = self._open(data)
+        stored = self._open(data, extension)
         samples = self._samples(stored.shape)
         first = 0 if window is None else max(0, round(window[0] * self.rate))
         stop = samples if window is None else min(samples, first + round(window[1] * self.rate))
@@ -99,7 +99,7 @@ class SeriesModality(Modality):
 
     def inspect(self, data: bytes, extension: str) -> Inspection:
         """Length, share of NaN, type, and the numbers of each channel, in the units of the file."""
-        stored = self._open(data)
+        stored = self._open(data, extension)
         value = self._arranged(stored.read())
         finite = np.isfinite(value)
         still = any(len(x) and (x == x[0]).all() for x in (one[ok] for one, ok in zip(value, finite, strict=True)))
@@ -127,8 +127,16 @@ class SeriesModality(Modality):
         samples = self._samples(array.shape)
         return self._filled(self._arranged(array), 0, samples)
 
-    def _open(self, data: bytes) -> Stored:
-        stored = open_array(data, self.entry, self.max_values)
+    def _open(self, data: bytes, extension: str) -> Stored:
+        if extension != "csv":
+            stored = open_array(data, self.entry, self.max_values)
+        elif self.axes[0] == "channel":
+            raise DecodeError("shape", "got .csv, which has a line of each time, wanted axes: [time, channel]")
+        else:
+            stored = open_csv(data, self.max_values)
+            if len(self.axes) == 1 and stored.shape[1] == 1:
+                numbers = stored.read()[:, 0]
+                stored = Stored(numbers.shape, numbers.dtype, lambda: numbers)
         self._samples(stored.shape)
         return stored
 
@@ -170,7 +178,8 @@ class SeriesConfig(ModalityConfig):
     """Settings of series: rate and channels of the files, and length of the views.
 
     Attributes:
-        axes: names of the stored axes in their order: [time, channel], [channel, time] or [time].
+        axes: names of the stored axes in their order: [time, channel], [channel, time] or [time]. Texts have a line of each time;
+            `extensions: [csv]` reads them.
         rate: samples a second of every file, in Hz; series are not resampled.
         channels: number of channels that every series must have; 1 with the axes [time].
         seconds: length of every view. Shorter series are padded with the mean of each channel.

@@ -76,6 +76,45 @@ def test_others_are_refused(array: np.ndarray, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_texts_of_numbers_are_read_with_and_without_a_header(delimiter: str) -> None:
+    lines = [delimiter.join(repr(float(x)) for x in row) for row in VALUE.T]
+    modality = build(extensions=["csv"])
+    for header in ([], [delimiter.join(["I", "II", "III"])]):
+        text = "\r\n".join([*header, *lines, ""]).encode("utf-8-sig")
+        np.testing.assert_array_equal(modality.decode(text, "csv"), VALUE)
+        np.testing.assert_array_equal(modality.decode(text, "csv", (1.0, 2.0)), VALUE[:, 100:300])
+        assert modality.extent(text, "csv").seconds == 5
+        assert modality.inspect(text, "csv").figures["seconds"] == [5]
+    single = build(axes=["time"], channels=1).decode("\n".join(map(str, VALUE[0])).encode(), "csv")
+    np.testing.assert_allclose(single, VALUE[:1], rtol=1e-6)
+    holed = f"1{delimiter}2{delimiter}3\n{delimiter}2{delimiter}3\n3{delimiter}2{delimiter}3".encode()
+    np.testing.assert_array_equal(build(nan="interpolate").decode(holed, "csv")[0], [1, 2, 3])
+    with pytest.raises(DecodeError, match="1 of 9 numbers are NaN"):
+        modality.decode(holed, "csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a,b,c\n", "empty: .csv of 6 bytes has no line of numbers"),
+        (b"a,b,c\n1,2,3\n1,2\n", "undecodable: .csv, line 3: got ['1', '2'], wanted 3 numbers by ','"),
+        (b"1,2,3\n1,x,3\n", "undecodable: .csv, line 2: got ['1', 'x', '3'], wanted 3 numbers by ','"),
+        (b"1,2\n3,4\n", "channels: got 2 channels, wanted 3"),
+        (b"1,2,3\n\xff\n", "undecodable: .csv is not UTF-8"),
+    ],
+)
+def test_texts_that_are_no_series_are_refused(text: bytes, message: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        build().decode(text, "csv")
+    assert str(caught.value).startswith(message)
+
+
+def test_texts_have_a_line_of_each_time() -> None:
+    with pytest.raises(DecodeError, match=r"which has a line of each time, wanted axes: \[time, channel\]"):
+        build(axes=["channel", "time"]).decode(b"1,2,3\n", "csv")
+
+
 def test_gaps_are_lines_also_where_a_window_begins_in_one() -> None:
     holed = VALUE.copy()
     holed[0, 50:60], holed[2, 490:] = np.nan, np.nan
