@@ -22,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = "Scripts" if os.name == "nt" else "bin"
 PROGRAM = "python.exe" if os.name == "nt" else "python"
+SHARED = "shared-python"
+"""File in an environment: the Python whose packages it shares."""
 _PLACES = "import json, sys, sysconfig; print(json.dumps([sys.version, sysconfig.get_path('purelib')]))"
 
 
@@ -55,7 +57,12 @@ class SetupError(Exception):
 
 
 def project_python() -> Path:
-    """Python of the project's environment: the one that runs this, if it is one, or else `.venv`, set up if needed."""
+    """Python of the project's environment: the one that runs this, if it is one, or else `.venv`, set up if needed.
+
+    In an environment of peers it is the one whose packages that shares.
+    """
+    if any(Path(sys.prefix) == environment.folder for environment in ENVIRONMENTS.values()):
+        return Path((Path(sys.prefix) / SHARED).read_text())
     if sys.prefix != sys.base_prefix:
         return Path(sys.executable)
     _call([sys.executable, str(ROOT / "tools" / "run.py"), "python", "-c", ""])
@@ -83,6 +90,7 @@ def ensure(environment: Environment) -> Path:
     pip = [str(base), "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
     _call([*pip, "--no-deps", "--requirement", str(environment.constraints)])
     (own / "project.pth").write_text(f"{packages}\n")
+    (environment.folder / SHARED).write_text(str(base))
     environment.stamp.write_text(wanted)
     return python
 

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,20 @@ def test_the_environment_is_made_again_when_what_it_is_made_from_changes(
     monkeypatch.setattr(run, "install", fail)
     assert run.main(["no-such-command"]) == 1
     assert "setting up failed: pip install ended with 1; nothing was run" in capsys.readouterr().err
+
+
+def test_an_environment_of_peers_shares_the_packages_of_the_projects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tool that runs in one and asks for it must not set it up anew under its own feet."""
+    folder = tmp_path / ".peers"
+    folder.mkdir()
+    (folder / peer_env.SHARED).write_text("/project/bin/python")
+    made = peer_env.Environment(folder, tmp_path / "pins.txt")
+    monkeypatch.setattr(peer_env, "ENVIRONMENTS", {"open_clip": made})
+    assert peer_env.project_python() == Path(sys.executable)
+    monkeypatch.setattr(sys, "prefix", str(folder))
+    assert peer_env.project_python() == Path("/project/bin/python")
 
 
 def test_the_peers_environment_that_cannot_be_made_is_said(
