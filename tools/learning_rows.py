@@ -185,10 +185,10 @@ ROWS: dict[str, dict[str, Any]] = {
             "predictor": {"kind": "bert"},
         },
         SMALL_VIT,
-        bars=("loss < 0.9 * chance_loss",),
+        bars=("loss < 0.95 * chance_loss",),
         views={"crop": {"kind": "resized_crop", "scale": [0.5, 1.0], "flip": 0.5}},
         batch=96,
-        steps=300,
+        steps=900,
     ),
     # iBOT: DINO, and the assignments of masked patches.
     "dino, patches": row(
