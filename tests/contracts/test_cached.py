@@ -61,7 +61,7 @@ def plain_step(name: str) -> tuple[dict[str, Tensor], LossOutput, Latents]:
 
 
 @every
-@pytest.mark.parametrize("micro_batches", [2, 3, 5, 8, 20])
+@pytest.mark.parametrize("micro_batches", [3, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 8))])
 def test_cached_step_equals_the_plain_step(name: str, micro_batches: int) -> None:
     """SIZE samples in parts of equal size, with a rest, of one sample, and in more parts than there are samples."""
     expected, plain_out, plain_latents = plain_step(name)

@@ -98,7 +98,7 @@ def plain(index: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> Plain:
     return tensors, {record["step"]: record["batch"] for record in read_audit(audit)}
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 5])
+@pytest.mark.parametrize("workers", [0, 1, 2, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_any_cluster_gives_the_same_tensors_and_each_sample_once(
     index: ShardIndex, plain: Plain, world: int, workers: int, tmp_path: Path
