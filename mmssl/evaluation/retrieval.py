@@ -87,8 +87,7 @@ class Retrieval(Evaluator):
             data = self.collect(model, shards)
             with inference(model):
                 found, _ = retrieval_scores(data, config.pair, ks=(1,), resamples=config.resamples, seed=config.seed)
-            parts = ("R@1", "R@1_ci95_low", "R@1_ci95_high", "n_queries")
-            return {f"{way}_R@1": Figure(*(found[f"{way}_{part}"] for part in parts)) for way in directions}  # type: ignore[arg-type]
+            return {f"{way}_R@1": Figure.of(found, f"{way}_R@1", f"{way}_n_queries") for way in directions}
 
         # Without R@1 among the cut-offs there is nothing to compare with.
         clean = {f"{way}_R@1": scores.get(f"{way}_R@1") for way in directions}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from operator import methodcaller
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,6 @@ from mmssl.data.modalities.corruptions.views import GROUPS, corrupted, corruptio
 from mmssl.data.modality import Modality, View
 from mmssl.evaluation.collect import KeptShards
 from mmssl.evaluation.common import EvaluatorConfig
-from mmssl.evaluation.statistics import wilson
 
 Average = Literal["flip", "five_crops", "ten_crops"]
 LARGER = 8 / 7
@@ -127,10 +126,9 @@ class Figure(NamedTuple):
     n: int
 
     @classmethod
-    def share(cls, right: Tensor) -> Figure:
-        """The share of right answers [n] bool, with Wilson's interval."""
-        good, n = int(right.sum()), len(right)
-        return cls(good / n, *wilson(good, n), n)
+    def of(cls, scores: Mapping[str, Any], metric: str, count: str = "n") -> Figure:
+        """A metric among scores, with its interval, and its number of samples: the score named `count`."""
+        return cls(scores[metric], scores[f"{metric}_ci95_low"], scores[f"{metric}_ci95_high"], scores[count])
 
 
 class CorruptedShards:

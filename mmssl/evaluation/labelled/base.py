@@ -241,8 +241,8 @@ class LabelledEvaluator(Evaluator):
         answers, said = classify(test)
 
         def figures(shards: KeptShards) -> dict[str, Figure]:
-            found, _ = classify(self._shards.collect(model, shards, encode))
-            return {"acc1": Figure.share(found.predictions.ranks == 1)}
+            under = self._shards.collect(model, shards, encode)
+            return {"acc1": Figure.of(classify(under)[0].scores(), "acc1")}
 
         scores = classifier_scores(train, test, answers) | said
         robust, tables = self._corrupted.measure(figures, scores)

@@ -185,7 +185,7 @@ class FineTuning(Evaluator):
         scores = classifier_scores(task.train, test, answers) | said
 
         def figures(shards: KeptShards) -> dict[str, Figure]:
-            return {"acc1": Figure.share(self._answers(tuned, shards, task)[0].predictions.ranks == 1)}
+            return {"acc1": Figure.of(self._answers(tuned, shards, task)[0].scores(), "acc1")}
 
         robust, tables = self._corrupted.measure(figures, scores)
         self.tables = answers.tables() | tables

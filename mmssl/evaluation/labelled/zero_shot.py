@@ -75,7 +75,7 @@ class ZeroShot(PromptedEvaluator):
             def figures(shards: KeptShards) -> dict[str, Figure]:
                 found = self.embedded(model, shards)
                 under = zero_shot_answers(found, config.modality, config.labels, classifier, self.prompts.names)
-                return {"acc1": Figure.share(under.predictions.ranks == 1)}
+                return {"acc1": Figure.of(under.scores(), "acc1")}
 
             robust, tables = self._corrupted.measure(figures, answers.scores())
             self.tables = {**self.tables, **tables}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mmssl.core.errors import DataError
+from mmssl.evaluation.labelled import few_shot
 from mmssl.evaluation.labelled.base import Labelled, classifier_scores
 from mmssl.evaluation.labelled.few_shot import FewShotConfig, few_shot_classifier
 from mmssl.evaluation.statistics import mean_interval
@@ -63,3 +64,33 @@ def test_the_interval_is_students() -> None:
     mean, low, high, deviation = mean_interval(values)
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)))
     assert (mean, deviation) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+
+
+def test_what_is_said_without_shots_is_of_all_draws_of_the_most() -> None:
+    train, test = samples(80, 0, noise=3.0), samples(100, 1, noise=3.0)
+    answers, said = few_shot_classifier(train, config(shots=[4, 1], draws=5))(test)
+    scores = classifier_scores(train, test, answers) | said
+    assert said["acc1_shots1_deviation"] > 0  # type: ignore[operator]
+    for part in ("", "_ci95_low", "_ci95_high"):
+        assert scores[f"acc1{part}"] == pytest.approx(scores[f"acc1_shots1{part}"])
+        assert scores[f"macro_f1{part}"] is not None
+    table = answers.tables()["samples"]
+    assert list(table.columns) == ["key", "class", "predicted_draw0", "rank_draw0", "acc1"]
+    assert np.mean(np.array(table.columns["acc1"])) == pytest.approx(scores["acc1"])
+    assert len({*table.columns["acc1"]} - {0.0, 1.0}) > 0, "some sample is right in a part of the draws"
+    classes = answers.tables()["classes"].columns
+    assert classes["n"] == [25, 25, 25, 25]
+    assert np.mean(np.array(classes["recall"])) == pytest.approx(scores["mean_per_class_recall"])
+    wrong = sum(answers.tables()["confusions"].columns["n"])  # type: ignore[arg-type]
+    assert wrong == pytest.approx(100 * (1 - scores["acc1"]))  # type: ignore[operator]
+
+
+def test_classifiers_are_fitted_once_whatever_they_are_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    fit = few_shot.fit_probes
+    monkeypatch.setattr(few_shot, "fit_probes", lambda *given, **more: fits.append(1) or fit(*given, **more))
+    train = samples(40, 0)
+    classify = few_shot_classifier(train, config(shots=[1, 2], draws=3))
+    found = [classify(samples(20, seed))[0].scores()["acc1"] for seed in (1, 2)]
+    assert len(fits) == 6
+    assert found[0] != found[1]
