@@ -272,6 +272,26 @@ def test_an_environment_of_peers_shares_the_packages_of_the_projects(
     assert peer_env.project_python() == Path("/project/bin/python")
 
 
+def test_a_link_in_place_of_the_environment_is_replaced_and_its_target_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv, elsewhere = tmp_path / ".venv", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    venv.symlink_to(elsewhere)
+
+    def made(command: list[str], check: bool) -> None:
+        venv.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(run, "VENV", venv)
+    monkeypatch.setattr(run, "STAMP", venv / "stamp")
+    monkeypatch.setattr(run.subprocess, "run", made)
+    run.install("wanted")
+    assert not venv.is_symlink()
+    assert (venv / "stamp").read_text() == "wanted"
+    assert [path.name for path in elsewhere.iterdir()] == ["kept"]
+
+
 def test_the_peers_environment_that_cannot_be_made_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
