@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -36,6 +36,7 @@ def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int
     except typer.Exit as stop:
         return stop.exit_code
     except UsageError as error:
+        _say_number(error)
         error.show()
         return int(error.exit_code)
     except StopSignal as stop:
@@ -48,6 +49,21 @@ def guarded(application: typer.Typer, arguments: list[str] | None = None) -> int
         who = "error" if rank is None else f"error on process {rank}"
         Console(stderr=True, soft_wrap=True).print(f"[bold red]{who}:[/] {escape(str(error))}", highlight=False)
         return error.exit_code
+
+
+def _say_number(error: Any) -> None:
+    """Name the value and all bounds in an error of an option's number: Typer (0.29) names the one bound that it breaks."""
+    from pydantic import Field, ValidationError
+
+    from mmssl.recipe.annotations import wanted
+
+    cause = error.__cause__
+    if not isinstance(cause, ValidationError):
+        return
+    option = error.param.get_runtime_param()
+    if option.annotation in (int, float):
+        bounds = Field(ge=option.parameter_info.min, le=option.parameter_info.max)
+        error.message = f"got {cause.errors()[0]['input']}, wanted {wanted(Annotated[option.annotation, bounds])}"
 
 
 @contextmanager

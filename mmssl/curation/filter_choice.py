@@ -66,9 +66,9 @@ class FilterConfig(Config):
         return self
 
     def by_similarity(self) -> list[str]:
-        """Names of the criteria that need a model."""
+        """Options of the criteria that need a model."""
         names = ("min_similarity", "min_probability", "keep_share")
-        return [name for name in names if getattr(self, name) is not None]
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True)

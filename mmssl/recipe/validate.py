@@ -21,6 +21,8 @@ from mmssl.recipe.flat import document_keys, flat_fields, nest_keys
 from mmssl.recipe.strict_yaml import Document, KeyPath, override, parse, shortened
 
 C = TypeVar("C", bound=Config)
+RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of")
+"""pydantic's errors of numbers out of range: each names one bound, and a message names all."""
 HERE = "{folder}"
 """Beginning of a path in a recipe's file that is relative to the folder of the file."""
 
@@ -65,7 +67,7 @@ def validate_text(
     except ValidationError as error:
         # A value that fits none of several types is one mistake, though pydantic lists one for each type.
         mistakes = dict.fromkeys(
-            f"{_where(path, document, overridden, name)}: {'.'.join(map(str, path)) or 'recipe'}: "
+            f"{_where(path, document, overridden, name)}: {'.'.join(map(str, path))}{': ' if path else ''}"
             f"{_message(config, value, path, item)}"
             for path, item in _deepest(config, value, error.errors())
         )
@@ -140,7 +142,7 @@ def _message(config: type[Config], value: Any, path: KeyPath, error: ErrorDetail
     if kind == "literal_error" and not several:
         expected = str(context.get("expected", ""))
         return f"got {_shown(got)}{did_you_mean(str(got), _quoted(expected))}; allowed: {expected}"
-    if several or kind in ("list_type", "tuple_type", "too_short", "too_long", "missing", "dict_type"):
+    if several or kind in (*RANGES, "list_type", "tuple_type", "too_short", "too_long", "missing", "dict_type"):
         return f"got {_shown(got)}, wanted {wanted(annotation)}{_proposal(annotation, got)}"
     message = error["msg"]
     return f"got {_shown(got)}, wanted {message[0].lower() + message[1:].removeprefix('Input should be ')}".replace(

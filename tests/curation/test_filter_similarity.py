@@ -202,7 +202,7 @@ def test_nothing_similar_enough_is_an_error(shards: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("config", "given", "message"),
     [
-        (FilterConfig(keep_share=0.5), None, r"got keep_share without a model, wanted .*--run"),
+        (FilterConfig(keep_share=0.5), None, r"got --keep-share without a model, wanted .*--run"),
         (
             FilterConfig(),
             scorer(),

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Annotated
 
 import pytest
 import typer
@@ -73,3 +74,28 @@ def test_an_interrupt_ends_the_waiting_of_all_threads_for_storage() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
         never.set()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (("--share", "1.5"), "'--share': got 1.5, wanted a number, at least -1, at most 1"),
+        (("--share", "-2"), "'--share': got -2, wanted a number, at least -1, at most 1"),
+        (("--count", "0"), "'--count': got 0, wanted an integer, at least 1"),
+        (("--count", "two"), "'--count': got two, wanted an integer, at least 1"),
+    ],
+)
+def test_a_number_out_of_range_is_told_all_bounds(
+    given: tuple[str, str], wanted: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def choose(
+        share: Annotated[float | None, typer.Option(min=-1, max=1)] = None,
+        count: Annotated[int, typer.Option(min=1)] = 1,
+    ) -> None:
+        raise AssertionError((share, count))
+
+    assert guarded(app, [*given]) == 2
+    assert wanted in " ".join(capfd.readouterr().err.replace("│", " ").split())

@@ -106,6 +106,16 @@ def test_no_silent_conversion() -> None:
     assert "numbers.1: got 2.5" in mistakes(GOOD + "numbers: [1, 2.5]\n")[1]
 
 
+@pytest.mark.parametrize("share", [0, 1.5])
+def test_a_number_out_of_range_is_told_all_bounds(share: float) -> None:
+    said = mistakes(GOOD + f"share: {share}\n")[1]
+    assert said == f"toy.yaml:5: share: got {share}, wanted a number, above 0, below 1"
+
+
+def test_a_rule_of_the_whole_document_has_no_key() -> None:
+    assert mistakes(GOOD.replace("name: x", "name: bad"))[1] == "toy.yaml:1: the name 'bad' is taken: choose another"
+
+
 def test_cross_field_rules_and_durations_speak_for_themselves() -> None:
     assert mistakes(GOOD.replace("name: x", "name: bad"))[1].endswith("the name 'bad' is taken: choose another")
     assert "length: got '3 eons', wanted a number and a unit" in mistakes(GOOD.replace("3 epochs", "3 eons"))[1]
