@@ -19,6 +19,7 @@ from pipelines.measured import (
     Scores,
     Wanted,
     configs_of,
+    keep_calibration,
     measure,
     model_of,
     origin,
@@ -32,7 +33,6 @@ from pipelines.outputs import file_or_folder, local_path
 
 if TYPE_CHECKING:
     from mmssl.core.errors import MmsslError
-    from mmssl.core.evaluator import Evaluator
     from mmssl.recipe.model import Model
     from mmssl.recipe.suite import Suite
 
@@ -177,7 +177,7 @@ def evaluate(
         suite, overrides = suite_and_overrides(more or [])
         model = model_of(checkpoint, which, launch, ema, overrides, arch, tokenizer)
         wanted = _from_flags(model, zero_shot, classnames, templates, linear_probe, modality, relations, mteb)
-        wanted |= _of_pairs(model, {"retrieval": retrieval, "calibration": calibrate}, pair)
+        wanted |= _of_pairs(model, {"--retrieval": retrieval, "--calibrate": calibrate}, pair)
         configs = with_settings(_evaluators(model, suite, data, wanted), batch_size, workers, on_error)
         failures = _run(model, configs, out, groups)
     finally:
@@ -205,7 +205,7 @@ def _run(model: Model, configs: dict[str, Wanted], out: Path | None, groups: str
         else:
             scores[name] = found
             if is_main():
-                _keep_calibration(model, evaluator)
+                keep_calibration(model, evaluator)
             rows[name] = summary_rows(name, found, evaluator.headlines if evaluator is not None else ())
     table = [row for name in configs for row in rows[name]]
     show([row for row in table if row.metric != "error"])
@@ -271,15 +271,18 @@ def _from_flags(
 
 
 def _of_pairs(model: Model, shards: dict[str, str | None], pair: str | None) -> dict[str, dict[str, Any]]:
-    """Evaluators of two modalities: kind -> its shards, None: not wanted."""
-    both = pair.split(",") if pair else [*model.embedding.heads][:2]
-    wanted = {kind: where for kind, where in shards.items() if where is not None}
+    """Evaluators of two modalities: flag -> its shards, None: not wanted."""
+    space = [*model.embedding.heads]
+    both = pair.split(",") if pair else space[:2]
+    wanted = {flag: where for flag, where in shards.items() if where is not None}
     if wanted and len(both) != 2:
-        space = ", ".join(model.embedding.heads) or "no modality"
+        has = ", ".join(space) or "none"
+        hint = f", and --pair is {pair!r}" if pair else "; features of one modality are measured by --linear-probe"
         raise typer.BadParameter(
-            f"--{next(iter(wanted))} needs two modalities of a shared space: this model has {space}, and --pair is {pair!r}"
+            f"{next(iter(wanted))} needs two modalities of a shared space: this model has {has}{hint}"
         )
-    return {kind: {"kind": kind, "shards": [where], "pair": both} for kind, where in wanted.items()}
+    kinds = {"--retrieval": "retrieval", "--calibrate": "calibration"}
+    return {kinds[flag]: {"kind": kinds[flag], "shards": [where], "pair": both} for flag, where in wanted.items()}
 
 
 def _class_names(given: str | None) -> str | list[str] | None:
@@ -309,19 +312,6 @@ def _mteb_tasks(given: str) -> dict[str, Any]:
     path = Path(given).expanduser()
     tasks = add_task_file(path) if path.suffix == ".py" and path.is_file() else split_names(given)
     return {"kind": "mteb", "tasks": list(tasks)}
-
-
-def _keep_calibration(model: Model, evaluator: Evaluator | None) -> None:
-    """Write a calibration into the checkpoint, where `Model.match` finds it."""
-    from mmssl.evaluation.calibration import CalibrationEvaluator
-    from mmssl.recipe.calibrations import write_calibration
-    from mmssl.training.runtime.console import say
-
-    if not isinstance(evaluator, CalibrationEvaluator) or evaluator.calibration is None or model.checkpoint is None:
-        return
-    a, b = evaluator.config.pair
-    file = write_calibration(model.checkpoint, model.digest(), (a, b), evaluator.calibration)
-    say(f"calibration of {a} and {b} in {file}")
 
 
 if __name__ == "__main__":

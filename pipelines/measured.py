@@ -246,3 +246,22 @@ def show(rows: list[Row]) -> None:
         table.add_row(row.task, row.metric, value, interval, chance, "" if row.n is None else f"{row.n:,}")
     if is_main() and rows:
         Console(stderr=True).print(table)
+
+
+def keep_calibration(model: Model, evaluator: Evaluator | None) -> None:
+    """Write a calibration into the checkpoint, where `Model.match` finds it, or say that there is none to hold it."""
+    from mmssl.evaluation.calibration import CalibrationEvaluator
+    from mmssl.recipe.calibrations import write_calibration
+    from mmssl.training.runtime.console import say
+
+    if not isinstance(evaluator, CalibrationEvaluator) or evaluator.calibration is None:
+        return
+    a, b = evaluator.config.pair
+    if model.checkpoint is None:
+        say(
+            f"the calibration of {a} and {b} was not kept: this model has no checkpoint folder, where `match` would find it; "
+            "train the recipe, or make a folder of a model of another library (`mmssl import`)"
+        )
+        return
+    file = write_calibration(model.checkpoint, model.digest(), (a, b), evaluator.calibration)
+    say(f"calibration of {a} and {b} in {file}")

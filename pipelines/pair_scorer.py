@@ -107,9 +107,14 @@ def _pair(space: Sequence[str], given: str | None) -> tuple[str, str]:
     from mmssl.core.errors import RecipeError
     from pipelines.command import one_of
 
-    names = [one_of("--pair", name, tuple(space)) for name in given.split(",")] if given and space else [*space]
+    if len(space) < 2:
+        raise RecipeError(
+            f"--run: got a model whose shared space has {', '.join(space) or 'no modalities'}, wanted one that compares two: "
+            "trained with pairs, such as image and text"
+        )
+    names = [one_of("--pair", name, tuple(space)) for name in given.split(",")] if given else [*space]
     if len(names) != 2 or names[0] == names[1]:
         raise RecipeError(
-            f"--pair: got {given!r}, wanted two different modalities as A,B; the shared space has {', '.join(space) or 'none'}"
+            f"--pair: got {given or 'nothing'}, wanted two different modalities as A,B; the shared space has {', '.join(space)}"
         )
     return names[0], names[1]

@@ -94,7 +94,7 @@ def default_template(extension: str) -> str:
 
 def packed_extensions() -> tuple[str, ...]:
     """Extensions of the files that are packed without re-encoding."""
-    return tuple(extension for formats in file_formats().values() for extension in formats.begins)
+    return tuple(dict.fromkeys(extension for formats in file_formats().values() for extension in formats.begins))
 
 
 def convertible_extensions() -> tuple[str, ...]:

@@ -85,7 +85,7 @@ class View(ABC):
         Raises:
             ValueError: it has none.
         """
-        raise ValueError(f"got {pixels} pixels, and {type(self).__name__} has no height and width to change")
+        raise ValueError(f"got {pixels} pixels, and views of this modality have no height and width to change")
 
     def lasting(self, share: float) -> View:
         """The same view, of a share of its length in time, at the same rate.
@@ -93,7 +93,7 @@ class View(ABC):
         Raises:
             ValueError: it has none.
         """
-        raise ValueError(f"got a length of {share:g}, and {type(self).__name__} has no length to change")
+        raise ValueError(f"got a length of {share:g}, and views of this modality have no length to change")
 
     @abstractmethod
     def blank(self) -> Tensor:

@@ -163,8 +163,11 @@ def _views(
                 f"there are: {', '.join(sorted(modalities[name].views))}"
             )
     for name, config in configs.items():
-        declared = config.model_dump().get("views") or {}
-        for kind in sorted(declared.keys() - needs.get(name, {}).keys() - {"eval"}):
+        unused = (config.model_dump().get("views") or {}).keys() - needs.get(name, {}).keys() - {"eval"}
+        if unused and name not in needs:
+            yield f"modalities.{name}: the objective does not use it: remove it, or, for evaluators, give it `views: {{}}`"
+            continue
+        for kind in sorted(unused):
             yield f"modalities.{name}.views.{kind}: the objective does not use it, so it would have no effect: remove it"
 
 

@@ -140,8 +140,11 @@ def test_sizes_and_lengths_are_those_asked_for() -> None:
     ("values", "says"),
     [
         ({"sizes": {"pictures": 32}}, "sizes: got 'pictures', did you mean 'picture'"),
-        ({"sizes": {"words": 32}}, "sizes.words: got 32 pixels, and AllTokensView has no height and width"),
-        ({"lengths": {"picture": 0.5}}, "lengths.picture: got a length of 0.5, and EvalView has no length"),
+        ({"sizes": {"words": 32}}, "sizes.words: got 32 pixels, and views of this modality have no height and width"),
+        (
+            {"lengths": {"picture": 0.5}},
+            "lengths.picture: got a length of 0.5, and views of this modality have no length",
+        ),
         (
             {"lengths": {"words": 1.5}},
             "lengths.words: got a length of 1.5, and captions can only be cut: wanted at most 1",

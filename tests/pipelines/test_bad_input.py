@@ -170,6 +170,16 @@ def test_retrieval_needs_two_modalities(world: World, capfd: pytest.CaptureFixtu
     assert "needs two modalities of a shared space: this model has image, text, and --pair is 'image'" in said
 
 
+def test_calibrations_need_two_modalities(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    assert world.mmssl("evaluate", world.run, "--calibrate", world.shards / "test", "--pair", "image") == 2
+    assert "--calibrate needs two modalities" in " ".join(capfd.readouterr().err.replace("│", " ").split())
+
+
+def test_a_calibration_without_a_checkpoint_is_said_to_be_lost(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    assert world.mmssl("evaluate", world.recipe, "--calibrate", world.shards / "validation") == 0
+    assert "calibration of image and text was not kept: this model has no checkpoint folder" in capfd.readouterr().err
+
+
 def test_embed_of_a_modality_that_the_model_lacks(
     world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,12 @@ def test_a_view_that_only_refreshes_read_has_an_effect(monkeypatch: pytest.Monke
     build(PICTURES, VIEWS)
 
 
+def test_a_modality_that_the_objective_does_not_use() -> None:
+    said = refused(PICTURES, "modalities.audio={kind: audio, rate: 8000, seconds: 1.0}")
+    assert said.startswith("modalities.audio: the objective does not use it: remove it, ")
+    assert said.endswith("give it `views: {}`")
+
+
 def test_an_encoder_that_the_objective_does_not_use() -> None:
     sound = "modalities.audio={kind: audio, rate: 8000, seconds: 1.0, channels: mono, views: {}}"
     front_end = "{kind: mel, rate: 8000, window: 256, hop: 80, mels: 40}"
