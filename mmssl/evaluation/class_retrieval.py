@@ -22,9 +22,9 @@ from mmssl.evaluation.common import (
     require_usable,
     warn_of_ties,
 )
-from mmssl.evaluation.curves import tie_bounds
+from mmssl.evaluation.curves import mean_area_interval, tie_bounds
 from mmssl.evaluation.ranking import exact_products, pad_rows
-from mmssl.evaluation.statistics import share_by_cluster
+from mmssl.evaluation.statistics import random_misses, share_by_cluster
 
 _SCORES_AT_ONCE = 2**22
 
@@ -100,12 +100,13 @@ def class_retrieval_scores(
         mAP: mean over queries of the average precision of the whole ranking (the precision at each right candidate's rank,
             averaged over the right candidates; candidates of equal score are averaged over all their orders); the item of the
             query's sample counts like every other item of its class;
-        mAP_chance: mAP of a random order;  R@k: share of queries with a right candidate among the k best;
-        R@1_chance;  R@1_ci95_low, _high: bootstrap over the samples of the queries (candidates are fixed);
+        R@k: share of queries with a right candidate among the k best;
+        of both, _chance: that of a random order;  _ci95_low, _high: over the samples of the queries, of fixed candidates: of R@k by
+            bootstrap, of mAP see `mean_area_interval`;
         tie_rate: share of queries whose best right candidate ties with a wrong one;
         n_queries (queries without a candidate of their class are left out).
-    Of the data: n_classes, n_<modality>, n_excluded (samples without a label, or with none of the pair), n_skipped (samples that
-    could not be decoded).
+    Of the data: n (samples with a label and one of the pair), n_classes, n_<modality>, n_excluded (other samples), n_skipped
+    (samples that could not be decoded), bootstrap_seed.
 
     Raises:
         NumericError: an embedding is not finite, or zero.
@@ -123,7 +124,7 @@ def class_retrieval_scores(
         sides.append((items.rows[has], classes, owner))
         scores[f"n_{name}"] = len(owner)
     used = torch.unique(torch.cat([owner for _, _, owner in sides]))
-    scores |= {"n_excluded": len(data.keys) - len(used), "n_skipped": data.skipped}
+    scores |= {"n": len(used), "n_excluded": len(data.keys) - len(used), "n_skipped": data.skipped}
     shared = torch.isin(torch.unique(sides[0][1]), torch.unique(sides[1][1]))
     if not shared.any():
         raise DataError(
@@ -135,7 +136,7 @@ def class_retrieval_scores(
     for (query, found), (a, b) in ((pair, sides), (pair[::-1], sides[::-1])):
         for name, value in _direction(*a, b[0], b[1], ks, resamples, seed).items():
             scores[f"{query}_to_{found}_{name}"] = value
-    return scores
+    return scores | {"bootstrap_seed": seed}
 
 
 def _direction(
@@ -153,17 +154,16 @@ def _direction(
     right = (wanted[can][:, None] == torch.unique(classes)).double() @ torch.bincount(
         torch.unique(classes, return_inverse=True)[1]
     ).double()
-    _, low, high = share_by_cluster(first == 1, owner[can], resamples=resamples, seed=seed)
-    return {
-        "mAP": float(precision.mean()),
-        "mAP_chance": float(_chance(right, len(classes)).mean()),
-        **{f"R@{k}": int((first <= k).sum()) / len(first) for k in ks},
-        "R@1_ci95_low": low,
-        "R@1_ci95_high": high,
-        "R@1_chance": float(right.mean()) / len(classes),
-        "tie_rate": int(tied.sum()) / len(tied),
-        "n_queries": len(first),
-    }
+    n, owner = len(classes), owner[can]
+    low, high = mean_area_interval(precision, owner)
+    scores: dict[str, Score] = {"mAP": float(precision.mean()), "mAP_ci95_low": low, "mAP_ci95_high": high}
+    scores["mAP_chance"] = float(_chance(right, n).mean())
+    misses = random_misses(right, n, min(max(ks), n)).mean(1).tolist()
+    for k in ks:
+        share, low, high = share_by_cluster(first <= k, owner, resamples=resamples, seed=seed)
+        scores |= {f"R@{k}": share, f"R@{k}_ci95_low": low, f"R@{k}_ci95_high": high}
+        scores[f"R@{k}_chance"] = 1 - misses[min(k, n) - 1]
+    return scores | {"tie_rate": int(tied.sum()) / len(tied), "n_queries": len(first)}
 
 
 @torch.no_grad()

@@ -107,3 +107,13 @@ def area_interval(area: float, influence: Tensor, owner: Tensor, fewest: int) ->
     error = math.sqrt(float(sums.square().sum()) * count / max(1, count - 1))
     centre, half = math.log(area / (1 - area)), Z95 * error / (area * (1 - area))
     return 1 / (1 + math.exp(-(centre - half))), 1 / (1 + math.exp(-(centre + half)))
+
+
+def mean_area_interval(areas: Tensor, owner: Tensor) -> tuple[float, float]:
+    """95 % interval (low, high) of the mean of areas, such as the average precision of each query: `area_interval` over samples.
+
+    Args:
+        areas: [n] float64, in [0, 1]. owner: [n] int64, number of the sample of each.
+    """
+    mean = float(areas.mean())
+    return area_interval(mean, (areas - mean) / len(areas), owner, len(torch.unique(owner)))

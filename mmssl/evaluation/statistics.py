@@ -105,6 +105,19 @@ def share_by_cluster(
     return mean, low, high
 
 
+def random_misses(positives: Tensor, candidates: int, k: int) -> Tensor:
+    """Probability that the r best of a random order of candidates have no right one, r = 1 ... k: [k, n] float64.
+
+    Without replacement: the product over j < r of (N - R - j) / (N - j), with R right ones of N.
+
+    Args:
+        positives: [n], right candidates of each query.
+        candidates: N. k: at most N.
+    """
+    j = torch.arange(k, dtype=torch.float64, device=positives.device)[:, None]
+    return ((candidates - positives.double() - j).clamp_min(0) / (candidates - j)).cumprod(0)
+
+
 def class_figures(predicted: Tensor, labels: Tensor, classes: int) -> dict[str, list[Score]]:
     """Number of samples, recall, precision and F1 of each class, as columns; None where a figure is 0 / 0.
 

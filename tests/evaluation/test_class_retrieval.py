@@ -53,7 +53,12 @@ def test_a_random_model_scores_chance() -> None:
     labels = torch.arange(1500) % 5
     scores = scores_of(unit(1500, 16), unit(1500, 16, seed=1), labels)
     assert scores["image_to_text_mAP"] == pytest.approx(scores["image_to_text_mAP_chance"], abs=0.004)
-    assert scores["image_to_text_R@1_ci95_low"] < 0.2 < scores["image_to_text_R@1_ci95_high"]
+    for name in ("mAP", "R@1", "R@5", "R@10"):
+        low, chance, high = (scores[f"image_to_text_{name}_{part}"] for part in ("ci95_low", "chance", "ci95_high"))
+        assert low < chance < high, name
+        assert low < scores[f"image_to_text_{name}"] < high
+    assert scores["image_to_text_R@5_chance"] == pytest.approx(1 - 0.8**5, abs=0.001)
+    assert scores["n"] == 1500
 
 
 def test_chance_knows_how_large_each_class_is() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mmssl.evaluation.curves import PrecisionRecall, area_interval, auroc, auroc_influence
-from mmssl.evaluation.statistics import wilson
+from mmssl.evaluation.curves import PrecisionRecall, area_interval, auroc, auroc_influence, mean_area_interval
+from mmssl.evaluation.statistics import mean_by_cluster, wilson
 
 
 def test_areas_are_scikit_learns_with_ties_and_weights() -> None:
@@ -82,3 +82,12 @@ def test_classes_that_separate_have_an_interval() -> None:
     areas, influence = auroc_influence(torch.arange(10.0)[None], torch.arange(10)[None] > 6)
     assert area_interval(float(areas[0]), influence[0], torch.arange(10), 3) == wilson(3, 3)
     assert area_interval(0.0, influence[0], torch.arange(10), 3) == wilson(0, 3)
+
+
+def test_the_interval_of_a_mean_of_areas_is_that_of_a_bootstrap_over_samples() -> None:
+    """Of 200 samples with three queries each, whose areas are alike."""
+    owner = torch.arange(200).repeat_interleave(3)
+    areas = torch.rand(200, generator=torch.Generator().manual_seed(0)).double()[owner]
+    _, *expected = mean_by_cluster(areas, owner)
+    assert mean_area_interval(areas, owner) == pytest.approx(expected, abs=0.004)
+    assert mean_area_interval(torch.ones(6).double(), torch.arange(6)) == wilson(6, 6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from mmssl.evaluation.statistics import (
     class_figures,
     classification_scores,
     clustered_bootstrap,
+    random_misses,
     share_by_cluster,
     shorten,
     wilson,
@@ -115,3 +118,10 @@ def test_shares_of_nothing_and_of_all_have_an_interval_too() -> None:
         assert wilson(n, n)[1] == 1.0
     mean, low, high = share_by_cluster(torch.arange(20) % 2, owner)
     assert (mean, low, high) == (0.5, 0.5, 0.5), "each sample has half: the bootstrap knows"
+
+
+def test_misses_of_a_random_order_are_those_of_all_orders() -> None:
+    for right in (1, 2, 4):
+        orders = list(combinations(range(5), right))  # places of the right ones
+        every = [sum(min(order) >= r for order in orders) / len(orders) for r in (1, 2, 3)]
+        assert random_misses(torch.tensor([right]), 5, 3)[:, 0].tolist() == pytest.approx(every)
