@@ -93,7 +93,7 @@ def default_template(extension: str) -> str:
 
 
 def packed_extensions() -> tuple[str, ...]:
-    """Extensions of the files that are packed without re-encoding."""
+    """Extensions of the files that are packed without re-encoding, each once."""
     return tuple(dict.fromkeys(extension for formats in file_formats().values() for extension in formats.begins))
 
 

@@ -295,3 +295,28 @@ def test_hidden_system_and_empty_folders_are_no_classes(tmp_path: Path, caplog: 
     assert manifest.samples == 6
     assert manifest.skipped == {}
     assert "files of other formats are not packed: 3 .db, 1 .psd; wanted" in caplog.text
+
+
+def test_series_in_csv_are_packed_once_they_are_converted_as_the_message_says(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("rest", "walk"):
+        (tmp_path / "series" / name).mkdir(parents=True)
+        (tmp_path / "series" / name / "1.csv").write_text("1,2\n3,4\n5,6\n")
+    with pytest.raises(
+        DataError, match=r"no class folders with media files: .* npy, npz\).* Series in \.csv .* numpy\.save"
+    ):
+        pack(tmp_path / "series", tmp_path / "out")
+    for path in sorted((tmp_path / "series").rglob("*.csv")):
+        np.save(path.with_suffix(".npy"), np.loadtxt(path, delimiter=","))
+    assert pack(tmp_path / "series", tmp_path / "out").samples == 2
+    assert "2 .csv; wanted" in caplog.text
+    assert "Series in .csv are packed as .npy" in caplog.text
+
+
+def test_one_csv_beside_pictures_is_taken_for_a_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = class_folder(tmp_path / "pets", 2)
+    (folder / "labels.csv").write_text("file,label\n")
+    pack(folder, tmp_path / "out")
+    assert "1 .csv" in caplog.text
+    assert "Series" not in caplog.text

@@ -24,6 +24,10 @@ _log = logging.getLogger(__name__)
 _STATS = "_stats.json"  # of img2dataset, beside each of its folders
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 """Folders that operating systems leave; names that begin with a dot are skipped, too."""
+CSV_SERIES = (
+    "Series in .csv are packed as .npy: convert each with numpy.save(path, numpy.loadtxt(file, delimiter=',')), and skiprows=1 "
+    "where it has a header line"
+)
 
 
 class FolderSource(RowSource):
@@ -88,9 +92,12 @@ class FolderSource(RowSource):
         deep = [paths for paths in samples if paths[0].parent != self.folder]
         classes = sorted({paths[0].relative_to(self.folder).parts[0] for paths in deep})
         if not classes:
+            texts = sum(path.suffix.lower() == ".csv" for path in files_below(self.folder)) > 1  # one is a table
             raise DataError(
                 f"{self.folder} has no class folders with media files: wanted <class>/<file>.jpg and so on "
                 f"({', '.join(packed_extensions())}), or captions <file>.txt beside the files; or write a table of their paths"
+                + f". {CSV_SERIES}"
+                * texts
             )
         self.class_names = class_names or tuple(name.replace("_", " ") for name in classes)
         if class_names is not None and len(class_names) != len(classes):
@@ -212,9 +219,8 @@ def _metadata(path: Path) -> bytes:
 def _warn_of_others(folder: Path, others: Counter[str]) -> None:
     if others:
         counts = ", ".join(f"{count} {name}" for name, count in others.most_common(8))
-        _log.warning(
-            "%s: files of other formats are not packed: %s; wanted %s", folder, counts, ", ".join(packed_extensions())
-        )
+        wanted = ", ".join(packed_extensions()) + f". {CSV_SERIES}" * (others[".csv"] > 1)  # one is a table
+        _log.warning("%s: files of other formats are not packed: %s; wanted %s", folder, counts, wanted)
 
 
 FOLDER = Format(
