@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,6 @@ from pipelines.measured import (
     ON_ERROR,
     WHICH,
     WORKERS,
-    Scores,
     Wanted,
     configs_of,
     keep_calibration,
@@ -191,11 +191,11 @@ def _run(model: Model, configs: dict[str, Wanted], out: Path | None, groups: str
     from mmssl.core.distributed import is_main
     from mmssl.core.errors import MmsslError
     from mmssl.reporting.report import write_results
-    from mmssl.reporting.results import Results, Row, summary_rows
+    from mmssl.reporting.results import Results, Row, summary_rows, unusual_settings
     from mmssl.training.runtime.console import say
 
     folder = Results(out, origin(model), model.digest()) if out is not None and out.is_dir() else None
-    scores: dict[str, Scores] = {}
+    scores: dict[str, Mapping[str, Any]] = {}
     failures: dict[str, MmsslError] = {}
     rows: dict[str, list[Row]] = {}
     for name, evaluator, found in measure(model, configs, folder, groups):
@@ -203,7 +203,9 @@ def _run(model: Model, configs: dict[str, Wanted], out: Path | None, groups: str
             failures[name], scores[name] = found, {"error": str(found)}
             rows[name] = [Row(name, "error", str(found))]
         else:
-            scores[name] = found
+            config = configs[name]
+            assert not isinstance(config, MmsslError)
+            scores[name] = {**unusual_settings(config), **found}
             if is_main():
                 keep_calibration(model, evaluator)
             rows[name] = summary_rows(name, found, evaluator.headlines if evaluator is not None else ())

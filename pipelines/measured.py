@@ -161,6 +161,7 @@ def measure(
     from mmssl.core.distributed import attempt
     from mmssl.core.errors import MmsslError
     from mmssl.recipe.suite import evaluation_modalities, read_as
+    from mmssl.reporting.results import unusual_settings
     from mmssl.training.runtime.console import say
 
     modalities, data = evaluation_modalities(model.modalities), model.recipe.data
@@ -176,7 +177,8 @@ def measure(
             yield name, None, evaluator
             continue
         assert not isinstance(config, MmsslError)
-        say(f"{name} ... ({number} of {len(built)})")
+        unusual = "".join(f"; {key}: {value}" for key, value in unusual_settings(config).items())
+        say(f"{name} ... ({number} of {len(built)}{unusual})")
         with evaluator:
             yield name, evaluator, attempt(partial(_scores, name, config, evaluator, model, results, groups))
 

@@ -25,6 +25,8 @@ from mmssl.training.checkpoints.tensors import dump_tensors
 TIES = "of equal scores the earlier candidate, or the lower class, comes first; average precision counts equal ones together"
 UNIMPORTANT = {"batch_size", "workers", "every", "cache", "allow_pipe"}
 """Settings that change no score."""
+UNUSUAL = ("sizes", "lengths", "average", "precision", "max_samples")
+"""Settings that stand beside the scores wherever they are changed, so that nobody takes these for the usual ones."""
 PACKAGES = ("mmssl", "torch", "numpy")
 IN_JSON = ("classes", "confusions", "groups", "corruptions", "additions", "kinds", "card", "curve", "mteb")
 """Tables that stand in the JSON of their task; others are files of their own."""
@@ -41,6 +43,12 @@ class Row:
     ci95_high: float | None = None
     chance: float | None = None
     n: int | None = None
+
+
+def unusual_settings(config: Config) -> dict[str, Any]:
+    """The settings of an evaluator of `UNUSUAL` that are not their defaults."""
+    changed = config.model_dump(mode="json", exclude_defaults=True)
+    return {name: changed[name] for name in UNUSUAL if name in changed}
 
 
 def summary_rows(task: str, scores: Mapping[str, Score], headlines: Sequence[str] = ()) -> list[Row]:
@@ -128,7 +136,7 @@ class Results:
             "files": files,
             "evaluator": config.model_dump(mode="json"),
             "facts": facts,
-            "precision": "float32",
+            "precision": getattr(config, "precision", "float32"),
             "ties": TIES,
             "versions": _versions(),
             "model": self.model,

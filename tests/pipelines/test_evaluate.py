@@ -88,6 +88,25 @@ def three(world: World, folder: Path) -> Path:
     )
 
 
+def test_unusual_settings_stand_beside_the_scores(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    changed = {"lengths": {"text": 0.5}, "precision": "bf16", "max_samples": 24}
+    shards = world.shards / "test"
+    listed = suite(tmp_path / "suite.yaml", short={**retrieval(shards), **changed}, usual=retrieval(shards))
+    assert world.mmssl("evaluate", world.run, listed, "--out", tmp_path / "all.json") == 0
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert changed.items() <= found["short"].items()
+    assert not changed.keys() & found["usual"].keys()
+    assert "short ... (1 of 2; lengths: {'text': 0.5}; precision: bf16; max_samples: 24)" in capfd.readouterr().err
+    (tmp_path / "folder").mkdir()
+    assert world.mmssl("evaluate", world.run, listed, "--out", tmp_path / "folder") == 0
+    precision = [
+        json.loads((tmp_path / "folder" / f"{name}.json").read_text())["precision"] for name in ("short", "usual")
+    ]
+    assert precision == ["bf16", "float32"]
+
+
 def test_a_failure_is_its_own_row(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results.json"
     listed = three(world, tmp_path)
