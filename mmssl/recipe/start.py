@@ -114,10 +114,11 @@ def start_learner(learner: Learner, path: Path, encoders: Collection[str], *, pa
         }
     tensors = {name: x for name, (x, _) in found.items()}
     load_exactly(objective, wanted | tensors if partial else tensors, path, ADVICE)
+    started = tuple(f"{name}." for name in _started_inside(objective))
     objective.start = Start(
         str(path),
         exact=tuple(name for name in wanted if name in found),
-        fresh=tuple(name for name in wanted if name not in found),
+        fresh=tuple(name for name in wanted if name not in found and not name.startswith(started)),
         stored=frozenset(state),
         taken=frozenset(name for _, names in found.values() for name in names),
     )
@@ -152,19 +153,28 @@ def start_lines(learner: Learner, seed: int) -> list[str]:
 
 
 def _rows(learner: Learner) -> Iterator[tuple[str, Start]]:
-    """Each encoder, and the objective, with its start; encoders inside of others have rows of their own."""
+    """Each encoder, and the objective, with its start; encoders inside that start from elsewhere have rows of their own."""
     for name, module in [
         *((f"encoders.{name}", e) for name, e in learner.encoders.items()),
         ("objective", learner.objective),
     ]:
+        inside = _started_inside(module)
         if isinstance(start := module.start, Start):
             yield name, start
-            continue
-        inside = {sub: part.start for sub, part in module.named_modules() if isinstance(part, Encoder) and part.start}
-        own = [key for key in module.state_dict() if not key.startswith(tuple(f"{sub}." for sub in inside) or "\0")]
-        if own or not inside:
-            yield name, Start("", fresh=tuple(own))
+            inside = {
+                sub: part for sub, part in inside.items() if not any(x.startswith(f"{sub}.") for x in start.exact)
+            }
+        else:
+            own = [key for key in module.state_dict() if not key.startswith(tuple(f"{sub}." for sub in inside) or "\0")]
+            if own or not inside:
+                yield name, Start("", fresh=tuple(own))
         yield from ((f"{name}.{sub}", start) for sub, start in inside.items())
+
+
+def _started_inside(module: nn.Module) -> dict[str, Start]:
+    """Encoders inside a module that start from weights which their settings name, such as those that make targets."""
+    parts = ((name, part) for name, part in module.named_modules() if part is not module and isinstance(part, Encoder))
+    return {name: part.start for name, part in parts if part.start}
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -255,3 +255,38 @@ def test_whole_models_start_from_checkpoints_of_every_trainer(prefix: str, tmp_p
     partial = recipe.model_copy(update={"partial": True})
     lines = start_lines(partial.build_learner(recipe.build_modalities(), Plan.unknown()), 0)
     assert any(line.startswith("random in objective: ") and "logit_scale.image-text" in line for line in lines)
+
+
+def test_a_frozen_encoder_of_targets_keeps_its_weights_and_is_in_the_table(tmp_path: Path) -> None:
+    """Also where the rest starts, in part, from a model without it; a model with it brings it along."""
+    tower = {"kind": "vit", "size": 16, "patch_size": 8, "width": 8, "depth": 1, "heads": 2}
+    teacher, whole, bare = (tmp_path / f"{name}.safetensors" for name in ("teacher", "whole", "bare"))
+    save_file(VisionTransformerConfig(**{**tower, "kind": "vit"}).build().state_dict(), teacher)  # type: ignore[arg-type]
+    views = {"crop": {"kind": "resized_crop"}, "mask": {"kind": "blocks", "patch_size": 8, "ratio": 0.5, "smallest": 1}}
+    targets = {"kind": "features", "encoder": tower | {"weights": str(teacher)}}
+    recipe = small(
+        modalities={"image": {"kind": "image", "size": 16, "views": views}},
+        encoders={"image": tower},
+        objective={
+            "kind": "masked_prediction", "modality": "image", "view": "crop", "mask": "mask", "targets": targets,
+            "predictor": {"kind": "linear"},
+        },
+    )  # fmt: skip
+    state = {
+        name: x.contiguous()
+        for name, x in recipe.build_learner(recipe.build_modalities(), Plan.unknown()).state_dict().items()
+    }
+    save_file(state, whole)
+    save_file({name: x for name, x in state.items() if "targets" not in name}, bare)
+    frozen, count = "objective.targets.frozen.encoder", str(len(load_file(teacher)))
+    for changes, expected, of_objective in (
+        ({}, [count, "0", "0", str(teacher)], ["0", "0", "3", "-"]),
+        ({"weights": bare, "partial": True}, [count, "0", "0", str(teacher)], ["3", "0", "0", str(bare)]),
+        ({"weights": whole}, None, [str(3 + int(count)), "0", "0", str(whole)]),
+    ):
+        started = recipe.model_copy(update=changes).build_learner(recipe.build_modalities(), Plan.unknown())
+        lines = start_lines(started, 0)
+        rows = {line.split()[0]: line.split()[1:] for line in lines}
+        assert (rows.get(frozen), rows["objective"]) == (expected, of_objective), changes
+        assert not any(line.startswith("random in objective: targets") for line in lines)
+        assert all(torch.equal(x, started.state_dict()[f"{frozen}.{name}"]) for name, x in load_file(teacher).items())
