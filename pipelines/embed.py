@@ -55,6 +55,7 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples encoded at a time.")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
     max_failures: MAX_FAILURES = 0.01,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Embed again what DIR holds already.")] = False,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     arch: ARCH = None,
 ) -> None:
@@ -64,7 +65,7 @@ def embed(
 
     A sample with several captions gives several rows; a sample that lacks a modality, or cannot be decoded, gives none and is
     counted in the manifest. A modality that no sample has gets no file, and is an error if --modality names it. Files appear only
-    when all are finished. The same command again, after a kill or an error, goes on where it stopped.
+    when all are finished. The same command again, after a kill or an error, goes on where it stopped; a finished one does nothing.
 
     Examples:
 
@@ -103,6 +104,7 @@ def embed(
                 max_failures=max_failures,
                 remote=model.recipe.data.cache.build(model.recipe.data.allow_pipe),
                 source=model_facts(model) | ({"files": loose.as_json()} if loose is not None else {}),
+                overwrite=overwrite,
                 progress=progress if launch.is_main else None,
             )
         for name, rows in written.items():

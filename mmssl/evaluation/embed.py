@@ -28,7 +28,7 @@ from mmssl.data.shards.remote import Remote
 from mmssl.data.stream.batches import EvalStream
 from mmssl.evaluation.collect import unpack_items
 from mmssl.evaluation.common import inference, require_usable
-from mmssl.evaluation.embed_legend import SAMPLES_FILE, write_legend
+from mmssl.evaluation.embed_legend import SAMPLES_FILE, array_files, finished_rows, write_legend
 from mmssl.evaluation.embed_pieces import (
     Piece,
     PieceWriter,
@@ -62,13 +62,15 @@ def write_embeddings(
     max_failures: float = 0.01,
     source: Mapping[str, Any] | None = None,
     remote: Remote | None = None,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
     """Embed every sample of a data set into numpy files; all processes must call this, with the same folder.
 
     Batch k has the samples kB ... (k+1)B-1, on any number of processes, so that rows do not depend on it. Finished pieces lie in
     `out/.unfinished`: after a kill, a signal or an error, the same call goes on behind them, on any number of processes. The files
-    appear when all are complete, the manifest last, and replace files of an earlier call; until then they stay as they are.
+    appear when all are complete, the manifest last, and replace files of an earlier call; until then they stay as they are. A
+    folder that holds the same embeddings already is left as it is.
 
     Args:
         model: encoders and heads.
@@ -83,6 +85,7 @@ def write_embeddings(
         source: facts to copy into the manifest. Only with "model", which must change with weights and preprocessing, pieces of
             an earlier call are used.
         remote: client for URLs; default: one with the usual cache.
+        overwrite: embed again what the folder holds already.
         progress: called with (samples done, all of them), of the share of this process.
 
     Returns:
@@ -100,6 +103,12 @@ def write_embeddings(
     dtype, facts = np.float16 if half else np.float32, dict(source or {})
     reading = _Reading(batch_size, workers, max_failures)
     job = _Job(model, index, modalities, tuple(wanted), dtype, features, reading, shards, facts, progress)
+    if "model" in facts and not overwrite:
+        done = distributed.gather_objects(finished_rows(out, job.facts()) if distributed.is_main() else None)[0]
+        if done is not None and (all(done.values()) or not required):
+            if distributed.is_main():
+                log.warning("%s holds these embeddings already: nothing was embedded; to embed again: --overwrite", out)
+            return dict(done)
     with _unfinished(out, job.settings(), resume="model" in facts) as folder:
         _raise(distributed.attempt(lambda: job.run(folder)))
         pieces = distributed.gather_objects(finished_pieces(folder, dtype) if distributed.is_main() else None)[0]
@@ -164,7 +173,7 @@ def _unfinished(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
 
 def _publish(folder: Path, out: Path, absent: Sequence[str]) -> None:
     """Move finished files into `out`, the manifest last: all files that a manifest names are from one call."""
-    stale = [out / f"{name}{end}" for name in absent for end in (".npy", ".samples.npy")]
+    stale = [out / file for name in absent for file in array_files(name)]
     for path in (out / "manifest.json", out / SAMPLES_FILE, *stale):
         path.unlink(missing_ok=True)
     (folder / "settings.json").unlink()
@@ -208,19 +217,26 @@ class _Job:
             "device": self.model.device.type,
         }
 
-    def manifest(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """What the manifest says of all pieces."""
-        read = sum(piece.samples for piece in pieces)
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says before anything is embedded."""
         return {
             **self.source,
             **({} if self.shards is None else {"shards": self.shards}),
+            "version": VERSION,
             "samples": len(self.index),
             "data": self.index.digest,
+            "modalities": list(self.wanted),
+            "what": "features" if self.features else "unit-norm embeddings",
+            "dtype": np.dtype(self.dtype).name,
+        }
+
+    def manifest(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """What the manifest says of all pieces."""
+        read = sum(piece.samples for piece in pieces)
+        return self.facts() | {
             "skipped": len(self.index) - read,
             "rows": {name: sum(piece.rows[name] for piece in pieces) for name in self.wanted},
             "without": {name: read - sum(piece.present[name] for piece in pieces) for name in self.wanted},
-            "what": "features" if self.features else "unit-norm embeddings",
-            "dtype": np.dtype(self.dtype).name,
         }
 
     def absent(self, facts: Mapping[str, Any], required: bool) -> str:

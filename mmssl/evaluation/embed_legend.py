@@ -33,6 +33,28 @@ def write_legend(folder: Path, index: SampleIndex, facts: Mapping[str, Any], nam
     (folder / "manifest.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
+def finished_rows(folder: Path, facts: Mapping[str, Any]) -> dict[str, int] | None:
+    """The number of rows of each modality, if a folder holds whole arrays with these facts in its manifest; None: it does not."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        rows: dict[str, int] = manifest["rows"]
+        lengths = {
+            name: {len(np.load(folder / file, mmap_mode="r", allow_pickle=False)) for file in array_files(name)}
+            for name, count in rows.items()
+            if count
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    whole = all(found == {rows[name]} for name, found in lengths.items())
+    same = manifest | json.loads(json.dumps(facts)) == manifest
+    return rows if whole and same else None
+
+
+def array_files(name: str) -> tuple[str, str]:
+    """Names of the files of a modality: its rows, and the samples that they belong to."""
+    return f"{name}.npy", f"{name}.samples.npy"
+
+
 def _line(key: str) -> str:
     """A key without line ends, which files of folders may have."""
     return " ".join(key.splitlines()) if len(key.splitlines()) > 1 else key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,9 @@ class Stopping(nn.Module):
             raise StopError
 
 
-def embed(folder: str, out: str, at: int = 0, kill: bool = False, model_name: str | None = "a") -> tuple[int, int]:
+def embed(
+    folder: str, out: str, at: int = 0, kill: bool = False, model_name: str | None = "a", **more: Any
+) -> tuple[int, int]:
     """A piece a batch; the numbers of embedded batches and of rows."""
     model = knowing_model()
     stopping = Stopping(model.encoders["picture"], at, kill)
@@ -50,7 +53,8 @@ def embed(folder: str, out: str, at: int = 0, kill: bool = False, model_name: st
     shards = [str(path) for path in sorted(Path(folder).glob("*.tar"))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embed_module, "PIECE_SECONDS", 0.0)
-        rows = write_embeddings(model, modalities(), shards, Path(out), wanted=BOTH, batch_size=BATCH, source=source)
+        settings: dict[str, Any] = {"wanted": BOTH, "batch_size": BATCH, "source": source}
+        rows = write_embeddings(model, modalities(), shards, Path(out), **settings | more)
     return stopping.batches, rows["words"]
 
 
@@ -82,6 +86,30 @@ def test_kill_9_loses_one_piece(shards: str, whole: dict[str, bytes], tmp_path: 
     assert embed(shards, str(tmp_path))[0] == 7 - (at - 1)
     assert contents(tmp_path) == whole
     assert not (tmp_path / ".unfinished").exists()
+
+
+def test_a_finished_folder_is_left_as_it_is(
+    shards: str, whole: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another model, other rows, a cut file or `overwrite` embed again."""
+    out = str(tmp_path)
+    rows = embed(shards, out)[1]
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert embed(shards, out) == (0, rows)
+    assert caplog.messages[-1].startswith(f"{out} holds these embeddings already: nothing was embedded; to embed again")
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert embed(shards, out, overwrite=True) == (7, rows)
+    with open(tmp_path / "picture.npy", "r+b") as file:
+        file.truncate(200)
+    for changes in ({}, {"model_name": "b"}, {}, {"half": True}, {"wanted": ["words", "picture"]}):
+        assert embed(shards, out, **changes)[0] == 7, changes
+    assert embed(shards, out, model_name=None)[0] == 7, "who does not say which model it is cannot be told from another"
+
+
+def test_two_processes_leave_a_finished_folder(shards: str, two_processes: Processes, tmp_path: Path) -> None:
+    given = (shards, str(tmp_path))
+    rows = embed(*given)[1]
+    assert two_processes.run(embed, [given, given]) == [(0, rows), (0, rows)]
 
 
 def test_an_error_keeps_what_is_finished_and_two_processes_go_on(

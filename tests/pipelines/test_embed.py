@@ -40,6 +40,18 @@ def test_a_folder_is_embedded_as_the_model_encodes_its_files(world: World, photo
     assert json.loads((embedded / "manifest.json").read_text())["files"]["path"] == str(photos)
 
 
+def test_the_same_command_again_says_that_it_is_done(
+    world: World, photos: Path, embedded: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = (embedded / "image.npy").stat().st_ino
+    command = ("embed", world.run, "--files", photos, "--out", embedded, "--batch-size", 3)
+    assert world.mmssl(*command) == 0
+    assert "holds these embeddings already" in caplog.text + capfd.readouterr().err
+    assert (embedded / "image.npy").stat().st_ino == before
+    assert world.mmssl(*command, "--overwrite") == 0
+    assert (embedded / "image.npy").stat().st_ino != before
+
+
 def test_the_table_of_samples_leads_to_files_and_rows(photos: Path, embedded: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `parquet` is not installed")
     rows = parquet.read_table(embedded / "samples.parquet").to_pylist()
