@@ -13,12 +13,11 @@ from mmssl.reporting.figures import Chart
 
 MOST_ROWS = 60
 """Rows of a table that are shown, the first ones."""
-MOST: Mapping[str, int | None] = {"confusions": 12, "card": None}
-"""The same of some tables; None: all."""
+MOST: Mapping[str, int] = {"confusions": 12}
+"""The same of some tables."""
 CHOSEN = ("prior", "penalty", "gradient", "lr", "weight_decay")
 """What stands among the scores of a task, and is none."""
 PARTS: Mapping[str, tuple[str, str]] = {
-    "card": ("Relations", "What the model confuses, and which relations of its modalities it tells apart."),
     "groups": ("Subgroups", "Every score by group, the worst first, with its number of samples and 95 % interval."),
     "corruptions": (
         "Robustness",
@@ -29,7 +28,7 @@ PARTS: Mapping[str, tuple[str, str]] = {
     "classes": ("Classes", "Recall, precision and F1 of each class, the lowest recall first."),
     "mteb": ("Tasks of mteb", "Every score of each split and subset."),
 }
-"""Table of a task's JSON -> title of its part, and what it says."""
+"""Table of a task's JSON -> title of its part, and what it says. A relation card stands among the scores."""
 
 
 class Estimate(NamedTuple):
