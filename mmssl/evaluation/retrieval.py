@@ -22,9 +22,10 @@ from mmssl.evaluation.common import (
     require_usable,
     warn_of_ties,
 )
+from mmssl.evaluation.curves import mean_area_interval
 from mmssl.evaluation.ranking import Ranks, log_sums, pair_ranks
 from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
-from mmssl.evaluation.statistics import share_by_cluster
+from mmssl.evaluation.statistics import random_misses, share_by_cluster
 
 
 class RetrievalConfig(PairEvaluatorConfig, RobustConfig):
@@ -129,8 +130,9 @@ def retrieval_scores(
         recall@k: mean share of a query's right candidates that are among the k best (equal to R@k if there is one);
         mAP@k, of the largest k: mean average precision of the k best, divided by min(k, right candidates);
         MRR: mean of 1 / rank of the best right candidate; mean_rank; median_rank (a half is rounded down, as in open_clip);
-        R@1_ci95_low, _high: bootstrap over samples, so that the items of one sample count as one draw;
-        R@1_chance: R@1 of random scores;  R@1_ceiling: R@1 of the best possible model, below 1 if items repeat between samples;
+        of all these, _chance: that of random scores;  _ci95_low, _high: over samples, so that the items of one sample count as one
+            draw: of R@k and recall@k by bootstrap, of mAP@k and MRR see `mean_area_interval`, of ranks none;
+        R@1_ceiling: R@1 of the best possible model, below 1 if items repeat between samples;
         R@k_dual_softmax: see `RetrievalConfig`;
         tie_rate: share of queries whose best right candidate ties with a wrong one;  n_queries.
     Of the data: n (samples with both), n_excluded (samples with one or none: no queries, but candidates), n_skipped (could not be
@@ -207,25 +209,57 @@ def direction_scores(
     """Scores of one direction; queries without a right candidate are left out. See `retrieval_scores`."""
     can = ranks.positives > 0
     positives, every, owner = ranks.positives[can], ranks.ranks[can], owner[can]
-    best = every[:, 0]
-    n = len(best)
-    scores: dict[str, Score] = {f"R@{k}": int((best <= k).sum()) / n for k in ks}
-    for k in ks:
-        scores[f"recall@{k}"] = float(((every <= k).sum(1).double() / positives).mean())
-    most = max(ks)
+    best, n, most = every[:, 0], int(can.sum()), max(ks)
     precision = torch.arange(1, every.shape[1] + 1, device=every.device) / every.double() * (every <= most)
-    scores[f"mAP@{most}"] = float((precision.sum(1) / positives.clamp(max=most)).mean())
-    _, low, high = share_by_cluster(best == 1, owner, resamples=resamples, seed=seed)
-    return scores | {
-        "MRR": float((1 / best.double()).mean()),
-        "mean_rank": float(best.double().mean()),
-        "median_rank": math.floor(best.double().quantile(0.5)),
-        "R@1_ci95_low": low,
-        "R@1_ci95_high": high,
-        "R@1_chance": float(positives.double().mean()) / candidates,
-        "tie_rate": int(ranks.tied[can].sum()) / n,
-        "n_queries": n,
+    areas = {f"mAP@{most}": precision.sum(1) / positives.clamp(max=most), "MRR": 1 / best.double()}
+    scores: dict[str, Score] = {f"R@{k}": int((best <= k).sum()) / n for k in ks}
+    shares = {f"R@{k}": best <= k for k in ks}
+    for k in ks:
+        shares[f"recall@{k}"] = (every <= k).sum(1).double() / positives
+        scores[f"recall@{k}"] = float(shares[f"recall@{k}"].mean())
+    scores |= {name: float(values.mean()) for name, values in areas.items()}
+    for name, values in shares.items():
+        _, low, high = share_by_cluster(values, owner, resamples=resamples, seed=seed)
+        scores |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+    for name, values in areas.items():
+        low, high = mean_area_interval(values, owner)
+        scores |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+    return (
+        scores
+        | random_scores(positives, candidates, ks)
+        | {
+            "mean_rank": float(best.double().mean()),
+            "median_rank": math.floor(best.double().quantile(0.5)),
+            "tie_rate": int(ranks.tied[can].sum()) / n,
+            "n_queries": n,
+        }
+    )
+
+
+def random_scores(positives: Tensor, candidates: int, ks: tuple[int, ...]) -> dict[str, Score]:
+    """What a random order of the candidates gives in place of each score, as `<score>_chance`.
+
+    Args:
+        positives: [n] int64, right candidates of each query.
+        candidates: N, of each query.
+        ks: cut-offs.
+    """
+    kinds, counts = torch.unique(positives, return_counts=True)
+    share = counts.double() / counts.sum()
+    misses = random_misses(kinds, candidates, candidates)  # [N, kinds]
+    rank = torch.arange(1, candidates + 1, dtype=torch.float64, device=positives.device)[:, None]
+    first = torch.cat([torch.ones_like(misses[:1]), misses[:-1]]) - misses  # the best right candidate has this rank
+    # If rank r is right, 1 + (r - 1)(R - 1) / (N - 1) right ones are expected up to it.
+    precision = kinds / candidates * (1 + (rank - 1) * (kinds - 1) / max(1, candidates - 1)) / rank
+    most = max(ks)
+    chance = {
+        f"mAP@{most}": precision[:most].sum(0) / kinds.clamp(max=most),
+        "MRR": (first / rank).sum(0),
+        "mean_rank": (candidates + 1) / (kinds + 1).double(),
     }
+    chance |= {f"R@{k}": 1 - misses[min(k, candidates) - 1] for k in ks}
+    chance |= {f"recall@{k}": torch.full_like(share, min(1.0, k / candidates)) for k in ks}
+    return {f"{name}_chance": float((values * share).sum()) for name, values in chance.items()}
 
 
 def duplicate_count(items: Items) -> int:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmssl.core.errors import DataError, NumericError
-from mmssl.evaluation.retrieval import RetrievalConfig, duplicate_count, recall_ceiling, retrieval_scores
+from mmssl.evaluation.retrieval import RetrievalConfig, duplicate_count, random_scores, recall_ceiling, retrieval_scores
 from tests.evaluation.world import collected, colour_shards, configured, items, knowing_model, modalities
 
 PAIR = ("image", "text")
@@ -49,11 +49,36 @@ def test_scores_are_those_of_the_naive_matrix() -> None:
         ("text_to_image_", naive(text, image, right.T, (1, 5, 10))),
     ):
         assert {name: scores[prefix + name] for name in expected} == pytest.approx(expected, abs=1e-9)
-        assert scores[prefix + "R@1_ci95_low"] < scores[prefix + "R@1"] < scores[prefix + "R@1_ci95_high"]
+        for name in expected.keys() - {"mean_rank", "median_rank"}:
+            low, high = (scores[f"{prefix}{name}_ci95_{end}"] for end in ("low", "high"))
+            assert low < scores[prefix + name] < high, name
+            assert scores[f"{prefix}{name}_chance"] < low, name
     n = len(owner.unique())
     assert (scores["n"], scores["n_excluded"], scores["n_image"], scores["n_text"]) == (n, 150 - n, 150, len(owner))
     assert scores["image_to_text_n_queries"] == n
     assert scores["image_to_text_R@5"] > scores["image_to_text_recall@5"]
+
+
+def test_chance_is_the_mean_over_all_orders() -> None:
+    """Queries with one and with two right ones of five candidates."""
+    from itertools import permutations
+
+    orders = torch.tensor([*permutations(range(5))])
+    scores = [naive_of_orders(orders, right) for right in (1, 2, 2)]
+    mean = {f"{name}_chance": sum(one[name] for one in scores) / 3 for name in scores[0]}
+    assert random_scores(torch.tensor([1, 2, 2]), 5, (1, 3, 9)) == pytest.approx(mean)
+
+
+def naive_of_orders(orders: Tensor, right: int) -> dict[str, float]:
+    found = orders < right
+    first, rank = found.int().argmax(1) + 1, torch.arange(1, 6)
+    return {
+        **{f"R@{k}": found[:, :k].any(1).double().mean().item() for k in (1, 3, 9)},
+        **{f"recall@{k}": (found[:, :k].sum(1) / right).double().mean().item() for k in (1, 3, 9)},
+        "mAP@9": ((found.cumsum(1) / rank * found).sum(1) / right).double().mean().item(),
+        "MRR": (1 / first.double()).mean().item(),
+        "mean_rank": first.double().mean().item(),
+    }
 
 
 def test_pairs_score_as_in_open_clip() -> None:
@@ -76,7 +101,7 @@ def test_a_random_model_scores_chance() -> None:
     generator = torch.Generator().manual_seed(0)
     x = F.normalize(torch.randn(2, 2000, 8, generator=generator), dim=-1)
     scores = scores_of(x[0], x[1], resamples=100)
-    assert scores["image_to_text_R@1_chance"] == 1 / 2000
+    assert scores["image_to_text_R@1_chance"] == pytest.approx(1 / 2000)
     assert scores["text_to_image_R@10"] < 0.015
     assert scores["text_to_image_mean_rank"] == pytest.approx(1000, rel=0.06)
 
