@@ -144,7 +144,7 @@ def calibrate(data: Collected, config: CalibrationConfig) -> tuple[dict[str, Sco
             themselves, negative ones as 0;  brier: mean squared error, brier_chance that of the prior alone;
         AUROC: chance that a match has the larger cosine, with an interval over samples (DeLong's, with Obuchowski's clusters);
         threshold@f: cosine above which a share f of the wrong pairs of the fitted half lies;  false_accept@f, accept@f: shares of
-            wrong and of right pairs above it, with intervals by bootstrap over samples;
+            wrong and of right pairs above it, with intervals by bootstrap over samples; accept@f_chance is f;
         n (samples with both), n_pairs, n_excluded, n_skipped, prior, split_seed.
 
     Raises:
@@ -197,6 +197,7 @@ def calibrate(data: Collected, config: CalibrationConfig) -> tuple[dict[str, Sco
                 f"{name}@{rate:g}_ci95_low": low,
                 f"{name}@{rate:g}_ci95_high": high,
             }
+        scores[f"accept@{rate:g}_chance"] = rate
     counts = {"n": len(samples), "n_pairs": len(truth), "n_excluded": len(data.keys) - len(samples)}
     return scores | counts | {
         "n_skipped": data.skipped, "prior": config.prior, "split_seed": config.seed

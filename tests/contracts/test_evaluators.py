@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
-from mmssl.core.evaluator import Score
+from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.media.encode import encode_clip
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.label import LabelConfig
@@ -27,6 +27,7 @@ from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
 from mmssl.recipe.unions import EvaluatorUnion
+from mmssl.reporting.results import summary_rows
 from tests.data.make import Record, write
 from tests.distributed.processes import Processes
 from tests.evaluation.world import Formula, configured
@@ -65,6 +66,9 @@ TRAINED = ("linear_probe", "attentive_probe", "fine_tuning", "knn", "few_shot")
 OF_FILES = {"caption_choice", "mteb"}
 """Kinds that read no shards: their own tests hold two processes, and what is damaged. mteb's need its package."""
 EVERY = pytest.mark.parametrize("kind", CASES)
+WITHOUT_INTERVAL = ("rankme", "effective_rank", "spread", "uniformity", "gap", "alignment")
+"""Properties of a set of features, not means over samples."""
+WITHOUT_CHANCE = ("ece",)
 WITHOUT = {"n_excluded", "n_train_excluded"}
 
 
@@ -122,7 +126,7 @@ def record(number: int, *, sound: bool = True, clip: bool = True, label: bool = 
     return fields
 
 
-def measure(kind: str, shards: list[str], train: list[str]) -> dict[str, Score]:
+def built(kind: str, shards: list[str], train: list[str]) -> Evaluator:
     (union, _) = get_args(EvaluatorUnion)
     config = next(member for member in get_args(union) if member.model_fields["kind"].default == kind)
     values: Mapping[str, Any] = CASES[kind] | {"shards": shards, "batch_size": 2}
@@ -130,7 +134,13 @@ def measure(kind: str, shards: list[str], train: list[str]) -> dict[str, Score]:
         values = {**values, "train_shards": train}
     if kind == "fine_tuning":
         values = {**values, "validation_shards": [_copy(path) for path in train]}
-    return dict(configured(config, **values).build(modalities()).evaluate(model()))
+    evaluator = configured(config, **values).build(modalities())
+    assert isinstance(evaluator, Evaluator)
+    return evaluator
+
+
+def measure(kind: str, shards: list[str], train: list[str]) -> dict[str, Score]:
+    return dict(built(kind, shards, train).evaluate(model()))
 
 
 def _copy(shard: str) -> str:
@@ -177,6 +187,18 @@ def test_samples_without_a_modality_take_no_part_and_are_counted(kind: str, shar
     assert scores[ways] == (10 if kind == "retrieval" else 9)
     if kind in TRAINED:
         assert scores["n_train_excluded"] == 4
+
+
+@EVERY
+def test_figures_of_the_summary_have_n_interval_and_chance(kind: str, shards: Callable[..., list[str]]) -> None:
+    train = shards("train", lambda: whole(9))
+    evaluator = built(kind, train, train)
+    scores = dict(evaluator.evaluate(model()))
+    for row in summary_rows(kind, scores, evaluator.headlines):
+        if row.value is None or any(row.metric.endswith(name) for name in WITHOUT_INTERVAL):
+            continue
+        assert None not in (row.n, row.ci95_low, row.ci95_high), row
+        assert row.chance is not None or row.metric.endswith(WITHOUT_CHANCE), row
 
 
 @EVERY

@@ -60,7 +60,7 @@ def neighbours(train: Labelled, ks: tuple[int, ...] = (20,), temperature: float 
     Wu et al. 2018 (arXiv:1805.01978), section 3.4, as DINO weighs it: of the k training samples with the largest cosines s, each
     votes exp(s / temperature) for its class. Of equal cosines the earlier training samples count, of equal votes the lower class.
 
-    The answers are those of the first k. It says k, and acc1_k<k> with its interval for each further k.
+    The answers are those of the first k. It says k, and acc1_k<k> with its interval and chance for each further k.
 
     Raises:
         DataError: fewer than two classes, or fewer training samples than neighbours.
@@ -93,6 +93,7 @@ def neighbours(train: Labelled, ks: tuple[int, ...] = (20,), temperature: float 
         for k in ks[1:]:
             further = classifier_answers(test, classes, classified_with(k)).scores()
             said |= {f"acc1_k{k}{part}": further[f"acc1{part}"] for part in ("", "_ci95_low", "_ci95_high")}
+            said[f"acc1_k{k}_chance"] = 1 / len(classes)
         return answers, said
 
     return classify

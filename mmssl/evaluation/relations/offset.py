@@ -48,9 +48,10 @@ class OffsetConfig(RelationConfig):
 class Offset(RelationEvaluator):
     """R@1 from the first modality to the second at each time offset, and accuracy of choosing the offset 0.
 
-    Scores: R@1_at_<offset> (R@1 with every candidate late by this offset); in_sync_acc: share of samples for which the sample's
-    window without offset is nearer than all of its windows with an offset (ties: see `choices`; chance is in_sync_chance), with its
-    Wilson interval; tie_rate: share of samples whose window without offset ties with one of its windows with an offset; n.
+    Scores: R@1_at_<offset> (R@1 with every candidate late by this offset), with its Wilson interval and chance; in_sync_acc: share
+    of samples for which the sample's window without offset is nearer than all of its windows with an offset (ties: see `choices`;
+    chance is in_sync_chance), with its Wilson interval; tie_rate: share of samples whose window without offset ties with one of its
+    windows with an offset; n.
     """
 
     headlines = ("R@1_at_0", "in_sync_acc")
@@ -91,11 +92,12 @@ class Offset(RelationEvaluator):
         for offset in self.offsets:
             rows = embedded.rows[offset_name(offset)]
             ranks, _ = pair_ranks(anchor, own, rows, own, depth=1)
-            scores[f"R@1_at_{offset:g}"] = int((ranks.ranks[:, 0] == 1).sum()) / n
+            right, name = int((ranks.ranks[:, 0] == 1).sum()), f"R@1_at_{offset:g}"
+            low, high = wilson(right, n)
+            scores |= {name: right / n, f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_chance": 1 / n}
         earned, tied = choices(embedded.near(*map(offset_name, self.offsets)))
         low, high = wilson(round(float(earned.sum())), n)
         return scores | {
-            "R@1_chance": 1 / n,
             "in_sync_acc": float(earned.mean()),
             "in_sync_acc_ci95_low": low,
             "in_sync_acc_ci95_high": high,

@@ -96,7 +96,7 @@ def target_scores(
         R@1: the same of a pool of b alone: what is lost against it, the other modalities cost;
         each with _chance (of random scores) and an interval by bootstrap over samples;
         tie_rate: share of queries of which a tie in the pool decides;  n_queries.
-    Of each query modality, `a_own_modality@1`: share of queries whose nearest item is of their own modality, with _chance.
+    Of each query modality, `a_own_modality@1`: share of queries whose nearest item is of their own modality.
     n (samples with all modalities), n_excluded, n_skipped, bootstrap_seed. Tables: the queries of each direction.
 
     Args:
@@ -128,7 +128,9 @@ def target_scores(
             of_target = (near.count * there).double() / ties
             chance = float((sizes[target] / everything).mean())
             if target == query:
-                scores |= {f"{query}_own_modality@1": float(of_target.mean()), f"{query}_own_modality@1_chance": chance}
+                name = f"{query}_own_modality@1"
+                mean, low, high = share_by_cluster(of_target, owner, resamples=resamples, seed=seed)
+                scores |= {name: mean, f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_chance": chance}
                 continue
             prefix = f"{query}_to_{target}"
             outcomes = {
