@@ -16,6 +16,7 @@ from typing import Any
 
 import learning
 import learning_rows
+from learning_data import pack_pictures
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FORMS = (
@@ -111,7 +112,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder)
         for split, count in (("train", arguments.train), ("test", arguments.test)):
-            learning.pack_pictures(arguments.data / f"cifar10-{split}.npz", shards / split, count, caption)
+            pack_pictures(arguments.data / f"cifar10-{split}.npz", shards / split, count, caption)
         (shards / "classes.txt").write_text("\n".join(CLASSES) + "\n")
         results = learning.run_missing(
             wanted,

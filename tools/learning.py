@@ -1,15 +1,15 @@
 """Does each objective learn? Short runs on real data, beside the untrained encoder: `python tools/learning.py --data FOLDER`.
 
 Each objective trains a small encoder for about two minutes without labels, with three seeds: on CIFAR-10 photographs, on spoken
-digits, or on sentences of the documentation of Python's standard library. kNN and a linear probe then classify test pictures or
-sounds by the features of the network that the objective says is evaluated, and by those of the same encoder before training. The
+digits, on sentences of the documentation of Python's standard library, or on series. kNN and a linear probe then classify test
+samples by the features of the network that the objective says is evaluated, and by those of the same encoder before training. The
 table gives the means over seeds, and a 95 % interval of the gain (Student's t over seeds). A row is a fault unless one of its two
 intervals lies above zero, and none below; and unless every seed holds the bars of the row, which are about what the objective
 itself says of test samples. Rows named "..., control" are those whose signal a setting destroys: their bars are of the other side.
 
 FOLDER holds `cifar10-train.npz` and `cifar10-test.npz`: JPEG bytes in a row (`jpeg`), where each begins (`offsets`), `labels`; and
-`fsdd-recordings.tar` for the rows on sounds. Runs are independent processes; finished ones are kept in `--results` and not
-repeated, so the tool may be stopped and started again.
+`fsdd-recordings.tar` for the rows on sounds and envelopes. Runs are independent processes; finished ones are kept in `--results`
+and not repeated, so the tool may be stopped and started again.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import learning_rows
+import learning_rows_series
 import learning_rows_speech
 import learning_rows_text
-from learning_data import MODALITIES, pack_pictures, pack_sentences, pack_speech
+from learning_data import MODALITIES, pack
 
 if TYPE_CHECKING:
     from mmssl.recipe.recipe import Recipe
     from mmssl.training.run import Run
 
-ROWS = {**learning_rows.ROWS, **learning_rows_speech.ROWS, **learning_rows_text.ROWS}
+ROWS = {
+    **learning_rows.ROWS, **learning_rows_speech.ROWS, **learning_rows_text.ROWS, **learning_rows_series.ROWS,
+}  # fmt: skip
 CLASSES = ("knn/acc1", "probe/acc1")
-SPEECH = "fsdd-recordings.tar"
 SPACE = ("space/uniformity", "space/rankme")
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a two-sided 95 % interval, by number of seeds."""
@@ -51,7 +53,7 @@ def recipe_of(name: str, seed: int, shards: Path, steps: int | None) -> dict[str
     given = ROWS[name]
     modality, settings = MODALITIES[given["data"]]
     test = {"shards": [str(shards / "test")], "modality": modality}
-    classes = {"train_shards": [str(shards / "train")], **test}
+    classes = {"train_shards": [str(shards / given["labelled"])], **test}
     labelled = modality != "text"
     return {
         "name": f"{name.replace(', ', '_').replace(' ', '_')}_{seed}",
@@ -62,7 +64,7 @@ def recipe_of(name: str, seed: int, shards: Path, steps: int | None) -> dict[str
             modality: {**settings, "views": given["views"]},
             **({"label": {"kind": "label"}} if labelled else {}),
         },
-        "data": {"shards": [str(shards / "train")], "workers": 0},
+        "data": {"shards": [str(shards / given["train"])], "workers": 0},
         "encoders": {modality: given["encoder"]},
         "objective": given["objective"],
         "optimizer": given["optimizer"],
@@ -106,7 +108,7 @@ def own_figures(recipe: Recipe, run: Run, shards: Path, training: bool, batches:
             if len(batch) == recipe.batch_size:
                 output, latents = learner(batch, total - 1, total)
                 found.append({"loss": output.total, **output.terms, **output.metrics})
-                if {"0", "1"} <= latents.keys():
+                if {"0", "1"} <= latents.keys() and latents["0"].ndim == 2:
                     both = torch.stack([latents["0"], latents["1"]], 1)
                     found[-1] |= {"alignment": alignment(both), "uniformity": uniformity(latents["0"]) or 0.0}
     stream.close()
@@ -215,7 +217,10 @@ def table(results: list[dict[str, Any]]) -> str:
             gain, half = interval([a - b for a, b in zip(after, before, strict=True)])
             cells += [f"{statistics.mean(before):.3f}", f"{statistics.mean(after):.3f}", f"{gain:+.3f} ± {half:.3f}"]
         bars = ROWS[name]["bars"] if "own" in runs[0] else ()
-        held = [[bar_holds(bar, one["own"], one["own_before"]) for bar in bars] for one in runs]
+        held = [
+            [bar_holds(bar, one["own"] | one["after"], one["own_before"] | one["before"]) for bar in bars]
+            for one in runs
+        ]
         cells.append(
             "; ".join(said for one in held for holds, said in one) + " FAULT" * any(not h for o in held for h, _ in o)
         )
@@ -296,14 +301,8 @@ def main() -> None:
         return
     wanted = [(name, seed) for name in arguments.rows for seed in range(arguments.seeds)]
     with tempfile.TemporaryDirectory() as folder:
-        needed = {ROWS[name]["data"] for name in arguments.rows}
-        if "sentences" in needed:
-            pack_sentences(Path(folder) / "sentences")
-        for split, count in (("train", arguments.train), ("test", arguments.test)):
-            if "pictures" in needed:
-                pack_pictures(arguments.data / f"cifar10-{split}.npz", Path(folder) / "pictures" / split, count)
-            if "speech" in needed:
-                pack_speech(arguments.data / SPEECH, Path(folder) / "speech" / split, split)
+        for data in {ROWS[name]["data"] for name in arguments.rows}:
+            pack(data, arguments.data, Path(folder) / data, arguments.train, arguments.test)
         results = run_missing(
             wanted,
             arguments.results,

@@ -23,9 +23,11 @@ def row(objective: Mapping[str, Any], encoder: Mapping[str, Any] = CONV, **chang
     """Settings of one row: the objective, its encoder, and what differs from the rest.
 
     Changes may be `bars`: what must hold of the objective's own figures on test samples, for each seed, as "accuracy > 0.45" or
-    "loss < 0.9 * chance_loss". They were stated before the runs.
+    "loss < 0.9 * chance_loss"; scores of the evaluators have names, too: "probe/acc1". They were stated before the runs. `train`
+    and `labelled` are the folders of the data that are trained on and whose labels kNN and the probe learn.
     """
-    usual = {"data": "pictures", "views": VIEWS, "batch": 128, "steps": 400, "optimizer": ADAMW, "bars": ()}
+    usual: dict[str, Any] = {"data": "pictures", "train": "train", "labelled": "train"}
+    usual |= {"views": VIEWS, "batch": 128, "steps": 400, "optimizer": ADAMW, "bars": ()}
     return {"objective": dict(objective), "encoder": dict(encoder), **usual, **changes}
 
 

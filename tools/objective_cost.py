@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import learning
-from learning_data import pack_pictures, pack_speech
+from learning_data import SPEECH, pack_pictures, pack_speech
 from learning_rows import VIT
 
 BATCH = 64
@@ -73,7 +73,7 @@ def main() -> None:
         if "pictures" in needed:
             pack_pictures(arguments.data / "cifar10-train.npz", shards / "pictures" / "train", 256)
         if "speech" in needed:
-            pack_speech(arguments.data / learning.SPEECH, shards / "speech" / "train", "train")
+            pack_speech(arguments.data / SPEECH, shards / "speech" / "train", "train")
         bases = {data: cost(BASES[data], shards, arguments.steps) for data in needed}
         rows = []
         print("| objective | ms a step | beside SimCLR |\n|---|---|---|")

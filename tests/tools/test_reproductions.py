@@ -157,7 +157,7 @@ def test_the_objective_is_measured_on_test_samples(
 ) -> None:
     monkeypatch.setitem(learning.ROWS["pretext"], "batch", 8)
     for split in ("train", "test"):
-        learning.pack_pictures(pictures / f"cifar10-{split}.npz", tmp_path / split, 20)
+        learning_data.pack_pictures(pictures / f"cifar10-{split}.npz", tmp_path / split, 20)
     found = learning.run_one("pretext", 0, tmp_path, 1, tmp_path / "none.jsonl")
     assert found["own"]["chance_loss"] == pytest.approx(math.log(4))
     assert found["own"]["accuracy"] in [hits / 16 for hits in range(17)], "of two whole batches"
