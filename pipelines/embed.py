@@ -71,8 +71,6 @@ def embed(
 
     `mmssl embed runs/vit_b_32 --shards 'test/{000000..000007}.tar' --out embeddings`
 
-    `mmssl embed runs/vit_b_32 --files photos --out embeddings`
-
     `mmssl embed runs/vit_b_32 --files pairs.csv --column image=photo --column caption=title --out embeddings`
 
     `torchrun --nproc-per-node 8 -m pipelines.embed runs/vit_b_32 --shards test --out embeddings`

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from mmssl.data.shards.remote import Remote
 from mmssl.data.stream.batches import EvalStream
 from mmssl.evaluation.collect import unpack_items
 from mmssl.evaluation.common import inference, require_usable
-from mmssl.evaluation.embed_legend import SAMPLES_FILE, array_files, finished_rows, write_legend
+from mmssl.evaluation.embed_legend import finished_rows, publish, write_legend
 from mmssl.evaluation.embed_pieces import (
     Piece,
     PieceWriter,
@@ -103,12 +102,8 @@ def write_embeddings(
     dtype, facts = np.float16 if half else np.float32, dict(source or {})
     reading = _Reading(batch_size, workers, max_failures)
     job = _Job(model, index, modalities, tuple(wanted), dtype, features, reading, shards, facts, progress)
-    if "model" in facts and not overwrite:
-        done = distributed.gather_objects(finished_rows(out, job.facts()) if distributed.is_main() else None)[0]
-        if done is not None and (all(done.values()) or not required):
-            if distributed.is_main():
-                log.warning("%s holds these embeddings already: nothing was embedded; to embed again: --overwrite", out)
-            return dict(done)
+    if "model" in facts and not overwrite and (done := _finished(out, job, required)):
+        return done
     with _unfinished(out, job.settings(), resume="model" in facts) as folder:
         _raise(distributed.attempt(lambda: job.run(folder)))
         pieces = distributed.gather_objects(finished_pieces(folder, dtype) if distributed.is_main() else None)[0]
@@ -119,6 +114,16 @@ def write_embeddings(
         _raise(distributed.attempt(lambda: _complete(folder, out, index, pieces, facts, dtype)))
     rows: dict[str, int] = facts["rows"]
     return rows
+
+
+def _finished(out: Path, job: _Job, required: bool) -> dict[str, int] | None:
+    """The rows of a folder that holds what the job would write; None: it does not."""
+    done = distributed.gather_objects(finished_rows(out, job.facts()) if distributed.is_main() else None)[0]
+    if done is None or (required and not all(done.values())):
+        return None
+    if distributed.is_main():
+        log.warning("%s holds these embeddings already: nothing was embedded; to embed again: --overwrite", out)
+    return dict(done)
 
 
 def _raise(outcome: object) -> None:
@@ -138,7 +143,7 @@ def _complete(
         for name in names:
             digests |= join_pieces(folder, pieces, name, dtype)
         write_legend(folder, index, {**facts, "arrays": digests}, names)
-        _publish(folder, out, [name for name in facts["rows"] if name not in names])
+        publish(folder, out, [name for name in facts["rows"] if name not in names])
 
 
 @contextmanager
@@ -169,16 +174,6 @@ def _unfinished(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
                 shutil.rmtree(folder, ignore_errors=True)
             if made and out.is_dir() and not any(out.iterdir()):
                 out.rmdir()
-
-
-def _publish(folder: Path, out: Path, absent: Sequence[str]) -> None:
-    """Move finished files into `out`, the manifest last: all files that a manifest names are from one call."""
-    stale = [out / file for name in absent for file in array_files(name)]
-    for path in (out / "manifest.json", out / SAMPLES_FILE, *stale):
-        path.unlink(missing_ok=True)
-    (folder / "settings.json").unlink()
-    for path in sorted(folder.glob("[!.]*"), key=lambda path: path.name == "manifest.json"):
-        os.replace(path, out / path.name)
 
 
 class _Reading(NamedTuple):

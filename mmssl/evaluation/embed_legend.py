@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def finished_rows(folder: Path, facts: Mapping[str, Any]) -> dict[str, int] | No
     whole = all(found == {rows[name]} for name, found in lengths.items())
     same = manifest | json.loads(json.dumps(facts)) == manifest
     return rows if whole and same else None
+
+
+def publish(folder: Path, out: Path, absent: Sequence[str]) -> None:
+    """Move finished files into `out`, the manifest last: all files that a manifest names are from one call."""
+    stale = [out / file for name in absent for file in array_files(name)]
+    for path in (out / "manifest.json", out / SAMPLES_FILE, *stale):
+        path.unlink(missing_ok=True)
+    (folder / "settings.json").unlink()
+    for path in sorted(folder.glob("[!.]*"), key=lambda path: path.name == "manifest.json"):
+        os.replace(path, out / path.name)
 
 
 def array_files(name: str) -> tuple[str, str]:
