@@ -13,6 +13,7 @@ from mmssl.core.errors import DataError
 from mmssl.evaluation.labelled import few_shot
 from mmssl.evaluation.labelled.base import Labelled, classifier_scores
 from mmssl.evaluation.labelled.few_shot import FewShotConfig, few_shot_classifier
+from mmssl.evaluation.labelled.linear_probe import fit_probes
 from mmssl.evaluation.statistics import mean_interval
 from tests.evaluation.world import configured
 
@@ -86,9 +87,13 @@ def test_what_is_said_without_shots_is_of_all_draws_of_the_most() -> None:
 
 
 def test_classifiers_are_fitted_once_whatever_they_are_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    fits = []
-    fit = few_shot.fit_probes
-    monkeypatch.setattr(few_shot, "fit_probes", lambda *given, **more: fits.append(1) or fit(*given, **more))
+    fits: list[int] = []
+
+    def counted(*given: Any, **more: Any) -> Any:
+        fits.append(1)
+        return fit_probes(*given, **more)
+
+    monkeypatch.setattr(few_shot, "fit_probes", counted)
     train = samples(40, 0)
     classify = few_shot_classifier(train, config(shots=[1, 2], draws=3))
     found = [classify(samples(20, seed))[0].scores()["acc1"] for seed in (1, 2)]
