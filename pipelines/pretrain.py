@@ -147,8 +147,11 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
     model = None
     if launch.is_main and checkpoints(recipe.folder / FOLDER):
         model = trained(recipe, built)
-        report = report_run(recipe, model=model, failures=built.state.failures)
+        figures = recipe.folder / "figures" if recipe.training.log.pictures else None
+        report = report_run(recipe, model=model, failures=built.state.failures, figures=figures)
         say(f"finished; report in {report}")
+        if figures is not None:
+            launch.show_pictures(recipe.folder, sorted(figures.glob("*.png")), built.state.step)
         if recipe.keep is not None:
             choose_share(recipe, recipe.folder, built.launch.device)
     if built.state.failures:

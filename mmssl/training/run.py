@@ -73,6 +73,8 @@ class LogConfig(Config):
             run goes on in its run there.
         project: project of wandb and trackio, experiment of mlflow.
         tags: of the run there.
+        pictures: whether the figures of the report, curves and a map of the embeddings, go to the trackers too, at the end, and as
+            PNG into `figures` of the run folder. Trackers without pictures get none.
     """
 
     every: PositiveDuration = Duration("20 steps")
@@ -80,6 +82,7 @@ class LogConfig(Config):
     trackers: tuple[str, ...] = ("tensorboard",)
     project: str = "mmssl"
     tags: tuple[str, ...] = ()
+    pictures: bool = False
 
 
 class TrainingConfig(Config):

@@ -42,7 +42,7 @@ from mmssl.training.runtime.launcher import (
 )
 from mmssl.training.runtime.signals import default_signals
 from mmssl.training.runtime.slurm import adopt_slurm
-from mmssl.training.runtime.trackers import check_trackers, open_tracker
+from mmssl.training.runtime.trackers import check_trackers, log_picture, open_tracker
 
 Device = Literal["auto", "cpu", "cuda"]
 _LOST = re.compile(
@@ -240,6 +240,17 @@ class Launch:
     def track(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers to the trackers. A tracker that fails is reported once and then disabled; `metrics.jsonl` has all numbers."""
         self._each(lambda tracker: tracker.log(dict(values), step=step))
+
+    def show_pictures(self, folder: Path, pictures: Sequence[Path], step: int) -> None:
+        """Give the trackers of a finished run its pictures, on the main process: the run there is opened once more.
+
+        Args:
+            folder: of the run. pictures: files. step: the last one.
+        """
+        self.start_trackers(folder, step)
+        for picture in pictures:
+            self._each(lambda tracker, picture=picture: log_picture(tracker, picture, step))  # type: ignore[misc]
+        self.stop_trackers()
 
     def stop_trackers(self) -> None:
         """Flush and close the trackers."""

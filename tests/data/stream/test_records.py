@@ -60,6 +60,7 @@ VIDEO_VIEWS: dict[str, dict[str, Any]] = {
 }
 TEXT_VIEWS: dict[str, dict[str, Any]] = {
     "tokens": {"augment": [{"kind": "swap"}]},
+    "parts": {"parts": 2, "words": 2},
     "words": {},
     "choice": {"choices": 3},
     "hard_negative": {},

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from PIL import Image
 
 from mmssl.core.errors import RecipeError
 from mmssl.training.runtime import launch as launching
 from mmssl.training.runtime import trackers
 from mmssl.training.runtime.launch import Launch
-from mmssl.training.runtime.trackers import check_trackers, open_tracker
+from mmssl.training.runtime.trackers import check_trackers, log_picture, open_tracker
 
 ROOT = Path(__file__).resolve().parents[3]
 Started = list[tuple[str, dict[str, Any]]]
@@ -115,6 +116,40 @@ def test_a_tracker_that_cannot_be_opened_stops_a_new_run_and_no_old_one(
     launch.stop_trackers()
 
 
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    file = tmp_path / "00_Loss.png"
+    Image.new("RGB", (6, 4), (200, 0, 0)).save(file)
+    return file
+
+
+def test_pictures_go_where_there_is_a_place_for_them(picture: Path) -> None:
+    kept: list[Any] = []
+    log_picture(SimpleNamespace(name="mlflow", log_artifact=lambda *what: kept.append(what)), picture, 7)  # type: ignore[arg-type]
+    assert kept == [(str(picture), "figures")]
+    other = SimpleNamespace(name="wandb", log_images=lambda values, step: kept.append((values, step)))
+    log_picture(other, picture, 7)  # type: ignore[arg-type]
+    values, step = kept[1]
+    assert step == 7
+    assert values["figures/00_Loss"].shape == (1, 4, 6, 3)
+    log_picture(SimpleNamespace(name="dvclive"), picture, 7)  # type: ignore[arg-type]
+
+
+def test_tensorboard_keeps_pictures_of_a_finished_run_beside_its_numbers(picture: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    launch = Launch(device="cpu", trackers=["tensorboard"])
+    launch.start_trackers(tmp_path, 0)
+    launch.track({"loss": 1.0}, 7)
+    launch.stop_trackers()
+    launch.show_pictures(tmp_path, [picture], 7)
+    launch.close()
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    read = accumulator.EventAccumulator(str(folder)).Reload()
+    assert [one.step for one in read.Scalars("loss")] == [7]
+    (shown,) = read.Images("figures/00_Loss")
+    assert (shown.step, shown.width, shown.height) == (7, 6, 4)
+
+
 REAL = ("wandb", "mlflow", "trackio")
 
 
@@ -166,4 +201,8 @@ def session(name: str, folder: str, step: str) -> None:
     tracker = open_tracker(name, Path(folder), int(step), "scenes", ["small", "first"])
     for number in range(int(step) + 1, int(step) + 4):
         tracker.log({"train/loss": 1 / number}, step=number)
+    if int(step):
+        file = Path(folder) / "figure.png"
+        Image.new("RGB", (6, 4)).save(file)
+        log_picture(tracker, file, int(step) + 3)
     tracker.finish()
