@@ -182,6 +182,7 @@ class EmbeddingModel(nn.Module):
     Args:
         encoders: modality -> encoder.
         heads: modality -> head into the shared space; empty for objectives that have none.
+        logit_scales: pair of modalities -> trained logit scale of their cosines, 1 / temperature; None: there is none.
 
     Attributes:
         precision: in which the encoders compute: "float32", or "bf16" by autocast. What follows them is float32 in both.
@@ -189,10 +190,16 @@ class EmbeddingModel(nn.Module):
 
     precision: TowerPrecision = "float32"
 
-    def __init__(self, encoders: Mapping[str, nn.Module], heads: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        heads: Mapping[str, nn.Module],
+        logit_scales: Mapping[tuple[str, str], float] | None = None,
+    ) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
         self.heads = nn.ModuleDict(heads)
+        self.logit_scales = dict(logit_scales or {})
 
     @property
     def device(self) -> torch.device:
@@ -212,6 +219,10 @@ class EmbeddingModel(nn.Module):
                 f"no shared space for {modality!r}: this model was trained with heads for {sorted(self.heads) or 'no modality'}; "
                 "comparing modalities needs an objective that aligns them"
             )
+
+    def logit_scale(self, a: str, b: str) -> float | None:
+        """Trained logit scale of the cosines of two modalities, named in any order; None: there is none."""
+        return self.logit_scales.get((a, b), self.logit_scales.get((b, a)))
 
     def features(self, modality: str, x: Tensor) -> Tensor:
         """Pooled encoder features [B, D] of raw views [B, ...], float32, before any head: the input of linear probes.

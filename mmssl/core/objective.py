@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmssl.core.batch import Batch, Needs
 from mmssl.core.capabilities import check_capabilities
 from mmssl.core.context import StepContext
-from mmssl.core.encoder import Encoder
+from mmssl.core.encoder import EmbeddingModel, Encoder
 from mmssl.core.forward import Network
 from mmssl.core.start import Start
 from mmssl.core.teacher import Momentum, Teacher, teachers_in
@@ -270,6 +270,11 @@ class Learner(nn.Module):
             modality: followers[modality] if measured.get(modality) == "teacher" else encoder
             for modality, encoder in self.encoders.items()
         }
+
+    def embedding_model(self) -> EmbeddingModel:
+        """The networks, heads and logit scales, for evaluators: it shares the weights, and has the scales as they are now."""
+        scales = {pair: float(scale.detach()) for pair, scale in self.objective.logit_scales().items()}
+        return EmbeddingModel(self.networks(), self.objective.heads(), scales)
 
     def after_update(self, latents: Latents, ctx: StepContext, skip: Tensor | None = None) -> None:
         """After an optimizer step: call the objective's `after_update`, then move every teacher towards its student.

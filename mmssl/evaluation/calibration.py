@@ -16,6 +16,7 @@ from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
+from mmssl.evaluation.calibration_error import calibration_error, calibration_error_interval, random_halves
 from mmssl.evaluation.collect import Collected, Items, KeptShards, items_in_both
 from mmssl.evaluation.common import (
     PairEvaluatorConfig,
@@ -27,10 +28,7 @@ from mmssl.evaluation.common import (
 from mmssl.evaluation.curves import area_interval, auroc_influence
 from mmssl.evaluation.statistics import share_by_cluster
 
-BINS = 15
-"""Bins of the expected calibration error."""
 _ROWS_AT_ONCE = 65536
-_DRAWS_AT_ONCE = 64
 
 
 class CalibrationConfig(PairEvaluatorConfig):
@@ -140,7 +138,7 @@ def calibrate(data: Collected, config: CalibrationConfig) -> tuple[dict[str, Sco
 
     Scores, all of the other half:
         ece: expected calibration error, 15 bins of equal width, of pairs of which `prior` match, with an interval by bootstrap over
-            samples (see `_ece_interval`);  ece_cosine: that of the cosines
+            samples (see `calibration_error_interval`);  ece_cosine: that of the cosines
             themselves, negative ones as 0;  brier: mean squared error, brier_chance that of the prior alone;
         AUROC: chance that a match has the larger cosine, with an interval over samples (DeLong's, with Obuchowski's clusters);
         threshold@f: cosine above which a share f of the wrong pairs of the fitted half lies;  false_accept@f, accept@f: shares of
@@ -162,14 +160,13 @@ def calibrate(data: Collected, config: CalibrationConfig) -> tuple[dict[str, Sco
             f"{len(samples)} samples have both {config.pair[0]!r} and {config.pair[1]!r}, of {len(data.keys)}: wanted four or more "
             "to calibrate on one half and measure on the other; check the evaluator's `shards`"
         )
-    order = torch.from_numpy(generator(config.seed, "calibration").permutation(len(samples))).to(samples.device)
-    halves = (order[: len(order) // 2].sort().values, order[len(order) // 2 :].sort().values)
-    fitted, other = (_pairs(a, b, samples[half], config) for half in halves)
+    halves = random_halves(len(samples), config.seed, "calibration")
+    fitted, other = (_pairs(a, b, samples[half.to(samples.device)], config) for half in halves)
     calibration = Calibration.fit(fitted.cosines.numpy(), fitted.matches.numpy(), config.prior)
     truth, weights = other.matches.numpy(), _weights(other.matches.numpy(), config.prior)
     probabilities = calibration(other.cosines).numpy()
-    error = _ece(probabilities, truth, weights)
-    error_low, error_high = _ece_interval(probabilities, other, error, config)
+    error = calibration_error(probabilities, truth, weights)
+    error_low, error_high = _error_interval(probabilities, other, error, config)
     area, influence = (found[0] for found in auroc_influence(other.cosines[None], other.matches[None]))
     fewest = min(int(truth.sum()), int((~truth).sum()))
     area_low, area_high = area_interval(float(area), influence, other.owner, fewest)
@@ -177,7 +174,7 @@ def calibrate(data: Collected, config: CalibrationConfig) -> tuple[dict[str, Sco
         "ece": error,
         "ece_ci95_low": error_low,
         "ece_ci95_high": error_high,
-        "ece_cosine": _ece(other.cosines.clamp(0, 1).numpy(), truth, weights),
+        "ece_cosine": calibration_error(other.cosines.clamp(0, 1).numpy(), truth, weights),
         "brier": float((weights * (probabilities - truth) ** 2).sum()),
         "brier_chance": config.prior * (1 - config.prior),
         "AUROC": float(area),
@@ -231,37 +228,15 @@ def _weights(matches: np.ndarray, prior: float) -> np.ndarray:
     return np.asarray(np.where(matches, prior / matches.sum(), (1 - prior) / (~matches).sum()))
 
 
-def _ece(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
-    """Expected calibration error: mean over bins of |mean probability - share of matches| (Guo et al. 2017, equation 3)."""
-    place = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    gap = np.bincount(place, weights * (probabilities - truth), BINS)
-    return float(np.abs(gap).sum())
-
-
-def _ece_interval(
+def _error_interval(
     probabilities: np.ndarray, pairs: Pairs, error: float, config: CalibrationConfig
 ) -> tuple[float, float]:
-    """95 % interval of `_ece` by bootstrap over the samples of the first items: percentiles, moved by what the draws' mean lies
-    above the error, because drawing alone raises a sum of absolute values; not below 0."""
-    place = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    truth = pairs.matches.numpy()
-    samples, cluster = np.unique(pairs.owner.numpy(), return_inverse=True)
-    sums = {}
-    for match in (True, False):
-        own = truth == match
-        gaps = np.bincount(cluster[own] * BINS + place[own], (probabilities - truth)[own], len(samples) * BINS)
-        counts = np.bincount(cluster[own], minlength=len(samples))
-        sums[match] = np.column_stack([gaps.reshape(-1, BINS), counts])
-    drawn = generator(config.seed, "calibration", "ece")
-    errors = []
-    for first in range(0, config.resamples, _DRAWS_AT_ONCE):
-        size = min(_DRAWS_AT_ONCE, config.resamples - first)
-        often = drawn.multinomial(len(samples), np.full(len(samples), 1 / len(samples)), size=size)
-        right, wrong = ((drawn_sums := often @ sums[one])[:, :-1] / drawn_sums[:, -1:].clip(1) for one in (True, False))
-        errors.append(np.abs(config.prior * right + (1 - config.prior) * wrong).sum(1))
-    every = np.concatenate(errors)
-    low, high = np.quantile(every, [0.025, 0.975]) - (every.mean() - error)
-    return max(0.0, float(low)), float(high)
+    """See `calibration_error_interval`: of pairs of which `prior` match, over the samples of the first items."""
+    truth, owner, drawn = pairs.matches.numpy(), pairs.owner.numpy(), generator(config.seed, "calibration", "ece")
+    shares = (1 - config.prior, config.prior)
+    return calibration_error_interval(
+        probabilities, truth, owner, error, drawn, config.resamples, strata=truth.astype(int), shares=shares
+    )
 
 
 def to_json(calibration: Calibration) -> dict[str, Any]:

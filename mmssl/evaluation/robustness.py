@@ -202,7 +202,7 @@ class AveragedModel(EmbeddingModel):
     """
 
     def __init__(self, model: EmbeddingModel, kinds: Mapping[str, Average]) -> None:
-        super().__init__(model.encoders, model.heads)  # type: ignore[arg-type]
+        super().__init__(model.encoders, model.heads, model.logit_scales)  # type: ignore[arg-type]
         self.kinds = dict(kinds)
 
     def features(self, modality: str, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float, float]:
-    """Mean of a few independent values, Student's 95 % interval (low, high) of it, and their standard deviation.
+    """Mean of independent values, Student's 95 % interval (low, high) of it, and their standard deviation.
 
     Args:
         values: at least two.

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import torch
 
-from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import CheckpointError, RecipeError
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
@@ -50,7 +49,7 @@ class Scorer:
     def __call__(self, state: State) -> Scores:
         """Scores of a state, by "<evaluator>/<metric>"."""
         pour(self.learner, state)
-        model = EmbeddingModel(self.learner.networks(), self.learner.objective.heads()).eval()
+        model = self.learner.embedding_model().eval()
         return {f"{name}/{k}": x for name, one in self.evaluators.items() for k, x in one.evaluate(model)}
 
     def __enter__(self) -> Self:

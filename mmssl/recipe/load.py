@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from mmssl.core.encoder import EmbeddingModel, EncoderConfig
+from mmssl.core.encoder import EncoderConfig
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
@@ -137,7 +137,6 @@ def start_of(recipe: Recipe, *, device: str | torch.device = "cpu") -> Model:
 
 def _ready(recipe: Recipe, checkpoint: Path | None, learner: Learner, device: str | torch.device) -> Model:
     merge_lora(learner)
-    embedding = EmbeddingModel(learner.networks(), learner.objective.heads())
-    scales = {pair: float(scale.detach()) for pair, scale in learner.objective.logit_scales().items()}
+    embedding = learner.embedding_model()
     biases = {pair: float(bias.detach()) for pair, bias in learner.objective.logit_biases().items()}
-    return Model(recipe, checkpoint, embedding.requires_grad_(False).eval().to(device), scales, biases)
+    return Model(recipe, checkpoint, embedding.requires_grad_(False).eval().to(device), biases)

@@ -84,14 +84,13 @@ class Model:
         recipe: Recipe,
         checkpoint: Path | None,
         embedding: EmbeddingModel,
-        logit_scales: Mapping[tuple[str, str], float],
         logit_biases: Mapping[tuple[str, str], float] | None = None,
     ) -> None:
         self.recipe = recipe
         self.checkpoint = checkpoint
         self.embedding = embedding
         self.modalities: Mapping[str, Modality] = recipe.build_modalities()
-        self.logit_scales = dict(logit_scales)
+        self.logit_scales = embedding.logit_scales
         self.logit_biases = dict(logit_biases or {})
 
     def __repr__(self) -> str:

@@ -10,7 +10,6 @@ from typing import Literal
 
 from mmssl.core.config import Config
 from mmssl.core.distributed import attempt, gather_objects, is_main
-from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import CheckpointError, MmsslError, RecipeError, Stopped, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.training.checkpoints.write import CheckpointStore
@@ -154,7 +153,7 @@ class EvaluateBeat(Beat):
     def beat(self, state: TrainState, report: StepReport | None) -> None:
         """See the base."""
         learner = state.ema.module if state.ema is not None else state.learner
-        model = EmbeddingModel(learner.networks(), learner.objective.heads()).eval()
+        model = learner.embedding_model().eval()
         with eagerly(learner), self._launch.gathered(learner):
             mine = attempt(
                 lambda: {f"{self.name}/{metric}": score for metric, score in self._evaluator.evaluate(model)}

@@ -35,7 +35,13 @@ from tests.evaluation.world import Formula, configured
 RATE, FRAMES, WIDTH = 8000, 10, 8
 PAIR = ["video", "audio"]
 CASES: dict[str, dict[str, Any]] = {
-    "zero_shot": {"modality": "video", "prompts": "text", "classnames": ["one", "two", "three"], "templates": "plain"},
+    "zero_shot": {
+        "modality": "video",
+        "prompts": "text",
+        "classnames": ["one", "two", "three"],
+        "templates": "plain",
+        "calibration": True,
+    },
     "multi_label": {"modality": "video", "classnames": ["one", "two", "three"], "templates": "plain", "resamples": 100},
     "retrieval": {"pair": PAIR, "resamples": 100},
     "class_retrieval": {"pair": PAIR, "resamples": 100},
@@ -68,7 +74,7 @@ OF_FILES = {"caption_choice", "mteb"}
 EVERY = pytest.mark.parametrize("kind", CASES)
 WITHOUT_INTERVAL = ("rankme", "effective_rank", "spread", "uniformity", "gap", "alignment")
 """Properties of a set of features, not means over samples."""
-WITHOUT_CHANCE = ("ece",)
+WITHOUT_CHANCE = ("ece", "ece_calibrated")
 WITHOUT = {"n_excluded", "n_train_excluded"}
 
 

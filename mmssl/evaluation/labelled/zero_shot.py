@@ -17,6 +17,7 @@ from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
 from mmssl.evaluation.common import broadcast_scores, inference, require_modalities, warn_of_ties
 from mmssl.evaluation.curves import area_interval, auroc_influence
 from mmssl.evaluation.labelled.prompted import PromptedEvaluator, single_embeddings
+from mmssl.evaluation.labelled.temperature import class_calibration
 from mmssl.evaluation.prompts import PromptedConfig
 from mmssl.evaluation.ranking import class_ranks, exact_products
 from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
@@ -28,11 +29,14 @@ class ZeroShotConfig(PromptedConfig, RobustConfig):
     Attributes:
         modality: modality to classify.
         labels: modality with the class number of each sample; samples that lack it, or `modality`, are left out and counted.
+        calibration: measure how far the probabilities of classes can be trusted (expected calibration error, likelihood, Brier
+            score), before and after a temperature that a random half of the samples chooses; the other half is measured.
     """
 
     kind: Literal["zero_shot"] = "zero_shot"
     modality: str
     labels: str = "label"
+    calibration: bool = False
 
     def build(self, modalities: Mapping[str, Modality]) -> ZeroShot:
         require_modalities(modalities, (self.modality,))
@@ -44,14 +48,14 @@ class ZeroShot(PromptedEvaluator):
 
     Scores: see `classification_scores`, and tie_rate (samples whose true class ties with another),
     AUROC (see `macro_auroc`), n_excluded (samples without a label, or without `modality`) and
-    n_skipped (samples that could not be decoded); with corruptions, those of `CorruptedShards.measure` (of acc1).
+    n_skipped (samples that could not be decoded); with corruptions, those of `CorruptedShards.measure` (of acc1); with
+    calibration, those of `class_calibration`.
     """
-
-    headlines = ("acc1",)
 
     def __init__(self, config: ZeroShotConfig, modalities: Mapping[str, Modality]) -> None:
         super().__init__(config, config.viewed(modalities, (config.modality,)), config.modality)
         self.config = config
+        self.headlines = ("acc1", "ece", "ece_calibrated") if config.calibration else ("acc1",)
         names = (config.modality, config.labels)
         self._corrupted = CorruptedShards(config, self.modalities, names, (config.modality,))
 
@@ -70,6 +74,11 @@ class ZeroShot(PromptedEvaluator):
             answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names)
             tied = int(answers.predictions.tied.sum()) / len(answers.labels)
             areas = macro_auroc(data, config.modality, config.labels, classifier)
+            trusted: dict[str, Score] = {}
+            if config.calibration:
+                labelled, _ = items_in_both(data, config.modality, config.labels)
+                scale = model.logit_scale(config.modality, config.prompts)
+                trusted = class_calibration(data[config.modality].rows[labelled], classifier, answers.labels, scale)
             self.tables = answers.tables()
 
             def figures(shards: KeptShards) -> dict[str, Figure]:
@@ -85,6 +94,7 @@ class ZeroShot(PromptedEvaluator):
             "n_skipped": data.skipped,
             "tie_rate": tied,
             **areas,
+            **trusted,
         }
         yield from broadcast_scores(answers.scores() | counts | robust).items()
 
