@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmssl.core import distributed
+from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Score, Table
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
+from mmssl.evaluation.class_names import compare_with_stored, require_class_numbers
+from mmssl.evaluation.collect import Encode
+from mmssl.evaluation.common import inference
 from mmssl.evaluation.labelled.base import (
     Classifier,
     Counts,
@@ -27,11 +31,13 @@ from mmssl.evaluation.labelled.base import (
     number_classes,
 )
 from mmssl.evaluation.labelled.linear_probe import Probe, Scale, fit_probes
+from mmssl.evaluation.labelled.tip_adapter import cache_predictions
+from mmssl.evaluation.prompts import PromptedConfig
 from mmssl.evaluation.ranking import Predictions
 from mmssl.evaluation.statistics import mean_interval
 
 
-class FewShotConfig(LabelledConfig):
+class FewShotConfig(LabelledConfig, PromptedConfig):
     """Settings of few-shot classification.
 
     Attributes:
@@ -40,6 +46,9 @@ class FewShotConfig(LabelledConfig):
         scale: scaling of features, as of linear probes, from the drawn samples.
         c: inverse penalty of the logistic regression, in scikit-learn's sense. It is not chosen on samples: there are none for it.
         seed: seed of the draws.
+        tip_adapter: classify by prompts with a cache of the drawn samples too, without training (Tip-Adapter): scores acc1_cache_*.
+            `prompts`, `classnames` and `templates` are for this alone.
+        alpha, beta: weight of the cache beside 100 times the cosine to the prompts, and how fast it falls with the distance.
     """
 
     kind: Literal["few_shot"] = "few_shot"
@@ -48,22 +57,78 @@ class FewShotConfig(LabelledConfig):
     scale: ScaleKind = "unit"
     c: float = Field(default=1.0, gt=0)
     seed: int = 0
+    tip_adapter: bool = False
+    alpha: float = Field(default=1.0, gt=0)
+    beta: float = Field(default=5.5, gt=0)
+
+    @model_validator(mode="after")
+    def _prompts_have_a_use(self) -> FewShotConfig:
+        given = {"prompts", "classnames", "templates", "alpha", "beta"} & self.model_fields_set
+        if given and not self.tip_adapter:
+            raise ValueError(f"got {sorted(given)} without tip_adapter: set tip_adapter: true, or leave them out")
+        return self
 
     def build(self, modalities: Mapping[str, Modality]) -> FewShot:
         return FewShot(self, modalities)
 
 
 class FewShot(LabelledEvaluator):
-    """Few-shot classification of test samples. Scores: see `few_shot_classifier`."""
+    """Few-shot classification of test samples. Scores: see `few_shot_classifier`, and `cache_classifier` with `tip_adapter`."""
 
     config: FewShotConfig
 
     def __init__(self, config: FewShotConfig, modalities: Mapping[str, Modality]) -> None:
         super().__init__(config, modalities)
-        self.headlines = tuple(f"acc1_shots{k}" for k in config.shots)
+        ways = ("acc1", "acc1_cache") if config.tip_adapter else ("acc1",)
+        self.headlines = tuple(f"{way}_shots{k}" for way in ways for k in config.shots)
+        self._prompts = config.read_prompts(modalities) if config.tip_adapter else None
+        self._classifier: Tensor | None = None
+
+    def facts(self) -> dict[str, Any]:
+        prompts = self._prompts
+        said = {} if prompts is None else {"classnames": prompts.names, "templates": prompts.templates}
+        return super().facts() | said
+
+    def open(self) -> None:
+        """Open the shards, and compare `classnames` with the names beside them."""
+        super().open()
+        if self._prompts is not None:
+            compare_with_stored(self._prompts.names, self.config.shards, "`classnames`")
+
+    def encode(self, model: EmbeddingModel) -> Encode:
+        """Pooled encoder features; with `tip_adapter` embeddings in the shared space behind them, in one row [D + E].
+
+        Raises:
+            ValueError: the model has no such features, or no shared space that `tip_adapter` needs.
+        """
+        features = super().encode(model)
+        if self._prompts is None:
+            return features
+        for name in (self.modality, self._prompts.modality):
+            model.require(name, shared_space=True)
+        self.open()
+        with inference(model, self.config.precision):
+            self._classifier = self._prompts.classifier(model)
+        return lambda x: torch.cat([features(x), model.embed(self.modality, x)], 1)
 
     def fit(self, train: Labelled) -> Classifier:
-        return few_shot_classifier(train, self.config)
+        if self._prompts is None or self._classifier is None:
+            return few_shot_classifier(train, self.config)
+        require_class_numbers(
+            train.labels,
+            torch.arange(len(train.labels), device=train.labels.device),
+            dict(enumerate(train.keys)),
+            self._prompts.names,
+        )
+        width = self._classifier.shape[1]
+        probes = few_shot_classifier(replace(train, features=train.features[:, :-width]), self.config)
+        cache = cache_classifier(replace(train, features=train.features[:, -width:]), self._classifier, self.config)
+
+        def classify(test: Labelled) -> tuple[Answers, dict[str, Score]]:
+            answers, said = probes(replace(test, features=test.features[:, :-width]))
+            return answers, said | cache(replace(test, features=test.features[:, -width:]))
+
+        return classify
 
 
 @dataclass(frozen=True)
@@ -150,13 +215,49 @@ def few_shot_classifier(train: Labelled, config: FewShotConfig) -> Classifier:
         for k in config.shots:
             each = tuple(answers(k, draw) for draw in range(config.draws))
             shares = [int((one.predictions.ranks == 1).sum()) / len(one.labels) for one in each]
-            mean, low, high, deviation = mean_interval(shares)
-            name = f"acc1_shots{k}"
-            said |= {name: mean, f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_deviation": deviation}
-            said[f"{name}_chance"] = 1 / len(classes)
+            said |= _over_draws(f"acc1_shots{k}", shares, len(classes))
         return DrawnAnswers.of(each), said
 
     return classify
+
+
+def cache_classifier(
+    train: Labelled, classifier: Tensor, config: FewShotConfig
+) -> Callable[[Labelled], dict[str, Score]]:
+    """Tip-Adapter on the draws of `few_shot_classifier`, over the classes of training; see `cache_scores`.
+
+    It says acc1_cache_shots<k>, the mean over draws, with interval, deviation and chance as of acc1_shots<k>.
+
+    Args:
+        train: embeddings [n, E] of norm 1, with labels. classifier: [K, E], class weights of prompts, by label.
+    """
+    classes, numbers = number_classes(train)
+    plan = [(k, draw) for k in config.shots for draw in range(config.draws)]
+    mine = plan[distributed.rank() :: distributed.world_size()]
+
+    def classify(test: Labelled) -> dict[str, Score]:
+        own = {which: share(test, *which) for which in mine}
+        found = {which: one for part in distributed.gather_objects(own) for which, one in part.items()}
+        said: dict[str, Score] = {}
+        for k in config.shots:
+            shares = [found[k, draw] for draw in range(config.draws)]
+            said |= _over_draws(f"acc1_cache_shots{k}", shares, len(classes))
+        return said
+
+    def share(test: Labelled, k: int, draw: int) -> float:
+        chosen = _drawn(numbers, len(classes), k, draw, config)
+        cache = (classifier[classes], train.features[chosen], numbers[chosen], config.alpha, config.beta)
+        answers = classifier_answers(test, classes, lambda rows, wanted: cache_predictions(rows, wanted, *cache))
+        return int((answers.predictions.ranks == 1).sum()) / len(answers.labels)
+
+    return classify
+
+
+def _over_draws(name: str, shares: Sequence[float], classes: int) -> dict[str, Score]:
+    """The mean of shares over draws, its interval and chance, and their deviation."""
+    mean, low, high, deviation = mean_interval(shares)
+    said: dict[str, Score] = {name: mean, f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+    return said | {f"{name}_deviation": deviation, f"{name}_chance": 1 / classes}
 
 
 def _predictions(scale: Scale, probe: Probe, test: Labelled, classes: Tensor) -> Predictions:
@@ -175,12 +276,17 @@ def _fit(
     Args:
         features: [n, D]. numbers: [n] int64, in 0 ... classes-1.
     """
+    chosen = _drawn(numbers, classes, k, draw, config)
+    scale = Scale.of(features[chosen], config.scale)
+    penalty = 1 / (config.c * len(chosen))
+    return scale, fit_probes(scale(features[chosen]), numbers[chosen], classes, (penalty,))[penalty]
+
+
+def _drawn(numbers: Tensor, classes: int, k: int, draw: int, config: FewShotConfig) -> Tensor:
+    """Which training samples a draw takes: int64 [k * classes]."""
     order = torch.from_numpy(generator(config.seed, "few_shot", draw).permutation(len(numbers))).to(numbers.device)
     shuffled = numbers[order]
     place = torch.arange(len(shuffled), device=numbers.device)
     by_class = shuffled.sort(stable=True)
     starts = torch.searchsorted(by_class.values, torch.arange(classes, device=numbers.device))
-    chosen = order[by_class.indices[place - starts[by_class.values] < k]]
-    scale = Scale.of(features[chosen], config.scale)
-    penalty = 1 / (config.c * len(chosen))
-    return scale, fit_probes(scale(features[chosen]), numbers[chosen], classes, (penalty,))[penalty]
+    return order[by_class.indices[place - starts[by_class.values] < k]]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from mmssl.core.errors import DataError
 from mmssl.evaluation.labelled import few_shot
 from mmssl.evaluation.labelled.base import Labelled, classifier_scores
-from mmssl.evaluation.labelled.few_shot import FewShotConfig, few_shot_classifier
+from mmssl.evaluation.labelled.few_shot import FewShotConfig, cache_classifier, few_shot_classifier
 from mmssl.evaluation.labelled.linear_probe import fit_probes
+from mmssl.evaluation.labelled.tip_adapter import cache_scores
 from mmssl.evaluation.statistics import mean_interval
-from tests.evaluation.world import configured
+from tests.evaluation.world import NAMES, colour_shards, configured, knowing_model, modalities
 
 
 def config(**values: Any) -> FewShotConfig:
@@ -99,3 +103,58 @@ def test_classifiers_are_fitted_once_whatever_they_are_measured_on(monkeypatch: 
     found = [classify(samples(20, seed))[0].scores()["acc1"] for seed in (1, 2)]
     assert len(fits) == 6
     assert found[0] != found[1]
+
+
+def unit(n: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(n, 6, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def test_scores_with_a_cache_are_the_slow_loop() -> None:
+    rows, prompts, cached, numbers = unit(5, 0), unit(3, 1), unit(4, 2), torch.tensor([2, 0, 2, 1])
+    found = cache_scores(rows, prompts, cached, numbers, alpha=3.0, beta=5.5)
+    for i, x in enumerate(rows.double()):
+        for k, prompt in enumerate(prompts.double()):
+            expected = 100 * float(x @ prompt)
+            for sample, number in zip(cached.double(), numbers.tolist(), strict=True):
+                expected += 3.0 * math.exp(-5.5 * (1 - float(x @ sample))) * (number == k)
+            assert float(found[i, k]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_heavy_cache_decides_where_prompts_are_wrong_and_a_light_one_does_not() -> None:
+    """Samples of four classes, and prompts that name the next class: the cache of all samples is right, the prompts never."""
+    labels = torch.arange(40) % 4 * 2  # class numbers 0, 2, 4, 6 of eight names
+    points = Labelled(torch.eye(8)[labels], labels)
+    prompts = torch.eye(8)[(torch.arange(8) + 2) % 8]
+    shares = {}
+    for alpha in (1e-3, 1e3):
+        chosen = config(shots=[1, 2], draws=2, tip_adapter=True, classnames=list(NAMES), alpha=alpha)
+        shares[alpha] = cache_classifier(points, prompts, chosen)(points)
+    for k in (1, 2):
+        assert (shares[1e-3][f"acc1_cache_shots{k}"], shares[1e3][f"acc1_cache_shots{k}"]) == (0, 1)
+        assert shares[1e3][f"acc1_cache_shots{k}_chance"] == 0.25
+
+
+def test_prompts_without_a_cache_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"got \['alpha', 'classnames'\] without tip_adapter"):
+        config(classnames=list(NAMES), alpha=2.0)
+
+
+def test_the_cache_needs_a_shared_space_and_stands_beside_the_probe(tmp_path: Path) -> None:
+    shards = colour_shards(tmp_path, 40)
+    values = {"shards": shards, "train_shards": shards, "modality": "picture", "shots": [1, 2], "draws": 2}
+    plain = dict(configured(FewShotConfig, **values).build(modalities()).evaluate(knowing_model()))
+    cached = configured(FewShotConfig, **values, tip_adapter=True, prompts="words", classnames=list(NAMES))
+    evaluator = cached.build(modalities())
+    assert evaluator.headlines == ("acc1_shots1", "acc1_shots2", "acc1_cache_shots1", "acc1_cache_shots2")
+    scores = dict(evaluator.evaluate(knowing_model()))
+    assert scores["acc1_cache_shots2"] == 1
+    assert scores["acc1_shots1"] == plain["acc1_shots1"]
+    assert not [name for name in plain if "cache" in name]
+    assert evaluator.facts()["classnames"] == NAMES
+    (tmp_path / "classnames.txt").write_text("\n".join(reversed(NAMES)))
+    with pytest.raises(DataError, match="the same names in another order"):
+        list(cached.build(modalities()).evaluate(knowing_model()))
+    model = knowing_model()
+    del model.heads["words"]
+    with pytest.raises(ValueError, match="no shared space for 'words'"):
+        list(cached.build(modalities()).evaluate(model))
