@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -125,6 +126,7 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
     from mmssl.recipe.load import trained
     from mmssl.recipe.resume import check_resumable
     from mmssl.reporting.run_report import report_run
+    from mmssl.reporting.tracked import log_picture
     from mmssl.training.checkpoints.read import FOLDER, checkpoints
     from mmssl.training.runtime.console import say
     from mmssl.training.runtime.lock import on_main
@@ -151,7 +153,8 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
         report = report_run(recipe, model=model, failures=built.state.failures, figures=figures)
         say(f"finished; report in {report}")
         if figures is not None:
-            launch.show_pictures(recipe.folder, sorted(figures.glob("*.png")), built.state.step)
+            step, files = built.state.step, sorted(figures.glob("*.png"))
+            launch.reopen_trackers(recipe.folder, step, *(partial(log_picture, file=file, step=step) for file in files))
         if recipe.keep is not None:
             choose_share(recipe, recipe.folder, built.launch.device)
     if built.state.failures:

@@ -42,7 +42,7 @@ from mmssl.training.runtime.launcher import (
 )
 from mmssl.training.runtime.signals import default_signals
 from mmssl.training.runtime.slurm import adopt_slurm
-from mmssl.training.runtime.trackers import check_trackers, log_picture, open_tracker
+from mmssl.training.runtime.trackers import check_trackers, open_tracker
 
 Device = Literal["auto", "cpu", "cuda"]
 _LOST = re.compile(
@@ -241,15 +241,15 @@ class Launch:
         """Log numbers to the trackers. A tracker that fails is reported once and then disabled; `metrics.jsonl` has all numbers."""
         self._each(lambda tracker: tracker.log(dict(values), step=step))
 
-    def show_pictures(self, folder: Path, pictures: Sequence[Path], step: int) -> None:
-        """Give the trackers of a finished run its pictures, on the main process: the run there is opened once more.
+    def reopen_trackers(self, folder: Path, step: int, *actions: Callable[[GeneralTracker], object]) -> None:
+        """Open the trackers of a finished run once more, on the main process, do this with each, and close them.
 
         Args:
-            folder: of the run. pictures: files. step: the last one.
+            folder: of the run. step: the last one. actions: what is done, one after the other.
         """
         self.start_trackers(folder, step)
-        for picture in pictures:
-            self._each(lambda tracker, picture=picture: log_picture(tracker, picture, step))  # type: ignore[misc]
+        for action in actions:
+            self._each(action)
         self.stop_trackers()
 
     def stop_trackers(self) -> None:

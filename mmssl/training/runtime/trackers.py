@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
-from PIL import Image
 
 from mmssl.core.errors import RecipeError, did_you_mean
 
@@ -65,20 +63,6 @@ def open_tracker(name: str, folder: Path, step: int, project: str, tags: Sequenc
     if known:
         (folder / IDS).write_text(json.dumps({**_ids(folder), **known}) + "\n")
     return tracker
-
-
-def log_picture(tracker: GeneralTracker, file: Path, step: int) -> None:
-    """Give a tracker a picture of a file, under the file's name; those without pictures get nothing."""
-    pixels = np.asarray(Image.open(file).convert("RGB"))
-    if tracker.name == "mlflow":
-        tracker.log_artifact(str(file), "figures")
-    elif tracker.name == "trackio":
-        import trackio
-
-        tracker.log({f"figures/{file.stem}": trackio.Image(pixels)}, step=step)
-    elif hasattr(tracker, "log_images"):
-        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-        tracker.log_images({f"figures/{file.stem}": pixels[None]}, step=step, **layout)
 
 
 def _ids(folder: Path) -> dict[str, str]:

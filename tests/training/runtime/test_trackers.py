@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,11 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 
 from mmssl.core.errors import RecipeError
+from mmssl.reporting.tracked import log_picture
 from mmssl.training.runtime import launch as launching
 from mmssl.training.runtime import trackers
 from mmssl.training.runtime.launch import Launch
-from mmssl.training.runtime.trackers import check_trackers, log_picture, open_tracker
+from mmssl.training.runtime.trackers import check_trackers, open_tracker
 
 ROOT = Path(__file__).resolve().parents[3]
 Started = list[tuple[str, dict[str, Any]]]
@@ -125,14 +127,14 @@ def picture(tmp_path: Path) -> Path:
 
 def test_pictures_go_where_there_is_a_place_for_them(picture: Path) -> None:
     kept: list[Any] = []
-    log_picture(SimpleNamespace(name="mlflow", log_artifact=lambda *what: kept.append(what)), picture, 7)  # type: ignore[arg-type]
+    log_picture(SimpleNamespace(name="mlflow", log_artifact=lambda *what: kept.append(what)), picture, 7)
     assert kept == [(str(picture), "figures")]
     other = SimpleNamespace(name="wandb", log_images=lambda values, step: kept.append((values, step)))
-    log_picture(other, picture, 7)  # type: ignore[arg-type]
+    log_picture(other, picture, 7)
     values, step = kept[1]
     assert step == 7
     assert values["figures/00_Loss"].shape == (1, 4, 6, 3)
-    log_picture(SimpleNamespace(name="dvclive"), picture, 7)  # type: ignore[arg-type]
+    log_picture(SimpleNamespace(name="dvclive"), picture, 7)
 
 
 def test_tensorboard_keeps_pictures_of_a_finished_run_beside_its_numbers(picture: Path, tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_tensorboard_keeps_pictures_of_a_finished_run_beside_its_numbers(picture
     launch.start_trackers(tmp_path, 0)
     launch.track({"loss": 1.0}, 7)
     launch.stop_trackers()
-    launch.show_pictures(tmp_path, [picture], 7)
+    launch.reopen_trackers(tmp_path, 7, partial(log_picture, file=picture, step=7))
     launch.close()
     (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
     read = accumulator.EventAccumulator(str(folder)).Reload()
