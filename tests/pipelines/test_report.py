@@ -31,3 +31,17 @@ def test_what_was_measured_since_stands_in_the_report(
     assert len(html) < 10e6
     assert world.mmssl("report", run, "--results", tmp_path / "nothing") == 3
     assert "has no results" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_figures_of_a_run_go_to_its_trackers(world: World, tmp_path: Path) -> None:
+    """A finished run has nothing to train, and its report, figures and pictures are made."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    world.copy_of_run(tmp_path / world.run.name)
+    assert world.pretrain(f"output={tmp_path}", "log.pictures=true", "log.trackers=[tensorboard]") == 0
+    run = tmp_path / world.run.name
+    files = sorted(path.stem for path in (run / "figures").glob("*.png"))
+    assert any("Loss" in name for name in files)
+    shown = set()
+    for path in run.rglob("events.out.tfevents.*"):
+        shown |= set(accumulator.EventAccumulator(str(path)).Reload().Tags()["images"])
+    assert shown == {f"figures/{name}" for name in files}
