@@ -23,8 +23,8 @@ from mmssl.evaluation.common import (
     warn_of_ties,
 )
 from mmssl.evaluation.curves import mean_area_interval, tie_bounds
-from mmssl.evaluation.ranking import exact_products, pad_rows
 from mmssl.evaluation.statistics import random_misses, share_by_cluster
+from mmssl.evaluation.tiles import exact_products, pad_rows
 
 _SCORES_AT_ONCE = 2**22
 

@@ -19,7 +19,7 @@ from mmssl.core.errors import NumericError, RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.data.shards.remote import CacheConfig, Remote
-from mmssl.evaluation.ranking import exact_products
+from mmssl.evaluation.tiles import exact_products
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.evaluation.ranking import TILE, exact_products
+from mmssl.evaluation.tiles import TILE, exact_products
 
 _ROWS_AT_ONCE = 8192
 _ROUNDING = 1e-6

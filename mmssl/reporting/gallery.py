@@ -16,8 +16,9 @@ from mmssl.data.samples import load
 from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation.collect import Collected, Items
 from mmssl.evaluation.common import inference
-from mmssl.evaluation.ranking import Ranks, exact_products, pair_ranks
+from mmssl.evaluation.ranking import Ranks, pair_ranks
 from mmssl.evaluation.retrieval import Retrieval
+from mmssl.evaluation.tiles import exact_products
 from mmssl.reporting.figures import Chart
 
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.evaluation.ranking import NEVER, Ranks, choices, class_ranks, exact_products, pair_ranks
+from mmssl.evaluation.ranking import NEVER, Ranks, choices, class_ranks, pair_ranks
+from mmssl.evaluation.tiles import exact_products
 
 
 def slow(a: Tensor, owner_a: Tensor, b: Tensor, owner_b: Tensor, depth: int) -> tuple[list[list[int]], list[bool]]:

@@ -33,7 +33,8 @@ from mmssl.evaluation.labelled.base import (
     number_classes,
     warm_cosine,
 )
-from mmssl.evaluation.ranking import Predictions, exact_products, ranks_of_classes
+from mmssl.evaluation.ranking import Predictions, ranks_of_classes
+from mmssl.evaluation.tiles import exact_products
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
 

@@ -38,8 +38,9 @@ from mmssl.evaluation.labelled.base import (
     number_classes,
     warm_cosine,
 )
-from mmssl.evaluation.ranking import exact_products, ranks_of_classes
+from mmssl.evaluation.ranking import ranks_of_classes
 from mmssl.evaluation.robustness import CorruptedShards, Figure, views_to_average
+from mmssl.evaluation.tiles import exact_products
 
 
 class FineTuningConfig(LabelledConfig):

@@ -25,7 +25,8 @@ from mmssl.evaluation.labelled.base import (
     in_shares,
     number_classes,
 )
-from mmssl.evaluation.ranking import TILE, Predictions, exact_products, pad_rows, ranks_of_classes
+from mmssl.evaluation.ranking import Predictions, ranks_of_classes
+from mmssl.evaluation.tiles import TILE, exact_products, pad_rows
 
 
 class KnnConfig(LabelledConfig):

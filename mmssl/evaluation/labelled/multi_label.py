@@ -20,9 +20,9 @@ from mmssl.evaluation.common import broadcast_scores, inference
 from mmssl.evaluation.curves import PrecisionRecall, auroc
 from mmssl.evaluation.labelled.prompted import PromptedEvaluator, single_embeddings
 from mmssl.evaluation.prompts import PromptedConfig
-from mmssl.evaluation.ranking import exact_products
 from mmssl.evaluation.robustness import ViewedConfig
 from mmssl.evaluation.statistics import shorten
+from mmssl.evaluation.tiles import exact_products
 
 
 class MultiLabelZeroShotConfig(PromptedConfig, ViewedConfig):

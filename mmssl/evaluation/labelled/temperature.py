@@ -13,8 +13,8 @@ from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Score
 from mmssl.core.seeding import generator
 from mmssl.evaluation.calibration_error import calibration_error, calibration_error_interval, random_halves
-from mmssl.evaluation.ranking import exact_products
 from mmssl.evaluation.statistics import mean_interval
+from mmssl.evaluation.tiles import exact_products
 
 CLIP_SCALE = 100.0
 """The largest logit scale of CLIP's training; that of a model that has none of its own."""

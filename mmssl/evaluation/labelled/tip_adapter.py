@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.evaluation.ranking import Predictions, exact_products, ranks_of_classes
+from mmssl.evaluation.ranking import Predictions, ranks_of_classes
+from mmssl.evaluation.tiles import exact_products
 
 ZERO_SHOT_SCALE = 100.0
 """Of the cosines to prompts beside the cache, as in Tip-Adapter's experiments, whatever the model's logit scale."""

@@ -19,8 +19,9 @@ from mmssl.evaluation.curves import area_interval, auroc_influence
 from mmssl.evaluation.labelled.prompted import PromptedEvaluator, single_embeddings
 from mmssl.evaluation.labelled.temperature import class_calibration
 from mmssl.evaluation.prompts import PromptedConfig
-from mmssl.evaluation.ranking import class_ranks, exact_products
+from mmssl.evaluation.ranking import class_ranks
 from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
+from mmssl.evaluation.tiles import exact_products
 
 
 class ZeroShotConfig(PromptedConfig, RobustConfig):

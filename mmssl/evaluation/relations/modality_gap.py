@@ -20,7 +20,7 @@ from mmssl.evaluation.common import (
     require_usable,
 )
 from mmssl.evaluation.labelled.knn import nearest
-from mmssl.evaluation.ranking import TILE
+from mmssl.evaluation.tiles import TILE
 
 
 class ModalityGapConfig(PairEvaluatorConfig):
