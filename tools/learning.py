@@ -8,8 +8,8 @@ intervals lies above zero, and none below; and unless every seed holds the bars 
 itself says of test samples. Rows named "..., control" are those whose signal a setting destroys: their bars are of the other side.
 
 FOLDER holds `cifar10-train.npz` and `cifar10-test.npz`: JPEG bytes in a row (`jpeg`), where each begins (`offsets`), `labels`; and
-`fsdd-recordings.tar` for the rows on sounds and envelopes; those on digits that are written and said need `t10k-images-idx3-ubyte.gz`
-and `t10k-labels-idx1-ubyte.gz` of MNIST, too. Runs are independent processes; finished ones are kept in `--results`
+`fsdd-recordings.tar` for the rows on sounds and envelopes, and for digits that are written and said MNIST's test set, too
+(`t10k-images-idx3-ubyte.gz`, `t10k-labels-idx1-ubyte.gz`). Runs are independent processes; finished ones are kept in `--results`
 and not repeated, so the tool may be stopped and started again.
 """
 

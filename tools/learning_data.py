@@ -1,4 +1,4 @@
-"""Data of `learning.py` as shards: photographs (CIFAR-10), spoken digits (FSDD), their envelopes, and pairs of them and written ones
+"""Data of `learning.py` as shards: photographs (CIFAR-10), spoken digits (FSDD), their envelopes, pairs of them and written digits
 (MNIST), sentences of the documentation of Python, synthetic electrocardiograms."""
 
 from __future__ import annotations
