@@ -106,6 +106,7 @@ def test_mismatched_digits_have_the_sounds_of_the_test_and_scans_of_other_digits
     test, mismatched = (read(tmp_path / "out" / name) for name in ("test", "mismatched"))
     assert len(test) == len(mismatched) == 50, "recordings 0 to 4 of the one speaker who is not held out"
     for right, wrong in zip(test, mismatched, strict=True):
-        assert right["wav"] == wrong["wav"] and right["cls"] == wrong["cls"]
+        assert right["wav"] == wrong["wav"]
+        assert right["cls"] == wrong["cls"]
         assert LABELS[json.loads(right["json"])["scan"]] == int(right["cls"])
         assert LABELS[json.loads(wrong["json"])["scan"]] != int(wrong["cls"])
