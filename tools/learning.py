@@ -8,7 +8,8 @@ intervals lies above zero, and none below; and unless every seed holds the bars 
 itself says of test samples. Rows named "..., control" are those whose signal a setting destroys: their bars are of the other side.
 
 FOLDER holds `cifar10-train.npz` and `cifar10-test.npz`: JPEG bytes in a row (`jpeg`), where each begins (`offsets`), `labels`; and
-`fsdd-recordings.tar` for the rows on sounds and envelopes. Runs are independent processes; finished ones are kept in `--results`
+`fsdd-recordings.tar` for the rows on sounds and envelopes, and for digits that are written and said MNIST's test set, too
+(`t10k-images-idx3-ubyte.gz`, `t10k-labels-idx1-ubyte.gz`). Runs are independent processes; finished ones are kept in `--results`
 and not repeated, so the tool may be stopped and started again.
 """
 
@@ -30,10 +31,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import learning_rows
+import learning_rows_pairs
 import learning_rows_series
 import learning_rows_speech
 import learning_rows_text
-from learning_data import MODALITIES, pack
+from learning_data import BESIDE, MODALITIES, pack
 
 if TYPE_CHECKING:
     from mmssl.recipe.recipe import Recipe
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 ROWS = {
     **learning_rows.ROWS, **learning_rows_speech.ROWS, **learning_rows_text.ROWS, **learning_rows_series.ROWS,
+    **learning_rows_pairs.ROWS,
 }  # fmt: skip
 CLASSES = ("knn/acc1", "probe/acc1")
 SPACE = ("space/uniformity", "space/rankme")
@@ -54,7 +57,7 @@ def recipe_of(name: str, seed: int, shards: Path, steps: int | None) -> dict[str
     modality, settings = MODALITIES[given["data"]]
     test = {"shards": [str(shards / "test")], "modality": modality}
     classes = {"train_shards": [str(shards / given["labelled"])], **test}
-    labelled = modality != "text"
+    labelled, beside = modality != "text", given["beside"]
     return {
         "name": f"{name.replace(', ', '_').replace(' ', '_')}_{seed}",
         "seed": seed,
@@ -62,10 +65,11 @@ def recipe_of(name: str, seed: int, shards: Path, steps: int | None) -> dict[str
         "batch_size": given["batch"],
         "modalities": {
             modality: {**settings, "views": given["views"]},
+            **{name: {**BESIDE[given["data"]][name], "views": one["views"]} for name, one in beside.items()},
             **({"label": {"kind": "label"}} if labelled else {}),
         },
         "data": {"shards": [str(shards / given["train"])], "workers": 0},
-        "encoders": {modality: given["encoder"]},
+        "encoders": {modality: given["encoder"], **{name: one["encoder"] for name, one in beside.items()}},
         "objective": given["objective"],
         "optimizer": given["optimizer"],
         "schedule": {"kind": "cosine", "warmup": "5 %"},
@@ -179,7 +183,12 @@ def run_one(name: str, seed: int, shards: Path, steps: int | None, results: Path
     given, document = ROWS[name], recipe_of(name, seed, shards, steps)
 
     def own(recipe: Recipe, run: Run) -> dict[str, float]:
-        return own_figures(recipe, run, shards / "test", given.get("measured") == "training")
+        training = given.get("measured") == "training"
+        found = own_figures(recipe, run, shards / "test", training)
+        if given["mismatched"]:
+            wrong = own_figures(recipe, run, shards / given["mismatched"], training)
+            found |= {f"mismatched/{key}": figure for key, figure in wrong.items()}
+        return found
 
     kept = CLASSES if "knn" in document["evaluators"] else SPACE
     before = known_before(results, name, seed)

@@ -1,5 +1,5 @@
-"""Data of `learning.py` as shards: photographs (CIFAR-10), spoken digits (FSDD) and their envelopes, sentences of the documentation
-of Python, synthetic electrocardiograms."""
+"""Data of `learning.py` as shards: photographs (CIFAR-10), spoken digits (FSDD), their envelopes, pairs of them and written digits
+(MNIST), sentences of the documentation of Python, synthetic electrocardiograms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pack_spoken_digits import OWN_TEST, read_speech
+from pack_spoken_digits import OWN_TEST, Row, plan, read_idx, read_speech, samples
 
 from mmssl.core.seeding import generator
 from mmssl.data.shards.writer import write_shard
@@ -29,14 +29,20 @@ MODALITIES: dict[str, tuple[str, dict[str, Any]]] = {
     "rhythms": (
         "series", {"kind": "series", "axes": ["time", "channel"], "rate": 100, "channels": 3, "seconds": 5.0},
     ),
+    "digits": ("audio", {"kind": "audio", "rate": 8000, "seconds": 0.49, "channels": "mono", "pad": "zero"}),
     "envelopes": (
         "series", {"kind": "series", "axes": ["time", "channel"], "rate": 100, "channels": 4, "seconds": 0.64},
     ),
 }  # fmt: skip
 """Data -> its modality, and the settings of that without views."""
+BESIDE: dict[str, dict[str, Any]] = {"digits": {"image": {"kind": "image", "size": 32}}}
+"""Data -> further modalities, and their settings without views."""
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 NOT_PROSE = re.compile(r"\s|[-+*]\s|.*(::=|>>>|\*\*\*|---|===|\|)", re.DOTALL)
 SPEECH = "fsdd-recordings.tar"
+SCANS = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+HELD_OUT = "theo"
+"""The speaker who is not in `train` of digits."""
 NEW_RHYTHMS = ("atrial fibrillation", "atrial flutter", "first degree block", "bundle branch block")
 """Rhythms of `mmssl.datasets.heart` that pretraining does not see."""
 NEW_SPEAKERS = ("theo", "yweweler")
@@ -62,6 +68,8 @@ def pack(data: str, source: Path, folder: Path, train: int, test: int) -> None:
         pack_rhythms(folder, 4000, 2000)
     elif data == "envelopes":
         pack_envelopes(source / SPEECH, folder)
+    elif data == "digits":
+        pack_digits(source, folder)
     for split, count in (("train", train), ("test", test)):
         if data == "pictures":
             pack_pictures(source / f"cifar10-{split}.npz", folder / split, count)
@@ -88,6 +96,23 @@ def pack_speech(source: Path, folder: Path, split: str) -> None:
     kept = [one for one in read_speech(source) if (one.number in OWN_TEST) == (split == "test")]
     samples = ({"__key__": one.name[:-4], "wav": one.wav, "cls": str(one.digit).encode()} for one in kept)
     write_shard(folder, "000000.tar", 0, len(kept), samples)
+
+
+def pack_digits(source: Path, folder: Path) -> None:
+    """Write digits that are written and said, as `pack_spoken_digits.py` pairs them: `train`, `test` of speakers who are in it, and
+    `mismatched`, the sounds of `test` with scans of another digit.
+    """
+    pictures, labels = (read_idx(next(source.glob(f"*{name}")), n) for name, n in zip(SCANS, (3, 1), strict=True))
+    rows = plan(labels, read_speech(source / SPEECH), HELD_OUT, 0)
+    test = rows["test_seen_speakers"]
+    of_digit = {digit: [row.scan for row in test if row.recording.digit == digit] for digit in range(10)}
+    wrong = [
+        Row(other[i % len(other)], row.recording, row.form)
+        for i, row in enumerate(test)
+        for other in [of_digit[(row.recording.digit + 1 + i % 9) % 10]]
+    ]
+    for name, kept in (("train", rows["train"]), ("test", test), ("mismatched", wrong)):
+        write_shard(folder / name, "000000.tar", 0, len(kept), samples(name, kept, 0, pictures))
 
 
 def sentences(texts: Iterable[str]) -> list[str]:

@@ -24,9 +24,17 @@ def row(objective: Mapping[str, Any], encoder: Mapping[str, Any] = CONV, **chang
 
     Changes may be `bars`: what must hold of the objective's own figures on test samples, for each seed, as "accuracy > 0.45" or
     "loss < 0.9 * chance_loss"; scores of the evaluators have names, too: "probe/acc1". They were stated before the runs. `train`
-    and `labelled` are the folders of the data that are trained on and whose labels kNN and the probe learn.
+    and `labelled` are the folders of the data that are trained on and whose labels kNN and the probe learn. `beside` are encoders
+    and views of further modalities, and `mismatched` a folder of test samples whose parts do not belong together: the objective's
+    figures of them are "mismatched/loss" and so on.
     """
-    usual: dict[str, Any] = {"data": "pictures", "train": "train", "labelled": "train"}
+    usual: dict[str, Any] = {
+        "data": "pictures",
+        "train": "train",
+        "labelled": "train",
+        "beside": {},
+        "mismatched": None,
+    }
     usual |= {"views": VIEWS, "batch": 128, "steps": 400, "optimizer": ADAMW, "bars": ()}
     return {"objective": dict(objective), "encoder": dict(encoder), **usual, **changes}
 

@@ -89,6 +89,20 @@ ROWS: dict[str, dict[str, Any]] = {
         **HIDDEN,
         bars=("accuracy > 1.5 * majority", "loss < 0.9 * chance_loss"),
     ),
+    # M2D: the teacher sees the hidden patches alone.
+    "jepa, M2D": row(
+        {
+            "kind": "jepa", "modality": "audio", "view": "crop", "masks": ["mask"], "beta": None, "teacher_sees": "block",
+            "predictor": {"width": 48, "depth": 2, "heads": 2}, "momentum": {"kind": "linear", "start": 0.99, "final": 1.0},
+            "evaluate": "student",
+        },
+        PATCHES,
+        **USUAL,
+        views={
+            "crop": {"kind": "random_window"}, "mask": {"kind": "inverse_blocks", "grid": [4, 5], "side": 1, "ratio": 0.6},
+        },
+        bars=("target_std > 0.1",),
+    ),
     "latent_prediction, sounds": row(
         {
             "kind": "latent_prediction", **MASKED, "layers": 3, "norm": "instance", "norm_mean": False, "beta": None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import io
 import json
 import tarfile
@@ -90,3 +91,22 @@ def test_what_cannot_be_packed_is_said(run_tool: RunTool, tmp_path: Path) -> Non
     with pytest.raises(SystemExit, match="wanted an idx file of bytes with 1 dimensions"):
         run_tool("pack_spoken_digits", *given[:3], tmp_path / "pictures", *given[4:], *out)
     assert not (tmp_path / "out").exists()
+
+
+def test_mismatched_digits_have_the_sounds_of_the_test_and_scans_of_other_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools")
+    learning_data = importlib.import_module("learning_data")
+    inputs(tmp_path)
+    for name, wanted in (("pictures", learning_data.SCANS[0]), ("labels", learning_data.SCANS[1])):
+        (tmp_path / name).rename(tmp_path / f"mnist-{wanted}")
+    (tmp_path / "speech.tar").rename(tmp_path / learning_data.SPEECH)
+    learning_data.pack("digits", tmp_path, tmp_path / "out", 0, 0)
+    test, mismatched = (read(tmp_path / "out" / name) for name in ("test", "mismatched"))
+    assert len(test) == len(mismatched) == 50, "recordings 0 to 4 of the one speaker who is not held out"
+    for right, wrong in zip(test, mismatched, strict=True):
+        assert right["wav"] == wrong["wav"]
+        assert right["cls"] == wrong["cls"]
+        assert LABELS[json.loads(right["json"])["scan"]] == int(right["cls"])
+        assert LABELS[json.loads(wrong["json"])["scan"]] != int(wrong["cls"])
