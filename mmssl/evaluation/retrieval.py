@@ -65,7 +65,7 @@ class Retrieval(Evaluator):
         self.config = config
         self.modalities = modalities = config.viewed(modalities, config.pair)
         self._corrupted = CorruptedShards(config, modalities, config.pair, config.pair)
-        self.shards = KeptShards(config, modalities, config.pair, config.shards, config.max_samples)
+        self.shards = KeptShards(config, modalities, config.pair, config.shards, config.max_samples, hashed=True)
         self.kept = (self.shards,)
         a, b = config.pair
         self.headlines = (f"{a}_to_{b}_R@1", f"{b}_to_{a}_R@1")
@@ -92,7 +92,7 @@ class Retrieval(Evaluator):
 
         # Without R@1 among the cut-offs there is nothing to compare with.
         clean = {f"{way}_R@1": scores.get(f"{way}_R@1") for way in directions}
-        robust, tables = self._corrupted.measure(figures, clean)
+        robust, tables = self._corrupted.measure(figures, clean, self.shards.inputs)
         self.tables = {**self.tables, **tables}
         for a, b in (config.pair, config.pair[::-1]):
             warn_of_ties(f"retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
@@ -111,7 +111,7 @@ class Retrieval(Evaluator):
             model.require(name, shared_space=True)
         with inference(model, self.config.precision):
             encode = {name: lambda x, name=name: model.embed(name, x) for name in config.pair}
-            return (shards or self.shards).collect(encode, model.device, hashed=True)
+            return (shards or self.shards).collect(encode, model.device)
 
 
 def retrieval_scores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from operator import methodcaller
@@ -20,6 +21,8 @@ from mmssl.data.modalities.corruptions.views import GROUPS, corrupted, corruptio
 from mmssl.data.modality import Modality, View
 from mmssl.evaluation.collect import KeptShards
 from mmssl.evaluation.common import EvaluatorConfig
+
+log = logging.getLogger(__name__)
 
 Average = Literal["flip", "five_crops", "ten_crops"]
 LARGER = 8 / 7
@@ -147,50 +150,78 @@ class CorruptedShards:
         corruptible: Sequence[str],
     ) -> None:
         self._each = {
-            which: KeptShards(config, changed, names, config.shards, config.max_samples)
+            which: (
+                next(name for name in corruptible if changed[name] is not modalities[name]),
+                KeptShards(config, changed, names, config.shards, config.max_samples, hashed=True),
+            )
             for which, changed in config.corrupted_modalities(modalities, corruptible).items()
         }
 
     def measure(
-        self, figures: Callable[[KeptShards], Mapping[str, Figure]], clean: Mapping[str, Score]
+        self,
+        figures: Callable[[KeptShards], Mapping[str, Figure]],
+        clean: Mapping[str, Score],
+        inputs: Mapping[str, Tensor],
     ) -> tuple[dict[str, Score], dict[str, Table]]:
         """Figures under each corruption.
 
-        Scores: METRIC_<corruption>_<severity>; METRIC_corrupted, their mean; METRIC_kept, that as a share of METRIC.
+        Scores: METRIC_<corruption>_<severity>; METRIC_corrupted, their mean; METRIC_kept, that as a share of METRIC. A corruption
+        that changes no input, such as `casing` before a tokenizer that makes lower case, has no score (None), is left out of the
+        mean, and is named in corruptions_without_effect.
 
         Args:
             figures: shards -> metric -> its figure; all processes say the same.
             clean: metric -> its value without corruption.
+            inputs: modality -> hashes of the inputs without corruption, see `KeptShards.inputs`.
 
         Returns:
-            scores, and a table "corruptions" with intervals; both empty without corruptions.
+            scores, and a table "corruptions" with intervals and the share of inputs that were `changed`; both empty without
+            corruptions.
         """
-        found = []
-        for which, shards in self._each.items():
+        found, changed = [], []
+        for which, (name, shards) in self._each.items():
             try:
                 found.append((which, figures(shards)))
+                changed.append(changed_share(inputs[name], shards.inputs[name]))
             finally:
                 shards.close()
         if not found:
             return {}, {}
-        scores: dict[str, Score] = {}
         columns: dict[str, list[Score]] = {
             "corruption": [kind for (kind, _), _ in found],
             "severity": [severity for (_, severity), _ in found],
+            "changed": [*changed],
         }
+        scores = _without_effect([which for (which, _), share in zip(found, changed, strict=True) if not share])
         for metric in found[0][1]:
-            each = {f"{metric}_{kind}_{severity}": figures[metric] for (kind, severity), figures in found}
-            mean = sum(figure.value for figure in each.values()) / len(each)
+            names = [f"{metric}_{kind}_{severity}" for (kind, severity), _ in found]
+            each = [some[metric] if share else None for (_, some), share in zip(found, changed, strict=True)]
+            values, lows, highs = ([None if one is None else one[place] for one in each] for place in range(3))
+            there = [value for value in values if value is not None]
+            mean = sum(there) / len(there) if there else None
             before = float(clean[metric] or 0)
-            scores |= {f"{metric}_corrupted": mean, f"{metric}_kept": mean / before if before else None}
-            scores |= {name: figure.value for name, figure in each.items()}
-            columns |= {
-                metric: [figure.value for figure in each.values()],
-                f"{metric}_ci95_low": [figure.low for figure in each.values()],
-                f"{metric}_ci95_high": [figure.high for figure in each.values()],
-                f"{metric}_n": [figure.n for figure in each.values()],
-            }
+            kept = mean / before if before and mean is not None else None
+            scores |= {f"{metric}_corrupted": mean, f"{metric}_kept": kept}
+            scores |= zip(names, values, strict=True)
+            columns |= {metric: values, f"{metric}_ci95_low": lows, f"{metric}_ci95_high": highs}
+            columns[f"{metric}_n"] = [some[metric].n for _, some in found]
         return scores, {"corruptions": Table(columns)}
+
+
+def changed_share(before: Tensor, after: Tensor) -> float:
+    """Share of the inputs whose hashes [n] differ; 1 where they are not equally many."""
+    return float((before != after).double().mean()) if before.shape == after.shape else 1.0
+
+
+def _without_effect(without: Sequence[tuple[str, int]]) -> dict[str, Score]:
+    """The score that names the corruptions and severities that changed no input, if there are any; says so, too."""
+    severities: dict[str, list[int]] = {}
+    for kind, severity in without:
+        severities.setdefault(kind, []).append(severity)
+    said = "; ".join(f"{kind} {', '.join(map(str, some))}" for kind, some in severities.items())
+    if said:
+        log.warning("corruptions that changed no input, and have no score therefore (with severities): %s", said)
+    return {"corruptions_without_effect": said} if said else {}
 
 
 class AveragedModel(EmbeddingModel):

@@ -21,7 +21,7 @@ PARTS: Mapping[str, tuple[str, str]] = {
     "groups": ("Subgroups", "Every score by group, the worst first, with its number of samples and 95 % interval."),
     "corruptions": (
         "Robustness",
-        "Scores under corruptions, without (0) and from severity 1 (weak) to 5 (strong), with 95 % intervals.",
+        "Scores under corruptions, without (0) and from severity 1 (weak) to 5 (strong), with 95 % intervals; –: no input changed.",
     ),
     "kinds": ("Kinds of choices", "Scores of given choices by relation, attribute or tag."),
     "confusions": ("Confusions", "The most frequent wrong answers."),

@@ -48,7 +48,9 @@ def _shown(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for metric, value in values.items():
         stem, _, ending = metric.rpartition("_")
         severities = [values.get(f"{stem}_{severity}") for severity in SEVERITIES]
-        of_corruption = ending in map(str, SEVERITIES) and None not in severities
+        of_corruption = ending in map(str, SEVERITIES) and all(
+            f"{stem}_{severity}" in values for severity in SEVERITIES
+        )
         if of_corruption and ending == "1":
             yield f"{stem}, severity 1 to 5", ", ".join(map(number_text, severities))
         beside = metric.removesuffix("_chance") in values.keys() - {metric}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel
@@ -23,8 +26,8 @@ from mmssl.evaluation.labelled.attentive_probe import AttentiveProbeConfig
 from mmssl.evaluation.labelled.knn import KnnConfig
 from mmssl.evaluation.labelled.linear_probe import LinearProbeConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
-from mmssl.evaluation.robustness import AveragedModel, RobustConfig, five_crops, views_to_average
-from tests.evaluation.world import colour_shards, configured, knowing_model, modalities, model
+from mmssl.evaluation.robustness import AveragedModel, RobustConfig, changed_share, five_crops, views_to_average
+from tests.evaluation.world import colour_shards, configured, knowing_model, modalities, model, write_shard
 
 USUAL: dict[str, Any] = {"modality": "picture", "batch_size": 16}
 
@@ -84,6 +87,58 @@ def test_retrieval_is_measured_with_corrupted_texts_and_pictures(shards: dict[st
             "a word with a typo is no colour"
         )
     assert list(tables["corruptions"].columns["corruption"]) == ["typos"] * 5 + ["contrast"] * 5
+
+
+def test_a_corruption_that_changes_no_input_has_no_score(
+    shards: dict[str, list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """CLIP's tokenizer makes lower case, so that capitals change no token; typos change every caption."""
+    pair = {"shards": shards["shards"], "pair": ["picture", "words"], "resamples": 100}
+    knowing = knowing_model()
+    knowing.heads["words"] = Shift()
+    scores, tables = measured(configured(RetrievalConfig, **pair, corruptions=["casing", "typos"]), knowing)
+    alone, _ = measured(configured(RetrievalConfig, **pair, corruptions=["typos"]), knowing)
+    assert scores["corruptions_without_effect"] == "casing 1, 2, 3, 4, 5"
+    assert "changed no input, and have no score therefore (with severities): casing 1, 2, 3, 4, 5" in caplog.text
+    columns = tables["corruptions"].columns
+    assert list(columns["changed"]) == [0] * 5 + [1] * 5
+    for metric in ("picture_to_words_R@1", "words_to_picture_R@1"):
+        assert scores[f"{metric}_casing_3"] is None
+        assert list(columns[metric])[:5] == [None] * 5
+        assert {name: scores[f"{metric}_{name}"] for name in ("corrupted", "kept", "typos_5")} == {
+            name: alone[f"{metric}_{name}"] for name in ("corrupted", "kept", "typos_5")
+        }
+    assert "corruptions_without_effect" not in alone
+    nothing, _ = measured(configured(RetrievalConfig, **pair, corruptions=["casing"]), knowing)
+    assert (nothing["picture_to_words_R@1_corrupted"], nothing["picture_to_words_R@1_kept"]) == (None, None)
+
+
+def test_the_share_of_changed_inputs() -> None:
+    before = torch.tensor([1, 2, 3, 4])
+    assert changed_share(before, torch.tensor([1, 2, 0, 4])) == 0.25
+    assert changed_share(before, before.clone()) == 0
+    assert changed_share(before, before[:3]) == 1, "other samples"
+
+
+def test_brightness_leaves_white_pictures(tmp_path: Path) -> None:
+    """Half of the samples are changed: the score stands, and the table says of how many it is."""
+    whites = [("a", (255, 255, 255)), ("b", (90, 90, 90)), ("c", (255, 255, 255)), ("d", (90, 90, 90))]
+    samples = [(key, {"png": flat(colour), "cls": str(int(colour[0] > 90)).encode()}) for key, colour in whites]
+    folder = [str(write_shard(tmp_path / "0.tar", samples))]
+    config = configured(
+        KnnConfig, shards=folder, train_shards=folder, modality="picture", ks=[1], corruptions=["brightness"]
+    )
+    scores, tables = measured(config)
+    assert list(tables["corruptions"].columns["changed"]) == [0.5] * 5
+    assert scores["acc1_brightness_1"] == 1
+    assert "corruptions_without_effect" not in scores
+
+
+def flat(colour: tuple[int, int, int]) -> bytes:
+    """A picture of exactly one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    return file.getvalue()
 
 
 def test_names_of_several_corruptions(shards: dict[str, list[str]]) -> None:

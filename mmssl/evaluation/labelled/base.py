@@ -75,18 +75,23 @@ class Labelled:
 
 
 class LabelledShards:
-    """The training and test shards of an evaluator, kept open between its runs."""
+    """The training and test shards of an evaluator, kept open between its runs.
+
+    Attributes:
+        test: those with the test samples.
+    """
 
     def __init__(self, config: LabelledConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
         names = (config.modality, config.labels)
         self._train = KeptShards(config, modalities, names, config.train_shards, config.max_train_samples)
-        self._test = KeptShards(config, modalities, names, config.shards, config.max_samples)
+        hashed = bool(config.corruptions)
+        self.test = KeptShards(config, modalities, names, config.shards, config.max_samples, hashed=hashed)
 
     @property
     def reads(self) -> tuple[tuple[tuple[str, ...], Mapping[str, Modality]], ...]:
         """The shards of both, and the modalities that are read."""
-        return (*self._train.reads, *self._test.reads)
+        return (*self._train.reads, *self.test.reads)
 
     def features(self, model: EmbeddingModel, encode: Encode) -> tuple[Labelled, Labelled]:
         """Features and labels of the training and of the test samples.
@@ -101,29 +106,29 @@ class LabelledShards:
         """
         model.require(self.config.modality, shared_space=False)
         self.open()
-        return self.collect(model, self._train, encode), self.collect(model, self._test, encode)
+        return self.collect(model, self._train, encode), self.collect(model, self.test, encode)
 
     def samples(self) -> int:
         """Number of training and test samples that are read."""
         self.open()
-        pairs = ((self._train, self.config.max_train_samples), (self._test, self.config.max_samples))
+        pairs = ((self._train, self.config.max_train_samples), (self.test, self.config.max_samples))
         return sum(min(len(shards.index.open()), limit or sys.maxsize) for shards, limit in pairs)
 
     def open(self) -> None:
         """Open both, see `KeptShards.open`, and compare the class names beside them."""
         self._train.open()
-        self._test.open()
+        self.test.open()
         for file, names in stored_class_names(self.config.train_shards).items():
             compare_with_stored(names, self.config.shards, str(file))
 
     def digest(self) -> str:
         """Of the training and the test shards, see `KeptIndex.digest`."""
-        return f"{self._train.digest()} {self._test.digest()}"
+        return f"{self._train.digest()} {self.test.digest()}"
 
     def close(self) -> None:
         """Stop the workers and close the shards."""
         self._train.close()
-        self._test.close()
+        self.test.close()
 
     def collect(self, model: EmbeddingModel, shards: KeptShards, encode: Encode) -> Labelled:
         """Features and labels of the samples of some shards; see `features`."""
@@ -245,7 +250,7 @@ class LabelledEvaluator(Evaluator):
             return {"acc1": Figure.of(classify(under)[0].scores(), "acc1")}
 
         scores = classifier_scores(train, test, answers) | said
-        robust, tables = self._corrupted.measure(figures, scores)
+        robust, tables = self._corrupted.measure(figures, scores, self._shards.test.inputs)
         self.tables = answers.tables() | tables
         yield from broadcast_scores(scores | robust).items()
 

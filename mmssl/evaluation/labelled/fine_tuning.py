@@ -152,7 +152,8 @@ class FineTuning(Evaluator):
         names = (config.modality, config.labels)
         self._train = KeptShards(config, modalities, names, config.train_shards, config.max_train_samples)
         self._validation = KeptShards(config, modalities, names, config.validation_shards, None)
-        self._test = KeptShards(config, modalities, names, config.shards, config.max_samples)
+        hashed = bool(config.corruptions)
+        self._test = KeptShards(config, modalities, names, config.shards, config.max_samples, hashed=hashed)
         self._corrupted = CorruptedShards(config, modalities, names, (config.modality,))
         self.kept = (self._train, self._validation, self._test)
 
@@ -188,7 +189,7 @@ class FineTuning(Evaluator):
         def figures(shards: KeptShards) -> dict[str, Figure]:
             return {"acc1": Figure.of(self._answers(tuned, shards, task)[0].scores(), "acc1")}
 
-        robust, tables = self._corrupted.measure(figures, scores)
+        robust, tables = self._corrupted.measure(figures, scores, self._test.inputs)
         self.tables = answers.tables() | tables
         kept = tuned if self.config.keep_weights else tuned.head
         prefix = "" if self.config.keep_weights else "head."

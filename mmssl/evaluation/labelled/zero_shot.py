@@ -54,7 +54,8 @@ class ZeroShot(PromptedEvaluator):
     """
 
     def __init__(self, config: ZeroShotConfig, modalities: Mapping[str, Modality]) -> None:
-        super().__init__(config, config.viewed(modalities, (config.modality,)), config.modality)
+        viewed = config.viewed(modalities, (config.modality,))
+        super().__init__(config, viewed, config.modality, hashed=bool(config.corruptions))
         self.config = config
         self.headlines = ("acc1", "ece", "ece_calibrated") if config.calibration else ("acc1",)
         names = (config.modality, config.labels)
@@ -87,7 +88,7 @@ class ZeroShot(PromptedEvaluator):
                 under = zero_shot_answers(found, config.modality, config.labels, classifier, self.prompts.names)
                 return {"acc1": Figure.of(under.scores(), "acc1")}
 
-            robust, tables = self._corrupted.measure(figures, answers.scores())
+            robust, tables = self._corrupted.measure(figures, answers.scores(), self._shards.inputs)
             self.tables = {**self.tables, **tables}
         warn_of_ties(f"zero-shot of {config.modality!r}", tied)
         counts = {
