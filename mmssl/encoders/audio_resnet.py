@@ -22,7 +22,8 @@ class AudioResNetConfig(StagesConfig, SoundEncoderConfig):
 
     Attributes:
         front_end: waveforms to spectrograms.
-        seconds: usual length of the sounds; other lengths work too: the positions of the attention pooling are resampled.
+        seconds: usual length of the sounds; other lengths work too: the positions of the attention pooling are resampled. For
+            front-ends of fixed `frames` see `AudioTransformerConfig`.
     """
 
     kind: Literal["audio_resnet"] = "audio_resnet"

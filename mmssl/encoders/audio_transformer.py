@@ -29,7 +29,8 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
 
     Attributes:
         front_end: waveforms to spectrograms.
-        seconds: usual length of the sounds; other lengths work too: position embeddings are resampled.
+        seconds: usual length of the sounds; other lengths work too: position embeddings are resampled. A front-end of fixed
+            `frames` fills or cuts them: a run refuses `seconds` of which it would cut off the end, or make more than 5 % silence.
         patch_size: mel filters and frames of a patch.
         stride: filters and frames from one patch to the next; None: the patch size, without overlap. AST: [10, 10].
         pool: "cls" takes the class token, "mean" the mean of the patch tokens.

@@ -32,6 +32,7 @@ from mmssl.recipe.checks import (
 from mmssl.recipe.flat import FLAT, flatten_keys
 from mmssl.recipe.gradients import SAMPLES, check_gradients
 from mmssl.recipe.keep import KeepConfig
+from mmssl.recipe.sounds import check_frames
 from mmssl.recipe.start import encoder_start, places, start_learner, start_lines, weights_file
 from mmssl.recipe.strict_yaml import dump
 from mmssl.recipe.suite import evaluation_modalities, read_as
@@ -219,7 +220,8 @@ class Recipe(Config):
         plan = Plan.of(self.duration, self.batch_size, sum(len(source.index) for source in sources))
         modalities = self.build_modalities()
         learner = self.build_learner(modalities, plan)
-        if not checkpoints(self.folder / FOLDER):
+        if not checkpoints(self.folder / FOLDER):  # a run goes on as it began
+            check_frames(self.encoders, self.modalities)
             for line in start_lines(learner, self.seed):
                 say(line)
         check_views(learner, modalities)
