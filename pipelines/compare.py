@@ -143,7 +143,7 @@ def _show(rows: list[Difference], origins: list[str]) -> None:
 
 
 def _write(folder: Path, rows: list[Difference], origins: list[str]) -> None:
-    from mmssl.core.errors import DataError
+    from mmssl.core.errors import DataError, os_words
     from mmssl.reporting.report import write_atomically, write_results
     from mmssl.reporting.results import to_csv, to_latex, to_markdown
 
@@ -156,7 +156,7 @@ def _write(folder: Path, rows: list[Difference], origins: list[str]) -> None:
         results = {"first": origins[0], "second": origins[1], "differences": [asdict(row) for row in rows]}
         write_results(folder / "compare.json", results)
     except OSError as error:
-        raise DataError(f"cannot write into {folder}: {error.strerror}; choose another --out") from error
+        raise DataError(f"cannot write into {folder}: {os_words(error)}; choose another --out") from error
 
 
 if __name__ == "__main__":

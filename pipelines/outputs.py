@@ -42,8 +42,10 @@ def file_to_write(path: Path | None) -> Path | None:
         with tempfile.TemporaryFile(dir=path.parent):
             return path
     except OSError as error:
+        from mmssl.core.errors import os_words
+
         raise typer.BadParameter(
-            f"cannot write {str(path)!r}: {error.strerror}; choose a file in a writable folder"
+            f"cannot write {str(path)!r}: {os_words(error)}; choose a file in a writable folder"
         ) from error
 
 
@@ -60,6 +62,8 @@ def file_or_folder(path: Path | None) -> Path | None:
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
+        from mmssl.core.errors import os_words
+
         raise typer.BadParameter(
-            f"cannot write into {str(path)!r}: {error.strerror}; choose a folder that is writable, or a file NAME.json"
+            f"cannot write into {str(path)!r}: {os_words(error)}; choose a folder that is writable, or a file NAME.json"
         ) from error

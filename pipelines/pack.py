@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pipelines.options import from_options
 from pipelines.outputs import local_path
 from pipelines.progress import progress_bar
 
+PACK_OPTIONS = {
+    "shard_bytes": "--shard-size", "templates": "--template", "shuffle": "--seed", "columns": "--column",
+    "class_names": "--classnames",
+}  # fmt: skip
+"""Settings of `PackConfig` -> options of other names."""
 MEANINGS = ("image", "audio", "video", "file", "caption", "label", "class", "key")
 FORMATS = (
     "coco, karpathy, flickr, audiocaps, clotho, esc50, vggsound, msrvtt, img2dataset, "
@@ -131,7 +136,6 @@ def pack(
     from mmssl.curation.pack import PackConfig
     from mmssl.curation.pack import pack as write
     from mmssl.curation.pack_report import summary
-    from mmssl.recipe.validate import validate_text
 
     if not captions and template:
         raise RecipeError("--template and --no-captions: templates would have no effect: remove one of the two")
@@ -153,7 +157,7 @@ def pack(
         "verify": verify,
         "on_error": on_error,
     }
-    config = validate_text(PackConfig, json.dumps(values), "command line")
+    config = from_options(PackConfig, values, PACK_OPTIONS)
     with progress_bar("packing") as progress:
         manifest = write(source, out, config, root=root, workers=workers, overwrite=overwrite, progress=progress)
     typer.echo(summary(manifest), err=True)
@@ -194,6 +198,6 @@ def _class_names(file: Path | None) -> list[str] | None:
     try:
         names, places = read_class_names(file)
         check_class_names(names, places, least=1)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise RecipeError(f"--classnames: {error}") from error
     return list(names)

@@ -226,19 +226,25 @@ def _find_members(raw: RawSample, modalities: Mapping[str, Modality], optional: 
     return members
 
 
-def describe_lack(name: str, wanted: Collection[str], got: Collection[str]) -> str:
-    """What a sample has in place of a modality, and which key of the recipe to change.
+def describe_lack(
+    name: str,
+    wanted: Collection[str],
+    got: Collection[str],
+    otherwise: str = "if samples may lack it, in `data.optional`",
+) -> str:
+    """What samples have in place of a modality, and which key of the recipe to change.
 
     Args:
         name: of the modality.
         wanted: extensions that it reads.
-        got: extensions of the sample's members.
+        got: extensions of the members that are there.
+        otherwise: what to do if no member holds it; by default what helps where a recipe needs it of every sample.
     """
     alike = [extension for extension in got if extension.rpartition(".")[2] in wanted]
     remedy = (
         f"set `modalities.{name}.extensions: [{', '.join(alike)}]`"
         if alike
-        else f"if a member holds it, name it in `modalities.{name}.extensions`; if samples may lack it, in `data.optional`"
+        else f"if a member holds it, name it in `modalities.{name}.extensions`; {otherwise}"
     )
     there, asked = (", ".join(f".{extension}" for extension in some) for some in (got, wanted))
     return f"got {there}, wanted {asked.replace(', ', ' or ')}: {remedy}"

@@ -32,7 +32,7 @@ def stored_class_names(shards: Sequence[str]) -> dict[Path, tuple[str, ...]]:
     """
     try:
         return {file: read_class_names(file)[0] for file in beside(shards, CLASS_NAMES_FILE)}
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"class names beside the shards: {error}") from error
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from mmssl.core.config import Config
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.evaluation.common import metric_context
 from mmssl.reporting.report import write_atomically, write_results
@@ -176,7 +176,7 @@ def write_table(stem: Path, table: Table) -> Path:
             writer.writerows(zip(*table.columns.values(), strict=True))
             write_atomically(path, file.getvalue())
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error}; choose another --out") from error
+        raise DataError(f"cannot write {path}: {os_words(error)}; choose another --out") from error
     return path
 
 
@@ -190,7 +190,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
         with path.open("wb") as file:
             dump_tensors(tensors, file)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error}; choose another --out") from error
+        raise DataError(f"cannot write {path}: {os_words(error)}; choose another --out") from error
     return path
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.curation.importers.formats import Found, sniff_delimiter, table_format
 from mmssl.curation.pack_columns import Table
 from mmssl.curation.pack_config import PackConfig
@@ -48,7 +48,7 @@ def read_csv(
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+        raise DataError(f"cannot read {path}: {os_words(error)}") from error
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{path} is UTF-16 text, wanted UTF-8: save it as UTF-8")
     lines = list(io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline=""))

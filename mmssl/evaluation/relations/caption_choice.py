@@ -13,7 +13,7 @@ from torch import Tensor
 from mmssl.core import distributed
 from mmssl.core.config import LocalPath
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import DataError, RecipeError
+from mmssl.core.errors import DataError, RecipeError, os_words
 from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.evaluation.common import (
@@ -130,7 +130,7 @@ class CaptionChoice(Evaluator):
                 except (DecodeError, OSError) as error:
                     if self.config.on_error == "raise":
                         raise DataError(
-                            f"{example.name}, {' and '.join(map(str, example.pictures))}: {error}\n"
+                            f"{example.name}, {' and '.join(map(str, example.pictures))}: {os_words(error)}\n"
                             "To leave such examples out, set `on_error: skip`"
                         ) from error
                     skipped += 1
