@@ -66,7 +66,7 @@ def model_of(
     tokenizer: Path | None = None,
 ) -> Model:
     """The model of a run folder or checkpoint folder, of another library, or, untrained, of a recipe."""
-    from mmssl.recipe.imported import is_source, refuse_description
+    from mmssl.recipe.imported import described_folder, is_source, refuse_description
     from mmssl.recipe.load import load, start_of
     from mmssl.recipe.shipped import find_recipe, shipped_recipes
     from pipelines.command import one_of
@@ -76,6 +76,7 @@ def model_of(
         refuse_alone("--ema", ema, {"a run or checkpoint folder": None})
         refuse_description(path, arch, tokenizer)
         return start_of(find_recipe(str(path), overrides), device=launch.device)
+    path = described_folder(path, arch)
     if is_source(path):
         refuse_alone("--which", which, {"a run folder": None})
         refuse_alone("--ema", ema, {"a run or checkpoint folder": None})
