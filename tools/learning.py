@@ -110,7 +110,8 @@ def own_figures(recipe: Recipe, run: Run, shards: Path, training: bool, batches:
                 found.append({"loss": output.total, **output.terms, **output.metrics})
                 if {"0", "1"} <= latents.keys() and latents["0"].ndim == 2:
                     both = torch.stack([latents["0"], latents["1"]], 1)
-                    found[-1] |= {"alignment": alignment(both), "uniformity": uniformity(latents["0"]) or 0.0}
+                    even = uniformity(latents["0"])
+                    found[-1] |= {"alignment": alignment(both).value, "uniformity": even.value if even else 0.0}
     stream.close()
     learner.train()
     return {key: statistics.mean(float(one[key]) for one in found) for key in found[0]}

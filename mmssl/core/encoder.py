@@ -238,8 +238,17 @@ class EmbeddingModel(nn.Module):
         Raises:
             ValueError: the objective that trained this model has no shared space for the modality.
         """
+        return self.features_and_embeddings(modality, x)[1]
+
+    def features_and_embeddings(self, modality: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`features` [B, D] and `embed` [B, E] of the same views, from one pass of the encoder.
+
+        Raises:
+            ValueError: as of `embed`.
+        """
         self.require(modality, shared_space=True)
-        return F.normalize(self.heads[modality](self._pooled(modality, x)).float(), dim=-1)
+        pooled = self._pooled(modality, x)
+        return pooled.float(), F.normalize(self.heads[modality](pooled).float(), dim=-1)
 
     def _pooled(self, modality: str, x: Tensor) -> Tensor:
         encoder = self.encoders[modality]

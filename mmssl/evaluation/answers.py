@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mmssl.core.evaluator import Score, Table
+from mmssl.evaluation.classification import accuracy_scores, class_figures, classification_scores
 from mmssl.evaluation.ranking import Predictions
-from mmssl.evaluation.statistics import class_figures, classification_scores
 
 CONFUSIONS = 100
 """Pairs of classes in the table of confusions, the most frequent ones."""
@@ -25,16 +25,31 @@ class Answers:
         labels: [N] int64, in 0 ... K-1.
         predictions: of the samples.
         names: K class names.
+        answerable: how many of them can be predicted, the first ones.
     """
 
     keys: Sequence[str]
     labels: Tensor
     predictions: Predictions
     names: Sequence[str]
+    answerable: int
+
+    @property
+    def counts(self) -> list[int]:
+        """Samples of each class [K]."""
+        return list(torch.bincount(self.labels, minlength=len(self.names)).tolist())
+
+    def hits(self, k: int = 1) -> Tensor:
+        """Whether the true class is among the k best, of each sample: [N] float64."""
+        return (self.predictions.ranks <= k).double()
+
+    def accuracy(self) -> dict[str, Score]:
+        """See `accuracy_scores`."""
+        return accuracy_scores(self.predictions.ranks, self.counts, self.answerable)
 
     def scores(self) -> dict[str, Score]:
         """See `classification_scores`."""
-        return classification_scores(self.predictions, self.labels, self.names)
+        return classification_scores(self.predictions, self.labels, self.names, self.answerable)
 
     def tables(self) -> dict[str, Table]:
         """Tables "samples" (rank of the true class, predicted class), "classes" and "confusions" (true, predicted, number)."""
@@ -48,7 +63,7 @@ class Answers:
             "acc1": (ranks == 1).int().tolist(),
             "acc5": (ranks <= 5).int().tolist(),
         }
-        outcomes = ("acc1", "acc5") if len(names) >= 5 else ("acc1",)
+        outcomes = ("acc1", "acc5") if self.answerable >= 5 else ("acc1",)
         figures = class_figures(self.predictions.predicted, self.labels, len(names))
         return {
             "samples": Table(samples, outcomes),

@@ -183,7 +183,7 @@ def warn_of_choices(name: str, share: float, reason: str) -> None:
 
 def metric_context(values: Mapping[str, Any], metric: str) -> dict[str, float | None]:
     """Interval, chance and ceiling of a metric, looked up by name."""
-    of_whole = {"acc1": "chance", "acc": "chance", "mean_per_class_recall": "chance", "in_sync_acc": "in_sync_chance"}
+    of_whole = {"acc1": "chance", "acc": "chance", "in_sync_acc": "in_sync_chance"}
     chance = values.get(f"{metric}_chance", values.get(of_whole.get(metric, "")))
     return {
         "low": values.get(f"{metric}_ci95_low"),

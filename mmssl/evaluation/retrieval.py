@@ -25,7 +25,7 @@ from mmssl.evaluation.common import (
 from mmssl.evaluation.curves import mean_area_interval
 from mmssl.evaluation.ranking import Ranks, log_sums, pair_ranks
 from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
-from mmssl.evaluation.statistics import random_misses, share_by_cluster
+from mmssl.evaluation.statistics import random_misses, rank_intervals, share_by_cluster
 
 
 class RetrievalConfig(PairEvaluatorConfig, RobustConfig):
@@ -36,7 +36,7 @@ class RetrievalConfig(PairEvaluatorConfig, RobustConfig):
         ks: cut-offs of the recalls.
         dual_softmax: temperature of scores that are softmaxes over candidates times softmaxes over queries; their recalls are
             reported apart (`R@1_dual_softmax`), because each answer then depends on all other queries. None: not measured.
-        resamples: number of bootstrap draws (over samples) for the interval of R@1.
+        resamples: number of bootstrap draws (over samples) for the intervals of recalls and ranks.
         seed: seed of the bootstrap.
     """
 
@@ -82,16 +82,15 @@ class Retrieval(Evaluator):
                 seed=config.seed,
                 dual_softmax=config.dual_softmax,
             )
-        directions = [f"{a}_to_{b}" for a, b in (config.pair, config.pair[::-1])]
 
         def figures(shards: KeptShards) -> dict[str, Figure]:
             data = self.collect(model, shards)
             with inference(model):
-                found, _ = retrieval_scores(data, config.pair, ks=(1,), resamples=config.resamples, seed=config.seed)
-            return {f"{way}_R@1": Figure.of(found, f"{way}_R@1", f"{way}_n_queries") for way in directions}
+                found = retrieval_scores(data, config.pair, ks=(1,), resamples=config.resamples, seed=config.seed)
+            return _recall_figures(*found)
 
         # Without R@1 among the cut-offs there is nothing to compare with.
-        clean = {f"{way}_R@1": scores.get(f"{way}_R@1") for way in directions}
+        clean = _recall_figures(scores, self.tables) if 1 in config.ks else {}
         robust, tables = self._corrupted.measure(figures, clean, self.shards.inputs)
         self.tables = {**self.tables, **tables}
         for a, b in (config.pair, config.pair[::-1]):
@@ -130,10 +129,10 @@ def retrieval_scores(
         recall@k: mean share of a query's right candidates that are among the k best (equal to R@k if there is one);
         mAP@k, of the largest k: mean average precision of the k best, divided by min(k, right candidates);
         MRR: mean of 1 / rank of the best right candidate; mean_rank; median_rank (a half is rounded down, as in open_clip);
-        of all these, _chance: that of random scores;  _ci95_low, _high: over samples, so that the items of one sample count as one
-            draw: of R@k and recall@k by bootstrap, of mAP@k and MRR see `mean_area_interval`, of ranks none;
-        R@1_ceiling: R@1 of the best possible model, below 1 if items repeat between samples;
         R@k_dual_softmax: see `RetrievalConfig`;
+        of all these, _chance: that of random scores;  _ci95_low, _high: over samples, so that the items of one sample count as one
+            draw, against the same candidates: of mAP@k and MRR see `mean_area_interval`, of the others by bootstrap;
+        R@1_ceiling: R@1 of the best possible model, below 1 if items repeat between samples;
         tie_rate: share of queries whose best right candidate ties with a wrong one;  n_queries.
     Of the data: n (samples with both), n_excluded (samples with one or none: no queries, but candidates), n_skipped (could not be
     decoded), n_<modality> (items), n_duplicate_<modality> (items that another sample has too), bootstrap_seed, and note if k
@@ -160,11 +159,15 @@ def retrieval_scores(
     ):
         prefix = f"{query}_to_{found}_"
         tables[prefix[:-1]] = _queries(ranks, queries.owner, data.keys, ks)
+        own = direction_scores(ranks, queries.owner, len(candidates.owner), ks, resamples, seed)
         if dual is not None:
-            best = dual.ranks[dual.positives > 0, 0]
-            scores |= {f"{prefix}R@{k}_dual_softmax": int((best <= k).sum()) / len(best) for k in ks}
-        for name, value in direction_scores(ranks, queries.owner, len(candidates.owner), ks, resamples, seed).items():
-            scores[prefix + name] = value
+            can = dual.positives > 0
+            for k in ks:
+                figure = share_by_cluster(dual.ranks[can, 0] <= k, queries.owner[can], resamples=resamples, seed=seed)
+                names = (f"R@{k}_dual_softmax{part}" for part in ("", "_ci95_low", "_ci95_high"))
+                # Both softmaxes treat all candidates alike: random scores stay in random order.
+                own |= {**dict(zip(names, figure, strict=True)), f"R@{k}_dual_softmax_chance": own[f"R@{k}_chance"]}
+        scores |= {prefix + name: value for name, value in own.items()}
         scores[prefix + "R@1_ceiling"] = recall_ceiling(queries, candidates)
     fewest = min(len(a.owner), len(b.owner))
     if max(ks) > fewest:
@@ -187,6 +190,15 @@ def _queries(ranks: Ranks, owner: Tensor, keys: Mapping[int, str], ks: tuple[int
         "MRR": (1 / best.double()).tolist(),
     }
     return Table(columns, (*(f"R@{k}" for k in ks), "MRR"))
+
+
+def _recall_figures(scores: Mapping[str, Score], tables: Mapping[str, Table]) -> dict[str, Figure]:
+    """R@1 of each direction, from its table of queries."""
+    figures = {}
+    for way, table in tables.items():
+        outcomes = torch.tensor(table.columns["R@1"], dtype=torch.float64)
+        figures[f"{way}_R@1"] = Figure.of(scores, f"{way}_R@1", table.columns["key"], outcomes)
+    return figures
 
 
 def _dual_softmax_ranks(a: Items, b: Items, temperature: float) -> tuple[Ranks, Ranks]:
@@ -224,20 +236,16 @@ def direction_scores(
     for name, values in areas.items():
         low, high = mean_area_interval(values, owner)
         scores |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
-    return (
-        scores
-        | random_scores(positives, candidates, ks)
-        | {
-            "mean_rank": float(best.double().mean()),
-            "median_rank": math.floor(best.double().quantile(0.5)),
-            "tie_rate": int(ranks.tied[can].sum()) / n,
-            "n_queries": n,
-        }
-    )
+    scores |= {"mean_rank": float(best.double().mean()), "median_rank": math.floor(best.double().quantile(0.5))}
+    intervals = rank_intervals(best, owner, resamples=resamples, seed=seed)
+    for name, (low, high) in zip(("mean_rank", "median_rank"), intervals, strict=True):
+        scores |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+    ties = {"tie_rate": int(ranks.tied[can].sum()) / n, "n_queries": n}
+    return scores | random_scores(positives, candidates, ks) | ties
 
 
 def random_scores(positives: Tensor, candidates: int, ks: tuple[int, ...]) -> dict[str, Score]:
-    """What a random order of the candidates gives in place of each score, as `<score>_chance`.
+    """What a random order of the candidates gives in place of each score, as `<score>_chance`; of the median, that of its ranks.
 
     Args:
         positives: [n] int64, right candidates of each query.
@@ -259,7 +267,10 @@ def random_scores(positives: Tensor, candidates: int, ks: tuple[int, ...]) -> di
     }
     chance |= {f"R@{k}": 1 - misses[min(k, candidates) - 1] for k in ks}
     chance |= {f"recall@{k}": torch.full_like(share, min(1.0, k / candidates)) for k in ks}
-    return {f"{name}_chance": float((values * share).sum()) for name, values in chance.items()}
+    median = 1 + int((((1 - misses) @ share) < 0.5 - 1e-9).sum())  # the first rank that half of the queries reach
+    return {f"{name}_chance": float((values * share).sum()) for name, values in chance.items()} | {
+        "median_rank_chance": median
+    }
 
 
 def duplicate_count(items: Items) -> int:

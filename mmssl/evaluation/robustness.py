@@ -21,6 +21,7 @@ from mmssl.data.modalities.corruptions.views import GROUPS, corrupted, corruptio
 from mmssl.data.modality import Modality, View
 from mmssl.evaluation.collect import KeptShards
 from mmssl.evaluation.common import EvaluatorConfig
+from mmssl.evaluation.statistics import clustered_bootstrap, share_by_cluster
 
 log = logging.getLogger(__name__)
 
@@ -121,17 +122,25 @@ class RobustConfig(ViewedConfig):
 
 
 class Figure(NamedTuple):
-    """A score, its 95 % interval, and the number of samples or queries."""
+    """A score that is a share of right answers.
+
+    Attributes:
+        value: the score. low, high: its 95 % interval. n: number of samples or queries.
+        keys: [n], of the sample of each answer. outcomes: [n], from 0 (wrong) to 1 (right); the score is their mean.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    keys: Sequence[Score]
+    outcomes: Tensor
 
     @classmethod
-    def of(cls, scores: Mapping[str, Any], metric: str, count: str = "n") -> Figure:
-        """A metric among scores, with its interval, and its number of samples: the score named `count`."""
-        return cls(scores[metric], scores[f"{metric}_ci95_low"], scores[f"{metric}_ci95_high"], scores[count])
+    def of(cls, scores: Mapping[str, Any], metric: str, keys: Sequence[Score], outcomes: Tensor) -> Figure:
+        """A metric among scores, with its interval, and the answers that it is the mean of."""
+        interval = scores[f"{metric}_ci95_low"], scores[f"{metric}_ci95_high"]
+        return cls(scores[metric], *interval, len(keys), keys, outcomes.cpu())
 
 
 class CorruptedShards:
@@ -160,18 +169,20 @@ class CorruptedShards:
     def measure(
         self,
         figures: Callable[[KeptShards], Mapping[str, Figure]],
-        clean: Mapping[str, Score],
+        clean: Mapping[str, Figure],
         inputs: Mapping[str, Tensor],
     ) -> tuple[dict[str, Score], dict[str, Table]]:
         """Figures under each corruption.
 
-        Scores: METRIC_<corruption>_<severity>; METRIC_corrupted, their mean; METRIC_kept, that as a share of METRIC. A corruption
-        that changes no input, such as `casing` before a tokenizer that makes lower case, has no score (None), is left out of the
-        mean, and is named in corruptions_without_effect.
+        Scores: METRIC_<corruption>_<severity>; METRIC_<corruption>, their mean over severities; METRIC_corrupted, the mean of all;
+        METRIC_kept, that as a share of METRIC. Means and share have intervals by bootstrap over samples: what severities and
+        corruptions of a sample have in common is kept together. Chance of all but the share is that of METRIC. A corruption that
+        changes no input, such as `casing` before a tokenizer that makes lower case, has no score (None), is left out of the means,
+        and is named in corruptions_without_effect.
 
         Args:
             figures: shards -> metric -> its figure; all processes say the same.
-            clean: metric -> its value without corruption.
+            clean: metric -> its figure without corruption.
             inputs: modality -> hashes of the inputs without corruption, see `KeptShards.inputs`.
 
         Returns:
@@ -194,17 +205,22 @@ class CorruptedShards:
         }
         scores = _without_effect([which for (which, _), share in zip(found, changed, strict=True) if not share])
         for metric in found[0][1]:
-            names = [f"{metric}_{kind}_{severity}" for (kind, severity), _ in found]
-            each = [some[metric] if share else None for (_, some), share in zip(found, changed, strict=True)]
-            values, lows, highs = ([None if one is None else one[place] for one in each] for place in range(3))
-            there = [value for value in values if value is not None]
-            mean = sum(there) / len(there) if there else None
-            before = float(clean[metric] or 0)
-            kept = mean / before if before and mean is not None else None
-            scores |= {f"{metric}_corrupted": mean, f"{metric}_kept": kept}
-            scores |= zip(names, values, strict=True)
-            columns |= {metric: values, f"{metric}_ci95_low": lows, f"{metric}_ci95_high": highs}
-            columns[f"{metric}_n"] = [some[metric].n for _, some in found]
+            each = {which: some[metric] for (which, some), share in zip(found, changed, strict=True) if share}
+            scores |= _mean(f"{metric}_corrupted", [*each.values()])
+            scores |= _kept(f"{metric}_kept", [*each.values()], clean.get(metric))
+            for kind in dict.fromkeys(kind for (kind, _), _ in found):
+                scores |= _mean(f"{metric}_{kind}", [figure for (own, _), figure in each.items() if own == kind])
+            rows = [each.get(which) for which, _ in found]
+            scores |= {
+                f"{metric}_{kind}_{s}": row.value if row else None
+                for ((kind, s), _), row in zip(found, rows, strict=True)
+            }
+            columns |= {
+                metric: [row.value if row else None for row in rows],
+                f"{metric}_ci95_low": [row.low if row else None for row in rows],
+                f"{metric}_ci95_high": [row.high if row else None for row in rows],
+                f"{metric}_n": [some[metric].n for _, some in found],
+            }
         return scores, {"corruptions": Table(columns)}
 
 
@@ -222,6 +238,35 @@ def _without_effect(without: Sequence[tuple[str, int]]) -> dict[str, Score]:
     if said:
         log.warning("corruptions that changed no input, and have no score therefore (with severities): %s", said)
     return {"corruptions_without_effect": said} if said else {}
+
+
+def _mean(name: str, figures: Sequence[Figure]) -> dict[str, Score]:
+    """The mean of figures of the same samples, with its interval; None: there are none."""
+    if not figures:
+        return {name: None}
+    outcomes = torch.cat([figure.outcomes for figure in figures])
+    found = share_by_cluster(outcomes, _owners([key for figure in figures for key in figure.keys]))
+    return dict(zip((name, f"{name}_ci95_low", f"{name}_ci95_high"), found, strict=True))
+
+
+def _kept(name: str, figures: Sequence[Figure], clean: Figure | None) -> dict[str, Score]:
+    """The mean of figures as a share of another of the same samples, with its interval; None: that is 0, or not measured."""
+    if clean is None or not clean.value or not figures:
+        return {name: None}
+    owner = _owners([key for figure in (clean, *figures) for key in figure.keys])
+    before = torch.zeros(int(owner.max()) + 1, dtype=torch.float64)
+    after = torch.zeros_like(before)
+    n, outcomes = len(clean.keys), torch.cat([figure.outcomes for figure in figures]).double()
+    before.index_add_(0, owner[:n], clean.outcomes.double())
+    after.index_add_(0, owner[n:], outcomes)
+    low, high = clustered_bootstrap(after, before * len(figures))
+    return {name: float(outcomes.mean()) / clean.value, f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+
+
+def _owners(keys: Sequence[Score]) -> Tensor:
+    """A number for each distinct key: [n] int64."""
+    numbers: dict[Score, int] = {}
+    return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 class AveragedModel(EmbeddingModel):
@@ -244,12 +289,13 @@ class AveragedModel(EmbeddingModel):
             [super(AveragedModel, self).features(modality, one) for one in self._views(modality, x)]
         ).mean(0)
 
-    def embed(self, modality: str, x: Tensor) -> Tensor:
-        """Mean embeddings [B, E], of norm 1 again."""
+    def features_and_embeddings(self, modality: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean features [B, D], and mean embeddings [B, E], of norm 1 again."""
         if modality not in self.kinds:
-            return super().embed(modality, x)
-        each = torch.stack([super(AveragedModel, self).embed(modality, one) for one in self._views(modality, x)])
-        return F.normalize(each.mean(0), dim=-1)
+            return super().features_and_embeddings(modality, x)
+        each = [super(AveragedModel, self).features_and_embeddings(modality, one) for one in self._views(modality, x)]
+        features, embeddings = (torch.stack(rows).mean(0) for rows in zip(*each, strict=True))
+        return features, F.normalize(embeddings, dim=-1)
 
     def _views(self, modality: str, x: Tensor) -> list[Tensor]:
         return views_to_average(self.kinds[modality], x)

@@ -250,6 +250,9 @@ def test_averages_are_means_over_the_views() -> None:
         assert torch.allclose(averaged.features("picture", x), expected, atol=1e-6)
         mean = torch.stack([F.normalize(left(one), dim=1) for one in some]).mean(0)
         assert torch.allclose(averaged.embed("picture", x), F.normalize(mean, dim=1), atol=1e-6)
+        both = averaged.features_and_embeddings("picture", x)
+        assert torch.equal(both[0], averaged.features("picture", x))
+        assert torch.equal(both[1], averaged.embed("picture", x))
         assert len(views_to_average(kind, x)) == len(some)  # type: ignore[arg-type]
     assert torch.equal(AveragedModel(plain, {}).features("picture", x), plain.features("picture", x))
 

@@ -246,13 +246,17 @@ class LabelledEvaluator(Evaluator):
         answers, said = classify(test)
 
         def figures(shards: KeptShards) -> dict[str, Figure]:
-            under = self._shards.collect(model, shards, encode)
-            return {"acc1": Figure.of(classify(under)[0].scores(), "acc1")}
+            return {"acc1": accuracy_figure(classify(self._shards.collect(model, shards, encode))[0])}
 
         scores = classifier_scores(train, test, answers) | said
-        robust, tables = self._corrupted.measure(figures, scores, self._shards.test.inputs)
+        robust, tables = self._corrupted.measure(figures, {"acc1": accuracy_figure(answers)}, self._shards.test.inputs)
         self.tables = answers.tables() | tables
         yield from broadcast_scores(scores | robust).items()
+
+
+def accuracy_figure(answers: Answers) -> Figure:
+    """acc1, as `CorruptedShards.measure` takes it."""
+    return Figure.of(answers.accuracy(), "acc1", answers.keys, answers.hits())
 
 
 def classifier_answers(test: Labelled, classes: Tensor, classify: Classify) -> Answers:
@@ -271,7 +275,7 @@ def classifier_answers(test: Labelled, classes: Tensor, classify: Classify) -> A
     ranks = predictions.ranks.where(known, len(classes) + 5)
     names = [str(label) for label in classes.tolist()]
     unseen = [] if known.all() else ["(not in training)"]
-    return Answers(test.keys, labels, replace(predictions, ranks=ranks), names + unseen)
+    return Answers(test.keys, labels, replace(predictions, ranks=ranks), names + unseen, len(names))
 
 
 def classifier_scores(train: Labelled, test: Labelled, answers: Answers) -> dict[str, Score]:
@@ -280,11 +284,8 @@ def classifier_scores(train: Labelled, test: Labelled, answers: Answers) -> dict
     Those of `classification_scores` (classes are the training labels; another test label is in n_unseen), n_train, n_excluded and
     n_skipped (of the test samples), n_train_excluded and n_train_skipped.
     """
-    classes = number_classes(train)[0]
     return answers.scores() | {
-        "chance": 1 / len(classes),
-        "classes": len(classes),
-        "n_unseen": int((answers.labels == len(classes)).sum()),
+        "n_unseen": sum(answers.counts[answers.answerable :]),
         "n_train": len(train.labels),
         "n_excluded": test.excluded,
         "n_skipped": test.skipped,

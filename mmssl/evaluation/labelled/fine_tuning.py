@@ -32,6 +32,7 @@ from mmssl.evaluation.common import broadcast_scores, inference, require_modalit
 from mmssl.evaluation.labelled.base import (
     Labelled,
     LabelledConfig,
+    accuracy_figure,
     classifier_answers,
     classifier_scores,
     labelled,
@@ -187,9 +188,9 @@ class FineTuning(Evaluator):
         scores = classifier_scores(task.train, test, answers) | said
 
         def figures(shards: KeptShards) -> dict[str, Figure]:
-            return {"acc1": Figure.of(self._answers(tuned, shards, task)[0].scores(), "acc1")}
+            return {"acc1": accuracy_figure(self._answers(tuned, shards, task)[0])}
 
-        robust, tables = self._corrupted.measure(figures, scores, self._test.inputs)
+        robust, tables = self._corrupted.measure(figures, {"acc1": accuracy_figure(answers)}, self._test.inputs)
         self.tables = answers.tables() | tables
         kept = tuned if self.config.keep_weights else tuned.head
         prefix = "" if self.config.keep_weights else "head."
@@ -225,7 +226,7 @@ class FineTuning(Evaluator):
                         rates.step()
                 answers, found = self._answers(tuned, self._validation, task)
                 # One process decides for all: rounding may differ.
-                share = float(distributed.gather_objects(answers.scores()["acc1"])[0])
+                share = float(distributed.gather_objects(answers.accuracy()["acc1"])[0])
                 if share > best:
                     best, best_epoch, seen = share, epoch + 1, len(found.labels)
                     state = {name: x.detach().to("cpu", copy=True) for name, x in tuned.state_dict().items()}

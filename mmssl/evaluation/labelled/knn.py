@@ -92,9 +92,9 @@ def neighbours(train: Labelled, ks: tuple[int, ...] = (20,), temperature: float 
         answers = classifier_answers(test, classes, classify_all)
         said: dict[str, Score] = {"k": ks[0]}
         for k in ks[1:]:
-            further = classifier_answers(test, classes, classified_with(k)).scores()
+            further = classifier_answers(test, classes, classified_with(k)).accuracy()
             said |= {f"acc1_k{k}{part}": further[f"acc1{part}"] for part in ("", "_ci95_low", "_ci95_high")}
-            said[f"acc1_k{k}_chance"] = 1 / len(classes)
+            said[f"acc1_k{k}_chance"] = further["chance"]
         return answers, said
 
     return classify

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
@@ -20,6 +21,7 @@ from mmssl.evaluation.common import (
     require_usable,
 )
 from mmssl.evaluation.labelled.knn import nearest
+from mmssl.evaluation.statistics import mean_interval
 from mmssl.evaluation.tiles import TILE
 
 
@@ -60,9 +62,11 @@ class ModalityGap(Evaluator):
 def gap_scores(data: Collected, pair: tuple[str, str]) -> dict[str, Score]:
     """Modality gap and alignment of unit-norm embeddings; a sample with several items counts once, by their mean distances.
 
-    gap: distance of the two modalities' means (Liang et al. 2022, arXiv:2203.02053), 0 to 2;
+    gap: distance of the two modalities' means (Liang et al. 2022, arXiv:2203.02053), 0 to 2;  gap_chance: its root mean square
+        where the two of each sample are swapped at random, as if they were of one modality;
     alignment: mean squared distance of the two modalities of a sample (Wang and Isola 2020, arXiv:2005.10242), 0 to 4;
-    alignment_chance: the same of different samples; None: there is one sample;
+        alignment_chance: the same of different samples; None: there is one sample;
+    of both, _ci95_low and _high: Student's interval over samples (of the gap: of the distances in its direction);
     for each direction, e.g. `a_to_b_`: hubness@10 and unreached@10, see `hubness`, with hubness@10_chance;
     n; n_excluded (samples without one of the modalities), n_skipped (samples that could not be decoded).
 
@@ -82,15 +86,27 @@ def gap_scores(data: Collected, pair: tuple[str, str]) -> dict[str, Score]:
         values = hubness(queries, candidates)
         scores |= {f"{query}_to_{found}_{name}": value for name, value in zip(names, values, strict=True)}
     # Of unit vectors, |x - y|^2 = 2 - 2 x y, which is linear in the items of each sample, and in the samples.
-    own, all_pairs = (a * b).sum(), a.sum(0) @ b.sum(0)
+    own, all_pairs = (a * b).sum(1), a.sum(0) @ b.sum(0)
+    apart = a - b
+    direction = F.normalize(apart.mean(0), dim=0)
     return scores | {
-        "gap": float((a.mean(0) - b.mean(0)).norm()),
-        "alignment": 2 - 2 * float(own) / n,
-        "alignment_chance": 2 - 2 * float(all_pairs - own) / (n * (n - 1)) if n > 1 else None,
+        **_mean("gap", apart @ direction, 2),
+        "gap_chance": float(apart.square().sum().sqrt()) / n,
+        **_mean("alignment", 2 - 2 * own, 4),
+        "alignment_chance": 2 - 2 * float(all_pairs - own.sum()) / (n * (n - 1)) if n > 1 else None,
         "n": n,
         "n_excluded": len(data.keys) - n,
         "n_skipped": data.skipped,
     }
+
+
+def _mean(name: str, values: Tensor, most: float) -> dict[str, Score]:
+    """Mean of values [n] of samples, from 0 to `most`, and its interval if there are two or more."""
+    scores: dict[str, Score] = {name: float(values.mean())}
+    if len(values) > 1:
+        _, low, high, _ = mean_interval(values.tolist())
+        scores |= {f"{name}_ci95_low": max(0.0, low), f"{name}_ci95_high": min(float(most), high)}
+    return scores
 
 
 def hubness(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[float | None, float | None, float]:

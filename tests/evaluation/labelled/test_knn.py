@@ -103,6 +103,9 @@ def test_labels_that_training_never_showed_are_errors() -> None:
     assert scores["n_unseen"] == int((test[1] == CLASSES - 1).sum()) > 0
     assert scores["classes"] == CLASSES - 1
     assert scores["acc1"] <= 1 - scores["n_unseen"] / 80
+    right = (1 - scores["n_unseen"] / 80) / (CLASSES - 1)
+    assert scores["chance"] == scores["acc1_k3_chance"] == pytest.approx(right), "a guess is wrong there, too"
+    assert scores["acc5"] is None, "four classes can be answered"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,21 @@ def test_known_models_have_known_scores() -> None:
     assert collapsed["mAP"] == pytest.approx(collapsed["mAP_chance"])
     assert collapsed["AUROC"] == 0.5
     random = run(torch.randn(200, 3, generator=torch.Generator().manual_seed(1)), labels)
-    assert random["mAP_ci95_low"] < random["mAP"] < random["mAP_ci95_high"]
+    for name in ("mAP", "AUROC", "LRAP"):
+        assert random[f"{name}_ci95_low"] < random[name] < random[f"{name}_ci95_high"]
+        assert random[f"{name}_ci95_low"] < random[f"{name}_chance"] < random[f"{name}_ci95_high"]
+        assert perfect[f"{name}_ci95_high"] == 1
     assert random["AUROC"] == pytest.approx(0.5, abs=0.1)
+    assert perfect["AUROC_ci95_low"] < 1 > perfect["LRAP_ci95_low"]
     absent = run(labels + 0.01, labels * torch.tensor([1, 1, 0]))
     assert absent["absent_classes"] == "c"
+
+
+def test_chance_of_label_ranking_is_the_mean_over_all_orders_of_the_classes() -> None:
+    """Samples with one, two, three and no classes; the last is left out."""
+    labels = torch.tensor([[1, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 0]])
+    found = [run(torch.tensor([order] * 4).float() + 1, labels)["LRAP"] for order in permutations(range(3))]
+    assert run(torch.eye(3)[[0, 1, 2, 0]] + 1, labels)["LRAP_chance"] == pytest.approx(sum(found) / len(found))
 
 
 def test_vectors_of_another_length_are_refused_by_key() -> None:
