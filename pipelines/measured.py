@@ -235,18 +235,22 @@ def _measured(config: EvaluatorConfig, evaluator: Evaluator, model: Model, group
 
 
 def show(rows: list[Row]) -> None:
-    """Print scores as a table on the main process."""
+    """Print scores as a table on the main process; of scores under corruption the clean one beside them."""
     from rich.console import Console
     from rich.table import Column, Table
 
     from mmssl.core.distributed import is_main
 
+    clean = any(row.clean is not None for row in rows)
     table = Table(Column("task", overflow="fold"), Column("metric", overflow="fold"), "score", "95 %", "chance", "n")
+    if clean:
+        table.add_column("clean")
     for row in rows:
         interval = "" if row.ci95_low is None else f"{row.ci95_low:.4f} to {row.ci95_high:.4f}"
-        value = f"{row.value:.4f}" if isinstance(row.value, float) else str(row.value)
+        value, before = (f"{x:.4f}" if isinstance(x, float) else str(x) for x in (row.value, row.clean))
         chance = "" if row.chance is None else f"{row.chance:.4g}"
-        table.add_row(row.task, row.metric, value, interval, chance, "" if row.n is None else f"{row.n:,}")
+        cells = (row.task, row.metric, value, interval, chance, "" if row.n is None else f"{row.n:,}")
+        table.add_row(*cells, *([before if row.clean is not None else ""] if clean else []))
     if is_main() and rows:
         Console(stderr=True).print(table)
 

@@ -37,6 +37,12 @@ SCORE_CHARTS = (
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6d4c1d", "#555555")
 """Okabe and Ito's colour-blind-safe palette."""
 
+PERFECT = "as claimed"
+"""Name of a curve that others are held against; as those of chance it is grey and dashed."""
+
+MARKED = 20
+"""Points of a curve up to which each is marked."""
+
 LONGEST = 600
 """Largest number of points drawn of a curve."""
 
@@ -97,13 +103,14 @@ def _drawn(chart: Chart, form: str) -> bytes:
         axes = figure.add_subplot()
         for i, (name, curve) in enumerate(chart.curves.items()):
             steps, values = zip(*(curve if chart.dots else thinned(curve)), strict=True)
-            reference = "chance" in name
+            reference = "chance" in name or name == PERFECT
             colour = "#999999" if reference else COLOURS[i % len(COLOURS)]
             if chart.dots:
                 axes.scatter(steps, values, s=6, linewidths=0, alpha=0.6, color=colour, label=_plain(name))
                 continue
             style = "--" if reference else "-"
-            axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.4, label=_plain(name))
+            marker = "." if len(curve) <= MARKED and not reference else ""
+            axes.plot(steps, values, color=colour, linestyle=style, marker=marker, linewidth=1.4, label=_plain(name))
         if chart.dots:
             axes.set_aspect("equal", adjustable="datalim")
         axes.set_xlabel(chart.x)

@@ -9,7 +9,7 @@ import importlib.util
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError, os_words
 from mmssl.core.evaluator import Evaluator, Score, Table
+from mmssl.data.modalities.corruptions.corruption import SEVERITIES
 from mmssl.evaluation.common import metric_context
 from mmssl.reporting.report import write_atomically, write_results
 from mmssl.training.checkpoints.tensors import dump_tensors
@@ -28,13 +29,26 @@ UNIMPORTANT = {"batch_size", "workers", "every", "cache", "allow_pipe"}
 UNUSUAL = ("sizes", "lengths", "average", "precision", "max_samples")
 """Settings that stand beside the scores wherever they are changed, so that nobody takes these for the usual ones."""
 PACKAGES = ("mmssl", "torch", "numpy")
-IN_JSON = ("classes", "confusions", "groups", "corruptions", "additions", "kinds", "card", "curve", "mteb")
+IN_JSON = (
+    "classes",
+    "confusions",
+    "groups",
+    "corruptions",
+    "additions",
+    "kinds",
+    "card",
+    "curve",
+    "reliability",
+    "mteb",
+)
 """Tables that stand in the JSON of their task; others are files of their own."""
+CORRUPTED = "_corrupted"
+"""Ending of a mean over all corruptions; it tells that a metric was measured under corruption."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One score of the table of all tasks; None: not defined."""
+    """One score of the table of all tasks; None: not defined. clean: of a score under corruption, the one without."""
 
     task: str
     metric: str
@@ -43,6 +57,7 @@ class Row:
     ci95_high: float | None = None
     chance: float | None = None
     n: int | None = None
+    clean: Score = None
 
 
 def unusual_settings(config: Config) -> dict[str, Any]:
@@ -52,17 +67,27 @@ def unusual_settings(config: Config) -> dict[str, Any]:
 
 
 def summary_rows(task: str, scores: Mapping[str, Score], headlines: Sequence[str] = ()) -> list[Row]:
-    """The headlines among the scores of a task (none given: all of them), with interval, chance and n."""
-    chosen = [name for name in headlines if name in scores] or list(scores)
-    rows = []
-    for name in chosen:
-        near = metric_context(scores, name)
-        of_direction = scores.get(f"{name.rpartition('_')[0]}_n_queries", scores.get("n"))
-        n = scores.get(f"{name}_n", of_direction)
-        rows.append(
-            Row(task, name, scores[name], near["low"], near["high"], near["chance"], n if isinstance(n, int) else None)
-        )
+    """The headlines among the scores of a task (none given: all of them), with interval, chance and n.
+
+    And means over severities, a row for each corruption and one for all of them; see `CorruptedShards.measure`.
+    """
+    chosen = [name for name in headlines if name in scores]
+    rows = [_row(task, scores, name, name) for name in chosen or scores]
+    metrics = [name.removesuffix(CORRUPTED) for name in scores if name.endswith(CORRUPTED)]
+    for metric in metrics if chosen else ():
+        first = f"_{SEVERITIES[0]}"
+        kinds = [name.removesuffix(first) for name in scores if name.startswith(f"{metric}_") and name.endswith(first)]
+        for name in (*kinds, f"{metric}{CORRUPTED}"):
+            rows.append(replace(_row(task, scores, name, metric), clean=scores.get(metric)))
     return rows
+
+
+def _row(task: str, scores: Mapping[str, Score], name: str, metric: str) -> Row:
+    """A score, with the chance and n of a metric."""
+    near, own = metric_context(scores, metric), metric_context(scores, name)
+    of_direction = scores.get(f"{metric.rpartition('_')[0]}_n_queries", scores.get("n"))
+    n = scores.get(f"{metric}_n", of_direction)
+    return Row(task, name, scores.get(name), own["low"], own["high"], near["chance"], n if isinstance(n, int) else None)
 
 
 def to_markdown(rows: Sequence[Any]) -> str:

@@ -71,7 +71,7 @@ def _card(name: str, values: Mapping[str, Any], metrics: Sequence[str]) -> dict[
         chance = "" if around["chance"] is None else number_text(around["chance"])
         rows.append((metric, [number_text(values[metric]), interval, chance, number_text(values[f"{metric}_n"])]))
         shown |= {f"{metric}{ending}" for ending in ("_ci95_low", "_ci95_high", "_chance", "_n")}
-    plain = [(metric, number_text(value)) for metric, value in values.items() if metric not in shown]
+    plain = [(metric, text) for metric, text in _shown(values) if metric not in shown]
     return {
         "name": printable(name.replace("_", " ")),
         "columns": ["score", "95 %", "chance", "n"],

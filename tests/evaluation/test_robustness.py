@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,16 @@ from mmssl.evaluation.labelled.attentive_probe import AttentiveProbeConfig
 from mmssl.evaluation.labelled.knn import KnnConfig
 from mmssl.evaluation.labelled.linear_probe import LinearProbeConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
-from mmssl.evaluation.robustness import AveragedModel, RobustConfig, changed_share, five_crops, views_to_average
+from mmssl.evaluation.robustness import (
+    AveragedModel,
+    CorruptedShards,
+    Figure,
+    RobustConfig,
+    changed_share,
+    five_crops,
+    views_to_average,
+)
+from mmssl.evaluation.statistics import wilson
 from tests.evaluation.world import colour_shards, configured, knowing_model, modalities, model, write_shard
 
 USUAL: dict[str, Any] = {"modality": "picture", "batch_size": 16}
@@ -61,10 +71,44 @@ def test_a_probe_is_fitted_on_clean_samples_and_measured_on_corrupted_ones(shard
     assert scores["acc1_corrupted"] == pytest.approx(np.mean(columns["acc1"]))
     assert scores["acc1_kept"] == scores["acc1_corrupted"]
     assert set(columns["acc1_n"]) == {20}
+    for kind, part in (("geometric_shapes", slice(0, 5)), ("contrast", slice(5, 10))):
+        assert scores[f"acc1_{kind}"] == pytest.approx(np.mean(columns["acc1"][part]))
+    for name in ("acc1_geometric_shapes", "acc1_corrupted", "acc1_kept"):
+        low, high = scores[f"{name}_ci95_low"], scores[f"{name}_ci95_high"]
+        assert low < scores[name] < high  # type: ignore[operator]
+    assert (scores["acc1_contrast_ci95_low"], scores["acc1_contrast_ci95_high"]) == wilson(20, 20)
     assert all(
         low <= x <= high
         for low, x, high in zip(*(columns[f"acc1{part}"] for part in ("_ci95_low", "", "_ci95_high")), strict=True)
     )
+
+
+def test_means_under_corruption_are_of_samples_that_are_drawn_together() -> None:
+    """Half of 40 samples are right under all corruptions, half under none: as wide as one share of 40, not of 400."""
+    outcomes = (torch.arange(40) % 2).double()
+    figure = Figure(0.5, 0.4, 0.6, 40, [*map(str, range(40))], outcomes)
+    corrupted = CorruptedShards.__new__(CorruptedShards)
+    each = [(kind, severity) for kind in ("a", "b") for severity in range(1, 6)]
+    corrupted._each = dict.fromkeys(each, ("picture", Nothing()))  # type: ignore[arg-type]
+    before = {"picture": torch.zeros(40, dtype=torch.int64)}
+    clean = Figure(1.0, 0.9, 1.0, 40, figure.keys, torch.ones(40))
+    scores, _ = corrupted.measure(lambda shards: {"acc1": figure}, {"acc1": clean}, before)
+    for name in ("acc1_a", "acc1_corrupted", "acc1_kept"):
+        low, high = scores[f"{name}_ci95_low"], scores[f"{name}_ci95_high"]
+        assert scores[name] == 0.5
+        assert high - low == pytest.approx(2 * 1.96 * 0.5 / 40**0.5, abs=0.06)  # type: ignore[operator]
+    same, _ = corrupted.measure(lambda shards: {"acc1": figure}, {"acc1": figure}, before)
+    assert (same["acc1_kept"], same["acc1_kept_ci95_low"], same["acc1_kept_ci95_high"]) == (1, 1, 1), "sample by sample"
+    assert corrupted.measure(lambda shards: {"acc1": figure}, {}, before)[0]["acc1_kept"] is None
+
+
+class Nothing:
+    """Shards that are not there; all of their inputs are changed."""
+
+    inputs = MappingProxyType({"picture": torch.ones(40, dtype=torch.int64)})
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 class Shift(nn.Module):
@@ -83,6 +127,9 @@ def test_retrieval_is_measured_with_corrupted_texts_and_pictures(shards: dict[st
     assert {name: value for name, value in scores.items() if name in clean} == clean
     for way in ("picture_to_words", "words_to_picture"):
         assert scores[f"{way}_R@1_contrast_1"] == scores[f"{way}_R@1"]
+        low, mean, high = (float(scores[f"{way}_R@1_typos{end}"] or 0) for end in ("_ci95_low", "", "_ci95_high"))
+        assert low < mean < high
+        assert mean < float(scores[f"{way}_R@1"] or 0)
         assert float(scores[f"{way}_R@1_typos_5"] or 0) < float(scores[f"{way}_R@1"] or 0), (
             "a word with a typo is no colour"
         )
