@@ -98,7 +98,7 @@ def class_means(predicted: Tensor, labels: Tensor, classes: int) -> dict[str, fl
     """The scores of `CLASS_MEANS`; arguments as of `class_figures`."""
     figures = class_figures(predicted, labels, classes)
     return {
-        name: float(np.mean([value for value in figures[column] if value is not None]))  # type: ignore[arg-type]
+        name: float(np.mean([value for value in figures[column] if isinstance(value, float)]))
         for name, column in zip(CLASS_MEANS, ("recall", "f1"), strict=True)
     }
 

@@ -268,9 +268,8 @@ def random_scores(positives: Tensor, candidates: int, ks: tuple[int, ...]) -> di
     chance |= {f"R@{k}": 1 - misses[min(k, candidates) - 1] for k in ks}
     chance |= {f"recall@{k}": torch.full_like(share, min(1.0, k / candidates)) for k in ks}
     median = 1 + int((((1 - misses) @ share) < 0.5 - 1e-9).sum())  # the first rank that half of the queries reach
-    return {f"{name}_chance": float((values * share).sum()) for name, values in chance.items()} | {
-        "median_rank_chance": median
-    }
+    means: dict[str, Score] = {f"{name}_chance": float((values * share).sum()) for name, values in chance.items()}
+    return means | {"median_rank_chance": median}
 
 
 def duplicate_count(items: Items) -> int:

@@ -172,7 +172,9 @@ def _with_intervals(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _calibration(records: Mapping[str, Mapping[str, Any]]) -> Part | None:
     """The probability of a match by cosine, and the reliability of class probabilities: tables "curve" and "reliability"."""
-    charts, grids, notes = [], [], {}
+    charts: list[Chart] = []
+    grids: list[Grid] = []
+    notes: dict[str, None] = {}
     for task, record in records.items():
         rows = record.get("curve")
         if isinstance(rows, list) and len(rows) > 1:

@@ -78,7 +78,8 @@ def class_calibration(
             scores |= {whole: value, f"{whole}_ci95_low": low, f"{whole}_ci95_high": high, f"{whole}_n": len(other)}
             if metric in chance:
                 scores[f"{whole}_chance"] = chance[metric]
-        for column, values in {"probabilities": [name] * len(curve["n"]), **curve}.items():
+        columns.setdefault("probabilities", []).extend([name] * len(curve["n"]))
+        for column, values in curve.items():
             columns.setdefault(column, []).extend(values)
     return scores, Table(columns)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,25 @@ def test_the_votes_are_scikit_learns(k: int, temperature: float) -> None:
     expected = 1 + (shares > true).sum(1) + ((shares == true) & (order < wanted[:, None])).sum(1)
     normalised = F.normalize(queries, dim=1), wanted, F.normalize(x, dim=1), labels
     assert torch.equal(votes(*normalised, CLASSES, (k,), temperature).ranks[:, 0], expected)
+
+
+def test_the_votes_are_those_of_dinov2() -> None:
+    """Its formula, query by query: a softmax over the largest number of neighbours, of which the first k are summed by class."""
+    (x, labels), (queries, wanted) = features(120, 0), features(60, 1)
+    bank, asked, ks, temperature = F.normalize(x, dim=1), F.normalize(queries, dim=1), (5, 10, 20, 100), 0.07
+    found = votes(asked, wanted, bank, labels, CLASSES, ks, temperature)
+    for i, query in enumerate(asked.double()):
+        cosines = [float(query @ row) for row in bank.double()]
+        order = sorted(range(len(cosines)), key=lambda place: -cosines[place])[: max(ks)]
+        powers = [math.exp(cosines[place] / temperature) for place in order]
+        for column, k in enumerate(ks):
+            shares = [0.0] * CLASSES
+            for place, power in list(zip(order, powers, strict=True))[:k]:
+                shares[int(labels[place])] += power / sum(powers)
+            assert int(found.predicted[i, column]) == shares.index(max(shares))
+            assert int(found.ranks[i, column]) == 1 + sum(share > shares[int(wanted[i])] for share in shares) + (
+                shares[: int(wanted[i])].count(shares[int(wanted[i])])
+            )
 
 
 @pytest.mark.parametrize("tile", [7, 64, 1000])
