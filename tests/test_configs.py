@@ -199,6 +199,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "array": {"size": 64},
     "vit": {"size": 64, "patch_size": 16, "width": 32, "depth": 3, "heads": 2},
     "resnet": {"size": 64, "layers": [1, 1, 1, 1], "channels": 8, "output_dim": EMBEDDING, "heads": 2},
+    "audio_resnet": {"layers": [1, 1], "channels": 8},
     "audio_transformer": {"width": 32, "depth": 2, "heads": 2},
     "waveform_transformer": {"channels": 16, "width": 32, "depth": 2, "heads": 2},
     "series_transformer": {"width": 32, "depth": 2, "heads": 2},

@@ -36,6 +36,14 @@ ROWS: dict[str, dict[str, Any]] = {
         **USUAL,
         views={"augmented": CHANGED},
     ),
+    # Two windows of 0.49 s of recordings whose mean is 0.44 s: mostly the same sound, so they are changed too.
+    "simclr, COLA": row(
+        {"kind": "simclr", **TWO, "similarity": "bilinear", "temperature": 1.0, "embedding": 64, "head": None},
+        PATCHES,
+        **USUAL,
+        views={"augmented": CHANGED},
+        bars=("accuracy > 0.2", "loss < 0.9 * chance_loss"),
+    ),
     "dino, sounds": row(
         {
             "kind": "dino", **TWO, "momentum": {"kind": "cosine", "start": 0.98, "final": 1.0}, "temperature": 0.1,
