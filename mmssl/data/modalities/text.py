@@ -173,7 +173,8 @@ class TextConfig(ModalityConfig):
             skipped), drawn in proportion to their weights.
         negatives: key of the JSON object with false captions of the sample (one or a list; may be missing), for views of kind
             hard_negative; for captions of the form {key: weight}.
-        augment: augmentations of the caption in the view "tokens", in this order: swap, delete or repeat words, or take a span.
+        augment: augmentations of the caption in the view "tokens", in this order: swap, delete or repeat words, take a span, or
+            permute sentences.
         views: further kinds of views that an objective needs -> their settings. Two views always exist: "tokens", a caption drawn
             by weight, and "eval", all captions as they are.
         extensions: default `txt`, or `json` for JSON formats.
