@@ -109,6 +109,18 @@ def test_another_default_for_an_inherited_setting_keeps_its_limits() -> None:
     assert not lost
 
 
+def test_clips_have_a_length_unless_they_are_meant_to_be_whole_videos() -> None:
+    """Without `seconds` a clip spreads its frames over all that is decoded, whatever `fps` is."""
+    whole = {
+        name
+        for name, recipe in ((name, find_recipe(name)) for name in NAMES)
+        if not any(isinstance(one, TimeCrop) for one in recipe.data.synchronized)
+        for video in recipe.modalities.values()
+        if isinstance(video, VideoConfig) and video.seconds is None
+    }
+    assert whole == {"video/clip4clip_vit_b_32"}
+
+
 def test_windows_of_usual_videos_are_not_too_large() -> None:
     """What the recipes decode at once of a video of 1280 x 720 with 30 frames a second."""
     seen = 0
