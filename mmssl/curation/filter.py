@@ -42,6 +42,7 @@ from mmssl.data.shards.writer import (
     claim_folder,
     map_in_order,
     remove_stale,
+    telling_what_stays,
     write_atomically,
     write_lines,
     write_shard,
@@ -151,16 +152,17 @@ def filter_shards(
         verdicts, report.scores = _by_similarity(scorer, config, examined, list(verdicts), formats, client)
         settings["similarity"] = report.scores.facts()
     records: list[ShardRecord] = []
-    for shard, left in zip(examined, verdicts, strict=True):
-        start = report.samples
-        kept = _count(shard, left, report)
-        if kept and not dry_run:
-            manifest = Manifest(folder, settings, tuple(records), complete=False)
-            records.append(_write(shard, kept, client, range(start, report.samples), manifest))
-    if not report.kept:
-        raise DataError(f"no sample would be left:\n{report.table()}\nLoosen the criteria; nothing was written")
-    if not dry_run:
-        _finish(Manifest(folder, settings, tuple(records), formats=shared), report, places)
+    with telling_what_stays(folder, "give the same command again, which writes all of them anew"):
+        for shard, left in zip(examined, verdicts, strict=True):
+            start = report.samples
+            kept = _count(shard, left, report)
+            if kept and not dry_run:
+                manifest = Manifest(folder, settings, tuple(records), complete=False)
+                records.append(_write(shard, kept, client, range(start, report.samples), manifest))
+        if not report.kept:
+            raise DataError(f"no sample would be left:\n{report.table()}\nLoosen the criteria; nothing was written")
+        if not dry_run:
+            _finish(Manifest(folder, settings, tuple(records), formats=shared), report, places)
     return report
 
 

@@ -33,6 +33,7 @@ from mmssl.data.shards.writer import (
     claim_folder,
     map_in_order,
     remove_stale,
+    telling_what_stays,
     write_atomically,
     write_shard,
 )
@@ -53,6 +54,8 @@ def pack(
     progress: Progress | None = None,
 ) -> Manifest:
     """Pack a data set into shards: `out/000000.tar ...`, `out/manifest.json` and, if classes have names, `out/classnames.txt`.
+
+    Until the end, and after an error, `out/manifest.unfinished.json` lists the finished shards in place of the manifest.
 
     Args:
         source: a file or folder of one of the formats in `mmssl.curation.importers.registry`.
@@ -75,14 +78,15 @@ def pack(
     folder = Path(out)
     settings = _settings(config, rows)
     before, formats = _previous(folder, settings, overwrite)
-    Manifest(folder, settings, tuple(before.values()), complete=False, formats=formats).write()
-    manifest = _Job(rows, config, templates, workers, folder, settings, progress, formats).run(before)
-    if rows.class_names:
-        write_atomically(folder / CLASS_NAMES_FILE, "".join(f"{name}\n" for name in rows.class_names).encode())
-    else:
-        (folder / CLASS_NAMES_FILE).unlink(missing_ok=True)
-    remove_stale(folder, [shard.path for shard in manifest.shards])
-    return manifest.write()
+    with telling_what_stays(folder, "the same command, or with --on-error skip, goes on behind them"):
+        Manifest(folder, settings, tuple(before.values()), complete=False, formats=formats).write()
+        manifest = _Job(rows, config, templates, workers, folder, settings, progress, formats).run(before)
+        if rows.class_names:
+            write_atomically(folder / CLASS_NAMES_FILE, "".join(f"{name}\n" for name in rows.class_names).encode())
+        else:
+            (folder / CLASS_NAMES_FILE).unlink(missing_ok=True)
+        remove_stale(folder, [shard.path for shard in manifest.shards])
+        return manifest.write()
 
 
 @dataclass(frozen=True)
