@@ -29,6 +29,9 @@ Average = Literal["flip", "five_crops", "ten_crops"]
 LARGER = 8 / 7
 """Side of the view that five crops are taken from over that of a crop: 256 to 224."""
 
+FEWEST_RIGHT = 10
+"""Samples that a ratio to the share of right ones needs, so that hardly a bootstrap draw has none (exp(-10))."""
+
 
 class ViewedConfig(EvaluatorConfig):
     """Settings of evaluators whose views can be changed.
@@ -250,7 +253,10 @@ def _mean(name: str, figures: Sequence[Figure]) -> dict[str, Score]:
 
 
 def _kept(name: str, figures: Sequence[Figure], clean: Figure | None) -> dict[str, Score]:
-    """The mean of figures as a share of another of the same samples, with its interval; None: that is 0, or not measured."""
+    """The mean of figures as a share of another of the same samples, with its interval; None: that is 0, or not measured.
+
+    Below `FEWEST_RIGHT` samples that are right without corruption there is no interval: some draws have none of them.
+    """
     if clean is None or not clean.value or not figures:
         return {name: None}
     owner = _owners([key for figure in (clean, *figures) for key in figure.keys])
@@ -259,8 +265,11 @@ def _kept(name: str, figures: Sequence[Figure], clean: Figure | None) -> dict[st
     n, outcomes = len(clean.keys), torch.cat([figure.outcomes for figure in figures]).double()
     before.index_add_(0, owner[:n], clean.outcomes.double())
     after.index_add_(0, owner[n:], outcomes)
+    scores: dict[str, Score] = {name: float(outcomes.mean()) / clean.value}
+    if int((before > 0).sum()) < FEWEST_RIGHT:
+        return scores
     low, high = clustered_bootstrap(after, before * len(figures))
-    return {name: float(outcomes.mean()) / clean.value, f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+    return scores | {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
 
 
 def _owners(keys: Sequence[Score]) -> Tensor:

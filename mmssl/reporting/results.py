@@ -69,7 +69,7 @@ def unusual_settings(config: Config) -> dict[str, Any]:
 def summary_rows(task: str, scores: Mapping[str, Score], headlines: Sequence[str] = ()) -> list[Row]:
     """The headlines among the scores of a task (none given: all of them), with interval, chance and n.
 
-    And means over severities, a row for each corruption and one for all of them; see `CorruptedShards.measure`.
+    And means over severities, a row for each corruption and one for several together; see `CorruptedShards.measure`.
     """
     chosen = [name for name in headlines if name in scores]
     rows = [_row(task, scores, name, name) for name in chosen or scores]
@@ -77,7 +77,7 @@ def summary_rows(task: str, scores: Mapping[str, Score], headlines: Sequence[str
     for metric in metrics if chosen else ():
         first = f"_{SEVERITIES[0]}"
         kinds = [name.removesuffix(first) for name in scores if name.startswith(f"{metric}_") and name.endswith(first)]
-        for name in (*kinds, f"{metric}{CORRUPTED}"):
+        for name in (*kinds, f"{metric}{CORRUPTED}") if len(kinds) > 1 else kinds:
             rows.append(replace(_row(task, scores, name, metric), clean=scores.get(metric)))
     return rows
 

@@ -100,6 +100,10 @@ def test_means_under_corruption_are_of_samples_that_are_drawn_together() -> None
     same, _ = corrupted.measure(lambda shards: {"acc1": figure}, {"acc1": figure}, before)
     assert (same["acc1_kept"], same["acc1_kept_ci95_low"], same["acc1_kept_ci95_high"]) == (1, 1, 1), "sample by sample"
     assert corrupted.measure(lambda shards: {"acc1": figure}, {}, before)[0]["acc1_kept"] is None
+    rare = Figure(0.225, 0.1, 0.4, 40, figure.keys, (torch.arange(40) < 9).double())
+    few, _ = corrupted.measure(lambda shards: {"acc1": figure}, {"acc1": rare}, before)
+    assert few["acc1_kept"] == pytest.approx(0.5 / 0.225)
+    assert "acc1_kept_ci95_low" not in few, "some draws have none of nine right ones"
 
 
 class Nothing:

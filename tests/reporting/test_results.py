@@ -10,7 +10,8 @@ from pipelines.measured import show
 SCORES = {
     "acc1": 0.5, "acc1_ci95_low": 0.4, "acc1_ci95_high": 0.6, "chance": 0.1, "n": 90, "macro_f1": 0.4,
     "acc1_jpeg": 0.3, "acc1_jpeg_ci95_low": 0.2, "acc1_jpeg_ci95_high": 0.4,
-    **{f"acc1_jpeg_{severity}": 0.1 * severity for severity in range(1, 6)},
+    "acc1_mosaic": 0.3, "acc1_mosaic_ci95_low": 0.2, "acc1_mosaic_ci95_high": 0.4,
+    **{f"acc1_{kind}_{severity}": 0.1 * severity for kind in ("jpeg", "mosaic") for severity in range(1, 6)},
     "acc1_corrupted": 0.3, "acc1_corrupted_ci95_low": 0.2, "acc1_corrupted_ci95_high": 0.4, "acc1_kept": 0.6,
 }  # fmt: skip
 
@@ -19,6 +20,7 @@ def test_a_row_for_each_corruption_stands_behind_the_headlines() -> None:
     assert summary_rows("t", SCORES, ("acc1",)) == [
         Row("t", "acc1", 0.5, 0.4, 0.6, 0.1, 90),
         Row("t", "acc1_jpeg", 0.3, 0.2, 0.4, 0.1, 90, clean=0.5),
+        Row("t", "acc1_mosaic", 0.3, 0.2, 0.4, 0.1, 90, clean=0.5),
         Row("t", "acc1_corrupted", 0.3, 0.2, 0.4, 0.1, 90, clean=0.5),
     ]
     assert len(summary_rows("t", SCORES)) == len(SCORES), "without headlines each score is one row"
@@ -34,8 +36,7 @@ def test_a_direction_has_its_own_number_of_queries() -> None:
     assert [(row.metric, row.chance, row.n, row.clean) for row in summary_rows("t", scores, (name,))] == [
         (name, 0.01, 50, None),
         (f"{name}_typos", 0.01, 50, 0.2),
-        (f"{name}_corrupted", 0.01, 50, 0.2),
-    ]
+    ], "the mean over one corruption is that of its row"
 
 
 def test_the_console_and_the_file_have_the_clean_score(capsys: pytest.CaptureFixture[str]) -> None:
