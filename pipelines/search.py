@@ -64,8 +64,8 @@ def search(
     except ValueError as error:  # an input that cannot be read: the only value here that comes from outside
         cause = error.__cause__
         why = os_words(cause if isinstance(cause, Exception) else error)
-        wanted = f"; wanted a file of {of}" if isinstance(cause, OSError) else ""
-        raise DataError(f"got the query {query!r}: {why}{wanted}") from error
+        advice = f"; wanted a file of {of}" if isinstance(cause, OSError) else ""
+        raise DataError(f"got the query {query!r}: {why}{advice}") from error
     found = {name: searcher_of(index, name, exact)(row, top) for name in wanted}
     keys = index.keys([hit.sample for hits in found.values() for hit in hits])
     for name, hits in found.items():
