@@ -110,7 +110,8 @@ class SimClrObjective(Objective):
         a, b = self.head(pooled).chunk(2)
         if self.bilinear is None:
             return self._nt_xent(F.normalize(a, dim=-1), F.normalize(b, dim=-1), present)
-        return self._info_nce(*self.bilinear(a, b), present)
+        query, key = self.bilinear(a, b)
+        return self._info_nce(query, key, present)
 
     def _nt_xent(self, a: Tensor, b: Tensor, present: Present) -> LossOutput:
         all_a, all_b, offset = present.gather(a), present.gather(b), present.offset(a)
