@@ -181,18 +181,20 @@ def test_hubs_are_seen() -> None:
 
     from mmssl.evaluation.relations.modality_gap import hubness
 
-    skewness, chance, unreached = hubness(torch.eye(12), torch.eye(12), k=1)
+    skewness, chance, unreached, lost = hubness(torch.eye(12), torch.eye(12), k=1)
     assert (skewness, unreached) == (None, 0)
+    assert lost == pytest.approx((11 / 12) ** 12)
     assert chance == pytest.approx((1 - 2 / 12) / math.sqrt(12 * 1 / 12 * 11 / 12))
     queries, candidates = F.normalize(random(300, 64), dim=1), F.normalize(random(200, 64, seed=1), dim=1)
     candidates[0] = F.normalize(queries.mean(0), dim=0)
     places = (queries @ candidates.T).topk(10, dim=1).indices
     counts = torch.bincount(places.flatten(), minlength=200)
-    skewness, chance, unreached = hubness(queries, candidates)
+    skewness, chance, unreached, lost = hubness(queries, candidates)
     assert skewness == pytest.approx(skew(counts.numpy()))
     assert skewness is not None
     assert chance is not None
     assert skewness > 2 * chance
     assert unreached == float((counts == 0).double().mean())
+    assert lost == pytest.approx((190 / 200) ** 300)
     collapsed = hubness(queries[:1].expand(50, -1), candidates[:1].expand(40, -1))
     assert collapsed[2] == 0.75, "the ten first are found by all"

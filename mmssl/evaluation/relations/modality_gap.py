@@ -67,7 +67,7 @@ def gap_scores(data: Collected, pair: tuple[str, str]) -> dict[str, Score]:
     alignment: mean squared distance of the two modalities of a sample (Wang and Isola 2020, arXiv:2005.10242), 0 to 4;
         alignment_chance: the same of different samples; None: there is one sample;
     of both, _ci95_low and _high: Student's interval over samples (of the gap: of the distances in its direction);
-    for each direction, e.g. `a_to_b_`: hubness@10 and unreached@10, see `hubness`, with hubness@10_chance;
+    for each direction, e.g. `a_to_b_`: hubness@10 and unreached@10, see `hubness`, with chance;
     n; n_excluded (samples without one of the modalities), n_skipped (samples that could not be decoded).
 
     Raises:
@@ -82,7 +82,7 @@ def gap_scores(data: Collected, pair: tuple[str, str]) -> dict[str, Score]:
     scores: dict[str, Score] = {}
     items = [data[name].rows[mask] for name, mask in zip(pair, masks, strict=True)]
     for (query, found), (queries, candidates) in ((pair, items), (pair[::-1], items[::-1])):
-        names = ("hubness@10", "hubness@10_chance", "unreached@10")
+        names = ("hubness@10", "hubness@10_chance", "unreached@10", "unreached@10_chance")
         values = hubness(queries, candidates)
         scores |= {f"{query}_to_{found}_{name}": value for name, value in zip(names, values, strict=True)}
     # Of unit vectors, |x - y|^2 = 2 - 2 x y, which is linear in the items of each sample, and in the samples.
@@ -109,7 +109,7 @@ def _mean(name: str, values: Tensor, most: float) -> dict[str, Score]:
     return scores
 
 
-def hubness(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[float | None, float | None, float]:
+def hubness(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[float | None, float | None, float, float]:
     """Hubness: skewness of the number of queries that have a candidate among their k nearest (Radovanovic et al. 2010).
 
     0 or less: all candidates are found alike often; large: a few hubs are found by most queries, and many candidates by none.
@@ -119,8 +119,8 @@ def hubness(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[float | N
         k: number of neighbours, at most N.
 
     Returns:
-        skewness (None: all are found equally often), that of random neighbours (None: all candidates are neighbours), and the share
-        of candidates that no query finds.
+        skewness (None: all are found equally often), that of random neighbours (None: all candidates are neighbours), the share of
+        candidates that no query finds, and that share of random neighbours.
     """
     k = min(k, len(candidates))
     places = nearest(queries, candidates, k, TILE.get(candidates.device.type, TILE["cpu"])[1])[1]
@@ -130,7 +130,7 @@ def hubness(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[float | N
     skewness = float((around**3).mean() / deviation**3) if deviation > 0 else None
     p = k / len(candidates)
     chance = (1 - 2 * p) / (len(queries) * p * (1 - p)) ** 0.5 if p < 1 else None
-    return skewness, chance, float((counts == 0).double().mean())
+    return skewness, chance, float((counts == 0).double().mean()), (1 - p) ** len(queries)
 
 
 def _sample_means(items: Items, mask: Tensor) -> Tensor:

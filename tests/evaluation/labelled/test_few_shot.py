@@ -64,6 +64,7 @@ def test_the_interval_is_over_draws_and_samples() -> None:
     share = alike["acc1_shots20"]
     expected = stats.t.ppf(0.975, 99) * (share * (1 - share) / 99) ** 0.5
     assert alike["acc1_shots20_ci95_high"] - share == pytest.approx(expected)
+    assert alike["macro_f1_ci95_high"] - alike["macro_f1_ci95_low"] == pytest.approx(2 * expected, rel=0.2)
     assert alike["macro_f1_chance"] == pytest.approx(0.25, abs=0.01)
 
 

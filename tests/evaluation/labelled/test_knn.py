@@ -126,6 +126,9 @@ def test_labels_that_training_never_showed_are_errors() -> None:
     right = (1 - scores["n_unseen"] / 80) / (CLASSES - 1)
     assert scores["chance"] == scores["acc1_k3_chance"] == pytest.approx(right), "a guess is wrong there, too"
     assert scores["acc5"] is None, "four classes can be answered"
+    assert neighbours(Labelled(x[seen], labels[seen]), (5,))(Labelled(*test))[0].tables()["samples"].outcomes == (
+        "acc1",
+    )
 
 
 @pytest.mark.parametrize(

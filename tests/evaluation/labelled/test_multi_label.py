@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.core.errors import DataError
 from mmssl.data.modalities.multi_label import MultiLabelConfig
+from mmssl.evaluation.curves import PrecisionRecall, auroc
 from mmssl.evaluation.labelled.multi_label import MultiLabelZeroShotConfig, multi_label_scores
 from tests.evaluation.world import (
     COLOURS,
@@ -56,6 +58,23 @@ def test_known_models_have_known_scores() -> None:
     assert perfect["AUROC_ci95_low"] < 1 > perfect["LRAP_ci95_low"]
     absent = run(labels + 0.01, labels * torch.tensor([1, 1, 0]))
     assert absent["absent_classes"] == "c"
+
+
+def test_intervals_are_those_of_a_bootstrap_over_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.rand(150, 3, generator=generator) < 0.3
+    rows = F.normalize(labels + 0.8 * torch.randn(150, 3, generator=generator), dim=1)
+    found = run(rows, labels.long(), resamples=2000)
+    drawn: dict[str, list[float]] = {"AUROC": [], "LRAP": [], "mAP": []}
+    for _ in range(400):
+        some = torch.randint(0, 150, (150,), generator=generator)
+        scores, right = rows[some].T, labels[some].T
+        drawn["AUROC"].append(float(auroc(scores, right).mean()))
+        drawn["mAP"].append(float(PrecisionRecall(scores, right).average_precision().mean()))
+        drawn["LRAP"].append(float(PrecisionRecall(scores.T, right.T).average_precision().nanmean()))
+    for name, values in drawn.items():
+        expected = torch.tensor(values).quantile(torch.tensor([0.025, 0.975])).tolist()
+        assert (found[f"{name}_ci95_low"], found[f"{name}_ci95_high"]) == pytest.approx(expected, abs=0.02), name
 
 
 def test_chance_of_label_ranking_is_the_mean_over_all_orders_of_the_classes() -> None:
