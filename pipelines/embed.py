@@ -21,7 +21,11 @@ SHARDS = Annotated[
 ]
 FILES = Annotated[
     Path | None,
-    typer.Option(metavar="PATH", callback=local_path, help=f"In place of shards: a folder or table; {FORMATS}."),
+    typer.Option(
+        metavar="PATH",
+        callback=local_path,
+        help=f"In place of shards: a folder or table; {FORMATS}. Each line of a text is a caption.",
+    ),
 ]
 MODALITY = Annotated[
     list[str] | None, typer.Option(help="May be given several times. Default: all in the shared space.")
@@ -63,10 +67,9 @@ def embed(
     number of the sample of each row, `DIR/keys.txt` with a key a line, `DIR/samples.parquet` (extra `parquet`) with key, place and
     rows of each sample, and `DIR/manifest.json`.
 
-    A sample with several captions gives several rows (of files and tables each line of a text is one, whatever `captions` of the
-    recipe says of shards); a sample that lacks a modality, or cannot be decoded, gives none and is counted in the manifest. A
-    modality that no sample has gets no file, and is an error if --modality names it. Files appear only when all are finished. The
-    same command again, after a kill or an error, goes on where it stopped; a finished one does nothing.
+    A sample with several captions gives several rows; a sample that lacks a modality, or cannot be decoded, gives none and is
+    counted in the manifest. A modality that no sample has gets no file, and is an error if --modality names it. Files appear only
+    when all are finished. The same command again, after a kill or an error, goes on where it stopped; a finished one does nothing.
 
     Examples:
 

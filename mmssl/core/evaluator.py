@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self
@@ -24,10 +24,13 @@ class Table:
         columns: name -> values, equally many; the column "key" names the sample, "class" its class.
         outcomes: columns of numbers that tell how well the model did in each row; models are compared by them, row by row. Their
             mean is the score of that name, with the name of the table before it unless that is "samples".
+        texts: reads further columns, such as captions; called only where the table is written into a file, and on one process.
+            None: there are none.
     """
 
     columns: Mapping[str, Sequence[Score]]
     outcomes: tuple[str, ...] = ()
+    texts: Callable[[], Mapping[str, Sequence[str]]] | None = None
 
 
 class Kept(Protocol):

@@ -36,6 +36,11 @@ def stored_class_names(shards: Sequence[str]) -> dict[Path, tuple[str, ...]]:
         raise DataError(f"class names beside the shards: {error}") from error
 
 
+def one_for_all(stored: Mapping[Path, tuple[str, ...]]) -> tuple[str, ...]:
+    """The class names that all folders have; empty: there are none, or they differ."""
+    return next(iter(stored.values())) if len(set(stored.values())) == 1 else ()
+
+
 def beside(shards: Sequence[str], name: str) -> list[Path]:
     """Files of a name in the folders of local shards, or where there is none in the folder above (of several splits).
 

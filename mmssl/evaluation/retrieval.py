@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -26,6 +28,7 @@ from mmssl.evaluation.curves import mean_area_interval
 from mmssl.evaluation.ranking import Ranks, log_sums, pair_ranks
 from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
 from mmssl.evaluation.statistics import random_misses, rank_intervals, share_by_cluster
+from mmssl.evaluation.texts import sample_texts, shorten_text
 
 
 class RetrievalConfig(PairEvaluatorConfig, RobustConfig):
@@ -74,7 +77,7 @@ class Retrieval(Evaluator):
         config = self.config
         data = self.collect(model)
         with inference(model, self.config.precision):
-            scores, self.tables = retrieval_scores(
+            scores, tables = retrieval_scores(
                 data,
                 config.pair,
                 ks=config.ks,
@@ -82,6 +85,11 @@ class Retrieval(Evaluator):
                 seed=config.seed,
                 dual_softmax=config.dual_softmax,
             )
+        ways = {f"{a}_to_{b}": (a, b) for a, b in (config.pair, config.pair[::-1])}
+        for way, (query, found) in ways.items():
+            owner = data[query].owner[items_in_both(data, query, found)[0]].cpu()
+            tables[way] = replace(tables[way], texts=partial(self._texts, owner, query, found))
+        self.tables = tables
 
         def figures(shards: KeptShards) -> dict[str, Figure]:
             data = self.collect(model, shards)
@@ -91,11 +99,25 @@ class Retrieval(Evaluator):
 
         # Without R@1 among the cut-offs there is nothing to compare with.
         clean = _recall_figures(scores, self.tables) if 1 in config.ks else {}
-        robust, tables = self._corrupted.measure(figures, clean, self.shards.inputs)
-        self.tables = {**self.tables, **tables}
+        robust, more = self._corrupted.measure(figures, clean, self.shards.inputs)
+        self.tables = {**self.tables, **more}
         for a, b in (config.pair, config.pair[::-1]):
             warn_of_ties(f"retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
         yield from broadcast_scores(scores | robust).items()
+
+    def _texts(self, owner: Tensor, query: str, found: str) -> dict[str, list[str]]:
+        """Columns of the table of one direction, of queries [n] of samples `owner`: of sentences their "text"; where sentences are
+        found, the "right_texts" of the query's sample, one a line."""
+        items = (torch.arange(len(owner)) - torch.searchsorted(owner, owner)).tolist()
+        columns: dict[str, list[str]] = {}
+        for name, column in ((query, "text"), (found, "right_texts")):
+            if self.modalities[name].language:
+                index, share = self.shards.index.open(), self.config.lengths.get(name, 1.0)
+                texts = sample_texts(index, name, self.modalities[name], owner.tolist(), share)
+                lines = {number: shorten_text("\n".join(some)) for number, some in texts.items()}
+                pairs = zip(owner.tolist(), items, strict=True)
+                columns[column] = [texts[n][item] if column == "text" else lines[n] for n, item in pairs]
+        return columns
 
     def collect(self, model: EmbeddingModel, shards: KeptShards | None = None) -> Collected:
         """Embed both modalities of all samples, on every process; the report's gallery uses this too.

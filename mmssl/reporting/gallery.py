@@ -18,6 +18,7 @@ from mmssl.evaluation.collect import Collected, Items
 from mmssl.evaluation.common import inference
 from mmssl.evaluation.ranking import Ranks, pair_ranks
 from mmssl.evaluation.retrieval import Retrieval
+from mmssl.evaluation.texts import texts_of
 from mmssl.evaluation.tiles import exact_products
 from mmssl.reporting.figures import Chart
 
@@ -234,8 +235,9 @@ def item_renderer(modality: Modality, index: ShardIndex, data: Collected, name: 
     def show(row: int) -> Thing:
         sample = load(index, int(owner[row]), {name: modality})
         key, value = sample.key, sample.values[name]
-        if isinstance(value, tuple) and all(isinstance(text, str) for text in value):
-            return Thing(key, text=value[row - int(torch.searchsorted(owner, owner[row]))])
+        texts = texts_of(value)
+        if texts is not None:
+            return Thing(key, text=texts[row - int(torch.searchsorted(owner, owner[row]))])
         picture = view(value, {})
         is_picture = picture.dtype == torch.uint8 and picture.dim() == 3 and len(picture) == 3
         return Thing(key, picture=picture if is_picture else None)

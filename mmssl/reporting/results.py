@@ -181,11 +181,12 @@ def as_rows(table: Table) -> list[dict[str, Score]]:
 
 
 def write_table(stem: Path, table: Table) -> Path:
-    """Write the rows of a table as parquet, or without pyarrow as CSV; returns the file.
+    """Write the rows of a table, with its texts, as parquet, or without pyarrow as CSV; returns the file.
 
     Raises:
-        DataError: the file cannot be written.
+        DataError: the file cannot be written, or the texts cannot be read.
     """
+    columns = {**table.columns, **(table.texts() if table.texts is not None else {})}
     parquet = importlib.util.find_spec("pyarrow") is not None
     path = stem.with_name(f"{stem.name}.{'parquet' if parquet else 'csv'}")
     try:
@@ -193,12 +194,12 @@ def write_table(stem: Path, table: Table) -> Path:
             import pyarrow
             from pyarrow import parquet as files
 
-            files.write_table(pyarrow.table({name: list(column) for name, column in table.columns.items()}), path)
+            files.write_table(pyarrow.table({name: list(column) for name, column in columns.items()}), path)
         else:
             file = io.StringIO()
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(table.columns)
-            writer.writerows(zip(*table.columns.values(), strict=True))
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
             write_atomically(path, file.getvalue())
     except OSError as error:
         raise DataError(f"cannot write {path}: {os_words(error)}; choose another --out") from error

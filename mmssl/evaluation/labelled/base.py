@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -20,7 +21,7 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
-from mmssl.evaluation.class_names import compare_with_stored, stored_class_names
+from mmssl.evaluation.class_names import compare_with_stored, one_for_all, stored_class_names
 from mmssl.evaluation.collect import Collected, Encode, KeptShards, items_in_both
 from mmssl.evaluation.common import (
     broadcast_scores,
@@ -65,13 +66,17 @@ class LabelledConfig(RobustConfig, ABC):
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features [n, D] float32, labels [n] int64 and keys of samples with both; how many were `excluded` or `skipped` (damaged)."""
+    """Features [n, D] float32, labels [n] int64 and keys of samples with both; how many were `excluded` or `skipped` (damaged).
+
+    `names` are those of all class numbers, where the shards have them.
+    """
 
     features: Tensor
     labels: Tensor
     excluded: int = 0
     skipped: int = 0
     keys: Sequence[str] = ()
+    names: Sequence[str] = ()
 
 
 class LabelledShards:
@@ -83,6 +88,7 @@ class LabelledShards:
 
     def __init__(self, config: LabelledConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
+        self._names: Sequence[str] = ()
         names = (config.modality, config.labels)
         self._train = KeptShards(config, modalities, names, config.train_shards, config.max_train_samples)
         hashed = bool(config.corruptions)
@@ -118,8 +124,10 @@ class LabelledShards:
         """Open both, see `KeptShards.open`, and compare the class names beside them."""
         self._train.open()
         self.test.open()
-        for file, names in stored_class_names(self.config.train_shards).items():
+        stored = stored_class_names(self.config.train_shards)
+        for file, names in stored.items():
             compare_with_stored(names, self.config.shards, str(file))
+        self._names = one_for_all(stored)
 
     def digest(self) -> str:
         """Of the training and the test shards, see `KeptIndex.digest`."""
@@ -135,11 +143,15 @@ class LabelledShards:
         modality, labels = self.config.modality, self.config.labels
         with inference(model, self.config.precision):
             data = shards.collect({modality: encode, labels: lambda x: x}, model.device)
-        return labelled(data, modality, labels)
+        return labelled(data, modality, labels, self._names)
 
 
-def labelled(data: Collected, modality: str, labels: str) -> Labelled:
+def labelled(data: Collected, modality: str, labels: str, names: Sequence[str] = ()) -> Labelled:
     """Select the samples of a data set that have features and a label.
+
+    Args:
+        data: of the data set, with the modalities `modality` and `labels`.
+        names: see `Labelled`.
 
     Raises:
         NumericError: a feature is not finite.
@@ -154,7 +166,7 @@ def labelled(data: Collected, modality: str, labels: str) -> Labelled:
         )
     excluded = len(data.keys) - int(with_label.sum())
     keys = [data.keys[number] for number in owner[with_label].tolist()]
-    return Labelled(rows[with_label], data[labels].rows[with_row], excluded, data.skipped, keys)
+    return Labelled(rows[with_label], data[labels].rows[with_row], excluded, data.skipped, keys, names)
 
 
 def number_classes(train: Labelled) -> tuple[Tensor, Tensor]:
@@ -273,9 +285,16 @@ def classifier_answers(test: Labelled, classes: Tensor, classify: Classify) -> A
     # A label that training lacks gets the last class number + 1, for which the classifier has no row.
     labels = torch.where(known, found, len(classes))
     ranks = predictions.ranks.where(known, len(classes) + 5)
-    names = [str(label) for label in classes.tolist()]
+    names = _named(classes.tolist(), test.names)
     unseen = [] if known.all() else ["(not in training)"]
     return Answers(test.keys, labels, replace(predictions, ranks=ranks), names + unseen, len(names))
+
+
+def _named(labels: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Names of classes: with the number where several have a name, the number alone where one has none."""
+    found = [names[label] if 0 <= label < len(names) else str(label) for label in labels]
+    times = Counter(found)
+    return [f"{name} ({label})" if times[name] > 1 else name for name, label in zip(found, labels, strict=True)]
 
 
 def classifier_scores(train: Labelled, test: Labelled, answers: Answers) -> dict[str, Score]:

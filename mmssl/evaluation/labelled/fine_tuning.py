@@ -26,7 +26,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.shards.paths import stamps
 from mmssl.data.stream.passes import ShuffledPasses
 from mmssl.evaluation.answers import Answers
-from mmssl.evaluation.class_names import compare_with_stored, stored_class_names
+from mmssl.evaluation.class_names import compare_with_stored, one_for_all, stored_class_names
 from mmssl.evaluation.collect import Collected, Encode, KeptShards, items_in_both, unpack_items
 from mmssl.evaluation.common import broadcast_scores, inference, require_modalities
 from mmssl.evaluation.labelled.base import (
@@ -151,6 +151,7 @@ class FineTuning(Evaluator):
         self.config = config
         self.modalities = modalities = config.viewed(modalities, (config.modality,))
         names = (config.modality, config.labels)
+        self._names: tuple[str, ...] = ()
         self._train = KeptShards(config, modalities, names, config.train_shards, config.max_train_samples)
         self._validation = KeptShards(config, modalities, names, config.validation_shards, None)
         hashed = bool(config.corruptions)
@@ -172,7 +173,9 @@ class FineTuning(Evaluator):
                 f"validation_shards: got {min(ours & others)}, which is one of `train_shards`, wanted other samples: they choose "
                 "the epoch"
             )
-        for file, names in stored_class_names(config.train_shards).items():
+        stored = stored_class_names(config.train_shards)
+        self._names = one_for_all(stored)
+        for file, names in stored.items():
             for shards in (config.validation_shards, config.shards):
                 compare_with_stored(names, shards, str(file))
 
@@ -273,7 +276,7 @@ class FineTuning(Evaluator):
         encode: dict[str, Encode] = {modality: logits, labels: lambda x: x}
         with inference(tuned):
             data: Collected = shards.collect(encode, task.classes.device)
-        found = labelled(data, modality, labels)
+        found = labelled(data, modality, labels, self._names)
         return classifier_answers(found, task.classes, ranks_of_classes), found
 
 

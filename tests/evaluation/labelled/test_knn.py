@@ -16,7 +16,7 @@ from torch import Tensor
 from mmssl.core.errors import DataError
 from mmssl.evaluation.labelled.base import Labelled, classifier_scores
 from mmssl.evaluation.labelled.knn import KnnConfig, nearest, neighbours, votes
-from tests.evaluation.world import colour_shards, configured, knowing_model, modalities
+from tests.evaluation.world import NAMES, colour_shards, configured, knowing_model, modalities
 
 CLASSES = 5
 
@@ -153,3 +153,23 @@ def test_from_shards_to_scores(tmp_path: Path) -> None:
         scores = dict(evaluator.evaluate(knowing_model()))
     assert scores["acc1"] == scores["acc1_k1"] == 1
     assert (scores["n_train"], scores["n"], scores["n_excluded"], scores["n_train_excluded"]) == (48, 8, 2, 12)
+
+
+def test_tables_have_the_names_beside_the_shards(tmp_path: Path) -> None:
+    """A name of two classes has their numbers, and a class without a name its number alone."""
+    train, test = colour_shards(tmp_path / "train", 40), colour_shards(tmp_path / "test", 16)
+    settings = {"modality": "picture", "ks": [1], "train_shards": train, "shards": test}
+    seen: list[set[object]] = []
+    for names in ([*NAMES], [*NAMES[:5], "green", "cyan"], None):
+        if names is not None:
+            (tmp_path / "classnames.txt").write_text("\n".join(names))
+        else:
+            (tmp_path / "classnames.txt").unlink()
+        with config(**settings).build(modalities()) as evaluator:
+            dict(evaluator.evaluate(knowing_model()))
+            tables = evaluator.tables
+        assert list(tables["samples"].columns["class"]) == list(tables["samples"].columns["predicted"])
+        seen.append({*tables["classes"].columns["class"]})
+    assert seen[0] == {*NAMES}
+    assert seen[1] == {"black", "red", "green (2)", "blue", "yellow", "green (5)", "cyan", "7"}
+    assert seen[2] == {*map(str, range(8))}
