@@ -14,7 +14,6 @@ from mmssl.curation.importers.registry import open_source
 from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow
 from mmssl.curation.pack_items import TEXT, RowSource, encoded_fields, words
-from mmssl.data.modalities.text import ROWS
 from mmssl.data.modality import DecodeError
 from mmssl.data.shards.loose import LooseIndex
 from mmssl.data.shards.manifests import Formats
@@ -63,7 +62,7 @@ class LooseSource:
 class _Rows:
     """The rows of a source; see `LooseRows`. Keys: of the source, or else the file or line of the row, below `folder`."""
 
-    formats: ClassVar[Formats] = {TEXT: ROWS}
+    formats: ClassVar[Formats] = {TEXT: "rows"}  # see `TextModality.reading`
 
     def __init__(self, source: RowSource, folder: str) -> None:
         self.source, self.name, self._folder = source, source.name, folder
