@@ -125,7 +125,9 @@ ROWS |= {
     "cpc, control": control(
         ROWS["cpc, sounds"], ("accuracy < 0.005", "loss > 0.97 * chance_loss"), views={"crop": NOISE}
     ),
-    "wav2vec2, control": control(ROWS["wav2vec2, sounds"], ("accuracy < 0.2",), views={"crop": NOISE, "mask": SPANS}),
+    "wav2vec2, control": control(
+        ROWS["wav2vec2, sounds"], ("accuracy < 0.2", "code_perplexity < 4"), views={"crop": NOISE, "mask": SPANS}
+    ),
     "masked_prediction, HuBERT, control": control(
         ROWS["masked_prediction, HuBERT"],
         ("accuracy < 1.5 * majority", "loss > 0.9 * chance_loss"),
