@@ -21,6 +21,7 @@ from pipelines.measured import (
     measure,
     model_of,
     origin,
+    require_there,
     suite_and_overrides,
     with_settings,
 )
@@ -76,6 +77,7 @@ def compare(
 
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
     try:
+        require_there(second)  # before the first one is measured
         suite, overrides = suite_and_overrides(more or [])
         tables: list[Tables] = []
         origins: list[str] = []

@@ -92,6 +92,21 @@ def model_of(
     )
 
 
+def require_there(path: Path) -> None:
+    """Refuse a path of a model that is nothing at all, before long work on another one.
+
+    Raises:
+        CheckpointError: there is no such file or folder, and it is no name of a shipped recipe or of a model of a hub.
+    """
+    from mmssl.core.errors import CheckpointError
+    from mmssl.recipe.shipped import shipped_recipes
+
+    if not path.exists() and ":" not in str(path) and str(path) not in shipped_recipes():
+        raise CheckpointError(
+            f"got {str(path)!r}, which does not exist; wanted a run or checkpoint folder, a model or a recipe"
+        )
+
+
 def origin(model: Model) -> str:
     """Where the weights come from."""
     start = f"started from {model.recipe.weights}" if model.recipe.weights else "untrained"

@@ -144,6 +144,10 @@ def test_templates_are_a_file_a_name_or_a_sentence(
             ("export", "{run}", "--out", "{file}/x"),
             "x: a file of this name, or of a part of its path, is there already",
         ),
+        (
+            ("compare", "{run}", "{none}"),
+            "none', which does not exist; wanted a run or checkpoint folder, a model or a r",
+        ),
         (("report", "{run}", "--figures", "{file}/x"), "x: a part of its path is no folder; choose another folder"),
         (
             ("evaluate", "{run}", "--retrieval", "{test}", "--out", "{file}/x"),
@@ -169,10 +173,11 @@ def test_options_and_files_are_named_without_numbers_of_the_system(
 ) -> None:
     (tmp_path / "file").write_text("a file, and no folder")
     places = {"none": tmp_path / "none", "file": tmp_path / "file", "tmp": tmp_path, "run": world.run}
-    assert world.mmssl(*[word.format(**places, test=world.shards / "test") for word in command]) in (2, 3)
+    assert world.mmssl(*[word.format(**places, test=world.shards / "test") for word in command]) in (2, 3, 4)
     said = " ".join(capfd.readouterr().err.replace("│", " ").split())
     assert words in said
     assert "Errno" not in said
+    assert "(1 of 1)" not in said, "nothing was measured before"
 
 
 def test_wrong_checkpoint_for_the_recipe(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
