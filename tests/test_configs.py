@@ -185,7 +185,11 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
     if small.get("kind") in ("simclr", "resized_crop", "blocks") and "size" in small:  # a view of a size of its own
         small |= {"size": 32}
     if key == "predictor" and "depth" in small:
-        small = {"width": 16, "depth": 1, "heads": 1}
+        small = {"width": 16, "depth": 1, **({"kind": "conv", "groups": 8} if "groups" in small else {"heads": 1})}
+    if small.get("kind") == "inverse_blocks" and "patch_size" in small:  # of few patches
+        small |= {"side": 1}
+    if "draws" in small:
+        small |= {"draws": 2}
     if key == "patches" and "prototypes" in small:
         small |= {"prototypes": 64}
     if key == "schedule":
@@ -241,6 +245,8 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "kmeans": {"codes": 5, "rows": 64},
     "features": {"layer": 1},
     "latent_prediction": {"layers": 2},
+    "layers": {"layers": 2},
+    "prototypes": {"prototypes": 64},
     "joint_mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}, "joint_heads": 2},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }

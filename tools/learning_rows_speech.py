@@ -111,6 +111,23 @@ ROWS: dict[str, dict[str, Any]] = {
         },
         bars=("target_std > 0.1",),
     ),
+    # EAT: eight masks of squares of two patches a side share one pass of the teacher.
+    "jepa, EAT": row(
+        {
+            "kind": "jepa", "modality": "audio", "view": "crop", "masks": ["mask"], "draws": 8, "beta": None,
+            "predictor": {"kind": "conv", "width": 64, "depth": 3, "groups": 4},
+            "targets": {
+                "kind": "layers", "layers": 3, "norm": "instance", "norm_mean": True, "over_features": "sqrt", "pooled": 1.0,
+            },
+            "momentum": {"kind": "linear", "start": 0.99, "final": 1.0}, "evaluate": "student",
+        },
+        PATCHES,
+        **USUAL,
+        views={
+            "crop": {"kind": "random_window"}, "mask": {"kind": "inverse_blocks", "grid": [4, 5], "side": 2, "ratio": 0.7},
+        },
+        bars=("target_std > 0.1",),
+    ),
     "latent_prediction, sounds": row(
         {
             "kind": "latent_prediction", **MASKED, "layers": 3, "norm": "instance", "norm_mean": False, "beta": None,
