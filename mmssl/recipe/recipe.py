@@ -20,8 +20,8 @@ from mmssl.core.torch_seeding import seeded
 from mmssl.data.modality import Modality
 from mmssl.data.stream.config import DataConfig
 from mmssl.encoders.lora import LoraConfig, add_lora
+from mmssl.recipe.blank import blank_batch, unfinished_views
 from mmssl.recipe.checks import (
-    blank_batch,
     check_compile,
     check_keys,
     check_lora,
@@ -230,7 +230,7 @@ class Recipe(Config):
             raise RecipeError(
                 f"batch_size: got {self.batch_size}, wanted at least {least}: the objective compares the samples of a batch"
             )
-        blank = blank_batch(learner.objective, modalities, max(SAMPLES, least))
+        blank = blank_batch(learner, modalities, max(SAMPLES, least))
         check_gradients(learner, blank, launch)
         needs = learner.objective.needs()
         stream = self.data.stream(
@@ -255,10 +255,7 @@ class Recipe(Config):
             seed=self.seed,
             plan=plan,
             reading=reading,
-            unfinished={
-                name: {kind: view for kind, view in modality.views.items() if view.on_device}
-                for name, modality in modalities.items()
-            },
+            unfinished=unfinished_views(modalities),
         )
 
 

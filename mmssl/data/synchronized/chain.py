@@ -20,7 +20,7 @@ from mmssl.core.sample import Sample
 from mmssl.core.seeding import generator
 from mmssl.data.kernel import Entry, window_of
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, EncodedSample, Samples, read
+from mmssl.data.samples import BadSample, EncodedSample, Key, Samples, read
 from mmssl.data.synchronized.mix import Dropout, Gain, Mixup
 from mmssl.data.synchronized.negatives import Negative
 from mmssl.data.synchronized.operation import Operation, Record, Skip, Values, doubt, kernel_of, transform
@@ -33,8 +33,6 @@ SynchronizedConfig = Annotated[
     TimeCrop | Speed | Flip | Crop | Reverse | Roll | TimeMask | Mixup | Gain | Dropout | Negative,
     Setting(discriminator="kind"),
 ]
-
-Key = tuple[int | str, ...]
 
 
 def mistakes(operations: Sequence[Operation], modalities: Mapping[str, Modality]) -> Iterator[str]:
