@@ -36,7 +36,7 @@ ROWS: dict[str, dict[str, Any]] = {
         **USUAL,
         views={"augmented": CHANGED},
     ),
-    # Two windows of 0.49 s of recordings whose mean is 0.44 s: mostly the same sound, so they are changed too.
+    # Both windows are of the whole recording, mostly, so they are changed too.
     "simclr, COLA": row(
         {"kind": "simclr", **TWO, "similarity": "bilinear", "temperature": 1.0, "embedding": 64, "head": None},
         PATCHES,
@@ -62,6 +62,16 @@ ROWS: dict[str, dict[str, Any]] = {
         PATCHES,
         **USUAL,
         views={"augmented": CHANGED},
+    ),
+    # Both views are windows of the whole recording, mostly: they differ by other recordings mixed in, and by crops.
+    "byol, BYOL-A": row(
+        {
+            "kind": "byol", **TWO, "momentum": {"kind": "cosine", "start": 0.97, "final": 1.0}, "embedding": 128, "head": HEAD,
+            "predictor": HEAD,
+        },
+        PATCHES,
+        **USUAL,
+        views={"augmented": {"kind": "byol_a"}},
     ),
     # Chance: one of all parts of the batch, 1 / 448.
     "cpc, sounds": row(
