@@ -90,11 +90,9 @@ def multi_label_scores(
     if not seen.any():
         raise DataError(f"no sample has a class: all {n} vectors of {config.labels!r} are zero; check the shards")
     draws = generator(config.seed, "multi_label").multinomial(n, np.full(n, 1 / n), size=config.resamples)
-    means = [
-        float(curves.average_precision(torch.from_numpy(draw).double().to(rows.device))[seen].nanmean())
-        for draw in draws
-    ]
-    low, high = np.nanquantile(means, [0.025, 0.975])  # a draw of few samples may have no label at all
+    drawn = torch.from_numpy(draws.T.astype(np.float32)).to(rows.device)
+    means = curves.resampled(drawn)[seen].nanmean(0)
+    low, high = np.nanquantile(means.cpu(), [0.025, 0.975])  # a draw of few samples may have no label at all
     ranked = PrecisionRecall(scores.T, labels.T).average_precision()
     absent = [name for name, there in zip(names, seen.tolist(), strict=True) if not there]
     found: dict[str, Score] = {
