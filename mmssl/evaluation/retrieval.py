@@ -24,9 +24,10 @@ from mmssl.evaluation.common import (
     require_usable,
     warn_of_ties,
 )
+from mmssl.evaluation.corrupted import CorruptedShards, Figure
 from mmssl.evaluation.curves import mean_area_interval
 from mmssl.evaluation.ranking import Ranks, log_sums, pair_ranks
-from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
+from mmssl.evaluation.robustness import RobustConfig
 from mmssl.evaluation.statistics import random_misses, rank_intervals, share_by_cluster
 from mmssl.evaluation.texts import sample_texts, shorten_text
 

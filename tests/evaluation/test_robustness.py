@@ -23,19 +23,12 @@ from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.series import SeriesConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
+from mmssl.evaluation.corrupted import CorruptedShards, Figure, changed_share
 from mmssl.evaluation.labelled.attentive_probe import AttentiveProbeConfig
 from mmssl.evaluation.labelled.knn import KnnConfig
 from mmssl.evaluation.labelled.linear_probe import LinearProbeConfig
 from mmssl.evaluation.retrieval import RetrievalConfig
-from mmssl.evaluation.robustness import (
-    AveragedModel,
-    CorruptedShards,
-    Figure,
-    RobustConfig,
-    changed_share,
-    five_crops,
-    views_to_average,
-)
+from mmssl.evaluation.robustness import AveragedModel, RobustConfig, five_crops, views_to_average
 from mmssl.evaluation.statistics import wilson
 from tests.evaluation.world import colour_shards, configured, knowing_model, modalities, model, write_shard
 

@@ -29,8 +29,9 @@ from mmssl.evaluation.common import (
     require_modalities,
     require_usable,
 )
+from mmssl.evaluation.corrupted import CorruptedShards, Figure
 from mmssl.evaluation.ranking import Predictions
-from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
+from mmssl.evaluation.robustness import RobustConfig
 
 ScaleKind = Literal["standard", "unit", "none"]
 

@@ -29,6 +29,7 @@ from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.class_names import compare_with_stored, one_for_all, stored_class_names
 from mmssl.evaluation.collect import Collected, Encode, KeptShards, items_in_both, unpack_items
 from mmssl.evaluation.common import broadcast_scores, inference, require_modalities
+from mmssl.evaluation.corrupted import CorruptedShards, Figure
 from mmssl.evaluation.labelled.base import (
     Labelled,
     LabelledConfig,
@@ -40,7 +41,7 @@ from mmssl.evaluation.labelled.base import (
     warm_cosine,
 )
 from mmssl.evaluation.ranking import ranks_of_classes
-from mmssl.evaluation.robustness import CorruptedShards, Figure, views_to_average
+from mmssl.evaluation.robustness import views_to_average
 from mmssl.evaluation.tiles import exact_products
 
 

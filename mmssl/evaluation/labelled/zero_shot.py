@@ -15,13 +15,14 @@ from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.class_names import compare_with_labels, require_class_numbers
 from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
 from mmssl.evaluation.common import broadcast_scores, inference, require_modalities, warn_of_ties
+from mmssl.evaluation.corrupted import CorruptedShards, Figure
 from mmssl.evaluation.curves import area_interval, auroc_influence
 from mmssl.evaluation.labelled.base import accuracy_figure
 from mmssl.evaluation.labelled.prompted import PromptedEvaluator, single_embeddings
 from mmssl.evaluation.labelled.temperature import class_calibration
 from mmssl.evaluation.prompts import PromptedConfig
 from mmssl.evaluation.ranking import class_ranks
-from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
+from mmssl.evaluation.robustness import RobustConfig
 from mmssl.evaluation.tiles import exact_products
 
 
