@@ -24,6 +24,7 @@ CONTRACT = ("mmssl.core", "mmssl.data.modality", "mmssl.data.kernel", "mmssl.dat
 SHARDS, MEDIA = "mmssl.data.shards", "mmssl.data.media"
 MODALITIES, SAMPLES = "mmssl.data.modalities", "mmssl.data.samples"
 SYNCHRONIZED, STREAM = "mmssl.data.synchronized", "mmssl.data.stream"
+DRAWS = "mmssl.data.draws"
 MAY_IMPORT = {
     "mmssl.data.modality": ("mmssl.core", "mmssl.data.kernel", "mmssl.data.inspection", "mmssl.data.timeline"),
     "mmssl.data.kernel": ("mmssl.core", "mmssl.data.timeline"),
@@ -33,8 +34,9 @@ MAY_IMPORT = {
     MEDIA: CONTRACT,
     MODALITIES: (*CONTRACT, MEDIA),
     SAMPLES: (*CONTRACT, SHARDS),
-    SYNCHRONIZED: (*CONTRACT, SAMPLES),
-    STREAM: (*CONTRACT, SHARDS, SAMPLES, SYNCHRONIZED),
+    DRAWS: CONTRACT,
+    SYNCHRONIZED: (*CONTRACT, SAMPLES, DRAWS),
+    STREAM: (*CONTRACT, SHARDS, SAMPLES, SYNCHRONIZED, DRAWS),
 }
 """The rooms of the data floor: what of mmssl each may import besides itself."""
 ABOVE = ("mmssl.curation", "mmssl.datasets", "mmssl.reporting", "mmssl.serving")

@@ -16,8 +16,9 @@ from typing import Any
 from mmssl.core.batch import Needs
 from mmssl.core.errors import DataError
 from mmssl.curation.check_report import aligned
+from mmssl.data.draws import draw_views, make_views
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, draw_views, make_views
+from mmssl.data.samples import BadSample
 from mmssl.data.shards.writer import Progress
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.collate import Row, collate

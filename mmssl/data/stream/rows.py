@@ -12,8 +12,9 @@ from mmssl.core.batch import Batch, Needs, Records
 from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault
 from mmssl.core.seeding import generator
+from mmssl.data.draws import draw_views, make_views
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, SampleIndex, draw_views, make_views
+from mmssl.data.samples import BadSample, SampleIndex
 from mmssl.data.stream.collate import Row, collate
 from mmssl.data.stream.sources import Sources
 from mmssl.data.stream.workers import Located

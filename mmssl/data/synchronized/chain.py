@@ -18,9 +18,10 @@ from pydantic import Field as Setting
 
 from mmssl.core.sample import Sample
 from mmssl.core.seeding import generator
+from mmssl.data.draws import Key
 from mmssl.data.kernel import Entry, window_of
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, EncodedSample, Key, Samples, read
+from mmssl.data.samples import BadSample, EncodedSample, Samples, read
 from mmssl.data.synchronized.mix import Dropout, Gain, Mixup
 from mmssl.data.synchronized.negatives import Negative
 from mmssl.data.synchronized.operation import Operation, Record, Skip, Values, doubt, kernel_of, transform

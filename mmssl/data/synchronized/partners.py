@@ -5,7 +5,8 @@ from __future__ import annotations
 from mmssl.core.batch import Needs, view_names
 from mmssl.core.sample import Partner, Partners, Sample
 from mmssl.core.seeding import generator
-from mmssl.data.samples import BadSample, Key, Parameters, Samples
+from mmssl.data.draws import Key, Parameters
+from mmssl.data.samples import BadSample, Samples
 from mmssl.data.synchronized.chain import Synchronized
 
 

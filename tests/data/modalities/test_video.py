@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from mmssl.core.sample import Origin, Sample
 from mmssl.core.seeding import generator
+from mmssl.data.draws import draw_views
 from mmssl.data.media.encode import encode_clip, frame_times
 from mmssl.data.modalities import video_views
 from mmssl.data.modalities.audio import AudioConfig
@@ -23,7 +24,7 @@ from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig, VideoModality
 from mmssl.data.modalities.video_views import on_screen
 from mmssl.data.modality import DecodeError
-from mmssl.data.samples import draw_views, iterate
+from mmssl.data.samples import iterate
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.writer import write_shard
 from mmssl.data.stream.batches import EvalStream, TrainStream

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmssl.core.batch import Batch
+from mmssl.data.draws import make_views
 from mmssl.data.media.encode import encode_clip
 from mmssl.data.modalities.audio import AudioConfig, SoundViewConfig
 from mmssl.data.modalities.image import ImageConfig, ImageViewConfig
@@ -18,7 +19,7 @@ from mmssl.data.modalities.text import TextConfig, TextViewConfig
 from mmssl.data.modalities.text_augment import WordOperation
 from mmssl.data.modalities.video import VideoConfig, VideoViewConfig
 from mmssl.data.modality import Modality, ModalityConfig
-from mmssl.data.samples import load, make_views
+from mmssl.data.samples import load
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.workers import Workers
