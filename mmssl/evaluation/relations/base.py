@@ -22,6 +22,7 @@ from mmssl.data.samples import BadSample, EncodedSample, read
 from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation.collect import KeptIndex
 from mmssl.evaluation.common import PairEvaluatorConfig, broadcast_scores, inference, require_usable, warn_of_choices
+from mmssl.evaluation.texts import values_again
 
 Pieces = dict[str, Tensor]
 """Name of a variant -> its views [n, ...] in one sample; "anchor" -> the one view [1, ...] of the unchanged modality."""
@@ -161,6 +162,11 @@ class RelationEvaluator(Evaluator):
 
     def _modality(self, piece: str) -> str:
         return self.config.pair[0] if piece == ANCHOR else self.config.pair[1]
+
+    def _again(self, owner: Sequence[int]) -> Iterator[Any]:
+        """The changed modality of each sample, read again, for tables in files."""
+        name = self.config.pair[1]
+        return (value for _, value in values_again(self._index.open(), name, self.modalities[name], owner))
 
     def _views(self, name: str, value: Any) -> Tensor:
         view = self.modalities[name].view("eval")

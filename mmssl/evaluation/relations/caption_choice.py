@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from mmssl.evaluation.ranking import choices
 from mmssl.evaluation.relations.base import gather_named
 from mmssl.evaluation.relations.caption_files import Box, Example, KeptExamples
 from mmssl.evaluation.statistics import share_by_cluster, wilson
+from mmssl.evaluation.texts import shorten_text
 
 PICTURE, CAPTION = "picture", "caption"
 
@@ -162,10 +164,16 @@ class CaptionChoice(Evaluator):
         columns = {name: earned.tolist() for name, earned in outcomes.items()}
         names = [example.name for example in examples]
         self.tables = {
-            "samples": Table({"key": names, "class": kinds, **columns}, tuple(outcomes)),
+            "samples": Table({"key": names, "class": kinds, **columns}, tuple(outcomes), partial(_texts, examples)),
             "kinds": _kinds(kinds, outcomes),
         }
         return scores | {"tie_rate": int(tied.sum()) / len(examples), "n": len(examples)}
+
+
+def _texts(examples: Sequence[Example]) -> dict[str, list[str]]:
+    """The true and the false caption of each example; of two pictures the first one's and the second one's."""
+    true, other = zip(*(example.captions for example in examples), strict=True)
+    return {"text": [*map(shorten_text, true)], "other_text": [*map(shorten_text, other)]}
 
 
 WINOGROUND = ("text_score", "image_score", "group_score")

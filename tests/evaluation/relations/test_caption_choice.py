@@ -170,6 +170,9 @@ def test_winoground(folder: Path) -> None:
     assert [scores[name] for name in WINOGROUND] == [0.5, pytest.approx((1 + 0 + 0.25 + 1) / 4), 0.5]
     assert (scores["n"], scores["tie_rate"]) == (4, 0.25)
     assert (list(table.outcomes), table.columns["class"]) == (list(WINOGROUND), ["Tag0", "Tag1", "Tag0", "Tag1"])
+    texts = table.texts()
+    assert texts["text"] == ["a red one", "a blue one", "a red one", "a red one"]
+    assert texts["other_text"] == ["a blue one", "a red one", "a blue one", "a blue one"]
     chance = measure(folder, [path], collapsed())
     assert [chance[name] for name in WINOGROUND] == [0.25, 0.25, pytest.approx(1 / 6)]
     assert "acc" not in chance
