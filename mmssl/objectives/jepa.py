@@ -172,7 +172,7 @@ class JepaObjective(Objective):
             tokens = torch.cat([_tokens(one) for one in features])
             random = ctx.generator(f"predictor/{number}", tokens.device)
             found = at_least_float32(self.predictor(tokens, context.flatten(0, 1), blocks.flatten(0, 1), random))
-            found = found.flatten(1, 2).unflatten(0, blocks.shape[:2])  # [R, B, M * n, D]
+            found = found.reshape(*blocks.shape[:2], -1, found.shape[-1])  # [R, B, M * n, D]
             pooled = at_least_float32(torch.stack([one.pooled for one in features]))
             predicted.append(Predicted(found, target, pooled))
         return zero_absent({**self.targets.encode(predicted, whole), **presence})
@@ -193,15 +193,17 @@ class JepaObjective(Objective):
         """Targets of all tokens [B, T, D], None: not known; and those [R, B, M * n, D] at places [R, B, M, n] of each kind."""
         name, targets = f"{self.view}0", self.targets
         if self.alone:
-            each = [block for blocks in places for block in blocks.transpose(1, 2).flatten(0, 1)]  # R * M x [B, n]
+            each = [block for blocks in places for draw in blocks for block in draw.unbind(1)]
             seen = iter(ctx.features(batch, self.modality, [name] * len(each), network="teacher", keep=each))
-            shapes = [blocks.shape[:3] for blocks in places]
-            found = [torch.stack([targets.of(next(seen)) for _ in range(R * M)]) for R, _, M in shapes]
-            return None, [
-                x.unflatten(0, (R, M)).transpose(1, 2).flatten(2, 3) for x, (R, _, M) in zip(found, shapes, strict=True)
-            ]
-        asked = {"hidden": targets.hidden, "pooled_only": True} if targets.hidden else {}
-        (features,) = ctx.features(batch, self.modality, [name], network="teacher", **asked)
+
+            def of_draw(count: int) -> Tensor:
+                return torch.cat([targets.of(next(seen)) for _ in range(count)], 1)
+
+            return None, [torch.stack([of_draw(draw.shape[1]) for draw in blocks]) for blocks in places]
+        layers = targets.hidden
+        (features,) = ctx.features(
+            batch, self.modality, [name], network="teacher", hidden=layers, pooled_only=layers > 0
+        )
         whole = targets.of(features)
         at = [blocks.flatten(2)[..., None].expand(-1, -1, -1, whole.shape[2]) for blocks in places]
         return whole, [torch.stack([whole.gather(1, draw) for draw in draws]) for draws in at]

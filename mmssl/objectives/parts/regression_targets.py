@@ -189,4 +189,4 @@ def _sums(x: Tensor) -> Tensor:
     """Sums and sums of squares over all tokens of each sample, [R, B, n, D] -> [B, 2, D]."""
     rows = x.flatten(0, 1)
     everywhere = rows.new_ones(rows.shape[:2], dtype=torch.bool)
-    return masked_sums(rows, everywhere).unflatten(0, x.shape[:2]).sum(0)
+    return masked_sums(rows, everywhere).view(*x.shape[:2], 2, x.shape[-1]).sum(0)
