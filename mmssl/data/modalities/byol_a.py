@@ -111,7 +111,8 @@ class ByolAView(View):
                 f"and got {type(encoder).__name__}"
             )
         with torch.no_grad():
-            made = encoder.prepare(x.flatten(0, 1)).unflatten(0, (len(x), 2))
+            made = encoder.prepare(x.flatten(0, 1))
+            made = made.reshape(len(x), 2, *made.shape[1:])
             given = [*parameters, *[None] * (len(x) - len(parameters))]  # of blank samples there are none
             shares = [drawn["share"] if drawn and "partner" in drawn else 0.0 for drawn in given]
             share = sent(torch.tensor(shares, dtype=torch.float32), x.device)
