@@ -76,7 +76,7 @@ def shifted_percentiles(drawn: np.ndarray, value: float) -> tuple[float, float]:
     Drawing alone raises some scores, such as a sum of absolute values, or a mean over the classes that occur in a draw.
     """
     low, high = np.quantile(drawn, [0.025, 0.975]) - (drawn.mean() - value)
-    return float(low), float(high)
+    return min(float(low), value), max(float(high), value)  # equal draws differ from their mean by rounding
 
 
 def draw_counts(drawn: np.random.Generator, samples: int, draws: int) -> np.ndarray:
@@ -143,6 +143,31 @@ def share_by_cluster(
         samples = len(torch.unique(owner))
         low, high = wilson(round(mean) * samples, samples)
     return mean, low, high
+
+
+def resampled_group_means(
+    values: Tensor, group: Tensor, owner: Tensor, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> np.ndarray:
+    """Mean over groups of the mean of their values, in bootstrap draws of the samples that own them: [resamples].
+
+    Args:
+        values: [n], numbers or bool.
+        group: [n] int64, in 0 ... G-1; groups without a value in a draw are left out of it.
+        owner: [n] int64, number of the sample of each value; all values of a sample are drawn together.
+        resamples, seed: of the bootstrap.
+    """
+    sample, groups = torch.unique(owner, return_inverse=True)[1].cpu().numpy(), int(group.max()) + 1
+    place, samples = sample * groups + group.cpu().numpy(), int(sample.max()) + 1
+    sums, counts = (
+        np.bincount(place, weights, samples * groups).reshape(samples, groups)
+        for weights in (values.double().cpu().numpy(), None)
+    )
+    drawn, found = generator(seed, "group_means"), np.empty(resamples)
+    for first in range(0, resamples, _DRAWS_AT_ONCE):
+        often = draw_counts(drawn, samples, min(_DRAWS_AT_ONCE, resamples - first)).astype(float)
+        there = often @ counts
+        found[first : first + len(often)] = (often @ sums / there.clip(1)).sum(1) / (there > 0).sum(1)
+    return found
 
 
 def rank_intervals(

@@ -6,7 +6,6 @@ A sample without a modality takes no part and is counted; two processes with une
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -28,9 +27,9 @@ from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
 from mmssl.recipe.unions import EvaluatorUnion
-from mmssl.reporting.results import summary_rows
 from tests.data.make import Record, write
 from tests.distributed.processes import Processes
+from tests.evaluation.complete import require_complete
 from tests.evaluation.world import Formula, configured
 
 RATE, FRAMES, WIDTH = 8000, 10, 8
@@ -80,21 +79,6 @@ TRAINED = ("linear_probe", "attentive_probe", "fine_tuning", "knn", "few_shot")
 OF_FILES = {"caption_choice", "mteb"}
 """Kinds that read no shards: their own tests hold two processes, and what is damaged. mteb's need its package."""
 EVERY = pytest.mark.parametrize("kind", CASES)
-NO_FIGURES = {
-    "what the evaluator was set to, or chose on other samples": "temperature|logit_scale|penalty|gradient|lr|weight_decay|prior|"
-    "validation_acc1|threshold@.+",
-    "of the data, of the draws, or of how often the tie rule decides": "tie_rate|R@1_ceiling|deviation",
-    "beside another figure": "chance",
-}
-"""Why numbers among the scores are no figures of the model -> their names, behind a direction or alone."""
-WITHOUT_INTERVAL = {
-    "they depend on the number of distinct samples, of which a bootstrap draws fewer": "rankme|effective_rank|hubness@10|"
-    "unreached@10",
-}
-WITHOUT_CHANCE = {
-    "equal probabilities of all classes are calibrated": "ece|ece_calibrated|ece_scale100|ece_cosine",
-    "they lie between collapse, which is 0, and what fills the space evenly": "rankme|effective_rank|spread|uniformity",
-}
 WITHOUT = {"n_excluded", "n_train_excluded"}
 
 
@@ -215,30 +199,12 @@ def test_samples_without_a_modality_take_no_part_and_are_counted(kind: str, shar
         assert scores["n_train_excluded"] == 4
 
 
-def excepted(metric: str, reasons: Mapping[str, str]) -> bool:
-    """Whether a metric, behind a direction or alone, is named there."""
-    return any(re.fullmatch(f"(.+_)?({names})", metric) for names in reasons.values())
-
-
 @EVERY
 def test_every_figure_has_n_interval_and_chance(kind: str, shards: Callable[..., list[str]]) -> None:
     train = shards("train", lambda: whole(9))
     evaluator = built(kind, train, train)
     scores = dict(evaluator.evaluate(model()))
-    figures = [
-        name
-        for name, value in scores.items()
-        if isinstance(value, float) and not name.endswith(("_ci95_low", "_ci95_high", "_chance"))
-    ]
-    for row in summary_rows(kind, scores, [*figures, *evaluator.headlines]):
-        if row.value is None or excepted(row.metric, NO_FIGURES):
-            continue
-        assert row.n is not None, row
-        if not excepted(row.metric, WITHOUT_INTERVAL):
-            assert row.ci95_low is not None, row
-            assert row.ci95_high is not None, row
-            assert row.ci95_low <= row.value <= row.ci95_high, row  # type: ignore[operator]
-        assert row.chance is not None or excepted(row.metric, WITHOUT_CHANCE), row
+    require_complete(kind, scores, evaluator.headlines)
 
 
 @EVERY

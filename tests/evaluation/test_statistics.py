@@ -16,6 +16,7 @@ from mmssl.evaluation.statistics import (
     random_average_precision,
     random_misses,
     rank_intervals,
+    resampled_group_means,
     share_by_cluster,
     shifted_percentiles,
     shorten,
@@ -111,6 +112,21 @@ def test_intervals_of_ranks_are_those_of_the_draws_one_by_one(samples: int, each
     mean, median = rank_intervals(ranks[mixed], owner[mixed], resamples=100, seed=5)
     assert mean == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
     assert median == tuple(int(x) for x in np.quantile(medians, [0.025, 0.975]))
+
+
+def test_draws_of_means_over_groups_are_those_of_a_slow_bootstrap() -> None:
+    """Thirty samples with two values each, of three groups, one of which is rare."""
+    values = torch.rand(60, generator=torch.Generator().manual_seed(0))
+    group, owner = torch.tensor([0, 1, 1, 0, 1, 0] * 10), torch.arange(60) // 2
+    group[7] = 2
+    found = resampled_group_means(values, group, owner, resamples=70, seed=4)
+    drawn = generator(4, "group_means")
+    for i, often in enumerate(np.concatenate([draw_counts(drawn, 30, 64), draw_counts(drawn, 30, 6)])):
+        times = torch.from_numpy(often)[owner]
+        means = [
+            (values * times)[group == k].sum() / times[group == k].sum() for k in range(3) if times[group == k].sum()
+        ]
+        assert found[i] == pytest.approx(float(torch.stack(means).mean()), rel=1e-5)
 
 
 def test_draws_are_multinomial() -> None:

@@ -17,6 +17,7 @@ from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, RecipeError, os_words
 from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.data.modality import DecodeError, Modality
+from mmssl.evaluation.classification import class_mean_interval
 from mmssl.evaluation.common import (
     PairEvaluatorConfig,
     broadcast_scores,
@@ -28,7 +29,7 @@ from mmssl.evaluation.common import (
 from mmssl.evaluation.ranking import choices
 from mmssl.evaluation.relations.base import gather_named
 from mmssl.evaluation.relations.caption_files import Box, Example, KeptExamples
-from mmssl.evaluation.statistics import share_by_cluster, wilson
+from mmssl.evaluation.statistics import resampled_group_means, share_by_cluster, wilson
 from mmssl.evaluation.texts import shorten_text
 
 PICTURE, CAPTION = "picture", "caption"
@@ -204,9 +205,14 @@ def choice_scores(examples: Sequence[Example], earned: Tensor, resamples: int, s
         mean, low, high = share_by_cluster(earned[inside], owner[inside], resamples=resamples, seed=seed)
         around = {f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_chance": 0.5}
         scores |= {name: mean, **around, f"{name}_n": int(inside.sum())}
-    of_kinds = _kinds([example.kind for example in examples], {"acc": earned}).columns["value"]
-    if len(of_kinds) > 1:
-        scores |= {"macro_acc": sum(float(value or 0) for value in of_kinds) / len(of_kinds), "macro_acc_chance": 0.5}
+    found = _kinds([example.kind for example in examples], {"acc": earned}).columns
+    if len(found["kind"]) > 1:
+        places = {kind: i for i, kind in enumerate(found["kind"])}
+        group = torch.tensor([places[example.kind] for example in examples], device=earned.device)
+        drawn = resampled_group_means(earned, group, owner, resamples=resamples, seed=seed)
+        macro = sum(float(value or 0) for value in found["value"]) / len(places)
+        low, high = class_mean_interval(macro, drawn, torch.bincount(group).tolist())
+        scores |= {"macro_acc": macro, "macro_acc_ci95_low": low, "macro_acc_ci95_high": high, "macro_acc_chance": 0.5}
     return scores | {"n_pictures": len(numbers), "bootstrap_seed": seed}
 
 
