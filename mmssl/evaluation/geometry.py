@@ -117,9 +117,9 @@ def uniformity(features: Tensor, t: float = 2.0, owner: Tensor | None = None) ->
             with exact_products():
                 cosines = unit[a : a + rows] @ unit[b : b + columns].T
             pairs = (-2 * t * (1 - cosines).clamp_min(0)).exp()
-            pairs = pairs.triu(a - b + 1).double()  # each pair once: those above the diagonal
-            sums[a : a + rows] += pairs.sum(1)
-            sums[b : b + columns] += pairs.sum(0)
+            pairs = pairs.triu(a - b + 1)  # each pair once: those above the diagonal
+            sums[a : a + rows] += pairs.sum(1, dtype=torch.float64)
+            sums[b : b + columns] += pairs.sum(0, dtype=torch.float64)
     mean = float(sums.sum()) / (n * (n - 1))
     return Estimate.of(math.log(mean), 2 * (sums / (n - 1) / mean - 1) / n, owner, high=0.0)
 
