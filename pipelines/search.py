@@ -104,7 +104,8 @@ def modality_of(query: str, model: Model) -> str:
 
 
 def _page(path: Path, model: Model, index: EmbeddedFolder, of: str, query: str, value: Any, found: Any) -> None:
-    from mmssl.reporting.search_page import show_sample, shown, write_page
+    from mmssl.reporting.search_page import write_page
+    from mmssl.reporting.shown import show_sample, shown
 
     samples = samples_of(index, model)
     data = value.read_bytes() if isinstance(value, Path) else b""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 Curve = Sequence[tuple[float, float]]
@@ -45,6 +46,11 @@ MARKED = 20
 
 LONGEST = 600
 """Largest number of points drawn of a curve."""
+
+SKETCH = (160, 100)
+"""Width and height in pixels of a small figure of rows of numbers."""
+SKETCH_POINTS = 600
+"""Its points."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,32 @@ def picture_uri(picture: Tensor, side: int = 160) -> str:
         return _uri("image/png", file.getvalue())
     image.save(file, "JPEG", quality=85)
     return _uri("image/jpeg", file.getvalue())
+
+
+def lines_uri(rows: Tensor) -> str:
+    """Rows of numbers [C, T] as a small SVG: a curve of each below the other, each from its lowest to its highest number.
+
+    Of many numbers the lowest and the highest of each stretch are drawn, so that no peak is lost.
+    """
+    values = np.nan_to_num(rows.detach().double().cpu().numpy())
+    count, samples = values.shape
+    parts = min(samples, max(8, SKETCH_POINTS // (2 * count)))
+    starts = np.linspace(0, samples, parts, endpoint=False).astype(int)
+    ends = np.stack([reduce.reduceat(values, starts, axis=1) for reduce in (np.minimum, np.maximum)], axis=2)
+    low, high = values.min(1)[:, None, None], values.max(1)[:, None, None]
+    width, height = SKETCH
+    heights = (
+        (np.arange(count)[:, None, None] + 0.95 - 0.9 * (ends - low) / np.maximum(high - low, 1e-30)) * height / count
+    )
+    x = np.broadcast_to(((np.arange(parts) + 0.5) * width / parts)[:, None], (parts, 2)).reshape(-1)
+    curves = (
+        f'<polyline fill="none" stroke="{COLOURS[i % len(COLOURS)]}" points="'
+        + " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+        + '"/>'
+        for i, y in enumerate(heights.reshape(count, -1))
+    )
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    return _uri("image/svg+xml", f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(curves)}</svg>'.encode())
 
 
 def heat_colours(value: float, low: float, high: float) -> tuple[str, str]:
