@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.evaluate_flags import from_flags, of_pairs, option_of
+from pipelines.kept_calibration import keep_calibration
 from pipelines.measured import (
     BATCH_SIZE,
     DATA,
@@ -20,7 +21,6 @@ from pipelines.measured import (
     WORKERS,
     Wanted,
     configs_of,
-    keep_calibration,
     measure,
     model_of,
     origin,
@@ -30,7 +30,7 @@ from pipelines.measured import (
     with_settings,
 )
 from pipelines.options import ARCH, TOKENIZER
-from pipelines.outputs import file_or_folder, local_path
+from pipelines.outputs import file_or_folder, is_file_name, local_path
 
 if TYPE_CHECKING:
     from mmssl.core.errors import MmsslError
@@ -111,8 +111,8 @@ OUT = Annotated[
     typer.Option(
         metavar="FILE.json|FOLDER",
         callback=file_or_folder,
-        help="Write the scores here: one file; or a folder with a JSON, and rows of samples, for each task, and a table of all. "
-        "What is done in that folder is not measured again.",
+        help="Write the scores, and what decides them, here: one file; or a folder with a JSON, rows of samples and fitted heads "
+        "for each task, and a table of all. What is done in that folder is not measured again.",
     ),
 ]
 
@@ -191,15 +191,16 @@ def _run(model: Model, configs: dict[str, Wanted], out: Path | None, groups: str
     """Measure, show the table and write the results; the errors by task."""
     from mmssl.core.distributed import is_main
     from mmssl.core.errors import MmsslError
-    from mmssl.reporting.report import write_results
-    from mmssl.reporting.results import Results, Row, summary_rows, unusual_settings
+    from mmssl.reporting.results import ResultFile, Results, Row, summary_rows, unusual_settings
     from mmssl.training.runtime.console import say
 
-    folder = Results(out, origin(model), model.digest()) if out is not None and out.is_dir() else None
+    results: Results | None = None
+    if out is not None:
+        results = (ResultFile if is_file_name(out) else Results)(out, origin(model), model.digest())
     scores: dict[str, Mapping[str, Any]] = {}
     failures: dict[str, MmsslError] = {}
     rows: dict[str, list[Row]] = {}
-    for name, evaluator, found in measure(model, configs, folder, groups):
+    for name, evaluator, found in measure(model, configs, results, groups):
         if isinstance(found, MmsslError):
             failures[name], scores[name] = found, {"error": str(found)}
             rows[name] = [Row(name, "error", str(found))]
@@ -212,11 +213,8 @@ def _run(model: Model, configs: dict[str, Wanted], out: Path | None, groups: str
             rows[name] = summary_rows(name, found, evaluator.headlines if evaluator is not None else ())
     table = [row for name in configs for row in rows[name]]
     show([row for row in table if row.metric != "error"])
-    if is_main() and out is not None:
-        if folder is not None:
-            folder.write_summary(table)
-        else:
-            write_results(out, {"checkpoint": origin(model), **{name: scores[name] for name in configs}})
+    if is_main() and results is not None:
+        results.finish(table, {name: scores[name] for name in configs})
         say(f"results of {origin(model)} in {out}")
     return failures
 

@@ -9,7 +9,7 @@ import typer
 
 from pipelines.measured import WHICH
 from pipelines.options import ARCH, CACHE, JSON, PIPE, SHARDS, TOKENIZER, client_for, from_options
-from pipelines.outputs import local_path
+from pipelines.outputs import local_path, write_file
 from pipelines.pair_scorer import pair_scorer
 from pipelines.progress import progress_bar
 
@@ -132,4 +132,4 @@ def filter_(
         )
     print(report.table())
     if json_file is not None:
-        json_file.write_text(report.to_json() + "\n")
+        write_file(json_file, report.to_json() + "\n")

@@ -171,7 +171,8 @@ def measure(
     Args:
         model: to measure.
         configs: evaluators by name, or why there is none.
-        results: folder that keeps what is done; such tasks are not measured again. None: nothing is written.
+        results: keeps what is measured; what is done in its folder is not measured again, unless a calibration was done there that
+            the checkpoint lacks. None: nothing is written.
         groups: key of the samples' metadata: evaluators with rows of samples get a table "groups".
     """
     from mmssl.core.distributed import attempt
@@ -215,6 +216,7 @@ def _scores(
 ) -> Scores:
     from mmssl.core.distributed import gather_objects, is_main
     from mmssl.training.runtime.console import say
+    from pipelines.kept_calibration import missing_calibration
 
     if results is None:
         return _measured(config, evaluator, model, groups)
@@ -222,7 +224,10 @@ def _scores(
     found = gather_objects(results.done(name, results.identity(config, facts)) if is_main() else None)[0]
     if found is not None:
         say(f"  done before, in {results.folder / name}.json")
-        return dict(found)
+        lacking = gather_objects(missing_calibration(model, evaluator) if is_main() else None)[0]
+        if lacking is None:
+            return dict(found)
+        say(f"  measured again: {lacking}")
     scores = _measured(config, evaluator, model, groups)
     if is_main():
         results.write(name, config, evaluator, facts, scores)
@@ -268,22 +273,3 @@ def show(rows: list[Row]) -> None:
         table.add_row(*cells, *([before if row.clean is not None else ""] if clean else []))
     if is_main() and rows:
         Console(stderr=True).print(table)
-
-
-def keep_calibration(model: Model, evaluator: Evaluator | None) -> None:
-    """Write a calibration into the checkpoint, where `Model.match` finds it, or say that there is none to hold it."""
-    from mmssl.evaluation.calibration import CalibrationEvaluator
-    from mmssl.recipe.calibrations import write_calibration
-    from mmssl.training.runtime.console import say
-
-    if not isinstance(evaluator, CalibrationEvaluator) or evaluator.calibration is None:
-        return
-    a, b = evaluator.config.pair
-    if model.checkpoint is None:
-        say(
-            f"the calibration of {a} and {b} was not kept: this model has no checkpoint folder, where `match` would find it; "
-            "train the recipe, or make a folder of a model of another library (`mmssl import`)"
-        )
-        return
-    file = write_calibration(model.checkpoint, model.digest(), (a, b), evaluator.calibration)
-    say(f"calibration of {a} and {b} in {file}")

@@ -262,7 +262,8 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file atomically: a crash or a full disk leaves the old one."""
+    """Write a file atomically: a crash or a full disk leaves the old one. Its folder is made if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:

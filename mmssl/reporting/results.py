@@ -120,19 +120,18 @@ class Results:
     """The folder of the results of one checkpoint: a task that is done is read, not measured again.
 
     Args:
-        folder: made if needed.
+        folder: made when the first task is written.
         checkpoint: where the weights come from, in words.
         model: digest of the weights, see `Model.digest`.
     """
 
     def __init__(self, folder: Path, checkpoint: str, model: str) -> None:
         self.folder, self.checkpoint, self.model = folder, checkpoint, model
-        folder.mkdir(parents=True, exist_ok=True)
 
     def identity(self, config: Config, facts: Mapping[str, Any]) -> str:
         """Hash of all that decides the scores: weights, settings and data."""
         settings = config.model_dump(mode="json", exclude=UNIMPORTANT)
-        whole = {"model": self.model, "evaluator": settings, "facts": facts, "mmssl": _versions()["mmssl"]}
+        whole = {"model": self.model, "evaluator": settings, "facts": facts, "mmssl": package_versions()["mmssl"]}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     def done(self, task: str, identity: str) -> dict[str, Score] | None:
@@ -148,31 +147,89 @@ class Results:
         self, task: str, config: Config, evaluator: Evaluator, facts: Mapping[str, Any], scores: Mapping[str, Score]
     ) -> None:
         """Write a measured task: its rows, what it fitted, and last its JSON."""
+        make_folder(self.folder)
         own = {name: table for name, table in evaluator.tables.items() if name not in IN_JSON}
         files = {name: write_table(self.folder / f"{task}.{name}", table).name for name, table in own.items()}
         if evaluator.fitted:
             files["fitted"] = write_tensors(self.folder / f"{task}.safetensors", evaluator.fitted).name
+        write_results(self.folder / f"{task}.json", self.record(task, config, evaluator, facts, scores, files))
+
+    def record(
+        self,
+        task: str,
+        config: Config,
+        evaluator: Evaluator,
+        facts: Mapping[str, Any],
+        scores: Mapping[str, Score],
+        files: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """What is written of a task: its scores and tables, and all that decides them."""
         within = {name: as_rows(evaluator.tables[name]) for name in IN_JSON if name in evaluator.tables}
-        record = {
+        return {
             "task": task,
             "checkpoint": self.checkpoint,
             "scores": dict(scores),
             **within,
-            "files": files,
+            "files": dict(files),
             "evaluator": config.model_dump(mode="json"),
             "facts": facts,
             "precision": getattr(config, "precision", "float32"),
             "ties": TIES,
-            "versions": _versions(),
+            "versions": package_versions(),
             "model": self.model,
             "identity": self.identity(config, facts),
         }
-        write_results(self.folder / f"{task}.json", record)
 
-    def write_summary(self, rows: Sequence[Row]) -> None:
-        """Write the table of all tasks, as Markdown and CSV."""
+    def finish(self, rows: Sequence[Row], scores: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write what there is of all tasks together: the table, as Markdown and CSV.
+
+        Args:
+            rows: of the table.
+            scores: task -> its scores, or {"error": message}.
+        """
+        make_folder(self.folder)
         write_atomically(self.folder / "results.md", to_markdown(rows))
         write_atomically(self.folder / "results.csv", to_csv(rows))
+
+
+class ResultFile(Results):
+    """One JSON file of all tasks, each of which is measured: task -> scores, and under "records" what a folder's JSON has of it.
+
+    Args:
+        file: JSON. checkpoint, model: see `Results`.
+    """
+
+    def __init__(self, file: Path, checkpoint: str, model: str) -> None:
+        super().__init__(file.parent, checkpoint, model)
+        self._file = file
+        self._records: dict[str, dict[str, Any]] = {}
+
+    def done(self, task: str, identity: str) -> dict[str, Score] | None:
+        return None
+
+    def write(
+        self, task: str, config: Config, evaluator: Evaluator, facts: Mapping[str, Any], scores: Mapping[str, Score]
+    ) -> None:
+        """Keep the record of a task; its rows of samples, and what it fitted, need a folder."""
+        self._records[task] = self.record(task, config, evaluator, facts, scores, {})
+
+    def finish(self, rows: Sequence[Row], scores: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write the file."""
+        make_folder(self.folder)
+        records = {task: self._records[task] for task in scores if task in self._records}
+        write_results(self._file, {"checkpoint": self.checkpoint, **scores, "records": records})
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of results, if needed.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write into {folder}: {os_words(error)}; choose another --out") from error
 
 
 def as_rows(table: Table) -> list[dict[str, Score]]:
@@ -220,7 +277,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
     return path
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that scores may depend on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
 
 
