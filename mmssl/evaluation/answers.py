@@ -52,14 +52,17 @@ class Answers:
         return classification_scores(self.predictions, self.labels, self.names, self.answerable)
 
     def tables(self) -> dict[str, Table]:
-        """Tables "samples" (rank of the true class, predicted class), "classes" and "confusions" (true, predicted, number)."""
+        """Tables "samples" (predicted class, rank of the true one, score of each, and probability where scores give one), "classes"
+        and "confusions" (true, predicted, number)."""
         names = self.names
         ranks, predicted = self.predictions.ranks.cpu(), self.predictions.predicted.tolist()
-        samples = {
+        samples: dict[str, Sequence[Score]] = {
             "key": list(self.keys),
             "class": [names[label] for label in self.labels.tolist()],
             "predicted": [names[label] for label in predicted],
             "rank": ranks.tolist(),
+            **_of_both("score", self.predictions.scores),
+            **_of_both("probability", self.predictions.probabilities),
             "acc1": (ranks == 1).int().tolist(),
             "acc5": (ranks <= 5).int().tolist(),
         }
@@ -83,3 +86,11 @@ class Answers:
             "n": counts[most].tolist(),
         }
         return Table(columns)
+
+
+def _of_both(name: str, values: Tensor | None) -> dict[str, list[Score]]:
+    """Columns of the predicted and of the true class, from [N, 2]; None for a class that has no such value."""
+    if values is None:
+        return {}
+    both: list[list[Score]] = [[None if x != x else x for x in column] for column in values.T.tolist()]
+    return dict(zip((name, f"true_{name}"), both, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +21,15 @@ class Ranks:
             has fewer. Column 0 is the rank of the best right candidate.
         best: [Q] float32, score of the best right candidate; -inf without one.
         tied: [Q] bool, whether a wrong candidate has exactly that score.
+        found: [Q] int64, the candidate of rank 1, right or wrong.  found_score: [Q] float32, its score.
     """
 
     positives: Tensor
     ranks: Tensor
     best: Tensor
     tied: Tensor
+    found: Tensor
+    found_score: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,33 @@ class Predictions:
         ranks: [N] int64, rank of the true class, 1 is best.
         tied: [N] bool, whether another class ties with the true one.
         predicted: [N] int64, the class of rank 1.
+        scores: [N, 2], score of the predicted class and of the true one.
+        probabilities: [N, 2], alike; None: these scores give no probabilities.
     """
 
     ranks: Tensor
     tied: Tensor
     predicted: Tensor
+    scores: Tensor
+    probabilities: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Predictions:
+        """The same with every tensor changed."""
+        chances = self.probabilities
+        parts = (self.ranks, self.tied, self.predicted, self.scores)
+        return Predictions(*map(change, parts), probabilities=None if chances is None else change(chances))
+
+    @staticmethod
+    def joined(parts: Sequence[Predictions]) -> Predictions:
+        """Those of all samples, from those of some each; with probabilities where all have them."""
+        chances = [part.probabilities for part in parts if part.probabilities is not None]
+        return Predictions(
+            torch.cat([part.ranks for part in parts]),
+            torch.cat([part.tied for part in parts]),
+            torch.cat([part.predicted for part in parts]),
+            torch.cat([part.scores for part in parts]),
+            torch.cat(chances) if len(chances) == len(parts) else None,
+        )
 
 
 NEVER = torch.iinfo(torch.int64).max
@@ -48,7 +74,7 @@ NEVER = torch.iinfo(torch.int64).max
 
 
 @torch.no_grad()
-def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor) -> Predictions:
+def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor, scale: float | None = None) -> Predictions:
     """Rank of the true class of each sample, and the predicted class.
 
     rank = 1 + #(score > true score) + #(score == true score of a lower class number).
@@ -57,28 +83,32 @@ def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor) -> Predi
         embeddings: [N, E] float32.
         classifier: [K, E] float32.
         labels: [N] int64, in 0 ... K-1.
+        scale: see `ranks_of_classes`.
     """
     parts = []
     size = max(1, 2**24 // len(classifier))
     classes, columns = pad_rows(classifier, 64)
     for rows, own in zip(torch.split(embeddings, size), torch.split(labels, size), strict=True):
         with exact_products():
-            parts.append(ranks_of_classes((rows @ classes.T)[:, :columns], own))
-    return Predictions(
-        torch.cat([part.ranks for part in parts]),
-        torch.cat([part.tied for part in parts]),
-        torch.cat([part.predicted for part in parts]),
-    )
+            parts.append(ranks_of_classes((rows @ classes.T)[:, :columns], own, scale))
+    return Predictions.joined(parts)
 
 
-def ranks_of_classes(scores: Tensor, labels: Tensor) -> Predictions:
-    """`class_ranks` of scores [N, K] that are computed already."""
+def ranks_of_classes(scores: Tensor, labels: Tensor, scale: float | None = None) -> Predictions:
+    """`class_ranks` of scores [N, K] that are computed already.
+
+    Args:
+        scores: [N, K]. labels: [N] int64.
+        scale: probabilities are the softmax over classes of the scores times this; None: there are none.
+    """
     true = scores.gather(1, labels[:, None])
     equal = scores == true
     before = torch.arange(scores.shape[1], device=labels.device) < labels[:, None]
     ranks = 1 + (scores > true).sum(1) + (equal & before).sum(1)
-    # argmax takes the first of equals, as the rule for ties says.
-    return Predictions(ranks, equal.sum(1) > 1, scores.argmax(1))
+    predicted = scores.argmax(1)  # the first of equals, as the rule for ties says
+    both = scores.gather(1, torch.stack([predicted, labels], 1))
+    chances = None if scale is None else (scale * both - (scale * scores).logsumexp(1, keepdim=True)).exp()
+    return Predictions(ranks, equal.sum(1) > 1, predicted, both, chances)
 
 
 @torch.no_grad()
@@ -171,6 +201,8 @@ class _Direction:
         self.scores = torch.full((len(owner), slots), -torch.inf, device=owner.device)
         self.order = self.above = self.positives.new_zeros(len(owner), 0)
         self.tied = torch.zeros(len(owner), dtype=torch.bool, device=owner.device)
+        self.found = torch.full_like(self.first, NEVER)
+        self.found_score = torch.full((len(owner),), -torch.inf, device=owner.device)
 
     def settle(self) -> None:
         """After all right candidates are scored: keep the best ones, best first, ties in order of position."""
@@ -181,6 +213,13 @@ class _Direction:
         # No score is above +inf, so a slot without a candidate counts nothing.
         self.scores[missing] = torch.inf
         self.above = torch.zeros_like(slot)
+
+    def compare_best(self, queries: slice, start: int, scores: Tensor) -> None:
+        """Keep the best candidate, of equal ones the first, of those so far and of a part [queries, candidates] from `start` on."""
+        best, known, place = scores.amax(1), self.found_score[queries], self.found[queries]
+        better = ((best > known) | ((best == known) & (start < place))).nonzero()[:, 0]
+        place[better] = start + scores[better].argmax(1)
+        known[better] = best[better]
 
     def count_wrong(self, queries: slice, scores: Tensor, scratch: Tensor, *, before: bool) -> None:
         """Count wrong candidates in a tile [queries, candidates] with wrong ones only, all before or all after the right ones."""
@@ -207,7 +246,7 @@ class _Direction:
         slot = torch.arange(self.above.shape[1], device=self.above.device)
         ranks = torch.where(slot < self.positives[:, None], self.above + slot + 1, NEVER)
         best = torch.where(self.positives > 0, self.scores[:, 0], -torch.inf)
-        return Ranks(self.positives, ranks, best, self.tied & (self.positives > 0))
+        return Ranks(self.positives, ranks, best, self.tied & (self.positives > 0), self.found, self.found_score)
 
 
 class _Sweep:
@@ -232,6 +271,8 @@ class _Sweep:
     def count(self, rows: slice, columns: slice, parts: list[Part]) -> None:
         """Count the wrong candidates of a tile for both directions."""
         for part, scores in self.tiles.scores(rows, columns, parts):
+            self.forward.compare_best(part.rows, part.columns.start, scores)
+            self.backward.compare_best(part.columns, part.rows.start, scores.T)
             if part.side == 0:
                 right = self.tiles.right(part)
                 self.forward.count_mixed(part.rows, part.columns.start, scores, right)

@@ -27,6 +27,7 @@ from mmssl.evaluation.common import (
 from mmssl.evaluation.corrupted import CorruptedShards, Figure
 from mmssl.evaluation.curves import mean_area_interval
 from mmssl.evaluation.ranking import Ranks, log_sums, pair_ranks
+from mmssl.evaluation.repeated_items import duplicate_count, recall_ceiling
 from mmssl.evaluation.robustness import RobustConfig
 from mmssl.evaluation.statistics import random_misses, rank_intervals, share_by_cluster
 from mmssl.evaluation.texts import sample_texts, shorten_text
@@ -109,7 +110,7 @@ class Retrieval(Evaluator):
     def _texts(self, owner: Tensor, query: str, found: str) -> dict[str, list[str]]:
         """Columns of the table of one direction, of queries [n] of samples `owner`: of sentences their "text"; where sentences are
         found, the "right_texts" of the query's sample, one a line."""
-        items = (torch.arange(len(owner)) - torch.searchsorted(owner, owner)).tolist()
+        items = _places(owner).tolist()
         columns: dict[str, list[str]] = {}
         for name, column in ((query, "text"), (found, "right_texts")):
             if self.modalities[name].language:
@@ -181,7 +182,7 @@ def retrieval_scores(
         (pair[::-1], backward, again[1], b, a),
     ):
         prefix = f"{query}_to_{found}_"
-        tables[prefix[:-1]] = _queries(ranks, queries.owner, data.keys, ks)
+        tables[prefix[:-1]] = _queries(ranks, queries.owner, candidates.owner, data.keys, ks)
         own = direction_scores(ranks, queries.owner, len(candidates.owner), ks, resamples, seed)
         if dual is not None:
             can = dual.positives > 0
@@ -198,21 +199,28 @@ def retrieval_scores(
     return scores | {"bootstrap_seed": seed}, tables
 
 
-def _queries(ranks: Ranks, owner: Tensor, keys: Mapping[int, str], ks: tuple[int, ...]) -> Table:
-    """The queries with a right candidate: key, number of the item in its sample, rank and score of the best right candidate."""
+def _queries(ranks: Ranks, owner: Tensor, candidates: Tensor, keys: Mapping[int, str], ks: tuple[int, ...]) -> Table:
+    """The queries with a right candidate: key, number of the item in its sample, rank and score of the best right candidate; and
+    key, number and score of the candidate of rank 1, which was found first."""
     can = ranks.positives > 0
-    first = torch.searchsorted(owner, owner)
-    item = torch.arange(len(owner), device=owner.device) - first
-    best = ranks.ranks[can, 0]
+    best, found = ranks.ranks[can, 0], ranks.found[can]
     columns: dict[str, Sequence[Score]] = {
         "key": [keys[number] for number in owner[can].tolist()],
-        "item": item[can].tolist(),
+        "item": _places(owner)[can].tolist(),
         "rank": best.tolist(),
         "score": ranks.best[can].tolist(),
+        "found_key": [keys[number] for number in candidates[found].tolist()],
+        "found_item": _places(candidates)[found].tolist(),
+        "found_score": ranks.found_score[can].tolist(),
         **{f"R@{k}": (best <= k).int().tolist() for k in ks},
         "MRR": (1 / best.double()).tolist(),
     }
     return Table(columns, (*(f"R@{k}" for k in ks), "MRR"))
+
+
+def _places(owner: Tensor) -> Tensor:
+    """Number of each item in its sample, from 0, of ascending samples [n]."""
+    return torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
 
 
 def _recall_figures(scores: Mapping[str, Score], tables: Mapping[str, Table]) -> dict[str, Figure]:
@@ -293,30 +301,3 @@ def random_scores(positives: Tensor, candidates: int, ks: tuple[int, ...]) -> di
     median = 1 + int((((1 - misses) @ share) < 0.5 - 1e-9).sum())  # the first rank that half of the queries reach
     means: dict[str, Score] = {f"{name}_chance": float((values * share).sum()) for name, values in chance.items()}
     return means | {"median_rank_chance": median}
-
-
-def duplicate_count(items: Items) -> int:
-    """Number of items that another sample has too, byte for byte: a model cannot break the tie between them."""
-    pairs = torch.unique(torch.stack([items.digest, items.owner], 1), dim=0)
-    _, inverse, samples = torch.unique(pairs[:, 0], return_inverse=True, return_counts=True)
-    shared = pairs[samples[inverse] > 1, 0]
-    return int(torch.isin(items.digest, shared).sum())
-
-
-def recall_ceiling(queries: Items, candidates: Items) -> float:
-    """Best R@1 that any model can reach under the tie rule: below 1 if items repeat between samples.
-
-    Equal queries get one answer, so only those of one sample can be right. Of equal candidates the first wins every tie, so only
-    its sample can be right. The bound is a sum over distinct queries, divided by the number of queries: for each, the largest
-    number of copies in one sample that owns such a first candidate.
-    """
-    order = candidates.digest.sort(stable=True)
-    first = order.indices[torch.cat([torch.ones_like(order.values[:1]), order.values.diff()]) != 0]
-    can = torch.isin(queries.owner, candidates.owner)
-    pairs = torch.stack([queries.digest, queries.owner], 1)[can]
-    distinct, copies = torch.unique(pairs, dim=0, return_counts=True)
-    copies = copies * torch.isin(distinct[:, 1], candidates.owner[first])
-    groups = torch.unique(distinct[:, 0], return_inverse=True)[1]
-    most = torch.zeros(int(groups.max()) + 1, dtype=copies.dtype, device=copies.device)
-    most.scatter_reduce_(0, groups, copies, "amax")
-    return int(most.sum()) / len(pairs)

@@ -243,7 +243,7 @@ def write_table(stem: Path, table: Table) -> Path:
     Raises:
         DataError: the file cannot be written, or the texts cannot be read.
     """
-    columns = {**table.columns, **(table.texts() if table.texts is not None else {})}
+    columns: dict[str, Sequence[Score]] = {**table.columns, **(table.texts() if table.texts is not None else {})}
     parquet = importlib.util.find_spec("pyarrow") is not None
     path = stem.with_name(f"{stem.name}.{'parquet' if parquet else 'csv'}")
     try:
@@ -251,8 +251,10 @@ def write_table(stem: Path, table: Table) -> Path:
             import pyarrow
             from pyarrow import parquet as files
 
-            files.write_table(pyarrow.table({name: list(column) for name, column in columns.items()}), path)
+            lists = {name: _lists(rows) for name, rows in table.vectors.items()}
+            files.write_table(pyarrow.table({name: list(column) for name, column in columns.items()} | lists), path)
         else:
+            columns |= {name: [json.dumps(row) for row in rows.tolist()] for name, rows in table.vectors.items()}
             file = io.StringIO()
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
@@ -261,6 +263,13 @@ def write_table(stem: Path, table: Table) -> Path:
     except OSError as error:
         raise DataError(f"cannot write {path}: {os_words(error)}; choose another --out") from error
     return path
+
+
+def _lists(rows: Tensor) -> Any:
+    """Rows [n, K] as a column of lists of K in parquet."""
+    import pyarrow
+
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.flatten().numpy()), rows.shape[1])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:

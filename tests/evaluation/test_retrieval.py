@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmssl.core.errors import DataError, NumericError
-from mmssl.evaluation.retrieval import RetrievalConfig, duplicate_count, random_scores, recall_ceiling, retrieval_scores
+from mmssl.evaluation.repeated_items import duplicate_count, recall_ceiling
+from mmssl.evaluation.retrieval import RetrievalConfig, random_scores, retrieval_scores
 from tests.evaluation.world import collected, colour_shards, configured, items, knowing_model, modalities
 
 PAIR = ("image", "text")
@@ -255,6 +256,11 @@ def test_average_precision_at_ten_and_the_table_of_queries() -> None:
     assert queries.columns["key"] == ["key0", "key0", "key1", "key1"]
     assert queries.columns["item"] == [0, 1, 0, 1]
     assert queries.columns["rank"] == [1, 2, 2, 1]
+    assert queries.columns["found_key"] == ["key0", "key1", "key0", "key1"]
+    assert queries.columns["found_score"] == pytest.approx([1, 0.8, 0.8, 1])
+    assert queries.columns["score"] == pytest.approx([1, 0.6, 0.6, 1])
+    pictures = tables["image_to_text"].columns
+    assert (pictures["found_key"], pictures["found_item"]) == (["key0", "key1"], [0, 1])
     for outcome in queries.outcomes:
         values = [float(value or 0) for value in queries.columns[outcome]]
         assert sum(values) / 4 == pytest.approx(scores[f"text_to_image_{outcome}"])

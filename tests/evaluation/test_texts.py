@@ -74,16 +74,28 @@ def test_captions_are_as_long_as_those_that_were_scored(tmp_path: Path) -> None:
 
 
 def test_files_have_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = Table({"key": ["a", "b"]}, texts=lambda: {"text": ["one\nline", "two"]})
+    vectors = {
+        "scores": torch.tensor([[0.5, 1.0], [0.25, 0.0]]),
+        "labels": torch.tensor([[True, False], [False, False]]),
+    }
+    table = Table({"key": ["a", "b"]}, vectors=vectors, texts=lambda: {"text": ["one\nline", "two"]})
     spec = importlib.util.find_spec
     monkeypatch.setattr(results.importlib.util, "find_spec", lambda name: None if name == "pyarrow" else spec(name))
     path = results.write_table(tmp_path / "rows", table)
     with path.open(newline="") as file:
-        assert [*csv.reader(file)] == [["key", "text"], ["a", "one\nline"], ["b", "two"]]
+        assert [*csv.reader(file)] == [
+            ["key", "text", "scores", "labels"],
+            ["a", "one\nline", "[0.5, 1.0]", "[true, false]"],
+            ["b", "two", "[0.25, 0.0]", "[false, false]"],
+        ]
     monkeypatch.undo()
     parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `parquet` is not installed")
-    rows = parquet.read_table(results.write_table(tmp_path / "rows", table)).to_pylist()
-    assert rows == [{"key": "a", "text": "one\nline"}, {"key": "b", "text": "two"}]
+    found = parquet.read_table(results.write_table(tmp_path / "rows", table))
+    assert str(found.schema.field("scores").type.value_type) == "float"
+    assert found.to_pylist() == [
+        {"key": "a", "text": "one\nline", "scores": [0.5, 1.0], "labels": [True, False]},
+        {"key": "b", "text": "two", "scores": [0.25, 0.0], "labels": [False, False]},
+    ]
 
 
 def test_a_sample_that_cannot_be_read_any_more_is_told(tmp_path: Path) -> None:

@@ -207,8 +207,7 @@ def in_shares(classify: Classify) -> Classify:
     def gathered(features: Tensor, wanted: Tensor) -> Predictions:
         world, rank, n = distributed.world_size(), distributed.rank(), len(features)
         share = slice(rank * n // world, (rank + 1) * n // world)
-        own = classify(features[share], wanted[share])
-        return Predictions(*(distributed.gather_uneven(one) for one in (own.ranks, own.tied, own.predicted)))
+        return classify(features[share], wanted[share]).each(distributed.gather_uneven)
 
     return gathered
 
@@ -286,6 +285,8 @@ def classifier_answers(test: Labelled, classes: Tensor, classify: Classify) -> A
     # A label that training lacks gets the last class number + 1, for which the classifier has no row.
     labels = torch.where(known, found, len(classes))
     ranks = predictions.ranks.where(known, len(classes) + 5)
+    has_score = torch.stack([torch.ones_like(known), known], 1)
+    predictions = predictions.each(lambda x: x.where(has_score, torch.nan) if x.ndim == 2 else x)
     names = _named(classes.tolist(), test.names)
     unseen = [] if known.all() else ["(not in training)"]
     return Answers(test.keys, labels, replace(predictions, ranks=ranks), names + unseen, len(names))

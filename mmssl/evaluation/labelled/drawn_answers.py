@@ -77,18 +77,18 @@ class DrawnAnswers(Answers):
     def tables(self) -> dict[str, Table]:
         """Tables of `Answers` over all draws.
 
-        "samples": acc1 and acc5 are shares of the draws; predicted_draw0 and rank_draw0 are of the first draw. "classes": recall,
+        "samples": acc1 and acc5 are shares of the draws; columns that end in _draw0 are of the first draw. "classes": recall,
         precision and F1 of the answers of all draws together. "confusions": n is the mean number in a draw.
         """
         count = len(self.draws)
         each = [answers.tables()["samples"] for answers in self.draws]
         rows = {name: each[0].columns[name] for name in ("key", "class")}
-        rows |= {f"{name}_draw0": each[0].columns[name] for name in ("predicted", "rank")}
+        of_first = each[0].columns.keys() - {"key", "class", "acc1", "acc5"}
+        rows |= {f"{name}_draw0": column for name, column in each[0].columns.items() if name in of_first}
         for name in each[0].outcomes:
             right = torch.tensor([table.columns[name] for table in each], dtype=torch.float64)
             rows[name] = right.mean(0).tolist()
-        parts = zip(*((one.ranks, one.tied, one.predicted) for one in (a.predictions for a in self.draws)), strict=True)
-        together = Predictions(*(torch.cat(part) for part in parts))
+        together = Predictions.joined([one.predictions for one in self.draws])
         whole = Answers([*self.keys] * count, self.labels.repeat(count), together, self.names, self.answerable).tables()
         classes, confusions = whole["classes"].columns, whole["confusions"].columns
         return {

@@ -200,12 +200,11 @@ def _answers_of_draws(
     """Shots -> the answers of all draws, of which each process asks the classifiers of its own."""
     asked = {}
     for which, classify in own.items():
-        found = classifier_answers(test, classes, classify).predictions
-        asked[which] = Predictions(found.ranks.cpu(), found.tied.cpu(), found.predicted.cpu())
+        asked[which] = classifier_answers(test, classes, classify).predictions.each(lambda x: x.cpu())
     every = {which: one for part in distributed.gather_objects(asked) for which, one in part.items()}
 
     def answers(one: Predictions) -> Answers:
-        here = Predictions(*(x.to(test.labels.device) for x in (one.ranks, one.tied, one.predicted)))
+        here = one.each(lambda x: x.to(test.labels.device))
         return classifier_answers(test, classes, lambda features, wanted: here)
 
     return {k: DrawnAnswers.of([answers(every[k, draw]) for draw in range(config.draws)]) for k in config.shots}

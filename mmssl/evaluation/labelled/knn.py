@@ -83,7 +83,7 @@ def neighbours(train: Labelled, ks: tuple[int, ...] = (20,), temperature: float 
         def classify_all(features: Tensor, wanted: Tensor) -> Predictions:
             each = in_shares(voted)(features, wanted)
             for i, k in enumerate(ks):
-                found[k] = Predictions(each.ranks[:, i], each.tied[:, i], each.predicted[:, i])
+                found[k] = each.each(lambda x, i=i: x[:, i])
             return found[ks[0]]
 
         def classified_with(k: int) -> Classify:
@@ -110,7 +110,9 @@ def votes(
     ks: tuple[int, ...],
     temperature: float,
 ) -> Predictions:
-    """Predictions of the vote of each query's k nearest rows of the bank, for each k: tensors [Q, number of ks].
+    """Predictions of the vote of each query's k nearest rows of the bank, for each k: tensors [Q, number of ks, ...].
+
+    Scores are shares of the votes.
 
     Args:
         queries: [Q, D] unit norm. wanted: [Q] int64, their classes.
@@ -123,6 +125,7 @@ def votes(
     rows = max(1, min(columns[0], 2**24 // classes))  # votes of a tile of queries are a matrix, too
     ranks = torch.empty(len(queries), len(ks), dtype=torch.int64, device=queries.device)
     tied, predicted = torch.empty_like(ranks, dtype=torch.bool), torch.empty_like(ranks)
+    shares = torch.empty(*ranks.shape, 2, dtype=torch.float64, device=queries.device)
     for start in range(0, len(queries), rows):
         part = slice(start, start + rows)
         cosines, places = nearest(queries[part], bank, max(ks), columns[1])
@@ -133,7 +136,8 @@ def votes(
             sums.scatter_add_(1, numbers[places[:, :k]], weights[:, :k])
             one = ranks_of_classes(sums, wanted[part])
             ranks[part, column], tied[part, column], predicted[part, column] = one.ranks, one.tied, one.predicted
-    return Predictions(ranks, tied, predicted)
+            shares[part, column] = one.scores / sums.sum(1, keepdim=True)
+    return Predictions(ranks, tied, predicted, shares)
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int, tile: int) -> tuple[Tensor, Tensor]:

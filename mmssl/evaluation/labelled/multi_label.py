@@ -110,7 +110,7 @@ def multi_label_scores(
         "n_skipped": data.skipped,
         "bootstrap_seed": config.seed,
     }
-    return found, _tables(keys, names, labels, ranked, precision, area)
+    return found, _tables(keys, names, scores, labels, ranked, precision, area)
 
 
 def _macro_area(area: Tensor, influence: Tensor, labels: Tensor) -> dict[str, Score]:
@@ -163,8 +163,15 @@ def _samples(
 
 
 def _tables(
-    keys: Sequence[str], names: Sequence[str], labels: Tensor, ranked: Tensor, precision: Tensor, area: Tensor
+    keys: Sequence[str],
+    names: Sequence[str],
+    scores: Tensor,
+    labels: Tensor,
+    ranked: Tensor,
+    precision: Tensor,
+    area: Tensor,
 ) -> dict[str, Table]:
+    """Tables "samples", with "scores" (cosines) and "labels" of all classes in the order of the other table, and "classes"."""
     held = [[names[k] for k in row.nonzero()[:, 0].tolist()] for row in labels.T.cpu()]
     samples: dict[str, list[Score]] = {
         "key": [*keys],
@@ -177,7 +184,8 @@ def _tables(
         "AP": _defined(precision),
         "AUROC": _defined(area),
     }
-    return {"samples": Table(samples, ("LRAP",)), "classes": Table(classes)}
+    vectors = {"scores": scores.T.float().cpu(), "labels": labels.T.cpu()}
+    return {"samples": Table(samples, ("LRAP",), vectors), "classes": Table(classes)}
 
 
 def _defined(values: Tensor) -> list[Score]:

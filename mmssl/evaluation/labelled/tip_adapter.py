@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,4 +43,4 @@ def cache_predictions(
         ranks_of_classes(cache_scores(rows, classifier, cached, numbers, alpha, beta), own)
         for rows, own in zip(embeddings.split(size), labels.split(size), strict=True)  # type: ignore[no-untyped-call]
     ]
-    return Predictions(*(torch.cat([getattr(part, name) for part in parts]) for name in ("ranks", "tied", "predicted")))
+    return Predictions.joined(parts)

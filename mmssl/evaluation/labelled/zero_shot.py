@@ -75,14 +75,14 @@ class ZeroShot(PromptedEvaluator):
         with inference(model, config.precision):
             classifier = self.classifier(model)
             data = self.embedded(model, self._shards)
-            answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names)
+            scale = model.logit_scale(config.modality, config.prompts)
+            answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names, scale)
             tied = int(answers.predictions.tied.sum()) / len(answers.labels)
             areas = macro_auroc(data, config.modality, config.labels, classifier)
             trusted: dict[str, Score] = {}
             curves: dict[str, Table] = {}
             if config.calibration:
                 labelled, _ = items_in_both(data, config.modality, config.labels)
-                scale = model.logit_scale(config.modality, config.prompts)
                 rows = data[config.modality].rows[labelled]
                 trusted, curves["reliability"] = class_calibration(rows, classifier, answers.labels, scale)
 
@@ -105,9 +105,21 @@ class ZeroShot(PromptedEvaluator):
 
 
 def zero_shot_answers(
-    data: Collected, modality: str, labels: str, classifier: Tensor, classnames: Sequence[str]
+    data: Collected,
+    modality: str,
+    labels: str,
+    classifier: Tensor,
+    classnames: Sequence[str],
+    scale: float | None = None,
 ) -> Answers:
-    """Zero-shot classes of collected embeddings, with their labels.
+    """Zero-shot classes of collected embeddings, with their labels. Scores are cosines.
+
+    Args:
+        data: with `modality` and `labels`.
+        modality, labels: names.
+        classifier: [K, E], class weights.
+        classnames: K.
+        scale: the model's logit scale, which makes probabilities of cosines; None: it has none.
 
     Raises:
         NumericError: an embedding is not finite, or zero.
@@ -118,7 +130,8 @@ def zero_shot_answers(
     true, true_owner = data[labels].rows[has_row], data[labels].owner[has_row]
     require_class_numbers(true, true_owner, data.keys, classnames)
     keys = [data.keys[number] for number in true_owner.tolist()]
-    return Answers(keys, true, class_ranks(embeddings[labelled], classifier, true), classnames, len(classnames))
+    predictions = class_ranks(embeddings[labelled], classifier, true, scale)
+    return Answers(keys, true, predictions, classnames, len(classnames))
 
 
 def macro_auroc(data: Collected, modality: str, labels: str, classifier: Tensor) -> dict[str, Score]:

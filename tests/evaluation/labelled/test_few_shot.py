@@ -95,7 +95,8 @@ def test_what_is_said_without_shots_is_of_all_draws_of_the_most() -> None:
         assert scores[f"acc1{part}"] == pytest.approx(scores[f"acc1_shots1{part}"])
         assert scores[f"macro_f1{part}"] is not None
     table = answers.tables()["samples"]
-    assert list(table.columns) == ["key", "class", "predicted_draw0", "rank_draw0", "acc1"]
+    of_first = ["predicted", "rank", "score", "true_score", "probability", "true_probability"]
+    assert list(table.columns) == ["key", "class", *(f"{name}_draw0" for name in of_first), "acc1"]
     assert np.mean(np.array(table.columns["acc1"])) == pytest.approx(scores["acc1"])
     assert len({*table.columns["acc1"]} - {0.0, 1.0}) > 0, "some sample is right in a part of the draws"
     classes = answers.tables()["classes"].columns

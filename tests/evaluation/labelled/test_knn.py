@@ -52,7 +52,9 @@ def test_the_votes_are_scikit_learns(k: int, temperature: float) -> None:
     order = torch.arange(CLASSES)
     expected = 1 + (shares > true).sum(1) + ((shares == true) & (order < wanted[:, None])).sum(1)
     normalised = F.normalize(queries, dim=1), wanted, F.normalize(x, dim=1), labels
-    assert torch.equal(votes(*normalised, CLASSES, (k,), temperature).ranks[:, 0], expected)
+    found = votes(*normalised, CLASSES, (k,), temperature)
+    assert torch.equal(found.ranks[:, 0], expected)
+    assert torch.allclose(found.scores[:, 0], torch.cat([shares.amax(1, keepdim=True), true], 1), atol=1e-4)
 
 
 def test_the_votes_are_those_of_dinov2() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from mmssl.core.errors import DataError
@@ -75,6 +76,20 @@ def test_intervals_are_those_of_a_bootstrap_over_samples() -> None:
     for name, values in drawn.items():
         expected = torch.tensor(values).quantile(torch.tensor([0.025, 0.975])).tolist()
         assert (found[f"{name}_ci95_low"], found[f"{name}_ci95_high"]) == pytest.approx(expected, abs=0.02), name
+
+
+def test_every_score_can_be_computed_from_the_rows_of_samples() -> None:
+    generator = torch.Generator().manual_seed(3)
+    labels = (torch.rand(40, 3, generator=generator) < 0.4).long()
+    owner = torch.arange(40).repeat_interleave(3)
+    data = collected(40, m=items(torch.randn(40, 3, generator=generator)), y=items(labels.flatten(), owner))
+    scores, tables = multi_label_scores(data, torch.eye(3), "abc", config())
+    rows = tables["samples"]
+    cosines, held = (rows.vectors[name].numpy() for name in ("scores", "labels"))
+    assert (cosines.dtype, cosines.shape, held.dtype) == (np.float32, (40, 3), bool)
+    assert scores["mAP"] == pytest.approx(average_precision_score(held, cosines))
+    assert scores["AUROC"] == pytest.approx(roc_auc_score(held, cosines))
+    assert [", ".join(np.array(list("abc"))[row]) for row in held] == rows.columns["classes"]
 
 
 def test_chance_of_label_ranking_is_the_mean_over_all_orders_of_the_classes() -> None:
