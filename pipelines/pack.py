@@ -16,9 +16,9 @@ PACK_OPTIONS = {
     "class_names": "--classnames",
 }  # fmt: skip
 """Settings of `PackConfig` -> options of other names."""
-MEANINGS = ("image", "audio", "video", "file", "caption", "label", "class", "key")
+MEANINGS = ("image", "audio", "video", "file", "caption", "label", "class", "labels", "key")
 FORMATS = (
-    "coco, karpathy, flickr, audiocaps, clotho, esc50, vggsound, msrvtt, img2dataset, "
+    "coco, karpathy, flickr, audiocaps, clotho, esc50, fsd50k, audioset, vggsound, msrvtt, img2dataset, "
     "hugging_face, npz, parquet, csv, folder"
 )
 SOURCE = Annotated[
@@ -40,6 +40,10 @@ CLASSNAMES = Annotated[
 ]
 DELIMITER = Annotated[
     str | None, typer.Option(metavar="CHAR|tab", help="Delimiter of a table in text. Default: by its header.")
+]
+SEPARATOR = Annotated[
+    str,
+    typer.Option(metavar="TEXT", help="Between the classes in a cell of the column of several, --column labels=NAME."),
 ]
 WHERE = Annotated[
     str | None,
@@ -79,8 +83,8 @@ COLUMN = Annotated[
     list[str] | None,
     typer.Option(
         metavar="MEANING=NAME",
-        help="Which column of a table is the image, audio, video, file, caption, label (class number or name), class (name "
-        "beside the number) or key, as in caption=title; a template joins columns: 'audio=audio/{id}.wav'.",
+        help="Which column of a table is the image, audio, video, file, caption, label (class number or name), class (its "
+        "name), labels (several classes) or key, as in caption=title; a template joins columns: 'audio=audio/{id}.wav'.",
     ),
 ]
 ROOT = Annotated[
@@ -108,6 +112,7 @@ def pack(
     seed: SEED = 0,
     column: COLUMN = None,
     classnames: CLASSNAMES = None,
+    separator: SEPARATOR = ",",
     delimiter: DELIMITER = None,
     where: WHERE = None,
     group_by: GROUP_BY = None,
@@ -130,6 +135,8 @@ def pack(
 
     `mmssl shards pack annotations/captions_val2017.json shards/coco/val --root val2017`
 
+    `mmssl shards pack chest_x_ray.csv shards/test --column image=file --column labels=findings --separator '|'`
+
     `mmssl shards pack ESC-50/meta/esc50.csv shards/esc50/train --where 'fold != 5'`
     """
     from mmssl.core.errors import RecipeError
@@ -148,6 +155,7 @@ def pack(
         "shuffle": seed if shuffle else None,
         "columns": columns_of(column or []),
         "class_names": _class_names(classnames),
+        "separator": separator,
         "delimiter": {"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter),
         "where": where,
         "split": split,

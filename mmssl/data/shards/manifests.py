@@ -13,7 +13,9 @@ from mmssl.data.shards.writer import Manifest, read_manifest
 _log = logging.getLogger(__name__)
 
 SET_TYPE_FILE = "dataset_type.txt"
-"""File of CLIP_benchmark's layout, above the folders of splits: `retrieval` or `multilabel`; without it, a sample has one class."""
+"""File of CLIP_benchmark's layout, above the folders of splits or beside shards: `retrieval` or `multilabel`; without it, a sample
+has one class."""
+MULTI_LABEL = "multilabel"
 
 Formats = Mapping[str, str]
 """Extension -> name of the format of such members; see `Manifest`."""
