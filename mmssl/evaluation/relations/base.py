@@ -17,6 +17,7 @@ from mmssl.core import distributed
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator, Score
+from mmssl.data.kernel import Margin
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, EncodedSample, read
 from mmssl.data.shards.index import ShardIndex
@@ -51,7 +52,15 @@ class Embedded:
 
 
 class NoRelation(DataError):
-    """No sample has the relation that is tested."""
+    """No sample has the relation that is tested.
+
+    Attributes:
+        nearest: the largest margin that was found, of a relation with a threshold.
+    """
+
+    def __init__(self, message: str, nearest: Margin | None) -> None:
+        super().__init__(f"{message}; at most, {nearest}" if nearest else message)
+        self.nearest = nearest
 
 
 class RelationConfig(PairEvaluatorConfig):
@@ -71,7 +80,12 @@ class RelationEvaluator(Evaluator):
         config: settings of the evaluator.
         modalities: by name.
         remedy: for the warning of ties: what makes candidates equal to a model, and what to do.
+
+    Attributes:
+        nearest: the largest margin of the samples of this process that lack a relation with a threshold; `pieces` sets it.
     """
+
+    nearest: Margin | None = None
 
     def __init__(self, config: RelationConfig, modalities: Mapping[str, Modality], remedy: str) -> None:
         self.config = config
@@ -98,14 +112,17 @@ class RelationEvaluator(Evaluator):
             model.require(name, shared_space=True)
         index = self._index.open()
         total = min(len(index), config.max_samples or len(index))
+        self.nearest = None
         with inference(model, self.config.precision):
             parts, owners, *counts = self._share(model, index, total)
             excluded, skipped = (sum(column) for column in zip(*distributed.gather_objects(counts), strict=True))
             embedded = gather_named(parts, model.device)
+            margins = filter(None, distributed.gather_objects(self.nearest))
             if not embedded:
                 raise NoRelation(
                     f"no sample has the relation between {list(config.pair)} that `{config.kind}` tests: of {total}, {excluded} "
-                    f"lack a modality or the relation, and {skipped} are damaged; check `shards` and `pair`"
+                    f"lack a modality or the relation, and {skipped} are damaged; check `shards` and `pair`",
+                    max(margins, key=lambda margin: margin.found, default=None),
                 )
             owner = distributed.gather_uneven(torch.tensor(owners, dtype=torch.int64, device=model.device))
             keys = {number: index.key(number) for number in owner.tolist()}
