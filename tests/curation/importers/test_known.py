@@ -280,6 +280,21 @@ def test_msrvtt(tmp_path: Path) -> None:
         packed(tmp_path / "train_val_videodatainfo.json", "msrvtt")
 
 
+def test_msrvtt_pairs_of_the_1k_test(tmp_path: Path) -> None:
+    text = "key,vid_key,video_id,sentence\nret0,msr9770,video9770,a person, waiting\nret1,msr9771,video9771,a song\n"
+    text = text.replace("a person, waiting", '"a person, waiting"')
+    put(tmp_path, {"MSRVTT_JSFUSION_test.csv": text})
+    put(tmp_path, {f"TestVideo/video{number}.mp4": media()["mp4"] for number in (9770, 9771)})
+    source = tmp_path / "MSRVTT_JSFUSION_test.csv"
+    assert packed(source, "msrvtt") == [
+        {"medium": "mp4", "txt": "a person, waiting"},
+        {"medium": "mp4", "txt": "a song"},
+    ]
+    manifest = read_manifest(tmp_path / "packed")
+    assert manifest is not None
+    assert sorted(samples(manifest)) == ["video9770", "video9771"]
+
+
 def test_img2dataset(tmp_path: Path) -> None:
     stats = {"count": 1, "successes": 1}
     put(tmp_path / "files", {"00000_stats.json": stats, "00000.parquet": b"PAR1", "00000/000000000.jpg": picture(0)})
