@@ -268,11 +268,11 @@ def test_low_precision_runs(name: str, tmp_path: Path) -> None:
         "vit",
         "resnet",
         "text_transformer",
-        "text_transformer_mean",
+        pytest.param("text_transformer_mean", marks=pytest.mark.slow),  # as above but for its pooling
         "audio_transformer",
-        "audio_resnet",
+        pytest.param("audio_resnet", marks=pytest.mark.slow),  # the front-end of the one above, and "resnet"
         "series_transformer",
-        "video_frames",
+        pytest.param("video_frames", marks=pytest.mark.slow),  # "vit" on each frame
         "video_space_time",
     ],
 )

@@ -55,13 +55,19 @@ def newer(
     return loop(query, key, value, cu_seq_q, cu_seq_k, (max_q, max_k), window_size == (-1, 0))
 
 
-@pytest.fixture(params=[older, newer])
-def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+@pytest.fixture
+def kernel() -> Callable[..., Tensor]:
+    """What stands in for torch's kernel."""
+    return newer
+
+
+@pytest.fixture
+def on_gpu(kernel: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Call it, and encoders pack as on a GPU."""
 
     def switch() -> None:
         attend._names_causality.cache_clear()
-        monkeypatch.setattr(varlen, "varlen_attn", request.param)
+        monkeypatch.setattr(varlen, "varlen_attn", kernel)
         monkeypatch.setattr(text_transformer, "_on_cpu", lambda x: False)
         monkeypatch.setattr(text_transformer, "takes_ragged", lambda device, dtype, size: True)
 
@@ -74,6 +80,16 @@ def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 def test_packed_with_bounds_gives_what_the_cpu_gives(
     settings: dict[str, Any], lengths: list[int], on_gpu: Callable[[], None]
 ) -> None:
+    assert_the_same(settings, lengths, on_gpu)
+
+
+@pytest.mark.parametrize("kernel", [older])
+@pytest.mark.parametrize("causal", [False, True])
+def test_earlier_releases_of_torch_say_causality_otherwise(causal: bool, on_gpu: Callable[[], None]) -> None:
+    assert_the_same({"causal": causal}, MIXED, on_gpu)
+
+
+def assert_the_same(settings: dict[str, Any], lengths: list[int], on_gpu: Callable[[], None]) -> None:
     encoder, ids = transformer(**settings), texts(lengths)
     ways: list[dict[str, Any]] = [{"pooled_only": True}, {"hidden": encoder.depth}]
     packed = [outcome(encoder, lambda way=way: encoder(ids, **way)) for way in ways]

@@ -252,11 +252,21 @@ def test_states_of_other_models_are_refused() -> None:
         load_open_clip(deeper, state)
 
 
+@pytest.mark.parametrize("shallow", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "RN50"])
-def test_real_sizes_are_at_par(name: str) -> None:
+def test_real_sizes_are_at_par(name: str, shallow: bool) -> None:
+    """`shallow`: with two blocks or one of a stage, all else as it is."""
     torch.manual_seed(0)
-    model = open_clip.create_model(name, pretrained=None).eval()
-    ours = load_open_clip(open_clip.get_model_config(name), model.state_dict()).eval()
+    config = open_clip.get_model_config(name)
+    if shallow:
+        layers = [1, 1, 1, 1] if name == "RN50" else 2
+        config = {
+            **config,
+            "vision_cfg": config["vision_cfg"] | {"layers": layers},
+            "text_cfg": config["text_cfg"] | {"layers": 2},
+        }
+    model = open_clip.CLIP(**config).eval()
+    ours = load_open_clip(config, model.state_dict()).eval()
     x, ids = pictures(224, 2), captions(2, 77, 49408)
     with torch.no_grad():
         image, text = features(ours, x, ids)

@@ -98,7 +98,7 @@ def plain(index: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> Plain:
     return tensors, {record["step"]: record["batch"] for record in read_audit(audit)}
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_any_cluster_gives_the_same_tensors_and_each_sample_once(
     index: ShardIndex, plain: Plain, world: int, workers: int, tmp_path: Path
@@ -135,11 +135,10 @@ def test_mixtures_are_the_same_everywhere(tmp_path: Path, batches: str, shuffle:
     options = {"batches": batches, "shuffle": shuffle}
     plain, _ = run(sources, tmp_path / "1", 12, **options)
     _, saved = run(sources, tmp_path / "1", 6, **options)
-    for world, workers in ((2, 0), (4, 2)):
-        other, _ = run(sources, tmp_path / f"{world}", 12, world=world, workers=workers, **options)
-        rest, _ = run(sources, tmp_path / "1", 6, world=world, state=saved, **options)
-        assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
-        assert all(torch.equal(a, b) for a, b in zip(plain[6:], rest, strict=True))
+    other, _ = run(sources, tmp_path / "4", 12, world=4, workers=2, **options)
+    rest, _ = run(sources, tmp_path / "1", 6, world=2, state=saved, **options)
+    assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain[6:], rest, strict=True))
     assert set(count_uses(read_audit(tmp_path / "1")).values()) == {1}
 
 
