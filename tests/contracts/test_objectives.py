@@ -14,6 +14,7 @@ import math
 import pkgutil
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import pytest
@@ -218,6 +219,12 @@ def build(name: str, seed: int = 0, dropout: float = 0.0) -> Learner:
     return learner
 
 
+@cache
+def shared(name: str) -> Learner:
+    """For tests that change nothing in it."""
+    return build(name)
+
+
 def refresh(learner: Learner, step: int) -> None:
     """As the trainer does it, before a step, with this process' share of the samples."""
     every = learner.objective.refresh_every()
@@ -265,6 +272,12 @@ def gradients(learner: Learner) -> dict[str, Tensor]:
 def whole_gradients(learner: Learner, whole: Batch, step: int = 0, total_steps: int = 1) -> dict[str, Tensor]:
     learner(whole, step, total_steps)[0].total.backward()
     return gradients(learner)
+
+
+@cache
+def expected_gradients(name: str) -> dict[str, Tensor]:
+    learner = build(name)
+    return whole_gradients(learner, batch(learner))
 
 
 def error(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
@@ -348,7 +361,7 @@ class Saved:
 
 @every
 def test_the_headline_is_a_few_of_the_logged_figures(name: str) -> None:
-    learner = build(name)
+    learner = shared(name)
     output = learner(batch(learner))[0]
     scalars = StepReport(output, {"grad_norm": torch.tensor(1.0)}, Flags(torch.zeros(2)), torch.tensor(False)).scalars()
     headline = learner.objective.headline(scalars)
@@ -360,7 +373,7 @@ def test_the_headline_is_a_few_of_the_logged_figures(name: str) -> None:
 @every
 def test_monitored_latents_are_rows_of_features(name: str) -> None:
     """And none collapses in an untrained model of random inputs."""
-    learner = build(name)
+    learner = shared(name)
     whole = batch(learner)
     latents = learner.objective.encode(whole, learner.context())
     monitored = learner.objective.monitored()
@@ -398,12 +411,12 @@ def test_metrics_may_be_made_after_the_update(name: str) -> None:
 
 @every
 def test_reduction_is_declared(name: str) -> None:
-    assert build(name).objective.reduction is CASES[name].reduction
+    assert shared(name).objective.reduction is CASES[name].reduction
 
 
 @every
 def test_encode_works_sample_by_sample(name: str) -> None:
-    learner = build(name)
+    learner = shared(name)
     whole = batch(learner)
     ctx = learner.context()
     latents = learner.objective.encode(whole, ctx)
@@ -417,7 +430,7 @@ def test_encode_works_sample_by_sample(name: str) -> None:
 def test_micro_batches_with_one_criterion_are_exact(name: str) -> None:
     learner = build(name)
     whole, ctx = batch(learner), learner.context()
-    expected = whole_gradients(learner, whole)
+    expected = expected_gradients(name)
     latents = join([learner.objective.encode(part, ctx) for part in whole.chunks(3)])
     learner.criterion(latents, ctx).total.backward()
     assert error(gradients(learner), expected) < 1e-10
@@ -428,7 +441,7 @@ def test_cached_gradients_are_exact(name: str) -> None:
     """Encode without graph, one criterion, encode again with the vector-Jacobian product: the criterion sees latents only."""
     learner = build(name)
     whole, ctx = batch(learner), learner.context()
-    expected = whole_gradients(learner, whole)
+    expected = expected_gradients(name)
     with torch.no_grad():
         latents = join([learner.objective.encode(part, ctx) for part in whole.chunks(3)])
     leaves = {key: x.requires_grad_() if x.is_floating_point() else x for key, x in latents.items()}
@@ -446,7 +459,7 @@ def test_cached_gradients_are_exact(name: str) -> None:
 def test_plain_accumulation_is_exact_for_local_losses_only(name: str) -> None:
     learner = build(name)
     whole = batch(learner)
-    expected = whole_gradients(learner, whole)
+    expected = expected_gradients(name)
     for part in whole.chunks(SIZE // 2):
         (learner(part)[0].total / 2).backward()
     distance = error(gradients(learner), expected)
@@ -492,7 +505,7 @@ def test_state_is_complete(name: str) -> None:
 
 @every
 def test_loss_does_not_depend_on_the_order_of_samples(name: str) -> None:
-    learner = build(name)
+    learner = shared(name)
     whole = batch(learner)
     order = torch.randperm(SIZE, generator=torch.Generator().manual_seed(3))
     assert not torch.equal(order, torch.arange(SIZE))
@@ -624,7 +637,7 @@ def test_absent_samples_change_nothing(name: str) -> None:
 
 @every
 def test_rules_of_parameters_name_trained_ones(name: str) -> None:
-    objective = build(name).objective
+    objective = shared(name).objective
     trained = {parameter for parameter, x in objective.named_parameters() if x.requires_grad}
     fitting = parameter_rules(objective)
     assert set(fitting) <= trained
@@ -634,7 +647,7 @@ def test_rules_of_parameters_name_trained_ones(name: str) -> None:
 
 @every
 def test_heads_lead_into_the_shared_space(name: str) -> None:
-    learner, widths = build(name), set()
+    learner, widths = shared(name), set()
     for modality, head in learner.objective.heads().items():
         encoder = learner.encoders[modality]
         embedded: Callable[[Tensor], Tensor] = head

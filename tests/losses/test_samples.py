@@ -112,8 +112,7 @@ def test_gradients_are_those_of_differences(kind: str, way: str, which: str, sca
 @kinds
 @sizes
 @facts
-@pytest.mark.parametrize("processes", [2, 4])
-@pytest.mark.parametrize("scale", [7.0, 300.0])
+@pytest.mark.parametrize(("processes", "scale"), [(2, 300.0), (4, 7.0)])
 def test_shares_of_processes_average_to_the_loss_of_the_whole(
     kind: str, way: str, which: str, processes: int, scale: float
 ) -> None:

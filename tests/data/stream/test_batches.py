@@ -154,7 +154,13 @@ def test_batches_stay_as_they_are_while_later_ones_are_made(index: ShardIndex, p
         assert_equal(one, other)
 
 
-@pytest.mark.parametrize("workers", [Workers(2), Workers(1, start_method="spawn")], ids=["forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param(Workers(2), id="forkserver"),  # which hands over the same bytes
+        pytest.param(Workers(1, start_method="spawn"), id="spawn", marks=pytest.mark.slow),
+    ],
+)
 def test_clean_worker_processes_change_nothing(index: ShardIndex, workers: Workers) -> None:
     for one, other in zip(take(train(index), 3), take(train(index, workers=workers), 3), strict=True):
         assert_equal(one, other)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,17 @@ def trained(
     }
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """`trained` on one process: steps, and more; each way once."""
+
+    @functools.cache
+    def run(total: int, **more: str) -> dict[str, Any]:
+        return trained(str(tmp_path_factory.mktemp("alone")), total, **more)
+
+    return run
+
+
 def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -156,8 +169,10 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("step", ["plain", "cached"])
 @pytest.mark.parametrize("parallel", ["fsdp2", "zero2"])
-def test_two_processes_train_as_one(two_processes: Processes, tmp_path: Path, parallel: str, step: str) -> None:
-    one = trained(str(tmp_path / "one"), 6, step=step)
+def test_two_processes_train_as_one(
+    two_processes: Processes, tmp_path: Path, parallel: str, step: str, alone: Callable[..., dict[str, Any]]
+) -> None:
+    one = alone(6, step=step)
     first, second = two_processes.run(trained, [(str(tmp_path / "two"), 6, parallel, step)] * 2)
     assert one["split"] == []
     assert len(first["split"]) == 2 * 11 + 11
@@ -165,16 +180,16 @@ def test_two_processes_train_as_one(two_processes: Processes, tmp_path: Path, pa
     assert first["skipped"] == 0
     assert_close(first["tensors"], one["tensors"])
     assert first["far"] == second["far"] == pytest.approx(one["far"], rel=1e-5)
-    start = trained(str(tmp_path / "start"), 1)["tensors"]
+    start = alone(1)["tensors"]
     moved = [name for name, x in one["tensors"].items() if name.startswith("learner") and not x.equal(start[name])]
     assert {"learner.objective.log_scale", "learner.teachers.a.network.last.weight"} <= {*moved}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 def test_two_processes_train_as_one_with_every_optimizer(
-    two_processes: Processes, tmp_path: Path, optimizer: str
+    two_processes: Processes, tmp_path: Path, optimizer: str, alone: Callable[..., dict[str, Any]]
 ) -> None:
-    one = trained(str(tmp_path / "one"), 4, optimizer=optimizer)
+    one = alone(4, optimizer=optimizer)
     first, _ = two_processes.run(trained, [(str(tmp_path / "two"), 4, "fsdp2", "plain", optimizer)] * 2)
     assert first["split"]
     assert_close(first["tensors"], one["tensors"])
@@ -182,10 +197,10 @@ def test_two_processes_train_as_one_with_every_optimizer(
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 def test_moments_of_every_optimizer_go_from_many_processes_to_one(
-    two_processes: Processes, tmp_path: Path, optimizer: str
+    two_processes: Processes, tmp_path: Path, optimizer: str, alone: Callable[..., dict[str, Any]]
 ) -> None:
     two_processes.run(trained, [(str(tmp_path / "moved"), 3, "fsdp2", "plain", optimizer)] * 2)
-    through = trained(str(tmp_path / "through"), 5, optimizer=optimizer)
+    through = alone(5, optimizer=optimizer)
     assert_close(trained(str(tmp_path / "moved"), 5, optimizer=optimizer)["tensors"], through["tensors"])
     again = two_processes.run(trained, [(str(tmp_path / "moved"), 5, "fsdp2", "plain", optimizer)] * 2)[0]
     assert_close(again["tensors"], through["tensors"])
@@ -195,13 +210,15 @@ WAYS = [("one", "fsdp2"), ("fsdp2", "one"), ("one", "ddp"), ("ddp", "one"), ("dd
 
 
 @pytest.mark.parametrize(("before", "after"), WAYS)
-def test_checkpoints_go_from_any_to_any(two_processes: Processes, tmp_path: Path, before: str, after: str) -> None:
+def test_checkpoints_go_from_any_to_any(
+    two_processes: Processes, tmp_path: Path, before: str, after: str, alone: Callable[..., dict[str, Any]]
+) -> None:
     def train(folder: Path, total: int, how: str) -> dict[str, Any]:
         if how == "one":
             return trained(str(folder), total)
         return two_processes.run(trained, [(str(folder), total, how)] * 2)[0]  # type: ignore[no-any-return]
 
-    through = train(tmp_path / "through", 5, "one")
+    through = alone(5)
     made = train(tmp_path / "moved", 3, before)
     saved = resolve(tmp_path / "moved", "last")
     for prefix, ema in (("learner.", False), ("ema.", True)):
