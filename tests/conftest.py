@@ -17,7 +17,17 @@ from tests.distributed.processes import two_processes as two_processes
 torch.set_num_threads(1)
 gc.disable()  # until all tests are collected: what is made before stays
 
-LONGEST_FIRST = ("pipelines", "training", "faults", "tools", "contracts", "distributed", "data", "test_configs.py")
+LONGEST_FIRST = (
+    "pipelines",
+    "training",
+    "faults",
+    "tools",
+    "contracts",
+    "distributed",
+    "data",
+    "test_configs.py",
+    "test_wheel.py",
+)
 """Folders and files of tests/ by how long they take; each file goes to one process, and short files fill up the end."""
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmssl.core import distributed
-from tests.distributed.processes import ChildError, Processes
+from tests.distributed.processes import ChildError, Processes, _pack, _unpack
 
 
 def add_rank(x: Tensor, more: dict[str, int]) -> dict[str, Tensor | int]:
@@ -33,6 +33,19 @@ def die_on_first() -> None:
 def hang_on_second() -> None:
     if distributed.rank() == 1:
         threading.Event().wait()
+
+
+def test_values_arrive_as_they_were_sent() -> None:
+    turned, flags = torch.arange(6).view(2, 3).T, torch.tensor([True, False])
+    sent = {"turned": [turned, ("x", None)], "more": {1: torch.tensor(1.5), "none": torch.ones(0, 2), "flags": flags}}
+    came = _unpack(_pack(sent))
+    assert torch.equal(came["turned"][0], turned)
+    assert came["turned"][1] == ("x", None)
+    assert (came["more"][1].item(), came["more"][1].shape) == (1.5, ())
+    assert came["more"]["none"].shape == (0, 2)
+    assert torch.equal(came["more"]["flags"], flags)
+    came["more"][1].add_(1)  # each has memory of its own
+    assert came["turned"][0].sum() == 15
 
 
 def test_results_come_in_the_order_of_ranks_from_processes_that_stay(two_processes: Processes) -> None:
