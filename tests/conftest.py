@@ -40,7 +40,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_sessionstart() -> None:
     """Of many tests some start processes, which are forked from one that imports meanwhile."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        programs.start_server()
+        with programs.silent():  # nothing is captured yet
+            programs.start_server()
 
 
 def pytest_collection_finish() -> None:

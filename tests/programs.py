@@ -19,7 +19,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -55,6 +56,21 @@ def start_server() -> None:
         multiprocessing.forkserver.ensure_running()  # as data workers start it, which share it: deaf to these signals
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """What is started here writes its standard output and standard error nowhere."""
+    kept, nowhere = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, file in zip((1, 2), kept, strict=True):
+            os.dup2(file, number)
+        for file in (*kept, nowhere):
+            os.close(file)
 
 
 def start(target: Callable[..., object], *arguments: object, daemon: bool = False) -> BaseProcess:
