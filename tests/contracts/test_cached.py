@@ -29,7 +29,6 @@ from tests.contracts.test_objectives import (
     BASIC,
     CASES,
     CONFIGS,
-    REPRESENTATIVE,
     SIZE,
     batch,
     build,
@@ -88,7 +87,7 @@ def assert_equals_plain(name: str, micro_batches: int) -> None:
             torch.testing.assert_close(x, theirs[key], rtol=1e-10, atol=1e-10)
 
 
-@representative
+@others_slow(BASIC)
 def test_cached_step_equals_the_plain_step_in_float32(name: str) -> None:
     """Nearly, where the float64 test is exact: a shift before a batch norm has a gradient that nearly cancels.
 
@@ -99,7 +98,7 @@ def test_cached_step_equals_the_plain_step_in_float32(name: str) -> None:
     assert error(cached_gradients(learner, 3), expected) < 1e-4
 
 
-@others_slow(REPRESENTATIVE, of=[name for name in CASES if not name.startswith("nnclr")])
+@others_slow(BASIC - {"nnclr"}, of=[name for name in CASES if not name.startswith("nnclr")])
 def test_cached_step_equals_the_plain_step_nearly_in_bfloat16(name: str) -> None:
     """Gradients of parts are rounded to bfloat16 before they are summed, so that equality ends at its eight bits.
 
@@ -267,7 +266,7 @@ def trainable_gradients(learner: Learner) -> dict[str, Tensor]:
     return found
 
 
-@representative
+@others_slow(BASIC)
 def test_a_frozen_encoder_is_asked_once(name: str) -> None:
     """But where tokens are wanted, which are too many to be kept; gradients, terms and latents are those of a plain step."""
     for modality in may_be_frozen(name):

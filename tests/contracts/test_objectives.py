@@ -520,7 +520,7 @@ def test_loss_does_not_depend_on_the_order_of_samples(name: str) -> None:
     assert abs(learner(torn)[0].total - loss) > 1e-4
 
 
-@every
+@representative
 def test_evaluation_mode_is_deterministic(name: str) -> None:
     learner = build(name, dropout=0.5)
     whole = batch(learner)
@@ -531,7 +531,7 @@ def test_evaluation_mode_is_deterministic(name: str) -> None:
     assert learner(whole)[0].total == learner(whole)[0].total
 
 
-@every
+@representative
 def test_bfloat16_latents_are_cast(name: str) -> None:
     assert_cast(name, torch.bfloat16)
 
@@ -553,7 +553,7 @@ def assert_cast(name: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(got, learner.criterion(exact, ctx).total, rtol=0.05, atol=0.05)
 
 
-@every
+@representative
 def test_autocast_gives_nearly_the_same_loss(name: str) -> None:
     learner = build(name).float()
     whole = batch(learner)
@@ -588,7 +588,7 @@ def collapse(key: str, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if zero else F.normalize(torch.ones_like(x), dim=-1)
 
 
-@every
+@representative
 def test_needs_and_requirements_are_met_by_name(name: str) -> None:
     learner = build(name)
     for modality in learner.objective.needs():

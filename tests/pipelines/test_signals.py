@@ -27,7 +27,10 @@ def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output / "tiny"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+# tests/faults/test_signals.py has the codes of all signals in the process of the tests.
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_stop_save_and_go_on(world: World, whole: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     cut = tmp_path / "tiny"
     command = ("pipelines.pretrain", world.recipe, f"output={tmp_path}", *OVERRIDES)

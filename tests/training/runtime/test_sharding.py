@@ -167,8 +167,18 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("step", ["plain", "cached"])
-@pytest.mark.parametrize("parallel", ["fsdp2", "zero2"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("parallel", "step"),
+    [
+        ("fsdp2", "plain"),
+        ("zero2", "cached"),
+        pytest.param("fsdp2", "cached", marks=SLOW),  # tests/contracts/test_sharding.py has its gradients
+        pytest.param("zero2", "plain", marks=SLOW),
+    ],
+)
 def test_two_processes_train_as_one(
     two_processes: Processes, tmp_path: Path, parallel: str, step: str, alone: Callable[..., dict[str, Any]]
 ) -> None:
@@ -206,7 +216,8 @@ def test_moments_of_every_optimizer_go_from_many_processes_to_one(
     assert_close(again["tensors"], through["tensors"])
 
 
-WAYS = [("one", "fsdp2"), ("fsdp2", "one"), ("one", "ddp"), ("ddp", "one"), ("ddp", "fsdp2"), ("zero2", "ddp")]
+WAYS = [("one", "fsdp2"), ("fsdp2", "one"), ("ddp", "fsdp2"), ("zero2", "ddp")]
+WAYS += [pytest.param("one", "ddp", marks=SLOW), pytest.param("ddp", "one", marks=SLOW)]  # each end is in a way above
 
 
 @pytest.mark.parametrize(("before", "after"), WAYS)
