@@ -27,6 +27,8 @@ HEAT = 16
 """Samples of the heat map."""
 MEDIA = 7_000_000
 """Characters of all pictures and sounds of `showcase`, so that a page stays under 10 MB."""
+PICTURE = 20_000
+"""Characters of a picture; sounds share the rest."""
 
 Show = Callable[[int], Shown]
 """Row of an item -> what is shown of it."""
@@ -175,9 +177,13 @@ def showcase(
     a, b = (data[name] for name in config.pair)
     with inference(model):
         ranks = pair_ranks(a.rows, a.owner, b.rows, b.owner)
-    of_media = sum(not evaluator.modalities[name].language for name in config.pair)
-    largest = MEDIA // (max(1, of_media) * (len(SECTIONS) * count * (answers + 2) + HEAT))
-    show = {name: item_renderer(evaluator.modalities[name], index, data[name].owner, largest) for name in config.pair}
+    heard = sum(evaluator.modalities[name].audible for name in config.pair)
+    most = len(SECTIONS) * count * (answers + 2) + HEAT  # items of a modality
+    of_sound = (MEDIA // most - (len(config.pair) - heard) * PICTURE) // max(1, heard)
+    show = {}
+    for name in config.pair:
+        modality = evaluator.modalities[name]
+        show[name] = item_renderer(modality, index, data[name].owner, of_sound if modality.audible else PICTURE)
     galleries = [
         gallery(
             f"{query} → {found}",

@@ -22,8 +22,8 @@ from mmssl.reporting.score_table import printable
 LARGEST = 2_700_000
 """Length of a data URI in characters up to which a file of 2 MB stays as it is."""
 SOUNDS = {"wav": "audio/wav", "mp3": "audio/mpeg", "flac": "audio/flac", "ogg": "audio/ogg", "m4a": "audio/mp4"}
-BIT_RATE, HEADERS = 48_000, 2_000
-"""Of sounds that are encoded anew: bits a second of each channel, and bytes of headers and the last frame."""
+BIT_RATE, BITS_A_SAMPLE, HEADERS = 48_000, 3, 2_000
+"""Of sounds that are encoded anew: bits a second of each channel, fewer at low rates, and bytes of headers and the last frame."""
 SIDES = (240, 160, 112, 64)
 """Largest sides of pictures in pixels, the first one that is short enough."""
 LANES = 16
@@ -96,7 +96,8 @@ def _sound(modality: Modality, key: str, value: Any, data: bytes, extension: str
     wave = np.atleast_2d(np.asarray(value, dtype=np.float32))[:2]
     if modality.values_per_second is None or not wave.size:
         return Shown(key)
-    rate, bits = round(modality.values_per_second), BIT_RATE * len(wave)
+    rate = round(modality.values_per_second)
+    bits = min(BIT_RATE, BITS_A_SAMPLE * rate) * len(wave)
     room = max(0, largest * 3 // 4 - HEADERS) * 8 / bits
     count = min(wave.shape[1], int(room * rate))
     start = (wave.shape[1] - count) // 2
