@@ -118,7 +118,7 @@ def check_recipe(recipe: Recipe, audit: Callable[..., CheckReport], **options: A
     needs = [name for name in used if name not in recipe.data.optional]
     sources: dict[str, CheckReport] = {}
     refused: list[str] = []
-    for name, shards in _sources(recipe).items():
+    for name, shards in sources_of(recipe).items():
         try:
             remote = recipe.data.cache.build(recipe.data.allow_pipe)
             sources[name] = audit(shards, used, needs=needs, remote=remote, **options)
@@ -153,7 +153,8 @@ def _audit_evaluators(
     return reports
 
 
-def _sources(recipe: Recipe) -> dict[str, Sequence[str]]:
+def sources_of(recipe: Recipe) -> dict[str, Sequence[str]]:
+    """Name of a source of a recipe -> its shards; "train" where it has shards without names."""
     if recipe.data.shards is not None:
         return {"train": recipe.data.shards}
     return {name: source.shards for name, source in (recipe.data.sources or {}).items()}

@@ -130,6 +130,7 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
     from mmssl.training.checkpoints.read import FOLDER, checkpoints
     from mmssl.training.runtime.console import say
     from mmssl.training.runtime.lock import on_main
+    from pipelines.data_statistics import data_statistics
 
     launch = recipe.training.launch()
     try:
@@ -150,7 +151,13 @@ def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model |
     if launch.is_main and checkpoints(recipe.folder / FOLDER):
         model = trained(recipe, built)
         figures = recipe.folder / "figures" if recipe.training.log.pictures else None
-        report = report_run(recipe, model=model, failures=built.state.failures, figures=figures)
+        report = report_run(
+            recipe,
+            model=model,
+            failures=built.state.failures,
+            parts=[data_statistics(recipe)],
+            figures=figures,
+        )
         say(f"finished; report in {report}")
         if figures is not None:
             step, files = built.state.step, sorted(figures.glob("*.png"))

@@ -60,6 +60,7 @@ def quickstart(
     from mmssl.reporting.report import write_results
     from mmssl.reporting.run_report import report_run
     from mmssl.training.runtime.console import say
+    from pipelines.data_statistics import data_statistics
     from pipelines.pretrain import run
 
     name = recipe_for(modalities)
@@ -87,7 +88,7 @@ def quickstart(
         results[evaluator][metric] = value
     for evaluator, accuracy in untrained.items():
         results[evaluator]["untrained_acc1"] = accuracy
-    report_run(recipe, out / "report.html", results, model)
+    report_run(recipe, out / "report.html", results, model, parts=[data_statistics(recipe)])
     watch.lap("report")
     write_results(out / "results.json", {**results, "seconds": watch.seconds})
     print_table(recipe, results, watch.seconds["total"])

@@ -19,7 +19,7 @@ def report(
         list[Path] | None,
         typer.Option(
             metavar="FOLDER",
-            help="What `mmssl evaluate RUN --out FOLDER` wrote: relation card, subgroups, robustness, calibration, confusions.",
+            help="What `mmssl evaluate RUN --out FOLDER` wrote: relations, groups, robustness, calibration, confusions, galleries.",
         ),
     ] = None,
     compare: Annotated[
@@ -51,9 +51,10 @@ def report(
     """
     from mmssl.recipe.recipe import saved_recipe
     from mmssl.reporting.measures import comparison, parts_of, read_records
-    from mmssl.reporting.run_report import report_run, scores_of
+    from mmssl.reporting.run_report import measured_evaluators, report_run, scores_of
     from mmssl.training.checkpoints.read import resolve
     from mmssl.training.runtime.console import say
+    from pipelines.data_statistics import data_statistics
 
     if not (run / "recipe.yaml").is_file():
         raise typer.BadParameter(f"got {str(run)!r}, wanted a run folder, which holds recipe.yaml")
@@ -72,7 +73,9 @@ def report(
         else:
             others = {task: record["scores"] for task, record in read_records(compare).items()}
         parts.append(comparison(run.name, scores, compare.name, others))
-    written = report_run(recipe, out, scores, parts=parts, figures=figures)
+    measured = measured_evaluators(records)
+    parts.append(data_statistics(recipe, measured))
+    written = report_run(recipe, out, scores, parts=parts, figures=figures, measured=measured)
     say(f"report in {written}" + (f", figures and metrics.json in {figures}" if figures is not None else ""))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,11 @@ class StatsReport:
 
     def table(self) -> str:
         """The report as a text table."""
+        speed = f"{self.rate:,.0f} samples/s on one thread (reading {self.read_rate:,.0f}, decoding {self.decode_rate:,.0f})"
+        return "\n".join(aligned([*self.rows(), ("speed", speed)]))
+
+    def rows(self) -> list[tuple[str, Any]]:
+        """Rows of a table without the speed: (name, value)."""
         rows: list[tuple[str, Any]] = [
             (
                 "samples",
@@ -64,11 +70,9 @@ class StatsReport:
         ]
         for name, figures in self.modalities.items():
             rows += figures.rows(name)
-        speed = f"{self.rate:,.0f} samples/s on one thread (reading {self.read_rate:,.0f}, decoding {self.decode_rate:,.0f})"
-        rows.append(("speed", speed))
         if self.undecodable:
             rows.append(("undecodable", f"{self.undecodable:,} members: see `mmssl shards check`"))
-        return "\n".join(aligned(rows))
+        return rows
 
 
 def stats(
@@ -118,15 +122,17 @@ class _Tally:
     def add(self, index: ShardIndex, ordinal: int) -> None:
         start = time.perf_counter()
         try:
-            fields = index.read(ordinal).fields
+            raw = index.read(ordinal)
         except DecodeError:
             self.undecodable += 1
             return
         finally:
             self.reading += time.perf_counter() - start
-        for extension, data in fields.items():
+        for extension, data in raw.fields.items():
             for modality in self.decoders.get(extension, ()):
                 start = time.perf_counter()
+                with suppress(ValueError):  # settings that contradict the manifest
+                    modality = modality.reading(raw.formats)
                 try:
                     held = modality.inspect(data, extension)
                 except DecodeError as error:
@@ -137,17 +143,13 @@ class _Tally:
                 self.tallies[modality.name].add(held)
 
     def report(self, index: ShardIndex, sampled: int) -> StatsReport:
-        sizes: dict[str, list[int]] = {}
-        for ordinal in range(len(index)):
-            for extension, _, size in index.members(ordinal):
-                sizes.setdefault(extension, []).append(size)
         return StatsReport(
             shards=len(index.shards),
             samples=len(index),
             bytes=index.shard_bytes,
             sampled=sampled,
             undecodable=self.undecodable,
-            fields={name: Spread.of(one) for name, one in sorted(sizes.items())},
+            fields={name: Spread.of(one) for name, one in index.sizes().items()},
             modalities={name: tally.report() for name, tally in self.tallies.items() if tally.members},
             read_rate=sampled / self.reading,
             decode_rate=sampled / self.decoding if self.decoding else 0.0,

@@ -27,7 +27,7 @@ HEAT = 16
 """Samples of the heat map."""
 MEDIA = 7_000_000
 """Characters of all pictures and sounds of `showcase`, so that a page stays under 10 MB."""
-PICTURE = 20_000
+PICTURE = 14_000
 """Characters of a picture; sounds share the rest."""
 
 Show = Callable[[int], Shown]
@@ -163,6 +163,8 @@ def showcase(
     evaluator: Retrieval,
     model: EmbeddingModel,
     *,
+    prefix: str = "",
+    share: float = 1.0,
     count: int = 4,
     answers: int = 5,
     seed: int = 0,
@@ -170,6 +172,13 @@ def showcase(
     """Galleries of both directions, a heat map, and a map of the embeddings, from the shards of a retrieval evaluator.
 
     Every process must call it.
+
+    Args:
+        evaluator: of the two modalities.
+        model: to show.
+        prefix: of titles, such as the name of the evaluator.
+        share: of the characters of `MEDIA`.
+        count, answers, seed: see `gallery`.
     """
     config = evaluator.config
     data = evaluator.collect(model)
@@ -179,14 +188,14 @@ def showcase(
         ranks = pair_ranks(a.rows, a.owner, b.rows, b.owner)
     heard = sum(evaluator.modalities[name].audible for name in config.pair)
     most = len(SECTIONS) * count * (answers + 2) + HEAT  # items of a modality
-    of_sound = (MEDIA // most - (len(config.pair) - heard) * PICTURE) // max(1, heard)
+    of_sound = (int(share * MEDIA) // most - (len(config.pair) - heard) * PICTURE) // max(1, heard)
     show = {}
     for name in config.pair:
         modality = evaluator.modalities[name]
         show[name] = item_renderer(modality, index, data[name].owner, of_sound if modality.audible else PICTURE)
     galleries = [
         gallery(
-            f"{query} → {found}",
+            f"{prefix}{query} → {found}",
             data[query],
             data[found],
             rank,
@@ -201,7 +210,7 @@ def showcase(
     first, second = config.pair
     if evaluator.modalities[first].language:  # captions go beside rows
         first, second = second, first
-    heat = similarity(data[first], data[second], show[first], show[second], title=f"{second} × {first}")
+    heat = similarity(data[first], data[second], show[first], show[second], title=f"{prefix}{second} × {first}")
     return galleries, heat, embedding_map({name: data[name].rows for name in config.pair}, seed=seed)
 
 
@@ -225,7 +234,10 @@ def embedding_map(rows: Mapping[str, Tensor], *, most: int = 600, seed: int = 0)
     share = float(sizes[:2].square().sum() / sizes.square().sum().clamp_min(1e-30))
     points = {name: [(float(x), float(y)) for x, y in (own - mean) @ axes.T] for name, own in chosen.items()}
     return Chart(
-        "Embeddings, first two principal components", points, x=f"{100 * share:.0f} % of the variance", dots=True
+        f"Embeddings of {' and '.join(rows)}, first two principal components",
+        points,
+        x=f"{100 * share:.0f} % of the variance",
+        dots=True,
     )
 
 

@@ -88,7 +88,7 @@ def write_report(
     warnings: Sequence[tuple[int, str]] = (),
     results: Mapping[str, Any] | None = None,
     galleries: Sequence[Gallery] = (),
-    similarity: Similarity | None = None,
+    similarities: Sequence[Similarity] = (),
     parts: Sequence[Part] = (),
     environment: Mapping[str, str] | None = None,
     recipe_text: str = "",
@@ -104,7 +104,7 @@ def write_report(
         warnings: (step, sentences), see `read_warnings`.
         results: evaluator -> {metric: value}; other values are shown under "other".
         galleries: see `gallery.gallery`.
-        similarity: see `gallery.similarity`.
+        similarities: see `gallery.similarity`.
         parts: further tables and figures, see `measures`.
         environment: see `environment.environment`; secrets are hidden here too.
         recipe_text: the resolved recipe; secrets are hidden.
@@ -128,13 +128,13 @@ def write_report(
         "warnings": [(step, printable(sentences)) for step, sentences in warnings],
         "galleries": [_gallery(gallery) for gallery in galleries],
         "parts": [_part(number, part) for number, part in enumerate(parts)],
-        "heat": _heat(similarity) if similarity is not None else None,
+        "heats": [_heat(similarity) for similarity in similarities],
         "environment": {printable(name): printable(value) for name, value in redact(environment or {}).items()},
         "recipe": printable(redact_text(recipe_text)),
     }
     html = template.render(page, galleries_left_out=False)
     if len(html.encode()) > LARGEST_PAGE:
-        html = template.render({**page, "galleries": [], "heat": None}, galleries_left_out=True)
+        html = template.render({**page, "galleries": [], "heats": []}, galleries_left_out=True)
     write_atomically(Path(path), html)
 
 

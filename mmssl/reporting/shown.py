@@ -24,7 +24,7 @@ LARGEST = 2_700_000
 SOUNDS = {"wav": "audio/wav", "mp3": "audio/mpeg", "flac": "audio/flac", "ogg": "audio/ogg", "m4a": "audio/mp4"}
 BIT_RATE, BITS_A_SAMPLE, HEADERS = 48_000, 3, 2_000
 """Of sounds that are encoded anew: bits a second of each channel, fewer at low rates, and bytes of headers and the last frame."""
-SIDES = (240, 160, 112, 64)
+SIDES = (240, 160, 112, 64, 48)
 """Largest sides of pictures in pixels, the first one that is short enough."""
 LANES = 16
 """Rows of numbers up to which a matrix is drawn as curves; with more it is a picture."""

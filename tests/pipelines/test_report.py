@@ -23,8 +23,19 @@ def test_what_was_measured_since_stands_in_the_report(
         == 0
     )
     html = out.read_text()
-    for words in ("Embedding map", "Calibration", "Samples that took no part", "Beside tiny", "Environment", "Recipe"):
+    for words in (
+        "Embedding map",
+        "Calibration",
+        "Samples that took no part",
+        "Beside tiny",
+        "Data",
+        "Environment",
+        "Recipe",
+    ):
         assert f"<h2>{words}</h2>" in html, words
+    assert "retrieval: image → text" in html
+    assert f"training: {world.shards / 'train'}" in html
+    assert "retrieval, calibration: " in html
     metrics = json.loads((figures / "metrics.json").read_text())
     assert metrics["calibration"]["n"] == 32
     assert any(path.name.endswith("probability_of_a_match.png") for path in figures.iterdir())

@@ -160,7 +160,7 @@ def test_a_page_of_long_sounds_stays_small(tmp_path: Path) -> None:
     )
     evaluator = configured(RetrievalConfig, shards=shards, pair=["sound", "picture"]).build(known)
     galleries, heat, _ = showcase(evaluator, trained)
-    write_report(tmp_path / "r.html", title="t", galleries=galleries, similarity=heat)
+    write_report(tmp_path / "r.html", title="t", galleries=galleries, similarities=[heat])
     page = (tmp_path / "r.html").read_text()
     assert 4e6 < len(page) < 10e6
     assert page.count("<audio ") >= 12 + 12 * 5

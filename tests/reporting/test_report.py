@@ -79,7 +79,7 @@ def full_report(path: Path, words: list[str]) -> str:
         results={word: {word: 0.5, "acc1": 0.5, "absent_classes": word, f"{word}_R@1": 0.1} for word in words}
         | {"name": words[0]},
         galleries=[Gallery(word, {word: picks}) for word in words],
-        similarity=Similarity(torch.rand(len(things), len(things)), tuple(things), tuple(things), words[0]),
+        similarities=[Similarity(torch.rand(len(things), len(things)), tuple(things), tuple(things), words[0])],
         environment={word: word for word in words},
         recipe_text="\n".join(words),
     )
@@ -141,7 +141,7 @@ def test_what_has_no_room_is_left_out_and_named(tmp_path: Path, monkeypatch: pyt
     parts: dict[str, Any] = {
         "curves": {f"metric{i}": [(0.0, 1.0), (1.0, 2.0)] for i in range(3)},
         "galleries": [Gallery("picture", {"best": (pick,)})],
-        "similarity": Similarity(torch.ones(1, 1), (thing,), (thing,)),
+        "similarities": [Similarity(torch.ones(1, 1), (thing,), (thing,))],
     }
     write_report(path, title="t", **parts)
     whole = path.read_text()

@@ -199,6 +199,10 @@ class ShardIndex:
         names = [self.extensions[i] for i in self._extension[rows].tolist()]
         return list(zip(names, self._offset[rows].tolist(), self._size[rows].tolist(), strict=True))
 
+    def sizes(self) -> dict[str, np.ndarray]:
+        """Extension -> sizes in bytes of all its members."""
+        return {name: self._size[self._extension == number] for number, name in enumerate(self.extensions)}
+
     def read(self, ordinal: int, extensions: Collection[str] | None = None) -> RawSample:
         """Bytes of a sample, of the given extensions only (None: all).
 
