@@ -29,8 +29,9 @@ from pipelines.measured import (
 if TYPE_CHECKING:
     from mmssl.core.errors import MmsslError
     from mmssl.core.evaluator import Table
-    from mmssl.evaluation.comparison import Difference
+    from mmssl.evaluation.comparison import Difference, PairedRow
     from mmssl.recipe.model import Model
+    from mmssl.reporting.results import Records
 
 CHECKPOINT = Annotated[Path, typer.Argument(help="A run or checkpoint folder; or a recipe, for its untrained model.")]
 MORE = Annotated[
@@ -40,8 +41,14 @@ MORE = Annotated[
     ),
 ]
 OUT = Annotated[
-    Path | None, typer.Option(file_okay=False, help="Folder for compare.md, .csv, .tex, .json, and classes.csv.")
+    Path | None,
+    typer.Option(
+        file_okay=False, help="Folder for compare.md, .csv, .tex, .json, classes.csv, and queries.csv (rows)."
+    ),
 ]
+UNPAIRED = (
+    "no paired difference, because its scores are of the whole set and not of rows of samples; compare.json has both"
+)
 Tables = dict[str, Mapping[str, "Table"]]
 
 
@@ -58,7 +65,7 @@ def compare(
     device: DEVICE = "auto",
     out: OUT = None,
 ) -> None:
-    """Compare two trained models on the same samples: differences with paired 95 % intervals, McNemar's test, by class.
+    """Compare two trained models on the same samples: differences with paired 95 % intervals, McNemar's test, by class, by sample.
 
     Both are measured on every sample, and the intervals are those of the difference, which is much better known than either score.
 
@@ -70,7 +77,8 @@ def compare(
     """
     from mmssl.core.distributed import is_main
     from mmssl.core.evaluator import evaluation_error
-    from mmssl.evaluation.comparison import compare_tables
+    from mmssl.evaluation.comparison import compare_tables, paired_rows, pairings
+    from mmssl.reporting.results import Records
     from mmssl.training.runtime.console import say
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of
@@ -80,7 +88,7 @@ def compare(
         require_there(second)  # before the first one is measured
         suite, overrides = suite_and_overrides(more or [])
         tables: list[Tables] = []
-        origins: list[str] = []
+        records: list[Records] = []
         failures: dict[str, MmsslError] = {}
         wanted: dict[str, Wanted] | None = None
         for path in (first, second):
@@ -92,19 +100,19 @@ def compare(
             if not wanted:
                 raise typer.BadParameter(f"nothing to compare: {path} has no evaluators; give a suite")
             say(f"{path}:")
-            found, errors = _tables(model, with_settings(wanted, batch_size, workers, on_error))
+            records.append(Records(origin(model), model.digest()))
+            found, errors = _tables(model, with_settings(wanted, batch_size, workers, on_error), records[-1])
             tables.append(found)
-            origins.append(origin(model))
             failures |= {f"{name} of {path}": error for name, error in errors.items()}
-        rows = [
-            row
-            for task in tables[0]
-            if task in tables[1]
-            for row in compare_tables(task, tables[0][task], tables[1][task], resamples=resamples)
-        ]
-        _show([row for row in rows if not row.group], origins)
+        both = {task: (tables[0][task], tables[1][task]) for task in tables[0] if task in tables[1]}
+        rows = [row for task, pair in both.items() for row in compare_tables(task, *pair, resamples=resamples)]
+        _show([row for row in rows if not row.group], [one.checkpoint for one in records])
+        unpaired = [task for task, pair in both.items() if not pairings(task, *pair)]
+        for task in unpaired:
+            say(f"{task}: {UNPAIRED}")
         if is_main() and out is not None:
-            _write(out, rows, origins)
+            queries = [row for task, pair in both.items() for row in paired_rows(task, *pair)]
+            _write(out, rows, queries, records, dict.fromkeys(unpaired, UNPAIRED), resamples)
             say(f"comparison in {out}")
     finally:
         launch.close()
@@ -112,13 +120,13 @@ def compare(
         raise evaluation_error(failures)
 
 
-def _tables(model: Model, configs: Mapping[str, Wanted]) -> tuple[Tables, dict[str, MmsslError]]:
-    """The tables of each evaluator, and the errors of those that failed."""
+def _tables(model: Model, configs: Mapping[str, Wanted], records: Records) -> tuple[Tables, dict[str, MmsslError]]:
+    """The tables of each evaluator, and the errors of those that failed; what is measured goes into the records."""
     from mmssl.core.errors import MmsslError
 
     tables: Tables = {}
     failures: dict[str, MmsslError] = {}
-    for name, evaluator, scores in measure(model, configs):
+    for name, evaluator, scores in measure(model, configs, records):
         if isinstance(scores, MmsslError):
             failures[name] = scores
         elif evaluator is not None:
@@ -144,10 +152,17 @@ def _show(rows: list[Difference], origins: list[str]) -> None:
         Console(stderr=True).print(table)
 
 
-def _write(folder: Path, rows: list[Difference], origins: list[str]) -> None:
+def _write(
+    folder: Path,
+    rows: list[Difference],
+    queries: list[PairedRow],
+    records: list[Records],
+    unpaired: Mapping[str, str],
+    resamples: int,
+) -> None:
     from mmssl.core.errors import DataError, os_words
     from mmssl.reporting.report import write_atomically, write_results
-    from mmssl.reporting.results import to_csv, to_latex, to_markdown
+    from mmssl.reporting.summary import to_csv, to_latex, to_markdown
 
     whole, classes = [row for row in rows if not row.group], [row for row in rows if row.group]
     try:
@@ -155,7 +170,15 @@ def _write(folder: Path, rows: list[Difference], origins: list[str]) -> None:
         for suffix, text in (("md", to_markdown(whole)), ("csv", to_csv(whole)), ("tex", to_latex(whole))):
             write_atomically(folder / f"compare.{suffix}", text)
         write_atomically(folder / "classes.csv", to_csv(classes))
-        results = {"first": origins[0], "second": origins[1], "differences": [asdict(row) for row in rows]}
+        write_atomically(folder / "queries.csv", to_csv(queries))
+        results = {
+            "first": records[0].checkpoint,
+            "second": records[1].checkpoint,
+            "resamples": resamples,
+            "differences": [asdict(row) for row in rows],
+            "unpaired": unpaired,
+            "records": {name: one.records for name, one in zip(("first", "second"), records, strict=True)},
+        }
         write_results(folder / "compare.json", results)
     except OSError as error:
         raise DataError(f"cannot write into {folder}: {os_words(error)}; choose another --out") from error

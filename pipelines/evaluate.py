@@ -191,10 +191,11 @@ def _run(model: Model, configs: dict[str, Wanted], out: Path | None, groups: str
     """Measure, show the table and write the results; the errors by task."""
     from mmssl.core.distributed import is_main
     from mmssl.core.errors import MmsslError
-    from mmssl.reporting.results import ResultFile, Results, Row, summary_rows, unusual_settings
+    from mmssl.reporting.results import Records, ResultFile, Results
+    from mmssl.reporting.summary import Row, summary_rows, unusual_settings
     from mmssl.training.runtime.console import say
 
-    results: Results | None = None
+    results: Records | None = None
     if out is not None:
         results = (ResultFile if is_file_name(out) else Results)(out, origin(model), model.digest())
     scores: dict[str, Mapping[str, Any]] = {}

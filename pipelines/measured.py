@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from mmssl.evaluation.common import EvaluatorConfig
     from mmssl.recipe.model import Model
     from mmssl.recipe.suite import Suite
-    from mmssl.reporting.results import Results, Row
+    from mmssl.reporting.results import Records
+    from mmssl.reporting.summary import Row
     from mmssl.training.runtime.launch import Launch
 
 WHICH = Annotated[
@@ -162,7 +163,7 @@ def configs_of(suite: Suite, data: Path, model: Model) -> dict[str, Wanted]:
 
 
 def measure(
-    model: Model, configs: Mapping[str, Wanted], results: Results | None = None, groups: str | None = None
+    model: Model, configs: Mapping[str, Wanted], results: Records | None = None, groups: str | None = None
 ) -> Iterator[tuple[str, Evaluator | None, Scores | MmsslError]]:
     """Run evaluators one after the other: (name, evaluator, scores or error); every process of a launch must iterate.
 
@@ -171,14 +172,14 @@ def measure(
     Args:
         model: to measure.
         configs: evaluators by name, or why there is none.
-        results: keeps what is measured; what is done in its folder is not measured again, unless a calibration was done there that
-            the checkpoint lacks. None: nothing is written.
+        results: keeps what is measured; what is done in its folder is not measured again, unless it is a calibration that the
+            checkpoint lacks. None: nothing is kept.
         groups: key of the samples' metadata: evaluators with rows of samples get a table "groups".
     """
     from mmssl.core.distributed import attempt
     from mmssl.core.errors import MmsslError
     from mmssl.recipe.suite import evaluation_modalities, read_as
-    from mmssl.reporting.results import unusual_settings
+    from mmssl.reporting.summary import unusual_settings
     from mmssl.training.runtime.console import say
 
     modalities, data = evaluation_modalities(model.modalities), model.recipe.data
@@ -211,7 +212,7 @@ def _scores(
     config: EvaluatorConfig,
     evaluator: Evaluator,
     model: Model,
-    results: Results | None,
+    results: Records | None,
     groups: str | None,
 ) -> Scores:
     from mmssl.core.distributed import gather_objects, is_main
@@ -223,7 +224,7 @@ def _scores(
     facts: dict[str, Any] = evaluator.facts() | ({} if groups is None else {"groups": groups})
     found = gather_objects(results.done(name, results.identity(config, facts)) if is_main() else None)[0]
     if found is not None:
-        say(f"  done before, in {results.folder / name}.json")
+        say(f"  done before, in {results.folder}/{name}.json")
         lacking = gather_objects(missing_calibration(model, evaluator) if is_main() else None)[0]
         if lacking is None:
             return dict(found)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mmssl.core.evaluator import Score, Table
-from mmssl.evaluation.classification import accuracy_scores, class_figures, classification_scores
+from mmssl.evaluation.classification import (
+    CLASS_MEANS,
+    accuracy_scores,
+    class_figures,
+    classification_scores,
+    counted_class_means,
+)
 from mmssl.evaluation.ranking import Predictions
 
 CONFUSIONS = 100
@@ -68,11 +75,16 @@ class Answers:
         }
         outcomes = ("acc1", "acc5") if self.answerable >= 5 else ("acc1",)
         figures = class_figures(self.predictions.predicted, self.labels, len(names))
+        measures = {name: partial(self._class_mean, name) for name in CLASS_MEANS}
         return {
-            "samples": Table(samples, outcomes),
+            "samples": Table(samples, outcomes, measures),
             "classes": Table({"class": list(names), **figures}),
             "confusions": self._confusions(),
         }
+
+    def _class_mean(self, name: str, counts: Tensor) -> Tensor:
+        own = (self.predictions.predicted.cpu(), self.labels.cpu())
+        return counted_class_means(*own, len(self.names), counts)[name]
 
     def _confusions(self) -> Table:
         wrong = self.predictions.predicted != self.labels

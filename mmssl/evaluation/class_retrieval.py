@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
-from mmssl.core.evaluator import Evaluator, Score
+from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.data.modality import Modality
-from mmssl.evaluation.collect import Collected, KeptShards
+from mmssl.evaluation.collect import Collected, KeptShards, item_numbers
 from mmssl.evaluation.common import (
     PairEvaluatorConfig,
     broadcast_scores,
@@ -77,7 +77,7 @@ class ClassRetrieval(Evaluator):
         with inference(model, self.config.precision):
             encode = {name: lambda x, name=name: model.embed(name, x) for name in config.pair}
             data = self._shards.collect({**encode, config.labels: lambda x: x}, model.device)
-            scores = class_retrieval_scores(
+            scores, self.tables = class_retrieval_scores(
                 data, config.pair, config.labels, ks=config.ks, resamples=config.resamples, seed=config.seed
             )
         for a, b in (config.pair, config.pair[::-1]):
@@ -93,8 +93,10 @@ def class_retrieval_scores(
     ks: tuple[int, ...] = (1, 5, 10),
     resamples: int = 2000,
     seed: int = 0,
-) -> dict[str, Score]:
-    """mAP and R@k of class-level retrieval in both directions; each labelled item is a query one way and a candidate the other.
+) -> tuple[dict[str, Score], dict[str, Table]]:
+    """mAP and R@k of class-level retrieval in both directions, and a table of the queries of each.
+
+    Each labelled item is a query one way and a candidate the other.
 
     For each direction, e.g. `a_to_b_`:
         mAP: mean over queries of the average precision of the whole ranking (the precision at each right candidate's rank,
@@ -133,10 +135,11 @@ def class_retrieval_scores(
             f"`labels` ({labels!r})"
         )
     scores["n_classes"] = int(shared.sum())
+    tables: dict[str, Table] = {}
     for (query, found), (a, b) in ((pair, sides), (pair[::-1], sides[::-1])):
-        for name, value in _direction(*a, b[0], b[1], ks, resamples, seed).items():
-            scores[f"{query}_to_{found}_{name}"] = value
-    return scores | {"bootstrap_seed": seed}
+        own, tables[f"{query}_to_{found}"] = _direction(*a, b[0], b[1], data.keys, ks, resamples, seed)
+        scores |= {f"{query}_to_{found}_{name}": value for name, value in own.items()}
+    return scores | {"bootstrap_seed": seed}, tables
 
 
 def _direction(
@@ -145,16 +148,28 @@ def _direction(
     owner: Tensor,
     candidates: Tensor,
     classes: Tensor,
+    keys: Mapping[int, str],
     ks: tuple[int, ...],
     resamples: int,
     seed: int,
-) -> dict[str, Score]:
+) -> tuple[dict[str, Score], Table]:
+    """Scores of one direction, and its queries that have a right candidate: key, number of the item in its sample, class, rank of
+    the best right candidate, and average precision."""
     can = torch.isin(wanted, classes)
     precision, first, tied = average_precision(queries[can], wanted[can], candidates, classes)
     right = (wanted[can][:, None] == torch.unique(classes)).double() @ torch.bincount(
         torch.unique(classes, return_inverse=True)[1]
     ).double()
+    item = item_numbers(owner)[can].tolist()
     n, owner = len(classes), owner[can]
+    columns: dict[str, Sequence[Score]] = {
+        "key": [keys[number] for number in owner.tolist()],
+        "item": item,
+        "class": wanted[can].tolist(),
+        "rank": first.tolist(),
+        "mAP": precision.tolist(),
+        **{f"R@{k}": (first <= k).int().tolist() for k in ks},
+    }
     low, high = mean_area_interval(precision, owner)
     scores: dict[str, Score] = {"mAP": float(precision.mean()), "mAP_ci95_low": low, "mAP_ci95_high": high}
     scores["mAP_chance"] = float(random_average_precision(right, n).mean())
@@ -163,7 +178,8 @@ def _direction(
         share, low, high = share_by_cluster(first <= k, owner, resamples=resamples, seed=seed)
         scores |= {f"R@{k}": share, f"R@{k}_ci95_low": low, f"R@{k}_ci95_high": high}
         scores[f"R@{k}_chance"] = 1 - misses[min(k, n) - 1]
-    return scores | {"tie_rate": int(tied.sum()) / len(tied), "n_queries": len(first)}
+    table = Table(columns, ("mAP", *(f"R@{k}" for k in ks)))
+    return scores | {"tie_rate": int(tied.sum()) / len(tied), "n_queries": len(first)}, table
 
 
 @torch.no_grad()

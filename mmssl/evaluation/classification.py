@@ -131,6 +131,24 @@ def resampled_class_means(
     return dict(zip(CLASS_MEANS, found, strict=True))
 
 
+def counted_class_means(predicted: Tensor, labels: Tensor, classes: int, counts: Tensor) -> dict[str, Tensor]:
+    """The scores of `CLASS_MEANS` where samples count several times, or not: [R] float64 each.
+
+    Args:
+        predicted: [N] int64. labels: [N] int64, in 0 ... classes-1.
+        classes: K.
+        counts: [N, R], how often each sample counts in each of R draws.
+    """
+    often = counts.double()
+    empty = often.new_zeros(classes, often.shape[1])
+    there, claimed = (empty.index_add(0, which, often) for which in (labels, predicted))
+    right = empty.index_add(0, labels, often * (predicted == labels)[:, None])
+    either = there + claimed
+    recall = (right / there.clamp_min(1)).sum(0) / (there > 0).sum(0)
+    f1 = (2 * right / either.clamp_min(1)).sum(0) / (either > 0).sum(0)
+    return dict(zip(CLASS_MEANS, (recall, f1), strict=True))
+
+
 def class_mean_interval(value: float, drawn: np.ndarray, counts: Sequence[int]) -> tuple[float, float]:
     """95 % interval (low, high) of a score of `CLASS_MEANS`: see `shifted_percentiles`.
 

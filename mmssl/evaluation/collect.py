@@ -289,6 +289,11 @@ def _joined(modality: str, parts: list[tuple[Tensor, ...]], device: torch.device
     return Items(*(distributed.gather_uneven(x) for x in own))
 
 
+def item_numbers(owner: Tensor) -> Tensor:
+    """Number of each item in its sample, from 0, of ascending samples [n]."""
+    return torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
+
+
 def items_in_both(data: Collected, a: str, b: str) -> tuple[Tensor, Tensor]:
     """Masks of the items of two modalities whose sample has both: [n of a] bool, [n of b] bool.
 

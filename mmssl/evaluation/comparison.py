@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Score, Table
-from mmssl.evaluation.statistics import mean_by_cluster
+from mmssl.core.seeding import generator
+from mmssl.evaluation.statistics import draw_counts, mean_by_cluster, shifted_percentiles
 
 Row = tuple[object, ...]
+_DRAWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -39,40 +42,112 @@ class Difference:
     n: int
 
 
+@dataclass(frozen=True)
+class PairedRow:
+    """What one sample, or one of its items, gave under two models.
+
+    Attributes:
+        task, metric: what was measured; a rank, or an outcome of the rows.
+        key, item: of the sample, and the number of the item in it. group: the class; "": rows have none.
+        first, second: of each model. difference: second - first.
+    """
+
+    task: str
+    metric: str
+    key: str
+    item: int
+    group: str
+    first: float
+    second: float
+    difference: float
+
+
+class Pairing:
+    """Rows of two models that are of the same samples.
+
+    Args:
+        name: of the tables; see `Table.outcomes` for the names of metrics.
+        first, second: tables of each model. Rows are matched by key, item, and occurrence of these.
+    """
+
+    def __init__(self, name: str, first: Table, second: Table) -> None:
+        self.name, self.tables = name, (first, second)
+        rows = _rows(first)
+        others = {row: place for place, row in enumerate(_rows(second))}
+        both = [(place, others[row]) for place, row in enumerate(rows) if row in others]
+        self.places = [place for place, _ in both], [place for _, place in both]
+        self.keys = [str(rows[place][0]) for place in self.places[0]]
+        self.groups = (
+            [str(first.columns["class"][place]) for place in self.places[0]] if "class" in first.columns else []
+        )
+
+    def metric(self, outcome: str) -> str:
+        """Name of the score of an outcome."""
+        return outcome if self.name == "samples" else f"{self.name}_{outcome}"
+
+    def values(self, column: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A column of both models, in equal rows: [n] float64 each."""
+        first, second = self.tables
+        return _values(first.columns[column], self.places[0]), _values(second.columns[column], self.places[1])
+
+
+def pairings(task: str, first: Mapping[str, Table], second: Mapping[str, Table]) -> list[Pairing]:
+    """The tables of two models whose rows tell how well the models did; empty: the task has scores of its whole set only.
+
+    Raises:
+        DataError: the two have no row in common.
+    """
+    found = []
+    for name, table in first.items():
+        if (table.outcomes or table.measures) and name in second:
+            pairing = Pairing(name, table, second[name])
+            if not pairing.keys:
+                raise DataError(
+                    f"{task}: the two models were measured on different samples; compare them on the same shards"
+                )
+            found.append(pairing)
+    return found
+
+
 def compare_tables(
     task: str, first: Mapping[str, Table], second: Mapping[str, Table], *, resamples: int = 2000, seed: int = 0
 ) -> Iterator[Difference]:
-    """Compare every outcome of the tables of two models, and the first outcome class by class where rows have a class.
+    """Compare every outcome of the tables of two models, and the first outcome class by class where rows have a class; and scores
+    that are no means of rows, by a bootstrap that draws the same rows for both.
 
     Args:
         task: name of the evaluator.
-        first, second: tables of each model, by name. Rows are matched by key, item, and occurrence of these.
+        first, second: tables of each model, by name.
         resamples, seed: of the bootstrap.
 
     Raises:
         DataError: the two have no row in common.
     """
-    for name, table in first.items():
-        if not table.outcomes or name not in second:
-            continue
-        rows = _rows(table)
-        others = {row: place for place, row in enumerate(_rows(second[name]))}
-        places = [(place, others[row]) for place, row in enumerate(rows) if row in others]
-        if not places:
-            raise DataError(
-                f"{task}: the two models were measured on different samples; compare them on the same shards"
-            )
-        keys = [rows[place][0] for place, _ in places]
-        classes = [str(table.columns["class"][place]) for place, _ in places] if "class" in table.columns else []
-        for number, outcome in enumerate(table.outcomes):
-            a = _values(table.columns[outcome], [place for place, _ in places])
-            b = _values(second[name].columns[outcome], [place for _, place in places])
-            metric = outcome if name == "samples" else f"{name}_{outcome}"
+    for pairing in pairings(task, first, second):
+        keys, classes = pairing.keys, pairing.groups
+        for number, outcome in enumerate(pairing.tables[0].outcomes):
+            a, b = pairing.values(outcome)
+            metric = pairing.metric(outcome)
             yield _difference(task, metric, "", a, b, keys, resamples, seed)
             for group in dict.fromkeys(classes) if number == 0 else ():
                 inside = [i for i, one in enumerate(classes) if one == group]
                 chosen = [keys[i] for i in inside]
                 yield _difference(task, metric, group, a[inside], b[inside], chosen, resamples, seed)
+        for name in pairing.tables[0].measures:
+            yield _measured(task, name, pairing, resamples, seed)
+
+
+def paired_rows(task: str, first: Mapping[str, Table], second: Mapping[str, Table]) -> Iterator[PairedRow]:
+    """Ranks and outcomes of the rows of two models beside each other; arguments as of `compare_tables`."""
+    for pairing in pairings(task, first, second):
+        table, places = pairing.tables[0], pairing.places[0]
+        items = [table.columns["item"][place] for place in places] if "item" in table.columns else [0] * len(places)
+        for column in (*(["rank"] if "rank" in table.columns else []), *table.outcomes):
+            metric = pairing.metric(column)
+            groups = pairing.groups or [""] * len(places)
+            a, b = (values.tolist() for values in pairing.values(column))
+            for key, item, group, one, other in zip(pairing.keys, items, groups, a, b, strict=True):
+                yield PairedRow(task, metric, key, int(item or 0), group, one, other, other - one)
 
 
 def mcnemar(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -104,6 +179,32 @@ def _difference(
     p = mcnemar(a.bool(), b.bool()) if binary else None
     means = float(a.mean()), float(b.mean())
     return Difference(task, metric, group, *means, means[1] - means[0], low, high, p, len(keys))
+
+
+def _measured(task: str, name: str, pairing: Pairing, resamples: int, seed: int) -> Difference:
+    """The difference of a score that is no mean of rows: percentiles of draws of the rows, the same ones for both models."""
+    n = len(pairing.keys)
+    measures = [table.measures[name] for table in pairing.tables]
+    sizes = [len(table.columns["key"]) for table in pairing.tables]
+
+    def scores(often: np.ndarray) -> list[np.ndarray]:
+        """Of both models, where rows count as often as in draws [R, n]: [R] each."""
+        found = []
+        for measure, places, size in zip(measures, pairing.places, sizes, strict=True):
+            counts = torch.zeros(size, len(often))
+            counts[places] = torch.from_numpy(often.T.astype(np.float32))
+            found.append(measure(counts).double().cpu().numpy())
+        return found
+
+    (first,), (second,) = scores(np.ones((1, n), dtype=np.int64))
+    drawn, parts = generator(seed, "compare", name), []
+    for start in range(0, resamples, _DRAWS_AT_ONCE):
+        a, b = scores(draw_counts(drawn, n, min(_DRAWS_AT_ONCE, resamples - start)))
+        parts.append(b - a)
+    every = np.concatenate(parts)
+    low, high = shifted_percentiles(every[~np.isnan(every)], second - first)  # a draw of few samples may have no class
+    metric = pairing.metric(name)
+    return Difference(task, metric, "", float(first), float(second), float(second - first), low, high, None, n)
 
 
 def _rows(table: Table) -> list[Row]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.data.modality import Modality
-from mmssl.evaluation.collect import Collected, Items, KeptShards, items_in_both
+from mmssl.evaluation.collect import Collected, Items, KeptShards, item_numbers, items_in_both
 from mmssl.evaluation.common import (
     PairEvaluatorConfig,
     broadcast_scores,
@@ -110,7 +110,7 @@ class Retrieval(Evaluator):
     def _texts(self, owner: Tensor, query: str, found: str) -> dict[str, list[str]]:
         """Columns of the table of one direction, of queries [n] of samples `owner`: of sentences their "text"; where sentences are
         found, the "right_texts" of the query's sample, one a line."""
-        items = _places(owner).tolist()
+        items = item_numbers(owner).tolist()
         columns: dict[str, list[str]] = {}
         for name, column in ((query, "text"), (found, "right_texts")):
             if self.modalities[name].language:
@@ -206,21 +206,16 @@ def _queries(ranks: Ranks, owner: Tensor, candidates: Tensor, keys: Mapping[int,
     best, found = ranks.ranks[can, 0], ranks.found[can]
     columns: dict[str, Sequence[Score]] = {
         "key": [keys[number] for number in owner[can].tolist()],
-        "item": _places(owner)[can].tolist(),
+        "item": item_numbers(owner)[can].tolist(),
         "rank": best.tolist(),
         "score": ranks.best[can].tolist(),
         "found_key": [keys[number] for number in candidates[found].tolist()],
-        "found_item": _places(candidates)[found].tolist(),
+        "found_item": item_numbers(candidates)[found].tolist(),
         "found_score": ranks.found_score[can].tolist(),
         **{f"R@{k}": (best <= k).int().tolist() for k in ks},
         "MRR": (1 / best.double()).tolist(),
     }
     return Table(columns, (*(f"R@{k}" for k in ks), "MRR"))
-
-
-def _places(owner: Tensor) -> Tensor:
-    """Number of each item in its sample, from 0, of ascending samples [n]."""
-    return torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
 
 
 def _recall_figures(scores: Mapping[str, Score], tables: Mapping[str, Table]) -> dict[str, Figure]:

@@ -8,8 +8,7 @@ import importlib.metadata
 import importlib.util
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,13 @@ from torch import Tensor
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError, os_words
 from mmssl.core.evaluator import Evaluator, Score, Table
-from mmssl.data.modalities.corruptions.corruption import SEVERITIES
-from mmssl.evaluation.common import metric_context
 from mmssl.reporting.report import write_atomically, write_results
+from mmssl.reporting.summary import Row, to_csv, to_markdown
 from mmssl.training.checkpoints.tensors import dump_tensors
 
 TIES = "of equal scores the earlier candidate, or the lower class, comes first; average precision counts equal ones together"
 UNIMPORTANT = {"batch_size", "workers", "every", "cache", "allow_pipe"}
 """Settings that change no score."""
-UNUSUAL = ("sizes", "lengths", "average", "precision", "max_samples")
-"""Settings that stand beside the scores wherever they are changed, so that nobody takes these for the usual ones."""
 PACKAGES = ("mmssl", "torch", "numpy")
 IN_JSON = (
     "classes",
@@ -42,91 +38,25 @@ IN_JSON = (
     "mteb",
 )
 """Tables that stand in the JSON of their task; others are files of their own."""
-CORRUPTED = "_corrupted"
-"""Ending of a mean over all corruptions; it tells that a metric was measured under corruption."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One score of the table of all tasks; None: not defined. clean: of a score under corruption, the one without."""
-
-    task: str
-    metric: str
-    value: Score
-    ci95_low: float | None = None
-    ci95_high: float | None = None
-    chance: float | None = None
-    n: int | None = None
-    clean: Score = None
-
-
-def unusual_settings(config: Config) -> dict[str, Any]:
-    """The settings of an evaluator of `UNUSUAL` that are not their defaults."""
-    changed = config.model_dump(mode="json", exclude_defaults=True)
-    return {name: changed[name] for name in UNUSUAL if name in changed}
-
-
-def summary_rows(task: str, scores: Mapping[str, Score], headlines: Sequence[str] = ()) -> list[Row]:
-    """The headlines among the scores of a task (none given: all of them), with interval, chance and n.
-
-    And means over severities, a row for each corruption and one for several together; see `CorruptedShards.measure`.
-    """
-    chosen = [name for name in headlines if name in scores]
-    rows = [_row(task, scores, name, name) for name in chosen or scores]
-    metrics = [name.removesuffix(CORRUPTED) for name in scores if name.endswith(CORRUPTED)]
-    for metric in metrics if chosen else ():
-        first = f"_{SEVERITIES[0]}"
-        kinds = [name.removesuffix(first) for name in scores if name.startswith(f"{metric}_") and name.endswith(first)]
-        for name in (*kinds, f"{metric}{CORRUPTED}") if len(kinds) > 1 else kinds:
-            rows.append(replace(_row(task, scores, name, metric), clean=scores.get(metric)))
-    return rows
-
-
-def _row(task: str, scores: Mapping[str, Score], name: str, metric: str) -> Row:
-    """A score, with the chance and n of a metric."""
-    near, own = metric_context(scores, metric), metric_context(scores, name)
-    of_direction = scores.get(f"{metric.rpartition('_')[0]}_n_queries", scores.get("n"))
-    n = scores.get(f"{metric}_n", of_direction)
-    return Row(task, name, scores.get(name), own["low"], own["high"], near["chance"], n if isinstance(n, int) else None)
-
-
-def to_markdown(rows: Sequence[Any]) -> str:
-    """Rows of dataclasses of one type as a Markdown table."""
-    names = [field.name for field in fields(rows[0])] if rows else []
-    lines = [names, ["---"] * len(names), *([_cell(value) for value in astuple(row)] for row in rows)]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-def to_csv(rows: Sequence[Any]) -> str:
-    """Rows of dataclasses of one type as CSV, with all digits."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(field.name for field in fields(rows[0])) if rows else None
-    writer.writerows(["" if value is None else value for value in astuple(row)] for row in rows)
-    return file.getvalue()
-
-
-def to_latex(rows: Sequence[Any]) -> str:
-    """Rows of dataclasses of one type as a LaTeX tabular, for the package booktabs."""
-    names = [field.name for field in fields(rows[0])] if rows else []
-    body = [
-        " & ".join(_latex(cell) for cell in line) + r" \\" for line in [names, *(map(_cell, astuple(r)) for r in rows)]
-    ]
-    head = [rf"\begin{{tabular}}{{{'l' * len(names)}}}", r"\toprule", *body[:1], r"\midrule"]
-    return "\n".join([*head, *body[1:], r"\bottomrule", r"\end{tabular}", ""])
-
-
-class Results:
-    """The folder of the results of one checkpoint: a task that is done is read, not measured again.
+class Records:
+    """Records of the tasks of one checkpoint, in memory.
 
     Args:
-        folder: made when the first task is written.
         checkpoint: where the weights come from, in words.
         model: digest of the weights, see `Model.digest`.
+
+    Attributes:
+        records: task -> what is to be written of it.
+        folder: that of results; None: there is none.
     """
 
-    def __init__(self, folder: Path, checkpoint: str, model: str) -> None:
-        self.folder, self.checkpoint, self.model = folder, checkpoint, model
+    folder: Path | None = None
+
+    def __init__(self, checkpoint: str, model: str) -> None:
+        self.checkpoint, self.model = checkpoint, model
+        self.records: dict[str, dict[str, Any]] = {}
 
     def identity(self, config: Config, facts: Mapping[str, Any]) -> str:
         """Hash of all that decides the scores: weights, settings and data."""
@@ -136,23 +66,13 @@ class Results:
 
     def done(self, task: str, identity: str) -> dict[str, Score] | None:
         """The scores of a task that was measured before with the same identity; None: it was not."""
-        try:
-            found = json.loads((self.folder / f"{task}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        same = isinstance(found, dict) and found.get("identity") == identity
-        return found["scores"] if same else None
+        return None
 
     def write(
         self, task: str, config: Config, evaluator: Evaluator, facts: Mapping[str, Any], scores: Mapping[str, Score]
     ) -> None:
-        """Write a measured task: its rows, what it fitted, and last its JSON."""
-        make_folder(self.folder)
-        own = {name: table for name, table in evaluator.tables.items() if name not in IN_JSON}
-        files = {name: write_table(self.folder / f"{task}.{name}", table).name for name, table in own.items()}
-        if evaluator.fitted:
-            files["fitted"] = write_tensors(self.folder / f"{task}.safetensors", evaluator.fitted).name
-        write_results(self.folder / f"{task}.json", self.record(task, config, evaluator, facts, scores, files))
+        """Keep the record of a measured task; its rows of samples, and what it fitted, need a folder."""
+        self.records[task] = self.record(task, config, evaluator, facts, scores, {})
 
     def record(
         self,
@@ -181,42 +101,69 @@ class Results:
         }
 
     def finish(self, rows: Sequence[Row], scores: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write what there is of all tasks together: the table, as Markdown and CSV.
+        """Write what there is of all tasks together.
 
         Args:
-            rows: of the table.
+            rows: of the table of all tasks.
             scores: task -> its scores, or {"error": message}.
         """
+
+
+class Results(Records):
+    """The folder of the results of one checkpoint: a task that is done is read, not measured again.
+
+    Args:
+        folder: made when the first task is written.
+        checkpoint, model: see `Records`.
+    """
+
+    folder: Path
+
+    def __init__(self, folder: Path, checkpoint: str, model: str) -> None:
+        super().__init__(checkpoint, model)
+        self.folder = folder
+
+    def done(self, task: str, identity: str) -> dict[str, Score] | None:
+        try:
+            found = json.loads((self.folder / f"{task}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        same = isinstance(found, dict) and found.get("identity") == identity
+        return found["scores"] if same else None
+
+    def write(
+        self, task: str, config: Config, evaluator: Evaluator, facts: Mapping[str, Any], scores: Mapping[str, Score]
+    ) -> None:
+        """Write a measured task: its rows, what it fitted, and last its JSON."""
+        make_folder(self.folder)
+        own = {name: table for name, table in evaluator.tables.items() if name not in IN_JSON}
+        files = {name: write_table(self.folder / f"{task}.{name}", table).name for name, table in own.items()}
+        if evaluator.fitted:
+            files["fitted"] = write_tensors(self.folder / f"{task}.safetensors", evaluator.fitted).name
+        write_results(self.folder / f"{task}.json", self.record(task, config, evaluator, facts, scores, files))
+
+    def finish(self, rows: Sequence[Row], scores: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write the table of all tasks, as Markdown and CSV."""
         make_folder(self.folder)
         write_atomically(self.folder / "results.md", to_markdown(rows))
         write_atomically(self.folder / "results.csv", to_csv(rows))
 
 
-class ResultFile(Results):
+class ResultFile(Records):
     """One JSON file of all tasks, each of which is measured: task -> scores, and under "records" what a folder's JSON has of it.
 
     Args:
-        file: JSON. checkpoint, model: see `Results`.
+        file: JSON. checkpoint, model: see `Records`.
     """
 
     def __init__(self, file: Path, checkpoint: str, model: str) -> None:
-        super().__init__(file.parent, checkpoint, model)
+        super().__init__(checkpoint, model)
         self._file = file
-        self._records: dict[str, dict[str, Any]] = {}
-
-    def done(self, task: str, identity: str) -> dict[str, Score] | None:
-        return None
-
-    def write(
-        self, task: str, config: Config, evaluator: Evaluator, facts: Mapping[str, Any], scores: Mapping[str, Score]
-    ) -> None:
-        """Keep the record of a task; its rows of samples, and what it fitted, need a folder."""
-        self._records[task] = self.record(task, config, evaluator, facts, scores, {})
 
     def finish(self, rows: Sequence[Row], scores: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the file."""
-        make_folder(self.folder)
-        records = {task: self._records[task] for task in scores if task in self._records}
+        make_folder(self._file.parent)
+        records = {task: self.records[task] for task in scores if task in self.records}
         write_results(self._file, {"checkpoint": self.checkpoint, **scores, "records": records})
 
 
@@ -297,12 +244,3 @@ def _installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _latex(text: str) -> str:
-    escaped: Iterable[str] = (f"\\{sign}" if sign in "_%&#${}" else sign for sign in text.replace("\\", "/"))
-    return "".join(escaped)

@@ -142,7 +142,7 @@ def test_retrieval_by_class() -> None:
     centres = unit(7, 12, seed=7)
     a, b = (F.normalize(centres[labels] + 1.3 * unit(90, 12, seed=seed), dim=1) for seed in (8, 9))
     data = collected(90, a=items(a), b=items(b), label=items(labels))
-    found = class_retrieval_scores(data, ("a", "b"), "label", resamples=100)
+    found, _ = class_retrieval_scores(data, ("a", "b"), "label", resamples=100)
     given = flat(a @ b.T, labels[:, None] == labels)
     assert found["a_to_b_mAP"] == pytest.approx(float(measures.RetrievalMAP()(*given)), abs=EXACT)
     for k in (1, 5, 10):

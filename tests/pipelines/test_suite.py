@@ -16,7 +16,8 @@ from PIL import Image
 
 import mmssl
 from mmssl.core.errors import DataError, RecipeError
-from mmssl.recipe.shipped import shipped_suites
+from mmssl.recipe.load import start_of
+from mmssl.recipe.shipped import find_recipe, shipped_suites
 from mmssl.recipe.suite import find_suite
 from tests.evaluation.world import write_shard
 from tests.pipelines.conftest import World
@@ -200,7 +201,40 @@ def test_two_models_are_compared(world: World, sets: Path, tmp_path: Path, capfd
     assert {row["group"] for row in csv.DictReader((out / "classes.csv").open())} == set(NAMES)
     assert (out / "compare.md").read_text().count("\n") == len(rows) + 2
     assert r"retrieval & image\_to\_text\_R@1" in (out / "compare.tex").read_text()
-    assert len(read(out / "compare.json")["differences"]) == len(rows) + len(NAMES)
+    whole = read(out / "compare.json")
+    assert len(whole["differences"]) == len(rows) + len(NAMES)
+    assert {row["metric"] for row in rows if row["task"] == "multilabel"} == {"LRAP", "mAP"}
+    for name, model in (
+        ("first", start_of(find_recipe(str(world.recipe), []), device="cpu")),
+        ("second", mmssl.load(world.run)),
+    ):
+        records = whole["records"][name]
+        assert {record["model"] for record in records.values()} == {model.digest()}
+        assert records["single"]["facts"]["data"]
+        mean = next(float(row[name]) for row in rows if row["metric"] == "mAP")
+        assert mean == pytest.approx(records["multilabel"]["scores"]["mAP"])
+    queries = list(csv.DictReader((out / "queries.csv").open()))
+    right = [row for row in queries if (row["task"], row["metric"]) == ("single", "acc1")]
+    assert [row["key"] for row in right] == [f"s{i:07d}" for i in range(12)]
+    assert sum(float(row["difference"]) for row in right) / 12 == pytest.approx(float(accuracy["difference"]))
+    assert {row["metric"] for row in queries if row["task"] == "retrieval"} >= {
+        "image_to_text_rank",
+        "text_to_image_MRR",
+    }
+    assert whole["unpaired"] == {}
+
+
+def test_what_cannot_be_paired_is_said(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    gap = {"kind": "modality_gap", "shards": [str(world.shards / "test")], "pair": ["image", "text"]}
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(json.dumps({"evaluators": {"gap": gap}}))
+    assert world.mmssl("compare", world.run, world.run, suite, "--out", tmp_path / "out") == 0
+    assert "gap: no paired difference, because its scores are of the whole set" in " ".join(
+        capfd.readouterr().err.split()
+    )
+    found = read(tmp_path / "out/compare.json")
+    assert found["unpaired"].keys() == {"gap"}
+    assert found["records"]["first"]["gap"]["scores"] == found["records"]["second"]["gap"]["scores"]
 
 
 def test_a_calibration_is_saved_with_the_checkpoint(

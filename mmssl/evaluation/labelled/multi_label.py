@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -110,7 +111,9 @@ def multi_label_scores(
         "n_skipped": data.skipped,
         "bootstrap_seed": config.seed,
     }
-    return found, _tables(keys, names, scores, labels, ranked, precision, area)
+    tables = _tables(keys, names, scores, labels, ranked, precision, area)
+    measures = {"mAP": lambda counts: curves.resampled(counts.to(rows.device))[seen].nanmean(0)}
+    return found, tables | {"samples": replace(tables["samples"], measures=measures)}
 
 
 def _macro_area(area: Tensor, influence: Tensor, labels: Tensor) -> dict[str, Score]:
@@ -185,7 +188,7 @@ def _tables(
         "AUROC": _defined(area),
     }
     vectors = {"scores": scores.T.float().cpu(), "labels": labels.T.cpu()}
-    return {"samples": Table(samples, ("LRAP",), vectors), "classes": Table(classes)}
+    return {"samples": Table(samples, ("LRAP",), vectors=vectors), "classes": Table(classes)}
 
 
 def _defined(values: Tensor) -> list[Score]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmssl.reporting.results import Row, summary_rows, to_csv
+from mmssl.reporting.summary import Row, summary_rows, to_csv
 from pipelines.measured import show
 
 SCORES = {
