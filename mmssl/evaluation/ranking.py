@@ -53,8 +53,13 @@ class Predictions:
     def each(self, change: Callable[[Tensor], Tensor]) -> Predictions:
         """The same with every tensor changed."""
         chances = self.probabilities
-        parts = (self.ranks, self.tied, self.predicted, self.scores)
-        return Predictions(*map(change, parts), probabilities=None if chances is None else change(chances))
+        return Predictions(
+            change(self.ranks),
+            change(self.tied),
+            change(self.predicted),
+            change(self.scores),
+            None if chances is None else change(chances),
+        )
 
     @staticmethod
     def joined(parts: Sequence[Predictions]) -> Predictions:

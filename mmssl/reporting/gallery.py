@@ -152,11 +152,11 @@ def similarity(a: Items, b: Items, show_a: Show, show_b: Show, *, count: int = H
     rows, columns = torch.searchsorted(b.owner, shared), torch.searchsorted(a.owner, shared)
     with exact_products():
         matrix = b.rows[rows] @ a.rows[columns].T
-    silent = [
+    of_rows, of_columns = (
         tuple(replace(show(row), sound="", note="") for row in some.tolist())
         for show, some in ((show_b, rows), (show_a, columns))
-    ]
-    return Similarity(matrix.cpu(), *silent, title)
+    )
+    return Similarity(matrix.cpu(), of_rows, of_columns, title)
 
 
 def showcase(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Literal
 
 import torch
@@ -83,7 +84,7 @@ def neighbours(train: Labelled, ks: tuple[int, ...] = (20,), temperature: float 
         def classify_all(features: Tensor, wanted: Tensor) -> Predictions:
             each = in_shares(voted)(features, wanted)
             for i, k in enumerate(ks):
-                found[k] = each.each(lambda x, i=i: x[:, i])
+                found[k] = each.each(itemgetter((slice(None), i)))
             return found[ks[0]]
 
         def classified_with(k: int) -> Classify:

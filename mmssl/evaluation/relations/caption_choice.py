@@ -165,7 +165,9 @@ class CaptionChoice(Evaluator):
         columns = {name: earned.tolist() for name, earned in outcomes.items()}
         names = [example.name for example in examples]
         self.tables = {
-            "samples": Table({"key": names, "class": kinds, **columns}, tuple(outcomes), partial(_texts, examples)),
+            "samples": Table(
+                {"key": names, "class": kinds, **columns}, tuple(outcomes), texts=partial(_texts, examples)
+            ),
             "kinds": _kinds(kinds, outcomes),
         }
         return scores | {"tie_rate": int(tied.sum()) / len(examples), "n": len(examples)}

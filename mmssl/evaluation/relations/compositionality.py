@@ -133,4 +133,4 @@ class Compositionality(RelationEvaluator):
             "class": [self.falsehoods[kind] for kind in embedded.rows[KIND].tolist()],
             "acc": earned.tolist(),
         }
-        return Table(columns, ("acc",), partial(self._texts, embedded.owner.tolist()))
+        return Table(columns, ("acc",), texts=partial(self._texts, embedded.owner.tolist()))

@@ -114,6 +114,6 @@ class WordOrder(RelationEvaluator):
         rows: dict[str, Sequence[Score]] = {"key": [embedded.keys[number] for number in embedded.owner.tolist()]}
         rows |= {name: column.tolist() for name, column in columns.items()}
         texts = partial(self._texts, embedded.owner.tolist())
-        self.tables = {"samples": Table(rows, tuple(columns), texts)}
+        self.tables = {"samples": Table(rows, tuple(columns), texts=texts)}
         counts = {"n_captions": len(earned), "n": len(set(embedded.owner.tolist())), "bootstrap_seed": self.seed}
         return scores | {"tie_rate": int(tied.sum()) / len(tied)} | counts
