@@ -120,6 +120,8 @@ def _finished(out: Path, job: _Job, required: bool) -> dict[str, int] | None:
     """The rows of a folder that holds what the job would write; None: it does not."""
     done = distributed.gather_objects(finished_rows(out, job.facts()) if distributed.is_main() else None)[0]
     if done is None or (required and not all(done.values())):
+        if distributed.is_main() and (out / "manifest.json").is_file():
+            log.warning("%s holds embeddings of another model, data, settings or version: they are replaced", out)
         return None
     if distributed.is_main():
         log.warning("%s holds these embeddings already: nothing was embedded; to embed again: --overwrite", out)

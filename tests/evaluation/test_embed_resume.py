@@ -103,6 +103,8 @@ def test_a_finished_folder_is_left_as_it_is(
         file.truncate(200)
     for changes in ({}, {"model_name": "b"}, {}, {"half": True}, {"wanted": ["words", "picture"]}):
         assert embed(shards, out, **changes)[0] == 7, changes
+        said = f"{out} holds embeddings of another model, data, settings or version: they are replaced"
+        assert caplog.messages[-1] == said
     assert embed(shards, out, model_name=None)[0] == 7, "who does not say which model it is cannot be told from another"
 
 
