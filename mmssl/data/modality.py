@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmssl.core.encoder import Encoder
+    from mmssl.data.modalities.corruptions.corruption import Corruptions
 
 C = TypeVar("C")
 
@@ -127,7 +128,8 @@ class Modality(ABC):
         relations: what the operation `negative` can break: of "shifted", "reversed", "channels", "caption", "order". The kernel
             measures which of them a value has.
         warnings: flag of `inspect`, or "repeated" for duplicates -> text of an audit's warning after the number of members.
-        token_ids, values_per_second: of its views; None: views have no token ids, and are no sounds with a rate.
+        corruptions: of its view "eval", which robustness is measured with.
+        token_ids, values_per_second: of its views; None: views have no token ids, and no rate.
 
     Raises:
         ValueError: no extension, or no "eval" view.
@@ -140,6 +142,7 @@ class Modality(ABC):
     language: ClassVar[bool] = False
     label: ClassVar[bool] = False
     relations: frozenset[str] = frozenset()
+    corruptions: Corruptions = {}  # noqa: RUF012 - nobody changes it
     token_ids: TokenIds | None = None
     values_per_second: float | None = None
     warnings: ClassVar[Mapping[str, str]] = {}

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.data.modalities.corruptions.corruption import SEVERITIES
-from mmssl.data.modalities.corruptions.views import GROUPS, corrupted, corruptions_of
+from mmssl.data.modalities.corruptions.views import GROUPS, corrupted
 from mmssl.data.modality import Modality, View
 from mmssl.evaluation.common import EvaluatorConfig
 
@@ -81,9 +81,12 @@ class RobustConfig(ViewedConfig):
 
     Attributes:
         corruptions: corruptions to measure under too, at five severities, five passes over the test samples each. Of pictures and
-            clips: gaussian_noise, shot_noise, impulse_noise, gaussian_blur, brightness, contrast, pixelate, jpeg ("common"), and
-            mosaic, glitched, vertical_lines, geometric_shapes, stickers, luminance_checkerboard ("unnatural", LAION-C's kinds); of
-            clips: frame_rate, frame_drop; of sounds: white_noise, pink_noise, reverb, clipping, gain, compression (of loudness),
+            clips: gaussian_noise, shot_noise, impulse_noise, defocus_blur, glass_blur, motion_blur, zoom_blur, snow, frost, fog,
+            brightness, contrast, elastic_transform, pixelate, jpeg ("common", ImageNet-C's kinds), speckle_noise, gaussian_blur,
+            spatter, saturate ("extra", its further ones), and mosaic, glitched, vertical_lines, geometric_shapes, stickers,
+            luminance_checkerboard ("unnatural", LAION-C's kinds); of clips: frame_rate, frame_drop; of arrays: gaussian_noise,
+            the blurs, contrast, elastic_transform, pixelate, channel_dropout; of series: white_noise, gain, baseline_wander,
+            channel_dropout, time_mask; of sounds: white_noise, pink_noise, reverb, clipping, gain, compression (of loudness),
             quantisation, low_pass, high_pass, and mp3, opus, aac ("codecs"); of texts: typos, deleted_letters, doubled_letters,
             swapped_letters, casing. Or ["all"].
     """
@@ -98,14 +101,17 @@ class RobustConfig(ViewedConfig):
         Raises:
             RecipeError: a corruption that none of them has.
         """
-        known = {kind: name for name in reversed(names) for kind in corruptions_of(modalities[name])}
+        known = {kind: name for name in reversed(names) for kind in modalities[name].corruptions}
         kinds: dict[str, None] = {}
         for given in self.corruptions:
             meant = [kind for kind in GROUPS.get(given, (given,)) if kind in known]
             if not meant:
                 where = " or ".join(map(repr, names))
+                groups = [name for name, members in GROUPS.items() if known.keys() & set(members)]
+                several = f", or several by name: {', '.join(groups)}" if groups else ""
                 raise RecipeError(
-                    f"corruptions: got {given!r} for {where}{did_you_mean(given, known)}, wanted {sorted(known) or 'none'}"
+                    f"corruptions: got {given!r} for {where}{did_you_mean(given, [*known, *groups])}, wanted "
+                    f"{sorted(known) or 'none'}{several}"
                 )
             kinds |= dict.fromkeys(meant)
         return {

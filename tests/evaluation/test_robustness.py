@@ -195,12 +195,15 @@ def test_names_of_several_corruptions(shards: dict[str, list[str]]) -> None:
     assert found("unnatural", "casing") == {
         "mosaic", "glitched", "vertical_lines", "geometric_shapes", "stickers", "luminance_checkerboard", "casing",
     }  # fmt: skip
-    assert found("all") == found("common", "unnatural") | {
+    assert found("all") == found("common", "extra", "unnatural") | {
         "typos", "casing", "deleted_letters", "doubled_letters", "swapped_letters",
     }  # fmt: skip
     with pytest.raises(RecipeError, match=r"corruptions: got 'reverb' for 'picture' or 'words', wanted \['brightness'"):
         found("reverb")
-    with pytest.raises(RecipeError, match="corruptions: got 'all' for 'label', wanted none"):
+    groups = "or several by name: all, common, extra, unnatural$"
+    with pytest.raises(RecipeError, match=rf"got 'laion_c' for 'picture' or 'words', wanted .*'zoom_blur'\], {groups}"):
+        found("laion_c")
+    with pytest.raises(RecipeError, match=r"corruptions: got 'all' for 'label', wanted none$"):
         configured(RobustConfigured, shards=["x"], corruptions=["all"]).corrupted_modalities(both, ("label",))
 
 

@@ -19,6 +19,7 @@ from mmssl.data.modalities.array_files import check_size, check_whole, is_pictur
 from mmssl.data.modalities.array_views import ArrayCropConfig, ArrayEval
 from mmssl.data.modalities.arrays import as_array
 from mmssl.data.modalities.choice import ChoiceConfig
+from mmssl.data.modalities.corruptions.measurements import ARRAYS as CORRUPTIONS
 from mmssl.data.modalities.kernels.array import ARRAYS
 from mmssl.data.modalities.masks.image import BlocksConfig, InverseBlocksConfig, JepaConfig, OrderConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
@@ -45,6 +46,7 @@ class ArrayModality(Modality):
     """
 
     kernels = ARRAYS
+    corruptions = CORRUPTIONS
     visual = True
     warnings: ClassVar[Mapping[str, str]] = {
         "repeated": "arrays repeat earlier ones: equal arrays are false negatives, or leak between splits",

@@ -38,6 +38,7 @@ from mmssl.data.modalities.audio_views import (
 )
 from mmssl.data.modalities.byol_a import ByolAConfig
 from mmssl.data.modalities.choice import ChoiceConfig
+from mmssl.data.modalities.corruptions.sounds import SOUNDS as CORRUPTIONS
 from mmssl.data.modalities.kernels.audio import SOUNDS
 from mmssl.data.modalities.masks.audio import (
     SoundBlocksConfig,
@@ -84,6 +85,7 @@ class AudioModality(Modality):
     """
 
     kernels = SOUNDS
+    corruptions = CORRUPTIONS
     audible = True
     relations = frozenset({"shifted", "reversed", "channels"})
     warnings: ClassVar[Mapping[str, str]] = {

@@ -16,6 +16,7 @@ from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.modalities.arrays import as_rgb
 from mmssl.data.modalities.choice import ChoiceConfig
+from mmssl.data.modalities.corruptions.pictures import PICTURES as CORRUPTIONS
 from mmssl.data.modalities.image_views import (
     CropConfig,
     EvalView,
@@ -65,6 +66,7 @@ class ImageModality(Modality):
     """
 
     kernels = PICTURES
+    corruptions = CORRUPTIONS
     visual = True
     warnings: ClassVar[Mapping[str, str]] = {
         "repeated": "images repeat earlier ones: equal images are false negatives, or leak between splits",

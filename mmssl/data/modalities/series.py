@@ -17,6 +17,7 @@ from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.modalities.array_files import Stored, check_size, check_whole, open_array, open_csv
 from mmssl.data.modalities.arrays import as_array
 from mmssl.data.modalities.choice import ChoiceConfig
+from mmssl.data.modalities.corruptions.measurements import SERIES as CORRUPTIONS
 from mmssl.data.modalities.kernels.series import SERIES
 from mmssl.data.modalities.masks.audio import SoundOrderConfig, SpansConfig
 from mmssl.data.modalities.series_views import CentreSeries, RandomSeriesConfig
@@ -43,6 +44,7 @@ class SeriesModality(Modality):
     """
 
     kernels = SERIES
+    corruptions = CORRUPTIONS
     warnings: ClassVar[Mapping[str, str]] = {
         "repeated": "series repeat earlier ones: equal series are false negatives, or leak between splits",
         "with NaN": "series hold NaN: a run refuses them unless its recipe says `nan: interpolate`",
@@ -62,7 +64,8 @@ class SeriesModality(Modality):
         max_values: int,
     ) -> None:
         super().__init__(name, extensions, views)
-        self.axes, self.rate, self.channels = axes, rate, channels
+        self.axes, self.channels = axes, channels
+        self.rate = self.values_per_second = rate
         self.entry, self.nan, self.max_values = entry, nan, max_values
 
     def length(self, value: np.ndarray) -> float:

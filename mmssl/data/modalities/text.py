@@ -15,6 +15,7 @@ from mmssl.data.inspection import Inspection
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.clip_vocabulary import clip_vocabulary
+from mmssl.data.modalities.corruptions.sentences import SENTENCES
 from mmssl.data.modalities.hard_negatives import HardNegativeViewConfig
 from mmssl.data.modalities.kernels.text import CAPTIONS
 from mmssl.data.modalities.text_augment import WordOperation
@@ -59,6 +60,7 @@ class TextModality(Modality):
     """
 
     kernels = CAPTIONS
+    corruptions = SENTENCES
     language = True
     relations = frozenset({"caption", "order"})
 

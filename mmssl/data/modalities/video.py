@@ -21,6 +21,9 @@ from mmssl.data.media.frames import decode_video, frame_start, too_long, video_e
 from mmssl.data.media.torchcodec import decode_with_torchcodec, torchcodec_failure
 from mmssl.data.modalities.arrays import as_pixels
 from mmssl.data.modalities.choice import ChoiceConfig
+from mmssl.data.modalities.corruptions.clips import CLIPS as CORRUPTIONS
+from mmssl.data.modalities.corruptions.corruption import Corruptions
+from mmssl.data.modalities.corruptions.pictures import PICTURES
 from mmssl.data.modalities.kernels.video import CLIPS
 from mmssl.data.modalities.masks.video import (
     VideoBlocksConfig,
@@ -84,6 +87,11 @@ class VideoModality(Modality):
         self.backend = backend
         self.max_pixels = max_pixels
         self.max_bytes = max_bytes
+
+    @property
+    def corruptions(self) -> Corruptions:  # type: ignore[override]
+        """Those of pictures; of several frames also those in time."""
+        return {**PICTURES, **CORRUPTIONS} if self.view("eval").blank().ndim == 4 else PICTURES
 
     def extent(self, data: bytes, extension: str) -> Extent:
         """Start and end of the video stream, by the header, or else by the time stamps.

@@ -12,20 +12,27 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur as torchvision_blur
 
 from mmssl.data.media.lossy import CODECS
 from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.captions.captions import Captions
+from mmssl.data.modalities.corruptions.blurs import BLURS
 from mmssl.data.modalities.corruptions.clips import CLIPS
-from mmssl.data.modalities.corruptions.common import COMMON
+from mmssl.data.modalities.corruptions.common import COMMON, EXTRA
 from mmssl.data.modalities.corruptions.corruption import SEVERITIES
+from mmssl.data.modalities.corruptions.measurements import ARRAYS
+from mmssl.data.modalities.corruptions.measurements import SERIES as WAVES
+from mmssl.data.modalities.corruptions.planes import disc, filtered, plasma, smoothed, trail, zoomed
 from mmssl.data.modalities.corruptions.sentences import NEIGHBOURS, SENTENCES
 from mmssl.data.modalities.corruptions.sounds import SOUNDS
 from mmssl.data.modalities.corruptions.unnatural import CELLS, UNNATURAL
-from mmssl.data.modalities.corruptions.views import GROUPS, corrupted, corruptions_of
+from mmssl.data.modalities.corruptions.views import GROUPS, corrupted
+from mmssl.data.modalities.corruptions.weather import WEATHER
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.label import LabelConfig
+from mmssl.data.modalities.series import SeriesConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
@@ -34,13 +41,27 @@ from mmssl.data.timeline import Clip
 IMAGE: Modality = ImageConfig(size=96).build("image")
 AUDIO: Modality = AudioConfig(rate=8000, seconds=0.5).build("audio")
 VIDEO: Modality = VideoConfig(size=16, frames=8, seconds=1.0).build("video")
+ARRAY: Modality = ArrayConfig.model_validate({"axes": None, "size": 96, "channels": 6}).build("array")
+SERIES: Modality = SeriesConfig(axes=("time", "channel"), rate=100.0, channels=12, seconds=20.0).build("series")
 TEXT: Modality = TextConfig.model_validate({"tokenizer": {"kind": "clip", "context_length": 80}}).build("text")
 SENTENCE = "A small Dog runs over the green meadow"
 KINDS = [
     (modality, kind)
-    for modality, some in ((IMAGE, {**COMMON, **UNNATURAL}), (AUDIO, SOUNDS), (VIDEO, CLIPS), (TEXT, SENTENCES))
+    for modality, some in (
+        (IMAGE, {**COMMON, **EXTRA, **UNNATURAL}),
+        (AUDIO, SOUNDS),
+        (VIDEO, CLIPS),
+        (TEXT, SENTENCES),
+        (ARRAY, ARRAYS),
+        (SERIES, WAVES),
+    )
     for kind in some
 ]
+UNORDERED = ("vertical_lines", "elastic_transform", "saturate", "spatter", "glass_blur")
+"""Lines are fewer and wider, and leave as much black at every severity; then three are two transforms each, as in ImageNet-C. Glass
+is measured at edges, as a smooth picture shows its noise alone."""
+COVERING = ("frost", "fog")
+"""The more they cover, the darker is the picture below: what counts is how little the result has in common with it."""
 
 
 def picture() -> np.ndarray:
@@ -58,6 +79,12 @@ def value(modality: Modality) -> Any:
         return Clip(np.stack([np.full((16, 16, 3), 20 * i, np.uint8) for i in range(8)]), np.arange(8) / 8, 1.0)
     if modality is TEXT:
         return Captions([SENTENCE, "Two cats"])
+    if modality is ARRAY:
+        return 1000 + 3 * np.concatenate([picture(), picture()[::-1]], -1).astype(np.float32)
+    if modality is SERIES:
+        seconds = np.arange(2000) / 100
+        waves = [5 * number + (1 + number) * np.sin(2 * np.pi * 1.2 * seconds + number) for number in range(12)]
+        return np.stack(waves).astype(np.float32)
     wave: np.ndarray = rng.standard_normal((1, 4000)).astype(np.float32) * 0.2
     return wave
 
@@ -76,10 +103,11 @@ def test_a_view_keeps_its_form_and_loses_more_with_severity(modality: Modality, 
         assert (x.shape, x.dtype, view.ragged) == (clean.shape, clean.dtype, modality.view("eval").ragged)
         assert torch.equal(x, view(value(modality), {})), "the same content has the same noise"
         assert bool(torch.isfinite(x.float()).all())
-        distances.append(float((x.float() - clean.float()).norm()))
+        common = float(torch.corrcoef(torch.stack([x.flatten().float(), clean.flatten().float()]))[0, 1])
+        distances.append(1 - common if kind in COVERING else float((x.float() - clean.float()).norm()))
     assert distances[0] > 0 or kind == "casing", "CLIP's tokens know no capitals"
-    # A letter more or fewer moves all tokens behind it; lines are fewer and wider, and leave as much black at every severity.
-    if modality is not TEXT and kind != "vertical_lines":
+    # A letter more or fewer moves all tokens behind it.
+    if modality is not TEXT and kind not in UNORDERED:
         assert distances[0] < distances[2] < distances[4]
     assert view.blank().shape == modality.view("eval").blank().shape
 
@@ -94,21 +122,133 @@ def test_other_content_has_other_noise() -> None:
 
 
 def test_who_has_which() -> None:
-    assert {*corruptions_of(IMAGE)} == {*COMMON, *UNNATURAL}
-    assert {*corruptions_of(VIDEO)} == {*COMMON, *UNNATURAL, *CLIPS}
-    assert corruptions_of(AUDIO) is SOUNDS
-    assert corruptions_of(TEXT) is SENTENCES
-    assert corruptions_of(LabelConfig().build("label")) == {}
-    array = ArrayConfig.model_validate({"axes": None, "size": 8, "channels": 3}).build("array")
-    assert corruptions_of(array) == {}, "its values are no levels of light"
+    assert {*IMAGE.corruptions} == {*COMMON, *EXTRA, *UNNATURAL}
+    assert {*VIDEO.corruptions} == {*COMMON, *EXTRA, *UNNATURAL, *CLIPS}
+    assert AUDIO.corruptions is SOUNDS
+    assert TEXT.corruptions is SENTENCES
+    assert LabelConfig().build("label").corruptions == {}
+    assert not {*ARRAY.corruptions} & {"brightness", "jpeg", "fog", "shot_noise"}, "its values are no levels of light"
+    published = (
+        "gaussian shot impulse defocus glass motion zoom snow frost fog brightness contrast elastic pixelate jpeg"
+    )
+    assert [kind.split("_")[0] for kind in COMMON] == published.split(), "the 15 of ImageNet-C, in its order"
     assert set(GROUPS["all"]) == {kind for _, kind in KINDS}
 
 
 def test_all_frames_of_a_clip_get_the_same_shapes() -> None:
     still = Clip(np.stack([picture()[:16, :16]] * 8), np.arange(8) / 8, 1.0)
-    for kind in UNNATURAL:
+    for kind in (*UNNATURAL, *BLURS, *WEATHER, "elastic_transform", "spatter"):
         x = corrupted(VIDEO, kind, 3).view("eval")(still, {}).float()
         assert torch.equal(x, x[:1].expand_as(x)), kind
+
+
+def test_filters_are_convolutions_around_the_middle_of_their_kernel() -> None:
+    x = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0))
+    kernel = trail(6, 3, 30)
+    assert float(kernel.sum()) == pytest.approx(1)
+    assert float(kernel[:6].sum()) == float(kernel[:, :6].sum()) == 0, "from the middle (6, 6)"
+    assert float(kernel[9, 11]) > 0, "three pixels down and five to the right"
+    wide = torch.nn.functional.pad(x.reshape(-1, 1, 40, 50), [6] * 4, mode="reflect")
+    slow = torch.nn.functional.conv2d(wide, kernel.flip(0, 1)[None, None]).reshape(x.shape)
+    assert torch.allclose(filtered(x, kernel), slow, atol=1e-5)
+    assert float(disc(3.0).gt(0).sum()) == 37, "of the 7 x 7 places, those less than 3.5 from the middle"
+    blurred = torchvision_blur(x, [9, 9], [1.0, 1.0])
+    assert torch.allclose(smoothed(x, 1.0), blurred, atol=1e-5)
+
+
+def test_glass_moves_edges_further_with_severity() -> None:
+    blocks = torch.rand((3, 7, 7), generator=torch.Generator().manual_seed(0)).repeat_interleave(32, 1)
+    x = blocks.repeat_interleave(32, 2)
+    glass = COMMON["glass_blur"]
+    moved = [
+        float((glass.function(x, strength, torch.Generator().manual_seed(0)) - x).norm())
+        for strength in glass.strengths
+    ]
+    assert moved[0] < moved[2] < moved[4]
+    once = glass.function(x, (1e-3, 4, 1), torch.Generator().manual_seed(0))
+    assert float((once - x).abs()[:, 5:27, 5:27].max()) == 0, "colours come from at most so far"
+    assert float((once - x).abs()[:, :, 28:36].max()) > 0
+
+
+def test_a_zoom_shows_the_middle() -> None:
+    places = torch.arange(40.0).expand(1, 40, 40)
+    found = zoomed(places, 2.0)[0, 0]
+    assert torch.allclose(found, 19.5 + (torch.arange(40) - 19.5) / 2)
+    assert torch.equal(zoomed(places, 1.0), places)
+
+
+def test_lengths_are_in_proportion_to_the_picture() -> None:
+    """A line of light in a picture of 224 pixels becomes as wide a band, of the picture, as in one of 112."""
+    for side in (112, 224):
+        x = torch.zeros(3, side, side)
+        x[..., side // 2] = 1
+        for kind, width in (("defocus_blur", 2 * 10 / 224), ("gaussian_blur", 8 * 6 / 224)):
+            corruption = {**COMMON, **EXTRA}[kind]
+            made = corruption.function(x, corruption.strengths[4], torch.Generator())
+            seen = (made[0, side // 2] > 1e-6).sum() / side
+            assert float(seen) == pytest.approx(width, abs=2.1 / side), (kind, side)
+
+
+def test_weather_has_the_published_amounts() -> None:
+    x = torch.full((3, 64, 64), 0.5)
+    x[:, 0, 0] = 1
+    noise = plasma((64, 64), 2.0, torch.Generator().manual_seed(0))
+    assert (float(noise.min()), float(noise.max())) == (0, 1)
+    fog = COMMON["fog"].function(x, (1.5, 2.0), torch.Generator().manual_seed(0))
+    assert torch.allclose(fog, (x + 1.5 * noise) / 2.5)
+    frost = COMMON["frost"].function(x, (0.6, 0.75), torch.Generator().manual_seed(0))
+    ice = (frost - 0.6 * x) / 0.75
+    assert 0.2 < float(ice.mean()) < 0.7
+    assert float(ice.std()) > 0.05, "a texture"
+    assert bool((ice[2] >= ice[0]).all()), "bluish"
+
+
+def test_saturation_and_speckles() -> None:
+    x = torch.tensor([0.8, 0.4, 0.2]).reshape(3, 1, 1).expand(3, 64, 64)
+    for severity, wanted in ((1, 0.75 * 0.3), (3, 1.0), (4, 1.0)):
+        strength = EXTRA["saturate"].strengths[severity - 1]
+        red, green, blue = (float(one[0, 0]) for one in EXTRA["saturate"].function(x, strength, torch.Generator()))
+        hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
+        assert (saturation, value) == pytest.approx((wanted, 0.8))
+        assert hue == pytest.approx(colorsys.rgb_to_hsv(0.8, 0.4, 0.2)[0])
+    speckled = EXTRA["speckle_noise"].function(x, 0.15, torch.Generator().manual_seed(0)) - x
+    assert float(speckled[0].std() / speckled[2].std()) == pytest.approx(4, rel=0.15), "as strong as the light"
+
+
+def test_corruptions_of_measurements_are_in_units_of_their_channels() -> None:
+    x = torch.from_numpy(value(SERIES))
+    spread = x.std(1, correction=0)
+
+    def changed(kind: str, severity: int) -> Tensor:
+        corruption = WAVES[kind]
+        rate = {"rate": 100.0} if corruption.timed else {}
+        made: Tensor = corruption.function(
+            x, corruption.strengths[severity - 1], torch.Generator().manual_seed(0), **rate
+        )
+        return made - x
+
+    noise = changed("white_noise", 3).square().mean(1).sqrt() / spread
+    assert noise.tolist() == pytest.approx([10**-0.5] * 12, rel=0.1), "10 dB"
+    wander = changed("baseline_wander", 4)
+    assert (wander.square().mean(1).sqrt() / spread).tolist() == pytest.approx([2.0] * 12, rel=1e-4)
+    assert float(torch.fft.rfft(wander[0]).abs()[8:].max()) < 1, "no faster than 0.3 Hz"
+    gained = x + changed("gain", 1)
+    assert gained.mean(1).tolist() == pytest.approx(x.mean(1).tolist(), abs=1e-4)
+    assert (gained.std(1, correction=0) / spread).tolist() == pytest.approx([10**-0.3] * 12, rel=1e-4)
+    lost = [(x + changed("channel_dropout", severity)).std(1) < 1e-4 for severity in (1, 4, 5)]
+    assert [int(one.sum()) for one in lost] == [1, 6, 9]
+    assert bool((lost[1] | ~lost[0]).all()), "those of a smaller severity, and more"
+    assert [int((changed("time_mask", severity)[0] != 0).sum()) for severity in (1, 5)] == pytest.approx(
+        [100, 1000], abs=2
+    )
+    assert torch.equal(WAVES["channel_dropout"].function(x[:1], 0.75, torch.Generator()), x[:1]), (
+        "one channel is not lost"
+    )
+    flat = torch.full((2, 50), 3.0)
+    for corruption in WAVES.values():
+        rate = {"rate": 100.0} if corruption.timed else {}
+        same = corruption.function(flat, corruption.strengths[4], torch.Generator().manual_seed(0), **rate)
+        assert torch.allclose(same, flat), "what does not vary has no scale"
 
 
 def test_a_mosaic_keeps_the_mean_colour_of_what_a_tile_covers() -> None:

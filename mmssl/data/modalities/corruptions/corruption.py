@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SEVERITIES = (1, 2, 3, 4, 5)
+Strength = float | tuple[float, ...]
+"""What a severity means to a corruption; its table says which quantities."""
 Corrupt = Callable[..., "Tensor"]
 """(view as float, strength, generator) -> view; with the keyword `rate` if `Corruption.timed`. Pictures [..., 3, H, W] are in
-0 ... 1, sounds [C, samples] in -1 ... 1."""
+0 ... 1, sounds [C, samples] in -1 ... 1; arrays [C, H, W] and series [C, samples] in units of their own."""
 Rewrite = Callable[[str, float, "np.random.Generator"], str]
 """(sentence, strength, generator) -> sentence."""
 
@@ -29,7 +31,7 @@ class Corruption:
     """
 
     function: Corrupt
-    strengths: tuple[float, float, float, float, float]
+    strengths: tuple[Strength, Strength, Strength, Strength, Strength]
     timed: bool = False
 
 
@@ -44,3 +46,7 @@ class TextCorruption:
 
     function: Rewrite
     strengths: tuple[float, float, float, float, float]
+
+
+Corruptions = Mapping[str, Corruption | TextCorruption]
+"""Kind -> corruption."""

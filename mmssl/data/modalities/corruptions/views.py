@@ -18,8 +18,10 @@ from mmssl.core.seeding import fold, generator
 from mmssl.data.media.lossy import CODECS
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.corruptions.clips import CLIPS
-from mmssl.data.modalities.corruptions.common import COMMON
-from mmssl.data.modalities.corruptions.corruption import Corrupt, Corruption, TextCorruption
+from mmssl.data.modalities.corruptions.common import COMMON, EXTRA
+from mmssl.data.modalities.corruptions.corruption import Corrupt, Strength, TextCorruption
+from mmssl.data.modalities.corruptions.measurements import ARRAYS, SERIES
+from mmssl.data.modalities.corruptions.pictures import PICTURES
 from mmssl.data.modalities.corruptions.sentences import SENTENCES
 from mmssl.data.modalities.corruptions.sounds import SOUNDS
 from mmssl.data.modalities.corruptions.unnatural import UNNATURAL
@@ -29,23 +31,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "all": (*COMMON, *UNNATURAL, *CLIPS, *SOUNDS, *SENTENCES),
+    "all": tuple(dict.fromkeys((*PICTURES, *CLIPS, *SOUNDS, *SENTENCES, *ARRAYS, *SERIES))),
     "common": (*COMMON,),
+    "extra": (*EXTRA,),
     "unnatural": (*UNNATURAL,),
     "codecs": (*CODECS,),
 }
 """Name of several corruptions -> those that are meant, as far as a modality has them."""
-
-
-def corruptions_of(modality: Modality) -> Mapping[str, Corruption | TextCorruption]:
-    """The corruptions that a modality has; empty: none."""
-    if modality.visual:
-        blank = modality.view("eval").blank()
-        if blank.is_floating_point():  # an array in units of its own
-            return {}
-        pictures = {**COMMON, **UNNATURAL}
-        return {**pictures, **CLIPS} if modality.moving and blank.ndim == 4 else pictures
-    return SOUNDS if modality.audible else SENTENCES if modality.language else {}
 
 
 def corrupted(modality: Modality, kind: str, severity: int) -> Modality:
@@ -53,10 +45,10 @@ def corrupted(modality: Modality, kind: str, severity: int) -> Modality:
 
     Args:
         modality: to corrupt.
-        kind: one of `corruptions_of`.
+        kind: one of `modality.corruptions`.
         severity: 1 to 5.
     """
-    corruption = corruptions_of(modality)[kind]
+    corruption = modality.corruptions[kind]
     inner = modality.view("eval")
     strength = corruption.strengths[severity - 1]
     view: View
@@ -76,12 +68,12 @@ class CorruptedView(View):
     """A view, corrupted; of the type and shape of that view.
 
     Args:
-        view: of pictures uint8 [..., 3, H, W], or of sounds int16 or float [C, samples].
+        view: of pictures uint8 [..., 3, H, W], of sounds int16 or float [C, samples], or of arrays and series, float.
         corrupt, strength: what happens to it.
         seed: of what is random, with the content of the view.
     """
 
-    def __init__(self, view: View, corrupt: Corrupt, strength: float, seed: int) -> None:
+    def __init__(self, view: View, corrupt: Corrupt, strength: Strength, seed: int) -> None:
         self.view, self.corrupt, self.strength, self.seed = view, corrupt, strength, seed
         self.pixels = view.pixels
 
