@@ -20,13 +20,17 @@ FLOORS = {
     "mmssl.reporting": 5, "mmssl.serving": 5,
     "pipelines": 6,
 }  # fmt: skip
-CONTRACT = ("mmssl.core", "mmssl.data.modality", "mmssl.data.kernel", "mmssl.data.inspection", "mmssl.data.timeline")
+CONTRACT = (
+    "mmssl.core",
+    *(f"mmssl.data.{name}" for name in ("modality", "kernel", "inspection", "timeline", "corruption")),
+)
 SHARDS, MEDIA = "mmssl.data.shards", "mmssl.data.media"
 MODALITIES, SAMPLES = "mmssl.data.modalities", "mmssl.data.samples"
 SYNCHRONIZED, STREAM = "mmssl.data.synchronized", "mmssl.data.stream"
 DRAWS = "mmssl.data.draws"
 MAY_IMPORT = {
-    "mmssl.data.modality": ("mmssl.core", "mmssl.data.kernel", "mmssl.data.inspection", "mmssl.data.timeline"),
+    "mmssl.data.modality": CONTRACT,
+    "mmssl.data.corruption": ("mmssl.core",),
     "mmssl.data.kernel": ("mmssl.core", "mmssl.data.timeline"),
     "mmssl.data.inspection": ("mmssl.core",),
     "mmssl.data.timeline": ("mmssl.core",),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmssl.core.encoder import Encoder
-    from mmssl.data.modalities.corruptions.corruption import Corruptions
+    from mmssl.data.corruption import Corruptions
 
 C = TypeVar("C")
 
@@ -41,9 +41,7 @@ class DecodeError(Exception):
 
     def __init__(self, reason: str, detail: str, field: str = "") -> None:
         super().__init__(reason, detail, field)
-        self.reason = reason
-        self.detail = detail
-        self.field = field
+        self.reason, self.detail, self.field = reason, detail, field
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
@@ -108,9 +106,7 @@ class View(ABC):
 
 
 class Modality(ABC):
-    """A modality: the members of a shard that it reads, their decoder, its views, and its synchronized kernels.
-
-    Objects are picklable and immutable: workers get copies.
+    """A modality: members of a shard, their decoder, views and synchronized kernels; picklable and immutable, as workers get copies.
 
     Args:
         name: the modality's name in the recipe, and in every batch.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import RecipeError, did_you_mean
-from mmssl.data.modalities.corruptions.corruption import SEVERITIES
+from mmssl.data.corruption import SEVERITIES
 from mmssl.data.modalities.corruptions.views import GROUPS, corrupted
 from mmssl.data.modality import Modality, View
 from mmssl.evaluation.common import EvaluatorConfig

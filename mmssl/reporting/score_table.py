@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmssl.data.modalities.corruptions.corruption import SEVERITIES
+from mmssl.data.corruption import SEVERITIES
 from mmssl.evaluation.common import metric_context
 from mmssl.reporting.measures import Estimate
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmssl.core.config import Config
 from mmssl.core.evaluator import Score
-from mmssl.data.modalities.corruptions.corruption import SEVERITIES
+from mmssl.data.corruption import SEVERITIES
 from mmssl.evaluation.common import metric_context
 
 UNUSUAL = ("sizes", "lengths", "average", "precision", "max_samples")

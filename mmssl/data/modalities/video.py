@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from mmssl.core.errors import RecipeError
 from mmssl.core.input_spec import InputSpec
+from mmssl.data.corruption import Corruptions
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.media.container import BOXES, MATROSKA, check_video
 from mmssl.data.media.frames import decode_video, frame_start, too_long, video_extent, video_figures
@@ -22,7 +23,6 @@ from mmssl.data.media.torchcodec import decode_with_torchcodec, torchcodec_failu
 from mmssl.data.modalities.arrays import as_pixels
 from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.corruptions.clips import CLIPS as CORRUPTIONS
-from mmssl.data.modalities.corruptions.corruption import Corruptions
 from mmssl.data.modalities.corruptions.pictures import PICTURES
 from mmssl.data.modalities.kernels.video import CLIPS
 from mmssl.data.modalities.masks.video import (

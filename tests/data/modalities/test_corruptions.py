@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur as torchvision_blur
 
+from mmssl.data.corruption import SEVERITIES
 from mmssl.data.media.lossy import CODECS
 from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.audio import AudioConfig
@@ -21,7 +22,6 @@ from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.corruptions.blurs import BLURS
 from mmssl.data.modalities.corruptions.clips import CLIPS
 from mmssl.data.modalities.corruptions.common import COMMON, EXTRA
-from mmssl.data.modalities.corruptions.corruption import SEVERITIES
 from mmssl.data.modalities.corruptions.measurements import ARRAYS
 from mmssl.data.modalities.corruptions.measurements import SERIES as WAVES
 from mmssl.data.modalities.corruptions.planes import disc, filtered, plasma, smoothed, trail, zoomed

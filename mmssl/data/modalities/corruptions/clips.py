@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mmssl.data.modalities.corruptions.corruption import Corruption
+from mmssl.data.corruption import Corruption
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from mmssl.data.corruption import Corruption
 from mmssl.data.modalities.corruptions.blurs import BLURS, ELASTIC, GAUSSIAN_BLUR
-from mmssl.data.modalities.corruptions.corruption import Corruption
 from mmssl.data.modalities.corruptions.weather import SPATTER, WEATHER
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from mmssl.data.corruption import Corruption
 from mmssl.data.modalities.corruptions.common import COMMON, EXTRA
-from mmssl.data.modalities.corruptions.corruption import Corruption
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from mmssl.data.modalities.corruptions.corruption import Rewrite, TextCorruption
+from mmssl.data.corruption import Rewrite, TextCorruption
 
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 """Letters of a US keyboard; each row stands half a key further to the right than the one above."""

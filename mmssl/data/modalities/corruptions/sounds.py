@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmssl.data.corruption import Corruption
 from mmssl.data.media.lossy import coding_rate, through_codec
-from mmssl.data.modalities.corruptions.corruption import Corruption
 from mmssl.data.modalities.resampling import resample, resampling_ratio
 
 if TYPE_CHECKING:

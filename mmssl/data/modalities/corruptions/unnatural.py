@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mmssl.data.modalities.corruptions.corruption import Corruption
+from mmssl.data.corruption import Corruption
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mmssl.core.seeding import fold, generator
+from mmssl.data.corruption import Corrupt, Strength, TextCorruption
 from mmssl.data.media.lossy import CODECS
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.corruptions.clips import CLIPS
 from mmssl.data.modalities.corruptions.common import COMMON, EXTRA
-from mmssl.data.modalities.corruptions.corruption import Corrupt, Strength, TextCorruption
 from mmssl.data.modalities.corruptions.measurements import ARRAYS, SERIES
 from mmssl.data.modalities.corruptions.pictures import PICTURES
 from mmssl.data.modalities.corruptions.sentences import SENTENCES
