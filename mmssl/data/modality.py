@@ -106,7 +106,7 @@ class View(ABC):
 
 
 class Modality(ABC):
-    """A modality: members of a shard, their decoder, views and synchronized kernels; picklable and immutable, as workers get copies.
+    """A modality: members of a shard, their decoder, views and synchronized kernels; immutable, and picklable: workers get copies.
 
     Args:
         name: the modality's name in the recipe, and in every batch.

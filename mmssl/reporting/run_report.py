@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mmssl.core.errors import DataError, MmsslError, os_words
 from mmssl.evaluation.common import EvaluatorConfig
-from mmssl.evaluation.retrieval import RetrievalConfig
+from mmssl.evaluation.retrieval import Retrieval, RetrievalConfig
 from mmssl.recipe.load import load
 from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe
@@ -105,6 +105,7 @@ def _showcases(
         for name, config in of_pair.items():
             try:
                 with read_as(config, recipe.data).build(modalities) as evaluator:
+                    assert isinstance(evaluator, Retrieval)
                     shown.append(showcase(evaluator, model.embedding, prefix=f"{name}: ", **room))
                 break
             except MmsslError as error:

@@ -50,11 +50,11 @@ def corrupted(modality: Modality, kind: str, severity: int) -> Modality:
     """
     corruption = modality.corruptions[kind]
     inner = modality.view("eval")
-    strength = corruption.strengths[severity - 1]
     view: View
     if isinstance(corruption, TextCorruption):
-        view = CorruptedSentences(inner, kind, strength)
+        view = CorruptedSentences(inner, kind, corruption.strengths[severity - 1])
     else:
+        strength = corruption.strengths[severity - 1]
         corrupt = corruption.function
         if corruption.timed:
             corrupt = partial(corrupt, rate=modality.values_per_second)
