@@ -79,7 +79,7 @@ class FineTuningConfig(LabelledConfig):
         require_modalities(modalities, (self.modality, self.labels))
         if modalities[self.modality].view(self.view).on_device:
             raise RecipeError(
-                f"view: got {self.view!r}, which the training device finishes; name a view of {self.modality!r} that the loader makes whole"
+                f"view: got {self.view!r}, which the training device finishes; name one that the loader makes whole"
             )
         return FineTuning(self, modalities)
 
