@@ -17,9 +17,11 @@ from mmssl.evaluation.collect import Collected, KeptShards, item_numbers
 from mmssl.evaluation.common import (
     PairEvaluatorConfig,
     broadcast_scores,
+    cut_off_note,
     inference,
     require_modalities,
     require_usable,
+    warn_of_note,
     warn_of_ties,
 )
 from mmssl.evaluation.curves import mean_area_interval, tie_bounds
@@ -82,6 +84,7 @@ class ClassRetrieval(Evaluator):
             )
         for a, b in (config.pair, config.pair[::-1]):
             warn_of_ties(f"class retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
+        warn_of_note("class retrieval", scores)
         yield from broadcast_scores(scores).items()
 
 
@@ -108,7 +111,8 @@ def class_retrieval_scores(
         tie_rate: share of queries whose best right candidate ties with a wrong one;
         n_queries (queries without a candidate of their class are left out).
     Of the data: n (samples with a label and one of the pair), n_classes, n_<modality>, n_excluded (other samples), n_skipped
-    (samples that could not be decoded), bootstrap_seed.
+    (samples that could not be decoded), bootstrap_seed, and note: which k are above the number of candidates, so that their scores
+    are None.
 
     Raises:
         NumericError: an embedding is not finite, or zero.
@@ -139,7 +143,9 @@ def class_retrieval_scores(
     for (query, found), (a, b) in ((pair, sides), (pair[::-1], sides[::-1])):
         own, tables[f"{query}_to_{found}"] = _direction(*a, b[0], b[1], data.keys, ks, resamples, seed)
         scores |= {f"{query}_to_{found}_{name}": value for name, value in own.items()}
-    return scores | {"bootstrap_seed": seed}, tables
+    counts = {f"{pair[0]}_to_{pair[1]}": len(sides[1][1]), f"{pair[1]}_to_{pair[0]}": len(sides[0][1])}
+    note = cut_off_note(counts, ks)
+    return scores | {"bootstrap_seed": seed} | ({} if note is None else {"note": note}), tables
 
 
 def _direction(
@@ -162,23 +168,25 @@ def _direction(
     ).double()
     item = item_numbers(owner)[can].tolist()
     n, owner = len(classes), owner[can]
+    within = [k for k in ks if k <= n]
     columns: dict[str, Sequence[Score]] = {
         "key": [keys[number] for number in owner.tolist()],
         "item": item,
         "class": wanted[can].tolist(),
         "rank": first.tolist(),
         "mAP": precision.tolist(),
-        **{f"R@{k}": (first <= k).int().tolist() for k in ks},
+        **{f"R@{k}": (first <= k).int().tolist() for k in within},
     }
     low, high = mean_area_interval(precision, owner)
     scores: dict[str, Score] = {"mAP": float(precision.mean()), "mAP_ci95_low": low, "mAP_ci95_high": high}
     scores["mAP_chance"] = float(random_average_precision(right, n).mean())
     misses = random_misses(right, n, min(max(ks), n)).mean(1).tolist()
-    for k in ks:
+    scores |= {f"R@{k}": None for k in ks if k > n}
+    for k in within:
         share, low, high = share_by_cluster(first <= k, owner, resamples=resamples, seed=seed)
         scores |= {f"R@{k}": share, f"R@{k}_ci95_low": low, f"R@{k}_ci95_high": high}
-        scores[f"R@{k}_chance"] = 1 - misses[min(k, n) - 1]
-    table = Table(columns, ("mAP", *(f"R@{k}" for k in ks)))
+        scores[f"R@{k}_chance"] = 1 - misses[k - 1]
+    table = Table(columns, ("mAP", *(f"R@{k}" for k in within)))
     return scores | {"tie_rate": int(tied.sum()) / len(tied), "n_queries": len(first)}, table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from mmssl.core.errors import NumericError, RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.data.shards.remote import CacheConfig, Remote
+from mmssl.evaluation.statistics import shorten
 from mmssl.evaluation.tiles import exact_products
 
 log = logging.getLogger(__name__)
@@ -162,6 +163,23 @@ def warn_of_ties(name: str, share: float) -> None:
             name,
             100 * share,
         )
+
+
+def cut_off_note(candidates: Mapping[str, int], ks: Sequence[int]) -> str | None:
+    """What there is to say of cut-offs above the number of candidates, whose scores are None; None: there are none.
+
+    Args:
+        candidates: direction -> its number of candidates.
+        ks: cut-offs.
+    """
+    above = [f"{way} {k} of {n}" for way, n in candidates.items() for k in ks if k > n]
+    return f"not measured, because k is above the number of candidates: {shorten(above)}; lower `ks`" if above else None
+
+
+def warn_of_note(name: str, scores: Mapping[str, Score]) -> None:
+    """Warn of what the note among the scores of an evaluator says, if there is one."""
+    if scores.get("note") and distributed.is_main():
+        log.warning("%s: %s", name, scores["note"])
 
 
 def warn_of_choices(name: str, share: float, reason: str) -> None:

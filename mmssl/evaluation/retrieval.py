@@ -19,9 +19,11 @@ from mmssl.evaluation.collect import Collected, Items, KeptShards, item_numbers,
 from mmssl.evaluation.common import (
     PairEvaluatorConfig,
     broadcast_scores,
+    cut_off_note,
     inference,
     require_modalities,
     require_usable,
+    warn_of_note,
     warn_of_ties,
 )
 from mmssl.evaluation.corrupted import CorruptedShards, Figure
@@ -105,6 +107,7 @@ class Retrieval(Evaluator):
         self.tables = {**self.tables, **more}
         for a, b in (config.pair, config.pair[::-1]):
             warn_of_ties(f"retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
+        warn_of_note("retrieval", scores)
         yield from broadcast_scores(scores | robust).items()
 
     def _texts(self, owner: Tensor, query: str, found: str) -> dict[str, list[str]]:
@@ -159,8 +162,8 @@ def retrieval_scores(
         R@1_ceiling: R@1 of the best possible model, below 1 if items repeat between samples;
         tie_rate: share of queries whose best right candidate ties with a wrong one;  n_queries.
     Of the data: n (samples with both), n_excluded (samples with one or none: no queries, but candidates), n_skipped (could not be
-    decoded), n_<modality> (items), n_duplicate_<modality> (items that another sample has too), bootstrap_seed, and note if k
-    exceeds the number of candidates.
+    decoded), n_<modality> (items), n_duplicate_<modality> (items that another sample has too), bootstrap_seed, and note: which k
+    are above the number of candidates; their scores are None.
 
     Raises:
         NumericError: an embedding is not finite, or zero.
@@ -182,20 +185,21 @@ def retrieval_scores(
         (pair[::-1], backward, again[1], b, a),
     ):
         prefix = f"{query}_to_{found}_"
-        tables[prefix[:-1]] = _queries(ranks, queries.owner, candidates.owner, data.keys, ks)
+        within = tuple(k for k in ks if k <= len(candidates.owner))
+        tables[prefix[:-1]] = _queries(ranks, queries.owner, candidates.owner, data.keys, within)
         own = direction_scores(ranks, queries.owner, len(candidates.owner), ks, resamples, seed)
         if dual is not None:
             can = dual.positives > 0
-            for k in ks:
+            for k in within:
                 figure = share_by_cluster(dual.ranks[can, 0] <= k, queries.owner[can], resamples=resamples, seed=seed)
                 names = (f"R@{k}_dual_softmax{part}" for part in ("", "_ci95_low", "_ci95_high"))
                 # Both softmaxes treat all candidates alike: random scores stay in random order.
                 own |= {**dict(zip(names, figure, strict=True)), f"R@{k}_dual_softmax_chance": own[f"R@{k}_chance"]}
         scores |= {prefix + name: value for name, value in own.items()}
         scores[prefix + "R@1_ceiling"] = recall_ceiling(queries, candidates)
-    fewest = min(len(a.owner), len(b.owner))
-    if max(ks) > fewest:
-        scores["note"] = f"k above the number of candidates ({fewest}) counts as that number"
+    counts = {f"{pair[0]}_to_{pair[1]}": len(b.owner), f"{pair[1]}_to_{pair[0]}": len(a.owner)}
+    note = cut_off_note(counts, ks)
+    scores |= {} if note is None else {"note": note}
     return scores | {"bootstrap_seed": seed}, tables
 
 
@@ -244,15 +248,19 @@ def _dual_softmax_ranks(a: Items, b: Items, temperature: float) -> tuple[Ranks, 
 def direction_scores(
     ranks: Ranks, owner: Tensor, candidates: int, ks: tuple[int, ...], resamples: int, seed: int
 ) -> dict[str, Score]:
-    """Scores of one direction; queries without a right candidate are left out. See `retrieval_scores`."""
+    """Scores of one direction; queries without a right candidate are left out; None of k above the number of candidates. See
+    `retrieval_scores`."""
     can = ranks.positives > 0
     positives, every, owner = ranks.positives[can], ranks.ranks[can], owner[can]
     best, n, most = every[:, 0], int(can.sum()), max(ks)
+    within = [k for k in ks if k <= candidates]
     precision = torch.arange(1, every.shape[1] + 1, device=every.device) / every.double() * (every <= most)
-    areas = {f"mAP@{most}": precision.sum(1) / positives.clamp(max=most), "MRR": 1 / best.double()}
-    scores: dict[str, Score] = {f"R@{k}": int((best <= k).sum()) / n for k in ks}
-    shares = {f"R@{k}": best <= k for k in ks}
-    for k in ks:
+    areas = {"MRR": 1 / best.double()}
+    if most <= candidates:
+        areas = {f"mAP@{most}": precision.sum(1) / positives.clamp(max=most), **areas}
+    scores: dict[str, Score] = {f"R@{k}": int((best <= k).sum()) / n for k in within}
+    shares = {f"R@{k}": best <= k for k in within}
+    for k in within:
         shares[f"recall@{k}"] = (every <= k).sum(1).double() / positives
         scores[f"recall@{k}"] = float(shares[f"recall@{k}"].mean())
     scores |= {name: float(values.mean()) for name, values in areas.items()}
@@ -266,8 +274,11 @@ def direction_scores(
     intervals = rank_intervals(best, owner, resamples=resamples, seed=seed)
     for name, (low, high) in zip(("mean_rank", "median_rank"), intervals, strict=True):
         scores |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
-    ties = {"tie_rate": int(ranks.tied[can].sum()) / n, "n_queries": n}
-    return scores | random_scores(positives, candidates, ks) | ties
+    chance = random_scores(positives, candidates, ks)
+    scores |= {name: value for name, value in chance.items() if name.removesuffix("_chance") in scores}
+    scores |= {f"{name}@{k}": None for k in ks if k > candidates for name in ("R", "recall")}
+    scores |= {f"mAP@{most}": None} if most > candidates else {}
+    return scores | {"tie_rate": int(ranks.tied[can].sum()) / n, "n_queries": n}
 
 
 def random_scores(positives: Tensor, candidates: int, ks: tuple[int, ...]) -> dict[str, Score]:

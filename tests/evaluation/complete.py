@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from mmssl.core.evaluator import Score
-from mmssl.reporting.results import summary_rows
+from mmssl.reporting.summary import summary_rows
 
 NO_FIGURES = {
     "what the evaluator was set to, or chose on other samples": "temperature|logit_scale|penalty|gradient|lr|weight_decay|prior|"

@@ -158,10 +158,23 @@ def test_recall_and_hit_rate_differ_with_several_captions() -> None:
     assert scores["image_to_text_recall@5"] == pytest.approx((0.2 + 1) / 2)
 
 
-def test_k_beyond_the_candidates_is_all_of_them() -> None:
-    scores = scores_of(torch.eye(3), torch.eye(3).flip(0), ks=(1, 50))
-    assert scores["image_to_text_R@50"] == scores["text_to_image_R@50"] == 1
-    assert scores["note"] == "k above the number of candidates (3) counts as that number"
+def test_k_beyond_the_candidates_is_not_measured() -> None:
+    """Six captions of three pictures: k of 5 goes one way only."""
+    owner = torch.arange(3).repeat_interleave(2)
+    scores = scores_of(torch.eye(3), torch.eye(3)[owner], owner, ks=(1, 5, 50), dual_softmax=0.1)
+    missing = {name for name, value in scores.items() if value is None}
+    ways = ("image_to_text", "text_to_image")
+    assert missing == {f"{way}_{name}@50" for way in ways for name in ("R", "recall", "mAP")} | {
+        f"text_to_image_{name}@5" for name in ("R", "recall")
+    }
+    assert not [name for name in scores if name.startswith(tuple(f"{one}_" for one in missing))], (
+        "no interval or chance"
+    )
+    assert scores["note"] == (
+        "not measured, because k is above the number of candidates: image_to_text 50 of 6, text_to_image 5 of 3, "
+        "text_to_image 50 of 3; lower `ks`"
+    )
+    assert scores["image_to_text_R@5"] == scores["text_to_image_R@1"] == 1
     assert "note" not in scores_of(torch.eye(3), torch.eye(3), ks=(1, 3))
 
 
@@ -246,10 +259,10 @@ def test_dual_softmax_is_that_of_the_whole_matrix() -> None:
 
 
 def test_average_precision_at_ten_and_the_table_of_queries() -> None:
-    """Two captions of each picture, at ranks 1 and 3 of the first picture: (1 / 1 + 2 / 3) / 2."""
+    """Two captions of each picture, at ranks 1 and 3 of the first picture: (1 / 1 + 2 / 3) / 2; six more texts have no picture."""
     image = torch.tensor([[1.0, 0], [0, 1]])
-    text = torch.tensor([[1.0, 0], [0.6, 0.8], [0.8, 0.6], [0, 1.0]])
-    data = collected(2, image=items(image), text=items(text, torch.tensor([0, 0, 1, 1])))
+    text = torch.tensor([[1.0, 0], [0.6, 0.8], [0.8, 0.6], [0, 1.0], *[[-0.6, -0.8]] * 6])
+    data = collected(8, image=items(image), text=items(text, torch.tensor([0, 0, 1, 1, *range(2, 8)])))
     scores, tables = retrieval_scores(data, PAIR, ks=(1, 10), resamples=100)
     assert scores["image_to_text_mAP@10"] == pytest.approx((1 + 2 / 3) / 2)
     queries = tables["text_to_image"]
