@@ -24,18 +24,18 @@ class Table:
         columns: name -> values, equally many; the column "key" names the sample, "class" its class.
         outcomes: columns of numbers that tell how well the model did in each row; models are compared by them, row by row. Their
             mean is the score of that name, with the name of the table before it unless that is "samples".
+        texts: reads further columns, such as captions; called only where the table is written into a file, and on one process.
+            None: there are none.
         measures: scores that are no means of rows, such as mAP: name -> function from how often each row counts [n, R] float32, on
             the CPU, to the score in each of R draws [R]; where each row counts once, it is the score of that name.
         vectors: further columns of one vector a row, [n, K]; in files lists of K.
-        texts: reads further columns, such as captions; called only where the table is written into a file, and on one process.
-            None: there are none.
     """
 
     columns: Mapping[str, Sequence[Score]]
     outcomes: tuple[str, ...] = ()
+    texts: Callable[[], Mapping[str, Sequence[str]]] | None = None
     measures: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
-    texts: Callable[[], Mapping[str, Sequence[str]]] | None = None
 
 
 class Kept(Protocol):

@@ -20,7 +20,9 @@ from mmssl.evaluation.classification import (
 from mmssl.evaluation.ranking import Predictions
 
 CONFUSIONS = 100
-"""Pairs of classes in the table of confusions, the most frequent ones."""
+"""Wrong pairs of classes in the table of confusions, the most frequent ones."""
+MATRIX = 200
+"""Most classes of which the whole confusion matrix is a table."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,14 @@ class Answers:
         return accuracy_scores(self.predictions.ranks, self.counts, self.answerable)
 
     def scores(self) -> dict[str, Score]:
-        """See `classification_scores`."""
-        return classification_scores(self.predictions, self.labels, self.names, self.answerable)
+        """See `classification_scores`; and confused_pairs, the number of different wrong pairs of true and predicted class."""
+        found = classification_scores(self.predictions, self.labels, self.names, self.answerable)
+        return found | {"confused_pairs": len(self.pairs(wrong=True)[0])}
 
     def tables(self) -> dict[str, Table]:
-        """Tables "samples" (predicted class, rank of the true one, score of each, and probability where scores give one), "classes"
-        and "confusions" (true, predicted, number)."""
+        """Tables "samples" (predicted class, rank of the true one, score of each, and probability where scores give one) and "classes";
+        "confusions" (true, predicted, number), the most frequent wrong pairs; and up to `MATRIX` classes "confusion_matrix", alike, all
+        pairs that some sample has, the right ones too, so that the numbers of a class sum to its samples."""
         names = self.names
         ranks, predicted = self.predictions.ranks.cpu(), self.predictions.predicted.tolist()
         samples: dict[str, Sequence[Score]] = {
@@ -77,25 +81,38 @@ class Answers:
         figures = class_figures(self.predictions.predicted, self.labels, len(names))
         measures = {name: partial(self._class_mean, name) for name in CLASS_MEANS}
         return {
-            "samples": Table(samples, outcomes, measures),
+            "samples": Table(samples, outcomes, measures=measures),
             "classes": Table({"class": list(names), **figures}),
-            "confusions": self._confusions(),
+            "confusions": self._counted(wrong=True),
+            **({"confusion_matrix": self._counted(wrong=False)} if len(names) <= MATRIX else {}),
         }
+
+    def pairs(self, *, wrong: bool) -> tuple[Tensor, Tensor]:
+        """Pairs of true and predicted class [P, 2] int64, ascending, and their numbers of samples [P].
+
+        Args:
+            wrong: leave right answers out.
+        """
+        every = torch.stack([self.labels, self.predictions.predicted], 1).cpu()
+        chosen = every[every[:, 0] != every[:, 1]] if wrong else every
+        distinct, counts = torch.unique(chosen, dim=0, return_counts=True)
+        return distinct, counts
 
     def _class_mean(self, name: str, counts: Tensor) -> Tensor:
         own = (self.predictions.predicted.cpu(), self.labels.cpu())
         return counted_class_means(*own, len(self.names), counts)[name]
 
-    def _confusions(self) -> Table:
-        wrong = self.predictions.predicted != self.labels
-        pairs = torch.stack([self.labels[wrong], self.predictions.predicted[wrong]], 1).cpu()
-        distinct, counts = torch.unique(pairs, dim=0, return_counts=True)
-        most = counts.sort(descending=True, stable=True).indices[:CONFUSIONS]
-        true, predicted = distinct[most].T.tolist() if len(most) else ([], [])
+    def _counted(self, *, wrong: bool) -> Table:
+        """Pairs by class; the wrong ones the most frequent first, and no more than `CONFUSIONS`."""
+        distinct, counts = self.pairs(wrong=wrong)
+        if wrong:
+            most = counts.sort(descending=True, stable=True).indices[:CONFUSIONS]
+            distinct, counts = distinct[most], counts[most]
+        true, predicted = distinct.T.tolist() if len(distinct) else ([], [])
         columns = {
             "class": [self.names[label] for label in true],
             "predicted": [self.names[label] for label in predicted],
-            "n": counts[most].tolist(),
+            "n": counts.tolist(),
         }
         return Table(columns)
 

@@ -28,6 +28,7 @@ PACKAGES = ("mmssl", "torch", "numpy")
 IN_JSON = (
     "classes",
     "confusions",
+    "confusion_matrix",
     "groups",
     "corruptions",
     "additions",

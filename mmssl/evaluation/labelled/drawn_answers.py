@@ -65,7 +65,8 @@ class DrawnAnswers(Answers):
         for name, drawn in resampled_class_means(predicted, self.labels, classes, resamples=DRAWN).items():
             mean, low, high = mean_over_draws([one[name] for one in each], float(drawn.var()), len(self.labels))
             scores |= {name: mean, f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_chance": chance[name]}
-        return scores | class_facts(counts, self.names, self.answerable)
+        pairs, _ = self._together().pairs(wrong=True)
+        return scores | class_facts(counts, self.names, self.answerable) | {"confused_pairs": len(pairs)}
 
     def hits(self, k: int = 1) -> Tensor:
         """In which share of the draws the true class is among the k best, of each sample: [N] float64."""
@@ -78,7 +79,7 @@ class DrawnAnswers(Answers):
         """Tables of `Answers` over all draws.
 
         "samples": acc1 and acc5 are shares of the draws; columns that end in _draw0 are of the first draw. "classes": recall,
-        precision and F1 of the answers of all draws together. "confusions": n is the mean number in a draw.
+        precision and F1 of the answers of all draws together. "confusions", "confusion_matrix": n is the mean number in a draw.
         """
         count = len(self.draws)
         each = [answers.tables()["samples"] for answers in self.draws]
@@ -88,11 +89,19 @@ class DrawnAnswers(Answers):
         for name in each[0].outcomes:
             right = torch.tensor([table.columns[name] for table in each], dtype=torch.float64)
             rows[name] = right.mean(0).tolist()
-        together = Predictions.joined([one.predictions for one in self.draws])
-        whole = Answers([*self.keys] * count, self.labels.repeat(count), together, self.names, self.answerable).tables()
-        classes, confusions = whole["classes"].columns, whole["confusions"].columns
+        whole = self._together().tables()
+        classes = whole["classes"].columns
+        counted = {name: whole[name].columns for name in ("confusions", "confusion_matrix") if name in whole}
         return {
             "samples": Table(rows, each[0].outcomes),
             "classes": Table({**classes, "n": torch.bincount(self.labels, minlength=len(self.names)).tolist()}),
-            "confusions": Table({**confusions, "n": [float(n or 0) / count for n in confusions["n"]]}),
+            **{
+                name: Table({**columns, "n": [float(n or 0) / count for n in columns["n"]]})
+                for name, columns in counted.items()
+            },
         }
+
+    def _together(self) -> Answers:
+        """The answers of all draws as those of one classifier for as many samples."""
+        count, predictions = len(self.draws), Predictions.joined([one.predictions for one in self.draws])
+        return Answers([*self.keys] * count, self.labels.repeat(count), predictions, self.names, self.answerable)

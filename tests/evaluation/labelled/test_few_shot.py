@@ -104,6 +104,10 @@ def test_what_is_said_without_shots_is_of_all_draws_of_the_most() -> None:
     assert np.mean(np.array(classes["recall"])) == pytest.approx(scores["mean_per_class_recall"])
     wrong = sum(answers.tables()["confusions"].columns["n"])  # type: ignore[arg-type]
     assert wrong == pytest.approx(100 * (1 - scores["acc1"]))  # type: ignore[operator]
+    matrix = answers.tables()["confusion_matrix"].columns
+    of_first = [n for name, n in zip(matrix["class"], matrix["n"], strict=True) if name == matrix["class"][0]]
+    assert sum(of_first) == pytest.approx(25), "a row sums to the samples of its class"  # type: ignore[arg-type]
+    assert scores["confused_pairs"] == sum(a != b for a, b in zip(matrix["class"], matrix["predicted"], strict=True))
 
 
 def test_classifiers_are_fitted_once_whatever_they_are_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:

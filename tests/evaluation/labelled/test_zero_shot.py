@@ -81,6 +81,27 @@ def test_rows_of_samples_have_cosines_and_probabilities_of_the_predicted_and_of_
     assert "probability" not in without, "the model has no logit scale"
 
 
+@pytest.mark.parametrize("classes", [40, 200, 201])
+def test_confusions_say_how_many_there_are_and_give_the_whole_matrix(classes: int) -> None:
+    """Each class has three samples: one is right, two are taken for the two classes behind it."""
+    labels = torch.arange(classes).repeat(3)
+    rows = torch.eye(classes)[(labels + torch.arange(3).repeat_interleave(classes)) % classes]
+    data = collected(len(labels), m=items(rows), y=items(labels))
+    names = [f"c{i}" for i in range(classes)]
+    answers = zero_shot_answers(data, "m", "y", torch.eye(classes), names)
+    tables = answers.tables()
+    assert answers.scores()["confused_pairs"] == 2 * classes
+    assert len(tables["confusions"].columns["n"]) == min(100, 2 * classes)
+    assert ("confusion_matrix" in tables) == (classes <= 200)
+    if classes <= 200:
+        matrix = torch.zeros(classes, classes)
+        columns = tables["confusion_matrix"].columns
+        for true, predicted, n in zip(*(columns[name] for name in ("class", "predicted", "n")), strict=True):
+            matrix[names.index(str(true)), names.index(str(predicted))] = float(n or 0)
+        expected = sum((torch.eye(classes).roll(shift, 1) for shift in range(3)), torch.zeros(classes, classes))
+        assert torch.equal(matrix, expected)
+
+
 def test_samples_without_a_label_are_excluded_and_counted() -> None:
     embeddings = torch.eye(10)
     labels = items(torch.tensor([2, 7]), owner=torch.tensor([2, 7]))
