@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.outputs import file_to_write
+from pipelines.outputs import file_to_write, write_file
 from pipelines.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def data(
         print("\n".join(aligned(headspace.rows(max(report.stages, key=report.stages.__getitem__)))))
         figures["headspace"] = {**asdict(headspace), "hours": headspace.hours, "gain_hours": headspace.gain_hours}
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=1) + "\n")
+        write_file(json_file, json.dumps(figures, indent=1) + "\n")
 
 
 def _recipe(targets: list[str], workers: int | None, batch_size: int | None) -> Recipe | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import typer
 
 from pipelines.command import guarded
 
 
+@cache
 def full() -> typer.Typer:
     """The application with all its verbs."""
     from pipelines import (

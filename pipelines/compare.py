@@ -21,6 +21,7 @@ from pipelines.measured import (
     measure,
     model_of,
     origin,
+    require_there,
     suite_and_overrides,
     with_settings,
 )
@@ -76,6 +77,7 @@ def compare(
 
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")))
     try:
+        require_there(second)  # before the first one is measured
         suite, overrides = suite_and_overrides(more or [])
         tables: list[Tables] = []
         origins: list[str] = []
@@ -143,7 +145,7 @@ def _show(rows: list[Difference], origins: list[str]) -> None:
 
 
 def _write(folder: Path, rows: list[Difference], origins: list[str]) -> None:
-    from mmssl.core.errors import DataError
+    from mmssl.core.errors import DataError, os_words
     from mmssl.reporting.report import write_atomically, write_results
     from mmssl.reporting.results import to_csv, to_latex, to_markdown
 
@@ -156,7 +158,7 @@ def _write(folder: Path, rows: list[Difference], origins: list[str]) -> None:
         results = {"first": origins[0], "second": origins[1], "differences": [asdict(row) for row in rows]}
         write_results(folder / "compare.json", results)
     except OSError as error:
-        raise DataError(f"cannot write into {folder}: {error.strerror}; choose another --out") from error
+        raise DataError(f"cannot write into {folder}: {os_words(error)}; choose another --out") from error
 
 
 if __name__ == "__main__":

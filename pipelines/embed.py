@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.embedded import model_facts
-from pipelines.options import ARCH
+from pipelines.options import ARCH, from_options
 from pipelines.outputs import local_path
-from pipelines.pack import COLUMN, FORMAT, FORMATS, ROOT, WHERE, columns_of
+from pipelines.pack import COLUMN, FORMAT, FORMATS, PACK_OPTIONS, ROOT, WHERE, columns_of
 from pipelines.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -21,7 +21,11 @@ SHARDS = Annotated[
 ]
 FILES = Annotated[
     Path | None,
-    typer.Option(metavar="PATH", callback=local_path, help=f"In place of shards: a folder or table; {FORMATS}."),
+    typer.Option(
+        metavar="PATH",
+        callback=local_path,
+        help=f"In place of shards: a folder or table; {FORMATS}. Each line of a text is a caption.",
+    ),
 ]
 MODALITY = Annotated[
     list[str] | None, typer.Option(help="May be given several times. Default: all in the shared space.")
@@ -120,12 +124,9 @@ def _loose(
     root: Path | None,
 ) -> LooseSource | None:
     """The folder or table to embed; None: shards."""
-    import json
-
     from mmssl.core.errors import RecipeError
     from mmssl.curation.loose_source import LooseSource
     from mmssl.curation.pack_config import PackConfig
-    from mmssl.recipe.validate import validate_text
 
     given = {"--format": format_name, "--column": column, "--where": where, "--root": root}
     if (files is None) == (not shards):
@@ -136,7 +137,7 @@ def _loose(
             raise RecipeError(f"{', '.join(wrong)}: no effect on shards; leave it out, or name a table by --files")
         return None
     values = {"format": format_name, "columns": columns_of(column or []), "where": where}
-    return LooseSource(files, validate_text(PackConfig, json.dumps(values), "command line"), root)
+    return LooseSource(files, from_options(PackConfig, values, PACK_OPTIONS), root)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ def model_of(embedded: EmbeddedFolder, named: Path | None, device: str = "cpu") 
         same = manifest.get("model") in (None, model.digest())
     if not same:
         raise CheckpointError(
-            f"{folder} holds embeddings of another model than {model.checkpoint or path}: name the one that embedded it by "
-            "--model, or embed again"
+            f"{folder} holds embeddings of another model than {model.checkpoint or path}, or by an earlier version of mmssl: name "
+            "the one that embedded it by --model, or embed again"
         )
     return model
 

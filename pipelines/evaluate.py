@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.evaluate_flags import from_flags, of_pairs, option_of
+from pipelines.kept_calibration import keep_calibration
 from pipelines.measured import (
     BATCH_SIZE,
     DATA,
@@ -19,7 +21,6 @@ from pipelines.measured import (
     WORKERS,
     Wanted,
     configs_of,
-    keep_calibration,
     measure,
     model_of,
     origin,
@@ -29,7 +30,7 @@ from pipelines.measured import (
     with_settings,
 )
 from pipelines.options import ARCH, TOKENIZER
-from pipelines.outputs import file_or_folder, local_path
+from pipelines.outputs import file_or_folder, is_file_name, local_path
 
 if TYPE_CHECKING:
     from mmssl.core.errors import MmsslError
@@ -63,8 +64,8 @@ CLASSNAMES = Annotated[
 TEMPLATES = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE|NAME",
-        help="For --zero-shot and --relations: sentences with {} for the name; simple, plain, openai. "
+        metavar="FILE|NAME|SENTENCE",
+        help="For --zero-shot and --relations: sentences with {} for the name: a file, one a line; simple, plain, openai; or one. "
         "Default: those beside the shards.",
     ),
 ]
@@ -110,8 +111,8 @@ OUT = Annotated[
     typer.Option(
         metavar="FILE.json|FOLDER",
         callback=file_or_folder,
-        help="Write the scores here: one file; or a folder with a JSON, and rows of samples, for each task, and a table of all. "
-        "What is done in that folder is not measured again.",
+        help="Write the scores, and what decides them, here: one file; or a folder with a JSON, rows of samples and fitted heads "
+        "for each task, and a table of all. What is done in that folder is not measured again.",
     ),
 ]
 
@@ -176,8 +177,8 @@ def evaluate(
     try:
         suite, overrides = suite_and_overrides(more or [])
         model = model_of(checkpoint, which, launch, ema, overrides, arch, tokenizer)
-        wanted = _from_flags(model, zero_shot, classnames, templates, linear_probe, modality, relations, mteb)
-        wanted |= _of_pairs(model, {"--retrieval": retrieval, "--calibrate": calibrate}, pair)
+        wanted = from_flags(model, zero_shot, classnames, templates, linear_probe, modality, relations, mteb)
+        wanted |= of_pairs(model, {"--retrieval": retrieval, "--calibrate": calibrate}, pair)
         configs = with_settings(_evaluators(model, suite, data, wanted), batch_size, workers, on_error)
         failures = _run(model, configs, out, groups)
     finally:
@@ -190,15 +191,16 @@ def _run(model: Model, configs: dict[str, Wanted], out: Path | None, groups: str
     """Measure, show the table and write the results; the errors by task."""
     from mmssl.core.distributed import is_main
     from mmssl.core.errors import MmsslError
-    from mmssl.reporting.report import write_results
-    from mmssl.reporting.results import Results, Row, summary_rows, unusual_settings
+    from mmssl.reporting.results import ResultFile, Results, Row, summary_rows, unusual_settings
     from mmssl.training.runtime.console import say
 
-    folder = Results(out, origin(model), model.digest()) if out is not None and out.is_dir() else None
+    results: Results | None = None
+    if out is not None:
+        results = (ResultFile if is_file_name(out) else Results)(out, origin(model), model.digest())
     scores: dict[str, Mapping[str, Any]] = {}
     failures: dict[str, MmsslError] = {}
     rows: dict[str, list[Row]] = {}
-    for name, evaluator, found in measure(model, configs, folder, groups):
+    for name, evaluator, found in measure(model, configs, results, groups):
         if isinstance(found, MmsslError):
             failures[name], scores[name] = found, {"error": str(found)}
             rows[name] = [Row(name, "error", str(found))]
@@ -211,11 +213,8 @@ def _run(model: Model, configs: dict[str, Wanted], out: Path | None, groups: str
             rows[name] = summary_rows(name, found, evaluator.headlines if evaluator is not None else ())
     table = [row for name in configs for row in rows[name]]
     show([row for row in table if row.metric != "error"])
-    if is_main() and out is not None:
-        if folder is not None:
-            folder.write_summary(table)
-        else:
-            write_results(out, {"checkpoint": origin(model), **{name: scores[name] for name in configs}})
+    if is_main() and results is not None:
+        results.finish(table, {name: scores[name] for name in configs})
         say(f"results of {origin(model)} in {out}")
     return failures
 
@@ -226,7 +225,7 @@ def _evaluators(model: Model, suite: Suite | None, data: Path, wanted: dict[str,
     from mmssl.recipe.validate import validate_text
 
     listed = {} if suite is None else configs_of(suite, data, model)
-    flagged = validate_text(Suite, json.dumps({"evaluators": wanted}), "command line").evaluators
+    flagged = validate_text(Suite, json.dumps({"evaluators": wanted}), "command line", options=option_of).evaluators
     for name in listed.keys() & flagged.keys():
         raise typer.BadParameter(
             f"the suite has an evaluator {name!r}, and --{name.replace('_', '-')} makes another: rename that of the suite"
@@ -238,82 +237,6 @@ def _evaluators(model: Model, suite: Suite | None, data: Path, wanted: dict[str,
             "--linear-probe, --calibrate, --relations and --mteb"
         )
     return dict(evaluators)
-
-
-def _from_flags(
-    model: Model,
-    zero_shot: str | None,
-    classnames: str | None,
-    templates: str | None,
-    linear_probe: tuple[str, str] | None,
-    modality: str | None,
-    relations: str | None,
-    mteb: str | None,
-) -> dict[str, dict[str, Any]]:
-    """Evaluators of the flags, as mappings like a suite's."""
-    texts = [name for name in model.recipe.encoders if model.modalities[name].language]
-    others = [name for name in model.recipe.encoders if name not in texts]
-    classified = modality or next(iter(others), "")
-    wanted: dict[str, dict[str, Any]] = {}
-    if zero_shot is not None:
-        wanted["zero_shot"] = {
-            "kind": "zero_shot", "shards": [zero_shot], "modality": classified, "prompts": next(iter(texts), "text"),
-            "classnames": _class_names(classnames), "templates": templates,
-        }  # fmt: skip
-    if linear_probe is not None:
-        train, test = linear_probe
-        wanted["linear_probe"] = {
-            "kind": "linear_probe", "train_shards": [train], "shards": [test], "modality": classified
-        }  # fmt: skip
-    if relations is not None:
-        wanted["relations"] = _relations(model, relations, classnames, templates)
-    if mteb is not None:
-        wanted["mteb"] = _mteb_tasks(mteb)
-    return wanted
-
-
-def _of_pairs(model: Model, shards: dict[str, str | None], pair: str | None) -> dict[str, dict[str, Any]]:
-    """Evaluators of two modalities: flag -> its shards, None: not wanted."""
-    space = [*model.embedding.heads]
-    both = pair.split(",") if pair else space[:2]
-    wanted = {flag: where for flag, where in shards.items() if where is not None}
-    if wanted and len(both) != 2:
-        has = ", ".join(space) or "none"
-        hint = f", and --pair is {pair!r}" if pair else "; features of one modality are measured by --linear-probe"
-        raise typer.BadParameter(
-            f"{next(iter(wanted))} needs two modalities of a shared space: this model has {has}{hint}"
-        )
-    kinds = {"--retrieval": "retrieval", "--calibrate": "calibration"}
-    return {kinds[flag]: {"kind": kinds[flag], "shards": [where], "pair": both} for flag, where in wanted.items()}
-
-
-def _class_names(given: str | None) -> str | list[str] | None:
-    """A file or name of class names, or the names themselves."""
-    if given is None or given == "imagenet" or Path(given).expanduser().is_file():
-        return given
-    if "," not in given:
-        raise typer.BadParameter(
-            f"--classnames: got {given!r}, which is no file; wanted one name a line, JSON, or names,with,commas"
-        )
-    return given.split(",")
-
-
-def _relations(model: Model, shards: str, classnames: str | None, templates: str | None) -> dict[str, Any]:
-    """The relation card, with prompts of the model's first text modality."""
-    texts = [name for name in model.recipe.encoders if model.modalities[name].language]
-    return {
-        "kind": "relations", "shards": [shards], "prompts": next(iter(texts), "text"),
-        "classnames": _class_names(classnames), "templates": templates,
-    }  # fmt: skip
-
-
-def _mteb_tasks(given: str) -> dict[str, Any]:
-    """Tasks of mteb by name, or those of a file."""
-    from mmssl.evaluation.mteb_tasks import add_task_file, split_names
-
-    path = Path(given).expanduser()
-    tasks = add_task_file(path) if path.suffix == ".py" and path.is_file() else split_names(given)
-    return {"kind": "mteb", "tasks": list(tasks)}
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pipelines.measured import WHICH
-from pipelines.options import ARCH, CACHE, JSON, PIPE, SHARDS, TOKENIZER, client_for
-from pipelines.outputs import local_path
+from pipelines.options import ARCH, CACHE, JSON, PIPE, SHARDS, TOKENIZER, client_for, from_options
+from pipelines.outputs import local_path, write_file
 from pipelines.pair_scorer import pair_scorer
 from pipelines.progress import progress_bar
 
@@ -108,7 +107,6 @@ def filter_(
     """
     from mmssl.curation.filter import filter_shards
     from mmssl.curation.filter_choice import FilterConfig
-    from mmssl.recipe.validate import validate_text
 
     values = {
         "where": where, "duplicates": duplicates, "distance": distance, "min_side": min_side, "min_words": min_words,
@@ -119,7 +117,7 @@ def filter_(
         "--pair": pair, "--which": which, "--device": device, "--batch-size": batch_size, "--workers": workers,
         "--arch": arch, "--tokenizer": tokenizer,
     }  # fmt: skip
-    config = validate_text(FilterConfig, json.dumps(values), "command line")
+    config = from_options(FilterConfig, values, {"required": "--require"})
     with progress_bar("examining") as bar, pair_scorer(run, of_run, bar) as scorer:
         report = filter_shards(
             shards,
@@ -134,4 +132,4 @@ def filter_(
         )
     print(report.table())
     if json_file is not None:
-        json_file.write_text(report.to_json() + "\n")
+        write_file(json_file, report.to_json() + "\n")

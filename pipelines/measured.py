@@ -66,7 +66,7 @@ def model_of(
     tokenizer: Path | None = None,
 ) -> Model:
     """The model of a run folder or checkpoint folder, of another library, or, untrained, of a recipe."""
-    from mmssl.recipe.imported import is_source, refuse_description
+    from mmssl.recipe.imported import described_folder, is_source, refuse_description
     from mmssl.recipe.load import load, start_of
     from mmssl.recipe.shipped import find_recipe, shipped_recipes
     from pipelines.command import one_of
@@ -76,6 +76,7 @@ def model_of(
         refuse_alone("--ema", ema, {"a run or checkpoint folder": None})
         refuse_description(path, arch, tokenizer)
         return start_of(find_recipe(str(path), overrides), device=launch.device)
+    path = described_folder(path, arch)
     if is_source(path):
         refuse_alone("--which", which, {"a run folder": None})
         refuse_alone("--ema", ema, {"a run or checkpoint folder": None})
@@ -89,6 +90,21 @@ def model_of(
         arch=arch,
         tokenizer=tokenizer,
     )
+
+
+def require_there(path: Path) -> None:
+    """Refuse a path of a model that is nothing at all, before long work on another one.
+
+    Raises:
+        CheckpointError: there is no such file or folder, and it is no name of a shipped recipe or of a model of a hub.
+    """
+    from mmssl.core.errors import CheckpointError
+    from mmssl.recipe.shipped import shipped_recipes
+
+    if not path.exists() and ":" not in str(path) and str(path) not in shipped_recipes():
+        raise CheckpointError(
+            f"got {str(path)!r}, which does not exist; wanted a run or checkpoint folder, a model or a recipe"
+        )
 
 
 def origin(model: Model) -> str:
@@ -155,7 +171,8 @@ def measure(
     Args:
         model: to measure.
         configs: evaluators by name, or why there is none.
-        results: folder that keeps what is done; such tasks are not measured again. None: nothing is written.
+        results: keeps what is measured; what is done in its folder is not measured again, unless a calibration was done there that
+            the checkpoint lacks. None: nothing is written.
         groups: key of the samples' metadata: evaluators with rows of samples get a table "groups".
     """
     from mmssl.core.distributed import attempt
@@ -199,6 +216,7 @@ def _scores(
 ) -> Scores:
     from mmssl.core.distributed import gather_objects, is_main
     from mmssl.training.runtime.console import say
+    from pipelines.kept_calibration import missing_calibration
 
     if results is None:
         return _measured(config, evaluator, model, groups)
@@ -206,7 +224,10 @@ def _scores(
     found = gather_objects(results.done(name, results.identity(config, facts)) if is_main() else None)[0]
     if found is not None:
         say(f"  done before, in {results.folder / name}.json")
-        return dict(found)
+        lacking = gather_objects(missing_calibration(model, evaluator) if is_main() else None)[0]
+        if lacking is None:
+            return dict(found)
+        say(f"  measured again: {lacking}")
     scores = _measured(config, evaluator, model, groups)
     if is_main():
         results.write(name, config, evaluator, facts, scores)
@@ -234,36 +255,21 @@ def _measured(config: EvaluatorConfig, evaluator: Evaluator, model: Model, group
 
 
 def show(rows: list[Row]) -> None:
-    """Print scores as a table on the main process."""
+    """Print scores as a table on the main process; of scores under corruption the clean one beside them."""
     from rich.console import Console
     from rich.table import Column, Table
 
     from mmssl.core.distributed import is_main
 
+    clean = any(row.clean is not None for row in rows)
     table = Table(Column("task", overflow="fold"), Column("metric", overflow="fold"), "score", "95 %", "chance", "n")
+    if clean:
+        table.add_column("clean")
     for row in rows:
         interval = "" if row.ci95_low is None else f"{row.ci95_low:.4f} to {row.ci95_high:.4f}"
-        value = f"{row.value:.4f}" if isinstance(row.value, float) else str(row.value)
+        value, before = (f"{x:.4f}" if isinstance(x, float) else str(x) for x in (row.value, row.clean))
         chance = "" if row.chance is None else f"{row.chance:.4g}"
-        table.add_row(row.task, row.metric, value, interval, chance, "" if row.n is None else f"{row.n:,}")
+        cells = (row.task, row.metric, value, interval, chance, "" if row.n is None else f"{row.n:,}")
+        table.add_row(*cells, *([before if row.clean is not None else ""] if clean else []))
     if is_main() and rows:
         Console(stderr=True).print(table)
-
-
-def keep_calibration(model: Model, evaluator: Evaluator | None) -> None:
-    """Write a calibration into the checkpoint, where `Model.match` finds it, or say that there is none to hold it."""
-    from mmssl.evaluation.calibration import CalibrationEvaluator
-    from mmssl.recipe.calibrations import write_calibration
-    from mmssl.training.runtime.console import say
-
-    if not isinstance(evaluator, CalibrationEvaluator) or evaluator.calibration is None:
-        return
-    a, b = evaluator.config.pair
-    if model.checkpoint is None:
-        say(
-            f"the calibration of {a} and {b} was not kept: this model has no checkpoint folder, where `match` would find it; "
-            "train the recipe, or make a folder of a model of another library (`mmssl import`)"
-        )
-        return
-    file = write_calibration(model.checkpoint, model.digest(), (a, b), evaluator.calibration)
-    say(f"calibration of {a} and {b} in {file}")

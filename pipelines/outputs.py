@@ -24,7 +24,7 @@ def local_path(path: Path | None) -> Path | None:
 
 
 def file_to_write(path: Path | None) -> Path | None:
-    """Callback of an option that names a file to write. Its folder is made if needed.
+    """Callback of an option that names a file to write. Its folder need not exist: whoever writes makes it.
 
     Raises:
         typer.BadParameter: the file cannot be written.
@@ -34,32 +34,52 @@ def file_to_write(path: Path | None) -> Path | None:
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
-        if path.exists():  # such as /dev/stdout
-            if not os.access(path, os.W_OK):
-                raise PermissionError(None, "it may not be written")
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            return path
+        if not path.exists():
+            _require_writable(path.parent)
+        elif not os.access(path, os.W_OK):  # such as /dev/stdout
+            raise PermissionError(None, "it may not be written")
+        return path
     except OSError as error:
+        from mmssl.core.errors import os_words
+
         raise typer.BadParameter(
-            f"cannot write {str(path)!r}: {error.strerror}; choose a file in a writable folder"
+            f"cannot write {str(path)!r}: {os_words(error)}; choose a file in a writable folder"
         ) from error
 
 
 def file_or_folder(path: Path | None) -> Path | None:
-    """Callback of an option that names a JSON file, or else a folder, which is made.
+    """Callback of an option that names a JSON file, or else a folder, which need not exist: whoever writes makes it.
 
     Raises:
         typer.BadParameter: it cannot be written.
     """
-    if path is None or path.suffix == ".json" or (path.exists() and not path.is_dir()):
+    if path is None or is_file_name(path):
         return file_to_write(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
+        _require_writable(path)
+        return path
     except OSError as error:
+        from mmssl.core.errors import os_words
+
         raise typer.BadParameter(
-            f"cannot write into {str(path)!r}: {error.strerror}; choose a folder that is writable, or a file NAME.json"
+            f"cannot write into {str(path)!r}: {os_words(error)}; choose a folder that is writable, or a file NAME.json"
         ) from error
+
+
+def is_file_name(path: Path) -> bool:
+    """Whether results go into one file of this name, not into a folder."""
+    return not path.is_dir() and (path.suffix == ".json" or path.exists())
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file; its folder is made if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _require_writable(folder: Path) -> None:
+    """Raise OSError unless files can be written into a folder, or into the nearest one above it that exists."""
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder):
+        return

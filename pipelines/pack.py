@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pipelines.options import from_options
 from pipelines.outputs import local_path
 from pipelines.progress import progress_bar
 
-MEANINGS = ("image", "audio", "video", "file", "caption", "label", "class", "key")
+PACK_OPTIONS = {
+    "shard_bytes": "--shard-size", "templates": "--template", "shuffle": "--seed", "columns": "--column",
+    "class_names": "--classnames",
+}  # fmt: skip
+"""Settings of `PackConfig` -> options of other names."""
+MEANINGS = ("image", "audio", "video", "file", "caption", "label", "class", "labels", "key")
 FORMATS = (
-    "coco, karpathy, flickr, audiocaps, clotho, esc50, vggsound, msrvtt, img2dataset, "
+    "coco, karpathy, flickr, audiocaps, clotho, esc50, fsd50k, audioset, vggsound, msrvtt, img2dataset, "
     "hugging_face, npz, parquet, csv, folder"
 )
 SOURCE = Annotated[
@@ -35,6 +40,10 @@ CLASSNAMES = Annotated[
 ]
 DELIMITER = Annotated[
     str | None, typer.Option(metavar="CHAR|tab", help="Delimiter of a table in text. Default: by its header.")
+]
+SEPARATOR = Annotated[
+    str,
+    typer.Option(metavar="TEXT", help="Between the classes in a cell of the column of several, --column labels=NAME."),
 ]
 WHERE = Annotated[
     str | None,
@@ -74,8 +83,8 @@ COLUMN = Annotated[
     list[str] | None,
     typer.Option(
         metavar="MEANING=NAME",
-        help="Which column of a table is the image, audio, video, file, caption, label (class number or name), class (name "
-        "beside the number) or key, as in caption=title; a template joins columns: 'audio=audio/{id}.wav'.",
+        help="Which column of a table is the image, audio, video, file, caption, label (class number or name), class (its "
+        "name), labels (several classes) or key, as in caption=title; a template joins columns: 'audio=audio/{id}.wav'.",
     ),
 ]
 ROOT = Annotated[
@@ -103,6 +112,7 @@ def pack(
     seed: SEED = 0,
     column: COLUMN = None,
     classnames: CLASSNAMES = None,
+    separator: SEPARATOR = ",",
     delimiter: DELIMITER = None,
     where: WHERE = None,
     group_by: GROUP_BY = None,
@@ -125,13 +135,14 @@ def pack(
 
     `mmssl shards pack annotations/captions_val2017.json shards/coco/val --root val2017`
 
+    `mmssl shards pack chest_x_ray.csv shards/test --column image=file --column labels=findings --separator '|'`
+
     `mmssl shards pack ESC-50/meta/esc50.csv shards/esc50/train --where 'fold != 5'`
     """
     from mmssl.core.errors import RecipeError
     from mmssl.curation.pack import PackConfig
     from mmssl.curation.pack import pack as write
     from mmssl.curation.pack_report import summary
-    from mmssl.recipe.validate import validate_text
 
     if not captions and template:
         raise RecipeError("--template and --no-captions: templates would have no effect: remove one of the two")
@@ -144,6 +155,7 @@ def pack(
         "shuffle": seed if shuffle else None,
         "columns": columns_of(column or []),
         "class_names": _class_names(classnames),
+        "separator": separator,
         "delimiter": {"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter),
         "where": where,
         "split": split,
@@ -153,7 +165,7 @@ def pack(
         "verify": verify,
         "on_error": on_error,
     }
-    config = validate_text(PackConfig, json.dumps(values), "command line")
+    config = from_options(PackConfig, values, PACK_OPTIONS)
     with progress_bar("packing") as progress:
         manifest = write(source, out, config, root=root, workers=workers, overwrite=overwrite, progress=progress)
     typer.echo(summary(manifest), err=True)
@@ -194,6 +206,6 @@ def _class_names(file: Path | None) -> list[str] | None:
     try:
         names, places = read_class_names(file)
         check_class_names(names, places, least=1)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise RecipeError(f"--classnames: {error}") from error
     return list(names)

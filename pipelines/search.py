@@ -47,7 +47,7 @@ def search(
 
     `mmssl search embeddings photo.jpg --modality text --html found.html`
     """
-    from mmssl.core.errors import DataError
+    from mmssl.core.errors import DataError, os_words
     from mmssl.evaluation.search import EmbeddedFolder
     from mmssl.training.runtime.console import say
     from pipelines.command import one_of
@@ -62,7 +62,10 @@ def search(
     try:
         row = trained.encode(**inputs)[of][0].numpy()
     except ValueError as error:  # an input that cannot be read: the only value here that comes from outside
-        raise DataError(f"got the query {query!r}: {error.__cause__ or error}") from error
+        cause = error.__cause__
+        why = os_words(cause if isinstance(cause, Exception) else error)
+        advice = f"; wanted a file of {of}" if isinstance(cause, OSError) else ""
+        raise DataError(f"got the query {query!r}: {why}{advice}") from error
     found = {name: searcher_of(index, name, exact)(row, top) for name in wanted}
     keys = index.keys([hit.sample for hits in found.values() for hit in hits])
     for name, hits in found.items():
@@ -101,7 +104,8 @@ def modality_of(query: str, model: Model) -> str:
 
 
 def _page(path: Path, model: Model, index: EmbeddedFolder, of: str, query: str, value: Any, found: Any) -> None:
-    from mmssl.reporting.search_page import show_sample, shown, write_page
+    from mmssl.reporting.search_page import write_page
+    from mmssl.reporting.shown import show_sample, shown
 
     samples = samples_of(index, model)
     data = value.read_bytes() if isinstance(value, Path) else b""

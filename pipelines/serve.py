@@ -104,7 +104,7 @@ def _device(chosen: str) -> str:
 def _shown(embedded: EmbeddedFolder, model: Model) -> Show | None:
     """Shows a sample that is found; None, with a word, where the samples are not there any more."""
     from mmssl.core.errors import DataError
-    from mmssl.reporting.search_page import show_sample
+    from mmssl.reporting.shown import show_sample
     from mmssl.training.runtime.console import say
 
     try:

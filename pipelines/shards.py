@@ -11,7 +11,7 @@ import typer
 
 from pipelines.filter import filter_
 from pipelines.options import CACHE, JSON, PIPE, SHARDS, client_for
-from pipelines.outputs import local_path
+from pipelines.outputs import local_path, write_file
 from pipelines.pack import pack
 from pipelines.progress import progress_bar
 
@@ -171,7 +171,7 @@ def _show(report: RecipeReport | CheckReport | LeakReport, json_file: Path | Non
     """Print a report, write it, and exit with 3 if something is wrong."""
     print(report.table())
     if json_file is not None:
-        json_file.write_text(report.to_json() + "\n")
+        write_file(json_file, report.to_json() + "\n")
     if not report.ok:
         raise typer.Exit(3)
 
@@ -245,10 +245,10 @@ def stats(
         found = front_end_stats(shards, front_end, sample=sample, remote=remote)
         print(found.table())
         if json_file is not None:
-            json_file.write_text(json.dumps(asdict(found), indent=1) + "\n")
+            write_file(json_file, json.dumps(asdict(found), indent=1) + "\n")
         return
     with progress_bar("measuring") as progress:
         report = measure(shards, sample=sample, remote=remote, progress=progress)
     print(report.table())
     if json_file is not None:
-        json_file.write_text(report.to_json() + "\n")
+        write_file(json_file, report.to_json() + "\n")

@@ -55,7 +55,7 @@ def front_end_stats(shards: Sequence[str], name: str, *, sample: int, remote: Re
     from mmssl.data.modalities.audio import AudioConfig, Channels
     from mmssl.data.samples import iterate
     from mmssl.data.shards.index import ShardIndex
-    from mmssl.encoders.spectrogram import measure_statistics
+    from mmssl.encoders.spectrogram_statistics import measure_statistics
 
     front_end = _front_end(name)
     channels: Channels = "stereo" if front_end.planes == 2 else "keep"

@@ -18,12 +18,17 @@ import runpy
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar, cast
 
 import torch
+
+T = TypeVar("T")
 
 PRELOADED = [
     "torch",
@@ -31,14 +36,18 @@ PRELOADED = [
     "accelerate",
     "mmssl.recipe.recipe",
     "mmssl.recipe.load",
+    "mmssl.reporting.run_report",
+    "mmssl.reporting.figures",
+    "pipelines.command",
     "tests.training.toys",
-    "tests.contracts.toys",
+    "tests.contracts.test_objectives",
 ]
 """Imported once, by the process that all others are forked from. The first optimizer of a process imports torch._dynamo."""
 
 
-def start(target: Callable[..., object], *arguments: object, daemon: bool = False) -> BaseProcess:
-    """Call a function in a process in which torch is imported, with one thread, and with signals as a shell would have them."""
+def start_server() -> None:
+    """Start the process that all others are forked from. Workers of a data stream share it, and start one of their own otherwise,
+    from which all that is started here would import most of `PRELOADED` for itself."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
@@ -46,7 +55,12 @@ def start(target: Callable[..., object], *arguments: object, daemon: bool = Fals
         multiprocessing.forkserver.ensure_running()  # as data workers start it, which share it: deaf to these signals
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    process = context.Process(target=_begin, args=(target, *arguments), daemon=daemon)
+
+
+def start(target: Callable[..., object], *arguments: object, daemon: bool = False) -> BaseProcess:
+    """Call a function in a process in which torch is imported, with one thread, and with signals as a shell would have them."""
+    start_server()
+    process = multiprocessing.get_context("forkserver").Process(target=_begin, args=(target, *arguments), daemon=daemon)
     process.start()
     return process
 
@@ -56,6 +70,32 @@ def _begin(target: Callable[..., object], *arguments: object) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
     torch.set_num_threads(1)
     target(*arguments)
+
+
+def call(function: Callable[..., T], *arguments: Any, seconds: float = 120.0) -> T:
+    """What a module-level function gives in such a process, where no test ran before.
+
+    Raises:
+        AssertionError: it raised, with its traceback; or it did not end in time.
+    """
+    ours, theirs = multiprocessing.Pipe()
+    process = start(_answer, theirs, function, arguments)
+    theirs.close()
+    try:
+        assert ours.poll(seconds), f"{function.__name__} still runs after {seconds} s"
+        value, trouble = ours.recv()
+    finally:
+        process.kill()
+        process.join()
+    assert trouble is None, trouble
+    return cast(T, value)
+
+
+def _answer(pipe: Connection, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    try:
+        pipe.send((function(*arguments), None))
+    except BaseException:
+        pipe.send((None, traceback.format_exc()))
 
 
 class Program:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ CONTRACT = ("mmssl.core", "mmssl.data.modality", "mmssl.data.kernel", "mmssl.dat
 SHARDS, MEDIA = "mmssl.data.shards", "mmssl.data.media"
 MODALITIES, SAMPLES = "mmssl.data.modalities", "mmssl.data.samples"
 SYNCHRONIZED, STREAM = "mmssl.data.synchronized", "mmssl.data.stream"
+DRAWS = "mmssl.data.draws"
 MAY_IMPORT = {
     "mmssl.data.modality": ("mmssl.core", "mmssl.data.kernel", "mmssl.data.inspection", "mmssl.data.timeline"),
     "mmssl.data.kernel": ("mmssl.core", "mmssl.data.timeline"),
@@ -32,8 +34,9 @@ MAY_IMPORT = {
     MEDIA: CONTRACT,
     MODALITIES: (*CONTRACT, MEDIA),
     SAMPLES: (*CONTRACT, SHARDS),
-    SYNCHRONIZED: (*CONTRACT, SAMPLES),
-    STREAM: (*CONTRACT, SHARDS, SAMPLES, SYNCHRONIZED),
+    DRAWS: CONTRACT,
+    SYNCHRONIZED: (*CONTRACT, SAMPLES, DRAWS),
+    STREAM: (*CONTRACT, SHARDS, SAMPLES, SYNCHRONIZED, DRAWS),
 }
 """The rooms of the data floor: what of mmssl each may import besides itself."""
 ABOVE = ("mmssl.curation", "mmssl.datasets", "mmssl.reporting", "mmssl.serving")
@@ -81,10 +84,27 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-def imports(path: Path, *, when_loaded: bool = False) -> Iterator[tuple[int, str]]:
+@cache
+def tree(path: Path) -> ast.Module:
+    """A file as `ast` reads it, read once for all tests of this file."""
+    return ast.parse(path.read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_trees_afterwards() -> Iterator[None]:
+    """Those of all files take much memory."""
+    yield
+    tree.cache_clear()
+
+
+@cache
+def imports(path: Path, *, when_loaded: bool = False) -> tuple[tuple[int, str], ...]:
     """Line and name of what a file imports; `when_loaded`: at its top level, without `if TYPE_CHECKING`."""
-    tree = ast.parse(path.read_text())
-    for node in tree.body if when_loaded else ast.walk(tree):
+    return tuple(_imports(path, tree(path).body if when_loaded else ast.walk(tree(path))))
+
+
+def _imports(path: Path, nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -200,14 +220,14 @@ def test_private_names_of_libraries_stay_in_compat() -> None:
         f"{path.relative_to(ROOT)}:{line} {name}"
         for path in sources("mmssl", "pipelines", "tools")
         if path != ROOT / "mmssl/core/compat.py"
-        for line, name in _foreign_private_names(ast.parse(path.read_text()))
+        for line, name in _foreign_private_names(tree(path))
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def _foreign_private_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def _foreign_private_names(module: ast.Module) -> Iterator[tuple[int, str]]:
     """Private names that a file uses and neither defines nor sets on `self`; those that Python documents are free."""
-    nodes = list(ast.walk(tree))
+    nodes = list(ast.walk(module))
     own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)} | {"_replace", "_exit"}
     for node in nodes:
         match node:
@@ -252,7 +272,7 @@ def test_the_core_names_no_case(folder: str) -> None:
     }
     wrong = []
     for path in sources(folder):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             for name in _names(node):
                 words = set(name.lower().split("_"))
                 if words & cases or (isinstance(node, ast.Constant) and name == "text"):
@@ -279,12 +299,11 @@ def _names(node: ast.AST) -> list[str]:
 def test_files_and_functions_stay_readable() -> None:
     wrong = []
     for path in sources("mmssl", "pipelines", "tools"):
-        text = path.read_text()
-        lines = text.count("\n")
+        lines = path.read_text().count("\n")
         limit = LONGEST_LOOP if path.as_posix().endswith("training/loop.py") else LONGEST_FILE
         if lines > limit:
             wrong.append(f"{path.relative_to(ROOT)}: {lines} lines, at most {limit}")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION:
                 wrong.append(
                     f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {(node.end_lineno or 0) - node.lineno + 1} lines"
@@ -296,7 +315,7 @@ def test_no_code_from_data() -> None:
     """Nothing unpickles, evaluates or runs a shell."""
     wrong = []
     for path in sources("mmssl", "pipelines"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if not isinstance(node, ast.Call):
                 continue
             name = ast.unparse(node.func)
@@ -322,6 +341,6 @@ def test_files_say_what_they_are_for() -> None:
     silent = [
         str(path.relative_to(ROOT))
         for path in sources("mmssl", "pipelines", "tools")
-        if not ast.get_docstring(ast.parse(path.read_text()))
+        if not ast.get_docstring(tree(path))
     ]
     assert not silent

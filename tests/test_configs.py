@@ -109,6 +109,18 @@ def test_another_default_for_an_inherited_setting_keeps_its_limits() -> None:
     assert not lost
 
 
+def test_clips_have_a_length_unless_they_are_meant_to_be_whole_videos() -> None:
+    """Without `seconds` a clip spreads its frames over all that is decoded, whatever `fps` is."""
+    whole = {
+        name
+        for name, recipe in ((name, find_recipe(name)) for name in NAMES)
+        if not any(isinstance(one, TimeCrop) for one in recipe.data.synchronized)
+        for video in recipe.modalities.values()
+        if isinstance(video, VideoConfig) and video.seconds is None
+    }
+    assert whole == {"video/clip4clip_vit_b_32"}
+
+
 def test_windows_of_usual_videos_are_not_too_large() -> None:
     """What the recipes decode at once of a video of 1280 x 720 with 30 frames a second."""
     seen = 0
@@ -173,7 +185,11 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
     if small.get("kind") in ("simclr", "resized_crop", "blocks") and "size" in small:  # a view of a size of its own
         small |= {"size": 32}
     if key == "predictor" and "depth" in small:
-        small = {"width": 16, "depth": 1, "heads": 1}
+        small = {"width": 16, "depth": 1, **({"kind": "conv", "groups": 8} if "groups" in small else {"heads": 1})}
+    if small.get("kind") == "inverse_blocks" and "patch_size" in small:  # of few patches
+        small |= {"side": 1}
+    if "draws" in small:
+        small |= {"draws": 2}
     if key == "patches" and "prototypes" in small:
         small |= {"prototypes": 64}
     if key == "schedule":
@@ -199,6 +215,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "array": {"size": 64},
     "vit": {"size": 64, "patch_size": 16, "width": 32, "depth": 3, "heads": 2},
     "resnet": {"size": 64, "layers": [1, 1, 1, 1], "channels": 8, "output_dim": EMBEDDING, "heads": 2},
+    "audio_resnet": {"layers": [1, 1], "channels": 8},
     "audio_transformer": {"width": 32, "depth": 2, "heads": 2},
     "waveform_transformer": {"channels": 16, "width": 32, "depth": 2, "heads": 2},
     "series_transformer": {"width": 32, "depth": 2, "heads": 2},
@@ -228,6 +245,8 @@ SIZES: Mapping[str, dict[str, Any]] = {
     "kmeans": {"codes": 5, "rows": 64},
     "features": {"layer": 1},
     "latent_prediction": {"layers": 2},
+    "layers": {"layers": 2},
+    "prototypes": {"prototypes": 64},
     "joint_mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}, "joint_heads": 2},
     "mae": {"decoder": {"width": 16, "depth": 1, "heads": 1}},
 }

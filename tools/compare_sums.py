@@ -17,6 +17,7 @@ from typing import Any
 import learning
 import learning_rows
 from learning_data import pack_pictures
+from learning_runs import in_a_process, raise_failures, read_arguments, run_missing
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FORMS = (
@@ -104,7 +105,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Read arguments, run what is missing, print the table, and write the files."""
-    arguments = learning.read_arguments(__doc__.splitlines()[0] if __doc__ else None, [*PARTS], "sums.jsonl")
+    arguments = read_arguments(__doc__.splitlines()[0] if __doc__ else None, [*PARTS], "sums.jsonl")
     if arguments.one:
         print(json.dumps(run_one(arguments.one[0], int(arguments.one[1]), arguments.shards, arguments.steps)))
         return
@@ -114,15 +115,16 @@ def main() -> None:
         for split, count in (("train", arguments.train), ("test", arguments.test)):
             pack_pictures(arguments.data / f"cifar10-{split}.npz", shards / split, count, caption)
         (shards / "classes.txt").write_text("\n".join(CLASSES) + "\n")
-        results = learning.run_missing(
+        results, failures = run_missing(
             wanted,
             arguments.results,
             arguments.processes,
-            lambda name, seed: learning.in_a_process(name, seed, shards, arguments.steps, arguments.results, __file__),
+            lambda name, seed: in_a_process(name, seed, shards, arguments.steps, arguments.results, __file__),
         )
     print(table(results))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    raise_failures(failures)
 
 
 if __name__ == "__main__":

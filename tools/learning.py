@@ -15,15 +15,10 @@ and not repeated, so the tool may be stopped and started again.
 
 from __future__ import annotations
 
-import argparse
-import concurrent.futures
 import itertools
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +31,7 @@ import learning_rows_series
 import learning_rows_speech
 import learning_rows_text
 from learning_data import BESIDE, MODALITIES, pack
+from learning_runs import in_a_process, raise_failures, read_arguments, run_missing
 
 if TYPE_CHECKING:
     from mmssl.recipe.recipe import Recipe
@@ -114,7 +110,8 @@ def own_figures(recipe: Recipe, run: Run, shards: Path, training: bool, batches:
                 found.append({"loss": output.total, **output.terms, **output.metrics})
                 if {"0", "1"} <= latents.keys() and latents["0"].ndim == 2:
                     both = torch.stack([latents["0"], latents["1"]], 1)
-                    found[-1] |= {"alignment": alignment(both), "uniformity": uniformity(latents["0"]) or 0.0}
+                    even = uniformity(latents["0"])
+                    found[-1] |= {"alignment": alignment(both).value, "uniformity": even.value if even else 0.0}
     stream.close()
     learner.train()
     return {key: statistics.mean(float(one[key]) for one in found) for key in found[0]}
@@ -238,69 +235,6 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def in_a_process(
-    name: str, seed: int, shards: Path, steps: int | None, results: Path, program: str = __file__
-) -> dict[str, Any]:
-    """The run of one row in a process of its own: `program --one NAME SEED`."""
-    command = [sys.executable, program, "--one", name, str(seed), "--shards", str(shards), "--results", str(results)]
-    command += ["--steps", str(steps)] if steps else []
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name}, seed {seed}: exit code {done.returncode}\n{done.stderr[-4000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def run_missing(
-    wanted: Sequence[tuple[str, int]], results: Path, processes: int, run: Callable[[str, int], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Run what a file of results lacks, append it there and print it; returns all results, also those of earlier calls."""
-    found = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {(one["name"], one["seed"]) for one in found}
-    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-        runs = [pool.submit(run, name, seed) for name, seed in wanted if (name, seed) not in done]
-        for finished in concurrent.futures.as_completed(runs):
-            one = finished.result()
-            found.append(one)
-            with results.open("a") as file:
-                file.write(json.dumps(one) + "\n")
-            gains = {key: one["after"][key] - one["before"][key] for key in one["after"]}
-            said = ", ".join(f"{key} {one['after'][key]:.3f} ({gain:+.3f})" for key, gain in gains.items())
-            said += "".join(f", {key} {one['own_before'][key]:.3f} to {x:.3f}" for key, x in one.get("own", {}).items())
-            print(
-                f"{one['name']}, seed {one['seed']}: {said}, {one['seconds']:.0f} s {' '.join(one['alarms'])}",
-                flush=True,
-            )
-    return [one for one in found if (one["name"], one["seed"]) in {*wanted}]
-
-
-def read_arguments(about: str | None, rows: Sequence[str], results: str) -> argparse.Namespace:
-    """Arguments of a tool that runs rows with several seeds, each in a process of its own.
-
-    Args:
-        about: first line of the help.
-        rows: names of all rows.
-        results: default file of finished runs.
-    """
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--data", type=Path, help="folder with the npz files")
-    parser.add_argument("--rows", nargs="*", choices=sorted(rows), default=list(rows), help="objectives; default: all")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train", type=int, default=10_000, help="training pictures")
-    parser.add_argument("--test", type=int, default=10_000, help="test pictures")
-    parser.add_argument("--steps", type=int, help="of every run; default: each row's own")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--results", type=Path, default=Path(results), help="finished runs, one a line")
-    parser.add_argument("--json", type=Path, help="write all results here")
-    parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
-    parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.data is None and not arguments.one:
-        parser.error("--data is missing: the folder with cifar10-train.npz and cifar10-test.npz")
-    return arguments
-
-
 def main() -> None:
     """Read arguments, run what is missing, print the table, and write the files."""
     arguments = read_arguments(__doc__.splitlines()[0] if __doc__ else None, [*ROWS], "learning.jsonl")
@@ -312,17 +246,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for data in {ROWS[name]["data"] for name in arguments.rows}:
             pack(data, arguments.data, Path(folder) / data, arguments.train, arguments.test)
-        results = run_missing(
+        results, failures = run_missing(
             wanted,
             arguments.results,
             arguments.processes,
             lambda name, seed: in_a_process(
-                name, seed, Path(folder) / ROWS[name]["data"], arguments.steps, arguments.results
+                name, seed, Path(folder) / ROWS[name]["data"], arguments.steps, arguments.results, __file__
             ),
         )
     print(table(sorted(results, key=lambda one: arguments.rows.index(one["name"]))))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    raise_failures(failures)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,14 @@ ROWS: dict[str, dict[str, Any]] = {
         **USUAL,
         views={"augmented": CHANGED},
     ),
+    # Both windows are of the whole recording, mostly, so they are changed too.
+    "simclr, COLA": row(
+        {"kind": "simclr", **TWO, "similarity": "bilinear", "temperature": 1.0, "embedding": 64, "head": None},
+        PATCHES,
+        **USUAL,
+        views={"augmented": CHANGED},
+        bars=("accuracy > 0.2", "loss < 0.9 * chance_loss"),
+    ),
     "dino, sounds": row(
         {
             "kind": "dino", **TWO, "momentum": {"kind": "cosine", "start": 0.98, "final": 1.0}, "temperature": 0.1,
@@ -54,6 +62,16 @@ ROWS: dict[str, dict[str, Any]] = {
         PATCHES,
         **USUAL,
         views={"augmented": CHANGED},
+    ),
+    # Both views are windows of the whole recording, mostly: they differ by other recordings mixed in, and by crops.
+    "byol, BYOL-A": row(
+        {
+            "kind": "byol", **TWO, "momentum": {"kind": "cosine", "start": 0.97, "final": 1.0}, "embedding": 128, "head": HEAD,
+            "predictor": HEAD,
+        },
+        PATCHES,
+        **USUAL,
+        views={"augmented": {"kind": "byol_a"}},
     ),
     # Chance: one of all parts of the batch, 1 / 448.
     "cpc, sounds": row(
@@ -103,6 +121,23 @@ ROWS: dict[str, dict[str, Any]] = {
         },
         bars=("target_std > 0.1",),
     ),
+    # EAT: eight masks of squares of two patches a side share one pass of the teacher.
+    "jepa, EAT": row(
+        {
+            "kind": "jepa", "modality": "audio", "view": "crop", "masks": ["mask"], "draws": 8, "beta": None,
+            "predictor": {"kind": "conv", "width": 64, "depth": 3, "groups": 4},
+            "targets": {
+                "kind": "layers", "layers": 3, "norm": "instance", "norm_mean": True, "over_features": "sqrt", "pooled": 1.0,
+            },
+            "momentum": {"kind": "linear", "start": 0.99, "final": 1.0}, "evaluate": "student",
+        },
+        PATCHES,
+        **USUAL,
+        views={
+            "crop": {"kind": "random_window"}, "mask": {"kind": "inverse_blocks", "grid": [4, 5], "side": 2, "ratio": 0.7},
+        },
+        bars=("target_std > 0.1",),
+    ),
     "latent_prediction, sounds": row(
         {
             "kind": "latent_prediction", **MASKED, "layers": 3, "norm": "instance", "norm_mean": False, "beta": None,
@@ -117,7 +152,9 @@ ROWS |= {
     "cpc, control": control(
         ROWS["cpc, sounds"], ("accuracy < 0.005", "loss > 0.97 * chance_loss"), views={"crop": NOISE}
     ),
-    "wav2vec2, control": control(ROWS["wav2vec2, sounds"], ("accuracy < 0.2",), views={"crop": NOISE, "mask": SPANS}),
+    "wav2vec2, control": control(
+        ROWS["wav2vec2, sounds"], ("accuracy < 0.2", "code_perplexity < 4"), views={"crop": NOISE, "mask": SPANS}
+    ),
     "masked_prediction, HuBERT, control": control(
         ROWS["masked_prediction, HuBERT"],
         ("accuracy < 1.5 * majority", "loss > 0.9 * chance_loss"),

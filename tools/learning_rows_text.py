@@ -25,6 +25,19 @@ ROWS: dict[str, dict[str, Any]] = {
         views={"order": {"kind": "words"}},
         bars=("accuracy > 1.5 * majority",),
     ),
+    # data2vec; 35 % of the words, in spans of four.
+    "latent_prediction, words": row(
+        {
+            "kind": "latent_prediction", **TEXT, "mask": "order", "words": {"ratio": 0.35, "span": 4}, "layers": 3,
+            "norm": "layer", "norm_mean": False, "beta": 4.0, "over_features": "sum", "mean": "tokens", "momentum": 0.99,
+            "predictor_layers": 2,
+        },
+        {**WORDS, "causal": False},
+        **{**USUAL, "optimizer": {**ADAMW, "lr": 5e-4}},
+        steps=400,
+        views={"order": {"kind": "words"}},
+        bars=("target_std > 0.1",),
+    ),
     # `configs/text/simcse_small` to its end; in training mode, as dropout makes the two passes.
     "simcse": row(
         {"kind": "simcse", **TEXT, "temperature": 0.05},

@@ -1,8 +1,9 @@
 """What does a step of each objective cost beside SimCLR? `python tools/objective_cost.py --data FOLDER`.
 
 Every row of `learning.py` on pictures gets the same small transformer and 64 of them; those on sounds have transformers of the same
-width and depth, and stand beside SimCLR on sounds. Measured is the processor time of a whole step (views are made before), as the
-median of some steps. FOLDER is that of `learning.py`. Labels, clusterings and fitted codes, made now and then, are not in it.
+width and depth, and stand beside SimCLR on sounds. Sentences and series have no row of SimCLR: each of their rows stands beside
+SimCLR with the row's own encoder and view. Measured is the processor time of a whole step (views are made before), as the median of
+some steps. FOLDER is that of `learning.py`. Labels, clusterings and fitted codes, made now and then, are not in it.
 """
 
 from __future__ import annotations
@@ -16,29 +17,56 @@ from pathlib import Path
 from typing import Any
 
 import learning
-from learning_data import SPEECH, pack_pictures, pack_speech
-from learning_rows import VIT
+from learning_data import MODALITIES, SPEECH, pack_envelopes, pack_pictures, pack_rhythms, pack_sentences, pack_speech
+from learning_rows import HEAD, VIT
 
 BATCH = 64
 BASES = {"pictures": "simclr", "speech": "simclr, sounds"}
 """Data -> the row that others are set beside."""
-ROWS = [name for name, row in learning.ROWS.items() if row["data"] in BASES and not name.endswith(", control")]
+OWN_BASE = ("sentences", "rhythms", "envelopes")
+"""Data whose rows are set beside SimCLR with their own encoder."""
+ROWS = [
+    name
+    for name, row in learning.ROWS.items()
+    if (row["data"] in BASES or row["data"] in OWN_BASE) and not name.endswith(", control")
+]
 
 
-def cost(name: str, shards: Path, steps: int) -> float:
-    """Median processor seconds of a step of one row."""
+def recipe_of(name: str, shards: Path, steps: int) -> dict[str, Any]:
+    """The recipe of a row, with the batch of this measurement."""
+    data = learning.ROWS[name]["data"]
+    document: dict[str, Any] = learning.recipe_of(name, 0, shards / data, steps + 1)
+    document |= {"batch_size": BATCH, "evaluators": {}, "schedule": {"kind": "constant"}}
+    if data == "pictures":
+        document["encoders"] = {"image": VIT}
+    return document
+
+
+def base_of(name: str, shards: Path, steps: int) -> dict[str, Any]:
+    """The recipe that a row is set beside."""
+    data = learning.ROWS[name]["data"]
+    if data in BASES:
+        return recipe_of(BASES[data], shards, steps)
+    document, modality = recipe_of(name, shards, steps), MODALITIES[data][0]
+    view, settings = document["objective"]["view"], document["modalities"]
+    used = {kind: of for kind, of in settings[modality]["views"].items() if kind == view}
+    return {
+        **document,
+        "modalities": {**settings, modality: {**settings[modality], "views": used}},
+        "objective": {
+            "kind": "simclr", "modality": modality, "view": view, "temperature": 0.2, "embedding": 64, "head": HEAD,
+        },
+    }  # fmt: skip
+
+
+def cost(document: dict[str, Any], steps: int) -> float:
+    """Median processor seconds of a step of one recipe."""
     from mmssl.recipe.recipe import Recipe
     from mmssl.recipe.validate import validate_text
     from mmssl.training.runtime.signals import StopSignals
 
-    data = learning.ROWS[name]["data"]
-    document: dict[str, Any] = learning.recipe_of(name, 0, shards / data, steps + 1)
-    document |= {"batch_size": BATCH, "evaluators": {}}
-    if data == "pictures":
-        document["encoders"] = {"image": VIT}
-    document["schedule"] = {"kind": "constant"}
     with tempfile.TemporaryDirectory() as folder:
-        recipe = validate_text(Recipe, json.dumps({**document, "output": folder}), name)
+        recipe = validate_text(Recipe, json.dumps({**document, "output": folder}), document["name"])
         launch = recipe.training.launch()
         run = recipe.build(launch)
         try:
@@ -56,6 +84,20 @@ def cost(name: str, shards: Path, steps: int) -> float:
     return statistics.median(seconds[1:])
 
 
+def pack(source: Path, shards: Path, needed: set[str]) -> None:
+    """Write the training data of some rows, below a folder for each data."""
+    if "pictures" in needed:
+        pack_pictures(source / "cifar10-train.npz", shards / "pictures" / "train", 256)
+    if "speech" in needed:
+        pack_speech(source / SPEECH, shards / "speech" / "train", "train")
+    if "sentences" in needed:
+        pack_sentences(shards / "sentences")
+    if "rhythms" in needed:
+        pack_rhythms(shards / "rhythms", 4 * BATCH, 8)
+    if "envelopes" in needed:
+        pack_envelopes(source / SPEECH, shards / "envelopes")
+
+
 def main() -> None:
     """Measure every row, and print a table."""
     import torch
@@ -69,17 +111,17 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder)
-        needed = {learning.ROWS[name]["data"] for name in arguments.rows}
-        if "pictures" in needed:
-            pack_pictures(arguments.data / "cifar10-train.npz", shards / "pictures" / "train", 256)
-        if "speech" in needed:
-            pack_speech(arguments.data / SPEECH, shards / "speech" / "train", "train")
-        bases = {data: cost(BASES[data], shards, arguments.steps) for data in needed}
+        pack(arguments.data, shards, {learning.ROWS[name]["data"] for name in arguments.rows})
+        bases: dict[str, float] = {}
         rows = []
         print("| objective | ms a step | beside SimCLR |\n|---|---|---|")
         for name in arguments.rows:
-            base = bases[learning.ROWS[name]["data"]]
-            found = base if name in BASES.values() else cost(name, shards, arguments.steps)
+            document, beside = (of(name, shards, arguments.steps) for of in (recipe_of, base_of))
+            key = json.dumps([beside[part] for part in ("encoders", "objective")])
+            if key not in bases:
+                bases[key] = cost(beside, arguments.steps)
+            base = bases[key]
+            found = base if name in BASES.values() else cost(document, arguments.steps)
             rows.append({"name": name, "ours": found, "peer": base, "ratio": base / found})
             print(f"| {name} | {1000 * found:.0f} | {found / base:.2f} |", flush=True)
     if arguments.json:

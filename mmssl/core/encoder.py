@@ -47,9 +47,10 @@ class Encoder(nn.Module, ABC):
         width: D, the size of `pooled` and of each token.
         grid: shape of the token grid of a full-size input; None if there are no tokens.
         depth: number of blocks whose outputs `hidden` may ask for; 0 without the capability "hidden".
-        capabilities: subset of {"tokens", "mask_drop", "mask_replace", "hidden", "bidirectional", "embedded"}: gives tokens;
-            accepts `keep`; accepts `replace`; gives the outputs of its last blocks; attends from each token to all others, those
-            after it too (a causal text transformer does not; a residual network has no attention); gives embedded tokens.
+        capabilities: subset of {"tokens", "mask_drop", "mask_replace", "hidden", "bidirectional", "embedded", "prepared"}: gives
+            tokens; accepts `keep`; accepts `replace`; gives the outputs of its last blocks; attends from each token to all others,
+            those after it too (a causal text transformer does not; a residual network has no attention); gives embedded tokens;
+            takes what `prepare` made, and what was changed in it, in place of raw views.
         token_ids: token ids that a text encoder accepts; None: it takes no ids.
         trim: cuts padding that influences no row off the end of a raw view [B, T] of token ids. Called before the view moves to a
             device, because reading its values there would synchronise; None: views are not trimmed.
@@ -64,6 +65,7 @@ class Encoder(nn.Module, ABC):
     HIDDEN: ClassVar[str] = "hidden"
     BIDIRECTIONAL: ClassVar[str] = "bidirectional"
     EMBEDDED: ClassVar[str] = "embedded"
+    PREPARED: ClassVar[str] = "prepared"
 
     width: int
     grid: tuple[int, ...] | None = None
@@ -238,8 +240,17 @@ class EmbeddingModel(nn.Module):
         Raises:
             ValueError: the objective that trained this model has no shared space for the modality.
         """
+        return self.features_and_embeddings(modality, x)[1]
+
+    def features_and_embeddings(self, modality: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`features` [B, D] and `embed` [B, E] of the same views, from one pass of the encoder.
+
+        Raises:
+            ValueError: as of `embed`.
+        """
         self.require(modality, shared_space=True)
-        return F.normalize(self.heads[modality](self._pooled(modality, x)).float(), dim=-1)
+        pooled = self._pooled(modality, x)
+        return pooled.float(), F.normalize(self.heads[modality](pooled).float(), dim=-1)
 
     def _pooled(self, modality: str, x: Tensor) -> Tensor:
         encoder = self.encoders[modality]

@@ -85,6 +85,7 @@ def _without_constructor(kind: type[MmsslError], arguments: tuple[Any, ...]) -> 
 
 _OS_WORDS = {
     errno.ENOENT: "it does not exist",
+    errno.EEXIST: "a file of this name, or of a part of its path, is there already",
     errno.EACCES: "this user has no permission",
     errno.EPERM: "this user has no permission",
     errno.ELOOP: "its symbolic links lead in a circle",
@@ -100,11 +101,18 @@ _OS_WORDS = {
 }
 
 
-def os_words(error: OSError) -> str:
-    """What an error of the operating system means, in words without its number and the path."""
+def os_words(error: Exception, *, path: bool = False) -> str:
+    """What an exception says, for a message; of errors of the operating system in words, without their number and path.
+
+    Args:
+        path: begin with the path of an error of the operating system, for messages that do not name it.
+    """
+    if not isinstance(error, OSError):
+        return str(error)
     number = error.errno or 0
     usual = error.strerror == os.strerror(number)  # not words of our own
-    return _OS_WORDS.get(number, os.strerror(number).lower()) if usual else error.strerror or str(error)
+    words = _OS_WORDS.get(number, os.strerror(number).lower()) if usual else error.strerror or str(error)
+    return f"{error.filename}: {words}" if path and error.filename is not None else words
 
 
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:

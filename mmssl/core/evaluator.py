@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self
 
@@ -24,10 +24,15 @@ class Table:
         columns: name -> values, equally many; the column "key" names the sample, "class" its class.
         outcomes: columns of numbers that tell how well the model did in each row; models are compared by them, row by row. Their
             mean is the score of that name, with the name of the table before it unless that is "samples".
+        vectors: further columns of one vector a row, [n, K]; in files lists of K.
+        texts: reads further columns, such as captions; called only where the table is written into a file, and on one process.
+            None: there are none.
     """
 
     columns: Mapping[str, Sequence[Score]]
     outcomes: tuple[str, ...] = ()
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    texts: Callable[[], Mapping[str, Sequence[str]]] | None = None
 
 
 class Kept(Protocol):

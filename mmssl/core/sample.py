@@ -35,6 +35,24 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Partner:
+    """Another sample that a view mixes in: its number, its record, and its decoded value of the view's modality."""
+
+    number: int
+    record: tuple[Mapping[str, Any], ...]
+    value: Any
+
+    def named(self) -> dict[str, Any]:
+        """Parameters by which it is loaded again."""
+        return {"partner": self.number, "partner_record": list(self.record)}
+
+
+Partners = Mapping[str, Mapping[str, Partner]]
+"""Modality -> view name -> partner that the view mixes in; no entry where there is none."""
+NO_PARTNERS: Partners = {}
+
+
+@dataclass(frozen=True)
 class TokenIds:
     """Range of token ids [B, T] that a tokenizer makes or an encoder accepts.
 

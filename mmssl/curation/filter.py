@@ -30,7 +30,7 @@ from mmssl.curation.filter_similarity import (
     with_scores,
 )
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
-from mmssl.data.shards.manifests import Formats
+from mmssl.data.shards.manifests import SET_TYPE_FILE, Formats
 from mmssl.data.shards.remote import Remote
 from mmssl.data.shards.salvage import salvage_table
 from mmssl.data.shards.sidecar import write_sidecar
@@ -42,6 +42,7 @@ from mmssl.data.shards.writer import (
     claim_folder,
     map_in_order,
     remove_stale,
+    telling_what_stays,
     write_atomically,
     write_lines,
     write_shard,
@@ -151,16 +152,17 @@ def filter_shards(
         verdicts, report.scores = _by_similarity(scorer, config, examined, list(verdicts), formats, client)
         settings["similarity"] = report.scores.facts()
     records: list[ShardRecord] = []
-    for shard, left in zip(examined, verdicts, strict=True):
-        start = report.samples
-        kept = _count(shard, left, report)
-        if kept and not dry_run:
-            manifest = Manifest(folder, settings, tuple(records), complete=False)
-            records.append(_write(shard, kept, client, range(start, report.samples), manifest))
-    if not report.kept:
-        raise DataError(f"no sample would be left:\n{report.table()}\nLoosen the criteria; nothing was written")
-    if not dry_run:
-        _finish(Manifest(folder, settings, tuple(records), formats=shared), report, places)
+    with telling_what_stays(folder, "give the same command again, which writes all of them anew"):
+        for shard, left in zip(examined, verdicts, strict=True):
+            start = report.samples
+            kept = _count(shard, left, report)
+            if kept and not dry_run:
+                manifest = Manifest(folder, settings, tuple(records), complete=False)
+                records.append(_write(shard, kept, client, range(start, report.samples), manifest))
+        if not report.kept:
+            raise DataError(f"no sample would be left:\n{report.table()}\nLoosen the criteria; nothing was written")
+        if not dry_run:
+            _finish(Manifest(folder, settings, tuple(records), formats=shared), report, places)
     return report
 
 
@@ -281,17 +283,18 @@ def _settings(config: FilterConfig, examined: Sequence[Examined]) -> dict[str, A
 
 
 def _finish(manifest: Manifest, report: FilterReport, places: Sequence[str | Path]) -> None:
-    """Write the ledger, the similarities, the class names if all shards have the same, and the manifest."""
+    """Write the ledger, the similarities, class names and type of set if all shards have the same, and the manifest."""
     write_lines(manifest.folder / LEDGER, (json.dumps(asdict(one), ensure_ascii=False) for one in report.left))
     if report.scores is not None:
         write_lines(manifest.folder / SIMILARITIES, report.scores.lines())
     else:
         (manifest.folder / SIMILARITIES).unlink(missing_ok=True)
-    beside = {path.parent / CLASS_NAMES_FILE for path in places if isinstance(path, Path)}
-    names = {path.read_bytes() if path.is_file() else b"" for path in beside}
-    if len(names) == 1 and b"" not in names:
-        write_atomically(manifest.folder / CLASS_NAMES_FILE, names.pop())
-    else:
-        (manifest.folder / CLASS_NAMES_FILE).unlink(missing_ok=True)
+    for name in (CLASS_NAMES_FILE, SET_TYPE_FILE):
+        beside = {path.parent / name for path in places if isinstance(path, Path)}
+        found = {path.read_bytes() if path.is_file() else b"" for path in beside}
+        if len(found) == 1 and b"" not in found:
+            write_atomically(manifest.folder / name, found.pop())
+        else:
+            (manifest.folder / name).unlink(missing_ok=True)
     remove_stale(manifest.folder, [shard.path for shard in manifest.shards])
     manifest.write()

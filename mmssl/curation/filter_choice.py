@@ -58,9 +58,11 @@ class FilterConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.distance is not None and self.duplicates != "perceptual":
-            raise ValueError(f"distance: got {self.distance} without `duplicates: perceptual`, where it has no effect")
+            raise ValueError(f"--distance: got {self.distance} without --duplicates perceptual, where it has no effect")
         if None not in (self.min_words, self.max_words) and self.min_words > self.max_words:  # type: ignore[operator]
-            raise ValueError(f"min_words: got {self.min_words}, wanted at most {self.max_words}, which is max_words")
+            raise ValueError(
+                f"--min-words: got {self.min_words}, wanted at most {self.max_words}, which is --max-words"
+            )
         if len(given := self.by_similarity()) > 1:
             raise ValueError(f"got {' and '.join(given)}, wanted one of them: each says how similar a pair must be")
         return self

@@ -62,7 +62,7 @@ class LooseSource:
 class _Rows:
     """The rows of a source; see `LooseRows`. Keys: of the source, or else the file or line of the row, below `folder`."""
 
-    formats: ClassVar[Formats] = {TEXT: "lines"}
+    formats: ClassVar[Formats] = {TEXT: "rows"}  # see `TextModality.reading`
 
     def __init__(self, source: RowSource, folder: str) -> None:
         self.source, self.name, self._folder = source, source.name, folder

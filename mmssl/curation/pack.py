@@ -25,6 +25,7 @@ from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow, default_template, verify_media
 from mmssl.curation.pack_items import TEXT, Item, RowSource, encoded_fields, words
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
+from mmssl.data.shards.manifests import MULTI_LABEL, SET_TYPE_FILE
 from mmssl.data.shards.sidecar import write_sidecar
 from mmssl.data.shards.writer import (
     Manifest,
@@ -33,6 +34,7 @@ from mmssl.data.shards.writer import (
     claim_folder,
     map_in_order,
     remove_stale,
+    telling_what_stays,
     write_atomically,
     write_shard,
 )
@@ -53,6 +55,11 @@ def pack(
     progress: Progress | None = None,
 ) -> Manifest:
     """Pack a data set into shards: `out/000000.tar ...`, `out/manifest.json` and, if classes have names, `out/classnames.txt`.
+
+    Rows of several classes have a vector of zeros and ones in a `.npy`, and `out/dataset_type.txt` says `multilabel`, as in
+    CLIP_benchmark's layout.
+
+    Until the end, and after an error, `out/manifest.unfinished.json` lists the finished shards in place of the manifest.
 
     Args:
         source: a file or folder of one of the formats in `mmssl.curation.importers.registry`.
@@ -75,14 +82,12 @@ def pack(
     folder = Path(out)
     settings = _settings(config, rows)
     before, formats = _previous(folder, settings, overwrite)
-    Manifest(folder, settings, tuple(before.values()), complete=False, formats=formats).write()
-    manifest = _Job(rows, config, templates, workers, folder, settings, progress, formats).run(before)
-    if rows.class_names:
-        write_atomically(folder / CLASS_NAMES_FILE, "".join(f"{name}\n" for name in rows.class_names).encode())
-    else:
-        (folder / CLASS_NAMES_FILE).unlink(missing_ok=True)
-    remove_stale(folder, [shard.path for shard in manifest.shards])
-    return manifest.write()
+    with telling_what_stays(folder, "the same command, or with --on-error skip, goes on behind them"):
+        Manifest(folder, settings, tuple(before.values()), complete=False, formats=formats).write()
+        manifest = _Job(rows, config, templates, workers, folder, settings, progress, formats).run(before)
+        _write_classes(folder, rows)
+        remove_stale(folder, [shard.path for shard in manifest.shards])
+        return manifest.write()
 
 
 @dataclass(frozen=True)
@@ -232,6 +237,19 @@ def _append_skipped(shards: list[ShardRecord], cut: _Cut) -> list[ShardRecord]:
     return [*others, replace(last, stop=cut.stop, skipped=(*last.skipped, *cut.skipped))]
 
 
+def _write_classes(folder: Path, rows: RowSource) -> None:
+    """Write the class names, and whether samples have several; what an earlier packing wrote does not stay."""
+    names, kind = folder / CLASS_NAMES_FILE, folder / SET_TYPE_FILE
+    if rows.class_names:
+        write_atomically(names, "".join(f"{name}\n" for name in rows.class_names).encode())
+    else:
+        names.unlink(missing_ok=True)
+    if rows.several:
+        write_atomically(kind, MULTI_LABEL.encode())
+    elif kind.is_file() and kind.read_bytes().strip() == MULTI_LABEL.encode():
+        kind.unlink()
+
+
 def _check_templates(config: PackConfig, source: RowSource) -> tuple[str, ...] | None:
     """Templates of captions to use (None: the usual one of each file); refuses malformed ones, and templates without effect."""
     for number, template in enumerate(config.templates or (), 1):
@@ -245,6 +263,11 @@ def _check_templates(config: PackConfig, source: RowSource) -> tuple[str, ...] |
         )
     if config.templates and not (source.labelled and source.class_names):
         lack = "its labels are numbers without names: give class names" if source.labelled else "it has no labels"
+        lack = (
+            "its samples have several: make captions of a column (--column 'caption=sounds of {NAME}')"
+            if source.several
+            else lack
+        )
         raise DataError(f"templates need a class name for each sample of {source.name}, but {lack}")
     if source.captioned or not (source.labelled and source.class_names):
         return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,13 @@ from mmssl.data.modalities.usual import file_formats
 
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _MEDIA = ("image", "audio", "video", "media", "files")
-_TOGETHER = (_MEDIA, ("captions",), ("label", "class_name"), ("key",))
+_TOGETHER = (_MEDIA, ("captions",), ("label", "class_name", "labels"), ("key",))
 _USUAL = {
     "files": ("path", "filepath", "file"),
     "captions": ("caption", "text"),
     "label": ("label",),
     "class_name": (),
+    "labels": (),
     "key": ("key",),
 }
 
@@ -43,6 +45,7 @@ class Columns(Config):
         captions: columns of one caption each. Usual: caption, text.
         label: class number or class name. Usual: label.
         class_name: name of the class whose number is in `label`.
+        labels: several classes of a sample: a list, or a text with a separator between names or numbers; an empty cell is no class.
         key: key of the sample. Usual: key.
     """
 
@@ -54,6 +57,7 @@ class Columns(Config):
     captions: tuple[str, ...] | None = None
     label: str | None = None
     class_name: str | None = None
+    labels: str | None = Field(default=None, exclude_if=lambda labels: labels is None)
     key: str | None = None
 
     def or_else(self, others: Columns) -> Columns:
@@ -118,6 +122,11 @@ class Table:
             column=lambda wanted: values if wanted == name else self.column(wanted),
         )
 
+    def with_classes(self, name: str, classes: Sequence[str]) -> Table:
+        """The table with the names of the classes in a column, by number, on which its fingerprint depends too."""
+        fingerprint = hashlib.sha256("\n".join((self.fingerprint, name, *classes)).encode()).hexdigest()
+        return replace(self, classes={**self.classes, name: tuple(classes)}, fingerprint=fingerprint)
+
     def with_template(self, template: str) -> Table:
         """The table with one more column, named as its template: text with columns in braces; empty where one of them is."""
         parts = [self.require(name) for name in parts_of(template)]
@@ -144,7 +153,7 @@ class Roles:
 
     Attributes:
         media: column -> kind of modality that it must hold; None: any.
-        captions: columns of captions. label, class_name, key: columns; None: there is none.
+        captions: columns of captions. label, class_name, labels, key: columns; None: there is none.
         others: columns that are for nothing.
     """
 
@@ -152,6 +161,7 @@ class Roles:
     captions: tuple[str, ...]
     label: str | None
     class_name: str | None
+    labels: str | None
     key: str | None
     others: tuple[str, ...]
 
@@ -167,11 +177,19 @@ def assign(table: Table, columns: Columns) -> tuple[Table, Roles]:
     found = _Found(table)
     media = found.media(columns)
     captions = found.named("captions", columns.captions)
-    label, class_name, key = (
+    label, class_name, labels, key = (
         next(iter(found.named(what, (name,) if name else None)), None)
-        for what, name in (("label", columns.label), ("class_name", columns.class_name), ("key", columns.key))
+        for what in ("label", "class_name", "labels", "key")
+        for name in (getattr(columns, what),)
     )
-    used = {name for name in (*media, *captions, label, class_name, key) if name}
+    if labels is not None:
+        if columns.label or columns.class_name:
+            raise DataError(
+                f"{table.path}: got {labels!r} as the column of several classes, and {columns.label or columns.class_name!r} as "
+                "that of one: name one of the two"
+            )
+        label = None
+    used = {name for name in (*media, *captions, label, class_name, labels, key) if name}
     used |= {part for name in used - set(known) for part in parts_of(name)}
     others = tuple(name for name in known if name not in used)
     if not media and (others or not captions):  # captions and nothing else are texts without media
@@ -179,7 +197,7 @@ def assign(table: Table, columns: Columns) -> tuple[Table, Roles]:
             f"{table.path} has the columns {list(known)}: name the one with paths or bytes of media, as in "
             "--column image=NAME"
         )
-    return found.table, Roles(media, captions, label or class_name, class_name if label else None, key, others)
+    return found.table, Roles(media, captions, label or class_name, class_name if label else None, labels, key, others)
 
 
 def parts_of(template: str) -> tuple[str, ...]:

@@ -9,6 +9,9 @@ from pydantic import Field
 from mmssl.core.config import Config
 from mmssl.curation.pack_columns import Columns
 
+SEPARATOR = ","
+"""What usually stands between the classes in one cell of a table."""
+
 
 class PackConfig(Config):
     """Settings of `pack` that the bytes of the shards depend on.
@@ -21,6 +24,7 @@ class PackConfig(Config):
             for each sample. None: "a photo of a {}", and so on for sounds and videos. (): no captions.
         class_names: names of the classes in the order of their numbers; None: from the source.
         columns: which columns of a table hold the media, captions and labels.
+        separator: between the classes in a cell of `columns.labels`.
         delimiter: of a table in text, one character; None: the one of , ; | and tab that the header has.
         where: conditions on the columns of a table; other rows are not packed. See `mmssl.curation.where`.
         split: which split of a source that has several.
@@ -41,6 +45,7 @@ class PackConfig(Config):
     templates: tuple[str, ...] | None = None
     class_names: tuple[str, ...] | None = None
     columns: Columns = Columns()
+    separator: str = Field(default=SEPARATOR, min_length=1, exclude_if=lambda separator: separator == SEPARATOR)
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     where: str | None = None
     split: str | None = None

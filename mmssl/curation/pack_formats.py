@@ -41,9 +41,7 @@ def read_media(where: str, path: Path) -> tuple[str, bytes]:
     except (OSError, ValueError) as error:
         reason = "missing_file" if isinstance(error, FileNotFoundError) else "unreadable"
         link = f", a link to {path.readlink()}" if path.is_symlink() else ""
-        raise BadRow(
-            where, reason, f"{path}{link}: {os_words(error) if isinstance(error, OSError) else error}"
-        ) from error
+        raise BadRow(where, reason, f"{path}{link}: {os_words(error)}") from error
     return check_media(where, extension, data)
 
 

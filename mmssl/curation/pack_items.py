@@ -54,7 +54,8 @@ class RowSource(ABC):
         fingerprint: changes when the list of rows changes (the contents of files do not count).
         class_names: name of each class number, or empty.
         captioned: whether the rows have captions.
-        labelled: whether the rows have labels.
+        labelled: whether the rows have labels, one each.
+        several: whether the rows have several labels each: a vector of zeros and ones, one entry a class, in a `.npy`.
         keys: keys of the rows; None: samples are numbered.
         notes: sentences for the report, on what is not packed and what is changed.
     """
@@ -65,6 +66,7 @@ class RowSource(ABC):
     class_names: tuple[str, ...] = ()
     captioned: bool = False
     labelled: bool = False
+    several: bool = False
     keys: Keys | None = None
     notes: tuple[str, ...] = ()
 

@@ -1,10 +1,14 @@
-"""Labels of a table to pack: class numbers, and the names of the classes."""
+"""Labels of a table to pack: class numbers, one or several a row, and the names of the classes."""
 
 from __future__ import annotations
 
+import io
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from mmssl.core.errors import DataError
 from mmssl.curation.pack_columns import Roles, Table
@@ -23,14 +27,18 @@ class Labels:
     numbers and names lacks some numbers, as a part of a data set does, the others are numbered anew, in their order.
 
     Attributes:
+        column: of the labels. separator: between several of one cell; None: a row has one.
         names: of the classes, by number; empty if they have none.
 
     Raises:
         DataError: a number with two names or a name with two numbers; no number with a name; the given names in another order.
     """
 
-    def __init__(self, table: Table, roles: Roles, given: tuple[str, ...] | None) -> None:
-        self.column = roles.label
+    def __init__(
+        self, table: Table, roles: Roles, given: tuple[str, ...] | None = None, separator: str | None = None
+    ) -> None:
+        self.column = roles.label or roles.labels
+        self.separator = separator if roles.labels else None
         self._places: dict[int, int] | None = None  # number in the table -> number that is packed, where they differ
         own = self._own_names(table, roles, given or ())
         if given and own:
@@ -38,6 +46,8 @@ class Labels:
             if told:
                 _log.warning("%s: the given ones are stored", told)
         self.names = given or own or self._sorted_names(table)
+        self._numbers = {name: number for number, name in reversed([*enumerate(self.names)])}
+        self._count = len(self.names) or (self._greatest(table) + 1 if self.separator else 0)
 
     def number(self, where: str, value: Any) -> int:
         """The class number that a label means.
@@ -47,14 +57,37 @@ class Labels:
         """
         text = _text(value)
         number = _whole_number(text)
-        if text in self.names and (number is None or isinstance(value, str)):
-            return self.names.index(text)
+        if text in self._numbers and (number is None or isinstance(value, str)):
+            return self._numbers[text]
         if number is not None and self._places is not None:
             number = self._places.get(number)
         if number is not None and 0 <= number < (len(self.names) or number + 1):
             return number
         wanted = f"one of {len(self.names)} class names or their numbers" if self.names else "an integer of at least 0"
         raise BadRow(where, "bad_label", f"got {text!r} in {self.column!r}, wanted {wanted}")
+
+    def vector(self, where: str, cells: Sequence[Any]) -> bytes:
+        """A `.npy` of uint8 [classes], 1 for each class in some cells, as the modality `multi_label` reads it.
+
+        Raises:
+            BadRow: one of them is no class.
+        """
+        vector = np.zeros(self._count, np.uint8)
+        vector[[self.number(where, one) for cell in cells for one in self._split(cell)]] = 1
+        file = io.BytesIO()
+        np.save(file, vector, allow_pickle=False)
+        return file.getvalue()
+
+    def _split(self, cell: Any) -> list[Any]:
+        """The labels in a cell: several of a column of several, else the cell."""
+        if self.separator is None:
+            return [cell]
+        found = cell if isinstance(cell, list | tuple | np.ndarray) else _text(cell).split(self.separator)
+        return [one for one in found if _text(one) not in ("", "nan")]
+
+    def _greatest(self, table: Table) -> int:
+        numbers = (_whole_number(_text(one)) for cell in table.column(self.column or "") for one in self._split(cell))
+        return max((number for number in numbers if number is not None), default=-1)
 
     def _own_names(self, table: Table, roles: Roles, given: tuple[str, ...]) -> tuple[str, ...]:
         if self.column is None:
@@ -82,7 +115,7 @@ class Labels:
     def _sorted_names(self, table: Table) -> tuple[str, ...]:
         if self.column is None:
             return ()
-        names = {_text(value) for value in table.column(self.column)} - {"", "nan"}
+        names = {_text(one) for cell in table.column(self.column) for one in self._split(cell)} - {"", "nan"}
         # Numbers where most are: an odd value is refused in its row, and does not rename the classes of all others.
         numbers = sum(_whole_number(name) is not None for name in names)
         return () if 2 * numbers >= len(names) else tuple(sorted(names))

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmssl.core.errors import DataError
 from mmssl.curation.pack_columns import Table, assign
-from mmssl.curation.pack_config import PackConfig
+from mmssl.curation.pack_config import SEPARATOR, PackConfig
 from mmssl.curation.pack_formats import BadRow, check_media, read_media
 from mmssl.curation.pack_items import Item, RowSource
 from mmssl.curation.pack_keys import Keys
@@ -22,6 +22,8 @@ from mmssl.curation.pack_rows import choose_rows
 from mmssl.data.modalities.usual import file_formats
 
 _log = logging.getLogger(__name__)
+VECTOR = "npy"
+"""Extension of the vector of a sample's classes."""
 
 
 class TableSource(RowSource):
@@ -39,7 +41,13 @@ class TableSource(RowSource):
         self.table, self.roles = assign(table, config.columns)
         self.kind, self.name, self.fingerprint = table.kind, table.path.name, table.fingerprint
         self.captioned, self.labelled = bool(self.roles.captions), self.roles.label is not None
-        self._labels = Labels(self.table, self.roles, config.class_names)
+        self.several = self.roles.labels is not None
+        if config.separator != SEPARATOR and not self.several:
+            raise DataError(
+                f"{table.path}: no column of several classes is named, so the separator {config.separator!r} has no effect: name "
+                "the column (--column labels=NAME), or leave --separator out"
+            )
+        self._labels = Labels(self.table, self.roles, config.class_names, config.separator)
         self.class_names = self._labels.names
         self.metadata = self.roles.others if config.metadata else ()
         self._tell_of_others(config.metadata)
@@ -72,6 +80,10 @@ class TableSource(RowSource):
             raise BadRow(where, "empty_caption", f"no text in {' or '.join(map(repr, self.roles.captions))}")
         if self.metadata:
             fields["json"] = _metadata(where, {name: [values[name] for values in rows] for name in self.metadata})
+        if self.roles.labels is not None:
+            if VECTOR in fields:
+                raise BadRow(where, "unsupported", f"got a .{VECTOR} file, wanted none beside the vector of classes")
+            fields[VECTOR] = self._labels.vector(where, [values[self.roles.labels] for values in rows])
         key = None if self.keys is None else self.keys.key(row)
         return Item(where, fields, captions, self._label(where, rows), key)
 

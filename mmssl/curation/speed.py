@@ -16,13 +16,15 @@ from typing import Any
 from mmssl.core.batch import Needs
 from mmssl.core.errors import DataError
 from mmssl.curation.check_report import aligned
+from mmssl.data.draws import draw_views, make_views
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, draw_views, make_views
+from mmssl.data.samples import BadSample
 from mmssl.data.shards.writer import Progress
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.collate import Row, collate
 from mmssl.data.stream.config import DataConfig
 from mmssl.data.stream.rows import Rows
+from mmssl.data.synchronized.partners import draw_partners
 
 MAX_SAMPLES = 20_000  # of the stages; more do not change the result
 
@@ -180,7 +182,9 @@ def _stages(stream: TrainStream, batch_size: int, clock: _Clock) -> tuple[dict[s
         except BadSample:
             unusable += 1
             continue
-        views = make_views(sample, rows.modalities, rows.needs, draw_views(sample, rows.modalities, rows.needs, key))
+        partners = draw_partners(rows.synchronized, index, sample, rows.needs, key)
+        drawn = draw_views(sample, rows.modalities, rows.needs, key, partners)
+        views = make_views(sample, rows.modalities, rows.needs, drawn, partners)
         times.append(now())
         made.append(Row(ordinal, sample.key, views))
         samples, size = samples + 1, size + sum(map(len, encoded.raw.fields.values()))

@@ -32,6 +32,22 @@ class Operand(NamedTuple):
     partner: Any = None
 
 
+class Margin(NamedTuple):
+    """How strongly a value has a relation that counts from a threshold on.
+
+    Attributes:
+        what: the quantity, in words.
+        found: its value. wanted: the threshold.
+    """
+
+    what: str
+    found: float
+    wanted: float
+
+    def __str__(self) -> str:
+        return f"{self.what} is {self.found:.3g}, wanted at least {self.wanted:g}"
+
+
 class Kernel(NamedTuple):
     """How an operation transforms the values of a modality.
 
@@ -41,12 +57,14 @@ class Kernel(NamedTuple):
             left unchanged.
         measure: value -> measurement that the operation needs to draw its parameters; the operation defines it.
         reason: why the values stay unchanged; empty if they change.
+        margins: value -> margins of the relations that are measured against a threshold, by name.
     """
 
     run: Callable[[Any, Entry, Operand], Any]
     doubt: Callable[[Any, Entry, Operand], str | None] = lambda value, entry, field: None
     measure: Callable[[Any], Any] = lambda value: None
     reason: str = ""
+    margins: Callable[[Any], Mapping[str, Margin]] = lambda value: {}
 
 
 def identity(reason: str) -> Kernel:

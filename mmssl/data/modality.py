@@ -1,8 +1,7 @@
 """Base classes of modalities: decoding of bytes, views (tensors) of decoded values, and properties for the rest of the package.
 
 Nobody asks for the class of a modality: it declares what operations, audits, evaluators and recipes need to know. The defaults fit
-a modality without a time axis that is neither visual nor audible. Each view is made from recorded parameters, so that it can be
-logged and reproduced.
+a modality without a time axis that is neither visual nor audible. Each view is made from recorded parameters, to be made again.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ from mmssl.data.timeline import Extent, Window
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmssl.core.encoder import Encoder
+
 C = TypeVar("C")
 
 
@@ -34,8 +35,7 @@ class DecodeError(Exception):
 
     Attributes:
         reason: a short name to count by: "undecodable", "missing", "empty", "duplicate", "too_large".
-        detail: got and wanted, in words.
-        field: extension of the member, if the caller cannot know it.
+        detail, field: got and wanted, in words; extension of the member, if the caller cannot know it.
     """
 
     def __init__(self, reason: str, detail: str, field: str = "") -> None:
@@ -57,12 +57,14 @@ class View(ABC):
         trimmable: whether the view is a text of token ids [T] padded at its end, which `Encoder.trim` may cut off.
         pixels: height and width of a view that shows pictures; None: it shows none.
         draws_as: kind of view whose parameters this one draws too, number by number; None: it draws by itself.
+        partner: whether it mixes in another sample: its values are pairs of a value and a `Partner`, or None if there is none.
         on_device: whether the loader makes a part of the view, and `finish` the rest, on the training device.
     """
 
     ragged: ClassVar[bool] = False
     random_time: ClassVar[bool] = False
     trimmable: ClassVar[bool] = False
+    partner: ClassVar[bool] = False
     pixels: int | None = None
     draws_as: str | None = None
     on_device: bool = False
@@ -75,8 +77,8 @@ class View(ABC):
     def __call__(self, value: Any, parameters: Mapping[str, Any]) -> Tensor:
         """Make the view. A pure function of the value and the parameters."""
 
-    def finish(self, x: Tensor, parameters: Sequence[Mapping[str, Any] | None]) -> Tensor:
-        """Finish a batch of views [B, ...] on its device, if `on_device`; `parameters` of absent samples are None."""
+    def finish(self, x: Tensor, parameters: Sequence[Mapping[str, Any] | None], encoder: Encoder) -> Tensor:
+        """Finish a batch of views [B, ...] for their encoder, if `on_device`; `parameters` of absent samples are None."""
         return x
 
     def resized(self, pixels: int) -> View:
@@ -125,8 +127,7 @@ class Modality(ABC):
         relations: what the operation `negative` can break: of "shifted", "reversed", "channels", "caption", "order". The kernel
             measures which of them a value has.
         warnings: flag of `inspect`, or "repeated" for duplicates -> text of an audit's warning after the number of members.
-        token_ids: the token ids of its views; None: views have no token ids.
-        values_per_second: of a sound's views; None: views have no such rate.
+        token_ids, values_per_second: of its views; None: views have no token ids, and are no sounds with a rate.
 
     Raises:
         ValueError: no extension, or no "eval" view.
@@ -310,8 +311,7 @@ def build_views(configs: Mapping[str, C], build: Callable[[C], View], evaluation
     """Build the views of a modality: those of its config, and "eval".
 
     Args:
-        configs: kind of view -> its config.
-        build: builds one of them.
+        configs, build: kind of view -> its config, and what builds one of them.
         evaluation: the view "eval".
 
     Raises:

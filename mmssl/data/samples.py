@@ -8,20 +8,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mmssl.core.batch import Needs, view_names
+from mmssl.core.batch import Needs
 from mmssl.core.errors import DataError, did_you_mean
 from mmssl.core.sample import Fault, Origin, Sample
-from mmssl.core.seeding import generator
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.shards.index import RawSample
 from mmssl.data.shards.manifests import Formats
 from mmssl.data.timeline import Extent, Window
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-Parameters = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Modality -> view name -> drawn parameters of that view."""
+    pass
 
 
 class BadSample(Exception):
@@ -226,19 +222,25 @@ def _find_members(raw: RawSample, modalities: Mapping[str, Modality], optional: 
     return members
 
 
-def describe_lack(name: str, wanted: Collection[str], got: Collection[str]) -> str:
-    """What a sample has in place of a modality, and which key of the recipe to change.
+def describe_lack(
+    name: str,
+    wanted: Collection[str],
+    got: Collection[str],
+    otherwise: str = "if samples may lack it, in `data.optional`",
+) -> str:
+    """What samples have in place of a modality, and which key of the recipe to change.
 
     Args:
         name: of the modality.
         wanted: extensions that it reads.
-        got: extensions of the sample's members.
+        got: extensions of the members that are there.
+        otherwise: what to do if no member holds it; by default what helps where a recipe needs it of every sample.
     """
     alike = [extension for extension in got if extension.rpartition(".")[2] in wanted]
     remedy = (
         f"set `modalities.{name}.extensions: [{', '.join(alike)}]`"
         if alike
-        else f"if a member holds it, name it in `modalities.{name}.extensions`; if samples may lack it, in `data.optional`"
+        else f"if a member holds it, name it in `modalities.{name}.extensions`; {otherwise}"
     )
     there, asked = (", ".join(f".{extension}" for extension in some) for some in (got, wanted))
     return f"got {there}, wanted {asked.replace(', ', ' or ')}: {remedy}"
@@ -278,41 +280,3 @@ def select(modalities: Mapping[str, Modality], needs: Needs) -> dict[str, Modali
     if not any(count for kinds in needs.values() for count in kinds.values()):
         raise ValueError(f"got the needs {dict(needs)}, wanted at least one view")
     return {name: modalities[name] for name in needs}
-
-
-def draw_views(
-    sample: Sample, modalities: Mapping[str, Modality], needs: Needs, key: tuple[int | str, ...]
-) -> Parameters:
-    """Draw the parameters of all views in `needs`, for the modalities that the sample has.
-
-    Args:
-        key: key of the random draws, such as (seed, epoch, source, shard, number); each view adds its modality and name, or the
-            name of the view that it draws as.
-    """
-    return {
-        name: {
-            one: view.draw(value, generator(*key, name, seed))
-            for kind, count in needs[name].items()
-            for view in [modalities[name].views[kind]]
-            for one, seed in zip(view_names(kind, count), view_names(view.draws_as or kind, count), strict=True)
-        }
-        for name, value in sample.values.items()
-    }
-
-
-def make_views(
-    sample: Sample, modalities: Mapping[str, Modality], needs: Needs, parameters: Parameters
-) -> dict[str, dict[str, Tensor]]:
-    """Make all views in `needs`, for the modalities that the sample has: modality -> view name -> tensor.
-
-    Args:
-        parameters: from `draw_views`, or from a record in `Batch.records`: equal parameters give bit-equal views.
-    """
-    return {
-        name: {
-            view: modalities[name].views[kind](value, parameters[name][view])
-            for kind, count in needs[name].items()
-            for view in view_names(kind, count)
-        }
-        for name, value in sample.values.items()
-    }

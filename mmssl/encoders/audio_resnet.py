@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mmssl.core.encoder import Features
+from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.adapters.adapter import refuse_masks
 from mmssl.encoders.positions import fit_columns
 from mmssl.encoders.resnet import Stages, StagesConfig
@@ -22,7 +22,8 @@ class AudioResNetConfig(StagesConfig, SoundEncoderConfig):
 
     Attributes:
         front_end: waveforms to spectrograms.
-        seconds: usual length of the sounds; other lengths work too: the positions of the attention pooling are resampled.
+        seconds: usual length of the sounds; other lengths work too: the positions of the attention pooling are resampled. For
+            front-ends of fixed `frames` see `AudioTransformerConfig`.
     """
 
     kind: Literal["audio_resnet"] = "audio_resnet"
@@ -54,6 +55,8 @@ class AudioResNet(Stages):
     The grid is (rows over the filters from low to high, columns over time), read row by row; cells at the ends may be cut.
     """
 
+    capabilities = frozenset({Encoder.TOKENS, Encoder.PREPARED})
+
     def __init__(self, config: AudioResNetConfig) -> None:
         front_end = config.front_end.build()
         size = (front_end.mels, front_end.length(round(config.rate * config.seconds)))
@@ -75,12 +78,14 @@ class AudioResNet(Stages):
     ) -> Features:
         """See `Encoder.forward`. Several windows of a sound [B, n, C, samples] give the mean of their pooled features, no tokens.
 
+        Spectrograms that `prepare` made are taken, too.
+
         Raises:
             ValueError: masks or hidden layers are asked for, or `x` is not audio.
         """
         refuse_masks(self, keep, replace)
         self.check_hidden(hidden)
-        if x.ndim == 4:
+        if x.ndim == 4 and not self.front_end.is_spectrogram(x):
             return encode_windows(self, x)
         return self.encode(self._spectrograms(x, augment=self.training))
 

@@ -29,7 +29,8 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
 
     Attributes:
         front_end: waveforms to spectrograms.
-        seconds: usual length of the sounds; other lengths work too: position embeddings are resampled.
+        seconds: usual length of the sounds; other lengths work too: position embeddings are resampled. A front-end of fixed
+            `frames` fills or cuts them: a run refuses `seconds` of which it would cut off the end, or make more than 5 % silence.
         patch_size: mel filters and frames of a patch.
         stride: filters and frames from one patch to the next; None: the patch size, without overlap. AST: [10, 10].
         pool: "cls" takes the class token, "mean" the mean of the patch tokens.
@@ -98,6 +99,7 @@ class AudioTransformer(Encoder):
             Encoder.HIDDEN,
             Encoder.BIDIRECTIONAL,
             Encoder.EMBEDDED,
+            Encoder.PREPARED,
         }
     )
     grid: Grid
@@ -138,11 +140,14 @@ class AudioTransformer(Encoder):
     ) -> Features:
         """See `Encoder.forward`. Several windows of a sound [B, n, C, samples] give the mean of their pooled features, no tokens.
 
+        Spectrograms that `prepare` made are taken, too.
+
         Raises:
             ValueError: `x` is not audio or too short for one patch, or `hidden` is above the depth.
         """
         self.check_hidden(hidden)
-        if x.ndim == 4 and keep is None and replace is None and not hidden:
+        windows = x.ndim == 4 and not self.front_end.is_spectrogram(x)
+        if windows and keep is None and replace is None and not hidden:
             return encode_windows(self, x)
         x = self.front_end(x, augment=self.training)
         grid = self._grid(x.shape[2], x.shape[3])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 import torch
@@ -218,12 +217,23 @@ class FrontEnd(nn.Module, ABC):
         """T: number of frames of the output for a waveform of this number of samples."""
         return self.settings.frames or self.frame_count(samples)
 
+    def is_spectrogram(self, x: Tensor) -> bool:
+        """Whether `x` is what `forward` made, [B, planes, F, T], and no sounds of several windows [B, n, C, samples]."""
+        return x.is_floating_point() and x.ndim == 4 and x.shape[1:3] == (self.planes, self.mels) and self.mels > 2
+
     def forward(self, x: Tensor, *, augment: bool = False) -> Tensor:
         """[B, C, samples], int16 in units of 1 / 32768 or float in [-1, 1] -> [B, planes, F, T]; `augment` applies spec_augment.
+
+        Spectrograms that it has made, and whatever changed them since, stay as they are, but for spec_augment.
 
         Raises:
             ValueError: `x` has another shape or dtype, is too short for one frame, or is not stereo and `channel` needs both.
         """
+        masks = self.settings.spec_augment if augment else None
+        made = x.float() if self.is_spectrogram(x) else self._spectrograms(x)
+        return made if masks is None else spec_augment(made, masks)
+
+    def _spectrograms(self, x: Tensor) -> Tensor:
         if x.ndim != 3 or not (x.dtype == torch.int16 or x.is_floating_point()):
             raise ValueError(
                 f"got {x.dtype} {list(x.shape)}, wanted sounds as int16, or as floats in [-1, 1], of shape [B, channels, samples]"
@@ -240,8 +250,7 @@ class FrontEnd(nn.Module, ABC):
             made = (made - self.settings.mean) / self.settings.std
             if self.settings.channel == "level_difference":
                 made = torch.stack([made[:, 0], made[:, 1] - made[:, 2]], dim=1)
-            masks = self.settings.spec_augment if augment else None
-            return made if masks is None else spec_augment(made, masks)
+            return made
 
     def _input_planes(self, x: Tensor) -> Tensor:
         # [B, C, samples] -> one waveform for each spectrogram, [B, n, samples]
@@ -309,22 +318,3 @@ class MelFrontEnd(FrontEnd):
         x = torch.stft(x, self.size, self.hop, window=self.window, center=True, pad_mode="reflect", return_complex=True)
         power = x.abs().square().transpose(1, 2) @ self.filters  # [B, T, F]
         return self.factor * power.clamp(min=self.floor).log().transpose(1, 2)
-
-
-@torch.no_grad()
-def measure_statistics(front_end: FrontEnd, waves: Iterable[Tensor]) -> tuple[float, float]:
-    """Mean and standard deviation of a front-end's output over batches [B, C, samples]: the values for `mean` and `std`.
-
-    The front-end must have mean 0 and std 1, and no `frames`. Every value has the same weight; sums are in float64.
-
-    Raises:
-        ValueError: there is no batch.
-    """
-    count, total, squares = 0, 0.0, 0.0
-    for wave in waves:
-        x = front_end(wave).double()
-        count, total, squares = count + x.numel(), total + x.sum().item(), squares + x.square().sum().item()
-    if count == 0:
-        raise ValueError("got no batch of sounds, wanted at least one")
-    mean = total / count
-    return mean, math.sqrt(max(0.0, squares / count - mean**2))

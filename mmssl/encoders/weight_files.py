@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmssl.core.errors import CheckpointError
+from mmssl.core.errors import CheckpointError, os_words
 from mmssl.encoders.adapters.hubs import local_copy
 
 State = dict[str, Tensor]
@@ -135,7 +135,9 @@ def _read_parts(index: Path) -> State:
     try:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"cannot read {str(index)!r}: {error}; wanted an index with a weight_map") from error
+        raise CheckpointError(
+            f"cannot read {str(index)!r}: {os_words(error)}; wanted an index with a weight_map"
+        ) from error
     if any(not isinstance(name, str) or Path(name).name != name or name == index.name for name in names):
         raise CheckpointError(f"{str(index)!r} names files outside of its folder, which are not read")
     return {name: tensor for part in names for name, tensor in read_state(index.parent / part).items()}

@@ -138,12 +138,12 @@ def calibrate(data: Collected, config: CalibrationConfig) -> tuple[dict[str, Sco
 
     Scores, all of the other half:
         ece: expected calibration error, 15 bins of equal width, of pairs of which `prior` match, with an interval by bootstrap over
-            samples (see `calibration_error_interval`);  ece_cosine: that of the cosines
-            themselves, negative ones as 0;  brier: mean squared error, brier_chance that of the prior alone;
+            samples (see `calibration_error_interval`);  ece_cosine: that of the cosines themselves, negative ones as 0, likewise;
+        brier: mean squared error, with an interval over samples (see `area_interval`);  brier_chance: that of the prior alone;
         AUROC: chance that a match has the larger cosine, with an interval over samples (DeLong's, with Obuchowski's clusters);
         threshold@f: cosine above which a share f of the wrong pairs of the fitted half lies;  false_accept@f, accept@f: shares of
-            wrong and of right pairs above it, with intervals by bootstrap over samples; accept@f_chance is f;
-        n (samples with both), n_pairs, n_excluded, n_skipped, prior, split_seed.
+            wrong and of right pairs above it, with intervals by bootstrap over samples; chance of both is f;
+        each with _n, the samples of that half;  n (samples with both), n_pairs, n_excluded, n_skipped, prior, split_seed.
 
     Raises:
         NumericError: an embedding is not finite, or zero.
@@ -163,39 +163,16 @@ def calibrate(data: Collected, config: CalibrationConfig) -> tuple[dict[str, Sco
     halves = random_halves(len(samples), config.seed, "calibration")
     fitted, other = (_pairs(a, b, samples[half.to(samples.device)], config) for half in halves)
     calibration = Calibration.fit(fitted.cosines.numpy(), fitted.matches.numpy(), config.prior)
-    truth, weights = other.matches.numpy(), _weights(other.matches.numpy(), config.prior)
-    probabilities = calibration(other.cosines).numpy()
-    error = calibration_error(probabilities, truth, weights)
-    error_low, error_high = _error_interval(probabilities, other, error, config)
-    area, influence = (found[0] for found in auroc_influence(other.cosines[None], other.matches[None]))
-    fewest = min(int(truth.sum()), int((~truth).sum()))
-    area_low, area_high = area_interval(float(area), influence, other.owner, fewest)
-    scores: dict[str, Score] = {
-        "ece": error,
-        "ece_ci95_low": error_low,
-        "ece_ci95_high": error_high,
-        "ece_cosine": calibration_error(other.cosines.clamp(0, 1).numpy(), truth, weights),
-        "brier": float((weights * (probabilities - truth) ** 2).sum()),
-        "brier_chance": config.prior * (1 - config.prior),
-        "AUROC": float(area),
-        "AUROC_ci95_low": area_low,
-        "AUROC_ci95_high": area_high,
-        "AUROC_chance": 0.5,
-    }
+    scores = probability_scores(calibration(other.cosines).numpy(), other, config)
     wrong = fitted.cosines[~fitted.matches].sort(descending=True).values
     for rate in config.false_accepts:
         threshold = float(wrong[min(len(wrong) - 1, round(rate * len(wrong)))])
         scores[f"threshold@{rate:g}"] = threshold
         for name, chosen in (("false_accept", ~other.matches), ("accept", other.matches)):
             above = (other.cosines[chosen] > threshold).double()
-            mean, low, high = share_by_cluster(above, other.owner[chosen], resamples=config.resamples, seed=config.seed)
-            scores |= {
-                f"{name}@{rate:g}": mean,
-                f"{name}@{rate:g}_ci95_low": low,
-                f"{name}@{rate:g}_ci95_high": high,
-            }
-        scores[f"accept@{rate:g}_chance"] = rate
-    counts = {"n": len(samples), "n_pairs": len(truth), "n_excluded": len(data.keys) - len(samples)}
+            figure = share_by_cluster(above, other.owner[chosen], resamples=config.resamples, seed=config.seed)
+            scores |= _figure(f"{name}@{rate:g}", *figure, rate, len(halves[1]))
+    counts = {"n": len(samples), "n_pairs": len(other.cosines), "n_excluded": len(data.keys) - len(samples)}
     return scores | counts | {
         "n_skipped": data.skipped, "prior": config.prior, "split_seed": config.seed
     }, calibration  # fmt: skip
@@ -228,15 +205,31 @@ def _weights(matches: np.ndarray, prior: float) -> np.ndarray:
     return np.asarray(np.where(matches, prior / matches.sum(), (1 - prior) / (~matches).sum()))
 
 
-def _error_interval(
-    probabilities: np.ndarray, pairs: Pairs, error: float, config: CalibrationConfig
-) -> tuple[float, float]:
-    """See `calibration_error_interval`: of pairs of which `prior` match, over the samples of the first items."""
-    truth, owner, drawn = pairs.matches.numpy(), pairs.owner.numpy(), generator(config.seed, "calibration", "ece")
-    shares = (1 - config.prior, config.prior)
-    return calibration_error_interval(
-        probabilities, truth, owner, error, drawn, config.resamples, strata=truth.astype(int), shares=shares
-    )
+def probability_scores(probabilities: np.ndarray, pairs: Pairs, config: CalibrationConfig) -> dict[str, Score]:
+    """ece, ece_cosine, brier and AUROC of `calibrate`, of pairs with these probabilities [P] of a match."""
+    truth, owner, weights = pairs.matches.numpy(), pairs.owner.numpy(), _weights(pairs.matches.numpy(), config.prior)
+    n, shares = len(np.unique(owner)), (1 - config.prior, config.prior)
+    scores: dict[str, Score] = {}
+    for name, claimed in (("ece", probabilities), ("ece_cosine", pairs.cosines.clamp(0, 1).numpy())):
+        error, drawn = calibration_error(claimed, truth, weights), generator(config.seed, "calibration", "ece")
+        interval = calibration_error_interval(
+            claimed, truth, owner, error, drawn, config.resamples, strata=truth.astype(int), shares=shares
+        )
+        scores |= _figure(name, error, *interval, None, n)
+    squared = weights * (probabilities - truth) ** 2
+    # Of each kind of pairs the mean counts by its share, whatever their number in a draw.
+    influence = squared - weights * np.where(truth, squared[truth].sum() / shares[1], squared[~truth].sum() / shares[0])
+    brier = float(squared.sum())
+    interval = area_interval(brier, torch.from_numpy(influence), pairs.owner, n)
+    scores |= _figure("brier", brier, *interval, config.prior * (1 - config.prior), n)
+    area, influences = auroc_influence(pairs.cosines[None], pairs.matches[None])
+    interval = area_interval(float(area[0]), influences[0], pairs.owner, min(int(truth.sum()), int((~truth).sum())))
+    return scores | _figure("AUROC", float(area[0]), *interval, 0.5, n)
+
+
+def _figure(name: str, value: float, low: float, high: float, chance: float | None, n: int) -> dict[str, Score]:
+    found: dict[str, Score] = {name: value, f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_n": n}
+    return found if chance is None else {**found, f"{name}_chance": chance}
 
 
 def to_json(calibration: Calibration) -> dict[str, Any]:

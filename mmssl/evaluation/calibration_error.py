@@ -1,4 +1,4 @@
-"""Expected calibration error, its interval by bootstrap, and the random halves on which one fits and measures."""
+"""Expected calibration error, its interval by bootstrap, the reliability curve, and the halves on which one fits and measures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl.core.evaluator import Score
 from mmssl.core.seeding import generator
+from mmssl.evaluation.statistics import draw_counts, shifted_percentiles, wilson
 
 BINS = 15
 """Bins of the expected calibration error, of equal width."""
@@ -31,6 +33,34 @@ def calibration_error(probabilities: np.ndarray, truth: np.ndarray, weights: np.
     return float(np.abs(gap).sum())
 
 
+def reliability(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, list[Score]]:
+    """Reliability curve, as columns: a row for each bin of `calibration_error` that has some sample.
+
+    The error is the mean of |accuracy - confidence| over the bins, weighed by n.
+
+    Args:
+        probabilities: [n], of the predicted classes. truth: [n] bool, whether these are right.
+
+    Returns:
+        from and to (bounds of the bin), n, confidence (mean probability), accuracy (share that is right), and Wilson's interval of
+        the accuracy as accuracy_ci95_low and accuracy_ci95_high.
+    """
+    place = _bins(probabilities)
+    n = np.bincount(place, minlength=BINS)
+    right, sums = np.bincount(place, truth, BINS), np.bincount(place, probabilities, BINS)
+    some = np.flatnonzero(n)
+    low, high = zip(*(wilson(int(right[i]), int(n[i])) for i in some), strict=True)
+    return {
+        "from": (some / BINS).tolist(),
+        "to": ((some + 1) / BINS).tolist(),
+        "n": n[some].tolist(),
+        "confidence": (sums[some] / n[some]).tolist(),
+        "accuracy": (right[some] / n[some]).tolist(),
+        "accuracy_ci95_low": [*low],
+        "accuracy_ci95_high": [*high],
+    }
+
+
 def calibration_error_interval(
     probabilities: np.ndarray,
     truth: np.ndarray,
@@ -41,8 +71,7 @@ def calibration_error_interval(
     strata: np.ndarray,
     shares: Sequence[float],
 ) -> tuple[float, float]:
-    """95 % interval of `calibration_error` by bootstrap over samples: percentiles, moved by what the draws' mean lies above the
-    error, because drawing alone raises a sum of absolute values; not below 0.
+    """95 % interval of `calibration_error` by bootstrap over samples: see `shifted_percentiles`; not below 0.
 
     Args:
         probabilities, truth: [P], as of the error. owner: [P], sample of each.
@@ -61,18 +90,14 @@ def calibration_error_interval(
     errors = []
     for first in range(0, resamples, _DRAWS_AT_ONCE):
         size = min(_DRAWS_AT_ONCE, resamples - first)
-        # As a multinomial draw over the samples, in a quarter of its time.
-        often = np.stack(
-            [np.bincount(drawn.integers(len(samples), size=len(samples)), minlength=len(samples)) for _ in range(size)]
-        )
+        often = draw_counts(drawn, len(samples), size)
         gap = np.zeros((size, BINS))
         for share, one in zip(shares, sums, strict=True):
             total = often @ one
             gap += share * (total[:, :-1] / total[:, -1:].clip(1))
         errors.append(np.abs(gap).sum(1))
-    every = np.concatenate(errors)
-    low, high = np.quantile(every, [0.025, 0.975]) - (every.mean() - error)
-    return max(0.0, float(low)), float(high)
+    low, high = shifted_percentiles(np.concatenate(errors), error)
+    return max(0.0, low), high
 
 
 def _bins(probabilities: np.ndarray) -> np.ndarray:

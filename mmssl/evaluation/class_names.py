@@ -32,8 +32,13 @@ def stored_class_names(shards: Sequence[str]) -> dict[Path, tuple[str, ...]]:
     """
     try:
         return {file: read_class_names(file)[0] for file in beside(shards, CLASS_NAMES_FILE)}
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"class names beside the shards: {error}") from error
+
+
+def one_for_all(stored: Mapping[Path, tuple[str, ...]]) -> tuple[str, ...]:
+    """The class names that all folders have; empty: there are none, or they differ."""
+    return next(iter(stored.values())) if len(set(stored.values())) == 1 else ()
 
 
 def beside(shards: Sequence[str], name: str) -> list[Path]:

@@ -23,8 +23,8 @@ from mmssl.evaluation.common import (
     warn_of_ties,
 )
 from mmssl.evaluation.curves import mean_area_interval, tie_bounds
-from mmssl.evaluation.ranking import exact_products, pad_rows
-from mmssl.evaluation.statistics import random_misses, share_by_cluster
+from mmssl.evaluation.statistics import random_average_precision, random_misses, share_by_cluster
+from mmssl.evaluation.tiles import exact_products, pad_rows
 
 _SCORES_AT_ONCE = 2**22
 
@@ -157,7 +157,7 @@ def _direction(
     n, owner = len(classes), owner[can]
     low, high = mean_area_interval(precision, owner)
     scores: dict[str, Score] = {"mAP": float(precision.mean()), "mAP_ci95_low": low, "mAP_ci95_high": high}
-    scores["mAP_chance"] = float(_chance(right, n).mean())
+    scores["mAP_chance"] = float(random_average_precision(right, n).mean())
     misses = random_misses(right, n, min(max(ks), n)).mean(1).tolist()
     for k in ks:
         share, low, high = share_by_cluster(first <= k, owner, resamples=resamples, seed=seed)
@@ -223,13 +223,3 @@ def _over_orders(scores: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     good, size = count.gather(1, end) - before, end - begin + 1
     expected = before + 1 + (place - begin) * (good - 1) / (size - 1).clamp_min(1).double()
     return (good / size.double() * expected / (place + 1)).sum(1), good < size
-
-
-def _chance(right: Tensor, n: int) -> Tensor:
-    """Expected average precision of a random order with `right` right ones among n candidates.
-
-    If rank r is right, 1 + (r - 1)(R - 1) / (n - 1) right ones are expected up to it. Divided by r, the mean over ranks is
-    (H + (n - H)(R - 1) / (n - 1)) / n, with H the n-th harmonic number.
-    """
-    harmonic = float((1 / torch.arange(1, n + 1, dtype=torch.double)).sum())
-    return (harmonic + (n - harmonic) * (right - 1) / max(1, n - 1)) / n

@@ -135,6 +135,10 @@ class KeptShards:
         shards: paths, braces or globs.
         limit: number of samples, the first ones; None: all.
         views: further views of these modalities; random ones are the same in every pass.
+        hashed: compute the hashes of items, see `Items.digest`: about one second for each gigabyte of views.
+
+    Attributes:
+        inputs: modality -> hashes [n] int64 of its items in the latest pass; empty without `hashed`.
     """
 
     def __init__(
@@ -145,7 +149,10 @@ class KeptShards:
         shards: Sequence[str],
         limit: int | None,
         views: Needs | None = None,
+        *,
+        hashed: bool = False,
     ) -> None:
+        self.hashed, self.inputs = hashed, dict[str, Tensor]()
         self.config, self.modalities, self.names, self.limit = config, modalities, tuple(names), limit
         self.needs = merge_needs({name: {"eval": 1} for name in names}, views or {})
         self.index = KeptIndex(shards, {name: modalities[name] for name in self.names}, config.remote())
@@ -156,7 +163,7 @@ class KeptShards:
         """The shards, and the modalities that are read."""
         return self.index.reads
 
-    def collect(self, encode: Mapping[str, Encode], device: torch.device, *, hashed: bool = False) -> Collected:
+    def collect(self, encode: Mapping[str, Encode], device: torch.device) -> Collected:
         """Run `collect` over this process' share of the samples, with the number of damaged ones.
 
         Args:
@@ -167,10 +174,11 @@ class KeptShards:
         """
         stream = self.open()
         try:
-            data = collect(stream, encode, device, self.config.batch_size, hashed=hashed)
+            data = collect(stream, encode, device, self.config.batch_size, hashed=self.hashed)
         except BaseException:
             self.close()  # after an interrupted pass, workers are in the middle of it, or dead
             raise
+        self.inputs = {name: items.digest for name, items in data.items.items()} if self.hashed else {}
         return replace(data, skipped=sum(distributed.gather_objects(stream.faults.total())))
 
     def digest(self) -> str:

@@ -19,7 +19,7 @@ from mmssl.core.errors import NumericError, RecipeError, did_you_mean
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.data.shards.remote import CacheConfig, Remote
-from mmssl.evaluation.ranking import exact_products
+from mmssl.evaluation.tiles import exact_products
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def warn_of_choices(name: str, share: float, reason: str) -> None:
 
 def metric_context(values: Mapping[str, Any], metric: str) -> dict[str, float | None]:
     """Interval, chance and ceiling of a metric, looked up by name."""
-    of_whole = {"acc1": "chance", "acc": "chance", "mean_per_class_recall": "chance", "in_sync_acc": "in_sync_chance"}
+    of_whole = {"acc1": "chance", "acc": "chance", "in_sync_acc": "in_sync_chance"}
     chance = values.get(f"{metric}_chance", values.get(of_whole.get(metric, "")))
     return {
         "low": values.get(f"{metric}_ci95_low"),

@@ -28,7 +28,7 @@ def tie_bounds(ordered: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PrecisionRecall:
-    """Average precision of rows of scores, for any weights of the columns: they are sorted once.
+    """Average precision of rows of scores, and in draws of the columns: they are sorted once.
 
     Args:
         scores: [Q, N] float32.
@@ -40,16 +40,30 @@ class PrecisionRecall:
         self._right = right.gather(1, self._order)
         self._end = tie_bounds(ordered)[1]
 
-    def average_precision(self, weights: Tensor | None = None) -> Tensor:
-        """Sum over thresholds of precision times the gain of recall, [Q] float64; NaN for a row without a right column.
+    def average_precision(self) -> Tensor:
+        """Sum over thresholds of precision times the gain of recall, [Q] float64; NaN for a row without a right column."""
+        hit = self._right.double()
+        precision = hit.cumsum(1).gather(1, self._end) / (self._end + 1)
+        return (precision * hit).sum(1) / hit.sum(1)
+
+    def resampled(self, draws: Tensor) -> Tensor:
+        """Average precision in draws of the columns, as of a bootstrap: [Q, R] float64; NaN for a row without a right column.
 
         Args:
-            weights: [N] float64, how often each column counts, as in a bootstrap; None: once.
+            draws: [N, R] float32, how often each column is in each of R draws; sums of a draw are below 2^24, and so exact.
         """
-        weight = torch.ones_like(self._order, dtype=torch.float64) if weights is None else weights[self._order]
-        hit = weight * self._right
-        precision = hit.cumsum(1).gather(1, self._end) / weight.cumsum(1).gather(1, self._end).clamp_min(1e-300)
-        return (precision * hit).sum(1) / hit.sum(1)
+        found = []
+        for order, right, end in zip(self._order, self._right, self._end, strict=True):
+            thresholds = end[right].unique()
+            # Columns up to each threshold, from those between it and the one before.
+            part = torch.empty_like(order)
+            part[order] = torch.searchsorted(thresholds, torch.arange(len(order), device=order.device))
+            among = draws.new_zeros(len(thresholds) + 1, draws.shape[1])
+            claimed = among.index_add(0, part, draws)[:-1].double().cumsum(0)
+            hit = among[:-1].index_add(0, part[order[right]], draws[order[right]]).double()
+            precision = hit.cumsum(0) / claimed.clamp_min(1)
+            found.append((precision * hit).sum(0) / hit.sum(0))
+        return torch.stack(found)
 
 
 def auroc(scores: Tensor, right: Tensor) -> Tensor:

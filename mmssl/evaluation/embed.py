@@ -19,7 +19,7 @@ import torch
 from mmssl.core import distributed
 from mmssl.core.batch import Batch
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import DataError, MmsslError
+from mmssl.core.errors import DataError, MmsslError, os_words
 from mmssl.data.modality import Modality
 from mmssl.data.samples import SampleIndex
 from mmssl.data.shards.index import ShardIndex
@@ -162,7 +162,7 @@ def _unfinished(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
             folder.mkdir(parents=True, exist_ok=True)
             said.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise DataError(f"cannot write {out}: {error}; choose another folder") from error
+            raise DataError(f"cannot write {out}: {os_words(error)}; choose another folder") from error
     distributed.barrier()
     done = False
     try:

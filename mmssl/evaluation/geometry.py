@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.evaluation.ranking import TILE, exact_products
+from mmssl.evaluation.statistics import Z95
+from mmssl.evaluation.tiles import TILE, exact_products
 
 _ROWS_AT_ONCE = 8192
 _ROUNDING = 1e-6
@@ -51,41 +53,81 @@ def effective_rank(features: Tensor) -> float | None:
     return entropy_rank(spread) if spread.max() > _ROUNDING * size.max() else None
 
 
-def spread(features: Tensor) -> float:
+class Estimate(NamedTuple):
+    """A measure, and its 95 % interval over samples."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(
+        cls, value: float, influence: Tensor, owner: Tensor | None, low: float = -math.inf, high: float = math.inf
+    ) -> Estimate:
+        """From the influence [n] of each row on the value; the sum of the squares of the samples' influences is its variance.
+
+        Args:
+            value: within low and high, as the interval is.
+            influence: [n] float64.
+            owner: [n], number of the sample of each row; None: each is of its own.
+        """
+        if owner is not None:
+            influence = torch.zeros_like(influence).index_add_(
+                0, torch.unique(owner, return_inverse=True)[1], influence
+            )
+        half = Z95 * math.sqrt(float(influence.square().sum()))
+        return cls(value, max(low, value - half), min(high, value + half))
+
+
+def spread(features: Tensor, owner: Tensor | None = None) -> Estimate:
     """Standard deviation of unit-norm features [n, D] over rows, mean over dimensions, times sqrt(D): 1 spread evenly, 0 collapsed.
 
-    Chen and He 2021 (arXiv:2011.10566), section 4.1, watch it without the factor.
+    Chen and He 2021 (arXiv:2011.10566), section 4.1, watch it without the factor. The interval is the delta method's.
+
+    Args:
+        owner: [n], see `Estimate.of`.
     """
     unit = F.normalize(features.double(), dim=1)
-    return float(unit.std(0, unbiased=False).mean()) * math.sqrt(features.shape[1])
+    n, dimensions = unit.shape
+    deviation = unit.std(0, unbiased=False)
+    # A dimension without spread owes none of it to any row.
+    excess = ((unit - unit.mean(0)).square() - deviation.square()) / (2 * deviation.clamp_min(1e-12))
+    factor = math.sqrt(dimensions)
+    return Estimate.of(float(deviation.mean()) * factor, excess.mean(1) * factor / n, owner, 0.0)
 
 
-def uniformity(features: Tensor, t: float = 2.0) -> float | None:
+def uniformity(features: Tensor, t: float = 2.0, owner: Tensor | None = None) -> Estimate | None:
     """Uniformity: log of the mean over pairs of rows of exp(-t |x - y|^2), features [n, D] at unit norm. None: fewer than two rows.
 
     Wang and Isola 2020 (arXiv:2005.10242), equation 2: 0 collapsed, -4 spread evenly over a sphere of many dimensions (t = 2).
-    The slow form is `torch.pdist(unit).square().mul(-t).exp().mean().log()`; here in tiles of pairs, n^2 products in all.
+    The slow form is `torch.pdist(unit).square().mul(-t).exp().mean().log()`; here in tiles of pairs, n^2 products in all. The
+    interval is that of a U-statistic: a row owes to its pairs twice what a value owes to a mean (Hoeffding 1948).
+
+    Args:
+        owner: [n], see `Estimate.of`.
     """
     n = len(features)
     if n < 2:
         return None
     unit = F.normalize(features.float(), dim=1)
-    total = torch.zeros((), dtype=torch.float64, device=features.device)
+    sums = torch.zeros(n, dtype=torch.float64, device=features.device)  # of each row, over all others
     rows, columns = TILE.get(features.device.type, TILE["cpu"])
     for a in range(0, n, rows):
         for b in range(a - a % columns, n, columns):
             with exact_products():
                 cosines = unit[a : a + rows] @ unit[b : b + columns].T
             pairs = (-2 * t * (1 - cosines).clamp_min(0)).exp()
-            # Each pair once: those above the diagonal.
-            total += pairs.triu(a - b + 1).sum(dtype=torch.float64)
-    return math.log(float(total) / (n * (n - 1) / 2))
+            pairs = pairs.triu(a - b + 1)  # each pair once: those above the diagonal
+            sums[a : a + rows] += pairs.sum(1, dtype=torch.float64)
+            sums[b : b + columns] += pairs.sum(0, dtype=torch.float64)
+    mean = float(sums.sum()) / (n * (n - 1))
+    return Estimate.of(math.log(mean), 2 * (sums / (n - 1) / mean - 1) / n, owner, high=0.0)
 
 
-def alignment(views: Tensor) -> float:
+def alignment(views: Tensor) -> Estimate:
     """Alignment: mean squared distance of two views of a sample at unit norm, over pairs of views and samples; 0 where they agree.
 
-    Wang and Isola 2020, equation 1, with exponent 2.
+    Wang and Isola 2020, equation 1, with exponent 2. At most 4.
 
     Args:
         views: [n, q, D], q >= 2.
@@ -93,8 +135,9 @@ def alignment(views: Tensor) -> float:
     unit = F.normalize(views.double(), dim=2)
     n, q, _ = unit.shape
     # Of unit vectors, |sum|^2 = q + the sum of the cosines of all ordered pairs.
-    cosine = (unit.sum(1).square().sum(1) - unit.square().sum((1, 2))).sum() / (n * q * (q - 1))
-    return max(0.0, 2 - 2 * float(cosine))
+    cosine = (unit.sum(1).square().sum(1) - unit.square().sum((1, 2))) / (q * (q - 1))
+    mean = float(cosine.mean())
+    return Estimate.of(max(0.0, 2 - 2 * mean), 2 * (cosine - mean) / n, None, 0.0, 4.0)
 
 
 def lidar(views: Tensor, delta: float = 1e-4, eps: float = 1e-7) -> float | None:

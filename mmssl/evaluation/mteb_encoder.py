@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel, TowerPrecision
-from mmssl.core.errors import DataError, NumericError
+from mmssl.core.errors import DataError, NumericError, os_words
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.evaluation.common import inference
 
@@ -85,7 +85,7 @@ class MtebEncoder:
             try:
                 x = view(modality.from_input(as_input(name, item)), {})
             except (DecodeError, DataError, ValueError, OSError) as error:
-                raise DataError(f"{task}: {name} input: {error}") from error
+                raise DataError(f"{task}: {name} input: {os_words(error, path=True)}") from error
             made.append(x[0] if view.ragged else x)
         parts = torch.split(torch.stack(made), self.batch_size)
         return torch.cat([function(name, part).cpu() for part in parts])

@@ -19,7 +19,7 @@ from mmssl.data.shards.remote import Remote
 from mmssl.data.stream.batches import EvalStream
 from mmssl.evaluation.collect import encode_in_parts, unpack_items
 from mmssl.evaluation.common import inference, require_usable
-from mmssl.evaluation.ranking import exact_products
+from mmssl.evaluation.tiles import exact_products
 
 
 @dataclass(frozen=True)

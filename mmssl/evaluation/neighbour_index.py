@@ -168,7 +168,7 @@ def open_index(embedded: EmbeddedFolder, modality: str) -> NeighbourIndex | None
         settings = GraphSettings(**{name: description[name] for name in asdict(GraphSettings())})
         fits = description["array"] == _array_of(embedded, modality)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{said}: cannot read the description of the index: {error}; {advice}") from error
+        raise DataError(f"{said}: cannot read the description of the index: {os_words(error)}; {advice}") from error
     if not fits:
         raise DataError(f"{path} is an index of other embeddings than those in the folder: {advice}")
     rows, owners = embedded.rows(modality)
@@ -178,7 +178,7 @@ def open_index(embedded: EmbeddedFolder, modality: str) -> NeighbourIndex | None
         if len(graph) != len(rows):
             raise ValueError(f"got {len(graph)} rows, wanted {len(rows)}")
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{path}: cannot read the index: {error}; {advice}") from error
+        raise DataError(f"{path}: cannot read the index: {os_words(error)}; {advice}") from error
     graph.expansion_search = settings.expansion_search
     return NeighbourIndex(graph, rows, owners, description)
 
@@ -255,7 +255,7 @@ def _write(folder: Path, modality: str, graph: Any, description: Mapping[str, An
         part.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         os.replace(part, said)
     except (OSError, RuntimeError) as error:
-        why = os_words(error) if isinstance(error, OSError) else error
+        why = os_words(error)
         raise DataError(f"cannot write {path}: {why}; free some space, and give the command again") from error
     finally:
         temporary.unlink(missing_ok=True)

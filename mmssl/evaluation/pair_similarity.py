@@ -137,9 +137,14 @@ def _best_cosines(model: EmbeddingModel, batch: Batch, pair: tuple[str, str], ch
 
 def _fault(index: ShardIndex, number: int, modalities: Mapping[str, Modality]) -> Fault:
     """What is wrong with a sample that has no cosine."""
+    key, origin = index.key(number), index.origin(number)
     try:
-        load(index, number, modalities)
+        found = load(index, number, modalities, optional=tuple(modalities)).values
     except BadSample as bad:
         return bad.fault
+    for name in [name for name in modalities if name not in found][:1]:
+        there = ", ".join(f".{extension}" for extension, _, _ in index.members(number))
+        wanted = " or ".join(f".{extension}" for extension in modalities[name].extensions)
+        return Fault(key, origin, name, "missing", f"got {there}, wanted {wanted}")
     detail = "the sample could not be read once, and could be read again: run again"
-    return Fault(index.key(number), index.origin(number), "", "unreadable", detail)
+    return Fault(key, origin, "", "unreadable", detail)

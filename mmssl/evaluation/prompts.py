@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmssl.core import distributed
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import DataError, RecipeError
+from mmssl.core.errors import DataError, RecipeError, did_you_mean, os_words
 from mmssl.data.modalities.class_names import (
     CLASS_NAMES_FILE,
     check_class_names,
@@ -238,7 +238,7 @@ def _read_class_names(path: str, *, repeats: bool = False) -> tuple[str, ...]:
         names, places = read_class_names(path)
         twice = repeated_names(names) if repeats else {}
         check_class_names(names, places, repeats=repeats)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise RecipeError(f"`classnames`: {error}") from error
     for name, numbers in twice.items():
         log.warning("%s: classes %s are all %r: only the first of them can be predicted", path, numbers, name)
@@ -254,7 +254,12 @@ def _read_templates(path: str) -> tuple[str, ...]:
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8-sig").rstrip().splitlines()
         check_templates(lines, [f"{path}, line {number}" for number in range(1, len(lines) + 1)])
-    except (OSError, ValueError) as error:
-        hint = f"; built-in lists: {NAMED_TEMPLATES}" if isinstance(error, OSError) else ""
-        raise RecipeError(f"`templates`: {error}{hint}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"`templates`: got {path!r}, which is no file of templates ({os_words(error)}); wanted a file of sentences, one a "
+            f"line, each with {{}} for the class name; a list of such sentences; or {', '.join(NAMED_TEMPLATES[:-1])} or "
+            f"{NAMED_TEMPLATES[-1]}{did_you_mean(path, NAMED_TEMPLATES)}"
+        ) from error
+    except ValueError as error:
+        raise RecipeError(f"`templates`: {error}") from error
     return tuple(line.strip() for line in lines)

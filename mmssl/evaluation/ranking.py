@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-TILE = {"cpu": (512, 2048), "cuda": (8192, 16384)}
-"""Rows and columns of a tile: on a CPU it stays near the cache, on a GPU it fills the chip (512 MiB)."""
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Context of exact float32 matrix products and convolutions: no autocast, no TF32, no bfloat16 passes.
-
-    By default convolutions use TF32 on CUDA. The caller's settings are restored at exit.
-    """
-    cudnn = torch.backends.cudnn
-    before = torch.get_float32_matmul_precision()
-    conv, rnn = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
-    torch.set_float32_matmul_precision("highest")
-    cudnn.allow_tf32 = False  # torch's older switch sets the newer ones too, and may be asked in the meantime
-    try:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        cudnn.allow_tf32 = conv == "tf32"
-        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = conv, rnn  # type: ignore[attr-defined]
+from mmssl.evaluation.tiles import TILE, Part, Tiles, exact_products, pad_rows
 
 
 @dataclass(frozen=True)
@@ -43,12 +21,15 @@ class Ranks:
             has fewer. Column 0 is the rank of the best right candidate.
         best: [Q] float32, score of the best right candidate; -inf without one.
         tied: [Q] bool, whether a wrong candidate has exactly that score.
+        found: [Q] int64, the candidate of rank 1, right or wrong.  found_score: [Q] float32, its score.
     """
 
     positives: Tensor
     ranks: Tensor
     best: Tensor
     tied: Tensor
+    found: Tensor
+    found_score: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,11 +40,33 @@ class Predictions:
         ranks: [N] int64, rank of the true class, 1 is best.
         tied: [N] bool, whether another class ties with the true one.
         predicted: [N] int64, the class of rank 1.
+        scores: [N, 2], score of the predicted class and of the true one.
+        probabilities: [N, 2], alike; None: these scores give no probabilities.
     """
 
     ranks: Tensor
     tied: Tensor
     predicted: Tensor
+    scores: Tensor
+    probabilities: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Predictions:
+        """The same with every tensor changed."""
+        chances = self.probabilities
+        parts = (self.ranks, self.tied, self.predicted, self.scores)
+        return Predictions(*map(change, parts), probabilities=None if chances is None else change(chances))
+
+    @staticmethod
+    def joined(parts: Sequence[Predictions]) -> Predictions:
+        """Those of all samples, from those of some each; with probabilities where all have them."""
+        chances = [part.probabilities for part in parts if part.probabilities is not None]
+        return Predictions(
+            torch.cat([part.ranks for part in parts]),
+            torch.cat([part.tied for part in parts]),
+            torch.cat([part.predicted for part in parts]),
+            torch.cat([part.scores for part in parts]),
+            torch.cat(chances) if len(chances) == len(parts) else None,
+        )
 
 
 NEVER = torch.iinfo(torch.int64).max
@@ -71,7 +74,7 @@ NEVER = torch.iinfo(torch.int64).max
 
 
 @torch.no_grad()
-def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor) -> Predictions:
+def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor, scale: float | None = None) -> Predictions:
     """Rank of the true class of each sample, and the predicted class.
 
     rank = 1 + #(score > true score) + #(score == true score of a lower class number).
@@ -80,28 +83,32 @@ def class_ranks(embeddings: Tensor, classifier: Tensor, labels: Tensor) -> Predi
         embeddings: [N, E] float32.
         classifier: [K, E] float32.
         labels: [N] int64, in 0 ... K-1.
+        scale: see `ranks_of_classes`.
     """
     parts = []
     size = max(1, 2**24 // len(classifier))
     classes, columns = pad_rows(classifier, 64)
     for rows, own in zip(torch.split(embeddings, size), torch.split(labels, size), strict=True):
         with exact_products():
-            parts.append(ranks_of_classes((rows @ classes.T)[:, :columns], own))
-    return Predictions(
-        torch.cat([part.ranks for part in parts]),
-        torch.cat([part.tied for part in parts]),
-        torch.cat([part.predicted for part in parts]),
-    )
+            parts.append(ranks_of_classes((rows @ classes.T)[:, :columns], own, scale))
+    return Predictions.joined(parts)
 
 
-def ranks_of_classes(scores: Tensor, labels: Tensor) -> Predictions:
-    """`class_ranks` of scores [N, K] that are computed already."""
+def ranks_of_classes(scores: Tensor, labels: Tensor, scale: float | None = None) -> Predictions:
+    """`class_ranks` of scores [N, K] that are computed already.
+
+    Args:
+        scores: [N, K]. labels: [N] int64.
+        scale: probabilities are the softmax over classes of the scores times this; None: there are none.
+    """
     true = scores.gather(1, labels[:, None])
     equal = scores == true
     before = torch.arange(scores.shape[1], device=labels.device) < labels[:, None]
     ranks = 1 + (scores > true).sum(1) + (equal & before).sum(1)
-    # argmax takes the first of equals, as the rule for ties says.
-    return Predictions(ranks, equal.sum(1) > 1, scores.argmax(1))
+    predicted = scores.argmax(1)  # the first of equals, as the rule for ties says
+    both = scores.gather(1, torch.stack([predicted, labels], 1))
+    chances = None if scale is None else (scale * both - (scale * scores).logsumexp(1, keepdim=True)).exp()
+    return Predictions(ranks, equal.sum(1) > 1, predicted, both, chances)
 
 
 @torch.no_grad()
@@ -113,9 +120,10 @@ def pair_ranks(
     A candidate is right when it has the query's owner. The slow form, for one query q and its right candidates P sorted by
     (score descending, position), is: rank of P[r] = 1 + r + #(wrong c: score(c) > score(P[r]) or equal and c before P[r]).
 
-    Owners ascend, so right candidates lie near the diagonal, and a tile off the diagonal has only wrong candidates that all come
+    Owners ascend, so right candidates lie near the diagonal, and a part off the diagonal has only wrong candidates that all come
     before, or all after, the right ones: one comparison counts them, ties included. The tiles of the diagonal are scored twice,
-    with the same operands and shapes, so that a right candidate's score is bit-equal in both passes.
+    with the same operands and shapes, so that a right candidate's score is bit-equal in both passes; and their rows are taken in
+    strips, so that few of their candidates are near a right one.
 
     Args:
         a: [Na, E] float32.
@@ -131,15 +139,15 @@ def pair_ranks(
     for owner in (owner_a, owner_b):
         if (owner.diff() < 0).any():
             raise ValueError("got owners out of order, wanted them ascending; sort the rows by sample")
-    sweep = _Sweep(a, owner_a, b, owner_b, tile or TILE.get(a.device.type, TILE["cpu"]), depth)
+    sweep = _Sweep(Tiles(a, owner_a, b, owner_b, tile), depth)
     with exact_products():
-        for place in sweep.places():
-            if place.side == 0:
-                sweep.find(place)
+        for rows, columns, parts in sweep.tiles:
+            if any(part.side == 0 for part in parts):
+                sweep.find(rows, columns, parts)
         sweep.forward.settle()
         sweep.backward.settle()
-        for place in sweep.places():
-            sweep.count(place)
+        for rows, columns, parts in sweep.tiles:
+            sweep.count(rows, columns, parts)
     return sweep.forward.result(), sweep.backward.result()
 
 
@@ -182,15 +190,6 @@ def choices(scores: Tensor) -> tuple[Tensor, Tensor]:
     return best[:, 0].double() / best.sum(1), (scores[:, 1:] == scores[:, :1]).any(1)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """One tile: rows of a, columns of b, and where b's owners lie: -1 all before the rows' owners, 1 all after, 0 mixed."""
-
-    rows: slice
-    columns: slice
-    side: int
-
-
 class _Direction:
     """Queries of one direction: scores of their right candidates, then numbers of wrong ones above each."""
 
@@ -202,6 +201,8 @@ class _Direction:
         self.scores = torch.full((len(owner), slots), -torch.inf, device=owner.device)
         self.order = self.above = self.positives.new_zeros(len(owner), 0)
         self.tied = torch.zeros(len(owner), dtype=torch.bool, device=owner.device)
+        self.found = torch.full_like(self.first, NEVER)
+        self.found_score = torch.full((len(owner),), -torch.inf, device=owner.device)
 
     def settle(self) -> None:
         """After all right candidates are scored: keep the best ones, best first, ties in order of position."""
@@ -212,6 +213,13 @@ class _Direction:
         # No score is above +inf, so a slot without a candidate counts nothing.
         self.scores[missing] = torch.inf
         self.above = torch.zeros_like(slot)
+
+    def compare_best(self, queries: slice, start: int, scores: Tensor) -> None:
+        """Keep the best candidate, of equal ones the first, of those so far and of a part [queries, candidates] from `start` on."""
+        best, known, place = scores.amax(1), self.found_score[queries], self.found[queries]
+        better = ((best > known) | ((best == known) & (start < place))).nonzero()[:, 0]
+        place[better] = start + scores[better].argmax(1)
+        known[better] = best[better]
 
     def count_wrong(self, queries: slice, scores: Tensor, scratch: Tensor, *, before: bool) -> None:
         """Count wrong candidates in a tile [queries, candidates] with wrong ones only, all before or all after the right ones."""
@@ -238,78 +246,39 @@ class _Direction:
         slot = torch.arange(self.above.shape[1], device=self.above.device)
         ranks = torch.where(slot < self.positives[:, None], self.above + slot + 1, NEVER)
         best = torch.where(self.positives > 0, self.scores[:, 0], -torch.inf)
-        return Ranks(self.positives, ranks, best, self.tied & (self.positives > 0))
+        return Ranks(self.positives, ranks, best, self.tied & (self.positives > 0), self.found, self.found_score)
 
 
 class _Sweep:
     """A pass over all tiles; `forward` has the rows of a as queries, `backward` those of b."""
 
-    def __init__(
-        self, a: Tensor, owner_a: Tensor, b: Tensor, owner_b: Tensor, tile: tuple[int, int], depth: int
-    ) -> None:
-        self.owner_a, self.owner_b = owner_a, owner_b
-        self.tile = (min(tile[0], _round_up(len(a), 64)), min(tile[1], _round_up(len(b), 64)))
-        # All products have one shape: kernels chosen by shape round differently, and equal embeddings must score equally.
-        self.a, _ = pad_rows(a, self.tile[0])
-        self.b, _ = pad_rows(b, self.tile[1])
-        self.out = torch.empty(self.tile, device=a.device)
-        self.scratch = torch.empty(self.tile[0] * self.tile[1], device=a.device)
-        self.forward = _Direction(owner_a, owner_b, depth)
-        self.backward = _Direction(owner_b, owner_a, depth)
+    def __init__(self, tiles: Tiles, depth: int) -> None:
+        self.tiles = tiles
+        self.scratch = torch.empty_like(tiles.out).view(-1)
+        self.forward = _Direction(tiles.owner_a, tiles.owner_b, depth)
+        self.backward = _Direction(tiles.owner_b, tiles.owner_a, depth)
 
-    def places(self) -> Iterator[_Place]:
-        """Every tile, row by row."""
-        column_bounds = self._bounds(self.owner_b, self.tile[1])
-        for rows, row_low, row_high in self._bounds(self.owner_a, self.tile[0]):
-            for columns, column_low, column_high in column_bounds:
-                side = -1 if column_high < row_low else 1 if column_low > row_high else 0
-                yield _Place(rows, columns, side)
+    def find(self, rows: slice, columns: slice, parts: list[Part]) -> None:
+        """Store the scores of the right candidates of a tile, for both directions."""
+        for part, scores in self.tiles.scores(rows, columns, parts):
+            if part.side == 0:
+                row, column = self.tiles.right(part).nonzero(as_tuple=True)
+                values = scores[row, column]
+                row, column = row + part.rows.start, column + part.columns.start
+                self.forward.scores[row, column - self.forward.first[row]] = values
+                self.backward.scores[column, row - self.backward.first[column]] = values
 
-    def find(self, place: _Place) -> None:
-        """Store the scores of the right candidates of a mixed tile, for both directions."""
-        scores, right = self._score(place), self._right(place)
-        row, column = right.nonzero(as_tuple=True)
-        values = scores[row, column]
-        row, column = row + place.rows.start, column + place.columns.start
-        self.forward.scores[row, column - self.forward.first[row]] = values
-        self.backward.scores[column, row - self.backward.first[column]] = values
-
-    def count(self, place: _Place) -> None:
+    def count(self, rows: slice, columns: slice, parts: list[Part]) -> None:
         """Count the wrong candidates of a tile for both directions."""
-        scores = self._score(place)
-        if place.side == 0:
-            right = self._right(place)
-            self.forward.count_mixed(place.rows, place.columns.start, scores, right)
-            self.backward.count_mixed(place.columns, place.rows.start, scores.T, right.T)
-            return
-        # A comparison written as float32 and summed is exact below 2**24, and faster than a sum of booleans.
-        scratch = self.scratch[: scores.numel()].view(scores.shape)
-        self.forward.count_wrong(place.rows, scores, scratch, before=place.side < 0)
-        self.backward.count_wrong(place.columns, scores.T, scratch.T, before=place.side > 0)
-
-    def _score(self, place: _Place) -> Tensor:
-        rows, columns = place.rows, place.columns
-        whole_rows = self.a[rows.start : rows.start + self.tile[0]]
-        whole_columns = self.b[columns.start : columns.start + self.tile[1]]
-        torch.mm(whole_rows, whole_columns.T, out=self.out)
-        return self.out[: rows.stop - rows.start, : columns.stop - columns.start]
-
-    def _right(self, place: _Place) -> Tensor:
-        return self.owner_a[place.rows, None] == self.owner_b[None, place.columns]
-
-    @staticmethod
-    def _bounds(owner: Tensor, size: int) -> list[tuple[slice, int, int]]:
-        """Slices of at most `size` rows, each with its lowest and highest owner."""
-        owners = owner.tolist()
-        stops = [min(start + size, len(owners)) for start in range(0, len(owners), size)]
-        return [(slice(i * size, stop), owners[i * size], owners[stop - 1]) for i, stop in enumerate(stops)]
-
-
-def _round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
-def pad_rows(x: Tensor, multiple: int) -> tuple[Tensor, int]:
-    """Pad `x` with zero rows up to a multiple; returns it and the number of real rows."""
-    short = _round_up(len(x), multiple) - len(x)
-    return (torch.cat([x, x.new_zeros(short, x.shape[1])]) if short else x.contiguous()), len(x)
+        for part, scores in self.tiles.scores(rows, columns, parts):
+            self.forward.compare_best(part.rows, part.columns.start, scores)
+            self.backward.compare_best(part.columns, part.rows.start, scores.T)
+            if part.side == 0:
+                right = self.tiles.right(part)
+                self.forward.count_mixed(part.rows, part.columns.start, scores, right)
+                self.backward.count_mixed(part.columns, part.rows.start, scores.T, right.T)
+                continue
+            # A comparison written as float32 and summed is exact below 2**24, and faster than a sum of booleans.
+            scratch = self.scratch[: scores.numel()].view(scores.shape)
+            self.forward.count_wrong(part.rows, scores, scratch, before=part.side < 0)
+            self.backward.count_wrong(part.columns, scores.T, scratch.T, before=part.side > 0)

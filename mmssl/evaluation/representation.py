@@ -75,7 +75,8 @@ def representation_scores(data: Collected, modality: str, views: list[str]) -> d
     """Label-free measures of collected features.
 
     Of the "eval" view: `rankme`, `effective_rank`, `spread`, `uniformity`, dimensions (D), n (items). Of the augmented views,
-    if there are any: `alignment` and `lidar`. Of the data: n_excluded (samples without the modality), n_skipped (not decodable).
+    if there are any: `alignment` and `lidar`. Of spread, uniformity and alignment, _ci95_low and _high, over samples. Of the
+    data: n_excluded (samples without the modality), n_skipped (not decodable).
 
     Args:
         data: items named `modality`, and those of the views.
@@ -88,15 +89,15 @@ def representation_scores(data: Collected, modality: str, views: list[str]) -> d
     items = data[modality]
     for name in (modality, *views):
         require_usable(data[name].rows, data[name].owner, data.keys, f"the feature vector of {name!r}", unit=False)
-    scores: dict[str, Score] = {
-        "rankme": rankme(items.rows),
-        "effective_rank": effective_rank(items.rows),
-        "spread": spread(items.rows),
-        "uniformity": uniformity(items.rows),
-    }
+    scores: dict[str, Score] = {"rankme": rankme(items.rows), "effective_rank": effective_rank(items.rows)}
+    estimates = {"spread": spread(items.rows, items.owner), "uniformity": uniformity(items.rows, owner=items.owner)}
     if views:
         together: Tensor = torch.stack([data[name].rows for name in views], 1)
-        scores |= {"alignment": alignment(together), "lidar": lidar(together)}
+        estimates["alignment"] = alignment(together)
+        scores["lidar"] = lidar(together)
+    for name, found in estimates.items():
+        whole = (None, None, None) if found is None else found
+        scores |= dict(zip((name, f"{name}_ci95_low", f"{name}_ci95_high"), whole, strict=True))
     return scores | {
         "dimensions": items.rows.shape[1],
         "n": len(items.rows),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,10 +24,13 @@ from mmssl.evaluation.common import (
     require_usable,
     warn_of_ties,
 )
+from mmssl.evaluation.corrupted import CorruptedShards, Figure
 from mmssl.evaluation.curves import mean_area_interval
 from mmssl.evaluation.ranking import Ranks, log_sums, pair_ranks
-from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
-from mmssl.evaluation.statistics import random_misses, share_by_cluster
+from mmssl.evaluation.repeated_items import duplicate_count, recall_ceiling
+from mmssl.evaluation.robustness import RobustConfig
+from mmssl.evaluation.statistics import random_misses, rank_intervals, share_by_cluster
+from mmssl.evaluation.texts import sample_texts, shorten_text
 
 
 class RetrievalConfig(PairEvaluatorConfig, RobustConfig):
@@ -36,7 +41,7 @@ class RetrievalConfig(PairEvaluatorConfig, RobustConfig):
         ks: cut-offs of the recalls.
         dual_softmax: temperature of scores that are softmaxes over candidates times softmaxes over queries; their recalls are
             reported apart (`R@1_dual_softmax`), because each answer then depends on all other queries. None: not measured.
-        resamples: number of bootstrap draws (over samples) for the interval of R@1.
+        resamples: number of bootstrap draws (over samples) for the intervals of recalls and ranks.
         seed: seed of the bootstrap.
     """
 
@@ -65,7 +70,7 @@ class Retrieval(Evaluator):
         self.config = config
         self.modalities = modalities = config.viewed(modalities, config.pair)
         self._corrupted = CorruptedShards(config, modalities, config.pair, config.pair)
-        self.shards = KeptShards(config, modalities, config.pair, config.shards, config.max_samples)
+        self.shards = KeptShards(config, modalities, config.pair, config.shards, config.max_samples, hashed=True)
         self.kept = (self.shards,)
         a, b = config.pair
         self.headlines = (f"{a}_to_{b}_R@1", f"{b}_to_{a}_R@1")
@@ -74,7 +79,7 @@ class Retrieval(Evaluator):
         config = self.config
         data = self.collect(model)
         with inference(model, self.config.precision):
-            scores, self.tables = retrieval_scores(
+            scores, tables = retrieval_scores(
                 data,
                 config.pair,
                 ks=config.ks,
@@ -82,21 +87,39 @@ class Retrieval(Evaluator):
                 seed=config.seed,
                 dual_softmax=config.dual_softmax,
             )
-        directions = [f"{a}_to_{b}" for a, b in (config.pair, config.pair[::-1])]
+        ways = {f"{a}_to_{b}": (a, b) for a, b in (config.pair, config.pair[::-1])}
+        for way, (query, found) in ways.items():
+            owner = data[query].owner[items_in_both(data, query, found)[0]].cpu()
+            tables[way] = replace(tables[way], texts=partial(self._texts, owner, query, found))
+        self.tables = tables
 
         def figures(shards: KeptShards) -> dict[str, Figure]:
             data = self.collect(model, shards)
             with inference(model):
-                found, _ = retrieval_scores(data, config.pair, ks=(1,), resamples=config.resamples, seed=config.seed)
-            return {f"{way}_R@1": Figure.of(found, f"{way}_R@1", f"{way}_n_queries") for way in directions}
+                found = retrieval_scores(data, config.pair, ks=(1,), resamples=config.resamples, seed=config.seed)
+            return _recall_figures(*found)
 
         # Without R@1 among the cut-offs there is nothing to compare with.
-        clean = {f"{way}_R@1": scores.get(f"{way}_R@1") for way in directions}
-        robust, tables = self._corrupted.measure(figures, clean)
-        self.tables = {**self.tables, **tables}
+        clean = _recall_figures(scores, self.tables) if 1 in config.ks else {}
+        robust, more = self._corrupted.measure(figures, clean, self.shards.inputs)
+        self.tables = {**self.tables, **more}
         for a, b in (config.pair, config.pair[::-1]):
             warn_of_ties(f"retrieval {a!r} to {b!r}", float(scores[f"{a}_to_{b}_tie_rate"] or 0))
         yield from broadcast_scores(scores | robust).items()
+
+    def _texts(self, owner: Tensor, query: str, found: str) -> dict[str, list[str]]:
+        """Columns of the table of one direction, of queries [n] of samples `owner`: of sentences their "text"; where sentences are
+        found, the "right_texts" of the query's sample, one a line."""
+        items = _places(owner).tolist()
+        columns: dict[str, list[str]] = {}
+        for name, column in ((query, "text"), (found, "right_texts")):
+            if self.modalities[name].language:
+                index, share = self.shards.index.open(), self.config.lengths.get(name, 1.0)
+                texts = sample_texts(index, name, self.modalities[name], owner.tolist(), share)
+                lines = {number: shorten_text("\n".join(some)) for number, some in texts.items()}
+                pairs = zip(owner.tolist(), items, strict=True)
+                columns[column] = [texts[n][item] if column == "text" else lines[n] for n, item in pairs]
+        return columns
 
     def collect(self, model: EmbeddingModel, shards: KeptShards | None = None) -> Collected:
         """Embed both modalities of all samples, on every process; the report's gallery uses this too.
@@ -111,7 +134,7 @@ class Retrieval(Evaluator):
             model.require(name, shared_space=True)
         with inference(model, self.config.precision):
             encode = {name: lambda x, name=name: model.embed(name, x) for name in config.pair}
-            return (shards or self.shards).collect(encode, model.device, hashed=True)
+            return (shards or self.shards).collect(encode, model.device)
 
 
 def retrieval_scores(
@@ -130,10 +153,10 @@ def retrieval_scores(
         recall@k: mean share of a query's right candidates that are among the k best (equal to R@k if there is one);
         mAP@k, of the largest k: mean average precision of the k best, divided by min(k, right candidates);
         MRR: mean of 1 / rank of the best right candidate; mean_rank; median_rank (a half is rounded down, as in open_clip);
-        of all these, _chance: that of random scores;  _ci95_low, _high: over samples, so that the items of one sample count as one
-            draw: of R@k and recall@k by bootstrap, of mAP@k and MRR see `mean_area_interval`, of ranks none;
-        R@1_ceiling: R@1 of the best possible model, below 1 if items repeat between samples;
         R@k_dual_softmax: see `RetrievalConfig`;
+        of all these, _chance: that of random scores;  _ci95_low, _high: over samples, so that the items of one sample count as one
+            draw, against the same candidates: of mAP@k and MRR see `mean_area_interval`, of the others by bootstrap;
+        R@1_ceiling: R@1 of the best possible model, below 1 if items repeat between samples;
         tie_rate: share of queries whose best right candidate ties with a wrong one;  n_queries.
     Of the data: n (samples with both), n_excluded (samples with one or none: no queries, but candidates), n_skipped (could not be
     decoded), n_<modality> (items), n_duplicate_<modality> (items that another sample has too), bootstrap_seed, and note if k
@@ -159,12 +182,16 @@ def retrieval_scores(
         (pair[::-1], backward, again[1], b, a),
     ):
         prefix = f"{query}_to_{found}_"
-        tables[prefix[:-1]] = _queries(ranks, queries.owner, data.keys, ks)
+        tables[prefix[:-1]] = _queries(ranks, queries.owner, candidates.owner, data.keys, ks)
+        own = direction_scores(ranks, queries.owner, len(candidates.owner), ks, resamples, seed)
         if dual is not None:
-            best = dual.ranks[dual.positives > 0, 0]
-            scores |= {f"{prefix}R@{k}_dual_softmax": int((best <= k).sum()) / len(best) for k in ks}
-        for name, value in direction_scores(ranks, queries.owner, len(candidates.owner), ks, resamples, seed).items():
-            scores[prefix + name] = value
+            can = dual.positives > 0
+            for k in ks:
+                figure = share_by_cluster(dual.ranks[can, 0] <= k, queries.owner[can], resamples=resamples, seed=seed)
+                names = (f"R@{k}_dual_softmax{part}" for part in ("", "_ci95_low", "_ci95_high"))
+                # Both softmaxes treat all candidates alike: random scores stay in random order.
+                own |= {**dict(zip(names, figure, strict=True)), f"R@{k}_dual_softmax_chance": own[f"R@{k}_chance"]}
+        scores |= {prefix + name: value for name, value in own.items()}
         scores[prefix + "R@1_ceiling"] = recall_ceiling(queries, candidates)
     fewest = min(len(a.owner), len(b.owner))
     if max(ks) > fewest:
@@ -172,21 +199,37 @@ def retrieval_scores(
     return scores | {"bootstrap_seed": seed}, tables
 
 
-def _queries(ranks: Ranks, owner: Tensor, keys: Mapping[int, str], ks: tuple[int, ...]) -> Table:
-    """The queries with a right candidate: key, number of the item in its sample, rank and score of the best right candidate."""
+def _queries(ranks: Ranks, owner: Tensor, candidates: Tensor, keys: Mapping[int, str], ks: tuple[int, ...]) -> Table:
+    """The queries with a right candidate: key, number of the item in its sample, rank and score of the best right candidate; and
+    key, number and score of the candidate of rank 1, which was found first."""
     can = ranks.positives > 0
-    first = torch.searchsorted(owner, owner)
-    item = torch.arange(len(owner), device=owner.device) - first
-    best = ranks.ranks[can, 0]
+    best, found = ranks.ranks[can, 0], ranks.found[can]
     columns: dict[str, Sequence[Score]] = {
         "key": [keys[number] for number in owner[can].tolist()],
-        "item": item[can].tolist(),
+        "item": _places(owner)[can].tolist(),
         "rank": best.tolist(),
         "score": ranks.best[can].tolist(),
+        "found_key": [keys[number] for number in candidates[found].tolist()],
+        "found_item": _places(candidates)[found].tolist(),
+        "found_score": ranks.found_score[can].tolist(),
         **{f"R@{k}": (best <= k).int().tolist() for k in ks},
         "MRR": (1 / best.double()).tolist(),
     }
     return Table(columns, (*(f"R@{k}" for k in ks), "MRR"))
+
+
+def _places(owner: Tensor) -> Tensor:
+    """Number of each item in its sample, from 0, of ascending samples [n]."""
+    return torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
+
+
+def _recall_figures(scores: Mapping[str, Score], tables: Mapping[str, Table]) -> dict[str, Figure]:
+    """R@1 of each direction, from its table of queries."""
+    figures = {}
+    for way, table in tables.items():
+        outcomes = torch.tensor(table.columns["R@1"], dtype=torch.float64)
+        figures[f"{way}_R@1"] = Figure.of(scores, f"{way}_R@1", table.columns["key"], outcomes)
+    return figures
 
 
 def _dual_softmax_ranks(a: Items, b: Items, temperature: float) -> tuple[Ranks, Ranks]:
@@ -224,20 +267,16 @@ def direction_scores(
     for name, values in areas.items():
         low, high = mean_area_interval(values, owner)
         scores |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
-    return (
-        scores
-        | random_scores(positives, candidates, ks)
-        | {
-            "mean_rank": float(best.double().mean()),
-            "median_rank": math.floor(best.double().quantile(0.5)),
-            "tie_rate": int(ranks.tied[can].sum()) / n,
-            "n_queries": n,
-        }
-    )
+    scores |= {"mean_rank": float(best.double().mean()), "median_rank": math.floor(best.double().quantile(0.5))}
+    intervals = rank_intervals(best, owner, resamples=resamples, seed=seed)
+    for name, (low, high) in zip(("mean_rank", "median_rank"), intervals, strict=True):
+        scores |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+    ties = {"tie_rate": int(ranks.tied[can].sum()) / n, "n_queries": n}
+    return scores | random_scores(positives, candidates, ks) | ties
 
 
 def random_scores(positives: Tensor, candidates: int, ks: tuple[int, ...]) -> dict[str, Score]:
-    """What a random order of the candidates gives in place of each score, as `<score>_chance`.
+    """What a random order of the candidates gives in place of each score, as `<score>_chance`; of the median, that of its ranks.
 
     Args:
         positives: [n] int64, right candidates of each query.
@@ -259,31 +298,6 @@ def random_scores(positives: Tensor, candidates: int, ks: tuple[int, ...]) -> di
     }
     chance |= {f"R@{k}": 1 - misses[min(k, candidates) - 1] for k in ks}
     chance |= {f"recall@{k}": torch.full_like(share, min(1.0, k / candidates)) for k in ks}
-    return {f"{name}_chance": float((values * share).sum()) for name, values in chance.items()}
-
-
-def duplicate_count(items: Items) -> int:
-    """Number of items that another sample has too, byte for byte: a model cannot break the tie between them."""
-    pairs = torch.unique(torch.stack([items.digest, items.owner], 1), dim=0)
-    _, inverse, samples = torch.unique(pairs[:, 0], return_inverse=True, return_counts=True)
-    shared = pairs[samples[inverse] > 1, 0]
-    return int(torch.isin(items.digest, shared).sum())
-
-
-def recall_ceiling(queries: Items, candidates: Items) -> float:
-    """Best R@1 that any model can reach under the tie rule: below 1 if items repeat between samples.
-
-    Equal queries get one answer, so only those of one sample can be right. Of equal candidates the first wins every tie, so only
-    its sample can be right. The bound is a sum over distinct queries, divided by the number of queries: for each, the largest
-    number of copies in one sample that owns such a first candidate.
-    """
-    order = candidates.digest.sort(stable=True)
-    first = order.indices[torch.cat([torch.ones_like(order.values[:1]), order.values.diff()]) != 0]
-    can = torch.isin(queries.owner, candidates.owner)
-    pairs = torch.stack([queries.digest, queries.owner], 1)[can]
-    distinct, copies = torch.unique(pairs, dim=0, return_counts=True)
-    copies = copies * torch.isin(distinct[:, 1], candidates.owner[first])
-    groups = torch.unique(distinct[:, 0], return_inverse=True)[1]
-    most = torch.zeros(int(groups.max()) + 1, dtype=copies.dtype, device=copies.device)
-    most.scatter_reduce_(0, groups, copies, "amax")
-    return int(most.sum()) / len(pairs)
+    median = 1 + int((((1 - misses) @ share) < 0.5 - 1e-9).sum())  # the first rank that half of the queries reach
+    means: dict[str, Score] = {f"{name}_chance": float((values * share).sum()) for name, values in chance.items()}
+    return means | {"median_rank_chance": median}

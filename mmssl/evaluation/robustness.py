@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from operator import methodcaller
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,9 @@ from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import RecipeError, did_you_mean
-from mmssl.core.evaluator import Score, Table
 from mmssl.data.modalities.corruptions.corruption import SEVERITIES
 from mmssl.data.modalities.corruptions.views import GROUPS, corrupted, corruptions_of
 from mmssl.data.modality import Modality, View
-from mmssl.evaluation.collect import KeptShards
 from mmssl.evaluation.common import EvaluatorConfig
 
 Average = Literal["flip", "five_crops", "ten_crops"]
@@ -117,82 +115,6 @@ class RobustConfig(ViewedConfig):
         }
 
 
-class Figure(NamedTuple):
-    """A score, its 95 % interval, and the number of samples or queries."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, scores: Mapping[str, Any], metric: str, count: str = "n") -> Figure:
-        """A metric among scores, with its interval, and its number of samples: the score named `count`."""
-        return cls(scores[metric], scores[f"{metric}_ci95_low"], scores[f"{metric}_ci95_high"], scores[count])
-
-
-class CorruptedShards:
-    """The test shards of an evaluator, once for each corruption and severity; each is opened when it is measured.
-
-    Args:
-        config: settings. modalities: by name.
-        names: modalities to collect. corruptible: those of them that are corrupted.
-    """
-
-    def __init__(
-        self,
-        config: RobustConfig,
-        modalities: Mapping[str, Modality],
-        names: Sequence[str],
-        corruptible: Sequence[str],
-    ) -> None:
-        self._each = {
-            which: KeptShards(config, changed, names, config.shards, config.max_samples)
-            for which, changed in config.corrupted_modalities(modalities, corruptible).items()
-        }
-
-    def measure(
-        self, figures: Callable[[KeptShards], Mapping[str, Figure]], clean: Mapping[str, Score]
-    ) -> tuple[dict[str, Score], dict[str, Table]]:
-        """Figures under each corruption.
-
-        Scores: METRIC_<corruption>_<severity>; METRIC_corrupted, their mean; METRIC_kept, that as a share of METRIC.
-
-        Args:
-            figures: shards -> metric -> its figure; all processes say the same.
-            clean: metric -> its value without corruption.
-
-        Returns:
-            scores, and a table "corruptions" with intervals; both empty without corruptions.
-        """
-        found = []
-        for which, shards in self._each.items():
-            try:
-                found.append((which, figures(shards)))
-            finally:
-                shards.close()
-        if not found:
-            return {}, {}
-        scores: dict[str, Score] = {}
-        columns: dict[str, list[Score]] = {
-            "corruption": [kind for (kind, _), _ in found],
-            "severity": [severity for (_, severity), _ in found],
-        }
-        for metric in found[0][1]:
-            each = {f"{metric}_{kind}_{severity}": figures[metric] for (kind, severity), figures in found}
-            mean = sum(figure.value for figure in each.values()) / len(each)
-            before = float(clean[metric] or 0)
-            scores |= {f"{metric}_corrupted": mean, f"{metric}_kept": mean / before if before else None}
-            scores |= {name: figure.value for name, figure in each.items()}
-            columns |= {
-                metric: [figure.value for figure in each.values()],
-                f"{metric}_ci95_low": [figure.low for figure in each.values()],
-                f"{metric}_ci95_high": [figure.high for figure in each.values()],
-                f"{metric}_n": [figure.n for figure in each.values()],
-            }
-        return scores, {"corruptions": Table(columns)}
-
-
 class AveragedModel(EmbeddingModel):
     """A model whose features and embeddings of some modalities are means over several views of each.
 
@@ -213,12 +135,13 @@ class AveragedModel(EmbeddingModel):
             [super(AveragedModel, self).features(modality, one) for one in self._views(modality, x)]
         ).mean(0)
 
-    def embed(self, modality: str, x: Tensor) -> Tensor:
-        """Mean embeddings [B, E], of norm 1 again."""
+    def features_and_embeddings(self, modality: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean features [B, D], and mean embeddings [B, E], of norm 1 again."""
         if modality not in self.kinds:
-            return super().embed(modality, x)
-        each = torch.stack([super(AveragedModel, self).embed(modality, one) for one in self._views(modality, x)])
-        return F.normalize(each.mean(0), dim=-1)
+            return super().features_and_embeddings(modality, x)
+        each = [super(AveragedModel, self).features_and_embeddings(modality, one) for one in self._views(modality, x)]
+        features, embeddings = (torch.stack(rows).mean(0) for rows in zip(*each, strict=True))
+        return features, F.normalize(embeddings, dim=-1)
 
     def _views(self, modality: str, x: Tensor) -> list[Tensor]:
         return views_to_average(self.kinds[modality], x)

@@ -52,7 +52,7 @@ class EmbeddedFolder:
             manifest = json.loads(path.read_text())
             names = manifest["rows"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            why = os_words(error) if isinstance(error, OSError) else str(error)
+            why = os_words(error)
             raise DataError(
                 f"{folder}: wanted a folder that `mmssl embed` wrote: cannot use {path.name}: {why}"
             ) from error
@@ -85,7 +85,7 @@ class EmbeddedFolder:
                 rows = np.load(self.folder / f"{modality}.npy", mmap_mode="r", allow_pickle=False)
                 owners = np.load(self.folder / f"{modality}.samples.npy", mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
-                raise DataError(f"{self.folder}: cannot read the rows of {modality!r}: {error}") from error
+                raise DataError(f"{self.folder}: cannot read the rows of {modality!r}: {os_words(error)}") from error
             self._open[modality] = rows, owners
         rows, owners = self._open[modality]
         if rows.ndim != 2 or rows.shape[1] != (width or rows.shape[1]) or len(owners) != len(rows):
@@ -111,7 +111,7 @@ class EmbeddedFolder:
         try:
             text = np.memmap(self.folder / "keys.txt", np.uint8, mode="r")
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.folder}: cannot read keys.txt: {error}; embed again") from error
+            raise DataError(f"{self.folder}: cannot read keys.txt: {os_words(error)}; embed again") from error
         ends = [start + 1 + np.flatnonzero(text[start : start + CHUNK] == 10) for start in range(0, len(text), CHUNK)]
         return text, np.concatenate([[0], *ends])
 

@@ -5,7 +5,8 @@ SET/test/0.tar, 1.tar, ...                 samples: a picture, sound or clip wit
 SET/test/nshards.txt                       number of shards; the layout's guard against a download that was cut short
 SET/classnames.txt                         one name a line
 SET/zeroshot_classification_templates.txt  one sentence a line, with {c} or {} for the name
-SET/dataset_type.txt                       retrieval (each line of a .txt is a caption) or multilabel; without it, .cls counts
+SET/dataset_type.txt                       retrieval (each line of a .txt is a caption) or multilabel; without it, .cls counts;
+                                           class names and type of a packed set are in SET/test
 
 A set may be an address, too: https://HOST/SET, hf://datasets/NAME/SET, or the page of a data set of Hugging Face's hub, as
 CLIP_benchmark takes it. Its nshards.txt must be there then, because folders of servers cannot be listed.
@@ -100,8 +101,9 @@ def set_evaluators(
                 )
                 for one in things
             }
-    if found.kind == "retrieval" or (found.kind is None and prompts in there) or not made:
-        made |= {pair: RetrievalConfig(shards=(found.shards,), pair=pair) for pair in combinations(there, 2)}
+    captioned = found.kind == "retrieval" or (found.kind is None and prompts in there) or not made
+    pairs = combinations(there if captioned else things, 2)
+    made |= {pair: RetrievalConfig(shards=(found.shards,), pair=pair) for pair in pairs}
     if not made:
         compared = ", ".join(shared) or "nothing"
         raise DataError(
@@ -118,8 +120,8 @@ def set_evaluators(
 def _local(folder: Path) -> _Found:
     shards = _shards(folder)
     named = bool(beside([str(shards)], CLASS_NAMES_FILE))
-    file = folder / SET_TYPE_FILE
-    kind = _checked(file.read_text().strip(), str(file)) if file.is_file() else None
+    file = next((file for place in (folder, shards) if (file := place / SET_TYPE_FILE).is_file()), None)
+    kind = _checked(file.read_text().strip(), str(file)) if file is not None else None
     return _Found(str(shards), str(min(shards.glob("*.tar"))), kind, named, {})
 
 

@@ -1,4 +1,4 @@
-"""Statistics of scores: confidence intervals, bootstrap, accuracy and recall by class. Pure functions of tensors."""
+"""Statistics of scores: confidence intervals, bootstrap, and what chance gives. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.core.evaluator import Score
 from mmssl.core.seeding import generator
-from mmssl.evaluation.ranking import Predictions
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
+RESAMPLES, SEED = 2000, 0
+"""Bootstrap draws, and their seed, of intervals that have no settings of their own."""
+_DRAWS_AT_ONCE = 64
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -43,6 +44,45 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float, float]:
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
     half = float(t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
     return mean, mean - half, mean + half, deviation
+
+
+def mean_over_draws(values: Sequence[float], variance: float, samples: int) -> tuple[float, float, float]:
+    """Mean of a score from 0 to 1 over random draws of the training samples, and its 95 % interval (low, high) over these and over
+    the test samples.
+
+    The variance of the mean is that of the draws over their number, plus that of drawing test samples; Student's quantile has the
+    degrees of freedom of their sum (Satterthwaite 1946). What varies with both is in both, so that the interval is a little wide.
+    Where all values are 0, or all 1, the interval is Wilson's of the test samples.
+
+    Args:
+        values: the score of each draw, at least two.
+        variance: of the mean over these draws, over test samples.
+        samples: number of test samples.
+    """
+    from scipy.stats import t
+
+    mean, own = float(np.mean(values)), float(np.var(values, ddof=1)) / len(values)
+    whole = own + variance
+    if whole == 0:
+        return (mean, *wilson(round(mean) * samples, samples)) if mean in (0.0, 1.0) else (mean, mean, mean)
+    freedom = whole**2 / (own**2 / (len(values) - 1) + variance**2 / max(1, samples - 1))
+    half = float(t.ppf(0.975, freedom)) * math.sqrt(whole)
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+def shifted_percentiles(drawn: np.ndarray, value: float) -> tuple[float, float]:
+    """95 % percentiles (low, high) of bootstrap draws [R] of a score, moved by what their mean lies above its value.
+
+    Drawing alone raises some scores, such as a sum of absolute values, or a mean over the classes that occur in a draw.
+    """
+    low, high = np.quantile(drawn, [0.025, 0.975]) - (drawn.mean() - value)
+    return min(float(low), value), max(float(high), value)  # equal draws differ from their mean by rounding
+
+
+def draw_counts(drawn: np.random.Generator, samples: int, draws: int) -> np.ndarray:
+    """How often each sample is in each of some bootstrap draws: [draws, samples], a multinomial in a quarter of its time."""
+    each = [np.bincount(drawn.integers(samples, size=samples), minlength=samples) for _ in range(draws)]
+    return np.stack(each)
 
 
 def clustered_bootstrap(
@@ -105,6 +145,67 @@ def share_by_cluster(
     return mean, low, high
 
 
+def resampled_group_means(
+    values: Tensor, group: Tensor, owner: Tensor, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> np.ndarray:
+    """Mean over groups of the mean of their values, in bootstrap draws of the samples that own them: [resamples].
+
+    Args:
+        values: [n], numbers or bool.
+        group: [n] int64, in 0 ... G-1; groups without a value in a draw are left out of it.
+        owner: [n] int64, number of the sample of each value; all values of a sample are drawn together.
+        resamples, seed: of the bootstrap.
+    """
+    sample, groups = torch.unique(owner, return_inverse=True)[1].cpu().numpy(), int(group.max()) + 1
+    place, samples = sample * groups + group.cpu().numpy(), int(sample.max()) + 1
+    sums, counts = (
+        np.bincount(place, weights, samples * groups).reshape(samples, groups)
+        for weights in (values.double().cpu().numpy(), None)
+    )
+    drawn, found = generator(seed, "group_means"), np.empty(resamples)
+    for first in range(0, resamples, _DRAWS_AT_ONCE):
+        often = draw_counts(drawn, samples, min(_DRAWS_AT_ONCE, resamples - first)).astype(float)
+        there = often @ counts
+        found[first : first + len(often)] = (often @ sums / there.clip(1)).sum(1) / (there > 0).sum(1)
+    return found
+
+
+def rank_intervals(
+    ranks: Tensor, owner: Tensor, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """95 % intervals (low, high) of the mean and of the median of ranks: percentiles of a bootstrap over the samples that own them.
+
+    Medians are rounded down, as of the score.
+
+    Args:
+        ranks: [n] int64.
+        owner: [n] int64, number of the sample of each; all ranks of a sample are drawn together.
+        resamples, seed: of the bootstrap.
+    """
+    order = ranks.argsort()
+    values = ranks[order].cpu().numpy()
+    sample = torch.unique(owner[order], return_inverse=True)[1].cpu().numpy()
+    counts, n = np.bincount(sample), len(values)
+    # Medians of draws lie near that of all: within six standard errors, of samples whose ranks are all alike.
+    reach = math.ceil(3 * math.sqrt(float((counts**2).sum())))
+    near = slice(max(0, n // 2 - reach), n // 2 + reach + 1)
+    before = np.bincount(sample[: near.start], minlength=len(counts))
+    sums = np.column_stack([np.bincount(sample, values), counts, before])
+    drawn = generator(seed, "rank_intervals")
+    means, medians = np.empty(resamples), np.empty(resamples)
+    for first in range(0, resamples, _DRAWS_AT_ONCE):
+        part = slice(first, min(resamples, first + _DRAWS_AT_ONCE))
+        often = draw_counts(drawn, len(counts), part.stop - first)
+        total, number, below = (often @ sums).T
+        means[part] = total / number
+        until = below[:, None] + often[:, sample[near]].cumsum(1)
+        middle = [(until < place[:, None]).sum(1) for place in ((number + 1) // 2, number // 2 + 1)]
+        found = values[near][np.minimum(middle, until.shape[1] - 1)]
+        medians[part] = found.sum(0) // 2
+    mean, median = (np.quantile(found, [0.025, 0.975]) for found in (means, medians))
+    return (float(mean[0]), float(mean[1])), (math.floor(median[0]), math.floor(median[1]))
+
+
 def random_misses(positives: Tensor, candidates: int, k: int) -> Tensor:
     """Probability that the r best of a random order of candidates have no right one, r = 1 ... k: [k, n] float64.
 
@@ -118,65 +219,18 @@ def random_misses(positives: Tensor, candidates: int, k: int) -> Tensor:
     return ((candidates - positives.double() - j).clamp_min(0) / (candidates - j)).cumprod(0)
 
 
-def class_figures(predicted: Tensor, labels: Tensor, classes: int) -> dict[str, list[Score]]:
-    """Number of samples, recall, precision and F1 of each class, as columns; None where a figure is 0 / 0.
+def random_average_precision(positives: Tensor, candidates: int) -> Tensor:
+    """Average precision of a random order of candidates, its mean over all orders: [n] float64.
+
+    If rank r is right, 1 + (r - 1)(R - 1) / (N - 1) right ones are expected up to it, with R right ones of N. Divided by r, the
+    mean over ranks is (H + (N - H)(R - 1) / (N - 1)) / N, with H the N-th harmonic number.
 
     Args:
-        predicted: [N] int64, predicted classes.
-        labels: [N] int64, in 0 ... classes-1.
-        classes: K.
+        positives: [n], right candidates of each query.
+        candidates: N.
     """
-    n = torch.bincount(labels, minlength=classes).tolist()
-    claimed = torch.bincount(predicted, minlength=classes).tolist()
-    right = torch.bincount(labels[predicted == labels], minlength=classes).tolist()
-    both = [of + some for of, some in zip(n, claimed, strict=True)]
-    return {
-        "n": n,
-        "recall": [good / of if of else None for good, of in zip(right, n, strict=True)],
-        "precision": [good / of if of else None for good, of in zip(right, claimed, strict=True)],
-        "f1": [2 * good / of if of else None for good, of in zip(right, both, strict=True)],
-    }
-
-
-def classification_scores(predictions: Predictions, labels: Tensor, names: Sequence[str]) -> dict[str, Score]:
-    """Accuracy (top 1, top 5), mean per-class recall and macro F1 of a classifier.
-
-    acc1 and acc5 are shares of ranks <= 1 and <= 5 (acc5 is None below five classes); mean_per_class_recall is the mean over
-    the classes that occur (scikit-learn's balanced accuracy), and absent_classes lists the others; macro_f1 is the mean over the
-    classes that occur or are predicted (scikit-learn's, too); the intervals are Wilson's.
-
-    Args:
-        predictions: of N samples.
-        labels: [N] int64, in 0 ... K-1.
-        names: K class names.
-    """
-    ranks = predictions.ranks
-    n, classes = len(ranks), len(names)
-    right = ranks == 1
-    low, high = wilson(int(right.sum()), n)
-    figures = class_figures(predictions.predicted, labels, classes)
-    seen = [recall for recall in figures["recall"] if isinstance(recall, float)]
-    f1 = [value for value in figures["f1"] if isinstance(value, float)]
-    absent = [name for name, recall in zip(names, figures["recall"], strict=True) if recall is None]
-    return {
-        "acc1": int(right.sum()) / n,
-        "acc1_ci95_low": low,
-        "acc1_ci95_high": high,
-        **_acc5(int((ranks <= 5).sum()), n, classes),
-        "mean_per_class_recall": sum(seen) / len(seen),
-        "macro_f1": sum(f1) / len(f1),
-        "absent_classes": shorten(absent) or None,
-        "chance": 1 / classes,
-        "classes": classes,
-        "n": n,
-    }
-
-
-def _acc5(right: int, n: int, classes: int) -> dict[str, Score]:
-    if classes < 5:
-        return {"acc5": None}
-    low, high = wilson(right, n)
-    return {"acc5": right / n, "acc5_ci95_low": low, "acc5_ci95_high": high, "acc5_chance": 5 / classes}
+    harmonic = float((1 / torch.arange(1, candidates + 1, dtype=torch.float64)).sum())
+    return (harmonic + (candidates - harmonic) * (positives.double() - 1) / max(1, candidates - 1)) / candidates
 
 
 def shorten(names: Sequence[str], limit: int = 20) -> str:

@@ -1,9 +1,10 @@
-"""Light transformers on encoded visible tokens: MAE's decoder predicts all tokens, JEPA's predictor those of given places."""
+"""Light transformer on encoded visible tokens that predicts all tokens: MAE's decoder."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -89,11 +90,11 @@ class MaskedTokenDecoder(nn.Module):
         return self.predict(self.norm(x))  # type: ignore[no-any-return]
 
 
-class MaskedTokenDecoderConfig(Config):
-    """Settings of the MAE decoder; the defaults are the paper's for a ViT-L encoder.
+class DecoderSize(Config):
+    """Size of a light transformer; the defaults are those of MAE's decoder for a ViT-L encoder.
 
     Attributes:
-        width: size of the decoder's tokens, a multiple of heads.
+        width: size of the tokens, a multiple of heads.
         depth: number of blocks.
         heads: attention heads.
     """
@@ -103,56 +104,15 @@ class MaskedTokenDecoderConfig(Config):
     heads: int = Field(default=16, ge=1)
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> MaskedTokenDecoderConfig:
+    def _heads_divide_width(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width: got {self.width}, wanted a multiple of heads {self.heads}")
         return self
 
+
+class MaskedTokenDecoderConfig(DecoderSize):
+    """Settings of the MAE decoder; the defaults are the paper's for a ViT-L encoder."""
+
     def build(self, encoder_width: int, grid: Sequence[int], values: int) -> MaskedTokenDecoder:
         """Build the decoder from tokens [B, T_keep, encoder_width] to [B, T, values]."""
         return MaskedTokenDecoder(encoder_width, grid, values, self.width, self.depth, self.heads)
-
-
-class PlacesPredictor(nn.Module):
-    """Predictor of JEPA: predicts features at given places of a grid from encoded tokens at others (arXiv:2301.08243, section 3).
-
-    A learned mask token with its position stands for each place. Places of one target are predicted together, and targets apart.
-
-    Args:
-        encoder_width: D.
-        grid: shape of the token grid; T is its product.
-        width: width of the predictor.
-        depth: number of blocks.
-        heads: attention heads, a divisor of the width.
-    """
-
-    positions: Tensor
-
-    def __init__(self, encoder_width: int, grid: Sequence[int], width: int, depth: int, heads: int) -> None:
-        super().__init__()
-        self.tokens = math.prod(grid)
-        self.embed = nn.Linear(encoder_width, width)
-        self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
-        self.register_buffer("positions", sincos_positions(grid, width))
-        self.blocks = nn.Sequential(*[DecoderBlock(width, heads) for _ in range(depth)])
-        self.norm = nn.LayerNorm(width)
-        self.predict = nn.Linear(width, encoder_width)
-
-    def forward(self, tokens: Tensor, context: Tensor, places: Tensor) -> Tensor:
-        """Predict features.
-
-        Args:
-            tokens: [B, C, D] encoded tokens.
-            context: [B, C] int64, their places.
-            places: [B, M, n] int64, the places of M targets.
-
-        Returns:
-            [B, M, n, D].
-        """
-        B, M, n = places.shape
-        seen = self.embed(tokens) + self.positions[context]
-        seen = seen[:, None].expand(-1, M, -1, -1).flatten(0, 1)  # [B * M, C, width]
-        asked = (self.mask_token + self.positions[places]).flatten(0, 1).to(seen.dtype)
-        x = self.blocks(torch.cat([seen, asked], 1))[:, -n:]
-        found: Tensor = self.predict(self.norm(x))
-        return found.view(B, M, n, -1)

@@ -7,7 +7,7 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from mmssl.core.errors import CheckpointError
+from mmssl.core.errors import CheckpointError, os_words
 from mmssl.encoders.adapters.hubs import HUB, local_copy
 from mmssl.encoders.adapters.transformers_audio import HfClapAudioConfig
 from mmssl.encoders.clap_front_end import ClapFrontEndConfig
@@ -235,7 +235,9 @@ def _tokenizer_in(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{str(folder)!r} holds no tokenizer that transformers can load: {error}") from error
+        raise CheckpointError(
+            f"{str(folder)!r} holds no tokenizer that transformers can load: {os_words(error)}"
+        ) from error
 
 
 def _pad_id(folder: Path) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmssl.core.errors import CheckpointError
+from mmssl.core.errors import CheckpointError, os_words
 from mmssl.encoders.weight_files import read_state
 from mmssl.interop.shared_space import shared_space
 
@@ -107,7 +107,7 @@ def read_json(file: Path) -> Values:
     try:
         values = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {str(file)!r}: {error}") from error
+        raise CheckpointError(f"cannot read {str(file)!r}: {os_words(error)}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{str(file)!r} holds a {type(values).__name__}, wanted a mapping")
     return values

@@ -1,4 +1,4 @@
-"""One-way InfoNCE: each query finds its key among the keys of the batch: the loss of MoCo v3, NNCLR and SimCSE."""
+"""One-way InfoNCE: each query finds its key among the keys of the batch: the loss of MoCo v3, NNCLR, SimCSE and COLA."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ def one_way_info_nce(query: Tensor, keys: Tensor, temperature: float, offset: in
     """One-way InfoNCE: mean cross entropy of finding the key of a sample among the keys of all, from its query.
 
     One direction of the symmetric loss of CLIP: keys find no queries. Chen, Xie and He 2021 (MoCo v3, arXiv:2104.02057), equation
-    1; Dwibedi et al. 2021 (NNCLR, arXiv:2104.14548), equation 4; Gao et al. 2021 (SimCSE, arXiv:2104.08821), equation 4. Collapsed
-    embeddings cost ln(G). Slow loop, over the rows of one process that has them all::
+    1; Dwibedi et al. 2021 (NNCLR, arXiv:2104.14548), equation 4; Gao et al. 2021 (SimCSE, arXiv:2104.08821), equation 4; Saeed et
+    al. 2021 (COLA, arXiv:2010.10915), whose queries a matrix has multiplied. Collapsed embeddings cost ln(G). Slow loop, over the
+    rows of one process that has them all::
 
         def loop(query, keys, temperature):
             loss = 0.0
@@ -23,9 +24,9 @@ def one_way_info_nce(query: Tensor, keys: Tensor, temperature: float, offset: in
             return loss / len(query)
 
     Args:
-        query: [B, E] unit-norm rows of this process, float32 or float64.
-        keys: [G, E] unit-norm rows of all processes, in the order of ranks; gathered with gradient where they have one.
-        temperature: divisor of the cosines.
+        query: [B, E] rows of this process, float32 or float64; of unit norm except in COLA.
+        keys: [G, E] rows of all processes, in the order of ranks; gathered with gradient where they have one.
+        temperature: divisor of the products.
         offset: where the keys of this process' queries start among all of them.
 
     Returns:

@@ -33,7 +33,8 @@ def masked_contrast(context: Tensor, quantised: Tensor, codes: Tensor, temperatu
         temperature: divisor of the cosines.
 
     Returns:
-        Mean over the masked frames of each sample, [B], and the accuracy, [B] (detached).
+        Mean over the masked frames of each sample, [B], and the accuracy, [B] (detached). A frame whose distractors all have its
+        codes is told by nothing: it counts 1 / M, so that collapsed codes are at chance.
     """
     scores = F.normalize(context, dim=-1) @ F.normalize(quantised, dim=-1).mT / temperature  # [B, M, M]
     own = torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
@@ -41,7 +42,8 @@ def masked_contrast(context: Tensor, quantised: Tensor, codes: Tensor, temperatu
     scores = scores.masked_fill(same, -torch.inf)
     right = torch.arange(scores.shape[1], device=scores.device).expand(len(scores), -1)
     costs = F.cross_entropy(scores.mT, right, reduction="none")
-    return costs.mean(1), (scores.detach().argmax(-1) == right).to(costs.dtype).mean(1)
+    told = (scores.detach().argmax(-1) == right).to(costs.dtype)
+    return costs.mean(1), torch.where((same | own).all(-1), 1 / scores.shape[1], told).mean(1)
 
 
 def code_perplexity(sums: Tensor, counts: Tensor) -> Tensor:

@@ -12,16 +12,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmssl.core import distributed
-from mmssl.core.batch import Batch, Needs
+from mmssl.core.batch import Batch
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.objective import Headline, Latents, LossOutput
 from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.token_predictors import TokenPredictorConfig
 from mmssl.losses.colours import colour_bins, rare_colour_weights, rgb_to_lab, soft_colours, soft_cross_entropy
 from mmssl.losses.mae import patch_shape, patchify
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
+from mmssl.objectives.parts.one_view import OneViewOfTokens
 
 GREY = 5.0
 """A picture whose a and b stay within this everywhere has no colours to tell."""
@@ -70,7 +71,7 @@ class ColorizationConfig(ObjectiveConfig):
         return ColorizationObjective(self, self.predictor.build(encoder.width, colours))
 
 
-class ColorizationObjective(Objective):
+class ColorizationObjective(OneViewOfTokens):
     """Colorization: cross entropy of the bins of colours (a and b of CIELAB) of the cells of a picture, told by its lightness (L).
 
     Zhang et al. 2016 (arXiv:1603.08511), equations 2 to 4. Rare colours weigh more, by the shares of colours in the training
@@ -86,31 +87,17 @@ class ColorizationObjective(Objective):
         counts: [Q], number of pictures' worth of each colour so far; at the start one picture with all of them.
     """
 
-    reduction = Reduction.LOCAL
-    accepts_absent = True
     bins: Tensor
     counts: Tensor
 
     def __init__(self, config: ColorizationConfig, head: nn.Module) -> None:
-        super().__init__()
-        self.modality, self.view, self.patch, self.cell = config.modality, config.view, config.patch_size, config.cell
+        super().__init__(config.modality, config.view)
+        self.patch, self.cell = config.patch_size, config.cell
         self.neighbours, self.deviation, self.uniform = config.neighbours, config.deviation, config.uniform
         self.head = head
         bins = colour_bins()
         self.register_buffer("bins", bins, persistent=False)
         self.register_buffer("counts", torch.full((len(bins),), 1 / len(bins)))
-
-    def needs(self) -> Needs:
-        """One view."""
-        return {self.modality: {self.view: 1}}
-
-    def requires(self) -> Mapping[str, frozenset[str]]:
-        """Encoder capabilities: tokens."""
-        return {self.modality: frozenset({Encoder.TOKENS})}
-
-    def check_views(self, batch: Batch, ctx: StepContext) -> None:
-        """Check that views are pictures in colour of the encoder's size."""
-        self.encode(batch, ctx)
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Weighted error [B] and hits [B] of each picture, and its shares of colours, as they are and weighted, [B, Q] each.

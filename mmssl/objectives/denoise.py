@@ -10,16 +10,17 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmssl.core.batch import Batch, Needs
+from mmssl.core.batch import Batch
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import Encoder
-from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
+from mmssl.core.objective import Headline, Latents, LossOutput
 from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.token_predictors import TokenPredictorConfig
 from mmssl.losses.mae import masked_mean_square, patch_shape, patchify
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
 from mmssl.objectives.parts.noises import Noise, NoiseConfig, ZeroNoise
+from mmssl.objectives.parts.one_view import OneViewOfTokens
 from mmssl.objectives.parts.patches import check_values, prepared_patches
 
 Target = Literal["clean", "noise"]
@@ -70,7 +71,7 @@ class DenoiseConfig(ObjectiveConfig):
         return DenoiseObjective(self.modality, self.view, self.noise, self.target, self.patch_values, head)
 
 
-class DenoiseObjective(Objective):
+class DenoiseObjective(OneViewOfTokens):
     """Denoising: mean squared error of what the tokens of a noisy view tell of the clean view, or of the noise.
 
     Vincent et al. 2010 (JMLR 11, "Stacked Denoising Autoencoders"); Ho et al. 2020 (arXiv:2006.11239, equation 14) for
@@ -86,25 +87,10 @@ class DenoiseObjective(Objective):
         head: token [B, T, D] -> [B, T, P].
     """
 
-    reduction = Reduction.LOCAL
-    accepts_absent = True
-
     def __init__(self, modality: str, view: str, noise: Noise, target: Target, values: int, head: nn.Module) -> None:
-        super().__init__()
-        self.modality, self.view, self.noise, self.target, self.values = modality, view, noise, target, values
+        super().__init__(modality, view)
+        self.noise, self.target, self.values = noise, target, values
         self.head = head
-
-    def needs(self) -> Needs:
-        """One view."""
-        return {self.modality: {self.view: 1}}
-
-    def requires(self) -> Mapping[str, frozenset[str]]:
-        """Encoder capabilities: tokens."""
-        return {self.modality: frozenset({Encoder.TOKENS})}
-
-    def check_views(self, batch: Batch, ctx: StepContext) -> None:
-        """Check that the views can be changed and that patches match the encoder's token grid."""
-        self.encode(batch, ctx)
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
         """Predictions, targets, and patches of the prepared noisy view ("noisy"), [B, T, P] each.

@@ -22,8 +22,6 @@ from mmssl.core.schedules import Bounds, Scheduled
 from mmssl.core.teacher import Momentum
 from mmssl.losses.latent_prediction import (
     LEAST_STD,
-    OverFeatures,
-    TargetNorm,
     latent_targets,
     masked_latent_error,
     masked_sums,
@@ -31,6 +29,7 @@ from mmssl.losses.latent_prediction import (
 )
 from mmssl.losses.masked_tokens import Mean, mean_of_errors
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
+from mmssl.objectives.parts.regression_targets import LayerAverage
 from mmssl.objectives.parts.word_masks import WordMaskConfig, mask_words
 
 Targets = Callable[[Sequence[Tensor], Tensor | None], Tensor]
@@ -39,7 +38,7 @@ Errors = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Predictions [B, T, D], targets [B, T, D] and the mask [B, T] -> mean error of each sample [B]."""
 
 
-class LatentPredictionConfig(ObjectiveConfig):
+class LatentPredictionConfig(LayerAverage, ObjectiveConfig):
     """Settings of latent prediction (data2vec) for one modality; see `LatentPredictionObjective`.
 
     Attributes:
@@ -47,13 +46,8 @@ class LatentPredictionConfig(ObjectiveConfig):
         view: kind of view that is masked and predicted.
         mask: kind of view with its masked tokens: `blocks` (image), `spans` (audio), `words` (text).
         words: share of masked words; for texts, and only for them.
-        layers: K, number of last blocks of the teacher that are averaged. data2vec: 6 of 12 (image), 8 (audio), 10 (text).
-        norm: of each layer: "layer", each token over its features (image, text), or "instance", each feature over time (audio).
-        norm_mean: normalise each token of the average again. data2vec: true for image, false for audio and text.
         beta: difference at which the error turns from squared to absolute (smooth L1); null: squared. data2vec: 2 (image), null
             (audio), 4 (text).
-        over_features: errors of a token's features: "mean", "sum", or "sqrt", the sum divided by sqrt(D). data2vec: mean (image),
-            sqrt (audio), sum (text).
         mean: "samples": mean over samples of the mean over their masked tokens; "tokens": mean over all masked tokens of the
             batch, as in data2vec. They differ where samples have different numbers of masked tokens, as texts do.
         momentum: of the teacher. data2vec: constant 0.9998 (image), linear from 0.999 to 0.9999 (audio, text).
@@ -65,11 +59,7 @@ class LatentPredictionConfig(ObjectiveConfig):
     view: str
     mask: str
     words: WordMaskConfig | None = None
-    layers: int = Field(gt=0)
-    norm: TargetNorm
-    norm_mean: bool
     beta: Annotated[float, Field(gt=0)] | None
-    over_features: OverFeatures
     mean: Mean = "samples"
     momentum: Annotated[Scheduled, Bounds(ge=0, le=1)]
     predictor_layers: int = Field(default=1, ge=1)
@@ -81,10 +71,7 @@ class LatentPredictionConfig(ObjectiveConfig):
             ValueError: the encoder has fewer layers, or `words` does not fit its modality.
         """
         encoder = encoder_of(encoders, self.modality)
-        if Encoder.HIDDEN in encoder.capabilities and self.layers > encoder.depth:
-            raise ValueError(
-                f"layers: got {self.layers}, wanted at most {encoder.depth}, the depth of encoders.{self.modality}"
-            )
+        self.check_depth(encoder, self.modality, "layers")
         if (self.words is None) != (encoder.token_ids is None):
             got, wanted = ("nothing", "a ratio") if self.words is None else (f"ratio {self.words.ratio:g}", "nothing")
             raise ValueError(

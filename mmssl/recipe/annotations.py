@@ -137,7 +137,8 @@ def _option(inner: Any, constraints: Sequence[Any]) -> Option:
     if get_origin(inner) in (tuple, list, dict):
         return _container(inner, constraints)
     noun = NOUNS.get(inner, "value")
-    return Option(noun, f"{noun}s", _limits(constraints))
+    limits = (_limits(constraints), _lengths(constraints, "character", "characters"))
+    return Option(noun, f"{noun}s", ", ".join(filter(None, limits)))
 
 
 def _container(inner: Any, constraints: Sequence[Any]) -> Option:
@@ -165,14 +166,14 @@ def _limits(constraints: Sequence[Any]) -> str:
     return ", ".join([*(max(lower)[1:] if lower else ()), *(min(upper)[1:] if upper else ()), *multiples])
 
 
-def _lengths(constraints: Sequence[Any]) -> str:
+def _lengths(constraints: Sequence[Any], one: str = "entry", several: str = "entries") -> str:
     words: list[str] = []
-    for one in constraints:
-        match one:
-            case MinLen():
-                words.append(f"at least {one.min_length} {'entry' if one.min_length == 1 else 'entries'}")
-            case MaxLen():
-                words.append(f"at most {one.max_length} entries")
+    for constraint in constraints:
+        match constraint:
+            case MinLen(least):
+                words.append(f"at least {least} {one if least == 1 else several}")
+            case MaxLen(most):
+                words.append(f"at most {most} {one if most == 1 else several}")
     return ", ".join(words)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmssl.core.errors import CheckpointError
+from mmssl.core.errors import CheckpointError, os_words
 from mmssl.evaluation.calibration import Calibration, from_json, to_json
 
 FILE = "calibration.json"
@@ -25,6 +25,12 @@ def read_calibrations(checkpoint: Path, digest: str) -> dict[Pair, Calibration]:
         CheckpointError: the file is damaged.
     """
     return {(a, b): from_json(one["curve"]) for a, b, one in _entries(checkpoint) if one["model"] == digest}
+
+
+def other_models(checkpoint: Path | None, digest: str) -> str:
+    """What to add to a message that a calibration is missing, if the file of the checkpoint has some of other models."""
+    others = checkpoint is not None and any(one["model"] != digest for _, _, one in _entries(checkpoint))
+    return f", and {FILE} has some of other weights or settings, or by an earlier version" if others else ""
 
 
 def calibration_of(fitted: Mapping[Pair, Calibration], pair: Collection[str]) -> Calibration | None:
@@ -45,7 +51,9 @@ def write_calibration(checkpoint: Path, digest: str, pair: Pair, calibration: Ca
         temporary.write_text(json.dumps(entries, allow_nan=False), encoding="utf-8")
         temporary.replace(file)
     except OSError as error:
-        raise CheckpointError(f"cannot write {file}: {error}; make the checkpoint's folder writable") from error
+        raise CheckpointError(
+            f"cannot write {file}: {os_words(error)}; make the checkpoint's folder writable"
+        ) from error
     return file
 
 
@@ -61,6 +69,6 @@ def _entries(checkpoint: Path) -> list[tuple[str, str, dict[str, Any]]]:
             str(one["model"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
-            f"{file} is damaged ({error}): delete it, and run `mmssl evaluate --calibrate` again"
+            f"{file} is damaged ({os_words(error)}): delete it, and run `mmssl evaluate --calibrate` again"
         ) from error
     return entries

@@ -6,9 +6,8 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
-from mmssl.core.batch import Batch, Needs, merge_needs, view_names
+from mmssl.core.batch import Needs, merge_needs
 from mmssl.core.encoder import Encoder, EncoderConfig
 from mmssl.core.errors import RecipeError, did_you_mean
 from mmssl.core.objective import Learner, Objective
@@ -20,6 +19,7 @@ from mmssl.data.synchronized.space import Flip
 from mmssl.data.synchronized.time import TimeCrop
 from mmssl.encoders.transformer import TransformerConfig
 from mmssl.objectives.clip import ClipObjective
+from mmssl.recipe.blank import blank_batch
 from mmssl.training.steps.resolution import ResolutionStage
 
 HINTS = {
@@ -171,19 +171,6 @@ def _views(
             yield f"modalities.{name}.views.{kind}: the objective does not use it, so it would have no effect: remove it"
 
 
-def blank_batch(objective: Objective, modalities: Mapping[str, Modality], samples: int) -> Batch:
-    """A batch of blank samples: silence, black pictures, empty texts, of the shapes that the objective's needs have."""
-
-    def blank(name: str, kind: str) -> Tensor:
-        return torch.stack([modalities[name].view(kind).blank()] * samples)
-
-    views = {
-        name: {view: blank(name, kind) for kind, count in kinds.items() for view in view_names(kind, count)}
-        for name, kinds in objective.needs().items()
-    }
-    return Batch(views, torch.arange(samples))
-
-
 def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
     """Run `check_views` of the objective on one blank sample, and encoders on views of a size of their own.
 
@@ -193,7 +180,7 @@ def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
         RecipeError: they do not fit.
     """
     try:
-        learner.objective.check_views(blank_batch(learner.objective, modalities, 1), learner.context())
+        learner.objective.check_views(blank_batch(learner, modalities, 1), learner.context())
     except ValueError as error:
         raise RecipeError(f"objective: {error}") from error
     for name, kinds in learner.objective.needs().items():

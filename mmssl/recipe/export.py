@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import DataError, MmsslError, NumericError, RecipeError
+from mmssl.core.errors import DataError, MmsslError, NumericError, RecipeError, os_words
 from mmssl.data.modalities.image_views import EvalView
 from mmssl.data.samples import BadSample, read
 from mmssl.data.shards.index import ShardIndex
@@ -123,12 +123,12 @@ def _published(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
     except OSError as error:
-        raise DataError(f"cannot write {out}: {error}; choose another folder") from error
+        raise DataError(f"cannot write {out}: {os_words(error)}; choose another folder") from error
     try:
         yield folder
         folder.rename(out)
     except OSError as error:
-        raise DataError(f"cannot write {out}: {error}; choose another folder") from error
+        raise DataError(f"cannot write {out}: {os_words(error)}; choose another folder") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

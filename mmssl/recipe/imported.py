@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmssl.core.errors import CheckpointError, DataError, RecipeError
+from mmssl.core.errors import CheckpointError, DataError, RecipeError, os_words
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
 from mmssl.encoders.adapters.hubs import local_copy, tag_settings
 from mmssl.encoders.adapters.imagebind_names import is_imagebind
-from mmssl.encoders.weight_files import read_state
+from mmssl.encoders.weight_files import read_state, weights_in
 from mmssl.encoders.weights import ADVICE as WEIGHTS_ADVICE
 from mmssl.interop.describe_imagebind import describe_imagebind
 from mmssl.interop.describe_open_clip import CONFIG, describe_open_clip, named_model, usual_preprocessing
@@ -32,6 +32,8 @@ from mmssl.recipe.validate import HERE, validate_text
 from mmssl.training.checkpoints.manifest import MANIFEST
 from mmssl.training.checkpoints.read import FOLDER, folder_name
 
+WEIGHTS = "model.safetensors"
+"""The weights in a checkpoint folder of mmssl, beside its manifest."""
 _ADVICE = (
     "The settings that were found belong to another model than these weights: give the right open_clip name by --arch (arch), or "
     "put the open_clip_config.json or config.json that was saved with the weights beside them"
@@ -67,6 +69,29 @@ def is_source(path: Path) -> bool:
     return path.is_file() and path.suffix not in (".yaml", ".yml")
 
 
+def described_folder(path: Path, arch: str | None = None) -> Path:
+    """The folder of a file of weights, where the files beside it say what model it is; every other path as it is.
+
+    Args:
+        path: what the user names.
+        arch: open_clip's name of the model, if it is given: the file is then taken alone.
+
+    Raises:
+        CheckpointError: it is a file of a checkpoint of mmssl, whose folder means other weights.
+    """
+    folder = path.parent
+    if arch is not None or not path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    if (folder / MANIFEST).is_file() and (folder / WEIGHTS).is_file():
+        averaged = (folder / "ema.safetensors").is_file()
+        if path.name == WEIGHTS and not averaged:
+            return folder
+        hint = ", with --no-ema (ema=False) for the weights that are not averaged" if averaged else ""
+        raise CheckpointError(f"got {str(path)!r}, one file of the checkpoint {str(folder)!r}: give the folder{hint}")
+    known = (folder / CONFIG).is_file() or (folder / "config.json").is_file()
+    return folder if known and is_model_folder(folder) and weights_in(folder).name == path.name else path
+
+
 def describe(source: Path, arch: str | None = None, tokenizer: Path | None = None) -> Described:
     """Find out what a model is.
 
@@ -81,7 +106,7 @@ def describe(source: Path, arch: str | None = None, tokenizer: Path | None = Non
     if tokenizer is not None and not tokenizer.is_dir():
         raise DataError(f"--tokenizer: got {str(tokenizer)!r}, wanted the folder of a tokenizer of transformers")
     tag = tag_settings(source)
-    path = local_copy(source)
+    path = described_folder(local_copy(source), arch if tag is None else tag[0])
     if tag is not None:
         name, preprocess = tag
         model = named_model(arch or name) | ({"quick_gelu": True} if preprocess.get("quick_gelu") else {})
@@ -153,7 +178,7 @@ def import_model(model: Described, folder: Path) -> tuple[Recipe, Learner]:
             folder.rmdir()
         os.replace(temporary, folder)
     except OSError as error:
-        raise DataError(f"cannot write {str(folder)!r}: {error}; choose another folder") from error
+        raise DataError(f"cannot write {str(folder)!r}: {os_words(error)}; choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return load_recipe(folder / "recipe.yaml"), learner
@@ -178,6 +203,7 @@ def as_run(path: Path, arch: str | None = None, tokenizer: Path | None = None) -
     Args:
         path, arch, tokenizer: see `describe`.
     """
+    path = described_folder(path, arch)
     if not is_source(path):
         refuse_description(path, arch, tokenizer)
         yield path

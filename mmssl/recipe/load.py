@@ -13,7 +13,7 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
 from mmssl.encoders.lora import merge_lora
-from mmssl.recipe.imported import advising, describe, is_source, recipe_of, refuse_description
+from mmssl.recipe.imported import advising, describe, described_folder, is_source, recipe_of, refuse_description
 from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe, saved_recipe
 from mmssl.recipe.start import start_lines
@@ -41,7 +41,8 @@ def load(
 
     Args:
         path: run folder (its best checkpoint, or the last if there is no best) or checkpoint folder; or a file, a model folder of
-            open_clip or transformers, `hf-hub:ORG/NAME`, or open_clip's `MODEL:TAG` (both from the local cache).
+            open_clip or transformers, `hf-hub:ORG/NAME`, or open_clip's `MODEL:TAG` (both from the local cache). The weights file
+            of a folder that says what model it is means the folder.
         which: "best" or "last", for run folders.
         device: of the model.
         ema: use the EMA weights if the run kept them.
@@ -59,11 +60,12 @@ def load(
     for override in overrides:
         if not override.startswith(READING):
             raise RecipeError(f"got {override!r} for a trained model; wanted a key below {' or '.join(READING)}")
-    if is_source(Path(path)):
-        described = describe(Path(path), arch, None if tokenizer is None else Path(tokenizer))
+    path = described_folder(Path(path), arch)
+    if is_source(path):
+        described = describe(path, arch, None if tokenizer is None else Path(tokenizer))
         with advising():
             return start_of(recipe_of(described, "imported", overrides), device=device)
-    refuse_description(Path(path), arch, tokenizer)
+    refuse_description(path, arch, tokenizer)
     recipe, learner, checkpoint = load_learner(path, which=which, ema=ema, overrides=overrides)
     return _ready(recipe, checkpoint, learner, device)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel, Encoder
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.data.modalities.class_names import check_class_names
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.evaluation.common import inference
 from mmssl.evaluation.prompts import NAMED_TEMPLATES, build_classifier, check_templates, named_templates
-from mmssl.recipe.calibrations import calibration_of, read_calibrations
+from mmssl.recipe.calibrations import calibration_of, other_models, read_calibrations
+from mmssl.recipe.digest import model_digest
 from mmssl.recipe.recipe import Recipe
 
 Encode = Callable[[str, Tensor], Tensor]
@@ -108,13 +107,8 @@ class Model:
         return "\n".join(lines)
 
     def digest(self) -> str:
-        """SHA-256 of the weights and of how inputs are read: models with equal digests give equal embeddings."""
-        modalities = {name: config.model_dump(mode="json") for name, config in self.recipe.modalities.items()}
-        found = hashlib.sha256(json.dumps(modalities, sort_keys=True).encode())
-        for name, tensor in sorted(self.embedding.state_dict().items()):
-            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return found.hexdigest()
+        """SHA-256 of all that answers depend on: models with equal digests give equal embeddings, logits and probabilities."""
+        return model_digest(self.recipe, self.embedding, self.logit_biases)
 
     def to(self, device: str | torch.device) -> Self:
         """Move encoders and heads to a device, in place."""
@@ -208,7 +202,8 @@ class Model:
         if found is None:
             raise ValueError(
                 f"no calibration of {' and '.join(inputs) or 'nothing'} for these weights; it has "
-                f"{', '.join(map(str, fitted)) or 'none'}: run `mmssl evaluate RUN --calibrate SHARDS --pair A,B` first"
+                f"{', '.join(map(str, fitted)) or 'none'}{other_models(self.checkpoint, self.digest())}: run "
+                "`mmssl evaluate RUN --calibrate SHARDS --pair A,B` first"
             )
         probabilities: Tensor = found(self.similarity(batch_size=batch_size, **inputs), prior)
         return probabilities
@@ -303,7 +298,7 @@ class Model:
         try:
             value = modality.from_input(item)
         except (DecodeError, DataError, OSError) as error:
-            raise ValueError(f"{name} input {position}: {error}") from error
+            raise ValueError(f"{name} input {position}: {os_words(error, path=True)}") from error
         view = modality.view("eval")
         x = view(value, {})
         return x[0] if view.ragged else x

@@ -20,8 +20,8 @@ from mmssl.core.torch_seeding import seeded
 from mmssl.data.modality import Modality
 from mmssl.data.stream.config import DataConfig
 from mmssl.encoders.lora import LoraConfig, add_lora
+from mmssl.recipe.blank import blank_batch, unfinished_views
 from mmssl.recipe.checks import (
-    blank_batch,
     check_compile,
     check_keys,
     check_lora,
@@ -32,6 +32,7 @@ from mmssl.recipe.checks import (
 from mmssl.recipe.flat import FLAT, flatten_keys
 from mmssl.recipe.gradients import SAMPLES, check_gradients
 from mmssl.recipe.keep import KeepConfig
+from mmssl.recipe.sounds import check_frames
 from mmssl.recipe.start import encoder_start, places, start_learner, start_lines, weights_file
 from mmssl.recipe.strict_yaml import dump
 from mmssl.recipe.suite import evaluation_modalities, read_as
@@ -219,7 +220,8 @@ class Recipe(Config):
         plan = Plan.of(self.duration, self.batch_size, sum(len(source.index) for source in sources))
         modalities = self.build_modalities()
         learner = self.build_learner(modalities, plan)
-        if not checkpoints(self.folder / FOLDER):
+        if not checkpoints(self.folder / FOLDER):  # a run goes on as it began
+            check_frames(self.encoders, self.modalities)
             for line in start_lines(learner, self.seed):
                 say(line)
         check_views(learner, modalities)
@@ -228,7 +230,7 @@ class Recipe(Config):
             raise RecipeError(
                 f"batch_size: got {self.batch_size}, wanted at least {least}: the objective compares the samples of a batch"
             )
-        blank = blank_batch(learner.objective, modalities, max(SAMPLES, least))
+        blank = blank_batch(learner, modalities, max(SAMPLES, least))
         check_gradients(learner, blank, launch)
         needs = learner.objective.needs()
         stream = self.data.stream(
@@ -253,10 +255,7 @@ class Recipe(Config):
             seed=self.seed,
             plan=plan,
             reading=reading,
-            unfinished={
-                name: {kind: view for kind, view in modality.views.items() if view.on_device}
-                for name, modality in modalities.items()
-            },
+            unfinished=unfinished_views(modalities),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from mmssl.core.config import Config
-from mmssl.core.errors import RecipeError, did_you_mean
+from mmssl.core.errors import RecipeError, did_you_mean, os_words
 from mmssl.core.schedules import NUMBER
 from mmssl.recipe.annotations import configs_of, field_annotation, item_types, kinds_of, options, wanted
 from mmssl.recipe.flat import document_keys, flat_fields, nest_keys
@@ -23,6 +23,8 @@ from mmssl.recipe.strict_yaml import Document, KeyPath, override, parse, shorten
 C = TypeVar("C", bound=Config)
 RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of")
 """pydantic's errors of numbers out of range: each names one bound, and a message names all."""
+LENGTHS = ("string_too_short", "string_too_long", "too_short", "too_long")
+"""The same of texts and lists."""
 HERE = "{folder}"
 """Beginning of a path in a recipe's file that is relative to the folder of the file."""
 
@@ -36,11 +38,16 @@ def read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from error
+        raise RecipeError(f"{path}: cannot be read: {os_words(error)}") from error
 
 
 def validate_text(
-    config: type[C], text: str, name: str, overrides: Sequence[str] = (), folder: Path | None = None
+    config: type[C],
+    text: str,
+    name: str,
+    overrides: Sequence[str] = (),
+    folder: Path | None = None,
+    options: Callable[[KeyPath], str | None] | None = None,
 ) -> C:
     """Read YAML text, apply dotted overrides and validate strictly.
 
@@ -50,6 +57,7 @@ def validate_text(
         name: name of the document in errors.
         overrides: `key.path=value`, later ones win.
         folder: of the document, which `{folder}` at the beginning of a text stands for; None: for nothing.
+        options: path of a key -> the option of a command line that gave it, which errors then name; None: it is of no option.
 
     Raises:
         RecipeError: with every mistake of the document, one a line.
@@ -67,8 +75,8 @@ def validate_text(
     except ValidationError as error:
         # A value that fits none of several types is one mistake, though pydantic lists one for each type.
         mistakes = dict.fromkeys(
-            f"{_where(path, document, overridden, name)}: {'.'.join(map(str, path))}{': ' if path else ''}"
-            f"{_message(config, value, path, item)}"
+            f"{_option(path, options) or _key(path, document, overridden, name)}: "
+            f"{_message(config, value, path, item).removeprefix(f'{path[-1]}: ' if path else '')}"
             for path, item in _deepest(config, value, error.errors())
         )
         count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}"
@@ -113,6 +121,16 @@ def _user_path(config: type[Config], value: Any, error: ErrorDetails) -> KeyPath
     return tuple(path[:-1] if error["type"] == "missing" and isinstance(path[-1], int) else path)
 
 
+def _option(path: KeyPath, options: Callable[[KeyPath], str | None] | None) -> str | None:
+    return options(path) if options is not None and path else None
+
+
+def _key(path: KeyPath, document: Document, overridden: Mapping[KeyPath, str], name: str) -> str:
+    """The place of a key, and its path."""
+    where = _where(path, document, overridden, name)
+    return f"{where}: {'.'.join(map(str, path))}" if path else where
+
+
 def _where(path: KeyPath, document: Document, overridden: Mapping[KeyPath, str], name: str) -> str:
     for length in range(len(path), -1, -1):
         if path[:length] in overridden:
@@ -142,7 +160,7 @@ def _message(config: type[Config], value: Any, path: KeyPath, error: ErrorDetail
     if kind == "literal_error" and not several:
         expected = str(context.get("expected", ""))
         return f"got {_shown(got)}{did_you_mean(str(got), _quoted(expected))}; allowed: {expected}"
-    if several or kind in (*RANGES, "list_type", "tuple_type", "too_short", "too_long", "missing", "dict_type"):
+    if several or kind in (*RANGES, *LENGTHS, "list_type", "tuple_type", "missing", "dict_type"):
         return f"got {_shown(got)}, wanted {wanted(annotation)}{_proposal(annotation, got)}"
     message = error["msg"]
     return f"got {_shown(got)}, wanted {message[0].lower() + message[1:].removeprefix('Input should be ')}".replace(

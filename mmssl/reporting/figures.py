@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 Curve = Sequence[tuple[float, float]]
@@ -37,8 +38,19 @@ SCORE_CHARTS = (
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6d4c1d", "#555555")
 """Okabe and Ito's colour-blind-safe palette."""
 
+PERFECT = "as claimed"
+"""Name of a curve that others are held against; as those of chance it is grey and dashed."""
+
+MARKED = 20
+"""Points of a curve up to which each is marked."""
+
 LONGEST = 600
 """Largest number of points drawn of a curve."""
+
+SKETCH = (160, 100)
+"""Width and height in pixels of a small figure of rows of numbers."""
+SKETCH_POINTS = 600
+"""Its points."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +109,14 @@ def _drawn(chart: Chart, form: str) -> bytes:
         axes = figure.add_subplot()
         for i, (name, curve) in enumerate(chart.curves.items()):
             steps, values = zip(*(curve if chart.dots else thinned(curve)), strict=True)
-            reference = "chance" in name
+            reference = "chance" in name or name == PERFECT
             colour = "#999999" if reference else COLOURS[i % len(COLOURS)]
             if chart.dots:
                 axes.scatter(steps, values, s=6, linewidths=0, alpha=0.6, color=colour, label=_plain(name))
                 continue
             style = "--" if reference else "-"
-            axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.4, label=_plain(name))
+            marker = "." if len(curve) <= MARKED and not reference else ""
+            axes.plot(steps, values, color=colour, linestyle=style, marker=marker, linewidth=1.4, label=_plain(name))
         if chart.dots:
             axes.set_aspect("equal", adjustable="datalim")
         axes.set_xlabel(chart.x)
@@ -139,6 +152,32 @@ def picture_uri(picture: Tensor, side: int = 160) -> str:
         return _uri("image/png", file.getvalue())
     image.save(file, "JPEG", quality=85)
     return _uri("image/jpeg", file.getvalue())
+
+
+def lines_uri(rows: Tensor) -> str:
+    """Rows of numbers [C, T] as a small SVG: a curve of each below the other, each from its lowest to its highest number.
+
+    Of many numbers the lowest and the highest of each stretch are drawn, so that no peak is lost.
+    """
+    values = np.nan_to_num(rows.detach().double().cpu().numpy())
+    count, samples = values.shape
+    parts = min(samples, max(8, SKETCH_POINTS // (2 * count)))
+    starts = np.linspace(0, samples, parts, endpoint=False).astype(int)
+    ends = np.stack([reduce.reduceat(values, starts, axis=1) for reduce in (np.minimum, np.maximum)], axis=2)
+    low, high = values.min(1)[:, None, None], values.max(1)[:, None, None]
+    width, height = SKETCH
+    heights = (
+        (np.arange(count)[:, None, None] + 0.95 - 0.9 * (ends - low) / np.maximum(high - low, 1e-30)) * height / count
+    )
+    x = np.broadcast_to(((np.arange(parts) + 0.5) * width / parts)[:, None], (parts, 2)).reshape(-1)
+    curves = (
+        f'<polyline fill="none" stroke="{COLOURS[i % len(COLOURS)]}" points="'
+        + " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+        + '"/>'
+        for i, y in enumerate(heights.reshape(count, -1))
+    )
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    return _uri("image/svg+xml", f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(curves)}</svg>'.encode())
 
 
 def heat_colours(value: float, low: float, high: float) -> tuple[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -12,32 +13,23 @@ from torch import Tensor
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
-from mmssl.data.samples import load
 from mmssl.data.shards.index import ShardIndex
-from mmssl.evaluation.collect import Collected, Items
+from mmssl.evaluation.collect import Items
 from mmssl.evaluation.common import inference
-from mmssl.evaluation.ranking import Ranks, exact_products, pair_ranks
+from mmssl.evaluation.ranking import Ranks, pair_ranks
 from mmssl.evaluation.retrieval import Retrieval
+from mmssl.evaluation.tiles import exact_products
 from mmssl.reporting.figures import Chart
+from mmssl.reporting.shown import Shown, show_sample
 
+SECTIONS = ("best", "worst", "random")
+HEAT = 16
+"""Samples of the heat map."""
+MEDIA = 7_000_000
+"""Characters of all pictures and sounds of `showcase`, so that a page stays under 10 MB."""
 
-@dataclass(frozen=True)
-class Thing:
-    """One item in a report: a picture, a text, or only the key.
-
-    Attributes:
-        key: of the sample.
-        text: caption, where the item is one.
-        picture: uint8 [3, H, W], where the item is one.
-    """
-
-    key: str
-    text: str = ""
-    picture: Tensor | None = None
-
-
-Show = Callable[[int], Thing]
-"""Row of an item -> its `Thing`."""
+Show = Callable[[int], Shown]
+"""Row of an item -> what is shown of it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +41,7 @@ class Answer:
         same: it belongs to another sample, but equals a right one byte for byte.
     """
 
-    thing: Thing
+    thing: Shown
     score: float
     right: bool
     same: bool = False
@@ -59,7 +51,7 @@ class Answer:
 class Pick:
     """One query: the rank of its best right candidate, that candidate with its score, and the first answers."""
 
-    query: Thing
+    query: Shown
     rank: int
     truth: Answer
     answers: tuple[Answer, ...]
@@ -78,8 +70,8 @@ class Similarity:
     """Cosines [R, C] of some samples, with the items of rows and columns."""
 
     matrix: Tensor
-    rows: tuple[Thing, ...]
-    columns: tuple[Thing, ...]
+    rows: tuple[Shown, ...]
+    columns: tuple[Shown, ...]
     title: str = ""
 
 
@@ -102,8 +94,8 @@ def gallery(
         queries: unit-norm rows [Q, E] with owners.
         candidates: unit-norm rows [M, E] with owners.
         ranks: of these queries among these candidates, from `pair_ranks`.
-        show_query: row of a query -> its `Thing`.
-        show_candidate: row of a candidate -> its `Thing`.
+        show_query: row of a query -> what is shown of it.
+        show_candidate: the same of a candidate.
         count: queries a section.
         answers: candidates a query.
         seed: of the random section.
@@ -145,19 +137,24 @@ def choose_queries(ranks: Ranks, owner: Tensor, count: int, seed: int = 0) -> di
             of_sample.setdefault(owners[row], row)
         return list(of_sample.values())[:count]
 
-    return {"best": first(ordered), "worst": first(ordered[::-1]), "random": first(shuffled)}
+    return dict(zip(SECTIONS, (first(ordered), first(ordered[::-1]), first(shuffled)), strict=True))
 
 
-def similarity(a: Items, b: Items, show_a: Show, show_b: Show, *, count: int = 16, title: str = "") -> Similarity:
-    """Cosines of the first `count` samples that have both: first item of b down, first item of a across; the diagonal is right."""
+def similarity(a: Items, b: Items, show_a: Show, show_b: Show, *, count: int = HEAT, title: str = "") -> Similarity:
+    """Cosines of the first `count` samples that have both: first item of b down, first item of a across; the diagonal is right.
+
+    Sounds are left out: there is no room for them.
+    """
     owners = torch.unique(a.owner)
     shared = owners[torch.isin(owners, b.owner)][:count]
     rows, columns = torch.searchsorted(b.owner, shared), torch.searchsorted(a.owner, shared)
     with exact_products():
         matrix = b.rows[rows] @ a.rows[columns].T
-    return Similarity(
-        matrix.cpu(), tuple(show_b(row) for row in rows.tolist()), tuple(show_a(row) for row in columns.tolist()), title
-    )
+    silent = [
+        tuple(replace(show(row), sound="", note="") for row in some.tolist())
+        for show, some in ((show_b, rows), (show_a, columns))
+    ]
+    return Similarity(matrix.cpu(), *silent, title)
 
 
 def showcase(
@@ -178,7 +175,9 @@ def showcase(
     a, b = (data[name] for name in config.pair)
     with inference(model):
         ranks = pair_ranks(a.rows, a.owner, b.rows, b.owner)
-    show = {name: item_renderer(evaluator.modalities[name], index, data, name) for name in config.pair}
+    of_media = sum(not evaluator.modalities[name].language for name in config.pair)
+    largest = MEDIA // (max(1, of_media) * (len(SECTIONS) * count * (answers + 2) + HEAT))
+    show = {name: item_renderer(evaluator.modalities[name], index, data[name].owner, largest) for name in config.pair}
     galleries = [
         gallery(
             f"{query} → {found}",
@@ -193,9 +192,8 @@ def showcase(
         )
         for (query, found), rank in zip((config.pair, config.pair[::-1]), ranks, strict=True)
     ]
-    # Pictures go above columns, captions beside rows.
     first, second = config.pair
-    if a.owner.numel() and show[first](0).picture is None:
+    if evaluator.modalities[first].language:  # captions go beside rows
         first, second = second, first
     heat = similarity(data[first], data[second], show[first], show[second], title=f"{second} × {first}")
     return galleries, heat, embedding_map({name: data[name].rows for name in config.pair}, seed=seed)
@@ -225,18 +223,19 @@ def embedding_map(rows: Mapping[str, Tensor], *, most: int = 600, seed: int = 0)
     )
 
 
-def item_renderer(modality: Modality, index: ShardIndex, data: Collected, name: str) -> Show:
-    """A function from row to `Thing`: reads the sample again; texts as text, image eval views as pictures."""
-    owner = data[name].owner
-    view = modality.view("eval")
+def item_renderer(modality: Modality, index: ShardIndex, owner: Tensor, largest: int) -> Show:
+    """A function from row to what is shown of it: reads the sample again.
 
-    def show(row: int) -> Thing:
-        sample = load(index, int(owner[row]), {name: modality})
-        key, value = sample.key, sample.values[name]
-        if isinstance(value, tuple) and all(isinstance(text, str) for text in value):
-            return Thing(key, text=value[row - int(torch.searchsorted(owner, owner[row]))])
-        picture = view(value, {})
-        is_picture = picture.dtype == torch.uint8 and picture.dim() == 3 and len(picture) == 3
-        return Thing(key, picture=picture if is_picture else None)
+    Args:
+        modality: of the items.
+        index: of the shards.
+        owner: of the rows [n], ascending.
+        largest: length of a data URI in characters.
+    """
+
+    @cache
+    def show(row: int) -> Shown:
+        item = row - int(torch.searchsorted(owner, owner[row]))
+        return show_sample(index, modality, int(owner[row]), item, largest)
 
     return show

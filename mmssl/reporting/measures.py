@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmssl.core.errors import DataError
-from mmssl.reporting.figures import Chart
+from mmssl.reporting.figures import PERFECT, Chart, Curve
 
 MOST_ROWS = 60
 """Rows of a table that are shown, the first ones."""
@@ -21,7 +21,7 @@ PARTS: Mapping[str, tuple[str, str]] = {
     "groups": ("Subgroups", "Every score by group, the worst first, with its number of samples and 95 % interval."),
     "corruptions": (
         "Robustness",
-        "Scores under corruptions, without (0) and from severity 1 (weak) to 5 (strong), with 95 % intervals.",
+        "Scores under corruptions, without (0) and from severity 1 (weak) to 5 (strong), with 95 % intervals; –: no input changed.",
     ),
     "kinds": ("Kinds of choices", "Scores of given choices by relation, attribute or tag."),
     "confusions": ("Confusions", "The most frequent wrong answers."),
@@ -29,6 +29,11 @@ PARTS: Mapping[str, tuple[str, str]] = {
     "mteb": ("Tasks of mteb", "Every score of each split and subset."),
 }
 """Table of a task's JSON -> title of its part, and what it says. A relation card stands among the scores."""
+MATCHES = "The probability that two things match, by their cosine, as fitted; its error and thresholds stand among the scores."
+CLAIMS = (
+    "Share of right answers by the probability of the predicted class, with 95 % intervals, before and after a temperature that "
+    "another half of the samples chose; where accuracy is confidence (dashed), probabilities can be taken as said."
+)
 
 
 class Estimate(NamedTuple):
@@ -166,15 +171,38 @@ def _with_intervals(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _calibration(records: Mapping[str, Mapping[str, Any]]) -> Part | None:
-    """The probability of a match by cosine, from the table "curve" of a calibration."""
-    charts = []
+    """The probability of a match by cosine, and the reliability of class probabilities: tables "curve" and "reliability"."""
+    charts: list[Chart] = []
+    grids: list[Grid] = []
+    notes: dict[str, None] = {}
     for task, record in records.items():
         rows = record.get("curve")
         if isinstance(rows, list) and len(rows) > 1:
             points = [(float(row["cosine"]), float(row["probability"])) for row in rows]
             charts.append(Chart(f"{task}: probability of a match", {"probability": points}, x="cosine"))
-    note = "The probability that two things match, by their cosine, as fitted; its error and thresholds stand among the scores."
-    return Part("Calibration", note, charts=charts) if charts else None
+            notes[MATCHES] = None
+        rows = record.get("reliability")
+        if isinstance(rows, list) and rows:
+            chart, grid = _reliability(task, rows)
+            charts.append(chart)
+            grids.append(grid)
+            notes[CLAIMS] = None
+    return Part("Calibration", " ".join(notes), grids, charts) if charts else None
+
+
+def _reliability(task: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Chart, Grid]:
+    """Accuracy by confidence, before and after the temperature, as a figure and as a table of bins."""
+    curves: dict[str, Curve] = {}
+    lines = []
+    for name in ("before", "after"):
+        bins = [_with_intervals(row) for row in rows if row["probabilities"] == name]
+        curves[name] = [(row["confidence"], row["accuracy"].value) for row in bins]
+        lines += [
+            (name, f"{row['from']:.2f} to {row['to']:.2f}", row["n"], row["confidence"], row["accuracy"])
+            for row in bins
+        ]
+    chart = Chart(f"{task}: accuracy by confidence", {**curves, PERFECT: [(0.0, 0.0), (1.0, 1.0)]}, x="confidence")
+    return chart, Grid(f"{task}: reliability", ("probabilities", "bin", "n", "confidence", "accuracy"), lines)
 
 
 def _left_out(records: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:

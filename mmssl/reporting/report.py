@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,19 @@ import mmssl.reporting.figures as figures
 from mmssl.evaluation.common import metric_context
 from mmssl.reporting.environment import redact, redact_text
 from mmssl.reporting.figures import Curve
-from mmssl.reporting.gallery import Answer, Gallery, Similarity, Thing
+from mmssl.reporting.gallery import Answer, Gallery, Similarity
 from mmssl.reporting.measures import Part
 from mmssl.reporting.score_table import number_text, printable, score_table
+from mmssl.reporting.shown import Shown
 from mmssl.training.health import ALARM
 from mmssl.training.runtime.jsonl import JsonLines
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+LARGEST_PAGE = 10_000_000
+"""Bytes of a report."""
+LARGEST_CHARTS = 2_000_000
+"""Characters of the figures of training in a report."""
 
 HEADLINES = re.compile(r"acc1|(in_sync_)?acc|.+_R@1|(.+_)?mAP")
 """Scores in large print at the top."""
@@ -88,6 +95,8 @@ def write_report(
 ) -> None:
     """Write one self-contained HTML file: no script, no network, all data escaped.
 
+    Figures of training beyond `LARGEST_CHARTS` are left out, and the galleries of a page beyond `LARGEST_PAGE`; the page says so.
+
     Args:
         path: the file; replaced atomically.
         title: heading.
@@ -105,26 +114,41 @@ def write_report(
     results = results or {}
     scores = {name: value for name, value in results.items() if isinstance(value, Mapping)}
     other = {name: value for name, value in results.items() if name not in scores}
-    plots = [
-        {"title": chart.title, "uri": figures.chart_uri(chart)}
-        for chart in figures.charts(curves or {}, evaluators=list(scores))
-    ]
+    plots, more = _plots(figures.charts(curves or {}, evaluators=list(scores)))
     # `autoescape` is off by default in jinja2, and captions are anybody's text.
     loader = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    html = loader.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=printable(title),
-        headlines=list(_headlines(scores)),
-        tables=[score_table(name, values) for name, values in scores.items()]
+    template = loader.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    page = {
+        "title": printable(title),
+        "headlines": list(_headlines(scores)),
+        "tables": [score_table(name, values) for name, values in scores.items()]
         + ([score_table("other", other)] if other else []),
-        charts=plots,
-        warnings=[(step, printable(sentences)) for step, sentences in warnings],
-        galleries=[_gallery(gallery) for gallery in galleries],
-        parts=[_part(number, part) for number, part in enumerate(parts)],
-        heat=_heat(similarity) if similarity is not None else None,
-        environment={printable(name): printable(value) for name, value in redact(environment or {}).items()},
-        recipe=printable(redact_text(recipe_text)),
-    )
+        "charts": plots,
+        "charts_left_out": more,
+        "warnings": [(step, printable(sentences)) for step, sentences in warnings],
+        "galleries": [_gallery(gallery) for gallery in galleries],
+        "parts": [_part(number, part) for number, part in enumerate(parts)],
+        "heat": _heat(similarity) if similarity is not None else None,
+        "environment": {printable(name): printable(value) for name, value in redact(environment or {}).items()},
+        "recipe": printable(redact_text(recipe_text)),
+    }
+    html = template.render(page, galleries_left_out=False)
+    if len(html.encode()) > LARGEST_PAGE:
+        html = template.render({**page, "galleries": [], "heat": None}, galleries_left_out=True)
     write_atomically(Path(path), html)
+
+
+def _plots(charts: Sequence[figures.Chart]) -> tuple[list[dict[str, str]], int]:
+    """The first charts, of at most `LARGEST_CHARTS` characters together, and how many more there are."""
+    plots: list[dict[str, str]] = []
+    room = LARGEST_CHARTS
+    for chart in charts:
+        uri = figures.chart_uri(chart)
+        room -= len(uri)
+        if room < 0:
+            break
+        plots.append({"title": chart.title, "uri": uri})
+    return plots, len(charts) - len(plots)
 
 
 def _headlines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -196,9 +220,8 @@ def _answer(answer: Answer) -> dict[str, Any]:
     return {**_thing(answer.thing), "score": f"{answer.score:.3f}", "right": answer.right, "same": answer.same}
 
 
-def _thing(thing: Thing) -> dict[str, str]:
-    uri = figures.picture_uri(thing.picture) if thing.picture is not None else ""
-    return {"key": printable(thing.key), "text": printable(thing.text), "uri": uri}
+def _thing(thing: Shown) -> dict[str, str]:
+    return {name: printable(value) for name, value in asdict(thing).items()}
 
 
 def _heat(similarity: Similarity) -> dict[str, Any]:
@@ -239,7 +262,8 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file atomically: a crash or a full disk leaves the old one."""
+    """Write a file atomically: a crash or a full disk leaves the old one. Its folder is made if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:

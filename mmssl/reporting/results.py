@@ -9,15 +9,16 @@ import importlib.util
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mmssl.core.config import Config
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.core.evaluator import Evaluator, Score, Table
+from mmssl.data.modalities.corruptions.corruption import SEVERITIES
 from mmssl.evaluation.common import metric_context
 from mmssl.reporting.report import write_atomically, write_results
 from mmssl.training.checkpoints.tensors import dump_tensors
@@ -28,13 +29,26 @@ UNIMPORTANT = {"batch_size", "workers", "every", "cache", "allow_pipe"}
 UNUSUAL = ("sizes", "lengths", "average", "precision", "max_samples")
 """Settings that stand beside the scores wherever they are changed, so that nobody takes these for the usual ones."""
 PACKAGES = ("mmssl", "torch", "numpy")
-IN_JSON = ("classes", "confusions", "groups", "corruptions", "additions", "kinds", "card", "curve", "mteb")
+IN_JSON = (
+    "classes",
+    "confusions",
+    "groups",
+    "corruptions",
+    "additions",
+    "kinds",
+    "card",
+    "curve",
+    "reliability",
+    "mteb",
+)
 """Tables that stand in the JSON of their task; others are files of their own."""
+CORRUPTED = "_corrupted"
+"""Ending of a mean over all corruptions; it tells that a metric was measured under corruption."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One score of the table of all tasks; None: not defined."""
+    """One score of the table of all tasks; None: not defined. clean: of a score under corruption, the one without."""
 
     task: str
     metric: str
@@ -43,6 +57,7 @@ class Row:
     ci95_high: float | None = None
     chance: float | None = None
     n: int | None = None
+    clean: Score = None
 
 
 def unusual_settings(config: Config) -> dict[str, Any]:
@@ -52,17 +67,27 @@ def unusual_settings(config: Config) -> dict[str, Any]:
 
 
 def summary_rows(task: str, scores: Mapping[str, Score], headlines: Sequence[str] = ()) -> list[Row]:
-    """The headlines among the scores of a task (none given: all of them), with interval, chance and n."""
-    chosen = [name for name in headlines if name in scores] or list(scores)
-    rows = []
-    for name in chosen:
-        near = metric_context(scores, name)
-        of_direction = scores.get(f"{name.rpartition('_')[0]}_n_queries", scores.get("n"))
-        n = scores.get(f"{name}_n", of_direction)
-        rows.append(
-            Row(task, name, scores[name], near["low"], near["high"], near["chance"], n if isinstance(n, int) else None)
-        )
+    """The headlines among the scores of a task (none given: all of them), with interval, chance and n.
+
+    And means over severities, a row for each corruption and one for several together; see `CorruptedShards.measure`.
+    """
+    chosen = [name for name in headlines if name in scores]
+    rows = [_row(task, scores, name, name) for name in chosen or scores]
+    metrics = [name.removesuffix(CORRUPTED) for name in scores if name.endswith(CORRUPTED)]
+    for metric in metrics if chosen else ():
+        first = f"_{SEVERITIES[0]}"
+        kinds = [name.removesuffix(first) for name in scores if name.startswith(f"{metric}_") and name.endswith(first)]
+        for name in (*kinds, f"{metric}{CORRUPTED}") if len(kinds) > 1 else kinds:
+            rows.append(replace(_row(task, scores, name, metric), clean=scores.get(metric)))
     return rows
+
+
+def _row(task: str, scores: Mapping[str, Score], name: str, metric: str) -> Row:
+    """A score, with the chance and n of a metric."""
+    near, own = metric_context(scores, metric), metric_context(scores, name)
+    of_direction = scores.get(f"{metric.rpartition('_')[0]}_n_queries", scores.get("n"))
+    n = scores.get(f"{metric}_n", of_direction)
+    return Row(task, name, scores.get(name), own["low"], own["high"], near["chance"], n if isinstance(n, int) else None)
 
 
 def to_markdown(rows: Sequence[Any]) -> str:
@@ -95,19 +120,18 @@ class Results:
     """The folder of the results of one checkpoint: a task that is done is read, not measured again.
 
     Args:
-        folder: made if needed.
+        folder: made when the first task is written.
         checkpoint: where the weights come from, in words.
         model: digest of the weights, see `Model.digest`.
     """
 
     def __init__(self, folder: Path, checkpoint: str, model: str) -> None:
         self.folder, self.checkpoint, self.model = folder, checkpoint, model
-        folder.mkdir(parents=True, exist_ok=True)
 
     def identity(self, config: Config, facts: Mapping[str, Any]) -> str:
         """Hash of all that decides the scores: weights, settings and data."""
         settings = config.model_dump(mode="json", exclude=UNIMPORTANT)
-        whole = {"model": self.model, "evaluator": settings, "facts": facts, "mmssl": _versions()["mmssl"]}
+        whole = {"model": self.model, "evaluator": settings, "facts": facts, "mmssl": package_versions()["mmssl"]}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     def done(self, task: str, identity: str) -> dict[str, Score] | None:
@@ -123,31 +147,89 @@ class Results:
         self, task: str, config: Config, evaluator: Evaluator, facts: Mapping[str, Any], scores: Mapping[str, Score]
     ) -> None:
         """Write a measured task: its rows, what it fitted, and last its JSON."""
+        make_folder(self.folder)
         own = {name: table for name, table in evaluator.tables.items() if name not in IN_JSON}
         files = {name: write_table(self.folder / f"{task}.{name}", table).name for name, table in own.items()}
         if evaluator.fitted:
             files["fitted"] = write_tensors(self.folder / f"{task}.safetensors", evaluator.fitted).name
+        write_results(self.folder / f"{task}.json", self.record(task, config, evaluator, facts, scores, files))
+
+    def record(
+        self,
+        task: str,
+        config: Config,
+        evaluator: Evaluator,
+        facts: Mapping[str, Any],
+        scores: Mapping[str, Score],
+        files: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """What is written of a task: its scores and tables, and all that decides them."""
         within = {name: as_rows(evaluator.tables[name]) for name in IN_JSON if name in evaluator.tables}
-        record = {
+        return {
             "task": task,
             "checkpoint": self.checkpoint,
             "scores": dict(scores),
             **within,
-            "files": files,
+            "files": dict(files),
             "evaluator": config.model_dump(mode="json"),
             "facts": facts,
             "precision": getattr(config, "precision", "float32"),
             "ties": TIES,
-            "versions": _versions(),
+            "versions": package_versions(),
             "model": self.model,
             "identity": self.identity(config, facts),
         }
-        write_results(self.folder / f"{task}.json", record)
 
-    def write_summary(self, rows: Sequence[Row]) -> None:
-        """Write the table of all tasks, as Markdown and CSV."""
+    def finish(self, rows: Sequence[Row], scores: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write what there is of all tasks together: the table, as Markdown and CSV.
+
+        Args:
+            rows: of the table.
+            scores: task -> its scores, or {"error": message}.
+        """
+        make_folder(self.folder)
         write_atomically(self.folder / "results.md", to_markdown(rows))
         write_atomically(self.folder / "results.csv", to_csv(rows))
+
+
+class ResultFile(Results):
+    """One JSON file of all tasks, each of which is measured: task -> scores, and under "records" what a folder's JSON has of it.
+
+    Args:
+        file: JSON. checkpoint, model: see `Results`.
+    """
+
+    def __init__(self, file: Path, checkpoint: str, model: str) -> None:
+        super().__init__(file.parent, checkpoint, model)
+        self._file = file
+        self._records: dict[str, dict[str, Any]] = {}
+
+    def done(self, task: str, identity: str) -> dict[str, Score] | None:
+        return None
+
+    def write(
+        self, task: str, config: Config, evaluator: Evaluator, facts: Mapping[str, Any], scores: Mapping[str, Score]
+    ) -> None:
+        """Keep the record of a task; its rows of samples, and what it fitted, need a folder."""
+        self._records[task] = self.record(task, config, evaluator, facts, scores, {})
+
+    def finish(self, rows: Sequence[Row], scores: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write the file."""
+        make_folder(self.folder)
+        records = {task: self._records[task] for task in scores if task in self._records}
+        write_results(self._file, {"checkpoint": self.checkpoint, **scores, "records": records})
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of results, if needed.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write into {folder}: {os_words(error)}; choose another --out") from error
 
 
 def as_rows(table: Table) -> list[dict[str, Score]]:
@@ -156,11 +238,12 @@ def as_rows(table: Table) -> list[dict[str, Score]]:
 
 
 def write_table(stem: Path, table: Table) -> Path:
-    """Write the rows of a table as parquet, or without pyarrow as CSV; returns the file.
+    """Write the rows of a table, with its texts, as parquet, or without pyarrow as CSV; returns the file.
 
     Raises:
-        DataError: the file cannot be written.
+        DataError: the file cannot be written, or the texts cannot be read.
     """
+    columns: dict[str, Sequence[Score]] = {**table.columns, **(table.texts() if table.texts is not None else {})}
     parquet = importlib.util.find_spec("pyarrow") is not None
     path = stem.with_name(f"{stem.name}.{'parquet' if parquet else 'csv'}")
     try:
@@ -168,16 +251,25 @@ def write_table(stem: Path, table: Table) -> Path:
             import pyarrow
             from pyarrow import parquet as files
 
-            files.write_table(pyarrow.table({name: list(column) for name, column in table.columns.items()}), path)
+            lists = {name: _lists(rows) for name, rows in table.vectors.items()}
+            files.write_table(pyarrow.table({name: list(column) for name, column in columns.items()} | lists), path)
         else:
+            columns |= {name: [json.dumps(row) for row in rows.tolist()] for name, rows in table.vectors.items()}
             file = io.StringIO()
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(table.columns)
-            writer.writerows(zip(*table.columns.values(), strict=True))
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
             write_atomically(path, file.getvalue())
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error}; choose another --out") from error
+        raise DataError(f"cannot write {path}: {os_words(error)}; choose another --out") from error
     return path
+
+
+def _lists(rows: Tensor) -> Any:
+    """Rows [n, K] as a column of lists of K in parquet."""
+    import pyarrow
+
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.flatten().numpy()), rows.shape[1])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
@@ -190,11 +282,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
         with path.open("wb") as file:
             dump_tensors(tensors, file)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error}; choose another --out") from error
+        raise DataError(f"cannot write {path}: {os_words(error)}; choose another --out") from error
     return path
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that scores may depend on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
 
 

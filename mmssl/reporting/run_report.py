@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmssl.core.errors import DataError, MmsslError
+from mmssl.core.errors import DataError, MmsslError, os_words
 from mmssl.evaluation.retrieval import Retrieval
 from mmssl.recipe.load import load
 from mmssl.recipe.model import Model
@@ -89,7 +89,7 @@ def write_figures(folder: Path, drawn: Sequence[Chart], scores: Mapping[str, Any
             (folder / f"{number:02d}_{name}.png").write_bytes(chart_png(chart))
         write_results(folder / "metrics.json", scores)
     except OSError as error:
-        raise DataError(f"cannot write into {folder}: {error}; choose another folder") from error
+        raise DataError(f"cannot write into {folder}: {os_words(error)}; choose another folder") from error
 
 
 def scores_of(run: Path, evaluators: list[str]) -> dict[str, dict[str, float]]:

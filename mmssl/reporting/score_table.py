@@ -48,7 +48,9 @@ def _shown(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for metric, value in values.items():
         stem, _, ending = metric.rpartition("_")
         severities = [values.get(f"{stem}_{severity}") for severity in SEVERITIES]
-        of_corruption = ending in map(str, SEVERITIES) and None not in severities
+        of_corruption = ending in map(str, SEVERITIES) and all(
+            f"{stem}_{severity}" in values for severity in SEVERITIES
+        )
         if of_corruption and ending == "1":
             yield f"{stem}, severity 1 to 5", ", ".join(map(number_text, severities))
         beside = metric.removesuffix("_chance") in values.keys() - {metric}
@@ -69,7 +71,7 @@ def _card(name: str, values: Mapping[str, Any], metrics: Sequence[str]) -> dict[
         chance = "" if around["chance"] is None else number_text(around["chance"])
         rows.append((metric, [number_text(values[metric]), interval, chance, number_text(values[f"{metric}_n"])]))
         shown |= {f"{metric}{ending}" for ending in ("_ci95_low", "_ci95_high", "_chance", "_n")}
-    plain = [(metric, number_text(value)) for metric, value in values.items() if metric not in shown]
+    plain = [(metric, text) for metric, text in _shown(values) if metric not in shown]
     return {
         "name": printable(name.replace("_", " ")),
         "columns": ["score", "95 %", "chance", "n"],

@@ -10,7 +10,7 @@ from typing import Literal
 
 from mmssl.core.config import Config
 from mmssl.core.distributed import attempt, gather_objects, is_main
-from mmssl.core.errors import CheckpointError, MmsslError, RecipeError, Stopped, did_you_mean
+from mmssl.core.errors import CheckpointError, MmsslError, RecipeError, Stopped, did_you_mean, os_words
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.training.checkpoints.write import CheckpointStore
 from mmssl.training.runtime.console import say
@@ -290,7 +290,7 @@ class SaveBeat(Beat):
             try:
                 on_main(lambda: self.store.mark_best(state.step))
             except OSError as error:
-                say(f"step {state.step}: cannot be marked as the best: {error}")
+                say(f"step {state.step}: cannot be marked as the best: {os_words(error)}")
 
     def _begin(self, state: TrainState) -> None:
         self._finish()
@@ -307,7 +307,7 @@ class SaveBeat(Beat):
             self.store.wait()
         except OSError as error:
             self._failures += 1
-            message = f"step {step}: the checkpoint could not be saved: {error}; older ones in {self.store.folder} stay"
+            message = f"step {step}: the checkpoint could not be saved: {os_words(error)}; older ones in {self.store.folder} stay"
             if last_chance or self._failures >= self.MOST_FAILURES:
                 raise CheckpointError(message) from error
             say(message)

@@ -118,7 +118,7 @@ class _Batches:
                     say(
                         f"{self.state.place} | refresh: {number / len(self.reading):.0%} of the training samples are read"
                     )
-                yield finished(trimmed(batch, encoders).to(self.device), self.unfinished)
+                yield finished(trimmed(batch, encoders).to(self.device), self.unfinished, encoders)
                 self.ctx.forget()
         except Stopped:
             if self.stop.number is None:

@@ -26,15 +26,18 @@ from mmssl.training.runtime.launch import Launch, Precision
 from mmssl.training.steps.cached import CachedStep
 from mmssl.training.steps.plain import PlainStep
 from tests.contracts.test_objectives import (
+    BASIC,
     CASES,
     CONFIGS,
+    REPRESENTATIVE,
     SIZE,
     batch,
     build,
     error,
-    every,
     gradients,
     join,
+    others_slow,
+    representative,
     whole_gradients,
 )
 from tests.distributed.processes import WORLD, Processes
@@ -60,10 +63,19 @@ def plain_step(name: str) -> tuple[dict[str, Tensor], LossOutput, Latents]:
     return gradients(learner), out, latents
 
 
-@every
-@pytest.mark.parametrize("micro_batches", [3, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 8))])
+@representative
+@pytest.mark.parametrize("micro_batches", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 8))])
 def test_cached_step_equals_the_plain_step(name: str, micro_batches: int) -> None:
-    """SIZE samples in parts of equal size, with a rest, of one sample, and in more parts than there are samples."""
+    """SIZE samples in parts of equal size, with a rest, and of one sample."""
+    assert_equals_plain(name, micro_batches)
+
+
+@others_slow(BASIC)
+def test_more_micro_batches_than_samples(name: str) -> None:
+    assert_equals_plain(name, 20)
+
+
+def assert_equals_plain(name: str, micro_batches: int) -> None:
     expected, plain_out, plain_latents = plain_step(name)
     learner = build(name)
     cached = CachedStep(learner, learner, Launch(device="cpu"), SEED, micro_batches=micro_batches)
@@ -76,7 +88,7 @@ def test_cached_step_equals_the_plain_step(name: str, micro_batches: int) -> Non
             torch.testing.assert_close(x, theirs[key], rtol=1e-10, atol=1e-10)
 
 
-@every
+@representative
 def test_cached_step_equals_the_plain_step_in_float32(name: str) -> None:
     """Nearly, where the float64 test is exact: a shift before a batch norm has a gradient that nearly cancels.
 
@@ -87,7 +99,7 @@ def test_cached_step_equals_the_plain_step_in_float32(name: str) -> None:
     assert error(cached_gradients(learner, 3), expected) < 1e-4
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("nnclr")])
+@others_slow(REPRESENTATIVE, of=[name for name in CASES if not name.startswith("nnclr")])
 def test_cached_step_equals_the_plain_step_nearly_in_bfloat16(name: str) -> None:
     """Gradients of parts are rounded to bfloat16 before they are summed, so that equality ends at its eight bits.
 
@@ -110,7 +122,7 @@ def relative(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return float((flat - wanted).norm() / wanted.norm())
 
 
-@every
+@representative
 def test_dropout_is_replayed(name: str) -> None:
     """Against micro-batches that keep their graphs, each with its own random stream, and one criterion."""
     learner = build(name, dropout=0.5)
@@ -207,7 +219,7 @@ def on_two_processes(name: str) -> dict[str, Any]:
     return {"gradients": found, "averaged": sum(averaged), "numbers": numbers}
 
 
-@every
+@representative
 def test_two_processes_give_the_gradient_of_one(name: str, two_processes: Processes) -> None:
     """And each parameter is averaged exactly once a step."""
     learner = build(name)
@@ -229,13 +241,11 @@ def test_the_gradient_of_the_temperature_is_not_multiplied(micro_batches: int) -
     assert float(ratio) == pytest.approx(1.0, abs=1e-12)
 
 
-FROZEN = [
-    (name, modality)
-    for name, learner in ((name, build(name)) for name in CASES)
-    for modality in learner.objective.needs()
-    if any(p.requires_grad and not key.startswith(f"encoders.{modality}.") for key, p in learner.named_parameters())
-]
-"""Case and modality whose encoder is frozen, where something else is left to train."""
+def may_be_frozen(name: str) -> list[str]:
+    """Modalities beside whose encoder something else is left to train."""
+    learner = build(name)
+    trained = [key for key, p in learner.named_parameters() if p.requires_grad]
+    return [m for m in learner.objective.needs() if not all(key.startswith(f"encoders.{m}.") for key in trained)]
 
 
 def locked(name: str, modality: str, dropout: float = 0.0) -> tuple[Learner, list[bool]]:
@@ -257,9 +267,14 @@ def trainable_gradients(learner: Learner) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize(("name", "modality"), FROZEN)
-def test_a_frozen_encoder_is_asked_once(name: str, modality: str) -> None:
+@representative
+def test_a_frozen_encoder_is_asked_once(name: str) -> None:
     """But where tokens are wanted, which are too many to be kept; gradients, terms and latents are those of a plain step."""
+    for modality in may_be_frozen(name):
+        assert_asked_once(name, modality)
+
+
+def assert_asked_once(name: str, modality: str) -> None:
     launch, (learner, asked), (other, asked_again) = (
         Launch(device="cpu"),
         locked(name, modality),
@@ -317,22 +332,21 @@ def test_noise_of_other_encoders_is_replayed_beside_a_frozen_one() -> None:
     assert len(asked) == 6
 
 
-def frozen_on_two_processes() -> list[tuple[dict[str, Tensor], int]]:
+def frozen_on_two_processes(name: str, modality: str) -> tuple[dict[str, Tensor], int]:
     """Gradients, and how often the frozen encoder was asked."""
-    found = []
-    for name, modality in FROZEN:
-        (learner, asked), launch = locked(name, modality), Launch(device="cpu")
-        step = CachedStep(learner, launch.wrap(learner), launch, SEED, micro_batches=2)
-        share = SIZE // WORLD
-        step.gradients(batch(learner).rows(distributed.rank() * share, (distributed.rank() + 1) * share), STEP, TOTAL)
-        found.append((trainable_gradients(learner), len(asked)))
-    return found
+    (learner, asked), launch = locked(name, modality), Launch(device="cpu")
+    step = CachedStep(learner, launch.wrap(learner), launch, SEED, micro_batches=2)
+    share = SIZE // WORLD
+    step.gradients(batch(learner).rows(distributed.rank() * share, (distributed.rank() + 1) * share), STEP, TOTAL)
+    return trainable_gradients(learner), len(asked)
 
 
-def test_two_processes_with_frozen_encoders_give_the_gradient_of_one(two_processes: Processes) -> None:
-    for result in two_processes.run(frozen_on_two_processes):
-        for (name, modality), (got, times) in zip(FROZEN, result, strict=True):
-            learner, asked = locked(name, modality)
-            learner(batch(learner), STEP, TOTAL)[0].total.backward()
+@others_slow(BASIC)
+def test_two_processes_with_frozen_encoders_give_the_gradient_of_one(name: str, two_processes: Processes) -> None:
+    for modality in may_be_frozen(name):
+        learner, asked = locked(name, modality)
+        learner(batch(learner), STEP, TOTAL)[0].total.backward()
+        expected = trainable_gradients(learner)
+        for got, times in two_processes.run(frozen_on_two_processes, [(name, modality)] * WORLD):
             assert times == 2 * sum(1 if pooled_only else 2 for pooled_only in asked)
-            assert error(got, trainable_gradients(learner)) < 1e-9, (name, modality)
+            assert error(got, expected) < 1e-9, modality

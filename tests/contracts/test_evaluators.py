@@ -27,9 +27,9 @@ from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
 from mmssl.recipe.unions import EvaluatorUnion
-from mmssl.reporting.results import summary_rows
 from tests.data.make import Record, write
 from tests.distributed.processes import Processes
+from tests.evaluation.complete import require_complete
 from tests.evaluation.world import Formula, configured
 
 RATE, FRAMES, WIDTH = 8000, 10, 8
@@ -79,9 +79,6 @@ TRAINED = ("linear_probe", "attentive_probe", "fine_tuning", "knn", "few_shot")
 OF_FILES = {"caption_choice", "mteb"}
 """Kinds that read no shards: their own tests hold two processes, and what is damaged. mteb's need its package."""
 EVERY = pytest.mark.parametrize("kind", CASES)
-WITHOUT_INTERVAL = ("rankme", "effective_rank", "spread", "uniformity", "gap", "alignment")
-"""Properties of a set of features, not means over samples."""
-WITHOUT_CHANCE = ("ece", "ece_calibrated")
 WITHOUT = {"n_excluded", "n_train_excluded"}
 
 
@@ -203,15 +200,11 @@ def test_samples_without_a_modality_take_no_part_and_are_counted(kind: str, shar
 
 
 @EVERY
-def test_figures_of_the_summary_have_n_interval_and_chance(kind: str, shards: Callable[..., list[str]]) -> None:
+def test_every_figure_has_n_interval_and_chance(kind: str, shards: Callable[..., list[str]]) -> None:
     train = shards("train", lambda: whole(9))
     evaluator = built(kind, train, train)
     scores = dict(evaluator.evaluate(model()))
-    for row in summary_rows(kind, scores, evaluator.headlines):
-        if row.value is None or any(row.metric.endswith(name) for name in WITHOUT_INTERVAL):
-            continue
-        assert None not in (row.n, row.ci95_low, row.ci95_high), row
-        assert row.chance is not None or row.metric.endswith(WITHOUT_CHANCE), row
+    require_complete(kind, scores, evaluator.headlines)
 
 
 @EVERY

@@ -1,4 +1,7 @@
-"""A package of somebody else's, installed beside this one: every verb takes its modality, encoder, objective and evaluator."""
+"""A package of somebody else's, installed beside this one: every verb takes its modality, encoder, objective and evaluator.
+
+And beside a broken package too, which is left out.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,7 @@ def install(site: Path, name: str, points: str) -> None:
 
 
 def verbs(folder: Path, *commands: list[str]) -> list[Outcome]:
-    """Outcomes of several verbs in a process that finds the packages of `folder/site`."""
+    """Outcomes of several verbs in one process that finds the packages of `folder/site`."""
     path = os.pathsep.join([str(folder / "site"), str(FOREIGN), str(Path(__file__).parents[2])])
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(commands)],
@@ -135,6 +138,8 @@ def cloud(caption: str, seed: int) -> np.ndarray:
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Outcome]]:
     folder = tmp_path_factory.mktemp("foreign")
     install(folder / "site", "points-for-mmssl", POINTS)
+    install(folder / "site", "broken-for-mmssl", BROKEN)
+    (folder / "site/mmssl_broken.py").write_text(BROKEN_CODE)
     for split, count in (("train", 128), ("test", 4)):
         rows = [(f"{split}{i}.npy", CAPTIONS[i % 4]) for i in range(count)]
         for i, (name, caption) in enumerate(rows):
@@ -143,6 +148,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Out
             csv.writer(file).writerows([("points", "caption"), *rows])
     (folder / "recipe.yaml").write_text(RECIPE)
     commands = {
+        "doctor": ["doctor"],
         "pack": ["shards", "pack", "train.csv", "shards/train", "--column", "points=points"],
         "pack test": ["shards", "pack", "test.csv", "shards/test"],
         "pack text": ["shards", "pack", "train.csv", "shards/none", "--column", "points=caption"],
@@ -151,7 +157,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Out
         "pretrain": ["pretrain", "recipe.yaml"],
         "evaluate": ["evaluate", "runs/points", "--out", "scores.json"],
         "embed": ["embed", "runs/points", "--shards", "shards/test", "--out", "embeddings"],
-        "doctor": ["doctor"],
         "no kernel": ["pretrain", "recipe.yaml", "name=other", "data.synchronized=[{kind: reverse}]"],
         "typo": ["pretrain", "recipe.yaml", "modalities.points.jiter=true", "encoders.points.width='32'"],
         "typo in a sum": ["pretrain", "recipe.yaml", "objective.objectives.small.objective.modalty=points"],
@@ -235,10 +240,8 @@ def test_a_flip_mirrors_points_with_their_caption() -> None:
     assert "'reverse' has no kernel for modality 'points'" in next(mistakes([Reverse()], modalities))
 
 
-def test_a_broken_package_is_named_and_left_out(tmp_path: Path) -> None:
-    install(tmp_path / "site", "broken-for-mmssl", BROKEN)
-    (tmp_path / "site/mmssl_broken.py").write_text(BROKEN_CODE)
-    (outcome,) = verbs(tmp_path, ["doctor"])
+def test_a_broken_package_is_named_and_left_out(world: tuple[Path, dict[str, Outcome]]) -> None:
+    outcome = world[1]["doctor"]
     faults = {
         "gone": "mmssl_gone:GoneConfig cannot be imported: ModuleNotFoundError: No module named 'mmssl_gone'",
         "thief": "kind 'vit' of mmssl_broken:ThiefConfig is taken by mmssl",

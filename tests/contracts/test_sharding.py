@@ -21,7 +21,17 @@ from mmssl.objectives.clip import ClipConfig
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.steps.cached import CachedStep
 from mmssl.training.steps.plain import PlainStep
-from tests.contracts.test_objectives import CASES, SIZE, batch, build, error, refresh, whole_gradients
+from tests.contracts.test_objectives import (
+    BASIC,
+    SIZE,
+    batch,
+    build,
+    error,
+    others_slow,
+    refresh,
+    representative,
+    whole_gradients,
+)
 from tests.distributed.processes import Processes
 
 SEED, STEP, TOTAL = 5, 2, 10
@@ -52,15 +62,25 @@ def split_gradients(learner: Learner, whole: Batch, how: str) -> dict[str, Tenso
     return found
 
 
-def of_every_objective(how: str) -> dict[str, dict[str, Tensor]]:
-    return {name: split_gradients(build(name, seed=distributed.rank()), batch(build(name)), how) for name in CASES}
+def of_objective(name: str, how: str) -> dict[str, Tensor]:
+    return split_gradients(build(name, seed=distributed.rank()), batch(build(name)), how)
 
 
-@pytest.mark.parametrize("how", ["fsdp2", "zero2", "cached"])
-def test_two_processes_are_one(two_processes: Processes, how: str) -> None:
-    for answer in two_processes.run(of_every_objective, [(how,)] * 2):
-        for name in CASES:
-            assert error(answer[name], whole_gradients(build(name), batch(build(name)), STEP, TOTAL)) < 1e-10, name
+@pytest.mark.parametrize("how", ["fsdp2", "cached"])
+@representative
+def test_two_processes_are_one(two_processes: Processes, name: str, how: str) -> None:
+    assert_one(two_processes, name, how)
+
+
+@others_slow(BASIC)
+def test_two_processes_that_keep_gathered_weights_are_one(two_processes: Processes, name: str) -> None:
+    assert_one(two_processes, name, "zero2")
+
+
+def assert_one(two_processes: Processes, name: str, how: str) -> None:
+    expected = whole_gradients(build(name), batch(build(name)), STEP, TOTAL)
+    for answer in two_processes.run(of_objective, [(name, how)] * 2):
+        assert error(answer, expected) < 1e-10
 
 
 def real(checkpointing: bool) -> tuple[Learner, Batch]:

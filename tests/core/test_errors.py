@@ -52,3 +52,10 @@ def test_did_you_mean_suggests_the_nearest_or_nothing() -> None:
 )
 def test_errors_of_the_system_are_told_without_number_and_path(error: OSError, words: str) -> None:
     assert os_words(error) == words
+
+
+def test_words_of_errors_name_the_path_where_asked_and_are_those_of_others() -> None:
+    lost = OSError(errno.ENOENT, os.strerror(errno.ENOENT), "a/b.jpg")
+    assert os_words(lost, path=True) == "a/b.jpg: it does not exist"
+    assert os_words(OSError("cut short"), path=True) == "cut short"
+    assert os_words(ValueError("got 3, wanted 4"), path=True) == "got 3, wanted 4"

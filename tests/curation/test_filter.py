@@ -266,7 +266,7 @@ def test_dry_run_prints_the_table_and_writes_nothing(tmp_path: Path, capfd: pyte
     assert "no sample would be left" in capfd.readouterr().err
     assert (out / "000000.tar").exists()
     assert guarded(cli.full(), [*command, "--distance", "3"]) == 2
-    assert "without `duplicates: perceptual`" in capfd.readouterr().err
+    assert "--distance: got 3 without --duplicates perceptual" in capfd.readouterr().err
 
 
 def test_class_names_go_with_the_shards_that_share_them(tmp_path: Path) -> None:

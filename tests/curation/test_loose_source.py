@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mmssl.curation.loose_source import LooseSource
 from mmssl.curation.pack import PackConfig, pack
+from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modality import DecodeError
+from mmssl.data.samples import load
 from mmssl.data.shards.index import ShardIndex
+from mmssl.data.stream.formats import check_formats
 from tests.evaluation.world import COLOURS, png
 
 
@@ -86,3 +90,18 @@ def test_the_digest_follows_the_rows(tmp_path: Path) -> None:
     before = folder_of_classes(tmp_path).index().digest
     (tmp_path / "data/dog/3.png").write_bytes(png(COLOURS["red"], 3))
     assert LooseSource(tmp_path / "data").index().digest != before
+
+
+@pytest.mark.parametrize("captions", ["auto", "whole", "lines"])
+def test_captions_of_rows_are_those_that_the_rows_give(tmp_path: Path, captions: Any) -> None:
+    """Whatever a model was trained to read in files: `whole` was refused."""
+    index, text = folder_of_captions(tmp_path).index(), TextConfig(captions=captions).build("text")
+    check_formats(index, {"text": text})
+    assert [load(index, number, {"text": text}).values["text"] for number in range(2)] == [("one",), ("two", "three")]
+
+
+def test_captions_of_other_files_are_read_as_the_settings_say() -> None:
+    text = TextConfig(captions="whole").build("text")
+    assert text.decode(b"two\nthree", "txt") == ("two\nthree",)
+    with pytest.raises(ValueError, match=r"captions: got 'whole', but the manifest .* says 'lines'"):
+        text.reading({"txt": "lines"})

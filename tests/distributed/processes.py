@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import multiprocessing
 import os
 import sys
@@ -28,10 +29,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.programs import start
 
 WORLD = 2
+_TENSOR = " tensor"  # the only key of a dict that stands for one
 
 
 class ChildError(AssertionError):
@@ -147,13 +150,42 @@ def _serve(rank: int, world: int, store: str, timeout: float, pipe: Connection) 
 
 
 def _pack(value: Any) -> bytes:
+    """Tensors of one type lie in one: to save and load many takes longer than most of what they come from."""
+    flat: dict[torch.dtype, list[Tensor]] = {}
     file = io.BytesIO()
-    torch.save(value, file)
+    placed = _place(value, flat)
+    torch.save((placed, {_name(dtype): torch.cat(parts) for dtype, parts in flat.items()}), file)
     return file.getvalue()
 
 
+def _place(value: Any, flat: dict[torch.dtype, list[Tensor]]) -> Any:
+    """The value with the type and shape of each tensor in its place; the tensors themselves go to `flat`."""
+    if isinstance(value, Tensor):
+        flat.setdefault(value.dtype, []).append(value.detach().flatten())
+        return {_TENSOR: (_name(value.dtype), list(value.shape))}
+    if isinstance(value, dict):
+        return {key: _place(one, flat) for key, one in value.items()}
+    return type(value)(_place(one, flat) for one in value) if isinstance(value, list | tuple) else value
+
+
 def _unpack(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), weights_only=True)
+    placed, flat = torch.load(io.BytesIO(data), weights_only=True)
+    return _take(placed, flat, dict.fromkeys(flat, 0))
+
+
+def _take(placed: Any, flat: dict[str, Tensor], begin: dict[str, int]) -> Any:
+    """What `_place` was given."""
+    if isinstance(placed, dict) and _TENSOR in placed:
+        name, shape = placed[_TENSOR]
+        start, begin[name] = begin[name], begin[name] + math.prod(shape)
+        return flat[name][start : begin[name]].view(shape).clone()
+    if isinstance(placed, dict):
+        return {key: _take(one, flat, begin) for key, one in placed.items()}
+    return type(placed)(_take(one, flat, begin) for one in placed) if isinstance(placed, list | tuple) else placed
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ from mmssl.encoders.spectrogram import (
     KaldiConfig,
     MelConfig,
     PresetConfig,
-    measure_statistics,
 )
+from mmssl.encoders.spectrogram_statistics import measure_statistics
 
 KALDI = {
     "htk_compat": True,

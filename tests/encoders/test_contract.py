@@ -222,6 +222,23 @@ def test_preparing_has_no_chance_in_it(name: str, tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("name", [name for name in KINDS if is_audio(name)])
+def test_prepared_sounds_are_taken_by_those_who_say_so(name: str, tmp_path: Path) -> None:
+    encoder, x = build(name, tmp_path).eval(), inputs(name)
+    assert (Encoder.PREPARED in encoder.capabilities) == name.startswith(("audio_transformer", "audio_resnet"))
+    if Encoder.PREPARED not in encoder.capabilities:
+        return
+    prepared = encoder.prepare(x)
+    with torch.no_grad():
+        wanted, found, other = encoder(x), encoder(prepared), encoder(prepared + 1)
+    assert wanted.tokens is not None
+    assert found.tokens is not None
+    assert torch.equal(found.pooled, wanted.pooled)
+    assert torch.equal(found.tokens, wanted.tokens)
+    assert not torch.equal(other.pooled, wanted.pooled)
+    assert torch.equal(encoder.prepare(prepared), prepared)
+
+
 @pytest.mark.parametrize("name", [name for name in KINDS if is_audio(name) and augmented(name)])
 def test_augmentation_acts_on_the_input_in_training_alone(name: str, tmp_path: Path) -> None:
     encoder, x = build(name, tmp_path, **augmented(name)), inputs(name)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.core.errors import DataError
-from mmssl.evaluation.calibration import Calibration, CalibrationConfig, calibrate, from_json, to_json
+from mmssl.evaluation.calibration import (
+    Calibration,
+    CalibrationConfig,
+    Pairs,
+    calibrate,
+    from_json,
+    probability_scores,
+    to_json,
+)
 from tests.evaluation.world import collected, configured, items
 
 
@@ -32,12 +41,14 @@ def test_probabilities_hold_on_the_other_half(embeddings: tuple[Tensor, Tensor])
     assert scores["ece"] <= 0.02
     assert scores["ece_cosine"] > 5 * scores["ece"]
     assert scores["brier"] < scores["brier_chance"] / 2
+    assert (scores["n"], scores["ece_n"], scores["accept@0.1_n"]) == (6000, 3000, 3000)
     for rate in (0.1, 0.01, 0.001):
         low, high = (scores[f"false_accept@{rate:g}_ci95_{end}"] for end in ("low", "high"))
         assert scores[f"false_accept@{rate:g}"] == pytest.approx(rate, rel=0.5)
         assert low <= scores[f"false_accept@{rate:g}"] <= high
+        assert scores[f"false_accept@{rate:g}_chance"] == scores[f"accept@{rate:g}_chance"] == rate
     assert scores["accept@0.1"] > scores["accept@0.001"] > 0.001
-    for name, wide in (("ece", 0.02), ("AUROC", 0.02)):
+    for name, wide in (("ece", 0.02), ("AUROC", 0.02), ("brier", 0.02), ("ece_cosine", 0.04)):
         low, high = scores[f"{name}_ci95_low"], scores[f"{name}_ci95_high"]
         assert low < scores[name] < high < low + wide
     asked = calibration(torch.tensor([[-1.0, 0.5], [0.9, 1.0]]))
@@ -71,9 +82,29 @@ def test_intervals_of_the_error_narrow_with_the_samples(embeddings: tuple[Tensor
     widths = []
     for n in (1000, 4000):
         scores, _ = run(*(x[:n] for x in embeddings), resamples=400)
-        widths.append([scores[f"{name}_ci95_high"] - scores[f"{name}_ci95_low"] for name in ("ece", "AUROC")])
+        names = ("ece", "AUROC", "brier")
+        widths.append([scores[f"{name}_ci95_high"] - scores[f"{name}_ci95_low"] for name in names])
     for few, many in zip(*widths, strict=True):
         assert 0.3 < many / few < 0.8
+
+
+def test_the_interval_of_the_brier_score_is_that_of_a_bootstrap_over_samples() -> None:
+    """Each draw has other numbers of right and wrong pairs, and the prior weighs their means."""
+    probabilities, truth = torch.rand(900, generator=torch.Generator().manual_seed(0)).numpy(), np.arange(900) % 3 == 0
+    owner = np.arange(900) // 9
+    drawn, values = np.random.default_rng(0), []
+    squared = (probabilities - truth) ** 2
+    for _ in range(2000):
+        often = np.bincount(drawn.integers(100, size=100), minlength=100)[owner]
+        means = [np.average(squared[kind], weights=often[kind]) for kind in (truth, ~truth)]
+        values.append(0.2 * means[0] + 0.8 * means[1])
+    pairs = Pairs(torch.from_numpy(probabilities), torch.from_numpy(truth), torch.from_numpy(owner))
+    config = configured(CalibrationConfig, shards=["x"], pair=["image", "text"], prior=0.2, resamples=100)
+    scores = probability_scores(probabilities, pairs, config)
+    assert scores["brier"] == pytest.approx(0.2 * squared[truth].mean() + 0.8 * squared[~truth].mean())
+    found = [scores[f"brier_ci95_{end}"] for end in ("low", "high")]
+    assert found == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.003)
+    assert scores["brier_n"] == 100
 
 
 def test_few_samples_are_refused() -> None:

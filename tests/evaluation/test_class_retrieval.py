@@ -84,17 +84,6 @@ def test_captions_of_one_sample_count_as_one_draw_of_the_interval() -> None:
     assert (0.5 - low, high - 0.5) == pytest.approx((0.155, 0.155), abs=0.03)
 
 
-def test_chance_is_the_mean_over_all_orders() -> None:
-    from mmssl.evaluation.class_retrieval import _chance
-
-    right = torch.tensor([True, True, False, False, False])
-    every = []
-    for order in permutations(range(5)):
-        found = right[list(order)]
-        every.append(float((found.cumsum(0) / torch.arange(1, 6) * found).sum() / 2))
-    assert float(_chance(torch.tensor([2.0], dtype=torch.double), 5)) == pytest.approx(sum(every) / len(every))
-
-
 def test_of_equal_candidates_all_orders_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmssl.evaluation.class_retrieval._SCORES_AT_ONCE", 12)
     candidates = torch.tensor([1.0, 0, 2, 1, 1, 0])[:, None]

@@ -19,12 +19,16 @@ def test_areas_are_scikit_learns_with_ties_and_weights() -> None:
     right = rng.random((6, 50)) < 0.3
     weights = rng.integers(0, 3, 50)
     rows = PrecisionRecall(torch.from_numpy(scores), torch.from_numpy(right))
-    plain, drawn = rows.average_precision(), rows.average_precision(torch.from_numpy(weights).double())
+    plain, drawn = (
+        rows.average_precision(),
+        rows.resampled(torch.from_numpy(np.stack([weights, np.ones_like(weights)], 1)).float()),
+    )
     areas = auroc(torch.from_numpy(scores), torch.from_numpy(right))
     for i in range(6):
         assert float(plain[i]) == pytest.approx(average_precision_score(right[i], scores[i]), abs=1e-12)
         expected = average_precision_score(right[i], scores[i], sample_weight=weights)
-        assert float(drawn[i]) == pytest.approx(expected, abs=1e-12)
+        assert float(drawn[i, 0]) == pytest.approx(expected, abs=1e-12)
+        assert float(drawn[i, 1]) == pytest.approx(float(plain[i]), abs=1e-12)
         assert float(areas[i]) == pytest.approx(roc_auc_score(right[i], scores[i]), abs=1e-12)
 
 

@@ -66,17 +66,17 @@ def test_more_dimensions_than_samples_and_many_rows() -> None:
 
 def test_the_spread_is_one_where_features_lie_evenly_and_zero_where_they_are_one() -> None:
     corners = torch.cat([torch.eye(6), -torch.eye(6)])
-    assert spread(3 * corners) == pytest.approx(1)
-    assert spread(rotated(random(5000, 32))) == pytest.approx(1, abs=0.02)
-    assert spread(torch.ones(10, 6)) == pytest.approx(0, abs=1e-7)
-    assert spread(random(500, 32) + 30) < 0.1
+    assert spread(3 * corners).value == pytest.approx(1)
+    assert spread(rotated(random(5000, 32))).value == pytest.approx(1, abs=0.02)
+    assert spread(torch.ones(10, 6)).value == pytest.approx(0, abs=1e-7)
+    assert spread(random(500, 32) + 30).value < 0.1
 
 
 def test_uniformity_has_its_known_values() -> None:
     antipodes = torch.tensor([[3.0, 0, 0], [-1, 0, 0]])
-    assert uniformity(antipodes) == pytest.approx(-8)
-    assert uniformity(torch.ones(700, 5)) == pytest.approx(0, abs=1e-5)
-    assert uniformity(random(600, 1000)) == pytest.approx(-4, abs=0.05)
+    assert uniformity(antipodes).value == pytest.approx(-8)
+    assert uniformity(torch.ones(700, 5)).value == pytest.approx(0, abs=1e-5)
+    assert uniformity(random(600, 1000)).value == pytest.approx(-4, abs=0.05)
     assert uniformity(torch.ones(1, 5)) is None
 
 
@@ -84,7 +84,7 @@ def test_uniformity_has_its_known_values() -> None:
 def test_uniformity_is_the_mean_over_all_pairs(n: int) -> None:
     features = random(n, 4) + 1
     slow = torch.pdist(F.normalize(features.double(), dim=1)).square().mul(-2).exp().mean().log()
-    assert uniformity(features) == pytest.approx(float(slow), abs=1e-5)
+    assert uniformity(features).value == pytest.approx(float(slow), abs=1e-5)
 
 
 @pytest.mark.parametrize("q", [2, 3])
@@ -93,13 +93,43 @@ def test_alignment_is_the_mean_over_pairs_of_views(q: int) -> None:
     unit = F.normalize(views, dim=2)
     pairs = [(i, j) for i in range(q) for j in range(i)]
     slow = sum(float((unit[:, i] - unit[:, j]).square().sum(1).mean()) for i, j in pairs) / len(pairs)
-    assert alignment(views) == pytest.approx(slow, rel=1e-5)
-    assert alignment(views[:, :1].expand(-1, q, -1)) == pytest.approx(0, abs=1e-12)
+    assert alignment(views).value == pytest.approx(slow, rel=1e-5)
+    assert alignment(views[:, :1].expand(-1, q, -1)).value == pytest.approx(0, abs=1e-12)
 
 
 def test_opposite_views_are_as_far_apart_as_can_be() -> None:
     x = random(10, 1, 5)
-    assert alignment(torch.cat([x, -x], 1)) == pytest.approx(4)
+    assert alignment(torch.cat([x, -x], 1)).value == pytest.approx(4)
+
+
+def slow_interval(values: list[float]) -> tuple[float, float]:
+    low, high = torch.tensor(values).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def test_intervals_are_those_of_a_bootstrap_over_samples() -> None:
+    """Rows in pairs of one sample, which are nearly alike: drawing rows one by one would give too narrow an interval."""
+    features = (random(200, 1, 4) + 0.1 * random(200, 2, 4, seed=1) + torch.tensor([1.0, 0, 0, 0])).flatten(0, 1)
+    owner = torch.arange(200).repeat_interleave(2)
+    chosen = [torch.randint(0, 200, (200,), generator=torch.Generator().manual_seed(i)) for i in range(400)]
+    drawn = [features.view(200, 2, 4)[one] for one in chosen]
+    wide = [slow_interval([spread(one.flatten(0, 1)).value for one in drawn])]
+    wide.append(slow_interval([alignment(one).value for one in drawn]))
+    for found, expected in zip((spread(features, owner), alignment(features.view(200, 2, 4))), wide, strict=True):
+        assert found.low < found.value < found.high
+        assert found.high - found.low == pytest.approx(expected[1] - expected[0], rel=0.2)
+    assert spread(features).high - spread(features).low < 0.8 * (wide[0][1] - wide[0][0])
+
+
+def test_the_interval_of_uniformity_covers_what_it_should() -> None:
+    """Of 200 draws of 60 rows: below 90 % has a chance of 0.3 % if 95 % are right."""
+    true, covered = uniformity(random(3000, 4) + 0.7), 0
+    assert true is not None
+    for seed in range(200):
+        found = uniformity(random(60, 4, seed=1 + seed) + 0.7)
+        assert found is not None
+        covered += int(found.low < true.value < found.high)
+    assert covered >= 180
 
 
 @pytest.mark.parametrize("k", [2, 5])
@@ -142,7 +172,7 @@ def test_collapsed_features_have_no_rank_to_speak_of() -> None:
     assert rankme(torch.zeros(5, 4)) is None
     line = random(300, 1, seed=2) * point
     assert effective_rank(line) == pytest.approx(1, abs=1e-3)
-    assert math.isfinite(uniformity(line) or 0)
+    assert math.isfinite((uniformity(line) or spread(line)).value)
 
 
 def test_hubs_are_seen() -> None:
@@ -151,18 +181,20 @@ def test_hubs_are_seen() -> None:
 
     from mmssl.evaluation.relations.modality_gap import hubness
 
-    skewness, chance, unreached = hubness(torch.eye(12), torch.eye(12), k=1)
+    skewness, chance, unreached, lost = hubness(torch.eye(12), torch.eye(12), k=1)
     assert (skewness, unreached) == (None, 0)
+    assert lost == pytest.approx((11 / 12) ** 12)
     assert chance == pytest.approx((1 - 2 / 12) / math.sqrt(12 * 1 / 12 * 11 / 12))
     queries, candidates = F.normalize(random(300, 64), dim=1), F.normalize(random(200, 64, seed=1), dim=1)
     candidates[0] = F.normalize(queries.mean(0), dim=0)
     places = (queries @ candidates.T).topk(10, dim=1).indices
     counts = torch.bincount(places.flatten(), minlength=200)
-    skewness, chance, unreached = hubness(queries, candidates)
+    skewness, chance, unreached, lost = hubness(queries, candidates)
     assert skewness == pytest.approx(skew(counts.numpy()))
     assert skewness is not None
     assert chance is not None
     assert skewness > 2 * chance
     assert unreached == float((counts == 0).double().mean())
+    assert lost == pytest.approx((190 / 200) ** 300)
     collapsed = hubness(queries[:1].expand(50, -1), candidates[:1].expand(40, -1))
     assert collapsed[2] == 0.75, "the ten first are found by all"

@@ -68,7 +68,7 @@ def test_the_best_caption_counts_whatever_the_batches(
     assert {number: (fault.reason, fault.field) for number, fault in faults.items()} == {
         5: ("missing", "words"), 8: ("undecodable", "png")
     }  # fmt: skip
-    assert "got .png, .cls, wanted .txt" in faults[5].detail
+    assert faults[5].detail == "got .png, .cls, wanted .txt", "no advice on training: this chooses samples"
     assert told[-1][1] == len(numbers)
     write_embeddings(
         knowing_model(), modalities(), index, tmp_path / "rows", wanted=PAIR, batch_size=batch_size, max_failures=1
@@ -88,5 +88,7 @@ def test_models_and_shards_without_a_modality_are_refused(index: ShardIndex, tmp
         pair_similarities(knowing_model(), modalities(), ("picture", "label"), index, [0])
     _, fields = colour_sample(0)
     bare = ShardIndex.open([write_shard(tmp_path / "bare.tar", [("a", {"png": fields["png"]})])])
-    with pytest.raises(DataError, match=r"no sample has 'words' .*got \.png, wanted \.txt"):
+    with pytest.raises(DataError, match=r"no sample has 'words' .*got \.png, wanted \.txt") as caught:
         pair_similarities(knowing_model(), modalities(), PAIR, bare, [0])
+    assert "choose other shards" in str(caught.value)
+    assert "data.optional" not in str(caught.value)

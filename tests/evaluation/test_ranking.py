@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.evaluation.ranking import NEVER, Ranks, choices, class_ranks, exact_products, pair_ranks
+from mmssl.evaluation.ranking import NEVER, Ranks, choices, class_ranks, pair_ranks
+from mmssl.evaluation.tiles import exact_products
 
 
 def slow(a: Tensor, owner_a: Tensor, b: Tensor, owner_b: Tensor, depth: int) -> tuple[list[list[int]], list[bool]]:
@@ -47,6 +48,9 @@ def test_ranks_are_those_of_the_definition(tile: tuple[int, int] | None) -> None
     assert 0 in forward.positives
     scores = torch.where(owner_a[:, None] == owner_b, a @ b.T, -torch.inf).amax(1)
     assert torch.equal(forward.best, scores)
+    for found, all_scores in ((forward, a @ b.T), (backward, b @ a.T)):
+        assert torch.equal(found.found, all_scores.argmax(1)), "the first of equals"
+        assert torch.equal(found.found_score, all_scores.amax(1))
 
 
 @pytest.mark.parametrize("n", [5, 100, 777])
@@ -88,6 +92,12 @@ def test_class_ranks_are_those_of_the_definition() -> None:
         equal = [c for c in range(9) if row[c] == row[label] and c != label]
         assert int(rank) == 1 + sum(score > row[label] for score in row) + sum(c < label for c in equal)
         assert bool(tie) == bool(equal)
+    assert found.scores.tolist() == [[max(row), row[label]] for row, label in zip(scores, labels.tolist(), strict=True)]
+    assert found.probabilities is None
+    chances = torch.tensor(scores).mul(0.5).softmax(1)
+    both = class_ranks(embeddings, classifier, labels, scale=0.5).probabilities
+    assert both is not None
+    assert torch.allclose(both, torch.stack([chances.amax(1), chances.gather(1, labels[:, None])[:, 0]], 1))
 
 
 def test_precision_settings_come_back() -> None:

@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from mmssl.core.errors import NumericError
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modality import Modality
-from mmssl.evaluation.geometry import alignment, lidar, rankme, uniformity
+from mmssl.evaluation.geometry import alignment, lidar, rankme, spread, uniformity
 from mmssl.evaluation.representation import RepresentationConfig, representation_scores
 from tests.distributed.processes import Processes
 from tests.evaluation import world
 from tests.evaluation.world import collected, colour_shards, configured, items, knowing_model
+
+ENDS = ("", "_ci95_low", "_ci95_high")
 
 
 def modalities() -> dict[str, Modality]:
@@ -63,8 +65,10 @@ def test_scores_are_those_of_the_measures() -> None:
     scores = representation_scores(data, "m", ["m/crop0", "m/crop1"])
     views = torch.stack([first, second], 1)
     assert scores["rankme"] == rankme(rows)
-    assert scores["uniformity"] == uniformity(rows)
-    assert (scores["alignment"], scores["lidar"]) == (alignment(views), lidar(views))
+    assert tuple(scores[f"uniformity{end}"] for end in ENDS) == uniformity(rows)
+    assert tuple(scores[f"spread{end}"] for end in ENDS) == spread(rows)
+    assert tuple(scores[f"alignment{end}"] for end in ENDS) == alignment(views)
+    assert scores["lidar"] == lidar(views)
     assert scores["n_excluded"] == 2
 
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mmssl.core.errors import DataError, NumericError
-from mmssl.evaluation.retrieval import RetrievalConfig, duplicate_count, random_scores, recall_ceiling, retrieval_scores
+from mmssl.evaluation.repeated_items import duplicate_count, recall_ceiling
+from mmssl.evaluation.retrieval import RetrievalConfig, random_scores, retrieval_scores
 from tests.evaluation.world import collected, colour_shards, configured, items, knowing_model, modalities
 
 PAIR = ("image", "text")
@@ -49,10 +50,13 @@ def test_scores_are_those_of_the_naive_matrix() -> None:
         ("text_to_image_", naive(text, image, right.T, (1, 5, 10))),
     ):
         assert {name: scores[prefix + name] for name in expected} == pytest.approx(expected, abs=1e-9)
-        for name in expected.keys() - {"mean_rank", "median_rank"}:
+        for name in expected:
             low, high = (scores[f"{prefix}{name}_ci95_{end}"] for end in ("low", "high"))
-            assert low < scores[prefix + name] < high, name
-            assert scores[f"{prefix}{name}_chance"] < low, name
+            if name != "median_rank":
+                assert low < scores[prefix + name] < high, name
+            assert low <= scores[prefix + name] <= high, name
+            chance = scores[f"{prefix}{name}_chance"]
+            assert chance > high if name in ("mean_rank", "median_rank") else chance < low, name
     n = len(owner.unique())
     assert (scores["n"], scores["n_excluded"], scores["n_image"], scores["n_text"]) == (n, 150 - n, 150, len(owner))
     assert scores["image_to_text_n_queries"] == n
@@ -66,7 +70,12 @@ def test_chance_is_the_mean_over_all_orders() -> None:
     orders = torch.tensor([*permutations(range(5))])
     scores = [naive_of_orders(orders, right) for right in (1, 2, 2)]
     mean = {f"{name}_chance": sum(one[name] for one in scores) / 3 for name in scores[0]}
-    assert random_scores(torch.tensor([1, 2, 2]), 5, (1, 3, 9)) == pytest.approx(mean)
+    found = random_scores(torch.tensor([1, 2, 2]), 5, (1, 3, 9))
+    ranks = [(orders < right).int().argmax(1) + 1 for right in (1, 2, 2)]
+    assert found.pop("median_rank_chance") == int(torch.cat(ranks).median()), (
+        "of the ranks of all queries in all orders"
+    )
+    assert found == pytest.approx(mean)
 
 
 def naive_of_orders(orders: Tensor, right: int) -> dict[str, float]:
@@ -104,6 +113,10 @@ def test_a_random_model_scores_chance() -> None:
     assert scores["image_to_text_R@1_chance"] == pytest.approx(1 / 2000)
     assert scores["text_to_image_R@10"] < 0.015
     assert scores["text_to_image_mean_rank"] == pytest.approx(1000, rel=0.06)
+    assert scores["image_to_text_median_rank_chance"] == 1000
+    for name in ("mean_rank", "median_rank"):
+        low, high = (scores[f"image_to_text_{name}_ci95_{end}"] for end in ("low", "high"))
+        assert low < scores[f"image_to_text_{name}_chance"] < high
 
 
 def test_chance_counts_the_captions_of_a_picture() -> None:
@@ -226,6 +239,9 @@ def test_dual_softmax_is_that_of_the_whole_matrix() -> None:
     for way, matrix in (("image_to_text", both), ("text_to_image", both.T)):
         expected = int((matrix.argmax(1) == torch.arange(80)).sum()) / 80
         assert scores[f"{way}_R@1_dual_softmax"] == pytest.approx(expected)
+        low, high = (scores[f"{way}_R@1_dual_softmax_ci95_{end}"] for end in ("low", "high"))
+        assert low < expected < high
+        assert scores[f"{way}_R@1_dual_softmax_chance"] == pytest.approx(1 / 80)
     assert scores["image_to_text_R@1"] == scores_of(image, text, resamples=100)["image_to_text_R@1"], "apart"
 
 
@@ -240,6 +256,11 @@ def test_average_precision_at_ten_and_the_table_of_queries() -> None:
     assert queries.columns["key"] == ["key0", "key0", "key1", "key1"]
     assert queries.columns["item"] == [0, 1, 0, 1]
     assert queries.columns["rank"] == [1, 2, 2, 1]
+    assert queries.columns["found_key"] == ["key0", "key1", "key0", "key1"]
+    assert queries.columns["found_score"] == pytest.approx([1, 0.8, 0.8, 1])
+    assert queries.columns["score"] == pytest.approx([1, 0.6, 0.6, 1])
+    pictures = tables["image_to_text"].columns
+    assert (pictures["found_key"], pictures["found_item"]) == (["key0", "key1"], [0, 1])
     for outcome in queries.outcomes:
         values = [float(value or 0) for value in queries.columns[outcome]]
         assert sum(values) / 4 == pytest.approx(scores[f"text_to_image_{outcome}"])

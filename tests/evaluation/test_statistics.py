@@ -1,20 +1,24 @@
-"""Intervals, recalls by class and classification scores, against scipy and scikit-learn."""
+"""Intervals of shares, means, ranks and draws, against scipy and slow loops, and what a random order gives."""
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
 import torch
 
-from mmssl.evaluation.ranking import class_ranks
+from mmssl.core.seeding import generator
 from mmssl.evaluation.statistics import (
-    class_figures,
-    classification_scores,
     clustered_bootstrap,
+    draw_counts,
+    mean_over_draws,
+    random_average_precision,
     random_misses,
+    rank_intervals,
+    resampled_group_means,
     share_by_cluster,
+    shifted_percentiles,
     shorten,
     wilson,
 )
@@ -63,46 +67,6 @@ def test_bootstrap_needs_queries() -> None:
         clustered_bootstrap(torch.zeros(3), torch.zeros(3))
 
 
-def test_scores_are_scikit_learns() -> None:
-    from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, top_k_accuracy_score
-
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(500, 8, generator=generator)
-    labels = torch.randint(0, 7, (500,), generator=generator)  # class 7 does not occur
-    predictions = class_ranks(logits, torch.eye(8), labels)
-    ranks = predictions.ranks
-    scores = classification_scores(predictions, labels, [f"c{i}" for i in range(8)])
-    for k, name in ((1, "acc1"), (5, "acc5")):
-        assert scores[name] == pytest.approx(top_k_accuracy_score(labels, logits, k=k, labels=range(8)), abs=1e-12)
-    with pytest.warns(UserWarning, match="classes not in y_true"):
-        expected = balanced_accuracy_score(labels, logits.argmax(1))
-    assert scores["mean_per_class_recall"] == pytest.approx(expected, abs=1e-12)
-    assert scores["macro_f1"] == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"), abs=1e-12)
-    precision = class_figures(predictions.predicted, labels, 8)["precision"]
-    assert precision == pytest.approx(precision_score(labels, logits.argmax(1), average=None).tolist())
-    assert scores["absent_classes"] == "c7"
-    assert scores["chance"] == 1 / 8
-    assert scores["n"] == 500
-    assert (scores["acc1_ci95_low"], scores["acc1_ci95_high"]) == wilson(int((ranks == 1).sum()), 500)
-
-
-def test_accuracy_at_five_of_four_classes_is_not_defined() -> None:
-    labels = torch.tensor([0, 3])
-    scores = classification_scores(class_ranks(torch.eye(4)[[0, 0]], torch.eye(4), labels), labels, list("abcd"))
-    assert scores["acc5"] is None
-    assert scores["absent_classes"] == "b, c"
-
-
-def test_figures_without_a_case_are_none() -> None:
-    figures = class_figures(torch.tensor([0, 2, 2, 2]), torch.tensor([0, 0, 2, 2]), 4)
-    assert figures == {
-        "n": [2, 0, 2, 0],
-        "recall": [0.5, None, 1.0, None],
-        "precision": [1.0, None, 2 / 3, None],
-        "f1": [2 / 3, None, 0.8, None],
-    }
-
-
 def test_long_lists_are_cut() -> None:
     assert shorten(list("abcd"), limit=2) == "a, b and 2 more"
     assert shorten(list("ab"), limit=2) == "a, b"
@@ -125,3 +89,80 @@ def test_misses_of_a_random_order_are_those_of_all_orders() -> None:
         orders = list(combinations(range(5), right))  # places of the right ones
         every = [sum(min(order) >= r for order in orders) / len(orders) for r in (1, 2, 3)]
         assert random_misses(torch.tensor([right]), 5, 3)[:, 0].tolist() == pytest.approx(every)
+
+
+def test_average_precision_of_a_random_order_is_the_mean_over_all_orders() -> None:
+    for right in (1, 2, 5):
+        orders = np.array([*permutations(range(5))]) < right
+        precision = (orders.cumsum(1) / np.arange(1, 6) * orders).sum(1) / right
+        assert float(random_average_precision(torch.tensor([right]), 5)[0]) == pytest.approx(precision.mean())
+
+
+@pytest.mark.parametrize(("samples", "each"), [(3, 1), (40, 3), (300, 2)])
+def test_intervals_of_ranks_are_those_of_the_draws_one_by_one(samples: int, each: int) -> None:
+    ranks = torch.randint(1, 50, (samples * each,), generator=torch.Generator().manual_seed(0))
+    owner = torch.arange(samples).repeat_interleave(each)
+    mixed = torch.randperm(len(ranks), generator=torch.Generator().manual_seed(1))
+    drawn, means, medians = generator(5, "rank_intervals"), [], []
+    for count in (64, 36):
+        for often in draw_counts(drawn, samples, count):
+            chosen = np.repeat(ranks.numpy(), often.repeat(each))
+            means.append(chosen.mean())
+            medians.append(int(np.median(chosen)))
+    mean, median = rank_intervals(ranks[mixed], owner[mixed], resamples=100, seed=5)
+    assert mean == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+    assert median == tuple(int(x) for x in np.quantile(medians, [0.025, 0.975]))
+
+
+def test_draws_of_means_over_groups_are_those_of_a_slow_bootstrap() -> None:
+    """Thirty samples with two values each, of three groups, one of which is rare."""
+    values = torch.rand(60, generator=torch.Generator().manual_seed(0))
+    group, owner = torch.tensor([0, 1, 1, 0, 1, 0] * 10), torch.arange(60) // 2
+    group[7] = 2
+    found = resampled_group_means(values, group, owner, resamples=70, seed=4)
+    drawn = generator(4, "group_means")
+    for i, often in enumerate(np.concatenate([draw_counts(drawn, 30, 64), draw_counts(drawn, 30, 6)])):
+        times = torch.from_numpy(often)[owner]
+        means = [
+            (values * times)[group == k].sum() / times[group == k].sum() for k in range(3) if times[group == k].sum()
+        ]
+        assert found[i] == pytest.approx(float(torch.stack(means).mean()), rel=1e-5)
+
+
+def test_draws_are_multinomial() -> None:
+    often = draw_counts(generator(0), 5, 4000)
+    assert (often.sum(1) == 5).all()
+    assert often.mean(0) == pytest.approx(1, abs=0.08)
+    assert often.var(0) == pytest.approx(0.8, abs=0.1)
+
+
+def test_what_drawing_alone_adds_is_taken_from_the_interval() -> None:
+    drawn = np.linspace(1, 2, 1001)
+    assert shifted_percentiles(drawn, 0.7) == pytest.approx((0.7 - 0.475, 0.7 + 0.475))
+
+
+def test_an_interval_over_draws_and_samples_has_that_of_either_alone() -> None:
+    from scipy import stats
+
+    values = [0.5, 0.6, 0.8, 0.55]
+    mean, low, high = mean_over_draws(values, 0.0, 1000)
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 3, np.mean(values), stats.sem(values)))
+    mean, low, high = mean_over_draws([0.6, 0.6, 0.6], 0.01**2, 30)
+    assert (mean, low, high) == pytest.approx((0.6, *stats.t.interval(0.95, 29, 0.6, 0.01)))
+    both = mean_over_draws(values, 0.05**2, 1000)
+    assert both[2] - both[1] > max(0.05, stats.sem(values)) * 2 * 1.96
+    assert mean_over_draws([1.0, 1.0], 0.0, 20) == (1.0, *wilson(20, 20))
+    assert mean_over_draws([0.0, 0.0], 0.0, 20) == (0.0, *wilson(0, 20))
+
+
+def test_an_interval_over_draws_and_samples_covers_what_it_should() -> None:
+    """Of 400 experiments with 5 draws of classifiers and 60 samples, 95 % should: fewer than 92 % has a chance of 0.3 %."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        chances = 0.6 + rng.normal(0, 0.08, (5, 1)) + rng.choice([-0.25, 0.25], (1, 60))
+        hits = rng.random((5, 60)) < chances
+        variance = float(hits.mean(0).var()) / 59
+        _, low, high = mean_over_draws(hits.mean(1).tolist(), variance, 60)
+        covered += int(low < 0.6 < high)
+    assert covered >= 368

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
 from mmssl.objectives.jepa import JepaConfig, JepaObjective
+from mmssl.objectives.parts.prototype_targets import PrototypeTargets
 from tests.contracts import toys
 from tests.contracts.case import FIVE, Case
 
@@ -25,6 +28,19 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 VIDEO = CONFIG | {"masks": ["places", "long"], "beta": 0.0}
 M2D = CONFIG | {"masks": ["mask"], "beta": None, "teacher_sees": "block", "evaluate": "student"}
+CONV = {"kind": "conv", "width": 8, "depth": 2, "groups": 4}
+LAYERS = {"kind": "layers", "layers": 2, "norm": "instance", "norm_mean": True, "over_features": "sqrt"}
+EAT = CONFIG | {
+    "masks": ["mask"], "draws": 2, "beta": None, "targets": LAYERS | {"pooled": 0.5}, "predictor": CONV, "evaluate": "student",
+}  # fmt: skip
+K = 7
+PROTOTYPES = {
+    "kind": "prototypes", "prototypes": K, "embedding": 5, "temperature": 0.25, "teacher_temperature": 0.125,
+    "head": {"kind": "mlp", "layers": 3, "hidden": 12, "norm": "none", "activation": "gelu"}, "targets": {"kind": "centring"},
+}  # fmt: skip
+MASKCLIP = CONFIG | {"masks": ["mask"], "beta": None, "targets": PROTOTYPES, "evaluate": "student"}
+BALANCED = MASKCLIP | {"draws": 2, "targets": PROTOTYPES | {"targets": {"kind": "sinkhorn", "iterations": 2}}}
+UNIFORM = {"jepa": math.log(K)}  # predictions of a collapsed model are zeros
 ALIKE = {"jepa": 8**-0.5}  # the contract makes a unit vector of the errors of 8 samples
 CASES = {
     "jepa": Case(json.dumps(CONFIG), Reduction.LOCAL, ALIKE),
@@ -32,6 +48,12 @@ CASES = {
     "jepa, absent": Case(json.dumps(CONFIG), Reduction.LOCAL, ALIKE, FIVE),
     "jepa, M2D": Case(json.dumps(M2D), Reduction.LOCAL, ALIKE),
     "jepa, M2D, absent": Case(json.dumps(M2D), Reduction.LOCAL, ALIKE, FIVE),
+    "jepa, EAT": Case(json.dumps(EAT), Reduction.LOCAL, ALIKE | {"pooled": 0.5 * 8**-0.5}),
+    "jepa, EAT, absent": Case(json.dumps(EAT), Reduction.LOCAL, ALIKE | {"pooled": 0.5 * 8**-0.5}, FIVE),
+    "jepa, prototypes": Case(json.dumps(MASKCLIP), Reduction.LOCAL, UNIFORM),
+    "jepa, prototypes, absent": Case(json.dumps(MASKCLIP), Reduction.LOCAL, UNIFORM, FIVE),
+    "jepa, prototypes, sinkhorn": Case(json.dumps(BALANCED), Reduction.STATISTIC, UNIFORM),
+    "jepa, prototypes, sinkhorn, absent": Case(json.dumps(BALANCED), Reduction.STATISTIC, UNIFORM, FIVE),
 }
 
 
@@ -153,6 +175,125 @@ def test_the_teacher_sees_the_block_alone() -> None:
         assert not torch.equal(latents["prediction_sums"], changed["prediction_sums"])
 
 
+def fairseq(student: Any, teacher: Any, predictor: Any, views: Any, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of data2vec2.py of fairseq and of EAT, as means: of hidden tokens, and of the class token (here pooled features)."""
+    with torch.no_grad():
+        layers = teacher(views["crop0"], hidden=2).hidden
+        y = sum(F.instance_norm(layer.transpose(1, 2)).transpose(1, 2) for layer in layers) / len(layers)
+        y = F.layer_norm(y, y.shape[-1:])
+    losses, classes = [], []
+    for clone in range(2):
+        for row, hidden in enumerate(views[f"mask{clone}"]):
+            seen = (~hidden).nonzero()[:, 0]
+            features = student(views["crop0"][row : row + 1], keep=seen[None])
+            x = noise.clone()
+            x[seen] = features.tokens[0]
+            x = x.transpose(0, 1).reshape(1, -1, *toys.GRID)
+            for layer in predictor.layers:
+                residual, x = x, layer(x).transpose(-3, -1)
+                x = F.gelu(F.layer_norm(x, x.shape[-1:])).transpose(-3, -1)
+                x = x + residual if residual.size(1) == x.size(1) else x
+            x = predictor.predict(x.reshape(x.shape[1], -1).transpose(0, 1))
+            losses.append(((x - y[row]) ** 2)[hidden].sum(-1).mean() / 16**0.5)
+            classes.append(((features.pooled[0] - y[row].mean(0)) ** 2).sum() / 16**0.5)
+    return torch.stack(losses).mean(), torch.stack(classes).mean()
+
+
+def test_steps_of_data2vec_2_are_those_of_the_authors() -> None:
+    """Two draws of a mask share one pass of the teacher; noise in holes is new in each step, and the same for all samples."""
+    learner, objective = build(**EAT)
+    student, teacher = (copy.deepcopy(learner.encoders["picture"]) for _ in range(2))
+    predictor = copy.deepcopy(objective.predictor)
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    theirs = [*student.parameters(), *predictor.parameters()]
+    calls: list[int] = []
+    learner.teachers["picture"].network.register_forward_hook(lambda *_: calls.append(1))
+    noises = []
+    for step in range(2):
+        batch = toys.batch(4, seed=step)
+        random = learner.context(step, 2).generator("predictor/0")
+        noises.append((0.01 * torch.randn(16, 16, generator=random)).double())
+        tokens, pooled = fairseq(student, teacher, predictor, batch["picture"], noises[-1])
+        out, _ = learner(batch, step, 2)
+        torch.testing.assert_close(out.terms["jepa"], tokens, rtol=1e-10, atol=0)
+        torch.testing.assert_close(out.terms["pooled"], 0.5 * pooled, rtol=1e-10, atol=0)
+        out.total.backward(), (tokens + 0.5 * pooled).backward()
+        torch.testing.assert_close([p.grad for p in trained], [p.grad for p in theirs])
+    assert len(calls) == 2
+    assert not torch.equal(*noises)
+    assert learner.objective.needs() == {"picture": {"crop": 1, "mask": 2}}
+
+
+def test_a_draw_more_is_a_mean_and_no_other_loss() -> None:
+    """The mask of a draw is drawn again where both are the same; and without `pooled`, there is no such term."""
+    views = toys.batch(3)["picture"]
+    twice = Batch({"picture": {**views, "mask1": views["mask0"]}}, torch.arange(3))
+    both, once = (build(**EAT | {"draws": draws})[0](twice)[0] for draws in (2, 1))
+    torch.testing.assert_close(dict(both.terms), dict(once.terms))
+    assert build(**EAT | {"targets": LAYERS})[0](twice)[0].terms.keys() == {"jepa"}
+
+
+def maskclip(
+    student: Any, teacher: Any, predictor: Any, targets: Any, centre: Tensor, views: Any
+) -> tuple[Tensor, Tensor]:
+    """Masked self-distillation, token by token: cross entropy of centred and sharpened assignments; and their mean scores."""
+    losses, scores = [], []
+    unit = partial(F.normalize, dim=-1)
+    for row, mask in enumerate(views["mask0"]):
+        seen, hidden = (~mask).nonzero()[:, 0], mask.nonzero()[:, 0]
+        one = views["crop0"][row : row + 1]
+        tokens = predictor.embed(student(one, keep=seen[None]).tokens) + predictor.positions[seen]
+        x = torch.cat([tokens, (predictor.mask_token + predictor.positions[hidden])[None]], 1)
+        z = predictor.predict(predictor.norm(predictor.blocks(x)[0, len(seen) :]))
+        with torch.no_grad():
+            given = unit(targets.teacher_head.network(teacher(one).tokens[0, hidden]))
+            found = given @ unit(targets.teacher_prototypes.network.weight).T
+            wanted = ((found - centre) / 0.125).softmax(-1)
+        logits = unit(targets.head(z)) @ unit(targets.prototypes.weight).T / 0.25
+        losses.append(-(wanted * logits.log_softmax(-1)).sum(-1).mean())
+        scores.append(found.mean(0))
+    return torch.stack(losses).mean(), torch.stack(scores).mean(0)
+
+
+def test_three_steps_of_masked_self_distillation_are_those_of_the_paper() -> None:
+    """Loss, centre, and teachers of encoder, head and prototypes, which move after the student."""
+    learner, objective = build(**MASKCLIP)
+    targets = objective.targets
+    assert isinstance(targets, PrototypeTargets)
+    optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.3)
+    centre = torch.zeros(K, dtype=torch.float64)
+    for step in range(3):
+        batch = toys.batch(4, seed=step)
+        student, teacher = learner.encoders["picture"], learner.teachers["picture"]
+        expected, mean = maskclip(student, teacher, objective.predictor, targets, centre, batch["picture"])
+        out, latents = learner(batch, step, 3)
+        torch.testing.assert_close(out.terms["jepa"], expected, rtol=1e-10, atol=0)
+        optimizer.zero_grad(), out.total.backward(), optimizer.step()
+        before = targets.teacher_prototypes.network.weight.clone()
+        found = {name: x.detach() for name, x in latents.items()} | out.kept
+        learner.after_update(found, learner.context(step, 3))
+        centre = 0.9 * centre + 0.1 * mean
+        torch.testing.assert_close(targets.targets.centre, centre)
+        torch.testing.assert_close(
+            targets.teacher_prototypes.network.weight, 0.9 * before + 0.1 * targets.prototypes.weight
+        )
+    metrics = out.metrics
+    assert metrics["chance_loss"].item() == pytest.approx(math.log(K))
+    assert 1 <= metrics["prototypes_used"] <= K
+    torch.testing.assert_close(metrics["kl"].double() + metrics["target_entropy"], out.total.double().detach())
+    assert objective.headline({name: float(x) for name, x in metrics.items()}).chance == pytest.approx(math.log(K))
+
+
+def test_parts_of_micro_batches_without_the_modality_have_the_shapes_of_others() -> None:
+    learner, objective = build(**MASKCLIP)
+    learner.optional = frozenset({"picture"})
+    whole = toys.batch(4)
+    batch = Batch(whole.views, whole.index, present={"picture": torch.tensor([True, True, False, False])})
+    parts = [objective.encode(part, learner.context()) for part in batch.chunks(2)]
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    torch.testing.assert_close(learner.criterion(joined, learner.context()).total, learner(whole.rows(0, 2))[0].total)
+
+
 def test_a_collapse_is_seen_in_the_spread_of_targets() -> None:
     learner, _ = build()
     healthy = learner(toys.batch(6))[0].metrics
@@ -179,3 +320,36 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         JepaConfig.model_validate_json(json.dumps(CONFIG | {"modality": "words"})).build(
             toys.encoders(), Plan.unknown()
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (
+            {"targets": PROTOTYPES},
+            "beta: got 1, wanted null: targets of kind 'prototypes' are compared by cross entropy",
+        ),
+        (EAT | {"teacher_sees": "block"}, "teacher_sees: got block, wanted view: targets of kind 'layers'"),
+        (
+            EAT | {"targets": LAYERS | {"layers": 3}},
+            r"targets\.layers: got 3, wanted at most 2, the depth of encoders\.picture",
+        ),
+        (
+            EAT | {"predictor": CONV | {"groups": 3, "width": 9}},
+            "groups: got 3, wanted a divisor of the encoder's width 16",
+        ),
+        (EAT | {"predictor": CONV | {"groups": 3}}, "width: got 8, wanted a multiple of groups 3"),
+        (EAT | {"predictor": CONV | {"kernel": 2}}, "kernel: got 2, wanted an odd number"),
+        ({"predictor": {"width": 12, "depth": 1, "heads": 5}}, "width: got 12, wanted a multiple of heads 5"),
+        ({"predictor": {"kind": "linear"}}, "'transformer', 'conv'"),
+        ({"draws": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        build(**changes)
+
+
+def test_a_predictor_is_a_transformer_where_no_kind_is_said() -> None:
+    said = build(predictor=CONFIG["predictor"] | {"kind": "transformer"})[0]
+    assert [x.shape for x in said.parameters()] == [x.shape for x in build()[0].parameters()]

@@ -1,4 +1,4 @@
-"""SimCLR: one fused call, the head in the criterion, configs."""
+"""SimCLR and COLA: one fused call, the head in the criterion, the bilinear similarity, configs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,25 @@ from mmssl.core.plan import Plan
 from mmssl.losses.nt_xent import nt_xent
 from mmssl.objectives.simclr import SimClrConfig, SimClrObjective
 from tests.contracts import toys
+from tests.contracts.case import FIVE, SIZE, Case
 
 CONFIG: dict[str, Any] = {
     "modality": "picture", "view": "crop", "temperature": 0.2, "embedding": 6, "head": {"hidden": 20, "norm_last": True},
 }  # fmt: skip
+COLA: dict[str, Any] = {"similarity": "bilinear", "temperature": 1.0, "head": None}
+BILINEAR = json.dumps({"kind": "simclr", **CONFIG, **COLA})
+CASES = {
+    "simclr, COLA": Case(BILINEAR, Reduction.GATHER, {"info_nce": math.log(SIZE)}),
+    "simclr, COLA, absent": Case(BILINEAR, Reduction.GATHER, {"info_nce": math.log(5)}, FIVE),
+    "simclr, COLA, batch norm": Case(
+        json.dumps({"kind": "simclr", **CONFIG, **COLA, "head": {"hidden": 20}}),
+        Reduction.STATISTIC,
+        {"info_nce": math.log(SIZE)},
+    ),
+    "simclr, no hidden layer": Case(
+        json.dumps({"kind": "simclr", **CONFIG, "head": None}), Reduction.GATHER, {"nt_xent": math.log(2 * SIZE - 1)}
+    ),
+}
 
 
 def build(**changes: Any) -> tuple[Learner, SimClrObjective]:
@@ -55,6 +70,35 @@ def test_loss_is_nt_xent_of_the_normalised_projections() -> None:
     assert 0 <= out.metrics["accuracy"].item() <= 1
 
 
+def test_cola_is_the_cross_entropy_of_bilinear_similarities() -> None:
+    learner, objective = build(**COLA)
+    assert isinstance(objective.head, torch.nn.Linear)
+    assert objective.head.bias is not None
+    assert objective.bilinear is not None
+    torch.nn.init.normal_(objective.bilinear.norm.weight)
+    torch.nn.init.normal_(objective.bilinear.norm.bias)
+    out, latents = learner(toys.batch(5))
+    norm, W = objective.bilinear.norm, objective.bilinear.matrix.weight.T
+    x, y = (
+        torch.tanh(F.layer_norm(objective.head(latents[number]), (6,), norm.weight, norm.bias)) for number in ("0", "1")
+    )
+    similarities = torch.stack([torch.stack([one @ W @ other for other in y]) for one in x])
+    torch.testing.assert_close(out.terms["info_nce"], F.cross_entropy(similarities, torch.arange(5)))
+    assert out.metrics["chance_loss"].item() == pytest.approx(math.log(5))
+    assert out.metrics["accuracy"].item() == (similarities.argmax(1) == torch.arange(5)).float().mean()
+    assert not torch.allclose(out.terms["info_nce"], F.cross_entropy(similarities.T, torch.arange(5))), "one way"
+    assert not torch.allclose(W, W.T)
+
+
+def test_the_temperature_divides_bilinear_similarities() -> None:
+    losses = []
+    for temperature in (1.0, 1e9):
+        learner, _ = build(**COLA | {"temperature": temperature})
+        losses.append(learner(toys.batch(5))[0].total.item())
+    assert losses[1] == pytest.approx(math.log(5))
+    assert losses[0] != pytest.approx(losses[1], abs=1e-3)
+
+
 def test_two_kinds_are_one_view_of_each() -> None:
     learner, objective = build(view=["small", "crop"])
     assert objective.needs() == {"picture": {"small": 1, "crop": 1}}
@@ -85,6 +129,7 @@ def test_reduction_follows_the_head() -> None:
         ({"temperature": 0}, "greater than 0"),
         ({"head": {"kind": "linear"}}, "'mlp'"),
         ({"head": {}}, "Field required"),
+        ({"similarity": "dot"}, "'cosine' or 'bilinear'"),
         ({"modality": "a.b"}, "match pattern"),
         ({"views": 2}, "Extra inputs"),
         ({"view": ["crop", "crop"]}, "wanted two different kinds; 'crop' alone gives two views of one kind"),

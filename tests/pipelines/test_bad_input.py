@@ -108,6 +108,78 @@ def test_templates_without_placeholder(world: World, tmp_path: Path, capfd: pyte
     says(capfd, "templates.txt", "2", "{}")
 
 
+def test_templates_are_a_file_a_name_or_a_sentence(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"class {number}\n" for number in range(10)))
+    given = ("evaluate", world.run, "--zero-shot", world.shards / "test", "--classnames", names, "--templates")
+    for templates in ("a photo", str(tmp_path)):
+        assert world.mmssl(*given, templates) == 2
+        says(
+            capfd,
+            f"got {templates!r}, which is no file of templates (it ",
+            "each with {} for the class name; a list of",
+        )
+    assert world.mmssl(*given, "a photo of a {}", "--out", tmp_path / "out.json") == 0
+    (tmp_path / "one.txt").write_text("a photo of a {}\n")
+    assert world.mmssl(*given, tmp_path / "one.txt", "--out", tmp_path / "file.json") == 0
+    sentence, file = (json.loads((tmp_path / f"{name}.json").read_text())["zero_shot"] for name in ("out", "file"))
+    assert sentence == file
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("shards", "check", "{none}.yaml"), "none.yaml: cannot be read: it does not exist"),
+        (
+            ("shards", "pack", "{file}", "{tmp}/out", "--delimiter", "ab"),
+            '--delimiter: got "ab", wanted a string, at least 1',
+        ),
+        (
+            ("shards", "pack", "{file}", "{tmp}/out", "--on-error", "x"),
+            "--on-error: got \"x\"; allowed: 'raise' or 'skip'",
+        ),
+        (
+            ("export", "{run}", "--out", "{file}/x"),
+            "x: a file of this name, or of a part of its path, is there already",
+        ),
+        (
+            ("compare", "{run}", "{none}"),
+            "none', which does not exist; wanted a run or checkpoint folder, a model or a r",
+        ),
+        (("report", "{run}", "--figures", "{file}/x"), "x: a part of its path is no folder; choose another folder"),
+        (
+            ("evaluate", "{run}", "--retrieval", "{test}", "--out", "{file}/x"),
+            "a part of its path is no folder; choose",
+        ),
+        (
+            ("evaluate", "{run}", "--retrieval", "{test}", "--pair", "image,image"),
+            "--pair: got ['image', 'image'], wanted",
+        ),
+        (
+            ("evaluate", "{run}", "--retrieval", "{test}", "--pair", "image,txt"),
+            "--pair: got 'txt', did you mean 'text'?",
+        ),
+        (("evaluate", "{run}", "--zero-shot", "{test}", "--modality", "imag"), "--modality: got 'imag', did you mean"),
+        (
+            ("evaluate", "{run}", "--zero-shot", "{test}", "--classnames", "a,a"),
+            "--classnames: classnames[1]: got the cl",
+        ),
+    ],
+)
+def test_options_and_files_are_named_without_numbers_of_the_system(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str], command: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "file").write_text("a file, and no folder")
+    places = {"none": tmp_path / "none", "file": tmp_path / "file", "tmp": tmp_path, "run": world.run}
+    assert world.mmssl(*[word.format(**places, test=world.shards / "test") for word in command]) in (2, 3, 4)
+    said = " ".join(capfd.readouterr().err.replace("│", " ").split())
+    assert words in said
+    assert "Errno" not in said
+    assert "(1 of 1)" not in said, "nothing was measured before"
+
+
 def test_wrong_checkpoint_for_the_recipe(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     world.copy_of_run(tmp_path / "tiny")
     assert world.pretrain(f"output={tmp_path}", "encoders.image.width=48", "duration=9 steps") == 4

@@ -113,7 +113,8 @@ def test_a_failure_is_its_own_row(world: World, tmp_path: Path, capfd: pytest.Ca
     assert world.mmssl("evaluate", world.run, listed, "--out", out) == 3, "the exit code of the first that failed"
     said = capfd.readouterr().err
     results = json.loads(out.read_text())
-    assert list(results) == ["checkpoint", "lost", "fine", "strange"]
+    assert list(results) == ["checkpoint", "lost", "fine", "strange", "records"]
+    assert list(results["records"]) == ["fine"]
     assert results["fine"]["n"] == 32
     assert "nowhere" in results["lost"]["error"]
     assert "'sound'" in results["strange"]["error"]

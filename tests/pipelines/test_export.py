@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import torch
 from PIL import Image
 
 import mmssl
+from mmssl.core.errors import CheckpointError
 from mmssl.interop import open_clip_folder
+from mmssl.recipe.imported import described_folder
 from tests.pipelines.conftest import World
 
 SIGMOID = "objective.pairs=[{modalities: [text, image], loss: sigmoid, bias: -10}]"
@@ -136,3 +139,35 @@ def test_what_cannot_be_exported_is_told(world: World, tmp_path: Path, capfd: py
         assert world.mmssl("export", tmp_path / "mean", "--to", target, "--out", tmp_path / "two") == 2
         assert "pool: eot" in capfd.readouterr().err
         assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "file"),
+    [
+        ("safetensors", "model.safetensors"),
+        ("open_clip", "open_clip_model.safetensors"),
+        ("transformers", "model.safetensors"),
+    ],
+)
+def test_the_weights_file_of_an_export_means_its_folder(world: World, tmp_path: Path, target: str, file: str) -> None:
+    out = tmp_path / "exported"
+    assert world.mmssl("export", world.run, "--to", target, "--out", out) == 0
+    whole, alone = (mmssl.load(path).encode(text=TEXTS, image=pixels()) for path in (out, out / file))
+    assert all(torch.equal(alone[name], rows) for name, rows in whole.items())
+    assert world.mmssl("evaluate", out / file, "--retrieval", world.shards / "test") == 0
+    if target != "safetensors":
+        other = shutil.copy(out / file, out / "epoch_3.pt")
+        assert described_folder(other) == other, "not the weights of the folder"
+
+
+def test_a_file_of_a_checkpoint_with_averaged_weights_is_ambiguous(world: World, tmp_path: Path) -> None:
+    checkpoint = world.copy_of_run(tmp_path / "run") / "checkpoints" / "step_00000006"
+    assert described_folder(checkpoint / "model.safetensors") == checkpoint
+    assert described_folder(checkpoint / "recipe.yaml") == checkpoint / "recipe.yaml", "a recipe"
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt', one file of the checkpoint '.*06': give the folder$"):
+        described_folder(checkpoint / "optimizer.pt")
+    (checkpoint / "ema.safetensors").touch()
+    for file in ("model.safetensors", "ema.safetensors"):
+        with pytest.raises(CheckpointError, match=r"give the folder, with --no-ema \(ema=False\) for the weights"):
+            described_folder(checkpoint / file)
+    assert described_folder(checkpoint / "model.safetensors", "ViT-B-32") == checkpoint / "model.safetensors"

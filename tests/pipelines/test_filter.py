@@ -112,8 +112,8 @@ def test_embeddings_that_are_there_score_as_the_model_does(
         (["--device", "cpu"], "--device has no effect without --run"),
         (["--keep-share", "0.3"], "got --keep-share without a model"),
         (["--run", "{run}"], "got a model (--run) and no criterion"),
-        (["--run", "{run}", "--keep-share", "0"], "keep_share: got 0.0, wanted a number, above 0, at most 1"),
-        (["--run", "{run}", "--keep-share", "1.5"], "keep_share: got 1.5, wanted a number, above 0, at most 1"),
+        (["--run", "{run}", "--keep-share", "0"], "--keep-share: got 0.0, wanted a number, above 0, at most 1"),
+        (["--run", "{run}", "--keep-share", "1.5"], "--keep-share: got 1.5, wanted a number, above 0, at most 1"),
         (["--run", "{run}", "--min-similarity", "2"], "got 2, wanted a number, at least -1, at most 1"),
         (
             ["--run", "{run}", "--min-similarity", "0.1", "--keep-share", "1"],

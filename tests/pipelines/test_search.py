@@ -61,7 +61,7 @@ def test_a_picture_finds_itself_first(
         ("README.md", [], 3, "no modality reads .md"),
         ("a cat", ["--modality", "sound"], 2, "allowed: image, text"),
         ("", [], 3, "got the query '': missing: got '', wanted a caption"),
-        ("cat", ["--as", "image"], 3, "got the query 'cat': [Errno 2] No such file"),
+        ("cat", ["--as", "image"], 3, "got the query 'cat': it does not exist; wanted a file of image"),
     ],
 )
 def test_what_cannot_be_searched_is_told(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mmssl
 from mmssl.core.errors import DataError, RecipeError
 from mmssl.recipe.shipped import shipped_suites
 from mmssl.recipe.suite import find_suite
@@ -102,6 +103,29 @@ def test_a_folder_of_sets_is_measured_and_what_is_done_is_kept(
     assert read(out / "single.json")["scores"]["n"] == 14
 
 
+def test_one_file_has_the_records_of_a_folder(world: World, sets: Path, tmp_path: Path) -> None:
+    folder, file = tmp_path / "new/folder", tmp_path / "new/all.json"
+    for out in (folder, file):
+        assert world.mmssl("evaluate", world.run, sets, "--out", out) == 0
+    written = read(file)
+    assert list(written) == ["checkpoint", "multilabel", "retrieval", "single", "records"]
+    for task, record in written["records"].items():
+        assert record == read(folder / f"{task}.json") | {"files": {}}
+        assert record["scores"] == written[task]
+    single = written["records"]["single"]
+    assert single["facts"]["templates"] == ["a photo of {c}.", "the digit {c}"]
+    assert len(single["classes"]) == 6
+    assert single["model"] == mmssl.load(world.run).digest()
+    assert {"mmssl", "torch", "numpy"} <= single["versions"].keys()
+    assert len(single["facts"]["data"]) == 1
+
+
+@pytest.mark.parametrize("out", ["folder", "folder/inside", "results/all.json"])
+def test_a_failed_command_leaves_nothing(world: World, tmp_path: Path, out: str) -> None:
+    assert world.mmssl("evaluate", tmp_path / "nothing", "--out", tmp_path / out) == 4
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_set_that_cannot_be_used_is_a_row(
     world: World, sets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,9 +203,9 @@ def test_two_models_are_compared(world: World, sets: Path, tmp_path: Path, capfd
     assert len(read(out / "compare.json")["differences"]) == len(rows) + len(NAMES)
 
 
-def test_a_calibration_is_saved_with_the_checkpoint(world: World, tmp_path: Path) -> None:
-    import mmssl
-
+def test_a_calibration_is_saved_with_the_checkpoint(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run = world.copy_of_run(tmp_path / "run")
     model = mmssl.load(run)
     with pytest.raises(ValueError, match="no calibration of image and text for these weights; it has none: run "):
@@ -193,7 +217,17 @@ def test_a_calibration_is_saved_with_the_checkpoint(world: World, tmp_path: Path
     assert float(model.match(image=picture(0), text="a digit")) == pytest.approx(np.interp(cosine, *known), abs=1e-6)
     assert model.match(text=["a", "b"], image=[picture(0)]).shape == (2, 1)
     assert float(model.match(image=picture(0), text="a digit", prior=1e-9)) < 0.01
-    next(run.rglob("calibration.json")).write_text("[1]")
+    kept = next(run.rglob("calibration.json"))
+    before = kept.read_text()
+    kept.unlink()
+    capfd.readouterr()
+    for said in ("measured again: ", ""):
+        assert world.mmssl("evaluate", run, "--calibrate", world.shards / "test", "--out", tmp_path / "out") == 0
+        told = capfd.readouterr().err
+        assert "done before, in " in told
+        assert ("measured again: " in told) == bool(said)
+        assert kept.read_text() == before
+    kept.write_text("[1]")
     with pytest.raises(mmssl.core.errors.CheckpointError, match="is damaged"):
         model.match(image=picture(0), text="a digit")
 

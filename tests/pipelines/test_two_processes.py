@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from mmssl.training.checkpoints.read import load_weights, resolve
 from tests.pipelines.conftest import World
 from tests.programs import Program
+from tests.test_accelerate_configs import environment as launch_environment
 
 # Sums over other orders of float32 numbers, through six steps of AdamW. Its epsilon is raised: attention does not depend on the
 # bias of its keys, whose gradient is rounding noise alone, and Adam would make whole steps of that.
@@ -24,37 +25,56 @@ TWO = ["--num_processes", "2", "--main_process_port", "0"]
 
 
 ACCELERATE = ["accelerate.commands.launch", "--config_file"]
+ONE_THREAD = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+Started = tuple[list[str], dict[str, str]]
+"""A module with its arguments up to those of `pretrain`, and its environment besides that of the tests."""
 
 
-def machines() -> list[list[str]]:
-    """What starts two machines of one process each; here both are this one."""
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+def launcher(*words: str) -> list[Started]:
+    return [([*words, "-m", "pipelines.pretrain"], ONE_THREAD)]
+
+
+def machines() -> list[Started]:
+    """What starts two machines of one process each; here both are this one."""
     common = [*ACCELERATE, f"{ROOT}/configs/accelerate/multi_node.yaml", "--num_machines", "2", "--num_processes", "2"]
-    common += ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--machine_rank"]
-    return [[*common, "1"], [*common, "0"]]
+    common += ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port(), "--machine_rank"]
+    return [*launcher(*common, "1"), *launcher(*common, "0")]
 
 
-LAUNCHERS: dict[str, Callable[[], list[list[str]]]] = {
-    "torchrun": lambda: [["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]],
-    "accelerate": lambda: [[*ACCELERATE, f"{ROOT}/configs/accelerate/multi_gpu.yaml", *TWO]],
-    "fsdp2": lambda: [[*ACCELERATE, f"{ROOT}/configs/accelerate/fsdp2.yaml", *TWO]],
+def without_launcher(more: Mapping[str, str]) -> list[Started]:
+    """Two processes with the environment that torchrun gives them, and more."""
+    asked = {**more, **ONE_THREAD}
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [(["pipelines.pretrain"], {**asked, **group, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+
+
+LAUNCHERS: dict[str, Callable[[], list[Started]]] = {
+    "ddp": lambda: without_launcher({}),
+    "fsdp2": lambda: without_launcher(launch_environment(ROOT / "configs/accelerate/fsdp2.yaml")),
+    "torchrun": lambda: launcher("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    "accelerate": lambda: launcher(*ACCELERATE, f"{ROOT}/configs/accelerate/multi_gpu.yaml", *TWO),
+    "accelerate fsdp2": lambda: launcher(*ACCELERATE, f"{ROOT}/configs/accelerate/fsdp2.yaml", *TWO),
     "machines": machines,
 }
-SLOW = {"accelerate": pytest.mark.slow, "machines": pytest.mark.slow}
-"""What else guards these: "torchrun" runs the same data-parallel run, "fsdp2" is started by the same `accelerate launch`, its files
-are read in tests/test_accelerate_configs.py, and the last test here joins two machines by their environment."""
+SLOW = dict.fromkeys(("torchrun", "accelerate", "accelerate fsdp2", "machines"), pytest.mark.slow)
+"""What else guards these: "ddp" and "fsdp2" are the runs that they start, in the environment that torchrun gives and that which
+`accelerate launch` makes of its file (tests/test_accelerate_configs.py reads all of them); tests/training/test_lost_processes.py
+starts torchrun, and the last test here joins two machines by their environment."""
 
 
-def launched(world: World, output: Path, launchers: list[list[str]]) -> None:
+def launched(world: World, output: Path, started: list[Started]) -> None:
     """Start them all, and wait for the end."""
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = ["-m", "pipelines.pretrain", world.recipe, f"output={output}", *OVERRIDES]
-    with ExitStack() as started:
-        programs = [Program(*launcher, *run, folder=output, environment=environment) for launcher in launchers]
+    run = [world.recipe, f"output={output}", *OVERRIDES]
+    with ExitStack() as ends:
+        programs = [Program(*words, *run, folder=output, environment=more) for words, more in started]
         for program in programs:
-            started.enter_context(program)
+            ends.enter_context(program)
         for program in programs:
             assert program.wait(120) == 0, program.said()
 
@@ -90,15 +110,12 @@ WATCHED = {"loss", "grad_norm", "grad_norm/image", "grad_norm/text", "retrieval/
 
 def test_a_machine_without_the_shards_is_named_on_the_other(world: World, tmp_path: Path) -> None:
     """Two machines as their launchers start them: nobody ends the first process when the second one has ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     common = {
         "LOCAL_RANK": "0",
         "LOCAL_WORLD_SIZE": "1",
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": free_port(),
     }
     command = ("pipelines.pretrain", world.recipe, f"output={tmp_path}", "device=cpu")
     with (

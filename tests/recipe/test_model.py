@@ -217,7 +217,7 @@ def test_a_model_moves(model: Model) -> None:
 def test_errors_name_modality_and_position(model: Model) -> None:
     for inputs, sentence in (
         ({"image": [PIXELS[0], PIXELS[0].T]}, r"image input 1: shape: got shape \[3, 32, 40\], wanted"),
-        ({"image": "missing.jpg"}, r"image input 0: .*No such file or directory: 'missing\.jpg'"),
+        ({"image": "missing.jpg"}, r"image input 0: missing\.jpg: it does not exist"),
         ({"text": []}, "text: got an empty list, wanted one input or more"),
         ({"video": "a.mp4"}, "no encoder for 'video'; this model has image, text, audio"),
     ):

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
 from mmssl.evaluation.ranking import pair_ranks
 from mmssl.evaluation.retrieval import RetrievalConfig
-from mmssl.reporting.gallery import Gallery, Thing, choose_queries, embedding_map, gallery, showcase, similarity
-from tests.evaluation.world import COLOURS, colour_shards, configured, items, knowing_model, modalities
+from mmssl.reporting.gallery import Gallery, choose_queries, embedding_map, gallery, showcase, similarity
+from mmssl.reporting.report import write_report
+from mmssl.reporting.shown import Shown
+from tests.evaluation.world import (
+    COLOURS,
+    NAMES,
+    colour_shards,
+    configured,
+    items,
+    knowing_model,
+    modalities,
+    model,
+    write_shard,
+)  # fmt: skip
 
 
 def made(captions: int = 2, n: int = 20, digest: torch.Tensor | None = None) -> tuple[Gallery, list[int]]:
@@ -27,8 +46,8 @@ def made(captions: int = 2, n: int = 20, digest: torch.Tensor | None = None) -> 
         a,
         b,
         ranks,
-        lambda row: Thing(f"key{row}"),
-        lambda row: Thing(f"key{row // captions}", text=f"caption {row}"),
+        lambda row: Shown(f"key{row}"),
+        lambda row: Shown(f"key{row // captions}", text=f"caption {row}"),
         count=3,
         answers=4,
     )
@@ -79,7 +98,7 @@ def test_one_query_a_sample_and_none_that_cannot_succeed() -> None:
 def test_similarity_shows_samples_that_have_both() -> None:
     a = items(torch.eye(4))
     b = items(torch.eye(4)[[1, 1, 3]], torch.tensor([1, 1, 3]))
-    shown = similarity(a, b, lambda row: Thing(f"a{row}"), lambda row: Thing(f"b{row}"))
+    shown = similarity(a, b, lambda row: Shown(f"a{row}"), lambda row: Shown(f"b{row}"))
     assert [thing.key for thing in shown.rows] == ["b0", "b2"]
     assert [thing.key for thing in shown.columns] == ["a1", "a3"]
     assert torch.equal(shown.matrix, torch.eye(2))
@@ -94,18 +113,17 @@ def test_items_of_shards_are_shown(tmp_path: Path, pair: list[str]) -> None:
     by_query = {shown.title.split(" ")[0]: shown for shown in galleries}
     for pick in by_query["words"].sections["best"]:
         assert any(name in pick.query.text for name in COLOURS)
-        assert pick.answers[0].thing.picture is not None
-        assert pick.answers[0].thing.picture.shape == (3, 8, 8)
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(pick.answers[0].thing.picture.split(",")[1]))))
+        assert pixels.shape == (8, 8, 3)
         colour = next(name for name in COLOURS if name in pick.query.text)
-        mean = pick.answers[0].thing.picture.float().mean((1, 2))
-        assert (mean - torch.tensor(COLOURS[colour])).abs().max() < 5
+        assert np.abs(pixels.mean((0, 1)) - COLOURS[colour]).max() < 5
     assert {name: len(points) for name, points in embeddings.curves.items()} == {
         pair[0]: 12 if pair[0] == "picture" else 24
     } | {pair[1]: 24 if pair[0] == "picture" else 12}
     assert heat.title == "words × picture"
     assert heat.matrix.shape == (12, 12)
     assert heat.rows[1].text == "a red picture"
-    assert all(thing.picture is not None for thing in heat.columns)
+    assert all(thing.picture for thing in heat.columns)
 
 
 def test_the_map_is_the_two_largest_components() -> None:
@@ -120,3 +138,36 @@ def test_the_map_is_the_two_largest_components() -> None:
     assert chart.x.endswith(" % of the variance")
     single = embedding_map({"a": torch.ones(1, 3)})
     assert [*single.curves.values()] == [[(0.0, 0.0)]]
+
+
+def test_a_page_of_long_sounds_stays_small(tmp_path: Path) -> None:
+    """Files of 320 kB, of which the page would hold two hundred."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(9):
+        file = io.BytesIO()
+        with wave.open(file, "wb") as out:
+            out.setparams((1, 2, 8_000, 0, "NONE", ""))
+            out.writeframes(rng.integers(-9_000, 9_000, 160_000, dtype=np.int16).tobytes())
+        samples.append((f"key{i}", {"wav": file.getvalue(), "txt": f"a {NAMES[i % 8]}".encode(), "png": noise(rng)}))
+    shards = [str(write_shard(tmp_path / "0.tar", samples))]
+    known = {
+        "sound": configured(AudioConfig, rate=8_000, seconds=1.0).build("sound"),
+        "picture": configured(ImageConfig, size=224).build("picture"),
+    }
+    trained = model(
+        4, sound=lambda x: x.flatten(1)[:, :4].float() + 0.5, picture=lambda x: x.flatten(1)[:, :4].float() + 0.5
+    )
+    evaluator = configured(RetrievalConfig, shards=shards, pair=["sound", "picture"]).build(known)
+    galleries, heat, _ = showcase(evaluator, trained)
+    write_report(tmp_path / "r.html", title="t", galleries=galleries, similarity=heat)
+    page = (tmp_path / "r.html").read_text()
+    assert 4e6 < len(page) < 10e6
+    assert page.count("<audio ") >= 12 + 12 * 5
+    assert " s of 20.0 s" in page
+
+
+def noise(rng: np.random.Generator) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mmssl.core.errors import DataError
-from mmssl.reporting.figures import Chart, chart_png, chart_uri
+from mmssl.reporting.figures import PERFECT, Chart, chart_png, chart_uri
 from mmssl.reporting.measures import MOST_ROWS, Estimate, comparison, parts_of, read_records
 from mmssl.reporting.report import write_report
 from mmssl.reporting.run_report import write_figures
@@ -70,6 +70,23 @@ def test_each_part_stands_where_a_task_has_it() -> None:
     assert [part.title for part in parts_of({"t": alone})] == ["Samples that took no part"], (
         "one group is no comparison"
     )
+
+
+def test_reliability_stands_as_a_figure_and_a_table() -> None:
+    bins = [
+        {"probabilities": name, "from": 0.4, "to": 0.6, "n": 8, "confidence": 0.5, "accuracy": share}
+        | {"accuracy_ci95_low": 0.1, "accuracy_ci95_high": 0.9}
+        for name, share in (("before", 0.25), ("after", 0.5), ("scale100", 0.25))
+    ]
+    part = parts_of({"zero": record(reliability=bins), **RECORDS})
+    (calibration,) = (one for one in part if one.title == "Calibration")
+    (reliable, curve) = calibration.charts
+    assert (reliable.title, reliable.x) == ("zero: accuracy by confidence", "confidence")
+    assert reliable.curves == {"before": [(0.5, 0.25)], "after": [(0.5, 0.5)], PERFECT: [(0.0, 0.0), (1.0, 1.0)]}
+    assert curve.title == "calibration: probability of a match"
+    (grid,) = calibration.grids
+    assert grid.rows[1] == ("after", "0.40 to 0.60", 8, 0.5, Estimate(0.5, 0.1, 0.9))
+    assert chart_uri(reliable).startswith("data:image/svg+xml;base64,")
 
 
 def test_two_runs_beside_each_other() -> None:

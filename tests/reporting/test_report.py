@@ -16,10 +16,12 @@ import torch
 from PIL import Image
 
 from mmssl.reporting import environment as environment_module
+from mmssl.reporting import report as report_module
 from mmssl.reporting.environment import HIDDEN, commit, environment, is_secret, redact, redact_text
 from mmssl.reporting.figures import Chart, chart_uri, charts, heat_colours, picture_uri, thinned
-from mmssl.reporting.gallery import Answer, Gallery, Pick, Similarity, Thing
+from mmssl.reporting.gallery import Answer, Gallery, Pick, Similarity
 from mmssl.reporting.report import read_curves, read_warnings, write_report, write_results
+from mmssl.reporting.shown import Shown
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -64,7 +66,11 @@ def picture() -> torch.Tensor:
 
 def full_report(path: Path, words: list[str]) -> str:
     """A report in which every field that comes from data or recipes holds one of the words."""
-    things = [Thing(word, text=word) for word in words] + [Thing(words[0], picture=picture())]
+    things = [
+        *(Shown(word, text=word, note=word) for word in words),
+        Shown(words[0], picture=picture_uri(picture())),
+        Shown(words[0], sound="data:audio/wav;base64,UklGRg=="),
+    ]
     picks = tuple(Pick(thing, 3, Answer(thing, 0.5, True), (Answer(thing, 0.9, False, True),)) for thing in things)
     write_report(
         path,
@@ -82,7 +88,7 @@ def full_report(path: Path, words: list[str]) -> str:
 
 ALLOWED = {
     "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "em", "nav", "a", "section", "div", "i", "b", "u",
-    "p", "table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "img", "span", "small", "ol", "li", "pre",
+    "p", "table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "img", "audio", "span", "small", "ol", "li", "pre",
 }  # fmt: skip
 
 
@@ -93,12 +99,11 @@ def test_hostile_words_stay_words(tmp_path: Path) -> None:
         for name, value in attributes.items():
             assert name in {
                 "lang", "charset", "http-equiv", "content", "name", "class", "style", "src", "alt", "title", "href", "id",
-                "aria-label",
+                "aria-label", "controls", "preload",
             }, (tag, name)  # fmt: skip
             if name == "src":
-                assert (value or "").startswith(
-                    ("data:image/png;base64,", "data:image/jpeg;base64,", "data:image/svg+xml;base64,")
-                )
+                kinds = ("audio/wav",) if tag == "audio" else ("image/png", "image/jpeg", "image/svg+xml")
+                assert (value or "").startswith(tuple(f"data:{kind};base64," for kind in kinds))
             if name == "href":
                 assert (value or "").startswith("#")
             if name == "style":
@@ -111,12 +116,46 @@ def test_the_page_forbids_everything_but_its_own_pictures(tmp_path: Path) -> Non
     html = full_report(tmp_path / "report.html", ["plain"])
     page = Page(html)
     policies = [attributes["content"] for tag, attributes in page.elements if attributes.get("http-equiv")]
-    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert policies == ["default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"]
     assert "http://" not in html
     assert "https://" not in html
     assert "@import" not in html
     targets = {attributes["href"] for tag, attributes in page.elements if tag == "a"}
     assert targets == {"#" + str(attributes["id"]) for tag, attributes in page.elements if "id" in attributes}
+
+
+def test_sounds_play_and_parts_of_them_say_so(tmp_path: Path) -> None:
+    thing = Shown("bark", sound="data:audio/mpeg;base64,SUQz", note="4.0 s of 9.0 s")
+    pick = Pick(thing, 1, Answer(thing, 0.5, True), (Answer(thing, 0.5, True),))
+    write_report(tmp_path / "r.html", title="t", galleries=[Gallery("sound", {"best": (pick,)})])
+    page = Page((tmp_path / "r.html").read_text())
+    played = [attributes for tag, attributes in page.elements if tag == "audio"]
+    assert played == [{"controls": None, "preload": "none", "src": thing.sound, "title": "bark"}] * 2
+    assert page.text.count("4.0 s of 9.0 s") == 2
+
+
+def test_what_has_no_room_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.html"
+    thing = Shown("key", picture=picture_uri(picture()))
+    pick = Pick(thing, 1, Answer(thing, 0.5, True), ())
+    parts: dict[str, Any] = {
+        "curves": {f"metric{i}": [(0.0, 1.0), (1.0, 2.0)] for i in range(3)},
+        "galleries": [Gallery("picture", {"best": (pick,)})],
+        "similarity": Similarity(torch.ones(1, 1), (thing,), (thing,)),
+    }
+    write_report(path, title="t", **parts)
+    whole = path.read_text()
+    assert whole.count("<figure>") == 3
+    assert "eft out" not in whole
+    monkeypatch.setattr(report_module, "LARGEST_PAGE", len(whole) - 1)
+    write_report(path, title="t", **parts)
+    assert "Left out, with the similarities" in path.read_text()
+    assert thing.picture not in path.read_text()
+    first = next(line for line in whole.splitlines() if "<figure>" in line)
+    monkeypatch.setattr(report_module, "LARGEST_CHARTS", len(first) + 10)
+    write_report(path, title="t", **parts)
+    assert path.read_text().count("<figure>") == 1
+    assert "2 more figures are left out" in path.read_text()
 
 
 def test_a_report_of_nothing_is_a_report(tmp_path: Path) -> None:

@@ -22,6 +22,15 @@ def test_interval_and_chance_stand_beside_their_score() -> None:
     assert score_table("t", {"chance": 0.25})["plain"] == [("chance", "0.25")], "of no other score"
 
 
+def test_figures_with_an_n_of_their_own_are_columns_and_others_keep_interval_and_chance() -> None:
+    around = {"ece_ci95_low": 0.1, "ece_ci95_high": 0.3, "ece_n": 50}
+    table = score_table(
+        "t", {"acc1": 0.5, "acc1_ci95_low": 0.4, "acc1_ci95_high": 0.6, "chance": 0.1, "ece": 0.2, **around}
+    )
+    assert table["rows"] == [("ece", ["0.2", "0.1 to 0.3", "", "50"])]
+    assert table["plain"] == [("acc1", "0.5 (0.4\xa0to\xa00.6), chance 0.1")]
+
+
 def test_both_directions_of_one_pair_are_columns_and_those_of_more_are_rows() -> None:
     two = {"a_to_b_R@1": 0.1, "b_to_a_R@1": 0.2, "n": 5}
     table = score_table("t", two)

@@ -46,6 +46,13 @@ def test_clip_benchmark_agrees() -> None:
 
 
 @pytest.mark.slow
+def test_torchmetrics_and_faiss_agree() -> None:
+    printed = _in_their_environment("-m", "pytest", "-n", "0", "-q", "tests/evaluation/test_metric_referees.py")
+    assert " passed" in printed
+    assert " skipped" not in printed
+
+
+@pytest.mark.slow
 def test_mteb_agrees() -> None:
     tests = ("tests/evaluation/test_mteb_tasks.py", "tests/pipelines/test_mteb.py")
     assert " passed" in _in_their_environment("-m", "pytest", "-n", "0", "-q", *tests)

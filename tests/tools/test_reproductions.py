@@ -17,9 +17,12 @@ import learning
 import learning_data
 import numpy as np
 import pytest
+import reproduce_cifar10
+import timm
 import torch
 from device_views import DeviceViews, SimClrLaw
 from PIL import Image
+from timm.models.resnet import BasicBlock, ResNet
 
 from tests.tools.conftest import RunTool
 
@@ -120,9 +123,28 @@ def test_batches_are_functions_of_the_step() -> None:
     assert other.state_dict() == {"step": 4}
 
 
+def test_the_network_of_cifar_keeps_the_size_of_its_pictures() -> None:
+    model = reproduce_cifar10.CifarResNet().eval()
+    shapes: list[torch.Size] = []
+    model.model.layer1.register_forward_hook(lambda module, given, out: shapes.append(out.shape))
+    with torch.no_grad():
+        assert model(noise(1, 32)).pooled.shape == (1, 512)
+    assert shapes == [(1, 64, 32, 32)]
+
+
+def small_network(*_: object, **__: object) -> ResNet:
+    """A residual network as wide at its ends as ResNet-18, and next to nothing in between."""
+    return ResNet(BasicBlock, (1, 1, 1, 1), channels=(4, 4, 4, 512), num_classes=0)
+
+
 def test_a_reproduction_goes_on_where_it_stopped(
-    run_tool: RunTool, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_tool: RunTool,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(timm, "create_model", small_network)
     given = ("--data", pictures, "--method", "simclr", "--batch", 8, "--pictures", 16, "--neighbours", 3)
     given += ("--precision", "fp32", "--device", "cpu", "--every", "1 epochs", "--output", tmp_path / "runs")
     assert run_tool("reproduce_cifar10", *given, "--epochs", 2, "--minutes", 1e-6) == 143
@@ -138,7 +160,7 @@ def test_a_reproduction_goes_on_where_it_stopped(
 def test_learning_runs_end_in_a_table(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learning, "in_a_process", learning.run_one)
+    monkeypatch.setattr(learning, "in_a_process", lambda *given: learning.run_one(*given[:-1]))  # without the program
     monkeypatch.setitem(learning.ROWS["simclr"], "batch", 8)
     given = ["--rows", "simclr", "--train", "40", "--test", "20", "--steps", "2", "--processes", "1"]
     files = ["--data", str(pictures), "--results", str(tmp_path / "done.jsonl"), "--json", str(tmp_path / "all.json")]

@@ -50,6 +50,7 @@ def test_there_are_tools() -> None:
         "learning_rows_series",
         "learning_rows_speech",
         "learning_rows_text",
+        "learning_runs",
         "recorded",
     }
     assert len(PROGRAMS) >= 10

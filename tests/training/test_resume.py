@@ -252,7 +252,7 @@ def test_lines_wait_for_a_disk_that_is_full(
         patch.setattr(builtins, "open", Full)
         file.append({"step": 2})
         file.append({"step": 3})
-    assert "No space left on device; 2 lines wait to be written" in capsys.readouterr().err
+    assert "no space is left on the disk; 2 lines wait to be written" in capsys.readouterr().err
     assert file.path.read_text() == '{"step": 1}\n'
     file.append({"step": 4})
     assert [record["step"] for record in file.read()] == [1, 2, 3, 4]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.curation.importers.formats import Found, sniff_delimiter, table_format
 from mmssl.curation.pack_columns import Table
 from mmssl.curation.pack_config import PackConfig
@@ -26,6 +26,9 @@ def read_csv(
     root: Path | None = None,
     delimiter: str | None = None,
     header: Sequence[str] | None = None,
+    *,
+    skip: int = 0,
+    blanks: bool = False,
     **known: Any,
 ) -> Table:
     """Read a table in text: UTF-8, one row a line; values with delimiters, quotes or line ends stand in double quotes.
@@ -40,25 +43,23 @@ def read_csv(
         root: folder that relative paths start from; None: that of the file.
         delimiter: one character; None: the one of , ; | and tab that the header has (`.tsv`: tab).
         header: column names of a file without a header line.
+        skip: lines before the first row, or the header, which are none.
+        blanks: blanks behind a delimiter do not count, and quotes may follow them.
         **known: of `Table`, what is known of the format.
 
     Raises:
         DataError: unreadable, no header, or a column name twice.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path} is UTF-16 text, wanted UTF-8: save it as UTF-8")
+    data = _bytes(path)
     lines = list(io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline=""))
     if delimiter is None:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else sniff_delimiter(lines[0] if lines else "") or ","
-    records = list(_records(lines, delimiter))
+    lines[:skip] = ["\n"] * skip
+    records = list(_records(lines, delimiter, blanks=blanks))
     if header is None:
         header = _header(path, records.pop(0) if records else None)
     columns, width = tuple(header), len(header)
-    records = list(_separated(records, lines, delimiter, width))
+    records = list(_separated(records, lines, delimiter, width, blanks))
 
     def where(number: int) -> str:
         return f"line {records[number].line} of {path}"
@@ -92,6 +93,16 @@ def read_csv(
     )
 
 
+def _bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {os_words(error)}") from error
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{path} is UTF-16 text, wanted UTF-8: save it as UTF-8")
+    return data
+
+
 def _header(path: Path, record: _Record | None) -> tuple[str, ...]:
     if record is None:
         raise DataError(f"{path} is empty: wanted a header line with column names, then one line for each sample")
@@ -112,11 +123,14 @@ class _Record(NamedTuple):
     values: list[str] | str
 
 
-def _records(lines: list[str], delimiter: str, start: int = 0, stop: int | None = None) -> Iterator[_Record]:
+def _records(
+    lines: list[str], delimiter: str, start: int = 0, stop: int | None = None, *, blanks: bool = False
+) -> Iterator[_Record]:
     """The rows in some lines. Where one is wrong, reading goes on at the line behind."""
     stop = len(lines) if stop is None else stop
     while start < stop:
-        reader = csv.reader((lines[place] for place in range(start, stop)), delimiter=delimiter, strict=True)
+        rows = (lines[place] for place in range(start, stop))
+        reader = csv.reader(rows, delimiter=delimiter, strict=True, skipinitialspace=blanks)
         begin = start
         try:
             for values in reader:
@@ -129,7 +143,7 @@ def _records(lines: list[str], delimiter: str, start: int = 0, stop: int | None 
             start = begin + 1
 
 
-def _separated(records: list[_Record], lines: list[str], delimiter: str, width: int) -> Iterator[_Record]:
+def _separated(records: list[_Record], lines: list[str], delimiter: str, width: int, blanks: bool) -> Iterator[_Record]:
     """Records, with those that a misplaced quote made of several rows taken apart; `read_csv` has the rule."""
     several = [record for record in records if record.last > record.line and isinstance(record.values, list)]
     swallowing = {
@@ -142,7 +156,7 @@ def _separated(records: list[_Record], lines: list[str], delimiter: str, width: 
             continue
         detail = f"a quote makes one value of lines {record.line} to {record.last}, which are rows: {_QUOTES}"
         yield _Record(record.line, record.line, detail)
-        yield from _records(lines, delimiter, record.line, record.last)
+        yield from _records(lines, delimiter, record.line, record.last, blanks=blanks)
 
 
 def _swallowed(record: _Record, lines: list[str], delimiter: str, width: int) -> int | None:

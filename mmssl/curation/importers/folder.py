@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.curation.importers.formats import OF_TABLES, Format, Found
 from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow, convertible_extensions, packed_extensions, read_media
@@ -199,7 +199,7 @@ def _captions(path: Path, text: Path | None, lines: bool) -> tuple[str, ...]:
         content = text.read_text("utf-8")
         found = json.loads(content).get("caption") if text.suffix == ".json" else content
     except (OSError, ValueError, AttributeError) as error:
-        raise BadRow(str(path), "bad_caption", f"{text} cannot be read: {error}") from error
+        raise BadRow(str(path), "bad_caption", f"{text} cannot be read: {os_words(error)}") from error
     if not isinstance(found, str) or not found.strip():
         raise BadRow(str(path), "empty_caption", f"no text in {text}")
     several = found.split("\n") if lines and text.suffix == ".txt" else [found]
@@ -212,7 +212,7 @@ def _metadata(path: Path) -> bytes:
         data = beside.read_bytes()
         json.loads(data)
     except (OSError, ValueError) as error:
-        raise BadRow(str(path), "bad_metadata", f"{beside} cannot be read: {error}") from error
+        raise BadRow(str(path), "bad_metadata", f"{beside} cannot be read: {os_words(error)}") from error
     return data
 
 

@@ -17,7 +17,7 @@ from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_items import RowSource
 from mmssl.curation.pack_tables import TableSource
 
-OF_TABLES = ("columns", "delimiter", "where", "split", "group_by", "root")
+OF_TABLES = ("columns", "separator", "delimiter", "where", "split", "group_by", "root")
 """Settings that have an effect on tables only."""
 DELIMITERS = ",;\t|"
 _HEAD = 1 << 16

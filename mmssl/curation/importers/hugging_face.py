@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.curation.importers.formats import Format, Found
 from mmssl.curation.pack_columns import Table
 from mmssl.curation.pack_config import PackConfig
@@ -29,7 +29,7 @@ def read_hugging_face(found: Found, config: PackConfig, root: Path | None) -> Ta
     try:
         loaded = datasets.load_from_disk(str(folder))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {folder} as a saved data set: {error}") from error
+        raise DataError(f"cannot read {folder} as a saved data set: {os_words(error)}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if split is None or split not in loaded:
             raise DataError(f"{folder} has the splits {sorted(loaded)}, got split={split!r}: name one of them")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.curation.importers.formats import Found, table_format
 from mmssl.curation.pack_columns import Table
 from mmssl.curation.pack_config import PackConfig
@@ -26,7 +26,7 @@ def read_parquet(found: Found, config: PackConfig, root: Path | None) -> Table:
     try:
         table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot read {path} as parquet: {error}") from error
+        raise DataError(f"cannot read {path} as parquet: {os_words(error)}") from error
     with path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     return Table(

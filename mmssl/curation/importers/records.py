@@ -45,6 +45,22 @@ def usual_root(found: Found, root: Path | None, *names: str) -> Path:
     return root or next((folder / name for name in names if (folder / name).is_dir()), folder)
 
 
+def numbered_names(table: Table, number: str, name: str) -> tuple[str, ...]:
+    """Names of classes in the order of their numbers, from two columns of a table.
+
+    Raises:
+        DataError: the numbers are not 0 to the number of rows - 1, each once.
+    """
+    pairs = zip(table.column(table.require(number)), table.column(table.require(name)), strict=True)
+    names = {str(one).strip(): str(other).strip() for one, other in pairs}
+    missing = next((one for one in range(table.length) if not names.get(str(one))), None)
+    if missing is not None:
+        raise DataError(
+            f"{table.path} has no class {missing} with a name: wanted the numbers 0 to {table.length - 1} in {number!r}, each once"
+        )
+    return tuple(names[str(one)] for one in range(table.length))
+
+
 class NamedMedia:
     """The media files below a folder, by their names without extension.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmssl.core.errors import DataError, did_you_mean
 from mmssl.curation.importers.audiocaps import AUDIOCAPS
+from mmssl.curation.importers.audioset import AUDIOSET
 from mmssl.curation.importers.clotho import CLOTHO
 from mmssl.curation.importers.coco import COCO
 from mmssl.curation.importers.csv_table import CSV
@@ -14,6 +15,7 @@ from mmssl.curation.importers.esc50 import ESC50
 from mmssl.curation.importers.flickr import FLICKR
 from mmssl.curation.importers.folder import FOLDER, files_below
 from mmssl.curation.importers.formats import Format, Found
+from mmssl.curation.importers.fsd50k import FSD50K
 from mmssl.curation.importers.hugging_face import HUGGING_FACE
 from mmssl.curation.importers.img2dataset import IMG2DATASET
 from mmssl.curation.importers.karpathy import KARPATHY
@@ -25,7 +27,7 @@ from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_items import RowSource
 
 KNOWN: tuple[Format, ...] = (
-    COCO, KARPATHY, FLICKR, AUDIOCAPS, CLOTHO, ESC50, VGGSOUND, MSRVTT, IMG2DATASET
+    COCO, KARPATHY, FLICKR, AUDIOCAPS, CLOTHO, ESC50, FSD50K, AUDIOSET, VGGSOUND, MSRVTT, IMG2DATASET
 )  # fmt: skip
 """Data sets that are recognised by their layout."""
 PLAIN: tuple[Format, ...] = (HUGGING_FACE, NPZ, PARQUET, CSV, FOLDER)

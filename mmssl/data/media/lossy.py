@@ -1,4 +1,4 @@
-"""Sounds through a lossy codec and back: mp3, Opus, and AAC."""
+"""Sounds as mp3, Opus and AAC, and through these codecs and back."""
 
 from __future__ import annotations
 
@@ -49,6 +49,18 @@ def through_codec(wave: np.ndarray, codec: str, rate: int, bit_rate: int) -> np.
         rate: in Hz, one of the codec's.
         bit_rate: in bits a second.
     """
+    with open_sound(encode_lossy(np.pad(wave, (0, _FRAMES))[None], codec, rate, bit_rate)) as coded:
+        heard: np.ndarray = read_samples(coded, 0, len(wave))[0]
+    return heard
+
+
+def encode_lossy(wave: np.ndarray, codec: str, rate: int, bit_rate: int) -> bytes:
+    """Encode a sound: the bytes of a file in the codec's container.
+
+    Args:
+        wave: float [channels, samples] in [-1, 1], one or two channels.
+        codec, rate, bit_rate: see `through_codec`.
+    """
     import av
 
     form, encoder, _ = CODECS[codec]
@@ -56,13 +68,11 @@ def through_codec(wave: np.ndarray, codec: str, rate: int, bit_rate: int) -> np.
     with av.open(file, "w", format=form, options={"fflags": "+bitexact"}) as out:
         stream: Any = out.add_stream(encoder, rate=rate)
         stream.bit_rate = bit_rate
-        stream.layout = "mono"
+        stream.layout = "mono" if len(wave) == 1 else "stereo"
         stream.codec_context.thread_count = 1
-        padded = np.pad(wave.astype(np.float32), (0, _FRAMES))[None]
-        frame = av.AudioFrame.from_ndarray(padded, format="flt", layout="mono")
+        interleaved = np.ascontiguousarray(wave.T, dtype=np.float32).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(interleaved, format="flt", layout=stream.layout.name)
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
         out.mux(stream.encode(frame))
         out.mux(stream.encode())
-    with open_sound(file.getvalue()) as coded:
-        heard: np.ndarray = read_samples(coded, 0, len(wave))[0]
-    return heard
+    return file.getvalue()

@@ -36,6 +36,7 @@ from mmssl.data.modalities.audio_views import (
     RandomWindowConfig,
     SpreadWindowsView,
 )
+from mmssl.data.modalities.byol_a import ByolAConfig
 from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.kernels.audio import SOUNDS
 from mmssl.data.modalities.masks.audio import (
@@ -52,6 +53,7 @@ from mmssl.data.timeline import Extent, Window
 Channels = Literal["keep", "mono", "stereo"]
 SoundViewConfig = Annotated[
     RandomWindowConfig
+    | ByolAConfig
     | SoundOrderConfig
     | SpansConfig
     | SoundBlocksConfig

@@ -46,12 +46,12 @@ def _change_some(x: Tensor, amounts: Mapping[int, Sequence[float]], change: Chan
     import torch
 
     if amounts:
-        rows = _sent(torch.tensor([*amounts]), x.device)
-        numbers = _sent(torch.tensor([*amounts.values()], dtype=torch.float32), x.device)
+        rows = sent(torch.tensor([*amounts]), x.device)
+        numbers = sent(torch.tensor([*amounts.values()], dtype=torch.float32), x.device)
         x.index_copy_(0, rows, change(x[rows], numbers).expand(len(amounts), *x.shape[1:]).contiguous())
 
 
-def _sent(values: Tensor, device: torch.device) -> Tensor:
+def sent(values: Tensor, device: torch.device) -> Tensor:
     """Host values on the device; the host does not wait."""
     return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.core.config import url_of
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 
 CLASS_NAMES_FILE = "classnames.txt"
 """The file beside packed shards: one name on each line, in the order of the class numbers."""
@@ -29,14 +29,17 @@ def read_class_names(path: str | Path) -> tuple[tuple[str, ...], tuple[str, ...]
     number to name, and its lines alone (`0: 'tench',` or `0: tench`).
 
     Raises:
-        ValueError: there is no such file, or another content; the message names the place. OSError: it cannot be read.
+        ValueError: there is no such file, it cannot be read, or has another content; the message names the place.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(
             f"got {url_of(file) or str(path)!r}, which is no file; wanted a file of class names: {_WANTED}"
         )
-    text = file.read_text(encoding="utf-8-sig").rstrip()
+    try:
+        text = file.read_text(encoding="utf-8-sig").rstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as text ({os_words(error)}), wanted {_WANTED}") from error
     if text.lstrip()[:1] in ("{", "["):
         return _structured(path, text)
     if _NUMBERED.match(text):

@@ -24,6 +24,8 @@ from mmssl.data.modality import View
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmssl.core.encoder import Encoder
+
 Interpolation = Literal["bicubic", "bilinear"]
 Fit = Literal["crop", "squash"]
 RATIO = (3 / 4, 4 / 3)
@@ -185,7 +187,7 @@ class SimClrView(CropView):
             x = x.where(x < self.config.solarize_threshold, 255 - x)
         return x.contiguous()
 
-    def finish(self, x: Tensor, parameters: Sequence[Mapping[str, Any] | None]) -> Tensor:
+    def finish(self, x: Tensor, parameters: Sequence[Mapping[str, Any] | None], encoder: Encoder) -> Tensor:
         """Apply colour jitter, greyscale, blur and solarization to uint8 [B, 3, H, W]."""
         return augment_batch(x, parameters, self.config.blur_kernel, self.config.solarize_threshold)
 

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 
 SEVERAL = 0.1
 """Share of texts with several lines above which it is asked whether each line is a caption."""
-TEXTS = {"whole": "one caption a file", "lines": "one caption a line"}
+ROWS = "rows"
+"""Format of the texts of rows that lie in no shard: each line is one of the captions that the row gives, whatever files hold."""
+TEXTS = {"whole": "one caption a file", "lines": "one caption a line", ROWS: "the captions of a row, one a line"}
 """Format of text files -> what a manifest says with its name."""
-READS = {"auto": ("whole", "lines"), "whole": ("whole",), "lines": ("lines", "whole")}
+READS = {"auto": ("whole", "lines", ROWS), "whole": ("whole", ROWS), "lines": ("lines", "whole", ROWS)}
 """Setting -> formats of text files that it reads rightly: mmssl writes no caption on several lines."""
 
 TextViewConfig = Annotated[
@@ -117,10 +119,11 @@ class TextModality(Modality):
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DecodeError("undecodable", f".{extension} is not UTF-8: {error}") from error
-        form = self.formats.get(extension, "whole") if self.captions == "auto" else self.captions
+        said = self.formats.get(extension, "whole")
+        form = said if self.captions == "auto" or said == ROWS else self.captions
         if form == "whole":
             captions = Captions([text.strip()] if text.strip() else [])
-        elif form == "lines":
+        elif form in ("lines", ROWS):
             captions = Captions([line.strip() for line in text.splitlines() if line.strip()])
         else:
             captions = _from_json(text, extension, self.captions, self.negatives)
@@ -173,7 +176,8 @@ class TextConfig(ModalityConfig):
             skipped), drawn in proportion to their weights.
         negatives: key of the JSON object with false captions of the sample (one or a list; may be missing), for views of kind
             hard_negative; for captions of the form {key: weight}.
-        augment: augmentations of the caption in the view "tokens", in this order: swap, delete or repeat words, or take a span.
+        augment: augmentations of the caption in the view "tokens", in this order: swap, delete or repeat words, take a span, or
+            permute sentences.
         views: further kinds of views that an objective needs -> their settings. Two views always exist: "tokens", a caption drawn
             by weight, and "eval", all captions as they are.
         extensions: default `txt`, or `json` for JSON formats.

@@ -1,4 +1,4 @@
-"""Text augmentation by words: EDA (Wei and Zou 2019, arXiv:1901.11196) and random spans (arXiv:2112.09118).
+"""Text augmentation by words and sentences: EDA (Wei and Zou 2019, arXiv:1901.11196), random spans (arXiv:2112.09118), BART.
 
 Each operation only chooses words: the parameters of an augmented caption are a list of word positions in the original. EDA's
 synonyms need a database; here a repeated word replaces the insertion of a synonym.
@@ -6,6 +6,7 @@ synonyms need a database; here a repeated word replaces the insertion of a synon
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
@@ -16,6 +17,8 @@ from pydantic import Field, model_validator
 from mmssl.core.config import LOW_HIGH, Config
 
 Share = Annotated[float, Field(gt=0, le=1)]
+SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
+"""What the last word of a sentence ends with."""
 
 
 class WordsConfig(Config, ABC):
@@ -28,8 +31,14 @@ class WordsConfig(Config, ABC):
     probability: float = Field(default=1.0, gt=0, le=1)
 
     @abstractmethod
-    def choose(self, words: list[int], rng: np.random.Generator) -> list[int]:
-        """Choose word positions from `words` (at least one): the positions after the operation, at least one."""
+    def choose(self, words: list[int], text: Sequence[str], rng: np.random.Generator) -> list[int]:
+        """Choose word positions from `words` (at least one): the positions after the operation, at least one.
+
+        Args:
+            words: positions in the original.
+            text: the words of the original.
+            rng: for the draws.
+        """
 
 
 class SwapConfig(WordsConfig):
@@ -42,7 +51,7 @@ class SwapConfig(WordsConfig):
     kind: Literal["swap"] = "swap"
     share: Share = 0.1
 
-    def choose(self, words: list[int], rng: np.random.Generator) -> list[int]:
+    def choose(self, words: list[int], text: Sequence[str], rng: np.random.Generator) -> list[int]:
         """See the base."""
         made = list(words)
         for _ in range(_times(self.share, words) if len(words) > 1 else 0):
@@ -52,7 +61,7 @@ class SwapConfig(WordsConfig):
 
 
 class DeleteConfig(WordsConfig):
-    """Random deletion (EDA): drop each word with a probability, but keep at least one.
+    """Random deletion (EDA), or word dropout (Iyyer et al. 2015): drop each word with a probability, but keep at least one.
 
     Attributes:
         share: probability of dropping each word.
@@ -61,7 +70,7 @@ class DeleteConfig(WordsConfig):
     kind: Literal["delete"] = "delete"
     share: Share = 0.1
 
-    def choose(self, words: list[int], rng: np.random.Generator) -> list[int]:
+    def choose(self, words: list[int], text: Sequence[str], rng: np.random.Generator) -> list[int]:
         """See the base."""
         stays = rng.random(len(words)) >= self.share
         return [word for word, it in zip(words, stays, strict=True) if it] or [words[int(rng.integers(len(words)))]]
@@ -77,7 +86,7 @@ class RepeatConfig(WordsConfig):
     kind: Literal["repeat"] = "repeat"
     share: Share = 0.1
 
-    def choose(self, words: list[int], rng: np.random.Generator) -> list[int]:
+    def choose(self, words: list[int], text: Sequence[str], rng: np.random.Generator) -> list[int]:
         """See the base."""
         made = list(words)
         for _ in range(_times(self.share, words)):
@@ -101,23 +110,46 @@ class SpanConfig(WordsConfig):
             raise ValueError(f"got share {list(self.share)}, wanted [smallest, largest]")
         return self
 
-    def choose(self, words: list[int], rng: np.random.Generator) -> list[int]:
+    def choose(self, words: list[int], text: Sequence[str], rng: np.random.Generator) -> list[int]:
         """See the base."""
         length = max(1, round(rng.uniform(*self.share) * len(words)))
         start = int(rng.integers(len(words) - length + 1))
         return words[start : start + length]
 
 
-WordOperation = Annotated[SwapConfig | DeleteConfig | RepeatConfig | SpanConfig, Field(discriminator="kind")]
+class SentencesConfig(WordsConfig):
+    """Sentence permutation (BART, Lewis et al. 2020, arXiv:1910.13461): the sentences of a text in random order.
+
+    A sentence ends with a word that ends with a full stop, a question mark or an exclamation mark, if need be before quotation
+    marks or brackets. A text of one sentence stays as it is. Abbreviations such as "Dr." count as ends, too.
+    """
+
+    kind: Literal["sentences"] = "sentences"
+
+    def choose(self, words: list[int], text: Sequence[str], rng: np.random.Generator) -> list[int]:
+        """See the base."""
+        sentences: list[list[int]] = [[]]
+        for word in words:
+            sentences[-1].append(word)
+            if SENTENCE_END.search(text[word]):
+                sentences.append([])
+        whole = [sentence for sentence in sentences if sentence]
+        return [word for number in rng.permutation(len(whole)) for word in whole[number]]
+
+
+WordOperation = Annotated[
+    SwapConfig | DeleteConfig | RepeatConfig | SpanConfig | SentencesConfig, Field(discriminator="kind")
+]
 
 
 def draw_words(text: str, operations: Sequence[WordsConfig], rng: np.random.Generator) -> list[int] | None:
     """Draw the word positions of `text` after all operations, in their order; None if the text is unchanged."""
-    before = list(range(len(text.split())))
+    split = text.split()
+    before = list(range(len(split)))
     words = before
     for operation in operations:
         if words and rng.random() < operation.probability:
-            words = operation.choose(words, rng)
+            words = operation.choose(words, split, rng)
     return None if words == before else words
 
 

@@ -26,7 +26,7 @@ class TokensViewConfig(Config):
     """Token ids of one caption, drawn by weight for each view by itself.
 
     Attributes:
-        augment: augmentations of the caption, in this order: swap, delete or repeat words, or take a span.
+        augment: augmentations of the caption, in this order: swap, delete or repeat words, take a span, or permute sentences.
     """
 
     kind: Literal["tokens"] = "tokens"

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from mmssl.core.config import Config, LocalPath
-from mmssl.core.errors import RecipeError
+from mmssl.core.errors import RecipeError, os_words
 from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.clip_vocabulary import Clean, clean_text, clip_vocabulary
 
@@ -87,7 +87,9 @@ class HfTokenizer(Tokenizer):
         try:
             encoder = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
-            raise RecipeError(f"{self.path} holds no tokenizer that transformers can load: {error}") from error
+            raise RecipeError(
+                f"{self.path} holds no tokenizer that transformers can load: {os_words(error)}"
+            ) from error
         if encoder.pad_token_id is None:
             raise RecipeError(
                 f"the tokenizer in {self.path} has no padding token: set one (`pad_token`) and save it again"

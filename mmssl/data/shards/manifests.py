@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -9,8 +10,12 @@ from pathlib import Path
 from mmssl.core.errors import DataError
 from mmssl.data.shards.writer import Manifest, read_manifest
 
+_log = logging.getLogger(__name__)
+
 SET_TYPE_FILE = "dataset_type.txt"
-"""File of CLIP_benchmark's layout, above the folders of splits: `retrieval` or `multilabel`; without it, a sample has one class."""
+"""File of CLIP_benchmark's layout, above the folders of splits or beside shards: `retrieval` or `multilabel`; without it, a sample
+has one class."""
+MULTI_LABEL = "multilabel"
 
 Formats = Mapping[str, str]
 """Extension -> name of the format of such members; see `Manifest`."""
@@ -38,9 +43,15 @@ def find_manifests(shards: Sequence[Path]) -> list[Manifest | None]:
 
 
 def read_formats(shards: Sequence[Path]) -> tuple[Formats, ...]:
-    """The formats of the members of each shard, as its manifest or the layout of its folder says; empty: nothing says."""
-    found = zip(shards, find_manifests(shards), strict=True)
-    return tuple(_of_layout(shard) if manifest is None else manifest.formats for shard, manifest in found)
+    """The formats of the members of each shard, as its manifest or the layout of its folder says; empty: nothing says.
+
+    Shards of a folder that is not finished are a warning.
+    """
+    found = find_manifests(shards)
+    for folder in dict.fromkeys(one.folder for one in found if one is not None and not one.complete):
+        _log.warning("%s is unfinished: shards are missing; give the command that makes it again", folder)
+    pairs = zip(shards, found, strict=True)
+    return tuple(_of_layout(shard) if manifest is None else manifest.formats for shard, manifest in pairs)
 
 
 def _of_layout(shard: Path) -> Formats:

@@ -1,7 +1,7 @@
 """Writing shards: atomic tar files, equal bytes for equal samples, and a manifest with their digests.
 
 A shard is written under a temporary name and renamed when complete. The manifest records size and SHA-256 of each, so that a later
-call keeps intact shards and writes only those that are missing or damaged.
+call keeps intact shards and writes only those that are missing or damaged. Until all are written, it has another name.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import tarfile
@@ -23,12 +24,15 @@ from typing import Any, BinaryIO, TypeVar
 from mmssl.core.errors import DataError, os_words
 from mmssl.data.shards.sidecar import sidecar_path
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
 """Called with (samples or shards done, all of them)."""
 
 MANIFEST = "manifest.json"
+UNFINISHED = "manifest.unfinished.json"
+"""In place of the manifest until all shards are written: what a later call goes on behind."""
 FORMAT = 1
 _OURS = re.compile(r"\d{6}\.tar|\.\d{6}\.tar\.\d+\.partial")
 
@@ -94,7 +98,7 @@ class Manifest:
         return dict(Counter(row["reason"] for shard in self.shards for row in shard.skipped))
 
     def write(self) -> Manifest:
-        """Write `manifest.json` into the folder, atomically."""
+        """Write `manifest.json` into the folder, atomically; or, as long as it is not complete, `manifest.unfinished.json`."""
         document = {
             "format": FORMAT,
             "complete": self.complete,
@@ -105,7 +109,10 @@ class Manifest:
             "skipped": self.skipped,
             "shards": [asdict(shard) for shard in self.shards],
         }
-        write_atomically(self.folder / MANIFEST, (json.dumps(document, indent=1) + "\n").encode())
+        # Of both files, which a kill may leave, the unfinished one counts.
+        name, other = (MANIFEST, UNFINISHED) if self.complete else (UNFINISHED, MANIFEST)
+        write_atomically(self.folder / name, (json.dumps(document, indent=1) + "\n").encode())
+        (self.folder / other).unlink(missing_ok=True)
         return self
 
     def intact(self, shard: ShardRecord) -> bool:
@@ -115,13 +122,34 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Read the manifest of a folder of shards; None if there is none.
+    """Read the manifest of a folder of shards, or of an unfinished one what there is so far; None if there is none.
 
     Raises:
         DataError: the manifest cannot be read.
     """
-    path = folder / MANIFEST
-    return parse_manifest(path.read_bytes(), folder, str(path)) if path.exists() else None
+    path = next((folder / name for name in (UNFINISHED, MANIFEST) if (folder / name).exists()), None)
+    return None if path is None else parse_manifest(path.read_bytes(), folder, str(path))
+
+
+@contextlib.contextmanager
+def telling_what_stays(folder: Path, advice: str) -> Iterator[None]:
+    """Say what an error or a signal within leaves in a folder of shards; a folder without any gets no manifest.
+
+    Args:
+        folder: of the manifest.
+        advice: what to do about it.
+    """
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(DataError, OSError):
+            state = read_manifest(folder)
+            if state is not None and state.shards:
+                said = f"shards so far: {len(state.shards)}, of {state.samples:,} samples, in {UNFINISHED}"
+                _log.warning("%s is unfinished (%s): %s", folder, said, advice)
+            elif not any(folder.rglob("*.tar")):
+                (folder / UNFINISHED).unlink(missing_ok=True)
+        raise
 
 
 def parse_manifest(data: bytes, folder: Path, where: str) -> Manifest:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.core.batch import Batch
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 from mmssl.data.stream.order import Ticket
 
 
@@ -42,7 +42,7 @@ class Audit:
                     _rewind(path, step)
             self._file = self.path.open("a", encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise DataError(f"data.audit: cannot write into {folder}: {error}; set another folder") from error
+            raise DataError(f"data.audit: cannot write into {folder}: {os_words(error)}; set another folder") from error
 
     def write(self, step: int, batch: Batch, tickets: Sequence[Ticket], whole: Iterable[Ticket]) -> None:
         """Write the line of this process' rows of a global batch.

@@ -24,7 +24,7 @@ def require_members(indexes: Sequence[ShardIndex], modalities: Mapping[str, Moda
     for name, modality in modalities.items():
         if not set(there).intersection(modality.extensions):
             first = indexes[0].origin(0).shard
-            lack = describe_lack(name, modality.extensions, there)
+            lack = describe_lack(name, modality.extensions, there, "if none does, choose other shards")
             raise DataError(f"no sample has {name!r} (first shard: {first}): {lack}")
 
 

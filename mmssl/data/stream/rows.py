@@ -12,13 +12,15 @@ from mmssl.core.batch import Batch, Needs, Records
 from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault
 from mmssl.core.seeding import generator
+from mmssl.data.draws import draw_views, make_views
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, SampleIndex, draw_views, make_views
+from mmssl.data.samples import BadSample, SampleIndex
 from mmssl.data.stream.collate import Row, collate
 from mmssl.data.stream.sources import Sources
 from mmssl.data.stream.workers import Located
 from mmssl.data.synchronized.chain import Synchronized
 from mmssl.data.synchronized.operation import Operation, unapplied
+from mmssl.data.synchronized.partners import draw_partners
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +76,9 @@ class Rows(Located):
         for attempt in range(1 + _SUBSTITUTES):
             chosen = self._chosen(epoch, ordinal, attempt)
             try:
-                sample = self.synchronized.load(*self.sources.locate(chosen), key)
+                index, place = self.sources.locate(chosen)
+                sample = self.synchronized.load(index, place, key)
+                partners = draw_partners(self.synchronized, index, sample, self.needs, key)
             except BadSample as bad:
                 faults.append(bad.fault)
                 if self.on_error == "skip":
@@ -88,8 +92,8 @@ class Rows(Located):
             except DataError as error:
                 return error
             try:
-                parameters = draw_views(sample, self.modalities, self.needs, key)
-                views = make_views(sample, self.modalities, self.needs, parameters)
+                parameters = draw_views(sample, self.modalities, self.needs, key, partners)
+                views = make_views(sample, self.modalities, self.needs, parameters, partners)
                 record = Records.text({"synchronized": sample.record, "views": parameters})
             except Exception as error:
                 error.add_note(f"in key {sample.key!r}, {sample.origin}")

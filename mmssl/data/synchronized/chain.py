@@ -18,6 +18,7 @@ from pydantic import Field as Setting
 
 from mmssl.core.sample import Sample
 from mmssl.core.seeding import generator
+from mmssl.data.draws import Key
 from mmssl.data.kernel import Entry, window_of
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, EncodedSample, Samples, read
@@ -33,8 +34,6 @@ SynchronizedConfig = Annotated[
     TimeCrop | Speed | Flip | Crop | Reverse | Roll | TimeMask | Mixup | Gain | Dropout | Negative,
     Setting(discriminator="kind"),
 ]
-
-Key = tuple[int | str, ...]
 
 
 def mistakes(operations: Sequence[Operation], modalities: Mapping[str, Modality]) -> Iterator[str]:

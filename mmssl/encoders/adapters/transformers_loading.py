@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmssl.core.config import LocalPath
 from mmssl.core.encoder import Encoder, EncoderConfig
-from mmssl.core.errors import CheckpointError, did_you_mean
+from mmssl.core.errors import CheckpointError, did_you_mean, os_words
 from mmssl.core.start import Start
 from mmssl.encoders.adapters.adapter import Adapter, refuse_checkpointing
 from mmssl.encoders.adapters.transformers_names import to_transformers
@@ -94,7 +94,7 @@ def create(
                 output_loading_info=True,
             )
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"cannot load the model in {str(config.path)!r}: {error}") from error
+            raise CheckpointError(f"cannot load the model in {str(config.path)!r}: {os_words(error)}") from error
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         missing = {id(tensors[name]) for name in info["missing_keys"] if name in tensors}
     model = _without_others(model, part) if projected else _part(model, part)
@@ -121,7 +121,7 @@ def read_settings(config: HfConfig) -> Any:
         try:
             values = json.loads(file.read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {where!r}: {error}; wanted a model's config.json") from error
+            raise CheckpointError(f"cannot read {where!r}: {os_words(error)}; wanted a model's config.json") from error
     if "auto_map" in values:
         raise ValueError(
             f"{where} has auto_map: this model runs code from its folder, which is refused; choose another model"
@@ -240,6 +240,6 @@ def read_preprocessor(config: HfConfig) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"cannot read {str(file)!r}: {error}; set front_end to that of the model's training"
+            f"cannot read {str(file)!r}: {os_words(error)}; set front_end to that of the model's training"
         ) from error
     return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Literal
@@ -33,7 +33,8 @@ from mmssl.evaluation.labelled.base import (
     number_classes,
     warm_cosine,
 )
-from mmssl.evaluation.ranking import Predictions, exact_products, ranks_of_classes
+from mmssl.evaluation.ranking import Predictions, ranks_of_classes
+from mmssl.evaluation.tiles import exact_products
 
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
 
@@ -280,9 +281,8 @@ def train_head(
 def predict(head: nn.Module, tokens: Tensor, wanted: Tensor, at_once: int = 256) -> Predictions:
     """Predictions of a head for inputs [n, ...], and the ranks of the wanted classes [n]."""
     with torch.autocast(tokens.device.type, enabled=False), exact_products():
-        parts: Sequence[Predictions] = [
-            ranks_of_classes(head(x), some)
+        parts = [
+            ranks_of_classes(head(x), some, scale=1.0)
             for x, some in zip(torch.split(tokens, at_once), torch.split(wanted, at_once), strict=True)
         ]
-    columns = zip(*((part.ranks, part.tied, part.predicted) for part in parts), strict=True)
-    return Predictions(*(torch.cat(column) for column in columns))
+    return Predictions.joined(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -20,7 +21,7 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
-from mmssl.evaluation.class_names import compare_with_stored, stored_class_names
+from mmssl.evaluation.class_names import compare_with_stored, one_for_all, stored_class_names
 from mmssl.evaluation.collect import Collected, Encode, KeptShards, items_in_both
 from mmssl.evaluation.common import (
     broadcast_scores,
@@ -28,8 +29,9 @@ from mmssl.evaluation.common import (
     require_modalities,
     require_usable,
 )
+from mmssl.evaluation.corrupted import CorruptedShards, Figure
 from mmssl.evaluation.ranking import Predictions
-from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
+from mmssl.evaluation.robustness import RobustConfig
 
 ScaleKind = Literal["standard", "unit", "none"]
 
@@ -65,28 +67,38 @@ class LabelledConfig(RobustConfig, ABC):
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features [n, D] float32, labels [n] int64 and keys of samples with both; how many were `excluded` or `skipped` (damaged)."""
+    """Features [n, D] float32, labels [n] int64 and keys of samples with both; how many were `excluded` or `skipped` (damaged).
+
+    `names` are those of all class numbers, where the shards have them.
+    """
 
     features: Tensor
     labels: Tensor
     excluded: int = 0
     skipped: int = 0
     keys: Sequence[str] = ()
+    names: Sequence[str] = ()
 
 
 class LabelledShards:
-    """The training and test shards of an evaluator, kept open between its runs."""
+    """The training and test shards of an evaluator, kept open between its runs.
+
+    Attributes:
+        test: those with the test samples.
+    """
 
     def __init__(self, config: LabelledConfig, modalities: Mapping[str, Modality]) -> None:
         self.config = config
+        self._names: Sequence[str] = ()
         names = (config.modality, config.labels)
         self._train = KeptShards(config, modalities, names, config.train_shards, config.max_train_samples)
-        self._test = KeptShards(config, modalities, names, config.shards, config.max_samples)
+        hashed = bool(config.corruptions)
+        self.test = KeptShards(config, modalities, names, config.shards, config.max_samples, hashed=hashed)
 
     @property
     def reads(self) -> tuple[tuple[tuple[str, ...], Mapping[str, Modality]], ...]:
         """The shards of both, and the modalities that are read."""
-        return (*self._train.reads, *self._test.reads)
+        return (*self._train.reads, *self.test.reads)
 
     def features(self, model: EmbeddingModel, encode: Encode) -> tuple[Labelled, Labelled]:
         """Features and labels of the training and of the test samples.
@@ -101,40 +113,46 @@ class LabelledShards:
         """
         model.require(self.config.modality, shared_space=False)
         self.open()
-        return self.collect(model, self._train, encode), self.collect(model, self._test, encode)
+        return self.collect(model, self._train, encode), self.collect(model, self.test, encode)
 
     def samples(self) -> int:
         """Number of training and test samples that are read."""
         self.open()
-        pairs = ((self._train, self.config.max_train_samples), (self._test, self.config.max_samples))
+        pairs = ((self._train, self.config.max_train_samples), (self.test, self.config.max_samples))
         return sum(min(len(shards.index.open()), limit or sys.maxsize) for shards, limit in pairs)
 
     def open(self) -> None:
         """Open both, see `KeptShards.open`, and compare the class names beside them."""
         self._train.open()
-        self._test.open()
-        for file, names in stored_class_names(self.config.train_shards).items():
+        self.test.open()
+        stored = stored_class_names(self.config.train_shards)
+        for file, names in stored.items():
             compare_with_stored(names, self.config.shards, str(file))
+        self._names = one_for_all(stored)
 
     def digest(self) -> str:
         """Of the training and the test shards, see `KeptIndex.digest`."""
-        return f"{self._train.digest()} {self._test.digest()}"
+        return f"{self._train.digest()} {self.test.digest()}"
 
     def close(self) -> None:
         """Stop the workers and close the shards."""
         self._train.close()
-        self._test.close()
+        self.test.close()
 
     def collect(self, model: EmbeddingModel, shards: KeptShards, encode: Encode) -> Labelled:
         """Features and labels of the samples of some shards; see `features`."""
         modality, labels = self.config.modality, self.config.labels
         with inference(model, self.config.precision):
             data = shards.collect({modality: encode, labels: lambda x: x}, model.device)
-        return labelled(data, modality, labels)
+        return labelled(data, modality, labels, self._names)
 
 
-def labelled(data: Collected, modality: str, labels: str) -> Labelled:
+def labelled(data: Collected, modality: str, labels: str, names: Sequence[str] = ()) -> Labelled:
     """Select the samples of a data set that have features and a label.
+
+    Args:
+        data: of the data set, with the modalities `modality` and `labels`.
+        names: see `Labelled`.
 
     Raises:
         NumericError: a feature is not finite.
@@ -149,7 +167,7 @@ def labelled(data: Collected, modality: str, labels: str) -> Labelled:
         )
     excluded = len(data.keys) - int(with_label.sum())
     keys = [data.keys[number] for number in owner[with_label].tolist()]
-    return Labelled(rows[with_label], data[labels].rows[with_row], excluded, data.skipped, keys)
+    return Labelled(rows[with_label], data[labels].rows[with_row], excluded, data.skipped, keys, names)
 
 
 def number_classes(train: Labelled) -> tuple[Tensor, Tensor]:
@@ -189,8 +207,7 @@ def in_shares(classify: Classify) -> Classify:
     def gathered(features: Tensor, wanted: Tensor) -> Predictions:
         world, rank, n = distributed.world_size(), distributed.rank(), len(features)
         share = slice(rank * n // world, (rank + 1) * n // world)
-        own = classify(features[share], wanted[share])
-        return Predictions(*(distributed.gather_uneven(one) for one in (own.ranks, own.tied, own.predicted)))
+        return classify(features[share], wanted[share]).each(distributed.gather_uneven)
 
     return gathered
 
@@ -241,13 +258,17 @@ class LabelledEvaluator(Evaluator):
         answers, said = classify(test)
 
         def figures(shards: KeptShards) -> dict[str, Figure]:
-            under = self._shards.collect(model, shards, encode)
-            return {"acc1": Figure.of(classify(under)[0].scores(), "acc1")}
+            return {"acc1": accuracy_figure(classify(self._shards.collect(model, shards, encode))[0])}
 
         scores = classifier_scores(train, test, answers) | said
-        robust, tables = self._corrupted.measure(figures, scores)
+        robust, tables = self._corrupted.measure(figures, {"acc1": accuracy_figure(answers)}, self._shards.test.inputs)
         self.tables = answers.tables() | tables
         yield from broadcast_scores(scores | robust).items()
+
+
+def accuracy_figure(answers: Answers) -> Figure:
+    """acc1, as `CorruptedShards.measure` takes it."""
+    return Figure.of(answers.accuracy(), "acc1", answers.keys, answers.hits())
 
 
 def classifier_answers(test: Labelled, classes: Tensor, classify: Classify) -> Answers:
@@ -264,9 +285,18 @@ def classifier_answers(test: Labelled, classes: Tensor, classify: Classify) -> A
     # A label that training lacks gets the last class number + 1, for which the classifier has no row.
     labels = torch.where(known, found, len(classes))
     ranks = predictions.ranks.where(known, len(classes) + 5)
-    names = [str(label) for label in classes.tolist()]
+    has_score = torch.stack([torch.ones_like(known), known], 1)
+    predictions = predictions.each(lambda x: x.where(has_score, torch.nan) if x.ndim == 2 else x)
+    names = _named(classes.tolist(), test.names)
     unseen = [] if known.all() else ["(not in training)"]
-    return Answers(test.keys, labels, replace(predictions, ranks=ranks), names + unseen)
+    return Answers(test.keys, labels, replace(predictions, ranks=ranks), names + unseen, len(names))
+
+
+def _named(labels: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Names of classes: with the number where several have a name, the number alone where one has none."""
+    found = [names[label] if 0 <= label < len(names) else str(label) for label in labels]
+    times = Counter(found)
+    return [f"{name} ({label})" if times[name] > 1 else name for name, label in zip(found, labels, strict=True)]
 
 
 def classifier_scores(train: Labelled, test: Labelled, answers: Answers) -> dict[str, Score]:
@@ -275,11 +305,8 @@ def classifier_scores(train: Labelled, test: Labelled, answers: Answers) -> dict
     Those of `classification_scores` (classes are the training labels; another test label is in n_unseen), n_train, n_excluded and
     n_skipped (of the test samples), n_train_excluded and n_train_skipped.
     """
-    classes = number_classes(train)[0]
     return answers.scores() | {
-        "chance": 1 / len(classes),
-        "classes": len(classes),
-        "n_unseen": int((answers.labels == len(classes)).sum()),
+        "n_unseen": sum(answers.counts[answers.answerable :]),
         "n_train": len(train.labels),
         "n_excluded": test.excluded,
         "n_skipped": test.skipped,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from mmssl.core import distributed
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
-from mmssl.core.evaluator import Score, Table
+from mmssl.core.evaluator import Score
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
@@ -22,6 +23,7 @@ from mmssl.evaluation.collect import Encode
 from mmssl.evaluation.common import inference
 from mmssl.evaluation.labelled.base import (
     Classifier,
+    Classify,
     Counts,
     Labelled,
     LabelledConfig,
@@ -30,11 +32,11 @@ from mmssl.evaluation.labelled.base import (
     classifier_answers,
     number_classes,
 )
-from mmssl.evaluation.labelled.linear_probe import Probe, Scale, fit_probes
+from mmssl.evaluation.labelled.drawn_answers import DrawnAnswers
+from mmssl.evaluation.labelled.linear_probe import Scale, fit_probes
 from mmssl.evaluation.labelled.tip_adapter import cache_predictions
 from mmssl.evaluation.prompts import PromptedConfig
 from mmssl.evaluation.ranking import Predictions
-from mmssl.evaluation.statistics import mean_interval
 
 
 class FewShotConfig(LabelledConfig, PromptedConfig):
@@ -96,20 +98,19 @@ class FewShot(LabelledEvaluator):
             compare_with_stored(self._prompts.names, self.config.shards, "`classnames`")
 
     def encode(self, model: EmbeddingModel) -> Encode:
-        """Pooled encoder features; with `tip_adapter` embeddings in the shared space behind them, in one row [D + E].
+        """Pooled encoder features; with `tip_adapter` embeddings in the shared space behind them, in one row [D + E], of one pass.
 
         Raises:
             ValueError: the model has no such features, or no shared space that `tip_adapter` needs.
         """
-        features = super().encode(model)
         if self._prompts is None:
-            return features
+            return super().encode(model)
         for name in (self.modality, self._prompts.modality):
             model.require(name, shared_space=True)
         self.open()
         with inference(model, self.config.precision):
             self._classifier = self._prompts.classifier(model)
-        return lambda x: torch.cat([features(x), model.embed(self.modality, x)], 1)
+        return lambda x: torch.cat(model.features_and_embeddings(self.modality, x), 1)
 
     def fit(self, train: Labelled) -> Classifier:
         if self._prompts is None or self._classifier is None:
@@ -131,61 +132,11 @@ class FewShot(LabelledEvaluator):
         return classify
 
 
-@dataclass(frozen=True)
-class DrawnAnswers(Answers):
-    """Answers of several classifiers for the same N samples, one for each draw of training samples.
-
-    Attributes:
-        predictions: of the first draw.
-        draws: the answers of each draw; at least two.
-    """
-
-    draws: tuple[Answers, ...] = ()
-
-    @classmethod
-    def of(cls, draws: tuple[Answers, ...]) -> DrawnAnswers:
-        """Those of each draw."""
-        return cls(draws[0].keys, draws[0].labels, draws[0].predictions, draws[0].names, draws)
-
-    def scores(self) -> dict[str, Score]:
-        """Means over draws of `classification_scores`, with Student's intervals of these means."""
-        each = [answers.scores() for answers in self.draws]
-        scores = dict(each[0])
-        for name in ("acc1", "acc5", "mean_per_class_recall", "macro_f1"):
-            values = [value for one in each if isinstance(value := one[name], float)]
-            if values:
-                scores[name], scores[f"{name}_ci95_low"], scores[f"{name}_ci95_high"], _ = mean_interval(values)
-        return scores
-
-    def tables(self) -> dict[str, Table]:
-        """Tables of `Answers` over all draws.
-
-        "samples": acc1 and acc5 are shares of the draws; predicted_draw0 and rank_draw0 are of the first draw. "classes": recall,
-        precision and F1 of the answers of all draws together. "confusions": n is the mean number in a draw.
-        """
-        count = len(self.draws)
-        each = [answers.tables()["samples"] for answers in self.draws]
-        rows = {name: each[0].columns[name] for name in ("key", "class")}
-        rows |= {f"{name}_draw0": each[0].columns[name] for name in ("predicted", "rank")}
-        for name in each[0].outcomes:
-            right = torch.tensor([table.columns[name] for table in each], dtype=torch.float64)
-            rows[name] = right.mean(0).tolist()
-        parts = zip(*((one.ranks, one.tied, one.predicted) for one in (a.predictions for a in self.draws)), strict=True)
-        together = Predictions(*(torch.cat(part) for part in parts))
-        whole = Answers([*self.keys] * count, self.labels.repeat(count), together, self.names).tables()
-        classes, confusions = whole["classes"].columns, whole["confusions"].columns
-        return {
-            "samples": Table(rows, each[0].outcomes),
-            "classes": Table({**classes, "n": torch.bincount(self.labels, minlength=len(self.names)).tolist()}),
-            "confusions": Table({**confusions, "n": [float(n or 0) / count for n in confusions["n"]]}),
-        }
-
-
 def few_shot_classifier(train: Labelled, config: FewShotConfig) -> Classifier:
     """Classifiers of draws of k training samples of each class; each process fits, and asks, those of its share of the draws.
 
     The answers are those of all draws of the last number of shots, see `DrawnAnswers`. It says acc1_shots<k>, the mean over draws;
-    its _ci95_low and _high, Student's interval of that mean over draws; its _deviation between draws, and _chance.
+    its _ci95_low and _high, over draws and test samples (see `mean_over_draws`); its _deviation between draws, and _chance.
 
     Raises:
         DataError: fewer than two classes, or a class with fewer training samples than the most shots.
@@ -198,25 +149,14 @@ def few_shot_classifier(train: Labelled, config: FewShotConfig) -> Classifier:
             f"shots: got {max(config.shots)}, and class {int(classes[least])} has {int(counts[least])} training samples; lower "
             "`shots`, or check `train_shards`"
         )
-    plan = [(k, draw) for k in config.shots for draw in range(config.draws)]
-    mine = range(distributed.rank(), len(plan), distributed.world_size())
-    fitted = {plan[i]: _fit(train.features, numbers, len(classes), *plan[i], config) for i in mine}
+    fitted = {which: _fit(train.features, numbers, len(classes), *which, config) for which in _own_draws(config)}
 
     def classify(test: Labelled) -> tuple[Answers, dict[str, Score]]:
-        own = {which: _predictions(*probe, test, classes) for which, probe in fitted.items()}
-        found = {which: one for part in distributed.gather_objects(own) for which, one in part.items()}
-
-        def answers(k: int, draw: int) -> Answers:
-            one = found[k, draw]
-            here = Predictions(*(x.to(test.labels.device) for x in (one.ranks, one.tied, one.predicted)))
-            return classifier_answers(test, classes, lambda features, wanted: here)
-
+        each = _answers_of_draws(fitted, test, classes, config)
         said: dict[str, Score] = {"draws": config.draws, "draw_seed": config.seed}
-        for k in config.shots:
-            each = tuple(answers(k, draw) for draw in range(config.draws))
-            shares = [int((one.predictions.ranks == 1).sum()) / len(one.labels) for one in each]
-            said |= _over_draws(f"acc1_shots{k}", shares, len(classes))
-        return DrawnAnswers.of(each), said
+        for k, answers in each.items():
+            said |= _over_draws(f"acc1_shots{k}", answers)
+        return each[config.shots[-1]], said
 
     return classify
 
@@ -232,46 +172,53 @@ def cache_classifier(
         train: embeddings [n, E] of norm 1, with labels. classifier: [K, E], class weights of prompts, by label.
     """
     classes, numbers = number_classes(train)
-    plan = [(k, draw) for k in config.shots for draw in range(config.draws)]
-    mine = plan[distributed.rank() :: distributed.world_size()]
 
-    def classify(test: Labelled) -> dict[str, Score]:
-        own = {which: share(test, *which) for which in mine}
-        found = {which: one for part in distributed.gather_objects(own) for which, one in part.items()}
-        said: dict[str, Score] = {}
-        for k in config.shots:
-            shares = [found[k, draw] for draw in range(config.draws)]
-            said |= _over_draws(f"acc1_cache_shots{k}", shares, len(classes))
-        return said
-
-    def share(test: Labelled, k: int, draw: int) -> float:
+    def predict(k: int, draw: int, rows: Tensor, wanted: Tensor) -> Predictions:
         chosen = _drawn(numbers, len(classes), k, draw, config)
         cache = (classifier[classes], train.features[chosen], numbers[chosen], config.alpha, config.beta)
-        answers = classifier_answers(test, classes, lambda rows, wanted: cache_predictions(rows, wanted, *cache))
-        return int((answers.predictions.ranks == 1).sum()) / len(answers.labels)
+        return cache_predictions(rows, wanted, *cache)
+
+    def classify(test: Labelled) -> dict[str, Score]:
+        own: dict[tuple[int, int], Classify] = {which: partial(predict, *which) for which in _own_draws(config)}
+        said: dict[str, Score] = {}
+        for k, answers in _answers_of_draws(own, test, classes, config).items():
+            said |= _over_draws(f"acc1_cache_shots{k}", answers)
+        return said
 
     return classify
 
 
-def _over_draws(name: str, shares: Sequence[float], classes: int) -> dict[str, Score]:
-    """The mean of shares over draws, its interval and chance, and their deviation."""
-    mean, low, high, deviation = mean_interval(shares)
-    said: dict[str, Score] = {name: mean, f"{name}_ci95_low": low, f"{name}_ci95_high": high}
-    return said | {f"{name}_deviation": deviation, f"{name}_chance": 1 / classes}
+def _own_draws(config: FewShotConfig) -> list[tuple[int, int]]:
+    """Shots and number of each draw that is this process' share."""
+    plan = [(k, draw) for k in config.shots for draw in range(config.draws)]
+    return plan[distributed.rank() :: distributed.world_size()]
 
 
-def _predictions(scale: Scale, probe: Probe, test: Labelled, classes: Tensor) -> Predictions:
-    """What one classifier predicts, on the CPU."""
-    found = classifier_answers(
-        test, classes, lambda features, wanted: probe.classify(scale(features), wanted)
-    ).predictions
-    return Predictions(found.ranks.cpu(), found.tied.cpu(), found.predicted.cpu())
+def _answers_of_draws(
+    own: Mapping[tuple[int, int], Classify], test: Labelled, classes: Tensor, config: FewShotConfig
+) -> dict[int, DrawnAnswers]:
+    """Shots -> the answers of all draws, of which each process asks the classifiers of its own."""
+    asked = {}
+    for which, classify in own.items():
+        asked[which] = classifier_answers(test, classes, classify).predictions.each(lambda x: x.cpu())
+    every = {which: one for part in distributed.gather_objects(asked) for which, one in part.items()}
+
+    def answers(one: Predictions) -> Answers:
+        here = one.each(lambda x: x.to(test.labels.device))
+        return classifier_answers(test, classes, lambda features, wanted: here)
+
+    return {k: DrawnAnswers.of([answers(every[k, draw]) for draw in range(config.draws)]) for k in config.shots}
 
 
-def _fit(
-    features: Tensor, numbers: Tensor, classes: int, k: int, draw: int, config: FewShotConfig
-) -> tuple[Scale, Probe]:
-    """Scaling and logistic regression of one draw of k training samples of each class.
+def _over_draws(name: str, answers: DrawnAnswers) -> dict[str, Score]:
+    """The accuracy over draws, its interval and chance, and the standard deviation between draws."""
+    found = answers.accuracy()
+    said = {f"{name}{part}": found[f"acc1{part}"] for part in ("", "_ci95_low", "_ci95_high")}
+    return said | {f"{name}_deviation": answers.deviation(), f"{name}_chance": found["chance"]}
+
+
+def _fit(features: Tensor, numbers: Tensor, classes: int, k: int, draw: int, config: FewShotConfig) -> Classify:
+    """Scaling and logistic regression of one draw of k training samples of each class, as what it predicts.
 
     Args:
         features: [n, D]. numbers: [n] int64, in 0 ... classes-1.
@@ -279,7 +226,8 @@ def _fit(
     chosen = _drawn(numbers, classes, k, draw, config)
     scale = Scale.of(features[chosen], config.scale)
     penalty = 1 / (config.c * len(chosen))
-    return scale, fit_probes(scale(features[chosen]), numbers[chosen], classes, (penalty,))[penalty]
+    probe = fit_probes(scale(features[chosen]), numbers[chosen], classes, (penalty,))[penalty]
+    return lambda rows, wanted: probe.classify(scale(rows), wanted)
 
 
 def _drawn(numbers: Tensor, classes: int, k: int, draw: int, config: FewShotConfig) -> Tensor:

@@ -26,20 +26,23 @@ from mmssl.data.modality import Modality
 from mmssl.data.shards.paths import stamps
 from mmssl.data.stream.passes import ShuffledPasses
 from mmssl.evaluation.answers import Answers
-from mmssl.evaluation.class_names import compare_with_stored, stored_class_names
+from mmssl.evaluation.class_names import compare_with_stored, one_for_all, stored_class_names
 from mmssl.evaluation.collect import Collected, Encode, KeptShards, items_in_both, unpack_items
 from mmssl.evaluation.common import broadcast_scores, inference, require_modalities
+from mmssl.evaluation.corrupted import CorruptedShards, Figure
 from mmssl.evaluation.labelled.base import (
     Labelled,
     LabelledConfig,
+    accuracy_figure,
     classifier_answers,
     classifier_scores,
     labelled,
     number_classes,
     warm_cosine,
 )
-from mmssl.evaluation.ranking import exact_products, ranks_of_classes
-from mmssl.evaluation.robustness import CorruptedShards, Figure, views_to_average
+from mmssl.evaluation.ranking import ranks_of_classes
+from mmssl.evaluation.robustness import views_to_average
+from mmssl.evaluation.tiles import exact_products
 
 
 class FineTuningConfig(LabelledConfig):
@@ -149,9 +152,11 @@ class FineTuning(Evaluator):
         self.config = config
         self.modalities = modalities = config.viewed(modalities, (config.modality,))
         names = (config.modality, config.labels)
+        self._names: tuple[str, ...] = ()
         self._train = KeptShards(config, modalities, names, config.train_shards, config.max_train_samples)
         self._validation = KeptShards(config, modalities, names, config.validation_shards, None)
-        self._test = KeptShards(config, modalities, names, config.shards, config.max_samples)
+        hashed = bool(config.corruptions)
+        self._test = KeptShards(config, modalities, names, config.shards, config.max_samples, hashed=hashed)
         self._corrupted = CorruptedShards(config, modalities, names, (config.modality,))
         self.kept = (self._train, self._validation, self._test)
 
@@ -169,7 +174,9 @@ class FineTuning(Evaluator):
                 f"validation_shards: got {min(ours & others)}, which is one of `train_shards`, wanted other samples: they choose "
                 "the epoch"
             )
-        for file, names in stored_class_names(config.train_shards).items():
+        stored = stored_class_names(config.train_shards)
+        self._names = one_for_all(stored)
+        for file, names in stored.items():
             for shards in (config.validation_shards, config.shards):
                 compare_with_stored(names, shards, str(file))
 
@@ -185,9 +192,9 @@ class FineTuning(Evaluator):
         scores = classifier_scores(task.train, test, answers) | said
 
         def figures(shards: KeptShards) -> dict[str, Figure]:
-            return {"acc1": Figure.of(self._answers(tuned, shards, task)[0].scores(), "acc1")}
+            return {"acc1": accuracy_figure(self._answers(tuned, shards, task)[0])}
 
-        robust, tables = self._corrupted.measure(figures, scores)
+        robust, tables = self._corrupted.measure(figures, {"acc1": accuracy_figure(answers)}, self._test.inputs)
         self.tables = answers.tables() | tables
         kept = tuned if self.config.keep_weights else tuned.head
         prefix = "" if self.config.keep_weights else "head."
@@ -223,7 +230,7 @@ class FineTuning(Evaluator):
                         rates.step()
                 answers, found = self._answers(tuned, self._validation, task)
                 # One process decides for all: rounding may differ.
-                share = float(distributed.gather_objects(answers.scores()["acc1"])[0])
+                share = float(distributed.gather_objects(answers.accuracy()["acc1"])[0])
                 if share > best:
                     best, best_epoch, seen = share, epoch + 1, len(found.labels)
                     state = {name: x.detach().to("cpu", copy=True) for name, x in tuned.state_dict().items()}
@@ -270,7 +277,7 @@ class FineTuning(Evaluator):
         encode: dict[str, Encode] = {modality: logits, labels: lambda x: x}
         with inference(tuned):
             data: Collected = shards.collect(encode, task.classes.device)
-        found = labelled(data, modality, labels)
+        found = labelled(data, modality, labels, self._names)
         return classifier_answers(found, task.classes, ranks_of_classes), found
 
 

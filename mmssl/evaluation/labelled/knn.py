@@ -25,7 +25,8 @@ from mmssl.evaluation.labelled.base import (
     in_shares,
     number_classes,
 )
-from mmssl.evaluation.ranking import TILE, Predictions, exact_products, pad_rows, ranks_of_classes
+from mmssl.evaluation.ranking import Predictions, ranks_of_classes
+from mmssl.evaluation.tiles import TILE, exact_products, pad_rows
 
 
 class KnnConfig(LabelledConfig):
@@ -82,7 +83,7 @@ def neighbours(train: Labelled, ks: tuple[int, ...] = (20,), temperature: float 
         def classify_all(features: Tensor, wanted: Tensor) -> Predictions:
             each = in_shares(voted)(features, wanted)
             for i, k in enumerate(ks):
-                found[k] = Predictions(each.ranks[:, i], each.tied[:, i], each.predicted[:, i])
+                found[k] = each.each(lambda x, i=i: x[:, i])
             return found[ks[0]]
 
         def classified_with(k: int) -> Classify:
@@ -91,9 +92,9 @@ def neighbours(train: Labelled, ks: tuple[int, ...] = (20,), temperature: float 
         answers = classifier_answers(test, classes, classify_all)
         said: dict[str, Score] = {"k": ks[0]}
         for k in ks[1:]:
-            further = classifier_answers(test, classes, classified_with(k)).scores()
+            further = classifier_answers(test, classes, classified_with(k)).accuracy()
             said |= {f"acc1_k{k}{part}": further[f"acc1{part}"] for part in ("", "_ci95_low", "_ci95_high")}
-            said[f"acc1_k{k}_chance"] = 1 / len(classes)
+            said[f"acc1_k{k}_chance"] = further["chance"]
         return answers, said
 
     return classify
@@ -109,7 +110,9 @@ def votes(
     ks: tuple[int, ...],
     temperature: float,
 ) -> Predictions:
-    """Predictions of the vote of each query's k nearest rows of the bank, for each k: tensors [Q, number of ks].
+    """Predictions of the vote of each query's k nearest rows of the bank, for each k: tensors [Q, number of ks, ...].
+
+    Scores are shares of the votes.
 
     Args:
         queries: [Q, D] unit norm. wanted: [Q] int64, their classes.
@@ -122,6 +125,7 @@ def votes(
     rows = max(1, min(columns[0], 2**24 // classes))  # votes of a tile of queries are a matrix, too
     ranks = torch.empty(len(queries), len(ks), dtype=torch.int64, device=queries.device)
     tied, predicted = torch.empty_like(ranks, dtype=torch.bool), torch.empty_like(ranks)
+    shares = torch.empty(*ranks.shape, 2, dtype=torch.float64, device=queries.device)
     for start in range(0, len(queries), rows):
         part = slice(start, start + rows)
         cosines, places = nearest(queries[part], bank, max(ks), columns[1])
@@ -132,7 +136,8 @@ def votes(
             sums.scatter_add_(1, numbers[places[:, :k]], weights[:, :k])
             one = ranks_of_classes(sums, wanted[part])
             ranks[part, column], tied[part, column], predicted[part, column] = one.ranks, one.tied, one.predicted
-    return Predictions(ranks, tied, predicted)
+            shares[part, column] = one.scores / sums.sum(1, keepdim=True)
+    return Predictions(ranks, tied, predicted, shares)
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int, tile: int) -> tuple[Tensor, Tensor]:

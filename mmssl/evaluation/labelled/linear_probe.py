@@ -167,9 +167,9 @@ class Probe:
     gradient: float
 
     def classify(self, features: Tensor, labels: Tensor) -> Predictions:
-        """Rank of the true class of each sample, with the tie rule of all evaluators, and the predicted class."""
-        ones = torch.ones_like(features[:, :1])
-        return class_ranks(torch.cat([features, ones], 1), torch.cat([self.weight, self.bias[:, None]], 1), labels)
+        """Rank of the true class of each sample, with the tie rule of all evaluators, and the predicted class, by logits."""
+        rows = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+        return class_ranks(rows, torch.cat([self.weight, self.bias[:, None]], 1), labels, scale=1.0)
 
 
 def probe_objective(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, penalty: float) -> Tensor:

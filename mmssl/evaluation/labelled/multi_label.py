@@ -17,12 +17,12 @@ from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
 from mmssl.evaluation.collect import Collected
 from mmssl.evaluation.common import broadcast_scores, inference
-from mmssl.evaluation.curves import PrecisionRecall, auroc
+from mmssl.evaluation.curves import PrecisionRecall, area_interval, auroc_influence, mean_area_interval
 from mmssl.evaluation.labelled.prompted import PromptedEvaluator, single_embeddings
 from mmssl.evaluation.prompts import PromptedConfig
-from mmssl.evaluation.ranking import exact_products
 from mmssl.evaluation.robustness import ViewedConfig
-from mmssl.evaluation.statistics import shorten
+from mmssl.evaluation.statistics import random_average_precision, shorten
+from mmssl.evaluation.tiles import exact_products
 
 
 class MultiLabelZeroShotConfig(PromptedConfig, ViewedConfig):
@@ -72,8 +72,9 @@ def multi_label_scores(
         mAP: mean over classes of the average precision of the samples, sorted by their cosine to the class; over the classes that
             some sample has (`absent_classes` lists the others), as VOC's and AudioSet's;  mAP_chance: mean share of samples;
         mAP_ci95_low, _high: bootstrap over samples;
-        AUROC, AUROC_chance: mean over classes of the area below the ROC curve;
-        LRAP: mean over samples of the average precision of their classes (label ranking average precision);
+        AUROC: mean over classes of the area below the ROC curve, with an interval as of `macro_auroc`;
+        LRAP: mean over samples with a class of the average precision of their classes (label ranking average precision), with an
+            interval over them, see `mean_area_interval`;  LRAP_chance: the mean over all orders of the classes;
         n, classes, n_labels, n_excluded, n_skipped, bootstrap_seed.
 
     Raises:
@@ -84,27 +85,23 @@ def multi_label_scores(
     with exact_products():
         scores = classifier @ rows.T  # [K, N]
     curves = PrecisionRecall(scores, labels)
-    precision, area = curves.average_precision(), auroc(scores, labels)
+    precision, (area, influence) = curves.average_precision(), auroc_influence(scores, labels)
     n, seen = len(keys), labels.any(1)
     if not seen.any():
         raise DataError(f"no sample has a class: all {n} vectors of {config.labels!r} are zero; check the shards")
     draws = generator(config.seed, "multi_label").multinomial(n, np.full(n, 1 / n), size=config.resamples)
-    means = [
-        float(curves.average_precision(torch.from_numpy(draw).double().to(rows.device))[seen].nanmean())
-        for draw in draws
-    ]
-    low, high = np.nanquantile(means, [0.025, 0.975])  # a draw of few samples may have no label at all
+    drawn = torch.from_numpy(draws.T.astype(np.float32)).to(rows.device)
+    means = curves.resampled(drawn)[seen].nanmean(0)
+    low, high = np.nanquantile(means.cpu(), [0.025, 0.975])  # a draw of few samples may have no label at all
     ranked = PrecisionRecall(scores.T, labels.T).average_precision()
-    both = ~area.isnan()
     absent = [name for name, there in zip(names, seen.tolist(), strict=True) if not there]
     found: dict[str, Score] = {
         "mAP": float(precision[seen].mean()),
         "mAP_ci95_low": float(low),
         "mAP_ci95_high": float(high),
         "mAP_chance": float(labels[seen].double().mean()),
-        "AUROC": float(area[both].mean()) if both.any() else None,
-        "AUROC_chance": 0.5,
-        "LRAP": float(ranked.nanmean()),
+        **_macro_area(area, influence, labels),
+        **_label_ranking(ranked, labels),
         "absent_classes": shorten(absent) or None,
         "classes": len(names),
         "n_labels": int(labels.sum()),
@@ -113,7 +110,33 @@ def multi_label_scores(
         "n_skipped": data.skipped,
         "bootstrap_seed": config.seed,
     }
-    return found, _tables(keys, names, labels, ranked, precision, area)
+    return found, _tables(keys, names, scores, labels, ranked, precision, area)
+
+
+def _macro_area(area: Tensor, influence: Tensor, labels: Tensor) -> dict[str, Score]:
+    """Mean over classes of the area below the ROC curve, with its interval; None: every class has all samples, or none."""
+    both = ~area.isnan()
+    if not both.any():
+        return {"AUROC": None}
+    mean, n = float(area[both].mean()), labels.shape[1]
+    right = labels[both].sum(1)
+    fewest = min(n, int(torch.minimum(right, n - right).min()) * int(both.sum()))  # of each class at least as many
+    owner = torch.arange(n, device=area.device)
+    low, high = area_interval(mean, influence[both].mean(0), owner, fewest)
+    return {"AUROC": mean, "AUROC_ci95_low": low, "AUROC_ci95_high": high, "AUROC_chance": 0.5}
+
+
+def _label_ranking(ranked: Tensor, labels: Tensor) -> dict[str, Score]:
+    """Mean over the samples with a class of `ranked`, their average precision, with interval and chance."""
+    has = labels.any(0)
+    low, high = mean_area_interval(ranked[has], torch.arange(int(has.sum()), device=ranked.device))
+    chance = random_average_precision(labels.sum(0)[has], len(labels))
+    return {
+        "LRAP": float(ranked[has].mean()),
+        "LRAP_ci95_low": low,
+        "LRAP_ci95_high": high,
+        "LRAP_chance": float(chance.mean()),
+    }
 
 
 def _samples(
@@ -140,8 +163,15 @@ def _samples(
 
 
 def _tables(
-    keys: Sequence[str], names: Sequence[str], labels: Tensor, ranked: Tensor, precision: Tensor, area: Tensor
+    keys: Sequence[str],
+    names: Sequence[str],
+    scores: Tensor,
+    labels: Tensor,
+    ranked: Tensor,
+    precision: Tensor,
+    area: Tensor,
 ) -> dict[str, Table]:
+    """Tables "samples", with "scores" (cosines) and "labels" of all classes in the order of the other table, and "classes"."""
     held = [[names[k] for k in row.nonzero()[:, 0].tolist()] for row in labels.T.cpu()]
     samples: dict[str, list[Score]] = {
         "key": [*keys],
@@ -154,7 +184,8 @@ def _tables(
         "AP": _defined(precision),
         "AUROC": _defined(area),
     }
-    return {"samples": Table(samples, ("LRAP",)), "classes": Table(classes)}
+    vectors = {"scores": scores.T.float().cpu(), "labels": labels.T.cpu()}
+    return {"samples": Table(samples, ("LRAP",), vectors), "classes": Table(classes)}
 
 
 def _defined(values: Tensor) -> list[Score]:

@@ -25,15 +25,19 @@ class PromptedEvaluator(Evaluator):
         config: settings; `labels` and `modality` are collected.
         modalities: by name.
         modality: that is classified.
+        hashed: see `KeptShards`.
     """
 
-    def __init__(self, config: PromptedConfig, modalities: Mapping[str, Modality], modality: str) -> None:
+    def __init__(
+        self, config: PromptedConfig, modalities: Mapping[str, Modality], modality: str, *, hashed: bool = False
+    ) -> None:
         require_modalities(modalities, (modality,))
         self.modality, self.labels = modality, config.labels
         self.modalities = modalities
         self.prompts: Prompts = config.read_prompts(modalities)
         self.shards = config.shards
-        self._shards = KeptShards(config, modalities, (modality, config.labels), config.shards, config.max_samples)
+        names = (modality, config.labels)
+        self._shards = KeptShards(config, modalities, names, config.shards, config.max_samples, hashed=hashed)
         self.kept = (self._shards,)
 
     def facts(self) -> dict[str, Any]:

@@ -10,23 +10,26 @@ import torch
 from torch import Tensor
 
 from mmssl.core.errors import DataError
-from mmssl.core.evaluator import Score
+from mmssl.core.evaluator import Score, Table
 from mmssl.core.seeding import generator
-from mmssl.evaluation.calibration_error import calibration_error, calibration_error_interval, random_halves
-from mmssl.evaluation.ranking import exact_products
-from mmssl.evaluation.statistics import mean_interval
+from mmssl.evaluation.calibration_error import (
+    calibration_error,
+    calibration_error_interval,
+    random_halves,
+    reliability,
+)
+from mmssl.evaluation.statistics import RESAMPLES, SEED, mean_interval
+from mmssl.evaluation.tiles import exact_products
 
 CLIP_SCALE = 100.0
 """The largest logit scale of CLIP's training; that of a model that has none of its own."""
 LIMITS = (1e-3, 1e3)
 """Least and greatest temperature: the likelihood of samples that are all right grows without end as it falls to 0."""
-RESAMPLES, SEED = 2000, 0
-"""Bootstrap draws, and the seed of the halves and of the draws."""
 
 
 def class_calibration(
     embeddings: Tensor, classifier: Tensor, labels: Tensor, logit_scale: float | None
-) -> dict[str, Score]:
+) -> tuple[dict[str, Score], Table]:
     """How far the probabilities of classes can be trusted: softmax of logits, before and after temperature scaling.
 
     Logits are cosines times the logit scale; after scaling, these over `temperature`, which one random half of the samples chose
@@ -37,7 +40,8 @@ def class_calibration(
         brier: mean over samples of the squared error, summed over classes (Brier 1950);  brier_chance, alike.
     They are of the logit scale itself; of the temperature as ece_calibrated, nll_calibrated and brier_calibrated; and of the scale
     100 as ece_scale100, ..., which is equal for all models. And temperature, logit_scale, n_fitted (samples that chose the
-    temperature) and split_seed.
+    temperature) and split_seed. The table has the reliability curve (see `reliability`) of each: `probabilities` is "before",
+    "after" or "scale100".
 
     Args:
         embeddings: [N, E] float32. classifier: [K, E] float32, class weights.
@@ -59,16 +63,25 @@ def class_calibration(
         "temperature": temperature,
         "logit_scale": scale,
         "n_fitted": len(fitted),
-        "nll_chance": math.log(len(classifier)),
-        "brier_chance": 1 - 1 / len(classifier),
         "split_seed": SEED,
     }
-    for suffix, factor in (("", scale), ("_calibrated", scale / temperature), ("_scale100", CLIP_SCALE)):
-        found = _measures(embeddings[other], classifier, labels[other], factor)
-        for name, (value, low, high) in found.items():
-            whole = f"{name}{suffix}"
+    chance = {"nll": math.log(len(classifier)), "brier": 1 - 1 / len(classifier)}
+    columns: dict[str, list[Score]] = {}
+    for suffix, name, factor in (
+        ("", "before", scale),
+        ("_calibrated", "after", scale / temperature),
+        ("_scale100", "scale100", CLIP_SCALE),
+    ):
+        found, curve = _measures(embeddings[other], classifier, labels[other], factor)
+        for metric, (value, low, high) in found.items():
+            whole = f"{metric}{suffix}"
             scores |= {whole: value, f"{whole}_ci95_low": low, f"{whole}_ci95_high": high, f"{whole}_n": len(other)}
-    return scores
+            if metric in chance:
+                scores[f"{whole}_chance"] = chance[metric]
+        columns.setdefault("probabilities", []).extend([name] * len(curve["n"]))
+        for column, values in curve.items():
+            columns.setdefault(column, []).extend(values)
+    return scores, Table(columns)
 
 
 def fit_temperature(embeddings: Tensor, classifier: Tensor, labels: Tensor, scale: float) -> float:
@@ -110,8 +123,8 @@ def _logits(embeddings: Tensor, classifier: Tensor, labels: Tensor, scale: float
 
 def _measures(
     embeddings: Tensor, classifier: Tensor, labels: Tensor, scale: float
-) -> dict[str, tuple[float, float, float]]:
-    """ "ece", "nll" and "brier" of the softmax of logits, each with its interval."""
+) -> tuple[dict[str, tuple[float, float, float]], dict[str, list[Score]]]:
+    """ "ece", "nll" and "brier" of the softmax of logits, each with its interval, and the reliability curve."""
     parts = []
     for logits, own in _logits(embeddings, classifier, labels, scale):
         logarithms = logits.log_softmax(1)
@@ -126,8 +139,15 @@ def _measures(
     interval = calibration_error_interval(
         probabilities, truth, np.arange(n), error, drawn, RESAMPLES, strata=whole, shares=(1.0,)
     )
-    return {
+    found = {
         "ece": (error, *interval),
-        "nll": mean_interval(nll.tolist())[:3],
-        "brier": mean_interval(brier.tolist())[:3],
+        "nll": _mean(nll),
+        "brier": _mean(brier),
     }
+    return found, reliability(probabilities, truth)
+
+
+def _mean(values: Tensor) -> tuple[float, float, float]:
+    """Mean of values >= 0, and its interval."""
+    mean, low, high, _ = mean_interval(values.tolist())
+    return mean, max(0.0, low), high

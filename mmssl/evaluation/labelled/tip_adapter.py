@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.evaluation.ranking import Predictions, exact_products, ranks_of_classes
+from mmssl.evaluation.ranking import Predictions, ranks_of_classes
+from mmssl.evaluation.tiles import exact_products
 
 ZERO_SHOT_SCALE = 100.0
 """Of the cosines to prompts beside the cache, as in Tip-Adapter's experiments, whatever the model's logit scale."""
@@ -43,4 +43,4 @@ def cache_predictions(
         ranks_of_classes(cache_scores(rows, classifier, cached, numbers, alpha, beta), own)
         for rows, own in zip(embeddings.split(size), labels.split(size), strict=True)  # type: ignore[no-untyped-call]
     ]
-    return Predictions(*(torch.cat([getattr(part, name) for part in parts]) for name in ("ranks", "tied", "predicted")))
+    return Predictions.joined(parts)

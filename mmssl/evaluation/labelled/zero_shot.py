@@ -9,18 +9,21 @@ import torch
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.evaluator import Score
+from mmssl.core.evaluator import Score, Table
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.class_names import compare_with_labels, require_class_numbers
 from mmssl.evaluation.collect import Collected, KeptShards, items_in_both
 from mmssl.evaluation.common import broadcast_scores, inference, require_modalities, warn_of_ties
+from mmssl.evaluation.corrupted import CorruptedShards, Figure
 from mmssl.evaluation.curves import area_interval, auroc_influence
+from mmssl.evaluation.labelled.base import accuracy_figure
 from mmssl.evaluation.labelled.prompted import PromptedEvaluator, single_embeddings
 from mmssl.evaluation.labelled.temperature import class_calibration
 from mmssl.evaluation.prompts import PromptedConfig
-from mmssl.evaluation.ranking import class_ranks, exact_products
-from mmssl.evaluation.robustness import CorruptedShards, Figure, RobustConfig
+from mmssl.evaluation.ranking import class_ranks
+from mmssl.evaluation.robustness import RobustConfig
+from mmssl.evaluation.tiles import exact_products
 
 
 class ZeroShotConfig(PromptedConfig, RobustConfig):
@@ -53,7 +56,8 @@ class ZeroShot(PromptedEvaluator):
     """
 
     def __init__(self, config: ZeroShotConfig, modalities: Mapping[str, Modality]) -> None:
-        super().__init__(config, config.viewed(modalities, (config.modality,)), config.modality)
+        viewed = config.viewed(modalities, (config.modality,))
+        super().__init__(config, viewed, config.modality, hashed=bool(config.corruptions))
         self.config = config
         self.headlines = ("acc1", "ece", "ece_calibrated") if config.calibration else ("acc1",)
         names = (config.modality, config.labels)
@@ -71,23 +75,24 @@ class ZeroShot(PromptedEvaluator):
         with inference(model, config.precision):
             classifier = self.classifier(model)
             data = self.embedded(model, self._shards)
-            answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names)
+            scale = model.logit_scale(config.modality, config.prompts)
+            answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names, scale)
             tied = int(answers.predictions.tied.sum()) / len(answers.labels)
             areas = macro_auroc(data, config.modality, config.labels, classifier)
             trusted: dict[str, Score] = {}
+            curves: dict[str, Table] = {}
             if config.calibration:
                 labelled, _ = items_in_both(data, config.modality, config.labels)
-                scale = model.logit_scale(config.modality, config.prompts)
-                trusted = class_calibration(data[config.modality].rows[labelled], classifier, answers.labels, scale)
-            self.tables = answers.tables()
+                rows = data[config.modality].rows[labelled]
+                trusted, curves["reliability"] = class_calibration(rows, classifier, answers.labels, scale)
 
             def figures(shards: KeptShards) -> dict[str, Figure]:
                 found = self.embedded(model, shards)
                 under = zero_shot_answers(found, config.modality, config.labels, classifier, self.prompts.names)
-                return {"acc1": Figure.of(under.scores(), "acc1")}
+                return {"acc1": accuracy_figure(under)}
 
-            robust, tables = self._corrupted.measure(figures, answers.scores())
-            self.tables = {**self.tables, **tables}
+            robust, tables = self._corrupted.measure(figures, {"acc1": accuracy_figure(answers)}, self._shards.inputs)
+            self.tables = {**answers.tables(), **curves, **tables}
         warn_of_ties(f"zero-shot of {config.modality!r}", tied)
         counts = {
             "n_excluded": len(data.keys) - len(answers.labels),
@@ -100,9 +105,21 @@ class ZeroShot(PromptedEvaluator):
 
 
 def zero_shot_answers(
-    data: Collected, modality: str, labels: str, classifier: Tensor, classnames: Sequence[str]
+    data: Collected,
+    modality: str,
+    labels: str,
+    classifier: Tensor,
+    classnames: Sequence[str],
+    scale: float | None = None,
 ) -> Answers:
-    """Zero-shot classes of collected embeddings, with their labels.
+    """Zero-shot classes of collected embeddings, with their labels. Scores are cosines.
+
+    Args:
+        data: with `modality` and `labels`.
+        modality, labels: names.
+        classifier: [K, E], class weights.
+        classnames: K.
+        scale: the model's logit scale, which makes probabilities of cosines; None: it has none.
 
     Raises:
         NumericError: an embedding is not finite, or zero.
@@ -113,7 +130,8 @@ def zero_shot_answers(
     true, true_owner = data[labels].rows[has_row], data[labels].owner[has_row]
     require_class_numbers(true, true_owner, data.keys, classnames)
     keys = [data.keys[number] for number in true_owner.tolist()]
-    return Answers(keys, true, class_ranks(embeddings[labelled], classifier, true), classnames)
+    predictions = class_ranks(embeddings[labelled], classifier, true, scale)
+    return Answers(keys, true, predictions, classnames, len(classnames))
 
 
 def macro_auroc(data: Collected, modality: str, labels: str, classifier: Tensor) -> dict[str, Score]:

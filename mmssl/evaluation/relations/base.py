@@ -17,11 +17,13 @@ from mmssl.core import distributed
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator, Score
+from mmssl.data.kernel import Margin
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, EncodedSample, read
 from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation.collect import KeptIndex
 from mmssl.evaluation.common import PairEvaluatorConfig, broadcast_scores, inference, require_usable, warn_of_choices
+from mmssl.evaluation.texts import values_again
 
 Pieces = dict[str, Tensor]
 """Name of a variant -> its views [n, ...] in one sample; "anchor" -> the one view [1, ...] of the unchanged modality."""
@@ -50,7 +52,15 @@ class Embedded:
 
 
 class NoRelation(DataError):
-    """No sample has the relation that is tested."""
+    """No sample has the relation that is tested.
+
+    Attributes:
+        nearest: the largest margin that was found, of a relation with a threshold.
+    """
+
+    def __init__(self, message: str, nearest: Margin | None) -> None:
+        super().__init__(f"{message}; at most, {nearest}" if nearest else message)
+        self.nearest = nearest
 
 
 class RelationConfig(PairEvaluatorConfig):
@@ -70,7 +80,12 @@ class RelationEvaluator(Evaluator):
         config: settings of the evaluator.
         modalities: by name.
         remedy: for the warning of ties: what makes candidates equal to a model, and what to do.
+
+    Attributes:
+        nearest: the largest margin of the samples of this process that lack a relation with a threshold; `pieces` sets it.
     """
+
+    nearest: Margin | None = None
 
     def __init__(self, config: RelationConfig, modalities: Mapping[str, Modality], remedy: str) -> None:
         self.config = config
@@ -97,14 +112,17 @@ class RelationEvaluator(Evaluator):
             model.require(name, shared_space=True)
         index = self._index.open()
         total = min(len(index), config.max_samples or len(index))
+        self.nearest = None
         with inference(model, self.config.precision):
             parts, owners, *counts = self._share(model, index, total)
             excluded, skipped = (sum(column) for column in zip(*distributed.gather_objects(counts), strict=True))
             embedded = gather_named(parts, model.device)
+            margins = filter(None, distributed.gather_objects(self.nearest))
             if not embedded:
                 raise NoRelation(
                     f"no sample has the relation between {list(config.pair)} that `{config.kind}` tests: of {total}, {excluded} "
-                    f"lack a modality or the relation, and {skipped} are damaged; check `shards` and `pair`"
+                    f"lack a modality or the relation, and {skipped} are damaged; check `shards` and `pair`",
+                    max(margins, key=lambda margin: margin.found, default=None),
                 )
             owner = distributed.gather_uneven(torch.tensor(owners, dtype=torch.int64, device=model.device))
             keys = {number: index.key(number) for number in owner.tolist()}
@@ -161,6 +179,11 @@ class RelationEvaluator(Evaluator):
 
     def _modality(self, piece: str) -> str:
         return self.config.pair[0] if piece == ANCHOR else self.config.pair[1]
+
+    def _again(self, owner: Sequence[int]) -> Iterator[Any]:
+        """The changed modality of each sample, read again, for tables in files."""
+        name = self.config.pair[1]
+        return (value for _, value in values_again(self._index.open(), name, self.modalities[name], owner))
 
     def _views(self, name: str, value: Any) -> Tensor:
         view = self.modalities[name].view("eval")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,10 @@ from torch import Tensor
 from mmssl.core import distributed
 from mmssl.core.config import LocalPath
 from mmssl.core.encoder import EmbeddingModel
-from mmssl.core.errors import DataError, RecipeError
+from mmssl.core.errors import DataError, RecipeError, os_words
 from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.data.modality import DecodeError, Modality
+from mmssl.evaluation.classification import class_mean_interval
 from mmssl.evaluation.common import (
     PairEvaluatorConfig,
     broadcast_scores,
@@ -27,7 +29,8 @@ from mmssl.evaluation.common import (
 from mmssl.evaluation.ranking import choices
 from mmssl.evaluation.relations.base import gather_named
 from mmssl.evaluation.relations.caption_files import Box, Example, KeptExamples
-from mmssl.evaluation.statistics import share_by_cluster, wilson
+from mmssl.evaluation.statistics import resampled_group_means, share_by_cluster, wilson
+from mmssl.evaluation.texts import shorten_text
 
 PICTURE, CAPTION = "picture", "caption"
 
@@ -130,7 +133,7 @@ class CaptionChoice(Evaluator):
                 except (DecodeError, OSError) as error:
                     if self.config.on_error == "raise":
                         raise DataError(
-                            f"{example.name}, {' and '.join(map(str, example.pictures))}: {error}\n"
+                            f"{example.name}, {' and '.join(map(str, example.pictures))}: {os_words(error)}\n"
                             "To leave such examples out, set `on_error: skip`"
                         ) from error
                     skipped += 1
@@ -162,10 +165,16 @@ class CaptionChoice(Evaluator):
         columns = {name: earned.tolist() for name, earned in outcomes.items()}
         names = [example.name for example in examples]
         self.tables = {
-            "samples": Table({"key": names, "class": kinds, **columns}, tuple(outcomes)),
+            "samples": Table({"key": names, "class": kinds, **columns}, tuple(outcomes), partial(_texts, examples)),
             "kinds": _kinds(kinds, outcomes),
         }
         return scores | {"tie_rate": int(tied.sum()) / len(examples), "n": len(examples)}
+
+
+def _texts(examples: Sequence[Example]) -> dict[str, list[str]]:
+    """The true and the false caption of each example; of two pictures the first one's and the second one's."""
+    true, other = zip(*(example.captions for example in examples), strict=True)
+    return {"text": [*map(shorten_text, true)], "other_text": [*map(shorten_text, other)]}
 
 
 WINOGROUND = ("text_score", "image_score", "group_score")
@@ -196,9 +205,14 @@ def choice_scores(examples: Sequence[Example], earned: Tensor, resamples: int, s
         mean, low, high = share_by_cluster(earned[inside], owner[inside], resamples=resamples, seed=seed)
         around = {f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_chance": 0.5}
         scores |= {name: mean, **around, f"{name}_n": int(inside.sum())}
-    of_kinds = _kinds([example.kind for example in examples], {"acc": earned}).columns["value"]
-    if len(of_kinds) > 1:
-        scores |= {"macro_acc": sum(float(value or 0) for value in of_kinds) / len(of_kinds), "macro_acc_chance": 0.5}
+    found = _kinds([example.kind for example in examples], {"acc": earned}).columns
+    if len(found["kind"]) > 1:
+        places = {kind: i for i, kind in enumerate(found["kind"])}
+        group = torch.tensor([places[example.kind] for example in examples], device=earned.device)
+        drawn = resampled_group_means(earned, group, owner, resamples=resamples, seed=seed)
+        macro = sum(float(value or 0) for value in found["value"]) / len(places)
+        low, high = class_mean_interval(macro, drawn, torch.bincount(group).tolist())
+        scores |= {"macro_acc": macro, "macro_acc_ci95_low": low, "macro_acc_ci95_high": high, "macro_acc_chance": 0.5}
     return scores | {"n_pictures": len(numbers), "bootstrap_seed": seed}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmssl.core.errors import DataError
+from mmssl.core.errors import DataError, os_words
 
 Entry = Mapping[str, Any]
 Box = tuple[int, int, int, int]
@@ -147,7 +147,7 @@ def _entries(file: Path) -> list[tuple[str, Entry]]:
         else:
             whole = json.loads(text)
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as JSON: {error}") from error
+        raise DataError(f"{file} cannot be read as JSON: {os_words(error)}") from error
     numbered: Iterator[tuple[Any, Any]] = iter(())
     if isinstance(whole, dict):
         numbered = iter(whole.items())

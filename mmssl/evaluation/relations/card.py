@@ -213,7 +213,9 @@ class RelationCard(Evaluator):
         prefix = "_".join((kind, *pair, ""))
         try:
             scores = dict(test.evaluate(model))
-        except NoRelation:
+        except NoRelation as error:
+            if error.nearest is not None:
+                log.warning("%s of %s: %s", kind, list(pair), error)
             return Part(kind, pair, prefix, None, test.headlines)
         there = [name for name in test.headlines if name in scores]
         return Part(kind, pair, prefix, scores, [m for m in there if f"{m}_ci95_low" in scores or scores[m] is None])

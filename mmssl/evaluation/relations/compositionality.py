@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from mmssl.evaluation.common import require_modalities
 from mmssl.evaluation.ranking import choices
 from mmssl.evaluation.relations.base import ANCHOR, KIND, Embedded, Pieces, RelationConfig, RelationEvaluator
 from mmssl.evaluation.statistics import share_by_cluster
+from mmssl.evaluation.texts import shorten_text
 
 REPLACED: tuple[Falsehood, ...] = ("side", "order", "number", "attribute")
 """Falsehoods that replace a word by another of its kind."""
@@ -75,23 +77,33 @@ class Compositionality(RelationEvaluator):
     def pieces(self, sample: EncodedSample) -> Pieces | None:
         values = sample.decode().values
         anchor, captions = self.config.pair
-        true, false, kinds = [], [], []
-        for caption in values[captions]:
-            for kind, falsehood in enumerate(self.falsehoods):
-                rng = generator(self.seed, "compositionality", caption, falsehood)
-                made = false_caption(falsehood, caption, values[captions].negatives, rng)
-                if made is not None and made != caption:
-                    true.append(caption)
-                    false.append(made)
-                    kinds.append(kind)
-        if not kinds:
+        found = self._choices(values[captions])
+        if not found:
             return None
+        true, false, kinds = zip(*found, strict=True)
         return {
             ANCHOR: self._views(anchor, values[anchor])[:1],
             "true": self._views(captions, Captions(true)),
             "false": self._views(captions, Captions(false)),
             KIND: torch.tensor(kinds),
         }
+
+    def _choices(self, captions: Captions) -> list[tuple[str, str, int]]:
+        """A true caption, a false one, and the number of its falsehood, of each choice of a sample."""
+        found = []
+        for caption in captions:
+            for kind, falsehood in enumerate(self.falsehoods):
+                rng = generator(self.seed, "compositionality", caption, falsehood)
+                made = false_caption(falsehood, caption, captions.negatives, rng)
+                if made is not None and made != caption:
+                    found.append((caption, made, kind))
+        return found
+
+    def _texts(self, owner: Sequence[int]) -> dict[str, list[str]]:
+        """The true and the false caption of each choice."""
+        choices_of = [self._choices(value) for value in self._again(owner)]
+        true, false, _ = zip(*(one for some in choices_of for one in some), strict=True)
+        return {"text": [*map(shorten_text, true)], "other_text": [*map(shorten_text, false)]}
 
     def scores(self, embedded: Embedded) -> dict[str, Score]:
         earned, tied = choices(embedded.near("true", "false"))
@@ -121,4 +133,4 @@ class Compositionality(RelationEvaluator):
             "class": [self.falsehoods[kind] for kind in embedded.rows[KIND].tolist()],
             "acc": earned.tolist(),
         }
-        return Table(columns, ("acc",))
+        return Table(columns, ("acc",), partial(self._texts, embedded.owner.tolist()))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
@@ -20,7 +21,8 @@ from mmssl.evaluation.common import (
     require_usable,
 )
 from mmssl.evaluation.labelled.knn import nearest
-from mmssl.evaluation.ranking import TILE
+from mmssl.evaluation.statistics import mean_interval
+from mmssl.evaluation.tiles import TILE
 
 
 class ModalityGapConfig(PairEvaluatorConfig):
@@ -60,10 +62,12 @@ class ModalityGap(Evaluator):
 def gap_scores(data: Collected, pair: tuple[str, str]) -> dict[str, Score]:
     """Modality gap and alignment of unit-norm embeddings; a sample with several items counts once, by their mean distances.
 
-    gap: distance of the two modalities' means (Liang et al. 2022, arXiv:2203.02053), 0 to 2;
+    gap: distance of the two modalities' means (Liang et al. 2022, arXiv:2203.02053), 0 to 2;  gap_chance: its root mean square
+        where the two of each sample are swapped at random, as if they were of one modality;
     alignment: mean squared distance of the two modalities of a sample (Wang and Isola 2020, arXiv:2005.10242), 0 to 4;
-    alignment_chance: the same of different samples; None: there is one sample;
-    for each direction, e.g. `a_to_b_`: hubness@10 and unreached@10, see `hubness`, with hubness@10_chance;
+        alignment_chance: the same of different samples; None: there is one sample;
+    of both, _ci95_low and _high: Student's interval over samples (of the gap: of the distances in its direction);
+    for each direction, e.g. `a_to_b_`: hubness@10 and unreached@10, see `hubness`, with chance;
     n; n_excluded (samples without one of the modalities), n_skipped (samples that could not be decoded).
 
     Raises:
@@ -78,22 +82,34 @@ def gap_scores(data: Collected, pair: tuple[str, str]) -> dict[str, Score]:
     scores: dict[str, Score] = {}
     items = [data[name].rows[mask] for name, mask in zip(pair, masks, strict=True)]
     for (query, found), (queries, candidates) in ((pair, items), (pair[::-1], items[::-1])):
-        names = ("hubness@10", "hubness@10_chance", "unreached@10")
+        names = ("hubness@10", "hubness@10_chance", "unreached@10", "unreached@10_chance")
         values = hubness(queries, candidates)
         scores |= {f"{query}_to_{found}_{name}": value for name, value in zip(names, values, strict=True)}
     # Of unit vectors, |x - y|^2 = 2 - 2 x y, which is linear in the items of each sample, and in the samples.
-    own, all_pairs = (a * b).sum(), a.sum(0) @ b.sum(0)
+    own, all_pairs = (a * b).sum(1), a.sum(0) @ b.sum(0)
+    apart = a - b
+    direction = F.normalize(apart.mean(0), dim=0)
     return scores | {
-        "gap": float((a.mean(0) - b.mean(0)).norm()),
-        "alignment": 2 - 2 * float(own) / n,
-        "alignment_chance": 2 - 2 * float(all_pairs - own) / (n * (n - 1)) if n > 1 else None,
+        **_mean("gap", apart @ direction, 2),
+        "gap_chance": float(apart.square().sum().sqrt()) / n,
+        **_mean("alignment", 2 - 2 * own, 4),
+        "alignment_chance": 2 - 2 * float(all_pairs - own.sum()) / (n * (n - 1)) if n > 1 else None,
         "n": n,
         "n_excluded": len(data.keys) - n,
         "n_skipped": data.skipped,
     }
 
 
-def hubness(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[float | None, float | None, float]:
+def _mean(name: str, values: Tensor, most: float) -> dict[str, Score]:
+    """Mean of values [n] of samples, from 0 to `most`, and its interval if there are two or more."""
+    scores: dict[str, Score] = {name: float(values.mean())}
+    if len(values) > 1:
+        _, low, high, _ = mean_interval(values.tolist())
+        scores |= {f"{name}_ci95_low": max(0.0, low), f"{name}_ci95_high": min(float(most), high)}
+    return scores
+
+
+def hubness(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[float | None, float | None, float, float]:
     """Hubness: skewness of the number of queries that have a candidate among their k nearest (Radovanovic et al. 2010).
 
     0 or less: all candidates are found alike often; large: a few hubs are found by most queries, and many candidates by none.
@@ -103,8 +119,8 @@ def hubness(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[float | N
         k: number of neighbours, at most N.
 
     Returns:
-        skewness (None: all are found equally often), that of random neighbours (None: all candidates are neighbours), and the share
-        of candidates that no query finds.
+        skewness (None: all are found equally often), that of random neighbours (None: all candidates are neighbours), the share of
+        candidates that no query finds, and that share of random neighbours.
     """
     k = min(k, len(candidates))
     places = nearest(queries, candidates, k, TILE.get(candidates.device.type, TILE["cpu"])[1])[1]
@@ -114,7 +130,7 @@ def hubness(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[float | N
     skewness = float((around**3).mean() / deviation**3) if deviation > 0 else None
     p = k / len(candidates)
     chance = (1 - 2 * p) / (len(queries) * p * (1 - p)) ** 0.5 if p < 1 else None
-    return skewness, chance, float((counts == 0).double().mean())
+    return skewness, chance, float((counts == 0).double().mean()), (1 - p) ** len(queries)
 
 
 def _sample_means(items: Items, mask: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,8 +33,8 @@ class SidesConfig(RelationConfig):
 
     Attributes:
         pair: the unchanged modality, and the one whose left and right are exchanged: the channels of stereo sound, or the words in
-            captions; e.g. [image, audio] or [video, text]. Samples without a side (sound in the middle, no such words) are
-            excluded.
+            captions; e.g. [image, audio] or [video, text]. Samples without a side are excluded: no such words, or channels whose
+            difference has under a tenth of the power of both.
     """
 
     kind: Literal["sides"] = "sides"
@@ -68,6 +68,7 @@ class Sides(RelationEvaluator):
         try:
             entry = self.negative.draw(values, self.modalities, np.random.default_rng(0))
         except Skip:
+            self._measure(values)
             return None
         mirrored = transform({"op": "negative", "applied": True, **entry}, values, self.modalities)
         anchor, changed = self.config.pair
@@ -77,6 +78,13 @@ class Sides(RelationEvaluator):
             "true": true,
             "false": false,
         }
+
+    def _measure(self, values: Mapping[str, Any]) -> None:
+        changed = self.config.pair[1]
+        margins = self.modalities[changed].kernels[self.negative.kind].margins(values[changed])
+        margin = next((margins[name] for name in self.negative.relations if name in margins), None)
+        if margin is not None and (self.nearest is None or margin.found > self.nearest.found):
+            self.nearest = margin
 
     def scores(self, embedded: Embedded) -> dict[str, Score]:
         earned, tied = choices(embedded.near("true", "false"))

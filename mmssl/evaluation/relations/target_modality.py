@@ -22,9 +22,9 @@ from mmssl.evaluation.common import (
     require_usable,
     warn_of_choices,
 )
-from mmssl.evaluation.ranking import TILE, exact_products, pad_rows
 from mmssl.evaluation.relations.modality_confusion import require_different
 from mmssl.evaluation.statistics import share_by_cluster
+from mmssl.evaluation.tiles import TILE, exact_products, pad_rows
 
 
 class TargetModalityConfig(EvaluatorConfig):

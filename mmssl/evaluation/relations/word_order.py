@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from mmssl.evaluation.common import require_modalities
 from mmssl.evaluation.ranking import choices
 from mmssl.evaluation.relations.base import ANCHOR, Embedded, Pieces, RelationConfig, RelationEvaluator
 from mmssl.evaluation.statistics import share_by_cluster
+from mmssl.evaluation.texts import shorten_text
 
 _TRIALS = 10
 """Draws of a shuffle until it differs from the caption."""
@@ -70,13 +72,23 @@ class WordOrder(RelationEvaluator):
     def pieces(self, sample: EncodedSample) -> Pieces | None:
         values = sample.decode().values
         anchor, captions = self.config.pair
-        found = [orders for caption in values[captions] if (orders := self._orders(caption)) is not None]
+        found = self._all_orders(values[captions])
         if not found:
             return None
         views = {
             name: self._views(captions, Captions([orders[name] for orders in found])) for name in ("true", *SHUFFLES)
         }
         return {ANCHOR: self._views(anchor, values[anchor])[:1], **views}
+
+    def _all_orders(self, captions: Captions) -> list[dict[str, str]]:
+        """The orders of each caption of a sample that has some."""
+        return [orders for caption in captions if (orders := self._orders(caption)) is not None]
+
+    def _texts(self, owner: Sequence[int]) -> dict[str, list[str]]:
+        """Each caption, and its orders."""
+        found = [orders for value in self._again(owner) for orders in self._all_orders(value)]
+        columns = {name: [shorten_text(orders[name]) for orders in found] for name in ("true", *SHUFFLES)}
+        return {"text" if name == "true" else f"text_{name}": column for name, column in columns.items()}
 
     def _orders(self, caption: str) -> dict[str, str] | None:
         """The caption and its orders; None: a shuffle leaves it as it is."""
@@ -101,6 +113,7 @@ class WordOrder(RelationEvaluator):
             scores |= {name: mean, **around, f"{name}_chance": 1 / (1 + len(SHUFFLES)) if name == "acc" else 0.5}
         rows: dict[str, Sequence[Score]] = {"key": [embedded.keys[number] for number in embedded.owner.tolist()]}
         rows |= {name: column.tolist() for name, column in columns.items()}
-        self.tables = {"samples": Table(rows, tuple(columns))}
+        texts = partial(self._texts, embedded.owner.tolist())
+        self.tables = {"samples": Table(rows, tuple(columns), texts)}
         counts = {"n_captions": len(earned), "n": len(set(embedded.owner.tolist())), "bootstrap_seed": self.seed}
         return scores | {"tie_rate": int(tied.sum()) / len(tied)} | counts

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mmssl.core.errors import CheckpointError
+from mmssl.core.errors import CheckpointError, os_words
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -129,7 +129,7 @@ def _check_file(path: Path, wanted: dict[str, Any]) -> None:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing, and the manifest names it") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        raise CheckpointError(f"{path}: cannot be read: {os_words(error)}") from error
     if digest != wanted["sha256"]:
         raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in the manifest")
 
@@ -146,7 +146,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no {MANIFEST}: not a checkpoint, or an unfinished one") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        raise CheckpointError(f"{path}: cannot be read: {os_words(error)}") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         got = manifest.get("schema") if isinstance(manifest, dict) else manifest
         raise CheckpointError(

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmssl.core.errors import CheckpointError
+from mmssl.core.errors import CheckpointError, os_words
 from mmssl.training.checkpoints.manifest import MANIFEST, verify
 from mmssl.training.checkpoints.tensors import load_exactly, read_tensors
 from mmssl.training.runtime.console import say
@@ -159,14 +159,14 @@ def read_optimizer(folder: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
     except Exception as error:  # unpickling a foreign file may raise anything
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        raise CheckpointError(f"{path}: cannot be read: {os_words(error)}") from error
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        raise CheckpointError(f"{path}: cannot be read: {os_words(error)}") from error
 
 
 def _fitting(own: dict[str, Any], saved: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from mmssl.core.errors import CheckpointError
+from mmssl.core.errors import CheckpointError, os_words
 from mmssl.training.runtime.sharding import shard_like
 
 _ALIASES = "aliases"
@@ -47,7 +47,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             aliases = json.loads((file.metadata() or {}).get(_ALIASES, "{}"))
         return {**tensors, **{name: tensors[target] for name, target in aliases.items()}}
     except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
+        raise CheckpointError(f"{path}: cannot be read as safetensors: {os_words(error)}") from error
 
 
 RESUME = "resume with the recipe.yaml of the checkpoint, or start in another run folder"

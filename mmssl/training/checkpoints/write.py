@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.core.distributed import is_main, world_size
-from mmssl.core.errors import CheckpointError, NumericError, RecipeError
+from mmssl.core.errors import CheckpointError, NumericError, RecipeError, os_words
 from mmssl.core.teacher import parts_of_teachers
 from mmssl.training.checkpoints.manifest import FolderWriter, remove_folder, replace_text, sync_folder, verify
 from mmssl.training.checkpoints.read import (
@@ -226,7 +226,7 @@ class CheckpointStore:
                 try:
                     remove_folder(folder)
                 except OSError as error:  # the new checkpoint is safe; an old one too many is not worth the run
-                    say(f"{folder}: cannot be deleted: {error}")
+                    say(f"{folder}: cannot be deleted: {os_words(error)}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmssl.core.errors import os_words
 from mmssl.training.runtime.console import say
 
 
@@ -48,7 +49,7 @@ class JsonLines:
         except OSError as error:
             if self.path.exists():
                 os.truncate(self.path, size)  # no half line in the middle
-            say(f"{self.path}: {error}; {len(self._waiting)} lines wait to be written")
+            say(f"{self.path}: {os_words(error)}; {len(self._waiting)} lines wait to be written")
         else:
             self._waiting.clear()
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from mmssl.core.distributed import gather_objects, is_main
-from mmssl.core.errors import MmsslError, RecipeError
+from mmssl.core.errors import MmsslError, RecipeError, os_words
 from mmssl.training.runtime.console import say
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class RunLock:
             ) from None
         except OSError as error:
             raise RecipeError(
-                f"{self.path.parent}: cannot write the run folder: {error}; choose another one"
+                f"{self.path.parent}: cannot write the run folder: {os_words(error)}; choose another one"
             ) from error
 
     def _refuse_if_alive(self) -> None:

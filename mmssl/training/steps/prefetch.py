@@ -46,7 +46,7 @@ class DeviceStream:
         for batch in self._stream:
             with torch.cuda.stream(self._copies):
                 moved = self._move(batch)
-            yield finished(self._arrived(moved), self._unfinished)
+            yield finished(self._arrived(moved), self._unfinished, self._encoders)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Stream`."""
@@ -86,14 +86,16 @@ class DeviceStream:
         return batch
 
 
-def finished(batch: Batch, unfinished: Unfinished) -> Batch:
-    """Finish the views of a batch on its device, by the parameters that were drawn for its samples."""
+def finished(batch: Batch, unfinished: Unfinished, encoders: Mapping[str, nn.Module]) -> Batch:
+    """Finish the views of a batch on its device for their encoders, by the parameters that were drawn for its samples."""
     views = dict(batch.views)
     for modality, kinds in unfinished.items():
         made = dict(views.get(modality, {}))
         for kind, view in kinds.items():
             for name in [name for name in made if name.startswith(kind) and name[len(kind) :].isdigit()]:
-                made[name] = view.finish(made[name], batch.parameters(modality, name))
+                encoder = encoders[modality]
+                assert isinstance(encoder, Encoder)
+                made[name] = view.finish(made[name], batch.parameters(modality, name), encoder)
         if made:
             views[modality] = made
     return replace(batch, views=views)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmssl.core.errors import DataError
 from mmssl.curation.importers.registry import FORMATS, KNOWN
 from mmssl.curation.pack import PackConfig, pack
-from mmssl.data.shards.writer import Manifest
+from mmssl.data.shards.writer import Manifest, read_manifest
 from pipelines.pack import FORMATS as LISTED
 from tests.curation.test_pack import picture, samples
 from tests.curation.test_pack_media import media
@@ -38,7 +40,7 @@ def packed(source: Path, kind: str, root: Path | None = None, **settings: Any) -
     found = [dict(fields) for _, fields in sorted(samples(manifest).items())]
     texts = [{name: fields[name].decode() for name in fields.keys() & {"txt", "cls"}} for fields in found]
     return [
-        {**text, "medium": next(iter(fields.keys() - {"txt", "cls", "json"}))}
+        {**text, "medium": next(iter(fields.keys() - {"txt", "cls", "json", "npy"}))}
         for text, fields in zip(texts, found, strict=True)
     ]
 
@@ -173,6 +175,78 @@ def test_esc50_by_folds(tmp_path: Path) -> None:
     assert (tmp_path / "meta/packed/classnames.txt").read_text().split() == ["dog", "vacuum"]
 
 
+def several(out: Path) -> tuple[list[list[str]], str]:
+    """Names of the classes of each packed sample, in the order of the keys, and the type of the set."""
+    names = (out / "classnames.txt").read_text().splitlines()
+    manifest = read_manifest(out)
+    assert manifest is not None
+    found = [np.load(io.BytesIO(fields["npy"])) for _, fields in sorted(samples(manifest).items())]
+    assert all(vector.dtype == np.uint8 and len(vector) == len(names) for vector in found)
+    return [[names[i] for i in vector.nonzero()[0]] for vector in found], (out / "dataset_type.txt").read_text()
+
+
+FSD50K = """fname,labels,mids,split
+64760,"Electric_guitar,Guitar,Music","/m/02sgy,/m/0342h,/m/04rlf",train
+16399,"Music","/m/04rlf",val
+10,"Bark,Dog","/m/05tny_,/m/0bt9lr",train
+"""
+
+
+def test_fsd50k(tmp_path: Path) -> None:
+    put(tmp_path, {"FSD50K.ground_truth/dev.csv": FSD50K})
+    put(tmp_path, {f"FSD50K.dev_audio/{name}.wav": media()["wav"] for name in (64760, 16399, 10)})
+    source = tmp_path / "FSD50K.ground_truth/dev.csv"
+    assert packed(source, "fsd50k", split="train") == [{"medium": "wav"}] * 2  # and no caption from one of the classes
+    train = [["Electric guitar", "Guitar", "Music"], ["Bark", "Dog"]]
+    assert several(source.parent / "packed") == (train, "multilabel")
+    names = ["Bark", "Dog", "Electric guitar", "Guitar", "Music"]
+    assert (source.parent / "packed/classnames.txt").read_text().splitlines() == names
+    with pytest.raises(DataError, match=r"has the splits \['train', 'val'\]: name one"):
+        pack(source, tmp_path / "out")
+    put(tmp_path, {"FSD50K.ground_truth/eval.csv": 'fname,labels,mids\n7,"Dog,Bark","/m/0bt9lr,/m/05tny_"\n'})
+    put(tmp_path, {"FSD50K.eval_audio/7.wav": media()["wav"]})
+    put(
+        tmp_path,
+        {"FSD50K.ground_truth/vocabulary.csv": "1,Dog,/m/0bt9lr\n0,Bark,/m/05tny_\n2,Electric_guitar,/m/02sgy\n"},
+    )
+    assert packed(source.with_name("eval.csv"), "fsd50k") == [{"medium": "wav"}]
+    assert several(source.parent / "packed") == ([["Bark", "Dog"]], "multilabel")
+    assert (source.parent / "packed/classnames.txt").read_text().splitlines() == ["Bark", "Dog", "Electric guitar"]
+    with pytest.raises(DataError, match=r"line 2 of .*dev\.csv.*bad_label: got 'Guitar' in 'classes', wanted one of 3"):
+        pack(source, tmp_path / "out", PackConfig(split="train", shuffle=None))
+    put(tmp_path, {"FSD50K.ground_truth/vocabulary.csv": "1,Dog,/m/0bt9lr\n1,Bark,/m/05tny_\n"})
+    with pytest.raises(DataError, match=r"vocabulary\.csv has no class 0 with a name: wanted the numbers 0 to 1"):
+        pack(source, tmp_path / "out", PackConfig(split="train"))
+
+
+AUDIOSET = """# Segments csv created Sun Mar  5 10:54:25 2017
+# num_ytids=3, num_segs=3, num_unique_labels=3, num_positive_labels=4
+# YTID, start_seconds, end_seconds, positive_labels
+--4gqARaEJE, 0.000, 10.000, "/m/0bt9lr,/m/09x0r"
+--BfvyPmVMo, 20.000, 30.000, "/m/04rlf"
+-0DLPzsiXXE, 30.000, 40.000, "/m/04rlf"
+"""
+AUDIOSET_CLASSES = 'index,mid,display_name\n2,/m/04rlf,Music\n0,/m/09x0r,"Male speech, man speaking"\n1,/m/0bt9lr,Dog\n'
+
+
+def test_audioset(tmp_path: Path) -> None:
+    source = put(tmp_path, {"eval_segments.csv": AUDIOSET}) / "eval_segments.csv"
+    with pytest.raises(
+        DataError, match=r"has no class_labels_indices\.csv, which names the classes of eval_segments\.csv"
+    ):
+        pack(source, tmp_path / "out")
+    put(tmp_path, {"class_labels_indices.csv": AUDIOSET_CLASSES, "sounds/Y--4gqARaEJE.wav": media()["wav"]})
+    put(tmp_path, {"sounds/--BfvyPmVMo_20.flac": media()["flac"], "sounds/-0DLPzsiXXE_30000_40000.mp4": media()["mp4"]})
+    assert [one["medium"] for one in packed(source, "audioset")] == ["wav", "flac", "mp4"]
+    wanted = [["Male speech, man speaking", "Dog"], ["Music"], ["Music"]]
+    assert several(tmp_path / "packed") == (wanted, "multilabel")
+    put(tmp_path, {"eval_segments.csv": "\n".join(AUDIOSET.splitlines()[3:])})  # without the lines above
+    assert len(packed(source, "audioset")) == 3
+    put(tmp_path, {"eval_segments.csv": AUDIOSET.replace("/m/0bt9lr,", "/m/unknown,")})
+    with pytest.raises(DataError, match=r"line 4 of .*eval_segments\.csv.*bad_label: got '/m/unknown'"):
+        pack(source, tmp_path / "out", PackConfig(shuffle=None))
+
+
 def test_vggsound(tmp_path: Path) -> None:
     text = '---g-f_I2yQ,1,people marching,test\n---U8lzusKE,50,"cattle, bovinae cowbell",train\n'
     put(tmp_path, {"vggsound.csv": text, "video/---g-f_I2yQ_000001.mp4": media()["mp4"]})
@@ -204,6 +278,21 @@ def test_msrvtt(tmp_path: Path) -> None:
     put(tmp_path, {"train_val_videodatainfo.json": document})
     with pytest.raises(DataError, match=r"video1 of .*videodatainfo\.json.*: missing_file: got None"):
         packed(tmp_path / "train_val_videodatainfo.json", "msrvtt")
+
+
+def test_msrvtt_pairs_of_the_1k_test(tmp_path: Path) -> None:
+    text = "key,vid_key,video_id,sentence\nret0,msr9770,video9770,a person, waiting\nret1,msr9771,video9771,a song\n"
+    text = text.replace("a person, waiting", '"a person, waiting"')
+    put(tmp_path, {"MSRVTT_JSFUSION_test.csv": text})
+    put(tmp_path, {f"TestVideo/video{number}.mp4": media()["mp4"] for number in (9770, 9771)})
+    source = tmp_path / "MSRVTT_JSFUSION_test.csv"
+    assert packed(source, "msrvtt") == [
+        {"medium": "mp4", "txt": "a person, waiting"},
+        {"medium": "mp4", "txt": "a song"},
+    ]
+    manifest = read_manifest(tmp_path / "packed")
+    assert manifest is not None
+    assert sorted(samples(manifest)) == ["video9770", "video9771"]
 
 
 def test_img2dataset(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from mmssl.core.seeding import generator
 from mmssl.data.modalities.batch_colours import augment_batch
 from mmssl.data.modalities.image_views import SimClrView, SimClrViewConfig
 from mmssl.training.steps.prefetch import DeviceStream
+from tests.contracts import toys
 from tests.training.toys import Stream, make_learner
 
+ENCODER = toys.Patches()
 ALWAYS: dict[str, Any] = {"jitter": 1.0, "grayscale": 0.3, "blur": 0.6, "solarize": 0.4}
 
 
@@ -45,7 +47,7 @@ def test_views_are_those_of_the_loader_up_to_a_level() -> None:
     """Operations follow each other, and round: a level may grow, in few pixels."""
     drawn, wanted, unfinished, view = both(40)
     given = unfinished.clone()
-    made = view.finish(unfinished, drawn)
+    made = view.finish(unfinished, drawn, ENCODER)
     assert torch.equal(unfinished, given), "the batch itself stays"
     assert made.dtype == torch.uint8
     different = (made.int() - wanted.int()).abs()
@@ -59,7 +61,7 @@ def test_each_change_is_torchvisions(name: str, levels: int) -> None:
     others = {other: 0.0 for other in ("brightness", "contrast", "saturation", "hue") if other != name}
     drawn, wanted, unfinished, view = both(20, **others, grayscale=0.0, blur=0.0, solarize=0.0)
     assert all([kind for kind, _ in record["jitter"]] == [name] for record in drawn)
-    assert int((view.finish(unfinished, drawn).int() - wanted.int()).abs().max()) <= levels
+    assert int((view.finish(unfinished, drawn, ENCODER).int() - wanted.int()).abs().max()) <= levels
 
 
 @pytest.mark.parametrize(("name", "levels"), [("grayscale", 0), ("blur", 1), ("solarize", 0)])
@@ -67,12 +69,12 @@ def test_each_operation_is_the_loaders(name: str, levels: int) -> None:
     off = dict.fromkeys(("jitter", "grayscale", "blur", "solarize"), 0.0)
     drawn, wanted, unfinished, view = both(20, **{**off, name: 0.5})
     assert not torch.equal(wanted, unfinished)
-    assert int((view.finish(unfinished, drawn).int() - wanted.int()).abs().max()) <= levels
+    assert int((view.finish(unfinished, drawn, ENCODER).int() - wanted.int()).abs().max()) <= levels
 
 
 def test_absent_and_unchanged_pictures_stay_as_they_are() -> None:
     drawn, _, unfinished, view = both(6, jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0)
-    assert torch.equal(view.finish(unfinished, drawn), unfinished)
+    assert torch.equal(view.finish(unfinished, drawn, ENCODER), unfinished)
     assert torch.equal(augment_batch(unfinished, [None] * 6, 0.1, 128), unfinished)
 
 
@@ -86,6 +88,6 @@ def test_a_stream_finishes_the_views_of_its_kind_on_the_device() -> None:
             yield Batch(views, torch.arange(8), records=records)
 
     (batch,) = DeviceStream(One(), make_learner(), torch.device("cpu"), {"a": {"augmented": view}})
-    assert torch.equal(batch["a"]["augmented0"], view.finish(unfinished, drawn))
+    assert torch.equal(batch["a"]["augmented0"], view.finish(unfinished, drawn, ENCODER))
     assert float((batch["a"]["augmented0"].int() - wanted.int()).abs().float().mean()) < 0.2
     assert batch["a"]["plain0"] is unfinished

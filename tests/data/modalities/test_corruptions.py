@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
 import pickle
 from collections.abc import Mapping
@@ -247,3 +248,15 @@ def test_typos_are_keys_beside_the_right_one_and_stay_at_higher_severities() -> 
         assert all(letter.isupper() == SENTENCE[i].isupper() for i, letter in wrong.items())
         assert before.items() <= wrong.items()
         before = wrong
+
+
+def test_brightness_is_added_to_the_value_of_hsv() -> None:
+    """By the standard library's conversion; black, which has no hue, becomes grey."""
+    colours = np.array([[0, 0, 0], [255, 255, 255], [60, 30, 15], [0, 0, 200], [250, 10, 10]], np.uint8)
+    made = corrupted(IMAGE, "brightness", 2).view("eval")
+    strength = COMMON["brightness"].strengths[1]
+    for colour in colours:
+        hue, saturation, bright = colorsys.rgb_to_hsv(*(colour / 255))
+        wanted = colorsys.hsv_to_rgb(hue, saturation, min(1, bright + strength))
+        seen = made(np.tile(colour, (96, 96, 1)), {})[:, 0, 0]
+        np.testing.assert_allclose(seen / 255, wanted, atol=1.01 / 255)

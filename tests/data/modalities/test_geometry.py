@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mmssl.core.sample import Origin, Sample
+from mmssl.data.draws import draw_views, make_views
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
-from mmssl.data.samples import draw_views, make_views
 from mmssl.data.stream.collate import Row, collate
 from mmssl.data.timeline import Clip
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from mmssl.core.sample import Origin, Sample
+from mmssl.data.draws import draw_views, make_views
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.captions.replace import (
     ATTRIBUTES,
@@ -20,7 +21,6 @@ from mmssl.data.modalities.captions.replace import (
     replace_word,
 )
 from mmssl.data.modalities.text import TextConfig, TextModality
-from mmssl.data.samples import draw_views, make_views
 
 
 def build(**changes: object) -> TextModality:

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from mmssl.core.errors import RecipeError
 from mmssl.core.sample import Origin, Sample
+from mmssl.data.draws import draw_views, make_views
 from mmssl.data.modalities.clip_vocabulary import ClipVocabulary, clean_text, clip_vocabulary
 from mmssl.data.modalities.text import TextConfig, TextModality
 from mmssl.data.modality import DecodeError
-from mmssl.data.samples import draw_views, make_views
 from mmssl.data.stream.collate import Row, collate
 
 TEXTS = [

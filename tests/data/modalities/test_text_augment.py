@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 from collections import Counter
@@ -25,7 +26,8 @@ def operation(**settings: Any) -> WordsConfig:
 
 
 def draws(words: list[int], count: int = 2000, **settings: Any) -> list[list[int]]:
-    return [operation(**settings).choose(list(words), np.random.default_rng(seed)) for seed in range(count)]
+    chosen = operation(**settings)
+    return [chosen.choose(list(words), CAPTION.split(), np.random.default_rng(seed)) for seed in range(count)]
 
 
 def test_swaps_keep_all_words() -> None:
@@ -63,6 +65,24 @@ def test_spans_are_consecutive_and_of_every_length_and_place() -> None:
     assert {len(words) for words in made} == {3, 4, 5, 6, 7}
     assert {words[0] for words in made if len(words) == 3} == set(range(8))
     assert draws([0, 1], 3, kind="span", share=[0.01, 0.01])[0] in ([0], [1])
+
+
+def test_sentences_stay_whole_in_every_order() -> None:
+    text = 'It rains. "Where is she?" he asks\nnow. No end'
+    chain = [operation(kind="sentences")]
+    made = Counter()  # type: ignore[var-annotated]
+    for seed in range(2400):
+        words = draw_words(text, chain, np.random.default_rng(seed))
+        made[text if words is None else take_words(text, words)] += 1
+    four = ["It rains.", '"Where is she?"', "he asks now.", "No end"]
+    expected = {" ".join(order) for order in itertools.permutations(four)} - {" ".join(four)} | {text}
+    assert made.keys() == expected
+    assert min(made.values()) > 60, "100 of each are expected"
+
+
+def test_one_sentence_stays_as_it_is() -> None:
+    for text in (CAPTION, f"{CAPTION}.", "Stop!"):
+        assert draw_words(text, [operation(kind="sentences")], np.random.default_rng(1)) is None
 
 
 def test_probability_counts_captions() -> None:

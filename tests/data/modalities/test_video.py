@@ -13,7 +13,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mmssl.core.sample import Origin, Sample
 from mmssl.core.seeding import generator
+from mmssl.data.draws import draw_views
 from mmssl.data.media.encode import encode_clip, frame_times
 from mmssl.data.modalities import video_views
 from mmssl.data.modalities.audio import AudioConfig
@@ -27,6 +29,7 @@ from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.writer import write_shard
 from mmssl.data.stream.batches import EvalStream, TrainStream
 from mmssl.data.timeline import Clip
+from mmssl.recipe.shipped import find_recipe
 
 CONTAINERS = ("mp4", "mov", "mkv", "webm")
 COUNT = 100
@@ -386,3 +389,20 @@ def test_a_frame_that_is_seen_several_times_is_resized_once(monkeypatch: pytest.
     monkeypatch.setattr(video_views, "resize", noted)
     shape = view(clip, view.draw(clip, np.random.default_rng(0))).shape
     assert (shape, len(made)) == ((10, 3, 16, 16), 3)
+
+
+def test_two_clips_have_cvrl_law_of_gaps_between_them() -> None:
+    """Of gaps as a share of all room the distribution function is 2 g - g²; either clip is the first one."""
+    video = find_recipe("video/cvrl_space_time_b_16").modalities["video"]
+    assert isinstance(video, VideoConfig)
+    assert video.seconds is not None
+    modality = video.model_copy(update={"size": 8}).build("video")
+    clip = Clip(numbered(2, 8), np.array([0.0, 4.0]), video.seconds + 8.0)
+    sample = Sample("key", Origin("train", "shard", 0, 0), 0, {"video": clip})
+    drawn = [draw_views(sample, {"video": modality}, {"video": {"clip": 2}}, (0, 0, n))["video"] for n in range(3000)]
+    starts = np.array([[one[view]["start"] for view in ("clip0", "clip1")] for one in drawn]) / 8.0
+    assert 0 <= starts.min() < 0.01 < 0.99 < starts.max() <= 1
+    gaps = np.sort(np.abs(starts[:, 0] - starts[:, 1]))
+    found = np.arange(1, 3001) / 3000
+    assert np.abs(found - (2 * gaps - gaps**2)).max() < 0.03, "independent clips"
+    assert np.mean(starts[:, 0] < starts[:, 1]) == pytest.approx(0.5, abs=0.03)

@@ -16,11 +16,12 @@ from mmssl.core.batch import Batch
 from mmssl.core.errors import CheckpointError, DataError
 from mmssl.core.sample import Fault, Sample
 from mmssl.core.seeding import generator
+from mmssl.data.draws import draw_views, make_views
 from mmssl.data.modalities.image import ImageConfig, ImageModality
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modality import Modality
-from mmssl.data.samples import draw_views, iterate, load, make_views
+from mmssl.data.samples import iterate, load
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import EvalStream, TrainStream
 from mmssl.data.stream.collate import Ring, copy_from_shared

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmssl.core.batch import Batch
+from mmssl.data.draws import make_views
 from mmssl.data.media.encode import encode_clip
 from mmssl.data.modalities.audio import AudioConfig, SoundViewConfig
 from mmssl.data.modalities.image import ImageConfig, ImageViewConfig
@@ -18,12 +19,13 @@ from mmssl.data.modalities.text import TextConfig, TextViewConfig
 from mmssl.data.modalities.text_augment import WordOperation
 from mmssl.data.modalities.video import VideoConfig, VideoViewConfig
 from mmssl.data.modality import Modality, ModalityConfig
-from mmssl.data.samples import load, make_views
+from mmssl.data.samples import load
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.workers import Workers
 from mmssl.data.synchronized.chain import Synchronized
 from mmssl.data.synchronized.mix import Gain
+from mmssl.data.synchronized.partners import replay_partners
 from mmssl.data.synchronized.space import Flip
 from mmssl.data.synchronized.time import TimeCrop
 from mmssl.datasets.digit_render import to_wav
@@ -49,6 +51,7 @@ SOUND_VIEWS: dict[str, dict[str, Any]] = {
     "jepa": {"grid": [4, 12]},
     "choice": {"choices": 2},
 }
+MONO_VIEWS: dict[str, dict[str, Any]] = {"byol_a": {}}
 VIDEO_VIEWS: dict[str, dict[str, Any]] = {
     "clip": {"scale": (0.3, 1.0)},
     "frame": {},
@@ -65,7 +68,7 @@ TEXT_VIEWS: dict[str, dict[str, Any]] = {
     "choice": {"choices": 3},
     "hard_negative": {},
 }
-WORDS: tuple[str, ...] = ("swap", "delete", "repeat", "span")
+WORDS: tuple[str, ...] = ("swap", "delete", "repeat", "span", "sentences")
 
 
 def views(kinds: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -77,6 +80,7 @@ def modalities() -> dict[str, Modality]:
     configs: dict[str, tuple[type[ModalityConfig], dict[str, Any]]] = {
         "image": (ImageConfig, {"size": 16, "views": views(IMAGE_VIEWS)}),
         "audio": (AudioConfig, {"rate": RATE, "seconds": 0.5, "views": views(SOUND_VIEWS)}),
+        "mono": (AudioConfig, {"rate": RATE, "seconds": 0.5, "channels": "mono", "views": views(MONO_VIEWS)}),
         "video": (VideoConfig, {"size": 16, "frames": 4, "seconds": 0.5, "views": views(VIDEO_VIEWS)}),
         "text": (TextConfig, {"captions": "lines", "augment": words, "views": views(TEXT_VIEWS)}),
         "label": (LabelConfig, {}),
@@ -87,6 +91,7 @@ def modalities() -> dict[str, Modality]:
 
 
 MODALITIES = modalities()
+OPTIONAL = ["audio", "mono"]
 NEEDS = {name: dict.fromkeys(modality.views, 2) for name, modality in MODALITIES.items()}
 
 
@@ -113,7 +118,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
 
 
 def stream(index: ShardIndex, **options: Any) -> TrainStream:
-    return TrainStream(index, MODALITIES, NEEDS, batch_size=8, seed=4, optional=["audio"], **options)
+    return TrainStream(index, MODALITIES, NEEDS, batch_size=8, seed=4, optional=OPTIONAL, **options)
 
 
 def assert_made_again(batch: Batch, row: int, made: dict[str, dict[str, torch.Tensor]]) -> None:
@@ -129,7 +134,7 @@ def assert_made_again(batch: Batch, row: int, made: dict[str, dict[str, torch.Te
 def test_every_kind_of_view_has_a_case() -> None:
     for union, cases in (
         (ImageViewConfig, IMAGE_VIEWS),
-        (SoundViewConfig, SOUND_VIEWS),
+        (SoundViewConfig, SOUND_VIEWS | MONO_VIEWS),
         (VideoViewConfig, VIDEO_VIEWS),
         (TextViewConfig, TEXT_VIEWS),
         (WordOperation, WORDS),
@@ -144,10 +149,11 @@ def test_views_are_made_again_from_their_parameters(index: ShardIndex, workers: 
     train.close()
     assert sorted(batch.index.tolist()) == list(range(8))
     for row, number in enumerate(batch.index.tolist()):
-        sample = load(index, number, MODALITIES, ["audio"])
+        sample = load(index, number, MODALITIES, OPTIONAL)
         record = batch.records[row]
         assert record["synchronized"] == []
-        assert_made_again(batch, row, make_views(sample, MODALITIES, NEEDS, record["views"]))
+        partners = replay_partners(Synchronized((), MODALITIES, OPTIONAL), index, sample, NEEDS, record["views"])
+        assert_made_again(batch, row, make_views(sample, MODALITIES, NEEDS, record["views"], partners))
     boxes = batch.parameters("image", "own_resized_crop0")
     assert torch.tensor([drawn["box"] for drawn in boxes if drawn]).shape == (8, 4)
     assert len({str(box) for box in boxes}) > 4
@@ -160,11 +166,12 @@ def test_views_are_made_again_from_their_parameters(index: ShardIndex, workers: 
 def test_augmented_samples_are_made_again_from_their_records(index: ShardIndex) -> None:
     operations = (TimeCrop(seconds=0.6), Flip(probability=0.5), Gain())
     batch = next(stream(index, synchronized=operations))
-    synchronized = Synchronized(operations, MODALITIES, ["audio"])
+    synchronized = Synchronized(operations, MODALITIES, OPTIONAL)
     for row, number in enumerate(batch.index.tolist()):
         record = batch.records[row]
         sample = synchronized.replay(index, number, record["synchronized"])
-        assert_made_again(batch, row, make_views(sample, MODALITIES, NEEDS, record["views"]))
+        partners = replay_partners(synchronized, index, sample, NEEDS, record["views"])
+        assert_made_again(batch, row, make_views(sample, MODALITIES, NEEDS, record["views"], partners))
 
 
 def test_a_view_whose_parameters_are_no_plain_data_names_the_sample(

@@ -11,11 +11,10 @@ import threading
 import time
 import tracemalloc
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
@@ -27,8 +26,7 @@ from mmssl.data.modalities.label import LabelModality, LabelView
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import EvalStream, TrainStream
 from mmssl.data.stream.workers import StartMethod, Workers, iterate_loader
-
-T = TypeVar("T")
+from tests import programs
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 
@@ -119,12 +117,6 @@ def test_a_worker_that_stalls_is_named(folder: Path) -> None:
     assert re.search(r"worker 0, alive: at key '00\d\d' \(sample", str(caught.value))
 
 
-def in_a_new_process(function: Callable[..., T], *arguments: Any) -> T:
-    """What the function gives where no test ran before."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-        return alone.submit(function, *arguments).result()
-
-
 def test_workers_use_one_thread(folder: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(3)  # workers inherit it
@@ -161,7 +153,7 @@ def memory_over_epochs(folder: Path) -> list[int]:
 
 def test_memory_stays_flat_over_epochs(folder: Path) -> None:
     """What earlier tests left running allocates too."""
-    assert_flat(in_a_new_process(memory_over_epochs, folder))
+    assert_flat(programs.call(memory_over_epochs, folder))
 
 
 def test_memory_of_workers_stays_flat_over_epochs(folder: Path) -> None:
@@ -212,7 +204,7 @@ def test_a_bug_stays_a_bug(folder: Path) -> None:
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_workers_outlive_signals_that_stop_the_run(folder: Path, method: StartMethod) -> None:
     """A fork server that earlier tests have started does not block signals."""
-    in_a_new_process(signal_workers, folder, method)
+    programs.call(signal_workers, folder, method)
 
 
 def signal_workers(folder: Path, method: StartMethod) -> None:

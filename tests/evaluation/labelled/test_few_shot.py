@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from scipy import stats
 
 from mmssl.core.errors import DataError
 from mmssl.evaluation.labelled import few_shot
@@ -51,6 +52,22 @@ def test_more_shots_are_better_and_all_of_them_are_scikit_learns_fit() -> None:
     assert (scores["n"], scores["n_train"], scores["draws"]) == (400, 80, 3)
 
 
+def test_the_interval_is_over_draws_and_samples() -> None:
+    """A quarter of the test samples, a wider interval; every draw alike, one over samples alone."""
+    train = samples(80, 0, noise=3.0)
+    few, many = (few_shot_scores(train, samples(n, 1, noise=3.0), config(shots=[1], draws=8)) for n in (100, 1600))
+    for name in ("acc1", "acc1_shots1", "mean_per_class_recall", "macro_f1"):
+        widths = [one[f"{name}_ci95_high"] - one[f"{name}_ci95_low"] for one in (few, many)]
+        draws = 2 * stats.t.ppf(0.975, 7) * many["acc1_shots1_deviation"] / 8**0.5
+        assert widths[0] > widths[1] > 0.8 * draws
+    alike = few_shot_scores(train, samples(100, 1, noise=3.0), config(shots=[20], draws=8))
+    share = alike["acc1_shots20"]
+    expected = stats.t.ppf(0.975, 99) * (share * (1 - share) / 99) ** 0.5
+    assert alike["acc1_shots20_ci95_high"] - share == pytest.approx(expected)
+    assert alike["macro_f1_ci95_high"] - alike["macro_f1_ci95_low"] == pytest.approx(2 * expected, rel=0.2)
+    assert alike["macro_f1_chance"] == pytest.approx(0.25, abs=0.01)
+
+
 def test_a_collapsed_model_scores_chance() -> None:
     points = Labelled(torch.ones(40, 8), torch.arange(40) % 4)
     assert few_shot_scores(points, points, config(shots=[2], draws=2))["acc1_shots2"] == 0.25
@@ -63,8 +80,6 @@ def test_a_class_with_too_few_samples_is_named() -> None:
 
 
 def test_the_interval_is_students() -> None:
-    from scipy import stats
-
     values = [0.5, 0.6, 0.8]
     mean, low, high, deviation = mean_interval(values)
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)))
@@ -80,7 +95,8 @@ def test_what_is_said_without_shots_is_of_all_draws_of_the_most() -> None:
         assert scores[f"acc1{part}"] == pytest.approx(scores[f"acc1_shots1{part}"])
         assert scores[f"macro_f1{part}"] is not None
     table = answers.tables()["samples"]
-    assert list(table.columns) == ["key", "class", "predicted_draw0", "rank_draw0", "acc1"]
+    of_first = ["predicted", "rank", "score", "true_score", "probability", "true_probability"]
+    assert list(table.columns) == ["key", "class", *(f"{name}_draw0" for name in of_first), "acc1"]
     assert np.mean(np.array(table.columns["acc1"])) == pytest.approx(scores["acc1"])
     assert len({*table.columns["acc1"]} - {0.0, 1.0}) > 0, "some sample is right in a part of the draws"
     classes = answers.tables()["classes"].columns
@@ -146,7 +162,12 @@ def test_the_cache_needs_a_shared_space_and_stands_beside_the_probe(tmp_path: Pa
     cached = configured(FewShotConfig, **values, tip_adapter=True, prompts="words", classnames=list(NAMES))
     evaluator = cached.build(modalities())
     assert evaluator.headlines == ("acc1_shots1", "acc1_shots2", "acc1_cache_shots1", "acc1_cache_shots2")
-    scores = dict(evaluator.evaluate(knowing_model()))
+    model, passes = knowing_model(), []
+    model.encoders["picture"].register_forward_hook(lambda *_: passes.append(1))
+    scores = dict(evaluator.evaluate(model))
+    assert len(passes) == 2, (
+        "one batch of training samples and one of test samples, for features and embeddings together"
+    )
     assert scores["acc1_cache_shots2"] == 1
     assert scores["acc1_shots1"] == plain["acc1_shots1"]
     assert not [name for name in plain if "cache" in name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from mmssl.core.errors import DataError
 from mmssl.evaluation.labelled.base import Labelled, classifier_scores
 from mmssl.evaluation.labelled.knn import KnnConfig, nearest, neighbours, votes
-from tests.evaluation.world import colour_shards, configured, knowing_model, modalities
+from tests.evaluation.world import NAMES, colour_shards, configured, knowing_model, modalities
 
 CLASSES = 5
 
@@ -51,7 +52,28 @@ def test_the_votes_are_scikit_learns(k: int, temperature: float) -> None:
     order = torch.arange(CLASSES)
     expected = 1 + (shares > true).sum(1) + ((shares == true) & (order < wanted[:, None])).sum(1)
     normalised = F.normalize(queries, dim=1), wanted, F.normalize(x, dim=1), labels
-    assert torch.equal(votes(*normalised, CLASSES, (k,), temperature).ranks[:, 0], expected)
+    found = votes(*normalised, CLASSES, (k,), temperature)
+    assert torch.equal(found.ranks[:, 0], expected)
+    assert torch.allclose(found.scores[:, 0], torch.cat([shares.amax(1, keepdim=True), true], 1), atol=1e-4)
+
+
+def test_the_votes_are_those_of_dinov2() -> None:
+    """Its formula, query by query: a softmax over the largest number of neighbours, of which the first k are summed by class."""
+    (x, labels), (queries, wanted) = features(120, 0), features(60, 1)
+    bank, asked, ks, temperature = F.normalize(x, dim=1), F.normalize(queries, dim=1), (5, 10, 20, 100), 0.07
+    found = votes(asked, wanted, bank, labels, CLASSES, ks, temperature)
+    for i, query in enumerate(asked.double()):
+        cosines = [float(query @ row) for row in bank.double()]
+        order = sorted(range(len(cosines)), key=lambda place: -cosines[place])[: max(ks)]
+        powers = [math.exp(cosines[place] / temperature) for place in order]
+        for column, k in enumerate(ks):
+            shares = [0.0] * CLASSES
+            for place, power in list(zip(order, powers, strict=True))[:k]:
+                shares[int(labels[place])] += power / sum(powers)
+            assert int(found.predicted[i, column]) == shares.index(max(shares))
+            assert int(found.ranks[i, column]) == 1 + sum(share > shares[int(wanted[i])] for share in shares) + (
+                shares[: int(wanted[i])].count(shares[int(wanted[i])])
+            )
 
 
 @pytest.mark.parametrize("tile", [7, 64, 1000])
@@ -103,6 +125,12 @@ def test_labels_that_training_never_showed_are_errors() -> None:
     assert scores["n_unseen"] == int((test[1] == CLASSES - 1).sum()) > 0
     assert scores["classes"] == CLASSES - 1
     assert scores["acc1"] <= 1 - scores["n_unseen"] / 80
+    right = (1 - scores["n_unseen"] / 80) / (CLASSES - 1)
+    assert scores["chance"] == scores["acc1_k3_chance"] == pytest.approx(right), "a guess is wrong there, too"
+    assert scores["acc5"] is None, "four classes can be answered"
+    assert neighbours(Labelled(x[seen], labels[seen]), (5,))(Labelled(*test))[0].tables()["samples"].outcomes == (
+        "acc1",
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,3 +155,23 @@ def test_from_shards_to_scores(tmp_path: Path) -> None:
         scores = dict(evaluator.evaluate(knowing_model()))
     assert scores["acc1"] == scores["acc1_k1"] == 1
     assert (scores["n_train"], scores["n"], scores["n_excluded"], scores["n_train_excluded"]) == (48, 8, 2, 12)
+
+
+def test_tables_have_the_names_beside_the_shards(tmp_path: Path) -> None:
+    """A name of two classes has their numbers, and a class without a name its number alone."""
+    train, test = colour_shards(tmp_path / "train", 40), colour_shards(tmp_path / "test", 16)
+    settings = {"modality": "picture", "ks": [1], "train_shards": train, "shards": test}
+    seen: list[set[object]] = []
+    for names in ([*NAMES], [*NAMES[:5], "green", "cyan"], None):
+        if names is not None:
+            (tmp_path / "classnames.txt").write_text("\n".join(names))
+        else:
+            (tmp_path / "classnames.txt").unlink()
+        with config(**settings).build(modalities()) as evaluator:
+            dict(evaluator.evaluate(knowing_model()))
+            tables = evaluator.tables
+        assert list(tables["samples"].columns["class"]) == list(tables["samples"].columns["predicted"])
+        seen.append({*tables["classes"].columns["class"]})
+    assert seen[0] == {*NAMES}
+    assert seen[1] == {"black", "red", "green (2)", "blue", "yellow", "green (5)", "cyan", "7"}
+    assert seen[2] == {*map(str, range(8))}

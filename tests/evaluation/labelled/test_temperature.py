@@ -70,7 +70,7 @@ def test_a_temperature_without_a_least_likelihood_stops_at_its_limit(sign: int, 
 
 def test_measures_are_the_slow_loops_of_the_other_half() -> None:
     logits, labels = drawn(301)
-    scores = class_calibration(0.02 * logits, torch.eye(CLASSES), labels, 90.0)
+    scores, table = class_calibration(0.02 * logits, torch.eye(CLASSES), labels, 90.0)
     _, other = random_halves(301, 0, "class_calibration")
     temperature = scores["temperature"]
     assert isinstance(temperature, float)
@@ -83,13 +83,23 @@ def test_measures_are_the_slow_loops_of_the_other_half() -> None:
             assert scores[f"{name}{suffix}"] == pytest.approx(value, rel=1e-4)
             low, high = (scores[f"{name}{suffix}_ci95_{end}"] for end in ("low", "high"))
             assert low < value < high  # type: ignore[operator]
-    assert scores["nll_chance"] == pytest.approx(negative_log_likelihood(torch.zeros(1, CLASSES), labels[:1]))
-    assert scores["brier_chance"] == pytest.approx(errors(torch.zeros(1, CLASSES), labels[:1])[1])
+        chance = negative_log_likelihood(torch.zeros(1, CLASSES), labels[:1])
+        assert scores[f"nll{suffix}_chance"] == pytest.approx(chance)
+        assert scores[f"brier{suffix}_chance"] == pytest.approx(errors(torch.zeros(1, CLASSES), labels[:1])[1])
+    rows = [dict(zip(table.columns, row, strict=True)) for row in zip(*table.columns.values(), strict=True)]
+    for name, suffix in (("before", ""), ("after", "_calibrated"), ("scale100", "_scale100")):
+        curve = [row for row in rows if row["probabilities"] == name]
+        assert sum(row["n"] for row in curve) == 151  # type: ignore[misc]
+        gaps = sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in curve)  # type: ignore[misc, operator]
+        assert gaps / 151 == pytest.approx(scores[f"ece{suffix}"])
+        for row in curve:
+            assert row["from"] <= row["confidence"] <= row["to"]  # type: ignore[operator]
+            assert row["accuracy_ci95_low"] <= row["accuracy"] <= row["accuracy_ci95_high"]  # type: ignore[operator]
 
 
 def test_scaling_mends_probabilities_that_are_too_sure() -> None:
     logits, labels = drawn(4000)
-    scores = class_calibration(4 * logits, torch.eye(CLASSES), labels, 1.0)
+    scores, _ = class_calibration(4 * logits, torch.eye(CLASSES), labels, 1.0)
     assert scores["temperature"] == pytest.approx(4, rel=0.15)
     assert scores["ece"] > 0.1 > 0.04 > scores["ece_calibrated"]  # type: ignore[operator]
     for name in ("nll", "brier"):
@@ -109,6 +119,7 @@ def test_the_evaluator_takes_the_models_own_scale(tmp_path: Path, average: dict[
     model = knowing_model()
     scores = dict(evaluator.evaluate(model))
     assert (scores["n"], scores["n_fitted"], scores["ece_n"]) == (13, 6, 7)
+    assert {"before", "after", "scale100"} == {*evaluator.tables["reliability"].columns["probabilities"]}
     assert (scores["logit_scale"], scores["ece"]) == (100, scores["ece_scale100"])
     model.logit_scales = {("words", "picture"): 2.0}
     own = dict(evaluator.evaluate(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -65,6 +66,19 @@ def test_a_collapsed_model_scores_chance(collapsed: str) -> None:
     assert scores["acc1"] == scores["mean_per_class_recall"] == pytest.approx(0.1)
     assert scores["acc5"] == pytest.approx(0.5)
     assert scores["tie_rate"] == (0 if collapsed == "samples" else 1)
+
+
+def test_rows_of_samples_have_cosines_and_probabilities_of_the_predicted_and_of_the_true_class() -> None:
+    embeddings, labels = torch.tensor([[0.6, 0.8], [1.0, 0.0]]), torch.tensor([0, 0])
+    data = collected(2, m=items(embeddings), y=items(labels))
+    columns = zero_shot_answers(data, "m", "y", torch.eye(2), ["a", "b"], 10.0).tables()["samples"].columns
+    assert columns["predicted"] == ["b", "a"]
+    assert columns["score"] == pytest.approx([0.8, 1])
+    assert columns["true_score"] == pytest.approx([0.6, 1])
+    assert columns["probability"] == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-10))])
+    assert columns["true_probability"] == pytest.approx([1 / (1 + math.exp(2)), 1 / (1 + math.exp(-10))])
+    without = zero_shot_answers(data, "m", "y", torch.eye(2), ["a", "b"]).tables()["samples"].columns
+    assert "probability" not in without, "the model has no logit scale"
 
 
 def test_samples_without_a_label_are_excluded_and_counted() -> None:
@@ -171,7 +185,7 @@ def test_bad_files_are_refused_with_file_and_line(tmp_path: Path, field: str, te
 
 
 def test_a_missing_template_file_names_the_lists_that_there_are(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"No such file.*\['plain', 'simple', 'openai'\]"):
+    with pytest.raises(RecipeError, match=r"it does not exist.*plain, simple or openai, did you mean 'simple'"):
         make(tmp_path, templates="smple").build(modalities())
 
 

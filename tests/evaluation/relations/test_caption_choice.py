@@ -19,11 +19,14 @@ from mmssl.core.errors import DataError, NumericError, RecipeError
 from mmssl.evaluation.relations.caption_choice import (
     WINOGROUND,
     CaptionChoiceConfig,
+    choice_scores,
     winoground_outcomes,
     winoground_scores,
 )
-from mmssl.evaluation.relations.caption_files import read_examples
+from mmssl.evaluation.relations.caption_files import Example, read_examples
+from mmssl.evaluation.statistics import wilson
 from tests.distributed.processes import Processes
+from tests.evaluation.complete import require_complete
 from tests.evaluation.world import COLOURS, configured, knowing_model, modalities, model, png
 
 NAMES = ("red", "green", "blue", "yellow")
@@ -108,6 +111,7 @@ def test_aro_cuts_its_pictures_and_has_a_mean_over_relations(folder: Path) -> No
     path.write_text(json.dumps(entries))
     with build(folder, [path]) as evaluator:
         scores = dict(evaluator.evaluate(knowing_model()))
+        require_complete("aro", scores, evaluator.headlines)
         kinds = evaluator.tables["kinds"].columns
     assert (scores["acc"], scores["macro_acc"], scores["n"]) == (0.75, pytest.approx((2 / 3 + 1) / 2), 4)
     assert (kinds["kind"], kinds["n"], kinds["value"]) == (["left of", "on"], [3, 1], [pytest.approx(2 / 3), 1])
@@ -120,6 +124,20 @@ def test_aro_cuts_its_pictures_and_has_a_mean_over_relations(folder: Path) -> No
     attributes = [{k: v for k, v in entries[0].items() if k != "relation_name"} | {"attributes": ["red", "open"]}]
     path.write_text(json.dumps(attributes))
     assert [example.kind for example in read_examples(path, folder)] == ["red open"]
+
+
+def test_the_mean_over_kinds_has_an_interval_over_pictures() -> None:
+    """Of kinds of 80 and 20 pictures half are right: their mean varies as that of 2^2 / (1 / 80 + 1 / 20) = 64 pictures."""
+    examples = [
+        Example(str(i), (Path(f"{i}.png"),), (None,), ("a", "b"), "on" if i < 80 else "under", "file")
+        for i in range(100)
+    ]
+    scores: Any = choice_scores(examples, (torch.arange(100) % 2).double(), 2000, 0)
+    assert scores["macro_acc"] == 0.5
+    width = scores["macro_acc_ci95_high"] - scores["macro_acc_ci95_low"]
+    assert width == pytest.approx(2 * 1.96 * 0.5 / 64**0.5, rel=0.1)
+    right: Any = choice_scores(examples, torch.ones(100), 2000, 0)
+    assert (right["macro_acc_ci95_low"], right["macro_acc_ci95_high"]) == wilson(64, 64)
 
 
 def slow_winoground(s: Tensor) -> tuple[float, float, float]:
@@ -137,6 +155,7 @@ def test_winoground_scores_are_those_of_the_slow_loop() -> None:
         assert torch.equal(outcomes[name], expected[:, i])
     assert not tied.any()
     scores = winoground_scores(outcomes)
+    require_complete("winoground", scores | {"n": 500}, WINOGROUND)
     for name in WINOGROUND:
         assert scores[name] == pytest.approx(scores[f"{name}_chance"], abs=0.06), "random scores are near chance"
         assert (
@@ -165,11 +184,15 @@ def test_winoground(folder: Path) -> None:
     path = winoground(folder, [right, ("red", "blue", "a blue one", "a red one"), ("red", "red", *right[2:]), right])
     with build(folder, [path]) as evaluator:
         scores = dict(evaluator.evaluate(knowing_model()))
+        require_complete("aro", scores, evaluator.headlines)
         table = evaluator.tables["samples"]
     # Of two equal pictures one caption's picture is a tie, and so is the other's: 1/2 * 1/2; one caption is right of both.
     assert [scores[name] for name in WINOGROUND] == [0.5, pytest.approx((1 + 0 + 0.25 + 1) / 4), 0.5]
     assert (scores["n"], scores["tie_rate"]) == (4, 0.25)
     assert (list(table.outcomes), table.columns["class"]) == (list(WINOGROUND), ["Tag0", "Tag1", "Tag0", "Tag1"])
+    texts = table.texts()
+    assert texts["text"] == ["a red one", "a blue one", "a red one", "a red one"]
+    assert texts["other_text"] == ["a blue one", "a red one", "a blue one", "a blue one"]
     chance = measure(folder, [path], collapsed())
     assert [chance[name] for name in WINOGROUND] == [0.25, 0.25, pytest.approx(1 / 6)]
     assert "acc" not in chance

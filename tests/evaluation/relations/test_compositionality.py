@@ -136,3 +136,23 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         list(plain.build(modalities()).evaluate(model(64, picture=seen(read), words=read)))
     with pytest.raises(RecipeError, match="wanted the captions second, and what they describe first"):
         configured(CompositionalityConfig, shards=["x"], pair=["words", "picture"]).build(modalities())
+
+
+def test_files_have_the_captions_that_were_compared(tmp_path: Path) -> None:
+    """Read again from the shards: each row has the texts of its own choice."""
+    read = hashed(lambda place: 1 / (1 + place))
+    config = configured(CompositionalityConfig, shards=shards(tmp_path), pair=["picture", "words"], resamples=100)
+    with config.build(modalities()) as evaluator:
+        dict(evaluator.evaluate(model(64, picture=seen(read), words=read)))
+        table = evaluator.tables["samples"]
+        texts = table.texts()
+    rows = [*zip(table.columns["key"], table.columns["class"], texts["text"], texts["other_text"], strict=True)]
+    assert len(rows) == 10
+    swapped = [other for key, kind, _, other in rows if (key, kind) == ("s0", "swap")]
+    assert swapped == ["a blue cup and a red ball"]
+    assert [true for key, _, true, _ in rows if key == "s1"] == [CAPTIONS[1]] * sum(row[0] == "s1" for row in rows)
+    assert {true for key, _, true, _ in rows if key == "s2"} == {*CAPTIONS[2].split("\n")}
+    assert all(true != other for _, _, true, other in rows)
+    assert [(true, other) for _, kind, true, other in rows if kind == "side"] == [
+        (CAPTIONS[1], "two dogs and three cats on the right")
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,31 @@ def test_the_gap_is_the_distance_of_the_means() -> None:
     assert scores["alignment_chance"] == pytest.approx(2)
     same = gap_scores(collected(2, a=items(a), b=items(a)), PAIR)
     assert (same["gap"], same["alignment"], same["alignment_chance"]) == (0, 0, 2)
+
+
+def test_chance_of_the_gap_is_the_root_mean_square_over_all_swaps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.nn.functional.normalize(torch.randn(6, 3, generator=generator), dim=1) for _ in range(2))
+    scores = gap_scores(collected(6, a=items(a), b=items(b)), PAIR)
+    signs = torch.tensor([*product((1.0, -1.0), repeat=6)])
+    gaps = (signs @ (a - b) / 6).norm(dim=1)
+    assert scores["gap_chance"] == pytest.approx(float(gaps.square().mean().sqrt()), rel=1e-5)
+
+
+def test_intervals_are_those_of_a_bootstrap_over_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.nn.functional.normalize(torch.randn(300, 4, generator=generator), dim=1)
+    b = torch.nn.functional.normalize(a + 0.5 * torch.randn(300, 4, generator=generator) + 0.7, dim=1)
+    scores = gap_scores(collected(300, a=items(a), b=items(b)), PAIR)
+    drawn = [torch.randint(0, 300, (300,), generator=generator) for _ in range(2000)]
+    slow = {
+        "gap": [float((a[i].mean(0) - b[i].mean(0)).norm()) for i in drawn],
+        "alignment": [float((a[i] - b[i]).square().sum(1).mean()) for i in drawn],
+    }
+    for name, values in slow.items():
+        found = [scores[f"{name}_ci95_{end}"] for end in ("low", "high")]
+        assert found == pytest.approx(torch.tensor(values).quantile(torch.tensor([0.025, 0.975])).tolist(), abs=0.01)
+        assert scores[f"{name}_chance"] not in (None, scores[name])
 
 
 def test_samples_with_several_items_and_without_one() -> None:
@@ -49,6 +75,7 @@ def test_samples_with_several_items_and_without_one() -> None:
 def test_one_sample_has_no_chance_to_compare_with() -> None:
     scores = gap_scores(collected(1, a=items(torch.eye(2)[:1]), b=items(torch.eye(2)[1:])), PAIR)
     assert scores["alignment_chance"] is None
+    assert "alignment_ci95_low" not in scores
     assert scores["alignment"] == pytest.approx(2)
 
 

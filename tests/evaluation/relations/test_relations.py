@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ from mmssl.encoders.spectrogram import MelConfig
 from mmssl.evaluation.relations.offset import OffsetConfig
 from mmssl.evaluation.relations.sides import SidesConfig
 from tests.data.make import write
-from tests.evaluation.world import Formula, configured, model
+from tests.evaluation.world import Formula, configured, model, png
 
 FRAMES = 20
 
@@ -122,6 +124,26 @@ def flashes(x: Tensor) -> Tensor:
 def beeps(x: Tensor) -> Tensor:
     """[B, C, samples] -> energy in each of T parts."""
     return x.float().square().sum(1).reshape(len(x), FRAMES, -1).mean(2) + 1e-3
+
+
+def test_channels_that_hardly_differ_are_told_with_the_threshold(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    fields = []
+    for number, level in enumerate((0.9, 0.8, 0.95)):
+        sound, file = 0.1 * rng.standard_normal(8000), io.BytesIO()
+        soundfile.write(file, np.stack([sound, level * sound], 1), 8000, format="WAV", subtype="FLOAT")
+        fields.append({"__key__": f"s{number}", "png": png((9, 9, 9), number), "wav": file.getvalue()})
+    shards = [str(write(tmp_path / "a.tar", fields))]
+    made = modalities(extensions=["wav"])
+    probe = configured(SidesConfig, pair=["image", "audio"], shards=shards).build(made)
+    share = (1 - 0.8) ** 2 / (1 + 0.8**2)
+    found = rf"share of that of both, is {share:.3g}, wanted at least 0\.1$"
+    ones = model(2, image=lambda x: torch.ones(len(x), 2), audio=side_of_sound)
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=rf"of 3, 3 lack a modality or the relation.*; at most, the power .*{found}"
+        ):
+            list(probe.evaluate(ones))
 
 
 def test_a_model_that_hears_moments_loses_them_with_the_offset(clips: list[str]) -> None:

@@ -53,3 +53,17 @@ def test_captions_that_are_too_short_and_a_wrong_pair_are_told(tmp_path: Path) -
         measure(tmp_path, model(64, picture=seen(read, ["a cup"]), words=read), ["a cup"])
     with pytest.raises(RecipeError, match="for kind word_order, wanted the captions second"):
         measure(tmp_path, model(64, picture=seen(read, CAPTIONS), words=read), pair=["words", "picture"])
+
+
+def test_files_have_the_captions_and_their_orders(tmp_path: Path) -> None:
+    read = hashed(lambda place: 1.0 + place)
+    config = configured(WordOrderConfig, shards=shards(tmp_path, CAPTIONS), pair=["picture", "words"], resamples=100)
+    with config.build(modalities()) as evaluator:
+        dict(evaluator.evaluate(model(64, picture=seen(read, CAPTIONS), words=read)))
+        texts = evaluator.tables["samples"].texts()
+    assert texts["text"] == [*CAPTIONS[:3]]
+    assert texts.keys() == {"text", *(f"text_{shuffle}" for shuffle in SHUFFLES)}
+    for shuffle in SHUFFLES:
+        for caption, other in zip(texts["text"], texts[f"text_{shuffle}"], strict=True):
+            assert other != caption
+            assert sorted(other.split()) == sorted(caption.split())

@@ -39,8 +39,9 @@ def _gaussian_blur(x: Tensor, strength: float, generator: Generator) -> Tensor:
 
 
 def _brightness(x: Tensor, strength: float, generator: Generator) -> Tensor:
-    value = x.amax(-3, keepdim=True).clamp_min(1e-6)  # V of HSV
-    return x * ((value + strength).clamp_max(1) / value)
+    value = x.amax(-3, keepdim=True)  # V of HSV
+    brighter = (value + strength).clamp_max(1)
+    return (x * (brighter / value.clamp_min(1e-6))).where(value > 0, brighter)  # black becomes grey
 
 
 def _contrast(x: Tensor, strength: float, generator: Generator) -> Tensor:

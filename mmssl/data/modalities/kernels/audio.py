@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from mmssl.data.kernel import Entry, Kernel, Operand, window_of
+from mmssl.data.kernel import Entry, Kernel, Margin, Operand, window_of
 from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.kernels.image import reverse_axis
 
@@ -119,14 +119,21 @@ def _mask_sound(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
 
 
 def _breakable(wave: np.ndarray) -> frozenset[str]:
-    return frozenset({"shifted", "reversed", "channels"} if _is_one_sided(wave) else {"shifted", "reversed"})
+    one_sided = _difference(wave) >= ONE_SIDED
+    return frozenset({"shifted", "reversed", "channels"} if one_sided else {"shifted", "reversed"})
 
 
-def _is_one_sided(wave: np.ndarray) -> bool:
-    if len(wave) != 2:
-        return False
+def _difference(wave: np.ndarray) -> float:
+    """Power of the channels' difference, as a share of that of both; 0 for silence and for mono sounds."""
     power = float(np.square(wave, dtype=np.float64).sum())
-    return power > 0 and float(np.square(wave[0] - wave[1], dtype=np.float64).sum()) / power >= ONE_SIDED
+    if len(wave) != 2 or power == 0:
+        return 0.0
+    return float(np.square(wave[0] - wave[1], dtype=np.float64).sum()) / power
+
+
+def _margins(wave: np.ndarray) -> dict[str, Margin]:
+    what = "the power of the difference of the channels, as a share of that of both,"
+    return {"channels": Margin(what, _difference(wave), ONE_SIDED)}
 
 
 def _break_sound(wave: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:
@@ -152,5 +159,5 @@ SOUNDS = {
     "crop": Kernel(_pan_sound),
     "mixup": Kernel(_mix_sounds),
     "gain": Kernel(_scale, measure=_peak),
-    "negative": Kernel(_break_sound, measure=_breakable),
+    "negative": Kernel(_break_sound, measure=_breakable, margins=_margins),
 }

@@ -1,0 +1,109 @@
+"""The flags of `mmssl evaluate` as evaluators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pipelines.command import one_of
+
+if TYPE_CHECKING:
+    from mmssl.recipe.model import Model
+
+
+def option_of(path: tuple[str | int, ...]) -> str | None:
+    """The option that gave a key of an evaluator, of the path `evaluators.<task>.<key>`; None: it is of no option."""
+    if len(path) < 3:
+        return None
+    task, key = str(path[1]), str(path[2])
+    if key in ("shards", "train_shards", "tasks"):
+        return "--calibrate" if task == "calibration" else f"--{task.replace('_', '-')}"
+    return f"--{key}" if key in ("classnames", "templates", "modality", "pair") else None
+
+
+def from_flags(
+    model: Model,
+    zero_shot: str | None,
+    classnames: str | None,
+    templates: str | None,
+    linear_probe: tuple[str, str] | None,
+    modality: str | None,
+    relations: str | None,
+    mteb: str | None,
+) -> dict[str, dict[str, Any]]:
+    """Evaluators of the flags, as mappings like a suite's."""
+    texts = [name for name in model.recipe.encoders if model.modalities[name].language]
+    others = [name for name in model.recipe.encoders if name not in texts]
+    classified = modality or next(iter(others), "")
+    if modality is not None:
+        one_of("--modality", modality, tuple(model.recipe.encoders))
+    wanted: dict[str, dict[str, Any]] = {}
+    if zero_shot is not None:
+        wanted["zero_shot"] = {
+            "kind": "zero_shot", "shards": [zero_shot], "modality": classified, "prompts": next(iter(texts), "text"),
+            "classnames": _class_names(classnames), "templates": _templates(templates),
+        }  # fmt: skip
+    if linear_probe is not None:
+        train, test = linear_probe
+        wanted["linear_probe"] = {
+            "kind": "linear_probe", "train_shards": [train], "shards": [test], "modality": classified
+        }  # fmt: skip
+    if relations is not None:
+        wanted["relations"] = _relations(model, relations, classnames, templates)
+    if mteb is not None:
+        wanted["mteb"] = _mteb_tasks(mteb)
+    return wanted
+
+
+def of_pairs(model: Model, shards: dict[str, str | None], pair: str | None) -> dict[str, dict[str, Any]]:
+    """Evaluators of two modalities: flag -> its shards, None: not wanted."""
+    space = [*model.embedding.heads]
+    both = pair.split(",") if pair else space[:2]
+    wanted = {flag: where for flag, where in shards.items() if where is not None}
+    if wanted and len(both) != 2:
+        has = ", ".join(space) or "none"
+        hint = f", and --pair is {pair!r}" if pair else "; features of one modality are measured by --linear-probe"
+        raise typer.BadParameter(
+            f"{next(iter(wanted))} needs two modalities of a shared space: this model has {has}{hint}"
+        )
+    for name in both if pair and wanted else ():
+        one_of("--pair", name, tuple(space))
+    kinds = {"--retrieval": "retrieval", "--calibrate": "calibration"}
+    return {kinds[flag]: {"kind": kinds[flag], "shards": [where], "pair": both} for flag, where in wanted.items()}
+
+
+def _class_names(given: str | None) -> str | list[str] | None:
+    """A file or name of class names, or the names themselves."""
+    if given is None or given == "imagenet" or Path(given).expanduser().is_file():
+        return given
+    if "," not in given:
+        raise typer.BadParameter(
+            f"--classnames: got {given!r}, which is no file; wanted one name a line, JSON, or names,with,commas"
+        )
+    return given.split(",")
+
+
+def _templates(given: str | None) -> str | list[str] | None:
+    """A file or name of templates, or one sentence."""
+    sentence = given is not None and ("{}" in given or "{c}" in given) and not Path(given).expanduser().is_file()
+    return [given] if given is not None and sentence else given
+
+
+def _relations(model: Model, shards: str, classnames: str | None, templates: str | None) -> dict[str, Any]:
+    """The relation card, with prompts of the model's first text modality."""
+    texts = [name for name in model.recipe.encoders if model.modalities[name].language]
+    return {
+        "kind": "relations", "shards": [shards], "prompts": next(iter(texts), "text"),
+        "classnames": _class_names(classnames), "templates": _templates(templates),
+    }  # fmt: skip
+
+
+def _mteb_tasks(given: str) -> dict[str, Any]:
+    """Tasks of mteb by name, or those of a file."""
+    from mmssl.evaluation.mteb_tasks import add_task_file, split_names
+
+    path = Path(given).expanduser()
+    tasks = add_task_file(path) if path.suffix == ".py" and path.is_file() else split_names(given)
+    return {"kind": "mteb", "tasks": list(tasks)}
