@@ -8,8 +8,8 @@ from learning_rows import ADAMW, SMALL_VIT, row
 from learning_rows_speech import PATCHES
 
 ROWS: dict[str, dict[str, Any]] = {
-    # CAV-MAE; its contrast weighs 0.01, with which none is learned in so few steps. What is hidden of a sound is told by the picture,
-    # too, so that a wrong one makes it worse. The contrast of 64 pairs of ten digits can be right about one time in six.
+    # CAV-MAE, with ten times its weight of the contrast (0.01). What is hidden of a sound is told by the picture, too, so that a
+    # wrong one makes it worse. The contrast of 64 pairs of ten digits can be right about one time in six.
     "joint_mae, digits": row(
         {
             "kind": "joint_mae", "modalities": ["image", "audio"], "views": {"image": "crop", "audio": "window"},

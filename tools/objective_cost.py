@@ -1,9 +1,10 @@
 """What does a step of each objective cost beside SimCLR? `python tools/objective_cost.py --data FOLDER`.
 
 Every row of `learning.py` on pictures gets the same small transformer and 64 of them; those on sounds have transformers of the same
-width and depth, and stand beside SimCLR on sounds. Sentences and series have no row of SimCLR: each of their rows stands beside
-SimCLR with the row's own encoder and view. Measured is the processor time of a whole step (views are made before), as the median of
-some steps. FOLDER is that of `learning.py`. Labels, clusterings and fitted codes, made now and then, are not in it.
+width and depth, and stand beside SimCLR on sounds. Sentences, series and pairs of modalities have no row of SimCLR: each of their
+rows stands beside SimCLR with the row's own encoder and view, pairs beside that of their sounds. Measured is the processor time of a
+whole step (views are made before), as the median of some steps. FOLDER is that of `learning.py`. Labels, clusterings and fitted
+codes, made now and then, are not in it.
 """
 
 from __future__ import annotations
@@ -17,14 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import learning
-from learning_data import MODALITIES, SPEECH, pack_envelopes, pack_pictures, pack_rhythms, pack_sentences, pack_speech
+from learning_data import (
+    MODALITIES,
+    SPEECH,
+    pack_digits,
+    pack_envelopes,
+    pack_pictures,
+    pack_rhythms,
+    pack_sentences,
+    pack_speech,
+)
 from learning_rows import HEAD, VIT
 
 BATCH = 64
 BASES = {"pictures": "simclr", "speech": "simclr, sounds"}
 """Data -> the row that others are set beside."""
-OWN_BASE = ("sentences", "rhythms", "envelopes")
-"""Data whose rows are set beside SimCLR with their own encoder."""
+OWN_BASE = ("sentences", "rhythms", "envelopes", "digits")
+"""Data whose rows are set beside SimCLR with their own encoder; pairs of modalities beside that of one of them."""
 ROWS = [
     name
     for name, row in learning.ROWS.items()
@@ -48,11 +58,13 @@ def base_of(name: str, shards: Path, steps: int) -> dict[str, Any]:
     if data in BASES:
         return recipe_of(BASES[data], shards, steps)
     document, modality = recipe_of(name, shards, steps), MODALITIES[data][0]
-    view, settings = document["objective"]["view"], document["modalities"]
+    objective, settings = document["objective"], document["modalities"]
+    view = objective["view"] if "view" in objective else objective["views"][modality]
     used = {kind: of for kind, of in settings[modality]["views"].items() if kind == view}
     return {
         **document,
-        "modalities": {**settings, modality: {**settings[modality], "views": used}},
+        "modalities": {modality: {**settings[modality], "views": used}},
+        "encoders": {modality: document["encoders"][modality]},
         "objective": {
             "kind": "simclr", "modality": modality, "view": view, "temperature": 0.2, "embedding": 64, "head": HEAD,
         },
@@ -96,6 +108,8 @@ def pack(source: Path, shards: Path, needed: set[str]) -> None:
         pack_rhythms(shards / "rhythms", 4 * BATCH, 8)
     if "envelopes" in needed:
         pack_envelopes(source / SPEECH, shards / "envelopes")
+    if "digits" in needed:
+        pack_digits(source, shards / "digits")
 
 
 def main() -> None:
