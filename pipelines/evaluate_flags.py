@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +43,14 @@ def from_flags(
     wanted: dict[str, dict[str, Any]] = {}
     if zero_shot is not None:
         wanted["zero_shot"] = {
-            "kind": "zero_shot", "shards": [zero_shot], "modality": classified, "prompts": next(iter(texts), "text"),
+            "kind": "zero_shot", "shards": [split_of(zero_shot)], "modality": classified, "prompts": next(iter(texts), "text"),
             "classnames": _class_names(classnames), "templates": _templates(templates),
         }  # fmt: skip
     if linear_probe is not None:
         train, test = linear_probe
         wanted["linear_probe"] = {
-            "kind": "linear_probe", "train_shards": [train], "shards": [test], "modality": classified
+            "kind": "linear_probe", "train_shards": [split_of(train, "train")], "shards": [split_of(test)],
+            "modality": classified,
         }  # fmt: skip
     if relations is not None:
         wanted["relations"] = _relations(model, relations, classnames, templates)
@@ -71,7 +73,18 @@ def of_pairs(model: Model, shards: dict[str, str | None], pair: str | None) -> d
     for name in both if pair and wanted else ():
         one_of("--pair", name, tuple(space))
     kinds = {"--retrieval": "retrieval", "--calibrate": "calibration"}
-    return {kinds[flag]: {"kind": kinds[flag], "shards": [where], "pair": both} for flag, where in wanted.items()}
+    return {
+        kinds[flag]: {"kind": kinds[flag], "shards": [split_of(where)], "pair": both} for flag, where in wanted.items()
+    }
+
+
+def split_of(shards: str, split: str = "test") -> str:
+    """The folder of a split, where the folder of a test set in CLIP_benchmark's layout is given; else what is given."""
+    folder = os.path.expanduser(shards)  # which fails on no string, as a path's does
+    inside = os.path.join(folder, split)
+    if not os.path.isdir(inside) or any(Path(folder).glob("*.tar")) or not any(Path(inside).glob("*.tar")):
+        return shards
+    return inside
 
 
 def _class_names(given: str | None) -> str | list[str] | None:
@@ -95,7 +108,7 @@ def _relations(model: Model, shards: str, classnames: str | None, templates: str
     """The relation card, with prompts of the model's first text modality."""
     texts = [name for name in model.recipe.encoders if model.modalities[name].language]
     return {
-        "kind": "relations", "shards": [shards], "prompts": next(iter(texts), "text"),
+        "kind": "relations", "shards": [split_of(shards)], "prompts": next(iter(texts), "text"),
         "classnames": _class_names(classnames), "templates": _templates(templates),
     }  # fmt: skip
 

@@ -62,9 +62,12 @@ class Answers:
         return found | {"confused_pairs": len(self.pairs(wrong=True)[0])}
 
     def tables(self) -> dict[str, Table]:
-        """Tables "samples" (predicted class, rank of the true one, score of each, and probability where scores give one) and "classes";
-        "confusions" (true, predicted, number), the most frequent wrong pairs; and up to `MATRIX` classes "confusion_matrix", alike, all
-        pairs that some sample has, the right ones too, so that the numbers of a class sum to its samples."""
+        """Tables of samples, of classes, and of pairs of classes.
+
+        "samples": predicted class, rank of the true one, score of each, and probability where scores give one. "confusions": true,
+        predicted, number; the most frequent wrong pairs. "confusion_matrix", up to `MATRIX` classes: alike, all pairs that some
+        sample has, the right ones too, so that the numbers of a class sum to its samples.
+        """
         names = self.names
         ranks, predicted = self.predictions.ranks.cpu(), self.predictions.predicted.tolist()
         samples: dict[str, Sequence[Score]] = {

@@ -19,6 +19,7 @@ from mmssl.core.errors import DataError, RecipeError
 from mmssl.recipe.load import start_of
 from mmssl.recipe.shipped import find_recipe, shipped_suites
 from mmssl.recipe.suite import find_suite
+from pipelines.evaluate_flags import split_of
 from tests.evaluation.world import write_shard
 from tests.pipelines.conftest import World
 
@@ -119,6 +120,18 @@ def test_one_file_has_the_records_of_a_folder(world: World, sets: Path, tmp_path
     assert single["model"] == mmssl.load(world.run).digest()
     assert {"mmssl", "torch", "numpy"} <= single["versions"].keys()
     assert len(single["facts"]["data"]) == 1
+
+
+def test_flags_take_the_test_split_of_a_set(world: World, sets: Path, tmp_path: Path) -> None:
+    flags = ("--zero-shot", sets / "single", "--retrieval", sets / "retrieval", "--linear-probe", sets / "single/test")
+    assert world.mmssl("evaluate", world.run, *flags, sets / "single", "--out", tmp_path / "all.json") == 0
+    records = read(tmp_path / "all.json")["records"]
+    assert records["zero_shot"]["evaluator"]["shards"] == [str(sets / "single/test")]
+    assert records["zero_shot"]["facts"]["templates"] == ["a photo of {c}.", "the digit {c}"]
+    assert (records["zero_shot"]["scores"]["n"], records["retrieval"]["scores"]["n_text"]) == (12, 24)
+    assert records["linear_probe"]["evaluator"]["shards"] == [str(sets / "single/test")]
+    assert split_of("nowhere/at/all") == "nowhere/at/all"
+    assert split_of(str(sets / "single"), "train") == str(sets / "single")
 
 
 @pytest.mark.parametrize("out", ["folder", "folder/inside", "results/all.json"])

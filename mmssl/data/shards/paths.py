@@ -48,7 +48,7 @@ def expand(shards: Sequence[str | Path]) -> list[Path]:
             unusable += [f"{path}: {reason}" for path in found if (reason := _why_unusable(path))]
             if not found:
                 name = piece if piece == str(pattern) else f"{piece} (from {pattern})"
-                missing.append(name + (": a folder without .tar files" if os.path.isdir(piece) else ""))
+                missing.append(name + (_without_shards(piece) if os.path.isdir(piece) else ""))
     if missing:
         raise DataError(
             f"no such shard (relative to {Path.cwd()}):\n{_shown(missing)}\nCheck the path, or make shards with "
@@ -128,6 +128,12 @@ def _find(piece: str) -> list[Path]:
     except (OSError, ValueError):
         pass
     return [path]
+
+
+def _without_shards(folder: str) -> str:
+    """What to say of a folder without shards: folders in it that have some."""
+    inside = sorted(str(path) for path in Path(folder).iterdir() if path.is_dir() and any(path.glob("*.tar")))
+    return ": a folder without .tar files" + (f"; give {' or '.join(inside[:4])}, which has some" if inside else "")
 
 
 def _why_unusable(path: Path) -> str | None:

@@ -67,7 +67,8 @@ def test_a_link_to_a_shard_is_one_and_folders_beside_shards_are_none(tmp_path: P
         ("0.tar/below", "0.tar/below: a part of its path is no folder"),
         ("x" * 300 + ".tar", "its name is too long"),
         ("a\0b.tar", "its name has a NUL byte"),
-        ("empty", "empty: a folder without .tar files"),
+        ("empty", "empty: a folder without .tar files\nCheck"),
+        ("splits", "splits: a folder without .tar files; give splits/test or splits/train, which has some\nCheck"),
         ("gone.tar", "no such shard"),
     ],
 )
@@ -77,6 +78,10 @@ def test_paths_that_name_nothing_say_why(
     monkeypatch.chdir(tmp_path)
     Path("0.tar").touch()
     Path("empty").mkdir()
+    for split in ("train", "test", "none"):
+        Path("splits", split).mkdir(parents=True)
+    Path("splits/train/0.tar").touch()
+    Path("splits/test/0.tar").touch()
     with pytest.raises(DataError) as refused:
         expand([pattern])
     assert words in str(refused.value)
