@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from mmssl.evaluation.labelled.base import (
     number_classes,
 )
 from mmssl.evaluation.labelled.drawn_answers import DrawnAnswers
-from mmssl.evaluation.labelled.linear_probe import Scale, fit_probes
+from mmssl.evaluation.labelled.linear_probe import Probe, Scale, fit_probes, head_tensors
 from mmssl.evaluation.labelled.tip_adapter import cache_predictions
 from mmssl.evaluation.prompts import PromptedConfig
 from mmssl.evaluation.ranking import Predictions
@@ -75,7 +75,10 @@ class FewShotConfig(LabelledConfig, PromptedConfig):
 
 
 class FewShot(LabelledEvaluator):
-    """Few-shot classification of test samples. Scores: see `few_shot_classifier`, and `cache_classifier` with `tip_adapter`."""
+    """Few-shot classification of test samples. Scores: see `few_shot_classifier`, and `cache_classifier` with `tip_adapter`.
+
+    Its tensors are the heads of the first draw of each number of shots; a cache has none, it is the drawn samples.
+    """
 
     config: FewShotConfig
 
@@ -114,7 +117,8 @@ class FewShot(LabelledEvaluator):
 
     def fit(self, train: Labelled) -> Classifier:
         if self._prompts is None or self._classifier is None:
-            return few_shot_classifier(train, self.config)
+            classify, self.fitted = few_shot_classifier(train, self.config)
+            return classify
         require_class_numbers(
             train.labels,
             torch.arange(len(train.labels), device=train.labels.device),
@@ -122,7 +126,7 @@ class FewShot(LabelledEvaluator):
             self._prompts.names,
         )
         width = self._classifier.shape[1]
-        probes = few_shot_classifier(replace(train, features=train.features[:, :-width]), self.config)
+        probes, self.fitted = few_shot_classifier(replace(train, features=train.features[:, :-width]), self.config)
         cache = cache_classifier(replace(train, features=train.features[:, -width:]), self._classifier, self.config)
 
         def classify(test: Labelled) -> tuple[Answers, dict[str, Score]]:
@@ -132,8 +136,11 @@ class FewShot(LabelledEvaluator):
         return classify
 
 
-def few_shot_classifier(train: Labelled, config: FewShotConfig) -> Classifier:
-    """Classifiers of draws of k training samples of each class; each process fits, and asks, those of its share of the draws.
+def few_shot_classifier(train: Labelled, config: FewShotConfig) -> tuple[Classifier, dict[str, Tensor]]:
+    """Classifiers of draws of k training samples of each class, and the tensors of those of the first draw of each k.
+
+    Each process fits, and asks, those of its share of the draws. The tensors are those of `linear_classifier`, each named
+    shots<k>.<name>, and `classes`, the labels of all of them.
 
     The answers are those of all draws of the last number of shots, see `DrawnAnswers`. It says acc1_shots<k>, the mean over draws;
     its _ci95_low and _high, over draws and test samples (see `mean_over_draws`); its _deviation between draws, and _chance.
@@ -150,15 +157,22 @@ def few_shot_classifier(train: Labelled, config: FewShotConfig) -> Classifier:
             "`shots`, or check `train_shards`"
         )
     fitted = {which: _fit(train.features, numbers, len(classes), *which, config) for which in _own_draws(config)}
+    own = {
+        f"shots{k}.{name}": x.cpu()
+        for (k, draw), one in fitted.items()
+        if draw == 0
+        for name, x in head_tensors(one.probe, one.scale).items()
+    }
+    heads = {name: x for part in distributed.gather_objects(own) for name, x in part.items()}
 
     def classify(test: Labelled) -> tuple[Answers, dict[str, Score]]:
-        each = _answers_of_draws(fitted, test, classes, config)
+        each = _answers_of_draws({which: one.classify for which, one in fitted.items()}, test, classes, config)
         said: dict[str, Score] = {"draws": config.draws, "draw_seed": config.seed}
         for k, answers in each.items():
             said |= _over_draws(f"acc1_shots{k}", answers)
         return each[config.shots[-1]], said
 
-    return classify
+    return classify, {**heads, "classes": classes}
 
 
 def cache_classifier(
@@ -217,8 +231,19 @@ def _over_draws(name: str, answers: DrawnAnswers) -> dict[str, Score]:
     return said | {f"{name}_deviation": answers.deviation(), f"{name}_chance": found["chance"]}
 
 
-def _fit(features: Tensor, numbers: Tensor, classes: int, k: int, draw: int, config: FewShotConfig) -> Classify:
-    """Scaling and logistic regression of one draw of k training samples of each class, as what it predicts.
+@dataclass(frozen=True)
+class _Fitted:
+    """What was fitted on one draw."""
+
+    scale: Scale
+    probe: Probe
+
+    def classify(self, rows: Tensor, wanted: Tensor) -> Predictions:
+        return self.probe.classify(self.scale(rows), wanted)
+
+
+def _fit(features: Tensor, numbers: Tensor, classes: int, k: int, draw: int, config: FewShotConfig) -> _Fitted:
+    """Scaling and logistic regression of one draw of k training samples of each class.
 
     Args:
         features: [n, D]. numbers: [n] int64, in 0 ... classes-1.
@@ -226,8 +251,7 @@ def _fit(features: Tensor, numbers: Tensor, classes: int, k: int, draw: int, con
     chosen = _drawn(numbers, classes, k, draw, config)
     scale = Scale.of(features[chosen], config.scale)
     penalty = 1 / (config.c * len(chosen))
-    probe = fit_probes(scale(features[chosen]), numbers[chosen], classes, (penalty,))[penalty]
-    return lambda rows, wanted: probe.classify(scale(rows), wanted)
+    return _Fitted(scale, fit_probes(scale(features[chosen]), numbers[chosen], classes, (penalty,))[penalty])
 
 
 def _drawn(numbers: Tensor, classes: int, k: int, draw: int, config: FewShotConfig) -> Tensor:

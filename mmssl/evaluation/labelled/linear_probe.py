@@ -102,8 +102,7 @@ def linear_classifier(train: Labelled, config: LinearProbeConfig) -> tuple[Class
     def classify(test: Labelled) -> tuple[Answers, dict[str, Score]]:
         return classifier_answers(test, classes, lambda x, wanted: probe.classify(scale(x), wanted)), said
 
-    head = {"weight": probe.weight, "bias": probe.bias, "mean": scale.mean, "deviation": scale.deviation}
-    return classify, {**head, "classes": classes}
+    return classify, {**head_tensors(probe, scale), "classes": classes}
 
 
 def choose_penalty(features: Tensor, labels: Tensor, classes: int, config: LinearProbeConfig) -> tuple[float, float]:
@@ -170,6 +169,11 @@ class Probe:
         """Rank of the true class of each sample, with the tie rule of all evaluators, and the predicted class, by logits."""
         rows = torch.cat([features, torch.ones_like(features[:, :1])], 1)
         return class_ranks(rows, torch.cat([self.weight, self.bias[:, None]], 1), labels, scale=1.0)
+
+
+def head_tensors(probe: Probe, scale: Scale) -> dict[str, Tensor]:
+    """Tensors of a linear classifier of features, see `linear_classifier`."""
+    return {"weight": probe.weight, "bias": probe.bias, "mean": scale.mean, "deviation": scale.deviation}
 
 
 def probe_objective(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, penalty: float) -> Tensor:

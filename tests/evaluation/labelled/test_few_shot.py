@@ -28,7 +28,7 @@ def config(**values: Any) -> FewShotConfig:
 
 
 def few_shot_scores(train: Labelled, test: Labelled, config: FewShotConfig) -> dict[str, Any]:
-    answers, said = few_shot_classifier(train, config)(test)
+    answers, said = few_shot_classifier(train, config)[0](test)
     return classifier_scores(train, test, answers) | said
 
 
@@ -88,7 +88,8 @@ def test_the_interval_is_students() -> None:
 
 def test_what_is_said_without_shots_is_of_all_draws_of_the_most() -> None:
     train, test = samples(80, 0, noise=3.0), samples(100, 1, noise=3.0)
-    answers, said = few_shot_classifier(train, config(shots=[4, 1], draws=5))(test)
+    classify, heads = few_shot_classifier(train, config(shots=[4, 1], draws=5))
+    answers, said = classify(test)
     scores = classifier_scores(train, test, answers) | said
     assert said["acc1_shots1_deviation"] > 0  # type: ignore[operator]
     for part in ("", "_ci95_low", "_ci95_high"):
@@ -99,6 +100,11 @@ def test_what_is_said_without_shots_is_of_all_draws_of_the_most() -> None:
     assert list(table.columns) == ["key", "class", *(f"{name}_draw0" for name in of_first), "acc1"]
     assert np.mean(np.array(table.columns["acc1"])) == pytest.approx(scores["acc1"])
     assert len({*table.columns["acc1"]} - {0.0, 1.0}) > 0, "some sample is right in a part of the draws"
+    names = ("weight", "bias", "mean", "deviation")
+    assert {*heads} == {"classes", *(f"shots{k}.{name}" for k in (4, 1) for name in names)}
+    weight, bias, mean, deviation = (heads[f"shots1.{name}"] for name in names)
+    logits = (F.normalize(test.features.double(), dim=1) - mean) / deviation @ weight.T + bias
+    assert [str(heads["classes"][one].item()) for one in logits.argmax(1)] == table.columns["predicted_draw0"]
     classes = answers.tables()["classes"].columns
     assert classes["n"] == [25, 25, 25, 25]
     assert np.mean(np.array(classes["recall"])) == pytest.approx(scores["mean_per_class_recall"])
@@ -119,7 +125,7 @@ def test_classifiers_are_fitted_once_whatever_they_are_measured_on(monkeypatch: 
 
     monkeypatch.setattr(few_shot, "fit_probes", counted)
     train = samples(40, 0)
-    classify = few_shot_classifier(train, config(shots=[1, 2], draws=3))
+    classify, _ = few_shot_classifier(train, config(shots=[1, 2], draws=3))
     found = [classify(samples(20, seed))[0].scores()["acc1"] for seed in (1, 2)]
     assert len(fits) == 6
     assert found[0] != found[1]
