@@ -121,8 +121,7 @@ class Modality(ABC):
         audible: values are sounds, which `time_crop` may shift a little in time.
         language: values are sentences, and `tokenize` makes views of other sentences, such as prompts.
         label: values are targets, such as class numbers, not inputs.
-        relations: what the operation `negative` can break: of "shifted", "reversed", "channels", "caption", "order". The kernel
-            measures which of them a value has.
+        relations: those of "shifted", "reversed", "channels", "caption", "order" that `negative` can break; kernels measure them.
         warnings: flag of `inspect`, or "repeated" for duplicates -> text of an audit's warning after the number of members.
         corruptions: of its view "eval", which robustness is measured with.
         token_ids, values_per_second: of its views; None: views have no token ids, and no rate.
@@ -317,9 +316,7 @@ def build_views(configs: Mapping[str, C], build: Callable[[C], View], evaluation
         ValueError: a view "eval" among the configs, or settings that do not fit; names the view.
     """
     if "eval" in configs:
-        raise ValueError(
-            "got a view 'eval', which is reserved for evaluators and always exists: give the view another name"
-        )
+        raise ValueError("got a view 'eval', which always exists, for evaluators: give the view another name")
     views: dict[str, View] = {}
     for kind, config in configs.items():
         try:

@@ -54,11 +54,10 @@ def corrupted(modality: Modality, kind: str, severity: int) -> Modality:
     if isinstance(corruption, TextCorruption):
         view = CorruptedSentences(inner, kind, corruption.strengths[severity - 1])
     else:
-        strength = corruption.strengths[severity - 1]
         corrupt = corruption.function
         if corruption.timed:
             corrupt = partial(corrupt, rate=modality.values_per_second)
-        view = CorruptedView(inner, corrupt, strength, fold(kind))
+        view = CorruptedView(inner, corrupt, corruption.strengths[severity - 1], fold(kind))
     other = copy(modality)
     other.views = {**modality.views, "eval": view}
     return other
