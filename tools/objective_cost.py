@@ -2,8 +2,8 @@
 
 Every row of `learning.py` on pictures gets the same small transformer and 64 of them; those on sounds have transformers of the same
 width and depth, and stand beside SimCLR on sounds. Sentences, series and pairs of modalities have no row of SimCLR: each of their
-rows stands beside SimCLR with the row's own encoder and view, pairs beside that of their sounds. Measured is the processor time of a
-whole step (views are made before), as the median of some steps. FOLDER is that of `learning.py`. Labels, clusterings and fitted
+rows stands beside SimCLR with the row's own encoder and view, pairs beside that of their sounds. Measured is the processor time of
+a whole step (views are made before), as the median of some steps. FOLDER is that of `learning.py`. Labels, clusterings and fitted
 codes, made now and then, are not in it.
 """
 
