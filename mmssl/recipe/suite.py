@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _UNUSUAL = re.compile(r"[^\w.-]+")
 LABEL, MULTI_LABEL = "label", "multi_label"
+E = TypeVar("E", bound=EvaluatorConfig)
 
 
 class Suite(Config):
@@ -113,7 +114,7 @@ def find_suite(name: str) -> Suite:
     return validate_text(Suite, read(shipped[name]), str(shipped[name]))
 
 
-def read_as(config: EvaluatorConfig, data: DataConfig) -> EvaluatorConfig:
+def read_as(config: E, data: DataConfig) -> E:
     """The evaluator's config with workers, cache and permission for remote shards as the run has them, unless it has its own."""
     usual = {"workers": data.workers, "cache": data.cache, "allow_pipe": data.allow_pipe}
     return config.model_copy(update={name: value for name, value in usual.items() if getattr(config, name) is None})

@@ -152,11 +152,11 @@ def similarity(a: Items, b: Items, show_a: Show, show_b: Show, *, count: int = H
     rows, columns = torch.searchsorted(b.owner, shared), torch.searchsorted(a.owner, shared)
     with exact_products():
         matrix = b.rows[rows] @ a.rows[columns].T
-    of_rows, of_columns = (
-        tuple(replace(show(row), sound="", note="") for row in some.tolist())
-        for show, some in ((show_b, rows), (show_a, columns))
-    )
-    return Similarity(matrix.cpu(), of_rows, of_columns, title)
+
+    def silent(show: Show, numbers: Tensor) -> tuple[Shown, ...]:
+        return tuple(replace(show(row), sound="", note="") for row in numbers.tolist())
+
+    return Similarity(matrix.cpu(), silent(show_b, rows), silent(show_a, columns), title)
 
 
 def showcase(
@@ -187,8 +187,9 @@ def showcase(
     with inference(model):
         ranks = pair_ranks(a.rows, a.owner, b.rows, b.owner)
     heard = sum(evaluator.modalities[name].audible for name in config.pair)
-    most = len(SECTIONS) * count * (answers + 2) + HEAT  # items of a modality
-    of_sound = (int(share * MEDIA) // most - (len(config.pair) - heard) * PICTURE) // max(1, heard)
+    most = len(SECTIONS) * count * (answers + 2)  # items of a modality, and the pictures of the heat map
+    of_pictures = (len(config.pair) - heard) * (most + HEAT) * PICTURE
+    of_sound = int(share * MEDIA - of_pictures) // (most * max(1, heard))
     show = {}
     for name in config.pair:
         modality = evaluator.modalities[name]

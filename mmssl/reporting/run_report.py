@@ -43,7 +43,8 @@ def report_run(
     """Write the report of a finished run.
 
     Args:
-        recipe: the run's recipe. Galleries are of its retrieval evaluators, of each pair of modalities the first that can be read.
+        recipe: the run's recipe. Galleries are of its retrieval evaluators: of each pair of modalities the first that can be
+            read, those of the end of the run before those that run during training.
         path: the file; default: report.html in the run folder.
         results: metric table; default: the latest scores in the run's metrics.
         model: the trained model; default: loaded from the run folder.
@@ -56,7 +57,10 @@ def report_run(
     failures = failures or {}
     metrics = recipe.folder / "metrics.jsonl"
     curves = read_curves(metrics)
-    own = {name: config for name, config in recipe.evaluators.items() if name not in failures}
+    last = sorted(
+        recipe.evaluators.items(), key=lambda one: one[1].every is not None
+    )  # those of the end before the others
+    own = {name: config for name, config in last if name not in failures}
     shown, missing = _showcases(recipe, {**(measured or {}), **own}, model)
     if shown:
         note = "Items of the retrieval gallery. Modalities that lie apart share a space, but not a place in it."

@@ -113,7 +113,7 @@ def _sound(modality: Modality, key: str, value: Any, data: bytes, extension: str
 def _picture(x: Tensor, largest: int) -> str:
     """A view as a data URI: pictures [..., C, H, W], curves [C, T]; empty for anything else."""
     if x.dim() <= 2 and x.numel() > 1:
-        rows = x.view(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
         if len(rows) <= LANES:
             return lines_uri(rows)
         x = rows[None]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from mmssl.data.modalities.audio import AudioConfig
+from mmssl.reporting.gallery import Answer, Gallery, Pick
+from mmssl.reporting.report import write_report
+from mmssl.reporting.shown import shown
 from tests.reporting.test_report import HOSTILE, full_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -65,8 +72,9 @@ class Browser:
             pass
 
     def value(self, expression: str) -> Any:
-        """The value of an expression in the page."""
-        return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        """The value of an expression in the page, or of its promise."""
+        asked = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        return asked["result"].get("value")
 
     def close(self) -> None:
         """End it."""
@@ -123,3 +131,31 @@ def test_nothing_is_wider_than_the_page(
     brightness = [sum(map(int, colour[4:-1].split(","))) for colour in (background, ink)]
     assert (brightness[0] > brightness[1]) == (scheme == "light")
     assert browser.value("document.querySelectorAll('body script, body iframe').length") == 0
+
+
+LENGTHS = """
+Promise.all([...document.querySelectorAll('audio')].map(one => new Promise(say => {
+  one.onloadedmetadata = () => say(one.duration);
+  one.onerror = () => say(one.error.message);
+  one.load();
+  one.preload = 'metadata';
+})))
+"""
+"""Seconds of each sound of the page, or why it cannot be played."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_sounds_can_be_played(browser: Browser, tmp_path: Path) -> None:
+    modality = AudioConfig(rate=8_000, seconds=1.0).build("sound")
+    sound = np.sin(np.arange(24_000) / 3, dtype=np.float32)[None]
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, 8_000, 0, "NONE", ""))
+        out.writeframes((sound * 9_000).astype(np.int16).tobytes())
+    whole = shown(modality, "key", sound, file.getvalue(), "wav")
+    middle = shown(modality, "key", sound, file.getvalue(), "wav", largest=12_000)
+    pick = Pick(whole, 1, Answer(middle, 0.5, True), (Answer(middle, 0.5, True),))
+    write_report(tmp_path / "report.html", title="t", galleries=[Gallery("sound", {"best": (pick,)})])
+    browser.open(tmp_path / "report.html")
+    assert browser.value(LENGTHS) == pytest.approx([3.0, 2.33], abs=0.2)

@@ -93,11 +93,12 @@ def test_each_pair_of_modalities_has_galleries(tmp_path: Path) -> None:
     views = {"image": "crop", "small": "crop", "text": "tokens"}
     pairs = [["image", "text"], ["small", "text"]]
     objective = RECIPE["objective"] | {"pairs": pairs, "views": views}  # type: ignore[operator]
-    evaluators = {f"{pair[0]}_set": retrieval(shards, *pair) for pair in pairs}
-    evaluators["again"] = retrieval(shards, "text", "image")
+    during = {"during": retrieval(shards, "text", "image") | {"every": "1 epochs"}}
+    evaluators = during | {f"{pair[0]}_set": retrieval(shards, *pair) for pair in pairs}
     html = written(made(tmp_path, evaluators, **small, objective=objective))
     for words in ("image_set: image → text", "image_set: text × image", "small_set: text → small"):
         assert words in html, words
-    assert "again: " not in html
+    assert "during: image" not in html
+    assert "during: text" not in html
     assert html.count('<div class="query">') == 2 * 2 * 3 * 2  # pairs, directions, sections, queries
     assert html.count('class="heat"') == 2
