@@ -117,8 +117,8 @@ class FewShot(LabelledEvaluator):
 
     def fit(self, train: Labelled) -> Classifier:
         if self._prompts is None or self._classifier is None:
-            classify, self.fitted = few_shot_classifier(train, self.config)
-            return classify
+            found, self.fitted = few_shot_classifier(train, self.config)
+            return found
         require_class_numbers(
             train.labels,
             torch.arange(len(train.labels), device=train.labels.device),
