@@ -18,6 +18,7 @@ from pipelines.progress import progress_bar
 if TYPE_CHECKING:
     from mmssl.curation.check_report import CheckReport
     from mmssl.curation.leakage import LeakReport
+    from mmssl.recipe.recipe import Recipe
     from pipelines.check_recipe import RecipeReport
 
 app = typer.Typer(
@@ -26,6 +27,14 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+SHARDS_OR_RECIPE = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SHARDS...|RECIPE [KEY.PATH=VALUE]...",
+        help="Folders, paths, globs or brace patterns; or URLs with braces. Or a recipe: all of its sources.",
+    ),
+]
 
 AGAINST = Annotated[
     list[str] | None,
@@ -96,13 +105,7 @@ def index(
 
 @app.command()
 def check(
-    shards: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SHARDS...|RECIPE [KEY.PATH=VALUE]...",
-            help="Folders, paths, globs or brace patterns; or URLs with braces. Or a recipe: all of its sources.",
-        ),
-    ],
+    shards: SHARDS_OR_RECIPE,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Decode at most this number of samples in all, an equal share of each shard."),
@@ -212,7 +215,7 @@ def _leaks(
 
 @app.command()
 def stats(
-    shards: SHARDS,
+    shards: SHARDS_OR_RECIPE,
     sample: Annotated[int, typer.Option(min=1, help="Number of samples to read and decode.")] = 2000,
     front_end: Annotated[
         str | None,
@@ -227,9 +230,13 @@ def stats(
 ) -> None:
     """Measure shards: sizes, statistics for normalisation, captions, classes, sounds, videos, speed of reading.
 
+    Of a recipe, each source is measured with the settings of its modalities, such as axes and rate of arrays and series.
+
     Examples:
 
     `mmssl shards stats 'shards/train/{000000..000099}.tar'`
+
+    `mmssl shards stats series/mae_small data.shards='["shards/train"]'`
 
     `mmssl shards stats shards/train --front-end ast`
 
@@ -238,8 +245,13 @@ def stats(
     from dataclasses import asdict
 
     from mmssl.curation.stats import stats as measure
+    from pipelines.check_recipe import is_recipe, recipe_alone
     from pipelines.spectrogram_stats import front_end_stats
 
+    if is_recipe(shards[0]):
+        if front_end is not None:
+            raise typer.BadParameter("--front-end has no effect beside a recipe: name its shards in place of it")
+        return _stats_of_recipe(recipe_alone(shards, None, None, cache, allow_pipe), sample, json_file)
     remote = client_for(shards, cache, allow_pipe)
     if front_end is not None:
         found = front_end_stats(shards, front_end, sample=sample, remote=remote)
@@ -252,3 +264,19 @@ def stats(
     print(report.table())
     if json_file is not None:
         write_file(json_file, report.to_json() + "\n")
+
+
+def _stats_of_recipe(recipe: Recipe, sample: int, json_file: Path | None) -> None:
+    """Measure each source of a recipe, and print and write a report of each."""
+    from mmssl.curation.stats import stats as measure
+    from pipelines.check_recipe import sources_of
+
+    modalities, remote = recipe.build_modalities(), recipe.data.cache.build(recipe.data.allow_pipe)
+    reports = {}
+    for name, shards in sources_of(recipe).items():
+        with progress_bar(f"measuring {name}") as progress:
+            reports[name] = measure(shards, modalities, sample=sample, remote=remote, progress=progress)
+    print("\n\n".join(f"source {name}\n{report.table()}" for name, report in reports.items()))
+    if json_file is not None:
+        found = {name: json.loads(report.to_json()) for name, report in reports.items()}
+        write_file(json_file, json.dumps({"sources": found}, indent=1) + "\n")

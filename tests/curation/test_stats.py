@@ -116,3 +116,24 @@ def test_remote_shards_have_the_same_figures(tmp_path: Path) -> None:
     here, there = json.loads(stats([folder]).to_json()), json.loads(out.read_text())
     assert {k: v for k, v in there.items() if k not in rates} == {k: v for k, v in here.items() if k not in rates}
     assert list((tmp_path / "cache").rglob("*"))
+
+
+def test_series_of_a_recipe_are_read_with_its_axes_and_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """[channel, time] of nearly as many channels as times: no shape tells which is which."""
+    series = np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32)
+    file, out = io.BytesIO(), tmp_path / "stats.json"
+    np.save(file, series)
+    write_shard(
+        tmp_path / "shards", "000000.tar", 0, 4, [{"__key__": str(i), "npy": file.getvalue()} for i in range(4)]
+    )
+    recipe = ["series/mae_small", f"data.shards=[{tmp_path / 'shards'}]", "modalities.series.axes=[channel, time]"]
+    assert guarded(cli.full(), ["shards", "stats", *recipe, "--json", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "source train\n" in shown
+    assert "series seconds" in shown
+    figures = json.loads(out.read_text())["sources"]["train"]["modalities"]["series"]
+    assert figures["figures"]["seconds"]["mean"] == pytest.approx(6 / 100)
+    np.testing.assert_allclose(figures["mean"], series.mean(1), atol=1e-6)
+    for option in ("--front-end=mel", f"--cache={tmp_path}"):
+        assert guarded(cli.full(), ["shards", "stats", *recipe, option]) == 2
+        assert "no effect beside a recipe" in " ".join(capsys.readouterr().err.split())
