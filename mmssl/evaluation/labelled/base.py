@@ -163,7 +163,8 @@ def labelled(data: Collected, modality: str, labels: str, names: Sequence[str] =
     with_label, with_row = items_in_both(data, modality, labels)
     if int(with_label.sum()) != int(with_row.sum()):
         raise DataError(
-            f"{modality!r} or {labels!r} has several items in one sample, wanted one of each to classify features"
+            f"{modality!r} or {labels!r} has several items in one sample, wanted one of each to classify features; "
+            f"`modalities.{modality}.captions: whole` reads the lines of a text as one"
         )
     excluded = len(data.keys) - int(with_label.sum())
     keys = [data.keys[number] for number in owner[with_label].tolist()]

@@ -74,5 +74,8 @@ def single_embeddings(data: Collected, modality: str) -> tuple[Tensor, Tensor]:
     rows, owner = data[modality].rows, data[modality].owner
     require_usable(rows, owner, data.keys, f"the embedding of {modality!r}", unit=True)
     if len(torch.unique(owner)) < len(owner):
-        raise DataError(f"{modality!r} has several items in one sample, wanted one for zero-shot classification")
+        raise DataError(
+            f"{modality!r} has several items in one sample, wanted one for zero-shot classification; "
+            f"`modalities.{modality}.captions: whole` reads the lines of a text as one"
+        )
     return rows, owner

@@ -32,7 +32,8 @@ class ModalityConfusionConfig(PromptedConfig):
 
     Attributes:
         modalities: two to four modalities of one space. The class is decided by each of them, and by the mean embedding of every
-            set of them, all on the same samples: those that lack one of them, or a label, are left out and counted.
+            set of them, all on the same samples: those that lack one of them, or a label, are left out and counted. Several
+            captions of a sample count as their mean embedding.
         labels: modality with the class number of each sample.
         train_shards: labelled training samples, for models without text: the class is that of the nearest class mean of their
             embeddings, a mean for each set of modalities; then `prompts` and `templates` are not used. None: text prompts.
@@ -142,7 +143,7 @@ def confusion_scores(
     Tables: "samples" (the predicted class and acc1 of every set) and "additions": each modality added to each set without it.
 
     Args:
-        data: embeddings of the modalities, one a sample, and class numbers.
+        data: embeddings of the modalities, and class numbers. Of several items of a sample, such as captions, their mean counts.
         modalities: at least two.
         labels: name of the class numbers in `data`.
         classifiers: set of modalities -> its class weights [K, E], unit norm.
@@ -150,7 +151,7 @@ def confusion_scores(
 
     Raises:
         NumericError: an embedding is not finite, or zero.
-        DataError: a label is no class number, a sample has several items, or none has all.
+        DataError: a label is no class number, or no sample has all.
     """
     embedded, true, owner = _samples_with_all(data, modalities, labels)
     require_class_numbers(true, owner, data.keys, classnames)
@@ -212,12 +213,20 @@ def _samples_with_all(
     names = (*modalities, labels)
     for name in modalities:
         require_usable(data[name].rows, data[name].owner, data.keys, f"the embedding of {name!r}", unit=True)
-        if len(torch.unique(data[name].owner)) < len(data[name].owner):
-            raise DataError(f"{name!r} has several items in one sample, wanted one for a class decision")
+    data = replace(data, items={**data.items, **{name: one_a_sample(data[name]) for name in modalities}})
     masks = dict(zip(names, items_in_all(data, names), strict=True))
     rows = {name: data[name].rows[masks[name]] for name in modalities}
     embedded = {some: torch.stack([rows[name] for name in some]).sum(0) for some in subsets(modalities)}
     return embedded, data[labels].rows[masks[labels]], data[labels].owner[masks[labels]]
+
+
+def one_a_sample(items: Items) -> Items:
+    """Items with one row a sample: the mean of the unit-norm rows of a sample with several, such as captions, of norm 1 again."""
+    owner, numbers = torch.unique(items.owner, return_inverse=True)
+    if len(owner) == len(items.owner):
+        return items
+    sums = torch.zeros(len(owner), items.rows.shape[1], dtype=torch.float64, device=items.rows.device)
+    return Items(F.normalize(sums.index_add_(0, numbers, items.rows.double()), dim=1).float(), owner)
 
 
 def subsets(modalities: Sequence[str]) -> list[Subset]:

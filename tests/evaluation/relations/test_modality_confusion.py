@@ -19,6 +19,7 @@ from mmssl.evaluation.relations.modality_confusion import (
     ModalityConfusionConfig,
     class_means,
     confusion_scores,
+    one_a_sample,
     subsets,
 )
 from tests.evaluation.world import collected, colour_shards, configured, items, modalities, model
@@ -116,13 +117,27 @@ def test_what_cannot_be_measured_is_refused() -> None:
         measure(labels, eye, a=eye, b=nan)
     with pytest.raises(DataError, match=r"key 'key3' \(sample 3\) has the label 7, wanted 0 ... 3 for 4 class names"):
         measure(torch.tensor([0, 1, 2, 7]), eye, a=eye, b=eye)
-    several = Items(eye, torch.tensor([0, 0, 1, 2]))
-    data = collected(4, label=items(labels), a=items(eye), b=several)
-    with pytest.raises(DataError, match="'b' has several items in one sample, wanted one"):
-        confusion_scores(data, ("a", "b"), "label", dict.fromkeys(subsets(("a", "b")), eye), CLASSES)
     data = collected(4, label=items(labels), a=Items(eye[:2], torch.tensor([0, 1])), b=Items(eye[2:], labels[2:]))
     with pytest.raises(DataError, match="no sample has 'a', 'b' and 'label'"):
         confusion_scores(data, ("a", "b"), "label", dict.fromkeys(subsets(("a", "b")), eye), CLASSES)
+
+
+def test_several_captions_of_a_sample_count_as_their_mean() -> None:
+    """Two of three captions of the first sample name its class, and so does their mean."""
+    eye = torch.eye(4)
+    captions = Items(eye[[0, 0, 3, 1, 2, 2]], torch.tensor([0, 0, 0, 1, 2, 3]))
+    data = collected(4, label=items(torch.arange(4)), a=items(eye[[0, 1, 2, 3]]), b=captions)
+    classifiers = dict.fromkeys(subsets(("a", "b")), eye)
+    scores, tables = confusion_scores(data, ("a", "b"), "label", classifiers, CLASSES)
+    assert (scores["n"], scores["acc1_a"], scores["acc1_b"]) == (4, 1, 3 / 4)
+    assert tables["samples"].columns["predicted_b"] == ["one", "two", "three", "three"]
+    weighed = one_a_sample(captions)
+    assert torch.allclose(weighed.rows[0], torch.tensor([2.0, 0, 0, 1]) / 5**0.5)
+    assert weighed.owner.tolist() == [0, 1, 2, 3]
+    # A sample weighs as much as every other one in the mean of a class, however many captions it has.
+    same = collected(4, label=items(torch.tensor([0, 0, 1, 1])), a=items(eye), b=captions)
+    means = class_means(same, ("b",), "label")[1][("b",)]
+    assert torch.allclose(means[0], F.normalize(weighed.rows[0] + eye[1], dim=0))
 
 
 def test_class_means_of_a_training_set_decide_where_there_is_no_text(tmp_path: Path) -> None:
