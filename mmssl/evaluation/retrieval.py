@@ -186,7 +186,7 @@ def retrieval_scores(
     ):
         prefix = f"{query}_to_{found}_"
         within = tuple(k for k in ks if k <= len(candidates.owner))
-        tables[prefix[:-1]] = _queries(ranks, queries.owner, candidates.owner, data.keys, within)
+        tables[prefix[:-1]] = _queries(ranks, queries.owner, candidates.owner, data.keys, ks)
         own = direction_scores(ranks, queries.owner, len(candidates.owner), ks, resamples, seed)
         if dual is not None:
             can = dual.positives > 0
@@ -207,19 +207,37 @@ def _queries(ranks: Ranks, owner: Tensor, candidates: Tensor, keys: Mapping[int,
     """The queries with a right candidate: key, number of the item in its sample, rank and score of the best right candidate; and
     key, number and score of the candidate of rank 1, which was found first."""
     can = ranks.positives > 0
-    best, found = ranks.ranks[can, 0], ranks.found[can]
+    found, outcomes = ranks.found[can], query_outcomes(ranks, len(candidates), ks)
+    if int(ranks.positives.max()) == 1:  # recall@k equals R@k
+        outcomes = {name: values for name, values in outcomes.items() if not name.startswith("recall")}
+    whole = [name for name in outcomes if name.startswith("R@")]
     columns: dict[str, Sequence[Score]] = {
         "key": [keys[number] for number in owner[can].tolist()],
         "item": item_numbers(owner)[can].tolist(),
-        "rank": best.tolist(),
+        "rank": ranks.ranks[can, 0].tolist(),
         "score": ranks.best[can].tolist(),
         "found_key": [keys[number] for number in candidates[found].tolist()],
         "found_item": item_numbers(candidates)[found].tolist(),
         "found_score": ranks.found_score[can].tolist(),
-        **{f"R@{k}": (best <= k).int().tolist() for k in ks},
-        "MRR": (1 / best.double()).tolist(),
+        **{name: (values.int() if name in whole else values).tolist() for name, values in outcomes.items()},
     }
-    return Table(columns, (*(f"R@{k}" for k in ks), "MRR"))
+    return Table(columns, tuple(outcomes))
+
+
+def query_outcomes(ranks: Ranks, candidates: int, ks: tuple[int, ...]) -> dict[str, Tensor]:
+    """R@k, recall@k, mAP@k of the largest k, and MRR of each query that has a right candidate, [n] float64 each.
+
+    Their means are the scores of `retrieval_scores`. Those of k above the number of candidates are left out.
+    """
+    can, most = ranks.positives > 0, max(ks)
+    positives, every = ranks.positives[can], ranks.ranks[can]
+    within = [k for k in ks if k <= candidates]
+    found = {f"R@{k}": (every[:, 0] <= k).double() for k in within}
+    found |= {f"recall@{k}": (every <= k).sum(1).double() / positives for k in within}
+    if most <= candidates:
+        precision = torch.arange(1, every.shape[1] + 1, device=every.device) / every.double() * (every <= most)
+        found[f"mAP@{most}"] = precision.sum(1) / positives.clamp(max=most)
+    return found | {"MRR": 1 / every[:, 0].double()}
 
 
 def _recall_figures(scores: Mapping[str, Score], tables: Mapping[str, Table]) -> dict[str, Figure]:
@@ -250,31 +268,21 @@ def direction_scores(
 ) -> dict[str, Score]:
     """Scores of one direction; queries without a right candidate are left out; None of k above the number of candidates. See
     `retrieval_scores`."""
-    can = ranks.positives > 0
-    positives, every, owner = ranks.positives[can], ranks.ranks[can], owner[can]
-    best, n, most = every[:, 0], int(can.sum()), max(ks)
-    within = [k for k in ks if k <= candidates]
-    precision = torch.arange(1, every.shape[1] + 1, device=every.device) / every.double() * (every <= most)
-    areas = {"MRR": 1 / best.double()}
-    if most <= candidates:
-        areas = {f"mAP@{most}": precision.sum(1) / positives.clamp(max=most), **areas}
-    scores: dict[str, Score] = {f"R@{k}": int((best <= k).sum()) / n for k in within}
-    shares = {f"R@{k}": best <= k for k in within}
-    for k in within:
-        shares[f"recall@{k}"] = (every <= k).sum(1).double() / positives
-        scores[f"recall@{k}"] = float(shares[f"recall@{k}"].mean())
-    scores |= {name: float(values.mean()) for name, values in areas.items()}
-    for name, values in shares.items():
-        _, low, high = share_by_cluster(values, owner, resamples=resamples, seed=seed)
-        scores |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
-    for name, values in areas.items():
-        low, high = mean_area_interval(values, owner)
+    can, most = ranks.positives > 0, max(ks)
+    best, owner, n = ranks.ranks[can, 0], owner[can], int(can.sum())
+    outcomes = query_outcomes(ranks, candidates, ks)
+    scores: dict[str, Score] = {name: float(values.mean()) for name, values in outcomes.items()}
+    for name, values in outcomes.items():
+        if name.startswith(("mAP", "MRR")):
+            low, high = mean_area_interval(values, owner)
+        else:
+            _, low, high = share_by_cluster(values, owner, resamples=resamples, seed=seed)
         scores |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
     scores |= {"mean_rank": float(best.double().mean()), "median_rank": math.floor(best.double().quantile(0.5))}
     intervals = rank_intervals(best, owner, resamples=resamples, seed=seed)
     for name, (low, high) in zip(("mean_rank", "median_rank"), intervals, strict=True):
         scores |= {f"{name}_ci95_low": low, f"{name}_ci95_high": high}
-    chance = random_scores(positives, candidates, ks)
+    chance = random_scores(ranks.positives[can], candidates, ks)
     scores |= {name: value for name, value in chance.items() if name.removesuffix("_chance") in scores}
     scores |= {f"{name}@{k}": None for k in ks if k > candidates for name in ("R", "recall")}
     scores |= {f"mAP@{most}": None} if most > candidates else {}

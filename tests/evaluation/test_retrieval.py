@@ -274,6 +274,12 @@ def test_average_precision_at_ten_and_the_table_of_queries() -> None:
     assert queries.columns["score"] == pytest.approx([1, 0.6, 0.6, 1])
     pictures = tables["image_to_text"].columns
     assert (pictures["found_key"], pictures["found_item"]) == (["key0", "key1"], [0, 1])
+    assert queries.outcomes == ("R@1", "MRR"), "two pictures are fewer than ten"
+    pictures_outcomes = tables["image_to_text"].outcomes
+    assert pictures_outcomes == ("R@1", "R@10", "recall@1", "recall@10", "mAP@10", "MRR")
+    for outcome in pictures_outcomes:
+        values = [float(value or 0) for value in pictures[outcome]]
+        assert sum(values) / 2 == pytest.approx(scores[f"image_to_text_{outcome}"])
     for outcome in queries.outcomes:
         values = [float(value or 0) for value in queries.columns[outcome]]
         assert sum(values) / 4 == pytest.approx(scores[f"text_to_image_{outcome}"])
