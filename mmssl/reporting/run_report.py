@@ -57,9 +57,8 @@ def report_run(
     failures = failures or {}
     metrics = recipe.folder / "metrics.jsonl"
     curves = read_curves(metrics)
-    last = sorted(
-        recipe.evaluators.items(), key=lambda one: one[1].every is not None
-    )  # those of the end before the others
+    # Those of the end of the run before those that run during training.
+    last = sorted(recipe.evaluators.items(), key=lambda one: one[1].every is not None)
     own = {name: config for name, config in last if name not in failures}
     shown, missing = _showcases(recipe, {**(measured or {}), **own}, model)
     if shown:
