@@ -8,13 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmssl.losses.hard_negatives import HardNegatives
 from mmssl.losses.info_nce import info_nce
 from mmssl.losses.one_way_info_nce import one_way_accuracy, one_way_info_nce
-from tests.losses.inputs import golden_views, unit_rows
+from tests.losses.inputs import golden_rows, golden_views, unit_rows
 from tests.losses.slow_loop import slow_loop
 
 MOCO_V3 = 0.5764659542512538  # temperature 0.2, 2 T times the sum of both ways; slow loop
 SIMCSE = 0.7264201999026416  # temperature 0.05; simcse_t0.05 of ssl-golden-values.json, equal to torch's cross entropy
+
+CAV_MAE = (
+    0.13247078061365747  # cav_mae_contrast_t0.05 of ssl-golden-values-2.json, equal to cav-mae's code: one way of two
+)
+SIMCSE_HARD = 7.070456274153736  # simcse_hard_negatives_t0.05, equal to torch's cross entropy over 2 N columns
 
 
 @pytest.mark.parametrize(("n", "d"), [(1, 3), (2, 5), (15, 4), (17, 2)])
@@ -30,6 +36,18 @@ def test_golden_values() -> None:
     both = one_way_info_nce(z0, z1, 0.2) + one_way_info_nce(z1, z0, 0.2)
     assert 2 * 0.2 * both.item() == pytest.approx(MOCO_V3, rel=1e-14)
     assert one_way_info_nce(z0, z1, 0.05).item() == pytest.approx(SIMCSE, rel=1e-13)
+    assert one_way_info_nce(z1, z0, 0.05).item() == pytest.approx(CAV_MAE, rel=1e-12)
+
+
+def test_golden_value_of_hard_negatives() -> None:
+    """The way from anchors to positives and hard negatives is the symmetric loss without the way back."""
+    z0, z1 = golden_views()
+    first, second = golden_rows()
+    negatives = F.normalize((first + second).flip(0), dim=-1)
+    scale = torch.tensor(20.0, dtype=torch.float64)
+    further = HardNegatives(z0, negatives, *torch.ones(2, 8, dtype=torch.bool)).log_sum_exp(scale)
+    both = info_nce(z0, z1, scale, further_b=further)
+    assert (2 * both - one_way_info_nce(z1, z0, 0.05)).item() == pytest.approx(SIMCSE_HARD, rel=1e-12)
 
 
 def test_it_is_half_of_the_symmetric_loss() -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
 from mmssl.losses.kmeans import normalised_mutual_information
+from mmssl.losses.sinkhorn import sinkhorn
 from mmssl.objectives.parts.labellings import ClustersConfig, OptimalTransportConfig, whitened
 from mmssl.objectives.self_labels import SelfLabelsConfig, SelfLabelsObjective
 from tests.contracts import toys
@@ -30,8 +31,8 @@ CASES = {
     "self_labels, clusters": Case(json.dumps(CLUSTERS), Reduction.LOCAL, {"label": math.log(3)}, plan=PLAN),
     "self_labels, absent": Case(json.dumps(CONFIG), Reduction.LOCAL, {"label": math.log(3)}, FIVE, plan=PLAN),
 }
-SELA_LABELS, SELA_CE = [3, 1, 0, 3, 2, 1, 3, 0, 0, 3, 1, 2], 0.7217472823992656
-"""Of ssl-golden-values-2.json; the labels are those of POT's sinkhorn."""
+SELA_LABELS, SELA_CE, SELA_ENTROPY = [3, 1, 0, 3, 2, 1, 3, 0, 0, 3, 1, 2], 0.7217472823992656, 2.860229313171809
+"""Of ssl-golden-values-2.json; labels and entropy of the plan (sela_plan_entropy) are those of POT's sinkhorn."""
 NUMBERS, NOBODY = torch.arange(12), torch.zeros(0, dtype=torch.int64)
 
 
@@ -47,6 +48,9 @@ def test_golden_labels_of_sela() -> None:
     labels = OptimalTransportConfig(strength=5.0).labels(NUMBERS, scores, scores, NOBODY)
     assert labels.tolist() == SELA_LABELS
     assert F.cross_entropy(scores, labels).item() == pytest.approx(SELA_CE, rel=1e-12)
+    plan = sinkhorn(scores.log_softmax(1), 1 / 5.0, OptimalTransportConfig().iterations) / 12
+    assert torch.special.entr(plan).sum().item() == pytest.approx(SELA_ENTROPY, rel=1e-9)
+    assert plan.sum(0).tolist() == pytest.approx([1 / 4] * 4)
     extreme = OptimalTransportConfig(strength=25.0).labels(NUMBERS, scores, 40 * scores, NOBODY)
     assert extreme.unique().numel() > 1, "probabilities below 1e-12 do not underflow"
 

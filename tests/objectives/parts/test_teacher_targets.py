@@ -10,6 +10,7 @@ from mmssl.heads.prototypes import WeightNormPrototypes
 from mmssl.losses.sinkhorn import sinkhorn
 from mmssl.objectives.parts.teacher_targets import Centring, CentringConfig, SinkhornTargets, SinkhornTargetsConfig
 from tests.distributed.processes import WORLD, Processes
+from tests.losses.inputs import sines
 
 
 def rows(n: int, d: int, seed: int = 0) -> Tensor:
@@ -29,6 +30,14 @@ def test_the_centre_is_the_moving_average_of_scores_and_used_from_the_next_step_
         centre = 0.9 * centre + 0.1 * scores.mean(0)
         torch.testing.assert_close(centring.centre, centre)
     assert set(centring.state_dict()) == {"centre"}
+
+
+def test_golden_centre_of_masked_patches() -> None:
+    """Of ssl-golden-values-2.json, ibot_centre_after_update_m0.9_sum_abs, equal to lightly's: the mean over tokens, not pictures."""
+    centring = Centring(16, 0.9).double()
+    centring.centre.copy_(0.1 * sines(1, 16, 0.5, 0.9, 0.0)[0])
+    centring.update(sines(8, 16, 0.3, 0.8, 0.11)[:6], torch.nn.Identity())
+    assert centring.centre.abs().sum().item() == pytest.approx(1.0864364047180506, rel=1e-12)
 
 
 def test_without_a_sample_the_centre_stays() -> None:
