@@ -82,7 +82,7 @@ class Answers:
         }
         outcomes = ("acc1", "acc5") if self.answerable >= 5 else ("acc1",)
         figures = class_figures(self.predictions.predicted, self.labels, len(names))
-        measures = {name: partial(self._class_mean, name) for name in CLASS_MEANS}
+        measures = {name: partial(self.class_mean, name) for name in CLASS_MEANS}
         return {
             "samples": Table(samples, outcomes, measures=measures),
             "classes": Table({"class": list(names), **figures}),
@@ -101,7 +101,8 @@ class Answers:
         distinct, counts = torch.unique(chosen, dim=0, return_counts=True)
         return distinct, counts
 
-    def _class_mean(self, name: str, counts: Tensor) -> Tensor:
+    def class_mean(self, name: str, counts: Tensor) -> Tensor:
+        """A score of `CLASS_MEANS` where each sample counts as often as in draws [N, R], on the CPU: [R] float64."""
         own = (self.predictions.predicted.cpu(), self.labels.cpu())
         return counted_class_means(*own, len(self.names), counts)[name]
 

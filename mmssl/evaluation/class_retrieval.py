@@ -38,7 +38,7 @@ class ClassRetrievalConfig(PairEvaluatorConfig):
         pair: the two modalities, in both directions: each is query and candidate.
         labels: modality with the class number of each sample; samples without a label, or without both of the pair, are left out
             and counted.
-        ks: cut-offs of the recalls.
+        ks: cut-offs of the recalls; those above the number of candidates are not measured.
         resamples: number of bootstrap draws (over samples) for the intervals.
         seed: seed of the bootstrap.
     """

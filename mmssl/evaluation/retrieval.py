@@ -40,7 +40,7 @@ class RetrievalConfig(PairEvaluatorConfig, RobustConfig):
 
     Attributes:
         pair: the two modalities, in both directions: each is query and candidate.
-        ks: cut-offs of the recalls.
+        ks: cut-offs of the recalls; those above the number of candidates are not measured.
         dual_softmax: temperature of scores that are softmaxes over candidates times softmaxes over queries; their recalls are
             reported apart (`R@1_dual_softmax`), because each answer then depends on all other queries. None: not measured.
         resamples: number of bootstrap draws (over samples) for the intervals of recalls and ranks.

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mmssl.core.evaluator import Score, Table
 from mmssl.evaluation.answers import Answers
-from mmssl.evaluation.classification import class_facts, class_means, random_class_means, resampled_class_means
+from mmssl.evaluation.classification import (
+    CLASS_MEANS,
+    class_facts,
+    class_means,
+    random_class_means,
+    resampled_class_means,
+)
 from mmssl.evaluation.ranking import Predictions
 from mmssl.evaluation.statistics import mean_over_draws
 
@@ -89,17 +96,22 @@ class DrawnAnswers(Answers):
         for name in each[0].outcomes:
             right = torch.tensor([table.columns[name] for table in each], dtype=torch.float64)
             rows[name] = right.mean(0).tolist()
+        measures = {name: partial(self.class_mean, name) for name in CLASS_MEANS}
         whole = self._together().tables()
         classes = whole["classes"].columns
         counted = {name: whole[name].columns for name in ("confusions", "confusion_matrix") if name in whole}
         return {
-            "samples": Table(rows, each[0].outcomes),
+            "samples": Table(rows, each[0].outcomes, measures=measures),
             "classes": Table({**classes, "n": torch.bincount(self.labels, minlength=len(self.names)).tolist()}),
             **{
                 name: Table({**columns, "n": [float(n or 0) / count for n in columns["n"]]})
                 for name, columns in counted.items()
             },
         }
+
+    def class_mean(self, name: str, counts: Tensor) -> Tensor:
+        """The mean over draws of training samples."""
+        return torch.stack([one.class_mean(name, counts) for one in self.draws]).mean(0)
 
     def _together(self) -> Answers:
         """The answers of all draws as those of one classifier for as many samples."""

@@ -100,6 +100,9 @@ def test_what_is_said_without_shots_is_of_all_draws_of_the_most() -> None:
     assert list(table.columns) == ["key", "class", *(f"{name}_draw0" for name in of_first), "acc1"]
     assert np.mean(np.array(table.columns["acc1"])) == pytest.approx(scores["acc1"])
     assert len({*table.columns["acc1"]} - {0.0, 1.0}) > 0, "some sample is right in a part of the draws"
+    assert {*table.measures} == {"mean_per_class_recall", "macro_f1"}
+    for name, measure in table.measures.items():
+        assert float(measure(torch.ones(100, 1))) == pytest.approx(scores[name]), name
     names = ("weight", "bias", "mean", "deviation")
     assert {*heads} == {"classes", *(f"shots{k}.{name}" for k in (4, 1) for name in names)}
     weight, bias, mean, deviation = (heads[f"shots1.{name}"] for name in names)
