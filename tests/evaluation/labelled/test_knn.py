@@ -128,9 +128,10 @@ def test_labels_that_training_never_showed_are_errors() -> None:
     right = (1 - scores["n_unseen"] / 80) / (CLASSES - 1)
     assert scores["chance"] == scores["acc1_k3_chance"] == pytest.approx(right), "a guess is wrong there, too"
     assert scores["acc5"] is None, "four classes can be answered"
-    assert neighbours(Labelled(x[seen], labels[seen]), (5,))(Labelled(*test))[0].tables()["samples"].outcomes == (
-        "acc1",
-    )
+    rows = neighbours(Labelled(x[seen], labels[seen]), (5,))(Labelled(*test, keys=["key"] * 80))[0].tables()["samples"]
+    assert rows.outcomes == ("acc1",)
+    assert [score is None for score in rows.columns["true_score"]] == (test[1] == CLASSES - 1).tolist()
+    assert None not in rows.columns["score"]
 
 
 @pytest.mark.parametrize(
