@@ -112,7 +112,6 @@ class RelationEvaluator(Evaluator):
             model.require(name, shared_space=True)
         index = self._index.open()
         total = min(len(index), config.max_samples or len(index))
-        self.nearest = None
         with inference(model, self.config.precision):
             parts, owners, *counts = self._share(model, index, total)
             excluded, skipped = (sum(column) for column in zip(*distributed.gather_objects(counts), strict=True))

@@ -33,7 +33,7 @@ def test_the_centre_is_the_moving_average_of_scores_and_used_from_the_next_step_
 
 
 def test_golden_centre_of_masked_patches() -> None:
-    """Of ssl-golden-values-2.json, ibot_centre_after_update_m0.9_sum_abs, equal to lightly's: the mean over tokens, not pictures."""
+    """Of ssl-golden-values-2.json, ibot_centre_after_update_m0.9_sum_abs, equal to lightly's: a mean over tokens."""
     centring = Centring(16, 0.9).double()
     centring.centre.copy_(0.1 * sines(1, 16, 0.5, 0.9, 0.0)[0])
     centring.update(sines(8, 16, 0.3, 0.8, 0.11)[:6], torch.nn.Identity())
