@@ -238,6 +238,7 @@ def test_audioset(tmp_path: Path) -> None:
     put(tmp_path, {"class_labels_indices.csv": AUDIOSET_CLASSES, "sounds/Y--4gqARaEJE.wav": media()["wav"]})
     put(tmp_path, {"sounds/--BfvyPmVMo_20.flac": media()["flac"], "sounds/-0DLPzsiXXE_30000_40000.mp4": media()["mp4"]})
     assert [one["medium"] for one in packed(source, "audioset")] == ["wav", "flac", "mp4"]
+    assert (tmp_path / "packed/classnames.txt").read_text() == "Male speech, man speaking\nDog\nMusic\n"
     wanted = [["Male speech, man speaking", "Dog"], ["Music"], ["Music"]]
     assert several(tmp_path / "packed") == (wanted, "multilabel")
     put(tmp_path, {"eval_segments.csv": "\n".join(AUDIOSET.splitlines()[3:])})  # without the lines above
