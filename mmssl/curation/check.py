@@ -69,10 +69,13 @@ def check(
         DataError: a pattern without files, or storage that fails. Faults of the files themselves are in the report.
     """
     places, client = find_shards(shards, remote)
-    used = usual_modalities() if modalities is None else modalities
     wanted = tuple(modalities) if needs is None and modalities is not None else needs
     formats = formats_of(places, client)
-    kinds = {repr(one): decoders_of(modalities, wanted, one) for one in {repr(one): one for one in formats}.values()}
+    different = {repr(one): one for one in formats}
+    used = modalities
+    if used is None:
+        used = {name: one for some in different.values() for name, one in usual_modalities(some).items()}
+    kinds = {text: decoders_of(modalities, wanted, one) for text, one in different.items()}
     decoders = [kinds[repr(one)] for one in formats]
 
     def one(number: int) -> Findings:
@@ -135,7 +138,7 @@ def decoders_of(
         formats: of the members, as the manifest of the shard says.
     """
     decoders: dict[str, tuple[MemberDecoder, ...]] = {} if modalities is not None else {"json": ()}
-    for name, modality in (usual_modalities() if modalities is None else modalities).items():
+    for name, modality in (usual_modalities(formats) if modalities is None else modalities).items():
         needed = name in (needs or ())
         own = own_extensions(modality) if modalities is None else modality.extensions if needed else ()
         reading = _reading(modality, formats or {})
@@ -227,7 +230,7 @@ class _Total:
                 self.tallies[name].lacking += 1
             else:
                 self.tallies[name].add(held, (shard, number))
-                self.unsaid += not formats and "several captions" in held.flags
+                self.unsaid += "txt" not in formats and "several captions" in held.flags
         found.inspected = []
 
     def add_faults(self, faults: Iterable[Fault]) -> None:

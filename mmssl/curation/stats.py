@@ -100,7 +100,7 @@ def stats(
         raise ValueError(f"got sample={sample}, wanted at least 1")
     index = ShardIndex.open(shards, remote=remote)
     chosen = np.unique(np.linspace(0, len(index) - 1, min(sample, len(index))).round().astype(int))
-    tally = _Tally(usual_modalities() if modalities is None else modalities)
+    tally = _Tally(modalities)
     for done, ordinal in enumerate(chosen.tolist(), 1):
         tally.add(index, ordinal)
         if progress is not None and (done % 100 == 0 or done == len(chosen)):
@@ -111,11 +111,10 @@ def stats(
 class _Tally:
     """Sums over the sampled samples."""
 
-    def __init__(self, modalities: Mapping[str, Modality]) -> None:
-        self.decoders: dict[str, tuple[Modality, ...]] = {}
-        for modality in modalities.values():
-            self.decoders |= {name: (*self.decoders.get(name, ()), modality) for name in modality.extensions}
-        self.tallies = {name: Tally() for name in modalities}
+    def __init__(self, modalities: Mapping[str, Modality] | None) -> None:
+        self.modalities = modalities
+        self.decoders: dict[str, Mapping[str, tuple[Modality, ...]]] = {}  # by the formats of the shard
+        self.tallies: dict[str, Tally] = {}
         self.undecodable = 0
         self.reading = self.decoding = 0.0
 
@@ -129,7 +128,7 @@ class _Tally:
         finally:
             self.reading += time.perf_counter() - start
         for extension, data in raw.fields.items():
-            for modality in self.decoders.get(extension, ()):
+            for modality in self._decoders_of(raw.formats).get(extension, ()):
                 start = time.perf_counter()
                 with suppress(ValueError):  # settings that contradict the manifest
                     modality = modality.reading(raw.formats)
@@ -141,6 +140,16 @@ class _Tally:
                 finally:
                     self.decoding += time.perf_counter() - start
                 self.tallies[modality.name].add(held)
+
+    def _decoders_of(self, formats: Mapping[str, str]) -> Mapping[str, tuple[Modality, ...]]:
+        said = repr(formats)
+        if said not in self.decoders:
+            decoders: dict[str, tuple[Modality, ...]] = {}
+            for modality in (usual_modalities(formats) if self.modalities is None else self.modalities).values():
+                decoders |= {name: (*decoders.get(name, ()), modality) for name in modality.extensions}
+                self.tallies.setdefault(modality.name, Tally())
+            self.decoders[said] = decoders
+        return self.decoders[said]
 
     def report(self, index: ShardIndex, sampled: int) -> StatsReport:
         return StatsReport(

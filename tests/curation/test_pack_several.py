@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from mmssl.core.errors import DataError
+from mmssl.curation.check import check
 from mmssl.curation.filter import FilterConfig, filter_shards
+from mmssl.curation.leakage import find_leaks
 from mmssl.curation.pack import Columns, PackConfig, pack
+from mmssl.curation.stats import stats
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.shards.writer import Manifest
@@ -118,3 +121,28 @@ def test_a_packed_set_is_measured(tmp_path: Path) -> None:
     )
     filter_shards([str(path) for path in manifest.paths], tmp_path / "fewer", FilterConfig())
     assert (tmp_path / "fewer/dataset_type.txt").read_text() == "multilabel"
+
+
+def test_vectors_of_classes_are_no_arrays_and_no_leaks(tmp_path: Path) -> None:
+    places = [tmp_path / f"{name}/0.tar" for name in ("train", "test")]
+    for seed, place in zip((0, 10), places, strict=True):
+        rows = enumerate(([1, 1], [0, 0], [0, 1]))
+        write_shard(place, [(f"{seed}{i}", {"jpg": picture(seed + i), "npy": npy(row)}) for i, row in rows])
+        (place.parent / "dataset_type.txt").write_text("multilabel\n")
+    train, test = ([str(place)] for place in places)
+    report = check(train)
+    assert set(report.modalities) == {"image", "multi_label"}
+    assert report.modalities["multi_label"].figures["classes of a sample"].mean == 1.0
+    assert not [one for one in report.warnings if "array" in one]
+    assert set(stats(train).modalities) == {"image", "multi_label"}
+    leaks = find_leaks(train, test)
+    assert (leaks.leaks, leaks.ok) == ([], True), "samples with the same classes are no copies"
+    for place in places:
+        (place.parent / "dataset_type.txt").unlink()
+    assert {leak.field for leak in find_leaks(train, test).leaks} == {"npy"}, "equal arrays are"
+
+
+def npy(row: list[int]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array(row, np.uint8))
+    return file.getvalue()

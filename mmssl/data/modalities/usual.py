@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import copy
 from functools import cache
 from typing import Any, cast
 
@@ -36,19 +38,30 @@ def modality_configs() -> dict[str, type[ModalityConfig]]:
     return {str(config.model_fields["kind"].default): config for config in found}
 
 
-def usual_modalities(**settings: Any) -> dict[str, Modality]:
+def usual_modalities(formats: Mapping[str, str] | None = None, **settings: Any) -> dict[str, Modality]:
     """Kind -> modality with its usual settings, for all modalities that have some.
 
     Args:
+        formats: of the members, as the manifest of the shards says: a format that is a kind of modality is read by it alone.
         **settings: values that replace the usual ones in modalities with such a key.
     """
-    made = {}
-    for kind, config in modality_configs().items():
+    made: dict[str, Modality] = {}
+    known = modality_configs()
+    said = {extension: kind for extension, kind in (formats or {}).items() if kind in known}
+    for kind, config in known.items():
         usual = config.usual()
         if usual is not None:
             replaced = {key: value for key, value in settings.items() if key in config.model_fields}
             made[kind] = usual.model_copy(update=replaced).build(kind)
-    return made
+    if not said:
+        return made
+    for kind, modality in made.items():
+        made[kind] = copy(modality)
+        made[kind].extensions = tuple(one for one in modality.extensions if said.get(one, kind) == kind)
+    for extension, kind in said.items():
+        if kind not in made:
+            made[kind] = known[kind](extensions=(extension,)).build(kind)
+    return {kind: modality for kind, modality in made.items() if modality.extensions}
 
 
 @cache

@@ -12,13 +12,14 @@ from mmssl.data.shards.writer import Manifest, read_manifest
 
 _log = logging.getLogger(__name__)
 
+Formats = Mapping[str, str]
+"""Extension -> name of the format of such members; see `Manifest`."""
 SET_TYPE_FILE = "dataset_type.txt"
 """File of CLIP_benchmark's layout, above the folders of splits or beside shards: `retrieval` or `multilabel`; without it, a sample
 has one class."""
 MULTI_LABEL = "multilabel"
-
-Formats = Mapping[str, str]
-"""Extension -> name of the format of such members; see `Manifest`."""
+FORMATS_OF_TYPES: Mapping[str, Formats] = {"retrieval": {"txt": "lines"}, MULTI_LABEL: {"npy": "multi_label"}}
+"""Type of the set -> formats of its members: each line of a text is a caption; a `.npy` is read by the modality `multi_label`."""
 
 
 def find_manifests(shards: Sequence[Path]) -> list[Manifest | None]:
@@ -51,10 +52,12 @@ def read_formats(shards: Sequence[Path]) -> tuple[Formats, ...]:
     for folder in dict.fromkeys(one.folder for one in found if one is not None and not one.complete):
         _log.warning("%s is unfinished: shards are missing; give the command that makes it again", folder)
     pairs = zip(shards, found, strict=True)
-    return tuple(_of_layout(shard) if manifest is None else manifest.formats for shard, manifest in pairs)
+    return tuple(
+        _of_layout(shard) | (dict(manifest.formats) if manifest is not None else {}) for shard, manifest in pairs
+    )
 
 
-def _of_layout(shard: Path) -> Formats:
-    """The formats of CLIP_benchmark's layout: of a retrieval set, each line of a text is a caption."""
+def _of_layout(shard: Path) -> dict[str, str]:
+    """The formats that the type of the set says, see `FORMATS_OF_TYPES`."""
     file = next((found for folder in shard.absolute().parents[:2] if (found := folder / SET_TYPE_FILE).is_file()), None)
-    return {"txt": "lines"} if file is not None and file.read_bytes().strip() == b"retrieval" else {}
+    return dict(FORMATS_OF_TYPES.get(file.read_text(errors="replace").strip(), {})) if file is not None else {}

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from mmssl.core.errors import DataError
-from mmssl.data.shards.manifests import SET_TYPE_FILE, Formats
+from mmssl.data.shards.manifests import FORMATS_OF_TYPES, SET_TYPE_FILE, Formats
 from mmssl.data.shards.patience import Absent, Refused
 from mmssl.data.shards.remote import Remote
 from mmssl.data.shards.storage import PIPE
@@ -41,7 +41,7 @@ def read_remote_formats(urls: Sequence[str], remote: Remote) -> tuple[Formats, .
     @cache
     def of_layout(folder: str, query: str) -> Formats:
         kind = fetch_file(f"{folder}/{SET_TYPE_FILE}{query}", remote)
-        return {"txt": "lines"} if kind is not None and kind.strip() == b"retrieval" else {}
+        return FORMATS_OF_TYPES.get((kind or b"").decode(errors="replace").strip(), {})
 
     def find(url: str) -> Formats:
         if url.startswith(PIPE):
