@@ -83,6 +83,7 @@ class Table:
         where: row number -> line and file, for messages.
         fingerprint: changes when the rows change.
         classes: label column -> its class names, where the format stores them.
+        replaced: columns that have a column in their place, which has all that they say.
         usual: the columns of a known format.
         grouped: whether a medium has several rows in this format, one for each caption.
         split: column that names the split of each row; None: there is none.
@@ -98,6 +99,7 @@ class Table:
     where: Callable[[int], str]
     fingerprint: str
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    replaced: tuple[str, ...] = ()
     usual: Columns = field(default_factory=Columns)
     grouped: bool = False
     split: str | None = None
@@ -113,11 +115,12 @@ class Table:
             raise DataError(f"{self.path} has no column {column!r}{near}: it has {list(self.columns)}")
         return column
 
-    def with_values(self, name: str, values: Sequence[Any]) -> Table:
-        """The table with one more column, of a value for each row."""
+    def with_values(self, name: str, values: Sequence[Any], *, replaces: str | None = None) -> Table:
+        """The table with one more column, of a value for each row; `replaces`: a column that says nothing else."""
         return replace(
             self,
             columns=(*self.columns, name),
+            replaced=(*self.replaced, *([replaces] if replaces else ())),
             row=lambda number: {**self.row(number), name: values[number]},
             column=lambda wanted: values if wanted == name else self.column(wanted),
         )

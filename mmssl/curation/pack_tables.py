@@ -148,11 +148,12 @@ class TableSource(RowSource):
         return Keys(values, lambda row: self.table.where(self.groups[row][0]))
 
     def _tell_of_others(self, kept: bool) -> None:
-        if self.roles.others and not kept:
+        lost = [name for name in self.roles.others if name not in self.table.replaced]
+        if lost and not kept:
             _log.warning(
                 "%s: columns that are not packed: %s; --metadata keeps them, in each sample's .json",
                 self.table.path,
-                ", ".join(map(repr, self.roles.others)),
+                ", ".join(map(repr, lost)),
             )
 
 

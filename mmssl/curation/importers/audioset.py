@@ -50,7 +50,7 @@ def read_audioset(found: Found, config: PackConfig, root: Path | None) -> Table:
     rows = zip(*(table.column(name) for name in _HEADER[:3]), strict=True)
     table = table.with_values("file", [_path(media, *row) for row in rows])
     labels = [_names(cell, names) for cell in table.column("positive_labels")]
-    return table.with_values("classes", labels).with_classes("classes", classes)
+    return table.with_values("classes", labels, replaces="positive_labels").with_classes("classes", classes)
 
 
 def _lines_above(path: Path) -> int:

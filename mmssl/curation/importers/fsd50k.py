@@ -32,7 +32,7 @@ def read_fsd50k(found: Found, config: PackConfig, root: Path | None) -> Table:
     )
     media = NamedMedia(table.root, "wav")
     table = table.with_values("file", [media.path(name.strip()) if name else None for name in table.column("fname")])
-    table = table.with_values("classes", [_names(labels) for labels in table.column("labels")])
+    table = table.with_values("classes", [_names(labels) for labels in table.column("labels")], replaces="labels")
     vocabulary = found.path.parent / "vocabulary.csv"
     if not vocabulary.is_file():
         return table

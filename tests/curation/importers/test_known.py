@@ -192,13 +192,14 @@ FSD50K = """fname,labels,mids,split
 """
 
 
-def test_fsd50k(tmp_path: Path) -> None:
+def test_fsd50k(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, {"FSD50K.ground_truth/dev.csv": FSD50K})
     put(tmp_path, {f"FSD50K.dev_audio/{name}.wav": media()["wav"] for name in (64760, 16399, 10)})
     source = tmp_path / "FSD50K.ground_truth/dev.csv"
     assert packed(source, "fsd50k", split="train") == [{"medium": "wav"}] * 2  # and no caption from one of the classes
     train = [["Electric guitar", "Guitar", "Music"], ["Bark", "Dog"]]
     assert several(source.parent / "packed") == (train, "multilabel")
+    assert "columns that are not packed: 'fname', 'mids', 'split';" in caplog.text, "labels are"
     names = ["Bark", "Dog", "Electric guitar", "Guitar", "Music"]
     assert (source.parent / "packed/classnames.txt").read_text().splitlines() == names
     with pytest.raises(DataError, match=r"has the splits \['train', 'val'\]: name one"):
@@ -229,7 +230,7 @@ AUDIOSET = """# Segments csv created Sun Mar  5 10:54:25 2017
 AUDIOSET_CLASSES = 'index,mid,display_name\n2,/m/04rlf,Music\n0,/m/09x0r,"Male speech, man speaking"\n1,/m/0bt9lr,Dog\n'
 
 
-def test_audioset(tmp_path: Path) -> None:
+def test_audioset(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = put(tmp_path, {"eval_segments.csv": AUDIOSET}) / "eval_segments.csv"
     with pytest.raises(
         DataError, match=r"has no class_labels_indices\.csv, which names the classes of eval_segments\.csv"
@@ -239,6 +240,7 @@ def test_audioset(tmp_path: Path) -> None:
     put(tmp_path, {"sounds/--BfvyPmVMo_20.flac": media()["flac"], "sounds/-0DLPzsiXXE_30000_40000.mp4": media()["mp4"]})
     assert [one["medium"] for one in packed(source, "audioset")] == ["wav", "flac", "mp4"]
     assert (tmp_path / "packed/classnames.txt").read_text() == "Male speech, man speaking\nDog\nMusic\n"
+    assert "columns that are not packed: 'YTID', 'start_seconds', 'end_seconds';" in caplog.text, "labels are"
     wanted = [["Male speech, man speaking", "Dog"], ["Music"], ["Music"]]
     assert several(tmp_path / "packed") == (wanted, "multilabel")
     put(tmp_path, {"eval_segments.csv": "\n".join(AUDIOSET.splitlines()[3:])})  # without the lines above
