@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mmssl.curation.check_report import aligned
 from mmssl.curation.figures import ModalityFigures, Spread, Tally
 from mmssl.data.modalities.usual import usual_modalities
 from mmssl.data.modality import DecodeError, Modality
+from mmssl.data.samples import describe_lack
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.remote import Remote
 from mmssl.data.shards.writer import Progress
@@ -35,6 +36,7 @@ class StatsReport:
         undecodable: number of their members that did not decode, and do not count below.
         fields: extension -> distribution of sizes in bytes, over all samples.
         modalities: name -> statistics of its members.
+        lacking: of modalities that were named, those that no sample has -> what is there in their place, and the key to change.
         read_rate, decode_rate: samples a second on one thread of this process for reading, and for decoding.
         rate: of both, one after the other.
     """
@@ -49,6 +51,7 @@ class StatsReport:
     read_rate: float
     decode_rate: float
     rate: float
+    lacking: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The whole report as a JSON object."""
@@ -70,6 +73,7 @@ class StatsReport:
         ]
         for name, figures in self.modalities.items():
             rows += figures.rows(name)
+        rows += ((f"{name} in none", why) for name, why in self.lacking.items())
         if self.undecodable:
             rows.append(("undecodable", f"{self.undecodable:,} members: see `mmssl shards check`"))
         return rows
@@ -163,4 +167,9 @@ class _Tally:
             read_rate=sampled / self.reading,
             decode_rate=sampled / self.decoding if self.decoding else 0.0,
             rate=sampled / (self.reading + self.decoding),
+            lacking={
+                name: describe_lack(name, one.extensions, tuple(index.sizes()), "if none does, choose other shards")
+                for name, one in (self.modalities or {}).items()
+                if index.sizes().keys().isdisjoint(one.extensions)
+            },
         )

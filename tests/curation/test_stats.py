@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmssl.core.errors import DataError
 from mmssl.curation.stats import stats
+from mmssl.data.modalities.usual import usual_modalities
 from mmssl.data.shards.writer import write_shard
 from mmssl.datasets import moving_scenes
 from pipelines import cli
@@ -82,6 +83,15 @@ def test_what_cannot_be_decoded_is_counted(tmp_path: Path) -> None:
     assert report.undecodable == 2
     assert report.modalities.keys() == {"text"}
     assert "2 members: see `mmssl shards check`" in report.table()
+
+
+def test_a_modality_that_is_named_and_in_no_sample_is_told(tmp_path: Path) -> None:
+    named = {kind: usual_modalities()[kind] for kind in ("image", "array")}
+    report = stats([make(tmp_path)], named)
+    assert (set(report.modalities), set(report.lacking)) == ({"image"}, {"array"})
+    assert "array in none" in report.table()
+    assert "got .cls, .png, .txt, wanted .npy or .npz" in report.lacking["array"]
+    assert "modalities.array.extensions" in report.lacking["array"]
 
 
 def test_refusals(tmp_path: Path) -> None:
