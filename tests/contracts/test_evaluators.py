@@ -26,6 +26,7 @@ from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
+from mmssl.evaluation.common import EvaluatorConfig
 from mmssl.recipe.unions import EvaluatorUnion
 from tests.data.make import Record, write
 from tests.distributed.processes import Processes
@@ -136,9 +137,24 @@ def record(number: int, *, sound: bool = True, clip: bool = True, label: bool = 
     return fields
 
 
-def built(kind: str, shards: list[str], train: list[str]) -> Evaluator:
+def config_of(kind: str) -> type[EvaluatorConfig]:
     (union, _) = get_args(EvaluatorUnion)
-    config = next(member for member in get_args(union) if member.model_fields["kind"].default == kind)
+    return next(member for member in get_args(union) if member.model_fields["kind"].default == kind)
+
+
+@EVERY
+def test_settings_written_in_full_read_back_equal(kind: str) -> None:
+    """As in the recipe of a run folder, and in results: with the defaults of what was not named."""
+    config = config_of(kind)
+    needed = {name for name, field in config.model_fields.items() if field.is_required()}
+    shards = {name: ["a"] for name in ("shards", "train_shards", "validation_shards") if name in needed}
+    for named in (CASES[kind], {name: value for name, value in CASES[kind].items() if name in needed}):
+        written = configured(config, **shards, **named)
+        assert config.model_validate_json(written.model_dump_json()) == written
+
+
+def built(kind: str, shards: list[str], train: list[str]) -> Evaluator:
+    config = config_of(kind)
     values: Mapping[str, Any] = CASES[kind] | {"shards": shards, "batch_size": 2}
     if kind in TRAINED:
         values = {**values, "train_shards": train}

@@ -65,7 +65,8 @@ class FewShotConfig(LabelledConfig, PromptedConfig):
 
     @model_validator(mode="after")
     def _prompts_have_a_use(self) -> FewShotConfig:
-        given = {"prompts", "classnames", "templates", "alpha", "beta"} & self.model_fields_set
+        names, fields = ("prompts", "classnames", "templates", "alpha", "beta"), type(self).model_fields
+        given = {name for name in names if getattr(self, name) != fields[name].default}  # a resolved recipe names all
         if given and not self.tip_adapter:
             raise ValueError(f"got {sorted(given)} without tip_adapter: set tip_adapter: true, or leave them out")
         return self
