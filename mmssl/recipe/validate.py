@@ -102,13 +102,15 @@ def _deepest(config: type[Config], value: Any, errors: Sequence[ErrorDetails]) -
 
 def _user_path(config: type[Config], value: Any, error: ErrorDetails) -> KeyPath:
     """The error's location without names of flat fields, and without the union tags and marks that pydantic puts in it."""
-    location = error["loc"]
+    location, root = error["loc"], value
     path: list[str | int] = []
+    tagged: KeyPath | None = None  # the mapping whose tag has come, after which its key of that name may follow
     for part in location[1:] if location and location[0] in flat_fields(config) else location:
         if part in ("[key]", NUMBER):
             continue
         if isinstance(value, dict):
-            if part not in value and value.get("kind") == part:
+            if value.get("kind") == part and (part not in value or _has_tag(config, root, path, tagged)):
+                tagged = tuple(path)
                 continue
             path.append(part)
             value = value.get(part)
@@ -119,6 +121,12 @@ def _user_path(config: type[Config], value: Any, error: ErrorDetails) -> KeyPath
             path.append(part)
     # A list of fixed length that lacks an entry is reported of that entry.
     return tuple(path[:-1] if error["type"] == "missing" and isinstance(path[-1], int) else path)
+
+
+def _has_tag(config: type[Config], root: Any, path: Sequence[str | int], tagged: KeyPath | None) -> bool:
+    """Whether pydantic's tag of the mapping at a path is still to come: it is of one of several configs."""
+    several = any(len(configs_of(annotation)) > 1 for annotation in _types_at(config, root, tuple(path)))
+    return several and tagged != tuple(path)
 
 
 def _option(path: KeyPath, options: Callable[[KeyPath], str | None] | None) -> str | None:

@@ -101,6 +101,39 @@ def test_missing_kind_lists_the_kinds() -> None:
     )
 
 
+class Dots(Config):
+    kind: Literal["dots"] = "dots"
+    dots: int = Field(ge=2)
+    size: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _fit(self) -> Dots:
+        if self.dots * self.size > 10:
+            raise ValueError("the dots do not fit")
+        return self
+
+
+class Page(Config):
+    drawn: Annotated[Dots | Circle, Field(discriminator="kind")] | None = None
+    only: Dots | None = None
+
+
+@pytest.mark.parametrize("where", ["drawn", "only"])
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("dots: 2, size: 0", ".size: got 0, wanted a number, above 0"),
+        ("dots: 1", ".dots: got 1, wanted an integer, at least 2"),
+        ("dots: 2, sise: 3", ".sise: unknown key, did you mean 'size'?; allowed here: dots, kind, size"),
+        ("dots: 20", ": the dots do not fit"),
+    ],
+)
+def test_a_kind_with_a_key_of_its_own_name(where: str, given: str, sentence: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        validate_text(Page, f"{where}: {{kind: dots, {given}}}", "page.yaml")
+    assert str(error.value) == f"page.yaml: 1 mistake\n  page.yaml:1: {where}{sentence}"
+
+
 def test_no_silent_conversion() -> None:
     assert 'shapes.a.side: got "2", wanted a valid number' in mistakes(GOOD.replace("side: 2", "side: '2'"))[1]
     assert "numbers.1: got 2.5" in mistakes(GOOD + "numbers: [1, 2.5]\n")[1]
