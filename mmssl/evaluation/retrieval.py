@@ -75,7 +75,8 @@ class Retrieval(Evaluator):
         self.shards = KeptShards(config, modalities, config.pair, config.shards, config.max_samples, hashed=True)
         self.kept = (self.shards,)
         a, b = config.pair
-        self.headlines = (f"{a}_to_{b}_R@1", f"{b}_to_{a}_R@1")
+        k = min(config.ks, default=1)
+        self.headlines = (f"{a}_to_{b}_R@{k}", f"{b}_to_{a}_R@{k}")
 
     def evaluate(self, model: EmbeddingModel) -> Iterator[tuple[str, Score]]:
         config = self.config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 
 from mmssl.core.errors import DataError
 from mmssl.reporting.figures import PERFECT, Chart, Curve
+
+_log = logging.getLogger(__name__)
 
 MOST_ROWS = 60
 """Rows of a table that are shown, the first ones."""
@@ -68,23 +71,46 @@ class Part:
     charts: Sequence[Chart] = field(default=())
 
 
-def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """Task -> its record, of a folder that `mmssl evaluate --out` wrote.
+def read_records(results: Path) -> dict[str, dict[str, Any]]:
+    """Task -> its record, of a folder or a JSON file that `mmssl evaluate --out` wrote.
 
     Raises:
-        DataError: no such folder, or no result in it.
+        DataError: no such folder or file, or no result in it.
     """
     found = {}
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+    for path in sorted(results.glob("*.json")) if results.is_dir() else [results] if results.is_file() else ():
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            whole = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DataError(f"{path} is no JSON: {error}; measure that task again") from error
-        if isinstance(record, dict) and isinstance(record.get("scores"), dict) and "task" in record:
-            found[str(record["task"])] = record
+        within = whole.get("records") if path == results and isinstance(whole, dict) else None
+        for record in within.values() if isinstance(within, dict) else (whole,):
+            if isinstance(record, dict) and isinstance(record.get("scores"), dict) and "task" in record:
+                found[str(record["task"])] = record
     if not found:
-        raise DataError(f"{folder} has no results: wanted a folder that `mmssl evaluate RUN --out FOLDER` wrote")
+        raise DataError(
+            f"{results} has no results: wanted a folder that `mmssl evaluate RUN --out FOLDER` wrote, or a file of --out FILE.json"
+        )
     return found
+
+
+def measured_elsewhere(records: Mapping[str, Mapping[str, Any]], run: Path) -> list[Part]:
+    """The tasks whose checkpoint is of another run, a part of the report and a warning; empty: there are none.
+
+    A checkpoint that is gone counts as one of the run, which was moved, if its run folder had the same name.
+    """
+    rows = []
+    for task, record in records.items():
+        path = Path(str(record.get("checkpoint")))
+        moved = not path.exists() and path.parent.parent.name == run.name
+        if run.resolve() not in path.resolve().parents and not moved:
+            rows.append((task, str(path)))
+    if not rows:
+        return []
+    named = ", ".join(f"{task} ({place})" for task, place in rows)
+    _log.warning("results of another model than %s stand in its report: %s", run, named)
+    note = "These scores are of another model than this run's."
+    return [Part("Results of another model", note, [Grid("", ("task", "checkpoint"), rows)])]
 
 
 def parts_of(records: Mapping[str, Mapping[str, Any]]) -> list[Part]:

@@ -178,6 +178,12 @@ def test_k_beyond_the_candidates_is_not_measured() -> None:
     assert "note" not in scores_of(torch.eye(3), torch.eye(3), ks=(1, 3))
 
 
+@pytest.mark.parametrize(("ks", "first"), [([1, 5], 1), ([10, 5], 5), ([50], 50)])
+def test_the_headline_is_the_least_k(ks: list[int], first: int) -> None:
+    evaluator = configured(RetrievalConfig, shards=["a"], pair=["picture", "words"], ks=ks).build(modalities())
+    assert evaluator.headlines == (f"picture_to_words_R@{first}", f"words_to_picture_R@{first}")
+
+
 def test_repeated_captions_are_counted_and_bound_the_score() -> None:
     """Four pictures; the caption "x" stands for the first three, and the second has one of its own besides."""
     owner = torch.tensor([0, 1, 1, 2, 3])

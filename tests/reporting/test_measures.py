@@ -10,7 +10,7 @@ import pytest
 
 from mmssl.core.errors import DataError
 from mmssl.reporting.figures import PERFECT, Chart, chart_png, chart_uri
-from mmssl.reporting.measures import MOST_ROWS, Estimate, comparison, parts_of, read_records
+from mmssl.reporting.measures import MOST_ROWS, Estimate, comparison, measured_elsewhere, parts_of, read_records
 from mmssl.reporting.report import write_report
 from mmssl.reporting.run_report import write_figures
 from tests.reporting.test_report import ALLOWED, HOSTILE, Page
@@ -139,3 +139,26 @@ def test_figures_are_written_as_png_and_scores_beside(tmp_path: Path) -> None:
     write_figures(tmp_path / "figures", [dots], {"zero_shot": {"acc1": 0.5}})
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["00_Map_a_b.png", "metrics.json"]
     assert json.loads((tmp_path / "figures/metrics.json").read_text()) == {"zero_shot": {"acc1": 0.5}}
+
+
+def test_one_file_of_results_is_read_as_a_folder(tmp_path: Path) -> None:
+    record = {"task": "t", "scores": {"acc1": 0.5}}
+    (tmp_path / "one.json").write_text(json.dumps({"checkpoint": "c", "t": {"acc1": 0.5}, "records": {"t": record}}))
+    assert read_records(tmp_path / "one.json") == {"t": record}
+
+
+def test_results_of_another_model_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run, other = tmp_path / "first", tmp_path / "second"
+    for folder in (run, other):
+        (folder / "checkpoints/step_1").mkdir(parents=True)
+    places = {
+        "own": run / "checkpoints/step_1",
+        "moved": tmp_path / "gone/first/checkpoints/step_1",
+        "other": other / "checkpoints/step_1",
+        "untrained": "untrained",
+    }
+    records = {task: {"task": task, "scores": {}, "checkpoint": str(place)} for task, place in places.items()}
+    (part,) = measured_elsewhere(records, run)
+    assert [row[0] for row in part.grids[0].rows] == ["other", "untrained"]
+    assert f"results of another model than {run}" in caplog.text
+    assert measured_elsewhere({"own": records["own"], "moved": records["moved"]}, run) == []
