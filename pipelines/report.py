@@ -19,7 +19,7 @@ def report(
         list[Path] | None,
         typer.Option(
             metavar="FOLDER|FILE",
-            help="What `mmssl evaluate RUN --out` wrote, a folder or FILE.json: relations, groups, robustness, calibration, galleries.",
+            help="Folder or JSON file of `mmssl evaluate RUN --out`: relations, groups, robustness, calibration, galleries.",
         ),
     ] = None,
     compare: Annotated[
