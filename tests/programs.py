@@ -32,6 +32,7 @@ import torch
 T = TypeVar("T")
 
 PRELOADED = [
+    "tests.one_thread",
     "torch",
     "torch._dynamo",
     "accelerate",
@@ -43,7 +44,8 @@ PRELOADED = [
     "tests.training.toys",
     "tests.contracts.test_objectives",
 ]
-"""Imported once, by the process that all others are forked from. The first optimizer of a process imports torch._dynamo."""
+"""Imported once, by the process that all others are forked from: with one thread, because a process that is forked from one with
+threads of OpenMP waits for them forever. The first optimizer of a process imports torch._dynamo."""
 
 
 def start_server() -> None:
