@@ -52,10 +52,16 @@ class RecipeReport:
 
 
 def is_recipe(name: str) -> bool:
-    """Whether an argument names a recipe: a YAML file, or a shipped recipe."""
+    """Whether an argument names a recipe: a YAML file, or a shipped recipe, or nearly one in its folder where no file is."""
+    from mmssl.core.errors import did_you_mean
     from mmssl.recipe.shipped import shipped_recipes
 
-    return name.endswith((".yaml", ".yml")) or (name in shipped_recipes() and not Path(name).exists())
+    if name.endswith((".yaml", ".yml")) or Path(name).exists():
+        return name.endswith((".yaml", ".yml"))
+    folder = name.rpartition("/")[0]
+    return name in shipped_recipes() or bool(
+        did_you_mean(name, [one for one in shipped_recipes() if one.rpartition("/")[0] == folder])
+    )
 
 
 def audit(against_manifest: bool, shards: Sequence[str], *modalities: Any, **options: Any) -> CheckReport:

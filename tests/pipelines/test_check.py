@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from mmssl.data.shards.writer import Manifest, write_shard
+from pipelines import cli
+from pipelines.command import guarded
 from tests.pipelines.conftest import World
 
 
@@ -127,3 +129,14 @@ def test_shards_alone_with_needs_and_manifest(world: World, tmp_path: Path, capf
     assert json.loads(out.read_text())["fault_counts"] == {"extra tar": 1, "missing txt": 3}
     assert "fault: 1 x extra tar" in capfd.readouterr().out
     assert world.mmssl("shards", "check", world.recipe, "--needs", "image") == 2
+
+
+@pytest.mark.parametrize("verb", ["check", "stats"])
+def test_a_shipped_recipe_with_a_typing_mistake_is_proposed(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert guarded(cli.full(), ["shards", verb, "image_text/vit_b32"]) == 2
+    assert "no shipped recipe, did you mean 'image_text/vit_b_32'?" in capfd.readouterr().err.replace("\n", " ")
+    assert guarded(cli.full(), ["shards", verb, "shards/train"]) == 3
+    assert "no such shard" in capfd.readouterr().err
