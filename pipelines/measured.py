@@ -255,8 +255,12 @@ def _measured(config: EvaluatorConfig, evaluator: Evaluator, model: Model, group
     return scores
 
 
+def _shown(value: Score) -> str:
+    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 def show(rows: list[Row]) -> None:
-    """Print scores as a table on the main process; of scores under corruption the clean one beside them."""
+    """Print scores as a table on the main process; of scores under corruption the clean one beside them. A dash: not defined."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -268,7 +272,7 @@ def show(rows: list[Row]) -> None:
         table.add_column("clean")
     for row in rows:
         interval = "" if row.ci95_low is None else f"{row.ci95_low:.4f} to {row.ci95_high:.4f}"
-        value, before = (f"{x:.4f}" if isinstance(x, float) else str(x) for x in (row.value, row.clean))
+        value, before = (_shown(x) for x in (row.value, row.clean))
         chance = "" if row.chance is None else f"{row.chance:.4g}"
         cells = (row.task, row.metric, value, interval, chance, "" if row.n is None else f"{row.n:,}")
         table.add_row(*cells, *([before if row.clean is not None else ""] if clean else []))

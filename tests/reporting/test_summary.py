@@ -48,3 +48,10 @@ def test_the_console_and_the_file_have_the_clean_score(capsys: pytest.CaptureFix
     show(rows[:1])
     assert "clean" not in capsys.readouterr().err
     assert to_csv(rows).splitlines()[2] == "t,acc1_jpeg,0.3,0.2,0.4,0.1,90,0.5"
+
+
+def test_what_is_not_defined_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    show([Row("t", "acc1_casing", None, chance=0.1, n=8, clean=0.5)])
+    table = capsys.readouterr().err
+    assert "–" in table
+    assert "None" not in table
