@@ -316,7 +316,7 @@ def build_views(configs: Mapping[str, C], build: Callable[[C], View], evaluation
         ValueError: a view "eval" among the configs, or settings that do not fit; names the view.
     """
     if "eval" in configs:
-        raise ValueError("got a view 'eval', which always exists, for evaluators: give the view another name")
+        raise ValueError("got a view 'eval', which is reserved for evaluators: give the view another name")
     views: dict[str, View] = {}
     for kind, config in configs.items():
         try:

@@ -42,7 +42,8 @@ def _for_others(error: Exception) -> Exception:
     if isinstance(error, MmsslError):
         return error
     if isinstance(error, OSError):  # other classes of OSError take other arguments, and may not survive the journey
-        return OSError(str(error))
+        numbered = error.errno is not None and isinstance(error.filename, str | None)
+        return OSError(error.errno, error.strerror, error.filename) if numbered else OSError(str(error))
     return MmsslError(f"the main process failed: {type(error).__name__}: {error}")
 
 
