@@ -53,9 +53,7 @@ def _lines(model: Model, check: Check, target: Target, source: Path) -> Iterator
     yield f"A model of {towers} in one space, {origin}, of the objective `{recipe.objective.kind}`."
     yield "\n".join(["", "## Use", "", "```python", USE[target], "```", "", "## Figures", ""])
     run = source if (source / "metrics.jsonl").exists() else source.parent.parent
-    curves = (
-        read_curves(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else {}
-    )  # an imported model has none
+    curves = read_curves(run / "metrics.jsonl")  # none of an imported model
     rows = [*_figures(latest_scores(curves, [*recipe.evaluators]))]
     yield (
         "\n".join(["| evaluator | metric | value | 95 % interval |", "|---|---|---|---|", *rows])

@@ -48,13 +48,14 @@ def write_results(path: Path | str, results: Mapping[str, Any]) -> None:
 
 
 def read_curves(path: Path | str) -> dict[str, list[tuple[float, float]]]:
-    """Curves of a run from its `metrics.jsonl`: metric -> (step, value) pairs, numbers only. A truncated last line is ignored.
+    """Curves of a run from its `metrics.jsonl`: metric -> (step, value) pairs, numbers only; none, where there is no such file.
+    A truncated last line is ignored.
 
     Raises:
         ValueError: another line is no JSON object with a step; says which.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).is_file() else []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)

@@ -148,8 +148,7 @@ def write_figures(folder: Path, drawn: Sequence[Chart], scores: Mapping[str, Any
 
 def scores_of(run: Path, evaluators: list[str]) -> dict[str, dict[str, float]]:
     """The latest scores of a run folder; none, where it has no metrics."""
-    metrics = run / "metrics.jsonl"
-    return latest_scores(read_curves(metrics), evaluators) if metrics.is_file() else {}
+    return latest_scores(read_curves(run / "metrics.jsonl"), evaluators)
 
 
 def latest_scores(

@@ -300,6 +300,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_curves_are_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
+    assert read_curves(path) == {}, "the file was lost, or an imported model never had one"
     path.write_text(
         '{"step": 1, "loss": 2.5, "note": "x", "none": null, "flag": true}\n{"step": 2, "loss": 2}\n{"step": 3, "lo'
     )
