@@ -18,7 +18,7 @@ from torch import Tensor
 from mmssl.core.batch import Batch
 from mmssl.core.sample import Drawn
 from mmssl.core.seeding import fold
-from mmssl.data.modalities.batch_colours import turn_hue
+from mmssl.data.modalities.views.batch_colours import turn_hue
 
 GREY = (0.299, 0.587, 0.114)
 

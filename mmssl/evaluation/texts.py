@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from mmssl.core.errors import DataError
-from mmssl.data.modalities.text_augment import first_words
+from mmssl.data.modalities.views.text_augment import first_words
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, Samples, load
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.core.encoder import EmbeddingModel, Encoder, EncoderConfig
-from mmssl.data.modalities.image_views import EvalView
+from mmssl.data.modalities.views.image import EvalView
 from mmssl.data.modality import Modality
 from mmssl.heads.projection import LinearProjection
 

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, ClapFeatureExtractor, CLIPImageProcessor
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from mmssl.data.modalities.clip_vocabulary import clean_text
-from mmssl.data.modalities.image_views import EvalView
 from mmssl.data.modalities.tokenizers import ClipTokenizer, HfTokenizer, Tokenizer
+from mmssl.data.modalities.views.image import EvalView
 from mmssl.encoders.adapters.transformers_audio import HfClapAudioConfig
 from mmssl.encoders.pixels import Pixels
 from mmssl.interop.described import BICUBIC, BILINEAR

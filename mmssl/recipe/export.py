@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, MmsslError, NumericError, RecipeError, os_words
-from mmssl.data.modalities.image_views import EvalView
+from mmssl.data.modalities.views.image import EvalView
 from mmssl.data.samples import BadSample, read
 from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation.common import inference

@@ -19,7 +19,7 @@ from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
-from mmssl.data.modalities.video_views import ClipViewConfig
+from mmssl.data.modalities.views.video import ClipViewConfig
 from mmssl.data.modality import Modality
 from mmssl.data.timeline import Clip
 from mmssl.datasets.moving_render import captions

@@ -1,1 +1,1 @@
-"""Modalities: image, audio, video, text and label. Bytes to values, values to views (tensors). Imports no shards."""
+"""Modalities: image, audio, video, text, label, array, series: bytes to values, and what each declares. Imports no shards."""

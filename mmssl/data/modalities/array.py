@@ -16,12 +16,12 @@ from pydantic import Field, model_validator
 from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.modalities.array_files import check_size, check_whole, is_picture, open_array, read_picture
-from mmssl.data.modalities.array_views import ArrayCropConfig, ArrayEval
 from mmssl.data.modalities.arrays import as_array
-from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.corruptions.measurements import ARRAYS as CORRUPTIONS
 from mmssl.data.modalities.kernels.array import ARRAYS
 from mmssl.data.modalities.masks.image import BlocksConfig, InverseBlocksConfig, JepaConfig, OrderConfig
+from mmssl.data.modalities.views.array import ArrayCropConfig, ArrayEval
+from mmssl.data.modalities.views.choice import ChoiceConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Window
 

@@ -29,15 +29,6 @@ from mmssl.data.media.sound_file import (
     sound_figures,
 )
 from mmssl.data.modalities.arrays import as_array
-from mmssl.data.modalities.audio_views import (
-    FULL_SCALE,
-    CentreWindowView,
-    Pad,
-    RandomWindowConfig,
-    SpreadWindowsView,
-)
-from mmssl.data.modalities.byol_a import ByolAConfig
-from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.corruptions.sounds import SOUNDS as CORRUPTIONS
 from mmssl.data.modalities.kernels.audio import SOUNDS
 from mmssl.data.modalities.masks.audio import (
@@ -48,6 +39,15 @@ from mmssl.data.modalities.masks.audio import (
     SpansConfig,
 )
 from mmssl.data.modalities.resampling import resample, resampling_ratio, source_span
+from mmssl.data.modalities.views.audio import (
+    FULL_SCALE,
+    CentreWindowView,
+    Pad,
+    RandomWindowConfig,
+    SpreadWindowsView,
+)
+from mmssl.data.modalities.views.byol_a import ByolAConfig
+from mmssl.data.modalities.views.choice import ChoiceConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Extent, Window
 

@@ -15,16 +15,7 @@ from pydantic import Field, model_validator
 from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.modalities.arrays import as_rgb
-from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.corruptions.pictures import PICTURES as CORRUPTIONS
-from mmssl.data.modalities.image_views import (
-    CropConfig,
-    EvalView,
-    Fit,
-    Interpolation,
-    ResizedCropConfig,
-    SimClrViewConfig,
-)
 from mmssl.data.modalities.kernels.image import PICTURES
 from mmssl.data.modalities.masks.image import BlocksConfig, InverseBlocksConfig, JepaConfig, OrderConfig
 from mmssl.data.modalities.open_clip_pictures import OpenClipImageModality
@@ -41,7 +32,16 @@ from mmssl.data.modalities.pictures import (
     OnDamage,
     PictureDecoder,
 )
-from mmssl.data.modalities.rand_augment import RandAugmentConfig
+from mmssl.data.modalities.views.choice import ChoiceConfig
+from mmssl.data.modalities.views.image import (
+    CropConfig,
+    EvalView,
+    Fit,
+    Interpolation,
+    ResizedCropConfig,
+    SimClrViewConfig,
+)
+from mmssl.data.modalities.views.rand_augment import RandAugmentConfig
 from mmssl.data.modality import Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Window
 

@@ -16,11 +16,11 @@ from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.modalities.array_files import Stored, check_size, check_whole, open_array, open_csv
 from mmssl.data.modalities.arrays import as_array
-from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.corruptions.measurements import SERIES as CORRUPTIONS
 from mmssl.data.modalities.kernels.series import SERIES
 from mmssl.data.modalities.masks.audio import SoundOrderConfig, SpansConfig
-from mmssl.data.modalities.series_views import CentreSeries, RandomSeriesConfig
+from mmssl.data.modalities.views.choice import ChoiceConfig
+from mmssl.data.modalities.views.series import CentreSeries, RandomSeriesConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Extent, Window
 

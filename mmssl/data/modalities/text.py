@@ -13,20 +13,20 @@ from mmssl.core.input_spec import InputSpec
 from mmssl.core.sample import TokenIds
 from mmssl.data.inspection import Inspection
 from mmssl.data.modalities.captions.captions import Captions
-from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.clip_vocabulary import clip_vocabulary
 from mmssl.data.modalities.corruptions.sentences import SENTENCES
-from mmssl.data.modalities.hard_negatives import HardNegativeViewConfig
 from mmssl.data.modalities.kernels.text import CAPTIONS
-from mmssl.data.modalities.text_augment import WordOperation
-from mmssl.data.modalities.text_views import (
+from mmssl.data.modalities.tokenizers import ClipTokenizerConfig, Tokenizer, TokenizerConfig
+from mmssl.data.modalities.views.choice import ChoiceConfig
+from mmssl.data.modalities.views.hard_negatives import HardNegativeViewConfig
+from mmssl.data.modalities.views.text import (
     AllTokensView,
     PartsViewConfig,
     TokensView,
     TokensViewConfig,
     WordOrderConfig,
 )
-from mmssl.data.modalities.tokenizers import ClipTokenizerConfig, Tokenizer, TokenizerConfig
+from mmssl.data.modalities.views.text_augment import WordOperation
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Window
 

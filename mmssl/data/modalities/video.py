@@ -21,7 +21,6 @@ from mmssl.data.media.container import BOXES, MATROSKA, check_video
 from mmssl.data.media.frames import decode_video, frame_start, too_long, video_extent, video_figures
 from mmssl.data.media.torchcodec import decode_with_torchcodec, torchcodec_failure
 from mmssl.data.modalities.arrays import as_pixels
-from mmssl.data.modalities.choice import ChoiceConfig
 from mmssl.data.modalities.corruptions.clips import CLIPS as CORRUPTIONS
 from mmssl.data.modalities.corruptions.pictures import PICTURES
 from mmssl.data.modalities.kernels.video import CLIPS
@@ -31,7 +30,8 @@ from mmssl.data.modalities.masks.video import (
     VideoJepaConfig,
     VideoOrderConfig,
 )
-from mmssl.data.modalities.video_views import (
+from mmssl.data.modalities.views.choice import ChoiceConfig
+from mmssl.data.modalities.views.video import (
     ClipViewConfig,
     EvalClipView,
     EvalFrameView,

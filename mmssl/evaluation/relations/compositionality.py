@@ -14,7 +14,7 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Score, Table
 from mmssl.core.seeding import generator
 from mmssl.data.modalities.captions.captions import Captions
-from mmssl.data.modalities.hard_negatives import Falsehood, false_caption
+from mmssl.data.modalities.views.hard_negatives import Falsehood, false_caption
 from mmssl.data.modality import Modality
 from mmssl.data.samples import EncodedSample
 from mmssl.evaluation.common import require_modalities

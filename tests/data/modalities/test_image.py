@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from mmssl.core.sample import Origin, Sample
 from mmssl.data.draws import draw_views, make_views
-from mmssl.data.modalities.colours import JitterConfig, draw_jitter
 from mmssl.data.modalities.image import ImageConfig, ImageModality
-from mmssl.data.modalities.image_views import gaussian_blur, random_box
+from mmssl.data.modalities.views.colours import JitterConfig, draw_jitter
+from mmssl.data.modalities.views.image import gaussian_blur, random_box
 from mmssl.data.modality import DecodeError
 from mmssl.data.stream.collate import Row, collate
 from tests.data.make import encode, noise

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from mmssl.core.sample import Origin
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.series import SeriesConfig, SeriesModality
-from mmssl.data.modalities.series_views import fit_series, smooth_curve, warp_time
+from mmssl.data.modalities.views.series import fit_series, smooth_curve, warp_time
 from mmssl.data.modality import DecodeError, Modality, View
 from mmssl.data.samples import EncodedSample
 from mmssl.data.shards.index import RawSample

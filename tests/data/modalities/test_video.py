@@ -17,12 +17,12 @@ from mmssl.core.sample import Origin, Sample
 from mmssl.core.seeding import generator
 from mmssl.data.draws import draw_views
 from mmssl.data.media.encode import encode_clip, frame_times
-from mmssl.data.modalities import video_views
 from mmssl.data.modalities.audio import AudioConfig
-from mmssl.data.modalities.image_views import resize
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig, VideoModality
-from mmssl.data.modalities.video_views import on_screen
+from mmssl.data.modalities.views import video as video_views
+from mmssl.data.modalities.views.image import resize
+from mmssl.data.modalities.views.video import on_screen
 from mmssl.data.modality import DecodeError
 from mmssl.data.samples import iterate
 from mmssl.data.shards.index import ShardIndex

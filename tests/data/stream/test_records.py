@@ -16,8 +16,8 @@ from mmssl.data.modalities.audio import AudioConfig, SoundViewConfig
 from mmssl.data.modalities.image import ImageConfig, ImageViewConfig
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.text import TextConfig, TextViewConfig
-from mmssl.data.modalities.text_augment import WordOperation
 from mmssl.data.modalities.video import VideoConfig, VideoViewConfig
+from mmssl.data.modalities.views.text_augment import WordOperation
 from mmssl.data.modality import Modality, ModalityConfig
 from mmssl.data.samples import load
 from mmssl.data.shards.index import ShardIndex

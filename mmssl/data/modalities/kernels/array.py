@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mmssl.data.kernel import Entry, Kernel, Operand
-from mmssl.data.modalities.array_views import resize_floats
 from mmssl.data.modalities.kernels.image import PICTURES
+from mmssl.data.modalities.views.array import resize_floats
 
 
 def _mix_arrays(value: np.ndarray, entry: Entry, field: Operand) -> np.ndarray:

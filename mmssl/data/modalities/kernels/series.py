@@ -8,7 +8,7 @@ import numpy as np
 
 from mmssl.data.kernel import Entry, Kernel, Operand, identity, window_of
 from mmssl.data.modalities.kernels.image import reverse_axis
-from mmssl.data.modalities.series_views import fit_series, interpolated
+from mmssl.data.modalities.views.series import fit_series, interpolated
 
 
 def _at(seconds: float, field: Operand) -> int:

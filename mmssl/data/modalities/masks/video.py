@@ -11,7 +11,7 @@ from mmssl.data.modalities.masks.blocks import BlocksLaw, InverseBlocksLaw
 from mmssl.data.modalities.masks.jepa import JepaLaw
 from mmssl.data.modalities.masks.law import Shape, TokenLaw
 from mmssl.data.modalities.masks.order import OrderLaw, TokenOrder
-from mmssl.data.modalities.video_views import Span
+from mmssl.data.modalities.views.video import Span
 from mmssl.data.modality import View
 
 

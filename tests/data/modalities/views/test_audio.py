@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from mmssl.data.modalities.audio import AudioConfig
-from mmssl.data.modalities.audio_views import RandomWindowConfig, RandomWindowView, add_noise, shift_in_time
+from mmssl.data.modalities.views.audio import RandomWindowConfig, RandomWindowView, add_noise, shift_in_time
 
 SHAPE = (2, 1000)
 

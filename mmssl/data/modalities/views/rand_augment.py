@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from mmssl.data.modalities.image_views import CropConfig, CropView, random_box, resize
+from mmssl.data.modalities.views.image import CropConfig, CropView, random_box, resize
 
 if TYPE_CHECKING:
     from torch import Tensor

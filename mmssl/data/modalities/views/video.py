@@ -14,9 +14,9 @@ import numpy as np
 
 from mmssl.core.config import Probability, Share
 from mmssl.data.modalities.arrays import to_tensor
-from mmssl.data.modalities.colours import FactorRange, HueRange, JitterConfig, change_colours, draw_jitter
-from mmssl.data.modalities.geometry import Geometry
-from mmssl.data.modalities.image_views import CropConfig, centre_crop, random_box, resize
+from mmssl.data.modalities.views.colours import FactorRange, HueRange, JitterConfig, change_colours, draw_jitter
+from mmssl.data.modalities.views.geometry import Geometry
+from mmssl.data.modalities.views.image import CropConfig, centre_crop, random_box, resize
 from mmssl.data.modality import View
 from mmssl.data.timeline import Clip
 

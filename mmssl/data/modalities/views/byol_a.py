@@ -14,8 +14,8 @@ from pydantic import Field
 from mmssl.core.config import Config, Entries, Range
 from mmssl.core.sample import Partner
 from mmssl.data.modalities.arrays import to_tensor
-from mmssl.data.modalities.audio_views import Pad, Shape, cut_window
-from mmssl.data.modalities.batch_colours import sent
+from mmssl.data.modalities.views.audio import Pad, Shape, cut_window
+from mmssl.data.modalities.views.batch_colours import sent
 from mmssl.data.modality import View
 
 if TYPE_CHECKING:

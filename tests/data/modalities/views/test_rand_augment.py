@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from mmssl.data.modalities.image import ImageConfig
-from mmssl.data.modalities.rand_augment import OPERATIONS, RandAugment, RandAugmentConfig, apply_operation
+from mmssl.data.modalities.views.rand_augment import OPERATIONS, RandAugment, RandAugmentConfig, apply_operation
 from tests.data.make import noise
 
 THEIRS = {

@@ -14,8 +14,8 @@ from mmssl.core.config import Config
 from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.masks.order import TokenOrder
-from mmssl.data.modalities.text_augment import WordOperation, WordsConfig, draw_words, first_words, take_words
 from mmssl.data.modalities.tokenizers import Tokenizer
+from mmssl.data.modalities.views.text_augment import WordOperation, WordsConfig, draw_words, first_words, take_words
 from mmssl.data.modality import View
 
 if TYPE_CHECKING:

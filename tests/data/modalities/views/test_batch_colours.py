@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mmssl.core.batch import Batch, Records
 from mmssl.core.seeding import generator
-from mmssl.data.modalities.batch_colours import augment_batch
-from mmssl.data.modalities.image_views import SimClrView, SimClrViewConfig
+from mmssl.data.modalities.views.batch_colours import augment_batch
+from mmssl.data.modalities.views.image import SimClrView, SimClrViewConfig
 from mmssl.training.steps.prefetch import DeviceStream
 from tests.contracts import toys
 from tests.training.toys import Stream, make_learner

@@ -12,8 +12,8 @@ import numpy as np
 
 from mmssl.core.config import Probability, Share
 from mmssl.data.modalities.arrays import to_tensor
-from mmssl.data.modalities.geometry import Geometry
-from mmssl.data.modalities.image_views import CropConfig, Interpolation, random_box
+from mmssl.data.modalities.views.geometry import Geometry
+from mmssl.data.modalities.views.image import CropConfig, Interpolation, random_box
 from mmssl.data.modality import View
 
 if TYPE_CHECKING:

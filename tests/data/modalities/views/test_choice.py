@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from mmssl.data.modalities.audio import AudioConfig
-from mmssl.data.modalities.choice import Choice, ChoiceConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
+from mmssl.data.modalities.views.choice import Choice, ChoiceConfig
 from mmssl.data.modality import ModalityConfig
 from mmssl.data.stream.collate import Row, collate
 

@@ -13,8 +13,8 @@ from mmssl.data.modalities.captions.captions import Captions
 from mmssl.data.modalities.captions.order import swap_order
 from mmssl.data.modalities.captions.replace import ATTRIBUTES, COLOURS, NUMBERS, add_word, exchange_words, replace_word
 from mmssl.data.modalities.captions.sides import swap_sides
-from mmssl.data.modalities.text_augment import take_words
-from mmssl.data.modalities.text_views import TokensView
+from mmssl.data.modalities.views.text import TokensView
+from mmssl.data.modalities.views.text_augment import take_words
 from mmssl.data.modality import View
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from pydantic import Field, model_validator
 
 from mmssl.core.config import Config, Probability, Range, Share
 from mmssl.data.modalities.arrays import to_tensor
-from mmssl.data.modalities.batch_colours import augment_batch, gauss
-from mmssl.data.modalities.colours import JitterConfig, change_colours, draw_jitter, to_grey
-from mmssl.data.modalities.geometry import Geometry
 from mmssl.data.modalities.open_clip_pictures import StoredPicture
+from mmssl.data.modalities.views.batch_colours import augment_batch, gauss
+from mmssl.data.modalities.views.colours import JitterConfig, change_colours, draw_jitter, to_grey
+from mmssl.data.modalities.views.geometry import Geometry
 from mmssl.data.modality import View
 
 if TYPE_CHECKING:

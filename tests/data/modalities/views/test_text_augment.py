@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from mmssl.data.modalities.text import TextConfig
-from mmssl.data.modalities.text_augment import WordOperation, WordsConfig, draw_words, take_words
+from mmssl.data.modalities.views.text_augment import WordOperation, WordsConfig, draw_words, take_words
 
 TEN = list(range(10))
 CAPTION = "a small dog runs after the red ball on grass"

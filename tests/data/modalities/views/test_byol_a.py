@@ -17,7 +17,7 @@ from mmssl.core.sample import Partner
 from mmssl.core.seeding import generator
 from mmssl.data.draws import make_views
 from mmssl.data.modalities.audio import AudioConfig, AudioModality
-from mmssl.data.modalities.byol_a import ByolAView, log_mix_exp, resize_crops
+from mmssl.data.modalities.views.byol_a import ByolAView, log_mix_exp, resize_crops
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.stream.batches import TrainStream
 from mmssl.data.stream.workers import Workers
