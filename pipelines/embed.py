@@ -80,7 +80,7 @@ def embed(
     `torchrun --nproc-per-node 8 -m pipelines.embed runs/vit_b_32 --shards test --out embeddings`
     """
     from mmssl.core.distributed import world_size
-    from mmssl.evaluation.embed import write_embeddings
+    from mmssl.evaluation.embeddings.write import write_embeddings
     from mmssl.recipe.load import load
     from mmssl.training.runtime.console import say
     from mmssl.training.runtime.launch import Launch

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmssl.data.samples import SampleIndex
-    from mmssl.evaluation.search import EmbeddedFolder, Hit
+    from mmssl.evaluation.embeddings.search import EmbeddedFolder, Hit
     from mmssl.recipe.model import Model
 
 
@@ -60,7 +60,7 @@ def searcher_of(embedded: EmbeddedFolder, modality: str, exact: bool) -> Callabl
     Raises:
         DataError: the index is of other embeddings, or damaged.
     """
-    from mmssl.evaluation.neighbour_index import open_index
+    from mmssl.evaluation.embeddings.neighbour_index import open_index
 
     index = None if exact else open_index(embedded, modality)
     return partial(embedded.search, modality) if index is None else index.search

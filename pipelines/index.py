@@ -39,8 +39,8 @@ def index(
 
     `mmssl index embeddings --modality image --connectivity 32 --expansion-search 256`
     """
-    from mmssl.evaluation.neighbour_index import GraphSettings, K, build_index
-    from mmssl.evaluation.search import EmbeddedFolder
+    from mmssl.evaluation.embeddings.neighbour_index import GraphSettings, K, build_index
+    from mmssl.evaluation.embeddings.search import EmbeddedFolder
     from pipelines.command import one_of
 
     embedded = EmbeddedFolder.open(folder)

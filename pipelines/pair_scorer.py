@@ -74,8 +74,8 @@ def _of_model(model: Model, options: Mapping[str, Any], bar: Bar) -> PairScorer:
 
 def _of_embeddings(path: Path, given: str | None) -> PairScorer:
     from mmssl.curation.filter_similarity import PairScorer
+    from mmssl.evaluation.embeddings.search import EmbeddedFolder
     from mmssl.evaluation.pair_similarity import embedded_similarities
-    from mmssl.evaluation.search import EmbeddedFolder
 
     folder = EmbeddedFolder.open(path)
     pair = _pair(folder.manifest["modalities"], given)

@@ -11,7 +11,7 @@ from pipelines.embedded import model_of, samples_of, searcher_of
 from pipelines.outputs import file_to_write
 
 if TYPE_CHECKING:
-    from mmssl.evaluation.search import EmbeddedFolder
+    from mmssl.evaluation.embeddings.search import EmbeddedFolder
     from mmssl.recipe.model import Model
 
 
@@ -48,7 +48,7 @@ def search(
     `mmssl search embeddings photo.jpg --modality text --html found.html`
     """
     from mmssl.core.errors import DataError, os_words
-    from mmssl.evaluation.search import EmbeddedFolder
+    from mmssl.evaluation.embeddings.search import EmbeddedFolder
     from mmssl.training.runtime.console import say
     from pipelines.command import one_of
 

@@ -12,7 +12,7 @@ from pipelines.embedded import model_of, samples_of, searcher_of
 if TYPE_CHECKING:
     import socket
 
-    from mmssl.evaluation.search import EmbeddedFolder
+    from mmssl.evaluation.embeddings.search import EmbeddedFolder
     from mmssl.recipe.model import Model
     from mmssl.serving.service import Show
 
@@ -46,7 +46,7 @@ def serve(
     `curl --data-binary @photo.jpg http://localhost:8000/embed/image`
     """
     from mmssl.core.errors import RecipeError
-    from mmssl.evaluation.search import EmbeddedFolder
+    from mmssl.evaluation.embeddings.search import EmbeddedFolder
     from mmssl.serving.limits import Limits
     from mmssl.training.runtime.console import say
     from pipelines.command import one_of

@@ -67,7 +67,7 @@ ROOMS = {
     "onnxruntime": ("mmssl/interop/onnx.py",),
     **dict.fromkeys(("fastapi", "starlette"), ("mmssl/serving/app.py",)),
     "uvicorn": ("pipelines/serve.py",),
-    "usearch": ("mmssl/evaluation/neighbour_index.py",),
+    "usearch": ("mmssl/evaluation/embeddings/neighbour_index.py",),
     "pillow_heif": ("mmssl/data/modalities/pictures.py",),
     "pickle": (),
 }

@@ -21,7 +21,7 @@ from mmssl.data.stream.batches import EvalStream
 from mmssl.data.stream.formats import require_members
 from mmssl.evaluation.collect import encode_in_parts, unpack_items
 from mmssl.evaluation.common import inference, require_usable
-from mmssl.evaluation.search import EmbeddedFolder
+from mmssl.evaluation.embeddings.search import EmbeddedFolder
 
 TILE = 8192
 """Samples whose embeddings are read and multiplied at once."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmssl.core.errors import NumericError
 from mmssl.evaluation.common import inference
-from mmssl.evaluation.search import EmbeddedFolder, Hit
+from mmssl.evaluation.embeddings.search import EmbeddedFolder, Hit
 from mmssl.recipe.model import Model
 from mmssl.serving.batcher import Batcher
 from mmssl.serving.limits import Limits, Refusal

@@ -12,9 +12,9 @@ from mmssl.core.errors import DataError
 from mmssl.data.samples import load
 from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation import pair_similarity
-from mmssl.evaluation.embed import write_embeddings
+from mmssl.evaluation.embeddings.search import EmbeddedFolder
+from mmssl.evaluation.embeddings.write import write_embeddings
 from mmssl.evaluation.pair_similarity import embedded_similarities, pair_similarities
-from mmssl.evaluation.search import EmbeddedFolder
 from tests.evaluation.world import NAMES, colour_sample, knowing_model, modalities, write_shard
 
 PAIR = ("picture", "words")

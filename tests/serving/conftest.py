@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmssl.evaluation.embed import write_embeddings
-from mmssl.evaluation.search import EmbeddedFolder
+from mmssl.evaluation.embeddings.search import EmbeddedFolder
+from mmssl.evaluation.embeddings.write import write_embeddings
 from mmssl.recipe.model import Model
 from mmssl.serving.limits import Limits
 from mmssl.serving.service import Service

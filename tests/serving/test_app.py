@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmssl.evaluation.search import EmbeddedFolder
+from mmssl.evaluation.embeddings.search import EmbeddedFolder
 from mmssl.serving.limits import Limits
 from tests.evaluation.world import COLOURS, png
 from tests.serving.conftest import SAMPLES, Served, knowing

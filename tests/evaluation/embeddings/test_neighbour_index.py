@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from mmssl.core.errors import DataError
-from mmssl.evaluation import neighbour_index
-from mmssl.evaluation.neighbour_index import GraphSettings, build_index, kth_best, open_index
-from mmssl.evaluation.search import EmbeddedFolder
+from mmssl.evaluation.embeddings import neighbour_index
+from mmssl.evaluation.embeddings.neighbour_index import GraphSettings, build_index, kth_best, open_index
+from mmssl.evaluation.embeddings.search import EmbeddedFolder
 
 pytest.importorskip("usearch", reason="the extra `index` is not installed")
 ONE = GraphSettings(threads=1)
@@ -126,7 +126,7 @@ def test_few_rows_are_indexed_without_a_measure(tmp_path: Path) -> None:
 
 
 def test_keys_are_read_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmssl.evaluation.search.CHUNK", 13)
+    monkeypatch.setattr("mmssl.evaluation.embeddings.search.CHUNK", 13)
     embedded = folder_of(tmp_path, n=30)
     assert embedded.keys([0, 29, 7]) == {0: "key 0 é", 29: "key 29 é", 7: "key 7 é"}
     assert embedded.first_rows("text", [0, 3, 29]) == [0, 6, 58]

@@ -27,8 +27,8 @@ from mmssl.data.shards.remote import Remote
 from mmssl.data.stream.batches import EvalStream
 from mmssl.evaluation.collect import unpack_items
 from mmssl.evaluation.common import inference, require_usable
-from mmssl.evaluation.embed_legend import finished_rows, publish, write_legend
-from mmssl.evaluation.embed_pieces import (
+from mmssl.evaluation.embeddings.legend import finished_rows, publish, write_legend
+from mmssl.evaluation.embeddings.pieces import (
     Piece,
     PieceWriter,
     finished_pieces,

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from mmssl.core.errors import DataError, NumericError
-from mmssl.evaluation import embed as embed_module
-from mmssl.evaluation.embed import write_embeddings
-from mmssl.evaluation.embed_pieces import finished_pieces, missing_batches, share_of
+from mmssl.evaluation.embeddings import write as module
+from mmssl.evaluation.embeddings.pieces import finished_pieces, missing_batches, share_of
+from mmssl.evaluation.embeddings.write import write_embeddings
 from tests.distributed.processes import Processes
 from tests.evaluation.world import colour_shards, knowing_model, modalities
 from tests.programs import start
@@ -52,7 +52,7 @@ def embed(
     source = {} if model_name is None else {"model": model_name}
     shards = [str(path) for path in sorted(Path(folder).glob("*.tar"))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embed_module, "PIECE_SECONDS", 0.0)
+        patch.setattr(module, "PIECE_SECONDS", 0.0)
         settings: dict[str, Any] = {"wanted": BOTH, "batch_size": BATCH, "source": source}
         rows = write_embeddings(model, modalities(), shards, Path(out), **settings | more)
     return stopping.batches, rows["words"]
@@ -149,7 +149,7 @@ def test_two_calls_in_one_folder_are_told(shards: str, tmp_path: Path, monkeypat
     def doubled(*given: object) -> object:
         return [piece for piece in finished_pieces(*given) for _ in range(2)]  # type: ignore[arg-type]
 
-    monkeypatch.setattr(embed_module, "finished_pieces", doubled)
+    monkeypatch.setattr(module, "finished_pieces", doubled)
     with pytest.raises(DataError, match="another call embeds into this folder at the same time"):
         embed(shards, str(tmp_path))
 
@@ -157,7 +157,7 @@ def test_two_calls_in_one_folder_are_told(shards: str, tmp_path: Path, monkeypat
 def test_a_row_that_is_not_finite_ends_the_work_and_keeps_the_rest(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed_module, "PIECE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "PIECE_SECONDS", 0.0)
     model = knowing_model()
     seen: list[int] = []
 

@@ -22,7 +22,7 @@ from mmssl.data.shards.index import ShardIndex
 from mmssl.datasets import digit_scenes, moving_scenes
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.spectrogram import MelConfig
-from mmssl.evaluation.embed import write_embeddings
+from mmssl.evaluation.embeddings.write import write_embeddings
 from tests.distributed.processes import Processes
 from tests.encoders.kinds import build
 from tests.evaluation.world import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmssl.core.errors import DataError
-from mmssl.evaluation.search import EmbeddedFolder, nearest
+from mmssl.evaluation.embeddings.search import EmbeddedFolder, nearest
 
 
 @pytest.mark.parametrize("tile", [1, 3, 7, 1000])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mmssl.core.errors import DataError, os_words
-from mmssl.evaluation.search import EmbeddedFolder, Hit
+from mmssl.evaluation.embeddings.search import EmbeddedFolder, Hit
 
 K = 10
 """Neighbours of the recall that is measured."""

@@ -1,0 +1,1 @@
+"""Folders of embeddings: written in constant memory, indexed, and searched."""
