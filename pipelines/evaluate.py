@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,15 +180,17 @@ def evaluate(
         wanted = from_flags(model, zero_shot, classnames, templates, linear_probe, modality, relations, mteb)
         wanted |= of_pairs(model, {"--retrieval": retrieval, "--calibrate": calibrate}, pair)
         configs = with_settings(_evaluators(model, suite, data, wanted), batch_size, workers, on_error)
-        failures = _run(model, configs, out, groups)
+        failures = _run(model, configs, out, groups, wanted)
     finally:
         launch.close()
     if failures:
         raise evaluation_error(failures)
 
 
-def _run(model: Model, configs: dict[str, Wanted], out: Path | None, groups: str | None) -> dict[str, MmsslError]:
-    """Measure, show the table and write the results; the errors by task."""
+def _run(
+    model: Model, configs: dict[str, Wanted], out: Path | None, groups: str | None, flagged: Collection[str]
+) -> dict[str, MmsslError]:
+    """Measure, show the table and write the results; the errors by task. Arguments: see `measure`."""
     from mmssl.core.distributed import is_main
     from mmssl.core.errors import MmsslError
     from mmssl.reporting.results import Records, ResultFile, Results
@@ -201,7 +203,7 @@ def _run(model: Model, configs: dict[str, Wanted], out: Path | None, groups: str
     scores: dict[str, Mapping[str, Any]] = {}
     failures: dict[str, MmsslError] = {}
     rows: dict[str, list[Row]] = {}
-    for name, evaluator, found in measure(model, configs, results, groups):
+    for name, evaluator, found in measure(model, configs, results, groups, flagged):
         if isinstance(found, MmsslError):
             failures[name], scores[name] = found, {"error": str(found)}
             rows[name] = [Row(name, "error", str(found))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import typer
 from pipelines.command import one_of
 
 if TYPE_CHECKING:
+    from mmssl.core.errors import MmsslError
     from mmssl.recipe.model import Model
 
 
@@ -22,6 +24,13 @@ def option_of(path: tuple[str | int, ...]) -> str | None:
     if key in ("shards", "train_shards", "tasks"):
         return "--calibrate" if task == "calibration" else f"--{task.replace('_', '-')}"
     return f"--{key}" if key in ("classnames", "templates", "modality", "pair") else None
+
+
+def naming_options(error: MmsslError, task: str) -> MmsslError:
+    """The error of an evaluator that options made, with these options in place of the keys that it names, as in `classnames`."""
+    message = re.sub(r"`(\w+)`", lambda key: option_of(("evaluators", task, key[1])) or key[0], str(error))
+    error.args = (message,)
+    return error
 
 
 def from_flags(

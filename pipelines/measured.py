@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
 import typer
 
@@ -42,6 +42,7 @@ ON_ERROR = Annotated[
     ),
 ]
 DEVICE = Annotated[str, typer.Option(metavar="auto|cpu|cuda")]
+T = TypeVar("T")
 Scores = dict[str, "Score"]
 Wanted = Union["EvaluatorConfig", "MmsslError"]
 
@@ -163,7 +164,11 @@ def configs_of(suite: Suite, data: Path, model: Model) -> dict[str, Wanted]:
 
 
 def measure(
-    model: Model, configs: Mapping[str, Wanted], results: Records | None = None, groups: str | None = None
+    model: Model,
+    configs: Mapping[str, Wanted],
+    results: Records | None = None,
+    groups: str | None = None,
+    flagged: Collection[str] = (),
 ) -> Iterator[tuple[str, Evaluator | None, Scores | MmsslError]]:
     """Run evaluators one after the other: (name, evaluator, scores or error); every process of a launch must iterate.
 
@@ -175,16 +180,22 @@ def measure(
         results: keeps what is measured; what is done in its folder is not measured again, unless it is a calibration that the
             checkpoint lacks. None: nothing is kept.
         groups: key of the samples' metadata: evaluators with rows of samples get a table "groups".
+        flagged: names of those that options made; their errors name options in place of keys.
     """
     from mmssl.core.distributed import attempt
     from mmssl.core.errors import MmsslError
     from mmssl.recipe.suite import evaluation_modalities, read_as
     from mmssl.reporting.summary import unusual_settings
     from mmssl.training.runtime.console import say
+    from pipelines.evaluate_flags import naming_options
+
+    def tried(name: str, work: Callable[[], T]) -> T | MmsslError:
+        found = attempt(work)
+        return naming_options(found, name) if isinstance(found, MmsslError) and name in flagged else found
 
     modalities, data = evaluation_modalities(model.modalities), model.recipe.data
     built = {
-        name: one if isinstance(one, MmsslError) else attempt(partial(_opened, read_as(one, data), modalities))
+        name: one if isinstance(one, MmsslError) else tried(name, partial(_opened, read_as(one, data), modalities))
         for name, one in configs.items()
     }
     order = sorted(built, key=lambda name: not isinstance(built[name], MmsslError))
@@ -198,7 +209,7 @@ def measure(
         unusual = "".join(f"; {key}: {value}" for key, value in unusual_settings(config).items())
         say(f"{name} ... ({number} of {len(built)}{unusual})")
         with evaluator:
-            yield name, evaluator, attempt(partial(_scores, name, config, evaluator, model, results, groups))
+            yield name, evaluator, tried(name, partial(_scores, name, config, evaluator, model, results, groups))
 
 
 def _opened(config: EvaluatorConfig, modalities: Mapping[str, Modality]) -> Evaluator:

@@ -158,7 +158,7 @@ def calibrate(data: Collected, config: CalibrationConfig) -> tuple[dict[str, Sco
     if len(samples) < 4:
         raise DataError(
             f"{len(samples)} samples have both {config.pair[0]!r} and {config.pair[1]!r}, of {len(data.keys)}: wanted four or more "
-            "to calibrate on one half and measure on the other; check the evaluator's `shards`"
+            "to calibrate on one half and measure on the other; check `shards`"
         )
     halves = random_halves(len(samples), config.seed, "calibration")
     fitted, other = (_pairs(a, b, samples[half.to(samples.device)], config) for half in halves)

@@ -116,7 +116,7 @@ class MtebTasks(Evaluator):
         if refused is not None:
             have = ", ".join(encoder.names) or "none of them"
             raise RecipeError(
-                f"tasks: {refused} needs {', '.join(lacking[refused])}; this model has {have}, of text, image, audio and video, "
+                f"`tasks`: {refused} needs {', '.join(lacking[refused])}; this model has {have}, of text, image, audio and video, "
                 "the modalities that mteb knows"
             )
         left_out = [name for name, missing in lacking.items() if missing]
@@ -252,4 +252,4 @@ def _tasks_named(name: str) -> list[Any]:
         try:
             return list(mteb.get_benchmark(name).tasks)
         except KeyError:
-            raise RecipeError(f"tasks: mteb has no task and no benchmark {name!r}: {error.args[0]}") from error
+            raise RecipeError(f"`tasks`: mteb has no task and no benchmark {name!r}: {error.args[0]}") from error

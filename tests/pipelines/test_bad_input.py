@@ -128,6 +128,28 @@ def test_templates_are_a_file_a_name_or_a_sentence(
     assert sentence == file
 
 
+def test_errors_of_evaluators_name_the_option_that_made_them_or_else_the_key(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = tmp_path / "s.tar"
+    shard(where, [GOOD | {"cls": "7"}] * 4)
+    (tmp_path / "again.txt").write_text("one\none\n")
+    for option in ("--classnames", "--templates"):
+        given = ("--zero-shot", where, "--classnames", "a,b,c,d,e,f,g,h", option, tmp_path / "again.txt")
+        assert world.mmssl("evaluate", world.run, *given) == 2
+        says(capfd, f"evaluators.zero_shot: {option}: ", f"{tmp_path / 'again.txt'}, line 2")
+    assert world.mmssl("evaluate", world.run, "--zero-shot", where) == 2
+    says(capfd, f"--classnames: got none, and there is no classnames.txt beside the shards ['{where}']")
+    assert world.mmssl("evaluate", world.run, "--zero-shot", where, "--classnames", "a,b") == 3
+    says(capfd, "has the label 7, wanted 0 ... 1 for 2 class names: check --classnames")
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        f"evaluators: {{zero_shot: {{kind: zero_shot, shards: [{where}], modality: image, classnames: [a, b]}}}}"
+    )
+    assert world.mmssl("evaluate", world.run, suite) == 3
+    says(capfd, "for 2 class names: check `classnames`")
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [

@@ -54,7 +54,7 @@ def class_calibration(
     if len(labels) < 4:
         raise DataError(
             f"calibration: number of samples with a label: got {len(labels)}, wanted four or more to fit a temperature "
-            "on one half and measure on the other; set calibration: false, or check the evaluator's `shards`"
+            "on one half and measure on the other; set calibration: false, or check `shards`"
         )
     fitted, other = (half.to(labels.device) for half in random_halves(len(labels), SEED, "class_calibration"))
     scale = CLIP_SCALE if logit_scale is None else logit_scale

@@ -144,7 +144,7 @@ class RelationCard(Evaluator):
         if len(self.names) < 2:
             raise DataError(
                 f"no sample has two modalities to relate: of {len(index)}, the members are {', '.join(index.extensions)}; "
-                "check the evaluator's `shards`, and the `extensions` of the modalities"
+                "check `shards`, and the `extensions` of the modalities"
             )
         things = [name for name in self.names if not self.modalities[name].language][:MOST]
         labels = self.modalities.get(config.labels)
