@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,6 +17,8 @@ from mmssl.heads.decoders import DecoderBlock, DecoderSize
 
 CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """By the number of axes of the grid, from one on."""
+Normal = Callable[[torch.Size], Tensor]
+"""Shape -> standard normal numbers [B, *shape], which each of B rows has of its own."""
 
 
 class TransformerPredictor(nn.Module):
@@ -44,14 +46,14 @@ class TransformerPredictor(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, encoder_width)
 
-    def forward(self, tokens: Tensor, context: Tensor, places: Tensor, noise: torch.Generator) -> Tensor:
+    def forward(self, tokens: Tensor, context: Tensor, places: Tensor, normal: Normal) -> Tensor:
         """Predict features.
 
         Args:
             tokens: [B, C, D] encoded tokens.
             context: [B, C] int64, their places.
             places: [B, M, n] int64, the places of M targets.
-            noise: not used.
+            normal: not used.
 
         Returns:
             [B, M, n, D].
@@ -78,9 +80,9 @@ class TransformerPredictorConfig(DecoderSize):
 class ConvPredictor(nn.Module):
     """Predictor of data2vec 2.0 (Baevski et al. 2022, arXiv:2212.07525, section 3.3) and EAT: convolutions on the whole grid.
 
-    Encoded tokens stand at their places, and normal noise at all others: drawn anew for each step, the same for all samples. Each
-    layer is a grouped convolution, LayerNorm without scale and shift, and GELU; a residual branch where sizes allow it. A linear
-    layer makes the features.
+    Encoded tokens stand at their places, and normal noise at all others: each row of tokens has its own. Each layer is a
+    grouped convolution, LayerNorm without scale and shift, and GELU; a residual branch where sizes allow it. A linear layer makes
+    the features.
 
     Args:
         encoder_width: D.
@@ -116,22 +118,21 @@ class ConvPredictor(nn.Module):
         )
         self.predict = nn.Linear(width, encoder_width)
 
-    def forward(self, tokens: Tensor, context: Tensor, places: Tensor, noise: torch.Generator) -> Tensor:
+    def forward(self, tokens: Tensor, context: Tensor, places: Tensor, normal: Normal) -> Tensor:
         """Predict features; see `TransformerPredictor.forward`.
 
         Args:
             tokens: [B, C, D] encoded tokens.
             context: [B, C] int64, their places.
             places: [B, M, n] int64, the places of M targets.
-            noise: of the step, on the device of the tokens.
+            normal: draws the noise, on the device of the tokens.
 
         Returns:
             [B, M, n, D].
         """
         B, M, n = places.shape
         D = tokens.shape[2]
-        drawn = torch.randn(self.tokens, D, generator=noise, device=tokens.device)
-        holes = (self.deviation * drawn).to(tokens.dtype).expand(B, -1, -1)
+        holes = (self.deviation * normal(torch.Size((self.tokens, D)))).to(tokens.dtype)
         x = holes.scatter(1, context[..., None].expand(-1, -1, D), tokens).mT.reshape(B, D, *self.grid)
         for layer in self.layers:
             y = layer(x).movedim(1, -1)  # channels last

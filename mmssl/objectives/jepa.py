@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Literal, Self
 
 import torch
@@ -20,6 +21,7 @@ from mmssl.core.teacher import Momentum
 from mmssl.heads.places_predictors import PlacesPredictor, PlacesPredictorConfig
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of, equal_count
 from mmssl.objectives.parts.latent_targets import LatentTargets, Predicted
+from mmssl.objectives.parts.noises import normal_noise
 from mmssl.objectives.parts.presence import zero_absent
 from mmssl.objectives.parts.prototype_targets import PrototypeTargetsConfig
 from mmssl.objectives.parts.regression_targets import LastLayerConfig, LayerTargetsConfig
@@ -170,8 +172,8 @@ class JepaObjective(Objective):
         for number, ((context, blocks), target) in enumerate(zip(places, wanted, strict=True)):
             features = seen[number * self.draws : (number + 1) * self.draws]
             tokens = torch.cat([_tokens(one) for one in features])
-            random = ctx.generator(f"predictor/{number}", tokens.device)
-            found = at_least_float32(self.predictor(tokens, context.flatten(0, 1), blocks.flatten(0, 1), random))
+            normal = partial(self._noise, batch.index, ctx, number)
+            found = at_least_float32(self.predictor(tokens, context.flatten(0, 1), blocks.flatten(0, 1), normal))
             found = found.reshape(*blocks.shape[:2], -1, found.shape[-1])  # [R, B, M * n, D]
             pooled = at_least_float32(torch.stack([one.pooled for one in features]))
             predicted.append(Predicted(found, target, pooled))
@@ -207,6 +209,11 @@ class JepaObjective(Objective):
         whole = targets.of(features)
         at = [blocks.flatten(2)[..., None].expand(-1, -1, -1, whole.shape[2]) for blocks in places]
         return whole, [torch.stack([whole.gather(1, draw) for draw in draws]) for draws in at]
+
+    def _noise(self, index: Tensor, ctx: StepContext, number: int, shape: torch.Size) -> Tensor:
+        """Normal numbers [R * B, *shape] for the draws of a kind of mask: a pure function of seed, step, draw and sample."""
+        seeds = [ctx.generator(f"predictor/{number}/{draw}").initial_seed() for draw in range(self.draws)]
+        return torch.cat([normal_noise(index, seed, shape) for seed in seeds])
 
     def _places(self, batch: Batch, kind: str, present: Tensor | None) -> tuple[Tensor, Tensor]:
         """The places of the contexts [R, B, C] and of the blocks [R, B, M, n] of a kind of mask, int64."""

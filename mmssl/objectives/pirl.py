@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ from mmssl.heads.bank import SampleBank
 from mmssl.heads.projection import HeadConfig
 from mmssl.losses.queue_info_nce import queue_info_nce
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, couples_rows, encoder_of
+from mmssl.objectives.parts.noises import uniform_noise
 from mmssl.objectives.parts.pretext_tasks import JigsawConfig
 
 
@@ -117,7 +119,8 @@ class PirlObjective(Objective):
                 f"got numbers {list(label.shape)} up to {label.max()} from modalities.{c.modality}.views.{c.choice}, wanted "
                 f"[B] below {c.jigsaw.classes}: {{kind: choice, choices: {c.jigsaw.classes}}}"
             )
-        parts = c.jigsaw.make(x, label, ctx.generator("pirl"))
+        uniform = partial(uniform_noise, batch.index, ctx.generator("pirl").initial_seed())
+        parts = c.jigsaw.make(x, label, uniform)
         views = {str(number): part.contiguous() for number, part in enumerate(parts)}
         cut = replace(batch, views={**batch.views, c.modality: views})
         (whole,) = ctx.features(batch, c.modality, [f"{c.view}0"], pooled_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.token_predictors import TokenPredictorConfig
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
+from mmssl.objectives.parts.noises import uniform_noise
 from mmssl.objectives.parts.pretext_tasks import Task, TaskConfig
 
 
@@ -95,7 +97,8 @@ class PretextObjective(Objective):
                 f"got labels {list(label.shape)} up to {label.max()} from modalities.{self.modality}.views.{self.choice}, "
                 f"wanted [B] below {self.task.classes}: {{kind: choice, choices: {self.task.classes}}}"
             )
-        parts = self.task.make(x, label, ctx.generator("pretext"))
+        uniform = partial(uniform_noise, batch.index, ctx.generator("pretext").initial_seed())
+        parts = self.task.make(x, label, uniform)
         views = {str(number): part.contiguous() for number, part in enumerate(parts)}
         changed = replace(batch, views={**batch.views, self.modality: views})
         found = ctx.features(changed, self.modality, [*views], pooled_only=True)

@@ -18,6 +18,7 @@ from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
 from mmssl.objectives.jepa import JepaConfig, JepaObjective
+from mmssl.objectives.parts.noises import normal_noise
 from mmssl.objectives.parts.prototype_targets import PrototypeTargets
 from tests.contracts import toys
 from tests.contracts.case import FIVE, Case
@@ -186,7 +187,7 @@ def fairseq(student: Any, teacher: Any, predictor: Any, views: Any, noise: Tenso
         for row, hidden in enumerate(views[f"mask{clone}"]):
             seen = (~hidden).nonzero()[:, 0]
             features = student(views["crop0"][row : row + 1], keep=seen[None])
-            x = noise.clone()
+            x = noise[clone, row].clone()
             x[seen] = features.tokens[0]
             x = x.transpose(0, 1).reshape(1, -1, *toys.GRID)
             for layer in predictor.layers:
@@ -200,7 +201,7 @@ def fairseq(student: Any, teacher: Any, predictor: Any, views: Any, noise: Tenso
 
 
 def test_steps_of_data2vec_2_are_those_of_the_authors() -> None:
-    """Two draws of a mask share one pass of the teacher; noise in holes is new in each step, and the same for all samples."""
+    """Two draws of a mask share one pass of the teacher; noise in holes is new for each step, sample and draw."""
     learner, objective = build(**EAT)
     student, teacher = (copy.deepcopy(learner.encoders["picture"]) for _ in range(2))
     predictor = copy.deepcopy(objective.predictor)
@@ -211,8 +212,9 @@ def test_steps_of_data2vec_2_are_those_of_the_authors() -> None:
     noises = []
     for step in range(2):
         batch = toys.batch(4, seed=step)
-        random = learner.context(step, 2).generator("predictor/0")
-        noises.append((0.01 * torch.randn(16, 16, generator=random)).double())
+        seeds = [learner.context(step, 2).generator(f"predictor/0/{draw}").initial_seed() for draw in (0, 1)]
+        drawn = [normal_noise(batch.index, seed, torch.Size((16, 16))) for seed in seeds]
+        noises.append(0.01 * torch.stack(drawn).double())
         tokens, pooled = fairseq(student, teacher, predictor, batch["picture"], noises[-1])
         out, _ = learner(batch, step, 2)
         torch.testing.assert_close(out.terms["jepa"], tokens, rtol=1e-10, atol=0)
@@ -220,7 +222,7 @@ def test_steps_of_data2vec_2_are_those_of_the_authors() -> None:
         out.total.backward(), (tokens + 0.5 * pooled).backward()
         torch.testing.assert_close([p.grad for p in trained], [p.grad for p in theirs])
     assert len(calls) == 2
-    assert not torch.equal(*noises)
+    assert len({float(row[0, 0]) for noise in noises for draws in noise for row in draws}) == 2 * 2 * 4
     assert learner.objective.needs() == {"picture": {"crop": 1, "mask": 2}}
 
 
@@ -228,7 +230,8 @@ def test_a_draw_more_is_a_mean_and_no_other_loss() -> None:
     """The mask of a draw is drawn again where both are the same; and without `pooled`, there is no such term."""
     views = toys.batch(3)["picture"]
     twice = Batch({"picture": {**views, "mask1": views["mask0"]}}, torch.arange(3))
-    both, once = (build(**EAT | {"draws": draws})[0](twice)[0] for draws in (2, 1))
+    quiet = EAT | {"predictor": CONV | {"deviation": 0.0}}
+    both, once = (build(**quiet | {"draws": draws})[0](twice)[0] for draws in (2, 1))
     torch.testing.assert_close(dict(both.terms), dict(once.terms))
     assert build(**EAT | {"targets": LAYERS})[0](twice)[0].terms.keys() == {"jepa"}
 

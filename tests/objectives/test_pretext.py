@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
-from mmssl.objectives.parts.pretext_tasks import NEIGHBOURS, Task, TaskConfig, distant_permutations
+from mmssl.objectives.parts.noises import uniform_noise
+from mmssl.objectives.parts.pretext_tasks import NEIGHBOURS, Task, TaskConfig, Uniform, distant_permutations
 from mmssl.objectives.pretext import PretextConfig, PretextObjective
 from tests.contracts import toys
 from tests.contracts.case import FIVE, Case
@@ -54,6 +57,10 @@ def random() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+def uniform(samples: int, seed: int = 0) -> Uniform:
+    return partial(uniform_noise, torch.arange(samples), seed)
+
+
 def test_golden_tables() -> None:
     assert task(kind="order", axis=0).orders == ORDERS  # type: ignore[attr-defined]
     assert distant_permutations(4, 6).tolist() == PERMUTATIONS
@@ -66,7 +73,7 @@ def test_golden_tables() -> None:
 @pytest.mark.parametrize("shape", [(4, 3, 6, 6), (4, 2, 3, 6, 6)])
 def test_rotations_are_those_of_numpy(shape: tuple[int, ...]) -> None:
     x = torch.randint(0, 256, shape, generator=random(), dtype=torch.uint8)
-    (turned,) = task(kind="rotation").make(x, torch.arange(4), random())
+    (turned,) = task(kind="rotation").make(x, torch.arange(4), uniform(4))
     for quarter in range(4):
         assert np.array_equal(turned[quarter].numpy(), np.rot90(x[quarter].numpy(), quarter, (-2, -1)))
 
@@ -79,20 +86,26 @@ def numbered(side: int) -> torch.Tensor:
 
 def test_tiles_of_a_puzzle_are_put_back_by_its_permutation() -> None:
     label = torch.tensor([0, 3, 2, 1])
-    parts = task(kind="jigsaw", permutations=4, tile=6, side=2).make(numbered(2), label, random())
+    parts = task(kind="jigsaw", permutations=4, tile=6, side=2).make(numbered(2), label, uniform(4))
     assert [tuple(part.shape) for part in parts] == [(4, 3, 6, 6)] * 4
     assert torch.stack([part[:, 0, 0, 0] for part in parts], 1).long().equal(distant_permutations(4, 4)[label])
-    middle, other = task(kind="context", tile=6).make(numbered(3), label, random())
+    middle, other = task(kind="context", tile=6).make(numbered(3), label, uniform(4))
     assert middle.unique().tolist() == [4]
     assert other[:, 0, 0, 0].tolist() == [NEIGHBOURS[number] for number in label]
 
 
-def test_places_of_tiles_are_drawn_anew_in_each_step_and_equal_for_all_samples() -> None:
-    grey = torch.arange(24.0 * 24).view(1, 1, 24, 24).expand(2, 3, -1, -1)
-    puzzle = task(kind="context", tile=5)
-    drawn = [puzzle.make(grey, torch.zeros(2, dtype=torch.int64), torch.Generator().manual_seed(s)) for s in range(4)]
-    assert len({float(parts[1][0, 0, 0, 0]) for parts in drawn}) > 1
-    assert all(torch.equal(part[0], part[1]) for parts in drawn for part in parts)
+def test_places_of_tiles_are_drawn_for_each_sample_alike_in_its_cell() -> None:
+    """All places are reached; a tile is a part of its picture."""
+    x = torch.arange(24 * 24).view(1, 1, 24, 24).expand(200, 3, -1, -1)
+    label = torch.zeros(200, dtype=torch.int64)
+    middle, other = task(kind="context", tile=5).make(x, label, uniform(200))
+    for tile, first in ((middle, 8), (other, 0)):
+        y, z = tile[:, 0, 0, 0] // 24 - first, tile[:, 0, 0, 0] % 24 - first
+        assert {*zip(y.tolist(), z.tolist(), strict=True)} == {*itertools.product(range(4), repeat=2)}
+        inside = torch.arange(5)
+        assert torch.equal(tile, tile[..., :1, :1] + 24 * inside[:, None] + inside)
+    again = task(kind="context", tile=5).make(x, label, uniform(200, seed=1))
+    assert not torch.equal(again[0], middle)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -103,13 +116,13 @@ def test_time_is_sorted_turned_and_hastened(axis: int) -> None:
     def times(made: torch.Tensor) -> list[list[int]]:
         return made.movedim(axis + 1, 1)[..., 0].tolist()
 
-    parts = task(kind="order", axis=axis).make(x, torch.arange(12), random())
+    parts = task(kind="order", axis=axis).make(x, torch.arange(12), uniform(12))
     assert len(parts) == 4
     sorted_ = [[t for piece in pieces for t in piece] for pieces in zip(*map(times, parts), strict=True)]
     assert sorted_ == [[t for piece in order for t in (2 * piece, 2 * piece + 1)] for order in ORDERS]
-    (turned,) = task(kind="arrow", axis=axis).make(x[:2], torch.arange(2), random())
+    (turned,) = task(kind="arrow", axis=axis).make(x[:2], torch.arange(2), uniform(2))
     assert times(turned) == [[*range(8)], [*range(8)][::-1]]
-    (fast,) = task(kind="speed", axis=axis, speeds=[1, 2, 4]).make(x[:3], torch.arange(3), random())
+    (fast,) = task(kind="speed", axis=axis, speeds=[1, 2, 4]).make(x[:3], torch.arange(3), uniform(3))
     assert times(fast) == [[0, 1], [0, 2], [0, 4]]
 
 

@@ -26,13 +26,13 @@ def uniform_noise(index: Tensor, seed: int, values: int) -> Tensor:
     """
     places = torch.arange(values, device=index.device)
     bits = mixed_bits(mixed_bits(index + seed % 2**62)[:, None] + places)
-    return ((bits & (2**24 - 1)).float() + 0.5) / 2**24
+    return bits.bitwise_and_(2**24 - 1).float().add_(0.5).div_(2**24)
 
 
 def normal_noise(index: Tensor, seed: int, shape: torch.Size) -> Tensor:
     """Standard normal numbers [B, *shape] float32; see `uniform_noise`."""
     uniform = uniform_noise(index, seed, math.prod(shape))
-    return (torch.erfinv(2 * uniform - 1) * 2**0.5).view(-1, *shape)
+    return uniform.mul_(2).sub_(1).erfinv_().mul_(2**0.5).view(-1, *shape)
 
 
 class Noise(Config, ABC):

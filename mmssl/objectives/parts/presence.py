@@ -50,14 +50,12 @@ _SECOND = 0x94D049BB133111EB - 2**64
 
 def mixed_bits(x: Tensor) -> Tensor:
     """Hash of each int64 number, int64: splitmix64's finaliser, in which each bit of the input flips half of the output's bits."""
-    x = (x ^ _shift(x, 30)) * _FIRST
-    x = (x ^ _shift(x, 27)) * _SECOND
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right, filled with zeros."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    x, shifted = x.clone(), torch.empty_like(x)  # noise has millions of numbers: two tensors, and none more
+    for bits, factor in ((30, _FIRST), (27, _SECOND), (31, 1)):
+        torch.bitwise_right_shift(x, bits, out=shifted)
+        x ^= shifted.bitwise_and_((1 << (64 - bits)) - 1)  # zeros come from the left
+        x *= factor
+    return x
 
 
 def gather_facts(latents: Latents) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -15,6 +16,8 @@ from mmssl.core.config import Config
 
 NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)
 """Cells of a 3 x 3 grid around the middle one, by label (Doersch et al. 2015)."""
+Uniform = Callable[[int], Tensor]
+"""How many -> as many uniform numbers between 0 and 1 for each sample, [B, values] float32."""
 
 
 class Task(Config, ABC):
@@ -31,13 +34,13 @@ class Task(Config, ABC):
         return 1
 
     @abstractmethod
-    def make(self, x: Tensor, label: Tensor, random: torch.Generator) -> list[Tensor]:
+    def make(self, x: Tensor, label: Tensor, uniform: Uniform) -> list[Tensor]:
         """The views of raw views [B, ...], each [B, ...], for labels [B] int64.
 
         Args:
             x: raw views.
             label: below K.
-            random: on the CPU, equal on all processes; what it draws is the same for all samples.
+            uniform: draws what is random about the views, for each sample.
 
         Raises:
             ValueError: the view has another shape than the task needs.
@@ -57,7 +60,7 @@ class RotationConfig(Task):
         """Four."""
         return 4
 
-    def make(self, x: Tensor, label: Tensor, random: torch.Generator) -> list[Tensor]:
+    def make(self, x: Tensor, label: Tensor, uniform: Uniform) -> list[Tensor]:
         """See the base."""
         if x.ndim < 4 or x.shape[-1] != x.shape[-2]:
             raise ValueError(f"rotation: got views {list(x.shape)}, wanted [B, ..., H, H]: square pictures or frames")
@@ -69,7 +72,7 @@ class RotationConfig(Task):
 
 
 class Tiles(Task, ABC):
-    """Base of tasks on square tiles of a picture, one in each cell of a grid, at a place that is drawn for each step.
+    """Base of tasks on square tiles of a picture, one in each cell of a grid, at a place that is drawn for each sample.
 
     Attributes:
         tile: side of a tile in pixels; smaller than a cell, so that edges do not continue from one to the next.
@@ -77,7 +80,7 @@ class Tiles(Task, ABC):
 
     tile: int = Field(ge=1)
 
-    def tiles(self, x: Tensor, side: int, random: torch.Generator) -> Tensor:
+    def tiles(self, x: Tensor, side: int, uniform: Uniform) -> Tensor:
         """Tiles [B, side * side, C, tile, tile] of pictures [B, C, H, W], cells in reading order."""
         cells = [size // side for size in x.shape[-2:]]
         if x.ndim != 4 or min(cells) < self.tile:
@@ -85,12 +88,13 @@ class Tiles(Task, ABC):
                 f"{self.kind}: got views {list(x.shape)} for tiles of {self.tile} pixels on a grid of {side} x {side}, wanted "  # type: ignore[attr-defined]
                 f"[B, C, H, W] with sides of {side * self.tile} or more"
             )
-        found = []
-        for row, column in itertools.product(range(side), repeat=2):
-            top, left = (int(torch.randint(size - self.tile + 1, (), generator=random)) for size in cells)
-            y, z = row * cells[0] + top, column * cells[1] + left
-            found.append(x[..., y : y + self.tile, z : z + self.tile])
-        return torch.stack(found, 1)
+        first = torch.cartesian_prod(*[torch.arange(side) * size for size in cells]).to(x.device)  # [side * side, 2]
+        free = torch.tensor([size - self.tile for size in cells], device=x.device)
+        drawn = uniform(2 * len(first)).view(len(x), -1, 2)
+        corner = first + (drawn * (free + 1)).long().minimum(free)  # [B, side * side, 2]
+        y, z = (corner[..., axis, None] + torch.arange(self.tile, device=x.device) for axis in (0, 1))
+        sample = torch.arange(len(x), device=x.device).view(-1, 1, 1, 1)
+        return x.movedim(1, -1)[sample, y[..., None], z[..., None, :]].movedim(-1, 2)
 
 
 class JigsawConfig(Tiles):
@@ -125,10 +129,10 @@ class JigsawConfig(Tiles):
         """Tiles."""
         return self.side**2
 
-    def make(self, x: Tensor, label: Tensor, random: torch.Generator) -> list[Tensor]:
+    def make(self, x: Tensor, label: Tensor, uniform: Uniform) -> list[Tensor]:
         """See the base."""
         orders = distant_permutations(self.parts, self.permutations).to(label.device)
-        return list(_picked(self.tiles(x, self.side, random), orders[label]).unbind(1))
+        return list(_picked(self.tiles(x, self.side, uniform), orders[label]).unbind(1))
 
 
 class ContextConfig(Tiles):
@@ -146,9 +150,9 @@ class ContextConfig(Tiles):
         """The tile in the middle and its neighbour."""
         return 2
 
-    def make(self, x: Tensor, label: Tensor, random: torch.Generator) -> list[Tensor]:
+    def make(self, x: Tensor, label: Tensor, uniform: Uniform) -> list[Tensor]:
         """See the base."""
-        tiles = self.tiles(x, 3, random)
+        tiles = self.tiles(x, 3, uniform)
         places = torch.tensor(NEIGHBOURS, device=label.device)[label]
         return [tiles[:, 4], _picked(tiles, places[:, None])[:, 0]]
 
@@ -212,7 +216,7 @@ class OrderConfig(Timed):
         """Pieces."""
         return self.pieces
 
-    def make(self, x: Tensor, label: Tensor, random: torch.Generator) -> list[Tensor]:
+    def make(self, x: Tensor, label: Tensor, uniform: Uniform) -> list[Tensor]:
         """See the base."""
         size = self.length(x, self.pieces) // self.pieces
         starts = torch.tensor(self.orders, device=label.device)[label] * size  # [B, pieces]
@@ -230,7 +234,7 @@ class ArrowConfig(Timed):
         """Two."""
         return 2
 
-    def make(self, x: Tensor, label: Tensor, random: torch.Generator) -> list[Tensor]:
+    def make(self, x: Tensor, label: Tensor, uniform: Uniform) -> list[Tensor]:
         """See the base."""
         forwards = torch.arange(self.length(x, 1), device=label.device)
         return [self.at(x, torch.where(label[:, None] == 0, forwards, forwards.flip(0)))]
@@ -257,7 +261,7 @@ class SpeedConfig(Timed):
         """Speeds."""
         return len(self.speeds)
 
-    def make(self, x: Tensor, label: Tensor, random: torch.Generator) -> list[Tensor]:
+    def make(self, x: Tensor, label: Tensor, uniform: Uniform) -> list[Tensor]:
         """See the base."""
         times = torch.arange(self.length(x, self.speeds[-1]) // self.speeds[-1], device=label.device)
         return [self.at(x, times * torch.tensor(self.speeds, device=label.device)[label][:, None])]
