@@ -154,6 +154,39 @@ def test_every_recipe_is_listed() -> None:
     assert sorted(name for name in listed if "/" in name) == sorted(shipped_recipes())
 
 
+METHODS = DOCUMENTS["mmssl/objectives/README.md"].split("## Published methods")[1].split("\n## ")[0]
+
+
+def test_every_recipe_of_one_objective_is_that_of_a_published_method() -> None:
+    """And names a source, of a paper or of its journal."""
+    rows = [row.split(" | ") for row in re.findall(r"^\| (.*) \|$", METHODS, re.MULTILINE)][1:]
+    assert all(len(row) == 4 and re.search(r"arXiv:\d|\d{4}|JMLR|solo-learn|eb_jepa", row[3]) for row in rows)
+    named = [name for row in rows for name in re.findall(r"`([\w/]+)`", row[1])]
+    kinds = {
+        name: parse_yaml(path.read_text(), name).value["objective"]["kind"] for name, path in shipped_recipes().items()
+    }
+    alone = {name for name, kind in kinds.items() if kind not in ("clip", "weighted")}
+    assert len(named) == len(set(named))
+    assert alone <= set(named) <= set(kinds)
+
+
+def test_gains_of_methods_are_those_of_the_runs() -> None:
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for line in (ROOT / "tools/learning.jsonl").read_text().splitlines():
+        run = json.loads(line)
+        runs.setdefault(run["name"], []).append(run)
+    cells = re.findall(r"`([\w,\- ]+)` (?:uniformity )?([+-][\d.]+), (?:RankMe )?([+-][\d.]+)( \(one seed\))?", METHODS)
+    assert len(cells) >= 40
+    for name, *said, one in cells:
+        assert len(runs[name]) == (1 if one else 3), name
+        for figure, wanted in zip(runs[name][0]["after"], said, strict=False):
+            gain = sum(run["after"][figure] - run["before"][figure] for run in runs[name]) / len(runs[name])
+            assert float(wanted) == pytest.approx(gain, abs=0.51 * 10.0 ** -len(wanted.partition(".")[2])), (
+                name,
+                figure,
+            )
+
+
 def test_the_house_has_all_folders() -> None:
     packages = {f"mmssl/{path.parent.name}" for path in (ROOT / "mmssl").glob("*/__init__.py")}
     assert set(re.findall(r"^\| `([\w/]+)` \|", section("The house"), re.MULTILINE)) == packages | {"pipelines"}
