@@ -99,11 +99,12 @@ def _recipe(targets: list[str], workers: int | None, batch_size: int | None) -> 
     """The recipe with the changes of the command line; None for shards."""
     from mmssl.core.errors import RecipeError
     from mmssl.recipe.shipped import find_recipe
+    from pipelines.check_recipe import is_recipe
 
-    first = Path(targets[0])
-    if (first / "recipe.yaml").is_file():  # a run folder
-        targets, first = [str(first / "recipe.yaml"), *targets[1:]], first / "recipe.yaml"
-    if first.suffix == ".tar" or first.is_dir() or any(mark in targets[0] for mark in "{*"):
+    inside = Path(targets[0]) / "recipe.yaml"
+    if inside.is_file():  # of a run folder
+        targets = [str(inside), *targets[1:]]
+    if not is_recipe(targets[0]):
         change = next((one for one in targets if "=" in one and not Path(one).exists()), None)
         if change is not None:
             raise RecipeError(

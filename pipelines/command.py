@@ -1,7 +1,7 @@
 """Run a verb as a program: errors become messages and exit codes here.
 
-Exit codes: 0 fine, 2 usage or recipe, 3 data, 4 checkpoint, 5 numeric failure, 128 + n stopped by signal n: 130 SIGINT,
-143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2 (what `sbatch --signal` sends).
+Exit codes: 0 fine, 1 anything else, 2 usage or recipe, 3 data, 4 checkpoint, 5 numeric failure, 128 + n stopped by signal n:
+130 SIGINT, 143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2 (what `sbatch --signal` sends).
 """
 
 from __future__ import annotations

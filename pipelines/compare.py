@@ -25,6 +25,7 @@ from pipelines.measured import (
     suite_and_overrides,
     with_settings,
 )
+from pipelines.outputs import folder_to_write
 
 if TYPE_CHECKING:
     from mmssl.core.errors import MmsslError
@@ -43,7 +44,7 @@ MORE = Annotated[
 OUT = Annotated[
     Path | None,
     typer.Option(
-        file_okay=False, help="Folder for compare.md, .csv, .tex, .json, classes.csv, and queries.csv (rows)."
+        callback=folder_to_write, help="Folder for compare.md, .csv, .tex, .json, classes.csv, and queries.csv (rows)."
     ),
 ]
 UNPAIRED = (

@@ -98,15 +98,20 @@ def require_there(path: Path) -> None:
     """Refuse a path of a model that is nothing at all, before long work on another one.
 
     Raises:
-        CheckpointError: there is no such file or folder, and it is no name of a shipped recipe or of a model of a hub.
+        CheckpointError: there is no such file or folder, and it is no name of a shipped recipe or of a model of a hub; or it is a
+            folder without a checkpoint.
     """
     from mmssl.core.errors import CheckpointError
+    from mmssl.recipe.imported import is_source
     from mmssl.recipe.shipped import shipped_recipes
+    from mmssl.training.checkpoints.read import resolve
 
     if not path.exists() and ":" not in str(path) and str(path) not in shipped_recipes():
         raise CheckpointError(
             f"got {str(path)!r}, which does not exist; wanted a run or checkpoint folder, a model or a recipe"
         )
+    if path.is_dir() and not is_source(path):
+        resolve(path)
 
 
 def origin(model: Model) -> str:

@@ -29,8 +29,9 @@ def file_to_write(path: Path | None) -> Path | None:
     Raises:
         typer.BadParameter: the file cannot be written.
     """
-    if path is None:
+    if local_path(path) is None:
         return None
+    assert path is not None
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
@@ -55,6 +56,20 @@ def file_or_folder(path: Path | None) -> Path | None:
     """
     if path is None or is_file_name(path):
         return file_to_write(path)
+    return _folder_to_write(path, ", or a file NAME.json")
+
+
+def folder_to_write(path: Path | None) -> Path | None:
+    """Callback of an option that names a folder to write into, which need not exist: whoever writes makes it.
+
+    Raises:
+        typer.BadParameter: it cannot be written.
+    """
+    return None if path is None else _folder_to_write(path)
+
+
+def _folder_to_write(path: Path, otherwise: str = "") -> Path:
+    local_path(path)
     try:
         _require_writable(path)
         return path
@@ -62,7 +77,7 @@ def file_or_folder(path: Path | None) -> Path | None:
         from mmssl.core.errors import os_words
 
         raise typer.BadParameter(
-            f"cannot write into {str(path)!r}: {os_words(error)}; choose a folder that is writable, or a file NAME.json"
+            f"cannot write into {str(path)!r}: {os_words(error)}; choose a folder that is writable{otherwise}"
         ) from error
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.outputs import file_to_write, local_path
+from pipelines.outputs import file_to_write, folder_to_write, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,7 @@ def report(
         Path | None,
         typer.Option(
             metavar="DIR",
-            callback=local_path,
+            callback=folder_to_write,
             help="Also write each figure as PNG, and metrics.json, into this folder.",
         ),
     ] = None,

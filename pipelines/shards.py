@@ -191,15 +191,18 @@ def _leaks(
     from mmssl.curation.leakage import find_leaks
 
     remote = client_for(shards + against, cache, allow_pipe)
-    with progress_bar("comparing") as progress:
-        report = find_leaks(shards, against, remote=remote, progress=progress)
-    if run is not None:
+    model = None
+    if run is not None:  # a mistake in it shows before the long comparison
         import torch
 
-        from mmssl.evaluation.near_samples import near_samples
         from mmssl.recipe.load import load
 
         model = load(run, device="cuda" if torch.cuda.is_available() else "cpu")
+    with progress_bar("comparing") as progress:
+        report = find_leaks(shards, against, remote=remote, progress=progress)
+    if model is not None:
+        from mmssl.evaluation.near_samples import near_samples
+
         with progress_bar("embedding") as progress:
             found = near_samples(model.embedding, model.modalities, shards, against, remote=remote, progress=progress)
         for name, nearby in found.items():

@@ -124,6 +124,8 @@ def _read(path: Path) -> object:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if "weights_only" in reason:  # torch advises to run the code in the file
             reason = "torch finds no tensors, or other objects beside tensors"
+        if isinstance(error, LookupError):  # whose words are a key or number of the pickle
+            reason = "it is damaged, or no file of tensors"
         raise CheckpointError(
             f"cannot read weights from {str(path)!r}: {reason}. Wanted a safetensors file or a saved state dict of tensors only. "
             "Files with program code (whole models, TorchScript archives) are refused; save their state_dict() instead"

@@ -103,7 +103,7 @@ def find_suite(name: str) -> Suite:
         if not found:
             raise RecipeError(f"{name!r} is a folder without test sets; wanted {name}/test/0.tar, or folders with such")
         return Suite(sets=tuple(str(one.absolute()) for one in found))
-    if path.is_file():
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
         return validate_text(Suite, read(path), str(path))
     shipped = shipped_suites()
     if name not in shipped:

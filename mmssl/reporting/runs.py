@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmssl.core.errors import MmsslError
+from mmssl.core.errors import RecipeError
 from mmssl.recipe.flat import leaves
 from mmssl.recipe.strict_yaml import parse
 from mmssl.training.runtime.jsonl import JsonLines
@@ -39,14 +39,17 @@ def run_folders(places: Iterable[Path]) -> list[Path]:
     """Run folders among these folders and directly inside them, by name.
 
     Raises:
-        MmsslError: there is none.
+        RecipeError: a place is none and holds none.
     """
-    places = list(places)
-    inside = [folder for place in places if place.is_dir() for folder in (place, *sorted(place.iterdir()))]
-    found = list(dict.fromkeys(folder for folder in inside if (folder / "recipe.yaml").is_file()))
-    if not found:
-        raise MmsslError(f"no run folder in {', '.join(map(str, places))}: a run folder holds recipe.yaml")
-    return found
+    found: dict[Path, None] = {}
+    for place in places:
+        near = (place, *sorted(place.iterdir())) if place.is_dir() else ()
+        folders = [folder for folder in near if (folder / "recipe.yaml").is_file()]
+        if not folders:
+            got = "holds no run folder" if place.is_dir() else "is a file" if place.exists() else "does not exist"
+            raise RecipeError(f"got {str(place)!r}, which {got}; wanted a folder with recipe.yaml, or a folder of such")
+        found |= dict.fromkeys(folders)
+    return list(found)
 
 
 def read_run(folder: Path) -> RunRow:

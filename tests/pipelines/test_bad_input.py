@@ -170,7 +170,7 @@ def test_errors_of_evaluators_name_the_option_that_made_them_or_else_the_key(
             ("compare", "{run}", "{none}"),
             "none', which does not exist; wanted a run or checkpoint folder, a model or a r",
         ),
-        (("report", "{run}", "--figures", "{file}/x"), "x: a part of its path is no folder; choose another folder"),
+        (("report", "{run}", "--figures", "{file}/x"), "x': a part of its path is no folder; choose a folder that is"),
         (
             ("evaluate", "{run}", "--retrieval", "{test}", "--out", "{file}/x"),
             "a part of its path is no folder; choose",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mmssl.core.errors import MmsslError, NumericError
+from mmssl.core.errors import NumericError, RecipeError
 from mmssl.recipe.recipe import Recipe
 from mmssl.reporting.runs import differences, read_run, run_folders, runs_table
 from pipelines import cli, pretrain
@@ -51,8 +51,10 @@ def test_figures_may_be_chosen_and_folders_named(runs: Path) -> None:
     rows = [read_run(folder) for folder in run_folders([runs / "a", runs / "c"])]
     assert "zero_shot/acc5" in runs_table(rows, ["zero_shot/acc5"])
     assert differences([rows[0]]) == [{}]
-    with pytest.raises(MmsslError, match=r"no run folder in .*no run: a run folder holds recipe.yaml"):
-        run_folders([runs / "no run"])
+    (runs / "file").touch()
+    for name, got in {"no run": "holds no run folder", "file": "is a file", "nowhere": "does not exist"}.items():
+        with pytest.raises(RecipeError, match=rf"{name}', which {got}; wanted a folder with recipe.yaml"):
+            run_folders([runs / "a", runs / name])
 
 
 def test_counts_and_long_lists_of_keys_are_not_shown(tmp_path: Path) -> None:
