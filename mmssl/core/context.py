@@ -54,6 +54,7 @@ class StepContext:
         keep: Sequence[Tensor] | None = None,
         replace: tuple[Sequence[Tensor], Tensor] | None = None,
         hidden: int = 0,
+        mlps: bool = False,
         pooled_only: bool = False,
         together: bool = True,
     ) -> list[Features]:
@@ -70,6 +71,7 @@ class StepContext:
             keep: for each view [B, T_keep], positions of the tokens that are encoded; None: all.
             replace: (for each view a mask [B, T] bool, value [D] in place of masked tokens); None: nothing is replaced.
             hidden: K, number of last blocks whose outputs are read.
+            mlps: read the outputs of their mlps, before they are added, in place of those of the blocks.
             pooled_only: the caller reads `pooled` alone.
             together: False: one call for each view, so that batch norm sees the views apart (Barlow Twins, VICReg).
 
@@ -78,7 +80,14 @@ class StepContext:
         """
         masks, value = replace if replace is not None else (None, None)
         requests = [
-            Request(None if keep is None else keep[i], None if masks is None else masks[i], value, hidden, pooled_only)
+            Request(
+                None if keep is None else keep[i],
+                None if masks is None else masks[i],
+                value,
+                hidden,
+                mlps and hidden > 0,
+                pooled_only,
+            )
             for i in range(len(views))
         ]
         return self._forward.features(batch, modality, views, network, requests, together)

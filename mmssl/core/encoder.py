@@ -26,7 +26,8 @@ class Features:
         tokens: [B, T, D] or None, content tokens in reading order, without class or other prefix tokens.
         grid: shape that the T tokens had before flattening, e.g. (rows, columns); None if tokens were dropped or have none.
         hidden: K tensors [B, T, D] or None, the outputs of the last K blocks from early to late, as they leave the block, before
-            the final norm. Content tokens only: row i of each belongs to the token that is row i of `tokens`; zero at padding.
+            the final norm; or those of their mlps, before they are added. Content tokens only: row i of each belongs to the token
+            that is row i of `tokens`; zero at padding.
         embedded: [B, T, D] or None, embedded content tokens before masks, positions and blocks: each knows its own input alone.
     """
 
@@ -47,10 +48,10 @@ class Encoder(nn.Module, ABC):
         width: D, the size of `pooled` and of each token.
         grid: shape of the token grid of a full-size input; None if there are no tokens.
         depth: number of blocks whose outputs `hidden` may ask for; 0 without the capability "hidden".
-        capabilities: subset of {"tokens", "mask_drop", "mask_replace", "hidden", "bidirectional", "embedded", "prepared"}: gives
-            tokens; accepts `keep`; accepts `replace`; gives the outputs of its last blocks; attends from each token to all others,
-            those after it too (a causal text transformer does not; a residual network has no attention); gives embedded tokens;
-            takes what `prepare` made, and what was changed in it, in place of raw views.
+        capabilities: subset of {"tokens", "mask_drop", "mask_replace", "hidden", "mlps", "bidirectional", "embedded", "prepared"}:
+            gives tokens; accepts `keep`; accepts `replace`; gives the outputs of its last blocks, and those of their mlps; attends
+            from each token to all others, those after it too (a causal text transformer does not; a residual network has no
+            attention); gives embedded tokens; takes what `prepare` made, and what was changed in it, in place of raw views.
         token_ids: token ids that a text encoder accepts; None: it takes no ids.
         trim: cuts padding that influences no row off the end of a raw view [B, T] of token ids. Called before the view moves to a
             device, because reading its values there would synchronise; None: views are not trimmed.
@@ -63,6 +64,7 @@ class Encoder(nn.Module, ABC):
     MASK_DROP: ClassVar[str] = "mask_drop"
     MASK_REPLACE: ClassVar[str] = "mask_replace"
     HIDDEN: ClassVar[str] = "hidden"
+    MLPS: ClassVar[str] = "mlps"
     BIDIRECTIONAL: ClassVar[str] = "bidirectional"
     EMBEDDED: ClassVar[str] = "embedded"
     PREPARED: ClassVar[str] = "prepared"
@@ -104,7 +106,8 @@ class Encoder(nn.Module, ABC):
                 position embedding, before the first block. Needs the capability "mask_drop".
             replace: (mask [B, T] bool, value broadcastable to [B, T, D]): embedded content tokens under the mask are replaced
                 by the value before the position embedding is added. Needs the capability "mask_replace".
-            hidden: K, number of last blocks whose outputs are returned as `Features.hidden`. Needs the capability "hidden".
+            hidden: K, number of last blocks whose outputs are returned as `Features.hidden`. Needs the capability "hidden". An
+                encoder with the capability "mlps" accepts `mlps`, too: True returns what the mlps of these blocks add instead.
             pooled_only: the caller reads only `pooled`, and `hidden` if it asks for that: an encoder may skip work that only
                 `tokens` need (the same `pooled` up to rounding; `tokens` may be None). Every encoder accepts it; some ignore it.
 

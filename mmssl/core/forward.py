@@ -27,6 +27,7 @@ class Request:
         mask: [B, T] bool of tokens that are replaced; None: none.
         value: [D] replacement of masked tokens.
         hidden: number of last blocks whose outputs are read.
+        mlps: whether those of their mlps are read instead.
         pooled_only: whether only `Features.pooled` is read.
         lengths: B numbers of tokens that have influence, see `Encoder.token_counts`; None: unknown.
     """
@@ -35,6 +36,7 @@ class Request:
     mask: Tensor | None = None
     value: Tensor | None = None
     hidden: int = 0
+    mlps: bool = False
     pooled_only: bool = True
     lengths: tuple[int, ...] | None = None
 
@@ -45,7 +47,8 @@ class Request:
 
     def covers(self, other: Request) -> bool:
         """Whether features of this request, of equal `inputs`, hold what `other` asks for."""
-        return self.hidden >= other.hidden and self.pooled_only <= other.pooled_only
+        same = not other.hidden or self.mlps == other.mlps
+        return self.hidden >= other.hidden and same and self.pooled_only <= other.pooled_only
 
 
 @dataclass
@@ -149,7 +152,7 @@ def _by_shape(xs: Sequence[Tensor], requests: Sequence[Request]) -> dict[tuple[o
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, (x, r) in enumerate(zip(xs, requests, strict=True)):
         kept = None if r.keep is None else r.keep.shape[1]
-        key = (x.shape[1:], x.dtype, kept, r.mask is None, id(r.value), r.hidden, r.pooled_only)
+        key = (x.shape[1:], x.dtype, kept, r.mask is None, id(r.value), r.hidden, r.mlps, r.pooled_only)
         groups.setdefault(key, []).append(number)
     return groups
 
@@ -174,7 +177,7 @@ def _encode(
     rows = present.nonzero()[:, 0]
     nobody = len(rows) == 0
     rows = rows.new_zeros(1) if nobody else rows
-    some = [Request(_rows(r.keep, rows), _rows(r.mask, rows), r.value, r.hidden, r.pooled_only) for r in requests]
+    some = [replace(r, keep=_rows(r.keep, rows), mask=_rows(r.mask, rows), lengths=None) for r in requests]
     with held_statistics(encoder, nobody):
         encoded = _call(encoder, [x[rows] for x in xs], some, first)
     return [_scattered(features, rows, present) for features in encoded]
@@ -192,6 +195,8 @@ def _call(encoder: nn.Module, xs: Sequence[Tensor], requests: Sequence[Request],
         asked["replace"] = (torch.cat([r.mask for r in requests if r.mask is not None]), first.value)
     if first.hidden:
         asked["hidden"] = first.hidden
+    if first.mlps:
+        asked["mlps"] = True
     lengths = [r.lengths for r in requests if r.lengths is not None]
     if len(lengths) == len(requests):
         asked["lengths"] = [length for lengths_of_view in lengths for length in lengths_of_view]

@@ -97,6 +97,7 @@ class AudioTransformer(Encoder):
             Encoder.MASK_DROP,
             Encoder.MASK_REPLACE,
             Encoder.HIDDEN,
+            Encoder.MLPS,
             Encoder.BIDIRECTIONAL,
             Encoder.EMBEDDED,
             Encoder.PREPARED,
@@ -137,6 +138,7 @@ class AudioTransformer(Encoder):
         replace: tuple[Tensor, Tensor] | None = None,
         hidden: int = 0,
         pooled_only: bool = False,
+        mlps: bool = False,
     ) -> Features:
         """See `Encoder.forward`. Several windows of a sound [B, n, C, samples] give the mean of their pooled features, no tokens.
 
@@ -168,7 +170,7 @@ class AudioTransformer(Encoder):
         if pooled_only and self.pool == "cls" and not hidden:
             x, _ = self.blocks(x, pick=0)
             return Features(self.norm_post(x)[:, 0])
-        x, states = self.blocks(x, hidden=hidden)
+        x, states = self.blocks(x, hidden=hidden, mlps=mlps)
         x = self.norm_post(x)
         tokens = x[:, content]
         pooled = x[:, 0] if self.pool == "cls" else tokens.mean(1)

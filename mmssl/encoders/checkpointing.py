@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mmssl.core.compat import attention_operations
@@ -16,7 +16,7 @@ Checkpointing = bool | Literal["selective"]
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
-def run_block(block: nn.Module, checkpointing: Checkpointing, *arguments: Any) -> Tensor:
+def run_block(block: nn.Module, checkpointing: Checkpointing, *arguments: Any) -> Any:
     """Run a block, whose activations are kept for backward or computed again there; gradients are the same.
 
     Args:
@@ -26,11 +26,11 @@ def run_block(block: nn.Module, checkpointing: Checkpointing, *arguments: Any) -
         arguments: of the block.
     """
     if not checkpointing or not torch.is_grad_enabled():
-        return block(*arguments)  # type: ignore[no-any-return]
+        return block(*arguments)
     more: dict[str, Any] = {}
     if checkpointing == "selective":
         more["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    return checkpoint(block, *arguments, use_reentrant=False, **more)  # type: ignore[no-any-return]
+    return checkpoint(block, *arguments, use_reentrant=False, **more)
 
 
 def _policy(context: object, operation: object, *arguments: Any, **options: Any) -> CheckpointPolicy:

@@ -95,6 +95,7 @@ class SeriesTransformer(Encoder):
             Encoder.MASK_DROP,
             Encoder.MASK_REPLACE,
             Encoder.HIDDEN,
+            Encoder.MLPS,
             Encoder.BIDIRECTIONAL,
             Encoder.EMBEDDED,
         }
@@ -151,6 +152,7 @@ class SeriesTransformer(Encoder):
         replace: tuple[Tensor, Tensor] | None = None,
         hidden: int = 0,
         pooled_only: bool = False,
+        mlps: bool = False,
     ) -> Features:
         """See `Encoder.forward`.
 
@@ -173,7 +175,7 @@ class SeriesTransformer(Encoder):
         if pooled_only and self.pool == "cls" and not hidden:
             x, _ = self.blocks(x, pick=0)
             return Features(self.norm_post(x)[:, 0])
-        x, states = self.blocks(x, hidden=hidden)
+        x, states = self.blocks(x, hidden=hidden, mlps=mlps)
         x = self.norm_post(x)
         tokens = x[:, self.prefix :]
         pooled = x[:, 0] if self.pool == "cls" else tokens.mean(1)

@@ -74,24 +74,30 @@ class DividedBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.space = space
 
-    def forward(self, x: Tensor, times: int, places: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, times: int, places: Tensor | None, with_mlp: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """[B, T, D] -> [B, T, D].
 
         Args:
             x: tokens, the places of the first time first.
             times: number of times (tubelets).
             places: [B, T, 2], time and place of each token; None: all tokens, in reading order.
+            with_mlp: return the output of the mlp too, see `Block.forward`.
         """
         if places is not None:  # any tokens in any order, with attention masks
             same = places[:, :, None] == places[:, None]  # [B, T, T, 2]
             at_time, at_place = same[..., 0][:, None], same[..., 1][:, None]
             x = x + self.drop_path(self.dropout(self.time(self.norm(x), at_place)))
-            return self.space(x, at_time)  # type: ignore[no-any-return]
+            return self.space(x, at_time, with_mlp=with_mlp)  # type: ignore[no-any-return]
         batch, _, width = x.shape
         columns = self.norm(x).reshape(batch, times, -1, width).transpose(1, 2)  # [B, S, times, D]
         seen = self.time(columns.flatten(0, 1)).reshape(batch, -1, times, width).transpose(1, 2).flatten(1, 2)
         x = x + self.drop_path(self.dropout(seen))
-        return self.space(x.reshape(batch * times, -1, width)).reshape(batch, -1, width)  # type: ignore[no-any-return]
+        found = self.space(x.reshape(batch * times, -1, width), with_mlp=with_mlp)
+        if with_mlp:
+            return tuple(one.reshape(batch, -1, width) for one in found)  # type: ignore[return-value]
+        return found.reshape(batch, -1, width)  # type: ignore[no-any-return]
 
 
 class SpaceTime(Encoder):
@@ -102,7 +108,7 @@ class SpaceTime(Encoder):
     """
 
     capabilities = frozenset(
-        {Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
+        {Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.MLPS, Encoder.BIDIRECTIONAL}
     )
     grid: tuple[int, int, int]
 
@@ -149,6 +155,7 @@ class SpaceTime(Encoder):
         replace: tuple[Tensor, Tensor] | None = None,
         hidden: int = 0,
         pooled_only: bool = False,
+        mlps: bool = False,
     ) -> Features:
         """See `Encoder.forward`. H and W are multiples of the patch size.
 
@@ -167,10 +174,11 @@ class SpaceTime(Encoder):
             places = torch.stack([keep // (grid[1] * grid[2]), keep % (grid[1] * grid[2])], dim=2)
         x, states = as_stream(x, self.residual), []
         for number, block in enumerate(self.blocks):
-            arguments = (x, grid[0], places) if self.divided else (x,)
-            x = run_block(block, self.checkpointing, *arguments)
-            if number >= self.depth - hidden:
-                states.append(x)
+            asked = number >= self.depth - hidden
+            arguments = (x, grid[0], places) if self.divided else (x, None, None, None)
+            x = run_block(block, self.checkpointing, *arguments, asked and mlps)
+            x, output = x if asked and mlps else (x, x)
+            states += [output] if asked else []
         x = self.norm_post(x)
         return Features(x.mean(1), x, grid if keep is None else None, tuple(states) or None)
 

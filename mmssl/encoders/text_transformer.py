@@ -28,6 +28,8 @@ STEP = 8
 """Texts are trimmed to a multiple of this number of tokens."""
 
 Replace = tuple[Tensor, Tensor] | None
+Layers = tuple[int, bool]
+"""Number of the last blocks that are read, and whether of their mlps."""
 
 # Names of a whole CLIP checkpoint that are not the text tower's, where the text tower has no prefix.
 _BESIDE = (
@@ -133,7 +135,7 @@ class TextTransformer(Encoder):
         self.token_ids = TokenIds(config.context_length, config.vocab_size)
         self.pool = config.pool
         self.causal = config.causal
-        self.capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_REPLACE, Encoder.HIDDEN})
+        self.capabilities = frozenset({Encoder.TOKENS, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.MLPS})
         if not config.causal:
             self.capabilities |= {Encoder.BIDIRECTIONAL}
         self.keep_tokens = config.keep_tokens
@@ -171,6 +173,7 @@ class TextTransformer(Encoder):
         replace: tuple[Tensor, Tensor] | None = None,
         hidden: int = 0,
         pooled_only: bool = False,
+        mlps: bool = False,
         lengths: Sequence[int] | None = None,
     ) -> Features:
         """See `Encoder.forward`.
@@ -192,15 +195,15 @@ class TextTransformer(Encoder):
         if self.training and self.keep_tokens is not None and replace is None:
             ids = mask_tokens(ids, self.keep_tokens, self.masking)
             lengths = lengths and [min(length, self.keep_tokens) for length in lengths]
-        counts = token_counts(ids)
+        counts, layers = token_counts(ids), (hidden, mlps)
         if not is_compiled(self.blocks[0]):  # which would be compiled anew for every set of lengths
             if _on_cpu(ids):
-                return self._packed(ids, SortedPacking.of(counts), replace, hidden, pooled_only)
+                return self._packed(ids, SortedPacking.of(counts), replace, layers, pooled_only)
             if lengths and takes_ragged(ids.device, self.positional_embedding.dtype, self.head_width):
-                return self._packed(ids, RaggedPacking.of(counts, lengths), replace, hidden, pooled_only)
-        return self._padded(ids, counts - 1, replace, hidden, pooled_only)
+                return self._packed(ids, RaggedPacking.of(counts, lengths), replace, layers, pooled_only)
+        return self._padded(ids, counts - 1, replace, layers, pooled_only)
 
-    def _packed(self, ids: Tensor, packing: Packing, replace: Replace, hidden: int, pooled_only: bool) -> Features:
+    def _packed(self, ids: Tensor, packing: Packing, replace: Replace, layers: Layers, pooled_only: bool) -> Features:
         x = self.token_embedding(packing.pack(ids))  # [N, D]
         if replace is not None:
             mask, value = replace
@@ -208,10 +211,10 @@ class TextTransformer(Encoder):
             x = torch.where(packing.pack(mask)[:, None], packing.pack(value), x)
         # Not `positional_embedding[positions]`: on a CPU its gradient is summed by atomic additions, in random order.
         x = x + F.embedding(packing.positions, self.positional_embedding)
-        if pooled_only and self.pool == "eot" and not hidden:
+        if pooled_only and self.pool == "eot" and not layers[0]:
             x, _ = self.blocks(x, packing=packing, pick=packing.last)
             return Features(packing.restore(self.norm_final(x)))
-        x, states = self.blocks(x, packing=packing, hidden=hidden)
+        x, states = self.blocks(x, packing=packing, hidden=layers[0], mlps=layers[1])
         states = tuple(packing.unpack(state, ids.shape[1]) for state in states)
         x = self.norm_final(x)
         pooled = packing.restore(x[packing.last] if self.pool == "eot" else packing.means(x))
@@ -219,7 +222,7 @@ class TextTransformer(Encoder):
             return Features(pooled, hidden=states or None)
         return Features(pooled, packing.unpack(x, ids.shape[1]), (ids.shape[1],), states or None)
 
-    def _padded(self, ids: Tensor, end: Tensor, replace: Replace, hidden: int, pooled_only: bool) -> Features:
+    def _padded(self, ids: Tensor, end: Tensor, replace: Replace, layers: Layers, pooled_only: bool) -> Features:
         x = self.token_embedding(ids)  # [B, T, D]
         if replace is not None:
             masked, value = replace
@@ -228,10 +231,10 @@ class TextTransformer(Encoder):
         real = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]  # [B, T]
         # Causal attention of real tokens never reaches padding; bidirectional attention needs a mask.
         mask = None if self.causal else real[:, None, None, :]
-        if pooled_only and self.pool == "eot" and not hidden:
+        if pooled_only and self.pool == "eot" and not layers[0]:
             x, _ = self.blocks(x, mask, pick=end)
             return Features(self.norm_final(x)[:, 0])
-        x, states = self.blocks(x, mask, hidden=hidden)
+        x, states = self.blocks(x, mask, hidden=layers[0], mlps=layers[1])
         x, states = self.norm_final(x) * real[..., None], tuple(state * real[..., None] for state in states)
         rows = torch.arange(ids.shape[0], device=ids.device)
         pooled = x[rows, end] if self.pool == "eot" else x.sum(1) / (end[:, None] + 1)

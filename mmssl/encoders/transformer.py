@@ -133,12 +133,19 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, packing: Packing | None = None, pick: Pick | None = None
-    ) -> Tensor:
-        """Shapes as in `Attention.forward`."""
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        packing: Packing | None = None,
+        pick: Pick | None = None,
+        with_mlp: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Shapes as in `Attention.forward`; `with_mlp`: and the output of the mlp alone, of the same shape."""
         update = self.attention(self.norm1(x), mask, packing=packing, pick=pick)
         x = (x if pick is None else pick_tokens(x, pick)) + self._branch(update, self.scale1, packing)
-        return x + self._branch(self.mlp(self.norm2(x)), self.scale2, packing)
+        update = self.mlp(self.norm2(x))
+        x = x + self._branch(update, self.scale2, packing)
+        return (x, update) if with_mlp else x
 
     def _branch(self, x: Tensor, scale: Tensor | None, packing: Packing | None) -> Tensor:
         x = self.dropout(x)
@@ -214,6 +221,7 @@ class Transformer(nn.ModuleList):
         mask: Tensor | None = None,
         *,
         hidden: int = 0,
+        mlps: bool = False,
         packing: Packing | None = None,
         pick: Pick | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -223,20 +231,22 @@ class Transformer(nn.ModuleList):
             x: [B, T, D], or packed [N, D].
             mask: bool, broadcastable to [B, heads, T, T], True where attention is allowed; None: everywhere (or causal).
             hidden: number of last block outputs to return.
+            mlps: return what the mlps of these blocks add, before LayerScale and dropout, in place of their outputs.
             packing: index of packed tokens, which need no mask.
             pick: one token of each sample: the last block is computed for it alone, which is exact.
                 `mask` must not differ between queries, and `hidden` must be 0. With packing it is the last token of each text.
 
         Returns:
             The output [B, T, D] or [N, D], or with `pick` [B, 1, D] or [B, D]; and the last `hidden` block outputs from early to
-            late, the output among them.
+            late, the output among them, or what the mlps add.
         """
         x, outputs = as_stream(x, self.residual), []
         for number, block in enumerate(self):
             wanted = pick if number == len(self) - 1 else None
-            x = run_block(block, self.checkpointing, x, mask, packing, wanted)
-            if number >= len(self) - hidden:
-                outputs.append(x)
+            asked = number >= len(self) - hidden
+            x = run_block(block, self.checkpointing, x, mask, packing, wanted, asked and mlps)
+            x, output = x if asked and mlps else (x, x)
+            outputs += [output] if asked else []
         return x, tuple(outputs)
 
 

@@ -96,7 +96,7 @@ class VisionTransformer(Encoder):
     """
 
     capabilities = frozenset(
-        {Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
+        {Encoder.TOKENS, Encoder.MASK_DROP, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.MLPS, Encoder.BIDIRECTIONAL}
     )
     grid: tuple[int, int]
 
@@ -136,6 +136,7 @@ class VisionTransformer(Encoder):
         replace: tuple[Tensor, Tensor] | None = None,
         hidden: int = 0,
         pooled_only: bool = False,
+        mlps: bool = False,
     ) -> Features:
         """See `Encoder.forward`. H and W are multiples of the patch size; T is their product in patches, T_keep with `keep`.
 
@@ -163,7 +164,7 @@ class VisionTransformer(Encoder):
         if pooled_only and self.pool == "cls" and not hidden:
             x, _ = self.blocks(self.norm_pre(x), pick=0)
             return Features(self.norm_post(x)[:, 0])
-        x, states = self.blocks(self.norm_pre(x), hidden=hidden)
+        x, states = self.blocks(self.norm_pre(x), hidden=hidden, mlps=mlps)
         x = self.norm_post(x)
         tokens = x[:, content]
         pooled = x[:, 0] if self.pool == "cls" else tokens.mean(1)

@@ -79,7 +79,7 @@ class WaveformTransformer(Encoder):
     """
 
     capabilities = frozenset(
-        {Encoder.TOKENS, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.BIDIRECTIONAL, Encoder.EMBEDDED}
+        {Encoder.TOKENS, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.MLPS, Encoder.BIDIRECTIONAL, Encoder.EMBEDDED}
     )
     grid: tuple[int]
 
@@ -136,6 +136,7 @@ class WaveformTransformer(Encoder):
         replace: tuple[Tensor, Tensor] | None = None,
         hidden: int = 0,
         pooled_only: bool = False,
+        mlps: bool = False,
     ) -> Features:
         """See `Encoder.forward`. Several windows of a sound [B, n, C, samples] give the mean of their pooled features, no tokens.
 
@@ -156,7 +157,7 @@ class WaveformTransformer(Encoder):
             mask, value = replace
             x = torch.where(mask[..., None], value.to(x.dtype), x)
         around = self.positions(x.transpose(1, 2))[..., : x.shape[1]]  # an even kernel gives one more
-        x, states = self.blocks(x + F.gelu(around).transpose(1, 2), hidden=hidden)
+        x, states = self.blocks(x + F.gelu(around).transpose(1, 2), hidden=hidden, mlps=mlps)
         x = self.norm_post(x)
         return Features(x.mean(1), x, (x.shape[1],), states or None, embedded)
 

@@ -139,7 +139,8 @@ class JepaObjective(Objective):
     def requires(self) -> Mapping[str, frozenset[str]]:
         """Encoder capabilities: tokens, dropping tokens (mask_drop), and hidden layers where they are targets."""
         hidden = {Encoder.HIDDEN} if self.targets.hidden else set()
-        return {self.modality: frozenset({Encoder.TOKENS, Encoder.MASK_DROP, *hidden})}
+        mlps = {Encoder.MLPS} if self.targets.mlps else set()
+        return {self.modality: frozenset({Encoder.TOKENS, Encoder.MASK_DROP, *hidden, *mlps})}
 
     def hidden_layers(self) -> Mapping[Network, Mapping[str, int]]:
         """The last layers of the teacher, where they are targets."""
@@ -204,7 +205,7 @@ class JepaObjective(Objective):
             return None, [torch.stack([of_draw(draw.shape[1]) for draw in blocks]) for blocks in places]
         layers = targets.hidden
         (features,) = ctx.features(
-            batch, self.modality, [name], network="teacher", hidden=layers, pooled_only=layers > 0
+            batch, self.modality, [name], network="teacher", hidden=layers, mlps=targets.mlps, pooled_only=layers > 0
         )
         whole = targets.of(features)
         at = [blocks.flatten(2)[..., None].expand(-1, -1, -1, whole.shape[2]) for blocks in places]

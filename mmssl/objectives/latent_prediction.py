@@ -83,6 +83,7 @@ class LatentPredictionConfig(LayerAverage, ObjectiveConfig):
             self.view,
             self.mask,
             self.layers,
+            mlps=self.outputs == "mlps",
             targets=partial(latent_targets, norm=self.norm, norm_mean=self.norm_mean),
             errors=partial(masked_latent_error, beta=self.beta, over_features=self.over_features),
             mean=self.mean,
@@ -102,8 +103,8 @@ class LatentPredictionObjective(Objective):
     """data2vec: the student sees a masked view, and predicts at masked tokens the teacher's hidden layers of the whole view.
 
     Baevski et al. 2022 (arXiv:2202.03555). A learned vector takes the place of masked tokens before their positions are added.
-    Targets are the average of the teacher's last K block outputs, each normalised. Masks are views, drawn for each sample, equal
-    on any number of processes. The teacher is a copy of the whole encoder; the student is evaluated.
+    Targets are the average of the outputs of the teacher's last K blocks, or of their MLPs, each normalised. Masks are views, drawn
+    for each sample, equal on any number of processes. The teacher is a copy of the whole encoder; the student is evaluated.
 
     Collapsed features reach the lowest loss, 0, too. The metrics target_std and prediction_std are the spread over masked tokens;
     targets below 0.1 have collapsed. Targets that tell the places of tokens and nothing else have spread: look at a probe, too.
@@ -113,6 +114,7 @@ class LatentPredictionObjective(Objective):
         view: kind of view that is masked and predicted.
         mask: kind of view with the mask [B, T], or with an order of places [B, L], of which `words` takes the first.
         layers: K.
+        mlps: whether targets are made of the outputs of mlps, and not of whole blocks.
         targets: makes targets of hidden layers.
         errors: compares predictions with them.
         mean: over samples, or over all masked tokens.
@@ -130,6 +132,7 @@ class LatentPredictionObjective(Objective):
         mask: str,
         layers: int,
         *,
+        mlps: bool,
         targets: Targets,
         errors: Errors,
         mean: Mean,
@@ -139,7 +142,7 @@ class LatentPredictionObjective(Objective):
     ) -> None:
         super().__init__()
         self.modality, self.view, self.mask, self.words = modality, view, mask, words
-        self.layers, self.targets, self.errors, self.mean = layers, targets, errors, mean
+        self.layers, self.mlps, self.targets, self.errors, self.mean = layers, mlps, targets, errors, mean
         self.predictor, self.momentum = predictor, momentum
         self.reduction = Reduction.LOCAL if mean == "samples" else Reduction.STATISTIC
         width = next(predictor.parameters()).shape[1]
@@ -152,7 +155,7 @@ class LatentPredictionObjective(Objective):
     def requires(self) -> Mapping[str, frozenset[str]]:
         """Encoder capabilities: tokens, replacing tokens (mask_replace), hidden layers, attention in both directions."""
         wanted = {Encoder.TOKENS, Encoder.MASK_REPLACE, Encoder.HIDDEN, Encoder.BIDIRECTIONAL}
-        return {self.modality: frozenset(wanted)}
+        return {self.modality: frozenset(wanted | ({Encoder.MLPS} if self.mlps else set()))}
 
     def hidden_layers(self) -> Mapping[Network, Mapping[str, int]]:
         """The last layers of the teacher."""
@@ -169,7 +172,9 @@ class LatentPredictionObjective(Objective):
             ValueError: the mask does not fit the tokens of the view.
         """
         names = [f"{self.view}0"]
-        (whole,) = ctx.features(batch, self.modality, names, network="teacher", hidden=self.layers, pooled_only=True)
+        (whole,) = ctx.features(
+            batch, self.modality, names, network="teacher", hidden=self.layers, mlps=self.mlps, pooled_only=True
+        )
         assert whole.hidden is not None
         mask, real = self._masked(batch, whole.hidden[-1])
         target = self.targets(whole.hidden, real)

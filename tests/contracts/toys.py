@@ -21,7 +21,7 @@ VOCABULARY = 30
 class Patches(Encoder):
     """uint8 [B, 3, 8, 8] -> 16 tokens of a 4 x 4 grid through one attention layer; pooled is tanh of their mean.
 
-    There are two hidden layers: before and after the attention.
+    There are two hidden layers: before and after the attention; their "mlps" are the embedded tokens, and what attention adds.
     """
 
     width = 16
@@ -33,6 +33,7 @@ class Patches(Encoder):
             Encoder.MASK_DROP,
             Encoder.MASK_REPLACE,
             Encoder.HIDDEN,
+            Encoder.MLPS,
             Encoder.BIDIRECTIONAL,
             Encoder.EMBEDDED,
         }
@@ -57,6 +58,7 @@ class Patches(Encoder):
         replace: tuple[Tensor, Tensor] | None = None,
         hidden: int = 0,
         pooled_only: bool = False,
+        mlps: bool = False,
     ) -> Features:
         prepared = self.prepare(x).to(self.embed.weight.dtype)
         tokens = embedded = self.embed(prepared).flatten(2).transpose(1, 2)
@@ -66,8 +68,9 @@ class Patches(Encoder):
         if keep is not None:
             tokens = tokens.gather(1, keep[..., None].expand(-1, -1, self.width))
         query, key, value = self.attend(tokens).chunk(3, -1)
-        states = tokens, tokens + self.dropout(F.scaled_dot_product_attention(query, key, value))
-        tokens = self.norm(states[1])
+        added = self.dropout(F.scaled_dot_product_attention(query, key, value))
+        states = (tokens - self.positions if keep is None else tokens, added) if mlps else (tokens, tokens + added)
+        tokens = self.norm(tokens + added)
         # The tanh keeps a head with batch norm from making the shift of the norm a parameter without effect.
         return Features(
             tokens.mean(1).tanh(),

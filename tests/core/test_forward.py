@@ -41,7 +41,8 @@ class Net(Encoder):
         self.calls.append({"x": x, **asked})
         pooled = self.net(x)
         tokens = None if asked["pooled_only"] else torch.stack([pooled, 2 * pooled], 1)
-        hidden = tuple(pooled[:, None] + k for k in range(asked.get("hidden", 0)))
+        sign = -1 if asked.get("mlps") else 1
+        hidden = tuple(sign * pooled[:, None] + k for k in range(asked.get("hidden", 0)))
         return Features(pooled, tokens, hidden=hidden or None)
 
     def layers(self) -> list[list[nn.Parameter]]:
@@ -176,6 +177,19 @@ def test_hidden_states_are_shared_whoever_asks_first() -> None:
     assert three.hidden is not None
     assert [id(x) for x in two.hidden] == [id(x) for x in three.hidden[-2:]]
     assert len(three.hidden) == 3
+
+
+def test_outputs_of_mlps_are_not_taken_for_those_of_blocks() -> None:
+    net = Net()
+    ctx = context(net)
+    (of_mlps,) = ctx.features(batch(), "thing", ["a0"], hidden=2, mlps=True)
+    (of_blocks,) = ctx.features(batch(), "thing", ["a0"], hidden=2)
+    (pooled,) = ctx.features(batch(), "thing", ["a0"], mlps=True, pooled_only=True)
+    assert of_mlps.hidden is not None
+    assert of_blocks.hidden is not None
+    assert torch.equal(of_mlps.hidden[0], -of_blocks.hidden[0])
+    assert pooled.hidden is None
+    assert [call.get("mlps", False) for call in net.calls] == [True, False], "features alone are those of any pass"
 
 
 def test_masks_and_kept_tokens_reach_the_encoder_and_separate_passes() -> None:

@@ -24,6 +24,7 @@ DEPTH |= dict.fromkeys(["video_space_time", "video_space_time_joint", "hf_ast_au
 DEPTH |= {"hf_vit": 2, "hf_clip_vision": 2, "timm_vit": 6}
 DEPTH.pop("video_frames_mean")  # a residual network on each frame
 HIDDEN = pytest.mark.parametrize("name", DEPTH)
+MLPS = [name for name in DEPTH if not name.startswith(("hf", "timm", "video_frames"))]
 PLACES = {
     "timm_vit": 4,
     "video_frames": 4,
@@ -82,6 +83,33 @@ def test_hidden_layers_are_the_outputs_of_the_last_blocks(name: str, tmp_path: P
                 assert torch.equal(state[:, :length], output[:, output.shape[1] - state.shape[1] :][:, :length])
                 torch.testing.assert_close(whole[row : row + 1], state, atol=1e-5, rtol=1e-5)
                 assert not state[:, length:].any()  # padding of texts
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_who_gives_outputs_of_mlps_says_so(name: str, tmp_path: Path) -> None:
+    assert (Encoder.MLPS in build(name, tmp_path).capabilities) == (name in MLPS)
+
+
+@pytest.mark.parametrize("name", MLPS)
+def test_outputs_of_mlps_are_those_of_the_last_blocks(name: str, tmp_path: Path) -> None:
+    """Before LayerScale, and before they are added to the stream: as hooks see them; nothing else changes."""
+    encoder, x = build(name, tmp_path).eval(), inputs(name)
+    seen: list[Tensor] = []
+    for block in blocks(encoder):
+        getattr(block, "space", block).mlp.register_forward_hook(lambda _, __, out: seen.append(out))
+    together, plain = encoder(x, hidden=2, mlps=True), encoder(x)
+    torch.testing.assert_close((together.pooled, together.tokens), (plain.pooled, plain.tokens), atol=1e-6, rtol=1e-6)
+    for row in range(len(x)):
+        seen.clear()
+        found = encoder(x[row : row + 1], hidden=2, mlps=True).hidden
+        assert len(seen) == len(found) == 2
+        for whole, state, output in zip(together.hidden, found, seen, strict=True):
+            flat = output.reshape(1, -1, encoder.width)  # packed texts, and times of clips apart
+            length = int(x[row].argmax()) + 1 if is_text(name) else PLACES.get(name, 16)
+            assert torch.equal(state[:, :length], flat[:, flat.shape[1] - state.shape[1] :][:, :length])
+            torch.testing.assert_close(whole[row : row + 1], state, atol=1e-5, rtol=1e-5)
+            assert not state[:, length:].any()
+    assert not torch.equal(encoder(x, hidden=1, mlps=True).hidden[0], encoder(x, hidden=1).hidden[0])
 
 
 @HIDDEN

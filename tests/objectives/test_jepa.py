@@ -30,7 +30,14 @@ CONFIG: dict[str, Any] = {
 VIDEO = CONFIG | {"masks": ["places", "long"], "beta": 0.0}
 M2D = CONFIG | {"masks": ["mask"], "beta": None, "teacher_sees": "block", "evaluate": "student"}
 CONV = {"kind": "conv", "width": 8, "depth": 2, "groups": 4}
-LAYERS = {"kind": "layers", "layers": 2, "norm": "instance", "norm_mean": True, "over_features": "sqrt"}
+LAYERS = {
+    "kind": "layers",
+    "layers": 2,
+    "outputs": "mlps",
+    "norm": "instance",
+    "norm_mean": True,
+    "over_features": "sqrt",
+}
 EAT = CONFIG | {
     "masks": ["mask"], "draws": 2, "beta": None, "targets": LAYERS | {"pooled": 0.5}, "predictor": CONV, "evaluate": "student",
 }  # fmt: skip
@@ -179,7 +186,7 @@ def test_the_teacher_sees_the_block_alone() -> None:
 def fairseq(student: Any, teacher: Any, predictor: Any, views: Any, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Losses of data2vec2.py of fairseq and of EAT, as means: of hidden tokens, and of the class token (here pooled features)."""
     with torch.no_grad():
-        layers = teacher(views["crop0"], hidden=2).hidden
+        layers = teacher(views["crop0"], hidden=2, mlps=True).hidden  # the outputs of feed-forward layers
         y = sum(F.instance_norm(layer.transpose(1, 2)).transpose(1, 2) for layer in layers) / len(layers)
         y = F.layer_norm(y, y.shape[-1:])
     losses, classes = [], []

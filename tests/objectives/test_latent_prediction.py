@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = {
     "kind": "latent_prediction", "modality": "picture", "view": "crop", "mask": "mask", "layers": 2, "norm": "layer",
     "norm_mean": True, "beta": 2.0, "over_features": "mean", "momentum": 0.9,
 }  # fmt: skip
-AUDIO = CONFIG | {"norm": "instance", "norm_mean": False, "beta": None, "over_features": "sqrt"}
+AUDIO = CONFIG | {"outputs": "mlps", "norm": "instance", "norm_mean": False, "beta": None, "over_features": "sqrt"}
 TEXT = CONFIG | {
     "modality": "words", "view": "tokens", "mask": "order", "words": {"ratio": 0.35, "span": 2}, "norm_mean": False, "beta": 4.0,
     "over_features": "sum", "mean": "tokens", "predictor_layers": 2,
@@ -87,6 +87,23 @@ def fairseq(student: Encoder, teacher: Encoder, parts: Any, batch: Batch) -> Ten
     x = student(views["crop0"], replace=(mask, parts.mask_token)).tokens
     x = parts.predictor(x[mask])
     return F.smooth_l1_loss(x.float(), y, beta=2.0, reduction="none").mean(-1).sum() / mask.sum()
+
+
+def test_targets_of_mlps_are_what_these_add() -> None:
+    """data2vec of sounds (fairseq): instance norm of the outputs of feed-forward layers before their residual connection."""
+    learner, objective = build(vit(), **AUDIO)
+    learner.double()
+    batch, added = toys.batch(5), list[Tensor]()
+    teacher = copy.deepcopy(learner.encoders["picture"])
+    for block in list(teacher.blocks)[-2:]:  # type: ignore[arg-type]
+        block.mlp.register_forward_hook(lambda _, __, out: added.append(out))
+    with torch.no_grad():
+        teacher(batch["picture"]["crop0"])
+        y = sum(F.instance_norm(x[:, -16:].transpose(1, 2)).transpose(1, 2) for x in added) / 2
+    mask = batch["picture"]["mask0"]
+    x = learner.encoders["picture"](batch["picture"]["crop0"], replace=(mask, objective.mask_token)).tokens
+    expected = ((objective.predictor(x) - y)[mask].square().sum(-1) / 16**0.5).mean()
+    torch.testing.assert_close(learner(batch)[0].terms["latent"], expected, rtol=1e-10, atol=0)
 
 
 def test_three_steps_are_those_of_the_paper() -> None:

@@ -37,10 +37,12 @@ class LatentTargets(nn.Module, ABC):
 
     Attributes:
         hidden: number of the teacher's last layers that are read.
+        mlps: whether these are outputs of mlps.
         couples_samples: whether the loss of a sample depends on other samples of the batch.
     """
 
     hidden: int = 0
+    mlps: bool = False
     couples_samples: bool = False
 
     @abstractmethod

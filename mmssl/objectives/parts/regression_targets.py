@@ -46,14 +46,20 @@ class RegressionTargets(LatentTargets):
         make: makes targets of the teacher's features.
         errors: compares predictions with targets.
         hidden: number of the teacher's last layers that are read.
+        mlps: whether these are outputs of mlps.
         pooled: weight of the error of pooled features; 0: it is not computed.
     """
 
     def __init__(
-        self, make: Callable[[Features], Tensor], errors: Errors, hidden: int = 0, pooled: float = 0.0
+        self,
+        make: Callable[[Features], Tensor],
+        errors: Errors,
+        hidden: int = 0,
+        mlps: bool = False,
+        pooled: float = 0.0,
     ) -> None:
         super().__init__()
-        self.make, self.errors, self.hidden, self.pooled = make, errors, hidden, pooled
+        self.make, self.errors, self.hidden, self.mlps, self.pooled = make, errors, hidden, mlps, pooled
 
     def of(self, features: Features) -> Tensor:
         """See the base."""
@@ -121,6 +127,8 @@ class LayerAverage(Config):
     Attributes:
         layers: K, number of last blocks of the teacher that are averaged. data2vec: 6 of 12 (image), 8 (audio), 10 (text); data2vec
             2.0: 10; EAT: 12.
+        outputs: what is averaged: of whole "blocks" (data2vec of image), or of their "mlps", before they are added (audio, text,
+            data2vec 2.0, EAT).
         norm: of each layer: "layer", each token over its features (data2vec of image and text), or "instance", each feature over
             the tokens of a sample (audio, data2vec 2.0, EAT).
         norm_mean: normalise each token of the average again. data2vec: true for image, false for audio and text; data2vec 2.0 and
@@ -130,6 +138,7 @@ class LayerAverage(Config):
     """
 
     layers: int = Field(gt=0)
+    outputs: Literal["blocks", "mlps"] = "blocks"
     norm: TargetNorm
     norm_mean: bool
     over_features: OverFeatures
@@ -166,7 +175,7 @@ class LayerTargetsConfig(LayerAverage, LatentTargetsBase):
         self.check_depth(encoder, modality, "targets.layers")
         make = partial(_layers, norm=self.norm, norm_mean=self.norm_mean)
         errors = partial(_latent_error, beta=beta, over_features=self.over_features)
-        return RegressionTargets(make, errors, self.layers, self.pooled)
+        return RegressionTargets(make, errors, self.layers, self.outputs == "mlps", self.pooled)
 
 
 def _last_layer(features: Features) -> Tensor:
