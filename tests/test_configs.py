@@ -109,14 +109,14 @@ def test_another_default_for_an_inherited_setting_keeps_its_limits() -> None:
     assert not lost
 
 
-def test_clips_have_a_length_unless_they_are_meant_to_be_whole_videos() -> None:
+def test_videos_are_decoded_in_windows_unless_clips_are_meant_to_be_whole_videos() -> None:
     """Without `seconds` a clip spreads its frames over all that is decoded, whatever `fps` is."""
     whole = {
         name
         for name, recipe in ((name, find_recipe(name)) for name in NAMES)
         if not any(isinstance(one, TimeCrop) for one in recipe.data.synchronized)
         for video in recipe.modalities.values()
-        if isinstance(video, VideoConfig) and video.seconds is None
+        if isinstance(video, VideoConfig)
     }
     assert whole == {"video/clip4clip_vit_b_32"}
 
@@ -130,7 +130,7 @@ def test_windows_of_usual_videos_are_not_too_large() -> None:
             if crop is not None and isinstance(modality, VideoConfig):
                 seen += 1
                 assert crop.seconds * min(30, modality.fps or 30) * 1280 * 720 * 3 <= modality.max_bytes, recipe.name
-    assert seen == 5
+    assert seen == 12
 
 
 @pytest.mark.parametrize("name", NAMES)
