@@ -133,7 +133,9 @@ def check(
     allow_pipe: PIPE = False,
     json_file: JSON = None,
 ) -> None:
-    """Audit shards: damage, undecodable or missing members, duplicates, captions. Exit code 3 if something is wrong.
+    """Audit shards: damage, undecodable or missing members, duplicates, captions, folders that are not packed to the end.
+
+    Exit code 3 if something is wrong; warnings alone end with 0.
 
     Of a recipe, everything is reported that its run would refuse, with the settings of its modalities and `data.optional`.
 

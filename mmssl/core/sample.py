@@ -67,7 +67,7 @@ class TokenIds:
 
 @dataclass(frozen=True)
 class Fault:
-    """An unusable sample, the reason, and the sample that replaced it (None: none did)."""
+    """An unusable sample, the reason, and the sample that replaced it (None: none did); without a key: a whole file or folder."""
 
     key: str
     origin: Origin
@@ -78,7 +78,9 @@ class Fault:
     row: int | None = None  # of the batch that it was to stand in
 
     def __str__(self) -> str:
-        return f"{self.reason} {self.field!r} of key {self.key!r} ({self.origin}): {self.detail}"
+        place = self.origin if self.origin.offset else self.origin.shard
+        what = f"key {self.key!r} ({self.origin})" if self.key else place
+        return f"{self.reason} {self.field!r} of {what}: {self.detail}"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Auditing shards: what `mmssl shards check` does. It looks at everything and does not stop at the first problem.
 
 A fault is what a loader would refuse or lose: a damaged archive, a member that does not decode or is duplicated, a caption without
-text, a field that a sample lacks. A warning is about data that trains, but maybe not as intended: equal images, truncated
-captions, fewer shards than workers. The readable part of a damaged archive is examined too.
+text, a field that a sample lacks, a folder whose packing did not end. A warning is about data that trains, but maybe not as
+intended: equal images, truncated captions, fewer shards than workers. The readable part of a damaged archive is examined too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmssl.core.sample import Fault, Origin
+from mmssl.curation.check_manifest import unfinished_faults
 from mmssl.curation.check_report import CheckReport, FieldReport
 from mmssl.curation.check_shard import SOURCE, Decoders, Findings, MemberDecoder, examine
 from mmssl.curation.figures import Place, Spread, Tally
@@ -83,6 +84,7 @@ def check(
             return examine(path, decoders[number], _limit_of_shard(limit, number, len(places)), name=name)
 
     total = _Total(used, context_length, usual=modalities is None)
+    total.add_faults(unfinished_faults(places))
     for number, findings in enumerate(map_in_order(one, range(len(places)), threads)):
         total.add(findings, formats[number])
         if progress is not None:

@@ -1,4 +1,4 @@
-"""Comparing shards with the manifest of their folder: missing, extra and changed files."""
+"""Comparing shards with the manifest of their folder: missing, extra and changed files, and folders that are not finished."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault, Origin
 from mmssl.curation.check_shard import SOURCE
+from mmssl.data.shards.manifests import SHARDS_ARE_MISSING, unfinished_folders
 from mmssl.data.shards.paths import expand
 from mmssl.data.shards.writer import MANIFEST, Manifest, ShardRecord, read_manifest, sha256_of
 
@@ -33,14 +34,18 @@ def compare_with_manifests(shards: Sequence[str | Path]) -> list[Fault]:
     return [fault for folder, paths in folders.items() for fault in _compare(folder, paths)]
 
 
+def unfinished_faults(places: Sequence[str | Path]) -> list[Fault]:
+    """A fault for each folder of local shards that are not all written; see `find_shards` for the places."""
+    folders = unfinished_folders([place for place in places if isinstance(place, Path)])
+    return [_fault(folder, "unfinished", SHARDS_ARE_MISSING) for folder in folders]
+
+
 def _compare(folder: Path, paths: Sequence[Path]) -> Iterator[Fault]:
     try:
         manifest, records = _records(folder)
     except DataError as error:
         yield _fault(folder / MANIFEST, "manifest", str(error))
         return
-    if not manifest.complete:
-        yield _fault(manifest.folder / MANIFEST, "manifest", "the packing did not end: start the same command again")
     for path in sorted({*paths, *records}):
         record = records.get(path)
         if record is None:

@@ -30,7 +30,7 @@ from mmssl.curation.filter_similarity import (
     with_scores,
 )
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
-from mmssl.data.shards.manifests import SET_TYPE_FILE, Formats
+from mmssl.data.shards.manifests import SET_TYPE_FILE, Formats, warn_of_unfinished
 from mmssl.data.shards.remote import Remote
 from mmssl.data.shards.salvage import salvage_table
 from mmssl.data.shards.sidecar import write_sidecar
@@ -133,6 +133,7 @@ def filter_shards(
     where = conditions(config)
     places, client = find_shards(shards, remote)
     formats = formats_of(places, client)
+    warn_of_unfinished([place for place in places if isinstance(place, Path)])
     if not dry_run:
         _claim(folder, places, overwrite)
     decoders = decoders_of()

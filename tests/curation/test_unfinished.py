@@ -9,9 +9,11 @@ import pytest
 
 from mmssl.core.errors import DataError
 from mmssl.curation import filter as filtering
+from mmssl.curation.check import check
 from mmssl.curation.filter import filter_shards
 from mmssl.curation.pack import PackConfig, pack
 from mmssl.data.shards.index import ShardIndex
+from mmssl.data.shards.manifests import unfinished_folders
 from mmssl.data.shards.writer import MANIFEST, UNFINISHED, Manifest, read_manifest, write_shard
 from tests.curation.test_pack import table
 
@@ -43,6 +45,12 @@ def test_a_packing_that_ends_midway_has_no_manifest_and_goes_on(
     caplog.clear()
     assert len(ShardIndex.open([str(out)])) == 2
     assert caplog.messages == [f"{out} is unfinished: shards are missing; give the command that makes it again"]
+    caplog.clear()
+    found = check([out])
+    assert not found.ok
+    assert found.fault_counts == {"unfinished tar": 1}
+    assert f"unfinished 'tar' of {out}: shards are missing; give the command that makes it again" in found.table()
+    assert not caplog.messages, "it is told once"
     times = [shard.stat().st_mtime_ns for shard in sorted(out.glob("*.tar"))]
     caplog.clear()
     manifest = pack(path, out, ONE.model_copy(update={"on_error": "skip"}))
@@ -51,6 +59,22 @@ def test_a_packing_that_ends_midway_has_no_manifest_and_goes_on(
     assert [shard.stat().st_mtime_ns for shard in sorted(out.glob("*.tar"))] == times, "they are kept"
     ShardIndex.open([str(out)])
     assert not caplog.messages
+    assert check([out]).ok
+
+
+def test_shards_that_the_unfinished_manifest_does_not_list_are_unfinished_too(tmp_path: Path) -> None:
+    """Killed between writing a shard and listing it; and splits below one manifest, beside shards that are none of its own."""
+    record = write_shard(tmp_path / "sets", "train/0.tar", 0, 1, [{"__key__": "0", "txt": b"a dog"}])
+    for name in ("train/1.tar", "other/0.tar"):
+        write_shard(tmp_path / "sets", name, 0, 1, [{"__key__": "1", "txt": b"a cat"}])
+    Manifest(tmp_path / "sets", {}, (record,), complete=False).write()
+    Manifest(tmp_path / "empty", {}, (), complete=False).write()
+    write_shard(tmp_path / "empty", "0.tar", 0, 1, [{"__key__": "2", "txt": b"a hen"}])
+    shards = [tmp_path / name for name in ("sets/train/1.tar", "sets/other/0.tar", "empty/0.tar")]
+    assert unfinished_folders(shards) == [tmp_path / "sets", tmp_path / "empty"]
+    assert unfinished_folders(shards[1:2]) == []
+    (tmp_path / "empty" / UNFINISHED).write_text("of another program")
+    assert unfinished_folders(shards[2:]) == []
 
 
 def test_a_packing_that_ends_before_its_first_shard_leaves_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mmssl.core.errors import DataError, os_words
 from mmssl.core.sample import Fault, Origin
 from mmssl.data.modality import DecodeError
 from mmssl.data.shards.local import LocalReader
-from mmssl.data.shards.manifests import Formats, read_formats
+from mmssl.data.shards.manifests import Formats, read_formats, warn_of_unfinished
 from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.patience import without_secrets
 from mmssl.data.shards.remote import CacheConfig, Remote, open_remote
@@ -147,6 +147,7 @@ class ShardIndex:
                 + "\n".join(problems[:10])
                 + f"{more}\n{remedy}"
             )
+        warn_of_unfinished(paths)
         index = cls(paths, tables, source, formats=read_formats(paths))
         index.lost, index.gone = tuple(lost), gone
         return index
