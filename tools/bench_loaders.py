@@ -25,7 +25,7 @@ from typing import Any
 
 import bench_loader
 from loaders import table
-from loaders.adapter import NAMES, Adapter, load
+from loaders.adapter import NAMES, LoaderAdapter, load
 
 TOOLS = Path(__file__).resolve().parent
 SECTIONS = ("epoch", "mixture", "resume", "kill", "damage")
@@ -69,10 +69,10 @@ class Server:
         self._process.wait()
 
 
-def serve(adapter: Adapter, folder: Path, seconds: float) -> None:
+def serve(adapter: LoaderAdapter, folder: Path, seconds: float) -> None:
     """Answer commands from standard input: `about`, a section, or `prepare`, `rate` and `resume` of the speed."""
     from loaders.scenarios import Scenarios
-    from loaders.speed import Speed, read_samples
+    from loaders.speed import LoaderSpeed, read_samples
 
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
@@ -83,7 +83,7 @@ def serve(adapter: Adapter, folder: Path, seconds: float) -> None:
         if verb == "about":
             answer = {"version": version(adapter.package), "settings": adapter.settings}
         elif verb == "prepare":
-            speed = Speed(adapter, folder / "speed", read_samples([Path(path) for path in rest]))
+            speed = LoaderSpeed(adapter, folder / "speed", read_samples([Path(path) for path in rest]))
         elif speed is not None and verb == "rate":
             answer = speed.rate(*rest)
         elif speed is not None and verb == "resume":

@@ -13,9 +13,9 @@ import bench_loaders
 import numpy as np
 import pytest
 from loaders import scenarios, table
-from loaders.adapter import NAMES, Adapter, Item, NoState, Sample, Setting, Stream, load
+from loaders.adapter import NAMES, CaptionedPicture, Item, LoaderAdapter, LoaderSetting, LoaderStream, NoState, load
 from loaders.damage import KINDS, ONLY_TAR, Anatomy, damaged
-from loaders.ranks import Job, run
+from loaders.ranks import LoaderJob, run
 from loaders.samples import make_samples, write_tars
 from loaders.scenarios import BATCH, Scenarios
 from loaders.verdicts import Count, difference, epoch_count, harm, mixture_count, new_lines, resumed, same_order, share
@@ -24,7 +24,7 @@ SMALL = (48, 12)
 LAYOUTS = [(1, 0), (2, 1)]
 
 
-class Fake(Adapter):
+class Fake(LoaderAdapter):
     """A loader of plain tar files without worker processes, with a fault."""
 
     package = "mmssl"
@@ -33,18 +33,18 @@ class Fake(Adapter):
     def __init__(self, fault: str = "") -> None:
         self.fault = fault
 
-    def prepare(self, samples: Sequence[Sample], folder: Path, per_shard: int) -> None:
+    def prepare(self, samples: Sequence[CaptionedPicture], folder: Path, per_shard: int) -> None:
         write_tars(samples, folder, per_shard)
 
-    def open(self, setting: Setting) -> Stream:
+    def open(self, setting: LoaderSetting) -> LoaderStream:
         return FakeStream(setting, self.fault)
 
     def shards(self, folder: Path) -> list[Path]:
         return sorted(folder.glob("*.tar"))
 
 
-class FakeStream(Stream):
-    def __init__(self, setting: Setting, fault: str) -> None:
+class FakeStream(LoaderStream):
+    def __init__(self, setting: LoaderSetting, fault: str) -> None:
         self.fault, self.setting, self.step = fault, setting, 0
         self.order: list[str] = []
         for folder, copies in zip(setting.folders, (1, 2), strict=False):
@@ -148,7 +148,7 @@ def test_damage_is_told_or_hidden(fault: str, seen: Mapping[str, Any], tmp_path:
 
 def test_a_loader_that_hangs_is_ended(tmp_path: Path) -> None:
     bench = small("hangs", tmp_path)
-    job = Job(bench.sources[:1], (1.0,), 48, world=2, workers=0, batch=BATCH, steps=4, seconds=1)
+    job = LoaderJob(bench.sources[:1], (1.0,), 48, world=2, workers=0, batch=BATCH, steps=4, seconds=1)
     done = run(bench.adapter, job, tmp_path / "run")
     assert done.end == "hangs"
     assert done.ranks[0].end == "steps"

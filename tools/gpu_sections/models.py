@@ -52,7 +52,7 @@ CARDS = {
 
 
 @dataclass(frozen=True)
-class Tower:
+class TowerShape:
     """Width, depth and heads of a transformer."""
 
     width: int
@@ -65,12 +65,12 @@ class Tower:
 
 
 @dataclass(frozen=True)
-class Model:
+class ClipShape:
     """A CLIP model: open_clip's name, its two towers, picture and patch size, shared width, and samples of a step."""
 
     peer: str
-    image: Tower
-    text: Tower
+    image: TowerShape
+    text: TowerShape
     size: int
     patch: int
     embedding: int
@@ -85,16 +85,16 @@ class Model:
         return 3 * (len(lengths) * (image + heads) + texts)
 
 
-B_TEXT, L_TEXT = Tower(512, 12, 8), Tower(768, 12, 12)
+B_TEXT, L_TEXT = TowerShape(512, 12, 8), TowerShape(768, 12, 12)
 MODELS = {
-    "ViT-B/32": Model("ViT-B-32", Tower(768, 12, 12), B_TEXT, 224, 32, 512, 1024),
-    "ViT-B/16": Model("ViT-B-16", Tower(768, 12, 12), B_TEXT, 224, 16, 512, 512),
-    "ViT-L/14": Model("ViT-L-14", Tower(1024, 24, 16), L_TEXT, 224, 14, 768, 192),
+    "ViT-B/32": ClipShape("ViT-B-32", TowerShape(768, 12, 12), B_TEXT, 224, 32, 512, 1024),
+    "ViT-B/16": ClipShape("ViT-B-16", TowerShape(768, 12, 12), B_TEXT, 224, 16, 512, 512),
+    "ViT-L/14": ClipShape("ViT-L-14", TowerShape(1024, 24, 16), L_TEXT, 224, 14, 768, 192),
 }
-TINY = {"tiny": Model("", Tower(32, 1, 2), Tower(32, 1, 2), 32, 16, 16, 8)}
+TINY = {"tiny": ClipShape("", TowerShape(32, 1, 2), TowerShape(32, 1, 2), 32, 16, 16, 8)}
 
 
-def random_batch(model: Model, samples: int, device: torch.device, seed: int = 0) -> Batch:
+def random_batch(model: ClipShape, samples: int, device: torch.device, seed: int = 0) -> Batch:
     """Random pictures (uint8) and captions of real lengths, on the device."""
     random = torch.Generator().manual_seed(seed)
     lengths = torch.tensor(CAPTIONS)[torch.randint(len(CAPTIONS), (samples,), generator=random)]
@@ -129,7 +129,7 @@ class _NoStream:
         return
 
 
-def our_learner(model: Model) -> Learner:
+def our_learner(model: ClipShape) -> Learner:
     """The model as a recipe would build it."""
     image, text = vars(model.image), vars(model.text)
     encoders = {
@@ -160,7 +160,7 @@ class OurStep:
 
 
 def our_step(
-    model: Model, device: torch.device, mode: CompileMode = "off", backend: str = "inductor", micro_batches: int = 1
+    model: ClipShape, device: torch.device, mode: CompileMode = "off", backend: str = "inductor", micro_batches: int = 1
 ) -> tuple[OurStep, Learner]:
     """One whole step of a run (forward, backward, finite check, update), and the learner that it updates."""
     torch.manual_seed(0)
@@ -176,7 +176,7 @@ def our_step(
     return OurStep(step, state), learner
 
 
-def peer_step(model: Model, device: torch.device, backend: str | None = None) -> Callable[[Batch], None]:
+def peer_step(model: ClipShape, device: torch.device, backend: str | None = None) -> Callable[[Batch], None]:
     """open_clip's step: its model, loss and optimizer settings, bf16 autocast, pictures as from its loader."""
     import open_clip
 

@@ -30,7 +30,7 @@ Item = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Sample:
+class CaptionedPicture:
     """A picture and its caption, before packing."""
 
     key: str
@@ -39,7 +39,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Setting:
+class LoaderSetting:
     """How one process of a run opens its loader.
 
     Attributes:
@@ -69,7 +69,7 @@ class NoState(Exception):
     """The loader cannot save its position."""
 
 
-class Stream(ABC):
+class LoaderStream(ABC):
     """A loader, open in one process."""
 
     @abstractmethod
@@ -109,7 +109,7 @@ class Stream(ABC):
         return
 
 
-class Adapter(ABC):
+class LoaderAdapter(ABC):
     """A library in the table.
 
     Attributes:
@@ -125,11 +125,11 @@ class Adapter(ABC):
     endless: ClassVar[bool] = False
 
     @abstractmethod
-    def prepare(self, samples: Sequence[Sample], folder: Path, per_shard: int) -> None:
+    def prepare(self, samples: Sequence[CaptionedPicture], folder: Path, per_shard: int) -> None:
         """Write shards of `per_shard` samples, with whatever finds damage later."""
 
     @abstractmethod
-    def open(self, setting: Setting) -> Stream:
+    def open(self, setting: LoaderSetting) -> LoaderStream:
         """Open prepared folders in this process."""
 
     @abstractmethod
@@ -141,13 +141,13 @@ class Adapter(ABC):
         return
 
 
-def load(name: str) -> Adapter:
+def load(name: str) -> LoaderAdapter:
     """The adapter of a library.
 
     Raises:
         ImportError: the library is not installed.
     """
-    adapter: Adapter = import_module(f"loaders.{NAMES[name]}").ADAPTER
+    adapter: LoaderAdapter = import_module(f"loaders.{NAMES[name]}").ADAPTER
     return adapter
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loaders.adapter import Sample
+from loaders.adapter import CaptionedPicture
 
 PAGE = b"<!DOCTYPE html><html><body><h1>503 Service Unavailable</h1></body></html>\n" * 40
 
@@ -24,7 +24,7 @@ class Anatomy:
 
     Attributes:
         data: the shard.
-        layout: as in `Adapter`.
+        layout: as in `LoaderAdapter`.
         key: of the sample.
         start: of its first byte, with its header.
         picture: first byte of its picture, and the one behind it.
@@ -39,7 +39,7 @@ class Anatomy:
     header: tuple[int, int]
 
     @classmethod
-    def of(cls, data: bytes, layout: str, samples: Sequence[Sample]) -> Anatomy:
+    def of(cls, data: bytes, layout: str, samples: Sequence[CaptionedPicture]) -> Anatomy:
         """Find the parts by the bytes of the samples' pictures."""
         inside = sorted((data.find(sample.jpeg), sample) for sample in samples if sample.jpeg in data)
         at, sample = inside[len(inside) // 2]

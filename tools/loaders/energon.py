@@ -21,7 +21,7 @@ from megatron.energon.flavors.webdataset import BaseWebdatasetFactory
 from megatron.energon.tools.checkpoint import command_redist
 from torchvision.transforms import v2
 
-from loaders.adapter import Adapter, Item, Sample, Setting, Stream, digest
+from loaders.adapter import CaptionedPicture, Item, LoaderAdapter, LoaderSetting, LoaderStream, digest
 from loaders.samples import write_tars
 
 DATASET = """
@@ -30,7 +30,7 @@ field_map: {image: jpg, caption: txt}
 """
 
 
-class Energon(Adapter):
+class Energon(LoaderAdapter):
     """A prepared dataset, or a metadataset that blends two.
 
     One pass at a time (`repeat=False`): where passes follow each other, the shuffle buffer holds samples of two of them.
@@ -42,13 +42,13 @@ class Energon(Adapter):
         "are few (100 for the speed); mixture: `blend_epochized`; other ranks: after `energon checkpoint redist`"
     )
 
-    def prepare(self, samples: Sequence[Sample], folder: Path, per_shard: int) -> None:
+    def prepare(self, samples: Sequence[CaptionedPicture], folder: Path, per_shard: int) -> None:
         """Tar files, their index, and the type of their samples."""
         names = [path.name for path in write_tars(samples, folder, per_shard)]
         BaseWebdatasetFactory.prepare_dataset(folder, names, split_parts_ratio=[("train", 1.0)], workers=1)
         (folder / ".nv-meta" / "dataset.yaml").write_text(DATASET)
 
-    def open(self, setting: Setting) -> Stream:
+    def open(self, setting: LoaderSetting) -> LoaderStream:
         """A savable loader."""
         return EnergonStream(setting)
 
@@ -57,10 +57,10 @@ class Energon(Adapter):
         return sorted(folder.glob("*.tar"))
 
 
-class EnergonStream(Stream):
+class EnergonStream(LoaderStream):
     """One pass of a savable loader."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: LoaderSetting) -> None:
         self._setting = setting
         buffer = 10 if setting.crop is None else 100
         dataset = get_train_dataset(

@@ -11,10 +11,10 @@ import torch
 from litdata.streaming import Cache
 from torchvision.transforms import v2
 
-from loaders.adapter import Adapter, Item, Sample, Setting, Stream, digest
+from loaders.adapter import CaptionedPicture, Item, LoaderAdapter, LoaderSetting, LoaderStream, digest
 
 
-class LitData(Adapter):
+class LitData(LoaderAdapter):
     """Local chunks, shuffled with a seed; two sources by `CombinedStreamingDataset`."""
 
     package = "litdata"
@@ -24,7 +24,7 @@ class LitData(Adapter):
     )
     layout = "table"
 
-    def prepare(self, samples: Sequence[Sample], folder: Path, per_shard: int) -> None:
+    def prepare(self, samples: Sequence[CaptionedPicture], folder: Path, per_shard: int) -> None:
         """Chunks of `per_shard` samples, JPEGs as they are."""
         cache = Cache(str(folder), chunk_size=per_shard)
         for number, sample in enumerate(samples):
@@ -32,7 +32,7 @@ class LitData(Adapter):
         cache.done()
         cache.merge()
 
-    def open(self, setting: Setting) -> Stream:
+    def open(self, setting: LoaderSetting) -> LoaderStream:
         """A `StreamingDataLoader`."""
         return LitStream(setting)
 
@@ -41,10 +41,10 @@ class LitData(Adapter):
         return sorted(folder.glob("*.bin"))
 
 
-class LitStream(Stream):
+class LitStream(LoaderStream):
     """Epochs of a `StreamingDataLoader`."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: LoaderSetting) -> None:
         transform = None if setting.crop is None else _Crop(setting.crop)
         parts = [
             litdata.StreamingDataset(str(folder), shuffle=True, seed=setting.seed, transform=transform)

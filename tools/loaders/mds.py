@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from loaders.adapter import Adapter, Item, Sample, Setting, Stream, digest
+from loaders.adapter import CaptionedPicture, Item, LoaderAdapter, LoaderSetting, LoaderStream, digest
 
 COLUMNS = {"image": "jpeg", "caption": "str", "key": "str"}
 
 
-class Mosaic(Adapter):
+class Mosaic(LoaderAdapter):
     """Shards in a folder that is read as remote storage, with their hashes compared when they are fetched."""
 
     package = "mosaicml-streaming"
@@ -26,7 +26,7 @@ class Mosaic(Adapter):
     )
     layout = "table"
 
-    def prepare(self, samples: Sequence[Sample], folder: Path, per_shard: int) -> None:
+    def prepare(self, samples: Sequence[CaptionedPicture], folder: Path, per_shard: int) -> None:
         """Shards of about `per_shard` samples: the format limits their bytes. JPEGs as they are, copied from files."""
         limit = per_shard * sum(len(sample.jpeg) + 80 for sample in samples) // len(samples)
         files = folder.with_name(f"{folder.name}-files")
@@ -39,7 +39,7 @@ class Mosaic(Adapter):
                 with Image.open(path) as image:
                     writer.write({"image": image, "caption": sample.caption, "key": sample.key})
 
-    def open(self, setting: Setting) -> Stream:
+    def open(self, setting: LoaderSetting) -> LoaderStream:
         """A `StreamingDataLoader`."""
         return MosaicStream(setting)
 
@@ -52,10 +52,10 @@ class Mosaic(Adapter):
         streaming.base.util.clean_stale_shared_memory()
 
 
-class MosaicStream(Stream):
+class MosaicStream(LoaderStream):
     """Epochs of a `StreamingDataLoader`."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: LoaderSetting) -> None:
         parts = [
             streaming.Stream(
                 remote=str(folder), local=str(setting.scratch / folder.name), validate_hash="xxh64", proportion=weight

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loaders.adapter import Adapter, Item, Sample, Setting, Stream, digest
+from loaders.adapter import CaptionedPicture, Item, LoaderAdapter, LoaderSetting, LoaderStream, digest
 from loaders.samples import SIDE, write_tars
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -24,7 +24,7 @@ from mmssl.data.stream.config import DataConfig, SourceConfig
 NAMES = "abcdefgh"
 
 
-class Ours(Adapter):
+class Ours(LoaderAdapter):
     """The recipe's `data` section, with the substitution of damaged samples that its README shows."""
 
     package = "mmssl"
@@ -33,13 +33,13 @@ class Ours(Adapter):
     )
     endless = True
 
-    def prepare(self, samples: Sequence[Sample], folder: Path, per_shard: int) -> None:
+    def prepare(self, samples: Sequence[CaptionedPicture], folder: Path, per_shard: int) -> None:
         """Tar files and their sidecars (`mmssl shards index`)."""
         _modalities(SIDE)
         for path in write_tars(samples, folder, per_shard):
             write_sidecar(path)
 
-    def open(self, setting: Setting) -> Stream:
+    def open(self, setting: LoaderSetting) -> LoaderStream:
         """The training stream of a recipe."""
         return OurStream(setting)
 
@@ -48,10 +48,10 @@ class Ours(Adapter):
         return sorted(folder.glob("*.tar"))
 
 
-class OurStream(Stream):
+class OurStream(LoaderStream):
     """A `TrainStream`; rank and world are those of torch.distributed."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: LoaderSetting) -> None:
         options: dict[str, Any] = {"workers": setting.workers, "start_method": "fork"}
         options |= {"on_error": "substitute", "max_failures": 0.2}
         if len(setting.folders) == 1:

@@ -23,15 +23,15 @@ import psutil
 import torch
 import torch.distributed
 
-from loaders.adapter import Adapter, Item, NoState, Setting, Stream
+from loaders.adapter import Item, LoaderAdapter, LoaderSetting, LoaderStream, NoState
 
 
 @dataclass(frozen=True)
-class Job:
+class LoaderJob:
     """A run to be made.
 
     Attributes:
-        folders, weights, draws: as in `Setting`.
+        folders, weights, draws: as in `LoaderSetting`.
         world, workers: processes, and DataLoader workers of each.
         batch: global batch.
         steps: batches after which each process stops, at most.
@@ -64,7 +64,7 @@ class Rank:
         batches: delivered, in order.
         end: "end" (of the epoch), "steps", "error", "no state", "killed" or "hangs".
         error: type and message of the exception.
-        reports: see `Stream.reports`.
+        reports: see `LoaderStream.reports`.
         first: seconds from opening the loader to its first batch.
     """
 
@@ -76,7 +76,7 @@ class Rank:
 
 
 @dataclass(frozen=True)
-class Run:
+class LoaderRun:
     """What all processes did.
 
     Attributes:
@@ -112,7 +112,7 @@ class Run:
         return tuple(sorted(self.folder.glob(f"state{step:04d}.rank*")))
 
 
-def run(adapter: Adapter, job: Job, folder: Path) -> Run:
+def run(adapter: LoaderAdapter, job: LoaderJob, folder: Path) -> LoaderRun:
     """Fork the processes, wait for them, and read their records. No process of the run is left."""
     folder.mkdir(parents=True)
     (folder / "scratch").mkdir()
@@ -138,10 +138,10 @@ def run(adapter: Adapter, job: Job, folder: Path) -> Run:
         for rank in range(job.world)
         for line in (folder / f"rank{rank}.log").read_text(errors="replace").splitlines()
     ]
-    return Run(ranks, log, folder)
+    return LoaderRun(ranks, log, folder)
 
 
-def _wait(pids: list[int], reached: int, job: Job) -> str:
+def _wait(pids: list[int], reached: int, job: LoaderJob) -> str:
     """Wait until all processes have ended. Returns why they were killed, or nothing."""
     waiting = {os.pidfd_open(pid): pid for pid in pids}
     poll, deadline, arrived, why = select.poll(), time.monotonic() + job.seconds, 0, ""
@@ -196,7 +196,7 @@ def _read(path: Path) -> Rank:
     return rank
 
 
-def _child(adapter: Adapter, job: Job, rank: int, folder: Path, reach: int) -> NoReturn:
+def _child(adapter: LoaderAdapter, job: LoaderJob, rank: int, folder: Path, reach: int) -> NoReturn:
     """The life of one process."""
     record = os.open(folder / f"rank{rank}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -206,7 +206,7 @@ def _child(adapter: Adapter, job: Job, rank: int, folder: Path, reach: int) -> N
     stream, end, error = None, "error", ""
     try:
         _prepare(job, rank, folder)
-        share = Setting(
+        share = LoaderSetting(
             job.folders,
             job.weights,
             rank,
@@ -237,7 +237,7 @@ def _child(adapter: Adapter, job: Job, rank: int, folder: Path, reach: int) -> N
         os._exit(0)
 
 
-def _prepare(job: Job, rank: int, folder: Path) -> None:
+def _prepare(job: LoaderJob, rank: int, folder: Path) -> None:
     """Environment, output and process group, as a launcher would set them."""
     log = os.open(folder / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
@@ -260,7 +260,9 @@ def _prepare(job: Job, rank: int, folder: Path) -> None:
         torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=job.world)
 
 
-def _deliver(stream: Stream, job: Job, rank: int, folder: Path, write: Any, start: float, reach: int) -> str:
+def _deliver(
+    stream: LoaderStream, job: LoaderJob, rank: int, folder: Path, write: Any, start: float, reach: int
+) -> str:
     """Take and record batches; returns how it ended."""
     step = 0
     while True:

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from loaders.adapter import Sample
+from loaders.adapter import CaptionedPicture
 
 SIDE = 32
 WORDS = ("red", "temple", "behind", "a", "small", "garden", "two", "people", "yellow", "petals", "quiet", "light")
 
 
-def make_samples(source: str, count: int) -> list[Sample]:
+def make_samples(source: str, count: int) -> list[CaptionedPicture]:
     """`count` samples with the keys `<source>00000`, ...: pictures of 32 x 32 pixels, JPEG of 1 to 2 kB."""
-    return [Sample(f"{source}{number:05d}", _picture(number), _caption(number)) for number in range(count)]
+    return [CaptionedPicture(f"{source}{number:05d}", _picture(number), _caption(number)) for number in range(count)]
 
 
-def write_tars(samples: Sequence[Sample], folder: Path, per_shard: int) -> list[Path]:
+def write_tars(samples: Sequence[CaptionedPicture], folder: Path, per_shard: int) -> list[Path]:
     """WebDataset tar files `000000.tar`, ... with a jpg and a txt of each sample."""
     paths = []
     for start in range(0, len(samples), per_shard):

@@ -10,9 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from loaders.adapter import Adapter
+from loaders.adapter import LoaderAdapter
 from loaders.damage import KINDS, Anatomy, damaged
-from loaders.ranks import Job, Run, run
+from loaders.ranks import LoaderJob, LoaderRun, run
 from loaders.samples import make_samples
 from loaders.verdicts import Count, difference, epoch_count, harm, mixture_count, new_lines, resumed, same_order, share
 
@@ -42,12 +42,12 @@ class Scenarios:
         sizes: samples of the two sources.
         layouts: (ranks, workers of each); the first is the one that the others are compared with.
         kinds: of damage.
-        seconds: see `Job`; for one process on damaged shards, a fifth of it.
+        seconds: see `LoaderJob`; for one process on damaged shards, a fifth of it.
     """
 
     def __init__(
         self,
-        adapter: Adapter,
+        adapter: LoaderAdapter,
         folder: Path,
         *,
         sizes: tuple[int, int] = SIZES,
@@ -59,7 +59,7 @@ class Scenarios:
         self.samples = [make_samples(source, size) for source, size in zip("ab", sizes, strict=True)]
         self.keys = [[sample.key for sample in samples] for samples in self.samples]
         self._numbers = count()
-        self._wholes: dict[tuple[bool, tuple[int, int]], Run] = {}
+        self._wholes: dict[tuple[bool, tuple[int, int]], LoaderRun] = {}
 
     @cached_property
     def sources(self) -> tuple[Path, ...]:
@@ -111,7 +111,7 @@ class Scenarios:
         sound = {key: print_ for batch in usual.steps() for key, print_ in batch}
         return {kind: self._harm(kind, usual, sound) for kind in self.kinds}
 
-    def _harm(self, kind: str, usual: Run, sound: dict[str, str]) -> dict[str, Any] | None:
+    def _harm(self, kind: str, usual: LoaderRun, sound: dict[str, str]) -> dict[str, Any] | None:
         copy = self.folder / f"damaged{next(self._numbers)}"
         shutil.copytree(self.sources[0], copy)
         shards = self.adapter.shards(copy)
@@ -140,7 +140,7 @@ class Scenarios:
             "share": share(steps, self.keys[0]),
         }
 
-    def _resumed(self, part: Run, step: int, layout: tuple[int, int], mixed: bool) -> dict[str, Any]:
+    def _resumed(self, part: LoaderRun, step: int, layout: tuple[int, int], mixed: bool) -> dict[str, Any]:
         facts: dict[str, Any] = {"to": layout}
         if part.end in ("no state", "error", "hangs"):
             return facts | asdict(resumed(part.end, part.error, Count(0, 0), False))
@@ -150,7 +150,7 @@ class Scenarios:
         changed = difference(whole, [*before, *after])
         return facts | asdict(resumed(rest.end, rest.error, changed, same_order(after, whole[step:])))
 
-    def _whole(self, layout: tuple[int, int], mixed: bool) -> Run:
+    def _whole(self, layout: tuple[int, int], mixed: bool) -> LoaderRun:
         """The uninterrupted run on a layout, made once."""
         if (mixed, layout) not in self._wholes:
             self._wholes[mixed, layout] = self._run(layout, mixed)
@@ -163,8 +163,8 @@ class Scenarios:
         """Steps after which a run stops. An epoch that ends by itself may take some more, if batches are smaller."""
         return self._draws(mixed) // BATCH * (1 if mixed or self.adapter.endless else 3)
 
-    def _run(self, layout: tuple[int, int], mixed: bool, folders: tuple[Path, ...] = (), **options: Any) -> Run:
-        job = Job(
+    def _run(self, layout: tuple[int, int], mixed: bool, folders: tuple[Path, ...] = (), **options: Any) -> LoaderRun:
+        job = LoaderJob(
             folders=folders or (self.sources if mixed else self.sources[:1]),
             weights=WEIGHTS if mixed else (1.0,),
             draws=self._draws(mixed),

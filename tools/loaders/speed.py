@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from bench_loader import CpuClock, one_round
 
-from loaders.adapter import Adapter, NoState, Sample, Setting
+from loaders.adapter import CaptionedPicture, LoaderAdapter, LoaderSetting, NoState
 from loaders.ranks import end_below
 
 BATCH, WORKERS, CROP = 64, 2, 224
 AHEAD = 2 * WORKERS
 
 
-def read_samples(shards: Sequence[Path]) -> list[Sample]:
+def read_samples(shards: Sequence[Path]) -> list[CaptionedPicture]:
     """The samples of `bench_loader.make_shards`."""
     found: dict[str, dict[str, bytes]] = {}
     for path in shards:
@@ -35,10 +35,10 @@ def read_samples(shards: Sequence[Path]) -> list[Sample]:
             for member in tar.getmembers():
                 key, extension = member.name.split(".")
                 found.setdefault(key, {})[extension] = tar.extractfile(member).read()  # type: ignore[union-attr]
-    return [Sample(key, fields["jpg"], fields["txt"].decode()) for key, fields in found.items()]
+    return [CaptionedPicture(key, fields["jpg"], fields["txt"].decode()) for key, fields in found.items()]
 
 
-class Speed:
+class LoaderSpeed:
     """Measurements of one loader.
 
     Args:
@@ -46,7 +46,7 @@ class Speed:
         samples: their number must allow for batches that are dropped, see `rate`.
     """
 
-    def __init__(self, adapter: Adapter, folder: Path, samples: Sequence[Sample]) -> None:
+    def __init__(self, adapter: LoaderAdapter, folder: Path, samples: Sequence[CaptionedPicture]) -> None:
         self.adapter, self.folder, self.count = adapter, folder, len(samples)
         for name in ("data", "cache"):
             (folder / name).mkdir(parents=True)
@@ -66,10 +66,10 @@ class Speed:
         self.adapter.clean()
         return float(forked(lambda: self._resume(state)))
 
-    def _setting(self) -> Setting:
+    def _setting(self) -> LoaderSetting:
         torch.set_num_threads(1)
         data, cache = self.folder / "data", self.folder / "cache"
-        return Setting((data,), (1.0,), 0, 1, WORKERS, BATCH, self.count, cache, crop=CROP)
+        return LoaderSetting((data,), (1.0,), 0, 1, WORKERS, BATCH, self.count, cache, crop=CROP)
 
     def _rate(self, batches: int) -> float:
         stream = self.adapter.open(self._setting())

@@ -9,7 +9,7 @@ from typing import Any
 from loaders.damage import KINDS
 
 Facts = Mapping[str, Any]
-"""Of one loader: section -> facts, as `Scenarios` and `Speed` give them."""
+"""Of one loader: section -> facts, as `Scenarios` and `LoaderSpeed` give them."""
 
 
 def properties(loaders: Mapping[str, Facts]) -> str:

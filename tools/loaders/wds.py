@@ -11,11 +11,11 @@ import torch
 import webdataset
 from torchvision.transforms import v2
 
-from loaders.adapter import Adapter, Item, Sample, Setting, Stream, digest
+from loaders.adapter import CaptionedPicture, Item, LoaderAdapter, LoaderSetting, LoaderStream, digest
 from loaders.samples import write_tars
 
 
-class WebDataset(Adapter):
+class WebDataset(LoaderAdapter):
     """`WebDataset` and `WebLoader` with the seeded shuffles."""
 
     package = "webdataset"
@@ -23,11 +23,11 @@ class WebDataset(Adapter):
         "`detshuffle` of shards and samples with a seed, `split_by_node`, `warn_and_continue`, batches by `WebLoader`"
     )
 
-    def prepare(self, samples: Sequence[Sample], folder: Path, per_shard: int) -> None:
+    def prepare(self, samples: Sequence[CaptionedPicture], folder: Path, per_shard: int) -> None:
         """Tar files."""
         write_tars(samples, folder, per_shard)
 
-    def open(self, setting: Setting) -> Stream:
+    def open(self, setting: LoaderSetting) -> LoaderStream:
         """A `WebLoader`."""
         return WdsStream(setting)
 
@@ -36,10 +36,10 @@ class WebDataset(Adapter):
         return sorted(folder.glob("*.tar"))
 
 
-class WdsStream(Stream):
+class WdsStream(LoaderStream):
     """One epoch of a pipeline; there is no state."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: LoaderSetting) -> None:
         random.seed(setting.seed)  # `RandomMix` draws from it; workers take their seeds from torch's
         torch.manual_seed(setting.seed)
         parts = [self._pipeline(folder, setting) for folder in setting.folders]
@@ -49,7 +49,7 @@ class WdsStream(Stream):
         self._loader = loader if setting.crop else loader.unbatched().batched(setting.batch)
 
     @staticmethod
-    def _pipeline(folder: Path, setting: Setting) -> Any:
+    def _pipeline(folder: Path, setting: LoaderSetting) -> Any:
         handler = webdataset.warn_and_continue
         pipeline = webdataset.WebDataset(
             [str(path) for path in sorted(folder.glob("*.tar"))],
