@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mmssl.core.evaluator import Table
     from mmssl.evaluation.comparison import Difference, PairedRow
     from mmssl.recipe.model import Model
-    from mmssl.reporting.results import Records
+    from mmssl.reporting.results import TaskRecords
 
 CHECKPOINT = Annotated[Path, typer.Argument(help="A run or checkpoint folder; or a recipe, for its untrained model.")]
 MORE = Annotated[
@@ -79,7 +79,7 @@ def compare(
     from mmssl.core.distributed import is_main
     from mmssl.core.evaluator import evaluation_error
     from mmssl.evaluation.comparison import compare_tables, paired_rows, pairings
-    from mmssl.reporting.results import Records
+    from mmssl.reporting.results import TaskRecords
     from mmssl.training.runtime.console import say
     from mmssl.training.runtime.launch import Launch
     from pipelines.command import one_of
@@ -89,7 +89,7 @@ def compare(
         require_there(second)  # before the first one is measured
         suite, overrides = suite_and_overrides(more or [])
         tables: list[Tables] = []
-        records: list[Records] = []
+        records: list[TaskRecords] = []
         failures: dict[str, MmsslError] = {}
         wanted: dict[str, Wanted] | None = None
         for path in (first, second):
@@ -101,7 +101,7 @@ def compare(
             if not wanted:
                 raise typer.BadParameter(f"nothing to compare: {path} has no evaluators; give a suite")
             say(f"{path}:")
-            records.append(Records(origin(model), model.digest()))
+            records.append(TaskRecords(origin(model), model.digest()))
             found, errors = _tables(model, with_settings(wanted, batch_size, workers, on_error), records[-1])
             tables.append(found)
             failures |= {f"{name} of {path}": error for name, error in errors.items()}
@@ -121,7 +121,7 @@ def compare(
         raise evaluation_error(failures)
 
 
-def _tables(model: Model, configs: Mapping[str, Wanted], records: Records) -> tuple[Tables, dict[str, MmsslError]]:
+def _tables(model: Model, configs: Mapping[str, Wanted], records: TaskRecords) -> tuple[Tables, dict[str, MmsslError]]:
     """The tables of each evaluator, and the errors of those that failed; what is measured goes into the records."""
     from mmssl.core.errors import MmsslError
 
@@ -157,7 +157,7 @@ def _write(
     folder: Path,
     rows: list[Difference],
     queries: list[PairedRow],
-    records: list[Records],
+    records: list[TaskRecords],
     unpaired: Mapping[str, str],
     resamples: int,
 ) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mmssl.data.modality import Modality
     from mmssl.evaluation.common import EvaluatorConfig
     from mmssl.recipe.recipe import Recipe
-    from mmssl.reporting.measures import Grid, Part
+    from mmssl.reporting.measures import Grid, ReportPart
 
 SAMPLE = 200
 """Samples of each data set that are decoded."""
@@ -22,7 +22,7 @@ Wanted = dict[tuple[str, ...], tuple[list[str], dict[str, "Modality"]]]
 """Shards -> what they are for, and the modalities that are read."""
 
 
-def data_statistics(recipe: Recipe, measured: Mapping[str, EvaluatorConfig] | None = None) -> Part:
+def data_statistics(recipe: Recipe, measured: Mapping[str, EvaluatorConfig] | None = None) -> ReportPart:
     """Number of samples, members, and their lengths, sizes, durations and classes, for each set of shards.
 
     Sets that are remote or cannot be read have a sentence instead.
@@ -32,7 +32,7 @@ def data_statistics(recipe: Recipe, measured: Mapping[str, EvaluatorConfig] | No
         measured: further evaluators by name, such as those of results.
     """
     from mmssl.recipe.suite import LABEL, evaluation_modalities
-    from mmssl.reporting.measures import Part
+    from mmssl.reporting.measures import ReportPart
     from pipelines.check_recipe import sources_of
 
     available = evaluation_modalities(recipe.build_modalities())
@@ -43,7 +43,7 @@ def data_statistics(recipe: Recipe, measured: Mapping[str, EvaluatorConfig] | No
     for name, evaluator in _evaluators(recipe, measured or {}, available):
         for shards, used in (one for kept in evaluator.kept for one in kept.reads):
             _add(wanted, shards, name, used)
-    return Part("Data", NOTE, [_grid(recipe, shards, *use) for shards, use in wanted.items()])
+    return ReportPart("Data", NOTE, [_grid(recipe, shards, *use) for shards, use in wanted.items()])
 
 
 def _add(wanted: Wanted, shards: Sequence[str], purpose: str, used: Mapping[str, Modality]) -> None:

@@ -34,7 +34,7 @@ PACKAGES = (
 GIB = 2**30
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """One line of the diagnosis."""
 
     state: Literal["ok", "note", "bad"]
@@ -57,9 +57,9 @@ def doctor() -> None:
         raise typer.Exit(2)
 
 
-def examine() -> Iterator[Finding]:
+def examine() -> Iterator[Diagnosis]:
     """Yield all findings of doctor."""
-    yield Finding(
+    yield Diagnosis(
         "ok" if sys.version_info >= (3, 11) else "bad", "python", f"{platform.python_version()}, wanted 3.11 or newer"
     )
     yield from _versions()
@@ -72,35 +72,35 @@ def examine() -> Iterator[Finding]:
     yield from _resources()
 
 
-def _versions() -> Iterator[Finding]:
+def _versions() -> Iterator[Diagnosis]:
     from packaging.version import Version
 
     for package in PACKAGES:
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("bad", package, "not installed: pip install . installs all requirements")
+            yield Diagnosis("bad", package, "not installed: pip install . installs all requirements")
             continue
         oldest = OLDEST_SAFE.get(package)
         if oldest and Version(version) < Version(oldest):
-            yield Finding("bad", package, f"{version} has known security holes: use {oldest} or newer")
+            yield Diagnosis("bad", package, f"{version} has known security holes: use {oldest} or newer")
         else:
-            yield Finding("ok", package, version)
+            yield Diagnosis("ok", package, version)
 
 
-def _imports() -> Iterator[Finding]:
+def _imports() -> Iterator[Diagnosis]:
     # torchaudio refuses to load beside a torch of another CUDA version, and then transformers fails too.
     for module in ("torchvision", "torchaudio", "simplejpeg", "soundfile", "av"):
         try:
             __import__(module)
-            yield Finding("ok", f"import {module}", "works")
+            yield Diagnosis("ok", f"import {module}", "works")
         except Exception as error:  # whatever an import raises is the finding
-            yield Finding(
+            yield Diagnosis(
                 "bad", f"import {module}", f"{type(error).__name__}: {error}; check that its version matches torch's"
             )
 
 
-def _plugins() -> Iterator[Finding]:
+def _plugins() -> Iterator[Diagnosis]:
     """Modalities, encoders, objectives and evaluators of other packages."""
     from mmssl.core.plugins import kind_of
     from mmssl.recipe.unions import plugins
@@ -108,46 +108,46 @@ def _plugins() -> Iterator[Finding]:
     for plugin in plugins():
         what = f"{plugin.group.removeprefix('mmssl.')} of {plugin.distribution}"
         if plugin.config is None:
-            yield Finding("bad", what, f"{plugin.name} is left out: {plugin.fault}")
+            yield Diagnosis("bad", what, f"{plugin.name} is left out: {plugin.fault}")
         else:
-            yield Finding("ok", what, f"kind {kind_of(plugin.config)!r}")
+            yield Diagnosis("ok", what, f"kind {kind_of(plugin.config)!r}")
 
 
-def _torchcodec() -> Finding:
+def _torchcodec() -> Diagnosis:
     """Whether the optional torchcodec can decode videos."""
     from mmssl.data.media.torchcodec import torchcodec_failure
 
     failure = torchcodec_failure()
     if failure is None:
-        return Finding("ok", "torchcodec", "decodes: videos may have `backend: torchcodec`")
-    return Finding(
+        return Diagnosis("ok", "torchcodec", "decodes: videos may have `backend: torchcodec`")
+    return Diagnosis(
         "note", "torchcodec", f"does not decode ({failure}): videos use `backend: pyav`, which needs nothing else"
     )
 
 
-def _heic() -> Finding:
+def _heic() -> Diagnosis:
     """Whether the optional pillow-heif can decode HEIC pictures."""
     try:
         __import__("pillow_heif")
     except Exception as error:  # whatever an import raises is the finding
-        return Finding("note", "HEIC", f"pictures are not decoded ({error}): pip install 'mmssl[heic]'")
-    return Finding("ok", "HEIC", "pictures are decoded")
+        return Diagnosis("note", "HEIC", f"pictures are not decoded ({error}): pip install 'mmssl[heic]'")
+    return Diagnosis("ok", "HEIC", "pictures are decoded")
 
 
-def _devices() -> Iterator[Finding]:
+def _devices() -> Iterator[Diagnosis]:
     import torch
 
-    yield Finding("ok", "cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    yield Diagnosis("ok", "cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
-        yield Finding("note", "gpu", "no CUDA device: runs use the CPU")
+        yield Diagnosis("note", "gpu", "no CUDA device: runs use the CPU")
         return
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: set the recipe's precision to fp16"
-        yield Finding("ok", f"gpu {i}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, {bf16}")
+        yield Diagnosis("ok", f"gpu {i}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, {bf16}")
 
 
-def _processes() -> Finding:
+def _processes() -> Diagnosis:
     """Communication backends, and whether a launcher started this process as one of several."""
     import torch
     import torch.distributed as dist
@@ -156,7 +156,7 @@ def _processes() -> Finding:
     from mmssl.training.runtime.launcher import asked_parallel
 
     if not dist.is_available():
-        return Finding("note", "processes", "this torch has no torch.distributed: one process only")
+        return Diagnosis("note", "processes", "this torch has no torch.distributed: one process only")
     found = [name for name, there in (("gloo", dist.is_gloo_available()), ("nccl", dist.is_nccl_available())) if there]
     detail = f"{torch.cuda.device_count()} GPUs here; backends: {', '.join(found) or 'none'}"
     if "WORLD_SIZE" in os.environ:
@@ -164,17 +164,17 @@ def _processes() -> Finding:
     try:
         detail += f"; parallel: auto means {asked_parallel('auto')}"
     except RecipeError as error:
-        return Finding("bad", "processes", f"{detail}; {error}")
+        return Diagnosis("bad", "processes", f"{detail}; {error}")
     if torch.cuda.is_available() and "nccl" not in found:
-        return Finding("note", "processes", f"{detail}: several GPUs need nccl")
-    return Finding("ok" if found else "note", "processes", detail)
+        return Diagnosis("note", "processes", f"{detail}: several GPUs need nccl")
+    return Diagnosis("ok" if found else "note", "processes", detail)
 
 
-def _resources() -> Iterator[Finding]:
+def _resources() -> Iterator[Diagnosis]:
     here = Path.cwd()
     free = shutil.disk_usage(here).free / GIB
-    yield Finding("ok" if free > 5 else "note", "disk", f"{free:.0f} GiB free in {here}")
-    yield Finding(
+    yield Diagnosis("ok" if free > 5 else "note", "disk", f"{free:.0f} GiB free in {here}")
+    yield Diagnosis(
         "ok" if os.access(here, os.W_OK) else "bad",
         "run folder",
         "writable" if os.access(here, os.W_OK) else f"cannot write in {here}",
@@ -183,7 +183,7 @@ def _resources() -> Iterator[Finding]:
     if shared.exists():
         size = shutil.disk_usage(shared).total / GIB
         state: Literal["ok", "note"] = "ok" if size > 1 else "note"
-        yield Finding(
+        yield Diagnosis(
             state,
             "shared memory",
             f"{size:.1f} GiB in {shared}"
@@ -193,10 +193,10 @@ def _resources() -> Iterator[Finding]:
         import resource
 
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        yield Finding("ok" if files >= 1024 else "note", "open files", f"at most {files}")
+        yield Diagnosis("ok" if files >= 1024 else "note", "open files", f"at most {files}")
     for name in ("WDS_SECURE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         if name in os.environ:
-            yield Finding("note", name, os.environ[name])
+            yield Diagnosis("note", name, os.environ[name])
 
 
 if __name__ == "__main__":

@@ -193,20 +193,20 @@ def _run(
     """Measure, show the table and write the results; the errors by task. Arguments: see `measure`."""
     from mmssl.core.distributed import is_main
     from mmssl.core.errors import MmsslError
-    from mmssl.reporting.results import Records, ResultFile, Results
-    from mmssl.reporting.summary import Row, summary_rows, unusual_settings
+    from mmssl.reporting.results import ResultFile, Results, TaskRecords
+    from mmssl.reporting.summary import ScoreRow, summary_rows, unusual_settings
     from mmssl.training.runtime.console import say
 
-    results: Records | None = None
+    results: TaskRecords | None = None
     if out is not None:
         results = (ResultFile if is_file_name(out) else Results)(out, origin(model), model.digest())
     scores: dict[str, Mapping[str, Any]] = {}
     failures: dict[str, MmsslError] = {}
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[ScoreRow]] = {}
     for name, evaluator, found in measure(model, configs, results, groups, flagged):
         if isinstance(found, MmsslError):
             failures[name], scores[name] = found, {"error": str(found)}
-            rows[name] = [Row(name, "error", str(found))]
+            rows[name] = [ScoreRow(name, "error", str(found))]
         else:
             config = configs[name]
             assert not isinstance(config, MmsslError)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mmssl.evaluation.common import EvaluatorConfig
     from mmssl.recipe.model import Model
     from mmssl.recipe.suite import Suite
-    from mmssl.reporting.results import Records
-    from mmssl.reporting.summary import Row
+    from mmssl.reporting.results import TaskRecords
+    from mmssl.reporting.summary import ScoreRow
     from mmssl.training.runtime.launch import Launch
 
 WHICH = Annotated[
@@ -171,7 +171,7 @@ def configs_of(suite: Suite, data: Path, model: Model) -> dict[str, Wanted]:
 def measure(
     model: Model,
     configs: Mapping[str, Wanted],
-    results: Records | None = None,
+    results: TaskRecords | None = None,
     groups: str | None = None,
     flagged: Collection[str] = (),
 ) -> Iterator[tuple[str, Evaluator | None, Scores | MmsslError]]:
@@ -228,7 +228,7 @@ def _scores(
     config: EvaluatorConfig,
     evaluator: Evaluator,
     model: Model,
-    results: Records | None,
+    results: TaskRecords | None,
     groups: str | None,
 ) -> Scores:
     from mmssl.core.distributed import gather_objects, is_main
@@ -275,7 +275,7 @@ def _shown(value: Score) -> str:
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def show(rows: list[Row]) -> None:
+def show(rows: list[ScoreRow]) -> None:
     """Print scores as a table on the main process; of scores under corruption the clean one beside them. A dash: not defined."""
     from rich.console import Console
     from rich.table import Column, Table

@@ -105,12 +105,12 @@ def modality_of(query: str, model: Model) -> str:
 
 def _page(path: Path, model: Model, index: EmbeddedFolder, of: str, query: str, value: Any, found: Any) -> None:
     from mmssl.reporting.search_page import write_page
-    from mmssl.reporting.shown import show_sample, shown
+    from mmssl.reporting.shown import show_sample, shown_sample
 
     samples = samples_of(index, model)
     data = value.read_bytes() if isinstance(value, Path) else b""
     extension = value.suffix[1:].lower() if isinstance(value, Path) else ""
-    asked = shown(model.modalities[of], of, model.modalities[of].from_input(value), data, extension)
+    asked = shown_sample(model.modalities[of], of, model.modalities[of].from_input(value), data, extension)
     answers = {}
     for name, hits in found.items():
         first = index.first_rows(name, [hit.sample for hit in hits])

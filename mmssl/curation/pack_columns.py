@@ -69,7 +69,7 @@ class Columns(Config):
 
 
 @dataclass(frozen=True)
-class Table:
+class SourceTable:
     """Random access to the rows of a table.
 
     Attributes:
@@ -115,7 +115,7 @@ class Table:
             raise DataError(f"{self.path} has no column {column!r}{near}: it has {list(self.columns)}")
         return column
 
-    def with_values(self, name: str, values: Sequence[Any], *, replaces: str | None = None) -> Table:
+    def with_values(self, name: str, values: Sequence[Any], *, replaces: str | None = None) -> SourceTable:
         """The table with one more column, of a value for each row; `replaces`: a column that says nothing else."""
         return replace(
             self,
@@ -125,12 +125,12 @@ class Table:
             column=lambda wanted: values if wanted == name else self.column(wanted),
         )
 
-    def with_classes(self, name: str, classes: Sequence[str]) -> Table:
+    def with_classes(self, name: str, classes: Sequence[str]) -> SourceTable:
         """The table with the names of the classes in a column, by number, on which its fingerprint depends too."""
         fingerprint = hashlib.sha256("\n".join((self.fingerprint, name, *classes)).encode()).hexdigest()
         return replace(self, classes={**self.classes, name: tuple(classes)}, fingerprint=fingerprint)
 
-    def with_template(self, template: str) -> Table:
+    def with_template(self, template: str) -> SourceTable:
         """The table with one more column, named as its template: text with columns in braces; empty where one of them is."""
         parts = [self.require(name) for name in parts_of(template)]
 
@@ -169,7 +169,7 @@ class Roles:
     others: tuple[str, ...]
 
 
-def assign(table: Table, columns: Columns) -> tuple[Table, Roles]:
+def assign(table: SourceTable, columns: Columns) -> tuple[SourceTable, Roles]:
     """Find the columns of a table; templates become columns of it.
 
     Raises:
@@ -211,7 +211,7 @@ def parts_of(template: str) -> tuple[str, ...]:
 class _Found:
     """Finds columns in a table, to which it adds those that are templates."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: SourceTable) -> None:
         self.table = table
 
     def named(self, what: str, names: tuple[str, ...] | None) -> tuple[str, ...]:

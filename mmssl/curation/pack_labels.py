@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmssl.core.errors import DataError
-from mmssl.curation.pack_columns import Roles, Table
+from mmssl.curation.pack_columns import Roles, SourceTable
 from mmssl.curation.pack_formats import BadRow
 from mmssl.data.modalities.class_names import difference
 
@@ -35,7 +35,7 @@ class Labels:
     """
 
     def __init__(
-        self, table: Table, roles: Roles, given: tuple[str, ...] | None = None, separator: str | None = None
+        self, table: SourceTable, roles: Roles, given: tuple[str, ...] | None = None, separator: str | None = None
     ) -> None:
         self.column = roles.label or roles.labels
         self.separator = separator if roles.labels else None
@@ -85,11 +85,11 @@ class Labels:
         found = cell if isinstance(cell, list | tuple | np.ndarray) else _text(cell).split(self.separator)
         return [one for one in found if _text(one) not in ("", "nan")]
 
-    def _greatest(self, table: Table) -> int:
+    def _greatest(self, table: SourceTable) -> int:
         numbers = (_whole_number(_text(one)) for cell in table.column(self.column or "") for one in self._split(cell))
         return max((number for number in numbers if number is not None), default=-1)
 
-    def _own_names(self, table: Table, roles: Roles, given: tuple[str, ...]) -> tuple[str, ...]:
+    def _own_names(self, table: SourceTable, roles: Roles, given: tuple[str, ...]) -> tuple[str, ...]:
         if self.column is None:
             return ()
         if roles.class_name is None:
@@ -112,7 +112,7 @@ class Labels:
             )
         return tuple(names[number] for number in numbers)
 
-    def _sorted_names(self, table: Table) -> tuple[str, ...]:
+    def _sorted_names(self, table: SourceTable) -> tuple[str, ...]:
         if self.column is None:
             return ()
         names = {_text(one) for cell in table.column(self.column) for one in self._split(cell)} - {"", "nan"}
@@ -121,7 +121,7 @@ class Labels:
         return () if 2 * numbers >= len(names) else tuple(sorted(names))
 
 
-def _paired_names(table: Table, label: str, class_name: str) -> dict[int, str]:
+def _paired_names(table: SourceTable, label: str, class_name: str) -> dict[int, str]:
     """Name of each class number, from two columns that must agree one to one. Other rows are refused when they are packed."""
     seen: dict[int | str, tuple[int, int | str]] = {}
     names: dict[int, str] = {}

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmssl.core.errors import DataError
-from mmssl.curation.pack_columns import Table
+from mmssl.curation.pack_columns import SourceTable
 from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.where import Condition, NoAnswer, Where, parse
 
 _log = logging.getLogger(__name__)
 
 
-def choose_rows(table: Table, config: PackConfig) -> tuple[dict[int, str], list[int]]:
+def choose_rows(table: SourceTable, config: PackConfig) -> tuple[dict[int, str], list[int]]:
     """Rows that cannot answer the conditions (row -> why), and all rows to pack, with those.
 
     Raises:
@@ -43,7 +43,7 @@ def choose_rows(table: Table, config: PackConfig) -> tuple[dict[int, str], list[
     return unanswered, rows
 
 
-def _conditions(table: Table, config: PackConfig) -> Where | None:
+def _conditions(table: SourceTable, config: PackConfig) -> Where | None:
     where = parse(config.where) if config.where is not None else Where(())
     column = table.split or "split"
     if config.split is not None:
@@ -65,5 +65,5 @@ def _some_values(values: Sequence[Any]) -> str:
     return ", ".join(found[:5]) + (", ..." if found[5:] else "")
 
 
-def _splits(table: Table, column: str) -> list[str]:
+def _splits(table: SourceTable, column: str) -> list[str]:
     return sorted({str(value).strip() for value in table.column(column)} - {"", "None"})

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmssl.core.errors import DataError
-from mmssl.curation.pack_columns import Table, assign
+from mmssl.curation.pack_columns import SourceTable, assign
 from mmssl.curation.pack_config import SEPARATOR, PackConfig
 from mmssl.curation.pack_formats import BadRow, check_media, read_media
 from mmssl.curation.pack_items import Item, RowSource
@@ -37,7 +37,7 @@ class TableSource(RowSource):
         DataError: a named column does not exist, there is no media column, or no row is left.
     """
 
-    def __init__(self, table: Table, config: PackConfig) -> None:
+    def __init__(self, table: SourceTable, config: PackConfig) -> None:
         self.table, self.roles = assign(table, config.columns)
         self.kind, self.name, self.fingerprint = table.kind, table.path.name, table.fingerprint
         self.captioned, self.labelled = bool(self.roles.captions), self.roles.label is not None

@@ -21,7 +21,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample
 from mmssl.data.shards.writer import Progress
 from mmssl.data.stream.batches import TrainStream
-from mmssl.data.stream.collate import Row, collate
+from mmssl.data.stream.collate import BatchRow, collate
 from mmssl.data.stream.config import DataConfig
 from mmssl.data.stream.rows import Rows
 from mmssl.data.synchronized.partners import draw_partners
@@ -163,7 +163,7 @@ def _stages(stream: TrainStream, batch_size: int, clock: _Clock) -> tuple[dict[s
     """(microseconds a sample, samples, unusable ones, bytes read) of the first batches of a stream."""
     rows = stream.rows
     spent = dict.fromkeys(("read", "decode", "synchronized", "views", "collate"), 0.0)
-    made: list[Row] = []
+    made: list[BatchRow] = []
     samples = unusable = size = done = 0
     began = time.perf_counter()
     now = time.thread_time
@@ -186,7 +186,7 @@ def _stages(stream: TrainStream, batch_size: int, clock: _Clock) -> tuple[dict[s
         drawn = draw_views(sample, rows.modalities, rows.needs, key, partners)
         views = make_views(sample, rows.modalities, rows.needs, drawn, partners)
         times.append(now())
-        made.append(Row(ordinal, sample.key, views))
+        made.append(BatchRow(ordinal, sample.key, views))
         samples, size = samples + 1, size + sum(map(len, encoded.raw.fields.values()))
         if samples > 1 or len(rows.sources) == 1:  # the first sample includes the cost of imports and lazy loading
             for name, (begin, end) in zip(spent, pairwise(times), strict=False):
@@ -206,7 +206,7 @@ def _stages(stream: TrainStream, batch_size: int, clock: _Clock) -> tuple[dict[s
     return {name: value / max(1, done) * 1e6 for name, value in spent.items()}, samples, unusable, size
 
 
-def _time_collate(rows: Rows, made: Sequence[Row]) -> float:
+def _time_collate(rows: Rows, made: Sequence[BatchRow]) -> float:
     start = time.thread_time()
     collate(made, rows.modalities, rows.needs)
     return time.thread_time() - start

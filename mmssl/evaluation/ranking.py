@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmssl.evaluation.tiles import TILE, Part, Tiles, exact_products, pad_rows
+from mmssl.evaluation.tiles import TILE, TilePart, Tiles, exact_products, pad_rows
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class _Sweep:
         self.forward = _Direction(tiles.owner_a, tiles.owner_b, depth)
         self.backward = _Direction(tiles.owner_b, tiles.owner_a, depth)
 
-    def find(self, rows: slice, columns: slice, parts: list[Part]) -> None:
+    def find(self, rows: slice, columns: slice, parts: list[TilePart]) -> None:
         """Store the scores of the right candidates of a tile, for both directions."""
         for part, scores in self.tiles.scores(rows, columns, parts):
             if part.side == 0:
@@ -279,7 +279,7 @@ class _Sweep:
                 self.forward.scores[row, column - self.forward.first[row]] = values
                 self.backward.scores[column, row - self.backward.first[column]] = values
 
-    def count(self, rows: slice, columns: slice, parts: list[Part]) -> None:
+    def count(self, rows: slice, columns: slice, parts: list[TilePart]) -> None:
         """Count the wrong candidates of a tile for both directions."""
         for part, scores in self.tiles.scores(rows, columns, parts):
             # A comparison written as float32 and summed is exact below 2**24, and faster than a sum of booleans.

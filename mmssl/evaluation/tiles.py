@@ -38,7 +38,7 @@ def exact_products() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Part:
+class TilePart:
     """Part of a tile: rows of a, columns of b, and where b's owners lie: -1 all before the rows' owners, 1 all after, 0 mixed."""
 
     rows: slice
@@ -68,7 +68,7 @@ class Tiles:
         self.b, _ = pad_rows(b, self.tile[1])
         self.out = torch.empty(self.tile, device=a.device)
 
-    def __iter__(self) -> Iterator[tuple[slice, slice, list[Part]]]:
+    def __iter__(self) -> Iterator[tuple[slice, slice, list[TilePart]]]:
         """Every tile, row by row: its rows, its columns, and its parts."""
         (height, width), (owner_a, owner_b) = self.tile, self.owners
         for top, left in itertools.product(range(0, len(owner_a), height), range(0, len(owner_b), width)):
@@ -76,12 +76,12 @@ class Tiles:
             columns = slice(left, min(left + width, len(owner_b)))
             yield rows, columns, self._parts(rows, columns)
 
-    def _parts(self, rows: slice, columns: slice) -> list[Part]:
+    def _parts(self, rows: slice, columns: slice) -> list[TilePart]:
         """Parts of a tile, which is one part if none of its candidates is near a right one."""
         owner_a, owner_b = self.owners
         whole = _side(owner_a[rows.start], owner_a[rows.stop - 1], owner_b[columns.start], owner_b[columns.stop - 1])
         if whole:
-            return [Part(rows, columns, whole)]
+            return [TilePart(rows, columns, whole)]
         found = []
         height = max(1, self.tile[0] // STRIPS)
         for top in range(rows.start, rows.stop, height):
@@ -90,13 +90,13 @@ class Tiles:
             far = bisect_right(owner_b, owner_a[strip.stop - 1], columns.start, columns.stop)
             bounds = (columns.start, near, far, columns.stop)
             found += [
-                Part(strip, slice(start, stop), side)
+                TilePart(strip, slice(start, stop), side)
                 for side, (start, stop) in zip((-1, 0, 1), itertools.pairwise(bounds), strict=True)
                 if start < stop
             ]
         return found
 
-    def scores(self, rows: slice, columns: slice, parts: list[Part]) -> Iterator[tuple[Part, Tensor]]:
+    def scores(self, rows: slice, columns: slice, parts: list[TilePart]) -> Iterator[tuple[TilePart, Tensor]]:
         """The parts of a tile with their scores, from one product."""
         whole_rows = self.a[rows.start : rows.start + self.tile[0]]
         whole_columns = self.b[columns.start : columns.start + self.tile[1]]
@@ -106,7 +106,7 @@ class Tiles:
             bottom, right = part.rows.stop - rows.start, part.columns.stop - columns.start
             yield part, self.out[top:bottom, left:right]
 
-    def right(self, part: Part) -> Tensor:
+    def right(self, part: TilePart) -> Tensor:
         """[rows, columns] bool: pairs of one owner."""
         return self.owner_a[part.rows, None] == self.owner_b[None, part.columns]
 

@@ -25,7 +25,7 @@ from mmssl.losses.assignments import assignment_metrics, view_cross_entropy
 from mmssl.losses.koleo import koleo
 from mmssl.objectives.common import couples_rows, encoder_of
 from mmssl.objectives.parts.multi_crop import Crops, MultiCropConfig, cancel_gradients, stacked
-from mmssl.objectives.parts.patch_assignments import PatchAssignments, PatchAssignmentsConfig, Scorer
+from mmssl.objectives.parts.patch_assignments import PatchAssignments, PatchAssignmentsConfig, PrototypeScorer
 from mmssl.objectives.parts.teacher_targets import TeacherTargets, TeacherTargetsConfig
 
 
@@ -225,5 +225,5 @@ class DinoObjective(Objective):
         return Headline(scalars["chance_loss"], {name: scalars[name] for name in ("target_entropy", "kl")})
 
     @property
-    def _scorer(self) -> Scorer:
-        return Scorer(self.head, self.prototypes, self.teacher_head, self.teacher_prototypes)
+    def _scorer(self) -> PrototypeScorer:
+        return PrototypeScorer(self.head, self.prototypes, self.teacher_head, self.teacher_prototypes)

@@ -22,7 +22,7 @@ from mmssl.core.presence import Present
 from mmssl.heads.token_predictors import TokenPredictorConfig
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
 from mmssl.objectives.parts.noises import uniform_noise
-from mmssl.objectives.parts.pretext_tasks import Task, TaskConfig
+from mmssl.objectives.parts.pretext_tasks import PretextTask, TaskConfig
 
 
 class PretextConfig(ObjectiveConfig):
@@ -72,7 +72,7 @@ class PretextObjective(Objective):
     reduction = Reduction.LOCAL
     accepts_absent = True
 
-    def __init__(self, modality: str, view: str, choice: str, task: Task, head: nn.Module) -> None:
+    def __init__(self, modality: str, view: str, choice: str, task: PretextTask, head: nn.Module) -> None:
         super().__init__()
         self.modality, self.view, self.choice, self.task, self.head = modality, view, choice, task, head
 

@@ -88,7 +88,7 @@ def export(
                 "onnx": _onnx,
                 "safetensors": _safetensors,
             }
-            check = writing[target](Job(model, folder, out, partial(real_inputs, model, samples), ema, int8))
+            check = writing[target](ExportJob(model, folder, out, partial(real_inputs, model, samples), ema, int8))
         except ValueError as error:
             raise RecipeError(f"this model cannot be exported to {target}: {error}") from error
         refuse_differences(check, target)
@@ -192,7 +192,7 @@ def embed_all(model: EmbeddingModel, views: Mapping[str, Tensor]) -> dict[str, T
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """One export.
 
     Attributes:
@@ -209,7 +209,7 @@ class Job:
     int8: bool
 
 
-def _two_towers(job: Job, write: Callable[..., dict[str, str]], embed: Callable[..., Any]) -> Check:
+def _two_towers(job: ExportJob, write: Callable[..., dict[str, str]], embed: Callable[..., Any]) -> Check:
     towers = towers_of(job.model)
     facts = write(towers, job.folder)
     given = job.inputs([towers.first, towers.text])
@@ -219,19 +219,19 @@ def _two_towers(job: Job, write: Callable[..., dict[str, str]], embed: Callable[
     return Check(compare(ours, of_views), cosine, facts)
 
 
-def _open_clip(job: Job) -> Check:
+def _open_clip(job: ExportJob) -> Check:
     from mmssl.interop.open_clip_folder import embed_open_clip, write_open_clip
 
     return _two_towers(job, partial(write_open_clip, home=job.home), embed_open_clip)
 
 
-def _transformers(job: Job) -> Check:
+def _transformers(job: ExportJob) -> Check:
     from mmssl.interop.transformers_folder import embed_transformers, write_transformers
 
     return _two_towers(job, write_transformers, embed_transformers)
 
 
-def _onnx(job: Job) -> Check:
+def _onnx(job: ExportJob) -> Check:
     from mmssl.interop.onnx import OPSET, OnnxTower, latency, load_onnx, write_onnx
 
     model, folder, int8 = job.model, job.folder, job.int8
@@ -281,7 +281,7 @@ def _accuracies(model: Model, towers: Mapping[str, EmbeddingModel]) -> dict[str,
     return found
 
 
-def _safetensors(job: Job) -> Check:
+def _safetensors(job: ExportJob) -> Check:
     model, folder = job.model, job.folder
     assert model.checkpoint is not None
     recipe, learner, checkpoint = load_learner(model.checkpoint, ema=job.ema)

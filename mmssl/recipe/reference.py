@@ -22,7 +22,7 @@ Made by `{COMMAND}` from the configs and their docstrings; a test fails when it 
 
 
 @dataclass(frozen=True)
-class Part:
+class ReferencePart:
     """A config and the first path at which a recipe may have it."""
 
     path: str
@@ -39,17 +39,17 @@ class Part:
         return [place.key() for place in Place("", self.config).below("*")]
 
 
-def config_tables(root: type[BaseModel]) -> list[Part]:
+def config_tables(root: type[BaseModel]) -> list[ReferencePart]:
     """A config and all configs nested in it, each once, in document order, with the paths of a union first."""
     paths: dict[type[BaseModel], str] = {}
-    found: list[Part] = []
+    found: list[ReferencePart] = []
 
     def visit(path: str, annotation: Any) -> None:
         here = configs_of(annotation)
         new = [config for config in here if config not in paths]
         paths.update(dict.fromkeys(new, path))
         for config in new:
-            found.append(Part(path, config))
+            found.append(ReferencePart(path, config))
             base = _of_kind(path, config) if len(here) > 1 else path
             for place in Place(base, config).below("*"):
                 visit(place.path, place.annotation)
@@ -79,7 +79,7 @@ def reference(root: type[BaseModel]) -> str:
     return "\n".join(lines)
 
 
-def _table(part: Part) -> Iterator[str]:
+def _table(part: ReferencePart) -> Iterator[str]:
     keys = part.rows()
     if keys:
         yield "| key | type | default | allowed | what |\n|---|---|---|---|---|"

@@ -20,7 +20,7 @@ from mmssl.evaluation.ranking import Ranks, pair_ranks
 from mmssl.evaluation.retrieval import Retrieval
 from mmssl.evaluation.tiles import exact_products
 from mmssl.reporting.figures import Chart
-from mmssl.reporting.shown import Shown, show_sample
+from mmssl.reporting.shown import ShownSample, show_sample
 
 SECTIONS = ("best", "worst", "random")
 HEAT = 16
@@ -30,7 +30,7 @@ MEDIA = 7_000_000
 PICTURE = 14_000
 """Characters of a picture; sounds share the rest."""
 
-Show = Callable[[int], Shown]
+Show = Callable[[int], ShownSample]
 """Row of an item -> what is shown of it."""
 
 
@@ -43,7 +43,7 @@ class Answer:
         same: it belongs to another sample, but equals a right one byte for byte.
     """
 
-    thing: Shown
+    thing: ShownSample
     score: float
     right: bool
     same: bool = False
@@ -53,7 +53,7 @@ class Answer:
 class Pick:
     """One query: the rank of its best right candidate, that candidate with its score, and the first answers."""
 
-    query: Shown
+    query: ShownSample
     rank: int
     truth: Answer
     answers: tuple[Answer, ...]
@@ -72,8 +72,8 @@ class Similarity:
     """Cosines [R, C] of some samples, with the items of rows and columns."""
 
     matrix: Tensor
-    rows: tuple[Shown, ...]
-    columns: tuple[Shown, ...]
+    rows: tuple[ShownSample, ...]
+    columns: tuple[ShownSample, ...]
     title: str = ""
 
 
@@ -153,7 +153,7 @@ def similarity(a: Items, b: Items, show_a: Show, show_b: Show, *, count: int = H
     with exact_products():
         matrix = b.rows[rows] @ a.rows[columns].T
 
-    def silent(show: Show, numbers: Tensor) -> tuple[Shown, ...]:
+    def silent(show: Show, numbers: Tensor) -> tuple[ShownSample, ...]:
         return tuple(replace(show(row), sound="", note="") for row in numbers.tolist())
 
     return Similarity(matrix.cpu(), silent(show_b, rows), silent(show_a, columns), title)
@@ -253,7 +253,7 @@ def item_renderer(modality: Modality, index: ShardIndex, owner: Tensor, largest:
     """
 
     @cache
-    def show(row: int) -> Shown:
+    def show(row: int) -> ShownSample:
         item = row - int(torch.searchsorted(owner, owner[row]))
         return show_sample(index, modality, int(owner[row]), item, largest)
 

@@ -39,7 +39,7 @@ CLAIMS = (
 )
 
 
-class Estimate(NamedTuple):
+class ScoreInterval(NamedTuple):
     """A score with its 95 % interval."""
 
     value: float | None
@@ -57,7 +57,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportPart:
     """A part of a report.
 
     Attributes:
@@ -94,7 +94,7 @@ def read_records(results: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def measured_elsewhere(records: Mapping[str, Mapping[str, Any]], run: Path) -> list[Part]:
+def measured_elsewhere(records: Mapping[str, Mapping[str, Any]], run: Path) -> list[ReportPart]:
     """The tasks whose checkpoint is of another run, a part of the report and a warning; empty: there are none.
 
     A checkpoint that is gone counts as one of the run, which was moved, if its run folder had the same name.
@@ -110,10 +110,10 @@ def measured_elsewhere(records: Mapping[str, Mapping[str, Any]], run: Path) -> l
     named = ", ".join(f"{task} ({place})" for task, place in rows)
     _log.warning("results of another model than %s stand in its report: %s", run, named)
     note = "These scores are of another model than this run's."
-    return [Part("Results of another model", note, [Grid("", ("task", "checkpoint"), rows)])]
+    return [ReportPart("Results of another model", note, [Grid("", ("task", "checkpoint"), rows)])]
 
 
-def parts_of(records: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+def parts_of(records: Mapping[str, Mapping[str, Any]]) -> list[ReportPart]:
     """The parts of results that a table of scores does not show, each where some task has it."""
     parts = [part for name, (title, note) in PARTS.items() if (part := _tables(records, name, title, note))]
     curves = _calibration(records)
@@ -122,7 +122,7 @@ def parts_of(records: Mapping[str, Mapping[str, Any]]) -> list[Part]:
 
 def comparison(
     name: str, scores: Mapping[str, Mapping[str, Any]], other_name: str, others: Mapping[str, Mapping[str, Any]]
-) -> Part:
+) -> ReportPart:
     """Scores of two runs side by side, where both have them, with their difference.
 
     Args:
@@ -142,7 +142,7 @@ def comparison(
     note = "Without intervals, as they are of the same samples: `mmssl compare` measures differences, sample by sample."
     if not grids:
         note = f"{name} and {other_name} have no score in common: evaluate both with the same suite, and give its --out folders."
-    return Part(f"Beside {other_name}", note, grids)
+    return ReportPart(f"Beside {other_name}", note, grids)
 
 
 def _is_score(metric: str, value: object) -> bool:
@@ -150,7 +150,7 @@ def _is_score(metric: str, value: object) -> bool:
     return isinstance(value, float) and not around and metric not in CHOSEN
 
 
-def _tables(records: Mapping[str, Mapping[str, Any]], name: str, title: str, note: str) -> Part | None:
+def _tables(records: Mapping[str, Mapping[str, Any]], name: str, title: str, note: str) -> ReportPart | None:
     grids: list[Grid] = []
     for task, record in records.items():
         rows = record.get(name)
@@ -169,14 +169,14 @@ def _tables(records: Mapping[str, Mapping[str, Any]], name: str, title: str, not
         shown = [[row.get(column) for column in columns] for row in rows[:most]]
         more = f", the first {most} of {len(rows)}" if len(shown) < len(rows) else ""
         grids.append(Grid(f"{task}{more}", columns, shown))
-    return Part(title, note, grids) if grids else None
+    return ReportPart(title, note, grids) if grids else None
 
 
 def _by_severity(task: str, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> Iterator[Grid]:
     """A table for each score under corruptions: a row for each corruption, a column for each severity, 0 without corruption."""
     whole = [_with_intervals(row) for row in rows]
     severities = sorted({row["severity"] for row in rows})
-    for metric in (name for name, value in whole[0].items() if isinstance(value, Estimate)):
+    for metric in (name for name, value in whole[0].items() if isinstance(value, ScoreInterval)):
         cells = {(row["corruption"], row["severity"]): row[metric] for row in whole}
         clean = _with_intervals(scores).get(metric)
         kinds = dict.fromkeys(row["corruption"] for row in rows)
@@ -190,13 +190,13 @@ def _with_intervals(row: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in row.items():
         stem = "" if name == "value" else f"{name}_"
         if f"{stem}ci95_low" in row:
-            found[name] = Estimate(value, row[f"{stem}ci95_low"], row[f"{stem}ci95_high"])
+            found[name] = ScoreInterval(value, row[f"{stem}ci95_low"], row[f"{stem}ci95_high"])
         elif not name.endswith(("ci95_low", "ci95_high")):
             found[name] = value
     return found
 
 
-def _calibration(records: Mapping[str, Mapping[str, Any]]) -> Part | None:
+def _calibration(records: Mapping[str, Mapping[str, Any]]) -> ReportPart | None:
     """The probability of a match by cosine, and the reliability of class probabilities: tables "curve" and "reliability"."""
     charts: list[Chart] = []
     grids: list[Grid] = []
@@ -213,7 +213,7 @@ def _calibration(records: Mapping[str, Mapping[str, Any]]) -> Part | None:
             charts.append(chart)
             grids.append(grid)
             notes[CLAIMS] = None
-    return Part("Calibration", " ".join(notes), grids, charts) if charts else None
+    return ReportPart("Calibration", " ".join(notes), grids, charts) if charts else None
 
 
 def _reliability(task: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Chart, Grid]:
@@ -231,7 +231,7 @@ def _reliability(task: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Chart, G
     return chart, Grid(f"{task}: reliability", ("probabilities", "bin", "n", "confidence", "accuracy"), lines)
 
 
-def _left_out(records: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
+def _left_out(records: Mapping[str, Mapping[str, Any]]) -> Iterator[ReportPart]:
     """Samples that took no part in each task."""
     names = ("n", "n_excluded", "n_train_excluded", "n_skipped", "n_train_skipped")
     rows = [
@@ -241,4 +241,4 @@ def _left_out(records: Mapping[str, Mapping[str, Any]]) -> Iterator[Part]:
     ]
     if rows:
         note = "Excluded samples lack a modality or a label; skipped ones could not be decoded."
-        yield Part("Samples that took no part", note, [Grid("", ("task", *names), rows)])
+        yield ReportPart("Samples that took no part", note, [Grid("", ("task", *names), rows)])

@@ -16,9 +16,9 @@ from mmssl.evaluation.common import metric_context
 from mmssl.reporting.environment import redact, redact_text
 from mmssl.reporting.figures import Curve
 from mmssl.reporting.gallery import Answer, Gallery, Similarity
-from mmssl.reporting.measures import Part
+from mmssl.reporting.measures import ReportPart
 from mmssl.reporting.score_table import number_text, printable, score_table
-from mmssl.reporting.shown import Shown
+from mmssl.reporting.shown import ShownSample
 from mmssl.training.health import ALARM
 from mmssl.training.runtime.jsonl import JsonLines
 
@@ -90,7 +90,7 @@ def write_report(
     results: Mapping[str, Any] | None = None,
     galleries: Sequence[Gallery] = (),
     similarities: Sequence[Similarity] = (),
-    parts: Sequence[Part] = (),
+    parts: Sequence[ReportPart] = (),
     environment: Mapping[str, str] | None = None,
     recipe_text: str = "",
 ) -> None:
@@ -178,7 +178,7 @@ def _details(around: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
         yield "ceiling", f"{100 * around['ceiling']:.1f}"
 
 
-def _part(number: int, part: Part) -> dict[str, Any]:
+def _part(number: int, part: ReportPart) -> dict[str, Any]:
     return {
         "id": f"part-{number}",
         "title": printable(part.title),
@@ -221,7 +221,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
     return {**_thing(answer.thing), "score": f"{answer.score:.3f}", "right": answer.right, "same": answer.same}
 
 
-def _thing(thing: Shown) -> dict[str, str]:
+def _thing(thing: ShownSample) -> dict[str, str]:
     return {name: printable(value) for name, value in asdict(thing).items()}
 
 

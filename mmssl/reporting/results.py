@@ -18,7 +18,7 @@ from mmssl.core.config import Config
 from mmssl.core.errors import DataError, os_words
 from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.reporting.report import write_atomically, write_results
-from mmssl.reporting.summary import Row, to_csv, to_markdown
+from mmssl.reporting.summary import ScoreRow, to_csv, to_markdown
 from mmssl.training.checkpoints.tensors import dump_tensors
 
 TIES = "of equal scores the earlier candidate, or the lower class, comes first; average precision counts equal ones together"
@@ -41,7 +41,7 @@ IN_JSON = (
 """Tables that stand in the JSON of their task; others are files of their own."""
 
 
-class Records:
+class TaskRecords:
     """Records of the tasks of one checkpoint, in memory.
 
     Args:
@@ -101,7 +101,7 @@ class Records:
             "identity": self.identity(config, facts),
         }
 
-    def finish(self, rows: Sequence[Row], scores: Mapping[str, Mapping[str, Any]]) -> None:
+    def finish(self, rows: Sequence[ScoreRow], scores: Mapping[str, Mapping[str, Any]]) -> None:
         """Write what there is of all tasks together.
 
         Args:
@@ -110,12 +110,12 @@ class Records:
         """
 
 
-class Results(Records):
+class Results(TaskRecords):
     """The folder of the results of one checkpoint: a task that is done is read, not measured again.
 
     Args:
         folder: made when the first task is written.
-        checkpoint, model: see `Records`.
+        checkpoint, model: see `TaskRecords`.
     """
 
     folder: Path
@@ -143,25 +143,25 @@ class Results(Records):
             files["fitted"] = write_tensors(self.folder / f"{task}.safetensors", evaluator.fitted).name
         write_results(self.folder / f"{task}.json", self.record(task, config, evaluator, facts, scores, files))
 
-    def finish(self, rows: Sequence[Row], scores: Mapping[str, Mapping[str, Any]]) -> None:
+    def finish(self, rows: Sequence[ScoreRow], scores: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the table of all tasks, as Markdown and CSV."""
         make_folder(self.folder)
         write_atomically(self.folder / "results.md", to_markdown(rows))
         write_atomically(self.folder / "results.csv", to_csv(rows))
 
 
-class ResultFile(Records):
+class ResultFile(TaskRecords):
     """One JSON file of all tasks, each of which is measured: task -> scores, and under "records" what a folder's JSON has of it.
 
     Args:
-        file: JSON. checkpoint, model: see `Records`.
+        file: JSON. checkpoint, model: see `TaskRecords`.
     """
 
     def __init__(self, file: Path, checkpoint: str, model: str) -> None:
         super().__init__(checkpoint, model)
         self._file = file
 
-    def finish(self, rows: Sequence[Row], scores: Mapping[str, Mapping[str, Any]]) -> None:
+    def finish(self, rows: Sequence[ScoreRow], scores: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the file."""
         make_folder(self._file.parent)
         records = {task: self.records[task] for task in scores if task in self.records}

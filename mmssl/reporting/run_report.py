@@ -21,7 +21,7 @@ from mmssl.recipe.suite import Suite, evaluation_modalities, read_as
 from mmssl.reporting.environment import environment
 from mmssl.reporting.figures import Chart, chart_png, charts
 from mmssl.reporting.gallery import Gallery, Similarity, showcase
-from mmssl.reporting.measures import Grid, Part
+from mmssl.reporting.measures import Grid, ReportPart
 from mmssl.reporting.report import read_curves, read_warnings, write_report, write_results
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def report_run(
     results: Mapping[str, Any] | None = None,
     model: Model | None = None,
     failures: Mapping[str, MmsslError] | None = None,
-    parts: Sequence[Part] = (),
+    parts: Sequence[ReportPart] = (),
     figures: Path | None = None,
     measured: Mapping[str, EvaluatorConfig] | None = None,
 ) -> Path:
@@ -63,9 +63,12 @@ def report_run(
     shown, missing = _showcases(recipe, {**(measured or {}), **own}, model)
     if shown:
         note = "Items of the retrieval gallery. Modalities that lie apart share a space, but not a place in it."
-        parts = [Part("Embedding map", note, charts=[embeddings for _, _, embeddings in shown]), *parts]
+        parts = [ReportPart("Embedding map", note, charts=[embeddings for _, _, embeddings in shown]), *parts]
     if missing:
-        parts = [Part("Without a gallery", "Their samples cannot be shown.", [Grid("", ("", ""), missing)]), *parts]
+        parts = [
+            ReportPart("Without a gallery", "Their samples cannot be shown.", [Grid("", ("", ""), missing)]),
+            *parts,
+        ]
     scores = {
         **(results if results is not None else latest_scores(curves, list(recipe.evaluators))),
         **{name: {"error": str(error)} for name, error in failures.items()},

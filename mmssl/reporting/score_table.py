@@ -8,7 +8,7 @@ from typing import Any
 
 from mmssl.data.corruption import SEVERITIES
 from mmssl.evaluation.common import metric_context
-from mmssl.reporting.measures import Estimate
+from mmssl.reporting.measures import ScoreInterval
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 _DIRECTION = re.compile(r"(\w+_to_\w+?)_((?:mAP|R@|recall@|MRR|mean_rank|median_rank|tie_rate|n_queries).*)")
@@ -59,7 +59,7 @@ def _shown(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             continue
         around = metric_context(values, metric)
         chance = "" if None in (value, around["chance"]) else f", chance {number_text(around['chance'])}"
-        yield metric, f"{number_text(Estimate(value, around['low'], around['high']))}{chance}"
+        yield metric, f"{number_text(ScoreInterval(value, around['low'], around['high']))}{chance}"
 
 
 def _card(name: str, values: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def number_text(value: Any) -> str:
     """A value of a table: four digits, a dash for None, an interval in brackets."""
     if value is None:
         return "–"
-    if isinstance(value, Estimate):
+    if isinstance(value, ScoreInterval):
         # No line ends within the brackets.
         around = f" ({number_text(value.low)}\xa0to\xa0{number_text(value.high)})" if value.low is not None else ""
         return f"{number_text(value.value)}{around}"

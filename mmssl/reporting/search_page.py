@@ -7,12 +7,14 @@ from pathlib import Path
 
 from mmssl.reporting.report import write_atomically
 from mmssl.reporting.score_table import printable
-from mmssl.reporting.shown import Shown
+from mmssl.reporting.shown import ShownSample
 
 TEMPLATE = Path(__file__).with_name("search.html.jinja")
 
 
-def write_page(path: Path, title: str, query: Shown, found: Mapping[str, Sequence[tuple[Shown, float]]]) -> None:
+def write_page(
+    path: Path, title: str, query: ShownSample, found: Mapping[str, Sequence[tuple[ShownSample, float]]]
+) -> None:
     """Write the page: no script, no network, all data escaped.
 
     Args:

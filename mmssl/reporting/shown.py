@@ -31,7 +31,7 @@ LANES = 16
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownSample:
     """What a page shows of a sample.
 
     Attributes:
@@ -48,7 +48,7 @@ class Shown:
     note: str = ""
 
 
-def shown(
+def shown_sample(
     modality: Modality,
     key: str,
     value: Any,
@@ -56,7 +56,7 @@ def shown(
     extension: str = "",
     item: int = 0,
     largest: int = LARGEST,
-) -> Shown:
+) -> ShownSample:
     """A decoded value as a page shows it: by its view "eval", sounds as they are stored.
 
     Args:
@@ -69,33 +69,33 @@ def shown(
     """
     key = printable(key)
     if modality.language:
-        return Shown(key, text=shorten_text(printable(value[min(item, len(value) - 1)])))
+        return ShownSample(key, text=shorten_text(printable(value[min(item, len(value) - 1)])))
     if modality.audible:
         return _sound(modality, key, value, data, extension, largest)
     if modality.label or modality.token_ids is not None:
-        return Shown(key)
-    return Shown(key, picture=_picture(modality.view("eval")(value, {}), largest))
+        return ShownSample(key)
+    return ShownSample(key, picture=_picture(modality.view("eval")(value, {}), largest))
 
 
-def show_sample(index: Samples, modality: Modality, number: int, item: int = 0, largest: int = LARGEST) -> Shown:
+def show_sample(index: Samples, modality: Modality, number: int, item: int = 0, largest: int = LARGEST) -> ShownSample:
     """A sample of a data set; only its key if it cannot be read any more."""
     try:
         encoded = read(index, number, {modality.name: modality})
         extension = encoded.members[modality.name]
         value = encoded.decode().values[modality.name]
     except BadSample:
-        return Shown(printable(index.key(number)))
+        return ShownSample(printable(index.key(number)))
     reader = encoded.modalities[modality.name]
-    return shown(reader, encoded.raw.key, value, encoded.raw.fields[extension], extension, item, largest)
+    return shown_sample(reader, encoded.raw.key, value, encoded.raw.fields[extension], extension, item, largest)
 
 
-def _sound(modality: Modality, key: str, value: Any, data: bytes, extension: str, largest: int) -> Shown:
+def _sound(modality: Modality, key: str, value: Any, data: bytes, extension: str, largest: int) -> ShownSample:
     """The file itself if browsers play it and it is short enough, else as much of its middle as mp3."""
     if extension in SOUNDS and _encoded_length(len(data)) <= largest:
-        return Shown(key, sound=_uri(SOUNDS[extension], data))
+        return ShownSample(key, sound=_uri(SOUNDS[extension], data))
     wave = np.atleast_2d(np.asarray(value, dtype=np.float32))[:2]
     if modality.values_per_second is None or not wave.size:
-        return Shown(key)
+        return ShownSample(key)
     rate = round(modality.values_per_second)
     bits = min(BIT_RATE, BITS_A_SAMPLE * rate) * len(wave)
     room = max(0, largest * 3 // 4 - HEADERS) * 8 / bits
@@ -105,9 +105,9 @@ def _sound(modality: Modality, key: str, value: Any, data: bytes, extension: str
     middle = np.clip(resample(wave[:, start : start + count], resampling_ratio(coding, rate)), -1, 1)
     uri = _uri("audio/mpeg", encode_lossy(middle, "mp3", coding, bits)) if middle.size else ""
     if not uri or len(uri) > largest:
-        return Shown(key)
+        return ShownSample(key)
     part = f"{count / rate:.1f} s of {wave.shape[1] / rate:.1f} s" if count < wave.shape[1] else ""
-    return Shown(key, sound=uri, note=part)
+    return ShownSample(key, sound=uri, note=part)
 
 
 def _picture(x: Tensor, largest: int) -> str:

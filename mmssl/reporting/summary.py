@@ -20,7 +20,7 @@ CORRUPTED = "_corrupted"
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One score of the table of all tasks; None: not defined. clean: of a score under corruption, the one without."""
 
     task: str
@@ -39,7 +39,7 @@ def unusual_settings(config: Config) -> dict[str, Any]:
     return {name: changed[name] for name in UNUSUAL if name in changed}
 
 
-def summary_rows(task: str, scores: Mapping[str, Score], headlines: Sequence[str] = ()) -> list[Row]:
+def summary_rows(task: str, scores: Mapping[str, Score], headlines: Sequence[str] = ()) -> list[ScoreRow]:
     """The headlines among the scores of a task (none given: all of them), with interval, chance and n.
 
     And means over severities, a row for each corruption and one for several together; see `CorruptedShards.measure`.
@@ -55,12 +55,14 @@ def summary_rows(task: str, scores: Mapping[str, Score], headlines: Sequence[str
     return rows
 
 
-def _row(task: str, scores: Mapping[str, Score], name: str, metric: str) -> Row:
+def _row(task: str, scores: Mapping[str, Score], name: str, metric: str) -> ScoreRow:
     """A score, with the chance and n of a metric."""
     near, own = metric_context(scores, metric), metric_context(scores, name)
     of_direction = scores.get(f"{metric.rpartition('_')[0]}_n_queries", scores.get("n"))
     n = scores.get(f"{metric}_n", of_direction)
-    return Row(task, name, scores.get(name), own["low"], own["high"], near["chance"], n if isinstance(n, int) else None)
+    return ScoreRow(
+        task, name, scores.get(name), own["low"], own["high"], near["chance"], n if isinstance(n, int) else None
+    )
 
 
 def to_markdown(rows: Sequence[Any]) -> str:

@@ -28,7 +28,7 @@ from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.usual import modality_configs
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import DecodeError, Modality
-from mmssl.data.stream.collate import Row, collate
+from mmssl.data.stream.collate import BatchRow, collate
 from mmssl.data.synchronized.chain import SynchronizedConfig
 from mmssl.data.timeline import Clip
 from mmssl.datasets.digit_render import to_wav
@@ -308,7 +308,7 @@ def test_views_stack_and_absent_ones_are_blank(kind: str) -> None:
         blank = view.blank()
         assert blank.dtype == made.dtype
         assert view.ragged or blank.shape == made.shape
-        rows = [Row(0, "a", {kind: {f"{name}0": made}}), Row(1, "b", {})]
+        rows = [BatchRow(0, "a", {kind: {f"{name}0": made}}), BatchRow(1, "b", {})]
         batch = collate(rows, {kind: modality}, {kind: {name: 1}})
         assert batch.present[kind].tolist() == [True, False]
         assert torch.equal(batch[kind][f"{name}0"][0], made)

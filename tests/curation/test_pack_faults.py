@@ -11,7 +11,7 @@ import pytest
 
 from mmssl.core.errors import DataError
 from mmssl.curation.pack import Columns, PackConfig, open_source, pack
-from mmssl.curation.pack_columns import Table
+from mmssl.curation.pack_columns import SourceTable
 from mmssl.curation.pack_formats import BadRow
 from mmssl.curation.pack_tables import TableSource
 from mmssl.data.shards.writer import read_manifest
@@ -212,7 +212,7 @@ def cells(tmp_path: Path, rows: list[dict[str, Any]], **columns: Any) -> TableSo
     """A table of typed values, as parquet has them, beside pictures."""
     values = [{"image": picture(number), **row} for number, row in enumerate(rows)]
     names = tuple(values[0])
-    made = Table(
+    made = SourceTable(
         "parquet", tmp_path / "t.parquet", tmp_path, names, len(rows), lambda row: values[row],
         lambda name: [row[name] for row in values], lambda row: f"row {row}", "", {},
     )  # fmt: skip

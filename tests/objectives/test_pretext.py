@@ -16,12 +16,12 @@ from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
 from mmssl.objectives.parts.noises import uniform_noise
-from mmssl.objectives.parts.pretext_tasks import NEIGHBOURS, Task, TaskConfig, Uniform, distant_permutations
+from mmssl.objectives.parts.pretext_tasks import NEIGHBOURS, PretextTask, TaskConfig, Uniform, distant_permutations
 from mmssl.objectives.pretext import PretextConfig, PretextObjective
 from tests.contracts import toys
 from tests.contracts.case import FIVE, Case
 
-TASKS: TypeAdapter[Task] = TypeAdapter(TaskConfig)
+TASKS: TypeAdapter[PretextTask] = TypeAdapter(TaskConfig)
 CONFIG: dict[str, Any] = {
     "kind": "pretext", "modality": "picture", "view": "crop", "task": {"kind": "rotation"}, "predictor": {"kind": "linear"},
 }  # fmt: skip
@@ -40,7 +40,7 @@ PERMUTATIONS = [[0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0], [0, 2, 3
 """Of ssl-golden-values-2.json: opn_orders_of_4_up_to_reversal, jigsaw_6_permutations_of_4."""
 
 
-def task(**config: Any) -> Task:
+def task(**config: Any) -> PretextTask:
     return TASKS.validate_json(json.dumps(config))
 
 

@@ -19,7 +19,7 @@ from mmssl.evaluation.ranking import pair_ranks
 from mmssl.evaluation.retrieval import RetrievalConfig
 from mmssl.reporting.gallery import Gallery, choose_queries, embedding_map, gallery, showcase, similarity
 from mmssl.reporting.report import write_report
-from mmssl.reporting.shown import Shown
+from mmssl.reporting.shown import ShownSample
 from tests.evaluation.world import (
     COLOURS,
     NAMES,
@@ -46,8 +46,8 @@ def made(captions: int = 2, n: int = 20, digest: torch.Tensor | None = None) -> 
         a,
         b,
         ranks,
-        lambda row: Shown(f"key{row}"),
-        lambda row: Shown(f"key{row // captions}", text=f"caption {row}"),
+        lambda row: ShownSample(f"key{row}"),
+        lambda row: ShownSample(f"key{row // captions}", text=f"caption {row}"),
         count=3,
         answers=4,
     )
@@ -98,7 +98,7 @@ def test_one_query_a_sample_and_none_that_cannot_succeed() -> None:
 def test_similarity_shows_samples_that_have_both() -> None:
     a = items(torch.eye(4))
     b = items(torch.eye(4)[[1, 1, 3]], torch.tensor([1, 1, 3]))
-    shown = similarity(a, b, lambda row: Shown(f"a{row}"), lambda row: Shown(f"b{row}"))
+    shown = similarity(a, b, lambda row: ShownSample(f"a{row}"), lambda row: ShownSample(f"b{row}"))
     assert [thing.key for thing in shown.rows] == ["b0", "b2"]
     assert [thing.key for thing in shown.columns] == ["a1", "a3"]
     assert torch.equal(shown.matrix, torch.eye(2))

@@ -10,7 +10,7 @@ import pytest
 
 from mmssl.core.errors import DataError
 from mmssl.reporting.figures import PERFECT, Chart, chart_png, chart_uri
-from mmssl.reporting.measures import MOST_ROWS, Estimate, comparison, measured_elsewhere, parts_of, read_records
+from mmssl.reporting.measures import MOST_ROWS, ScoreInterval, comparison, measured_elsewhere, parts_of, read_records
 from mmssl.reporting.report import write_report
 from mmssl.reporting.run_report import write_figures
 from tests.reporting.test_report import ALLOWED, HOSTILE, Page
@@ -56,7 +56,7 @@ def test_each_part_stands_where_a_task_has_it() -> None:
         ["corruption", "0", "1", "2", "3", "4", "5"],
     )
     assert [row[0] for row in severities.rows] == ["jpeg", "mp3"]
-    assert severities.rows[1][1:3] == [0.5, Estimate(0.4, 0.0, 1.0)], "the first without corruption"
+    assert severities.rows[1][1:3] == [0.5, ScoreInterval(0.4, 0.0, 1.0)], "the first without corruption"
     assert [row[0] for row in parts["Classes"].grids[0].rows] == ["cat", "dog", "owl"], "the lowest recall first"
     (curve,) = parts["Calibration"].charts
     assert (curve.x, curve.curves["probability"][-1]) == ("cosine", (0.4, 0.4))
@@ -85,7 +85,7 @@ def test_reliability_stands_as_a_figure_and_a_table() -> None:
     assert reliable.curves == {"before": [(0.5, 0.25)], "after": [(0.5, 0.5)], PERFECT: [(0.0, 0.0), (1.0, 1.0)]}
     assert curve.title == "calibration: probability of a match"
     (grid,) = calibration.grids
-    assert grid.rows[1] == ("after", "0.40 to 0.60", 8, 0.5, Estimate(0.5, 0.1, 0.9))
+    assert grid.rows[1] == ("after", "0.40 to 0.60", 8, 0.5, ScoreInterval(0.5, 0.1, 0.9))
     assert chart_uri(reliable).startswith("data:image/svg+xml;base64,")
 
 

@@ -21,7 +21,7 @@ from mmssl.reporting.environment import HIDDEN, commit, environment, is_secret, 
 from mmssl.reporting.figures import Chart, chart_uri, charts, heat_colours, picture_uri, thinned
 from mmssl.reporting.gallery import Answer, Gallery, Pick, Similarity
 from mmssl.reporting.report import read_curves, read_warnings, write_report, write_results
-from mmssl.reporting.shown import Shown
+from mmssl.reporting.shown import ShownSample
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -67,9 +67,9 @@ def picture() -> torch.Tensor:
 def full_report(path: Path, words: list[str]) -> str:
     """A report in which every field that comes from data or recipes holds one of the words."""
     things = [
-        *(Shown(word, text=word, note=word) for word in words),
-        Shown(words[0], picture=picture_uri(picture())),
-        Shown(words[0], sound="data:audio/wav;base64,UklGRg=="),
+        *(ShownSample(word, text=word, note=word) for word in words),
+        ShownSample(words[0], picture=picture_uri(picture())),
+        ShownSample(words[0], sound="data:audio/wav;base64,UklGRg=="),
     ]
     picks = tuple(Pick(thing, 3, Answer(thing, 0.5, True), (Answer(thing, 0.9, False, True),)) for thing in things)
     write_report(
@@ -125,7 +125,7 @@ def test_the_page_forbids_everything_but_its_own_pictures(tmp_path: Path) -> Non
 
 
 def test_sounds_play_and_parts_of_them_say_so(tmp_path: Path) -> None:
-    thing = Shown("bark", sound="data:audio/mpeg;base64,SUQz", note="4.0 s of 9.0 s")
+    thing = ShownSample("bark", sound="data:audio/mpeg;base64,SUQz", note="4.0 s of 9.0 s")
     pick = Pick(thing, 1, Answer(thing, 0.5, True), (Answer(thing, 0.5, True),))
     write_report(tmp_path / "r.html", title="t", galleries=[Gallery("sound", {"best": (pick,)})])
     page = Page((tmp_path / "r.html").read_text())
@@ -136,7 +136,7 @@ def test_sounds_play_and_parts_of_them_say_so(tmp_path: Path) -> None:
 
 def test_what_has_no_room_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.html"
-    thing = Shown("key", picture=picture_uri(picture()))
+    thing = ShownSample("key", picture=picture_uri(picture()))
     pick = Pick(thing, 1, Answer(thing, 0.5, True), ())
     parts: dict[str, Any] = {
         "curves": {f"metric{i}": [(0.0, 1.0), (1.0, 2.0)] for i in range(3)},

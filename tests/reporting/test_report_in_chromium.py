@@ -18,7 +18,7 @@ import pytest
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.reporting.gallery import Answer, Gallery, Pick
 from mmssl.reporting.report import write_report
-from mmssl.reporting.shown import shown
+from mmssl.reporting.shown import shown_sample
 from tests.reporting.test_report import HOSTILE, full_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -153,8 +153,8 @@ def test_sounds_can_be_played(browser: Browser, tmp_path: Path) -> None:
     with wave.open(file, "wb") as out:
         out.setparams((1, 2, 8_000, 0, "NONE", ""))
         out.writeframes((sound * 9_000).astype(np.int16).tobytes())
-    whole = shown(modality, "key", sound, file.getvalue(), "wav")
-    middle = shown(modality, "key", sound, file.getvalue(), "wav", largest=12_000)
+    whole = shown_sample(modality, "key", sound, file.getvalue(), "wav")
+    middle = shown_sample(modality, "key", sound, file.getvalue(), "wav", largest=12_000)
     pick = Pick(whole, 1, Answer(middle, 0.5, True), (Answer(middle, 0.5, True),))
     write_report(tmp_path / "report.html", title="t", galleries=[Gallery("sound", {"best": (pick,)})])
     browser.open(tmp_path / "report.html")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmssl.reporting.measures import Estimate
+from mmssl.reporting.measures import ScoreInterval
 from mmssl.reporting.score_table import number_text, score_table
 
 
@@ -56,5 +56,5 @@ def test_the_severities_of_a_corruption_are_one_row() -> None:
 
 def test_numbers_as_text() -> None:
     assert [number_text(x) for x in (None, 0.0, 0.12345, 1e-5, 12, 3e6)] == ["–", "0", "0.1235", "1e-05", "12", "3e+06"]
-    assert number_text(Estimate(0.5, 0.25, 1.0)) == "0.5 (0.25\xa0to\xa01)"
-    assert number_text(Estimate(None, None, None)) == "–"
+    assert number_text(ScoreInterval(0.5, 0.25, 1.0)) == "0.5 (0.25\xa0to\xa01)"
+    assert number_text(ScoreInterval(None, None, None)) == "–"

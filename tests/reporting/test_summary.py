@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmssl.reporting.summary import Row, summary_rows, to_csv
+from mmssl.reporting.summary import ScoreRow, summary_rows, to_csv
 from pipelines.measured import show
 
 SCORES = {
@@ -18,10 +18,10 @@ SCORES = {
 
 def test_a_row_for_each_corruption_stands_behind_the_headlines() -> None:
     assert summary_rows("t", SCORES, ("acc1",)) == [
-        Row("t", "acc1", 0.5, 0.4, 0.6, 0.1, 90),
-        Row("t", "acc1_jpeg", 0.3, 0.2, 0.4, 0.1, 90, clean=0.5),
-        Row("t", "acc1_mosaic", 0.3, 0.2, 0.4, 0.1, 90, clean=0.5),
-        Row("t", "acc1_corrupted", 0.3, 0.2, 0.4, 0.1, 90, clean=0.5),
+        ScoreRow("t", "acc1", 0.5, 0.4, 0.6, 0.1, 90),
+        ScoreRow("t", "acc1_jpeg", 0.3, 0.2, 0.4, 0.1, 90, clean=0.5),
+        ScoreRow("t", "acc1_mosaic", 0.3, 0.2, 0.4, 0.1, 90, clean=0.5),
+        ScoreRow("t", "acc1_corrupted", 0.3, 0.2, 0.4, 0.1, 90, clean=0.5),
     ]
     assert len(summary_rows("t", SCORES)) == len(SCORES), "without headlines each score is one row"
 
@@ -51,7 +51,7 @@ def test_the_console_and_the_file_have_the_clean_score(capsys: pytest.CaptureFix
 
 
 def test_what_is_not_defined_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
-    show([Row("t", "acc1_casing", None, chance=0.1, n=8, clean=0.5)])
+    show([ScoreRow("t", "acc1_casing", None, chance=0.1, n=8, clean=0.5)])
     table = capsys.readouterr().err
     assert "–" in table
     assert "None" not in table

@@ -11,14 +11,14 @@ from pathlib import Path
 from mmssl.curation.importers.csv_table import read_csv
 from mmssl.curation.importers.formats import Found, table_format
 from mmssl.curation.importers.records import NamedMedia
-from mmssl.curation.pack_columns import Columns, Table
+from mmssl.curation.pack_columns import Columns, SourceTable
 from mmssl.curation.pack_config import PackConfig
 
 NAME = "audiocaps"
 _COLUMNS = ("youtube_id", "start_time", "audiocap_id")
 
 
-def read_audiocaps(found: Found, config: PackConfig, root: Path | None) -> Table:
+def read_audiocaps(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     """A row for each caption; the rows of a clip are grouped."""
     usual = Columns(audio="file", captions=("caption",))
     table = read_csv(found.path, root, ",", kind=NAME, usual=usual, grouped=True)

@@ -18,7 +18,7 @@ from mmssl.core.errors import DataError
 from mmssl.curation.importers.csv_table import read_csv
 from mmssl.curation.importers.formats import Found, table_format
 from mmssl.curation.importers.records import NamedMedia, numbered_names
-from mmssl.curation.pack_columns import Columns, Table
+from mmssl.curation.pack_columns import Columns, SourceTable
 from mmssl.curation.pack_config import PackConfig
 
 NAME = "audioset"
@@ -28,7 +28,7 @@ _HEADER_LINE = re.compile(r"#?\s*" + r"\s*,\s*".join(_HEADER))
 _LINE = re.compile(r'[\w-]{11},\s*\d+(\.\d+)?,\s*\d+(\.\d+)?,\s*"?/[a-z]/.+')
 
 
-def read_audioset(found: Found, config: PackConfig, root: Path | None) -> Table:
+def read_audioset(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     """A row for each segment, with the names of its classes.
 
     Raises:

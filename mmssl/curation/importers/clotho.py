@@ -10,14 +10,14 @@ from pathlib import Path
 from mmssl.curation.importers.csv_table import read_csv
 from mmssl.curation.importers.formats import Found, table_format
 from mmssl.curation.importers.records import usual_root
-from mmssl.curation.pack_columns import Columns, Table
+from mmssl.curation.pack_columns import Columns, SourceTable
 from mmssl.curation.pack_config import PackConfig
 
 NAME = "clotho"
 _CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
 
 
-def read_clotho(found: Found, config: PackConfig, root: Path | None) -> Table:
+def read_clotho(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     """A row for each sound, with five captions."""
     base = usual_root(found, root, found.path.stem.removeprefix("clotho_captions_"))
     return read_csv(found.path, base, ",", kind=NAME, usual=Columns(audio="file_name", captions=_CAPTIONS))

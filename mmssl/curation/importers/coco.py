@@ -13,13 +13,13 @@ from typing import Any
 
 from mmssl.curation.importers.formats import Found, table_format
 from mmssl.curation.importers.records import record_table, usual_root
-from mmssl.curation.pack_columns import Columns, Table
+from mmssl.curation.pack_columns import Columns, SourceTable
 from mmssl.curation.pack_config import PackConfig
 
 NAME = "coco"
 
 
-def read_coco(found: Found, config: PackConfig, root: Path | None) -> Table:
+def read_coco(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     """A row for each picture, with its captions."""
     captions: dict[Any, list[Any]] = {}
     for annotation in found.records("annotations"):

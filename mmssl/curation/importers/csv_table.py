@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mmssl.core.errors import DataError, os_words
 from mmssl.curation.importers.formats import Found, sniff_delimiter, table_format
-from mmssl.curation.pack_columns import Table
+from mmssl.curation.pack_columns import SourceTable
 from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow
 
@@ -30,7 +30,7 @@ def read_csv(
     skip: int = 0,
     blanks: bool = False,
     **known: Any,
-) -> Table:
+) -> SourceTable:
     """Read a table in text: UTF-8, one row a line; values with delimiters, quotes or line ends stand in double quotes.
 
     A misplaced quote makes one value of several rows. A row of several lines is taken for that, and its first line alone is
@@ -45,7 +45,7 @@ def read_csv(
         header: column names of a file without a header line.
         skip: lines before the first row, or the header, which are none.
         blanks: blanks behind a delimiter do not count, and quotes may follow them.
-        **known: of `Table`, what is known of the format.
+        **known: of `SourceTable`, what is known of the format.
 
     Raises:
         DataError: unreadable, no header, or a column name twice.
@@ -77,7 +77,7 @@ def read_csv(
         place = columns.index(name)
         return [None if isinstance(one, str) or len(one) != width else one[place] for _, _, one in records]
 
-    return Table(
+    return SourceTable(
         **{
             "kind": "csv",
             "path": path,
@@ -174,7 +174,7 @@ def _checked(values: list[str]) -> list[str] | str:
     return values if bad is None else f"got {bad.encode('utf-8', 'surrogateescape')[:40]!r}, wanted UTF-8 text"
 
 
-def _read(found: Found, config: PackConfig, root: Path | None) -> Table:
+def _read(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     return read_csv(found.path, root, config.delimiter)
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from mmssl.curation.importers.csv_table import read_csv
 from mmssl.curation.importers.formats import Found, table_format
 from mmssl.curation.importers.records import usual_root
-from mmssl.curation.pack_columns import Columns, Table
+from mmssl.curation.pack_columns import Columns, SourceTable
 from mmssl.curation.pack_config import PackConfig
 
 NAME = "esc50"
 
 
-def read_esc50(found: Found, config: PackConfig, root: Path | None) -> Table:
+def read_esc50(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     """A row for each sound, with number and name of its class."""
     usual = Columns(audio="filename", label="target", class_name="category")
     return read_csv(found.path, usual_root(found, root, "../audio", "audio"), ",", kind=NAME, usual=usual)

@@ -18,7 +18,7 @@ from mmssl.core.errors import DataError
 from mmssl.curation.importers.csv_table import read_csv
 from mmssl.curation.importers.formats import Found, table_format
 from mmssl.curation.importers.records import usual_root
-from mmssl.curation.pack_columns import Columns, Table
+from mmssl.curation.pack_columns import Columns, SourceTable
 from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow
 
@@ -28,7 +28,7 @@ _TOKEN = re.compile(r"(.+)#(\d+)\t(.*)")
 _CSV = {"image_name", "comment_number", "comment"}
 
 
-def read_flickr(found: Found, config: PackConfig, root: Path | None) -> Table:
+def read_flickr(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     """A row for each caption; the rows of a picture are grouped."""
     base = usual_root(found, root, *_FOLDERS)
     if found.columns == _CSV:
@@ -37,7 +37,7 @@ def read_flickr(found: Found, config: PackConfig, root: Path | None) -> Table:
     return _read_tokens(found, base)
 
 
-def _read_tokens(found: Found, root: Path) -> Table:
+def _read_tokens(found: Found, root: Path) -> SourceTable:
     data = found.path.read_bytes()
     try:
         lines = [(number, line) for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1) if line.strip()]
@@ -56,7 +56,7 @@ def _read_tokens(found: Found, root: Path) -> Table:
             raise BadRow(where(number), "malformed_row", detail)
         return dict(zip(columns, values, strict=True))
 
-    return Table(
+    return SourceTable(
         kind=NAME,
         path=found.path,
         root=root,

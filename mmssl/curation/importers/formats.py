@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.core.errors import DataError
-from mmssl.curation.pack_columns import Table
+from mmssl.curation.pack_columns import SourceTable
 from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_items import RowSource
 from mmssl.curation.pack_tables import TableSource
@@ -105,7 +105,7 @@ def table_format(
     name: str,
     layout: str,
     recognise: Callable[[Found], bool],
-    read: Callable[[Found, PackConfig, Path | None], Table],
+    read: Callable[[Found, PackConfig, Path | None], SourceTable],
     ignores: tuple[str, ...] = ("delimiter",),
 ) -> Format:
     """A format whose reader gives a table."""

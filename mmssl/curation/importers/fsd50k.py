@@ -16,13 +16,13 @@ from typing import Any
 from mmssl.curation.importers.csv_table import read_csv
 from mmssl.curation.importers.formats import Found, table_format
 from mmssl.curation.importers.records import NamedMedia, numbered_names, usual_root
-from mmssl.curation.pack_columns import Columns, Table
+from mmssl.curation.pack_columns import Columns, SourceTable
 from mmssl.curation.pack_config import PackConfig
 
 NAME = "fsd50k"
 
 
-def read_fsd50k(found: Found, config: PackConfig, root: Path | None) -> Table:
+def read_fsd50k(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     """A row for each sound, with the names of its classes."""
     sounds = f"FSD50K.{found.path.stem}_audio"
     usual = Columns(audio="file", labels="classes")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from mmssl.core.errors import DataError, os_words
 from mmssl.curation.importers.formats import Format, Found
-from mmssl.curation.pack_columns import Table
+from mmssl.curation.pack_columns import SourceTable
 from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_items import RowSource
 from mmssl.curation.pack_tables import TableSource
 
 
-def read_hugging_face(found: Found, config: PackConfig, root: Path | None) -> Table:
+def read_hugging_face(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     """Read a folder written by `save_to_disk` of Hugging Face `datasets`, which must be installed. Media are not decoded.
 
     Raises:
@@ -43,7 +43,7 @@ def read_hugging_face(found: Found, config: PackConfig, root: Path | None) -> Ta
         elif isinstance(feature, datasets.Image | datasets.Audio):
             loaded = loaded.cast_column(name, type(feature)(decode=False))
     described = b"".join(path.read_bytes() for path in sorted(folder.glob("*.json")))
-    return Table(
+    return SourceTable(
         kind="hugging_face",
         path=folder,
         root=root or folder,

@@ -13,14 +13,14 @@ from typing import Any
 
 from mmssl.curation.importers.formats import Found, table_format
 from mmssl.curation.importers.records import record_table, usual_root
-from mmssl.curation.pack_columns import Columns, Table
+from mmssl.curation.pack_columns import Columns, SourceTable
 from mmssl.curation.pack_config import PackConfig
 
 NAME = "karpathy"
 _FOLDERS = ("flickr30k-images", "flickr30k_images", "Flicker8k_Dataset", "images")
 
 
-def read_karpathy(found: Found, config: PackConfig, root: Path | None) -> Table:
+def read_karpathy(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     """A row for each picture, with its sentences."""
     records = [_record(image) for image in found.records("images")]
     return record_table(

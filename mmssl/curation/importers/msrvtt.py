@@ -21,14 +21,14 @@ from typing import Any
 from mmssl.curation.importers.csv_table import read_csv
 from mmssl.curation.importers.formats import Found, table_format
 from mmssl.curation.importers.records import NamedMedia, record_table, usual_root
-from mmssl.curation.pack_columns import Columns, Table
+from mmssl.curation.pack_columns import Columns, SourceTable
 from mmssl.curation.pack_config import PackConfig
 
 NAME = "msrvtt"
 _COLUMNS = {"vid_key", "video_id", "sentence"}
 
 
-def read_msrvtt(found: Found, config: PackConfig, root: Path | None) -> Table:
+def read_msrvtt(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     """A row for each video, with its captions; of a table, for each pair."""
     base = usual_root(found, root, "videos", "TrainValVideo", "TestVideo", "all")
     media = NamedMedia(base, "mp4")
@@ -39,7 +39,7 @@ def read_msrvtt(found: Found, config: PackConfig, root: Path | None) -> Table:
     return table.with_values("file", [media.path(name.strip()) if name else None for name in table.column("video_id")])
 
 
-def _read_document(found: Found, base: Path, media: NamedMedia) -> Table:
+def _read_document(found: Found, base: Path, media: NamedMedia) -> SourceTable:
     captions: dict[Any, list[Any]] = {}
     for sentence in found.records("sentences"):
         captions.setdefault(sentence.get("video_id"), []).append(sentence.get("caption"))

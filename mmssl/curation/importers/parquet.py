@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mmssl.core.errors import DataError, os_words
 from mmssl.curation.importers.formats import Found, table_format
-from mmssl.curation.pack_columns import Table
+from mmssl.curation.pack_columns import SourceTable
 from mmssl.curation.pack_config import PackConfig
 
 
-def read_parquet(found: Found, config: PackConfig, root: Path | None) -> Table:
+def read_parquet(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     """Read a parquet file of paths or bytes (as Hugging Face publishes them). Needs `pyarrow`.
 
     Raises:
@@ -29,7 +29,7 @@ def read_parquet(found: Found, config: PackConfig, root: Path | None) -> Table:
         raise DataError(f"cannot read {path} as parquet: {os_words(error)}") from error
     with path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-    return Table(
+    return SourceTable(
         kind="parquet",
         path=path,
         root=root or path.parent,

@@ -10,11 +10,11 @@ from typing import Any
 from mmssl.core.errors import DataError
 from mmssl.curation.importers.folder import files_below
 from mmssl.curation.importers.formats import Found
-from mmssl.curation.pack_columns import Table
+from mmssl.curation.pack_columns import SourceTable
 from mmssl.curation.pack_formats import packed_extensions
 
 
-def record_table(found: Found, kind: str, records: Sequence[dict[str, Any]], root: Path, **known: Any) -> Table:
+def record_table(found: Found, kind: str, records: Sequence[dict[str, Any]], root: Path, **known: Any) -> SourceTable:
     """A table of records, one a row, with a column for each key.
 
     Args:
@@ -22,11 +22,11 @@ def record_table(found: Found, kind: str, records: Sequence[dict[str, Any]], roo
         kind: name of the format.
         records: the rows.
         root: folder that relative paths start from.
-        **known: of `Table`, what is known of the format; `where` names a row.
+        **known: of `SourceTable`, what is known of the format; `where` names a row.
     """
     columns = tuple(dict.fromkeys(key for record in records for key in record))
     rest = {"where": lambda row: f"row {row} of {found.path}"} | known
-    return Table(
+    return SourceTable(
         kind=kind,
         path=found.path,
         root=root,
@@ -45,7 +45,7 @@ def usual_root(found: Found, root: Path | None, *names: str) -> Path:
     return root or next((folder / name for name in names if (folder / name).is_dir()), folder)
 
 
-def numbered_names(table: Table, number: str, name: str) -> tuple[str, ...]:
+def numbered_names(table: SourceTable, number: str, name: str) -> tuple[str, ...]:
     """Names of classes in the order of their numbers, from two columns of a table.
 
     Raises:

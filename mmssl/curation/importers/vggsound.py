@@ -15,7 +15,7 @@ from typing import Any
 from mmssl.curation.importers.csv_table import read_csv
 from mmssl.curation.importers.formats import Found, table_format
 from mmssl.curation.importers.records import NamedMedia
-from mmssl.curation.pack_columns import Columns, Table
+from mmssl.curation.pack_columns import Columns, SourceTable
 from mmssl.curation.pack_config import PackConfig
 
 NAME = "vggsound"
@@ -23,7 +23,7 @@ _HEADER = ("id", "start", "label", "split")
 _LINE = re.compile(r"[\w-]{11},\s*\d+,.+,\s*(train|test)")
 
 
-def read_vggsound(found: Found, config: PackConfig, root: Path | None) -> Table:
+def read_vggsound(found: Found, config: PackConfig, root: Path | None) -> SourceTable:
     """A row for each clip, with its label."""
     usual = Columns(files=("file",), label="label")
     table = read_csv(found.path, root, ",", _HEADER, kind=NAME, usual=usual, split="split")

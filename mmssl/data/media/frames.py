@@ -19,7 +19,7 @@ _BACK = (0, 1, 10, 10**9)  # seconds before the window to seek a key frame from,
 _SLIVER = Fraction(1, 1_000_000)  # seconds; frames shown for less in a window are not in it: windows are floats
 
 
-class Shown(NamedTuple):
+class ShownFrame(NamedTuple):
     """A frame that is on screen from `begin` until `end`, in seconds from the start of the window."""
 
     picture: Any
@@ -119,7 +119,7 @@ def decode_video(
     return Clip(np.stack(frames), np.array(times), float(end))
 
 
-def timed_frames(container: Any, stream: Any, start: Fraction, timed: Timed | None = None) -> Iterator[Shown]:
+def timed_frames(container: Any, stream: Any, start: Fraction, timed: Timed | None = None) -> Iterator[ShownFrame]:
     """Iterate over frames with their times, from one on screen at or before `start` to the end of the video.
 
     Args:
@@ -142,11 +142,11 @@ def timed_frames(container: Any, stream: Any, start: Fraction, timed: Timed | No
         return
     for after, moment in decoded:
         if moment > begin:  # of two frames with equal times the later is shown
-            yield Shown(picture, begin, moment)
+            yield ShownFrame(picture, begin, moment)
         picture, begin = after, max(moment, begin)
     end = begin + (Fraction(picture.duration or 0) * base or usual_step(stream))
     announced = start_of(stream) + (stream.duration or 0) * base - origin - start
-    yield Shown(picture, begin, announced if announced > begin else end)
+    yield ShownFrame(picture, begin, announced if announced > begin else end)
 
 
 def _timed(container: Any, stream: Any, origin: Fraction) -> Iterator[tuple[Any, Fraction]]:
@@ -158,7 +158,9 @@ def _timed(container: Any, stream: Any, origin: Fraction) -> Iterator[tuple[Any,
         yield picture, stamp * Fraction(stream.time_base) - origin
 
 
-def select_frames(frames: Iterator[Shown], length: Fraction | None, fps: float | None) -> Iterator[tuple[Shown, bool]]:
+def select_frames(
+    frames: Iterator[ShownFrame], length: Fraction | None, fps: float | None
+) -> Iterator[tuple[ShownFrame, bool]]:
     """Select the frames on screen in the window, with times clipped to it, and whether `fps` keeps them; the first is kept."""
     first = True
     for frame in frames:

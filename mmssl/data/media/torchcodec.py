@@ -19,7 +19,15 @@ import numpy as np
 
 from mmssl.data.media.container import first_stream, open_container
 from mmssl.data.media.encode import encode_clip
-from mmssl.data.media.frames import Shown, check_count, check_size, is_mirrored, select_frames, timed_frames, too_long
+from mmssl.data.media.frames import (
+    ShownFrame,
+    check_count,
+    check_size,
+    is_mirrored,
+    select_frames,
+    timed_frames,
+    too_long,
+)
 from mmssl.data.modality import DecodeError
 from mmssl.data.timeline import Clip, Window
 
@@ -59,7 +67,7 @@ def decode_with_torchcodec(
         limit = max_bytes // (3 * pixels)
         check_count(container, stream, start, length, fps, limit)
         packets = _Packets()
-        kept: list[Shown] = []
+        kept: list[ShownFrame] = []
         end = Fraction(0)
         for frame, keep in select_frames(timed_frames(container, stream, start, packets), length, fps):
             end = frame.end

@@ -19,14 +19,19 @@ from mmssl.data.modalities.array_files import check_size, check_whole, is_pictur
 from mmssl.data.modalities.arrays import as_array
 from mmssl.data.modalities.corruptions.measurements import ARRAYS as CORRUPTIONS
 from mmssl.data.modalities.kernels.array import ARRAYS
-from mmssl.data.modalities.masks.image import BlocksConfig, InverseBlocksConfig, JepaConfig, OrderConfig
+from mmssl.data.modalities.masks.image import (
+    ImageBlocksConfig,
+    ImageInverseBlocksConfig,
+    ImageJepaConfig,
+    ImageOrderConfig,
+)
 from mmssl.data.modalities.views.array import ArrayCropConfig, ArrayEval
 from mmssl.data.modalities.views.choice import ChoiceConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Window
 
 ArrayViewConfig = Annotated[
-    ArrayCropConfig | OrderConfig | BlocksConfig | InverseBlocksConfig | JepaConfig | ChoiceConfig,
+    ArrayCropConfig | ImageOrderConfig | ImageBlocksConfig | ImageInverseBlocksConfig | ImageJepaConfig | ChoiceConfig,
     Field(discriminator="kind"),
 ]
 Axes = tuple[str, ...] | None

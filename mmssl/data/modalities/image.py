@@ -17,7 +17,12 @@ from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.modalities.arrays import as_rgb
 from mmssl.data.modalities.corruptions.pictures import PICTURES as CORRUPTIONS
 from mmssl.data.modalities.kernels.image import PICTURES
-from mmssl.data.modalities.masks.image import BlocksConfig, InverseBlocksConfig, JepaConfig, OrderConfig
+from mmssl.data.modalities.masks.image import (
+    ImageBlocksConfig,
+    ImageInverseBlocksConfig,
+    ImageJepaConfig,
+    ImageOrderConfig,
+)
 from mmssl.data.modalities.open_clip_pictures import OpenClipImageModality
 from mmssl.data.modalities.orientation import Orientation
 from mmssl.data.modalities.picture_check import check_picture
@@ -49,10 +54,10 @@ ImageViewConfig = Annotated[
     ResizedCropConfig
     | SimClrViewConfig
     | RandAugmentConfig
-    | OrderConfig
-    | BlocksConfig
-    | InverseBlocksConfig
-    | JepaConfig
+    | ImageOrderConfig
+    | ImageBlocksConfig
+    | ImageInverseBlocksConfig
+    | ImageJepaConfig
     | ChoiceConfig,
     Field(discriminator="kind"),
 ]

@@ -22,9 +22,9 @@ from mmssl.data.modalities.views.hard_negatives import HardNegativeViewConfig
 from mmssl.data.modalities.views.text import (
     AllTokensView,
     PartsViewConfig,
+    TokenOrderViewConfig,
     TokensView,
     TokensViewConfig,
-    WordOrderConfig,
 )
 from mmssl.data.modalities.views.text_augment import WordOperation
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
@@ -43,7 +43,7 @@ READS = {"auto": ("whole", "lines", ROWS), "whole": ("whole", ROWS), "lines": ("
 """Setting -> formats of text files that it reads rightly: mmssl writes no caption on several lines."""
 
 TextViewConfig = Annotated[
-    TokensViewConfig | WordOrderConfig | PartsViewConfig | HardNegativeViewConfig | ChoiceConfig,
+    TokensViewConfig | TokenOrderViewConfig | PartsViewConfig | HardNegativeViewConfig | ChoiceConfig,
     Field(discriminator="kind"),
 ]
 CaptionFormat = Literal["auto", "whole", "lines", "list"] | dict[str, Annotated[float, Field(gt=0)]]

@@ -75,7 +75,7 @@ def ring() -> Ring | None:
 
 
 @dataclass(frozen=True)
-class Row:
+class BatchRow:
     """One row of a batch: views of a sample, and its record.
 
     Attributes:
@@ -94,7 +94,7 @@ class Row:
 
 
 def collate(
-    rows: Sequence[Row], modalities: Mapping[str, Modality], needs: Needs, faults: Sequence[Fault] = ()
+    rows: Sequence[BatchRow], modalities: Mapping[str, Modality], needs: Needs, faults: Sequence[Fault] = ()
 ) -> Batch:
     """Collate rows into a batch.
 

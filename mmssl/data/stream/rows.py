@@ -15,7 +15,7 @@ from mmssl.core.seeding import generator
 from mmssl.data.draws import draw_views, make_views
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, SampleIndex
-from mmssl.data.stream.collate import Row, collate
+from mmssl.data.stream.collate import BatchRow, collate
 from mmssl.data.stream.sources import Sources
 from mmssl.data.stream.workers import Located
 from mmssl.data.synchronized.chain import Synchronized
@@ -68,7 +68,7 @@ class Rows(Located):
         self.remedy = remedy
         self.synchronized = Synchronized(synchronized, modalities, optional)
 
-    def __getitem__(self, ticket: tuple[int, int]) -> Row | Skipped | DataError:
+    def __getitem__(self, ticket: tuple[int, int]) -> BatchRow | Skipped | DataError:
         epoch, ordinal = ticket
         meant, number = self.sources.locate(ordinal)
         key = (self.seed, epoch, *meant.identity(number))
@@ -100,7 +100,7 @@ class Rows(Located):
                 raise
             name = f"{sample.key} ({sample.origin})" if faults else None
             replaced = tuple(replace(fault, substitute=name) for fault in faults)
-            return Row(chosen, sample.key, views, replaced, record, unapplied(sample.record))
+            return BatchRow(chosen, sample.key, views, replaced, record, unapplied(sample.record))
         return DataError(f"{faults[0]}\n{_SUBSTITUTES} substitutes for it are unusable too, the last: {faults[-1]}")
 
     def where(self, ticket: tuple[int, int]) -> str:
@@ -122,11 +122,11 @@ class Collate:
         self.modalities = modalities
         self.needs = needs
 
-    def __call__(self, items: Sequence[Row | Skipped | DataError]) -> Batch | DataError:
+    def __call__(self, items: Sequence[BatchRow | Skipped | DataError]) -> Batch | DataError:
         for item in items:
             if isinstance(item, DataError):
                 return item
-        rows = [item for item in items if isinstance(item, Row)]
+        rows = [item for item in items if isinstance(item, BatchRow)]
         skipped = [fault for item in items if isinstance(item, Skipped) for fault in item.faults]
         return collate(rows, self.modalities, self.needs, skipped)
 

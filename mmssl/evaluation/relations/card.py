@@ -72,7 +72,7 @@ class RelationsConfig(PromptedConfig):
 
 
 @dataclass(frozen=True)
-class Part:
+class CardPart:
     """One measurement of the card.
 
     Attributes:
@@ -208,7 +208,7 @@ class RelationCard(Evaluator):
         yield from broadcast_scores(card | {name: whole[name] for name in ("n", "n_excluded", "n_skipped")}).items()
 
     @staticmethod
-    def _broken(test: RelationEvaluator, model: EmbeddingModel) -> Part:
+    def _broken(test: RelationEvaluator, model: EmbeddingModel) -> CardPart:
         kind, pair = test.config.kind, test.config.pair
         prefix = "_".join((kind, *pair, ""))
         try:
@@ -216,24 +216,26 @@ class RelationCard(Evaluator):
         except NoRelation as error:
             if error.nearest is not None:
                 log.warning("%s of %s: %s", kind, list(pair), error)
-            return Part(kind, pair, prefix, None, test.headlines)
+            return CardPart(kind, pair, prefix, None, test.headlines)
         there = [name for name in test.headlines if name in scores]
-        return Part(kind, pair, prefix, scores, [m for m in there if f"{m}_ci95_low" in scores or scores[m] is None])
+        return CardPart(
+            kind, pair, prefix, scores, [m for m in there if f"{m}_ci95_low" in scores or scores[m] is None]
+        )
 
-    def _of_embeddings(self, model: EmbeddingModel, names: Sequence[str]) -> Iterator[Part]:
+    def _of_embeddings(self, model: EmbeddingModel, names: Sequence[str]) -> Iterator[CardPart]:
         """What is measured on the embeddings of one pass over the samples."""
         data = self._collect(model, names)
         config = self.config
         scores = target_scores(data, names, resamples=config.resamples, seed=config.seed)[0]
-        yield Part("target_modality", names, "", scores, target_headlines(names))
+        yield CardPart("target_modality", names, "", scores, target_headlines(names))
         for pair in combinations(names, 2):
             scores = gap_scores(data, pair)
-            yield Part("modality_gap", pair, "_".join((*pair, "")), scores, ("gap", "alignment"))
+            yield CardPart("modality_gap", pair, "_".join((*pair, "")), scores, ("gap", "alignment"))
         confusion = self._confusion
         prompts = () if config.train_shards else (config.prompts,)
         if confusion is not None and {*confusion.config.modalities, *prompts} <= {*model.heads}:
             scores = confusion.scores(data, model)
-            yield Part("modality_confusion", confusion.config.modalities, "", scores, confusion.headlines)
+            yield CardPart("modality_confusion", confusion.config.modalities, "", scores, confusion.headlines)
 
     def _collect(self, model: EmbeddingModel, names: Sequence[str]) -> Collected:
         assert self._shards is not None

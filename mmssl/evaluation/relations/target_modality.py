@@ -151,7 +151,7 @@ def target_scores(
     }, tables  # fmt: skip
 
 
-class Nearest:
+class NearestScores:
     """The nearest of the candidates of one modality to each of Q queries.
 
     Attributes:
@@ -168,7 +168,7 @@ class Nearest:
 
 
 @torch.no_grad()
-def nearest_in(queries: Items, candidates: Items, *, own: bool) -> Nearest:
+def nearest_in(queries: Items, candidates: Items, *, own: bool) -> NearestScores:
     """Find the best score of each query, and how many candidates have it, from tiles of the score matrix.
 
     All products have one shape, so that equal embeddings score equally wherever they stand.
@@ -177,7 +177,7 @@ def nearest_in(queries: Items, candidates: Items, *, own: bool) -> Nearest:
         queries: rows [Q, E], unit norm. candidates: rows [N, E], unit norm.
         own: leave candidates of the query's sample out: they are of the query's modality.
     """
-    found = Nearest(len(queries.rows), queries.rows.device)
+    found = NearestScores(len(queries.rows), queries.rows.device)
     height, width = TILE.get(queries.rows.device.type, TILE["cpu"])
     a, b = pad_rows(queries.rows, height)[0], pad_rows(candidates.rows, width)[0]
     for top in range(0, len(queries.owner), height):
@@ -192,7 +192,7 @@ def nearest_in(queries: Items, candidates: Items, *, own: bool) -> Nearest:
     return found
 
 
-def _add_tile(found: Nearest, rows: slice, scores: Tensor, same: Tensor, *, own: bool) -> None:
+def _add_tile(found: NearestScores, rows: slice, scores: Tensor, same: Tensor, *, own: bool) -> None:
     """Count the candidates of a tile: those that are better than all before start the count anew."""
     if own:
         scores = scores.masked_fill(same, -torch.inf)

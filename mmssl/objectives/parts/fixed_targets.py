@@ -53,7 +53,7 @@ class FixedTargets(nn.Module, ABC):
         raise NotImplementedError
 
 
-class Words(FixedTargets):
+class WordTargets(FixedTargets):
     """Masked language modelling (MLM): the ids of masked words (BERT)."""
 
     of_text = True
@@ -95,13 +95,13 @@ class WordTargetsConfig(WordMaskConfig):
             )
         return self
 
-    def build(self, encoder: Encoder) -> Words:
+    def build(self, encoder: Encoder) -> WordTargets:
         """Build them for an encoder of texts."""
         assert encoder.token_ids is not None, "checked at build"
-        return Words(self, encoder.token_ids.vocab_size)
+        return WordTargets(self, encoder.token_ids.vocab_size)
 
 
-class Hog(FixedTargets):
+class HogTargets(FixedTargets):
     """Histograms of oriented gradients of masked patches (MaskFeat)."""
 
     classes = False
@@ -133,12 +133,12 @@ class HogTargetsConfig(Config):
     cell: int = Field(default=8, ge=1)
     bins: int = Field(default=9, ge=2)
 
-    def build(self, encoder: Encoder) -> Hog:
+    def build(self, encoder: Encoder) -> HogTargets:
         """Build them."""
-        return Hog(self)
+        return HogTargets(self)
 
 
-class Features(FixedTargets):
+class FeatureTargets(FixedTargets):
     """Directions of the features of a frozen encoder (MVP, EVA)."""
 
     classes = False
@@ -160,12 +160,12 @@ class FeatureTargetsConfig(FeatureRowsConfig):
     There it is the image tower of a CLIP model.
     """
 
-    def build(self, encoder: Encoder) -> Features:
+    def build(self, encoder: Encoder) -> FeatureTargets:
         """Build them."""
-        return Features(self.build_network(encoder))
+        return FeatureTargets(self.build_network(encoder))
 
 
-class Codes(FixedTargets):
+class CodeTargets(FixedTargets):
     """Classes of masked tokens: the codes that a fixed quantizer gives to rows of the prepared view (BEiT, HuBERT, BEST-RQ).
 
     Args:
@@ -253,10 +253,10 @@ class CodeTargetsConfig(Config):
     rows: RowsConfig | FeatureRowsConfig = Field(discriminator="kind")
     quantizer: QuantizerConfig
 
-    def build(self, encoder: Encoder) -> Codes:
+    def build(self, encoder: Encoder) -> CodeTargets:
         """Build them."""
         rows = self.rows.build_network(encoder) if isinstance(self.rows, FeatureRowsConfig) else self.rows
-        return Codes(rows, self.quantizer.build(rows.values), self.quantizer.codes)
+        return CodeTargets(rows, self.quantizer.build(rows.values), self.quantizer.codes)
 
 
 FixedTargetsConfig = Annotated[

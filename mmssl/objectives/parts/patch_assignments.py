@@ -56,12 +56,12 @@ class PatchAssignmentsConfig(Config):
             prototypes = self.prototypes
             head = truncated_normal(self.head.build(width, embedding))
             scores = WeightNormPrototypes(embedding, prototypes)
-            own = Scorer(head, scores, Teacher(head, momentum), Teacher(scores, momentum))
+            own = PrototypeScorer(head, scores, Teacher(head, momentum), Teacher(scores, momentum))
         return PatchAssignments(self.mask, self.weight, self.targets.build(prototypes), own, width)
 
 
 @dataclass(frozen=True)
-class Scorer:
+class PrototypeScorer:
     """A projection head and prototypes, and their teachers.
 
     Attributes:
@@ -100,7 +100,9 @@ class PatchAssignments(nn.Module):
         width: D.
     """
 
-    def __init__(self, mask: str, weight: float, targets: TeacherTargets, own: Scorer | None, width: int) -> None:
+    def __init__(
+        self, mask: str, weight: float, targets: TeacherTargets, own: PrototypeScorer | None, width: int
+    ) -> None:
         super().__init__()
         self.mask, self.weight, self.targets = mask, weight, targets
         self.own = (
@@ -139,7 +141,7 @@ class PatchAssignments(nn.Module):
         return found
 
     def loss(
-        self, present: Present, latents: Mapping[str, Tensor], views: Sequence[str], shared: Scorer,
+        self, present: Present, latents: Mapping[str, Tensor], views: Sequence[str], shared: PrototypeScorer,
         temperatures: tuple[float, float],
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """The loss [], the targets [M, K] and the teacher's embeddings [M, E] of masked patches.
@@ -161,7 +163,7 @@ class PatchAssignments(nn.Module):
         loss = masked_assignment_cross_entropy(targets, scorer.student(seen[mask]), mask, temperatures[0])
         return loss, targets, embeddings
 
-    def update(self, embeddings: Tensor, shared: Scorer) -> None:
+    def update(self, embeddings: Tensor, shared: PrototypeScorer) -> None:
         """Move the centre by the embeddings of a step."""
         self.targets.update(embeddings, self._scorer(shared).teacher_prototypes)
 
@@ -170,5 +172,5 @@ class PatchAssignments(nn.Module):
         if self.own:
             cancel_gradients(self.own[1])
 
-    def _scorer(self, shared: Scorer) -> Scorer:
-        return Scorer(*self.own) if self.own else shared
+    def _scorer(self, shared: PrototypeScorer) -> PrototypeScorer:
+        return PrototypeScorer(*self.own) if self.own else shared

@@ -20,7 +20,7 @@ Uniform = Callable[[int], Tensor]
 """How many -> as many uniform numbers between 0 and 1 for each sample, [B, values] float32."""
 
 
-class Task(Config, ABC):
+class PretextTask(Config, ABC):
     """Base of pretext tasks. They work on the device, on raw views."""
 
     @property
@@ -47,7 +47,7 @@ class Task(Config, ABC):
         """
 
 
-class RotationConfig(Task):
+class RotationConfig(PretextTask):
     """Rotation by 0, 90, 180 or 270 degrees, counter-clockwise (Gidaris et al. 2018, arXiv:1803.07728), of pictures or clips.
 
     Exact, of square views. There each batch has all four rotations of a picture, here one, which is drawn.
@@ -71,7 +71,7 @@ class RotationConfig(Task):
         return [turned]
 
 
-class Tiles(Task, ABC):
+class TileTask(PretextTask, ABC):
     """Base of tasks on square tiles of a picture, one in each cell of a grid, at a place that is drawn for each sample.
 
     Attributes:
@@ -97,7 +97,7 @@ class Tiles(Task, ABC):
         return x.movedim(1, -1)[sample, y[..., None], z[..., None, :]].movedim(-1, 2)
 
 
-class JigsawConfig(Tiles):
+class JigsawConfig(TileTask):
     """Jigsaw puzzle: which of some permutations the tiles of a picture are in (Noroozi and Favaro 2016, arXiv:1603.09246).
 
     Permutations differ from each other in as many places as possible. Colours and means of tiles tell neighbours: make views grey
@@ -135,7 +135,7 @@ class JigsawConfig(Tiles):
         return list(_picked(self.tiles(x, self.side, uniform), orders[label]).unbind(1))
 
 
-class ContextConfig(Tiles):
+class ContextConfig(TileTask):
     """Relative place: on which of eight sides of a tile another one lies (Doersch et al. 2015, arXiv:1505.05192)."""
 
     kind: Literal["context"] = "context"
@@ -157,7 +157,7 @@ class ContextConfig(Tiles):
         return [tiles[:, 4], _picked(tiles, places[:, None])[:, 0]]
 
 
-class Timed(Task, ABC):
+class TimeTask(PretextTask, ABC):
     """Base of tasks on the time of videos, sounds and series.
 
     Attributes:
@@ -180,7 +180,7 @@ class Timed(Task, ABC):
         return length
 
 
-class OrderConfig(Timed):
+class OrderConfig(TimeTask):
     """Temporal order: in which order parts of a clip, sound or series stand; each part is encoded alone.
 
     Lee et al. 2017 (arXiv:1708.01246), who sort four frames; Xu et al. 2019, who sort clips.
@@ -224,7 +224,7 @@ class OrderConfig(Timed):
         return [self.at(x, start[:, None] + inside) for start in starts.unbind(1)]
 
 
-class ArrowConfig(Timed):
+class ArrowConfig(TimeTask):
     """Arrow of time: forwards or backwards (Wei et al. 2018, "Learning and Using the Arrow of Time")."""
 
     kind: Literal["arrow"] = "arrow"
@@ -246,7 +246,7 @@ def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
-class SpeedConfig(Timed):
+class SpeedConfig(TimeTask):
     """Playback speed: every first, second, ... time of a view (Benaim et al. 2020, "SpeedNet"), of clips and series.
 
     Attributes:

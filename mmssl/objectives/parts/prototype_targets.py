@@ -22,7 +22,7 @@ from mmssl.heads.prototypes import WeightNormPrototypes, truncated_normal
 from mmssl.losses.assignments import assignment_metrics, masked_assignment_cross_entropy
 from mmssl.objectives.common import at_least_float32, couples_rows
 from mmssl.objectives.parts.latent_targets import LatentTargets, LatentTargetsBase, Predicted
-from mmssl.objectives.parts.patch_assignments import Scorer
+from mmssl.objectives.parts.patch_assignments import PrototypeScorer
 from mmssl.objectives.parts.teacher_targets import TeacherTargets, TeacherTargetsConfig
 
 
@@ -40,7 +40,7 @@ class PrototypeTargets(LatentTargets):
     """
 
     def __init__(
-        self, scorer: Scorer, targets: TeacherTargets, temperature: float, teacher_temperature: Schedule
+        self, scorer: PrototypeScorer, targets: TeacherTargets, temperature: float, teacher_temperature: Schedule
     ) -> None:
         super().__init__()
         self.head, self.prototypes, self.targets = scorer.head, scorer.prototypes, targets
@@ -63,7 +63,7 @@ class PrototypeTargets(LatentTargets):
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """One loss term; metrics: see `assignment_metrics`. Keeps the teacher's embeddings [n, E]."""
         present = Present(latents, 2 if self.couples_samples else 1)
-        scorer = Scorer(self.head, self.prototypes, self.teacher_head, self.teacher_prototypes)
+        scorer = PrototypeScorer(self.head, self.prototypes, self.teacher_head, self.teacher_prototypes)
         prediction, target = (present.rows(latents[name]) for name in ("prediction", "target"))
         hidden = torch.ones(prediction.shape[:2], dtype=torch.bool, device=prediction.device)
         embeddings, scores = scorer.teacher(target.flatten(0, 1))
@@ -110,7 +110,7 @@ class PrototypeTargetsConfig(LatentTargetsBase):
         """See the base."""
         head = truncated_normal(self.head.build(encoder.width, self.embedding))
         prototypes = WeightNormPrototypes(self.embedding, self.prototypes)
-        scorer = Scorer(head, prototypes, Teacher(head, momentum), Teacher(prototypes, momentum))
+        scorer = PrototypeScorer(head, prototypes, Teacher(head, momentum), Teacher(prototypes, momentum))
         temperature = plan.schedule(self.teacher_temperature, "teacher_temperature")
         return PrototypeTargets(scorer, self.targets.build(self.prototypes), self.temperature, temperature)
 

@@ -17,7 +17,7 @@ from mmssl.data.modalities.image import ImageConfig, ImageModality
 from mmssl.data.modalities.views.colours import JitterConfig, draw_jitter
 from mmssl.data.modalities.views.image import gaussian_blur, random_box
 from mmssl.data.modality import DecodeError
-from mmssl.data.stream.collate import Row, collate
+from mmssl.data.stream.collate import BatchRow, collate
 from tests.data.make import encode, noise
 
 
@@ -313,11 +313,11 @@ def test_views_of_their_own_size_stand_beside_full_ones(kind: str) -> None:
         Sample("a", Origin("", "s", 0, 0), 0, {"image": noise(1, 90, 70)}),
     )
     rows = [
-        Row(number, "a", make_views(sample, {"image": modality}, needs, drawn))
+        BatchRow(number, "a", make_views(sample, {"image": modality}, needs, drawn))
         for number in range(3)
         for drawn in [draw_views(sample, {"image": modality}, needs, (number,))]
     ]
-    batch = collate([*rows, Row(3, "b", {})], {"image": modality}, needs)
+    batch = collate([*rows, BatchRow(3, "b", {})], {"image": modality}, needs)
     shapes = {name: tuple(x.shape) for name, x in batch["image"].items()}
     assert shapes == {
         **dict.fromkeys(["crop0", "crop1"], (4, 3, 64, 64)),

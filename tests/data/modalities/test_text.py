@@ -16,7 +16,7 @@ from mmssl.data.draws import draw_views, make_views
 from mmssl.data.modalities.clip_vocabulary import ClipVocabulary, clean_text, clip_vocabulary
 from mmssl.data.modalities.text import TextConfig, TextModality
 from mmssl.data.modality import DecodeError
-from mmssl.data.stream.collate import Row, collate
+from mmssl.data.stream.collate import BatchRow, collate
 
 TEXTS = [
     "a photo of a cat",
@@ -298,7 +298,7 @@ def test_two_views_of_one_caption_are_equal() -> None:
     needs = {"text": {"tokens": 2, "shuffled": 1, "words": 1}}
     sample = Sample("a", Origin("", "", 0, 0), 0, {"text": text.decode(b"a very small red cat", "txt")})
     views = make_views(sample, {"text": text}, needs, draw_views(sample, {"text": text}, needs, (0,)))
-    batch = collate([Row(0, "a", views), Row(1, "b", {})], {"text": text}, needs)
+    batch = collate([BatchRow(0, "a", views), BatchRow(1, "b", {})], {"text": text}, needs)
     assert torch.equal(batch["text"]["tokens0"], batch["text"]["tokens1"])
     assert not torch.equal(batch["text"]["tokens0"], batch["text"]["shuffled0"])
     assert batch.trimmable == {"text": ("tokens0", "tokens1", "shuffled0")}

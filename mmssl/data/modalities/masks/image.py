@@ -36,17 +36,17 @@ class PatchGrid(TokenLaw, ABC):
         return self.view((size // self.patch_size, size // self.patch_size))
 
 
-class OrderConfig(OrderLaw, PatchGrid):
+class ImageOrderConfig(OrderLaw, PatchGrid):
     """Random permutation of the patches of a picture, for masking objectives, which keep the first or the last ones."""
 
 
-class BlocksConfig(BlocksLaw, PatchGrid):
+class ImageBlocksConfig(BlocksLaw, PatchGrid):
     """Mask of random blocks of patches (BEiT, data2vec, iBOT, DINOv2); see `BlocksLaw`."""
 
 
-class InverseBlocksConfig(InverseBlocksLaw, PatchGrid):
+class ImageInverseBlocksConfig(InverseBlocksLaw, PatchGrid):
     """Mask of all patches but those of random squares (data2vec 2.0); see `InverseBlocksLaw`."""
 
 
-class JepaConfig(JepaLaw, PatchGrid):
+class ImageJepaConfig(JepaLaw, PatchGrid):
     """Context of patches and blocks of patches to predict (I-JEPA); see `JepaLaw`."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmssl.core.config import Probability, Share
 from mmssl.data.modalities.arrays import to_tensor
-from mmssl.data.modalities.views.geometry import Geometry
+from mmssl.data.modalities.views.geometry import GeometryView
 from mmssl.data.modalities.views.image import CropConfig, Interpolation, random_box
 from mmssl.data.modality import View
 
@@ -72,7 +72,7 @@ class ArrayCrop(View):
 
     def companions(self, kind: str) -> Mapping[str, View]:
         """Box and flip, where these say all."""
-        return {} if self.config.turns else {f"{kind}.geometry": Geometry(kind, self, _sides)}
+        return {} if self.config.turns else {f"{kind}.geometry": GeometryView(kind, self, _sides)}
 
 
 class ArrayEval(View):

@@ -26,12 +26,12 @@ class ChoiceConfig(Config):
     kind: Literal["choice"] = "choice"
     choices: int = Field(ge=2)
 
-    def build(self, *form: object) -> Choice:
+    def build(self, *form: object) -> ChoiceView:
         """Build the view."""
-        return Choice(self.choices)
+        return ChoiceView(self.choices)
 
 
-class Choice(View):
+class ChoiceView(View):
     """Random number, int64 []: uniform in 0 to n - 1. Parameters: choice.
 
     Args:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Geometry(View):
+class GeometryView(View):
     """Box and flip of a crop, float32 [5]: top, left, height and width as fractions of the picture; 1 if it is mirrored, else 0.
 
     The fractions are of the picture as it is after synchronized augmentation, which all views of a sample share. Parameters: box

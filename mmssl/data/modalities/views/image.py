@@ -18,7 +18,7 @@ from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.open_clip_pictures import StoredPicture
 from mmssl.data.modalities.views.batch_colours import augment_batch, gauss
 from mmssl.data.modalities.views.colours import JitterConfig, change_colours, draw_jitter, to_grey
-from mmssl.data.modalities.views.geometry import Geometry
+from mmssl.data.modalities.views.geometry import GeometryView
 from mmssl.data.modality import View
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class CropView(View):
 
     def companions(self, kind: str) -> Mapping[str, View]:
         """Box and flip."""
-        return {f"{kind}.geometry": Geometry(kind, self, _sides)}
+        return {f"{kind}.geometry": GeometryView(kind, self, _sides)}
 
 
 class ResizedCrop(CropView):

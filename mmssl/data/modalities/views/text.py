@@ -37,7 +37,7 @@ class TokensViewConfig(Config):
         return TokensView(tokens.tokenizer, self.augment)
 
 
-class WordOrderConfig(Config):
+class TokenOrderViewConfig(Config):
     """Random permutation of the places of a text, for masked language modelling (MLM), which hides the first real words of it.
 
     The permutation is over the whole context length, so that it does not depend on the drawn caption, and it is never trimmed.

@@ -15,7 +15,7 @@ import numpy as np
 from mmssl.core.config import Probability, Share
 from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.views.colours import FactorRange, HueRange, JitterConfig, change_colours, draw_jitter
-from mmssl.data.modalities.views.geometry import Geometry
+from mmssl.data.modalities.views.geometry import GeometryView
 from mmssl.data.modalities.views.image import CropConfig, centre_crop, random_box, resize
 from mmssl.data.modality import View
 from mmssl.data.timeline import Clip
@@ -123,7 +123,7 @@ class ClipView(View):
 
     def companions(self, kind: str) -> Mapping[str, View]:
         """Box and flip."""
-        return {f"{kind}.geometry": Geometry(kind, self, _sides)}
+        return {f"{kind}.geometry": GeometryView(kind, self, _sides)}
 
 
 class FrameView(View):
@@ -148,7 +148,7 @@ class FrameView(View):
 
     def companions(self, kind: str) -> Mapping[str, View]:
         """Box and flip."""
-        return {f"{kind}.geometry": Geometry(kind, self, _sides)}
+        return {f"{kind}.geometry": GeometryView(kind, self, _sides)}
 
 
 class EvalClipView(View):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmssl.data.modalities.masks.blocks import squares
-from mmssl.data.modalities.masks.image import BlocksConfig, InverseBlocksConfig
+from mmssl.data.modalities.masks.image import ImageBlocksConfig, ImageInverseBlocksConfig
 
 
 def beit(rows: int, columns: int, count: int, smallest: int, rng: random.Random) -> np.ndarray:
@@ -54,7 +54,7 @@ def neighbours(masks: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("shape", "smallest"), [((14, 14), 16), ((8, 24), 16), ((14, 14), 4)])
 def test_blocks_are_those_of_beit(shape: tuple[int, int], smallest: int) -> None:
-    law, count, samples = BlocksConfig(patch_size=16, smallest=smallest), round(0.4 * shape[0] * shape[1]), 1500
+    law, count, samples = ImageBlocksConfig(patch_size=16, smallest=smallest), round(0.4 * shape[0] * shape[1]), 1500
     ours = np.stack([law.choose(shape, np.random.default_rng(seed)) for seed in range(samples)])
     rng = random.Random(0)
     theirs = np.stack([filled(beit(*shape, count, smallest, rng), count, rng) for _ in range(samples)])
@@ -67,7 +67,7 @@ def test_blocks_are_those_of_beit(shape: tuple[int, int], smallest: int) -> None
 
 def test_some_samples_are_masked_by_a_share_of_their_own() -> None:
     """As in DINOv2: half of the pictures, int(N U(.1, .5)) cells each."""
-    law = BlocksConfig(patch_size=16, ratio=(0.1, 0.5), probability=0.5, smallest=4)
+    law = ImageBlocksConfig(patch_size=16, ratio=(0.1, 0.5), probability=0.5, smallest=4)
     counts = np.array([law.choose((14, 14), np.random.default_rng(seed)).sum() for seed in range(2000)])
     assert (counts == 0).mean() == pytest.approx(0.5, abs=0.03)
     some = counts[counts > 0]
@@ -102,7 +102,7 @@ def test_squares_are_those_of_data2vec(shape: tuple[int, int], side: int) -> Non
 
 @pytest.mark.parametrize(("shape", "side", "number"), [((14, 14), 3, 5), ((8, 64), 5, 5)])
 def test_visible_cells_are_mostly_those_of_the_squares(shape: tuple[int, int], side: int, number: int) -> None:
-    law, cells = InverseBlocksConfig(patch_size=16, side=side), shape[0] * shape[1]
+    law, cells = ImageInverseBlocksConfig(patch_size=16, side=side), shape[0] * shape[1]
     assert int(cells * (0.2 + 0.07) / side**2) == number
     visible, kept = [], []
     for seed in range(500):
@@ -117,5 +117,5 @@ def test_visible_cells_are_mostly_those_of_the_squares(shape: tuple[int, int], s
 
 def test_whole_numbers_are_not_lost_to_rounding() -> None:
     """100 * (1 - 0.8) is 19.999... in floating point."""
-    law = InverseBlocksConfig(patch_size=16, side=2)
+    law = ImageInverseBlocksConfig(patch_size=16, side=2)
     assert (~law.choose((10, 10), np.random.default_rng(0))).sum() == 20

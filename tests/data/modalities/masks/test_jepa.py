@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmssl.data.modalities.masks.image import JepaConfig
+from mmssl.data.modalities.masks.image import ImageJepaConfig
 from mmssl.data.modalities.masks.jepa import JepaLaw, JepaMask
 from mmssl.data.modalities.masks.law import Shape
 
@@ -23,7 +23,7 @@ GRIDS = [
 
 
 def view(shape: tuple[int, int], **settings: Any) -> JepaMask:
-    return JepaConfig(patch_size=16, **settings).view(shape)
+    return ImageJepaConfig(patch_size=16, **settings).view(shape)
 
 
 def draws(shape: tuple[int, int], count: int, **settings: Any) -> torch.Tensor:

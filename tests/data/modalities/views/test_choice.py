@@ -10,9 +10,9 @@ from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig
-from mmssl.data.modalities.views.choice import Choice, ChoiceConfig
+from mmssl.data.modalities.views.choice import ChoiceConfig, ChoiceView
 from mmssl.data.modality import ModalityConfig
-from mmssl.data.stream.collate import Row, collate
+from mmssl.data.stream.collate import BatchRow, collate
 
 
 def test_every_number_is_drawn_equally_often() -> None:
@@ -34,6 +34,6 @@ def test_every_number_is_drawn_equally_often() -> None:
 )
 def test_it_is_a_view_of_every_modality(config: type[ModalityConfig], values: dict[str, object]) -> None:
     modality = config.model_validate({**values, "views": {"turn": {"kind": "choice", "choices": 4}}}).build("any")
-    assert isinstance(modality.view("turn"), Choice)
-    rows = [Row(0, "a", {"any": {"turn0": torch.tensor(3)}}), Row(1, "b", {})]
+    assert isinstance(modality.view("turn"), ChoiceView)
+    rows = [BatchRow(0, "a", {"any": {"turn0": torch.tensor(3)}}), BatchRow(1, "b", {})]
     assert collate(rows, {"any": modality}, {"any": {"turn": 1}})["any"]["turn0"].tolist() == [3, 0]

@@ -15,7 +15,7 @@ from mmssl.data.draws import draw_views, make_views
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import Modality
-from mmssl.data.stream.collate import Row, collate
+from mmssl.data.stream.collate import BatchRow, collate
 from mmssl.data.timeline import Clip
 
 GRADIENT = np.stack(
@@ -81,7 +81,7 @@ def test_it_travels_with_the_batch() -> None:
     needs = {"m": {"crop": 1, "crop.geometry": 1}}
     sample = Sample("a", Origin("", "", 0, 0), 0, {"m": value})
     made = make_views(sample, {"m": modality}, needs, draw_views(sample, {"m": modality}, needs, (0,)))
-    batch = collate([Row(0, "a", made), Row(1, "b", {})], {"m": modality}, needs)
+    batch = collate([BatchRow(0, "a", made), BatchRow(1, "b", {})], {"m": modality}, needs)
     geometry = batch["m"]["crop.geometry0"]
     assert torch.equal(geometry[0], made["m"]["crop.geometry0"])
     assert geometry[1].tolist() == [0, 0, 1, 1, 0]
