@@ -122,7 +122,8 @@ def _drawn(chart: Chart, form: str) -> bytes:
         axes.set_xlabel(chart.x)
         axes.grid(color="#e6e6e6", linewidth=0.6)
         if len(chart.curves) > 1:
-            for text in axes.legend(frameon=False, fontsize=7).get_texts():
+            # The usual place, but named: matplotlib warns of the default where finding it takes a second, as on a busy machine.
+            for text in axes.legend(loc="best", frameon=False, fontsize=7).get_texts():
                 text.set_parse_math(False)
         file = io.BytesIO()
         clear: dict[str, Any] = {"metadata": {"Date": None}, "transparent": True} if form == "svg" else {"dpi": 150}

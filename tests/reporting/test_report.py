@@ -8,6 +8,7 @@ import json
 import math
 import os
 from html.parser import HTMLParser
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,12 @@ def test_a_chart_holds_no_text_of_its_curves() -> None:
     assert "script>" not in svg
     assert "$" not in svg
     assert chart_uri(chart) == chart_uri(chart)
+
+
+def test_a_slow_machine_draws_a_chart_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """matplotlib warns of a place of the names that it takes over a second to find, unless the place is named."""
+    monkeypatch.setattr("matplotlib.legend.time.perf_counter", count(0, 10).__next__)
+    assert chart_uri(Chart("t", {"a": [(0, 1), (1, 2)], "b": [(0, 1), (1, 0)]}))
 
 
 @pytest.mark.parametrize(("side", "kind"), [(16, "png"), (300, "jpeg")])
