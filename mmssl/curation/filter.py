@@ -32,6 +32,7 @@ from mmssl.curation.filter_similarity import (
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
 from mmssl.data.shards.manifests import SET_TYPE_FILE, Formats, warn_of_unfinished
 from mmssl.data.shards.remote import Remote
+from mmssl.data.shards.remote_manifests import beside_remote, fetch_file
 from mmssl.data.shards.salvage import salvage_table
 from mmssl.data.shards.sidecar import write_sidecar
 from mmssl.data.shards.table import scan
@@ -163,7 +164,7 @@ def filter_shards(
         if not report.kept:
             raise DataError(f"no sample would be left:\n{report.table()}\nLoosen the criteria; nothing was written")
         if not dry_run:
-            _finish(Manifest(folder, settings, tuple(records), formats=shared), report, places)
+            _finish(Manifest(folder, settings, tuple(records), formats=shared), report, places, client)
     return report
 
 
@@ -283,7 +284,7 @@ def _settings(config: FilterConfig, examined: Sequence[Examined]) -> dict[str, A
     return {"writer": "filter", "version": VERSION, "sources": sources, **config.model_dump(mode="json")}
 
 
-def _finish(manifest: Manifest, report: FilterReport, places: Sequence[str | Path]) -> None:
+def _finish(manifest: Manifest, report: FilterReport, places: Sequence[str | Path], client: Remote | None) -> None:
     """Write the ledger, the similarities, class names and type of set if all shards have the same, and the manifest."""
     write_lines(manifest.folder / LEDGER, (json.dumps(asdict(one), ensure_ascii=False) for one in report.left))
     if report.scores is not None:
@@ -291,11 +292,21 @@ def _finish(manifest: Manifest, report: FilterReport, places: Sequence[str | Pat
     else:
         (manifest.folder / SIMILARITIES).unlink(missing_ok=True)
     for name in (CLASS_NAMES_FILE, SET_TYPE_FILE):
-        beside = {path.parent / name for path in places if isinstance(path, Path)}
-        found = {path.read_bytes() if path.is_file() else b"" for path in beside}
+        found = {_read(file, client) for file in {_beside(place, name) for place in places}}
         if len(found) == 1 and b"" not in found:
             write_atomically(manifest.folder / name, found.pop())
         else:
             (manifest.folder / name).unlink(missing_ok=True)
     remove_stale(manifest.folder, [shard.path for shard in manifest.shards])
     manifest.write()
+
+
+def _beside(place: str | Path, name: str) -> str | Path | None:
+    return place.parent / name if isinstance(place, Path) else beside_remote(place, name)
+
+
+def _read(file: str | Path | None, client: Remote | None) -> bytes:
+    """What a file holds; empty: there is none."""
+    if isinstance(file, Path):
+        return file.read_bytes() if file.is_file() else b""
+    return b"" if file is None or client is None else fetch_file(file, client) or b""

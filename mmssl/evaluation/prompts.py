@@ -24,6 +24,8 @@ from mmssl.data.modalities.class_names import (
 )
 from mmssl.data.modalities.imagenet import imagenet_class_names, openai_templates
 from mmssl.data.modality import Modality
+from mmssl.data.shards.patience import without_secrets
+from mmssl.data.shards.storage import is_remote
 from mmssl.evaluation.class_names import beside, stored_class_names
 from mmssl.evaluation.common import EvaluatorConfig, require_modalities, require_usable
 
@@ -61,7 +63,7 @@ class PromptedConfig(EvaluatorConfig, ABC):
         labels: modality with the classes of each sample; samples that lack it are left out and counted.
         classnames: class names in the order of their numbers, or a file of them: one on each line, a JSON list, a JSON object from
             number to name, or lines `0: 'tench',`; or "imagenet" (the 1000 that CLIP uses). None: `classnames.txt` beside the
-            shards, or in the folder above. Names that are given are compared with those: a difference is a warning.
+            shards, or in the folder above, of local ones. Names that are given are compared with those: a difference is a warning.
         templates: sentences with `{}` (or `{c}`) for the class name; or a file with one on each line; or "simple", "plain" or
             "openai" (CLIP's 80). None: `zeroshot_classification_templates.txt` beside the shards, or "simple" without it.
     """
@@ -103,10 +105,13 @@ class PromptedConfig(EvaluatorConfig, ABC):
             return imagenet_class_names() if self.classnames == "imagenet" else _read_class_names(self.classnames)
         found = stored_class_names(self.shards)
         if not found:
-            raise RecipeError(
-                f"`classnames`: got none, and there is no {CLASS_NAMES_FILE} beside the shards {list(self.shards)} or in the "
-                "folder above; wanted a file or a list of names"
+            shards = list(map(without_secrets, self.shards))
+            looked = (
+                f"beside remote shards, such as {shards[0]}, no {CLASS_NAMES_FILE} is looked for"
+                if any(map(is_remote, self.shards))
+                else f"there is no {CLASS_NAMES_FILE} beside the shards {shards} or in the folder above"
             )
+            raise RecipeError(f"`classnames`: got none, and {looked}; wanted a file or a list of names")
         if len({tuple(names) for names in found.values()}) > 1:
             raise RecipeError(
                 f"`classnames`: {' and '.join(map(str, found))} differ; give `classnames`, one list for all"

@@ -17,10 +17,12 @@ from mmssl.curation.pack import Columns, PackConfig, pack
 from mmssl.curation.stats import stats
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.multi_label import MultiLabelConfig
+from mmssl.data.shards.remote import CacheConfig
 from mmssl.data.shards.writer import Manifest
 from mmssl.evaluation.labelled.multi_label import MultiLabelZeroShotConfig
 from mmssl.evaluation.sets import set_evaluators
 from tests.curation.test_pack import picture, samples
+from tests.data.servers import serve
 from tests.evaluation.world import COLOURS, NAMES, configured, knowing_model, modalities, png, write_shard
 
 SCANS = """path,findings
@@ -140,6 +142,22 @@ def test_vectors_of_classes_are_no_arrays_and_no_leaks(tmp_path: Path) -> None:
     for place in places:
         (place.parent / "dataset_type.txt").unlink()
     assert {leak.field for leak in find_leaks(train, test).leaks} == {"npy"}, "equal arrays are"
+
+
+def test_a_packed_set_on_a_server_is_read_as_the_one_on_the_disk(tmp_path: Path) -> None:
+    packed(tmp_path)
+    stored = {f"/set/{path.name}": path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    remote = CacheConfig(folder=tmp_path / "cache", timeout=5, deadline=5).build()
+    with serve() as server:
+        server.files = stored
+        url = [f"{server.url}/set/000000.tar"]
+        assert set(check(url, remote=remote).modalities) == {"image", "multi_label"}
+        assert set(stats(url, remote=remote).modalities) == {"image", "multi_label"}
+        assert filter_shards(url, tmp_path / "kept", remote=remote).kept == 3
+        for name in ("classnames.txt", "dataset_type.txt"):
+            assert (tmp_path / "kept" / name).read_bytes() == stored[f"/set/{name}"]
+        del server.files["/set/manifest.json"]  # the shards of another program
+        assert set(check(url, remote=remote).modalities) == {"image", "multi_label"}
 
 
 def npy(row: list[int]) -> bytes:

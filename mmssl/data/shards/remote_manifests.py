@@ -1,8 +1,7 @@
-"""What the manifests beside remote shards say of the formats of their members: each is fetched once, and cached."""
+"""What the files beside remote shards say of the formats of their members: each is fetched once, and cached."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,51 +14,59 @@ from mmssl.data.shards.storage import PIPE
 from mmssl.data.shards.writer import MANIFEST, parse_manifest
 
 _MAX_BYTES = 256 << 20
-_LAYOUT = re.compile(r"(0|[1-9]\d*)\.tar")
-"""Names of shards in CLIP_benchmark's layout."""
 
 
 def read_remote_formats(urls: Sequence[str], remote: Remote) -> tuple[Formats, ...]:
-    """The formats of the members of each shard, as the `manifest.json` in its folder or the one above says; empty: nothing says.
+    """The formats of the members of each shard, as `read_formats` finds them of local ones: by the `manifest.json` in its folder or
+    the one above that lists it, and the `dataset_type.txt` in either; empty: nothing says.
 
-    Of shards 0.tar, 1.tar, ... without one, the `dataset_type.txt` above their folder counts: CLIP_benchmark's layout. Files of
-    these names of other programs count for nothing, and so do those that the storage refuses.
+    Files of these names of other programs count for nothing, and so do those that the storage refuses.
 
     Raises:
         DataError: the storage fails.
     """
 
     @cache
-    def listed(folder: str, query: str) -> tuple[frozenset[str], Formats]:
-        data = fetch_file(f"{folder}/{MANIFEST}{query}", remote)
+    def listed(address: str) -> tuple[frozenset[str], Formats]:
+        data = fetch_file(address, remote)
         try:
-            manifest = parse_manifest(data or b"", Path(), folder)
+            manifest = parse_manifest(data or b"", Path(), address)
         except DataError:
             return frozenset(), {}
         return frozenset(shard.path for shard in manifest.shards), manifest.formats
 
     @cache
-    def of_layout(folder: str, query: str) -> Formats:
-        kind = fetch_file(f"{folder}/{SET_TYPE_FILE}{query}", remote)
-        return FORMATS_OF_TYPES.get((kind or b"").decode(errors="replace").strip(), {})
+    def of_type(address: str) -> Formats | None:
+        kind = fetch_file(address, remote)
+        return None if kind is None else FORMATS_OF_TYPES.get(kind.decode(errors="replace").strip(), {})
 
     def find(url: str) -> Formats:
-        if url.startswith(PIPE):
-            return {}
-        address, mark, secrets = url.partition("?")
-        scheme, _, path = address.partition("://")
-        parts = path.split("/")
-        for depth in (1, 2):
-            folder, name = parts[:-depth], "/".join(parts[-depth:])
-            if folder:
-                shards, formats = listed(f"{scheme}://{'/'.join(folder)}", mark + secrets)
-                if name in shards:
-                    return formats
-        if len(parts) > 2 and _LAYOUT.fullmatch(parts[-1]):
-            return of_layout(f"{scheme}://{'/'.join(parts[:-2])}", mark + secrets)
-        return {}
+        found: dict[str, str] = {}
+        types = (of_type(address) for address in _near(url, SET_TYPE_FILE))
+        found |= next((formats for formats in types if formats is not None), {})
+        parts = url.partition("?")[0].split("/")
+        for depth, address in enumerate(_near(url, MANIFEST), 1):
+            shards, formats = listed(address)
+            if "/".join(parts[-depth:]) in shards:
+                return found | formats
+        return found
 
     return tuple(find(url) for url in urls)
+
+
+def beside_remote(url: str, name: str) -> str | None:
+    """Address of a file in the folder of a remote shard; None: the shard is the output of a command."""
+    return next(iter(_near(url, name)), None)
+
+
+def _near(url: str, name: str) -> list[str]:
+    """Addresses of a file in the folder of a shard and in the one above; of the output of a command there is none."""
+    if url.startswith(PIPE):
+        return []
+    address, mark, secrets = url.partition("?")
+    scheme, _, path = address.partition("://")
+    parents = [path.split("/")[:-up] for up in (1, 2)]
+    return [f"{scheme}://{'/'.join(folder)}/{name}{mark}{secrets}" for folder in parents if folder]
 
 
 def fetch_file(url: str, remote: Remote) -> bytes | None:

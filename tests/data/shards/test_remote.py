@@ -102,7 +102,7 @@ def beside(server: Server, shards: Path) -> None:
         sidecar_path(path).unlink()
 
 
-MANIFESTS = {"/a/manifest.json", "/manifest.json", "/dataset_type.txt"}
+MANIFESTS = {"/a/manifest.json", "/manifest.json", "/a/dataset_type.txt", "/dataset_type.txt"}
 """What is asked for, and is not there."""
 EXPECTED = [100 * number + i for number, count in enumerate(COUNTS) for i in range(count)]
 

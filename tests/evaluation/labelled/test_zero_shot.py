@@ -213,6 +213,14 @@ def test_a_missing_template_file_names_the_lists_that_there_are(tmp_path: Path) 
 def test_class_names_that_are_no_file_say_what_was_wanted(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="`classnames`: got 'cat', which is no file; wanted a file of class names"):
         make(tmp_path, classnames="cat").build(modalities())
+    nearby = make(tmp_path, classnames=None)
+    write_shard(tmp_path / "0.tar", [])
+    with pytest.raises(RecipeError, match=r"`classnames`: got none, and there is no classnames\.txt beside the shards"):
+        nearby.build(modalities())
+    remote = nearby.model_copy(update={"shards": ("https://me:pass@host/{0..3}.tar",)})
+    message = r"got none, and beside remote shards, such as https://[^p]*host/\{0\.\.3\}\.tar, no classnames\.txt is looked for"
+    with pytest.raises(RecipeError, match=message):
+        remote.build(modalities())
 
 
 @pytest.mark.parametrize("text", ['["red", "green"]', '{"1": "green", "0": "red"}', "0: 'red',\n1: 'green',"])
