@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,24 @@ def with_tokenizers(recipe: Recipe, folder: Path) -> Recipe:
             continue
         copy = folder / TOKENIZER / name
         copy.mkdir(parents=True)
-        for file in TOKENIZER_FILES:
-            if (tokenizer.path / file).is_file():
-                shutil.copyfile(tokenizer.path / file, copy / file)
-        _keep_class(tokenizer.path / CONFIG, copy / CONFIG)
+        for file, data in tokenizer_files(tokenizer.path).items():
+            (copy / file).write_bytes(data)
         moved = tokenizer.model_copy(update={"path": Path(HERE, TOKENIZER, name)})
         modalities[name] = config.model_copy(update={"tokenizer": moved})
     return recipe.model_copy(update={"modalities": modalities})
 
 
-def _keep_class(config: Path, copy: Path) -> None:
-    """Keep the kind of model, by which transformers chooses the class of some tokenizers (SigLIP 2's makes lower case)."""
-    if config.is_file() and "model_type" in (settings := read_json(config)):
-        copy.write_text(json.dumps({"model_type": settings["model_type"]}))
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """The files of a folder that a tokenizer of transformers is made of, by name; empty: it holds none.
+
+    Of config.json that is the kind of model, by which transformers chooses the class of some tokenizers (SigLIP 2's makes lower
+    case).
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    found = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    config = folder / CONFIG
+    if found and config.is_file() and "model_type" in (settings := read_json(config)):
+        found[CONFIG] = json.dumps({"model_type": settings["model_type"]}).encode()
+    return found
