@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -160,6 +160,14 @@ class EncoderConfig(Config):
     def wants(self) -> InputSpec:
         """Size, rate and tokenizer that the views of its modality must have."""
         return InputSpec()
+
+    def mistakes(self) -> Iterator[str]:
+        """Settings that no new run should begin with: the key, what was got, what follows, and what to set. By default none."""
+        yield from ()
+
+    def warnings(self, views: InputSpec) -> Iterator[str]:
+        """What the encoder fills up or cuts off of views that it takes: key, what was got, what follows. By default nothing."""
+        yield from ()
 
 
 def freeze(encoder: Encoder, unlocked_layers: int = 0) -> None:

@@ -5,40 +5,21 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.adapters.adapter import refuse_masks
 from mmssl.encoders.positions import fit_columns
 from mmssl.encoders.resnet import Stages, StagesConfig
-from mmssl.encoders.spectrogram import FrontEndConfig, SoundEncoderConfig
+from mmssl.encoders.sound_config import FrontEndEncoderConfig
 from mmssl.encoders.weights import load_and_freeze
 from mmssl.encoders.windows import encode_windows
 
 
-class AudioResNetConfig(StagesConfig, SoundEncoderConfig):
-    """Settings of an audio ResNet: CLIP's residual network on mel spectrograms.
-
-    Attributes:
-        front_end: waveforms to spectrograms.
-        seconds: usual length of the sounds; other lengths work too: the positions of the attention pooling are resampled. For
-            front-ends of fixed `frames` see `AudioTransformerConfig`.
-    """
+class AudioResNetConfig(StagesConfig, FrontEndEncoderConfig):
+    """Settings of an audio ResNet: CLIP's residual network on mel spectrograms."""
 
     kind: Literal["audio_resnet"] = "audio_resnet"
-    front_end: FrontEndConfig
-    seconds: float = Field(gt=0)
-
-    @property
-    def rate(self) -> int:
-        """Sampling rate of the front-end in Hz."""
-        return self.front_end.settings.rate
-
-    @property
-    def stereo(self) -> bool:
-        """Whether the front-end needs stereo waveforms."""
-        return self.front_end.settings.planes == 2
 
     def build(self) -> AudioResNet:
         """Build it, load `weights` (positions resampled to this length), freeze."""

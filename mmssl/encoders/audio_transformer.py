@@ -15,7 +15,7 @@ from mmssl.core.encoder import Encoder, Features
 from mmssl.core.positions import sincos_positions
 from mmssl.encoders.adapters.imagebind_names import refuse_imagebind
 from mmssl.encoders.positions import Grid, fit_columns, resize_positions
-from mmssl.encoders.spectrogram import FrontEndConfig, SoundEncoderConfig
+from mmssl.encoders.sound_config import FrontEndEncoderConfig
 from mmssl.encoders.transformer import TransformerConfig
 from mmssl.encoders.weights import load_and_freeze
 from mmssl.encoders.windows import encode_windows
@@ -24,13 +24,10 @@ Positive = Annotated[int, Field(gt=0)]
 Size = Annotated[tuple[Positive, Positive], Entries(("filters", "frames"))]
 
 
-class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
+class AudioTransformerConfig(TransformerConfig, FrontEndEncoderConfig):
     """Settings of an audio spectrogram transformer; the defaults are AST's sizes, without overlap of patches.
 
     Attributes:
-        front_end: waveforms to spectrograms.
-        seconds: usual length of the sounds; other lengths work too: position embeddings are resampled. A front-end of fixed
-            `frames` fills or cuts them: a run refuses `seconds` of which it would cut off the end, or make more than 5 % silence.
         patch_size: mel filters and frames of a patch.
         stride: filters and frames from one patch to the next; None: the patch size, without overlap. AST: [10, 10].
         pool: "cls" takes the class token, "mean" the mean of the patch tokens.
@@ -42,8 +39,6 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
     """
 
     kind: Literal["audio_transformer"] = "audio_transformer"
-    front_end: FrontEndConfig
-    seconds: float = Field(gt=0)
     patch_size: Size = (16, 16)
     stride: Size | None = None
     pool: Literal["cls", "mean"] = "cls"
@@ -51,16 +46,6 @@ class AudioTransformerConfig(TransformerConfig, SoundEncoderConfig):
     registers: int = Field(default=0, ge=0)
     layer_scale: float | None = None
     positions: Literal["learned", "sincos"] = "learned"
-
-    @property
-    def rate(self) -> int:
-        """Sampling rate of the front-end in Hz."""
-        return self.front_end.settings.rate
-
-    @property
-    def stereo(self) -> bool:
-        """Whether the front-end needs stereo waveforms."""
-        return self.front_end.settings.planes == 2
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -16,8 +16,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmssl.core.config import Config
-from mmssl.core.encoder import EncoderConfig
-from mmssl.core.input_spec import InputSpec
 from mmssl.encoders.spec_augment import SpecAugmentConfig, spec_augment
 
 Channel = Literal["mean", "first", "both", "level_difference"]
@@ -53,11 +51,6 @@ class FrontEndSettings(Config):
     spec_augment: SpecAugmentConfig | None = None
 
     @property
-    def settings(self) -> FrontEndSettings:
-        """All settings of the spectrogram."""
-        return self
-
-    @property
     def planes(self) -> int:
         """Number of spectrograms of one sound: 1, or 2 where both channels are used."""
         return 2 if self.channel in ("both", "level_difference") else 1
@@ -85,6 +78,11 @@ class KaldiConfig(FrontEndSettings):
     window: float = Field(default=25.0, gt=0)
     hop: float = Field(default=10.0, gt=0)
 
+    @property
+    def settings(self) -> KaldiConfig:
+        """All settings of the spectrogram."""
+        return self
+
     def build(self) -> KaldiFrontEnd:
         """Build the front-end."""
         return KaldiFrontEnd(self)
@@ -110,6 +108,11 @@ class MelConfig(FrontEndSettings):
     norm: Literal["slaney"] | None = None
     log: Literal["ln", "db"] = "ln"
     floor: float = Field(default=1e-6, gt=0)
+
+    @property
+    def settings(self) -> MelConfig:
+        """All settings of the spectrogram."""
+        return self
 
     def build(self) -> MelFrontEnd:
         """Build the front-end."""
@@ -163,23 +166,6 @@ class PresetConfig(Config):
 
 
 FrontEndConfig = Annotated[KaldiConfig | MelConfig | PresetConfig, Field(discriminator="kind")]
-
-
-class SoundEncoderConfig(EncoderConfig, ABC):
-    """Base of the configs of all audio encoders."""
-
-    @property
-    @abstractmethod
-    def rate(self) -> int:
-        """Sampling rate of the front-end in Hz."""
-
-    @property
-    @abstractmethod
-    def stereo(self) -> bool:
-        """Whether the front-end needs stereo waveforms."""
-
-    def wants(self) -> InputSpec:
-        return InputSpec(rate=self.rate, channels=2 if self.stereo else None)
 
 
 class FrontEnd(nn.Module, ABC):

@@ -31,8 +31,8 @@ from mmssl.recipe.checks import (
 )
 from mmssl.recipe.flat import FLAT, flatten_keys
 from mmssl.recipe.gradients import SAMPLES, check_gradients
+from mmssl.recipe.inputs import check_inputs
 from mmssl.recipe.keep import KeepConfig
-from mmssl.recipe.sounds import check_frames
 from mmssl.recipe.start import encoder_start, places, start_learner, start_lines, weights_file
 from mmssl.recipe.strict_yaml import dump
 from mmssl.recipe.suite import evaluation_modalities, read_as
@@ -221,7 +221,7 @@ class Recipe(Config):
         modalities = self.build_modalities()
         learner = self.build_learner(modalities, plan)
         if not checkpoints(self.folder / FOLDER):  # a run goes on as it began
-            check_frames(self.encoders, self.modalities)
+            check_inputs(self.encoders, self.modalities)
             for line in start_lines(learner, self.seed):
                 say(line)
         check_views(learner, modalities)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from mmssl.data.modalities.text import TextConfig
 from mmssl.data.synchronized.chain import Synchronized, mistakes
 from mmssl.data.synchronized.order import Reverse
 from mmssl.data.synchronized.space import Flip
-from tests.contracts.foreign.mmssl_points import PointsConfig
+from mmssl.recipe.inputs import check_inputs
+from tests.contracts.foreign.mmssl_points import PointsConfig, SetEncoderConfig
 
 FOREIGN = Path(__file__).parent / "foreign"
 CAPTIONS = [f"a cloud at the {height} {side}" for height in ("top", "bottom") for side in ("left", "right")]
@@ -161,6 +163,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Out
         "typo": ["pretrain", "recipe.yaml", "modalities.points.jiter=true", "encoders.points.width='32'"],
         "typo in a sum": ["pretrain", "recipe.yaml", "objective.objectives.small.objective.modalty=points"],
         "no such kind": ["pretrain", "recipe.yaml", "evaluators.mirror.kind=mirored"],
+        "mistake": ["pretrain", "recipe.yaml", "name=flat", "encoders.points.width=1"],
     }
     return folder, dict(zip(commands, verbs(folder, *commands.values()), strict=True))
 
@@ -217,12 +220,23 @@ def test_doctor_lists_what_is_installed(world: tuple[Path, dict[str, Outcome]]) 
 
 def test_mistakes_are_answered_as_for_our_own(world: tuple[Path, dict[str, Outcome]]) -> None:
     said = world[1]
-    assert [said[name].code for name in ("no kernel", "typo", "typo in a sum", "no such kind")] == [2] * 4
+    assert [said[name].code for name in ("no kernel", "typo", "typo in a sum", "no such kind", "mistake")] == [2] * 5
     assert "'reverse' has no kernel for modality 'points' (PointsModality)" in said["no kernel"].said
     assert "modalities.points.jiter: unknown key, did you mean 'jitter'?; allowed here: " in said["typo"].said
     assert 'encoders.points.width: got "32", wanted a valid integer' in said["typo"].said
     assert "modalty: unknown key, did you mean 'modality'?" in said["typo in a sum"].said
     assert "got kind 'mirored', did you mean 'mirrored'?; allowed: " in said["no such kind"].said
+    assert "encoders.points.width: got 1, which tells one axis; set 2 or more" in said["mistake"].said
+
+
+def test_an_encoder_says_itself_what_views_lose_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        check_inputs({"points": SetEncoderConfig(width=2)}, {"points": PointsConfig()})
+        assert not caplog.records
+        check_inputs({"points": SetEncoderConfig(width=2)}, {"points": PointsConfig(seconds=2.0)})
+    assert [record.getMessage() for record in caplog.records] == [
+        "modalities.points.seconds: got 2, and sets have no time"
+    ]
 
 
 def test_a_flip_mirrors_points_with_their_caption() -> None:

@@ -24,14 +24,13 @@ from mmssl.encoders.adapters.transformers_loading import (
     require_complete,
 )
 from mmssl.encoders.clap_front_end import ClapFrontEndConfig
+from mmssl.encoders.sound_config import SoundEncoderConfig, SpectrogramEncoderConfig
 from mmssl.encoders.spec_augment import SpecAugmentConfig
 from mmssl.encoders.spectrogram import (
     PRESETS,
     FrontEndConfig,
-    FrontEndSettings,
     KaldiConfig,
     MelConfig,
-    SoundEncoderConfig,
 )
 from mmssl.encoders.windows import encode_windows
 
@@ -41,7 +40,7 @@ def _refuse_two(front_end: object, spec_augment: object) -> None:
         raise ValueError("got spec_augment beside a front_end; set front_end.spec_augment, or leave front_end out")
 
 
-class HfAstConfig(HfConfig, SoundEncoderConfig):
+class HfAstConfig(HfConfig, SpectrogramEncoderConfig):
     """Settings of a transformers audio spectrogram transformer (AST).
 
     Attributes:
@@ -82,7 +81,7 @@ class HfAstConfig(HfConfig, SoundEncoderConfig):
         """False: the model has one input plane."""
         return False
 
-    def spectrogram(self) -> FrontEndSettings:
+    def spectrogram(self) -> KaldiConfig | MelConfig:
         """Settings of the front-end: `front_end`, or those of the folder's preprocessor_config.json.
 
         Raises:

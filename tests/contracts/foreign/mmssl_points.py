@@ -18,6 +18,7 @@ from mmssl.core.batch import Batch, Needs
 from mmssl.core.context import StepContext
 from mmssl.core.encoder import EmbeddingModel, Encoder, EncoderConfig, Features
 from mmssl.core.evaluator import Evaluator, Score
+from mmssl.core.input_spec import InputSpec
 from mmssl.core.objective import Latents, LossOutput, Objective, Reduction
 from mmssl.core.plan import Plan
 from mmssl.data.inspection import FileFormats, Inspection
@@ -79,6 +80,10 @@ class PointsConfig(ModalityConfig):
     files: ClassVar[FileFormats | None] = FileFormats("an array", {"npy": rb"\x93NUMPY"}, columns=("points",))
     kind: Literal["points"] = "points"
     jitter: bool = False
+    seconds: float | None = None
+
+    def input_spec(self) -> InputSpec:
+        return InputSpec(channels=2, seconds=self.seconds)
 
     @classmethod
     def usual(cls) -> PointsConfig:
@@ -119,6 +124,17 @@ class SetEncoderConfig(EncoderConfig):
 
     kind: Literal["set"] = "set"
     width: int
+
+    def wants(self) -> InputSpec:
+        return InputSpec(channels=2)
+
+    def mistakes(self) -> Iterator[str]:
+        if self.width < 2:
+            yield f"width: got {self.width}, which tells one axis; set 2 or more"
+
+    def warnings(self, views: InputSpec) -> Iterator[str]:
+        if views.seconds is not None:
+            yield f"seconds: got {views.seconds:g}, and sets have no time"
 
     def build(self) -> SetEncoder:
         return SetEncoder(self.width)

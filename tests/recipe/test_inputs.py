@@ -1,4 +1,4 @@
-"""Sounds that a front-end of fixed frames would fill with silence, or cut: refused of encoders, said of views."""
+"""Sounds that a front-end of fixed frames would fill with silence, or cut: refused of encoders, warned of for views."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 from mmssl.core.errors import RecipeError
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.datasets import digit_scenes
+from mmssl.encoders.adapters.transformers_audio import HfAstConfig
 from mmssl.encoders.audio_resnet import AudioResNetConfig
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
+from mmssl.recipe.inputs import check_inputs
 from mmssl.recipe.recipe import load_recipe
-from mmssl.recipe.sounds import check_frames
 
 AST = {"kind": "ast"}
 
@@ -37,7 +38,7 @@ def transformer(seconds: float, front_end: dict[str, Any]) -> AudioTransformerCo
 )
 def test_seconds_that_are_not_the_frames(seconds: float, front_end: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said) as caught:
-        check_frames({"sound": transformer(seconds, front_end)}, {})
+        check_inputs({"sound": transformer(seconds, front_end)}, {})
     assert "encoders.sound.seconds: got" in str(caught.value)
     assert "set front_end.frames to the former, or seconds to" in str(caught.value)
 
@@ -45,7 +46,7 @@ def test_seconds_that_are_not_the_frames(seconds: float, front_end: dict[str, An
 def test_seconds_that_are(caplog: pytest.LogCaptureFixture) -> None:
     """AST's ten seconds, ImageBind's two, and any length where the number of frames is free."""
     for seconds, front_end in ((10.0, AST), (2.0, {"kind": "imagebind"}), (5.0, {**AST, "frames": 498})):
-        check_frames({"sound": transformer(seconds, front_end)}, {"sound": AudioConfig(rate=16_000, seconds=seconds)})
+        check_inputs({"sound": transformer(seconds, front_end)}, {"sound": AudioConfig(rate=16_000, seconds=seconds)})
     free = AudioResNetConfig(
         front_end={"kind": "kaldi"},
         seconds=0.5,
@@ -53,17 +54,30 @@ def test_seconds_that_are(caplog: pytest.LogCaptureFixture) -> None:
         channels=8,
         pool="mean",  # type: ignore[arg-type]
     )
-    check_frames({"sound": free}, {"sound": AudioConfig(rate=16_000, seconds=7.0)})
+    check_inputs({"sound": free}, {"sound": AudioConfig(rate=16_000, seconds=7.0)})
     assert not caplog.records
 
 
 def test_views_of_another_length_are_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        check_frames({"sound": transformer(10.0, AST)}, {"sound": AudioConfig(rate=16_000, seconds=4.0)})
+        check_inputs({"sound": transformer(10.0, AST)}, {"sound": AudioConfig(rate=16_000, seconds=4.0)})
     (record,) = caplog.records
     assert record.getMessage() == (
         "modalities.sound.seconds: got 4, of which 398 frames are made, and the front_end has 1024: "
         "61 % of each would be silence"
+    )
+
+
+def test_a_model_of_another_library_says_it_too(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = HfAstConfig(config={"model_type": "audio-spectrogram-transformer"}, front_end=AST)  # type: ignore[arg-type]
+    with caplog.at_level(logging.WARNING):
+        check_inputs({"sound": encoder}, {"sound": AudioConfig(rate=16_000, seconds=10.0)})
+        assert not caplog.records
+        check_inputs({"sound": encoder}, {"sound": AudioConfig(rate=16_000, seconds=12.0)})
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "modalities.sound.seconds: got 12, of which 1198 frames are made, and the front_end has 1024: "
+        "the end of each sound would be cut off"
     )
 
 
