@@ -30,7 +30,8 @@ from mmssl.objectives.parts.multi_crop import Crops, MultiCropConfig, stacked
 class DeepClusterV2Config(MultiCropConfig):
     """Settings of DeepCluster v2 on global and local views of one modality; see `DeepClusterV2Objective`.
 
-    Each process, and each checkpoint, holds two embeddings of every training sample: 1.3 GB for ImageNet.
+    A checkpoint holds two embeddings of every training sample, 1.3 GB for ImageNet. A process holds twice as much: a step that is
+    skipped is undone from a copy.
 
     Attributes:
         prototypes: K, clusters of each clustering. DeepCluster v2: 3000 for the 1.28 million pictures of ImageNet.
