@@ -16,7 +16,9 @@ from mmssl.core.plan import Plan
 from mmssl.core.seeding import fold
 from mmssl.losses.mae import patchify
 from mmssl.objectives.denoise import DenoiseConfig, DenoiseObjective
+from mmssl.objectives.parts.gumbel import gumbel_noise
 from mmssl.objectives.parts.noises import Noise, NoiseConfig, kept_shares, normal_noise, uniform_noise
+from mmssl.objectives.parts.presence import mixed_bits
 from tests.contracts import toys
 from tests.contracts.case import FIVE, SIZE, Case
 
@@ -85,6 +87,16 @@ def test_noise_is_normal_and_a_function_of_sample_and_step() -> None:
     assert uniform.min() > 0
     assert uniform.max() < 1
     assert float(uniform.mean()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_noise_is_finite_where_all_bits_of_a_hash_are_set() -> None:
+    """As in one of 17 million numbers, of which a step on large pictures draws more: one infinite number would skip the step."""
+    index = torch.tensor([1168899094793470529])  # its first hash ends with 24 ones
+    assert mixed_bits(mixed_bits(index)) & 0xFFFFFF == 0xFFFFFF
+    uniform = uniform_noise(index, 0, 3)
+    assert uniform[0, 0] == 1 - 2**-24
+    assert normal_noise(index, 0, torch.Size((3,))).isfinite().all()
+    assert gumbel_noise(index, 0, 1, 3).isfinite().all()
 
 
 def test_views_are_changed_as_the_equations_say() -> None:

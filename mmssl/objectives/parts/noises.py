@@ -17,7 +17,7 @@ from mmssl.objectives.parts.presence import mixed_bits
 
 @torch.no_grad()
 def uniform_noise(index: Tensor, seed: int, values: int) -> Tensor:
-    """Uniform numbers between 0 and 1, [B, values] float32 of 24 bits: a pure function of (seed, number of the sample).
+    """Uniform numbers between 0 and 1, neither of which is one, [B, values] float32 of 23 bits: a pure function of (seed, sample).
 
     Args:
         index: [B] int64, numbers of the samples.
@@ -26,7 +26,7 @@ def uniform_noise(index: Tensor, seed: int, values: int) -> Tensor:
     """
     places = torch.arange(values, device=index.device)
     bits = mixed_bits(mixed_bits(index + seed % 2**62)[:, None] + places)
-    return bits.bitwise_and_(2**24 - 1).float().add_(0.5).div_(2**24)
+    return bits.bitwise_and_(2**23 - 1).float().add_(0.5).div_(2**23)  # of 24 bits the largest would be rounded to 1
 
 
 def normal_noise(index: Tensor, seed: int, shape: torch.Size) -> Tensor:
