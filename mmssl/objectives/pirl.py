@@ -30,8 +30,8 @@ from mmssl.objectives.parts.pretext_tasks import JigsawConfig
 class PirlConfig(ObjectiveConfig):
     """Settings of PIRL for one modality of pictures; see `PirlObjective`.
 
-    A checkpoint holds an embedding of every training sample, 0.7 GB for ImageNet. A process holds twice as much: a step that is skipped
-    is undone from a copy.
+    A checkpoint holds an embedding of every training sample, 0.7 GB for ImageNet. A process holds twice as much: a step that is
+    skipped is undone from a copy.
 
     Attributes:
         modality: modality of the encoder to train.

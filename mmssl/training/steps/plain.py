@@ -240,9 +240,9 @@ class AccumulatedStepConfig(Config):
 class _Remembered:
     """What a step changes beside the weights of encoders: the learner's buffers, and the objective's parameters.
 
-    A forward pass changes running statistics, and `after_update` clamps temperatures, moves centres and fills queues. All are copied
-    in each step, constants too: 3 MB for CLIP, 85 MB for DINO, and 1.3 GB for the bank of DeepCluster v2 on ImageNet, which take
-    0.4, 16 and 240 ms of one CPU core.
+    A forward pass changes running statistics, and `after_update` clamps temperatures, moves centres and fills queues. All are
+    copied in each step, constants too: 3 MB for CLIP, 85 MB for DINO, and 1.3 GB for the bank of DeepCluster v2 on ImageNet, which
+    take 0.4, 16 and 240 ms of one CPU core.
     """
 
     def __init__(self, learner: Learner) -> None:
