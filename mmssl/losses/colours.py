@@ -19,7 +19,7 @@ _TO_XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750),
 def rgb_to_lab(x: Tensor) -> Tensor:
     """Colours of sRGB, [B, 3, ...] between 0 and 1 -> CIELAB of the white point D65 [B, 3, ...]: L of 0 to 100, a, b.
 
-    Greys have a = b = 0. Slow loop for one colour::
+    Greys have a = b = 0. In the type of `x`, also under autocast. Slow loop for one colour::
 
         def loop(rgb):
             linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
@@ -37,7 +37,8 @@ def rgb_to_lab(x: Tensor) -> Tensor:
         raise ValueError(f"got pictures {list(x.shape)}, wanted [B, 3, ...] of red, green and blue")
     linear = torch.where(x <= 0.04045, x / 12.92, ((x.clamp(min=0) + 0.055) / 1.055) ** 2.4)
     matrix = x.new_tensor(_TO_XYZ)
-    xyz = torch.einsum("mc,bc...->bm...", matrix / matrix.sum(1, keepdim=True), linear)
+    with torch.autocast(x.device.type, enabled=False):
+        xyz = torch.einsum("mc,bc...->bm...", matrix / matrix.sum(1, keepdim=True), linear)
     f = torch.where(xyz > (6 / 29) ** 3, xyz.clamp(min=1e-6) ** (1 / 3), xyz * ((29 / 6) ** 2 / 3) + 4 / 29)
     return torch.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
 

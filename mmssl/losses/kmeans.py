@@ -94,8 +94,12 @@ def kmeans(x: Tensor, starts: Tensor, iterations: int) -> Tensor:
 
 
 def nearest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
-    """Number of the nearest centroid [K, D] of each row [..., D], by distance, int64 [...]; the first of several."""
-    return (x @ centroids.T - centroids.square().sum(1) / 2).argmax(-1)
+    """Number of the nearest centroid [K, D] of each row [..., D], by distance, int64 [...]; the first of several.
+
+    In the type of `x`, also under autocast: the codes of a step are those that k-means was fitted to.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return (x @ centroids.T - centroids.square().sum(1) / 2).argmax(-1)
 
 
 def _parts(x: Tensor, centroids: Tensor) -> Iterator[Tensor]:

@@ -142,9 +142,10 @@ def place_error(prediction: Tensor, target: Tensor, beta: float | None) -> Tenso
 
 @torch.no_grad()
 def masked_sums(x: Tensor, mask: Tensor) -> Tensor:
-    """Sums and sums of squares of the masked tokens of each sample, [B, T, D] -> [B, 2, D], for `token_std`."""
+    """Sums and sums of squares of the masked tokens of each sample, [B, T, D] -> [B, 2, D] of its type, for `token_std`."""
     weight = mask.to(x.dtype)
-    return torch.stack([torch.einsum("bt,btd->bd", weight, y) for y in (x, x.square())], 1)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.stack([torch.einsum("bt,btd->bd", weight, y) for y in (x, x.square())], 1)
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ def mfcc_of_tokens(x: Tensor, patch: Sequence[int], coefficients: int = 13) -> T
     """MFCC of log-mel spectrograms with their first and second differences, mean over the frames of each token, [B, T, 3N].
 
     Hsu et al. 2021, "HuBERT" (arXiv:2106.07447), section 4.2: 13 coefficients and differences, 39 in all. Coefficients are the
-    orthonormal DCT-II over the filters; differences are Kaldi's, of five frames.
+    orthonormal DCT-II over the filters; differences are Kaldi's, of five frames. In the type of `x`, also
+    under autocast.
 
     Args:
         x: [B, planes, filters, frames]; planes, as of stereo sounds, are averaged.
@@ -31,8 +32,9 @@ def mfcc_of_tokens(x: Tensor, patch: Sequence[int], coefficients: int = 13) -> T
             f"got an input of shape {list(x.shape)} in tokens of {list(patch)}, wanted spectrograms [B, planes, filters, frames] "
             f"of {coefficients} filters or more, in tokens of all filters: set the encoder's patch_size to [filters, frames]"
         )
-    found = torch.einsum("bft,fn->bnt", x.mean(1), create_dct(coefficients, filters, "ortho").to(x))
-    first = compute_deltas(found)
-    everything = torch.cat([found, first, compute_deltas(first)], 1)
+    with torch.autocast(x.device.type, enabled=False):
+        found = torch.einsum("bft,fn->bnt", x.mean(1), create_dct(coefficients, filters, "ortho").to(x))
+        first = compute_deltas(found)
+        everything = torch.cat([found, first, compute_deltas(first)], 1)
     rows: Tensor = everything.unflatten(2, (-1, patch[1])).mean(-1).transpose(1, 2)
     return rows

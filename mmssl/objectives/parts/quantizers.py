@@ -102,8 +102,9 @@ class RandomProjection(nn.Module):
         self.register_buffer("codes", F.normalize(torch.randn(count, embedding), dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rows [..., P] -> codes [...] int64."""
-        return (x @ self.projection.to(x.dtype) @ self.codes.to(x.dtype).T).argmax(-1)
+        """Rows [..., P] -> codes [...] int64; in the type of the rows, also under autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            return (x @ self.projection.to(x.dtype) @ self.codes.to(x.dtype).T).argmax(-1)
 
 
 class RandomProjectionConfig(Config):
