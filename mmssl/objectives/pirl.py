@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -23,8 +22,7 @@ from mmssl.heads.bank import SampleBank
 from mmssl.heads.projection import HeadConfig
 from mmssl.losses.queue_info_nce import queue_info_nce
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, couples_rows, encoder_of
-from mmssl.objectives.parts.noises import uniform_noise
-from mmssl.objectives.parts.pretext_tasks import JigsawConfig
+from mmssl.objectives.parts.tile_tasks import JigsawConfig
 
 
 class PirlConfig(ObjectiveConfig):
@@ -77,8 +75,8 @@ class PirlObjective(Objective):
     """PIRL: cross entropy of finding a picture's row of the bank among other rows, from the picture and from its shuffled tiles.
 
     Misra and van der Maaten 2020 (arXiv:1912.01991), with the cross entropy of the authors' later configuration in place of noise
-    contrastive estimation. Negatives are drawn for each step, the same for all samples and processes, maybe the own row too. Tiles
-    are encoded each alone. The bank begins with random unit vectors.
+    contrastive estimation. Negatives are drawn for each step, the same for all samples and processes; where the own row is among
+    them, it is left out. Tiles are encoded each alone. The bank begins with random unit vectors.
 
     Args:
         config: the settings.
@@ -120,8 +118,7 @@ class PirlObjective(Objective):
                 f"got numbers {list(label.shape)} up to {label.max()} from modalities.{c.modality}.views.{c.choice}, wanted "
                 f"[B] below {c.jigsaw.classes}: {{kind: choice, choices: {c.jigsaw.classes}}}"
             )
-        uniform = partial(uniform_noise, batch.index, ctx.generator("pirl").initial_seed())
-        parts = c.jigsaw.make(x, label, uniform)
+        parts = c.jigsaw.make(x, label, batch.index, ctx.generator("pirl").initial_seed())
         views = {str(number): part.contiguous() for number, part in enumerate(parts)}
         cut = replace(batch, views={**batch.views, c.modality: views})
         (whole,) = ctx.features(batch, c.modality, [f"{c.view}0"], pooled_only=True)

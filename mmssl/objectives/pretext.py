@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -21,8 +20,8 @@ from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.heads.token_predictors import TokenPredictorConfig
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
-from mmssl.objectives.parts.noises import uniform_noise
-from mmssl.objectives.parts.pretext_tasks import PretextTask, TaskConfig
+from mmssl.objectives.parts.pretext_task import PretextTask
+from mmssl.objectives.parts.pretext_tasks import TaskConfig
 
 
 class PretextConfig(ObjectiveConfig):
@@ -85,7 +84,7 @@ class PretextObjective(Objective):
         self.encode(batch, ctx)
 
     def encode(self, batch: Batch, ctx: StepContext) -> Latents:
-        """Scores "prediction" [B, K] and labels "target" [B].
+        """Scores "prediction" [B, R, K] and labels "target" [B, R] of the R orders in which the head reads the parts.
 
         Raises:
             ValueError: the view has another shape than the task needs, or labels are K or more.
@@ -97,20 +96,21 @@ class PretextObjective(Objective):
                 f"got labels {list(label.shape)} up to {label.max()} from modalities.{self.modality}.views.{self.choice}, "
                 f"wanted [B] below {self.task.classes}: {{kind: choice, choices: {self.task.classes}}}"
             )
-        uniform = partial(uniform_noise, batch.index, ctx.generator("pretext").initial_seed())
-        parts = self.task.make(x, label, uniform)
+        parts = self.task.make(x, label, batch.index, ctx.generator("pretext").initial_seed())
         views = {str(number): part.contiguous() for number, part in enumerate(parts)}
         changed = replace(batch, views={**batch.views, self.modality: views})
         found = ctx.features(changed, self.modality, [*views], pooled_only=True)
-        prediction = at_least_float32(self.head(torch.cat([features.pooled for features in found], 1)))
-        return {"prediction": prediction, "target": label, **ctx.presence(batch, self.modality)}
+        read, labels = zip(*self.task.readings(label), strict=True)
+        parts_read = torch.stack([torch.cat([found[number].pooled for number in order], 1) for order in read], 1)
+        prediction = at_least_float32(self.head(parts_read))
+        return {"prediction": prediction, "target": torch.stack(labels, 1), **ctx.presence(batch, self.modality)}
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """One loss term; metrics: accuracy, and the loss of a guess, ln K."""
         present = Present(latents)
         scores, label = present.rows(latents["prediction"]), present.rows(latents["target"])
-        loss = distributed.mean(F.cross_entropy(scores, label, reduction="none"))
-        right = (scores.detach().argmax(-1) == label).to(scores.dtype)
+        loss = distributed.mean(F.cross_entropy(scores.mT, label, reduction="none").mean(1))
+        right = (scores.detach().argmax(-1) == label).to(scores.dtype).mean(1)
 
         def measure() -> dict[str, Tensor]:
             hits, rows = distributed.sum_and_count(right)

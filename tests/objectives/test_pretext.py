@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
-from mmssl.objectives.parts.noises import uniform_noise
-from mmssl.objectives.parts.pretext_tasks import NEIGHBOURS, PretextTask, TaskConfig, Uniform, distant_permutations
+from mmssl.objectives.parts.pretext_task import PretextTask
+from mmssl.objectives.parts.pretext_tasks import TaskConfig
+from mmssl.objectives.parts.tile_tasks import NEIGHBOURS, distant_permutations
 from mmssl.objectives.pretext import PretextConfig, PretextObjective
 from tests.contracts import toys
 from tests.contracts.case import FIVE, Case
@@ -57,10 +56,6 @@ def random() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def uniform(samples: int, seed: int = 0) -> Uniform:
-    return partial(uniform_noise, torch.arange(samples), seed)
-
-
 def test_golden_tables() -> None:
     assert task(kind="order", axis=0).orders == ORDERS  # type: ignore[attr-defined]
     assert distant_permutations(4, 6).tolist() == PERMUTATIONS
@@ -73,7 +68,7 @@ def test_golden_tables() -> None:
 @pytest.mark.parametrize("shape", [(4, 3, 6, 6), (4, 2, 3, 6, 6)])
 def test_rotations_are_those_of_numpy(shape: tuple[int, ...]) -> None:
     x = torch.randint(0, 256, shape, generator=random(), dtype=torch.uint8)
-    (turned,) = task(kind="rotation").make(x, torch.arange(4), uniform(4))
+    (turned,) = task(kind="rotation").make(x, torch.arange(4), torch.arange(4), 0)
     for quarter in range(4):
         assert np.array_equal(turned[quarter].numpy(), np.rot90(x[quarter].numpy(), quarter, (-2, -1)))
 
@@ -86,26 +81,95 @@ def numbered(side: int) -> torch.Tensor:
 
 def test_tiles_of_a_puzzle_are_put_back_by_its_permutation() -> None:
     label = torch.tensor([0, 3, 2, 1])
-    parts = task(kind="jigsaw", permutations=4, tile=6, side=2).make(numbered(2), label, uniform(4))
+    parts = task(kind="jigsaw", permutations=4, tile=6, side=2).make(numbered(2), label, torch.arange(4), 0)
     assert [tuple(part.shape) for part in parts] == [(4, 3, 6, 6)] * 4
     assert torch.stack([part[:, 0, 0, 0] for part in parts], 1).long().equal(distant_permutations(4, 4)[label])
-    middle, other = task(kind="context", tile=6).make(numbered(3), label, uniform(4))
+    middle, other = task(kind="context", tile=6).make(numbered(3), label, torch.arange(4), 0)
     assert middle.unique().tolist() == [4]
     assert other[:, 0, 0, 0].tolist() == [NEIGHBOURS[number] for number in label]
 
 
-def test_places_of_tiles_are_drawn_for_each_sample_alike_in_its_cell() -> None:
-    """All places are reached; a tile is a part of its picture."""
-    x = torch.arange(24 * 24).view(1, 1, 24, 24).expand(200, 3, -1, -1)
-    label = torch.zeros(200, dtype=torch.int64)
-    middle, other = task(kind="context", tile=5).make(x, label, uniform(200))
-    for tile, first in ((middle, 8), (other, 0)):
-        y, z = tile[:, 0, 0, 0] // 24 - first, tile[:, 0, 0, 0] % 24 - first
-        assert {*zip(y.tolist(), z.tolist(), strict=True)} == {*itertools.product(range(4), repeat=2)}
-        inside = torch.arange(5)
-        assert torch.equal(tile, tile[..., :1, :1] + 24 * inside[:, None] + inside)
-    again = task(kind="context", tile=5).make(x, label, uniform(200, seed=1))
-    assert not torch.equal(again[0], middle)
+def test_places_of_tiles_are_drawn_for_each_sample_and_step_whoever_stands_beside() -> None:
+    """Equally likely, from the first to the last that a cell has room for."""
+    count, puzzle = 400, task(kind="context", tile=5)
+    place = torch.arange(24.0 * 24).view(1, 1, 24, 24).expand(count, 3, -1, -1)  # values tell places
+    label, index = torch.full((count,), 7), torch.arange(count)
+    middle, other = puzzle.make(place, label, index, 3)
+    for tiles, corner in ((middle, 8), (other, 16)):
+        first = tiles[:, 0, 0, 0].long()
+        for found in (first // 24 - corner, first % 24 - corner):
+            shares = torch.bincount(found, minlength=4) / count
+            assert shares.tolist() == pytest.approx([0.25] * 4, abs=0.1)
+        wanted = first[:, None, None] + 24 * torch.arange(5)[:, None] + torch.arange(5)
+        assert torch.equal(tiles[:, 2].long(), wanted), "rows and columns of the picture"
+    some = torch.tensor([7, 3])
+    alone = puzzle.make(place[:2], label[:2], some, 3)
+    assert all(torch.equal(one, whole[some]) for one, whole in zip(alone, (middle, other), strict=True))
+    assert not torch.equal(puzzle.make(place, label, index, 4)[0], middle)
+
+
+@pytest.mark.parametrize("kind", ["jigsaw", "context"])
+def test_standardised_tiles_have_the_mean_and_deviation_of_their_picture(kind: str) -> None:
+    x = torch.randint(0, 256, (3, 3, 24, 24), generator=random(), dtype=torch.uint8)
+    x[0, :, :12] //= 4  # dark above
+    x[1] = 7  # flat: there is no deviation to give
+    puzzle = task(kind=kind, tile=6, standardise=True, **({"permutations": 5} if kind == "jigsaw" else {}))
+    whole = x.float() / 255
+    for tile in puzzle.make(x, torch.tensor([1, 2, 3]), torch.arange(3), 0):
+        torch.testing.assert_close(tile.mean((-2, -1)), whole.mean((-2, -1)))
+        wanted = whole.std((-2, -1), correction=0)
+        torch.testing.assert_close(tile.std((-2, -1), correction=0), wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_one_channel_of_a_tile_stays_and_the_others_are_faint_noise() -> None:
+    x = torch.rand(200, 3, 24, 24, generator=random()) + torch.tensor([0.0, 1, 2])[:, None, None]
+    label, index = torch.full((200,), 2), torch.arange(200)
+    plain = task(kind="context", tile=8).make(x, label, index, 5)
+    kept = []
+    for whole, tile in zip(plain, task(kind="context", tile=8, channels="one").make(x, label, index, 5), strict=True):
+        stays = (tile == whole).all(-1).all(-1)
+        assert stays.sum(1).tolist() == [1] * 200
+        kept.append(stays.byte().argmax(1))
+        noise = tile[~stays] - x.mean((-2, -1))[~stays][:, None, None]
+        wanted = 0.01 * whole[stays].std((-2, -1), correction=0).repeat_interleave(2)
+        assert (noise.std((-2, -1)) / wanted).mean().item() == pytest.approx(1, abs=0.02)
+        assert abs(noise.mean().item()) < 1e-3
+    for which in kept:
+        assert (torch.bincount(which) / 200).tolist() == pytest.approx([1 / 3] * 3, abs=0.12)
+    assert not torch.equal(*kept), "tiles draw apart"
+
+
+def test_context_is_read_in_both_orders_and_seen_from_the_other_side() -> None:
+    learner, objective = build(**CONTEXT)
+    batch = toys.batch(6, seed=3)
+    label = batch["picture"]["choice0"] % 8
+    batch["picture"]["choice0"] = label  # type: ignore[index]
+    ctx = learner.context(2, 9)
+    latents = objective.encode(batch, ctx)
+    places = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
+    assert latents["target"].tolist() == [[k, places.index((-places[k][0], -places[k][1]))] for k in label.tolist()]
+    seed = ctx.generator("pretext").initial_seed()
+    tiles = objective.task.make(batch["picture"]["wide0"], label, batch.index, seed)
+    middle, other = (learner.encoders["picture"](tile).pooled for tile in tiles)
+    scores = [objective.head(torch.cat(pair, 1)) for pair in ((middle, other), (other, middle))]
+    torch.testing.assert_close(latents["prediction"], torch.stack(scores, 1))
+    costs = [torch.nn.functional.cross_entropy(s, t) for s, t in zip(scores, latents["target"].T, strict=True)]
+    torch.testing.assert_close(objective.criterion(latents, ctx).terms["pretext"], torch.stack(costs).mean())
+
+
+def test_a_part_of_a_clip_may_have_one_channel_in_place_of_all() -> None:
+    x = torch.rand(60, 8, 3, 4, 4, generator=random())
+    label, index = torch.arange(60) % 12, torch.arange(60)
+    plain = task(kind="order", axis=0).make(x, label, index, 1)
+    drawn = []
+    for whole, part in zip(plain, task(kind="order", axis=0, channels="one").make(x, label, index, 1), strict=True):
+        assert part.shape == whole.shape
+        same = (part[:, :, :1] == whole).all(1).flatten(2).all(-1)  # [60, 3]
+        assert same.sum(1).tolist() == [1] * 60
+        assert torch.equal(part, part[:, :, :1].expand_as(part))
+        drawn.append(same.byte().argmax(1))
+    assert len({tuple(which.tolist()) for which in drawn}) == 4
+    assert torch.stack(drawn).unique().tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -116,13 +180,13 @@ def test_time_is_sorted_turned_and_hastened(axis: int) -> None:
     def times(made: torch.Tensor) -> list[list[int]]:
         return made.movedim(axis + 1, 1)[..., 0].tolist()
 
-    parts = task(kind="order", axis=axis).make(x, torch.arange(12), uniform(12))
+    parts = task(kind="order", axis=axis).make(x, torch.arange(12), torch.arange(12), 0)
     assert len(parts) == 4
     sorted_ = [[t for piece in pieces for t in piece] for pieces in zip(*map(times, parts), strict=True)]
     assert sorted_ == [[t for piece in order for t in (2 * piece, 2 * piece + 1)] for order in ORDERS]
-    (turned,) = task(kind="arrow", axis=axis).make(x[:2], torch.arange(2), uniform(2))
+    (turned,) = task(kind="arrow", axis=axis).make(x[:2], torch.arange(2), torch.arange(2), 0)
     assert times(turned) == [[*range(8)], [*range(8)][::-1]]
-    (fast,) = task(kind="speed", axis=axis, speeds=[1, 2, 4]).make(x[:3], torch.arange(3), uniform(3))
+    (fast,) = task(kind="speed", axis=axis, speeds=[1, 2, 4]).make(x[:3], torch.arange(3), torch.arange(3), 0)
     assert times(fast) == [[0, 1], [0, 2], [0, 4]]
 
 
@@ -151,6 +215,7 @@ def test_a_rotation_is_learned() -> None:
         ),
         ({"task": {"kind": "arrow", "axis": 3}}, r"arrow: got views \[4, 3, 8, 8\] with time on axis 3"),
         ({"task": {"kind": "order", "axis": 0, "pieces": 2, "reversible": False}}, "wanted a multiple of 2 times"),
+        ({"task": {"kind": "order", "axis": 1, "pieces": 4, "channels": "one"}}, r"for channels: one, wanted clips"),
         ({"task": {"kind": "arrow", "axis": 0}}, r"got labels .* up to 3 .* wanted \[B\] below 2: .*choices: 2"),
     ],
 )
