@@ -28,6 +28,8 @@ class Table:
             None: there are none.
         measures: scores that are no means of rows, such as mAP: name -> function from how often each row counts [n, R] float32, on
             the CPU, to the score in each of R draws [R]; where each row counts once, it is the score of that name.
+        influences: scores that are no means of rows, and how much they owe to each row, such as AUROC: name -> score and [n]
+            float64, on the CPU, with the sum 0; the sum of their squares estimates the score's variance.
         vectors: further columns of one vector a row, [n, K]; in files lists of K.
     """
 
@@ -35,6 +37,7 @@ class Table:
     outcomes: tuple[str, ...] = ()
     texts: Callable[[], Mapping[str, Sequence[str]]] | None = None
     measures: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    influences: Mapping[str, tuple[float, Tensor]] = field(default_factory=dict)
     vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
 

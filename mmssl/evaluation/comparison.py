@@ -12,7 +12,8 @@ import torch
 from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Score, Table
 from mmssl.core.seeding import generator
-from mmssl.evaluation.statistics import draw_counts, mean_by_cluster, shifted_percentiles
+from mmssl.evaluation.curves import area_difference_interval
+from mmssl.evaluation.statistics import draw_counts, mean_by_cluster, paired_difference, shifted_percentiles
 
 Row = tuple[object, ...]
 _DRAWS_AT_ONCE = 64
@@ -25,7 +26,9 @@ class Difference:
     Attributes:
         task, metric: what was measured. group: the class; "": all rows.
         first, second: mean outcome of each model.
-        difference: second - first; ci95_low, ci95_high: paired bootstrap over samples, so that the rows of one sample are one draw.
+        difference: second - first; ci95_low, ci95_high: of outcomes of 0 and 1, one row a sample, Tango's score interval, see
+            `paired_difference`; of AUROC DeLong's; of others paired bootstrap over samples, so that the rows of one sample are one
+            draw.
         mcnemar_p: exact McNemar test of outcomes of 0 and 1, one row a sample; None: does not apply.
         n: rows in both.
     """
@@ -85,6 +88,13 @@ class Pairing:
         """Name of the score of an outcome."""
         return outcome if self.name == "samples" else f"{self.name}_{outcome}"
 
+    @property
+    def influences(self) -> list[str]:
+        """Scores with influences of the rows in both models; none if some row is in one of them only."""
+        first, second = self.tables
+        same = len(_rows(first)) == len(self.keys) == len(_rows(second))
+        return [name for name in first.influences if same and name in second.influences]
+
     def values(self, column: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A column of both models, in equal rows: [n] float64 each."""
         first, second = self.tables
@@ -113,7 +123,7 @@ def compare_tables(
     task: str, first: Mapping[str, Table], second: Mapping[str, Table], *, resamples: int = 2000, seed: int = 0
 ) -> Iterator[Difference]:
     """Compare every outcome of the tables of two models, and the first outcome class by class where rows have a class; and scores
-    that are no means of rows, by a bootstrap that draws the same rows for both.
+    that are no means of rows, by a bootstrap that draws the same samples for both, or by what they owe to each row.
 
     Args:
         task: name of the evaluator.
@@ -135,6 +145,8 @@ def compare_tables(
                 yield _difference(task, metric, group, a[inside], b[inside], chosen, resamples, seed)
         for name in pairing.tables[0].measures:
             yield _measured(task, name, pairing, resamples, seed)
+        for name in pairing.influences:
+            yield _areas(task, name, pairing)
 
 
 def paired_rows(task: str, first: Mapping[str, Table], second: Mapping[str, Table]) -> Iterator[PairedRow]:
@@ -172,34 +184,54 @@ def _difference(
     resamples: int,
     seed: int,
 ) -> Difference:
-    numbers: dict[object, int] = {}
-    cluster = torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
-    _, low, high = mean_by_cluster(b - a, cluster, resamples=resamples, seed=seed)
-    binary = len(numbers) == len(keys) and bool((((a == 0) | (a == 1)) & ((b == 0) | (b == 1))).all())
+    samples = len(set(keys))
+    binary = samples == len(keys) and bool((((a == 0) | (a == 1)) & ((b == 0) | (b == 1))).all())
     p = mcnemar(a.bool(), b.bool()) if binary else None
+    change = b - a
+    if binary:
+        low, high = paired_difference(int((change > 0).sum()), int((change < 0).sum()), samples)
+    elif bool((change == change[0]).all()) and float(change[0]) in (-1.0, 0.0, 1.0):  # every draw is the same
+        low, high = paired_difference(samples * int(change[0] > 0), samples * int(change[0] < 0), samples)
+    else:
+        _, low, high = mean_by_cluster(change, sample_numbers(keys), resamples=resamples, seed=seed)
     means = float(a.mean()), float(b.mean())
     return Difference(task, metric, group, *means, means[1] - means[0], low, high, p, len(keys))
 
 
+def sample_numbers(keys: Sequence[object]) -> torch.Tensor:
+    """Number of the sample of each row, by its key: [n] int64."""
+    numbers: dict[object, int] = {}
+    return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
+
+
+def _areas(task: str, name: str, pairing: Pairing) -> Difference:
+    """The difference of a score of all rows, from what it owes to each row under both models."""
+    (first, one), (second, other) = (table.influences[name] for table in pairing.tables)
+    low, high = area_difference_interval(one[pairing.places[0]], other[pairing.places[1]], second - first)
+    metric, n = pairing.metric(name), len(pairing.keys)
+    return Difference(task, metric, "", first, second, second - first, low, high, None, n)
+
+
 def _measured(task: str, name: str, pairing: Pairing, resamples: int, seed: int) -> Difference:
-    """The difference of a score that is no mean of rows: percentiles of draws of the rows, the same ones for both models."""
-    n = len(pairing.keys)
+    """The difference of a score that is no mean of rows: percentiles of draws of the samples, the same ones for both models."""
+    n, sample = len(pairing.keys), sample_numbers(pairing.keys).numpy()
+    samples = int(sample.max()) + 1
     measures = [table.measures[name] for table in pairing.tables]
     sizes = [len(table.columns["key"]) for table in pairing.tables]
 
     def scores(often: np.ndarray) -> list[np.ndarray]:
-        """Of both models, where rows count as often as in draws [R, n]: [R] each."""
+        """Of both models, where samples count as often as in draws [R, samples]: [R] each."""
         found = []
         for measure, places, size in zip(measures, pairing.places, sizes, strict=True):
             counts = torch.zeros(size, len(often))
-            counts[places] = torch.from_numpy(often.T.astype(np.float32))
+            counts[places] = torch.from_numpy(often.T[sample].astype(np.float32))
             found.append(measure(counts).double().cpu().numpy())
         return found
 
-    (first,), (second,) = scores(np.ones((1, n), dtype=np.int64))
+    (first,), (second,) = scores(np.ones((1, samples), dtype=np.int64))
     drawn, parts = generator(seed, "compare", name), []
     for start in range(0, resamples, _DRAWS_AT_ONCE):
-        a, b = scores(draw_counts(drawn, n, min(_DRAWS_AT_ONCE, resamples - start)))
+        a, b = scores(draw_counts(drawn, samples, min(_DRAWS_AT_ONCE, resamples - start)))
         parts.append(b - a)
     every = np.concatenate(parts)
     low, high = shifted_percentiles(every[~np.isnan(every)], second - first)  # a draw of few samples may have no class

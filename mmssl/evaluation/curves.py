@@ -123,6 +123,18 @@ def area_interval(area: float, influence: Tensor, owner: Tensor, fewest: int) ->
     return 1 / (1 + math.exp(-(centre - half))), 1 / (1 + math.exp(-(centre + half)))
 
 
+def area_difference_interval(first: Tensor, second: Tensor, difference: float) -> tuple[float, float]:
+    """95 % interval (low, high) of the difference of two areas of the same samples, from their influences (DeLong et al. 1988).
+
+    Args:
+        first, second: [N] float64 of each model, see `auroc_influence`.
+        difference: second - first, in [-1, 1].
+    """
+    n = len(first)
+    half = Z95 * math.sqrt(float((second - first).square().sum()) * n / max(1, n - 1))
+    return max(-1.0, difference - half), min(1.0, difference + half)
+
+
 def mean_area_interval(areas: Tensor, owner: Tensor) -> tuple[float, float]:
     """95 % interval (low, high) of the mean of areas, such as the average precision of each query: `area_interval` over samples.
 

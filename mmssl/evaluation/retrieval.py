@@ -31,7 +31,13 @@ from mmssl.evaluation.curves import mean_area_interval
 from mmssl.evaluation.ranking import Ranks, log_sums, pair_ranks
 from mmssl.evaluation.repeated_items import duplicate_count, recall_ceiling
 from mmssl.evaluation.robustness import RobustConfig
-from mmssl.evaluation.statistics import random_misses, rank_intervals, share_by_cluster
+from mmssl.evaluation.statistics import (
+    counted_mean,
+    counted_median,
+    random_misses,
+    rank_intervals,
+    share_by_cluster,
+)
 from mmssl.evaluation.texts import sample_texts, shorten_text
 
 
@@ -222,7 +228,9 @@ def _queries(ranks: Ranks, owner: Tensor, candidates: Tensor, keys: Mapping[int,
         "found_score": ranks.found_score[can].tolist(),
         **{name: (values.int() if name in whole else values).tolist() for name, values in outcomes.items()},
     }
-    return Table(columns, tuple(outcomes))
+    best = ranks.ranks[can, 0].cpu()
+    measures = {"mean_rank": partial(counted_mean, best), "median_rank": partial(counted_median, best)}
+    return Table(columns, tuple(outcomes), measures=measures)
 
 
 def query_outcomes(ranks: Ranks, candidates: int, ks: tuple[int, ...]) -> dict[str, Tensor]:

@@ -33,6 +33,36 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     return (max(0.0, centre - half) if successes else 0.0), (min(1.0, centre + half) if successes < n else 1.0)
 
 
+def paired_difference(gained: int, lost: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Score interval (low, high) of the difference of two proportions of the same n trials (Tango 1998, Statistics in Medicine 17,
+    891-908): the differences that the score test does not refuse. Valid where no trial differs, and where all do.
+
+    Args:
+        gained, lost: trials in which only the second, or only the first, has a success.
+
+    Raises:
+        ValueError: there is no trial, or more differ than there are.
+    """
+    if n < 1 or min(gained, lost) < 0 or gained + lost > n:
+        raise ValueError(f"got {gained} gained and {lost} lost of {n} trials, wanted a sum of at most n, and n >= 1")
+    return _least_difference(gained, lost, n, z), -_least_difference(lost, gained, n, z)
+
+
+def _least_difference(gained: int, lost: int, n: int, z: float) -> float:
+    from scipy.optimize import brentq
+
+    def excess(difference: float) -> float:
+        """How far the gain lies above the largest that is likely if this is the difference."""
+        linear = (2 * n - gained + lost) * difference - gained - lost
+        root = math.sqrt(max(0.0, linear * linear + 8 * n * lost * difference * (1 - difference)))
+        likeliest = (root - linear) / (4 * n)  # share of losses
+        variance = n * (2 * likeliest + difference * (1 - difference))
+        return gained - lost - n * difference - z * math.sqrt(max(0.0, variance))
+
+    below = (gained - lost) / n - 1e-9  # at the estimate itself the variance may be 0
+    return -1.0 if excess(-1.0) <= 0 else float(brentq(excess, -1.0, below, xtol=1e-12))
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float, float]:
     """Mean of independent values, Student's 95 % interval (low, high) of it, and their standard deviation.
 
@@ -204,6 +234,23 @@ def rank_intervals(
         medians[part] = found.sum(0) // 2
     mean, median = (np.quantile(found, [0.025, 0.975]) for found in (means, medians))
     return (float(mean[0]), float(mean[1])), (math.floor(median[0]), math.floor(median[1]))
+
+
+def counted_mean(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean of values [n] that count as often as in draws [n, R]: [R] float64."""
+    return values.double() @ counts.double() / counts.sum(0)
+
+
+def counted_median(values: Tensor, counts: Tensor) -> Tensor:
+    """Median of integers [n] that count as often as in draws [n, R], rounded down: [R] float64.
+
+    Args:
+        counts: sums of a draw are below 2^24, and so exact in float32.
+    """
+    ordered, order = values.sort()
+    until = counts[order].cumsum(0)
+    middle = [(until <= (until[-1] - before) // 2).sum(0) for before in (1, 0)]
+    return (ordered[middle[0]] + ordered[middle[1]]).div(2, rounding_mode="floor").double()
 
 
 def random_misses(positives: Tensor, candidates: int, k: int) -> Tensor:

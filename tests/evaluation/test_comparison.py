@@ -17,8 +17,10 @@ from mmssl.core.evaluator import Table
 from mmssl.evaluation.class_retrieval import class_retrieval_scores
 from mmssl.evaluation.classification import class_means, counted_class_means
 from mmssl.evaluation.comparison import compare_tables, mcnemar, paired_rows
+from mmssl.evaluation.curves import auroc
 from mmssl.evaluation.labelled.multi_label import MultiLabelZeroShotConfig, multi_label_scores
-from mmssl.evaluation.statistics import wilson
+from mmssl.evaluation.retrieval import retrieval_scores
+from mmssl.evaluation.statistics import counted_median, paired_difference, wilson
 from tests.evaluation.world import collected, configured, items
 
 
@@ -44,7 +46,26 @@ def test_models_that_agree_on_most_samples_are_told_apart() -> None:
 
 def test_equal_models_have_no_difference() -> None:
     whole, *_ = compare_tables("t", table([1, 0, 1, 1]), table([1, 0, 1, 1]))
-    assert (whole.difference, whole.ci95_low, whole.ci95_high, whole.mcnemar_p) == (0, 0, 0, 1)
+    assert (whole.difference, whole.mcnemar_p) == (0, 1)
+    most = wilson(0, 4)[1]
+    assert (whole.ci95_low, whole.ci95_high) == pytest.approx((-most, most)), "four samples do not say more"
+
+
+def test_rows_that_all_change_have_no_interval_of_one_point() -> None:
+    whole, a, b = compare_tables("t", table([0, 1] * 4), table([1, 1] * 4))
+    assert (a.group, a.difference, a.n) == ("a", 1, 4)
+    assert (a.ci95_low, a.ci95_high) == pytest.approx(paired_difference(4, 0, 4))
+    assert 0 < a.ci95_low < 0.1
+    assert b.ci95_low < 0 < b.ci95_high
+    assert whole.ci95_low < 0.5 < whole.ci95_high
+    # Also where rows of one sample belong together, and where outcomes are no successes.
+    several = [
+        {"q": Table({"key": [*"xxyy"], "item": [0, 1, 0, 1], "MRR": right}, ("MRR",))} for right in ([0] * 4, [1] * 4)
+    ]
+    (row,) = compare_tables("t", *several)
+    assert (row.ci95_low, row.ci95_high) == pytest.approx(paired_difference(2, 0, 2)), "of two samples"
+    (row,) = compare_tables("t", several[0], several[0])
+    assert (row.ci95_low, row.ci95_high) == pytest.approx(paired_difference(0, 0, 2))
 
 
 def test_rows_are_matched_by_key_item_and_occurrence() -> None:
@@ -88,6 +109,73 @@ def test_average_precision_is_compared_on_the_same_draws() -> None:
     (row,) = compare_tables("t", {"samples": replace(one["samples"], outcomes=())}, half, resamples=100)
     assert row.n == 199
     assert row.first == pytest.approx(average_precision_score(labels[:199], first[:199]))
+
+
+def test_areas_are_compared_by_what_they_owe_to_each_sample() -> None:
+    random = torch.Generator().manual_seed(3)
+    labels = torch.rand(300, 3, generator=random) < 0.3
+    first = F.normalize(labels + torch.randn(300, 3, generator=random), dim=1)
+    second = F.normalize(first + 0.15 * labels, dim=1)
+    (a, one), (b, other) = several(first, labels), several(second, labels)
+    (row,) = [row for row in compare_tables("t", one, other, resamples=100) if row.metric == "AUROC"]
+    assert (row.first, row.second, row.n) == (a["AUROC"], b["AUROC"], 300)
+    assert row.difference == pytest.approx(row.second - row.first)
+    drawn = []
+    for _ in range(300):
+        some = torch.randint(0, 300, (300,), generator=random)
+        drawn.append(float((auroc(second[some].T, labels[some].T) - auroc(first[some].T, labels[some].T)).mean()))
+    assert (row.ci95_low, row.ci95_high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
+    assert row.ci95_low > 0
+    assert row.ci95_high - row.ci95_low < 0.5 * (a["AUROC_ci95_high"] - a["AUROC_ci95_low"]), "pairing narrows it"
+    # Rows that the second model has in another order.
+    turned, (area, owed) = other["samples"], other["samples"].influences["AUROC"]
+    columns = {name: list(reversed(values)) for name, values in turned.columns.items()}
+    turned = replace(turned, columns=columns, influences={"AUROC": (area, owed.flip(0))}, measures={})
+    (again,) = [
+        row
+        for row in compare_tables("t", {"samples": replace(one["samples"], measures={})}, {"samples": turned})
+        if row.metric == "AUROC"
+    ]
+    assert (again.ci95_low, again.ci95_high) == pytest.approx((row.ci95_low, row.ci95_high))
+    fewer = replace(turned, columns={name: values[:299] for name, values in columns.items()})
+    rows = compare_tables("t", {"samples": replace(one["samples"], measures={})}, {"samples": fewer}, resamples=100)
+    assert "AUROC" not in [row.metric for row in rows], "it is the score of all rows"
+
+
+def test_ranks_are_compared_in_draws_of_samples() -> None:
+    """Three captions of each picture, which are found together."""
+    random = torch.Generator().manual_seed(4)
+    tables, ranks = [], []
+    for noise in (0.4, 0.3):
+        pictures = F.normalize(torch.randn(40, 8, generator=random), dim=1)
+        texts = F.normalize(pictures.repeat_interleave(3, 0) + noise * torch.randn(120, 8, generator=random), dim=1)
+        data = collected(40, image=items(pictures), text=items(texts, torch.arange(40).repeat_interleave(3)))
+        scores, found = retrieval_scores(data, ("image", "text"), resamples=100)
+        tables.append(found)
+        ranks.append(np.array(found["text_to_image"].columns["rank"]).reshape(40, 3))
+        for name in ("mean_rank", "median_rank"):
+            (own,) = found["text_to_image"].measures[name](torch.ones(120, 1))
+            assert float(own) == pytest.approx(scores[f"text_to_image_{name}"])
+    rows = {row.metric: row for row in compare_tables("t", *tables)}
+    drawn = [np.random.default_rng(seed).integers(40, size=40) for seed in range(500)]
+    for name, measure in (("mean_rank", np.mean), ("median_rank", lambda values: np.floor(np.median(values)))):
+        row = rows[f"text_to_image_{name}"]
+        assert (row.first, row.second) == tuple(float(measure(one)) for one in ranks)
+        expected = np.array([measure(ranks[1][some]) - measure(ranks[0][some]) for some in drawn])
+        expected += row.difference - expected.mean()
+        low, high = np.quantile(expected, [0.025, 0.975])
+        assert (row.ci95_low, row.ci95_high) == pytest.approx(
+            (min(low, row.difference), max(high, row.difference)), abs=0.25
+        )
+        assert row.ci95_low < row.difference < row.ci95_high
+
+
+def test_counted_medians_are_those_of_repeated_values() -> None:
+    random = torch.Generator().manual_seed(5)
+    values = torch.randint(1, 9, (31,), generator=random)
+    counts = torch.randint(0, 4, (31, 20), generator=random)
+    found = counted_median(values, counts.float()).tolist()
+    assert found == [float(np.floor(np.median(values.repeat_interleave(column)))) for column in counts.T]
 
 
 def test_means_over_classes_are_those_of_draws() -> None:

@@ -66,7 +66,7 @@ def test_areas_of_classes(classified: tuple[Tensor, Tensor, Tensor]) -> None:
     embeddings, weights, labels = classified
     data = collected(N, m=items(embeddings), label=items(labels))
     expected = measures.multiclass_auroc(claims(embeddings, weights), labels, CLASSES, average="macro")
-    assert macro_auroc(data, "m", "label", weights)["AUROC"] == pytest.approx(float(expected), abs=EXACT)
+    assert macro_auroc(data, "m", "label", weights)[0]["AUROC"] == pytest.approx(float(expected), abs=EXACT)
 
 
 def test_several_labels(classified: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -7,12 +7,16 @@ from itertools import combinations, permutations
 import numpy as np
 import pytest
 import torch
+from scipy.special import xlogy
+from scipy.stats import multinomial
 
 from mmssl.core.seeding import generator
 from mmssl.evaluation.statistics import (
+    Z95,
     clustered_bootstrap,
     draw_counts,
     mean_over_draws,
+    paired_difference,
     random_average_precision,
     random_misses,
     rank_intervals,
@@ -166,3 +170,52 @@ def test_an_interval_over_draws_and_samples_covers_what_it_should() -> None:
         _, low, high = mean_over_draws(hits.mean(1).tolist(), variance, 60)
         covered += int(low < 0.6 < high)
     assert covered >= 368
+
+
+@pytest.mark.parametrize(("gained", "lost", "n"), [(5, 1, 12), (3, 0, 9), (1, 1, 2), (20, 5, 160)])
+def test_differences_of_paired_proportions_are_those_that_the_score_test_does_not_refuse(
+    gained: int, lost: int, n: int
+) -> None:
+    """Tango's statistic, with the share of losses that is likeliest if the difference is d, searched for."""
+
+    def statistic(difference: float) -> float:
+        shares = np.linspace(max(0.0, -difference), (1 - difference) / 2, 200_001)[1:-1]
+        likelihood = (
+            xlogy(gained, shares + difference)
+            + xlogy(lost, shares)
+            + xlogy(n - gained - lost, 1 - difference - 2 * shares)
+        )
+        share = shares[likelihood.argmax()]
+        return float((gained - lost - n * difference) / np.sqrt(n * (2 * share + difference * (1 - difference))))
+
+    low, high = paired_difference(gained, lost, n)
+    assert -1 < low < (gained - lost) / n < high < 1
+    assert statistic(low) == pytest.approx(Z95, abs=1e-3)
+    assert statistic(high) == pytest.approx(-Z95, abs=1e-3)
+    assert paired_difference(lost, gained, n) == (-high, -low)
+
+
+def test_differences_of_paired_proportions_at_the_ends() -> None:
+    square = Z95**2
+    for n in (1, 4, 100):
+        assert paired_difference(0, 0, n) == pytest.approx((-square / (n + square), square / (n + square))), (
+            "Wilson's of 0"
+        )
+        assert paired_difference(n, 0, n) == pytest.approx(((n - square) / (n + square), 1.0))
+        assert paired_difference(0, n, n)[0] == -1
+    for wrong in ((0, 0, 0), (3, 2, 4), (-1, 0, 4)):
+        with pytest.raises(ValueError, match="wanted a sum of at most n"):
+            paired_difference(*wrong)
+
+
+def test_intervals_of_paired_proportions_cover_the_difference() -> None:
+    """All outcomes of 30 trials, weighted by their probability."""
+    n = 30
+    for gain, loss in ((0.05, 0.05), (0.3, 0.1), (0.02, 0.3)):
+        covered = sum(
+            multinomial.pmf([gained, lost, n - gained - lost], n, [gain, loss, 1 - gain - loss])
+            for gained in range(n + 1)
+            for lost in range(n + 1 - gained)
+            if (bounds := paired_difference(gained, lost, n))[0] <= gain - loss <= bounds[1]
+        )
+        assert 0.93 < covered < 0.98

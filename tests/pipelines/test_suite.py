@@ -216,7 +216,7 @@ def test_two_models_are_compared(world: World, sets: Path, tmp_path: Path, capfd
     assert r"retrieval & image\_to\_text\_R@1" in (out / "compare.tex").read_text()
     whole = read(out / "compare.json")
     assert len(whole["differences"]) == len(rows) + len(NAMES)
-    assert {row["metric"] for row in rows if row["task"] == "multilabel"} == {"LRAP", "mAP"}
+    assert {row["metric"] for row in rows if row["task"] == "multilabel"} == {"LRAP", "mAP", "AUROC"}
     for name, model in (
         ("first", start_of(find_recipe(str(world.recipe), []), device="cpu")),
         ("second", mmssl.load(world.run)),
@@ -226,6 +226,9 @@ def test_two_models_are_compared(world: World, sets: Path, tmp_path: Path, capfd
         assert records["single"]["facts"]["data"]
         mean = next(float(row[name]) for row in rows if row["metric"] == "mAP")
         assert mean == pytest.approx(records["multilabel"]["scores"]["mAP"])
+        for task, metric in (("single", "AUROC"), ("retrieval", "text_to_image_mean_rank")):
+            score = next(float(row[name]) for row in rows if (row["task"], row["metric"]) == (task, metric))
+            assert score == pytest.approx(records[task]["scores"][metric])
     queries = list(csv.DictReader((out / "queries.csv").open()))
     right = [row for row in queries if (row["task"], row["metric"]) == ("single", "acc1")]
     assert [row["key"] for row in right] == [f"s{i:07d}" for i in range(12)]

@@ -41,14 +41,13 @@ def read_remote_formats(urls: Sequence[str], remote: Remote) -> tuple[Formats, .
         return None if kind is None else FORMATS_OF_TYPES.get(kind.decode(errors="replace").strip(), {})
 
     def find(url: str) -> Formats:
-        found: dict[str, str] = {}
         types = (of_type(address) for address in _near(url, SET_TYPE_FILE))
-        found |= next((formats for formats in types if formats is not None), {})
+        found = next((formats for formats in types if formats is not None), {})
         parts = url.partition("?")[0].split("/")
         for depth, address in enumerate(_near(url, MANIFEST), 1):
             shards, formats = listed(address)
             if "/".join(parts[-depth:]) in shards:
-                return found | formats
+                return {**found, **formats}
         return found
 
     return tuple(find(url) for url in urls)

@@ -95,13 +95,14 @@ def multi_label_scores(
     means = curves.resampled(drawn)[seen].nanmean(0)
     low, high = np.nanquantile(means.cpu(), [0.025, 0.975])  # a draw of few samples may have no label at all
     ranked = PrecisionRecall(scores.T, labels.T).average_precision()
+    macro, influences = _macro_area(area, influence, labels)
     absent = [name for name, there in zip(names, seen.tolist(), strict=True) if not there]
     found: dict[str, Score] = {
         "mAP": float(precision[seen].mean()),
         "mAP_ci95_low": float(low),
         "mAP_ci95_high": float(high),
         "mAP_chance": float(labels[seen].double().mean()),
-        **_macro_area(area, influence, labels),
+        **macro,
         **_label_ranking(ranked, labels),
         "absent_classes": shorten(absent) or None,
         "classes": len(names),
@@ -113,20 +114,25 @@ def multi_label_scores(
     }
     tables = _tables(keys, names, scores, labels, ranked, precision, area)
     measures = {"mAP": lambda counts: curves.resampled(counts.to(rows.device))[seen].nanmean(0)}
-    return found, tables | {"samples": replace(tables["samples"], measures=measures)}
+    return found, tables | {"samples": replace(tables["samples"], measures=measures, influences=influences)}
 
 
-def _macro_area(area: Tensor, influence: Tensor, labels: Tensor) -> dict[str, Score]:
-    """Mean over classes of the area below the ROC curve, with its interval; None: every class has all samples, or none."""
+def _macro_area(
+    area: Tensor, influence: Tensor, labels: Tensor
+) -> tuple[dict[str, Score], dict[str, tuple[float, Tensor]]]:
+    """Mean over classes of the area below the ROC curve, with its interval; None: every class has all samples, or none. And its
+    `Table.influences`."""
     both = ~area.isnan()
     if not both.any():
-        return {"AUROC": None}
+        return {"AUROC": None}, {}
     mean, n = float(area[both].mean()), labels.shape[1]
     right = labels[both].sum(1)
     fewest = min(n, int(torch.minimum(right, n - right).min()) * int(both.sum()))  # of each class at least as many
     owner = torch.arange(n, device=area.device)
-    low, high = area_interval(mean, influence[both].mean(0), owner, fewest)
-    return {"AUROC": mean, "AUROC_ci95_low": low, "AUROC_ci95_high": high, "AUROC_chance": 0.5}
+    of_mean = influence[both].mean(0)
+    low, high = area_interval(mean, of_mean, owner, fewest)
+    scores: dict[str, Score] = {"AUROC": mean, "AUROC_ci95_low": low, "AUROC_ci95_high": high, "AUROC_chance": 0.5}
+    return scores, {"AUROC": (mean, of_mean.cpu())}
 
 
 def _label_ranking(ranked: Tensor, labels: Tensor) -> dict[str, Score]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -78,7 +79,7 @@ class ZeroShot(PromptedEvaluator):
             scale = model.logit_scale(config.modality, config.prompts)
             answers = zero_shot_answers(data, config.modality, config.labels, classifier, self.prompts.names, scale)
             tied = int(answers.predictions.tied.sum()) / len(answers.labels)
-            areas = macro_auroc(data, config.modality, config.labels, classifier)
+            areas, influences = macro_auroc(data, config.modality, config.labels, classifier)
             trusted: dict[str, Score] = {}
             curves: dict[str, Table] = {}
             if config.calibration:
@@ -92,7 +93,8 @@ class ZeroShot(PromptedEvaluator):
                 return {"acc1": accuracy_figure(under)}
 
             robust, tables = self._corrupted.measure(figures, {"acc1": accuracy_figure(answers)}, self._shards.inputs)
-            self.tables = {**answers.tables(), **curves, **tables}
+            own = answers.tables()
+            self.tables = {**own, "samples": replace(own["samples"], influences=influences), **curves, **tables}
         warn_of_ties(f"zero-shot of {config.modality!r}", tied)
         counts = {
             "n_excluded": len(data.keys) - len(answers.labels),
@@ -134,9 +136,11 @@ def zero_shot_answers(
     return Answers(keys, true, predictions, classnames, len(classnames))
 
 
-def macro_auroc(data: Collected, modality: str, labels: str, classifier: Tensor) -> dict[str, Score]:
+def macro_auroc(
+    data: Collected, modality: str, labels: str, classifier: Tensor
+) -> tuple[dict[str, Score], dict[str, tuple[float, Tensor]]]:
     """AUROC: mean over classes of the area below the ROC curve of one class against the others, with its interval (DeLong's, of
-    the mean, as all classes are of the same samples); None: samples of one class only."""
+    the mean, as all classes are of the same samples); None: samples of one class only. And its `Table.influences`."""
     labelled, has_row = items_in_both(data, modality, labels)
     rows, true = data[modality].rows[labelled], data[labels].rows[has_row]
     size = max(1, 2**24 // len(rows))
@@ -152,8 +156,10 @@ def macro_auroc(data: Collected, modality: str, labels: str, classifier: Tensor)
         influence += owed[~found.isnan()].sum(0)
     every = torch.cat(areas)
     if not len(every):
-        return {"AUROC": None}
+        return {"AUROC": None}, {}
     area, counts = float(every.mean()), torch.bincount(true)
     fewest = int(counts[counts > 0].min()) * int((counts > 0).sum())  # of each class at least as many
-    low, high = area_interval(area, influence / len(every), torch.arange(len(rows), device=rows.device), fewest)
-    return {"AUROC": area, "AUROC_ci95_low": low, "AUROC_ci95_high": high, "AUROC_chance": 0.5}
+    influence /= len(every)
+    low, high = area_interval(area, influence, torch.arange(len(rows), device=rows.device), fewest)
+    figures: dict[str, Score] = {"AUROC": area, "AUROC_ci95_low": low, "AUROC_ci95_high": high, "AUROC_chance": 0.5}
+    return figures, {"AUROC": (area, influence.cpu())}
