@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 
-from mmssl.core.encoder import EncoderConfig
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
@@ -80,10 +79,7 @@ def load_learner(
     """The recipe of a run or checkpoint folder, its trained learner with adapters merged, and the checkpoint. As `load`."""
     checkpoint = resolve(Path(path), which)
     recipe = saved_recipe(checkpoint, overrides)
-    from_scratch = {name: _from_scratch(config) for name, config in recipe.encoders.items()}
-    learner = recipe.model_copy(update={"encoders": from_scratch, "weights": None, "partial": False}).build_learner(
-        recipe.build_modalities(), Plan.unknown()
-    )
+    learner = recipe.from_scratch().build_learner(recipe.build_modalities(), Plan.unknown())
     load_exactly(learner, load_weights(checkpoint, use_ema=ema), checkpoint)
     merge_lora(learner)
     return recipe, learner, checkpoint
@@ -117,12 +113,6 @@ def trained(recipe: Recipe, run: Run) -> Model:
         load_exactly(learner, load_weights(checkpoint), checkpoint)
     uncompile_encoders(learner)
     return _ready(recipe, checkpoint, learner, run.launch.device)
-
-
-def _from_scratch(config: EncoderConfig) -> EncoderConfig:
-    """The config without initial weights, also of nested encoders: their files may be gone."""
-    inside = {name: _from_scratch(value) for name, value in config if isinstance(value, EncoderConfig)}
-    return config.model_copy(update={"weights": None, "place": None, "partial": False, **inside})
 
 
 def start_of(recipe: Recipe, *, device: str | torch.device = "cpu") -> Model:

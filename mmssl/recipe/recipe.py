@@ -33,7 +33,16 @@ from mmssl.recipe.flat import FLAT, flatten_keys
 from mmssl.recipe.gradients import SAMPLES, check_gradients
 from mmssl.recipe.inputs import check_inputs
 from mmssl.recipe.keep import KeepConfig
-from mmssl.recipe.start import encoder_start, places, start_learner, start_lines, weights_file
+from mmssl.recipe.start import (
+    change_encoders,
+    encoder_start,
+    from_scratch,
+    inner_start,
+    places,
+    start_learner,
+    start_lines,
+    weights_file,
+)
 from mmssl.recipe.strict_yaml import dump
 from mmssl.recipe.suite import evaluation_modalities, read_as
 from mmssl.recipe.unions import EncoderUnion, EvaluatorUnion, ModalityUnion, ObjectiveUnion
@@ -141,6 +150,11 @@ class Recipe(Config):
         """The resolved recipe as YAML; parsing it gives an equal recipe."""
         return dump(self.model_dump(mode="json"))
 
+    def from_scratch(self) -> Recipe:
+        """The recipe without initial weights, whose files may be gone: for a model whose tensors a checkpoint has."""
+        plain: Recipe = change_encoders(self, from_scratch).model_copy(update={"weights": None, "partial": False})
+        return plain
+
     def build_modalities(self) -> dict[str, Modality]:
         """Decoders and views, by name."""
         return {name: config.build(name) for name, config in self.modalities.items()}
@@ -162,6 +176,7 @@ class Recipe(Config):
         found = places(start, self.encoders) if start is not None else {}
         encoders: dict[str, Encoder] = {}
         for name, config in self.encoders.items():
+            config = config.model_copy(update={key: change_encoders(value, inner_start) for key, value in config})
             if config.weights is not None:
                 file, place = encoder_start(config.weights, name)
                 config = config.model_copy(update={"weights": file, "place": config.place or place})
@@ -177,7 +192,7 @@ class Recipe(Config):
                 raise RecipeError(f"encoders.{name}: {error}") from error
         try:
             with seeded(self.seed, "weights", "objective"):
-                objective = self.objective.build(encoders, plan.below("objective"))
+                objective = change_encoders(self.objective, inner_start).build(encoders, plan.below("objective"))
             learner = Learner(encoders, objective, optional=optional_modalities(self.data), seed=self.seed)
         except ValueError as error:
             raise RecipeError(f"objective: {error}") from error
@@ -219,8 +234,9 @@ class Recipe(Config):
         sources = self.data.open()
         plan = Plan.of(self.duration, self.batch_size, sum(len(source.index) for source in sources))
         modalities = self.build_modalities()
-        learner = self.build_learner(modalities, plan)
-        if not checkpoints(self.folder / FOLDER):  # a run goes on as it began
+        begun = bool(checkpoints(self.folder / FOLDER))  # a run goes on as it began
+        learner = (self.from_scratch() if begun else self).build_learner(modalities, plan)
+        if not begun:
             check_inputs(self.encoders, self.modalities)
             for line in start_lines(learner, self.seed):
                 say(line)

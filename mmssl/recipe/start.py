@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from mmssl.core.encoder import Encoder
+from mmssl.core.config import Config
+from mmssl.core.encoder import Encoder, EncoderConfig
 from mmssl.core.errors import CheckpointError
 from mmssl.core.objective import Learner
 from mmssl.core.start import Start
@@ -67,10 +69,14 @@ def places(path: Path, encoders: Iterable[str]) -> dict[str, str]:
     return {name: place for name, place in begin.items() if any(key.startswith(place) for key in state)}
 
 
-def encoder_start(path: Path, encoder: str) -> tuple[Path, str | None]:
+def encoder_start(path: Path, encoder: str | None) -> tuple[Path, str | None]:
     """Weights of one encoder's source (see `weights_file`), and the prefix of its tensors in them; None: to be found.
 
     They are those of the network that a run evaluates: the encoder, or its teacher where the objective says so (DINO).
+
+    Args:
+        path: the source.
+        encoder: its name in a run; None: that of a run with one encoder.
 
     Raises:
         CheckpointError: a folder without a valid checkpoint.
@@ -78,8 +84,39 @@ def encoder_start(path: Path, encoder: str) -> tuple[Path, str | None]:
     file = weights_file(path)
     if not (file.parent / MANIFEST).exists() or not path.is_dir():
         return file, None
+    if encoder is None:
+        names = {key.split(".")[1] for key in read_state(file) if key.startswith("encoders.")}
+        if len(names) != 1:
+            return file, None
+        (encoder,) = names
     evaluated = read_numbers(file.parent).get("evaluated", {})
     return file, f"teachers.{encoder}.network." if evaluated.get(encoder) == "teacher" else f"encoders.{encoder}."
+
+
+def change_encoders(value: Any, change: Callable[[EncoderConfig], EncoderConfig]) -> Any:
+    """Change the settings of all encoders in a config, at any depth: those inside of others first."""
+    if isinstance(value, Config):
+        inside = {name: change_encoders(item, change) for name, item in value}
+        value = value.model_copy(
+            update={name: item for name, item in inside.items() if item is not getattr(value, name)}
+        )
+        return change(value) if isinstance(value, EncoderConfig) else value
+    if type(value) is dict:
+        return {name: change_encoders(item, change) for name, item in value.items()}
+    return tuple(change_encoders(item, change) for item in value) if type(value) is tuple else value
+
+
+def inner_start(config: EncoderConfig) -> EncoderConfig:
+    """The settings of an encoder inside of another part, with the weights and their place in what `weights` names."""
+    if config.weights is None:
+        return config
+    file, place = encoder_start(config.weights, None)
+    return config.model_copy(update={"weights": file, "place": config.place or place})
+
+
+def from_scratch(config: EncoderConfig) -> EncoderConfig:
+    """The settings of an encoder without initial weights, whose file may be gone."""
+    return config.model_copy(update={"weights": None, "place": None, "partial": False})
 
 
 def start_learner(learner: Learner, path: Path, encoders: Collection[str], *, partial: bool = False) -> None:

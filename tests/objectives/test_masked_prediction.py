@@ -239,7 +239,7 @@ def test_codes_of_a_layer_are_fitted_and_kept_in_checkpoints(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "layer", "message"),
     [
-        ({"weights": None}, None, "encoder vit has random weights, wanted trained ones: set `weights`"),
+        ({"weights": None}, None, "vit has random weights, wanted trained ones: set `weights`"),
         ({"patch_size": 4}, None, r"got the token grid \(2, 2\), wanted \(4, 4\), that of the encoder that is trained"),
         ({}, 4, "got layer 4, wanted 1 to 3, its depth"),
     ],

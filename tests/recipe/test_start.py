@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from mmssl.encoders.frame_video import FrameVideoConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.interop.open_clip import encoder_configs
 from mmssl.objectives.clip import ClipConfig
-from mmssl.recipe.load import _from_scratch
+from mmssl.recipe.average import write_model
+from mmssl.recipe.load import load
 from mmssl.recipe.recipe import Recipe
-from mmssl.recipe.start import start_learner, start_lines
+from mmssl.recipe.start import change_encoders, from_scratch, start_learner, start_lines
 from mmssl.recipe.validate import validate_text
 from tests.core.test_teacher import Dropping, Follow
 from tests.encoders.adapters.test_two_towers import saved
@@ -131,8 +134,8 @@ def test_teachers_come_from_the_file_or_else_from_their_students(tmp_path: Path)
 def test_a_trained_model_does_not_ask_for_what_its_encoders_started_from() -> None:
     gone = Path("gone.safetensors")
     image = VisionTransformerConfig(size=16, patch_size=8, width=8, depth=1, heads=2, weights=gone, place="a.")
-    config = _from_scratch(FrameVideoConfig(image=image, weights=gone, frozen=True))
-    assert config.build().width == 8  # type: ignore[attr-defined]
+    config = change_encoders(FrameVideoConfig(image=image, weights=gone, frozen=True), from_scratch)
+    assert config.build().width == 8
     assert config == FrameVideoConfig(image=image.model_copy(update={"weights": None, "place": None}), frozen=True)
 
 
@@ -257,21 +260,28 @@ def test_whole_models_start_from_checkpoints_of_every_trainer(prefix: str, tmp_p
     assert any(line.startswith("random in objective: ") and "logit_scale.image-text" in line for line in lines)
 
 
-def test_a_frozen_encoder_of_targets_keeps_its_weights_and_is_in_the_table(tmp_path: Path) -> None:
-    """Also where the rest starts, in part, from a model without it; a model with it brings it along."""
-    tower = {"kind": "vit", "size": 16, "patch_size": 8, "width": 8, "depth": 1, "heads": 2}
-    teacher, whole, bare = (tmp_path / f"{name}.safetensors" for name in ("teacher", "whole", "bare"))
-    save_file(VisionTransformerConfig(**{**tower, "kind": "vit"}).build().state_dict(), teacher)  # type: ignore[arg-type]
+TOWER: dict[str, Any] = {"kind": "vit", "size": 16, "patch_size": 8, "width": 8, "depth": 1, "heads": 2}
+
+
+def predicting(weights: Path) -> Recipe:
+    """Masked prediction of the features of a frozen encoder."""
     views = {"crop": {"kind": "resized_crop"}, "mask": {"kind": "blocks", "patch_size": 8, "ratio": 0.5, "smallest": 1}}
-    targets = {"kind": "features", "encoder": tower | {"weights": str(teacher)}}
-    recipe = small(
+    targets = {"kind": "features", "encoder": TOWER | {"weights": str(weights)}}
+    return small(
         modalities={"image": {"kind": "image", "size": 16, "views": views}},
-        encoders={"image": tower},
+        encoders={"image": TOWER},
         objective={
             "kind": "masked_prediction", "modality": "image", "view": "crop", "mask": "mask", "targets": targets,
             "predictor": {"kind": "linear"},
         },
     )  # fmt: skip
+
+
+def test_a_frozen_encoder_of_targets_keeps_its_weights_and_is_in_the_table(tmp_path: Path) -> None:
+    """Also where the rest starts, in part, from a model without it; a model with it brings it along."""
+    teacher, whole, bare = (tmp_path / f"{name}.safetensors" for name in ("teacher", "whole", "bare"))
+    save_file(VisionTransformerConfig(**TOWER).build().state_dict(), teacher)  # type: ignore[arg-type]
+    recipe = predicting(teacher)
     state = {
         name: x.contiguous()
         for name, x in recipe.build_learner(recipe.build_modalities(), Plan.unknown()).state_dict().items()
@@ -290,3 +300,62 @@ def test_a_frozen_encoder_of_targets_keeps_its_weights_and_is_in_the_table(tmp_p
         assert (rows.get(frozen), rows["objective"]) == (expected, of_objective), changes
         assert not any(line.startswith("random in objective: targets") for line in lines)
         assert all(torch.equal(x, started.state_dict()[f"{frozen}.{name}"]) for name, x in load_file(teacher).items())
+
+
+def in_clips(weights: Path) -> Recipe:
+    """Contrast of texts with clips, whose frames an encoder of pictures reads."""
+    video = {"kind": "video", "size": 16, "frames": 2, "seconds": 1.0}
+    return small(
+        modalities={"video": video, "text": RECIPE["modalities"]["text"]},  # type: ignore[index]
+        encoders={
+            "video": {"kind": "frame_video", "frames": 2, "image": TOWER | {"weights": str(weights)}},
+            "text": RECIPE["encoders"]["text"],  # type: ignore[index]
+        },
+        objective=RECIPE["objective"] | {"pairs": [["video", "text"]], "views": {"video": "crop", "text": "tokens"}},  # type: ignore[operator]
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "inside"),
+    [(predicting, "objective.targets.frozen.encoder."), (in_clips, "encoders.video.image.")],
+)
+@pytest.mark.parametrize("evaluated", ["encoder", "teacher"])
+def test_an_encoder_inside_of_another_part_starts_from_a_run_and_then_needs_it_no_more(
+    recipe: Callable[[Path], Recipe], inside: str, evaluated: str, tmp_path: Path
+) -> None:
+    """Of a run with a teacher it is the network that the run evaluates."""
+    views = {"crop": {"kind": "resized_crop", "size": 16}}
+    head = {"kind": "mlp", "hidden": 8}
+    objective: dict[str, dict[str, Any]] = {
+        "encoder": {"kind": "simclr", "temperature": 0.1, "embedding": 8, "head": head},
+        "teacher": {
+            "kind": "dino",
+            "momentum": 0.9,
+            "temperature": 0.1,
+            "teacher_temperature": 0.04,
+            "embedding": 8,
+            "prototypes": 8,
+            "targets": {"kind": "centring", "momentum": 0.9},
+            "head": head,
+        },
+    }
+    first = small(
+        modalities={"image": {"kind": "image", "size": 16, "views": views}},
+        encoders={"image": TOWER},
+        objective=objective[evaluated] | {"modality": "image", "view": "crop"},
+    )
+    made = first.build_learner(first.build_modalities(), Plan.unknown())
+    with torch.no_grad():
+        for p in made.teachers.parameters():
+            p.add_(1)
+    write_model(tmp_path / "first", first, made, {})
+    prefix = "teachers.image.network." if evaluated == "teacher" else "encoders.image."
+    expected = {name.removeprefix(prefix): x for name, x in made.state_dict().items() if name.startswith(prefix)}
+    second = recipe(tmp_path / "first")
+    started = second.build_learner(second.build_modalities(), Plan.unknown())
+    assert expected
+    assert all(torch.equal(x, started.state_dict()[inside + name]) for name, x in expected.items())
+    write_model(tmp_path / "second", second, started, {})
+    shutil.rmtree(tmp_path / "first")
+    again = load(tmp_path / "second")
+    assert set(again.embedding.encoders) == set(second.encoders)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from mmssl.core.config import Config
@@ -81,16 +81,21 @@ class FeatureRowsConfig(Config):
     encoder: TokenEncoderConfig
     layer: int | None = Field(default=None, ge=1)
 
+    @field_validator("encoder")
+    @classmethod
+    def _is_trained(cls, encoder: TokenEncoderConfig) -> TokenEncoderConfig:
+        if not encoder.pretrained:
+            raise ValueError(f"{encoder.kind} has random weights, wanted trained ones: set `weights`")
+        return encoder
+
     def build_network(self, student: Encoder) -> FrozenFeatures:
         """Build the frozen encoder.
 
         Raises:
-            ValueError: it has no weights, no tokens, another grid than the student, or fewer blocks.
+            ValueError: it has no tokens, another grid than the student, or fewer blocks.
         """
         encoder = self.encoder.build()
         what = f"targets: encoder {self.encoder.kind}"
-        if encoder.start is None:
-            raise ValueError(f"{what} has random weights, wanted trained ones: set `weights`")
         if encoder.grid != student.grid or Encoder.TOKENS not in encoder.capabilities:
             raise ValueError(
                 f"{what}: got the token grid {encoder.grid}, wanted {student.grid}, that of the encoder that is trained"
