@@ -80,6 +80,7 @@ def embed(
     `torchrun --nproc-per-node 8 -m pipelines.embed runs/vit_b_32 --shards test --out embeddings`
     """
     from mmssl.core.distributed import world_size
+    from mmssl.core.errors import RecipeError
     from mmssl.evaluation.embeddings.write import write_embeddings
     from mmssl.recipe.load import load
     from mmssl.training.runtime.console import say
@@ -91,6 +92,10 @@ def embed(
     try:
         model = load(checkpoint, which=one_of("--which", which, ("best", "last")), device=launch.device, arch=arch)
         allowed = tuple(model.recipe.encoders if features else model.embedding.heads)
+        if not allowed:
+            raise RecipeError(
+                "this model has no embeddings: its objective aligns no modalities; --features writes what its encoders give"
+            )
         with progress_bar("embedding" + (f", 1 of {world_size()} processes" if world_size() > 1 else "")) as progress:
             written = write_embeddings(
                 model.embedding,

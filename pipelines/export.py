@@ -44,7 +44,8 @@ def export(
 
     **open_clip**: `open_clip.create_model_and_transforms("local-dir:DIR")`. **transformers**: `CLIPModel`, `SiglipModel`,
     `ClapModel` or `VisionTextDualEncoderModel`, with processor. Both hold two towers, one of texts.
-    **onnx**: a file a modality, with a dynamic batch. **safetensors**: plain weights that `weights:` and every verb take.
+    **onnx**: a file a modality, with a dynamic batch. **safetensors**: plain weights that `weights:` and every verb take. Both take
+    models without a shared space, too: of their modalities, features go through both.
 
     Examples:
 
@@ -68,7 +69,7 @@ def export(
         model, check = write(run, out, target, which=choice, ema=ema, samples=samples or (), int8=int8)
         write_card(model, check, target, out / "README.md", run)
     found = ", ".join(f"{name} {difference:.1g}" for name, difference in check.difference.items())
-    say(f"{checkpoint} written to {out} for {target}; largest difference of embeddings: {found}")
+    say(f"{checkpoint} written to {out} for {target}; largest difference: {found}")
 
 
 if __name__ == "__main__":

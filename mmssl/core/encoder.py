@@ -230,7 +230,8 @@ class EmbeddingModel(nn.Module):
         if shared_space and modality not in self.heads:
             raise ValueError(
                 f"no shared space for {modality!r}: this model was trained with heads for {sorted(self.heads) or 'no modality'}; "
-                "comparing modalities needs an objective that aligns them"
+                "comparing modalities needs an objective that aligns them. Features need no shared space: `Model.features`, or "
+                "`mmssl embed --features`"
             )
 
     def logit_scale(self, a: str, b: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,20 @@ INSTALL = "ONNX needs onnx, onnxscript and onnxruntime: install them with `pip i
 
 
 class Tower(nn.Module):
-    """An encoder and its head: raw views [B, ...] -> unit-norm embeddings [B, E]."""
+    """An encoder and its head: raw views [B, ...] -> unit-norm embeddings [B, E]; without a head: features [B, D]."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, head: nn.Module | None) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed raw views."""
         features: Features = self.encoder(x, pooled_only=True)
-        return F.normalize(self.head(features.pooled).float(), dim=-1)
+        return features.pooled.float() if self.head is None else F.normalize(self.head(features.pooled).float(), dim=-1)
 
 
 class OnnxTower(Encoder):
-    """An exported tower as an encoder, whose pooled output is the embedding: evaluators measure it like any other.
+    """An exported tower as an encoder, whose pooled output is that of the file: evaluators measure it like any other.
 
     Args:
         path: of the ONNX file.
@@ -74,7 +74,8 @@ class OnnxTower(Encoder):
 
 
 def write_onnx(model: EmbeddingModel, views: Mapping[str, Tensor], folder: Path, *, int8: bool = False) -> None:
-    """Write `<modality>.onnx` for each modality, with input "input" [batch, ...] and output "embeddings" [batch, E].
+    """Write `<modality>.onnx` for each modality, with input "input" [batch, ...] and output "embeddings" [batch, E], or "features"
+    [batch, D] of a modality without a head.
 
     Args:
         model: encoders and heads, on the CPU, in evaluation mode.
@@ -91,7 +92,8 @@ def write_onnx(model: EmbeddingModel, views: Mapping[str, Tensor], folder: Path,
     except ImportError as error:
         raise ValueError(INSTALL) from error
     for name, x in views.items():
-        tower = Tower(model.encoders[name], model.heads[name]).eval()
+        shared = name in model.heads
+        tower = Tower(model.encoders[name], model.heads[name] if shared else None).eval()
         path = folder / f"{name}.onnx"
         try:
             torch.onnx.export(
@@ -101,7 +103,7 @@ def write_onnx(model: EmbeddingModel, views: Mapping[str, Tensor], folder: Path,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["input"],
-                output_names=["embeddings"],
+                output_names=["embeddings" if shared else "features"],
                 dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
                 external_data=sum(p.nbytes for p in tower.parameters()) > 1_900_000_000,  # a file holds 2 GB
                 verbose=False,
@@ -117,10 +119,17 @@ def write_onnx(model: EmbeddingModel, views: Mapping[str, Tensor], folder: Path,
             quantize_dynamic(path, folder / f"{name}.int8.onnx", weight_type=QuantType.QInt8)
 
 
-def load_onnx(folder: Path, names: list[str], kind: str = "onnx") -> EmbeddingModel:
-    """The exported towers as a model for evaluators; `kind`: "onnx" or "int8.onnx"."""
+def load_onnx(folder: Path, names: Iterable[str], kind: str = "onnx", *, heads: Iterable[str]) -> EmbeddingModel:
+    """The exported towers as a model for evaluators.
+
+    Args:
+        folder: of the files.
+        names: of the modalities.
+        kind: "onnx" or "int8.onnx".
+        heads: modalities whose files give embeddings; those of the others give features.
+    """
     towers = {name: OnnxTower(folder / f"{name}.{kind}") for name in names}
-    return EmbeddingModel(towers, {name: nn.Identity() for name in names}).eval()
+    return EmbeddingModel(towers, {name: nn.Identity() for name in heads}).eval()
 
 
 def latency(tower: OnnxTower, x: Tensor, repeats: int = 30, warm_up: int = 3) -> dict[str, Any]:

@@ -18,9 +18,11 @@ def patch_shape(shape: Sequence[int], grid: Sequence[int]) -> tuple[int, ...]:
     """
     spatial = tuple(shape[2:])
     if len(spatial) != len(grid) or any(size % cells for size, cells in zip(spatial, grid, strict=True)):
+        nearest = [max(size // cells, 1) * cells for size, cells in zip(spatial, grid, strict=False)]
         raise ValueError(
-            f"got an input of shape {list(shape)} for a token grid {tuple(grid)}, wanted [B, C, *spatial] with each spatial "
-            "extent a whole multiple of the grid; give the encoder inputs of its full size"
+            f"got an input of shape {list(shape)} for a token grid {tuple(grid)}, wanted [B, C, *spatial] with each spatial extent "
+            f"a whole multiple of the grid, such as {nearest}: set the size of the input (of sounds `front_end.frames`) or the "
+            "encoder's patches so that they tile it"
         )
     return tuple(size // cells for size, cells in zip(spatial, grid, strict=True))
 

@@ -78,8 +78,11 @@ def export(
     if out.exists():
         raise DataError(f"{out} exists already: choose another folder, or remove it")
     model = load(path, which=which, ema=ema)
-    if not model.embedding.heads:
-        raise RecipeError("this model has no shared space to export: its objective aligns no modalities")
+    if not model.embedding.heads and target in ("open_clip", "transformers"):
+        raise RecipeError(
+            f"this model has no shared space, which {target} wants: its objective aligns no modalities; --to onnx and "
+            "--to safetensors take encoders alone"
+        )
     with _published(out) as folder:
         try:
             writing = {
@@ -186,9 +189,12 @@ def compare(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[st
 
 
 def embed_all(model: EmbeddingModel, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Embeddings of views, by modality."""
+    """Embeddings of views, by modality; where it has none, features scaled to unit norm."""
     with inference(model):
-        return {name: model.embed(name, x).cpu() for name, x in views.items()}
+        return {
+            name: (model.embed(name, x) if name in model.heads else F.normalize(model.features(name, x), dim=-1)).cpu()
+            for name, x in views.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -235,14 +241,14 @@ def _onnx(job: ExportJob) -> Check:
     from mmssl.interop.onnx import OPSET, OnnxTower, latency, load_onnx, write_onnx
 
     model, folder, int8 = job.model, job.folder, job.int8
-    names = [*model.embedding.heads]
+    names = [*model.embedding.encoders]
     given = job.inputs(names)
     write_onnx(model.embedding, given.views, folder, int8=int8)
     ours = embed_all(model.embedding, given.views)
     facts: dict[str, Any] = {"opset": OPSET, "threads": 1}
     check: dict[str, float] = {}
     for kind in ("onnx", "int8.onnx") if int8 else ("onnx",):
-        towers = load_onnx(folder, names, kind)
+        towers = load_onnx(folder, names, kind, heads=model.embedding.heads)
         theirs = embed_all(towers, given.views)
         if kind == "onnx":
             alone = embed_all(towers, {name: x[:1] for name, x in given.views.items()})  # the batch is dynamic
@@ -258,7 +264,10 @@ def _onnx(job: ExportJob) -> Check:
                 **latency(tower, given.views[name]),
             }
     if int8:
-        facts |= _accuracies(model, {kind: load_onnx(folder, names, f"{kind}onnx") for kind in ("", "int8.")})
+        heads = model.embedding.heads
+        facts |= _accuracies(
+            model, {kind: load_onnx(folder, names, f"{kind}onnx", heads=heads) for kind in ("", "int8.")}
+        )
     return Check(check, {}, facts)
 
 
@@ -287,7 +296,7 @@ def _safetensors(job: ExportJob) -> Check:
     recipe, learner, checkpoint = load_learner(model.checkpoint, ema=job.ema)
     folder.rmdir()
     write_model(folder, recipe, learner, {"exported": checkpoint.name})
-    given = job.inputs([*model.embedding.heads])
+    given = job.inputs([*model.embedding.encoders])
     ours = embed_all(model.embedding, given.views)
     return Check(compare(ours, embed_all(load(folder).embedding, given.views)))
 

@@ -20,7 +20,7 @@ USE: Mapping[Target, str] = {
     'inputs = processor(text=texts, images=pictures, padding="max_length", truncation=True, return_tensors="pt")\n'
     "# The processor repairs neither HTML entities nor broken encodings in texts, which training did.",
     "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("FOLDER/MODALITY.onnx")\n'
-    'embeddings = session.run(None, {"input": views})[0]  # the views "eval" of the recipe, unit norm',
+    'rows = session.run(None, {"input": views})[0]  # of the views "eval" of the recipe; embeddings have unit norm, features not',
     "safetensors": 'import mmssl\n\nmodel = mmssl.load("FOLDER")',
 }
 LIBRARIES: Mapping[Target, str] = {
@@ -47,10 +47,15 @@ def _lines(model: Model, check: Check, target: Target, source: Path) -> Iterator
     yield "\n".join(
         ["---", f"library_name: {LIBRARIES[target]}", "tags: [mmssl, contrastive]", "---", f"# {recipe.name}", ""]
     )
-    towers = ", ".join(f"{name} ({recipe.encoders[name].kind})" for name in model.embedding.heads)
+    heads = model.embedding.heads
+    shared, alone = (
+        ", ".join(f"{name} ({recipe.encoders[name].kind})" for name in check.difference if (name in heads) == inside)
+        for inside in (True, False)
+    )
+    towers = " and ".join([*([f"{shared} in one space"] if shared else []), *([f"{alone} alone"] if alone else [])])
     imported = model.checkpoint is not None and "imported" in read_numbers(model.checkpoint)
     origin = "imported from another library" if imported else "trained with mmssl"
-    yield f"A model of {towers} in one space, {origin}, of the objective `{recipe.objective.kind}`."
+    yield f"A model of {towers}, {origin}, of the objective `{recipe.objective.kind}`."
     yield "\n".join(["", "## Use", "", "```python", USE[target], "```", "", "## Figures", ""])
     run = source if (source / "metrics.jsonl").exists() else source.parent.parent
     curves = read_curves(run / "metrics.jsonl")  # none of an imported model
@@ -72,7 +77,8 @@ def _lines(model: Model, check: Check, target: Target, source: Path) -> Iterator
     for name, difference in check.difference.items():
         cosine = f"{check.cosine[name]:.6f}" if name in check.cosine else "-"
         yield f"| {name} | {difference:.2g} | {cosine} |"
-    yield f"\nUp to {SAMPLES} real inputs of each modality; embeddings of unit norm may differ by {TOLERANCE:g}."
+    compared = "features, scaled to unit norm," if alone else "embeddings of unit norm"
+    yield f"\nUp to {SAMPLES} real inputs of each modality; {compared} may differ by {TOLERANCE:g}."
     for name, fact in check.facts.items():
         shown = ", ".join(f"{k} {v}" for k, v in fact.items()) if isinstance(fact, Mapping) else fact
         yield f"- {name}: {shown}"

@@ -171,3 +171,37 @@ def test_a_file_of_a_checkpoint_with_averaged_weights_is_ambiguous(world: World,
         with pytest.raises(CheckpointError, match=r"give the folder, with --no-ema \(ema=False\) for the weights"):
             described_folder(checkpoint / file)
     assert described_folder(checkpoint / "model.safetensors", "ViT-B-32") == checkpoint / "model.safetensors"
+
+
+def test_a_model_without_a_shared_space_is_weights_or_features(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A self-supervised model has encoders alone: libraries of two towers and embeddings are refused with what there is."""
+    values = json.loads(world.recipe.read_text())
+    pictures = values["modalities"]["image"] | {"views": {"crop": {"kind": "resized_crop"}}}
+    head = {"kind": "mlp", "hidden": 8}
+    values |= {
+        "name": "alone",
+        "output": str(tmp_path),
+        "evaluators": {},
+        "modalities": {"image": pictures},
+        "encoders": {"image": values["encoders"]["image"]},
+        "objective": {
+            "kind": "simclr", "modality": "image", "view": "crop", "temperature": 0.1, "embedding": 8, "head": head,
+        },
+    }  # fmt: skip
+    recipe, run = tmp_path / "alone.yaml", tmp_path / "alone"
+    recipe.write_text(json.dumps(values))
+    assert world.pretrain(recipe=recipe) == 0
+    capfd.readouterr()
+    for target in ("open_clip", "transformers"):
+        assert world.mmssl("export", run, "--to", target, "--out", tmp_path / "no") == 2
+        assert f"no shared space, which {target} wants" in capfd.readouterr().err
+    assert world.mmssl("embed", run, "--shards", world.shards / "test", "--out", tmp_path / "embedded") == 2
+    assert "--features writes what its encoders give" in capfd.readouterr().err
+    assert world.mmssl("export", run, "--to", "safetensors", "--out", tmp_path / "weights") == 0
+    features = mmssl.load(run).features(image=pixels())["image"]
+    assert torch.equal(mmssl.load(tmp_path / "weights").features(image=pixels())["image"], features)
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert "A model of image (vit) alone, trained with mmssl" in card
+    assert "features, scaled to unit norm, may differ" in card
