@@ -44,8 +44,8 @@ class LossOutput:
 
     Attributes:
         terms: name -> [].
-        measure: computes the metrics on demand: most steps are not logged. Called after the update, so it holds neither graph nor
-            parameter.
+        measure: computes the metrics on demand, [] on the device or the host: most steps are not logged. Called after the update,
+            so it holds neither graph nor parameter.
         kept: name -> detached rows [n, ...] of this process that `after_update` gets beside the latents, e.g. for a queue.
     """
 

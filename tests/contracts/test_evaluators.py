@@ -112,7 +112,7 @@ def heard(x: Tensor) -> Tensor:
 def read(x: Tensor) -> Tensor:
     """[B, T] -> [B, WIDTH]: a random row for each token, summed."""
     table = torch.randn(49408, WIDTH, generator=torch.Generator().manual_seed(0))
-    return table[x].sum(1)
+    return table.to(x.device)[x].sum(1)
 
 
 def model() -> EmbeddingModel:

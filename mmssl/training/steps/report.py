@@ -67,8 +67,12 @@ class StepReport:
         return self.flags.read()[2:]
 
     def scalars(self) -> dict[str, float]:
-        """Loss, terms, metrics and norms, averaged over processes. Every process must call; synchronises the device once."""
+        """Loss, terms, metrics and norms, averaged over processes. Every process must call; synchronises the device once.
+
+        Metrics may lie on the host: numbers that no batch changes, such as the loss of a guess.
+        """
         terms = {f"loss/{name}": term for name, term in self.output.terms.items()} if len(self.output.terms) > 1 else {}
         named = {"loss": self.output.total, **terms, **self.output.metrics, **self.norms}
-        values = total_detached(torch.stack([value.detach().float().reshape(()) for value in named.values()]))
+        scalars = [value.detach().to(self.skip.device, torch.float32).reshape(()) for value in named.values()]
+        values = total_detached(torch.stack(scalars))
         return dict(zip(named, (values / world_size()).tolist(), strict=True))
