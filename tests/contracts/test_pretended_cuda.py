@@ -1,4 +1,4 @@
-"""Steps of every objective and scores of every evaluator on a pretended CUDA device are those on the CPU, and nothing lies elsewhere."""
+"""Steps of every objective and scores of every evaluator on a pretended CUDA device are those on the CPU."""
 
 from __future__ import annotations
 
