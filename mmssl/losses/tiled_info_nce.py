@@ -62,7 +62,7 @@ def tiled_info_nce(
         further_b, further_a: [B] log-sum-exp of the logits of further candidates of a and of b; see `info_nce`.
         size: rows and columns of a tile; None: chosen for the device. It changes rounding only.
         products: how tiles are multiplied, see `inner_products`. With "tf32x3" on CUDA, Triton kernels make the sums of tiles and
-            the weights of logits (`fused_tiles`) where Triton is installed and `ids` is None.
+            the weights of logits (`fused_tiles`) where Triton is installed.
 
     Returns:
         [] this process' share: the mean over processes is the loss of the global batch, the mean over samples that are present.
@@ -114,11 +114,11 @@ class _LogSumExp(torch.autograd.Function):
         # Positives stand far above the rest, and take more rounding from a product in float32 than all others together.
         positive = row_dots(a, b[offset : offset + len(a)], size) * scale.double()
         scores = TiledScores(a, b, scale / LN_2, offset, size, products)
-        if fuses(a, ids, products):
+        if fuses(a, products):
             from mmssl.losses.fused_tiles import log_sum_exps
 
             for tile in scores.blank():
-                _join(by_row[tile.rows], by_column[tile.columns], *log_sum_exps(tile, present))
+                _join(by_row[tile.rows], by_column[tile.columns], *log_sum_exps(tile, present, ids))
         else:
             weights = None if present is None else present.to(a.dtype)
             for tile in scores:
@@ -139,13 +139,9 @@ class _LogSumExp(torch.autograd.Function):
         grad_b = torch.zeros_like(b) if for_b else None
         to_positive = to_positive.to(a.dtype)
         with torch.autocast(a.device.type, enabled=False):
-            fused = fuses(a, ids, ctx.products)
-            weights = _Weights(by_row, by_column, to_row, to_column, present, a.dtype, fused)
+            weights = _Weights(by_row, by_column, to_row, to_column, present, ids, a.dtype, fuses(a, ctx.products))
             for tile in TiledScores(a, b, scale / LN_2, ctx.offset, ctx.size, ctx.products):
-                same = tile.same_ids(ids)
                 weights.replace(tile)
-                if same is not None:
-                    tile.logits.masked_fill_(same, 0)
                 tile.diagonal.copy_(to_positive[tile.diagonal_rows])
                 if grad_a is not None:
                     tile.add_to_rows(grad_a)
@@ -160,9 +156,9 @@ class _LogSumExp(torch.autograd.Function):
         return grad_a if for_a else None, grad_b, grad_scale, None, None, None, None, None
 
 
-def fuses(a: Tensor, ids: Tensor | None, products: Products) -> bool:
-    """Whether Triton kernels work on the tiles of these rows: float32 on CUDA with tf32x3, and no ids to compare."""
-    wanted = a.device.type == "cuda" and a.dtype == torch.float32 and products == "tf32x3" and ids is None
+def fuses(a: Tensor, products: Products) -> bool:
+    """Whether Triton kernels work on the tiles of these rows: float32 on CUDA with tf32x3."""
+    wanted = a.device.type == "cuda" and a.dtype == torch.float32 and products == "tf32x3"
     return wanted and find_spec("triton") is not None
 
 
@@ -210,6 +206,7 @@ class _Weights:
         to_row: Tensor,
         to_column: Tensor,
         present: Tensor | None,
+        ids: Tensor | None,
         dtype: torch.dtype,
         fused: bool,
     ) -> None:
@@ -222,21 +219,23 @@ class _Weights:
         # Absent samples have logits of 0, whose power must be finite too: it meets zeros in the products.
         self.fused = fused
         self.together = not fused and top.device.type == "cpu" and bool((top - low < SPREAD) & (top > -SPREAD))
-        self.present = present
+        self.present, self.ids = present, ids
         # The shift before the power has the precision of the logits; the factors after it carry the rest.
         self.row_top, self.column_top = ((top if self.together else x).to(dtype) for x in (by_row, by_column))
         self.rows = (to_row * (self.row_top - by_row).exp2()).to(dtype)
         self.columns = (to_column * (self.column_top - by_column).exp2()).to(dtype)
 
     def replace(self, tile: Tile) -> None:
-        """Replace the logits of a tile by their weights, in place. Left-out entries may become any number, or NaN."""
+        """Replace the logits of a tile by their weights, in place. Those of positives may become any number, or NaN."""
         logits, rows, columns = tile.logits, tile.rows, tile.columns
         if self.fused:
             from mmssl.losses.fused_tiles import weigh
 
             by_row, by_column = (self.row_top[rows], self.rows[rows]), (self.column_top[columns], self.columns[columns])
-            weigh(tile, *by_row, *by_column, self.present)
-        elif self.together:
+            weigh(tile, *by_row, *by_column, self.present, self.ids)
+            return
+        same = tile.same_ids(self.ids)
+        if self.together:
             to_columns = self.columns[columns]
             for some, factors in zip(logits.chunk(STRIPS), self.rows[rows].chunk(STRIPS), strict=True):
                 some.sub_(self.row_top).exp2_().mul_(factors[:, None] + to_columns)
@@ -244,3 +243,5 @@ class _Weights:
             tile.hide(self.present)
             to_columns = (logits - self.column_top[columns]).exp2_().mul_(self.columns[columns])
             logits.sub_(self.row_top[rows, None]).exp2_().mul_(self.rows[rows, None]).add_(to_columns)
+        if same is not None:
+            logits.masked_fill_(same, 0)

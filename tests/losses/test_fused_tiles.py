@@ -35,7 +35,7 @@ def test_values_and_gradients_in_the_interpreter() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["right"] * 6
+    assert done.stdout.split() == ["right"] * 9
 
 
 def interpreted() -> None:
@@ -46,17 +46,19 @@ def interpreted() -> None:
     blocks: Any = {"ROWS": 16, "COLUMNS": 16, "DEPTH": 16, "BLOCKS": 2, "ELEMENTS": 16}
     present = torch.arange(45) % 7 > 0
     nobody = torch.zeros(45, dtype=torch.bool)
+    one, two = torch.arange(45) % 20, torch.stack([torch.arange(45) % 41, torch.arange(45).clamp(min=9)], 1)
     with mock.patch.multiple(fused_tiles, **blocks):
-        for scale, size, there, bound in (
-            (100.0, 64, None, 1e-5), (100.0, 40, present, 1e-5), (1.0, 20, None, 1e-5),
-            (1e4, 64, None, 1e-3), (20.0, 64, nobody, 0), (500.0, 33, present, 1e-4),
+        for scale, size, there, ids, bound in (
+            (100.0, 64, None, None, 1e-5), (100.0, 40, present, None, 1e-5), (1.0, 20, None, None, 1e-5),
+            (1e4, 64, None, None, 1e-3), (20.0, 64, nobody, None, 0), (500.0, 33, present, None, 1e-4),
+            (100.0, 20, None, one, 1e-5), (20.0, 64, present, two, 1e-5), (5.0, 40, None, torch.zeros(45).long(), 1e-5),
         ):  # fmt: skip
             a, b = (x.float() for x in unit_rows(45, 20, seed=3))
             b[3] = -a[3]  # a row far below all others
-            exact = _gradients(info_nce, a.double(), b.double(), scale, present=there)
+            exact = _gradients(info_nce, a.double(), b.double(), scale, present=there, ids=ids)
             with mock.patch.object(tiled_info_nce, "fuses", return_value=True):
-                fused = _gradients(tiled_info_nce.tiled_info_nce, a, b, scale, present=there, size=size)
-            plain = _gradients(tiled_info_nce.tiled_info_nce, a, b, scale, present=there, size=size)
+                fused = _gradients(tiled_info_nce.tiled_info_nce, a, b, scale, present=there, ids=ids, size=size)
+            plain = _gradients(tiled_info_nce.tiled_info_nce, a, b, scale, present=there, ids=ids, size=size)
             for x, y, z in zip(fused, exact, plain, strict=True):
                 largest = float(y.abs().max())
                 assert float((x - y).abs().max()) <= bound * largest, (scale, size)
@@ -71,12 +73,13 @@ def _gradients(loss: Callable[..., Tensor], a: Tensor, b: Tensor, scale: float, 
 
 
 POINTERS = dict.fromkeys(("row_tops", "row_sums", "column_tops", "column_sums"), "*fp32")
+IDS = dict.fromkeys(("row_ids", "column_ids"), "*i64")
 SIGNATURES = {
-    "sums_kernel": {"a": "*fp32", "b": "*fp32", "row_present": "*u8", "column_present": "*u8", **POINTERS}
+    "sums_kernel": {"a": "*fp32", "b": "*fp32", "row_present": "*u8", "column_present": "*u8", **IDS, **POINTERS}
     | dict.fromkeys(("n", "m", "shift"), "i32"),
     "weigh_kernel": {
         "logits": "*fp32", "row_top": "*fp32", "row_factor": "*fp32", "column_top": "*fp32", "column_factor": "*fp32",
-        "row_present": "*u8", "column_present": "*u8", "m": "i32",
+        "row_present": "*u8", "column_present": "*u8", **IDS, "m": "i32",
     },
 }  # fmt: skip
 
@@ -92,7 +95,7 @@ def test_kernels_compile_for_compute_capability_9(kernel: str, tmp_path: Path, m
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function = getattr(fused_tiles, kernel)
     sizes = {name: getattr(fused_tiles, name) for name in ("ROWS", "COLUMNS", "DEPTH", "BLOCKS", "ELEMENTS")}
-    constants = {"WIDTH": 512, "MASKED": True} | sizes
+    constants = {"WIDTH": 512, "MASKED": True, "IDS": 3} | sizes
     constants = {name: x for name, x in constants.items() if name in function.arg_names}
     source = ASTSource(
         fn=function,
