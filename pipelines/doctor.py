@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -145,6 +146,16 @@ def _devices() -> Iterator[Diagnosis]:
         properties = torch.cuda.get_device_properties(i)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: set the recipe's precision to fp16"
         yield Diagnosis("ok", f"gpu {i}", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, {bf16}")
+    yield _triton()
+
+
+def _triton() -> Diagnosis:
+    """Whether the kernels of tiled InfoNCE can be compiled for a GPU."""
+    if find_spec("triton") is None:
+        return Diagnosis(
+            "note", "triton", "not installed: `tiles: tf32x3` of clip is computed by torch, in more passes"
+        )
+    return Diagnosis("ok", "triton", "`tiles: tf32x3` of clip has kernels of its own")
 
 
 def _processes() -> Diagnosis:

@@ -14,6 +14,7 @@ import pytest
 
 import mmssl
 from mmssl.training.checkpoints.read import checkpoints, load_weights, resolve
+from pipelines.doctor import _triton
 from tests.data.make import encode, noise, write
 from tests.pipelines.conftest import World
 
@@ -213,6 +214,13 @@ def test_doctor(world: World, capfd: pytest.CaptureFixture[str], monkeypatch: py
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert world.mmssl("doctor") == 2
     assert "the launcher asks for FSDP version 1" in " ".join(capfd.readouterr().out.split())
+
+
+def test_doctor_says_whether_kernels_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.doctor.find_spec", lambda name: None)
+    assert _triton().state == "note"
+    monkeypatch.setattr("pipelines.doctor.find_spec", lambda name: object())
+    assert _triton().state == "ok"
 
 
 @pytest.mark.parametrize("verb", ["quickstart", "pretrain", "evaluate", "embed", "doctor"])
