@@ -53,6 +53,11 @@ class AudioTransformerConfig(TransformerConfig, FrontEndEncoderConfig):
             raise ValueError("got pool: cls and class_token: false, wanted a class token to pool; use pool: mean")
         return self
 
+    def columns(self, frames: int) -> int:
+        """See the base."""
+        patch, step = self.patch_size[1], (self.stride or self.patch_size)[1]
+        return max(0, (frames - patch) // step + 1)
+
     def build(self) -> AudioTransformer:
         """Build it, load `weights` (positions resampled to this grid), freeze.
 

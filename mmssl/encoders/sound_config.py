@@ -39,6 +39,10 @@ class SpectrogramEncoderConfig(SoundEncoderConfig, ABC):
     def spectrogram(self) -> KaldiConfig | MelConfig:
         """Settings of the spectrogram."""
 
+    def columns(self, frames: int) -> int:
+        """Columns of the token grid of so many frames: those at the end that fill no patch have no place in it."""
+        return frames
+
     @property
     def rate(self) -> int:
         """Sampling rate of the front-end in Hz."""
@@ -62,7 +66,7 @@ class SpectrogramEncoderConfig(SoundEncoderConfig, ABC):
             return
         made = front_end.build().frame_count(round(front_end.rate * seconds))
         got = f"seconds: got {seconds:g}, of which {made} frames are made, and the front_end has {frames}"
-        if made > frames:
+        if self.columns(made) > self.columns(frames):
             yield f"{got}: the end of each sound would be cut off"
         elif frames - made > SILENCE * frames:
             yield f"{got}: {100 * (frames - made) / frames:.0f} % of each would be silence"

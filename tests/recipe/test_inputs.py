@@ -58,6 +58,20 @@ def test_seconds_that_are(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
+def test_frames_that_fill_no_patch_may_be_cut_off() -> None:
+    """One second makes 101 frames of 10 ms: the last one, of half a window of sound, has no place in patches of two."""
+    front_end: dict[str, Any] = {"kind": "mel", "rate": 8000, "window": 256, "hop": 80, "mels": 16}
+    free, fixed, odd = (
+        AudioTransformerConfig(front_end=some, seconds=seconds, patch_size=(16, 2), width=16, depth=1, heads=1)  # type: ignore[arg-type]
+        for seconds, some in ((1.0, front_end), (1.0, front_end | {"frames": 100}), (1.01, front_end | {"frames": 101}))
+    )
+    check_inputs({"sound": fixed}, {})
+    assert fixed.build().grid == free.build().grid == (1, 50)
+    for frames, lost in ((100, fixed.model_copy(update={"seconds": 1.01})), (101, odd)):
+        with pytest.raises(RecipeError, match=f"of which 102 frames are made, and the front_end has {frames}: the end"):
+            check_inputs({"sound": lost}, {})
+
+
 def test_views_of_another_length_are_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         check_inputs({"sound": transformer(10.0, AST)}, {"sound": AudioConfig(rate=16_000, seconds=4.0)})

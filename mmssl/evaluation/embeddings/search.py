@@ -57,7 +57,9 @@ class EmbeddedFolder:
                 f"{folder}: wanted a folder that `mmssl embed` wrote: cannot use {path.name}: {why}"
             ) from error
         if manifest.get("what") != "unit-norm embeddings":
-            raise DataError(f"{folder}: got {manifest.get('what')}, wanted embeddings: embed again without --features")
+            raise DataError(
+                f"{folder}: got {manifest.get('what')}, wanted embeddings: embed a model with a shared space, without --features"
+            )
         return cls(folder, {**manifest, "modalities": [name for name, count in names.items() if count]})
 
     def search(self, modality: str, query: np.ndarray, top: int, tile: int = TILE) -> list[Hit]:

@@ -40,7 +40,7 @@ def test_what_is_no_embedded_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"wanted a folder that `mmssl embed` wrote: cannot use manifest.json: [a-z]"):
         EmbeddedFolder.open(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"rows": {"image": 1}, "what": "features"}))
-    with pytest.raises(DataError, match="embed again without --features"):
+    with pytest.raises(DataError, match="embed a model with a shared space, without --features"):
         EmbeddedFolder.open(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"rows": {"image": 2}, "what": "unit-norm embeddings"}))
     folder = EmbeddedFolder.open(tmp_path)
