@@ -18,7 +18,7 @@ PACK_OPTIONS = {
 """Settings of `PackConfig` -> options of other names."""
 MEANINGS = ("image", "audio", "video", "file", "caption", "label", "class", "labels", "key")
 FORMATS = (
-    "coco, karpathy, flickr, audiocaps, clotho, esc50, fsd50k, audioset, vggsound, msrvtt, img2dataset, "
+    "coco, karpathy, flickr, audiocaps, clotho, esc50, fsd50k, audioset, vggsound, kinetics, kinetics_sounds, msrvtt, img2dataset, "
     "hugging_face, npz, parquet, csv, folder"
 )
 SOURCE = Annotated[

@@ -125,6 +125,21 @@ class SourceTable:
             column=lambda wanted: values if wanted == name else self.column(wanted),
         )
 
+    def of_rows(self, rows: Sequence[int]) -> SourceTable:
+        """The table with some of its rows alone, in this order."""
+
+        def column(name: str) -> Sequence[Any]:
+            values = self.column(name)
+            return [values[row] for row in rows]
+
+        return replace(
+            self,
+            length=len(rows),
+            row=lambda number: self.row(rows[number]),
+            column=column,
+            where=lambda number: self.where(rows[number]),
+        )
+
     def with_classes(self, name: str, classes: Sequence[str]) -> SourceTable:
         """The table with the names of the classes in a column, by number, on which its fingerprint depends too."""
         fingerprint = hashlib.sha256("\n".join((self.fingerprint, name, *classes)).encode()).hexdigest()

@@ -19,6 +19,7 @@ from mmssl.curation.importers.fsd50k import FSD50K
 from mmssl.curation.importers.hugging_face import HUGGING_FACE
 from mmssl.curation.importers.img2dataset import IMG2DATASET
 from mmssl.curation.importers.karpathy import KARPATHY
+from mmssl.curation.importers.kinetics import KINETICS, KINETICS_SOUNDS
 from mmssl.curation.importers.msrvtt import MSRVTT
 from mmssl.curation.importers.npz import NPZ
 from mmssl.curation.importers.parquet import PARQUET
@@ -27,7 +28,7 @@ from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_items import RowSource
 
 KNOWN: tuple[Format, ...] = (
-    COCO, KARPATHY, FLICKR, AUDIOCAPS, CLOTHO, ESC50, FSD50K, AUDIOSET, VGGSOUND, MSRVTT, IMG2DATASET
+    COCO, KARPATHY, FLICKR, AUDIOCAPS, CLOTHO, ESC50, FSD50K, AUDIOSET, VGGSOUND, KINETICS, KINETICS_SOUNDS, MSRVTT, IMG2DATASET
 )  # fmt: skip
 """Data sets that are recognised by their layout."""
 PLAIN: tuple[Format, ...] = (HUGGING_FACE, NPZ, PARQUET, CSV, FOLDER)
