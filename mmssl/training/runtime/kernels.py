@@ -25,6 +25,9 @@ def choose_kernels(precision: Precision, deterministic: bool) -> None:
     """
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     inside = "tf32" if precision == "tf32" else "ieee"
+    cudnn.allow_tf32 = (
+        inside == "tf32"
+    )  # torch's older switch, which torch.export asks, and which must agree with the newer ones
     cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = inside, inside  # type: ignore[attr-defined]
     torch.backends.cuda.enable_cudnn_sdp(False)
     if deterministic:

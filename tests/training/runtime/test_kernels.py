@@ -38,6 +38,9 @@ def test_float32_is_float32_in_convolutions_too_unless_tf32_is_asked_for(
     choose_kernels(precision, False)  # type: ignore[arg-type]
     assert torch.get_float32_matmul_precision() == products
     assert cudnn.conv.fp32_precision == convolutions  # type: ignore[attr-defined]
+    assert cudnn.allow_tf32 == (precision == "tf32"), (
+        "torch.export asks torch's older switch, which disagreed and raised"
+    )
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
 
