@@ -39,7 +39,7 @@ def average(
     """
     from mmssl.recipe.average_scores import average_runs
     from mmssl.recipe.suite import Suite
-    from mmssl.recipe.validate import read, validate_text
+    from mmssl.recipe.validate import read_recipe_text, validate_text
     from mmssl.training.runtime.console import say
 
     if len(sources) < 2:
@@ -51,7 +51,7 @@ def average(
         raise typer.BadParameter(
             "got --weights and --greedy, wanted one of them: a greedy soup weights its models equally"
         )
-    listed = {} if suite is None else validate_text(Suite, read(suite), str(suite)).evaluators
+    listed = {} if suite is None else validate_text(Suite, read_recipe_text(suite), str(suite)).evaluators
     say(average_runs(sources, out, shares, greedy, listed))
 
 

@@ -67,8 +67,8 @@ def data(
 
     `mmssl bench data my_recipe.yaml data.workers=8`
     """
-    from mmssl.curation.check_report import aligned
-    from mmssl.curation.speed import measure
+    from mmssl.curation.check_report import aligned_lines
+    from mmssl.curation.speed import measure_loader
 
     recipe = _recipe(targets, workers, batch_size)
     if recipe is not None:
@@ -77,7 +77,7 @@ def data(
         settings, modalities, needs = _shards(targets, size)
         settings = settings.model_copy(update={} if workers is None else {"workers": workers})
     with progress_bar("measuring the loader") as progress:
-        report = measure(
+        report = measure_loader(
             settings,
             modalities,
             needs,
@@ -89,7 +89,7 @@ def data(
     figures = asdict(report)
     if recipe is not None and train:
         headspace = _headspace(recipe, seconds)
-        print("\n".join(aligned(headspace.rows(max(report.stages, key=report.stages.__getitem__)))))
+        print("\n".join(aligned_lines(headspace.rows(max(report.stages, key=report.stages.__getitem__)))))
         figures["headspace"] = {**asdict(headspace), "hours": headspace.hours, "gain_hours": headspace.gain_hours}
     if json_file is not None:
         write_file(json_file, json.dumps(figures, indent=1) + "\n")

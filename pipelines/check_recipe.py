@@ -64,13 +64,15 @@ def is_recipe(name: str) -> bool:
     )
 
 
-def audit(against_manifest: bool, shards: Sequence[str], *modalities: Any, **options: Any) -> CheckReport:
-    """`check`, with the comparison with manifests."""
-    from mmssl.curation.check import check
+def check_with_manifests(
+    against_manifest: bool, shards: Sequence[str], *modalities: Any, **options: Any
+) -> CheckReport:
+    """`check_shards`, with the comparison with manifests."""
+    from mmssl.curation.check import check_shards
     from mmssl.curation.check_manifest import compare_with_manifests
 
     differences = compare_with_manifests(shards) if against_manifest else []
-    return check(shards, *modalities, **options).with_faults(differences)
+    return check_shards(shards, *modalities, **options).with_faults(differences)
 
 
 def recipe_alone(
@@ -107,7 +109,7 @@ def check_recipe(recipe: Recipe, audit: Callable[..., CheckReport], **options: A
 
     Args:
         recipe: of the run; its encoders are built, to know what the objective needs.
-        audit: `mmssl.curation.check.check`, maybe with a comparison with manifests.
+        audit: `mmssl.curation.check.check_shards`, maybe with a comparison with manifests.
         **options: of `audit`.
 
     Raises:

@@ -17,12 +17,12 @@ from pipelines.measured import (
     WHICH,
     WORKERS,
     Wanted,
-    configs_of,
-    measure,
     model_of,
-    origin,
     require_there,
+    run_evaluators,
     suite_and_overrides,
+    suite_configs,
+    weights_origin,
     with_settings,
 )
 from pipelines.outputs import folder_to_write
@@ -95,13 +95,13 @@ def compare(
         for path in (first, second):
             model = model_of(path, which, launch, None, overrides)
             if suite is not None:
-                wanted = configs_of(suite, data, model)
+                wanted = suite_configs(suite, data, model)
             elif wanted is None:
                 wanted = dict(model.recipe.evaluators)
             if not wanted:
                 raise typer.BadParameter(f"nothing to compare: {path} has no evaluators; give a suite")
             say(f"{path}:")
-            records.append(TaskRecords(origin(model), model.digest()))
+            records.append(TaskRecords(weights_origin(model), model.digest()))
             found, errors = _tables(model, with_settings(wanted, batch_size, workers, on_error), records[-1])
             tables.append(found)
             failures |= {f"{name} of {path}": error for name, error in errors.items()}
@@ -127,7 +127,7 @@ def _tables(model: Model, configs: Mapping[str, Wanted], records: TaskRecords) -
 
     tables: Tables = {}
     failures: dict[str, MmsslError] = {}
-    for name, evaluator, scores in measure(model, configs, records):
+    for name, evaluator, scores in run_evaluators(model, configs, records):
         if isinstance(scores, MmsslError):
             failures[name] = scores
         elif evaluator is not None:
@@ -162,16 +162,16 @@ def _write(
     resamples: int,
 ) -> None:
     from mmssl.core.errors import DataError, os_words
-    from mmssl.reporting.report import write_atomically, write_results
+    from mmssl.reporting.report import write_results, write_text_atomically
     from mmssl.reporting.summary import to_csv, to_latex, to_markdown
 
     whole, classes = [row for row in rows if not row.group], [row for row in rows if row.group]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for suffix, text in (("md", to_markdown(whole)), ("csv", to_csv(whole)), ("tex", to_latex(whole))):
-            write_atomically(folder / f"compare.{suffix}", text)
-        write_atomically(folder / "classes.csv", to_csv(classes))
-        write_atomically(folder / "queries.csv", to_csv(queries))
+            write_text_atomically(folder / f"compare.{suffix}", text)
+        write_text_atomically(folder / "classes.csv", to_csv(classes))
+        write_text_atomically(folder / "queries.csv", to_csv(queries))
         results = {
             "first": records[0].checkpoint,
             "second": records[1].checkpoint,

@@ -76,13 +76,13 @@ def _grid(recipe: Recipe, shards: tuple[str, ...], purposes: Sequence[str], used
 
 def _rows(recipe: Recipe, shards: tuple[str, ...], used: Mapping[str, Modality]) -> Iterator[tuple[str, str]]:
     from mmssl.core.errors import MmsslError
-    from mmssl.curation.stats import stats
+    from mmssl.curation.stats import measure_shards
     from mmssl.data.shards.storage import is_remote
 
     if any(map(is_remote, shards)):
         yield "not measured", "they are remote; `mmssl shards stats` reads them"
         return
     try:
-        yield from stats(shards, used, sample=SAMPLE).rows()
+        yield from measure_shards(shards, used, sample=SAMPLE).rows()
     except MmsslError as error:
         yield "not measured", str(error)

@@ -48,7 +48,7 @@ def doctor() -> None:
 
     Example: `mmssl doctor`
     """
-    findings = list(examine())
+    findings = list(diagnose())
     table = Table(show_header=False, box=None)
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[bold red]bad[/]"}
     for finding in findings:
@@ -58,7 +58,7 @@ def doctor() -> None:
         raise typer.Exit(2)
 
 
-def examine() -> Iterator[Diagnosis]:
+def diagnose() -> Iterator[Diagnosis]:
     """Yield all findings of doctor."""
     yield Diagnosis(
         "ok" if sys.version_info >= (3, 11) else "bad", "python", f"{platform.python_version()}, wanted 3.11 or newer"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mmssl.recipe.model import Model
 
 
-def model_of(embedded: EmbeddedFolder, named: Path | None, device: str = "cpu") -> Model:
+def model_of_folder(embedded: EmbeddedFolder, named: Path | None, device: str = "cpu") -> Model:
     """The model that embedded a folder, from where it was, or as it is named.
 
     Raises:

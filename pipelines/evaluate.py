@@ -20,13 +20,13 @@ from pipelines.measured import (
     WHICH,
     WORKERS,
     Wanted,
-    configs_of,
-    measure,
     model_of,
-    origin,
+    print_scores,
     refuse_misplaced,
-    show,
+    run_evaluators,
     suite_and_overrides,
+    suite_configs,
+    weights_origin,
     with_settings,
 )
 from pipelines.options import ARCH, TOKENIZER
@@ -199,11 +199,11 @@ def _run(
 
     results: TaskRecords | None = None
     if out is not None:
-        results = (ResultFile if is_file_name(out) else Results)(out, origin(model), model.digest())
+        results = (ResultFile if is_file_name(out) else Results)(out, weights_origin(model), model.digest())
     scores: dict[str, Mapping[str, Any]] = {}
     failures: dict[str, MmsslError] = {}
     rows: dict[str, list[ScoreRow]] = {}
-    for name, evaluator, found in measure(model, configs, results, groups, flagged):
+    for name, evaluator, found in run_evaluators(model, configs, results, groups, flagged):
         if isinstance(found, MmsslError):
             failures[name], scores[name] = found, {"error": str(found)}
             rows[name] = [ScoreRow(name, "error", str(found))]
@@ -215,10 +215,10 @@ def _run(
                 keep_calibration(model, evaluator)
             rows[name] = summary_rows(name, found, evaluator.headlines if evaluator is not None else ())
     table = [row for name in configs for row in rows[name]]
-    show([row for row in table if row.metric != "error"])
+    print_scores([row for row in table if row.metric != "error"])
     if is_main() and results is not None:
         results.finish(table, {name: scores[name] for name in configs})
-        say(f"results of {origin(model)} in {out}")
+        say(f"results of {weights_origin(model)} in {out}")
     return failures
 
 
@@ -227,7 +227,7 @@ def _evaluators(model: Model, suite: Suite | None, data: Path, wanted: dict[str,
     from mmssl.recipe.suite import Suite
     from mmssl.recipe.validate import validate_text
 
-    listed = {} if suite is None else configs_of(suite, data, model)
+    listed = {} if suite is None else suite_configs(suite, data, model)
     flagged = validate_text(Suite, json.dumps({"evaluators": wanted}), "command line", options=option_of).evaluators
     for name in listed.keys() & flagged.keys():
         raise typer.BadParameter(

@@ -55,7 +55,7 @@ def export(
 
     `mmssl export runs/vit_b_32 --to onnx --int8 --out vit_b_32_onnx`
     """
-    from mmssl.recipe.export import export as write
+    from mmssl.recipe.export import export_model as write
     from mmssl.recipe.imported import as_run
     from mmssl.reporting.model_card import write_card
     from mmssl.training.runtime.console import say

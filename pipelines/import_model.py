@@ -36,12 +36,12 @@ def import_model(
 
     `mmssl import 630k-audioset-best.pt --tokenizer roberta-base --out clap`
     """
-    from mmssl.recipe.imported import describe, import_model
+    from mmssl.recipe.imported import describe_model, write_imported_run
     from mmssl.recipe.start import start_lines
     from mmssl.training.runtime.console import say
 
-    described = describe(Path(source), arch, tokenizer)
-    recipe, learner = import_model(described, out)
+    described = describe_model(Path(source), arch, tokenizer)
+    recipe, learner = write_imported_run(described, out)
     for line in (*start_lines(learner, recipe.seed), *described.notes):
         say(line)
     say(

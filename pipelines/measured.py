@@ -114,7 +114,7 @@ def require_there(path: Path) -> None:
         resolve(path)
 
 
-def origin(model: Model) -> str:
+def weights_origin(model: Model) -> str:
     """Where the weights come from."""
     start = f"started from {model.recipe.weights}" if model.recipe.weights else "untrained"
     return str(model.checkpoint or start)
@@ -159,7 +159,7 @@ def with_settings(
     }
 
 
-def configs_of(suite: Suite, data: Path, model: Model) -> dict[str, Wanted]:
+def suite_configs(suite: Suite, data: Path, model: Model) -> dict[str, Wanted]:
     """The evaluators of a suite and of its sets, for a model."""
     from mmssl.recipe.suite import evaluation_modalities
 
@@ -168,7 +168,7 @@ def configs_of(suite: Suite, data: Path, model: Model) -> dict[str, Wanted]:
     return suite.configs(data, evaluation_modalities(model.modalities), tuple(model.embedding.heads), remote)
 
 
-def measure(
+def run_evaluators(
     model: Model,
     configs: Mapping[str, Wanted],
     results: TaskRecords | None = None,
@@ -275,7 +275,7 @@ def _shown(value: Score) -> str:
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def show(rows: list[ScoreRow]) -> None:
+def print_scores(rows: list[ScoreRow]) -> None:
     """Print scores as a table on the main process; of scores under corruption the clean one beside them. A dash: not defined."""
     from rich.console import Console
     from rich.table import Column, Table

@@ -142,7 +142,7 @@ def pack(
     from mmssl.core.errors import RecipeError
     from mmssl.curation.pack import PackConfig
     from mmssl.curation.pack import pack as write
-    from mmssl.curation.pack_report import summary
+    from mmssl.curation.pack_report import packing_summary
 
     if not captions and template:
         raise RecipeError("--template and --no-captions: templates would have no effect: remove one of the two")
@@ -168,7 +168,7 @@ def pack(
     config = from_options(PackConfig, values, PACK_OPTIONS)
     with progress_bar("packing") as progress:
         manifest = write(source, out, config, root=root, workers=workers, overwrite=overwrite, progress=progress)
-    typer.echo(summary(manifest), err=True)
+    typer.echo(packing_summary(manifest), err=True)
 
 
 def columns_of(items: list[str]) -> dict[str, Any]:

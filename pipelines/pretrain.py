@@ -59,13 +59,13 @@ def pretrain(
 
     wanted = find_recipe(recipe, overrides or [])
     if sweep or seeds != 1:
-        run_sweep(recipe, overrides or [], wanted, sweep or [], seeds, element, try_out if dry_run else run)
+        run_sweep(recipe, overrides or [], wanted, sweep or [], seeds, element, try_out if dry_run else train_recipe)
     elif element is not None:
         raise RecipeError("--element: names a run of a sweep, and there is none; give --sweep or --seeds")
     elif dry_run:
         try_out(wanted)
     else:
-        run(wanted, resume)
+        train_recipe(wanted, resume)
 
 
 def run_sweep(
@@ -110,7 +110,7 @@ def run_sweep(
         raise failed
 
 
-def run(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model | None]:
+def train_recipe(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score], Model | None]:
     """Train a recipe to its end in this process (one of several under a launcher), and write its report.
 
     Returns:

@@ -61,7 +61,7 @@ def quickstart(
     from mmssl.reporting.run_report import report_run
     from mmssl.training.runtime.console import say
     from pipelines.data_statistics import data_statistics
-    from pipelines.pretrain import run
+    from pipelines.pretrain import train_recipe
 
     name = recipe_for(modalities)
     out = out or Path("quickstart" if name == "quickstart/image_text" else name.replace("/", "_"))
@@ -78,7 +78,7 @@ def quickstart(
     watch.lap("untrained_probe")
 
     say(f"3/4 pretraining and evaluation: what `mmssl pretrain {name}` does")
-    scores, model = run(recipe)
+    scores, model = train_recipe(recipe)
     watch.lap("pretrain")
 
     say("4/4 report")

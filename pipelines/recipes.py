@@ -41,13 +41,13 @@ def recipes(context: typer.Context) -> None:
 
     `mmssl recipes key modalities.image.views.crop.scale`
     """
-    from mmssl.recipe.shipped import shipped_recipes, summary
+    from mmssl.recipe.shipped import recipe_summary, shipped_recipes
 
     if context.invoked_subcommand is None:
         names = shipped_recipes()
         width = max(map(len, names))
         for name, path in names.items():
-            print(f"{name:<{width}}  {summary(path)}")
+            print(f"{name:<{width}}  {recipe_summary(path)}")
 
 
 @app.command()

@@ -50,7 +50,7 @@ def report(
     `mmssl report runs/first --results results --compare runs/second --figures figures`
     """
     from mmssl.recipe.recipe import saved_recipe
-    from mmssl.reporting.measures import comparison, measured_elsewhere, parts_of, read_records
+    from mmssl.reporting.measures import comparison, measured_elsewhere, read_records, report_parts
     from mmssl.reporting.run_report import measured_evaluators, report_run, scores_of
     from mmssl.training.checkpoints.read import resolve
     from mmssl.training.runtime.console import say
@@ -66,7 +66,7 @@ def report(
         **scores_of(run, list(recipe.evaluators)),
         **{task: record["scores"] for task, record in records.items()},
     }
-    parts = [*measured_elsewhere(records, run), *parts_of(records)]
+    parts = [*measured_elsewhere(records, run), *report_parts(records)]
     if compare is not None:
         if (compare / "recipe.yaml").is_file():
             others = scores_of(compare, list(saved_recipe(resolve(compare, "best")).evaluators))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.embedded import model_of, samples_of, searcher_of
+from pipelines.embedded import model_of_folder, samples_of, searcher_of
 from pipelines.outputs import file_to_write
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def search(
     index = EmbeddedFolder.open(folder)
     names: list[str] = index.manifest["modalities"]
     wanted = [one_of("--modality", name, tuple(names)) for name in modality or names]
-    trained = model_of(index, model)
+    trained = model_of_folder(index, model)
     of = one_of("--as", as_, tuple(trained.embedding.heads)) if as_ is not None else modality_of(query, trained)
     value: Any = query if trained.modalities[of].language and not Path(query).is_file() else Path(query)
     inputs: dict[str, Any] = {of: [value]}

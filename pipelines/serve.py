@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.embedded import model_of, samples_of, searcher_of
+from pipelines.embedded import model_of_folder, samples_of, searcher_of
 
 if TYPE_CHECKING:
     import socket
@@ -63,7 +63,7 @@ def serve(
     chosen = one_of("--device", device, ("auto", "cpu", "cuda"))
     embedded = EmbeddedFolder.open(folder)
     with _listening(port) as listener:
-        trained = model_of(embedded, model, _device(chosen))
+        trained = model_of_folder(embedded, model, _device(chosen))
         searches = {name: searcher_of(embedded, name, exact) for name in embedded.manifest["modalities"]}
         limits = Limits(file_bytes=megabytes << 20, batch=batch, requests=requests, seconds=timeout)
         app = make_app(Service(trained, embedded, searches, _shown(embedded, trained), limits))

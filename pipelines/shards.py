@@ -151,11 +151,11 @@ def check(
         return _leaks(shards, against, run, cosine, cache, allow_pipe, json_file)
     if run is not None:
         raise typer.BadParameter("--run has no effect without --against: add it, or leave --run out")
-    from pipelines.check_recipe import audit, check_recipe, is_recipe, modality_names, recipe_alone
+    from pipelines.check_recipe import check_recipe, check_with_manifests, is_recipe, modality_names, recipe_alone
 
     with progress_bar("checking") as progress:
         examine = partial(
-            audit,
+            check_with_manifests,
             against_manifest,
             limit=limit,
             workers=workers,
@@ -249,7 +249,7 @@ def stats(
     """
     from dataclasses import asdict
 
-    from mmssl.curation.stats import stats as measure
+    from mmssl.curation.stats import measure_shards as measure
     from pipelines.check_recipe import is_recipe, recipe_alone
     from pipelines.spectrogram_stats import front_end_stats
 
@@ -273,7 +273,7 @@ def stats(
 
 def _stats_of_recipe(recipe: Recipe, sample: int, json_file: Path | None) -> None:
     """Measure each source of a recipe, and print and write a report of each."""
-    from mmssl.curation.stats import stats as measure
+    from mmssl.curation.stats import measure_shards as measure
     from pipelines.check_recipe import sources_of
 
     modalities, remote = recipe.build_modalities(), recipe.data.cache.build(recipe.data.allow_pipe)

@@ -24,7 +24,7 @@ from mmssl.interop.open_clip import ClipState, to_open_clip
 from mmssl.objectives.parts.frozen_features import TokenEncoderConfig
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.shipped import find_recipe, shipped_recipes
-from mmssl.recipe.strict_yaml import parse
+from mmssl.recipe.strict_yaml import parse_yaml
 from mmssl.recipe.validate import validate_text
 from mmssl.training.runtime.signals import StopSignals
 
@@ -135,7 +135,7 @@ def test_windows_of_usual_videos_are_not_too_large() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_builds_and_steps(name: str, shards: Path, tmp_path: Path) -> None:
-    given = parse((CONFIGS / f"{name}.yaml").read_text(), name).value
+    given = parse_yaml((CONFIGS / f"{name}.yaml").read_text(), name).value
     made = next((FOLDER[modality] for modality in given["modalities"] if modality in FOLDER), "scenes")
     values = tiny(given, shards / made, tmp_path)
     recipe = validate_text(Recipe, json.dumps(values), name)

@@ -19,7 +19,7 @@ from mmssl.data.modality import ModalityConfig
 from mmssl.recipe.flat import document_keys
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.shipped import shipped_recipes
-from mmssl.recipe.strict_yaml import parse as parse_yaml
+from mmssl.recipe.strict_yaml import parse_yaml
 from mmssl.recipe.unions import ModalityUnion, SingleObjectiveUnion, members
 from mmssl.recipe.validate import validate_text
 from pipelines import cli, evaluate, pretrain

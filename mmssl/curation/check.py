@@ -16,7 +16,7 @@ from pathlib import Path
 from mmssl.core.sample import Fault, Origin
 from mmssl.curation.check_manifest import unfinished_faults
 from mmssl.curation.check_report import CheckReport, FieldReport
-from mmssl.curation.check_shard import SOURCE, Decoders, Findings, MemberDecoder, examine
+from mmssl.curation.check_shard import SOURCE, Decoders, Findings, MemberDecoder, examine_shard
 from mmssl.curation.figures import Place, Spread, Tally
 from mmssl.data.modalities.usual import file_formats, own_extensions, usual_modalities
 from mmssl.data.modality import Modality
@@ -33,7 +33,7 @@ EXPECTED_SHARE = 0.75  # a field that this share of the samples has counts as mi
 _DOTTED = re.compile(r"(?:[^.]*\.)*[^.]*\d[^.]*\.[a-z][a-z0-9]{1,4}").fullmatch  # such as 17.3.jpg, but not caption.txt
 
 
-def check(
+def check_shards(
     shards: Sequence[str | Path],
     modalities: Mapping[str, Modality] | None = None,
     *,
@@ -81,7 +81,7 @@ def check(
 
     def one(number: int) -> Findings:
         with local_file(places[number], client) as (path, name):
-            return examine(path, decoders[number], _limit_of_shard(limit, number, len(places)), name=name)
+            return examine_shard(path, decoders[number], _limit_of_shard(limit, number, len(places)), name=name)
 
     total = _Total(used, context_length, usual=modalities is None)
     total.add_faults(unfinished_faults(places))
@@ -136,7 +136,7 @@ def decoders_of(
     """Extension -> decoders of its members; without modalities: all with usual settings, and JSON.
 
     Args:
-        modalities, needs: see `check`.
+        modalities, needs: see `check_shards`.
         formats: of the members, as the manifest of the shard says.
     """
     decoders: dict[str, tuple[MemberDecoder, ...]] = {} if modalities is not None else {"json": ()}
@@ -170,7 +170,7 @@ def expected_fields(
 
     Args:
         having: extension -> samples that have it, of `samples` in all.
-        modalities, needs, required: see `check`.
+        modalities, needs, required: see `check_shards`.
     """
     if required is not None or needs is not None:
         extensions = {extension: (extension,) for extension in required or ()}

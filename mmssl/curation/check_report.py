@@ -95,7 +95,7 @@ class CheckReport:
             rows += figures.rows(name)
         if self.truncated:
             rows.append(("captions truncated", f"{self.truncated:,} are longer than {self.context_length} tokens"))
-        lines = aligned(rows)
+        lines = aligned_lines(rows)
         lines += [f"warning: {warning}" for warning in self.warnings]
         lines += [f"fault: {count:,} x {what}" for what, count in self.fault_counts.items()]
         lines += [f"  {fault}" for fault in self.faults[:20]]
@@ -106,7 +106,7 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def aligned(rows: Iterable[tuple[str, Any]]) -> list[str]:
+def aligned_lines(rows: Iterable[tuple[str, Any]]) -> list[str]:
     """Format rows as lines `name  value`, with the values aligned in a column."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mmssl.core.errors import DataError, os_words
 from mmssl.core.sample import Fault, Origin
-from mmssl.curation.figures import digest
+from mmssl.curation.figures import bytes_digest
 from mmssl.data.inspection import Inspection
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.shards.sidecar import load_sidecar, sidecar_path
@@ -64,7 +64,7 @@ class Findings:
     checksums: bool = False
 
 
-def examine(
+def examine_shard(
     path: Path, decoders: Decoders, limit: int | None, *, name: str | None = None, table: ShardTable | None = None
 ) -> Findings:
     """Audit one shard: list, read and decode its members; of a damaged shard, the readable part.
@@ -208,7 +208,7 @@ def _inspect(found: Findings, number: int, extension: str, data: bytes, decoders
             found.inspected.append((modality.name, number, None))
         else:
             # Neither pixels nor whole files are kept until the shard is done.
-            items = tuple((shown, digest(one)) for shown, one in held.items)
+            items = tuple((shown, bytes_digest(one)) for shown, one in held.items)
             found.inspected.append((modality.name, number, replace(held, items=items, channels=None)))
     if first is not None:
         raise first

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from mmssl.curation.figures import digest
+from mmssl.curation.figures import bytes_digest
 
 BITS = 64
 
@@ -23,7 +23,9 @@ class Exact:
         """Name of the first sample with equal files (extension -> bytes); None: this one is the first, or has none."""
         if not media:
             return None
-        whole = digest(b"".join(extension.encode() + b"\0" + digest(media[extension]) for extension in sorted(media)))
+        whole = bytes_digest(
+            b"".join(extension.encode() + b"\0" + bytes_digest(media[extension]) for extension in sorted(media))
+        )
         first = self._first.setdefault(whole, name)
         return None if first == name else first
 

@@ -151,7 +151,7 @@ class Tally:
             self.moments.append(_moments(found.channels))
         if place is not None:
             for shown, data in found.items:
-                self._look_for(digest(data), shown, place)
+                self._look_for(bytes_digest(data), shown, place)
 
     def report(self, key: Callable[[Place], str] | None = None) -> ModalityFigures:
         """The statistics of all members added so far.
@@ -186,7 +186,7 @@ class Tally:
             self.repeated.add(data)
 
 
-def digest(data: bytes) -> bytes:
+def bytes_digest(data: bytes) -> bytes:
     """Hash of `data`, 16 bytes, to compare contents."""
     return hashlib.sha256(data).digest()[:16]
 

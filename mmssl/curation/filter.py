@@ -17,8 +17,8 @@ from typing import Any
 from mmssl.core.errors import DataError
 from mmssl.core.sample import Fault, Origin
 from mmssl.curation.check import decoders_of, find_shards, formats_of, local_file
-from mmssl.curation.check_report import aligned
-from mmssl.curation.check_shard import SOURCE, Decoders, Findings, examine
+from mmssl.curation.check_report import aligned_lines
+from mmssl.curation.check_shard import SOURCE, Decoders, Findings, examine_shard
 from mmssl.curation.filter_choice import Choice, Examined, FilterConfig, LeftOut, conditions, stored_samples
 from mmssl.curation.filter_similarity import (
     SIMILARITIES,
@@ -97,7 +97,7 @@ class FilterReport:
             rows.append(("not copied", f"{self.ignored:,} members without an extension, which belong to no sample"))
         if self.scores is not None:
             rows += self.scores.rows()
-        return "\n".join(aligned(rows))
+        return "\n".join(aligned_lines(rows))
 
 
 def filter_shards(
@@ -176,7 +176,7 @@ def _examine(place: str | Path, client: Remote | None, decoders: Decoders, confi
             words = str(error).replace(str(path), name)
             fault = Fault("", Origin(SOURCE, name, 0, 0), "tar", "damaged", words)
             return Examined(place, None, Findings(path, name, path.stat().st_size, faults=[fault]))
-        found = examine(path, decoders, None, name=name, table=table)
+        found = examine_shard(path, decoders, None, name=name, table=table)
         found.faults = [*lost, *found.faults]
         return Examined(place, table, found)
 

@@ -18,7 +18,7 @@ from mmssl.core.errors import DataError, RecipeError
 from mmssl.curation.check import expected_fields, missing_fields
 from mmssl.curation.check_shard import Findings
 from mmssl.curation.dedupe import Exact, Perceptual, difference_hash
-from mmssl.curation.where import NoAnswer, Where, parse
+from mmssl.curation.where import NoAnswer, Where, parse_conditions
 from mmssl.data.modalities.usual import file_formats, own_extensions, usual_modalities
 from mmssl.data.shards.table import ShardTable, members_of
 
@@ -228,7 +228,7 @@ def conditions(config: FilterConfig) -> Where | None:
     Raises:
         RecipeError: they are malformed, or about something else than the `.json`.
     """
-    where = None if config.where is None else parse(config.where)
+    where = None if config.where is None else parse_conditions(config.where)
     for name in where.names if where is not None else ():
         if not name.startswith(f"{METADATA}."):
             raise RecipeError(f"--where: got the name {name!r}, wanted a key of the sample's .json, as in json.{name}")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mmssl.curation.dedupe import Perceptual, difference_hash
-from mmssl.curation.figures import digest
+from mmssl.curation.figures import bytes_digest
 from mmssl.data.modalities.usual import file_formats, modality_configs, own_extensions, usual_modalities
 from mmssl.data.modality import DecodeError, Modality
 from mmssl.data.shards.index import ShardIndex
@@ -165,7 +165,7 @@ class _Reader:
     def marks(self, extension: str, data: bytes) -> Iterator[tuple[str, bytes | int]]:
         """(Kind, mark) of one member."""
         if extension in self.media:
-            yield "equal", digest(data)
+            yield "equal", bytes_digest(data)
         try:
             held = (self.media.get(extension) or self.texts[extension]).inspect(data, extension)
         except DecodeError:
@@ -173,7 +173,7 @@ class _Reader:
             return
         if extension in self.texts:
             for _, text in held.items:
-                yield "caption", digest(" ".join(text.decode().casefold().split()).encode())
+                yield "caption", bytes_digest(" ".join(text.decode().casefold().split()).encode())
         elif held.channels is not None and held.channels.ndim == 3:
             yield "alike", difference_hash(held.channels)
 

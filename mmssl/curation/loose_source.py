@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from mmssl.curation.importers.registry import open_source
 from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow
-from mmssl.curation.pack_items import TEXT, RowSource, encoded_fields, words
+from mmssl.curation.pack_items import TEXT, RowSource, encoded_fields, text_members
 from mmssl.data.modality import DecodeError
 from mmssl.data.shards.loose import LooseIndex
 from mmssl.data.shards.manifests import Formats
@@ -84,6 +84,6 @@ class _Rows:
     def members(self, row: int) -> Mapping[str, bytes]:
         try:
             item = self.source.item(row)
-            return {**encoded_fields(item, None, PackConfig().quality), **words(item.captions, item.label)}
+            return {**encoded_fields(item, None, PackConfig().quality), **text_members(item.captions, item.label)}
         except BadRow as error:
             raise DecodeError(error.reason, error.detail) from error

@@ -23,7 +23,7 @@ from mmssl.curation.importers.registry import open_source
 from mmssl.curation.pack_columns import Columns
 from mmssl.curation.pack_config import PackConfig
 from mmssl.curation.pack_formats import BadRow, default_template, verify_media
-from mmssl.curation.pack_items import TEXT, Item, RowSource, encoded_fields, words
+from mmssl.curation.pack_items import TEXT, Item, RowSource, encoded_fields, text_members
 from mmssl.data.modalities.class_names import CLASS_NAMES_FILE
 from mmssl.data.shards.manifests import MULTI_LABEL, SET_TYPE_FILE
 from mmssl.data.shards.sidecar import write_sidecar
@@ -164,7 +164,7 @@ class _Job:
             templates = self.templates or (default_template(next(iter(fields))),)
             template = templates[fold("template", row) % len(templates)]
             captions = [template.replace("{}", self.source.class_names[item.label])]
-        return {"__key__": key, **fields, **words(captions, item.label)}
+        return {"__key__": key, **fields, **text_members(captions, item.label)}
 
     def _read(self, row: int) -> tuple[Item, dict[str, bytes]]:
         """A row, and its files as they are written."""

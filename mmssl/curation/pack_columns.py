@@ -147,7 +147,7 @@ class SourceTable:
 
     def with_template(self, template: str) -> SourceTable:
         """The table with one more column, named as its template: text with columns in braces; empty where one of them is."""
-        parts = [self.require(name) for name in parts_of(template)]
+        parts = [self.require(name) for name in template_columns(template)]
 
         def fill(values: Mapping[str, Any]) -> str:
             texts = {name: "" if values[name] is None else str(values[name]).strip() for name in parts}
@@ -184,7 +184,7 @@ class Roles:
     others: tuple[str, ...]
 
 
-def assign(table: SourceTable, columns: Columns) -> tuple[SourceTable, Roles]:
+def assign_columns(table: SourceTable, columns: Columns) -> tuple[SourceTable, Roles]:
     """Find the columns of a table; templates become columns of it.
 
     Raises:
@@ -208,7 +208,7 @@ def assign(table: SourceTable, columns: Columns) -> tuple[SourceTable, Roles]:
             )
         label = None
     used = {name for name in (*media, *captions, label, class_name, labels, key) if name}
-    used |= {part for name in used - set(known) for part in parts_of(name)}
+    used |= {part for name in used - set(known) for part in template_columns(name)}
     others = tuple(name for name in known if name not in used)
     if not media and (others or not captions):  # captions and nothing else are texts without media
         raise DataError(
@@ -218,7 +218,7 @@ def assign(table: SourceTable, columns: Columns) -> tuple[SourceTable, Roles]:
     return found.table, Roles(media, captions, label or class_name, class_name if label else None, labels, key, others)
 
 
-def parts_of(template: str) -> tuple[str, ...]:
+def template_columns(template: str) -> tuple[str, ...]:
     """The columns that a template names in braces; none if it is no template."""
     return tuple(dict.fromkeys(_BRACES.findall(template)))
 
@@ -235,7 +235,7 @@ class _Found:
             usual = _USUAL[what] if what in _USUAL else file_formats()[what].columns
             return tuple(name for name in usual if name in self.table.columns)[:1]
         for name in names:
-            if name not in self.table.columns and parts_of(name):
+            if name not in self.table.columns and template_columns(name):
                 self.table = self.table.with_template(name)
             self.table.require(name)
         return names

@@ -88,22 +88,24 @@ class RowSource(ABC):
 
 
 def encoded_fields(item: Item, max_side: int | None, quality: int) -> dict[str, bytes]:
-    """The files of an item, each as `encode` writes it.
+    """The files of an item, each as `encode_field` writes it.
 
     Raises:
-        BadRow: see `encode`.
+        BadRow: see `encode_field`.
     """
-    return dict(encode(item.where, extension, value, max_side, quality) for extension, value in item.fields.items())
+    return dict(
+        encode_field(item.where, extension, value, max_side, quality) for extension, value in item.fields.items()
+    )
 
 
-def words(captions: Sequence[str], label: int | None) -> dict[str, bytes]:
+def text_members(captions: Sequence[str], label: int | None) -> dict[str, bytes]:
     """The members of captions (each a line) and class number; none of what is not there."""
     lines = [" ".join(caption.split()) for caption in captions]
     text = {TEXT: "\n".join(lines).encode()} if lines else {}
     return text if label is None else {**text, "cls": str(label).encode()}
 
 
-def encode(
+def encode_field(
     where: str, extension: str, value: bytes | np.ndarray, max_side: int | None, quality: int
 ) -> tuple[str, bytes]:
     """Encode a field: its extension and bytes. Bytes are kept, unless a picture is larger than `max_side`.

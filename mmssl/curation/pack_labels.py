@@ -13,7 +13,7 @@ import numpy as np
 from mmssl.core.errors import DataError
 from mmssl.curation.pack_columns import Roles, SourceTable
 from mmssl.curation.pack_formats import BadRow
-from mmssl.data.modalities.class_names import difference
+from mmssl.data.modalities.class_names import class_name_difference
 
 _log = logging.getLogger(__name__)
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.0*)?")
@@ -42,7 +42,7 @@ class Labels:
         self._places: dict[int, int] | None = None  # number in the table -> number that is packed, where they differ
         own = self._own_names(table, roles, given or ())
         if given and own:
-            told = difference(given, own, "the given names", str(table.path))
+            told = class_name_difference(given, own, "the given names", str(table.path))
             if told:
                 _log.warning("%s: the given ones are stored", told)
         self.names = given or own or self._sorted_names(table)

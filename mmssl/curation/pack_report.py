@@ -12,7 +12,7 @@ SHOWN = 3
 """Rows that are printed of each reason."""
 
 
-def summary(manifest: Manifest) -> str:
+def packing_summary(manifest: Manifest) -> str:
     """What was packed and what was left out, in lines of text."""
     left_out = sum(manifest.skipped.values())
     packed = f"{manifest.samples} samples in {len(manifest.shards)} shards, {left_out} rows left out; read as "

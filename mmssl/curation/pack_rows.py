@@ -9,7 +9,7 @@ from typing import Any
 from mmssl.core.errors import DataError
 from mmssl.curation.pack_columns import SourceTable
 from mmssl.curation.pack_config import PackConfig
-from mmssl.curation.where import Condition, NoAnswer, Where, parse
+from mmssl.curation.where import Condition, NoAnswer, Where, parse_conditions
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def choose_rows(table: SourceTable, config: PackConfig) -> tuple[dict[int, str],
 
 
 def _conditions(table: SourceTable, config: PackConfig) -> Where | None:
-    where = parse(config.where) if config.where is not None else Where(())
+    where = parse_conditions(config.where) if config.where is not None else Where(())
     column = table.split or "split"
     if config.split is not None:
         splits = _splits(table, table.require(column))

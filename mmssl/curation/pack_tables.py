@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmssl.core.errors import DataError
-from mmssl.curation.pack_columns import SourceTable, assign
+from mmssl.curation.pack_columns import SourceTable, assign_columns
 from mmssl.curation.pack_config import SEPARATOR, PackConfig
 from mmssl.curation.pack_formats import BadRow, check_media, read_media
 from mmssl.curation.pack_items import Item, RowSource
@@ -38,7 +38,7 @@ class TableSource(RowSource):
     """
 
     def __init__(self, table: SourceTable, config: PackConfig) -> None:
-        self.table, self.roles = assign(table, config.columns)
+        self.table, self.roles = assign_columns(table, config.columns)
         self.kind, self.name, self.fingerprint = table.kind, table.path.name, table.fingerprint
         self.captioned, self.labelled = bool(self.roles.captions), self.roles.label is not None
         self.several = self.roles.labels is not None

@@ -15,7 +15,7 @@ from typing import Any
 
 from mmssl.core.batch import Needs
 from mmssl.core.errors import DataError
-from mmssl.curation.check_report import aligned
+from mmssl.curation.check_report import aligned_lines
 from mmssl.data.draws import draw_views, make_views
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample
@@ -80,10 +80,10 @@ class SpeedReport:
         ]
         if self.unusable:
             rows.append(("unusable", f"{self.unusable:,} samples: see `mmssl shards check`"))
-        return "\n".join(aligned(rows))
+        return "\n".join(aligned_lines(rows))
 
 
-def measure(
+def measure_loader(
     data: DataConfig,
     modalities: Mapping[str, Modality],
     needs: Needs,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mmssl.curation.check_report import aligned
+from mmssl.curation.check_report import aligned_lines
 from mmssl.curation.figures import ModalityFigures, Spread, Tally
 from mmssl.data.modalities.usual import usual_modalities
 from mmssl.data.modality import DecodeError, Modality
@@ -60,7 +60,7 @@ class StatsReport:
     def table(self) -> str:
         """The report as a text table."""
         speed = f"{self.rate:,.0f} samples/s on one thread (reading {self.read_rate:,.0f}, decoding {self.decode_rate:,.0f})"
-        return "\n".join(aligned([*self.rows(), ("speed", speed)]))
+        return "\n".join(aligned_lines([*self.rows(), ("speed", speed)]))
 
     def rows(self) -> list[tuple[str, Any]]:
         """Rows of a table without the speed: (name, value)."""
@@ -79,7 +79,7 @@ class StatsReport:
         return rows
 
 
-def stats(
+def measure_shards(
     shards: Sequence[str | Path],
     modalities: Mapping[str, Modality] | None = None,
     *,

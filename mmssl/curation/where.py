@@ -78,7 +78,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Where:
-    """Conditions that must all hold, as a predicate of a record; made by `parse`."""
+    """Conditions that must all hold, as a predicate of a record; made by `parse_conditions`."""
 
     conditions: tuple[Condition, ...]
 
@@ -92,7 +92,7 @@ class Where:
         return tuple(dict.fromkeys(condition.name for condition in self.conditions))
 
 
-def parse(text: str) -> Where:
+def parse_conditions(text: str) -> Where:
     """Parse conditions joined by `and`; the module's docstring has the grammar.
 
     Raises:

@@ -164,7 +164,7 @@ class EncodedSample:
             raise DataError(f"sample {self.raw.key!r}, .{self.members[name]}: {error}") from error
 
 
-def read(
+def read_sample(
     samples: Samples, number: int, modalities: Mapping[str, Modality], optional: Collection[str] = ()
 ) -> EncodedSample:
     """Read a sample: the members that the modalities decode, and no others.
@@ -198,16 +198,16 @@ def load(
 ) -> Sample:
     """Read and decode a sample.
 
-    Use `read` and `EncodedSample.decode` separately to choose windows with the help of headers, to decode several windows of one
-    sample, or to time the two steps.
+    Use `read_sample` and `EncodedSample.decode` separately to choose windows with the help of headers, to decode several
+    windows of one sample, or to time the two steps.
 
     Args:
-        windows: modality -> (start, length) in seconds to decode; default: all. Others: see `read`.
+        windows: modality -> (start, length) in seconds to decode; default: all. Others: see `read_sample`.
 
     Raises:
-        BadSample, DataError: see `read` and `EncodedSample.decode`.
+        BadSample, DataError: see `read_sample` and `EncodedSample.decode`.
     """
-    return read(samples, number, modalities, optional).decode(windows)
+    return read_sample(samples, number, modalities, optional).decode(windows)
 
 
 def _find_members(raw: RawSample, modalities: Mapping[str, Modality], optional: Collection[str]) -> dict[str, str]:
@@ -264,7 +264,7 @@ def iterate(
             yield bad.fault
 
 
-def select(modalities: Mapping[str, Modality], needs: Needs) -> dict[str, Modality]:
+def select_modalities(modalities: Mapping[str, Modality], needs: Needs) -> dict[str, Modality]:
     """Select the modalities in `needs`, and check that they have all views.
 
     Raises:

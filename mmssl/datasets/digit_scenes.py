@@ -101,7 +101,7 @@ def sample_scene(split: str, number: int, seed: int = 0) -> Scene:
         digits=tuple(digits),
         paper=paper,
         held_out_pair=tuple(labels) in HELD_OUT,
-        level=uniform(rng, 0.4, 0.9),
+        level=rounded_uniform(rng, 0.4, 0.9),
         seconds=SECONDS,
         form=0,
         noise=int(rng.integers(2**31)),
@@ -227,17 +227,17 @@ def _draw_pair(rng: np.random.Generator, split: str) -> tuple[int, int]:
 
 def _draw_single(rng: np.random.Generator) -> list[tuple[float, float, float]]:
     """Centre and size of one digit that fits into the picture."""
-    size = uniform(rng, 0.4, 0.85)
-    return [(uniform(rng, size / 2, 1 - size / 2), uniform(rng, size / 2, 1 - size / 2), size)]
+    size = rounded_uniform(rng, 0.4, 0.85)
+    return [(rounded_uniform(rng, size / 2, 1 - size / 2), rounded_uniform(rng, size / 2, 1 - size / 2), size)]
 
 
 def _draw_two(rng: np.random.Generator, layout: str) -> list[tuple[float, float, float]]:
     """Centres and sizes of two digits that do not overlap: along the layout 0.35 apart or more, across it 0.24 or less."""
     boxes = []
     for half in (0.0, 0.5):
-        size = uniform(rng, 0.35, 0.5)
-        along = uniform(rng, half + size / 2, half + 0.5 - size / 2)
-        across = uniform(rng, 0.38, 0.62)
+        size = rounded_uniform(rng, 0.35, 0.5)
+        along = rounded_uniform(rng, half + size / 2, half + 0.5 - size / 2)
+        across = rounded_uniform(rng, 0.38, 0.62)
         boxes.append((along, across, size) if layout == "row" else (across, along, size))
     return boxes
 
@@ -245,12 +245,12 @@ def _draw_two(rng: np.random.Generator, layout: str) -> list[tuple[float, float,
 def _draw_times(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
     """Begin and end of each digit's tone, in random order, without overlap."""
     if count == 1:
-        begin = uniform(rng, 0.05, 0.5)
-        return [(begin, round(begin + uniform(rng, 0.3, 0.45), 3))]
+        begin = rounded_uniform(rng, 0.05, 0.5)
+        return [(begin, round(begin + rounded_uniform(rng, 0.3, 0.45), 3))]
     slots = []
     for earliest in (0.05, 0.55):
-        begin = uniform(rng, earliest, earliest + 0.1)
-        slots.append((begin, round(begin + uniform(rng, 0.2, 0.3), 3)))
+        begin = rounded_uniform(rng, earliest, earliest + 0.1)
+        slots.append((begin, round(begin + rounded_uniform(rng, 0.2, 0.3), 3)))
     return slots if rng.random() < 0.5 else slots[::-1]
 
 
@@ -265,7 +265,7 @@ def draw_colour(rng: np.random.Generator, *, light: bool) -> tuple[int, int, int
     return red, green, blue
 
 
-def uniform(rng: np.random.Generator, low: float, high: float) -> float:
+def rounded_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     """Draw a number from `low` to `high`, rounded to three decimals, so that `.json` has exactly the rendered values."""
     return round(float(rng.uniform(low, high)), 3)
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from mmssl.core.seeding import generator
 from mmssl.data.shards.writer import Manifest, Progress
-from mmssl.datasets.digit_scenes import uniform, write_splits
+from mmssl.datasets.digit_scenes import rounded_uniform, write_splits
 
 VERSION = 1  # raise it when equal settings give other bytes: old folders are then rewritten
 RATE, SECONDS = 100, 6.0
@@ -101,7 +101,7 @@ def render(record: Record, seed: int = 0) -> np.ndarray:
     t = np.arange(round(RATE * SECONDS)) / RATE
     waves = _patient(record.patient, seed)
     if name == "first degree block":
-        waves["P"][0] -= uniform(rng, 0.12, 0.18)
+        waves["P"][0] -= rounded_uniform(rng, 0.12, 0.18)
     if name == "bundle branch block":
         waves["R"][1], waves["S"][0], waves["S"][1] = 0.035, 0.085, 0.03
     if name in ("atrial fibrillation", "atrial flutter"):
@@ -116,8 +116,10 @@ def render(record: Record, seed: int = 0) -> np.ndarray:
             bump = height * high * np.exp(-0.5 * ((t - beat - place * stretch) / (width * wide)) ** 2)
             wave += bump[:, None] * np.array(_LEADS[letter])
     wave += _atria(name, t, rng)[:, None] * np.array([0.5, 1.0, 1.0])
-    drift = uniform(rng, 0.02, 0.15) * np.sin(2 * np.pi * uniform(rng, 0.15, 0.4) * t + uniform(rng, 0, 6.28))
-    wave += drift[:, None] + uniform(rng, 0.01, 0.04) * rng.standard_normal(wave.shape)
+    drift = rounded_uniform(rng, 0.02, 0.15) * np.sin(
+        2 * np.pi * rounded_uniform(rng, 0.15, 0.4) * t + rounded_uniform(rng, 0, 6.28)
+    )
+    wave += drift[:, None] + rounded_uniform(rng, 0.01, 0.04) * rng.standard_normal(wave.shape)
     return np.clip(np.rint(1000 * wave), -32768, 32767).astype(np.int16)
 
 
@@ -176,9 +178,9 @@ def _patient(number: int, seed: int) -> dict[str, list[float]]:
     rng = generator(seed, "patient", number)
     return {
         letter: [
-            place * uniform(rng, 0.9, 1.1),
-            width * uniform(rng, 0.85, 1.2),
-            height * uniform(rng, 0.6, 1.4),
+            place * rounded_uniform(rng, 0.9, 1.1),
+            width * rounded_uniform(rng, 0.85, 1.2),
+            height * rounded_uniform(rng, 0.6, 1.4),
         ]
         for letter, (place, width, height) in _WAVES.items()
     }
@@ -203,10 +205,10 @@ def _beats(name: str, rate: int, rng: np.random.Generator) -> list[tuple[float, 
 def _atria(name: str, t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Waves of fibrillating or fluttering atria in millivolts, [time]; zero in other rhythms."""
     if name == "atrial flutter":  # a sawtooth of 300 a minute
-        phase = 5.0 * uniform(rng, 0.92, 1.08) * t + uniform(rng, 0, 1)
-        return uniform(rng, 0.1, 0.2) * (1 - 2 * (phase % 1))
+        phase = 5.0 * rounded_uniform(rng, 0.92, 1.08) * t + rounded_uniform(rng, 0, 1)
+        return rounded_uniform(rng, 0.1, 0.2) * (1 - 2 * (phase % 1))
     if name == "atrial fibrillation":
-        speeds, places = ([uniform(rng, *low_high) for _ in range(3)] for low_high in ((5, 9), (0, 6.28)))
+        speeds, places = ([rounded_uniform(rng, *low_high) for _ in range(3)] for low_high in ((5, 9), (0, 6.28)))
         waves = np.sin(2 * np.pi * np.outer(speeds, t) + np.array(places)[:, None])
-        return uniform(rng, 0.02, 0.05) * np.asarray(waves.sum(axis=0))
+        return rounded_uniform(rng, 0.02, 0.05) * np.asarray(waves.sum(axis=0))
     return np.zeros_like(t)

@@ -20,7 +20,7 @@ import numpy as np
 
 from mmssl.core.seeding import generator
 from mmssl.data.shards.writer import Manifest, Progress
-from mmssl.datasets.digit_scenes import uniform, write_splits
+from mmssl.datasets.digit_scenes import rounded_uniform, write_splits
 
 VERSION = 1  # raise it when equal settings give other bytes: old folders are then rewritten
 BANDS = ("blue", "green", "red", "near infrared")
@@ -69,7 +69,7 @@ def sample_land(split: str, number: int, seed: int = 0) -> Land:
     label, feature = int(rng.integers(len(CLASS_NAMES))), int(rng.integers(len(FEATURES)))
     feature = 0 if (CLASS_NAMES[label], FEATURES[feature]) in UNSEEN else feature
     form, noise = int(rng.integers(len(TEMPLATES))), int(rng.integers(2**31))
-    return Land(label, feature, uniform(rng, 0.7, 1.3), form, noise)
+    return Land(label, feature, rounded_uniform(rng, 0.7, 1.3), form, noise)
 
 
 def captions(land: Land) -> tuple[str, ...]:
@@ -85,17 +85,19 @@ def render(land: Land, size: int = 48) -> np.ndarray:
     texture = 1 + 0.15 * _smooth(rng, size, 6) + 0.05 * rng.standard_normal((size, size))
     name = CLASS_NAMES[land.label]
     if name in ("healthy fields", "dry fields"):
-        texture *= 1 + 0.15 * np.sign(np.sin(2 * np.pi * _along(rng, size) * uniform(rng, 4, 8)))
+        texture *= 1 + 0.15 * np.sign(np.sin(2 * np.pi * _along(rng, size) * rounded_uniform(rng, 4, 8)))
     if name == "town":
         across = _along(rng, size, 2)
-        texture *= np.where((across * uniform(rng, 6, 9) % 1 < 0.3).any(axis=0), 0.6, 1.2)
+        texture *= np.where((across * rounded_uniform(rng, 6, 9) % 1 < 0.3).any(axis=0), 0.6, 1.2)
     if name == "marsh":
         texture *= np.where(_smooth(rng, size, 10) > 0, 1.5, 0.5)
     picture = SPECTRA[land.label][:, None, None] * texture
     feature = FEATURES[land.feature]
     if feature in ("a river", "a road"):
         bend = 0.06 * _smooth(rng, size, 3) if feature == "a river" else 0.0
-        near = np.abs(_along(rng, size) + bend - uniform(rng, -0.2, 0.2)) < (0.06 if feature == "a river" else 0.03)
+        near = np.abs(_along(rng, size) + bend - rounded_uniform(rng, -0.2, 0.2)) < (
+            0.06 if feature == "a river" else 0.03
+        )
         spectrum = [500, 450, 300, 120] if feature == "a river" else [2300, 2400, 2500, 2600]
         picture = np.where(near, np.array(spectrum)[:, None, None], picture)
     if feature == "clouds":

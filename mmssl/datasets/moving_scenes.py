@@ -18,7 +18,7 @@ from mmssl.core.seeding import generator
 from mmssl.data.media.encode import CONTAINERS, encode_clip, exact_rate, frame_times
 from mmssl.data.shards.writer import Manifest, Progress
 from mmssl.datasets.digit_render import CLASS_NAMES, to_wav
-from mmssl.datasets.digit_scenes import SPLITS, draw_colour, load_scans, split_scans, uniform, write_splits
+from mmssl.datasets.digit_scenes import SPLITS, draw_colour, load_scans, rounded_uniform, split_scans, write_splits
 from mmssl.datasets.moving_render import (
     BEEP_SECONDS,
     MovingScene,
@@ -54,19 +54,19 @@ def sample_scene(split: str, number: int, seed: int = 0, seconds: float = SECOND
     rng = generator(seed, "moving", split, number)
     motion = str(rng.choice(MOTIONS))
     label = int(rng.integers(10))
-    size = uniform(rng, 0.28, 0.38)
+    size = rounded_uniform(rng, 0.28, 0.38)
     draft = MovingScene(
         split=split,
         motion=motion,
         label=label,
         scan=int(rng.choice(split_scans(seed)[split][label])),
         path=_draw_path(rng, motion, size),
-        y=uniform(rng, size / 2 + 0.02, 0.98 - size / 2),
+        y=rounded_uniform(rng, size / 2 + 0.02, 0.98 - size / 2),
         size=size,
         ink=draw_colour(rng, light=True),
         paper=draw_colour(rng, light=False),
         beats=_draw_beats(rng, seconds),
-        level=uniform(rng, 0.4, 0.9),
+        level=rounded_uniform(rng, 0.4, 0.9),
         seconds=seconds,
         form=0,
         noise=int(rng.integers(2**31)),
@@ -172,7 +172,7 @@ def write(
 
 def _draw_path(rng: np.random.Generator, motion: str, size: float) -> tuple[float, float]:
     """Draw x at the beginning and at the end: at least 0.1 from the middle, so that side and direction are unambiguous."""
-    near = (uniform(rng, size / 2 + 0.02, 0.4), uniform(rng, size / 2 + 0.02, 0.4))
+    near = (rounded_uniform(rng, size / 2 + 0.02, 0.4), rounded_uniform(rng, size / 2 + 0.02, 0.4))
     left, right = (near[0], near[1]), (round(1 - near[0], 3), round(1 - near[1], 3))
     paths = {"left": left, "right": right, "leftward": (right[0], left[1]), "rightward": (left[0], right[1])}
     return paths[motion]

@@ -96,7 +96,7 @@ class DividedBlock(nn.Module):
         x = x + self.drop_path(self.dropout(seen))
         found = self.space(x.reshape(batch * times, -1, width), with_mlp=with_mlp)
         if with_mlp:
-            return tuple(one.reshape(batch, -1, width) for one in found)  # type: ignore[return-value]
+            return tuple(one.reshape(batch, -1, width) for one in found)
         return found.reshape(batch, -1, width)  # type: ignore[no-any-return]
 
 

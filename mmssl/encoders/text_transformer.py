@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmssl.core.compat import is_compiled
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.sample import TokenIds
-from mmssl.encoders.adapters.open_clip_names import to_open_clip
+from mmssl.encoders.adapters.open_clip_names import to_open_clip_name
 from mmssl.encoders.adapters.transformers_names import two_towers_to_open_clip
 from mmssl.encoders.attend import takes_ragged
 from mmssl.encoders.norms import USUAL_EPS, set_epsilon
@@ -90,7 +90,7 @@ class TextTransformerConfig(TransformerConfig):
         load_and_freeze(
             encoder,
             self,
-            alias=to_open_clip,
+            alias=to_open_clip_name,
             translate=two_towers_to_open_clip,
             ignore=_BESIDE,
             adapt=self._fit_positions,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.input_spec import InputSpec
 from mmssl.core.positions import sincos_positions
-from mmssl.encoders.adapters.open_clip_names import to_open_clip
+from mmssl.encoders.adapters.open_clip_names import to_open_clip_name
 from mmssl.encoders.adapters.timm import fit_channels
 from mmssl.encoders.adapters.transformers_names import two_towers_to_open_clip
 from mmssl.encoders.norms import USUAL_EPS, set_epsilon
@@ -81,7 +81,7 @@ class VisionTransformerConfig(TransformerConfig):
         load_and_freeze(
             encoder,
             self,
-            alias=to_open_clip,
+            alias=to_open_clip_name,
             translate=two_towers_to_open_clip,
             ignore=("proj",),  # open_clip's projection into the shared space is part of its tower
             adapt=adapt,

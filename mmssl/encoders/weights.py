@@ -45,14 +45,14 @@ def load_and_freeze(
         encoder: as built from scratch.
         config: its config.
         module: the part that takes the weights; the whole encoder by default.
-        alias, translate, ignore, fixed, adapt: see `load_weights`.
+        alias, translate, ignore, fixed, adapt: see `load_strictly`.
 
     Raises:
         CheckpointError: the file is missing, damaged or made for another encoder.
         ValueError: `unlocked_layers`, `place` or `partial` has no meaning with the other settings.
     """
     if config.weights is not None:
-        encoder.start = load_weights(
+        encoder.start = load_strictly(
             module or encoder,
             config.weights,
             place=config.place,
@@ -77,7 +77,7 @@ def load_and_freeze(
         freeze(encoder, config.unlocked_layers)
 
 
-def load_weights(
+def load_strictly(
     module: nn.Module,
     path: Path,
     *,

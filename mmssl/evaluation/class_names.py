@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmssl.core.errors import DataError
 from mmssl.core.sample import Sample
-from mmssl.data.modalities.class_names import CLASS_NAMES_FILE, difference, read_class_names
+from mmssl.data.modalities.class_names import CLASS_NAMES_FILE, class_name_difference, read_class_names
 from mmssl.data.modality import Modality
 from mmssl.data.samples import iterate
 from mmssl.data.shards.index import ShardIndex
@@ -67,7 +67,7 @@ def compare_with_stored(names: Sequence[str], shards: Sequence[str], what: str) 
         DataError: the same names in another order; see also `stored_class_names`.
     """
     for file, stored in stored_class_names(shards).items():
-        told = difference(names, stored, what, str(file))
+        told = class_name_difference(names, stored, what, str(file))
         if told:
             log.warning("%s", told)
 

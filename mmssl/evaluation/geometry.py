@@ -79,7 +79,7 @@ class Estimate(NamedTuple):
         return cls(value, max(low, value - half), min(high, value + half))
 
 
-def spread(features: Tensor, owner: Tensor | None = None) -> Estimate:
+def feature_spread(features: Tensor, owner: Tensor | None = None) -> Estimate:
     """Standard deviation of unit-norm features [n, D] over rows, mean over dimensions, times sqrt(D): 1 spread evenly, 0 collapsed.
 
     Chen and He 2021 (arXiv:2011.10566), section 4.1, watch it without the factor. The interval is the delta method's.

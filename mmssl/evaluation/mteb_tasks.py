@@ -109,7 +109,7 @@ class MtebTasks(Evaluator):
             RecipeError: it lacks one of a task that was asked for by name, or of all.
         """
         tasks, named = self._tasks.open()
-        lacking = {t.metadata.name: sorted(modalities_of(t) - set(encoder.names)) for t in tasks}
+        lacking = {t.metadata.name: sorted(task_modalities(t) - set(encoder.names)) for t in tasks}
         refused = next((name for name in named if lacking[name]), None)
         if refused is None and all(lacking.values()):
             refused = next(iter(lacking))
@@ -203,10 +203,10 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in re.findall(r"(?:\([^)]*\)|[^,])+", text) if name.strip())
 
 
-def modalities_of(task: Any) -> set[str]:
+def task_modalities(task: Any) -> set[str]:
     """The modalities of a task, or of the tasks that it joins."""
     parts = getattr(task.metadata, "tasks", None)
-    return set().union(*(modalities_of(one) for one in parts)) if parts else set(task.metadata.modalities)
+    return set().union(*(task_modalities(one) for one in parts)) if parts else set(task.metadata.modalities)
 
 
 def score_rows(

@@ -179,7 +179,7 @@ def log_sums(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def choices(scores: Tensor) -> tuple[Tensor, Tensor]:
+def choice_accuracy(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Accuracy of choices among candidates of one sample, with ties as chance, and whether a wrong candidate ties.
 
     Such candidates have no order in the data: if t are equally good and one of them is right, the choice scores 1 / t. So a model

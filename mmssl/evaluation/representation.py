@@ -15,7 +15,7 @@ from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.modality import Modality
 from mmssl.evaluation.collect import Collected, KeptShards
 from mmssl.evaluation.common import EvaluatorConfig, broadcast_scores, inference, require_modalities, require_usable
-from mmssl.evaluation.geometry import alignment, effective_rank, lidar, rankme, spread, uniformity
+from mmssl.evaluation.geometry import alignment, effective_rank, feature_spread, lidar, rankme, uniformity
 
 
 class RepresentationConfig(EvaluatorConfig):
@@ -90,7 +90,10 @@ def representation_scores(data: Collected, modality: str, views: list[str]) -> d
     for name in (modality, *views):
         require_usable(data[name].rows, data[name].owner, data.keys, f"the feature vector of {name!r}", unit=False)
     scores: dict[str, Score] = {"rankme": rankme(items.rows), "effective_rank": effective_rank(items.rows)}
-    estimates = {"spread": spread(items.rows, items.owner), "uniformity": uniformity(items.rows, owner=items.owner)}
+    estimates = {
+        "spread": feature_spread(items.rows, items.owner),
+        "uniformity": uniformity(items.rows, owner=items.owner),
+    }
     if views:
         together: Tensor = torch.stack([data[name].rows for name in views], 1)
         estimates["alignment"] = alignment(together)

@@ -128,7 +128,7 @@ def _local(folder: Path) -> _Found:
 def _remote(address: str, remote: Remote) -> _Found:
     """What an address has, by the files that the layout names."""
     page, mark, secrets = address.partition("?")
-    folder, shown = resolved(page), without_secrets(address)
+    folder, shown = files_address(page), without_secrets(address)
 
     def text(name: str) -> str | None:
         data = fetch_file(f"{folder}/{name}{mark}{secrets}", remote)
@@ -158,7 +158,7 @@ def _remote(address: str, remote: Remote) -> _Found:
     )
 
 
-def resolved(address: str) -> str:
+def files_address(address: str) -> str:
     """The address that files of a set lie below: of a page https://huggingface.co/datasets/USER/NAME/tree/BRANCH, its files."""
     page = _PAGE.fullmatch(address.rstrip("/"))
     return f"{page[1]}/resolve/{page[2]}" if page else address.rstrip("/")

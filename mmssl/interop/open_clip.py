@@ -75,7 +75,7 @@ def from_open_clip(state: Mapping[str, Tensor]) -> ClipState:
     heads = {"text": text.pop("text_projection").T.contiguous()}
     if "proj" in image:
         heads["image"] = image.pop("proj").T.contiguous()
-        image = {open_clip_names.from_open_clip(name): tensor for name, tensor in image.items()}
+        image = {open_clip_names.from_open_clip_name(name): tensor for name, tensor in image.items()}
     elif "attnpool.c_proj.weight" in image:
         weight = image["attnpool.c_proj.weight"]
         heads["image"] = torch.eye(len(weight), dtype=weight.dtype)
@@ -83,7 +83,7 @@ def from_open_clip(state: Mapping[str, Tensor]) -> ClipState:
         raise CheckpointError(f"wanted a ViT or a ModifiedResNet under 'visual.', got names such as {list(image)[:5]}")
     return ClipState(
         image=image,
-        text={open_clip_names.from_open_clip(name): tensor for name, tensor in text.items()},
+        text={open_clip_names.from_open_clip_name(name): tensor for name, tensor in text.items()},
         heads=heads,
         logit_scale=state["logit_scale"].reshape(()),
         logit_bias=state["logit_bias"].reshape(()) if "logit_bias" in state else None,
@@ -98,7 +98,7 @@ def to_open_clip(state: ClipState, *, custom_text: bool = False) -> State:
         custom_text: use the layout of CustomTextCLIP (text tower under `text.`) instead of CLIP's.
     """
     image = visual_to_open_clip(state["image"], state["heads"]["image"])
-    text = {open_clip_names.to_open_clip(name): tensor for name, tensor in state["text"].items()}
+    text = {open_clip_names.to_open_clip_name(name): tensor for name, tensor in state["text"].items()}
     text["text_projection"] = state["heads"]["text"].T.contiguous()
     prefix = "text." if custom_text else ""
     out = {"logit_scale": state["logit_scale"]}
@@ -111,7 +111,7 @@ def visual_to_open_clip(image: Mapping[str, Tensor], head: Tensor) -> State:
     """Our picture tower's tensors, and the weight [E, D] of its head, by open_clip's names under `visual.`."""
     image = dict(image)
     if "class_embedding" in image:
-        image = {open_clip_names.to_open_clip(name): tensor for name, tensor in image.items()}
+        image = {open_clip_names.to_open_clip_name(name): tensor for name, tensor in image.items()}
         image["proj"] = head.T.contiguous()
     elif not (
         head.shape[0] == head.shape[1] and torch.equal(head, torch.eye(len(head), dtype=head.dtype, device=head.device))

@@ -24,7 +24,7 @@ def positive_indices(rows: Tensor, candidates: Tensor, offset: int) -> Tensor:
     return torch.arange(offset, offset + len(rows), device=rows.device)
 
 
-def check_samples(candidates: int, present: Tensor | None, ids: Tensor | None) -> Tensor | None:
+def check_candidates(candidates: int, present: Tensor | None, ids: Tensor | None) -> Tensor | None:
     """Check `present` [G] and `ids` [G] or [G, k]; returns the ids as [G, k].
 
     Raises:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.losses.candidates import check_samples, left_out_negatives, over_present, positive_indices
+from mmssl.losses.candidates import check_candidates, left_out_negatives, over_present, positive_indices
 from mmssl.losses.tiles import nearest_rate
 
 
@@ -59,7 +59,7 @@ def info_nce(
         ValueError: shapes, offset, present or ids do not match.
     """
     all_a, all_b, target = _candidates(a, b, all_a, all_b, offset)
-    out = left_out_negatives(target, len(all_b), present, check_samples(len(all_b), present, ids))
+    out = left_out_negatives(target, len(all_b), present, check_candidates(len(all_b), present, ids))
     a_to_b = scale * a @ all_b.T
     # With one process both directions use the same products.
     b_to_a = a_to_b.T if all_a is a and all_b is b else scale * b @ all_a.T
@@ -90,7 +90,7 @@ def info_nce_accuracy(
     A tie among n counts 1/n. This process' share, as with the loss; 0 if no sample is present.
     """
     all_a, all_b, target = _candidates(a, b, all_a, all_b, offset)
-    ids = check_samples(len(all_b), present, ids)
+    ids = check_candidates(len(all_b), present, ids)
     return nearest_rate(a, all_b, target, present, ids), nearest_rate(b, all_a, target, present, ids)
 
 

@@ -117,7 +117,7 @@ def normalised_mutual_information(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(mean > 0, (first + second - both) / mean.clamp(min=1e-300), torch.ones_like(mean))
 
 
-def perplexity(clusters: Tensor) -> Tensor:
+def cluster_perplexity(clusters: Tensor) -> Tensor:
     """Exponential of the entropy of cluster sizes, [n] int64 -> [] float64: the number of clusters, if they are equally large."""
     return _entropy(clusters[:, None]).exp()
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.losses.candidates import check_samples, left_out_negatives, over_present, positive_indices
+from mmssl.losses.candidates import check_candidates, left_out_negatives, over_present, positive_indices
 
 
 def sigmoid_loss(
@@ -58,7 +58,7 @@ def sigmoid_loss(
         )
     all_b = b if all_b is None else all_b
     target = positive_indices(a, all_b, offset)
-    out = left_out_negatives(target, len(all_b), present, check_samples(len(all_b), present, ids))
+    out = left_out_negatives(target, len(all_b), present, check_candidates(len(all_b), present, ids))
     logits = scale * a @ all_b.T + bias
     sign = torch.full_like(logits, -1.0).scatter_(1, target[:, None], 1.0)
     terms = F.logsigmoid(sign * logits)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmssl.losses.candidates import check_samples, over_present
+from mmssl.losses.candidates import check_candidates, over_present
 from mmssl.losses.products import Products
 from mmssl.losses.tiles import Tile, TiledScores, row_dots, tiled_scores
 
@@ -71,7 +71,7 @@ def tiled_info_nce(
         ValueError: shapes, offset, present, ids or size do not match; candidates of other processes without `over_processes`.
     """
     with torch.autocast(a.device.type, enabled=False):
-        ids = check_samples(len(b if all_b is None else all_b), present, ids)
+        ids = check_candidates(len(b if all_b is None else all_b), present, ids)
         rows, candidates, scale, size = tiled_scores(a, b, all_b, scale, offset, size, present)
         if over_processes is None and len(candidates) != len(rows):
             raise ValueError(

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.losses.candidates import check_samples, over_present
+from mmssl.losses.candidates import check_candidates, over_present
 from mmssl.losses.products import Products
-from mmssl.losses.tiles import Tile, TiledScores, row_dots, scalar, tiled_scores
+from mmssl.losses.tiles import Tile, TiledScores, row_dots, scalar_tensor, tiled_scores
 
 
 def tiled_sigmoid_loss(
@@ -52,9 +52,9 @@ def tiled_sigmoid_loss(
         ValueError: shapes, offset, present, ids or size do not match.
     """
     with torch.autocast(a.device.type, enabled=False):
-        ids = check_samples(len(b if all_b is None else all_b), present, ids)
+        ids = check_candidates(len(b if all_b is None else all_b), present, ids)
         rows, candidates, scale, size = tiled_scores(a, b, all_b, scale, offset, size, present)
-        bias = scalar("bias", bias, rows.dtype, rows.device)
+        bias = scalar_tensor("bias", bias, rows.dtype, rows.device)
         learning = torch.is_grad_enabled()
         loss: Tensor = _Sigmoid.apply(rows, candidates, scale, bias, offset, present, ids, size, products, learning)
         return over_present(loss / len(rows), present)

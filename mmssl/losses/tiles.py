@@ -158,7 +158,7 @@ def tiled_scores(
     if size is not None and size < 1:
         raise ValueError(f"got tile size {size}, wanted at least 1, e.g. 1024")
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
-    scale = scalar("scale", scale, dtype, a.device)
+    scale = scalar_tensor("scale", scale, dtype, a.device)
     a, candidates = a.to(dtype), candidates.to(dtype)
     if present is not None:
         a = a.masked_fill(~present[offset : offset + len(a), None], 0)
@@ -166,7 +166,7 @@ def tiled_scores(
     return a, candidates, scale, size or tile_size(a.device)
 
 
-def scalar(name: str, x: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def scalar_tensor(name: str, x: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A number, or a tensor [] or [1], as a tensor [] with gradient to the original.
 
     Raises:

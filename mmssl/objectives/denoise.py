@@ -21,7 +21,7 @@ from mmssl.losses.mae import masked_mean_square, patch_shape, patchify
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
 from mmssl.objectives.parts.noises import Noise, NoiseConfig, ZeroNoise
 from mmssl.objectives.parts.one_view import OneViewOfTokens
-from mmssl.objectives.parts.patches import check_values, prepared_patches
+from mmssl.objectives.parts.patches import check_token_values, prepared_patches
 
 Target = Literal["clean", "noise"]
 
@@ -109,7 +109,7 @@ class DenoiseObjective(OneViewOfTokens):
             assert noise is not None, "checked in the config"
             assert encoder.grid is not None, "checked at build"
             latents["target"] = patchify(noise, patch_shape(noise.shape, encoder.grid))
-            check_values("patch_values", self.values, latents["target"], noise, encoder)
+            check_token_values("patch_values", self.values, latents["target"], noise, encoder)
         else:
             latents["target"] = prepared_patches(encoder, clean, self.values)
             latents["noisy"] = prepared_patches(encoder, noisy, self.values)

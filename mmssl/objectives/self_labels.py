@@ -20,7 +20,7 @@ from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduc
 from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
 from mmssl.losses.deepcluster import UNASSIGNED
-from mmssl.losses.kmeans import normalised_mutual_information, perplexity
+from mmssl.losses.kmeans import cluster_perplexity, normalised_mutual_information
 from mmssl.objectives.common import Name, ObjectiveConfig, encoder_of
 from mmssl.objectives.parts.labellings import Labelling, LabellingConfig
 
@@ -183,7 +183,7 @@ class SelfLabelsObjective(Objective):
         """Note how often labels are used, how much they agree with those before, and what weight each has."""
         known = self.labels[self.labels != UNASSIGNED]
         both = (self.labels != UNASSIGNED) & (before != UNASSIGNED)
-        self.used.copy_(perplexity(known))
+        self.used.copy_(cluster_perplexity(known))
         if both.any():
             self.agreement.copy_(normalised_mutual_information(self.labels[both], before[both]))
         if not self.labelling.balanced:

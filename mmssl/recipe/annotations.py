@@ -85,7 +85,7 @@ def mapping_types(annotation: Any) -> list[Any]:
     return [get_args(one)[1] for one in bare if get_origin(one) is dict]
 
 
-def kinds_of(config: type[BaseModel]) -> tuple[str, ...]:
+def kinds_of_config(config: type[BaseModel]) -> tuple[str, ...]:
     """The values of `kind` that select a config; empty if it has none."""
     field = config.model_fields.get("kind")
     return get_args(field.annotation) if field is not None else ()
@@ -118,7 +118,7 @@ def _in_words(annotation: Any) -> Iterator[Option]:
 
 
 def _config_in_words(mappings: Sequence[type[BaseModel]]) -> Option:
-    kinds = [kind for config in mappings for kind in kinds_of(config)]
+    kinds = [kind for config in mappings for kind in kinds_of_config(config)]
     allowed = f"kind {_choice(kinds)}" if kinds else f"keys {', '.join(mappings[0].model_fields)}"
     phrase = f"a mapping with `kind: {kinds[0]}`" if len(kinds) == 1 else f"a mapping with {allowed}"
     return Option("mapping", "mappings", allowed, phrase)

@@ -108,7 +108,7 @@ def snapshot(learner: Learner) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def pour(learner: Learner, state: State) -> None:
+def load_tensors(learner: Learner, state: State) -> None:
     """Load a state of the same architecture."""
     learner.load_state_dict(dict(state))
 

@@ -14,8 +14,8 @@ import torch
 from mmssl.core.errors import CheckpointError, RecipeError
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
-from mmssl.recipe.average import State, average_states, greedy_soup, pour, snapshot, write_model
-from mmssl.recipe.keep import Point, Scores, choose, refuse_less_is_better, table
+from mmssl.recipe.average import State, average_states, greedy_soup, load_tensors, snapshot, write_model
+from mmssl.recipe.keep import Point, Scores, choose_point, points_table, refuse_less_is_better
 from mmssl.recipe.load import load_learner, start_learner_of
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.suite import evaluation_modalities
@@ -48,7 +48,7 @@ class Scorer:
 
     def __call__(self, state: State) -> Scores:
         """Scores of a state, by "<evaluator>/<metric>"."""
-        pour(self.learner, state)
+        load_tensors(self.learner, state)
         model = self.learner.embedding_model().eval()
         return {f"{name}/{k}": x for name, one in self.evaluators.items() for k, x in one.evaluate(model)}
 
@@ -81,10 +81,10 @@ def choose_share(recipe: Recipe, folder: Path, device: torch.device) -> Point:
             share = number / (keep.points - 1)
             points.append(Point(share, scorer(average_states([begin, end], [1 - share, share]))))
             say(f"keep: share {share:.2f}, {number + 1} of {keep.points} points measured")
-    chosen = choose(points, keep)
-    pour(learner, average_states([begin, end], [1 - chosen.share, chosen.share]))
+    chosen = choose_point(points, keep)
+    load_tensors(learner, average_states([begin, end], [1 - chosen.share, chosen.share]))
     write_model(folder / KEPT, recipe, learner, {"share": chosen.share, "end": checkpoint.name})
-    shown = table(points, chosen, keep)
+    shown = points_table(points, chosen, keep)
     replace_text(folder / "keep.txt", shown)
     result = {"chosen": chosen.share, "points": [{"share": p.share, "scores": dict(p.scores)} for p in points]}
     replace_text(folder / "keep.json", json.dumps(result, indent=1, allow_nan=False))
@@ -131,7 +131,7 @@ def average_runs(
         with Scorer.of(recipe, learner, {greedy.partition("/")[0]: configs[greedy.partition("/")[0]]}) as scorer:
             state, taken, best = greedy_soup(states, lambda some: Point(0.0, scorer(some)).value(greedy))
         said = f"greedy, {greedy} {best:.4f}"
-    pour(learner, state)
+    load_tensors(learner, state)
     write_model(out, recipe, learner, {"averaged": [str(sources[i].name) for i in taken]})
     return (
         f"{out}: average of {len(taken)} of {len(sources)} models ({said}): {', '.join(str(sources[i]) for i in taken)}"

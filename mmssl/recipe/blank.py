@@ -11,7 +11,7 @@ from mmssl.core.batch import Batch, view_names
 from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
 from mmssl.data.modality import Modality
-from mmssl.training.steps.prefetch import Unfinished, finished
+from mmssl.training.steps.prefetch import Unfinished, finish_views
 
 
 def blank_batch(learner: Learner, modalities: Mapping[str, Modality], samples: int) -> Batch:
@@ -34,7 +34,7 @@ def blank_batch(learner: Learner, modalities: Mapping[str, Modality], samples: i
         return made
     device = next(learner.parameters()).device
     try:
-        return finished(made.to(device), unfinished, dict(learner.encoders.items())).to("cpu")
+        return finish_views(made.to(device), unfinished, dict(learner.encoders.items())).to("cpu")
     except ValueError as error:
         raise RecipeError(f"modalities: {error}") from error
 

@@ -19,7 +19,7 @@ from mmssl.recipe.annotations import (
     configs_of,
     field_annotation,
     item_types,
-    kinds_of,
+    kinds_of_config,
     list_types,
     mapping_types,
     type_in_words,
@@ -66,13 +66,13 @@ def registered(root: type[BaseModel]) -> list[type[BaseModel]]:
     return list(found)
 
 
-def sentence(config: type[BaseModel], key: str) -> str:
+def key_meaning(config: type[BaseModel], key: str) -> str:
     """The text for a key in the `Attributes:` section of a config's docstring or its bases'; empty if missing."""
     said = next((text for base in config.__mro__ if (text := _attributes(base).get(key))), "")
     return re.sub(r"\bNone\b", "null", said)  # as a recipe writes it
 
 
-def summary(config: type[BaseModel]) -> str:
+def config_summary(config: type[BaseModel]) -> str:
     """First paragraph of a config's docstring, without "see ClassName"."""
     return re.sub(r"; see `\w+`", "", " ".join((inspect.getdoc(config) or "").split("\n\n")[0].split()))
 
@@ -135,12 +135,12 @@ class Place:
         return [place for one in named for place in one._chosen(segment) or [one]]
 
     def _chosen(self, kind: str) -> list[Place]:
-        return [replace(self, annotation=one) for one in configs_of(self.annotation) if kind in kinds_of(one)]
+        return [replace(self, annotation=one) for one in configs_of(self.annotation) if kind in kinds_of_config(one)]
 
     def _keys(self, segment: str) -> Iterator[Place]:
         models = configs_of(self.annotation)
         for config in models:
-            kinds = (*self.kinds, *kinds_of(config)) if len(models) > 1 else self.kinds
+            kinds = (*self.kinds, *kinds_of_config(config)) if len(models) > 1 else self.kinds
             for name, field in document_keys(config).items():
                 if fnmatchcase(name, segment) and name != "kind":
                     owner = next((one for one in flat_fields(config).values() if name in one.model_fields), config)
@@ -151,15 +151,15 @@ class Place:
         inside = [one for item in item_types(self.annotation) for one in configs_of(item)]
         models = [*configs_of(self.annotation), *inside]
         keys = [name for one in models for name in document_keys(one) if name != "kind"]
-        return list(dict.fromkeys([*keys, *(kind for one in models for kind in kinds_of(one))]))
+        return list(dict.fromkeys([*keys, *(kind for one in models for kind in kinds_of_config(one))]))
 
     def key(self) -> Key:
         """The description of this place."""
         name = self.path.rpartition(".")[2]
         models = configs_of(self.annotation)
-        said = sentence(self.owner, name) if self.owner is not None else ""
+        said = key_meaning(self.owner, name) if self.owner is not None else ""
         if not said and len(models) == 1:
-            said = summary(models[0])
+            said = config_summary(models[0])
         return Key(
             self.path,
             self.kinds,

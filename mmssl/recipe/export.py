@@ -17,7 +17,7 @@ from torch import Tensor
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.errors import DataError, MmsslError, NumericError, RecipeError, os_words
 from mmssl.data.modalities.views.image import EvalView
-from mmssl.data.samples import BadSample, read
+from mmssl.data.samples import BadSample, read_sample
 from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation.common import inference
 from mmssl.interop.towers import Inputs, Towers
@@ -52,7 +52,7 @@ class Check:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def export(
+def export_model(
     path: Path,
     out: Path,
     target: Target,
@@ -160,7 +160,7 @@ def real_inputs(model: Model, shards: Sequence[str], names: Sequence[str]) -> In
             if all(len(found) == SAMPLES for found in raw.values()):
                 break
             try:
-                encoded = read(index, number, modalities, tuple(names))
+                encoded = read_sample(index, number, modalities, tuple(names))
                 values = encoded.decode().values
             except BadSample:
                 continue
@@ -178,7 +178,7 @@ def real_inputs(model: Model, shards: Sequence[str], names: Sequence[str]) -> In
     return Inputs(raw, kept, {name: torch.stack(found) for name, found in views.items()})
 
 
-def compare(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
+def largest_differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
     """Largest difference of a number, by modality; infinite where shapes differ or a number is not finite."""
     found = {}
     for name, x in ours.items():
@@ -204,7 +204,7 @@ class ExportJob:
     Attributes:
         model: to write. folder: gets the files, and is renamed to `home` if all is well.
         inputs: modalities -> real inputs.
-        ema, int8: see `export`.
+        ema, int8: see `export_model`.
     """
 
     model: Model
@@ -222,7 +222,7 @@ def _two_towers(job: ExportJob, write: Callable[..., dict[str, str]], embed: Cal
     ours = embed_all(job.model.embedding, given.views)
     of_views, of_files = embed(towers, job.folder, given)
     cosine = {name: float(F.cosine_similarity(ours[name], x).min()) for name, x in of_files.items()}
-    return Check(compare(ours, of_views), cosine, facts)
+    return Check(largest_differences(ours, of_views), cosine, facts)
 
 
 def _open_clip(job: ExportJob) -> Check:
@@ -252,8 +252,8 @@ def _onnx(job: ExportJob) -> Check:
         theirs = embed_all(towers, given.views)
         if kind == "onnx":
             alone = embed_all(towers, {name: x[:1] for name, x in given.views.items()})  # the batch is dynamic
-            check = {**compare(ours, theirs)}
-            for name, x in compare({name: rows[:1] for name, rows in ours.items()}, alone).items():
+            check = {**largest_differences(ours, theirs)}
+            for name, x in largest_differences({name: rows[:1] for name, rows in ours.items()}, alone).items():
                 check[name] = max(check[name], x)
         for name in names:
             tower = towers.encoders[name]
@@ -298,7 +298,7 @@ def _safetensors(job: ExportJob) -> Check:
     write_model(folder, recipe, learner, {"exported": checkpoint.name})
     given = job.inputs([*model.embedding.encoders])
     ours = embed_all(model.embedding, given.views)
-    return Check(compare(ours, embed_all(load(folder).embedding, given.views)))
+    return Check(largest_differences(ours, embed_all(load(folder).embedding, given.views)))
 
 
 def towers_of(model: Model) -> Towers:

@@ -92,7 +92,7 @@ def described_folder(path: Path, arch: str | None = None) -> Path:
     return folder if known and is_model_folder(folder) and weights_in(folder).name == path.name else path
 
 
-def describe(source: Path, arch: str | None = None, tokenizer: Path | None = None) -> Described:
+def describe_model(source: Path, arch: str | None = None, tokenizer: Path | None = None) -> Described:
     """Find out what a model is.
 
     Args:
@@ -147,11 +147,11 @@ def recipe_of(model: Described, name: str, overrides: Sequence[str] = ()) -> Rec
     return validate_text(Recipe, json.dumps(document), f"recipe of {model.weights}", overrides)
 
 
-def import_model(model: Described, folder: Path) -> tuple[Recipe, Learner]:
+def write_imported_run(model: Described, folder: Path) -> tuple[Recipe, Learner]:
     """Write a run folder of a described model: a checkpoint of step 0, its recipe, and its tokenizer.
 
     Args:
-        model: from `describe`.
+        model: from `describe_model`.
         folder: must not exist, or be empty.
 
     Returns:
@@ -201,7 +201,7 @@ def as_run(path: Path, arch: str | None = None, tokenizer: Path | None = None) -
     """The run folder of a path: itself, or, of another library's model, a temporary one for as long as the context lasts.
 
     Args:
-        path, arch, tokenizer: see `describe`.
+        path, arch, tokenizer: see `describe_model`.
     """
     path = described_folder(path, arch)
     if not is_source(path):
@@ -210,7 +210,7 @@ def as_run(path: Path, arch: str | None = None, tokenizer: Path | None = None) -
         return
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        import_model(describe(path, arch, tokenizer), run)
+        write_imported_run(describe_model(path, arch, tokenizer), run)
         yield run
 
 

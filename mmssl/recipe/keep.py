@@ -104,14 +104,14 @@ class Point:
         return float(value)
 
 
-def choose(points: Sequence[Point], keep: KeepConfig) -> Point:
+def choose_point(points: Sequence[Point], keep: KeepConfig) -> Point:
     """The point with the best `new` among those that lose at most `largest_loss` of `old` against the first; ties: the earliest."""
     least = points[0].value(keep.old) - keep.largest_loss
     kept = [point for point in points if point.value(keep.old) >= least - 1e-12]
     return max(kept, key=lambda point: (point.value(keep.new), -point.share))
 
 
-def table(points: Sequence[Point], chosen: Point, keep: KeepConfig) -> str:
+def points_table(points: Sequence[Point], chosen: Point, keep: KeepConfig) -> str:
     """Old and new figures of each point with their intervals, as text; the chosen one is marked, and the rule is said."""
     lines = [f"{'fine-tuned share':>18}  {keep.old:>28}  {keep.new:>28}"]
     for point in points:

@@ -12,7 +12,7 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
 from mmssl.encoders.lora import merge_lora
-from mmssl.recipe.imported import advising, describe, described_folder, is_source, recipe_of, refuse_description
+from mmssl.recipe.imported import advising, describe_model, described_folder, is_source, recipe_of, refuse_description
 from mmssl.recipe.model import Model
 from mmssl.recipe.recipe import Recipe, saved_recipe
 from mmssl.recipe.start import start_lines
@@ -61,7 +61,7 @@ def load(
             raise RecipeError(f"got {override!r} for a trained model; wanted a key below {' or '.join(READING)}")
     path = described_folder(Path(path), arch)
     if is_source(path):
-        described = describe(path, arch, None if tokenizer is None else Path(tokenizer))
+        described = describe_model(path, arch, None if tokenizer is None else Path(tokenizer))
         with advising():
             return start_of(recipe_of(described, "imported", overrides), device=device)
     refuse_description(path, arch, tokenizer)

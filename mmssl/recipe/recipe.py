@@ -43,10 +43,10 @@ from mmssl.recipe.start import (
     start_lines,
     weights_file,
 )
-from mmssl.recipe.strict_yaml import dump
+from mmssl.recipe.strict_yaml import dump_yaml
 from mmssl.recipe.suite import evaluation_modalities, read_as
 from mmssl.recipe.unions import EncoderUnion, EvaluatorUnion, ModalityUnion, ObjectiveUnion
-from mmssl.recipe.validate import read, validate_text
+from mmssl.recipe.validate import read_recipe_text, validate_text
 from mmssl.training.checkpoints.read import FOLDER, checkpoints, read_recipe
 from mmssl.training.run import Run, TrainingConfig
 from mmssl.training.runtime.console import say
@@ -148,7 +148,7 @@ class Recipe(Config):
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML; parsing it gives an equal recipe."""
-        return dump(self.model_dump(mode="json"))
+        return dump_yaml(self.model_dump(mode="json"))
 
     def from_scratch(self) -> Recipe:
         """The recipe without initial weights, whose files may be gone: for a model whose tensors a checkpoint has."""
@@ -281,7 +281,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with every mistake, one a line.
     """
-    return validate_text(Recipe, read(path), str(path), overrides, path.parent)
+    return validate_text(Recipe, read_recipe_text(path), str(path), overrides, path.parent)
 
 
 def saved_recipe(checkpoint: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mmssl.recipe.annotations import configs_of, kinds_of, list_types, mapping_types
-from mmssl.recipe.describe import Key, Place, summary
+from mmssl.recipe.annotations import configs_of, kinds_of_config, list_types, mapping_types
+from mmssl.recipe.describe import Key, Place, config_summary
 
 COMMAND = "mmssl recipes key --markdown > configs/REFERENCE.md"
 HEAD = f"""# Every key of a recipe
@@ -31,7 +31,7 @@ class ReferencePart:
     @property
     def title(self) -> str:
         """The heading of its table."""
-        kinds = ", ".join(f"`{kind}`" for kind in kinds_of(self.config))
+        kinds = ", ".join(f"`{kind}`" for kind in kinds_of_config(self.config))
         return f"`{self.path}`" + (f", kind {kinds}" if kinds else "")
 
     def rows(self) -> list[Key]:
@@ -62,7 +62,7 @@ def config_tables(root: type[BaseModel]) -> list[ReferencePart]:
 
 def _of_kind(path: str, config: type[BaseModel]) -> str:
     """The path with the kind in place of a name, or after a key with several kinds."""
-    return f"{path.removesuffix('.*')}.{kinds_of(config)[0]}" if kinds_of(config) else path
+    return f"{path.removesuffix('.*')}.{kinds_of_config(config)[0]}" if kinds_of_config(config) else path
 
 
 def reference(root: type[BaseModel]) -> str:
@@ -74,7 +74,7 @@ def reference(root: type[BaseModel]) -> str:
             section = part.path.partition(".")[0]
             lines.append(f"## {section or 'run'}\n")
         if part.path:
-            lines.append(f"### {part.title}\n\n{summary(part.config)}\n")
+            lines.append(f"### {part.title}\n\n{config_summary(part.config)}\n")
         lines.extend(_table(part))
     return "\n".join(lines)
 

@@ -50,7 +50,7 @@ def shipped_recipe(name: str) -> Path:
     return shipped[name]
 
 
-def summary(path: Path) -> str:
+def recipe_summary(path: Path) -> str:
     """First sentence of the comment atop a recipe, without its full stop."""
     comment = "\n".join(line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines())
     paragraph = " ".join(comment.split("\n\n")[0].split())

@@ -1,6 +1,6 @@
 """Strict YAML 1.2 (core schema): `1e-3` is a number, `on` is text, duplicate keys and aliases are errors, lines are remembered.
 
-`dump` writes YAML that `parse` reads back to the same values.
+`dump_yaml` writes YAML that `parse_yaml` reads back to the same values.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Document:
     lines: dict[KeyPath, int]
 
 
-def parse(text: str, name: str) -> Document:
+def parse_yaml(text: str, name: str) -> Document:
     """Read one YAML document.
 
     Args:
@@ -104,10 +104,10 @@ def _value(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: str)
             mapping[key] = _value(child, (*path, key), lines, name)
         return mapping
     assert isinstance(node, yaml.ScalarNode)
-    return node.value if node.style in ("'", '"', "|", ">") else scalar(node.value)
+    return node.value if node.style in ("'", '"', "|", ">") else parse_scalar(node.value)
 
 
-def scalar(text: str) -> Any:
+def parse_scalar(text: str) -> Any:
     """Parse a plain scalar by the YAML 1.2 core schema; infinities and NaN stay text, which strict numbers refuse."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
@@ -120,7 +120,7 @@ def scalar(text: str) -> Any:
     return text
 
 
-def override(value: Any, assignment: str) -> KeyPath:
+def set_override(value: Any, assignment: str) -> KeyPath:
     """Set one `key.path=value` in plain values (in place) and return its path. The right-hand side is YAML.
 
     Raises:
@@ -150,7 +150,7 @@ def override(value: Any, assignment: str) -> KeyPath:
 
 def _right_hand_side(text: str, name: str) -> Any:
     try:
-        return parse(text, name).value
+        return parse_yaml(text, name).value
     except OutOfBoundsError:
         raise
     except RecipeError:
@@ -166,8 +166,8 @@ def _describe(value: Any) -> str:
     return f"a list of {len(value)}" if isinstance(value, list) else f"the value {value!r}"
 
 
-def dump(value: Any) -> str:
-    """Plain values as YAML that `parse` reads back to the same values."""
+def dump_yaml(value: Any) -> str:
+    """Plain values as YAML that `parse_yaml` reads back to the same values."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -176,7 +176,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if isinstance(scalar(text), str) else "'")
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if isinstance(parse_scalar(text), str) else "'"
+    )
 
 
 _Dumper.add_representer(str, _text)

@@ -23,7 +23,7 @@ from mmssl.evaluation.sets import is_set, set_evaluators
 from mmssl.evaluation.statistics import shorten
 from mmssl.recipe.shipped import shipped_suites
 from mmssl.recipe.unions import EvaluatorUnion
-from mmssl.recipe.validate import read, validate_text
+from mmssl.recipe.validate import read_recipe_text, validate_text
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +104,14 @@ def find_suite(name: str) -> Suite:
             raise RecipeError(f"{name!r} is a folder without test sets; wanted {name}/test/0.tar, or folders with such")
         return Suite(sets=tuple(str(one.absolute()) for one in found))
     if path.is_file() or path.suffix in (".yaml", ".yml"):
-        return validate_text(Suite, read(path), str(path))
+        return validate_text(Suite, read_recipe_text(path), str(path))
     shipped = shipped_suites()
     if name not in shipped:
         hint = did_you_mean(name, shipped)
         raise RecipeError(
             f"{name!r} is no suite{hint}; wanted a YAML file, a folder of test sets, or one of {sorted(shipped)}"
         )
-    return validate_text(Suite, read(shipped[name]), str(shipped[name]))
+    return validate_text(Suite, read_recipe_text(shipped[name]), str(shipped[name]))
 
 
 def read_as(config: E, data: DataConfig) -> E:

@@ -16,9 +16,9 @@ from pydantic_core import ErrorDetails
 from mmssl.core.config import Config
 from mmssl.core.errors import RecipeError, did_you_mean, os_words
 from mmssl.core.schedules import NUMBER
-from mmssl.recipe.annotations import configs_of, field_annotation, item_types, kinds_of, options, wanted
+from mmssl.recipe.annotations import configs_of, field_annotation, item_types, kinds_of_config, options, wanted
 from mmssl.recipe.flat import document_keys, flat_fields, nest_keys
-from mmssl.recipe.strict_yaml import Document, KeyPath, override, parse, shortened
+from mmssl.recipe.strict_yaml import Document, KeyPath, parse_yaml, set_override, shortened
 
 C = TypeVar("C", bound=Config)
 RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of")
@@ -29,7 +29,7 @@ HERE = "{folder}"
 """Beginning of a path in a recipe's file that is relative to the folder of the file."""
 
 
-def read(path: Path) -> str:
+def read_recipe_text(path: Path) -> str:
     """The text of a YAML file.
 
     Raises:
@@ -62,13 +62,13 @@ def validate_text(
     Raises:
         RecipeError: with every mistake of the document, one a line.
     """
-    document = parse(text, name)
+    document = parse_yaml(text, name)
     value = {} if document.value is None else document.value
     if folder is not None:
         value = _placed(value, str(folder.absolute()))
     if not isinstance(value, dict):
         raise RecipeError(f"{name}: got {type(value).__name__}, wanted a mapping of keys to values")
-    overridden = {override(value, assignment): assignment for assignment in overrides}
+    overridden = {set_override(value, assignment): assignment for assignment in overrides}
     try:
         # Through JSON, so that strict types accept lists as tuples and text as paths and durations.
         return config.model_validate_json(json.dumps(nest_keys(config, value)))
@@ -202,7 +202,7 @@ def _shown(value: Any) -> str:
 
 
 def _kinds(annotation: Any) -> str:
-    return ", ".join(sorted(repr(kind) for one in configs_of(annotation) for kind in kinds_of(one)))
+    return ", ".join(sorted(repr(kind) for one in configs_of(annotation) for kind in kinds_of_config(one)))
 
 
 def fields_at(config: type[Config], value: Any, path: KeyPath) -> set[str]:
@@ -238,4 +238,4 @@ def _entry(value: Any, part: str | int) -> Any:
 def _chosen(models: Sequence[type[BaseModel]], value: Any) -> Sequence[type[BaseModel]]:
     """The configs of the kind that the document names, or all."""
     kind = value.get("kind") if isinstance(value, dict) else None
-    return [model for model in models if kind in kinds_of(model)] or models
+    return [model for model in models if kind in kinds_of_config(model)] or models

@@ -29,7 +29,7 @@ LOW_RATE = 0.01
 LAST = 0.05
 
 
-def explain(history: History, recipe: Recipe, faults: Sequence[dict[str, Any]] = ()) -> list[Finding]:
+def explain_history(history: History, recipe: Recipe, faults: Sequence[dict[str, Any]] = ()) -> list[Finding]:
     """Everything that the log lines of a run show, causes before their consequences; empty: nothing wrong is seen.
 
     Args:
@@ -71,7 +71,9 @@ def explain_run(folder: Path) -> tuple[str, list[Finding]]:
             f"{path} has {len(history)} log lines, wanted at least {LINES} to judge by; train longer, or log more often "
             "(log.every)"
         )
-    findings = explain(history, find_recipe(str(folder / "recipe.yaml")), JsonLines(folder / "faults.jsonl").read())
+    findings = explain_history(
+        history, find_recipe(str(folder / "recipe.yaml")), JsonLines(folder / "faults.jsonl").read()
+    )
     return standing(history), findings
 
 

@@ -113,7 +113,7 @@ def measured_elsewhere(records: Mapping[str, Mapping[str, Any]], run: Path) -> l
     return [ReportPart("Results of another model", note, [Grid("", ("task", "checkpoint"), rows)])]
 
 
-def parts_of(records: Mapping[str, Mapping[str, Any]]) -> list[ReportPart]:
+def report_parts(records: Mapping[str, Mapping[str, Any]]) -> list[ReportPart]:
     """The parts of results that a table of scores does not show, each where some task has it."""
     parts = [part for name, (title, note) in PARTS.items() if (part := _tables(records, name, title, note))]
     curves = _calibration(records)

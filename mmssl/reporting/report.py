@@ -44,7 +44,7 @@ def write_results(path: Path | str, results: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"got {value} for {name!r}, wanted a finite number, or None where the score is not defined"
             )
-    write_atomically(Path(path), json.dumps(results, allow_nan=False, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomically(Path(path), json.dumps(results, allow_nan=False, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_curves(path: Path | str) -> dict[str, list[tuple[float, float]]]:
@@ -136,7 +136,7 @@ def write_report(
     html = template.render(page, galleries_left_out=False)
     if len(html.encode()) > LARGEST_PAGE:
         html = template.render({**page, "galleries": [], "heats": []}, galleries_left_out=True)
-    write_atomically(Path(path), html)
+    write_text_atomically(Path(path), html)
 
 
 def _plots(charts: Sequence[figures.Chart]) -> tuple[list[dict[str, str]], int]:
@@ -262,7 +262,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_text_atomically(path: Path, text: str) -> None:
     """Write a file atomically: a crash or a full disk leaves the old one. Its folder is made if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -17,7 +17,7 @@ from torch import Tensor
 from mmssl.core.config import Config
 from mmssl.core.errors import DataError, os_words
 from mmssl.core.evaluator import Evaluator, Score, Table
-from mmssl.reporting.report import write_atomically, write_results
+from mmssl.reporting.report import write_results, write_text_atomically
 from mmssl.reporting.summary import ScoreRow, to_csv, to_markdown
 from mmssl.training.checkpoints.tensors import dump_tensors
 
@@ -146,8 +146,8 @@ class Results(TaskRecords):
     def finish(self, rows: Sequence[ScoreRow], scores: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the table of all tasks, as Markdown and CSV."""
         make_folder(self.folder)
-        write_atomically(self.folder / "results.md", to_markdown(rows))
-        write_atomically(self.folder / "results.csv", to_csv(rows))
+        write_text_atomically(self.folder / "results.md", to_markdown(rows))
+        write_text_atomically(self.folder / "results.csv", to_csv(rows))
 
 
 class ResultFile(TaskRecords):
@@ -207,7 +207,7 @@ def write_table(stem: Path, table: Table) -> Path:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
-            write_atomically(path, file.getvalue())
+            write_text_atomically(path, file.getvalue())
     except OSError as error:
         raise DataError(f"cannot write {path}: {os_words(error)}; choose another --out") from error
     return path

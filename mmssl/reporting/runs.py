@@ -10,7 +10,7 @@ from typing import Any
 
 from mmssl.core.errors import RecipeError
 from mmssl.recipe.flat import leaves
-from mmssl.recipe.strict_yaml import parse
+from mmssl.recipe.strict_yaml import parse_yaml
 from mmssl.training.runtime.jsonl import JsonLines
 
 SHOWN_KEYS = 8  # of those in which a recipe differs; more would make a table that no screen holds
@@ -69,12 +69,12 @@ def read_run(folder: Path) -> RunRow:
         state = "running"
     else:
         state = "stopped" if logged else "not begun"
-    document = parse((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml")).value
+    document = parse_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml")).value
     step = int(logged[-1]["step"]) if logged else None
     return RunRow(folder, state, step, {name: x for name, x in figures.items() if x is not None}, leaves(document))
 
 
-def differences(rows: Sequence[RunRow]) -> list[dict[str, Any]]:
+def recipe_differences(rows: Sequence[RunRow]) -> list[dict[str, Any]]:
     """Of each run, the keys of its recipe in which not all runs agree, but for the name; those that it lacks are missing."""
     keys = dict.fromkeys(key for row in rows for key in row.recipe if key != "name")
     lacking = object()
@@ -96,7 +96,7 @@ def runs_table(rows: Sequence[RunRow], metrics: Sequence[str] = ()) -> str:
     first = {name.split("/")[0]: name for name in reversed([*intervals, *known])}
     shown = list(metrics) or [name for name in known if first[name.split("/")[0]] == name]
     lines = [["run", "state", "step", *shown, "differs in"]]
-    for row, different in zip(rows, differences(rows), strict=True):
+    for row, different in zip(rows, recipe_differences(rows), strict=True):
         figures = [f"{row.figures[name]:.4g}" if name in row.figures else "–" for name in shown]
         keys = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in different.items()]
         more = [f"{len(keys) - SHOWN_KEYS} more (mmssl recipes diff A B)"] if len(keys) > SHOWN_KEYS else []

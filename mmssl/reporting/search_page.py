@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmssl.reporting.report import write_atomically
+from mmssl.reporting.report import write_text_atomically
 from mmssl.reporting.score_table import printable
 from mmssl.reporting.shown import ShownSample
 
@@ -30,7 +30,7 @@ def write_page(
         (printable(name), [{"thing": thing, "score": f"{score:.3f}"} for thing, score in some])
         for name, some in found.items()
     ]
-    write_atomically(
+    write_text_atomically(
         path,
         loader.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
             title=printable(title), query=query, found=answers

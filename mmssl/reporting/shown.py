@@ -14,7 +14,7 @@ from torch import Tensor
 from mmssl.data.media.lossy import coding_rate, encode_lossy
 from mmssl.data.modalities.resampling import resample, resampling_ratio
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, Samples, read
+from mmssl.data.samples import BadSample, Samples, read_sample
 from mmssl.evaluation.texts import shorten_text
 from mmssl.reporting.figures import lines_uri, picture_uri
 from mmssl.reporting.score_table import printable
@@ -80,7 +80,7 @@ def shown_sample(
 def show_sample(index: Samples, modality: Modality, number: int, item: int = 0, largest: int = LARGEST) -> ShownSample:
     """A sample of a data set; only its key if it cannot be read any more."""
     try:
-        encoded = read(index, number, {modality.name: modality})
+        encoded = read_sample(index, number, {modality.name: modality})
         extension = encoded.members[modality.name]
         value = encoded.decode().values[modality.name]
     except BadSample:

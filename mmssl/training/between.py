@@ -53,7 +53,7 @@ class GivenSteps:
             step, batch, report, place = self._steps.popleft()
             if report.discarded:
                 self._state.return_to(place)
-                leave(self._state, self._save, StopSignals.agreed(report.votes[: len(STOPPING)]))
+                save_and_stop(self._state, self._save, StopSignals.agreed(report.votes[: len(STOPPING)]))
             self._state.judge(report.finite)
             if not report.finite:
                 self._note_bad(step, batch, report)
@@ -75,7 +75,7 @@ class GivenSteps:
             )
 
 
-def act(
+def act_after_step(
     state: TrainState,
     report: StepReport,
     answers: Sequence[bool],
@@ -89,14 +89,14 @@ def act(
     wished = [last or wish for wish in answers[len(STOPPING) :]]
     log.after_step(state, report, wished[0])
     if number is not None:
-        leave(state, save, number)
+        save_and_stop(state, save, number)
     save.after_step(state, report, wished[1], must=last)
     for evaluation, wish in zip(evaluations, wished[2:], strict=True):
         evaluation.after_step(state, report, wish)
     save.mark_best(state)
 
 
-def leave(state: TrainState, save: SaveBeat, number: int | None) -> NoReturn:
+def save_and_stop(state: TrainState, save: SaveBeat, number: int | None) -> NoReturn:
     """Save the last step and end the run by an `Interrupted`, on all processes."""
     assert number is not None, "nothing else ends the waiting for data"
     save.must(state)

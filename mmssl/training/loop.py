@@ -10,7 +10,7 @@ import torch
 from mmssl.core.batch import Batch
 from mmssl.core.errors import MmsslError
 from mmssl.training.beats import EvaluateBeat, SaveBeat
-from mmssl.training.between import GivenSteps, act, leave
+from mmssl.training.between import GivenSteps, act_after_step, save_and_stop
 from mmssl.training.log import LogBeat
 from mmssl.training.refresh import Refresh
 from mmssl.training.runtime.console import ProgressBar, show_counts
@@ -56,7 +56,7 @@ def train(
     batch: Batch | None = None
     missing = False
     beats = (log, save, *evaluations)
-    with StopSignals(lambda number: leave(state, save, number)) as stop, ProgressBar(state.total_steps) as bar:
+    with StopSignals(lambda number: save_and_stop(state, save, number)) as stop, ProgressBar(state.total_steps) as bar:
         given = GivenSteps(state, save, bad_batches, max_bad_steps)
         for evaluation in evaluations:
             evaluation.catch_up(state)
@@ -83,7 +83,7 @@ def train(
             log.timed(fetched - started, time.monotonic() - fetched)
             bar.show(state.step)
             if not given:
-                act(state, report, answers, log, save, evaluations)
+                act_after_step(state, report, answers, log, save, evaluations)
             del report  # its metrics are made of latents, which are not to be held through the next step
     if state.faults:
         show_counts("skipped samples", state.faults, state.fault_examples)

@@ -18,7 +18,7 @@ from mmssl.training.runtime.console import say
 from mmssl.training.runtime.launch import Launch
 from mmssl.training.runtime.signals import StopSignals
 from mmssl.training.steps.compilation import eagerly
-from mmssl.training.steps.prefetch import Unfinished, finished, trimmed
+from mmssl.training.steps.prefetch import Unfinished, finish_views, trim_texts
 from mmssl.training.steps.state import TrainState
 
 MINUTES = 0.5
@@ -118,7 +118,7 @@ class _Batches:
                     say(
                         f"{self.state.place} | refresh: {number / len(self.reading):.0%} of the training samples are read"
                     )
-                yield finished(trimmed(batch, encoders).to(self.device), self.unfinished, encoders)
+                yield finish_views(trim_texts(batch, encoders).to(self.device), self.unfinished, encoders)
                 self.ctx.forget()
         except Stopped:
             if self.stop.number is None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mmssl.core.errors import DataError, RecipeError
-from mmssl.curation.check import check
+from mmssl.curation.check import check_shards
 from mmssl.curation.filter import LEDGER, FilterReport, filter_shards
 from mmssl.curation.filter_choice import FilterConfig
 from mmssl.data.shards.index import ShardIndex
@@ -82,7 +82,7 @@ def test_damaged_samples_are_left_out_and_all_others_are_the_same_bytes(tmp_path
         if name[0] in {f"s{i:03d}" for i in (0, 1, 2, 3, 4, 6, 7)}
     }
     assert members(*new) == kept
-    audit = check(new)
+    audit = check_shards(new)
     assert audit.ok
     assert not audit.unverified
     manifest = read_manifest(tmp_path / "out")
@@ -221,7 +221,7 @@ def test_damaged_shards_are_refused_or_repaired(
     kept = members(*sorted((tmp_path / "out").glob("*.tar")))
     assert {key for key, _ in kept} == {"s000", "s001", "s003", "s004", "s005", "s006"}
     assert all(before[name] == data for name, data in kept.items() if name in before)
-    assert check([tmp_path / "out"]).ok
+    assert check_shards([tmp_path / "out"]).ok
     lost = [("", "damaged"), ("s002", "lost"), ("", "damaged")]
     assert left(report) == [one for one in lost if sidecar or one[0] == ""]
     assert (report.samples, report.kept) == (6 + sidecar, 6)
@@ -240,7 +240,7 @@ def test_a_sidecar_saves_what_lies_behind_a_damaged_header(tmp_path: Path) -> No
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     report = filter_shards([path], tmp_path / "out", FilterConfig(repair=True))
     assert (report.kept, report.left) == (4, [])
-    assert check([tmp_path / "out"]).ok
+    assert check_shards([tmp_path / "out"]).ok
 
 
 def test_dry_run_prints_the_table_and_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from mmssl.core.errors import DataError
-from mmssl.curation.check import check
+from mmssl.curation.check import check_shards
 from mmssl.curation.pack import Columns, PackConfig, pack
-from mmssl.curation.stats import stats
+from mmssl.curation.stats import measure_shards
 from mmssl.data.modalities.array import ArrayConfig
 from mmssl.data.modalities.series import SeriesConfig
 from tests.curation.test_pack import samples
@@ -50,21 +50,21 @@ def test_a_column_of_arrays_is_packed_byte_for_byte(table: Path, tmp_path: Path,
 
 def test_audits_count_gaps_with_a_recipe_and_without(table: Path, tmp_path: Path) -> None:
     pack(table, tmp_path / "out", PLAIN)
-    report = check([tmp_path / "out"])
+    report = check_shards([tmp_path / "out"])
     assert report.ok
     assert report.fields["npy"].decoded == 6
     assert report.modalities["array"].counted == {"shape": {"400 x 2 float64": 6}}
     assert any(one.startswith("1 arrays hold NaN") for one in report.warnings)
     series = SeriesConfig(axes=["time", "channel"], rate=100, channels=2, seconds=1.0).build("ecg")
-    assert check([tmp_path / "out"], {"ecg": series}).modalities["ecg"].figures["seconds"].mean == 4.0
+    assert check_shards([tmp_path / "out"], {"ecg": series}).modalities["ecg"].figures["seconds"].mean == 4.0
     other = SeriesConfig(axes=["time", "channel"], rate=100, channels=3, seconds=1.0).build("ecg")
-    assert check([tmp_path / "out"], {"ecg": other}).fault_counts == {"channels npy": 6}
+    assert check_shards([tmp_path / "out"], {"ecg": other}).fault_counts == {"channels npy": 6}
 
 
 def test_statistics_are_those_of_each_channel(table: Path, tmp_path: Path) -> None:
     """Without a recipe the axis of 2 beside 400 is the channels; gaps do not count."""
     pack(table, tmp_path / "out", PLAIN)
-    found = stats([tmp_path / "out"]).modalities["array"]
+    found = measure_shards([tmp_path / "out"]).modalities["array"]
     means = [pulse[100 * (number == 3) :].mean(0) for number, pulse in enumerate(PULSES)]
     assert found.mean == pytest.approx(np.mean(means, axis=0))
     assert found.std is not None
@@ -84,7 +84,7 @@ def test_class_folders_of_arrays_are_packed(tmp_path: Path) -> None:
         value = modality.decode(fields[name], name)
         assert (value == len(("forest", "water")[int(fields["cls"])])).all()
     assert len(packed) == 4
-    assert check([tmp_path / "out"]).ok
+    assert check_shards([tmp_path / "out"]).ok
 
 
 def test_depth_pictures_are_packed_from_a_column_of_arrays(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mmssl.curation.pack import PackConfig, pack
 from mmssl.curation.pack_keys import MAX_KEY, safe_key
-from mmssl.curation.pack_report import skipped_table, summary
+from mmssl.curation.pack_report import packing_summary, skipped_table
 from tests.curation.test_pack import picture, samples
 
 
@@ -65,4 +65,7 @@ def test_keys_that_are_spelt_otherwise_are_told(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("path,key,caption\n0.jpg,v1.0/x,a\n0.jpg,plain,b\n")
     manifest = pack(tmp_path / "t.csv", tmp_path / "out")
     assert sorted(samples(manifest)) == ["plain", "v1_0_x"]
-    assert "\n1 keys are not spelt as their names, such as 'v1.0/x' -> 'v1_0_x'\n2 samples" in f"\n{summary(manifest)}"
+    assert (
+        "\n1 keys are not spelt as their names, such as 'v1.0/x' -> 'v1_0_x'\n2 samples"
+        in f"\n{packing_summary(manifest)}"
+    )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmssl.core.errors import DataError
-from mmssl.curation.check import check
+from mmssl.curation.check import check_shards
 from mmssl.curation.pack import Columns, PackConfig, pack
 from mmssl.curation.pack_formats import BadRow, check_media
 from mmssl.data.media.encode import encode_clip
@@ -58,7 +58,7 @@ def test_every_sort_is_packed_from_folders_and_passes_the_audit(tmp_path: Path) 
     manifest = pack(tmp_path / "source", tmp_path / "out", PLAIN)
     found = {name: data for fields in samples(manifest).values() for name, data in fields.items() if name in media()}
     assert found == media()
-    report = check([tmp_path / "out"], required=("cls",))
+    report = check_shards([tmp_path / "out"], required=("cls",))
     assert (report.ok, report.faults) == (True, ())
     assert report.modalities["audio"].figures["seconds"].count == 10
     assert report.modalities["video"].members == 4

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from mmssl.core.errors import DataError
-from mmssl.curation.check import check
+from mmssl.curation.check import check_shards
 from mmssl.curation.pack import PackConfig, pack
-from mmssl.curation.stats import stats
+from mmssl.curation.stats import measure_shards
 from mmssl.data.shards.index import ShardIndex
 from tests.data.make import encode, noise
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_made_smaller_is_named(tmp_path: Path, name: str, data: b
 def test_a_decoder_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     packed(tmp_path, {"0.heic": FILES["2.heic"]})
-    (fault,) = check([tmp_path / "out"]).faults
+    (fault,) = check_shards([tmp_path / "out"]).faults
     assert (fault.key, fault.field) == ("0", "heic")
     assert "pip install 'mmssl[heic]'" in fault.detail
 
@@ -107,8 +107,8 @@ def test_what_the_rules_changed_is_counted(tmp_path: Path) -> None:
     }
     packed(tmp_path, files)
     flags = {"animated: first frame": 1, "of more than 8 bits": 1, "with alpha": 1, "turned by EXIF": 1}
-    assert stats([tmp_path / "out"]).modalities["image"].flags == flags
-    report = check([tmp_path / "out"])
+    assert measure_shards([tmp_path / "out"]).modalities["image"].flags == flags
+    report = check_shards([tmp_path / "out"])
     assert report.ok
     assert report.modalities["image"].flags == flags
     assert [line for line in report.warnings if line.startswith("1 images")] == [

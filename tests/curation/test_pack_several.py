@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mmssl.core.errors import DataError
-from mmssl.curation.check import check
+from mmssl.curation.check import check_shards
 from mmssl.curation.filter import FilterConfig, filter_shards
 from mmssl.curation.leakage import find_leaks
 from mmssl.curation.pack import Columns, PackConfig, pack
-from mmssl.curation.stats import stats
+from mmssl.curation.stats import measure_shards
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.shards.remote import CacheConfig
@@ -132,11 +132,11 @@ def test_vectors_of_classes_are_no_arrays_and_no_leaks(tmp_path: Path) -> None:
         write_shard(place, [(f"{seed}{i}", {"jpg": picture(seed + i), "npy": npy(row)}) for i, row in rows])
         (place.parent / "dataset_type.txt").write_text("multilabel\n")
     train, test = ([str(place)] for place in places)
-    report = check(train)
+    report = check_shards(train)
     assert set(report.modalities) == {"image", "multi_label"}
     assert report.modalities["multi_label"].figures["classes of a sample"].mean == 1.0
     assert not [one for one in report.warnings if "array" in one]
-    assert set(stats(train).modalities) == {"image", "multi_label"}
+    assert set(measure_shards(train).modalities) == {"image", "multi_label"}
     leaks = find_leaks(train, test)
     assert (leaks.leaks, leaks.ok) == ([], True), "samples with the same classes are no copies"
     for place in places:
@@ -151,13 +151,13 @@ def test_a_packed_set_on_a_server_is_read_as_the_one_on_the_disk(tmp_path: Path)
     with serve() as server:
         server.files = stored
         url = [f"{server.url}/set/000000.tar"]
-        assert set(check(url, remote=remote).modalities) == {"image", "multi_label"}
-        assert set(stats(url, remote=remote).modalities) == {"image", "multi_label"}
+        assert set(check_shards(url, remote=remote).modalities) == {"image", "multi_label"}
+        assert set(measure_shards(url, remote=remote).modalities) == {"image", "multi_label"}
         assert filter_shards(url, tmp_path / "kept", remote=remote).kept == 3
         for name in ("classnames.txt", "dataset_type.txt"):
             assert (tmp_path / "kept" / name).read_bytes() == stored[f"/set/{name}"]
         del server.files["/set/manifest.json"]  # the shards of another program
-        assert set(check(url, remote=remote).modalities) == {"image", "multi_label"}
+        assert set(check_shards(url, remote=remote).modalities) == {"image", "multi_label"}
 
 
 def npy(row: list[int]) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmssl.core.errors import DataError
-from mmssl.curation.stats import stats
+from mmssl.curation.stats import measure_shards
 from mmssl.data.modalities.usual import usual_modalities
 from mmssl.data.shards.writer import write_shard
 from mmssl.datasets import moving_scenes
@@ -46,7 +46,7 @@ def make(folder: Path, count: int = 8) -> Path:
 
 def test_known_figures(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    report = stats([make(tmp_path)], progress=lambda done, total: calls.append((done, total)))
+    report = measure_shards([make(tmp_path)], progress=lambda done, total: calls.append((done, total)))
     assert (report.shards, report.samples, report.sampled, report.undecodable) == (2, 8, 8, 0)
     assert report.bytes == sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
     assert calls == [(8, 8)]
@@ -70,7 +70,7 @@ def test_known_figures(tmp_path: Path) -> None:
 
 
 def test_a_part_is_spread_over_all_shards(tmp_path: Path) -> None:
-    report = stats([make(tmp_path)], sample=2)
+    report = measure_shards([make(tmp_path)], sample=2)
     assert report.sampled == 2
     assert report.modalities["label"].counted == {"class": {0: 1, 1: 1}}  # the first and the last of all
     assert report.fields["png"].count == 8
@@ -79,7 +79,7 @@ def test_a_part_is_spread_over_all_shards(tmp_path: Path) -> None:
 def test_what_cannot_be_decoded_is_counted(tmp_path: Path) -> None:
     samples = [{"__key__": "a", "jpg": b"nonsense", "txt": b"x"}, {"__key__": "b", "wav": b"?", "txt": b""}]
     write_shard(tmp_path, "000000.tar", 0, 2, samples)
-    report = stats([tmp_path])
+    report = measure_shards([tmp_path])
     assert report.undecodable == 2
     assert report.modalities.keys() == {"text"}
     assert "2 members: see `mmssl shards check`" in report.table()
@@ -87,7 +87,7 @@ def test_what_cannot_be_decoded_is_counted(tmp_path: Path) -> None:
 
 def test_a_modality_that_is_named_and_in_no_sample_is_told(tmp_path: Path) -> None:
     named = {kind: usual_modalities()[kind] for kind in ("image", "array")}
-    report = stats([make(tmp_path)], named)
+    report = measure_shards([make(tmp_path)], named)
     assert (set(report.modalities), set(report.lacking)) == ({"image"}, {"array"})
     assert "array in none" in report.table()
     assert "got .cls, .png, .txt, wanted .npy or .npz" in report.lacking["array"]
@@ -96,14 +96,14 @@ def test_a_modality_that_is_named_and_in_no_sample_is_told(tmp_path: Path) -> No
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="wanted at least 1"):
-        stats([make(tmp_path)], sample=0)
+        measure_shards([make(tmp_path)], sample=0)
     with pytest.raises(DataError, match="no such shard"):
-        stats([tmp_path / "gone.tar"])
+        measure_shards([tmp_path / "gone.tar"])
 
 
 def test_sounds_and_videos_are_measured(tmp_path: Path) -> None:
     moving_scenes.write(tmp_path, train=6, validation=0, test=0, shards=1, wav=True)
-    report = stats([tmp_path / "train"])
+    report = measure_shards([tmp_path / "train"])
     assert report.undecodable == 0
     audio, video = report.modalities["audio"], report.modalities["video"].figures
     assert (audio.members, audio.counted) == (12, {"rate (Hz)": {16_000: 12}, "channels": {2: 12}})
@@ -123,7 +123,7 @@ def test_remote_shards_have_the_same_figures(tmp_path: Path) -> None:
         options = ["--cache", str(tmp_path / "cache"), "--json", str(out)]
         assert guarded(cli.full(), ["shards", "stats", f"{server.url}/{{000000..000001}}.tar", *options]) == 0
     rates = {"read_rate", "decode_rate", "rate"}
-    here, there = json.loads(stats([folder]).to_json()), json.loads(out.read_text())
+    here, there = json.loads(measure_shards([folder]).to_json()), json.loads(out.read_text())
     assert {k: v for k, v in there.items() if k not in rates} == {k: v for k, v in here.items() if k not in rates}
     assert list((tmp_path / "cache").rglob("*"))
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mmssl.core.errors import RecipeError
-from mmssl.curation.where import NoAnswer, parse
+from mmssl.curation.where import NoAnswer, parse_conditions
 
 RECORD = {
     "width": 200,
@@ -51,11 +51,11 @@ RECORD = {
     ],
 )
 def test_a_condition_compares_numbers_as_numbers_and_the_rest_as_text(text: str, answer: bool) -> None:
-    assert parse(text)(RECORD) is answer
+    assert parse_conditions(text)(RECORD) is answer
 
 
 def test_names_are_those_of_the_values_that_it_reads() -> None:
-    assert parse("b > 1 and 'a c' == x and b < 3").names == ("b", "a c")
+    assert parse_conditions("b > 1 and 'a c' == x and b < 3").names == ("b", "a c")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_names_are_those_of_the_values_that_it_reads() -> None:
 )
 def test_what_is_no_condition_is_refused_at_its_place(text: str, words: str) -> None:
     with pytest.raises(RecipeError) as refused:
-        parse(text)
+        parse_conditions(text)
     assert words in str(refused.value)
 
 
@@ -98,9 +98,9 @@ def test_what_is_no_condition_is_refused_at_its_place(text: str, words: str) -> 
 )
 def test_a_record_that_cannot_answer_says_why(record: dict[str, object], words: str) -> None:
     with pytest.raises(NoAnswer, match=f"^{words.replace('[', '.').replace(']', '.')}$"):
-        parse("width >= 200")(record)
+        parse_conditions("width >= 200")(record)
 
 
 def test_text_and_a_number_are_not_compared_in_silence() -> None:
     with pytest.raises(NoAnswer, match="label is 3, wanted text to compare with 'cat'"):
-        parse("label == cat")({"label": 3})
+        parse_conditions("label == cat")({"label": 3})

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmssl.core.errors import DataError
 from mmssl.data.modality import DecodeError, Modality, View
-from mmssl.data.samples import BadSample, load, read
+from mmssl.data.samples import BadSample, load, read_sample
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.timeline import Extent, Window
 from tests.data.make import write
@@ -81,7 +81,7 @@ def test_a_sample_is_read_once_and_decoded_as_asked(
     asked: list[set[str]] = []
     take = ShardIndex.read
     monkeypatch.setattr(ShardIndex, "read", lambda self, n, wanted: asked.append(set(wanted)) or take(self, n, wanted))
-    encoded = read(index, 0, modalities)
+    encoded = read_sample(index, 0, modalities)
     assert encoded.extents == {"first": (6.0, 0.0), "second": (6.0, 0.0)}
     assert encoded.frame_start(5.5) == 3.0, "of the first modality that has frames"
     assert modalities["first"].decoded == []
@@ -99,13 +99,13 @@ def test_a_sample_is_read_once_and_decoded_as_asked(
 
 
 def test_without_frames_a_moment_is_a_start(tmp_path: Path, modalities: dict[str, Letters]) -> None:
-    assert read(shard(tmp_path, a="abcdef"), 0, {"first": modalities["first"]}).frame_start(5.5) == 5.5
+    assert read_sample(shard(tmp_path, a="abcdef"), 0, {"first": modalities["first"]}).frame_start(5.5) == 5.5
 
 
 STEPS: dict[str, Callable[[ShardIndex, Mapping[str, Modality]], Any]] = {
-    "read": lambda index, modalities: read(index, 0, modalities),
-    "extents": lambda index, modalities: read(index, 0, modalities).extents,
-    "frame_start": lambda index, modalities: read(index, 0, modalities).frame_start(1.0),
+    "read": lambda index, modalities: read_sample(index, 0, modalities),
+    "extents": lambda index, modalities: read_sample(index, 0, modalities).extents,
+    "frame_start": lambda index, modalities: read_sample(index, 0, modalities).frame_start(1.0),
     "decode": lambda index, modalities: load(index, 0, modalities),
 }
 
@@ -140,7 +140,7 @@ def test_a_decoder_that_is_not_installed_is_no_fault_of_the_sample(
 def test_an_optional_modality_may_be_missing_from_the_sample_or_within_its_member(
     tmp_path: Path, modalities: dict[str, Letters], members: dict[str, str]
 ) -> None:
-    encoded = read(shard(tmp_path, **members), 0, modalities, ["second"])
+    encoded = read_sample(shard(tmp_path, **members), 0, modalities, ["second"])
     assert encoded.extents.keys() == {"first"}
     assert encoded.decode().values == {"first": "abc"}
 

@@ -19,7 +19,7 @@ from mmssl.core.batch import Batch
 from mmssl.core.encoder import Features
 from mmssl.encoders import attend, text_transformer
 from mmssl.encoders.packing import RaggedPacking
-from mmssl.training.steps.prefetch import trimmed
+from mmssl.training.steps.prefetch import trim_texts
 from tests.encoders.kinds import differ
 from tests.encoders.test_packing import CASES, LENGTHS, SETTINGS, equal, outcome, texts, transformer
 from tests.training.steps import test_fast_step as fast
@@ -137,7 +137,7 @@ def test_steps_hand_over_the_lengths_that_the_host_knows(kind: str, on_gpu: Call
     """Of micro-batches too; a stream notes them before it moves a batch."""
     expected = fast.gradients(fast.learner(), fast.batch(), kind)
     model = fast.learner()
-    noted = trimmed(
+    noted = trim_texts(
         Batch(fast.batch().views, fast.batch().index, trimmable={"text": ("tokens0",)}), dict(model.encoders.items())
     )
     assert noted.token_counts == {"text": {"tokens0": tuple(fast.LENGTHS)}}

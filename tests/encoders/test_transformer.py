@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmssl.encoders.adapters.open_clip_names import from_open_clip, to_open_clip
+from mmssl.encoders.adapters.open_clip_names import from_open_clip_name, to_open_clip_name
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.transformer import Attention, Block, DropPath, QuickGELU, Transformer
 
@@ -84,9 +84,9 @@ def test_initial_values_are_distributed_as_open_clips() -> None:
     torch.manual_seed(0)
     theirs = open_clip.transformer.TextTransformer(16, 500, 64, heads=4, layers=3).state_dict()
     ours = TextTransformerConfig(vocab_size=500, context_length=16, width=64, depth=3, heads=4).build().state_dict()
-    assert {to_open_clip(name) for name in ours} == set(theirs) - {"text_projection"}
+    assert {to_open_clip_name(name) for name in ours} == set(theirs) - {"text_projection"}
     for name, tensor in ours.items():
-        other = theirs[to_open_clip(name)]
+        other = theirs[to_open_clip_name(name)]
         assert tensor.shape == other.shape, name
         error = 6 * max(tensor.std().item(), 1e-12) / math.sqrt(tensor.numel())
         assert abs(tensor.mean() - other.mean()) < error + 1e-12, name
@@ -95,5 +95,5 @@ def test_initial_values_are_distributed_as_open_clips() -> None:
 
 def test_names_translate_both_ways() -> None:
     names = list(TextTransformerConfig(vocab_size=9, width=8, heads=2, depth=1, layer_scale=0.1).build().state_dict())
-    assert [from_open_clip(to_open_clip(name)) for name in names] == names
-    assert to_open_clip("blocks.11.scale2") == "transformer.resblocks.11.ls_2.gamma"
+    assert [from_open_clip_name(to_open_clip_name(name)) for name in names] == names
+    assert to_open_clip_name("blocks.11.scale2") == "transformer.resblocks.11.ls_2.gamma"

@@ -16,7 +16,7 @@ from mmssl.encoders.resnet import ResNetConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformer, VisionTransformerConfig
 from mmssl.encoders.weight_files import read_state
-from mmssl.encoders.weights import load_weights
+from mmssl.encoders.weights import load_strictly
 from tests.encoders.kinds import stir
 
 VIT = VisionTransformerConfig(size=32, patch_size=8, width=32, depth=2, heads=4)
@@ -192,6 +192,6 @@ def test_damaged_missing_and_empty_files_are_named(tmp_path: Path) -> None:
         ("numbers.pt", "got a dict with epoch"),
     ):
         with pytest.raises(CheckpointError, match=message) as caught:
-            load_weights(nn.Linear(1, 1), tmp_path / name)
+            load_strictly(nn.Linear(1, 1), tmp_path / name)
         assert name in str(caught.value)
         assert "weights_only" not in str(caught.value)  # torch's advice would run what stands in the file

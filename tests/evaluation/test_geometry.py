@@ -13,9 +13,9 @@ from mmssl.evaluation.geometry import (
     alignment,
     effective_rank,
     entropy_rank,
+    feature_spread,
     lidar,
     rankme,
-    spread,
     uniformity,
 )
 
@@ -66,10 +66,10 @@ def test_more_dimensions_than_samples_and_many_rows() -> None:
 
 def test_the_spread_is_one_where_features_lie_evenly_and_zero_where_they_are_one() -> None:
     corners = torch.cat([torch.eye(6), -torch.eye(6)])
-    assert spread(3 * corners).value == pytest.approx(1)
-    assert spread(rotated(random(5000, 32))).value == pytest.approx(1, abs=0.02)
-    assert spread(torch.ones(10, 6)).value == pytest.approx(0, abs=1e-7)
-    assert spread(random(500, 32) + 30).value < 0.1
+    assert feature_spread(3 * corners).value == pytest.approx(1)
+    assert feature_spread(rotated(random(5000, 32))).value == pytest.approx(1, abs=0.02)
+    assert feature_spread(torch.ones(10, 6)).value == pytest.approx(0, abs=1e-7)
+    assert feature_spread(random(500, 32) + 30).value < 0.1
 
 
 def test_uniformity_has_its_known_values() -> None:
@@ -113,12 +113,14 @@ def test_intervals_are_those_of_a_bootstrap_over_samples() -> None:
     owner = torch.arange(200).repeat_interleave(2)
     chosen = [torch.randint(0, 200, (200,), generator=torch.Generator().manual_seed(i)) for i in range(400)]
     drawn = [features.view(200, 2, 4)[one] for one in chosen]
-    wide = [slow_interval([spread(one.flatten(0, 1)).value for one in drawn])]
+    wide = [slow_interval([feature_spread(one.flatten(0, 1)).value for one in drawn])]
     wide.append(slow_interval([alignment(one).value for one in drawn]))
-    for found, expected in zip((spread(features, owner), alignment(features.view(200, 2, 4))), wide, strict=True):
+    for found, expected in zip(
+        (feature_spread(features, owner), alignment(features.view(200, 2, 4))), wide, strict=True
+    ):
         assert found.low < found.value < found.high
         assert found.high - found.low == pytest.approx(expected[1] - expected[0], rel=0.2)
-    assert spread(features).high - spread(features).low < 0.8 * (wide[0][1] - wide[0][0])
+    assert feature_spread(features).high - feature_spread(features).low < 0.8 * (wide[0][1] - wide[0][0])
 
 
 def test_the_interval_of_uniformity_covers_what_it_should() -> None:
@@ -172,7 +174,7 @@ def test_collapsed_features_have_no_rank_to_speak_of() -> None:
     assert rankme(torch.zeros(5, 4)) is None
     line = random(300, 1, seed=2) * point
     assert effective_rank(line) == pytest.approx(1, abs=1e-3)
-    assert math.isfinite((uniformity(line) or spread(line)).value)
+    assert math.isfinite((uniformity(line) or feature_spread(line)).value)
 
 
 def test_hubs_are_seen() -> None:

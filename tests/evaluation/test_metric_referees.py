@@ -14,7 +14,7 @@ from torch import Tensor
 from mmssl.evaluation.calibration_error import calibration_error, random_halves
 from mmssl.evaluation.class_retrieval import class_retrieval_scores
 from mmssl.evaluation.classification import class_figures, classification_scores
-from mmssl.evaluation.labelled.knn import nearest
+from mmssl.evaluation.labelled.knn import nearest_rows
 from mmssl.evaluation.labelled.multi_label import MultiLabelZeroShotConfig, multi_label_scores
 from mmssl.evaluation.labelled.temperature import class_calibration
 from mmssl.evaluation.labelled.zero_shot import macro_auroc
@@ -156,7 +156,7 @@ def test_neighbours_are_those_of_a_flat_index(tile: int) -> None:
     index = faiss.IndexFlatIP(32)
     index.add(bank.numpy())
     products, places = index.search(queries.numpy(), 20)
-    ours, rows = nearest(queries, bank, 20, tile)
+    ours, rows = nearest_rows(queries, bank, 20, tile)
     assert np.array_equal(rows.numpy(), places)
     assert ours.numpy() == pytest.approx(products, abs=EXACT)
 

@@ -19,7 +19,7 @@ from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modality import Modality
 from mmssl.evaluation.mteb_encoder import MtebEncoder, as_input
-from mmssl.evaluation.mteb_tasks import MtebConfig, mean_scores, modalities_of, score_rows, split_names
+from mmssl.evaluation.mteb_tasks import MtebConfig, mean_scores, score_rows, split_names, task_modalities
 from tests.evaluation.world import configured, model
 
 WIDTH = 6
@@ -107,7 +107,7 @@ def test_names_and_scores() -> None:
     assert split_names("STS12, MTEB(eng, v2),CIFAR10") == ("STS12", "MTEB(eng, v2)", "CIFAR10")
     single = SimpleNamespace(metadata=SimpleNamespace(type="STS", modalities=["text"]))
     joined = SimpleNamespace(metadata=SimpleNamespace(tasks=[single, single]))
-    assert modalities_of(joined) == {"text"}
+    assert task_modalities(joined) == {"text"}
     entries = [
         {"main_score": 0.5, "hf_subset": "a", "v": 1, "languages": ["x"], "each": [1, 2]},
         {"main_score": 1, "hf_subset": "b", "v": float("nan")},

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.evaluation.ranking import NEVER, Ranks, choices, class_ranks, pair_ranks
+from mmssl.evaluation.ranking import NEVER, Ranks, choice_accuracy, class_ranks, pair_ranks
 from mmssl.evaluation.tiles import exact_products
 
 
@@ -132,6 +132,6 @@ def test_autocast_around_does_not_reach_the_scores() -> None:
 
 def test_choices_that_tie_earn_their_share() -> None:
     scores = torch.tensor([[2.0, 1, 0], [1, 1, 0], [1, 1, 1], [1, 2, 0], [1, 1, 2], [0, 1, 1]])
-    earned, tied = choices(scores)
+    earned, tied = choice_accuracy(scores)
     assert earned.tolist() == pytest.approx([1, 1 / 2, 1 / 3, 0, 0, 0])
     assert tied.tolist() == [False, True, True, False, True, False]

@@ -15,7 +15,7 @@ from mmssl.data.modalities.multi_label import MultiLabelConfig
 from mmssl.data.modality import Modality
 from mmssl.data.shards.cache import Cache
 from mmssl.data.shards.remote import CacheConfig, Remote
-from mmssl.evaluation.sets import resolved, set_evaluators
+from mmssl.evaluation.sets import files_address, set_evaluators
 from mmssl.recipe.suite import Suite, find_suite
 from tests.data.servers import Server, serve
 from tests.evaluation.world import NAMES, colour_sample, configured, knowing_model, modalities, write_shard
@@ -109,5 +109,5 @@ def test_a_suite_names_addresses_and_what_is_wrong_with_one_is_told(server: Serv
 
 def test_pages_of_the_hub_become_their_files() -> None:
     page = "https://huggingface.co/datasets/clip-benchmark/wds_cars/tree/main"
-    assert resolved(page) == "https://huggingface.co/datasets/clip-benchmark/wds_cars/resolve/main"
-    assert resolved("hf://datasets/clip-benchmark/wds_cars/") == "hf://datasets/clip-benchmark/wds_cars"
+    assert files_address(page) == "https://huggingface.co/datasets/clip-benchmark/wds_cars/resolve/main"
+    assert files_address("hf://datasets/clip-benchmark/wds_cars/") == "hf://datasets/clip-benchmark/wds_cars"

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from mmssl.core.errors import NumericError
 from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modality import Modality
-from mmssl.evaluation.geometry import alignment, lidar, rankme, spread, uniformity
+from mmssl.evaluation.geometry import alignment, feature_spread, lidar, rankme, uniformity
 from mmssl.evaluation.representation import RepresentationConfig, representation_scores
 from tests.distributed.processes import Processes
 from tests.evaluation import world
@@ -66,7 +66,7 @@ def test_scores_are_those_of_the_measures() -> None:
     views = torch.stack([first, second], 1)
     assert scores["rankme"] == rankme(rows)
     assert tuple(scores[f"uniformity{end}"] for end in ENDS) == uniformity(rows)
-    assert tuple(scores[f"spread{end}"] for end in ENDS) == spread(rows)
+    assert tuple(scores[f"spread{end}"] for end in ENDS) == feature_spread(rows)
     assert tuple(scores[f"alignment{end}"] for end in ENDS) == alignment(views)
     assert scores["lidar"] == lidar(views)
     assert scores["n_excluded"] == 2

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmssl.curation.check import check
+from mmssl.curation.check import check_shards
 from mmssl.data.shards.index import ShardIndex
 from tests.data.make import Record, encode, noise, pairs, write
 
@@ -133,7 +133,7 @@ def test_pickles_are_never_opened_and_reported(tmp_path: Path, extension: str) -
     records[2][extension] = b"cos\nsystem\n(S'touch broken'\ntR."
     path = write(tmp_path / "a.tar", records)
     assert len(ShardIndex.open([path])) == 4
-    report = check([path])
+    report = check_shards([path])
     assert not report.ok
     (fault,) = [fault for fault in report.faults if fault.reason == "refused"]
     assert (fault.key, fault.field) == ("0002", extension)
@@ -142,9 +142,9 @@ def test_pickles_are_never_opened_and_reported(tmp_path: Path, extension: str) -
 
 def test_keys_with_dots_are_named(tmp_path: Path) -> None:
     records = [{"__key__": f"photo.{i}", "jpg": encode(noise(i)), "txt": f"caption {i}".encode()} for i in range(4)]
-    report = check([write(tmp_path / "a.tar", records)])
+    report = check_shards([write(tmp_path / "a.tar", records)])
     assert any("dots" in warning and "photo" in warning for warning in report.warnings)
-    fine = check([write(tmp_path / "b.tar", pairs(0, 4))])
+    fine = check_shards([write(tmp_path / "b.tar", pairs(0, 4))])
     assert not any("dots" in warning for warning in fine.warnings)
 
 

@@ -21,8 +21,8 @@ from mmssl.core.errors import CheckpointError, RecipeError
 from mmssl.core.plan import Plan
 from mmssl.datasets import digit_scenes
 from mmssl.recipe.average import write_model
-from mmssl.recipe.export import Check, export
-from mmssl.recipe.imported import describe, import_model
+from mmssl.recipe.export import Check, export_model
+from mmssl.recipe.imported import describe_model, write_imported_run
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.validate import validate_text
 from tests.encoders.kinds import BERT, HF_CLIP, HF_VIT, stir
@@ -74,8 +74,8 @@ def exported(source: Path, out: Path, to: Any, shards: str) -> tuple[Any, Check]
     run = source
     if not (source / "checkpoints").exists():
         run = out.with_name(f"{out.name}_run")
-        import_model(describe(source), run)
-    return export(run, out, to, which="best", ema=True, samples=[shards], int8=False)
+        write_imported_run(describe_model(source), run)
+    return export_model(run, out, to, which="best", ema=True, samples=[shards], int8=False)
 
 
 def reloaded(folder: Path) -> Any:
@@ -221,7 +221,7 @@ def test_a_missing_text_model_says_where_it_is_wanted(tmp_path: Path, monkeypatc
     open_clip_model(WITH_BERT, tmp_path / "hub", ROBERTA)
     (tmp_path / "hub/words/config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json of its text model 'org/words' lies neither"):
-        describe(tmp_path / "hub")
+        describe_model(tmp_path / "hub")
 
 
 def made_run(folder: Path, end: int = 2, **changes: Any) -> Path:

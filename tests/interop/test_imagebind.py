@@ -16,7 +16,7 @@ from mmssl.core.errors import CheckpointError
 from mmssl.encoders.audio_transformer import AudioTransformerConfig
 from mmssl.encoders.spectrogram import MelConfig
 from mmssl.encoders.vit import VisionTransformerConfig
-from mmssl.recipe.imported import describe, import_model
+from mmssl.recipe.imported import describe_model, write_imported_run
 from tests.encoders.kinds import stir
 
 WIDTH, DEPTH, SPACE, CONTEXT, WORDS = 32, 2, 12, 9, 49408
@@ -104,11 +104,11 @@ def of_texts(model: Any, ids: Tensor) -> Tensor:
 def test_pictures_and_texts_become_a_run(tmp_path: Path) -> None:
     theirs = small("vision", "text", "audio")
     torch.save(theirs.state_dict(), tmp_path / "imagebind.pth")
-    described = describe(tmp_path / "imagebind.pth")
+    described = describe_model(tmp_path / "imagebind.pth")
     assert described.notes == (
         "left out are audio: their attention has bias_k and bias_v, a learned key and value, which ours lack",
     )
-    import_model(described, tmp_path / "run")
+    write_imported_run(described, tmp_path / "run")
     model = mmssl.load(tmp_path / "run")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     texts = ["a cat", "two dogs"]
@@ -157,4 +157,4 @@ def test_a_file_without_its_texts_says_what_is_missing(tmp_path: Path) -> None:
     state = small("vision", "text").state_dict()
     torch.save({k: x for k, x in state.items() if "token_embedding" not in k}, tmp_path / "half.pth")
     with pytest.raises(CheckpointError, match=r"has no tensor for token_embedding\.weight, wanted ImageBind's towers"):
-        describe(tmp_path / "half.pth")
+        describe_model(tmp_path / "half.pth")

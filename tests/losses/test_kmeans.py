@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmssl.core import distributed
 from mmssl.losses import kmeans
-from mmssl.losses.kmeans import normalised_mutual_information, perplexity, spherical_kmeans
+from mmssl.losses.kmeans import cluster_perplexity, normalised_mutual_information, spherical_kmeans
 from tests.distributed.processes import Processes
 from tests.losses.inputs import rows, sines, unit_rows
 from tests.losses.slow_loop import slow_loop
@@ -102,8 +102,8 @@ def test_analytic_values() -> None:
     assert normalised_mutual_information(a, other).item() == pytest.approx(0)
     assert normalised_mutual_information(a, torch.full((4,), -100)).item() == 0
     assert normalised_mutual_information(torch.ones(4), torch.ones(4)).item() == 1
-    assert perplexity(torch.arange(6)).item() == pytest.approx(6)
-    assert perplexity(torch.zeros(6)).item() == 1
+    assert cluster_perplexity(torch.arange(6)).item() == pytest.approx(6)
+    assert cluster_perplexity(torch.zeros(6)).item() == 1
 
 
 @pytest.mark.parametrize(("n", "count", "iterations"), [(1, 1, 3), (9, 3, 0), (30, 4, 1), (40, 7, 10)])

@@ -20,7 +20,7 @@ from mmssl.core.plan import Plan
 from mmssl.encoders.text_transformer import TextTransformerConfig
 from mmssl.encoders.vit import VisionTransformerConfig
 from mmssl.objectives.masked_prediction import MaskedPredictionConfig, MaskedPredictionObjective
-from mmssl.objectives.parts.word_masks import corrupt_words, mask_words, real_tokens
+from mmssl.objectives.parts.word_masks import corrupt_words, mask_words, real_ids
 from tests.contracts import toys
 from tests.contracts.case import FIVE, Case
 
@@ -70,7 +70,7 @@ def test_words_cost_what_transformers_says() -> None:
     learner.double().eval()
     batch = Batch({"sentence": toys.texts(1, 5, 8, 3)}, torch.arange(4))
     ids, order = (batch["sentence"][name] for name in ("tokens0", "order0"))
-    chosen = mask_words(order, real_tokens(ids), 0.4)
+    chosen = mask_words(order, real_ids(ids), 0.4)
     changed, hidden = corrupt_words(ids, order, chosen, 0.1, 0.1)
     tokens = learner.encoders["sentence"](changed, replace=(hidden, objective.mask_token)).tokens
     settings = transformers.BertConfig(
@@ -93,7 +93,7 @@ def test_words_cost_what_transformers_says() -> None:
 def test_four_of_five_words_are_hidden_and_a_tenth_is_another_word() -> None:
     texts = toys.texts(*[8] * ROWS)
     ids, order = texts["tokens0"], texts["order0"]
-    chosen = real_tokens(ids) & (ids < 28)
+    chosen = real_ids(ids) & (ids < 28)
     changed, hidden = corrupt_words(ids, order, chosen, 0.1, 0.1)
     assert not (hidden & ~chosen).any()
     assert torch.equal(changed[~chosen | hidden], ids[~chosen | hidden])
@@ -103,13 +103,13 @@ def test_four_of_five_words_are_hidden_and_a_tenth_is_another_word() -> None:
     shares = torch.bincount(random, minlength=30) / len(random)
     assert shares[28:].tolist() == [0, 0], "neither start nor end"
     torch.testing.assert_close(shares[:28], torch.full((28,), 1 / 28), atol=0.012, rtol=0)
-    assert real_tokens(changed).equal(real_tokens(ids))
+    assert real_ids(changed).equal(real_ids(ids))
 
 
 def test_what_becomes_of_a_word_depends_on_its_own_text_alone() -> None:
     texts = toys.texts(8, 8, 3, 5)
     ids, order = texts["tokens0"], texts["order0"]
-    chosen = real_tokens(ids)
+    chosen = real_ids(ids)
     whole = corrupt_words(ids, order, chosen, 0.4, 0.1)
     for row in range(4):
         alone = corrupt_words(ids[row : row + 1], order[row : row + 1], chosen[row : row + 1], 0.4, 0.1)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mmssl.core.config import Config
-from mmssl.recipe.describe import describe_path, registered, sentence
+from mmssl.recipe.describe import describe_path, key_meaning, registered
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.reference import COMMAND, config_tables, reference
-from mmssl.recipe.shipped import shipped_recipes, summary
+from mmssl.recipe.shipped import recipe_summary, shipped_recipes
 from pipelines import cli
 from pipelines.command import guarded
 
@@ -33,7 +33,7 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str])
 
 def test_the_document_of_recipes_says_the_same() -> None:
     rows = dict(re.findall(r"^\| `(\w+/\w+)` \| (.*?) \|", (CONFIGS / "README.md").read_text(), re.MULTILINE))
-    said = {name: re.sub(r"(, )?arXiv:[\d.]+", "", summary(path)) for name, path in shipped_recipes().items()}
+    said = {name: re.sub(r"(, )?arXiv:[\d.]+", "", recipe_summary(path)) for name, path in shipped_recipes().items()}
     assert rows == {name: text.replace(" ()", "") for name, text in said.items()}, "papers stand in their own column"
 
 
@@ -135,7 +135,7 @@ def test_the_reference_is_not_stale() -> None:
 
 @pytest.mark.parametrize("config", registered(Recipe), ids=lambda config: config.__name__)
 def test_every_key_has_a_sentence(config: type[Config]) -> None:
-    said = {name: sentence(config, name) for name in config.model_fields if name != "kind"}
+    said = {name: key_meaning(config, name) for name in config.model_fields if name != "kind"}
     assert [name for name, text in said.items() if not text or text.startswith("see ")] == []
 
 

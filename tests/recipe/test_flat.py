@@ -13,7 +13,7 @@ from mmssl.recipe.flat import FLAT, document_keys, flatten_keys, nest_keys
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.resume import refuse_other_recipe
 from mmssl.recipe.shipped import find_recipe
-from mmssl.recipe.strict_yaml import parse
+from mmssl.recipe.strict_yaml import parse_yaml
 from mmssl.recipe.validate import validate_text
 from mmssl.training.run import TrainingConfig
 
@@ -63,7 +63,7 @@ def test_a_recipe_has_training_settings_and_writes_them_flat() -> None:
     recipe = find_recipe(NAME, ["optimizer.lr=0.5", "save.keep_last=7"])
     assert not isinstance(recipe, TrainingConfig)
     assert (recipe.training.optimizer.lr, recipe.training.save.keep_last) == (0.5, 7)
-    written = parse(recipe.to_yaml(), "written").value
+    written = parse_yaml(recipe.to_yaml(), "written").value
     assert list(written) == list(document_keys(Recipe))
     assert written["optimizer"]["lr"] == 0.5
     assert validate_text(Recipe, recipe.to_yaml(), "written") == recipe

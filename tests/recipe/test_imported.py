@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import mmssl
 from mmssl.core.errors import CheckpointError, DataError
 from mmssl.interop.describe_open_clip import usual_preprocessing
-from mmssl.recipe.imported import describe, import_model
+from mmssl.recipe.imported import describe_model, write_imported_run
 from tests.encoders.adapters.test_two_towers import MODELS, TEXTS
 from tests.encoders.kinds import stir
 
@@ -146,7 +146,7 @@ def test_open_clips_hub_folders_become_runs(name: str, tmp_path: Path, monkeypat
         wanted = theirs.eval().encode_image(pixels), theirs.encode_text(tokens)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     in_cache(tmp_path / "cache", "org/model", tmp_path / "hub")
-    import_model(describe(Path("hf-hub:org/model")), tmp_path / "run")
+    write_imported_run(describe_model(Path("hf-hub:org/model")), tmp_path / "run")
     for source in ("hf-hub:org/model", tmp_path / "run"):
         model = mmssl.load(source)
         bias = getattr(theirs, "logit_bias", None)
@@ -160,9 +160,9 @@ def test_files_and_tags_of_open_clip(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model = open_clip_folder("vit", tmp_path / "hub")
     torch.save({"state_dict": {f"module.{n}": x for n, x in model.state_dict().items()}}, tmp_path / "epoch_3.pt")
     with pytest.raises(CheckpointError, match="does not say which model it is, wanted open_clip's name"):
-        describe(tmp_path / "epoch_3.pt")
+        describe_model(tmp_path / "epoch_3.pt")
     with pytest.raises(CheckpointError, match=r"got arch 'ViT-B-33', wanted .* did you mean 'ViT-B-32'"):
-        describe(tmp_path / "epoch_3.pt", "ViT-B-33")
+        describe_model(tmp_path / "epoch_3.pt", "ViT-B-33")
     monkeypatch.setattr("open_clip.get_model_config", lambda name: CLIPS["vit"])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     ours = mmssl.load(tmp_path / "epoch_3.pt", arch="ViT-B-32")
@@ -212,7 +212,7 @@ def transformers_folder(name: str, folder: Path) -> Any:
 @pytest.mark.parametrize("name", MODELS)
 def test_transformers_folders_become_runs(name: str, tmp_path: Path) -> None:
     theirs = transformers_folder(name, tmp_path / "hub")
-    import_model(describe(tmp_path / "hub"), tmp_path / "run")
+    write_imported_run(describe_model(tmp_path / "hub"), tmp_path / "run")
     reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub", padding_side="right")
     shutil.rmtree(tmp_path / "hub")
     model = mmssl.load(tmp_path / "run")
@@ -356,14 +356,14 @@ def test_folders_that_cannot_be_imported_say_why(change: Any, message: str, tmp_
     transformers_folder("ChineseCLIP", tmp_path / "hub")
     change(tmp_path / "hub")
     with pytest.raises(CheckpointError, match=message):
-        import_model(describe(tmp_path / "hub"), tmp_path / "run")
+        write_imported_run(describe_model(tmp_path / "hub"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_in_use_is_not_written(tmp_path: Path) -> None:
     open_clip_folder("vit", tmp_path / "hub")
     with pytest.raises(DataError, match="holds files already"):
-        import_model(describe(tmp_path / "hub"), tmp_path / "hub")
+        write_imported_run(describe_model(tmp_path / "hub"), tmp_path / "hub")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 
 import mmssl
 from mmssl.core.errors import CheckpointError, DataError, RecipeError
-from mmssl.recipe.imported import describe, import_model
+from mmssl.recipe.imported import describe_model, write_imported_run
 from mmssl.recipe.load import start_of
 from mmssl.recipe.shipped import find_recipe
 from tests.recipe.test_imported import CAPTIONS, CLIPS, SIZES, open_clip_folder, transformers_folder
@@ -25,7 +25,7 @@ def test_advice_is_for_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("open_clip.get_model_config", lambda name: other)
     attempts: list[Callable[[], object]] = [
         lambda: mmssl.load(tmp_path / "epoch_3.pt", arch="ViT-B-32"),
-        lambda: import_model(describe(tmp_path / "epoch_3.pt", "ViT-B-32"), tmp_path / "run"),
+        lambda: write_imported_run(describe_model(tmp_path / "epoch_3.pt", "ViT-B-32"), tmp_path / "run"),
     ]
     for attempt in attempts:
         with pytest.raises(
@@ -38,7 +38,7 @@ def test_advice_is_for_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_describes_itself_takes_no_description(tmp_path: Path) -> None:
     open_clip_folder("vit", tmp_path / "hub")
-    import_model(describe(tmp_path / "hub"), tmp_path / "run")
+    write_imported_run(describe_model(tmp_path / "hub"), tmp_path / "run")
     with pytest.raises(RecipeError, match=r"arch: got 'ViT-B-32' for .* which says its own; leave it out"):
         mmssl.load(tmp_path / "run", arch="ViT-B-32")
     with pytest.raises(DataError, match="wanted the folder of a tokenizer"):
@@ -47,7 +47,7 @@ def test_what_describes_itself_takes_no_description(tmp_path: Path) -> None:
 
 def test_imported_folders_may_be_moved(tmp_path: Path) -> None:
     transformers_folder("ChineseCLIP", tmp_path / "hub")
-    recipe, _ = import_model(describe(tmp_path / "hub"), tmp_path / "run")
+    recipe, _ = write_imported_run(describe_model(tmp_path / "hub"), tmp_path / "run")
     assert recipe.weights == tmp_path / "run"
     before = mmssl.load(tmp_path / "run").encode(text=CAPTIONS)["text"]
     shutil.rmtree(tmp_path / "hub")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from mmssl.core.errors import CheckpointError, RecipeError
 from mmssl.recipe.average import average_states, greedy_soup
-from mmssl.recipe.keep import KeepConfig, Point, choose, table
+from mmssl.recipe.keep import KeepConfig, Point, choose_point, points_table
 
 OLD = {"kind": "retrieval", "shards": ["old"], "pair": ["image", "text"]}
 
@@ -39,17 +39,17 @@ def points(old: list[float], new: list[float]) -> list[Point]:
 def test_the_best_new_score_of_those_that_keep_the_old_one(
     old: list[float], new: list[float], loss: float, share: float
 ) -> None:
-    assert choose(points(old, new), keep(largest_loss=loss)).share == pytest.approx(share)
+    assert choose_point(points(old, new), keep(largest_loss=loss)).share == pytest.approx(share)
 
 
 def test_the_table_has_intervals_and_marks_the_choice() -> None:
     found = points([0.6, 0.5], [0.2, 0.9])
     found[0] = Point(0.0, {**found[0].scores, "old/acc_ci95_low": 0.55, "old/acc_ci95_high": 0.65})
-    lines = table(found, found[0], keep()).splitlines()
+    lines = points_table(found, found[0], keep()).splitlines()
     assert "0.600 [0.550, 0.650]" in lines[1]
     assert [line.strip().startswith("*") for line in lines] == [False, True, False, True]
     with pytest.raises(RecipeError, match="got no number for the score 'new/acc', wanted one of old/acc"):
-        table([Point(0.0, {"old/acc": 0.5})], found[0], keep())
+        points_table([Point(0.0, {"old/acc": 0.5})], found[0], keep())
 
 
 @pytest.mark.parametrize(

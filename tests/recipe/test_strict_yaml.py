@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from mmssl.core.errors import RecipeError
-from mmssl.recipe.strict_yaml import override, parse
+from mmssl.recipe.strict_yaml import parse_yaml, set_override
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,13 @@ from mmssl.recipe.strict_yaml import override, parse
     ],
 )
 def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
-    got = parse(text, "x").value
+    got = parse_yaml(text, "x").value
     assert got == value
     assert type(got) is type(value)
 
 
 def test_lines_are_remembered() -> None:
-    document = parse("a: 1\nb:\n  c: [1,\n    2]\n", "x.yaml")
+    document = parse_yaml("a: 1\nb:\n  c: [1,\n    2]\n", "x.yaml")
     assert document.lines[("a",)] == 1
     assert document.lines[("b", "c")] == 3
     assert document.lines[("b", "c", 1)] == 4
@@ -60,18 +60,18 @@ def test_lines_are_remembered() -> None:
 )
 def test_what_is_refused_says_where(text: str, words: list[str]) -> None:
     with pytest.raises(RecipeError) as error:
-        parse(text, "x.yaml")
+        parse_yaml(text, "x.yaml")
     for word in words:
         assert word in str(error.value)
 
 
 def test_overrides() -> None:
     value = {"optimizer": {"lr": 1.0}, "pairs": [["a", "b"]]}
-    assert override(value, "optimizer.lr=3e-4") == ("optimizer", "lr")
-    override(value, "pairs.0.1=c")
-    override(value, "data.shards=[x, y]")
-    override(value, "data.pattern={000..007}.tar")
-    override(value, "name=")
+    assert set_override(value, "optimizer.lr=3e-4") == ("optimizer", "lr")
+    set_override(value, "pairs.0.1=c")
+    set_override(value, "data.shards=[x, y]")
+    set_override(value, "data.pattern={000..007}.tar")
+    set_override(value, "name=")
     assert value == {
         "optimizer": {"lr": 3e-4},
         "pairs": [["a", "c"]],
@@ -83,7 +83,7 @@ def test_overrides() -> None:
 @pytest.mark.parametrize("assignment", ["lr", "=3", "optimizer.lr.x=3", "pairs.7=1", "pairs.a=1"])
 def test_impossible_overrides_are_refused(assignment: str) -> None:
     with pytest.raises(RecipeError):
-        override({"optimizer": {"lr": 1.0}, "pairs": [1]}, assignment)
+        set_override({"optimizer": {"lr": 1.0}, "pairs": [1]}, assignment)
 
 
 NESTED: dict[str, Callable[[int], str]] = {
@@ -102,14 +102,14 @@ def test_depth_is_bounded(form: str, levels: int) -> None:
     text = NESTED[form](min(levels, 1400) if form == "indents" else levels)  # 1400 indents are a megabyte
     started = time.process_time()
     with pytest.raises(RecipeError, match=r"x.yaml:\d+: got lists and mappings more than 32 deep, wanted") as error:
-        parse(text, "x.yaml")
+        parse_yaml(text, "x.yaml")
     assert time.process_time() - started < 5
     assert ("x.yaml:33:" in str(error.value)) == (form == "indents")
 
 
 @pytest.mark.parametrize("form", sorted(NESTED.keys() - {"open brackets"}))
 def test_what_is_less_deep_is_read(form: str) -> None:
-    value: object = parse(NESTED[form](32), "x.yaml").value
+    value: object = parse_yaml(NESTED[form](32), "x.yaml").value
     depth = 0
     while isinstance(value, dict | list):
         depth += 1
@@ -121,6 +121,6 @@ def test_what_is_less_deep_is_read(form: str) -> None:
 def test_depth_of_overrides_is_bounded(levels: int) -> None:
     for assignment in ("a=" + "[" * levels, "a=" + "[" * levels + "]" * levels, ".".join("a" * levels) + "=1"):
         with pytest.raises(RecipeError, match=r"^override 'a[=.].*':.* 32 ") as error:
-            override({}, assignment)
+            set_override({}, assignment)
         assert len(str(error.value)) < 300
-    override({}, ".".join("a" * 32) + "=1")
+    set_override({}, ".".join("a" * 32) + "=1")

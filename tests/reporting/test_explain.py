@@ -12,7 +12,7 @@ import pytest
 from mmssl.core.errors import RecipeError
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.validate import validate_text
-from mmssl.reporting.explain import explain, explain_run, standing
+from mmssl.reporting.explain import explain_history, explain_run, standing
 from mmssl.training.health import lines
 from mmssl.training.runtime.jsonl import JsonLines
 from pipelines import cli
@@ -87,7 +87,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("name", "changes", "seen"), CASES)
 def test_a_sign_is_found_alone_and_with_its_numbers(name: str, changes: dict[str, Any], seen: str) -> None:
-    (finding,) = explain(log(**changes), recipe())
+    (finding,) = explain_history(log(**changes), recipe())
     assert finding.name == name
     assert seen in finding.seen
     assert finding.cause
@@ -95,47 +95,47 @@ def test_a_sign_is_found_alone_and_with_its_numbers(name: str, changes: dict[str
 
 
 def test_a_healthy_log_has_no_finding() -> None:
-    assert explain(log(), recipe()) == []
+    assert explain_history(log(), recipe()) == []
 
 
 def test_the_end_of_a_schedule_is_no_finding() -> None:
-    assert explain(log(lr=lambda n: 5e-3 * (1 - n / 30) + 1e-8), recipe()) == []
+    assert explain_history(log(lr=lambda n: 5e-3 * (1 - n / 30) + 1e-8), recipe()) == []
 
 
 def test_a_long_warm_up_and_an_early_end_have_other_advice() -> None:
-    (rising,) = explain(log(lr=lambda n: 1e-6 * n, progress=lambda n: n / 100), recipe())
-    (over,) = explain(log(lr=lambda n: 1e-4 / n, progress=lambda n: n / 100), recipe())
+    (rising,) = explain_history(log(lr=lambda n: 1e-6 * n, progress=lambda n: n / 100), recipe())
+    (over,) = explain_history(log(lr=lambda n: 1e-4 / n, progress=lambda n: n / 100), recipe())
     assert "warm-up" in rising.cause
     assert "schedule" in over.cause
 
 
 def test_the_field_and_shard_of_most_faults_are_named() -> None:
     faults = [{"step": n, "shard": f"{n % 3 // 2}.tar", "field": "image", "reason": "undecodable"} for n in range(9)]
-    (finding,) = explain(log(**{"skipped/undecodable": lambda n: 8 * n}), recipe(), faults)
+    (finding,) = explain_history(log(**{"skipped/undecodable": lambda n: 8 * n}), recipe(), faults)
     assert "Most are 'image' in 0.tar." in finding.seen
 
 
 def test_a_weighted_pair_has_its_floor_in_units_of_the_loss() -> None:
     half = {"loss": 0.16, "chance_loss": 2.7726 / 2}
-    (finding,) = explain(log(**half), recipe())
+    (finding,) = explain_history(log(**half), recipe())
     assert "no less than 0.15" in finding.seen
     several = log(**half, **{"loss/a": 0.1, "loss/b": 0.06})
-    assert explain(several, recipe()) == [], "of a sum, nobody knows which part is at its floor"
+    assert explain_history(several, recipe()) == [], "of a sum, nobody knows which part is at its floor"
 
 
 def test_a_frozen_encoder_without_weights_is_found(tmp_path: Path) -> None:
     frozen = {**RECIPE["encoders"], "image": {**RECIPE["encoders"]["image"], "frozen": True}}
-    (finding,) = explain(log(), recipe(encoders=frozen))
+    (finding,) = explain_history(log(), recipe(encoders=frozen))
     assert finding.name == "frozen"
     assert "encoders.image is frozen, and starts from random weights" in finding.seen
     with_weights = {**frozen, "image": {**frozen["image"], "weights": str(tmp_path / "w.safetensors")}}
-    assert explain(log(), recipe(encoders=with_weights)) == []
+    assert explain_history(log(), recipe(encoders=with_weights)) == []
     partly = {**frozen, "image": {**frozen["image"], "unlocked_layers": 1}}
-    assert explain(log(), recipe(encoders=partly)) == []
+    assert explain_history(log(), recipe(encoders=partly)) == []
 
 
 def test_numbers_that_are_not_finite_do_not_hide_the_rest() -> None:
-    found = explain(log(loss=None, skipped_steps=lambda n: 10 * n, **{"spread/image": None}), recipe())
+    found = explain_history(log(loss=None, skipped_steps=lambda n: 10 * n, **{"spread/image": None}), recipe())
     assert [finding.name for finding in found] == ["skipped"]
     assert "loss not finite" in standing(log(loss=None))
 

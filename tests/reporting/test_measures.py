@@ -10,7 +10,14 @@ import pytest
 
 from mmssl.core.errors import DataError
 from mmssl.reporting.figures import PERFECT, Chart, chart_png, chart_uri
-from mmssl.reporting.measures import MOST_ROWS, ScoreInterval, comparison, measured_elsewhere, parts_of, read_records
+from mmssl.reporting.measures import (
+    MOST_ROWS,
+    ScoreInterval,
+    comparison,
+    measured_elsewhere,
+    read_records,
+    report_parts,
+)
 from mmssl.reporting.report import write_report
 from mmssl.reporting.run_report import write_figures
 from tests.reporting.test_report import ALLOWED, HOSTILE, Page
@@ -46,7 +53,7 @@ RECORDS = {
 
 
 def test_each_part_stands_where_a_task_has_it() -> None:
-    parts = {part.title: part for part in parts_of(RECORDS)}
+    parts = {part.title: part for part in report_parts(RECORDS)}
     assert list(parts) == [
         "Subgroups", "Robustness", "Confusions", "Classes", "Calibration", "Samples that took no part"
     ], "a relation card stands among the scores, and once"  # fmt: skip
@@ -61,13 +68,13 @@ def test_each_part_stands_where_a_task_has_it() -> None:
     (curve,) = parts["Calibration"].charts
     assert (curve.x, curve.curves["probability"][-1]) == ("cosine", (0.4, 0.4))
     assert parts["Samples that took no part"].grids[0].rows[0] == ("card", 10, 2, None, None, None)
-    assert parts_of({"empty": {"task": "empty", "scores": {"acc1": 0.5}}}) == []
+    assert report_parts({"empty": {"task": "empty", "scores": {"acc1": 0.5}}}) == []
     for name, shown in (("classes", MOST_ROWS), ("confusions", 12)):
-        grid = parts_of({"t": record(**{name: [{"true": str(i)} for i in range(MOST_ROWS + 5)]})})[0].grids[0]
+        grid = report_parts({"t": record(**{name: [{"true": str(i)} for i in range(MOST_ROWS + 5)]})})[0].grids[0]
         assert len(grid.rows) == shown
         assert grid.name == f"t, the first {shown} of {MOST_ROWS + 5}"
     alone = record(groups=[{"outcome": "acc1", "group": "x", "n": 5, "value": 0.2}])
-    assert [part.title for part in parts_of({"t": alone})] == ["Samples that took no part"], (
+    assert [part.title for part in report_parts({"t": alone})] == ["Samples that took no part"], (
         "one group is no comparison"
     )
 
@@ -78,7 +85,7 @@ def test_reliability_stands_as_a_figure_and_a_table() -> None:
         | {"accuracy_ci95_low": 0.1, "accuracy_ci95_high": 0.9}
         for name, share in (("before", 0.25), ("after", 0.5), ("scale100", 0.25))
     ]
-    part = parts_of({"zero": record(reliability=bins), **RECORDS})
+    part = report_parts({"zero": record(reliability=bins), **RECORDS})
     (calibration,) = (one for one in part if one.title == "Calibration")
     (reliable, curve) = calibration.charts
     assert (reliable.title, reliable.x) == ("zero: accuracy by confidence", "confidence")
@@ -124,7 +131,7 @@ def test_hostile_words_stay_words_in_parts_too(tmp_path: Path) -> None:
         word: record(confusions=[{word: word, "predicted": word}], curve=RECORDS["calibration"]["curve"])
         for word in HOSTILE
     }
-    write_report(tmp_path / "report.html", title="t", parts=parts_of(hostile))
+    write_report(tmp_path / "report.html", title="t", parts=report_parts(hostile))
     page = Page((tmp_path / "report.html").read_text())
     assert {tag for tag, _ in page.elements} <= ALLOWED
     assert all(word in page.text for word in HOSTILE)

@@ -10,7 +10,7 @@ import pytest
 
 from mmssl.core.errors import NumericError, RecipeError
 from mmssl.recipe.recipe import Recipe
-from mmssl.reporting.runs import differences, read_run, run_folders, runs_table
+from mmssl.reporting.runs import read_run, recipe_differences, run_folders, runs_table
 from pipelines import cli, pretrain
 from pipelines.command import guarded
 
@@ -50,7 +50,7 @@ def test_a_table_of_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_figures_may_be_chosen_and_folders_named(runs: Path) -> None:
     rows = [read_run(folder) for folder in run_folders([runs / "a", runs / "c"])]
     assert "zero_shot/acc5" in runs_table(rows, ["zero_shot/acc5"])
-    assert differences([rows[0]]) == [{}]
+    assert recipe_differences([rows[0]]) == [{}]
     (runs / "file").touch()
     for name, got in {"no run": "holds no run folder", "file": "is a file", "nowhere": "does not exist"}.items():
         with pytest.raises(RecipeError, match=rf"{name}', which {got}; wanted a folder with recipe.yaml"):
@@ -81,7 +81,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if "0.2" in recipe.name:
             raise NumericError("loss was not finite")
 
-    monkeypatch.setattr(pretrain, "run", run)
+    monkeypatch.setattr(pretrain, "train_recipe", run)
     return names
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmssl.reporting.summary import ScoreRow, summary_rows, to_csv
-from pipelines.measured import show
+from pipelines.measured import print_scores
 
 SCORES = {
     "acc1": 0.5, "acc1_ci95_low": 0.4, "acc1_ci95_high": 0.6, "chance": 0.1, "n": 90, "macro_f1": 0.4,
@@ -41,17 +41,17 @@ def test_a_direction_has_its_own_number_of_queries() -> None:
 
 def test_the_console_and_the_file_have_the_clean_score(capsys: pytest.CaptureFixture[str]) -> None:
     rows = summary_rows("t", SCORES, ("acc1",))
-    show(rows)
+    print_scores(rows)
     lines = [line.replace("│", " ").split() for line in capsys.readouterr().err.splitlines()]
     assert ["t", "acc1_jpeg", "0.3000", "0.2000", "to", "0.4000", "0.1", "90", "0.5000"] in lines
     assert ["t", "acc1", "0.5000", "0.4000", "to", "0.6000", "0.1", "90"] in lines
-    show(rows[:1])
+    print_scores(rows[:1])
     assert "clean" not in capsys.readouterr().err
     assert to_csv(rows).splitlines()[2] == "t,acc1_jpeg,0.3,0.2,0.4,0.1,90,0.5"
 
 
 def test_what_is_not_defined_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
-    show([ScoreRow("t", "acc1_casing", None, chance=0.1, n=8, clean=0.5)])
+    print_scores([ScoreRow("t", "acc1_casing", None, chance=0.1, n=8, clean=0.5)])
     table = capsys.readouterr().err
     assert "–" in table
     assert "None" not in table

@@ -33,7 +33,7 @@ from mmssl.objectives.byol import ByolObjective
 from mmssl.objectives.common import ObjectiveConfig
 from mmssl.objectives.latent_prediction import LatentPredictionObjective
 from mmssl.recipe.unions import ObjectiveUnion
-from mmssl.reporting.explain import explain
+from mmssl.reporting.explain import explain_history
 from mmssl.training.health import ALARM, lines
 from mmssl.training.runtime.jsonl import JsonLines
 from tests.contracts import toys
@@ -121,7 +121,7 @@ def found(
     change: Change = unchanged,
     distinct: int = SAMPLES,
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Train; warnings of the run, and findings of `explain`: name -> sentence."""
+    """Train; warnings of the run, and findings of `explain_history`: name -> sentence."""
     torch.manual_seed(0)
     encoders = toys.encoders()
     plan = Plan(STEPS, BATCH, SAMPLES)
@@ -141,7 +141,7 @@ def found(
         run.train()
     history = lines(JsonLines(folder / "metrics.jsonl").read())
     warnings = {name: said for record in history for name, said in record.items() if name.startswith(f"{ALARM}/")}
-    findings = explain(history, recipe(batch_size=BATCH, optimizer=optimizer))
+    findings = explain_history(history, recipe(batch_size=BATCH, optimizer=optimizer))
     return (
         {name.removeprefix(f"{ALARM}/"): said for name, said in warnings.items()},
         {finding.name: str(finding) for finding in findings if finding.name != "input"},
@@ -194,7 +194,7 @@ class Broken:
 
     Attributes:
         kind: of its objective.
-        finding: name of the warning and of what `explain` finds.
+        finding: name of the warning and of what `explain_history` finds.
         says: words of both.
         how: what is broken, arguments of `found`.
     """

@@ -96,21 +96,21 @@ def first_stream(container: Any, kind: str) -> Any:
 
 def timeline_zero(container: Any) -> Fraction:
     """Time stamp in seconds of time 0 of the sample's timeline."""
-    return min((start_of(stream) for stream in _timed(container)), default=Fraction(0))
+    return min((stream_start(stream) for stream in _timed(container)), default=Fraction(0))
 
 
-def start_of(stream: Any) -> Fraction:
+def stream_start(stream: Any) -> Fraction:
     """Time stamp in seconds of the start of a stream."""
     return Fraction(stream.start_time or 0) * Fraction(stream.time_base)
 
 
-def extent(container: Any, stream: Any) -> Extent:
+def stream_extent(container: Any, stream: Any) -> Extent:
     """Start and end of a stream on the timeline, by the header, or else by the packets, without decoding.
 
     Raises:
         DecodeError: "empty": no packets.
     """
-    origin, begin = timeline_zero(container), start_of(stream)
+    origin, begin = timeline_zero(container), stream_start(stream)
     if stream.duration:
         end = begin + stream.duration * Fraction(stream.time_base)
     else:

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmssl.data.media.container import extent, first_stream, open_container, start_of, timeline_zero, usual_step
+from mmssl.data.media.container import (
+    first_stream,
+    open_container,
+    stream_extent,
+    stream_start,
+    timeline_zero,
+    usual_step,
+)
 from mmssl.data.modality import DecodeError
 from mmssl.data.timeline import Clip, Extent, Window
 
@@ -48,7 +55,7 @@ def video_figures(data: bytes, max_pixels: int) -> VideoFigures:
     """
     with open_container(data) as container:
         stream = first_stream(container, "video")
-        check_size(stream, max_pixels)
+        check_frame_size(stream, max_pixels)
         count, end = 0, Fraction(0)
         width, height = stream.codec_context.width, stream.codec_context.height
         for frame in timed_frames(container, stream, Fraction(0)):
@@ -68,8 +75,8 @@ def video_extent(data: bytes, max_pixels: int) -> Extent:
     """
     with open_container(data) as container:
         stream = first_stream(container, "video")
-        check_size(stream, max_pixels)
-        return extent(container, stream)
+        check_frame_size(stream, max_pixels)
+        return stream_extent(container, stream)
 
 
 def decode_video(
@@ -95,9 +102,9 @@ def decode_video(
     start, length = (Fraction(0), None) if window is None else (Fraction(max(0.0, window[0])), Fraction(window[1]))
     with open_container(data) as container:
         stream = first_stream(container, "video")
-        pixels = check_size(stream, max_pixels)
+        pixels = check_frame_size(stream, max_pixels)
         limit = max_bytes // (3 * pixels)
-        check_count(container, stream, start, length, fps, limit)
+        check_frame_count(container, stream, start, length, fps, limit)
         frames: list[np.ndarray] = []
         times: list[float] = []
         end = Fraction(0)
@@ -145,7 +152,7 @@ def timed_frames(container: Any, stream: Any, start: Fraction, timed: Timed | No
             yield ShownFrame(picture, begin, moment)
         picture, begin = after, max(moment, begin)
     end = begin + (Fraction(picture.duration or 0) * base or usual_step(stream))
-    announced = start_of(stream) + (stream.duration or 0) * base - origin - start
+    announced = stream_start(stream) + (stream.duration or 0) * base - origin - start
     yield ShownFrame(picture, begin, announced if announced > begin else end)
 
 
@@ -214,7 +221,7 @@ def _display_matrix(picture: Any) -> tuple[int, int, int, int]:
     return (signs[0], 0, 0, signs[3]) if straight > crossed else (0, signs[1], signs[2], 0)
 
 
-def check_size(stream: Any, max_pixels: int) -> int:
+def check_frame_size(stream: Any, max_pixels: int) -> int:
     """Pixels of a frame by the header, checked against `max_pixels`.
 
     Raises:
@@ -230,7 +237,7 @@ def check_size(stream: Any, max_pixels: int) -> int:
     return int(width * height)
 
 
-def check_count(
+def check_frame_count(
     container: Any, stream: Any, start: Fraction, length: Fraction | None, fps: float | None, limit: int
 ) -> None:
     """Refuse a window with too many frames by the header, before decoding.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmssl.data.media.container import extent, first_stream, open_container, start_of, timeline_zero
+from mmssl.data.media.container import first_stream, open_container, stream_extent, stream_start, timeline_zero
 from mmssl.data.modality import DecodeError
 
 # Seconds; earlier windows are decoded from the start of the stream. After a seek AAC's decoder makes other noise in bands of which
@@ -54,7 +54,7 @@ class MediaSound:
         self.channels = int(first.layout.nb_channels)
         self._tick = Fraction(self._stream.time_base) * self.samplerate  # samples between two consecutive time stamps
         # As in FFmpeg, although Matroska rounds time stamps to milliseconds.
-        self._origin = self._seconds(first, start_of(self._stream))
+        self._origin = self._seconds(first, stream_start(self._stream))
         self.start = self._origin - timeline_zero(container)
         self.frames = self._length(data)
 
@@ -76,13 +76,15 @@ class MediaSound:
 
     def _length(self, data: bytes) -> int:
         if self._stream.duration:
-            seconds = start_of(self._stream) + self._stream.duration * Fraction(self._stream.time_base) - self._origin
+            seconds = (
+                stream_start(self._stream) + self._stream.duration * Fraction(self._stream.time_base) - self._origin
+            )
             return math.ceil(Fraction(seconds) * self.samplerate)
         if self._container.duration:
             seconds = Fraction(self._container.duration, 1_000_000)  # of the longest stream
         else:
             with open_container(data) as again:  # reading the packets would disturb the decoding here
-                seconds = Fraction(extent(again, first_stream(again, "audio")).seconds)
+                seconds = Fraction(stream_extent(again, first_stream(again, "audio")).seconds)
         return math.ceil(seconds * self.samplerate) + 4096
 
     def _placed(self, start: int) -> Iterator[tuple[int, Any]]:

@@ -97,10 +97,10 @@ def sound_figures(data: bytes, max_samples: int) -> SoundFigures:
         DecodeError: as `AudioModality.decode`, except that any number of channels is accepted.
     """
     with open_sound(data) as file:
-        check_samples(file, 0, file.frames, file.frames, file.samplerate, max_samples)
+        check_sample_count(file, 0, file.frames, file.frames, file.samplerate, max_samples)
         wave = read_samples(file, 0, file.frames)
         rate, channels = int(file.samplerate), int(file.channels)
-    check_values(wave)
+    check_wave(wave)
     if wave.shape[1] == 0:
         raise DecodeError("empty", "no samples")
     full = (np.abs(wave) >= 0.999).astype(np.int8)
@@ -110,7 +110,7 @@ def sound_figures(data: bytes, max_samples: int) -> SoundFigures:
     return SoundFigures(wave.shape[1] / rate, rate, channels, level, peak_of(wave), clipped, has_length)
 
 
-def check_values(wave: np.ndarray) -> None:
+def check_wave(wave: np.ndarray) -> None:
     """Refuse NaN, infinity, and floats far beyond full scale, which hold the range of integers.
 
     Raises:
@@ -133,7 +133,7 @@ def peak_of(wave: np.ndarray) -> float:
     return float(np.maximum(wave.max(initial=0), -wave.min(initial=0)))
 
 
-def check_samples(file: Any, start: int, stop: int, count: int, rate: int, limit: int) -> None:
+def check_sample_count(file: Any, start: int, stop: int, count: int, rate: int, limit: int) -> None:
     """Refuse more than `limit` samples over all channels: stored samples `start` to `stop`, or `count` samples at `rate`.
 
     Raises:

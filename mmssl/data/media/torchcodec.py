@@ -21,8 +21,8 @@ from mmssl.data.media.container import first_stream, open_container
 from mmssl.data.media.encode import encode_clip
 from mmssl.data.media.frames import (
     ShownFrame,
-    check_count,
-    check_size,
+    check_frame_count,
+    check_frame_size,
     is_mirrored,
     select_frames,
     timed_frames,
@@ -63,9 +63,9 @@ def decode_with_torchcodec(
     start, length = (Fraction(0), None) if window is None else (Fraction(max(0.0, window[0])), Fraction(window[1]))
     with open_container(data) as container:
         stream = first_stream(container, "video")
-        pixels = check_size(stream, max_pixels)
+        pixels = check_frame_size(stream, max_pixels)
         limit = max_bytes // (3 * pixels)
-        check_count(container, stream, start, length, fps, limit)
+        check_frame_count(container, stream, start, length, fps, limit)
         packets = _Packets()
         kept: list[ShownFrame] = []
         end = Fraction(0)

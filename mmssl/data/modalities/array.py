@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
-from mmssl.data.modalities.array_files import check_size, check_whole, is_picture, open_array, read_picture
+from mmssl.data.modalities.array_files import check_value_count, check_whole, is_picture, open_array, read_picture
 from mmssl.data.modalities.arrays import as_array
 from mmssl.data.modalities.corruptions.measurements import ARRAYS as CORRUPTIONS
 from mmssl.data.modalities.kernels.array import ARRAYS
@@ -117,7 +117,7 @@ class ArrayModality(Modality):
         array = as_array(value, f"a path, bytes, or an array or tensor of numbers [{axes}]", finite=False)
         if array.dtype.kind not in "biuf":
             raise DecodeError("type", f"got {array.dtype}, wanted integers, floats or booleans")
-        check_size(array.shape, self.max_values)
+        check_value_count(array.shape, self.max_values)
         return filled(self._arranged(array), self.nan)
 
     def _read(self, data: bytes) -> np.ndarray:

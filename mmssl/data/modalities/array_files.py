@@ -95,7 +95,7 @@ def open_csv(data: bytes, max_values: int) -> Stored:
     if not rows:
         raise DecodeError("empty", f".csv of {len(data)} bytes has no line of numbers")
     columns = len(rows[0])
-    check_size((len(rows), columns), max_values)
+    check_value_count((len(rows), columns), max_values)
     found = np.empty((len(rows), columns))
     for number, row in enumerate(rows):
         values = [_number(field) for field in row]
@@ -187,7 +187,7 @@ def _header(file: BinaryIO, max_values: int) -> tuple[tuple[int, ...], np.dtype,
         raise DecodeError("undecodable", f"got {what}, wanted integers, floats of at most 64 bits, or booleans")
     if not shape or min(shape) < 1:
         raise DecodeError("empty", f"got shape {list(shape)}, wanted at least one number on each of some axes")
-    check_size(shape, max_values)
+    check_value_count(shape, max_values)
     return shape, dtype, fortran
 
 
@@ -197,7 +197,7 @@ def _shaped(data: memoryview, shape: tuple[int, ...], dtype: np.dtype, fortran: 
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def check_size(shape: tuple[int, ...], max_values: int) -> None:
+def check_value_count(shape: tuple[int, ...], max_values: int) -> None:
     """Refuse an array of more numbers than `max_values`.
 
     Raises:
@@ -228,7 +228,7 @@ def _read_png(data: bytes, max_values: int) -> np.ndarray:
         found = "colours of a palette" if len(data) >= 26 and data[25] == 3 else "no header"
         raise DecodeError("undecodable", f"PNG of {len(data)} bytes: got {found}, wanted one to four channels")
     width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
-    check_size((height, width, _PNG_COLOURS[data[25]]), max_values)
+    check_value_count((height, width, _PNG_COLOURS[data[25]]), max_values)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_values` is the limit
@@ -253,7 +253,7 @@ def _read_tiff(data: bytes, max_values: int) -> np.ndarray:
                     raise DecodeError(
                         "undecodable", f"got a TIFF of {pages} pages and mode {image.mode}: convert it to .npy"
                     )
-                check_size((image.height, image.width, len(image.getbands())), max_values)
+                check_value_count((image.height, image.width, len(image.getbands())), max_values)
                 pixels = np.array(image)
     except DecodeError:
         raise

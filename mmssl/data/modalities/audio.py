@@ -17,13 +17,13 @@ from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
 from mmssl.data.media.container import SOUNDS as SOUND_FILES
 from mmssl.data.media.container import VIDEOS as VIDEO_FILES
-from mmssl.data.media.container import extent, first_stream, is_media, open_container
+from mmssl.data.media.container import first_stream, is_media, open_container, stream_extent
 from mmssl.data.media.sound import MediaSound
 from mmssl.data.media.sound_file import (
     RATES,
-    check_samples,
+    check_sample_count,
     check_sound,
-    check_values,
+    check_wave,
     open_sound,
     read_samples,
     sound_figures,
@@ -138,7 +138,7 @@ class AudioModality(Modality):
         """
         if is_media(data):
             with open_container(data) as container:
-                return extent(container, first_stream(container, "audio"))
+                return stream_extent(container, first_stream(container, "audio"))
         with open_sound(data) as file:
             return Extent(file.frames / file.samplerate)
 
@@ -159,7 +159,7 @@ class AudioModality(Modality):
         """
         with open_sound(data) as file:
             wave = self._read(file, window)
-        check_values(wave)
+        check_wave(wave)
         return wave
 
     def from_value(self, value: Any) -> np.ndarray:
@@ -193,7 +193,7 @@ class AudioModality(Modality):
             )
         scale = FULL_SCALE if wave.dtype == np.int16 else 1
         wave = self._mix(wave.astype(np.float32) / np.float32(scale))
-        check_values(wave)
+        check_wave(wave)
         return wave if ratio == 1 else resample(wave, ratio)
 
     def _read(self, file: Any, window: Window | None) -> np.ndarray:
@@ -209,7 +209,7 @@ class AudioModality(Modality):
         check_channels(file.channels, self.channels)
         silent = min(max(0, late - first), count)  # samples of the window before the sound starts
         start, stop, skip = source_span(max(0, first - late), count - silent, ratio, file.frames)
-        check_samples(file, start, stop, count, self.rate, self.max_samples)
+        check_sample_count(file, start, stop, count, self.rate, self.max_samples)
         wave = self._mix(read_samples(file, start, stop))
         wave = wave if ratio == 1 else np.ascontiguousarray(resample(wave, ratio)[:, skip : skip + count - silent])
         if wave.shape[1] == 0 and not silent:

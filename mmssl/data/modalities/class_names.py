@@ -87,7 +87,7 @@ def repeated_names(names: Sequence[str]) -> dict[str, list[int]]:
     return {names[found[0]]: found for found in numbers.values() if len(found) > 1}
 
 
-def difference(given: Sequence[str], stored: Sequence[str], what: str, where: str) -> str:
+def class_name_difference(given: Sequence[str], stored: Sequence[str], what: str, where: str) -> str:
     """A sentence on how given class names differ from stored ones, or "". Case, blanks and underscores do not count.
 
     Args:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from mmssl.core.input_spec import InputSpec
 from mmssl.data.inspection import FileFormats, Inspection
-from mmssl.data.modalities.array_files import Stored, check_size, check_whole, open_array, open_csv
+from mmssl.data.modalities.array_files import Stored, check_value_count, check_whole, open_array, open_csv
 from mmssl.data.modalities.arrays import as_array
 from mmssl.data.modalities.corruptions.measurements import SERIES as CORRUPTIONS
 from mmssl.data.modalities.kernels.series import SERIES
@@ -126,7 +126,7 @@ class SeriesModality(Modality):
         array = as_array(value, wanted, finite=False)
         if array.dtype.kind not in "biuf":
             raise DecodeError("type", f"got {array.dtype}, wanted {wanted}")
-        check_size(array.shape, self.max_values)
+        check_value_count(array.shape, self.max_values)
         samples = self._samples(array.shape)
         return self._filled(self._arranged(array), 0, samples)
 

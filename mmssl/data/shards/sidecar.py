@@ -160,7 +160,7 @@ def _read_sidecar(shard: Path) -> ShardTable | None:
             return load_sidecar(path, status.st_size, status.st_mtime_ns)
         except OtherTime:
             table = load_sidecar(path, status.st_size)
-            wrong = differences(table, scan(shard))
+            wrong = table_differences(table, scan(shard))
             if not wrong:
                 return table
             raise StaleSidecar(wrong[0]) from None
@@ -176,7 +176,7 @@ def _read_sidecar(shard: Path) -> ShardTable | None:
     return None
 
 
-def differences(saved: ShardTable, found: ShardTable) -> list[str]:
+def table_differences(saved: ShardTable, found: ShardTable) -> list[str]:
     """What differs between the table in a sidecar and that of the shard, in words; checksums where both have them."""
     before = {(key, extension): (offset, size, crc) for key, extension, offset, size, crc in members_of(saved)}
     now = {(key, extension): (offset, size, crc) for key, extension, offset, size, crc in members_of(found)}
@@ -193,7 +193,7 @@ def differences(saved: ShardTable, found: ShardTable) -> list[str]:
 def _disagreements(sidecar: Path, table: ShardTable) -> list[str]:
     """What differs between an existing sidecar and a table with checksums; nothing if there is none that can be read."""
     try:
-        return differences(load_sidecar(sidecar), table) if sidecar.exists() else []
+        return table_differences(load_sidecar(sidecar), table) if sidecar.exists() else []
     except (OSError, ValueError):
         return []
 

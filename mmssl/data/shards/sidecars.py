@@ -11,7 +11,7 @@ from mmssl.core.errors import DataError, os_words
 from mmssl.data.shards.paths import expand, expand_urls
 from mmssl.data.shards.patience import without_secrets
 from mmssl.data.shards.remote import CacheConfig, Remote
-from mmssl.data.shards.sidecar import differences, load_sidecar, sidecar_path, write_sidecar
+from mmssl.data.shards.sidecar import load_sidecar, sidecar_path, table_differences, write_sidecar
 from mmssl.data.shards.storage import is_remote
 from mmssl.data.shards.table import ShardTable, checksums, scan
 from mmssl.data.shards.writer import Progress, write_atomically
@@ -112,7 +112,7 @@ def _check_remote(remote: Remote, url: str) -> None:
 
 
 def _compare(saved: ShardTable, true: ShardTable, where: str) -> None:
-    wrong = differences(saved, true)
+    wrong = table_differences(saved, true)
     if wrong:
         raise DataError(
             f"{where} disagrees with the shard: {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else "")

@@ -18,7 +18,7 @@ from mmssl.core.batch import Batch, Needs
 from mmssl.core.errors import CheckpointError
 from mmssl.core.sample import Drawn
 from mmssl.data.modality import Modality
-from mmssl.data.samples import SampleIndex, select
+from mmssl.data.samples import SampleIndex, select_modalities
 from mmssl.data.shards.index import ShardIndex
 from mmssl.data.shards.remote import RemoteReader
 from mmssl.data.shards.salvage import refuse_large_losses
@@ -105,7 +105,7 @@ class TrainStream:
         mixture = partial(Mixture, sources, batch_size=batch_size, seed=seed, batches=batches, shuffle=shuffle)
         self._mixture = mixture()
         joined = Sources([source.index for source in sources])
-        chosen = select(modalities, needs)
+        chosen = select_modalities(modalities, needs)
         require_members(joined.indexes, chosen)
         for one in joined.indexes:
             check_formats(one, chosen)
@@ -301,7 +301,7 @@ class EvalStream:
         self.faults: Counter[str] = Counter()
         share = range(rank * total // world, (rank + 1) * total // world)
         self._tickets = _Tickets([share] if spans is None else spans, batch_size)
-        chosen = select(modalities, needs)
+        chosen = select_modalities(modalities, needs)
         for one in joined.indexes:
             check_formats(one, chosen)
         rows = Rows(joined, chosen, needs, seed, on_error, tuple(optional), remedy=remedy)

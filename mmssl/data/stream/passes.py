@@ -13,7 +13,7 @@ from mmssl.core.batch import Batch, Needs
 from mmssl.core.errors import DataError
 from mmssl.core.seeding import generator
 from mmssl.data.modality import Modality
-from mmssl.data.samples import SampleIndex, select
+from mmssl.data.samples import SampleIndex, select_modalities
 from mmssl.data.stream.rows import Collate, FaultLimit, Rows
 from mmssl.data.stream.sources import Sources
 from mmssl.data.stream.workers import Workers, iterate_loader
@@ -55,7 +55,9 @@ class ShuffledPasses:
                 f"got {len(numbers)} samples to train on with {distributed.world_size()} processes, wanted one each"
             )
         self._tickets = _Shuffled(numbers, max(batch_size, distributed.world_size()), seed)
-        rows = Rows(Sources[SampleIndex]([index]), select(modalities, needs), needs, seed, on_error, tuple(optional))
+        rows = Rows(
+            Sources[SampleIndex]([index]), select_modalities(modalities, needs), needs, seed, on_error, tuple(optional)
+        )
         collate = Collate(rows.modalities, needs)
         self._loader: Any = Workers.of(workers).loader(rows, self._tickets, collate, persistent=True)
 

@@ -21,13 +21,13 @@ from mmssl.core.seeding import generator
 from mmssl.data.draws import Key
 from mmssl.data.kernel import Entry, window_of
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, EncodedSample, Samples, read
+from mmssl.data.samples import BadSample, EncodedSample, Samples, read_sample
 from mmssl.data.synchronized.mix import Dropout, Gain, Mixup
 from mmssl.data.synchronized.negatives import Negative
 from mmssl.data.synchronized.operation import Operation, Record, Skip, Values, doubt, kernel_of, transform
 from mmssl.data.synchronized.order import Reverse, Roll, TimeMask
 from mmssl.data.synchronized.space import Crop, Flip
-from mmssl.data.synchronized.time import Speed, TimeCrop, extents_of, frame_before, frame_times
+from mmssl.data.synchronized.time import Speed, TimeCrop, extents_of, first_frame_times, frame_before
 from mmssl.data.timeline import Extent
 
 SynchronizedConfig = Annotated[
@@ -98,7 +98,7 @@ class Synchronized:
 
     def read(self, samples: Samples, number: int) -> EncodedSample:
         """First stage of `load`: read the bytes."""
-        return read(samples, number, self.modalities, self.optional)
+        return read_sample(samples, number, self.modalities, self.optional)
 
     def decode(self, encoded: EncodedSample, key: Key, record: Sequence[Entry] | None = None) -> Sample:
         """Second stage of `load`: decode values; only the drawn window if `time_crop` is the first operation.
@@ -160,7 +160,7 @@ class Synchronized:
         for position, operation in enumerate(self.operations):
             if isinstance(operation, TimeCrop):
                 extents = extents_of(current, self.modalities)
-                snap = partial(frame_before, frame_times(current, self.modalities))
+                snap = partial(frame_before, first_frame_times(current, self.modalities))
                 entry = self._draw_window(operation, extents, snap, key)
             elif isinstance(operation, Mixup):
                 entry = {"op": operation.kind, "applied": False, "skipped": "no_partner"}

@@ -10,7 +10,7 @@ import numpy as np
 from mmssl.core.config import Probability, Share
 from mmssl.data.modality import Modality
 from mmssl.data.synchronized.operation import Operation, Skip, Values
-from mmssl.data.synchronized.time import frame_times, lengths_of
+from mmssl.data.synchronized.time import first_frame_times, lengths_of
 
 
 class Reverse(Operation):
@@ -36,7 +36,7 @@ class Roll(Operation):
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
         """Draw the new beginning in the sample; with the sample's length, both in seconds."""
         length = _length(values, modalities)
-        start = _snap(float(rng.uniform(0, length)), frame_times(values, modalities), length)
+        start = _snap(float(rng.uniform(0, length)), first_frame_times(values, modalities), length)
         return {"length": length, "start": start}
 
 
@@ -57,7 +57,7 @@ class TimeMask(Operation):
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:
         """Draw the hidden spans [start, stop] of each modality with a time axis; with the sample's length, in seconds."""
         length = _length(values, modalities)
-        timed, times = list(lengths_of(values, modalities)), frame_times(values, modalities)
+        timed, times = list(lengths_of(values, modalities)), first_frame_times(values, modalities)
 
         def span() -> list[float]:
             hidden = float(rng.uniform(*self.share)) * length

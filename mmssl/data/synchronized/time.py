@@ -40,7 +40,7 @@ class TimeCrop(Operation):
         """Draw the window on decoded values, at normal speed."""
         extents = extents_of(values, modalities)
         return self.draw_window(
-            extents, modalities, rng, Fraction(1), partial(frame_before, frame_times(values, modalities))
+            extents, modalities, rng, Fraction(1), partial(frame_before, first_frame_times(values, modalities))
         )
 
     def draw_window(
@@ -82,7 +82,7 @@ class TimeCrop(Operation):
         return {"start": start, "length": length, "jitter": jitter}
 
 
-def frame_times(values: Values, modalities: Mapping[str, Modality]) -> np.ndarray | None:
+def first_frame_times(values: Values, modalities: Mapping[str, Modality]) -> np.ndarray | None:
     """Time in seconds at which each frame of the first modality with frames is first shown."""
     found = (modalities[name].frame_times(value) for name, value in values.items())
     return next((times for times in found if times is not None), None)

@@ -20,14 +20,14 @@ _PAIRS = (
 )
 
 
-def to_open_clip(name: str) -> str:
+def to_open_clip_name(name: str) -> str:
     """Our tensor name to open_clip's: `blocks.0.attention.qkv.weight` -> `transformer.resblocks.0.attn.in_proj_weight`."""
     for ours, theirs in _PAIRS:
         name = name.replace(ours, theirs)
     return name
 
 
-def from_open_clip(name: str) -> str:
+def from_open_clip_name(name: str) -> str:
     """open_clip's tensor name to ours: `transformer.resblocks.0.attn.in_proj_weight` -> `blocks.0.attention.qkv.weight`."""
     for ours, theirs in _PAIRS:
         name = name.replace(theirs, ours)

@@ -18,7 +18,7 @@ from mmssl.encoders.adapters.transformers_loading import (
     HfConfig,
     block_count,
     block_outputs,
-    create,
+    build_model,
     load_tower,
     projected,
     require_complete,
@@ -96,7 +96,7 @@ class HfTextEncoder(Adapter):
 
     def __init__(self, config: HfTextConfig) -> None:
         self.pool = config.pool
-        model, missing = create(config, "text_model", projected=self.pool == "projection")
+        model, missing = build_model(config, "text_model", projected=self.pool == "projection")
         super().__init__(model)
         self.pad_id = _special(self.tower, "pad", config.pad_id)
         self.eos_id = _special(self.tower, "eos", config.eos_id) if config.pool == "eos" else None
@@ -181,7 +181,7 @@ class HfVisionEncoder(Adapter):
 
     def __init__(self, config: HfVisionConfig) -> None:
         self.pool = config.pool
-        model, missing = create(config, "vision_model", projected=self.pool == "projection")
+        model, missing = build_model(config, "vision_model", projected=self.pool == "projection")
         super().__init__(model)
         self.pixels = Pixels(*_statistics(config))
         tower = self.model.vision_model if self.pool == "projection" else self.model

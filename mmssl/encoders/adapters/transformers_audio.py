@@ -17,7 +17,7 @@ from mmssl.encoders.adapters.transformers_loading import (
     HfConfig,
     block_count,
     block_outputs,
-    create,
+    build_model,
     load_tower,
     read_preprocessor,
     read_settings,
@@ -215,7 +215,7 @@ class HfAstEncoder(Adapter):
                 f"got a front_end of {front_end.mels} mels and {front_end.frames} frames, wanted the model's "
                 f"{settings.num_mel_bins} and {settings.max_length}"
             )
-        model, missing = create(config, settings=settings)
+        model, missing = build_model(config, settings=settings)
         super().__init__(model)
         self.pool = config.pool
         assert isinstance(front_end, KaldiConfig | MelConfig)
@@ -279,7 +279,7 @@ class HfClapAudioEncoder(Adapter):
         if bare and config.pool == "projection":
             raise ValueError(f"got pool: projection, and {str(config.path)!r} has no projection; use pooler")
         classes = transformers.ClapAudioModel, transformers.ClapAudioModelWithProjection
-        model, missing = create(config, settings=settings, model_class=classes[0] if bare else classes[1])
+        model, missing = build_model(config, settings=settings, model_class=classes[0] if bare else classes[1])
         super().__init__(model if bare or config.pool == "projection" else model.audio_model)
         self.projected = config.pool == "projection"
         self.fused = settings.enable_fusion

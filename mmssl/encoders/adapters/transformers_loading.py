@@ -15,7 +15,7 @@ from mmssl.core.encoder import Encoder, EncoderConfig
 from mmssl.core.errors import CheckpointError, did_you_mean, os_words
 from mmssl.core.start import Start
 from mmssl.encoders.adapters.adapter import Adapter, refuse_checkpointing
-from mmssl.encoders.adapters.transformers_names import to_transformers
+from mmssl.encoders.adapters.transformers_names import to_transformers_names
 from mmssl.encoders.weight_files import State
 from mmssl.encoders.weights import load_and_freeze
 
@@ -55,7 +55,7 @@ _BESIDE = ("logit_scale", "logit_scale_a", "logit_scale_t", "logit_bias")
 FIXED = ("position_ids", "token_type_ids", "relative_position_index")
 
 
-def create(
+def build_model(
     config: HfConfig, part: str = "", *, projected: bool = False, settings: Any = None, model_class: Any = None
 ) -> tuple[Any, set[int]]:
     """Build the model; returns it and the `id`s of its parameters and buffers that the folder has no weights for.
@@ -151,7 +151,7 @@ def load_tower(encoder: Adapter, config: HfConfig, words: nn.Embedding | None = 
         encoder,
         config,
         module=encoder.model,
-        translate=to_transformers,
+        translate=to_transformers_names,
         ignore=(*others, *_BESIDE),
         fixed=FIXED,
         adapt=lambda state: _fit_vocabulary(state, f"{table}.weight", size),

@@ -96,7 +96,7 @@ def laion_to_transformers(state: State) -> Translated:
     return made
 
 
-def to_transformers(state: State) -> Translated:
+def to_transformers_names(state: State) -> Translated:
     """Tensors of LAION-CLAP, or of AltCLIP as it is saved, by the names of transformers' modules; empty for others."""
     renamed = {name: name.replace(".layer.", ".layers.") for name in state if ".layer." in name}
     return laion_to_transformers(state) or {

@@ -71,7 +71,7 @@ class EmbeddedFolder:
             DataError: the files are missing, or of another width than the query.
         """
         rows, owners = self.rows(modality, len(query))
-        return nearest(rows, owners, query, top, tile)
+        return nearest_owners(rows, owners, query, top, tile)
 
     def rows(self, modality: str, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Rows [n, E] of a modality and the sample [n] of each, ascending; memory-mapped once, and kept.
@@ -118,7 +118,7 @@ class EmbeddedFolder:
         return text, np.concatenate([[0], *ends])
 
 
-def nearest(rows: np.ndarray, owners: np.ndarray, query: np.ndarray, top: int, tile: int = TILE) -> list[Hit]:
+def nearest_owners(rows: np.ndarray, owners: np.ndarray, query: np.ndarray, top: int, tile: int = TILE) -> list[Hit]:
     """The `top` owners of the rows with the largest inner product with the query; see `EmbeddedFolder.search`.
 
     Args:

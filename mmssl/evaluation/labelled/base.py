@@ -109,7 +109,7 @@ class LabelledShards:
 
         Raises:
             ValueError: the model has no encoder for the modality.
-            NumericError, DataError: see `labelled` and `KeptShards.collect`.
+            NumericError, DataError: see `labelled_samples` and `KeptShards.collect`.
         """
         model.require(self.config.modality, shared_space=False)
         self.open()
@@ -144,10 +144,10 @@ class LabelledShards:
         modality, labels = self.config.modality, self.config.labels
         with inference(model, self.config.precision):
             data = shards.collect({modality: encode, labels: lambda x: x}, model.device)
-        return labelled(data, modality, labels, self._names)
+        return labelled_samples(data, modality, labels, self._names)
 
 
-def labelled(data: Collected, modality: str, labels: str, names: Sequence[str] = ()) -> Labelled:
+def labelled_samples(data: Collected, modality: str, labels: str, names: Sequence[str] = ()) -> Labelled:
     """Select the samples of a data set that have features and a label.
 
     Args:

@@ -36,7 +36,7 @@ from mmssl.evaluation.labelled.base import (
     accuracy_figure,
     classifier_answers,
     classifier_scores,
-    labelled,
+    labelled_samples,
     number_classes,
     warm_cosine,
 )
@@ -205,7 +205,7 @@ class FineTuning(Evaluator):
         """One pass over the training shards for what has a label and can be decoded."""
         modality, labels = self.config.modality, self.config.labels
         data = self._train.collect({modality: lambda x: x.new_zeros(len(x), 1), labels: lambda x: x}, device)
-        train = labelled(data, modality, labels)
+        train = labelled_samples(data, modality, labels)
         numbers = data[modality].owner[items_in_both(data, modality, labels)[0]]
         return _Task(train, numbers.cpu(), number_classes(train)[0])
 
@@ -277,7 +277,7 @@ class FineTuning(Evaluator):
         encode: dict[str, Encode] = {modality: logits, labels: lambda x: x}
         with inference(tuned):
             data: Collected = shards.collect(encode, task.classes.device)
-        found = labelled(data, modality, labels, self._names)
+        found = labelled_samples(data, modality, labels, self._names)
         return classifier_answers(found, task.classes, ranks_of_classes), found
 
 

@@ -129,7 +129,7 @@ def votes(
     shares = torch.empty(*ranks.shape, 2, dtype=torch.float64, device=queries.device)
     for start in range(0, len(queries), rows):
         part = slice(start, start + rows)
-        cosines, places = nearest(queries[part], bank, max(ks), columns[1])
+        cosines, places = nearest_rows(queries[part], bank, max(ks), columns[1])
         # A common factor of all votes changes no rank and keeps them finite at any temperature.
         weights = ((cosines - cosines[:, :1]).double() / temperature).exp()
         for column, k in enumerate(ks):
@@ -141,7 +141,7 @@ def votes(
     return Predictions(ranks, tied, predicted, shares)
 
 
-def nearest(queries: Tensor, bank: Tensor, k: int, tile: int) -> tuple[Tensor, Tensor]:
+def nearest_rows(queries: Tensor, bank: Tensor, k: int, tile: int) -> tuple[Tensor, Tensor]:
     """The k rows of a bank with the largest products with each query, in memory of `tile` rows at a time.
 
     Args:

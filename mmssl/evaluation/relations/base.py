@@ -19,7 +19,7 @@ from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Evaluator, Score
 from mmssl.data.kernel import Margin
 from mmssl.data.modality import Modality
-from mmssl.data.samples import BadSample, EncodedSample, read
+from mmssl.data.samples import BadSample, EncodedSample, read_sample
 from mmssl.data.shards.index import ShardIndex
 from mmssl.evaluation.collect import KeptIndex
 from mmssl.evaluation.common import PairEvaluatorConfig, broadcast_scores, inference, require_usable, warn_of_choices
@@ -145,7 +145,7 @@ class RelationEvaluator(Evaluator):
         counts: list[int] = []
         for ordinal in range(rank * total // world, (rank + 1) * total // world):
             try:
-                pieces = self.pieces(read(index, ordinal, self.modalities))
+                pieces = self.pieces(read_sample(index, ordinal, self.modalities))
             except BadSample as bad:
                 if bad.fault.reason == "missing":  # e.g. a video without sound
                     excluded += 1

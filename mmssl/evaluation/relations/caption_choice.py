@@ -26,7 +26,7 @@ from mmssl.evaluation.common import (
     require_usable,
     warn_of_choices,
 )
-from mmssl.evaluation.ranking import choices
+from mmssl.evaluation.ranking import choice_accuracy
 from mmssl.evaluation.relations.base import gather_named
 from mmssl.evaluation.relations.caption_files import Box, Example, KeptExamples
 from mmssl.evaluation.statistics import resampled_group_means, share_by_cluster, wilson
@@ -159,7 +159,7 @@ class CaptionChoice(Evaluator):
             outcomes, tied = winoground_outcomes(cosines)
             scores = winoground_scores(outcomes)
         else:
-            earned, tied = choices(cosines[:, 0])
+            earned, tied = choice_accuracy(cosines[:, 0])
             outcomes = {"acc": earned}
             scores = choice_scores(examples, earned, self.config.resamples, self.config.seed)
         columns = {name: earned.tolist() for name, earned in outcomes.items()}

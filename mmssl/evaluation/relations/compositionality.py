@@ -18,7 +18,7 @@ from mmssl.data.modalities.views.hard_negatives import Falsehood, false_caption
 from mmssl.data.modality import Modality
 from mmssl.data.samples import EncodedSample
 from mmssl.evaluation.common import require_modalities
-from mmssl.evaluation.ranking import choices
+from mmssl.evaluation.ranking import choice_accuracy
 from mmssl.evaluation.relations.base import ANCHOR, KIND, Embedded, Pieces, RelationConfig, RelationEvaluator
 from mmssl.evaluation.statistics import share_by_cluster
 from mmssl.evaluation.texts import shorten_text
@@ -106,7 +106,7 @@ class Compositionality(RelationEvaluator):
         return {"text": [*map(shorten_text, true)], "other_text": [*map(shorten_text, false)]}
 
     def scores(self, embedded: Embedded) -> dict[str, Score]:
-        earned, tied = choices(embedded.near("true", "false"))
+        earned, tied = choice_accuracy(embedded.near("true", "false"))
         of, owner = embedded.rows[KIND], embedded.owner
         self.tables = {"samples": self._table(embedded, earned)}
         scores: dict[str, Score] = self._mean("acc", earned, owner)

@@ -112,7 +112,7 @@ class ModalityConfusion(Evaluator):
         else:
             assert self._train is not None
             train = self._collect(self._train, model)
-            classes, classifiers, n_train = class_means(train, modalities, labels)
+            classes, classifiers, n_train = class_mean_weights(train, modalities, labels)
             data, unseen = _with_classes(data, labels, classes)
             names = [str(number) for number in classes.tolist()]
             more = {"n_train": n_train, "n_unseen": unseen, "n_train_skipped": train.skipped}
@@ -178,7 +178,9 @@ def confusion_scores(
     return scores, {"samples": _samples(keys, true, found, classnames), "additions": _additions(whole, right)}
 
 
-def class_means(train: Collected, modalities: Sequence[str], labels: str) -> tuple[Tensor, dict[Subset, Tensor], int]:
+def class_mean_weights(
+    train: Collected, modalities: Sequence[str], labels: str
+) -> tuple[Tensor, dict[Subset, Tensor], int]:
     """Class weights of every set of modalities: the unit-norm mean of each class' embeddings in training (nearest class mean).
 
     Returns:

@@ -20,7 +20,7 @@ from mmssl.evaluation.common import (
     require_modalities,
     require_usable,
 )
-from mmssl.evaluation.labelled.knn import nearest
+from mmssl.evaluation.labelled.knn import nearest_rows
 from mmssl.evaluation.statistics import mean_interval
 from mmssl.evaluation.tiles import TILE
 
@@ -123,7 +123,7 @@ def hubness(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[float | N
         candidates that no query finds, and that share of random neighbours.
     """
     k = min(k, len(candidates))
-    places = nearest(queries, candidates, k, TILE.get(candidates.device.type, TILE["cpu"])[1])[1]
+    places = nearest_rows(queries, candidates, k, TILE.get(candidates.device.type, TILE["cpu"])[1])[1]
     counts = torch.bincount(places.flatten(), minlength=len(candidates)).double()
     around = counts - counts.mean()
     deviation = around.square().mean().sqrt()

@@ -14,7 +14,7 @@ from mmssl.core.evaluator import Score
 from mmssl.data.modality import Modality
 from mmssl.data.samples import EncodedSample
 from mmssl.evaluation.common import require_modalities
-from mmssl.evaluation.ranking import choices, pair_ranks
+from mmssl.evaluation.ranking import choice_accuracy, pair_ranks
 from mmssl.evaluation.relations.base import ANCHOR, Embedded, Pieces, RelationConfig, RelationEvaluator
 from mmssl.evaluation.statistics import wilson
 
@@ -49,9 +49,9 @@ class Offset(RelationEvaluator):
     """R@1 from the first modality to the second at each time offset, and accuracy of choosing the offset 0.
 
     Scores: R@1_at_<offset> (R@1 with every candidate late by this offset), with its Wilson interval and chance; in_sync_acc: share
-    of samples for which the sample's window without offset is nearer than all of its windows with an offset (ties: see `choices`;
-    chance is in_sync_chance), with its Wilson interval; tie_rate: share of samples whose window without offset ties with one of its
-    windows with an offset; n.
+    of samples for which the sample's window without offset is nearer than all of its windows with an offset (ties: see
+    `choice_accuracy`; chance is in_sync_chance), with its Wilson interval; tie_rate: share of samples whose window without offset
+    ties with one of its windows with an offset; n.
     """
 
     headlines = ("R@1_at_0", "in_sync_acc")
@@ -95,7 +95,7 @@ class Offset(RelationEvaluator):
             right, name = int((ranks.ranks[:, 0] == 1).sum()), f"R@1_at_{offset:g}"
             low, high = wilson(right, n)
             scores |= {name: right / n, f"{name}_ci95_low": low, f"{name}_ci95_high": high, f"{name}_chance": 1 / n}
-        earned, tied = choices(embedded.near(*map(offset_name, self.offsets)))
+        earned, tied = choice_accuracy(embedded.near(*map(offset_name, self.offsets)))
         low, high = wilson(round(float(earned.sum())), n)
         return scores | {
             "in_sync_acc": float(earned.mean()),

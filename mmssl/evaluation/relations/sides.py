@@ -14,7 +14,7 @@ from mmssl.data.samples import EncodedSample
 from mmssl.data.synchronized.negatives import Negative, Relation
 from mmssl.data.synchronized.operation import Skip, transform
 from mmssl.evaluation.common import require_modalities
-from mmssl.evaluation.ranking import choices
+from mmssl.evaluation.ranking import choice_accuracy
 from mmssl.evaluation.relations.base import ANCHOR, Embedded, Pieces, RelationConfig, RelationEvaluator
 from mmssl.evaluation.statistics import wilson
 
@@ -87,7 +87,7 @@ class Sides(RelationEvaluator):
             self.nearest = margin
 
     def scores(self, embedded: Embedded) -> dict[str, Score]:
-        earned, tied = choices(embedded.near("true", "false"))
+        earned, tied = choice_accuracy(embedded.near("true", "false"))
         n = len(earned)
         low, high = wilson(round(float(earned.sum())), n)
         return {

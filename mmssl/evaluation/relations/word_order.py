@@ -17,7 +17,7 @@ from mmssl.data.modalities.captions.shuffle import SHUFFLES, shuffle_words
 from mmssl.data.modality import Modality
 from mmssl.data.samples import EncodedSample
 from mmssl.evaluation.common import require_modalities
-from mmssl.evaluation.ranking import choices
+from mmssl.evaluation.ranking import choice_accuracy
 from mmssl.evaluation.relations.base import ANCHOR, Embedded, Pieces, RelationConfig, RelationEvaluator
 from mmssl.evaluation.statistics import share_by_cluster
 from mmssl.evaluation.texts import shorten_text
@@ -103,9 +103,9 @@ class WordOrder(RelationEvaluator):
         return made
 
     def scores(self, embedded: Embedded) -> dict[str, Score]:
-        earned, tied = choices(embedded.near("true", *SHUFFLES))
+        earned, tied = choice_accuracy(embedded.near("true", *SHUFFLES))
         columns: dict[str, Tensor] = {"acc": earned}
-        columns |= {f"acc_{shuffle}": choices(embedded.near("true", shuffle))[0] for shuffle in SHUFFLES}
+        columns |= {f"acc_{shuffle}": choice_accuracy(embedded.near("true", shuffle))[0] for shuffle in SHUFFLES}
         scores: dict[str, Score] = {}
         for name, column in columns.items():
             mean, low, high = share_by_cluster(column, embedded.owner, resamples=self.resamples, seed=self.seed)

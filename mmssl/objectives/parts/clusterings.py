@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmssl.core import distributed
 from mmssl.heads.bank import SampleBank
 from mmssl.losses.deepcluster import UNASSIGNED
-from mmssl.losses.kmeans import normalised_mutual_information, perplexity, spherical_kmeans
+from mmssl.losses.kmeans import cluster_perplexity, normalised_mutual_information, spherical_kmeans
 
 
 class Clusterings(nn.Module):
@@ -63,5 +63,5 @@ class Clusterings(nn.Module):
             self.prototypes[number], nearest = spherical_kmeans(x[mine], starts, iterations)
             self.clusters[known, number] = distributed.gather_uneven(nearest)
         pairs = [*zip(self.clusters[known].T, before.T, strict=True)]
-        self.perplexity.copy_(torch.stack([perplexity(now) for now, _ in pairs]).mean())
+        self.perplexity.copy_(torch.stack([cluster_perplexity(now) for now, _ in pairs]).mean())
         self.agreement.copy_(torch.stack([normalised_mutual_information(*pair) for pair in pairs]).mean())

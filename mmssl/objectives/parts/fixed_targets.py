@@ -15,9 +15,9 @@ from mmssl.losses.hog import histograms_of_gradients
 from mmssl.losses.mae import normalise_patches
 from mmssl.losses.mfcc import mfcc_of_tokens
 from mmssl.objectives.parts.frozen_features import FeatureRowsConfig, FrozenFeatures
-from mmssl.objectives.parts.patches import check_values, prepared_input, prepared_patches
+from mmssl.objectives.parts.patches import check_token_values, prepared_input, prepared_patches
 from mmssl.objectives.parts.quantizers import Centroids, QuantizerConfig, RandomProjection
-from mmssl.objectives.parts.word_masks import WordMaskConfig, corrupt_words, mask_words, real_tokens
+from mmssl.objectives.parts.word_masks import WordMaskConfig, corrupt_words, mask_words, real_ids
 
 
 class FixedTargets(nn.Module, ABC):
@@ -69,7 +69,7 @@ class WordTargets(FixedTargets):
     def mask(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See the base; `given` is an order of places [B, L], the view `words`."""
         c = self.config
-        chosen = mask_words(given, real_tokens(x), c.ratio, c.span)
+        chosen = mask_words(given, real_ids(x), c.ratio, c.span)
         ids, hidden = corrupt_words(x, given, chosen, c.random, c.kept)
         return ids, hidden, chosen
 
@@ -115,7 +115,7 @@ class HogTargets(FixedTargets):
         """See the base."""
         prepared, patch = prepared_input(encoder, x)
         found = histograms_of_gradients(prepared, patch, self.config.cell, self.config.bins)
-        check_values("values", self.size, found, prepared, encoder)
+        check_token_values("values", self.size, found, prepared, encoder)
         return found
 
 

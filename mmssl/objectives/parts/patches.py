@@ -35,11 +35,11 @@ def prepared_patches(encoder: Encoder, x: Tensor, values: int) -> Tensor:
     """
     prepared, patch = prepared_input(encoder, x)
     patches = patchify(prepared, patch)
-    check_values("patch_values", values, patches, prepared, encoder)
+    check_token_values("patch_values", values, patches, prepared, encoder)
     return patches
 
 
-def check_values(key: str, values: int, found: Tensor, prepared: Tensor, encoder: Encoder) -> None:
+def check_token_values(key: str, values: int, found: Tensor, prepared: Tensor, encoder: Encoder) -> None:
     """Refuse another number of values of a token [B, T, P] than the recipe says at `key`.
 
     Raises:

@@ -57,7 +57,7 @@ def mask_words(order: Tensor, real: Tensor, ratio: float, span: int = 1) -> Tens
 
 
 @torch.no_grad()
-def real_tokens(ids: Tensor) -> Tensor:
+def real_ids(ids: Tensor) -> Tensor:
     """Mask of the tokens of each text [B, T] that are no padding, bool: a text ends at its largest id, as in CLIP."""
     return torch.arange(ids.shape[1], device=ids.device) <= ids.argmax(1, keepdim=True)
 

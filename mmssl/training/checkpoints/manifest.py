@@ -58,7 +58,7 @@ class FolderWriter:
             earlier: folder of another checkpoint; None: there is none.
         """
         try:
-            known = read_manifest(earlier)["files"].get(name) if earlier is not None else None
+            known = read_checkpoint_manifest(earlier)["files"].get(name) if earlier is not None else None
             if known is not None and earlier is not None:
                 with open(os.devnull, "wb") as nowhere:
                     hashing = _HashingFile(nowhere)
@@ -111,7 +111,7 @@ def verify(folder: Path) -> None:
     Raises:
         CheckpointError: names what is missing, cut or changed.
     """
-    manifest = read_manifest(folder)
+    manifest = read_checkpoint_manifest(folder)
     for name, wanted in manifest["files"].items():
         _check_file(folder / name, wanted)
 
@@ -134,7 +134,7 @@ def _check_file(path: Path, wanted: dict[str, Any]) -> None:
         raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in the manifest")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_checkpoint_manifest(folder: Path) -> dict[str, Any]:
     """Read and check the manifest of a folder.
 
     Raises:
@@ -172,7 +172,7 @@ def weights_digest(folder: Path) -> str:
     Raises:
         CheckpointError: the manifest is missing or malformed.
     """
-    files = read_manifest(folder)["files"]
+    files = read_checkpoint_manifest(folder)["files"]
     lines = [f"{name} {files[name]['sha256']}" for name in sorted(files) if name.endswith(".safetensors")]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -74,7 +74,7 @@ def resolve(path: Path, which: Literal["best", "last"] = "best", *, strict: bool
         raise CheckpointError(
             f"{path}: no checkpoint here: wanted a checkpoint folder, or a run folder with checkpoints"
         )
-    best = pointed(folder, BEST) if which == "best" else None
+    best = pointed_checkpoint(folder, BEST) if which == "best" else None
     if best is not None:
         try:
             verify(best)
@@ -203,7 +203,7 @@ def newest_valid(candidates: list[Path]) -> Path:
     raise CheckpointError("no valid checkpoint:\n  " + "\n  ".join(reasons))
 
 
-def pointed(folder: Path, pointer: str) -> Path | None:
+def pointed_checkpoint(folder: Path, pointer: str) -> Path | None:
     """The checkpoint that LATEST or BEST names, if that file exists."""
     try:
         name = (folder / pointer).read_text().strip()

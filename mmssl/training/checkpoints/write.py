@@ -29,7 +29,7 @@ from mmssl.training.checkpoints.read import (
     folder_name,
     load,
     newest_valid,
-    pointed,
+    pointed_checkpoint,
     resolve,
     step_of,
 )
@@ -220,7 +220,7 @@ class CheckpointStore:
         say(f"{folder}: set aside as {aside.name}; delete it when you do not need it")
 
     def _prune(self) -> None:
-        best = pointed(self.folder, BEST)
+        best = pointed_checkpoint(self.folder, BEST)
         for folder in checkpoints(self.folder)[self.keep_last :]:
             if folder != best and not (folder / PINNED).exists():
                 try:

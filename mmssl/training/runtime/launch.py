@@ -178,7 +178,7 @@ class Launch:
         """Shard a placed learner, or its EMA, over the processes in the modes ZeRO-2 and FSDP2."""
         if self.parallel != "ddp":
             mesh = init_device_mesh(self.device.type, (self._accelerator.num_processes,))
-            sharding.shard(learner, mesh, reshard=self.parallel == "fsdp2")
+            sharding.shard_encoders(learner, mesh, reshard=self.parallel == "fsdp2")
 
     def gathered(self, learner: Learner) -> AbstractContextManager[None]:
         """Context in which all weights are gathered: each process may call the learner any number of times."""
@@ -187,15 +187,15 @@ class Launch:
 
     @contextmanager
     def _gathered(self, learner: Learner) -> Iterator[None]:
-        with sharding.gathered(learner):
+        with sharding.gathered_weights(learner):
             yield
-        for part in sharding.sharded(learner):
+        for part in sharding.fsdp_modules(learner):
             part.set_reshard_after_forward(self.parallel == "fsdp2", recurse=False)
 
     def finish(self, learner: Learner) -> None:
         """Call after the last backward pass of a step: average gradients that no wrapper averaged, and free gathered weights."""
         if self.parallel != "ddp":
-            sharding.release(learner)
+            sharding.free_gathered(learner)
             sharding.average_gradients(learner.parameters())
 
     @contextmanager

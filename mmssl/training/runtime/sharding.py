@@ -29,7 +29,7 @@ from mmssl.core.encoder import Encoder, Features
 torch.export.register_dataclass(Features)
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, *, reshard: bool) -> None:
+def shard_encoders(module: nn.Module, mesh: DeviceMesh, *, reshard: bool) -> None:
     """Shard the encoders of a module in place with `fully_shard`; it must be on its device and equal on all processes.
 
     Args:
@@ -64,27 +64,27 @@ def encoder_blocks(encoder: nn.Module) -> list[nn.Module]:
     return found
 
 
-def sharded(module: nn.Module) -> list[FSDPModule]:
+def fsdp_modules(module: nn.Module) -> list[FSDPModule]:
     """The submodules that FSDP gathers and frees separately."""
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
+def gathered_weights(module: nn.Module) -> Iterator[None]:
     """Context with all weights gathered on every process: each may call the module any number of times, without gradient."""
-    parts = sharded(module)
+    parts = fsdp_modules(module)
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
         yield
     finally:
-        release(module)
+        free_gathered(module)
 
 
-def release(module: nn.Module) -> None:
+def free_gathered(module: nn.Module) -> None:
     """Free gathered weights, also after a forward pass without a backward pass (a teacher's)."""
-    for part in sharded(module):
+    for part in fsdp_modules(module):
         part.reshard()
 
 

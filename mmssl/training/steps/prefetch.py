@@ -46,7 +46,7 @@ class DeviceStream:
         for batch in self._stream:
             with torch.cuda.stream(self._copies):
                 moved = self._move(batch)
-            yield finished(self._arrived(moved), self._unfinished, self._encoders)
+            yield finish_views(self._arrived(moved), self._unfinished, self._encoders)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Stream`."""
@@ -65,7 +65,7 @@ class DeviceStream:
         self._stream.close()
 
     def _move(self, batch: Batch) -> Batch:
-        batch = trimmed(batch, self._encoders)
+        batch = trim_texts(batch, self._encoders)
         if self._copies is not None:  # the loader has pinned all but what was trimmed
             batch = batch.map(lambda x: x if x.is_pinned() else x.pin_memory())
         return batch.to(self._device, non_blocking=True)
@@ -86,7 +86,7 @@ class DeviceStream:
         return batch
 
 
-def finished(batch: Batch, unfinished: Unfinished, encoders: Mapping[str, nn.Module]) -> Batch:
+def finish_views(batch: Batch, unfinished: Unfinished, encoders: Mapping[str, nn.Module]) -> Batch:
     """Finish the views of a batch on its device for their encoders, by the parameters that were drawn for its samples."""
     views = dict(batch.views)
     for modality, kinds in unfinished.items():
@@ -101,7 +101,7 @@ def finished(batch: Batch, unfinished: Unfinished, encoders: Mapping[str, nn.Mod
     return replace(batch, views=views)
 
 
-def trimmed(batch: Batch, encoders: Mapping[str, nn.Module]) -> Batch:
+def trim_texts(batch: Batch, encoders: Mapping[str, nn.Module]) -> Batch:
     """Cut padding off the token views of a batch, all of a modality to the length of its longest text; see `Encoder.trim`.
 
     What is left of each text is noted in `Batch.token_counts`.

@@ -9,7 +9,7 @@ import pytest
 
 from mmssl.core.errors import DataError
 from mmssl.curation.pack import PackConfig, open_source, pack
-from mmssl.curation.pack_report import summary
+from mmssl.curation.pack_report import packing_summary
 from tests.curation.importers.test_known import put
 from tests.curation.test_pack import picture, samples
 from tests.curation.test_pack_media import media
@@ -130,6 +130,7 @@ def test_what_lacks_its_file_is_named(tmp_path: Path) -> None:
         pack(folder, tmp_path / "out")
     manifest = pack(folder, tmp_path / "out", PackConfig(on_error="skip"))
     assert manifest.skipped == {"missing_file": 1}
-    assert "\n2 texts have no picture, sound or video of their name beside them, such as b.txt\n1 samples" in summary(
-        manifest
+    assert (
+        "\n2 texts have no picture, sound or video of their name beside them, such as b.txt\n1 samples"
+        in packing_summary(manifest)
     )

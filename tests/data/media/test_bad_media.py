@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mmssl.curation.check import check
+from mmssl.curation.check import check_shards
 from mmssl.data.media.encode import encode_clip
 from mmssl.data.modality import DecodeError
 from mmssl.data.shards.writer import write_shard
@@ -78,7 +78,7 @@ def test_the_audit_names_the_sample_and_says_what_is_wrong(name: str, tmp_path: 
     good = {"wav": encode(sound()), "flac": encode(sound(), "FLAC"), "mp4": MP4}[extension]
     samples = [{"__key__": key, extension: value} for key, value in (("a", good), ("b", data), ("c", good))]
     write_shard(tmp_path, "000000.tar", 0, 3, samples)
-    found = check([tmp_path])
+    found = check_shards([tmp_path])
     assert not found.ok
     assert [(fault.key, fault.field, fault.reason) for fault in found.faults] == [("b", extension, reason)]
     assert re.search(said, found.faults[0].detail), found.faults[0].detail

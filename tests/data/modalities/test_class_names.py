@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmssl.core.errors import DataError
-from mmssl.data.modalities.class_names import check_class_names, difference, read_class_names
+from mmssl.data.modalities.class_names import check_class_names, class_name_difference, read_class_names
 
 NAMES = ("tench", "great white, a shark", "cock's comb")
 
@@ -79,12 +79,15 @@ def test_places_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_names_that_differ_are_told() -> None:
-    assert difference(("Sea_Lion", "cat"), ("sea lion", "cat"), "given", "stored") == ""
-    assert difference(("dog", "kitten"), ("dog", "cat"), "given", "stored") == (
+    assert class_name_difference(("Sea_Lion", "cat"), ("sea lion", "cat"), "given", "stored") == ""
+    assert class_name_difference(("dog", "kitten"), ("dog", "cat"), "given", "stored") == (
         "1 of 2 class names differ: class 1 is 'kitten' in given and 'cat' in stored"
     )
-    assert difference(("dog",), ("dog", "cat"), "given", "stored") == "given: got 1 class names, and stored has 2"
+    assert (
+        class_name_difference(("dog",), ("dog", "cat"), "given", "stored")
+        == "given: got 1 class names, and stored has 2"
+    )
     with pytest.raises(
         DataError, match="class 0 is 'cat' in given and 'dog' in stored: the same names in another order"
     ):
-        difference(("cat", "dog"), ("dog", "cat"), "given", "stored")
+        class_name_difference(("cat", "dog"), ("dog", "cat"), "given", "stored")

@@ -14,7 +14,7 @@ import fsspec
 import pytest
 
 from mmssl.core.errors import DataError
-from mmssl.curation.check import check
+from mmssl.curation.check import check_shards
 from mmssl.data.modalities.label import LabelConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modality import DecodeError
@@ -136,7 +136,7 @@ def test_manifests_beside_remote_shards_say_what_their_texts_are(
     text = {"text": TextConfig().build("text")}
     check_formats(index, text)
     assert len(load(index, 0, text).values["text"]) == 2
-    assert check(address, remote=remote).modalities["text"].figures["words"].count == 8
+    assert check_shards(address, remote=remote).modalities["text"].figures["words"].count == 8
     assert server.gets()["/b/manifest.json"] == 1
     assert ShardIndex.open(urls(server), remote=remote).formats == ({}, {}, {})
     server.secret = "/b/manifest.json"

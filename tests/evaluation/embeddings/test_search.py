@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmssl.core.errors import DataError
-from mmssl.evaluation.embeddings.search import EmbeddedFolder, nearest
+from mmssl.evaluation.embeddings.search import EmbeddedFolder, nearest_owners
 
 
 @pytest.mark.parametrize("tile", [1, 3, 7, 1000])
@@ -22,7 +22,7 @@ def test_any_tile_finds_what_one_product_finds(tile: int, kind: type[np.floating
     scores = rows.astype(np.float64) @ query
     by_sample = scores.reshape(20, 2).max(1)
     expected = np.argsort(-by_sample)[:6].tolist()
-    hits = nearest(rows, owners, query, 6, tile)
+    hits = nearest_owners(rows, owners, query, 6, tile)
     assert [hit.sample for hit in hits] == expected
     assert [hit.row for hit in hits] == [2 * i + int(scores[2 * i + 1] > scores[2 * i]) for i in expected]
     np.testing.assert_allclose([hit.score for hit in hits], by_sample[expected], rtol=1e-5)
@@ -32,8 +32,8 @@ def test_any_tile_finds_what_one_product_finds(tile: int, kind: type[np.floating
 def test_ties_are_the_earlier_rows_and_few_rows_are_all_found(tile: int) -> None:
     rows = np.ones((9, 3), np.float32)
     query = np.ones(3, np.float32)
-    assert [hit.sample for hit in nearest(rows, np.arange(9)[::-1].copy(), query, 3, tile)] == [8, 7, 6]
-    assert len(nearest(rows, np.arange(9), query, 30, tile)) == 9
+    assert [hit.sample for hit in nearest_owners(rows, np.arange(9)[::-1].copy(), query, 3, tile)] == [8, 7, 6]
+    assert len(nearest_owners(rows, np.arange(9), query, 30, tile)) == 9
 
 
 def test_what_is_no_embedded_folder_is_told(tmp_path: Path) -> None:

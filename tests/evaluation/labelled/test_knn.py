@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmssl.core.errors import DataError
 from mmssl.evaluation.labelled.base import Labelled, classifier_scores
-from mmssl.evaluation.labelled.knn import KnnConfig, nearest, neighbours, votes
+from mmssl.evaluation.labelled.knn import KnnConfig, nearest_rows, neighbours, votes
 from tests.evaluation.world import NAMES, colour_shards, configured, knowing_model, modalities
 
 CLASSES = 5
@@ -81,7 +81,7 @@ def test_tiles_find_what_a_sort_of_all_finds(tile: int) -> None:
     """Products of small whole numbers are exact, and most of them tie."""
     generator = torch.Generator().manual_seed(0)
     bank, queries = (torch.randint(-2, 3, (n, 3), generator=generator).float() for n in (200, 30))
-    values, rows = nearest(queries, bank, 20, tile)
+    values, rows = nearest_rows(queries, bank, 20, tile)
     products, order = (queries @ bank.T).sort(dim=1, descending=True, stable=True)
     assert torch.equal(rows, order[:, :20])
     assert torch.equal(values, products[:, :20])

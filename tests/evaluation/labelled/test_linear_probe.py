@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmssl.core.errors import DataError, NumericError
 from mmssl.evaluation.labelled import linear_probe
-from mmssl.evaluation.labelled.base import Labelled, classifier_scores, labelled
+from mmssl.evaluation.labelled.base import Labelled, classifier_scores, labelled_samples
 from mmssl.evaluation.labelled.linear_probe import (
     LinearProbeConfig,
     Scale,
@@ -175,7 +175,7 @@ def test_features_that_are_not_finite_are_refused_by_key() -> None:
     rows = torch.ones(3, 2)
     rows[1, 1] = torch.nan
     with pytest.raises(NumericError, match="'m' of key 'key1'"):
-        labelled(collected(3, m=items(rows), y=items(torch.zeros(3))), "m", "y")
+        labelled_samples(collected(3, m=items(rows), y=items(torch.zeros(3))), "m", "y")
 
 
 def test_penalties_must_be_positive() -> None:

@@ -17,7 +17,7 @@ from mmssl.data.modalities.image import ImageConfig
 from mmssl.evaluation.collect import Items
 from mmssl.evaluation.relations.modality_confusion import (
     ModalityConfusionConfig,
-    class_means,
+    class_mean_weights,
     confusion_scores,
     one_a_sample,
     subsets,
@@ -136,7 +136,7 @@ def test_several_captions_of_a_sample_count_as_their_mean() -> None:
     assert weighed.owner.tolist() == [0, 1, 2, 3]
     # A sample weighs as much as every other one in the mean of a class, however many captions it has.
     same = collected(4, label=items(torch.tensor([0, 0, 1, 1])), a=items(eye), b=captions)
-    means = class_means(same, ("b",), "label")[1][("b",)]
+    means = class_mean_weights(same, ("b",), "label")[1][("b",)]
     assert torch.allclose(means[0], F.normalize(weighed.rows[0] + eye[1], dim=0))
 
 
@@ -145,14 +145,14 @@ def test_class_means_of_a_training_set_decide_where_there_is_no_text(tmp_path: P
     train = random(30, 5, seed=0)
     labels = torch.arange(30) % 3 * 3 + 1
     data = collected(30, label=items(labels), a=items(train), b=items(train.flip(1)))
-    classes, means, n = class_means(data, ("a", "b"), "label")
+    classes, means, n = class_mean_weights(data, ("a", "b"), "label")
     assert (classes.tolist(), n) == ([1, 4, 7], 30)
     for some, rows in ((("a",), train), (("a", "b"), train + train.flip(1))):
         for number, label in enumerate((1, 4, 7)):
             mean = sum(row for row, one in zip(rows, labels, strict=True) if one == label)
             assert torch.allclose(means[some][number], F.normalize(mean, dim=0))
     with pytest.raises(DataError, match="the training samples have 1 class, wanted at least two"):
-        class_means(
+        class_mean_weights(
             collected(3, label=items(labels[:1].expand(3)), a=items(train[:3]), b=items(train[:3])), ("a", "b"), "label"
         )
     shards, other = colour_shards(tmp_path / "train", 24), colour_shards(tmp_path / "test", 9)

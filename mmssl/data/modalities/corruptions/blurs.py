@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from mmssl.data.corruption import Corruption
 from mmssl.data.modalities.corruptions.planes import (
     disc,
+    draw_uniform,
     filtered,
     pixels_of,
     sampled,
     smoothed,
     trail,
-    uniform,
     zoomed,
 )
 
@@ -48,7 +48,7 @@ def _glass_blur(x: Tensor, strength: tuple[float, float, int], generator: Genera
 
 def _motion_blur(x: Tensor, strength: tuple[float, float], generator: Generator) -> Tensor:
     radius, sigma = (pixels_of(x, length) for length in strength)
-    return filtered(x, trail(2 * radius, sigma, uniform(generator, -45, 45)))
+    return filtered(x, trail(2 * radius, sigma, draw_uniform(generator, -45, 45)))
 
 
 def _zoom_blur(x: Tensor, strength: tuple[float, float], generator: Generator) -> Tensor:

@@ -117,7 +117,7 @@ def plasma(shape: tuple[int, int], decay: float, generator: Generator) -> Tensor
     return made / made.max().clamp_min(1e-12)
 
 
-def uniform(generator: Generator, low: float, high: float) -> float:
+def draw_uniform(generator: Generator, low: float, high: float) -> float:
     """A random number."""
     import torch
 

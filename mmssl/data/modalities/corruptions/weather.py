@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mmssl.data.corruption import Corruption
-from mmssl.data.modalities.corruptions.planes import filtered, pixels_of, plasma, smoothed, trail, uniform, zoomed
+from mmssl.data.modalities.corruptions.planes import draw_uniform, filtered, pixels_of, plasma, smoothed, trail, zoomed
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -32,7 +32,7 @@ def _snow(x: Tensor, strength: Seven, generator: Generator) -> Tensor:
     noise = mean + spread * torch.empty(_shape(x)).normal_(generator=generator)
     flakes = zoomed(noise[None], max(1.0, pixels_of(x, size)))
     flakes = flakes.where(flakes >= threshold, 0.0).clamp(0, 1)
-    falling = trail(2 * pixels_of(x, radius), pixels_of(x, sigma), uniform(generator, -135, -45))
+    falling = trail(2 * pixels_of(x, radius), pixels_of(x, sigma), draw_uniform(generator, -135, -45))
     flakes = filtered(flakes, falling)
     grey = (x * x.new_tensor(GREY)[:, None, None]).sum(-3, keepdim=True)
     return kept * x + (1 - kept) * x.maximum(1.5 * grey + 0.5) + flakes + flakes.flip(-2, -1)
@@ -53,7 +53,7 @@ def ice_texture(shape: tuple[int, int], generator: Generator) -> Tensor:
     veins = 1 - (2 * plasma(shape, 1.6, generator) - 1).abs()  # ridges where the noise passes its middle
     seeds = torch.rand(shape, generator=generator)[None]
     seeds = (seeds > 0.97).float() * (0.5 + 0.5 * plasma(shape, 1.3, generator))
-    first = uniform(generator, 0, 60)
+    first = draw_uniform(generator, 0, 60)
     length = pixels_of(seeds, 24)
     needles = sum(filtered(seeds, trail(length, length / 2, first + turn)) for turn in (0, 60, 120))
     assert isinstance(needles, torch.Tensor)

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from mmssl.core.config import Probability, Range, Share
-from mmssl.data.modalities.masks.law import MaskLaw, MaskRatio, Shape, check_count, set_count
+from mmssl.data.modalities.masks.law import MaskLaw, MaskRatio, Shape, check_masked_count, set_count
 
 TRIES = 10
 """Attempts to place a block; if all fail, the rest of the mask is random cells."""
@@ -44,7 +44,7 @@ class BlocksLaw(MaskLaw):
             raise ValueError(
                 f"got a grid of {shape[0]} x {shape[1]} tokens, wanted two rows and columns or more for blocks"
             )
-        check_count(most, cells, f"ratio {highest:g}")
+        check_masked_count(most, cells, f"ratio {highest:g}")
         if self.smallest > most:
             raise ValueError(
                 f"got smallest {self.smallest}, wanted at most {most}, the masked tokens of {cells}: lower it, or raise ratio"
@@ -105,7 +105,7 @@ class InverseBlocksLaw(MaskLaw):
     def check(self, shape: Shape) -> None:
         """Refuse a grid on which no square or no cell would stay visible."""
         cells = shape[0] * shape[1]
-        check_count(cells - self._visible(cells), cells, f"ratio {self.ratio:g}")
+        check_masked_count(cells - self._visible(cells), cells, f"ratio {self.ratio:g}")
         if self._squares(cells) < 1 or self.side > min(shape):
             raise ValueError(
                 f"got side {self.side} on a grid of {shape[0]} x {shape[1]} tokens, of which {self._visible(cells)} stay visible: "

@@ -98,7 +98,7 @@ def set_count(mask: np.ndarray, count: int, rng: np.random.Generator) -> None:
     flat[rng.choice(pool, abs(missing), replace=False)] = missing > 0
 
 
-def check_count(count: int, cells: int, what: str) -> None:
+def check_masked_count(count: int, cells: int, what: str) -> None:
     """Raise a ValueError unless a mask has at least one cell, and leaves one."""
     if not 0 < count < cells:
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from mmssl.data.modalities.masks.law import MaskLaw, MaskRatio, Shape, check_count, set_count
+from mmssl.data.modalities.masks.law import MaskLaw, MaskRatio, Shape, check_masked_count, set_count
 
 
 class SpansLaw(MaskLaw):
@@ -38,7 +38,7 @@ class SpansLaw(MaskLaw):
                 f"got {self.least} spans (`least`) of length {self.length} for {tokens} tokens, wanted places for all of them: "
                 "lower length"
             )
-        check_count(self._count(tokens), tokens, f"ratio {self.ratio:g} and {self.least} spans of {self.length}")
+        check_masked_count(self._count(tokens), tokens, f"ratio {self.ratio:g} and {self.least} spans of {self.length}")
 
     def choose(self, shape: Shape, rng: np.random.Generator) -> np.ndarray:
         """Draw the starts of the spans, then random tokens up to the count."""

@@ -34,7 +34,7 @@ def augment_batch(x: Tensor, parameters: Parameters, blur_kernel: float, thresho
             _change_some(x, {row: [amount] for row, kind, amount in turns if kind == name}, change)
     _change_some(x, {row: [] for row, drawn in given if drawn["grayscale"]}, lambda some, _: _byte(grey(some)))
     radius = max(1, int(x.shape[-1] * blur_kernel / 2))
-    sigmas = {row: gauss(drawn["sigma"], radius) for row, drawn in given if drawn["sigma"]}
+    sigmas = {row: gaussian_weights(drawn["sigma"], radius) for row, drawn in given if drawn["sigma"]}
     _change_some(x, sigmas, lambda some, weights: _byte(blur(some, weights).round()))
     inverted: dict[int, list[float]] = {row: [] for row, drawn in given if drawn["solarize"]}
     _change_some(x, inverted, lambda some, _: some.where(some < threshold, 255 - some))
@@ -46,12 +46,12 @@ def _change_some(x: Tensor, amounts: Mapping[int, Sequence[float]], change: Chan
     import torch
 
     if amounts:
-        rows = sent(torch.tensor([*amounts]), x.device)
-        numbers = sent(torch.tensor([*amounts.values()], dtype=torch.float32), x.device)
+        rows = host_to_device(torch.tensor([*amounts]), x.device)
+        numbers = host_to_device(torch.tensor([*amounts.values()], dtype=torch.float32), x.device)
         x.index_copy_(0, rows, change(x[rows], numbers).expand(len(amounts), *x.shape[1:]).contiguous())
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
+def host_to_device(values: Tensor, device: torch.device) -> Tensor:
     """Host values on the device; the host does not wait."""
     return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
@@ -84,7 +84,7 @@ def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
     return torch.stack(channels, 1)
 
 
-def gauss(sigma: float, radius: int) -> list[float]:
+def gaussian_weights(sigma: float, radius: int) -> list[float]:
     """Weights of a Gaussian at -radius ... radius; their sum is 1."""
     weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
     return [weight / sum(weights) for weight in weights]

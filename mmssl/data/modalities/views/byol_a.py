@@ -15,7 +15,7 @@ from mmssl.core.config import Config, Entries, Range
 from mmssl.core.sample import Partner
 from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.views.audio import Pad, Shape, cut_window
-from mmssl.data.modalities.views.batch_colours import sent
+from mmssl.data.modalities.views.batch_colours import host_to_device
 from mmssl.data.modality import View
 
 if TYPE_CHECKING:
@@ -115,11 +115,11 @@ class ByolAView(View):
             made = made.reshape(len(x), 2, *made.shape[1:])
             given = [*parameters, *[None] * (len(x) - len(parameters))]  # of blank samples there are none
             shares = [drawn["share"] if drawn and "partner" in drawn else 0.0 for drawn in given]
-            share = sent(torch.tensor(shares, dtype=torch.float32), x.device)
+            share = host_to_device(torch.tensor(shares, dtype=torch.float32), x.device)
             mixed = log_mix_exp(made[:, 0], made[:, 1], share)
             sizes = (made.shape[-2], made.shape[-1])
             canvas = (int(self.config.canvas[0] * sizes[0]), int(self.config.canvas[1] * sizes[1]))
-            boxes = sent(torch.tensor([_box(drawn, sizes, canvas) for drawn in given]), x.device)
+            boxes = host_to_device(torch.tensor([_box(drawn, sizes, canvas) for drawn in given]), x.device)
             return resize_crops(mixed, boxes, canvas)
 
     def blank(self) -> Tensor:

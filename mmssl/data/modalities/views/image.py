@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from mmssl.core.config import Config, Probability, Range, Share
 from mmssl.data.modalities.arrays import to_tensor
 from mmssl.data.modalities.open_clip_pictures import StoredPicture
-from mmssl.data.modalities.views.batch_colours import augment_batch, gauss
+from mmssl.data.modalities.views.batch_colours import augment_batch, gaussian_weights
 from mmssl.data.modalities.views.colours import JitterConfig, change_colours, draw_jitter, to_grey
 from mmssl.data.modalities.views.geometry import GeometryView
 from mmssl.data.modality import View
@@ -294,7 +294,7 @@ def gaussian_blur(x: Tensor, kernel: float, sigma: float) -> Tensor:
     from torch.nn.functional import pad  # slow to import, as in `to_tensor`
 
     radius = max(1, int(x.shape[-1] * kernel / 2))
-    weights = gauss(sigma, radius)
+    weights = gaussian_weights(sigma, radius)
     _, height, width = x.shape
     y = pad(x.float()[None], (radius, radius, radius, radius), mode="reflect")[0]
     rows = y[:, :, :width] * weights[0]
