@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,11 +14,14 @@ if TYPE_CHECKING:
     from mmssl.recipe.recipe import Recipe
     from mmssl.reporting.measures import Grid, ReportPart
 
+log = logging.getLogger(__name__)
 SAMPLE = 200
 """Samples of each data set that are decoded."""
+SECONDS = 60.0
+"""Time for the samples of all data sets together; of each at least one is decoded."""
 NOTE = (
     f"What `mmssl shards stats` measures: sizes in bytes of all members; everything else of at most {SAMPLE} samples of a set, "
-    "evenly spaced."
+    f"evenly spaced, as far as they are decoded in {SECONDS:g} s for all sets."
 )
 Wanted = dict[tuple[str, ...], tuple[list[str], dict[str, "Modality"]]]
 """Shards -> what they are for, and the modalities that are read."""
@@ -25,7 +30,7 @@ Wanted = dict[tuple[str, ...], tuple[list[str], dict[str, "Modality"]]]
 def data_statistics(recipe: Recipe, measured: Mapping[str, EvaluatorConfig] | None = None) -> ReportPart:
     """Number of samples, members, and their lengths, sizes, durations and classes, for each set of shards.
 
-    Sets that are remote or cannot be read have a sentence instead.
+    Sets that are remote or cannot be read have a sentence instead, whatever the error: the report of a finished run needs none.
 
     Args:
         recipe: of the run.
@@ -43,7 +48,10 @@ def data_statistics(recipe: Recipe, measured: Mapping[str, EvaluatorConfig] | No
     for name, evaluator in _evaluators(recipe, measured or {}, available):
         for shards, used in (one for kept in evaluator.kept for one in kept.reads):
             _add(wanted, shards, name, used)
-    return ReportPart("Data", NOTE, [_grid(recipe, shards, *use) for shards, use in wanted.items()])
+    grids, end = [], time.monotonic() + SECONDS
+    for left, (shards, use) in zip(range(len(wanted), 0, -1), wanted.items(), strict=True):
+        grids.append(_grid(shards, *use, max(0.0, end - time.monotonic()) / left))
+    return ReportPart("Data", NOTE, grids)
 
 
 def _add(wanted: Wanted, shards: Sequence[str], purpose: str, used: Mapping[str, Modality]) -> None:
@@ -57,32 +65,32 @@ def _evaluators(
     recipe: Recipe, measured: Mapping[str, EvaluatorConfig], modalities: Mapping[str, Modality]
 ) -> Iterable[tuple[str, Evaluator]]:
     """Those that can be built: a file of class names may have moved."""
-    from mmssl.core.errors import MmsslError
-
     for name, config in {**recipe.evaluators, **measured}.items():
         try:
-            yield name, config.build(modalities)
-        except MmsslError:
+            evaluator = config.build(modalities)
+        except Exception as error:  # of evaluators of other packages, too
+            log.info("no statistics of the shards of %s: %s", name, error)
             continue
+        yield name, evaluator
 
 
-def _grid(recipe: Recipe, shards: tuple[str, ...], purposes: Sequence[str], used: Mapping[str, Modality]) -> Grid:
+def _grid(shards: tuple[str, ...], purposes: Sequence[str], used: Mapping[str, Modality], seconds: float) -> Grid:
     from mmssl.data.shards.patience import without_secrets
     from mmssl.reporting.measures import Grid
 
     where = " ".join(map(without_secrets, shards))
-    return Grid(f"{', '.join(purposes)}: {where}", ("", ""), list(_rows(recipe, shards, used)))
+    return Grid(f"{', '.join(purposes)}: {where}", ("", ""), _rows(shards, used, seconds))
 
 
-def _rows(recipe: Recipe, shards: tuple[str, ...], used: Mapping[str, Modality]) -> Iterator[tuple[str, str]]:
-    from mmssl.core.errors import MmsslError
+def _rows(shards: tuple[str, ...], used: Mapping[str, Modality], seconds: float) -> list[tuple[str, str]]:
+    from mmssl.core.errors import for_people
     from mmssl.curation.stats import measure_shards
     from mmssl.data.shards.storage import is_remote
 
     if any(map(is_remote, shards)):
-        yield "not measured", "they are remote; `mmssl shards stats` reads them"
-        return
+        return [("not measured", "they are remote; `mmssl shards stats` reads them")]
     try:
-        yield from measure_shards(shards, used, sample=SAMPLE).rows()
-    except MmsslError as error:
-        yield "not measured", str(error)
+        return measure_shards(shards, used, sample=SAMPLE, seconds=seconds).rows()
+    except Exception as error:  # of disks, decoders and modalities of other packages
+        log.info("no statistics of %s", shards, exc_info=True)
+        return [("not measured", str(for_people(error)))]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,10 +15,12 @@ import typer
 from mmssl.core.errors import RecipeError
 
 if TYPE_CHECKING:
+    from mmssl.core.errors import MmsslError
     from mmssl.core.evaluator import Score
     from mmssl.recipe.model import Model
     from mmssl.recipe.recipe import Recipe
 
+log = logging.getLogger(__name__)
 RECIPE = "A YAML file, or the name of a shipped recipe such as image_text/vit_b_32."
 RESUME = (
     "auto: go on from the newest valid checkpoint of the run folder, or start; never: start, and refuse a folder that holds "
@@ -118,19 +122,17 @@ def train_recipe(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score]
 
     Raises:
         Interrupted: by a signal; says what is saved.
-        MmsslError: an evaluator failed; the run and the report are complete without its scores.
+        MmsslError: an evaluator failed; the run and the report are complete without its scores. An error of the report is told.
     """
     from mmssl.core.errors import Interrupted, StopSignal
     from mmssl.core.evaluator import evaluation_error
     from mmssl.recipe.average_scores import choose_share
     from mmssl.recipe.load import trained
     from mmssl.recipe.resume import check_resumable
-    from mmssl.reporting.run_report import report_run
     from mmssl.reporting.tracked import log_picture
     from mmssl.training.checkpoints.read import FOLDER, checkpoints
     from mmssl.training.runtime.console import say
     from mmssl.training.runtime.lock import on_main
-    from pipelines.data_statistics import data_statistics
 
     launch = recipe.training.launch()
     try:
@@ -151,14 +153,7 @@ def train_recipe(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score]
     if launch.is_main and checkpoints(recipe.folder / FOLDER):
         model = trained(recipe, built)
         figures = recipe.folder / "figures" if recipe.training.log.pictures else None
-        report = report_run(
-            recipe,
-            model=model,
-            failures=built.state.failures,
-            parts=[data_statistics(recipe)],
-            figures=figures,
-        )
-        say(f"finished; report in {report}")
+        say(f"finished; {_write_report(recipe, model, built.state.failures, figures)}")
         if figures is not None:
             step, files = built.state.step, sorted(figures.glob("*.png"))
             launch.reopen_trackers(recipe.folder, step, *(partial(log_picture, file=file, step=step) for file in files))
@@ -167,6 +162,21 @@ def train_recipe(recipe: Recipe, resume: str = "auto") -> tuple[dict[str, Score]
     if built.state.failures:
         raise evaluation_error(built.state.failures)
     return scores, model
+
+
+def _write_report(recipe: Recipe, model: Model, failures: Mapping[str, MmsslError], figures: Path | None) -> str:
+    """Write the report of a finished run, and say where it is; or what is wrong with it, which fails no finished run."""
+    from mmssl.core.errors import MmsslError, for_people
+    from mmssl.reporting.run_report import report_run
+    from pipelines.data_statistics import data_statistics
+
+    try:
+        parts = [data_statistics(recipe)]
+        return f"report in {report_run(recipe, model=model, failures=failures, parts=parts, figures=figures)}"
+    except Exception as error:  # of disks, of decoders, of evaluators of other packages
+        if not isinstance(error, MmsslError):
+            log.error("the report failed", exc_info=True)
+        return f"without a report, which `mmssl report {recipe.folder}` writes: {for_people(error)}"
 
 
 def try_out(recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ core loads.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -84,6 +85,7 @@ def measure_shards(
     modalities: Mapping[str, Modality] | None = None,
     *,
     sample: int = 2000,
+    seconds: float | None = None,
     remote: Remote | None = None,
     progress: Progress | None = None,
 ) -> StatsReport:
@@ -93,6 +95,7 @@ def measure_shards(
         shards: paths, folders, globs, brace patterns; or URLs with braces.
         modalities: name -> modality that decodes its members; None: all modalities with their usual settings.
         sample: number of samples to read and decode.
+        seconds: time after which no further one is read; those before it are spread over the set. At least one is. None: no limit.
         remote: client for URLs; default: one with the usual cache.
         progress: called with (samples done, samples to do).
 
@@ -102,14 +105,25 @@ def measure_shards(
     """
     if sample < 1:
         raise ValueError(f"got sample={sample}, wanted at least 1")
+    end = math.inf if seconds is None else time.monotonic() + seconds
     index = ShardIndex.open(shards, remote=remote)
     chosen = np.unique(np.linspace(0, len(index) - 1, min(sample, len(index))).round().astype(int))
-    tally = _Tally(modalities)
+    if seconds is not None:
+        chosen = chosen[_spread(len(chosen))]
+    tally, done = _Tally(modalities), 0
     for done, ordinal in enumerate(chosen.tolist(), 1):
         tally.add(index, ordinal)
         if progress is not None and (done % 100 == 0 or done == len(chosen)):
             progress(done, len(chosen))
-    return tally.report(index, len(chosen))
+        if time.monotonic() >= end:
+            break
+    return tally.report(index, done)
+
+
+def _spread(count: int) -> np.ndarray:
+    """An order of the numbers below `count` of which every beginning is evenly spread: ranks of multiples of the golden ratio."""
+    places = np.arange(count) * (math.sqrt(5) - 1) / 2 % 1
+    return places.argsort().argsort()
 
 
 class _Tally:

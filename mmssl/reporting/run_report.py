@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mmssl.core.errors import DataError, MmsslError, os_words
+from mmssl.core.errors import DataError, MmsslError, for_people, os_words
 from mmssl.evaluation.common import EvaluatorConfig
 from mmssl.evaluation.retrieval import Retrieval, RetrievalConfig
 from mmssl.recipe.load import load
@@ -114,8 +114,9 @@ def _showcases(
                     assert isinstance(evaluator, Retrieval)
                     shown.append(showcase(evaluator, model.embedding, prefix=f"{name}: ", **room))
                 break
-            except MmsslError as error:
-                log.warning("no gallery of %s: %s", name, error)
+            except Exception as caught:  # of decoders and modalities of other packages, too
+                error = for_people(caught)
+                log.warning("no gallery of %s: %s", name, error, exc_info=not isinstance(caught, MmsslError))
                 why.append((name, str(error)))
         else:
             missing += why
