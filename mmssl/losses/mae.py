@@ -21,8 +21,8 @@ def patch_shape(shape: Sequence[int], grid: Sequence[int]) -> tuple[int, ...]:
         nearest = [max(size // cells, 1) * cells for size, cells in zip(spatial, grid, strict=False)]
         raise ValueError(
             f"got an input of shape {list(shape)} for a token grid {tuple(grid)}, wanted [B, C, *spatial] with each spatial extent "
-            f"a whole multiple of the grid, such as {nearest}: set the size of the input (of sounds `front_end.frames`) or the "
-            "encoder's patches so that they tile it"
+            f"a whole multiple of the grid, such as {nearest}: set the size of the input (of sounds and series `seconds`, or "
+            "`front_end.frames`) or the encoder's patches so that they tile it"
         )
     return tuple(size // cells for size, cells in zip(spatial, grid, strict=True))
 

@@ -16,6 +16,7 @@ from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput
 from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
+from mmssl.encoders.spectrogram import FULL_SCALE
 from mmssl.heads.token_predictors import TokenPredictorConfig
 from mmssl.losses.mae import masked_mean_square, patch_shape, patchify
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
@@ -96,7 +97,7 @@ class DenoiseObjective(OneViewOfTokens):
         """Predictions, targets, and patches of the prepared noisy view ("noisy"), [B, T, P] each.
 
         Raises:
-            ValueError: views are whole numbers other than pixels, or patches have another size than configured.
+            ValueError: views are whole numbers other than pixels and sounds, or patches have another size than configured.
         """
         encoder = ctx.encoders[self.modality]
         clean = _floats(batch.view(self.modality, f"{self.view}0"), self.modality)
@@ -132,10 +133,9 @@ class DenoiseObjective(OneViewOfTokens):
 
 
 def _floats(x: Tensor, modality: str) -> Tensor:
-    if x.dtype == torch.uint8:
-        return x.float() / 255
-    if not x.is_floating_point():
+    whole = {torch.uint8: 255, torch.int16: FULL_SCALE}.get(x.dtype)  # pixels and sounds
+    if whole is None and not x.is_floating_point():
         raise ValueError(
-            f"denoise: got {x.dtype} views of {modality!r}, wanted pixels or floats: noise is added to them"
+            f"denoise: got {x.dtype} views of {modality!r}, wanted pixels, sounds or floats: noise is added to them"
         )
-    return x
+    return x if whole is None else x.float() / whole

@@ -164,13 +164,27 @@ def test_settings_that_mean_nothing(changes: dict[str, Any], message: str) -> No
         build(**changes)
 
 
+def test_sounds_of_16_bits_are_changed_as_numbers_between_minus_1_and_1() -> None:
+    torch.manual_seed(0)
+    encoders = {"sound": toys.Pulses()}
+    config = CONFIG | {"modality": "sound", "noise": {"kind": "gaussian", "deviation": 0.01}, "patch_values": 4}
+    made = DenoiseConfig.model_validate_json(json.dumps(config)).build(encoders, Plan.unknown())  # type: ignore[arg-type]
+    learner, x = Learner(encoders, made), torch.randint(-20_000, 20_000, (3, 2, 32), dtype=torch.int16)  # type: ignore[arg-type]
+    stored, floats = (
+        made.encode(Batch({"sound": {"crop0": given}}, torch.arange(3)), learner.context(1, 9))
+        for given in (x, x.float() / 32768)
+    )
+    assert all(torch.equal(stored[name], floats[name]) for name in ("prediction", "target", "noisy"))
+    assert float((stored["noisy"] - stored["target"]).std()) == pytest.approx(0.01, rel=0.2)
+
+
 def test_views_that_do_not_fit() -> None:
     learner, objective = build(patch_values=11)
     with pytest.raises(ValueError, match="patch_values: got 11, wanted 12"):
         objective.check_views(batch(), learner.context())
     learner, objective = build()
     words = Batch({"picture": {"crop0": torch.zeros(1, 3, 8, 8, dtype=torch.int64)}}, torch.arange(1))
-    with pytest.raises(ValueError, match=r"got torch\.int64 views of 'picture', wanted pixels or floats"):
+    with pytest.raises(ValueError, match=r"got torch\.int64 views of 'picture', wanted pixels, sounds or floats"):
         objective.check_views(words, learner.context())
     with pytest.raises(ValueError, match="needs an encoder for 'words' with a token grid"):
         DenoiseConfig.model_validate_json(json.dumps(CONFIG | {"modality": "words"})).build(

@@ -43,7 +43,7 @@ class Noise(Config, ABC):
         """Change floating-point raw views.
 
         Args:
-            x: [B, ...] float; pixels are between 0 and 1.
+            x: [B, ...] float; pixels are between 0 and 1, sounds between -1 and 1.
             index: [B] int64, numbers of the samples.
             seed: of the step.
 
@@ -56,7 +56,7 @@ class GaussianNoise(Noise):
     """Normal noise: x + deviation * n (Vincent et al. 2010, "Stacked Denoising Autoencoders", section 3.3).
 
     Attributes:
-        deviation: standard deviation, in the units of the view. Pixels are between 0 and 1.
+        deviation: standard deviation, in the units of the view. Pixels are between 0 and 1, sounds between -1 and 1.
     """
 
     kind: Literal["gaussian"] = "gaussian"

@@ -27,7 +27,7 @@ def choose_kernels(precision: Precision, deterministic: bool) -> None:
     inside = "tf32" if precision == "tf32" else "ieee"
     cudnn.allow_tf32 = (
         inside == "tf32"
-    )  # torch's older switch, which torch.export asks, and which must agree with the newer ones
+    )  # torch's older switch: torch.export asks it, and it must agree with the newer ones
     cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = inside, inside  # type: ignore[attr-defined]
     torch.backends.cuda.enable_cudnn_sdp(False)
     if deterministic:
