@@ -12,7 +12,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from mmssl.core.config import Config, Duration, LocalPath, PositiveDuration
 from mmssl.core.distributed import world_size
 from mmssl.core.encoder import Encoder
-from mmssl.core.errors import RecipeError
+from mmssl.core.errors import DataError, RecipeError
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
 from mmssl.core.plan import Plan
@@ -232,7 +232,8 @@ class Recipe(Config):
                 "it is the global batch, and every process takes an equal share"
             )
         sources = self.data.open()
-        plan = Plan.of(self.duration, self.batch_size, sum(len(source.index) for source in sources))
+        samples = sum(len(source.index) for source in sources)
+        plan = Plan.of(self.duration, self.batch_size, samples)
         modalities = self.build_modalities()
         begun = bool(checkpoints(self.folder / FOLDER))  # a run goes on as it began
         learner = (self.from_scratch() if begun else self).build_learner(modalities, plan)
@@ -245,6 +246,11 @@ class Recipe(Config):
         if self.batch_size < least:
             raise RecipeError(
                 f"batch_size: got {self.batch_size}, wanted at least {least}: the objective compares the samples of a batch"
+            )
+        if samples < least:
+            raise DataError(
+                f"the shards hold {samples} sample(s), wanted at least {least}: the objective compares the samples of a batch; "
+                "add shards"
             )
         blank = blank_batch(learner, modalities, max(SAMPLES, least))
         check_gradients(learner, blank, launch)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mmssl.core.errors import RecipeError
+from mmssl.core.errors import DataError, RecipeError
 from mmssl.core.plan import Plan
 from mmssl.datasets import digit_scenes
 from mmssl.encoders.text_transformer import TextTransformerConfig
@@ -280,6 +280,13 @@ def test_a_batch_of_one_sample_that_has_nothing_to_be_compared_with(
 ) -> None:
     with pytest.raises(RecipeError, match="batch_size: got 1, wanted at least 2: the objective compares the samples"):
         assemble(PICTURES, tmp_path, *COMPARING[objective], shards, "batch_size=1")
+
+
+def test_shards_of_one_sample_that_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
+    """No smaller batch would mend it, which a message on the batch would advise."""
+    digit_scenes.write(tmp_path, train=1, validation=1, test=1, shards=1)
+    with pytest.raises(DataError, match=r"the shards hold 1 sample\(s\), wanted at least 2: the objective compares"):
+        assemble(PICTURES, tmp_path, *COMPARING["simclr"], f"data.shards=[{tmp_path}/train]")
 
 
 def test_a_batch_of_one_sample_for_an_objective_that_compares_none(shards: str, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def filled(value: np.ndarray, nan: Nan) -> np.ndarray:
     """[H, W, C] with every NaN replaced by the mean of its channel, or 0 where a channel has no number.
 
     Raises:
-        DecodeError: "not_finite": NaN with `nan` "refuse", or infinite numbers.
+        DecodeError: "not_finite": NaN with `nan` "refuse", NaN alone, or infinite numbers.
     """
     if value.dtype.kind != "f" or np.isfinite(value).all():
         return value
@@ -243,6 +243,8 @@ def filled(value: np.ndarray, nan: Nan) -> np.ndarray:
             "not_finite", f"{int(missing.sum())} of {value.size} numbers are NaN, {infinite} infinite{remedy}"
         )
     counts = (~missing).sum(axis=(0, 1))
+    if not counts.any():
+        raise DecodeError("not_finite", "it has no numbers but NaN")
     means = np.where(missing, 0, value).sum(axis=(0, 1), dtype=np.float64) / np.maximum(counts, 1)
     made: np.ndarray = np.where(missing, means.astype(value.dtype), value)
     return made

@@ -177,6 +177,8 @@ def test_nan_is_refused_or_becomes_the_mean_of_its_channel() -> None:
     np.testing.assert_array_equal(build(nan="mean").from_value(array), value)
     array[1, 1, 1] = np.inf
     assert "1 infinite" in str(refused(build(nan="mean"), saved(array)))
+    nothing = str(refused(build(nan="mean"), saved(np.full_like(array, np.nan))))
+    assert nothing == "not_finite: it has no numbers but NaN"
 
 
 def test_audits_measure_in_the_units_of_the_file() -> None:
