@@ -91,7 +91,7 @@ def first_stream(container: Any, kind: str) -> Any:
                 raise DecodeError("undecodable", f"the {kind} stream has an unknown codec")
             return stream
     got = ", ".join(stream.type for stream in container.streams) or "none"
-    raise DecodeError("missing", f"got the streams: {got}; wanted a {kind} stream")
+    raise DecodeError("missing", f"got the streams: {got}; wanted a stream of {kind}")
 
 
 def timeline_zero(container: Any) -> Fraction:

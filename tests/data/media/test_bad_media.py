@@ -62,7 +62,7 @@ BAD = {  # extension, bytes, reason, what is said
     "zero bytes": ("flac", b"", "empty", r"0 bytes, wanted a sound"),
     "no rate": ("wav", without_rate(), "no_rate", r"the header has no sample rate, wanted 1000 to 192000 Hz"),
     "NaN": ("wav", spoilt(np.nan), "not_finite", r"1 samples are NaN or infinite"),
-    "no video stream": ("mp4", SOUND, "missing", r"got the streams: audio; wanted a video stream"),
+    "no video stream": ("mp4", SOUND, "missing", r"got the streams: audio; wanted a stream of video"),
     "truncated mp4": (
         "mp4",
         cut("mp4", 0.6),
