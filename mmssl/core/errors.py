@@ -7,7 +7,9 @@ import errno
 import os
 import signal
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self, TypeVar
+
+_E = TypeVar("_E", bound="MmsslError")
 
 
 class MmsslError(Exception):
@@ -20,6 +22,12 @@ class MmsslError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _without_constructor, (type(self), self.args), self.__dict__
+
+    def saying(self, message: str) -> Self:
+        """The same error with other words, also of subclasses with other constructor arguments."""
+        made: Self = _without_constructor(type(self), (message,))
+        made.__dict__.update(self.__dict__)
+        return made
 
 
 class RecipeError(MmsslError):
@@ -79,7 +87,7 @@ def for_people(error: Exception) -> MmsslError:
     return MmsslError(f"{type(error).__name__}: {error}")
 
 
-def _without_constructor(kind: type[MmsslError], arguments: tuple[Any, ...]) -> MmsslError:
+def _without_constructor(kind: type[_E], arguments: tuple[Any, ...]) -> _E:
     return kind.__new__(kind, *arguments)
 
 

@@ -132,4 +132,4 @@ def evaluation_error(failures: Mapping[str, MmsslError]) -> MmsslError:
     """
     count = f"{len(failures)} evaluator{'s' if len(failures) > 1 else ''} failed; the scores of the others are complete"
     lines = [f"evaluators.{name}: {error}" for name, error in failures.items()]
-    return type(next(iter(failures.values())))("\n  ".join([count, *lines]))
+    return next(iter(failures.values())).saying("\n  ".join([count, *lines]))

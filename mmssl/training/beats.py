@@ -184,7 +184,7 @@ class EvaluateBeat(Beat):
         try:
             self._evaluator.open()
         except MmsslError as error:
-            raise type(error)(f"evaluators.{self.name}: {error}") from error
+            raise error.saying(f"evaluators.{self.name}: {error}") from error
 
     def close(self) -> None:
         """Close the shards and workers that the evaluator keeps between runs."""
@@ -203,7 +203,7 @@ class EvaluateBeat(Beat):
     def _fail(self, state: TrainState, error: MmsslError) -> None:
         """Store the error in place of scores; end an unfinished run if the best checkpoint depends on them."""
         if self._best is not None:
-            error = type(error)(
+            error = error.saying(
                 f"{error}\n  save.best.metric: {self._best.metric!r} has no value at step {state.step}; fix the evaluator "
                 "and run again, or remove save.best"
             )

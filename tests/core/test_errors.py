@@ -18,6 +18,8 @@ from mmssl.core.errors import (
     did_you_mean,
     os_words,
 )
+from mmssl.core.evaluator import evaluation_error
+from mmssl.evaluation.relations.base import NoRelation
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,13 @@ def test_words_of_errors_name_the_path_where_asked_and_are_those_of_others() -> 
     assert os_words(lost, path=True) == "a/b.jpg: it does not exist"
     assert os_words(OSError("cut short"), path=True) == "cut short"
     assert os_words(ValueError("got 3, wanted 4"), path=True) == "got 3, wanted 4"
+
+
+def test_an_error_in_other_words_is_the_same_error_whatever_its_constructor_takes() -> None:
+    first = NoRelation("no sample has a side", None)
+    again = evaluation_error({"sides": first, "other": RecipeError("why")})
+    assert type(again) is NoRelation
+    assert again.nearest is None
+    assert str(again).endswith("evaluators.sides: no sample has a side\n  evaluators.other: why")
+    stopped = Interrupted("after step 7; saved", signal.SIGINT).saying("stopped")
+    assert (str(stopped), stopped.exit_code) == ("stopped", 130)

@@ -81,7 +81,7 @@ def _replaced(device: Device) -> Iterator[tuple[Any, dict[str, Any]]]:
             "tensor": functools.partial(from_data, torch.tensor),
             "as_tensor": functools.partial(from_data, torch.as_tensor),
             "asarray": functools.partial(from_data, torch.asarray),
-            "Generator": device.new_generator,
+            "Generator": device.Generator,
             "autocast": _PretendedAutocast,
             "is_autocast_enabled": lambda kind="cuda": kind != "cpu" and _is_autocast("cpu"),
             "get_autocast_dtype": lambda kind: torch.bfloat16 if kind == "cpu" else _autocast_dtype("cpu"),

@@ -24,20 +24,32 @@ class Device:
     def __init__(self) -> None:
         self._process = os.getpid()
         self._generators: dict[int, torch.Generator] = {}
-        self.generator = self.new_generator("cuda")
+        self.Generator = self._class_of_generators()
+        self.generator = self.Generator("cuda")
         self.operations = Operations(self.generator, self.is_ours, self.synchronize)
         self.reads = self.operations.reads
         self._under_way: list[Callable[[], None]] = []
 
-    def new_generator(self, device: torch.device | str = "cpu") -> torch.Generator:
-        made = _Generator()
-        if torch.device(device).type == "cuda":
-            self._generators[made._cdata] = made  # kept, so that no other gets its address
-            made.place = torch.device(DEVICE)
-        return made
-
     def is_ours(self, generator: torch.Generator) -> bool:
         return generator._cdata in self._generators
+
+    def _class_of_generators(self) -> type[torch.Generator]:
+        """In place of `torch.Generator`."""
+        ours = self._generators
+
+        class Generator(torch.Generator):
+            def __init__(self, device: torch.device | str = "cpu") -> None:
+                if torch.device(device).type == "cuda":
+                    ours[self._cdata] = self  # kept, so that no other gets its address
+
+            def __new__(cls, device: torch.device | str = "cpu") -> Any:
+                return super().__new__(cls)
+
+            @property
+            def device(self) -> torch.device:
+                return torch.device(DEVICE if self._cdata in ours else "cpu")
+
+        return Generator
 
     def synchronize(self, *_: Any) -> None:
         """Let all copies arrive."""
@@ -63,14 +75,6 @@ class Device:
         elif non_blocking and is_pinned(x):
             self._under_way.append(functools.partial(_unchanged, x, out.detach().clone()))
         return out
-
-
-class _Generator(torch.Generator):
-    place = torch.device("cpu")
-
-    @property
-    def device(self) -> torch.device:
-        return self.place
 
 
 class Stream:

@@ -145,7 +145,7 @@ def iterate_loader(loader: DataLoader[Any]) -> Iterator[Batch]:
     try:
         for batch in batches:
             if isinstance(batch, DataError):
-                raise type(batch)(*batch.args)
+                raise batch.saying(str(batch))
             lent.append(batch)
             yield copy_from_shared(batch)
     except RuntimeError as error:
