@@ -28,7 +28,7 @@ class Difference:
         first, second: mean outcome of each model.
         difference: second - first; ci95_low, ci95_high: of outcomes of 0 and 1, one row a sample, Tango's score interval, see
             `paired_difference`; of AUROC DeLong's; of others paired bootstrap over samples, so that the rows of one sample are one
-            draw.
+            draw, or Tango's of as many trials as there are samples, where all rows differ by the same 0, 1 or -1.
         mcnemar_p: exact McNemar test of outcomes of 0 and 1, one row a sample; None: does not apply.
         n: rows in both.
     """
