@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from mmssl.core.config import Config
 from mmssl.core.encoder import EmbeddingModel
 from mmssl.core.plan import Plan
+from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.synchronized.time import TimeCrop
 from mmssl.datasets import digit_scenes, heart, land, moving_scenes
@@ -109,16 +110,20 @@ def test_another_default_for_an_inherited_setting_keeps_its_limits() -> None:
     assert not lost
 
 
-def test_videos_are_decoded_in_windows_unless_clips_are_meant_to_be_whole_videos() -> None:
-    """Without `seconds` a clip spreads its frames over all that is decoded, whatever `fps` is."""
+def test_videos_and_long_sounds_are_decoded_in_windows() -> None:
+    """But for clips of whole videos, spoken words of a second, views of CLAP and SimCLR from anywhere in a sound, and samples without
+    sound, each of which would be noted.
+
+    Without `seconds` a clip spreads its frames over all that is decoded, whatever `fps` is.
+    """
     whole = {
         name
         for name, recipe in ((name, find_recipe(name)) for name in NAMES)
         if not any(isinstance(one, TimeCrop) for one in recipe.data.synchronized)
-        for video in recipe.modalities.values()
-        if isinstance(video, VideoConfig)
+        for timed in recipe.modalities.values()
+        if isinstance(timed, VideoConfig | AudioConfig) and timed.seconds != 1.0
     }
-    assert whole == {"video/clip4clip_vit_b_32"}
+    assert whole == {"video/clip4clip_vit_b_32", "audio_text/clap_simclr_ast_b", "tri_modal/bind_vit_b_32"}
 
 
 def test_windows_of_usual_videos_are_not_too_large() -> None:
