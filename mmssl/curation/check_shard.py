@@ -210,6 +210,11 @@ def _inspect(found: Findings, number: int, extension: str, data: bytes, decoders
             # Neither pixels nor whole files are kept until the shard is done.
             items = tuple((shown, bytes_digest(one)) for shown, one in held.items)
             found.inspected.append((modality.name, number, replace(held, items=items, channels=None)))
+            if held.flags:
+                try:
+                    modality.decode(data, extension)  # as a run does: what it refuses, such as NaN, is a fault
+                except DecodeError as error:
+                    first = first or error
     if first is not None:
         raise first
     found.decoded[extension] += 1

@@ -200,6 +200,8 @@ def assign_columns(table: SourceTable, columns: Columns) -> tuple[SourceTable, R
         for what in ("label", "class_name", "labels", "key")
         for name in (getattr(columns, what),)
     )
+    if class_name == label:  # a column called `label` that holds names, or numbers
+        class_name = None
     if labels is not None:
         if columns.label or columns.class_name:
             raise DataError(

@@ -61,6 +61,24 @@ def test_audits_count_gaps_with_a_recipe_and_without(table: Path, tmp_path: Path
     assert check_shards([tmp_path / "out"], {"ecg": other}).fault_counts == {"channels npy": 6}
 
 
+def test_what_a_run_refuses_of_numbers_is_a_fault_of_its_recipe(tmp_path: Path) -> None:
+    """Gaps are, unless the recipe fills them; infinite numbers, and nothing but gaps, always."""
+    (tmp_path / "all").mkdir()
+    for number, odd in enumerate((0.0, np.nan, np.inf)):
+        array = np.random.default_rng(number).normal(size=(400, 2))
+        array[7, 0] = odd
+        (tmp_path / "all" / f"{number}.npy").write_bytes(npy(array))
+    (tmp_path / "all" / "3.npy").write_bytes(npy(np.full((400, 2), np.nan)))
+    pack(tmp_path, tmp_path / "out", PLAIN)
+    for nan, filled, faults in (("refuse", False, 3), ("interpolate", True, 2)):
+        series = SeriesConfig(axes=["time", "channel"], rate=100, channels=2, seconds=1.0, nan=nan).build("ecg")  # type: ignore[arg-type]
+        array = ArrayConfig(size=8, axes=["height", "width"], channels=1, nan="mean" if filled else "refuse").build(
+            "land"
+        )  # type: ignore[arg-type]
+        assert check([tmp_path / "out"], {"ecg": series}).fault_counts == {"not_finite npy": faults}
+        assert check([tmp_path / "out"], {"land": array}).fault_counts == {"not_finite npy": faults}
+
+
 def test_statistics_are_those_of_each_channel(table: Path, tmp_path: Path) -> None:
     """Without a recipe the axis of 2 beside 400 is the channels; gaps do not count."""
     pack(table, tmp_path / "out", PLAIN)

@@ -91,6 +91,16 @@ def test_numbers_and_names_of_classes_in_one_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "named", [{"class_name": "label"}, {"label": "label"}, {"label": "label", "class_name": "label"}]
+)
+def test_a_column_of_names_that_is_called_label_is_one_column(tmp_path: Path, named: dict[str, str]) -> None:
+    """It is found by its name, too."""
+    manifest = packed(tmp_path, CLIPS.replace("category", "label"), columns={**named, "captions": ()})
+    assert (tmp_path / "out/classnames.txt").read_text().split() == ["cat", "dog", "hen"]
+    assert {fields["cls"] for fields in samples(manifest).values()} == {b"0", b"1", b"2"}
+
+
+@pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ("1,cat", "1,dog", r"line 3 of .*: got class 1 with the name 'dog', and line 2 of .* disagrees"),

@@ -55,8 +55,7 @@ class ArrayModality(Modality):
     visual = True
     warnings: ClassVar[Mapping[str, str]] = {
         "repeated": "arrays repeat earlier ones: equal arrays are false negatives, or leak between splits",
-        "with NaN": "arrays hold NaN: a run refuses them unless its recipe says `nan: mean`",
-        "infinite": "arrays hold infinite numbers, which a run refuses",
+        "with NaN": "arrays hold NaN: a run takes them if its recipe says `nan: mean`",
         "constant": "arrays are constant: they carry no information",
     }
 

@@ -47,7 +47,7 @@ class SeriesModality(Modality):
     corruptions = CORRUPTIONS
     warnings: ClassVar[Mapping[str, str]] = {
         "repeated": "series repeat earlier ones: equal series are false negatives, or leak between splits",
-        "with NaN": "series hold NaN: a run refuses them unless its recipe says `nan: interpolate`",
+        "with NaN": "series hold NaN: a run takes them if its recipe says `nan: interpolate`",
         "constant channel": "series have a channel that does not change, such as a lead that is off",
     }
 
@@ -106,7 +106,11 @@ class SeriesModality(Modality):
         value = self._arranged(stored.read())
         finite = np.isfinite(value)
         still = any(len(x) and (x == x[0]).all() for x in (one[ok] for one, ok in zip(value, finite, strict=True)))
-        flags = {"with NaN": bool(np.isnan(value).any()), "constant channel": still}
+        flags = {
+            "with NaN": bool(np.isnan(value).any()),
+            "infinite": bool(np.isinf(value).any()),
+            "constant channel": still,
+        }
         whole = value.T[finite.all(axis=0)].astype(np.float64)
         return Inspection(
             {"seconds": [self.length(value)], "NaN share": [float(np.isnan(value).mean())]},
