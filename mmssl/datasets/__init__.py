@@ -1,1 +1,1 @@
-"""Floor 2: the synthetic data sets of `mmssl quickstart`: scenes of handwritten digits, still and moving."""
+"""Floor 2: the synthetic data sets of `mmssl quickstart`: digits that stand and move, land from above, electrocardiograms."""

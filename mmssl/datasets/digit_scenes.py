@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmssl.core.seeding import generator
-from mmssl.data.shards.writer import Manifest, Progress, ShardRecord, claim_folder, remove_stale, write_shard
+from mmssl.data.shards.writer import Manifest, Progress
 from mmssl.datasets.digit_render import (
     CLASS_NAMES,
     TEMPLATES,
@@ -31,10 +31,10 @@ from mmssl.datasets.digit_render import (
     render_sound,
     to_wav,
 )
+from mmssl.datasets.splits import rounded_uniform, write_splits
 
 __all__ = ["CLASS_NAMES", "HELD_OUT", "SPLITS", "TEMPLATES", "load_scans", "sample_scene", "split_scans", "write"]
 
-FORMATS = {"txt": "whole"}  # for the manifest: a caption each
 VERSION = 1  # raise it when equal settings give other bytes: old folders are then rewritten
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -164,58 +164,10 @@ def write(
         )
     settings = {"writer": "digit_scenes", "version": VERSION, **counts, "seed": seed, "shards": shards, "size": size}
 
-    def samples(split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        for number in range(start, stop):
-            yield encode_scene(sample_scene(split, number, seed), f"{split}-{number:06d}", size)
+    def encoded(split: str, number: int, key: str) -> dict[str, Any]:
+        return encode_scene(sample_scene(split, number, seed), key, size)
 
-    return write_splits(Path(out_dir), settings, counts, shards, samples, progress)
-
-
-def write_splits(
-    folder: Path,
-    settings: Mapping[str, Any],
-    counts: Mapping[str, int],
-    shards: int,
-    samples: Callable[[str, int, int], Iterator[dict[str, Any]]],
-    progress: Progress | None = None,
-) -> Manifest:
-    """Write `folder/{split}/{000000...}.tar` and a manifest; intact shards of equal settings are kept.
-
-    Args:
-        folder: created if needed.
-        settings: all settings that the bytes depend on.
-        counts: number of samples of each split.
-        shards: tar files of each split (fewer if a split has fewer samples).
-        samples: (split, start, stop) -> those samples.
-        progress: called with (samples done, samples in all).
-
-    Raises:
-        DataError: the folder holds foreign tar files, or cannot be written.
-    """
-    previous = claim_folder(folder)
-    same = previous is not None and dict(previous.settings) == settings
-    records = {record.path: record for record in previous.shards} if previous is not None and same else {}
-    total, done = sum(counts.values()), 0
-    finished: list[ShardRecord] = []
-    Manifest(folder, settings, tuple(records.values()), complete=False, formats=FORMATS).write()
-    for name, split, start, stop in _plan(counts, shards):
-        record = records.get(name)
-        if record is None or not Manifest(folder, settings, ()).intact(record):
-            record = write_shard(folder, name, start, stop, samples(split, start, stop))
-        finished.append(record)
-        done += stop - start
-        if progress is not None:
-            progress(done, total)
-    remove_stale(folder, [record.path for record in finished])
-    return Manifest(folder, settings, tuple(finished), formats=FORMATS).write()
-
-
-def _plan(counts: Mapping[str, int], shards: int) -> Iterator[tuple[str, str, int, int]]:
-    """Each shard's (path, split, first scene, scene after the last)."""
-    for split, count in counts.items():
-        parts = min(shards, count)
-        for part in range(parts):
-            yield f"{split}/{part:06d}.tar", split, part * count // parts, (part + 1) * count // parts
+    return write_splits(Path(out_dir), settings, counts, shards, encoded, progress)
 
 
 def _draw_pair(rng: np.random.Generator, split: str) -> tuple[int, int]:
@@ -263,11 +215,6 @@ def draw_colour(rng: np.random.Generator, *, light: bool) -> tuple[int, int, int
     colour = colour * luma / own if luma < own else 1 - (1 - colour) * (1 - luma) / (1 - own)
     red, green, blue = (round(float(channel) * 255) for channel in colour)
     return red, green, blue
-
-
-def rounded_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """Draw a number from `low` to `high`, rounded to three decimals, so that `.json` has exactly the rendered values."""
-    return round(float(rng.uniform(low, high)), 3)
 
 
 _PAIRS = {

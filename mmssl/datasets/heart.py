@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 
 from mmssl.core.seeding import generator
 from mmssl.data.shards.writer import Manifest, Progress
-from mmssl.datasets.digit_scenes import rounded_uniform, write_splits
+from mmssl.datasets.splits import rounded_uniform, write_splits
 
 VERSION = 1  # raise it when equal settings give other bytes: old folders are then rewritten
 RATE, SECONDS = 100, 6.0
@@ -151,11 +150,10 @@ def write(
         raise ValueError(f"got {counts} and {shards} shards, wanted records, and at least 1 shard")
     settings = {"writer": "heart", "version": VERSION, **counts, "seed": seed, "shards": shards}
 
-    def samples(split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        for number in range(start, stop):
-            yield encode_record(sample_record(split, number, seed), f"{split}-{number:06d}", seed)
+    def encoded(split: str, number: int, key: str) -> dict[str, Any]:
+        return encode_record(sample_record(split, number, seed), key, seed)
 
-    return write_splits(Path(out_dir), settings, counts, shards, samples, progress)
+    return write_splits(Path(out_dir), settings, counts, shards, encoded, progress)
 
 
 def encode_record(record: Record, key: str, seed: int = 0) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 
 from mmssl.core.seeding import generator
 from mmssl.data.shards.writer import Manifest, Progress
-from mmssl.datasets.digit_scenes import rounded_uniform, write_splits
+from mmssl.datasets.splits import rounded_uniform, write_splits
 
 VERSION = 1  # raise it when equal settings give other bytes: old folders are then rewritten
 BANDS = ("blue", "green", "red", "near infrared")
@@ -138,11 +137,10 @@ def write(
         raise ValueError(f"got {counts}, {shards} shards, size {size}; wanted scenes, at least 1 shard, 16 pixels")
     settings = {"writer": "land", "version": VERSION, **counts, "seed": seed, "shards": shards, "size": size}
 
-    def samples(split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        for number in range(start, stop):
-            yield encode_land(sample_land(split, number, seed), f"{split}-{number:06d}", size)
+    def encoded(split: str, number: int, key: str) -> dict[str, Any]:
+        return encode_land(sample_land(split, number, seed), key, size)
 
-    return write_splits(Path(out_dir), settings, counts, shards, samples, progress)
+    return write_splits(Path(out_dir), settings, counts, shards, encoded, progress)
 
 
 def encode_land(land: Land, key: str, size: int = 48) -> dict[str, Any]:

@@ -8,7 +8,6 @@ caption, which names digit and side; `.json` is the latents (see `moving_render.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from mmssl.core.seeding import generator
 from mmssl.data.media.encode import CONTAINERS, encode_clip, exact_rate, frame_times
 from mmssl.data.shards.writer import Manifest, Progress
 from mmssl.datasets.digit_render import CLASS_NAMES, to_wav
-from mmssl.datasets.digit_scenes import SPLITS, draw_colour, load_scans, rounded_uniform, split_scans, write_splits
+from mmssl.datasets.digit_scenes import SPLITS, draw_colour, load_scans, split_scans
 from mmssl.datasets.moving_render import (
     BEEP_SECONDS,
     MovingScene,
@@ -27,6 +26,7 @@ from mmssl.datasets.moving_render import (
     render_sound,
     side_captions,
 )
+from mmssl.datasets.splits import rounded_uniform, write_splits
 
 __all__ = ["MOTIONS", "encode_scene", "sample_scene", "write"]
 
@@ -161,13 +161,11 @@ def write(
         **{"seconds": seconds, "fps": fps, "rate": rate, "wav": wav},
     }
 
-    def samples(split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        for number in range(start, stop):
-            scene = sample_scene(split, number, seed, seconds)
-            key = f"{split}-{number:06d}"
-            yield encode_scene(scene, key, container=container, size=size, fps=fps, rate=rate, wav=wav)
+    def encoded(split: str, number: int, key: str) -> dict[str, Any]:
+        scene = sample_scene(split, number, seed, seconds)
+        return encode_scene(scene, key, container=container, size=size, fps=fps, rate=rate, wav=wav)
 
-    return write_splits(Path(out_dir), settings, counts, shards, samples, progress)
+    return write_splits(Path(out_dir), settings, counts, shards, encoded, progress)
 
 
 def _draw_path(rng: np.random.Generator, motion: str, size: float) -> tuple[float, float]:
