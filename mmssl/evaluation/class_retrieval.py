@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
@@ -15,6 +15,7 @@ from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.data.modality import Modality
 from mmssl.evaluation.collect import Collected, KeptShards, item_numbers
 from mmssl.evaluation.common import (
+    DistinctCounts,
     PairEvaluatorConfig,
     broadcast_scores,
     cut_off_note,
@@ -45,16 +46,9 @@ class ClassRetrievalConfig(PairEvaluatorConfig):
 
     kind: Literal["class_retrieval"] = "class_retrieval"
     labels: str = "label"
-    ks: tuple[int, ...] = (1, 5, 10)
+    ks: DistinctCounts = (1, 5, 10)
     resamples: int = Field(default=2000, ge=100)
     seed: int = 0
-
-    @field_validator("ks")
-    @classmethod
-    def _positive(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
-        if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
-            raise ValueError(f"ks: got {list(ks)}, wanted different numbers of at least 1")
-        return ks
 
     def build(self, modalities: Mapping[str, Modality]) -> ClassRetrieval:
         require_modalities(modalities, (*self.pair, self.labels))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 from torch import Tensor, nn
 
 from mmssl.core import distributed
@@ -28,6 +28,16 @@ TIE_WARNING = 0.01
 """Share of tied queries above which an evaluator warns that scores depend on the tie rule."""
 MOST_CHOICES = 0.5
 """Share of tied choices, which count as chance, above which an evaluator warns that the score says little about the model."""
+
+
+def _distinct(counts: tuple[int, ...]) -> tuple[int, ...]:
+    if not counts or min(counts) < 1 or len(set(counts)) < len(counts):
+        raise ValueError(f"got {list(counts)}, wanted different numbers of at least 1")
+    return counts
+
+
+DistinctCounts = Annotated[tuple[int, ...], AfterValidator(_distinct)]
+"""Different numbers of at least 1: cut-offs of recalls, neighbours, training samples of a class."""
 
 
 class EvaluatorConfig(Config):

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from mmssl.core.encoder import EmbeddingModel
@@ -17,6 +17,7 @@ from mmssl.core.evaluator import Evaluator, Score, Table
 from mmssl.data.modality import Modality
 from mmssl.evaluation.collect import Collected, Items, KeptShards, item_numbers, items_in_both
 from mmssl.evaluation.common import (
+    DistinctCounts,
     PairEvaluatorConfig,
     broadcast_scores,
     cut_off_note,
@@ -54,17 +55,10 @@ class RetrievalConfig(PairEvaluatorConfig, RobustConfig):
     """
 
     kind: Literal["retrieval"] = "retrieval"
-    ks: tuple[int, ...] = (1, 5, 10)
+    ks: DistinctCounts = (1, 5, 10)
     dual_softmax: float | None = Field(default=None, gt=0)
     resamples: int = Field(default=2000, ge=100)
     seed: int = 0
-
-    @field_validator("ks")
-    @classmethod
-    def _positive(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
-        if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
-            raise ValueError(f"ks: got {list(ks)}, wanted different numbers of at least 1")
-        return ks
 
     def build(self, modalities: Mapping[str, Modality]) -> Retrieval:
         require_modalities(modalities, self.pair)

@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from mmssl.core import distributed
@@ -34,18 +34,8 @@ from mmssl.evaluation.ranking import Predictions
 from mmssl.evaluation.robustness import RobustConfig
 
 ScaleKind = Literal["standard", "unit", "none"]
-
-
-def _different(counts: tuple[int, ...]) -> tuple[int, ...]:
-    if not counts or min(counts) < 1 or len(set(counts)) < len(counts):
-        raise ValueError(f"got {list(counts)}, wanted different numbers of at least 1")
-    return counts
-
-
 WARMUP = 0.1
 """Share of the steps in which the rate of a training rises to its peak; then it falls to 0 along a cosine."""
-Counts = Annotated[tuple[int, ...], AfterValidator(_different)]
-"""Numbers of neighbours, or of samples of a class."""
 
 
 class LabelledConfig(RobustConfig, ABC):

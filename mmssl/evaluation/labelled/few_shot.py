@@ -20,11 +20,10 @@ from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
 from mmssl.evaluation.class_names import compare_with_stored, require_class_numbers
 from mmssl.evaluation.collect import Encode
-from mmssl.evaluation.common import inference
+from mmssl.evaluation.common import DistinctCounts, inference
 from mmssl.evaluation.labelled.base import (
     Classifier,
     Classify,
-    Counts,
     Labelled,
     LabelledConfig,
     LabelledEvaluator,
@@ -54,7 +53,7 @@ class FewShotConfig(LabelledConfig, PromptedConfig):
     """
 
     kind: Literal["few_shot"] = "few_shot"
-    shots: Counts = (1, 2, 4, 8, 16)
+    shots: DistinctCounts = (1, 2, 4, 8, 16)
     draws: int = Field(default=10, ge=2)
     scale: ScaleKind = "unit"
     c: float = Field(default=1.0, gt=0)

@@ -15,10 +15,10 @@ from mmssl.core.errors import DataError
 from mmssl.core.evaluator import Score
 from mmssl.data.modality import Modality
 from mmssl.evaluation.answers import Answers
+from mmssl.evaluation.common import DistinctCounts
 from mmssl.evaluation.labelled.base import (
     Classifier,
     Classify,
-    Counts,
     Labelled,
     LabelledConfig,
     LabelledEvaluator,
@@ -40,7 +40,7 @@ class KnnConfig(LabelledConfig):
     """
 
     kind: Literal["knn"] = "knn"
-    ks: Counts = (20,)
+    ks: DistinctCounts = (20,)
     temperature: float = Field(default=0.07, gt=0)
 
     def build(self, modalities: Mapping[str, Modality]) -> Knn:
