@@ -31,22 +31,23 @@ def spread(x: Tensor) -> Tensor:
         [] from 0 to 1, the same on every process.
     """
     unit = F.normalize(x.double(), dim=-1)
-    count = (unit != 0).any(-1).sum().double()
-    sums = distributed.total_detached(torch.cat([unit.sum(0), unit.square().sum(0), count[None]]))
-    mean, square = (sums[:-1] / sums[-1].clamp_min(1)).chunk(2)
-    deviation: Tensor = (square - mean.square()).clamp(min=0).sqrt()
-    return (deviation.mean() * math.sqrt(x.shape[-1])).to(x.dtype)
+    deviations = _deviations(unit, (unit != 0).any(-1).sum().double())
+    return (deviations.mean() * math.sqrt(x.shape[-1])).to(x.dtype)
 
 
 @torch.no_grad()
 def deviation(x: Tensor) -> Tensor:
     """Standard deviation of each feature of [B, D] over the global batch, mean over features. A collective, see `spread`."""
     x64 = x.double()
-    count = x64.new_tensor([float(len(x))])
-    sums = distributed.total_detached(torch.cat([x64.sum(0), x64.square().sum(0), count]))
+    return _deviations(x64, x64.new_tensor(float(len(x)))).mean().to(x.dtype)
+
+
+def _deviations(x: Tensor, count: Tensor) -> Tensor:
+    """Standard deviation [D] of each feature over the rows of all processes, of which `count` [] of this process' [B, D] count."""
+    sums = distributed.total_detached(torch.cat([x.sum(0), x.square().sum(0), count[None]]))
     mean, square = (sums[:-1] / sums[-1].clamp_min(1)).chunk(2)
     deviations: Tensor = (square - mean.square()).clamp(min=0).sqrt()
-    return deviations.mean().to(x.dtype)
+    return deviations
 
 
 @torch.no_grad()

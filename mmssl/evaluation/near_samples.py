@@ -49,7 +49,6 @@ def near_samples(
     test: Sequence[str],
     *,
     batch_size: int = 256,
-    workers: int = 0,
     remote: Remote | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Nearby]:
@@ -61,7 +60,7 @@ def near_samples(
     Args:
         model, modalities: encoders, and what reads their inputs.
         train, test: shards: paths, braces or globs; or URLs.
-        batch_size: samples encoded at a time. workers: processes that decode.
+        batch_size: samples encoded at a time.
         remote: client for URLs; None: one with the usual cache.
         progress: called with (samples done, samples in all).
 
@@ -81,7 +80,7 @@ def near_samples(
     total = sum(map(len, sets))
     with inference(model):
         looked_for: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in there}
-        for name, rows, owner, done in _features(model, modalities, there, sets[0], batch_size, workers):
+        for name, rows, owner, done in _features(model, modalities, there, sets[0], batch_size):
             looked_for[name].append((rows, owner))
             _tell(progress, done, total)
         banks = {
@@ -93,7 +92,7 @@ def near_samples(
         found = {
             name: torch.zeros(len(rows), dtype=torch.int64, device=rows.device) for name, (rows, _) in banks.items()
         }
-        for name, rows, owner, done in _features(model, modalities, list(banks), sets[1], batch_size, workers):
+        for name, rows, owner, done in _features(model, modalities, list(banks), sets[1], batch_size):
             with exact_products():
                 cosines, places = (banks[name][0] @ rows.T).max(1)
             nearer = cosines > best[name]
@@ -118,12 +117,11 @@ def _features(
     names: Sequence[str],
     index: ShardIndex,
     batch_size: int,
-    workers: int,
 ) -> Iterator[tuple[str, Tensor, Tensor, int]]:
     """(Modality, unit-norm features [n, D], numbers of their samples [n], samples done) of each batch."""
     needs = {name: {"eval": 1} for name in names}
     stream = EvalStream(
-        index, modalities, needs, batch_size, workers, on_error="skip", max_failures=1, optional=names, rank=0, world=1
+        index, modalities, needs, batch_size, on_error="skip", max_failures=1, optional=names, rank=0, world=1
     )
     with closing(stream):
         done = 0

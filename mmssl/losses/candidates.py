@@ -91,8 +91,3 @@ def first_hits(logits: Tensor, target: Tensor) -> Tensor:
     best = logits == logits.amax(1, keepdim=True)
     hit = best.gather(1, target[:, None]).squeeze(1)
     return hit / best.sum(1)
-
-
-def first_rate(logits: Tensor, target: Tensor) -> Tensor:
-    """Top-1 accuracy, the mean of `first_hits`, in [0, 1]."""
-    return first_hits(logits, target).mean()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmssl.losses.candidates import first_rate, positive_indices
+from mmssl.losses.candidates import first_hits, positive_indices
 
 
 @pytest.mark.parametrize(
@@ -18,15 +18,15 @@ from mmssl.losses.candidates import first_rate, positive_indices
         ([1.0] * 4, 3, 0.25),
     ],
 )
-def test_first_rate_of_one_row(row: list[float], target: int, rate: float) -> None:
-    assert first_rate(torch.tensor([row]), torch.tensor([target])).item() == rate
+def test_first_hits_of_one_row(row: list[float], target: int, rate: float) -> None:
+    assert first_hits(torch.tensor([row]), torch.tensor([target])).item() == rate
 
 
-def test_first_rate_is_a_mean_without_graph() -> None:
+def test_first_hits_have_no_graph() -> None:
     logits = torch.eye(4, requires_grad=True)
-    rate = first_rate(logits, torch.tensor([0, 1, 0, 1]))
-    assert rate.item() == 0.5
-    assert not rate.requires_grad
+    hits = first_hits(logits, torch.tensor([0, 1, 0, 1]))
+    assert hits.tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert not hits.requires_grad
 
 
 def test_positives_start_at_the_offset() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmssl.losses import tiles
-from mmssl.losses.candidates import first_rate
+from mmssl.losses.candidates import first_hits
 from tests.losses.inputs import unit_rows
 
 
@@ -49,7 +49,7 @@ def test_nearest_rate_is_that_of_the_matrix(edge: int, monkeypatch: pytest.Monke
     a, b = unit_rows(17, 3)
     b[4] = b[9]  # a tie
     target = torch.arange(17)
-    expected = first_rate(a @ b.T, target)
+    expected = first_hits(a @ b.T, target).mean()
     assert 0 < expected < 0.5
     assert tiles.nearest_rate(a, b, target).item() == pytest.approx(expected.item(), rel=1e-12)
 

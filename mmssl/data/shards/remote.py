@@ -23,7 +23,6 @@ from mmssl.data.shards.patience import Absent, NoRanges, Patience, Refused, shar
 from mmssl.data.shards.sidecar import load_sidecar, save_sidecar
 from mmssl.data.shards.storage import Storage
 from mmssl.data.shards.table import ShardTable, checksums, scan, slice_starts
-from mmssl.data.shards.writer import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -282,9 +281,7 @@ class _Last(threading.local):
         self.file.close()
 
 
-def open_remote(
-    urls: Sequence[str], remote: Remote, progress: Progress | None = None
-) -> tuple[list[ShardTable], RemoteReader]:
+def open_remote(urls: Sequence[str], remote: Remote) -> tuple[list[ShardTable], RemoteReader]:
     """Open remote shards: their tables, fetched in parallel, and a reader of their bytes.
 
     Raises:
@@ -294,7 +291,7 @@ def open_remote(
     problems: dict[int, str] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
         futures = {pool.submit(remote.table, url): i for i, url in enumerate(urls)}
-        for done, future in enumerate(as_completed(futures), start=1):
+        for future in as_completed(futures):
             try:
                 found[futures[future]] = future.result()
             except DataError as error:
@@ -302,8 +299,6 @@ def open_remote(
                 if len(problems) > 10:
                     pool.shutdown(cancel_futures=True)
                     break
-            if progress is not None:
-                progress(done, len(urls))
     if problems:
         lines = "\n".join(problems[i] for i in sorted(problems))
         raise DataError(f"{len(problems)} of {len(urls)} shards cannot be used:\n{lines}")

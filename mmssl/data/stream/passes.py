@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +31,6 @@ class ShuffledPasses:
         batch_size: largest number of samples of a global batch.
         seed: of the order and of random views.
         on_error: "raise", or "skip": drop an unusable sample.
-        optional: modalities that samples may lack.
 
     Raises:
         DataError: fewer samples than processes.
@@ -48,16 +47,13 @@ class ShuffledPasses:
         *,
         seed: int,
         on_error: Literal["raise", "skip"] = "raise",
-        optional: Collection[str] = (),
     ) -> None:
         if len(numbers) < distributed.world_size():
             raise DataError(
                 f"got {len(numbers)} samples to train on with {distributed.world_size()} processes, wanted one each"
             )
         self._tickets = _Shuffled(numbers, max(batch_size, distributed.world_size()), seed)
-        rows = Rows(
-            Sources[SampleIndex]([index]), select_modalities(modalities, needs), needs, seed, on_error, tuple(optional)
-        )
+        rows = Rows(Sources[SampleIndex]([index]), select_modalities(modalities, needs), needs, seed, on_error, ())
         collate = Collate(rows.modalities, needs)
         self._loader: Any = Workers.of(workers).loader(rows, self._tickets, collate, persistent=True)
 

@@ -62,7 +62,7 @@ class EmbeddedFolder:
             )
         return cls(folder, {**manifest, "modalities": [name for name, count in names.items() if count]})
 
-    def search(self, modality: str, query: np.ndarray, top: int, tile: int = TILE) -> list[Hit]:
+    def search(self, modality: str, query: np.ndarray, top: int) -> list[Hit]:
         """The `top` samples with the largest cosine to a unit-norm query [E], best first; ties: the earlier row.
 
         A sample with several items counts once, by its nearest.
@@ -71,7 +71,7 @@ class EmbeddedFolder:
             DataError: the files are missing, or of another width than the query.
         """
         rows, owners = self.rows(modality, len(query))
-        return nearest_owners(rows, owners, query, top, tile)
+        return nearest_owners(rows, owners, query, top)
 
     def rows(self, modality: str, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Rows [n, E] of a modality and the sample [n] of each, ascending; memory-mapped once, and kept.

@@ -22,9 +22,9 @@ def _rate(field: Operand) -> int:
     return rate
 
 
-def fit_sound(wave: np.ndarray, samples: int, first: int = 0) -> np.ndarray:
-    """Crop samples first ... first + samples - 1 of a sound [C, N], with silence after its end."""
-    part = wave[:, first : first + samples]
+def fit_sound(wave: np.ndarray, samples: int) -> np.ndarray:
+    """The first `samples` of a sound [C, N], with silence after its end."""
+    part = wave[:, :samples]
     return part if part.shape[1] == samples else np.pad(part, ((0, 0), (0, samples - part.shape[1])))
 
 
