@@ -24,6 +24,7 @@ from mmssl.recipe.unions import ModalityUnion, SingleObjectiveUnion, members
 from mmssl.recipe.validate import validate_text
 from pipelines import cli, evaluate, pretrain
 from tests.recipe.test_imported import CLIPS, open_clip_folder
+from tests.test_architecture import FLOORS
 from tools import peer_env
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,6 +197,22 @@ def test_the_map_has_all_rooms() -> None:
     rooms = {path.parent.relative_to(ROOT / "mmssl").as_posix() for path in (ROOT / "mmssl").rglob("*/__init__.py")}
     listed = set(re.findall(r"^\| \d \| `([\w/]+)` \|", DOCUMENTS["mmssl/README.md"], re.MULTILINE))
     assert listed == (rooms - {"."}) | {"pipelines"}
+
+
+def test_the_map_has_the_floors_that_are_tested() -> None:
+    """Those of the map and of the first lines of the folders."""
+    for name, floor in FLOORS.items():
+        room = name.removeprefix("mmssl.")
+        assert f"\n| {floor} | `{room}` |" in DOCUMENTS["mmssl/README.md"], name
+        assert (ROOT / name.replace(".", "/") / "__init__.py").read_text().startswith(f'"""Floor {floor}: '), name
+
+
+def test_files_that_the_map_names_exist() -> None:
+    named = re.findall(
+        r"`([\w/.]+\.py)`", DOCUMENTS["mmssl/README.md"].split("\n## Where to change what\n")[1].split("\n## ")[0]
+    )
+    assert len(named) > 40
+    assert [path for path in named if not (ROOT / "mmssl" / path).is_file()] == []
 
 
 def importers(module: str) -> set[str]:

@@ -1,5 +1,6 @@
-"""Floor 0: loss functions, pure functions of tensors: no parameters, no collectives, no configs.
+"""Floor 1: loss functions, pure functions of tensors: no parameters, no configs.
 
-Gathered tensors of other processes are arguments (`all_*`, with the `offset` of this process' rows), so each function is an
-equation that can be checked against the loop in its docstring; the tests run those loops.
+Each is an equation that can be checked against the loop in its docstring; the tests run those loops. Gathered tensors of other
+processes are arguments (`all_*`, with the `offset` of this process' rows). Means, sums and statistics of the global batch are
+collectives of `core.distributed`, by its convention: a loss returns this process' share.
 """

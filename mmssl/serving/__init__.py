@@ -1,1 +1,1 @@
-"""Embeddings and searches over HTTP, for this machine."""
+"""Floor 5: embeddings and searches over HTTP, for this machine."""
