@@ -75,8 +75,8 @@ def test_what_a_run_refuses_of_numbers_is_a_fault_of_its_recipe(tmp_path: Path) 
         array = ArrayConfig(size=8, axes=["height", "width"], channels=1, nan="mean" if filled else "refuse").build(
             "land"
         )  # type: ignore[arg-type]
-        assert check([tmp_path / "out"], {"ecg": series}).fault_counts == {"not_finite npy": faults}
-        assert check([tmp_path / "out"], {"land": array}).fault_counts == {"not_finite npy": faults}
+        assert check_shards([tmp_path / "out"], {"ecg": series}).fault_counts == {"not_finite npy": faults}
+        assert check_shards([tmp_path / "out"], {"land": array}).fault_counts == {"not_finite npy": faults}
 
 
 def test_statistics_are_those_of_each_channel(table: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mmssl.core.errors import DataError
 from mmssl.curation import filter as filtering
-from mmssl.curation.check import check
+from mmssl.curation.check import check_shards
 from mmssl.curation.filter import filter_shards
 from mmssl.curation.pack import PackConfig, pack
 from mmssl.data.shards.index import ShardIndex
@@ -46,7 +46,7 @@ def test_a_packing_that_ends_midway_has_no_manifest_and_goes_on(
     assert len(ShardIndex.open([str(out)])) == 2
     assert caplog.messages == [f"{out} is unfinished: shards are missing; give the command that makes it again"]
     caplog.clear()
-    found = check([out])
+    found = check_shards([out])
     assert not found.ok
     assert found.fault_counts == {"unfinished tar": 1}
     assert f"unfinished 'tar' of {out}: shards are missing; give the command that makes it again" in found.table()
@@ -59,7 +59,7 @@ def test_a_packing_that_ends_midway_has_no_manifest_and_goes_on(
     assert [shard.stat().st_mtime_ns for shard in sorted(out.glob("*.tar"))] == times, "they are kept"
     ShardIndex.open([str(out)])
     assert not caplog.messages
-    assert check([out]).ok
+    assert check_shards([out]).ok
 
 
 def test_shards_that_the_unfinished_manifest_does_not_list_are_unfinished_too(tmp_path: Path) -> None:

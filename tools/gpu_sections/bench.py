@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .models import MODELS, TINY, Card, Model, card_of
+from .models import MODELS, TINY, Card, ClipShape, card_of
 
 Figures = dict[str, Any]
 """A row: value, unit, and what it can be at best (`roofline`, from a data sheet, in the same unit); the rest are details."""
@@ -46,6 +46,6 @@ class Bench:
         """Timed calls."""
         return 2 if self.tiny else 20
 
-    def models(self, *names: str) -> dict[str, Model]:
+    def models(self, *names: str) -> dict[str, ClipShape]:
         """Models by name; the toy one in their place."""
         return TINY if self.tiny else {name: MODELS[name] for name in names}

@@ -20,7 +20,7 @@ from mmssl.losses.tiled_info_nce import tiled_info_nce
 from mmssl.training.steps.compilation import CompileMode
 
 from .bench import Bench, Figures, Rows
-from .models import Model, Tower, free_memory, our_step, random_batch, trimmed
+from .models import ClipShape, TowerShape, free_memory, our_step, random_batch, trimmed
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("tests/training/test_cuda.py", "tests/evaluation/test_ranking.py")
@@ -83,12 +83,12 @@ def _loss(bench: Bench, tf32: bool) -> Figures:
     return {"value": max(errors.values()), "unit": "", "roofline": bound, **beside}
 
 
-def _small(tokens: int) -> Model:
+def _small(tokens: int) -> ClipShape:
     """Two blocks a tower, with as many tokens of a picture as asked for."""
     side = {5: 2, 50: 7, 197: 14, 257: 16}[tokens]
     width = 32 if tokens == 5 else 128
-    tower = Tower(width, 2, width // 16 if tokens == 5 else 2)
-    return Model("", tower, tower, side * 8, 8, 32, 16)
+    tower = TowerShape(width, 2, width // 16 if tokens == 5 else 2)
+    return ClipShape("", tower, tower, side * 8, 8, 32, 16)
 
 
 def _cached(bench: Bench) -> Figures:
@@ -147,7 +147,7 @@ def _resumed(bench: Bench, tokens: int, mode: CompileMode, deterministic: bool) 
     return {"value": float(whole != cut), "unit": "differ", "roofline": 0 if deterministic else None}
 
 
-def _hash_of_weights(bench: Bench, model: Model, mode: CompileMode, stop: int | None) -> str:
+def _hash_of_weights(bench: Bench, model: ClipShape, mode: CompileMode, stop: int | None) -> str:
     """SHA-256 of all weights after 6 steps; with `stop`, of new objects that took the weights and moments over after it."""
     backend = "eager" if bench.tiny else "inductor"
     step, learner = our_step(model, bench.device, mode, backend)

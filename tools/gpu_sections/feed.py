@@ -13,7 +13,7 @@ import bench_loader
 from mmssl.training.steps.prefetch import DeviceStream
 
 from .bench import Bench, Figures, Rows
-from .models import Model, our_step, random_batch, seconds_of, synchronise, trimmed
+from .models import ClipShape, our_step, random_batch, seconds_of, synchronise, trimmed
 
 
 def rows(bench: Bench) -> Rows:
@@ -26,7 +26,7 @@ def rows(bench: Bench) -> Rows:
     yield f"{name}, fed, 10 ms later", partial(_fed, bench, model, 0.01)
 
 
-def _shards(bench: Bench, model: Model) -> list[str]:
+def _shards(bench: Bench, model: ClipShape) -> list[str]:
     """256 different pictures, each written 16 times: making one takes longer than decoding it 20 times."""
     bench_loader.SIZE = model.size
     samples, shards = (2 * model.batch, 2) if bench.tiny else (4096, 16)
@@ -38,7 +38,7 @@ def _shards(bench: Bench, model: Model) -> list[str]:
     return [str(path) for path in bench_loader.make_shards(bench.folder, samples, shards)]
 
 
-def _alone(bench: Bench, model: Model, workers: int) -> Figures:
+def _alone(bench: Bench, model: ClipShape, workers: int) -> Figures:
     stream = bench_loader.our_batches(_shards(bench, model), model.batch, workers)
     try:
         batches = iter(stream)
@@ -54,7 +54,7 @@ def _alone(bench: Bench, model: Model, workers: int) -> Figures:
     return {"value": speed, "unit": "samples/s"}
 
 
-def _fed(bench: Bench, model: Model, delay: float) -> Figures:
+def _fed(bench: Bench, model: ClipShape, delay: float) -> Figures:
     step, learner = our_step(model, bench.device)
     resident = trimmed(random_batch(model, model.batch, bench.device))
     best = model.batch / seconds_of(partial(step, resident), bench.device, bench.repeats)

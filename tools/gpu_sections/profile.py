@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from .bench import Bench, Figures, Rows
-from .models import Model, our_step, random_batch, synchronise, trimmed
+from .models import ClipShape, our_step, random_batch, synchronise, trimmed
 
 KINDS = {
     "attention": ("flash", "fmha", "attention", "sdpa"),
@@ -28,7 +28,7 @@ def rows(bench: Bench) -> Rows:
         yield name, partial(_profile, bench, model)
 
 
-def _profile(bench: Bench, model: Model) -> Figures:
+def _profile(bench: Bench, model: ClipShape) -> Figures:
     step, batch = our_step(model, bench.device)[0], trimmed(random_batch(model, model.batch, bench.device))
     for _ in range(3):
         step(batch)

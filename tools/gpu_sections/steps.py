@@ -12,7 +12,7 @@ from mmssl.training.steps.compilation import CompileMode
 
 from .bench import Bench, Figures, Rows
 from .models import (
-    Model,
+    ClipShape,
     as_peer_sees,
     caption_lengths,
     free_memory,
@@ -47,7 +47,7 @@ def largest_rows(bench: Bench) -> Rows:
         yield name, partial(_large, bench, pairs, parts)
 
 
-def _both(bench: Bench, model: Model, mode: CompileMode) -> Figures:
+def _both(bench: Bench, model: ClipShape, mode: CompileMode) -> Figures:
     whole = random_batch(model, model.batch, bench.device)
     operations = model.operations(caption_lengths(whole)) / model.batch
     peak = bench.card.bf16
