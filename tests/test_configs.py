@@ -111,8 +111,8 @@ def test_another_default_for_an_inherited_setting_keeps_its_limits() -> None:
 
 
 def test_videos_and_long_sounds_are_decoded_in_windows() -> None:
-    """But for clips of whole videos, spoken words of a second, views of CLAP and SimCLR from anywhere in a sound, and samples
-    without sound, each of which would be noted.
+    """But for clips of whole videos, words of a second, views of CLAP and SimCLR from anywhere in a sound, and samples without
+    sound, each of which would be noted.
 
     Without `seconds` a clip spreads its frames over all that is decoded, whatever `fps` is.
     """
