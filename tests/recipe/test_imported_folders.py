@@ -49,13 +49,16 @@ def test_imported_folders_may_be_moved(tmp_path: Path) -> None:
     transformers_folder("ChineseCLIP", tmp_path / "hub")
     recipe, _ = write_imported_run(describe_model(tmp_path / "hub"), tmp_path / "run")
     assert recipe.weights == tmp_path / "run"
-    before = mmssl.load(tmp_path / "run").encode(text=CAPTIONS)["text"]
+    model = mmssl.load(tmp_path / "run")
+    before, digest = model.encode(text=CAPTIONS)["text"], model.digest()
     shutil.rmtree(tmp_path / "hub")
     (tmp_path / "elsewhere").mkdir()
     moved = (tmp_path / "run").rename(tmp_path / "elsewhere" / "moved")
     for file in [*moved.rglob("*.yaml"), *moved.rglob("*.json")]:
         assert str(tmp_path) not in re.sub(r"#.*|\"imported\".*", "", file.read_text()), file
-    assert torch.equal(mmssl.load(moved).encode(text=CAPTIONS)["text"], before)
+    model = mmssl.load(moved)
+    assert torch.equal(model.encode(text=CAPTIONS)["text"], before)
+    assert model.digest() == digest, "what was fitted of it, and embedded, is its own still"
     tuned = find_recipe(str(moved / "recipe.yaml"))  # starts from the folder, wherever it is
     assert tuned.weights == moved
     assert torch.equal(start_of(tuned).encode(text=CAPTIONS)["text"], before)
