@@ -27,7 +27,7 @@ from torch.nn.attention import varlen
 from mmssl.core.compat import forget_accelerator
 from mmssl.encoders import attend
 from mmssl.losses import tiled_info_nce
-from tests.pretended.device import Device, Event, Stream
+from tests.pretended.device import Device
 from tests.pretended.operations import Operations
 from tests.pretended.tensors import FACTORIES, from_data, made_by_python, of_tensors
 
@@ -70,7 +70,7 @@ def _replaced(device: Device) -> Iterator[tuple[Any, dict[str, Any]]]:
             "current_accelerator": lambda *_, **__: torch.device("cuda"),
             "current_device_index": lambda: 0,
             "set_device_index": lambda *_: None,
-            "current_stream": lambda *_: Stream(device),
+            "current_stream": device.Stream,
             "synchronize": device.synchronize,
         },
     )
@@ -101,9 +101,6 @@ def _replaced(device: Device) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def _of_cuda(device: Device) -> dict[str, Any]:
-    def stream(*_: Any, **__: Any) -> Stream:
-        return Stream(device)
-
     def seed(number: int) -> None:
         device.generator.manual_seed(number)
 
@@ -128,10 +125,10 @@ def _of_cuda(device: Device) -> dict[str, Any]:
         "synchronize": device.synchronize,
         "stream": lambda *_: nullcontext(),
         "device": lambda *_: nullcontext(),
-        "current_stream": stream,
-        "default_stream": stream,
-        "Stream": stream,
-        "Event": lambda *_, **__: Event(device),
+        "current_stream": device.Stream,
+        "default_stream": device.Stream,
+        "Stream": device.Stream,
+        "Event": device.Event,
         "manual_seed": seed,
         "manual_seed_all": seed,
         "initial_seed": device.generator.initial_seed,

@@ -26,6 +26,7 @@ class Device:
         self._generators: dict[int, torch.Generator] = {}
         self.Generator = self._class_of_generators()
         self.generator = self.Generator("cuda")
+        self.Stream, self.Event = (type(base.__name__, (base,), {"of": self}) for base in (Stream, Event))
         self.operations = Operations(self.generator, self.is_ours, self.synchronize)
         self.reads = self.operations.reads
         self._under_way: list[Callable[[], None]] = []
@@ -78,17 +79,19 @@ class Device:
 
 
 class Stream:
-    """A CUDA stream in which everything is done at once, but for copies: see `Device.moved`."""
+    """A CUDA stream in which everything is done at once, but for copies: see `Device.moved`. A device has a subclass."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self.synchronize = device.synchronize
-        self.cuda_stream, self.device = 0, torch.device(DEVICE)
+    of: Device
+    cuda_stream, device = 0, torch.device(DEVICE)
 
+    def __init__(self, *_: Any, **__: Any) -> None: ...
     def wait_stream(self, other: Any) -> None: ...
     def wait_event(self, other: Any) -> None: ...
     def record_event(self, event: Any = None) -> Any:
-        return event or Event(self._device)
+        return event or self.of.Event()
+
+    def synchronize(self) -> None:
+        self.of.synchronize()
 
     def query(self) -> bool:
         self.synchronize()
@@ -99,6 +102,8 @@ class Stream:
 
 
 class Event(Stream):
+    """A CUDA event, which has always come."""
+
     def record(self, stream: Any = None) -> None: ...
     def wait(self, stream: Any = None) -> None: ...
     def elapsed_time(self, other: Any) -> float:
