@@ -17,11 +17,12 @@ from mmssl.core.encoder import Encoder
 from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduction
 from mmssl.core.plan import Plan
 from mmssl.core.presence import Present
+from mmssl.heads.places_predictors import PlacesPredictor, PlacesPredictorConfig
 from mmssl.heads.token_predictors import TokenPredictorConfig
 from mmssl.losses.masked_tokens import Mean, class_shares, masked_cross_entropy, mean_of_errors, token_means
-from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of
+from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of, equal_count
 from mmssl.objectives.parts.fixed_targets import FixedTargets, FixedTargetsConfig
-from mmssl.objectives.parts.presence import mixed_bits
+from mmssl.objectives.parts.presence import mixed_bits, zero_absent
 
 
 class MaskedPredictionConfig(ObjectiveConfig):
@@ -34,6 +35,9 @@ class MaskedPredictionConfig(ObjectiveConfig):
         targets: what is predicted: words (BERT), hog (MaskFeat), codes (BEiT-like, HuBERT, BEST-RQ), features of a frozen encoder
             (MVP, EVA).
         predictor: head of each token, not used after training: linear (BEiT, MaskFeat), bert, cosine (HuBERT).
+        places: null: the encoder sees a learned vector in place of hidden tokens. Else it does not see hidden tokens, and this
+            predictor is asked for features at their places, of which masks have equal counts; not used after training (the label
+            predictor of BEATs, a transformer).
         mean: "samples": mean over samples of the mean over their masked tokens; "tokens": mean over all masked tokens of the
             batch, as in BERT. They differ where samples have different numbers of masked tokens, as texts do.
     """
@@ -44,6 +48,7 @@ class MaskedPredictionConfig(ObjectiveConfig):
     mask: str
     targets: FixedTargetsConfig
     predictor: TokenPredictorConfig
+    places: PlacesPredictorConfig | None = None
     mean: Mean = "samples"
 
     def build(self, encoders: Mapping[str, Encoder], plan: Plan) -> MaskedPredictionObjective:
@@ -65,6 +70,7 @@ class MaskedPredictionConfig(ObjectiveConfig):
             targets,
             self.predictor.build(encoder.width, targets.size),
             encoder.width,
+            None if self.places is None else self.places.build(encoder.width, encoder.grid),
             self.mean,
             plan.total_steps,
             plan.samples,
@@ -76,7 +82,8 @@ class MaskedPredictionObjective(Objective):
 
     BERT (Devlin et al. 2019, arXiv:1810.04805), BEiT (Bao et al. 2022, arXiv:2106.08254), MaskFeat (Wei et al. 2022,
     arXiv:2112.09133), HuBERT (Hsu et al. 2021, arXiv:2106.07447). A learned vector takes the place of hidden tokens before their
-    positions are added. Targets are made of the view itself in every step, so no labels are stored. Of classes the loss is the
+    positions are added; or they are left out, and predicted at their places from the others (BEATs, Chen et al. 2023,
+    arXiv:2212.09058). Targets are made of the view itself in every step, so no labels are stored. Of classes the loss is the
     cross entropy, of values the squared error, of features 1 - cosine. The metric chance_loss is the loss of the best guess that
     sees nothing, the entropy of the classes in the batch; zero_loss that of a prediction of zeros.
 
@@ -87,6 +94,7 @@ class MaskedPredictionObjective(Objective):
         targets: makes the targets.
         predictor: [..., D] -> [..., size of the targets].
         width: D.
+        places: predicts features of hidden tokens that the encoder does not see; None: it sees a learned vector instead.
         mean: over samples, or over all masked tokens.
         total_steps: of the run.
         samples: training samples of the run.
@@ -102,24 +110,26 @@ class MaskedPredictionObjective(Objective):
         targets: FixedTargets,
         predictor: nn.Module,
         width: int,
+        places: PlacesPredictor | None,
         mean: Mean,
         total_steps: int = 1,
         samples: int = 0,
     ) -> None:
         super().__init__()
         self.modality, self.view, self.mask, self.mean = modality, view, mask, mean
-        self.targets, self.predictor = targets, predictor
+        self.targets, self.predictor, self.places = targets, predictor, places
         self.total_steps, self.samples = total_steps, samples
         self.reduction = Reduction.LOCAL if mean == "samples" else Reduction.STATISTIC
-        self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02)) if places is None else None
 
     def needs(self) -> Needs:
         """One view and one mask."""
         return {self.modality: {self.view: 1, self.mask: 1}}
 
     def requires(self) -> Mapping[str, frozenset[str]]:
-        """Encoder capabilities: tokens, replacing tokens (mask_replace), attention in both directions."""
-        return {self.modality: frozenset({Encoder.TOKENS, Encoder.MASK_REPLACE, Encoder.BIDIRECTIONAL})}
+        """Encoder capabilities: tokens, replacing or dropping them (mask_replace, mask_drop), attention in both directions."""
+        masked = Encoder.MASK_REPLACE if self.places is None else Encoder.MASK_DROP
+        return {self.modality: frozenset({Encoder.TOKENS, masked, Encoder.BIDIRECTIONAL})}
 
     def check_views(self, batch: Batch, ctx: StepContext) -> None:
         """Check that masks and targets are those of the encoder's tokens."""
@@ -129,30 +139,33 @@ class MaskedPredictionObjective(Objective):
         """Mean error of each sample [B] and the number of its predicted tokens; of classes also hits [B] and classes [B, T].
 
         Raises:
-            ValueError: the mask is not one of the encoder's tokens, or targets have another size than configured.
+            ValueError: the mask is not one of the encoder's tokens, or targets have another size than configured; or masks have
+                different counts where hidden tokens are left out.
         """
         target, seen, hidden, mask = self._masked(batch, ctx.encoders[self.modality])
-        name = f"{self.view}0"
-        changed = replace(batch, views={**batch.views, self.modality: {name: seen}})
-        (features,) = ctx.features(changed, self.modality, [name], replace=([hidden], self.mask_token))
-        assert features.tokens is not None
-        prediction = at_least_float32(self.predictor(features.tokens[mask]))  # [M, K or P] of the M masked tokens
-        found = {"count": mask.sum(1), **ctx.presence(batch, self.modality)}
+        changed = replace(batch, views={**batch.views, self.modality: {f"{self.view}0": seen}})
+        presence = ctx.presence(batch, self.modality)
+        if self.places is None:
+            tokens = self._replaced(changed, ctx, hidden)[mask]
+        else:
+            tokens, mask = self._left_out(changed, ctx, mask, presence.get("present"))
+        prediction = at_least_float32(self.predictor(tokens))  # [M, K or P] of the M masked tokens
+        found = {"count": mask.sum(1), **presence}
         if self.targets.classes:
             hits = (prediction.argmax(-1) == target[mask]).to(prediction.dtype)
-            return found | {
+            found |= {
                 "error": masked_cross_entropy(prediction, target, mask),
                 "hits": token_means(hits, mask),
                 "classes": target.masked_fill(~mask, -1),
             }
+            return zero_absent(found)
         wanted = target[mask].to(prediction.dtype)
         if self.targets.directions:
             error = 1 - F.cosine_similarity(prediction, wanted, dim=-1)
-            return found | {"error": token_means(error, mask), "zero": token_means(torch.ones_like(error), mask)}
-        return found | {
-            "error": token_means((prediction - wanted).square().mean(-1), mask),
-            "zero": token_means(wanted.square().mean(-1), mask),
-        }
+            zero = torch.ones_like(error)
+        else:
+            error, zero = (prediction - wanted).square().mean(-1), wanted.square().mean(-1)
+        return zero_absent(found | {"error": token_means(error, mask), "zero": token_means(zero, mask)})
 
     def criterion(self, latents: Latents, ctx: StepContext) -> LossOutput:
         """One loss term; metrics of classes: accuracy, share of the most frequent one, and the loss of a blind guess."""
@@ -212,6 +225,26 @@ class MaskedPredictionObjective(Objective):
         distributed.gather_objects(None)  # where a process could not read, all learn it here
         centroids.fit(torch.cat(index), torch.cat(rows), ctx.generator("starts"))
         return []
+
+    def _replaced(self, batch: Batch, ctx: StepContext, hidden: Tensor) -> Tensor:
+        """Tokens [B, T, D] of the view with a learned vector in place of those under the mask [B, T]."""
+        assert self.mask_token is not None
+        (features,) = ctx.features(batch, self.modality, [f"{self.view}0"], replace=([hidden], self.mask_token))
+        assert features.tokens is not None
+        return features.tokens
+
+    def _left_out(self, batch: Batch, ctx: StepContext, mask: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Features [M, D] of the masked tokens, sample by sample, which are predicted from the others; and the mask [B, T].
+
+        Masks of absent samples have no effect; they get as many places as the others have.
+        """
+        assert self.places is not None
+        here = mask if present is None or not present.any() else mask[present]
+        order = (~mask).byte().argsort(dim=-1, stable=True)  # the hidden places first
+        hidden, keep = (x.sort(1).values for x in order.tensor_split([equal_count(here[:, None], self.mask)], 1))
+        (features,) = ctx.features(batch, self.modality, [f"{self.view}0"], keep=[keep])
+        found: Tensor = self.places(features.tokens, keep, hidden[:, None], ctx.generator("places", mask.device))
+        return found.flatten(0, 2), torch.zeros_like(mask).scatter(1, hidden, True)
 
     def _masked(self, batch: Batch, encoder: Encoder) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Targets [B, T] or [B, T, P], the view that the encoder sees, and the masks [B, T] of hidden and predicted tokens."""

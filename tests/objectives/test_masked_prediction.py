@@ -38,6 +38,7 @@ KMEANS = CONFIG | {
     "mask": "uneven",
     "mean": "tokens",
 }
+LEFT_OUT = CONFIG | {"places": {"kind": "transformer", "width": 8, "depth": 1, "heads": 2}}
 HOG = CONFIG | {"targets": {"kind": "hog", "values": 27, "cell": 2}}
 BERT = CONFIG | {
     "modality": "sentence", "view": "tokens", "mask": "order", "targets": {"kind": "words", "ratio": 0.4},
@@ -49,6 +50,8 @@ CASES = {
     "masked_prediction": Case(json.dumps(CONFIG), Reduction.LOCAL, ALIKE),
     "masked_prediction, fitted codes": Case(json.dumps(KMEANS), Reduction.STATISTIC, ALIKE, plan=PLAN),
     "masked_prediction, fitted codes, absent": Case(json.dumps(KMEANS), Reduction.STATISTIC, ALIKE, FIVE, plan=PLAN),
+    "masked_prediction, left out": Case(json.dumps(LEFT_OUT), Reduction.LOCAL, ALIKE),
+    "masked_prediction, left out, absent": Case(json.dumps(LEFT_OUT), Reduction.LOCAL, ALIKE, FIVE),
     "masked_prediction, histograms": Case(json.dumps(HOG), Reduction.LOCAL, ALIKE),
     "masked_prediction, words": Case(json.dumps(BERT), Reduction.STATISTIC, ALIKE),
 }
@@ -116,8 +119,35 @@ def test_what_becomes_of_a_word_depends_on_its_own_text_alone() -> None:
         assert all(torch.equal(a[0], b[row]) for a, b in zip(alone, whole, strict=True))
 
 
-def test_the_encoder_does_not_see_hidden_patches() -> None:
-    learner, _ = build(**HOG)
+def test_what_is_left_out_is_predicted_at_its_places() -> None:
+    """Picture by picture: features of the visible patches, a pass of the label predictor, cross entropy of the codes (BEATs)."""
+    learner, objective = build(**LEFT_OUT)
+    learner.double()
+    batch, places = toys.batch(SIZE), objective.places
+    assert places is not None
+    assert objective.mask_token is None
+    costs = []
+    for row, mask in enumerate(batch["picture"]["mask0"]):
+        one, seen, hidden = batch["picture"]["crop0"][row : row + 1], (~mask).nonzero()[:, 0], mask.nonzero()[:, 0]
+        tokens = places.embed(learner.encoders["picture"](one, keep=seen[None]).tokens) + places.positions[seen]  # type: ignore[union-attr,operator]
+        asked = (places.mask_token + places.positions[hidden])[None]  # type: ignore[operator,index]
+        found = places.predict(places.norm(places.blocks(torch.cat([tokens, asked], 1))[0, len(seen) :]))  # type: ignore[operator]
+        codes = objective.targets(one, learner.encoders["picture"])[0, mask]
+        costs.append(torch.nn.functional.cross_entropy(objective.predictor(found), codes))
+    torch.testing.assert_close(learner(batch)[0].terms["masked"], torch.stack(costs).mean(), rtol=1e-10, atol=0)
+
+
+def test_masks_of_different_counts_and_texts_are_not_left_out() -> None:
+    learner, objective = build(**LEFT_OUT | {"mask": "uneven"})
+    with pytest.raises(ValueError, match=r"got masks of kind 'uneven' of .* wanted equal numbers in all samples"):
+        objective.encode(toys.batch(SIZE), learner.context())
+    with pytest.raises(ValueError, match=r"lacks \['mask_drop'\]; no encoder of texts drops tokens"):
+        build(**BERT | {"places": LEFT_OUT["places"]})
+
+
+@pytest.mark.parametrize("config", [HOG, HOG | {"places": LEFT_OUT["places"]}])
+def test_the_encoder_does_not_see_hidden_patches(config: dict[str, Any]) -> None:
+    learner, _ = build(**config)
     batch = toys.batch(3)
     hidden = batch["picture"]["mask0"].view(3, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
     crop = batch["picture"]["crop0"]
