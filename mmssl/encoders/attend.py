@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel, varlen
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SHORT = 128
 """Keys up to which fused attention is slower backward in bfloat16 on the CPU: twice at 50 keys, eight times at 13."""
@@ -40,6 +40,8 @@ def attend_ragged(
         longest: largest number of queries and of keys of a text.
         causal: each query sees the keys of its text up to its own place.
     """
+    from torch.nn.attention import varlen  # imports torch._dynamo
+
     return varlen.varlen_attn(q, k, v, *bounds, *longest, **_causality(causal))  # type: ignore[return-value]
 
 
@@ -60,4 +62,6 @@ def _causality(causal: bool) -> dict[str, Any]:
 
 @cache
 def _names_causality() -> bool:
+    from torch.nn.attention import varlen
+
     return "is_causal" in inspect.signature(varlen.varlen_attn).parameters
