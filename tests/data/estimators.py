@@ -34,7 +34,12 @@ def ink(frames: np.ndarray) -> np.ndarray:
 
 def positions(frames: np.ndarray) -> np.ndarray:
     """[T], x of the digit in each frame as a fraction of the width; NaN where there is no ink."""
-    columns = ink(frames).sum(1)  # [T, W]
+    return positions_of(ink(frames))
+
+
+def positions_of(strokes: np.ndarray) -> np.ndarray:
+    """`positions` of frames with this ink."""
+    columns = strokes.sum(1)  # [T, W]
     mass = columns.sum(1)
     centres = (np.arange(columns.shape[1]) + 0.5) / columns.shape[1]
     return np.where(mass > 0, columns @ centres / np.maximum(mass, 1e-9), np.nan)
@@ -47,7 +52,12 @@ def flashes(frames: np.ndarray, times: np.ndarray, seconds: float) -> list[float
         times: [T], when each frame is first shown.
         seconds: until when the last one is.
     """
-    mass = ink(frames).sum((1, 2))
+    return flashes_of(ink(frames), times, seconds)
+
+
+def flashes_of(strokes: np.ndarray, times: np.ndarray, seconds: float) -> list[float]:
+    """`flashes` of frames with this ink."""
+    mass = strokes.sum((1, 2))
     usual = float(np.percentile(mass, 25))
     excess = np.maximum(mass - 1.08 * usual, 0.0)
     ends = np.append(times[1:], max(seconds, float(times[-1])))

@@ -24,7 +24,7 @@ from mmssl.data.modality import Modality
 from mmssl.data.timeline import Clip
 from mmssl.datasets.moving_render import captions
 from mmssl.datasets.moving_scenes import MOTIONS, encode_scene, sample_scene
-from tests.data.estimators import beeps, caption_side, flashes, ink, positions
+from tests.data.estimators import beeps, caption_side, flashes_of, ink, positions_of
 
 __all__ = ["EDGE", "RATE", "Verdicts", "encode_clip", "judge", "modalities", "scenes", "with_caption"]
 
@@ -97,9 +97,10 @@ def judge(clip: Clip, sound: np.ndarray, caption: str, cuts: Iterable[float] = (
     dark = clip.frames.reshape(len(clip.frames), -1).max(1) == 0
     clip = _unmasked(clip, dark)
     edges = np.array([0.0, min(clip.seconds, sound.shape[1] / RATE), length, *cuts])
-    strokes, x = ink(clip.frames), positions(clip.frames)
+    strokes = ink(clip.frames)
+    x = positions_of(strokes)
     mass = strokes.sum((1, 2))
-    seen = flashes(clip.frames, clip.times, clip.seconds) if mass.max() > FLASH * np.percentile(mass, 25) else []
+    seen = flashes_of(strokes, clip.times, clip.seconds) if mass.max() > FLASH * np.percentile(mass, 25) else []
     heard = beeps(sound, RATE)
     whole = _whole(strokes)
     return Verdicts(
