@@ -18,6 +18,7 @@ from mmssl.core.seeding import generator
 from mmssl.data.draws import draw_views
 from mmssl.data.media.encode import encode_clip, frame_times
 from mmssl.data.modalities.audio import AudioConfig
+from mmssl.data.modalities.image import ImageConfig
 from mmssl.data.modalities.text import TextConfig
 from mmssl.data.modalities.video import VideoConfig, VideoModality
 from mmssl.data.modalities.views import video as video_views
@@ -230,7 +231,7 @@ def test_views_have_the_shape_of_the_recipe_and_replay() -> None:
 
 
 def test_a_clip_is_cut_and_coloured_alike_in_all_frames() -> None:
-    views = {"crop": {"kind": "clip", "jitter": 1.0, "flip": 0.5, "scale": (0.3, 0.6)}}
+    views = {"crop": {"kind": "clip", "jitter": 1.0, "flip": 0.5, "scale": (0.3, 0.6), "grayscale": 0.5, "blur": 0.5}}
     modality = VideoConfig.model_validate({"size": 24, "frames": 5, "views": views}).build("video")
     picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     clip = Clip(np.repeat(picture[None], 5, axis=0).copy(), np.arange(5) / 5, 1.0)
@@ -238,6 +239,35 @@ def test_a_clip_is_cut_and_coloured_alike_in_all_frames() -> None:
     for seed in range(10):
         made = view(clip, view.draw(clip, np.random.default_rng(seed)))
         assert all(torch.equal(frame, made[0]) for frame in made)
+
+
+@pytest.mark.parametrize("kind", ["clip", "frame"])
+def test_grey_and_blurred_frames_are_those_of_pictures(kind: str) -> None:
+    """Each frame as a picture of the view `simclr` with the same draws; a view without them draws what it did before."""
+    config = {"kind": kind, "flip": 0.5, "grayscale": 0.3, "blur": 0.6, "sigma": (0.5, 1.5)}
+    view = (
+        VideoConfig.model_validate({"size": 24, "frames": 2, "seconds": 0.2, "views": {"crop": config}})
+        .build("v")
+        .view("crop")
+    )
+    frames = np.random.default_rng(0).integers(0, 255, (2, 30, 40, 3), dtype=np.uint8)
+    clip, rng = Clip(frames, np.array([0.0, 0.1]), 0.2), np.random.default_rng(1)
+    drawn = [view.draw(clip, rng) for _ in range(1000)]
+    assert np.mean([one["grayscale"] for one in drawn]) == pytest.approx(0.3, abs=0.05)
+    sigmas = [one["sigma"] for one in drawn if one["sigma"]]
+    assert len(sigmas) / 1000 == pytest.approx(0.6, abs=0.05)
+    assert 0.5 <= min(sigmas) < 0.55 < 1.45 < max(sigmas) <= 1.5
+    picture = ImageConfig.model_validate({"size": 24, "views": {"crop": {"kind": "simclr"}}}).build("i").view("crop")
+    for one in drawn[:20]:
+        made = view(clip, one)
+        made = made if kind == "clip" else made[None]
+        shown = frames if kind == "clip" else frames[[int(one["time"] >= 0.1)]]
+        wanted = [picture(frame, one | {"solarize": False}) for frame in shown]
+        assert torch.equal(made, torch.stack(wanted))
+    plain = (
+        VideoConfig.model_validate({"size": 24, "views": {"crop": {"kind": kind, "flip": 0.5}}}).build("v").view("crop")
+    )
+    assert not {"grayscale", "sigma"} & plain.draw(clip, rng).keys()
 
 
 @pytest.mark.parametrize("kind", ["clip", "frame"])

@@ -62,7 +62,7 @@ def change_colours(x: Tensor, jitter: list[list[Any]]) -> Tensor:
 
 
 def to_grey(x: Tensor) -> Tensor:
-    """Convert uint8 [3, H, W] to greyscale, with three channels."""
+    """Convert uint8 [..., 3, H, W] to greyscale, with three channels."""
     from torchvision.transforms.v2 import functional as tv
 
     grey: Tensor = tv.rgb_to_grayscale(x, num_output_channels=3)

@@ -1,7 +1,7 @@
 """Video views (temporal and spatial crops): clips to uint8 tensors [T, 3, size, size], or to one frame [3, size, size].
 
 A view of T frames over s seconds has the frames on screen in the middle of T equal parts. If a video is shorter than a view, its
-last frame repeats. All frames of a view have the same crop, flip and colour jitter, so that motion is that of the video.
+last frame repeats. All frames of a view have the same crop, flip, colours and blur, so that motion is that of the video.
 """
 
 from __future__ import annotations
@@ -11,12 +11,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from mmssl.core.config import Probability, Share
+from mmssl.core.config import Probability, Range, Share
 from mmssl.data.modalities.arrays import to_tensor
-from mmssl.data.modalities.views.colours import FactorRange, HueRange, JitterConfig, change_colours, draw_jitter
+from mmssl.data.modalities.views.colours import (
+    FactorRange,
+    HueRange,
+    JitterConfig,
+    change_colours,
+    draw_jitter,
+    to_grey,
+)
 from mmssl.data.modalities.views.geometry import GeometryView
-from mmssl.data.modalities.views.image import CropConfig, centre_crop, random_box, resize
+from mmssl.data.modalities.views.image import CropConfig, centre_crop, gaussian_blur, random_box, resize
 from mmssl.data.modality import View
 from mmssl.data.timeline import Clip
 
@@ -62,6 +70,10 @@ class _FramesConfig(CropConfig, JitterConfig):
     contrast: FactorRange = 0.4
     saturation: FactorRange = 0.4
     hue: HueRange = 0.1
+    grayscale: Probability = 0.0
+    blur: Probability = 0.0
+    sigma: Range = (0.1, 2.0)
+    blur_kernel: float = Field(default=0.1, gt=0, le=0.5)
 
 
 class ClipViewConfig(_FramesConfig):
@@ -73,6 +85,7 @@ class ClipViewConfig(_FramesConfig):
         flip: probability of a horizontal flip of the frames alone. If sounds are stereo or captions name sides, use the
             synchronized augmentation `flip` instead, which flips all modalities together.
         jitter, brightness, contrast, saturation, hue: colour jitter as for pictures (`simclr`), the same for all frames.
+        grayscale, blur, sigma, blur_kernel: greyscale and blur as for pictures (`simclr`), the same for all frames.
     """
 
     kind: Literal["clip"] = "clip"
@@ -87,7 +100,8 @@ class FrameViewConfig(_FramesConfig):
 
     Attributes:
         at: time of the frame: "random", or the "middle" of the decoded clip.
-        size, scale, ratio, interpolation, flip, jitter, brightness, contrast, saturation, hue: as in a clip.
+        size, scale, ratio, interpolation, flip, jitter, brightness, contrast, saturation, hue, grayscale, blur, sigma, blur_kernel:
+            as in a clip.
     """
 
     kind: Literal["frame"] = "frame"
@@ -99,7 +113,11 @@ class FrameViewConfig(_FramesConfig):
 
 
 class ClipView(View):
-    """Random clip: uint8 [T, 3, size, size]. Parameters: start in seconds, box [top, left, height, width], flip, jitter."""
+    """Random clip: uint8 [T, 3, size, size].
+
+    Parameters: start in seconds, box [top, left, height, width], flip, jitter;
+    and if configured: grayscale, sigma (of the blur; 0: none).
+    """
 
     random_time = True
 
@@ -221,18 +239,27 @@ def _sides(clip: Clip) -> tuple[int, int]:
 
 def _draw(config: _FramesConfig, clip: Clip, rng: np.random.Generator) -> dict[str, Any]:
     height, width = _sides(clip)
-    return {
+    drawn = {
         "box": random_box(height, width, config.scale, config.ratio, rng),
         "flip": bool(rng.random() < config.flip),
         "jitter": draw_jitter(config, rng),
     }
+    if config.grayscale:
+        drawn["grayscale"] = bool(rng.random() < config.grayscale)
+    if config.blur:
+        drawn["sigma"] = float(rng.uniform(*config.sigma)) if rng.random() < config.blur else 0.0
+    return drawn
 
 
 def _make(config: _FramesConfig, size: int, frames: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Tensor:
     x = _stack(frames, lambda frame: resize(frame, parameters["box"], (size, size), config.interpolation))
     if parameters["flip"]:
         x = x.flip(-1)
-    return change_colours(x, parameters["jitter"]).contiguous() if parameters["jitter"] else x.contiguous()
+    x = change_colours(x, parameters["jitter"]) if parameters["jitter"] else x
+    x = to_grey(x) if parameters.get("grayscale") else x
+    if parameters.get("sigma"):
+        x = gaussian_blur(x.flatten(0, 1), config.blur_kernel, parameters["sigma"]).view_as(x)
+    return x.contiguous()
 
 
 def _stack(frames: Sequence[np.ndarray], make: Any) -> Tensor:
