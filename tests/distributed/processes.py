@@ -20,14 +20,13 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -186,19 +185,3 @@ def _take(placed: Any, flat: dict[str, Tensor], begin: dict[str, int]) -> Any:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-@pytest.fixture(scope="session")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """The processes that all tests of a session share."""
-    processes = Processes(tmp_path_factory.mktemp("processes"))
-    yield processes
-    processes.stop()
-
-
-@pytest.fixture(scope="session")
-def four_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """Likewise, four of them."""
-    processes = Processes(tmp_path_factory.mktemp("four_processes"), world=4)
-    yield processes
-    processes.stop()
