@@ -33,6 +33,7 @@ from tests.contracts.test_objectives import (
     batch,
     build,
     error,
+    expected_gradients,
     gradients,
     join,
     others_slow,
@@ -221,8 +222,7 @@ def on_two_processes(name: str) -> dict[str, Any]:
 @representative
 def test_two_processes_give_the_gradient_of_one(name: str, two_processes: Processes) -> None:
     """And each parameter is averaged exactly once a step."""
-    learner = build(name)
-    expected = whole_gradients(learner, batch(learner), STEP, TOTAL)
+    expected = expected_gradients(name, STEP, TOTAL)
     for result in two_processes.run(on_two_processes, [(name,)] * WORLD):
         assert [error(got, expected) < 1e-9 for got in result["gradients"]] == [True] * 3
         assert result["averaged"] == 3 * result["numbers"]

@@ -210,8 +210,9 @@ representative = others_slow(REPRESENTATIVE)
 def build(name: str, seed: int = 0, dropout: float = 0.0) -> Learner:
     """A learner in float64 with the encoders that the objective asks for."""
     torch.manual_seed(seed)
-    encoders = toys.encoders(dropout)
-    objective = CONFIGS.validate_json(CASES[name].config).build(encoders, CASES[name].plan)
+    config = CASES[name].config
+    encoders = toys.encoders(dropout, all_five='"pulse"' in config or '"sentence"' in config)
+    objective = CONFIGS.validate_json(config).build(encoders, CASES[name].plan)
     needed, absent = {modality: encoders[modality] for modality in objective.needs()}, CASES[name].absent
     learner = Learner(needed, objective, optional=absent).double()
     learner.case = CASES[name]
@@ -243,19 +244,22 @@ def own_rows(whole: Batch) -> Batch:
 
 def batch(learner: Learner, seed: int = 0) -> Batch:
     """SIZE samples with exactly the views that the objective says it needs, without what the case says is absent."""
-    whole, case = toys.batch(SIZE, seed), learner.case
+    whole, case = toys.drawn(SIZE, seed), learner.case
     assert isinstance(case, Case)
-    words = whole["words"]["tokens0"]
-    words[list(case.same_words)] = words[list(case.same_words[:1])]
     views = {
-        modality: {f"{kind}{i}": whole[modality][f"{kind}{i}"] for kind, count in kinds.items() for i in range(count)}
+        modality: {
+            f"{kind}{i}": whole[modality][f"{kind}{i}"].clone() for kind, count in kinds.items() for i in range(count)
+        }
         for modality, kinds in learner.objective.needs().items()
     }
+    if case.same_words:
+        words = views["words"]["tokens0"]
+        words[list(case.same_words)] = words[list(case.same_words[:1])]
     present = {}
     for modality, lacking in case.absent.items():
         present[modality] = torch.ones(SIZE, dtype=torch.bool)
         present[modality][list(lacking)] = False
-    return Batch(views, whole.index, whole.keys, present)
+    return Batch(views, whole.index.clone(), whole.keys, present)
 
 
 def gradients(learner: Learner) -> dict[str, Tensor]:
@@ -275,9 +279,10 @@ def whole_gradients(learner: Learner, whole: Batch, step: int = 0, total_steps: 
 
 
 @cache
-def expected_gradients(name: str) -> dict[str, Tensor]:
+def expected_gradients(name: str, step: int = 0, total_steps: int = 1) -> dict[str, Tensor]:
+    """Of one process on the whole batch."""
     learner = build(name)
-    return whole_gradients(learner, batch(learner))
+    return whole_gradients(learner, batch(learner), step, total_steps)
 
 
 def error(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:

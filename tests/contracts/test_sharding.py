@@ -27,6 +27,7 @@ from tests.contracts.test_objectives import (
     batch,
     build,
     error,
+    expected_gradients,
     others_slow,
     refresh,
     representative,
@@ -63,7 +64,8 @@ def split_gradients(learner: Learner, whole: Batch, how: str) -> dict[str, Tenso
 
 
 def of_objective(name: str, how: str) -> dict[str, Tensor]:
-    return split_gradients(build(name, seed=distributed.rank()), batch(build(name)), how)
+    learner = build(name, seed=distributed.rank())
+    return split_gradients(learner, batch(learner), how)
 
 
 @pytest.mark.parametrize("how", ["fsdp2", "cached"])
@@ -78,7 +80,7 @@ def test_two_processes_that_keep_gathered_weights_are_one(two_processes: Process
 
 
 def assert_one(two_processes: Processes, name: str, how: str) -> None:
-    expected = whole_gradients(build(name), batch(build(name)), STEP, TOTAL)
+    expected = expected_gradients(name, STEP, TOTAL)
     for answer in two_processes.run(of_objective, [(name, how)] * 2):
         assert error(answer, expected) < 1e-10
 

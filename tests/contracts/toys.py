@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -150,9 +152,12 @@ class Pulses(Encoder):
         return [[*self.embed.parameters()], [*self.mix.parameters()]]
 
 
-def encoders(dropout: float = 0.0) -> dict[str, Encoder]:
-    """Five modalities: two of patches, one of words without tokens, one of series and one of sentences with tokens."""
+def encoders(dropout: float = 0.0, *, all_five: bool = True) -> dict[str, Encoder]:
+    """Five modalities: two of patches, one of words without tokens; and one of series and one of sentences with tokens,
+    which are left out if not `all_five`."""
     made: dict[str, Encoder] = {"picture": Patches(dropout), "words": Words(), "sound": Patches(dropout)}
+    if not all_five:
+        return made
     with torch.random.fork_rng(devices=[]):  # what objectives draw after this stays as it is
         return {**made, "pulse": Pulses(dropout), "sentence": sentences(dropout)}
 
@@ -175,7 +180,13 @@ def texts(*words: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def batch(size: int, seed: int = 0) -> Batch:
-    """Random views under every name that the contract configs ask for."""
+    """Random views under every name that the contract configs ask for; of one's own, to be changed."""
+    return drawn(size, seed).map(torch.clone)
+
+
+@cache
+def drawn(size: int, seed: int) -> Batch:
+    """`batch`, but shared by all who ask."""
     random = torch.Generator().manual_seed(seed)
 
     def patches() -> Tensor:
