@@ -11,7 +11,35 @@ from torch import Tensor
 from mmssl.core import distributed
 
 SCORES = 2**24
-"""Most cosines that are held at a time."""
+"""Most cosines or distances that are held at a time."""
+NEAR = 1e-4
+"""Largest distance of rows that are alike, as a share of their norm: rounding differs with the size of batches."""
+
+
+@torch.no_grad()
+def draw_starts(x: Tensor, count: int, random: torch.Generator) -> tuple[Tensor, int]:
+    """Draw first centroids among rows, such that as many as possible differ: a row like an earlier one stands behind all others.
+
+    Of equal centroids rounding decides which gets the rows, and the others get none. Silence and plain backgrounds give many.
+
+    Args:
+        x: [n, D] rows, equal on all processes, n at least `count`.
+        count: K.
+        random: on the CPU, equal on all processes.
+
+    Returns:
+        Rows [K, D], and how many of them differ.
+    """
+    order = torch.randperm(len(x), generator=random).to(x.device)
+    chosen = copies = order[:0]
+    for some in order.split(max(1, min(count, SCORES // (2 * count)))):
+        rows = x[torch.cat([chosen, some])]
+        distance = torch.cdist(rows[len(chosen) :], rows, compute_mode="donot_use_mm_for_euclid_dist")
+        copied = (distance <= NEAR * rows.norm(dim=1)).tril(len(chosen) - 1).any(1)  # of rows before it
+        chosen, copies = torch.cat([chosen, some[~copied]]), torch.cat([copies, some[copied]])
+        if len(chosen) >= count:
+            break
+    return x[torch.cat([chosen, copies])[:count]], min(len(chosen), count)
 
 
 @torch.no_grad()

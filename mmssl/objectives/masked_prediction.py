@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
@@ -209,7 +210,8 @@ class MaskedPredictionObjective(Objective):
         """
         centroids, encoder = self.targets.centroids, ctx.encoders[self.modality]
         assert centroids is not None
-        each = -(-centroids.rows // max(1, self.samples))  # tokens of a sample
+        assert encoder.grid is not None, "checked at build"
+        each = min(-(-centroids.rows // max(1, self.samples)), math.prod(encoder.grid))  # tokens of a sample
         share = min(1.0, centroids.rows / max(1, self.samples))  # of the samples
         points = centroids.points
         index, rows = [points.new_empty(0, dtype=torch.int64)], [points.new_zeros(0, each, points.shape[1])]

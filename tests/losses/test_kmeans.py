@@ -120,3 +120,25 @@ def test_kmeans_of_rows_ends_where_that_of_scikit_learn_does() -> None:
     other = cluster.KMeans(5, init=x[:5].numpy(), n_init=1, max_iter=50, tol=0).fit(x.numpy())
     torch.testing.assert_close(found, torch.from_numpy(other.cluster_centers_))
     assert kmeans.nearest_centroid(x, found).tolist() == other.labels_.tolist()
+
+
+def test_starts_differ_where_rows_do() -> None:
+    """Half of the rows are silence: with equal starts, rounding by another size of batch decided who got its rows."""
+    x, _ = rows(60, 4)
+    x[::2] = x[0]
+    for noise in (0.0, 1e-6):
+        noisy = x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
+        starts, different = kmeans.draw_starts(noisy, 8, torch.Generator().manual_seed(0))
+        assert different == len(starts) == 8
+        assert torch.cdist(starts, starts).add(torch.eye(8)).min() > 0.1
+        torch.testing.assert_close(kmeans.kmeans(noisy, starts, 20), kmeans.kmeans(x, starts, 20), atol=1e-4, rtol=0)
+    every, different = kmeans.draw_starts(x, 40, torch.Generator().manual_seed(0))
+    assert (len(every), different) == (40, 31)
+    assert every[:31].unique(dim=0).shape == (31, 4)
+    assert kmeans.draw_starts(torch.zeros(5, 3), 3, torch.Generator())[1] == 1
+
+
+def test_starts_of_different_rows_are_the_first_of_a_permutation() -> None:
+    x, _ = rows(20, 4)
+    found, _ = kmeans.draw_starts(x, 6, torch.Generator().manual_seed(3))
+    assert torch.equal(found, x[torch.randperm(20, generator=torch.Generator().manual_seed(3))[:6]])

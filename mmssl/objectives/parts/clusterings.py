@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmssl.core import distributed
 from mmssl.heads.bank import SampleBank
 from mmssl.losses.deepcluster import UNASSIGNED
-from mmssl.losses.kmeans import cluster_perplexity, normalised_mutual_information, spherical_kmeans
+from mmssl.losses.kmeans import cluster_perplexity, draw_starts, normalised_mutual_information, spherical_kmeans
 
 
 class Clusterings(nn.Module):
@@ -59,7 +59,7 @@ class Clusterings(nn.Module):
         before = self.clusters[known]
         for number in range(count):
             x = bank.rows[:, number % bank.rows.shape[1]]
-            starts = x[known[torch.randperm(len(known), generator=random)[:size].to(known.device)]]
+            starts, _ = draw_starts(x[known], size, random)
             self.prototypes[number], nearest = spherical_kmeans(x[mine], starts, iterations)
             self.clusters[known, number] = distributed.gather_uneven(nearest)
         pairs = [*zip(self.clusters[known].T, before.T, strict=True)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmssl.core import distributed
 from mmssl.core.config import Config
-from mmssl.losses.kmeans import kmeans, nearest_centroid
+from mmssl.losses.kmeans import draw_starts, kmeans, nearest_centroid
 
 
 class Centroids(nn.Module):
@@ -48,13 +48,16 @@ class Centroids(nn.Module):
             random: on the CPU, equal on all processes.
 
         Raises:
-            ValueError: there are fewer rows than centroids.
+            ValueError: there are fewer different rows than centroids.
         """
         order = distributed.gather_uneven(index).sort(stable=True).indices
         x, count = distributed.gather_uneven(rows)[order].flatten(0, 1), len(self.points)
-        if len(x) < count:
-            raise ValueError(f"codes: got {count}, wanted at most {len(x)}, the rows that it is fitted to: raise rows")
-        starts = x[torch.randperm(len(x), generator=random)[:count].to(x.device)]
+        starts, different = draw_starts(x, count, random)
+        if different < count:
+            raise ValueError(
+                f"codes: got {count}, wanted at most {different}, the different rows among the {len(x)} that it is fitted to: "
+                "lower codes, or raise rows"
+            )
         mine = x.tensor_split(distributed.world_size())[distributed.rank()]
         self.points.copy_(kmeans(mine, starts, self.iterations))
 

@@ -31,6 +31,6 @@ def test_centroids_find_clusters_whatever_the_order_of_samples() -> None:
     assert torch.equal(*found)
 
 
-def test_fewer_rows_than_centroids_are_refused() -> None:
-    with pytest.raises(ValueError, match="codes: got 5, wanted at most 4, the rows"):
-        CentroidsConfig(codes=5).build(2).fit(torch.arange(2), torch.zeros(2, 2, 2), torch.Generator())
+def test_fewer_different_rows_than_centroids_are_refused() -> None:
+    with pytest.raises(ValueError, match="codes: got 5, wanted at most 1, the different rows among the 6"):
+        CentroidsConfig(codes=5).build(2).fit(torch.arange(3), torch.zeros(3, 2, 2), torch.Generator())
