@@ -225,7 +225,7 @@ class JepaObjective(Objective):
         if masks.dtype != torch.bool or masks.ndim != 4 or masks.shape[2] < 2 or masks.shape[3] != tokens:
             raise ValueError(
                 f"got masks {masks.dtype} {list(masks.shape[1:])} from modalities.{self.modality}.views.{kind}, wanted bool "
-                f"[B, 1 + blocks, {tokens}] or [B, {tokens}] for the tokens of its encoder: give the view their grid"
+                f"[B, 1 + blocks, {tokens}] or [B, {tokens}] for the tokens of its encoder: give the view their grid, or number"
             )
         # Masks of absent samples are blank ones, and have no effect; where all are absent, they say how many places there are.
         here = masks if present is None or not present.any() else masks[:, present]

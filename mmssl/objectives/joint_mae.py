@@ -212,7 +212,7 @@ class JointMaeObjective(Objective):
             raise ValueError(
                 f"got token orders {list(order.shape)} from modalities.{name}.views.{self.orders[name]}, wanted "
                 f"[B, {self.decoder.tokens(name)}] for the token grid {encoder.grid} of encoders.{name}: give the view the "
-                "encoder's patches"
+                "encoder's patches, or number of tokens"
             )
         return order
 

@@ -153,7 +153,7 @@ class MaeObjective(Objective):
             raise ValueError(
                 f"got token orders {list(order.shape)} from modalities.{self.modality}.views.{self.order}, wanted "
                 f"[B, {self.decoder.tokens}] for the token grid {encoder.grid} of encoders.{self.modality}: give the view the "
-                "encoder's patches"
+                "encoder's patches, or number of tokens"
             )
         return order
 

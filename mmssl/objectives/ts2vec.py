@@ -119,8 +119,9 @@ class Ts2VecObjective(Objective):
         masks = [batch.view(self.modality, f"{self.mask}{number}") for number in range(2)]
         if x.shape[-1] % self.tokens or any(mask.shape != (len(x), self.tokens) for mask in masks):
             raise ValueError(
-                f"got windows {list(x.shape)} and masks {list(masks[0].shape)} of modalities.{self.modality}, wanted a multiple of "
-                f"{self.tokens} samples and masks [B, {self.tokens}]: the encoder has {self.tokens} tokens"
+                f"got windows {list(x.shape)} and masks {list(masks[0].shape)} from modalities.{self.modality}.views.{self.view} "
+                f"and .{self.mask}, wanted a multiple of {self.tokens} samples and masks [B, {self.tokens}], the encoder's number of "
+                f"tokens: set `tokens` of {self.mask!r}, and the same seconds and rate in modality and encoder"
             )
         return x, masks, x.shape[-1] // self.tokens
 

@@ -145,7 +145,7 @@ class Wav2Vec2Objective(Objective):
         if mask.dtype != torch.bool or mask.shape != wanted:
             raise ValueError(
                 f"got masks {mask.dtype} {list(mask.shape)} from modalities.{self.modality}.views.{self.mask}, wanted bool "
-                f"{list(wanted)} for the tokens of the view {self.view!r}: give it the encoder's tokens"
+                f"{list(wanted)} for the tokens of the view {self.view!r}: give it the encoder's number of tokens"
             )
         (features,) = ctx.features(batch, self.modality, [f"{self.view}0"], replace=([mask], self.mask_token))
         assert features.tokens is not None

@@ -86,5 +86,5 @@ def test_what_does_not_fit_is_refused() -> None:
         build(toys.Patches())
     objective, whole = build(toys.Pulses()), toys.batch(3)
     views = {**whole.views["pulse"], "spread0": whole.views["pulse"]["spread0"][:, :9]}
-    with pytest.raises(ValueError, match=r"masks \[B, 16\]: the encoder has 16 tokens"):
+    with pytest.raises(ValueError, match=r"masks \[B, 16\], the encoder's number of tokens: set `tokens` of 'spread'"):
         objective.check_views(Batch({"pulse": views}, whole.index), StepContext({}))

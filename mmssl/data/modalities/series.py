@@ -153,7 +153,9 @@ class SeriesModality(Modality):
             raise DecodeError("shape", f"got shape {list(shape)}, wanted {len(self.axes)} axes: {', '.join(self.axes)}")
         sizes = dict(zip(self.axes, shape, strict=True))
         if sizes.get("channel", 1) != self.channels:
-            raise DecodeError("channels", f"got {sizes.get('channel', 1)} channels, wanted {self.channels}")
+            raise DecodeError(
+                "channels", f"got {sizes.get('channel', 1)} channels, wanted {self.channels} (`channels`)"
+            )
         return sizes["time"]
 
     def _arranged(self, array: np.ndarray) -> np.ndarray:

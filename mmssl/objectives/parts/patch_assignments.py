@@ -125,7 +125,7 @@ class PatchAssignments(nn.Module):
                 wanted = None if whole.tokens is None else list(whole.tokens.shape[:2])
                 raise ValueError(
                     f"got masks {mask.dtype} {list(mask.shape)} from modalities.{modality}.views.{self.mask}, wanted bool {wanted} "
-                    "for the tokens of the global views: give it the encoder's patches"
+                    "for the tokens of the global views: give it the encoder's patches, or number of tokens"
                 )
         student = ctx.features(batch, modality, views, replace=(masks, self.mask_token))
         found: Latents = {}
