@@ -120,8 +120,8 @@ class Ts2VecObjective(Objective):
         if x.shape[-1] % self.tokens or any(mask.shape != (len(x), self.tokens) for mask in masks):
             raise ValueError(
                 f"got windows {list(x.shape)} and masks {list(masks[0].shape)} from modalities.{self.modality}.views.{self.view} "
-                f"and .{self.mask}, wanted a multiple of {self.tokens} samples and masks [B, {self.tokens}], the encoder's number of "
-                f"tokens: set `tokens` of {self.mask!r}, and the same seconds and rate in modality and encoder"
+                f"and .{self.mask}, wanted a multiple of {self.tokens} samples and masks [B, {self.tokens}], the encoder's "
+                f"number of tokens: set `tokens` of {self.mask!r}, and the same seconds and rate in modality and encoder"
             )
         return x, masks, x.shape[-1] // self.tokens
 
