@@ -75,7 +75,7 @@ def _raising_signals() -> Iterator[None]:
     received: set[int] = set()
 
     def stop(number: int, frame: object) -> None:
-        if os.getpid() != process:  # a forked loader worker that has no handlers of its own yet
+        if os.getpid() != process:  # a forked loader worker that has not set its handlers yet
             os._exit(128 + number)
         if number == signal.SIGINT or not received:
             received.add(number)

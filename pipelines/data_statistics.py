@@ -23,7 +23,7 @@ NOTE = (
     f"What `mmssl shards stats` measures: sizes in bytes of all members; everything else of at most {SAMPLE} samples of a set, "
     f"evenly spaced, as far as they are decoded in {SECONDS:g} s for all sets."
 )
-Wanted = dict[tuple[str, ...], tuple[list[str], dict[str, "Modality"]]]
+WantedShards = dict[tuple[str, ...], tuple[list[str], dict[str, "Modality"]]]
 """Shards -> what they are for, and the modalities that are read."""
 
 
@@ -34,7 +34,7 @@ def data_statistics(recipe: Recipe, measured: Mapping[str, EvaluatorConfig] | No
 
     Args:
         recipe: of the run.
-        measured: further evaluators by name, such as those of results.
+        measured: further evaluators by name, for example those of results.
     """
     from mmssl.recipe.suite import LABEL, evaluation_modalities
     from mmssl.reporting.measures import ReportPart
@@ -42,7 +42,7 @@ def data_statistics(recipe: Recipe, measured: Mapping[str, EvaluatorConfig] | No
 
     available = evaluation_modalities(recipe.build_modalities())
     read = {name: modality for name, modality in available.items() if name in recipe.modalities or name == LABEL}
-    wanted: Wanted = {}
+    wanted: WantedShards = {}
     for name, shards in sources_of(recipe).items():
         _add(wanted, shards, f"training, source {name}" if recipe.data.sources else "training", read)
     for name, evaluator in _evaluators(recipe, measured or {}, available):
@@ -54,7 +54,7 @@ def data_statistics(recipe: Recipe, measured: Mapping[str, EvaluatorConfig] | No
     return ReportPart("Data", NOTE, grids)
 
 
-def _add(wanted: Wanted, shards: Sequence[str], purpose: str, used: Mapping[str, Modality]) -> None:
+def _add(wanted: WantedShards, shards: Sequence[str], purpose: str, used: Mapping[str, Modality]) -> None:
     purposes, modalities = wanted.setdefault(tuple(shards), ([], {}))
     if purpose not in purposes:
         purposes.append(purpose)

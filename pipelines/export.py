@@ -11,9 +11,9 @@ from pipelines.options import ARCH, TOKENIZER
 from pipelines.outputs import local_path
 
 if TYPE_CHECKING:
-    from mmssl.recipe.export import Target
+    from mmssl.recipe.export import ExportTarget
 
-TARGETS: tuple[Target, ...] = ("open_clip", "transformers", "onnx", "safetensors")
+TARGETS: tuple[ExportTarget, ...] = ("open_clip", "transformers", "onnx", "safetensors")
 
 
 def export(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mmssl.recipe.describe import Key
+    from mmssl.recipe.describe import DescribedKey
     from mmssl.recipe.recipe import Recipe
 
 app = typer.Typer(
@@ -93,7 +93,7 @@ def key(path: PATH = None, markdown: MARKDOWN = False) -> None:
         print("\n\n".join(map(_block, describe_path(Recipe, path or "*"))))
 
 
-def _block(key: Key) -> str:
+def _block(key: DescribedKey) -> str:
     kinds = f" (kind {', '.join(key.kinds)})" if key.kinds else ""
     facts = {"type": key.type, "default": key.default, "allowed": key.allowed, "keys": ", ".join(key.inside)}
     lines = [f"  {name:<8} {text}" for name, text in facts.items() if text]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mmssl.evaluation.embeddings.search import EmbeddedFolder
     from mmssl.recipe.model import Model
-    from mmssl.serving.service import Show
+    from mmssl.serving.service import ShowFound
 
 HOST = "127.0.0.1"
 
@@ -101,7 +101,7 @@ def _device(chosen: str) -> str:
     return "cuda" if chosen != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _shown(embedded: EmbeddedFolder, model: Model) -> Show | None:
+def _shown(embedded: EmbeddedFolder, model: Model) -> ShowFound | None:
     """Shows a sample that is found; None, with a word, where the samples are not there any more."""
     from mmssl.core.errors import DataError
     from mmssl.reporting.shown import show_sample

@@ -52,13 +52,13 @@ def front_end_stats(shards: Sequence[str], name: str, *, sample: int, remote: Re
     import numpy as np
 
     from mmssl.data.media.container import SOUNDS, VIDEOS
-    from mmssl.data.modalities.audio import AudioConfig, Channels
+    from mmssl.data.modalities.audio import AudioConfig, ChannelRule
     from mmssl.data.samples import iterate
     from mmssl.data.shards.index import ShardIndex
     from mmssl.encoders.spectrogram_statistics import measure_statistics
 
     front_end = _front_end(name)
-    channels: Channels = "stereo" if front_end.planes == 2 else "keep"
+    channels: ChannelRule = "stereo" if front_end.planes == 2 else "keep"
     audio = AudioConfig(rate=front_end.settings.rate, seconds=1.0, channels=channels, extensions=SOUNDS + VIDEOS)
     index = ShardIndex.open(list(shards), remote=remote)
     chosen = np.unique(np.linspace(0, len(index) - 1, min(sample, len(index))).round().astype(int)).tolist()

@@ -3,7 +3,7 @@
 webdataset, LitData, MosaicML Streaming, Energon and mmssl read the same samples, each in its own format, with the settings that its
 documentation recommends for a reproducible order (loaders/README.md has them, and the table). Sections: `epoch` and `mixture` (12
 layouts of ranks and workers), `resume` (in the middle of an epoch, on other layouts), `kill` (-9), `damage` (14 kinds) and `speed`.
-LitData, Streaming and Energon get an environment of their own (`peer_env.py --env loaders`). Prints Markdown.
+LitData, Streaming and Energon get a separate environment (`peer_env.py --env loaders`). Prints Markdown.
 """
 
 from __future__ import annotations

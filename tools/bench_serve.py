@@ -1,7 +1,7 @@
 """Load on `mmssl serve`, with and without batches: `python3 tools/run.py python tools/bench_serve.py`.
 
 A number of clients, each with one connection, ask the server on 127.0.0.1 one query after the other, for a bounded number of
-requests and of seconds. The server is a process of its own, once with one forward pass for all that wait and once with one for each
+requests and of seconds. The server is a separate process, once with one forward pass for all that wait and once with one for each
 input (`--batch 1`); rounds of both alternate. Latency is from sending a request to its whole answer. Without a folder, a small
 untrained model and shards of digits are made.
 """

@@ -4,7 +4,7 @@ Sections, in their order: what the machine can do (`card`), what must be exact (
 beside open_clip's (`steps`), the loss alone (`loss`), where a step's time goes (`profile`), the step fed from JPEGs (`input`),
 large batches (`largest`), compiled steps (`compile`), and SimCLR on CIFAR-10 (`simclr`, with `--data`: a second run of 440 s).
 
-Each section is a process of its own, ended at its cap: a hang, a failed assertion or a lack of memory costs that section. Rows are
+Each section is a separate process, ended at its cap: a hang, a failed assertion or a lack of memory costs that section. Rows are
 written to `--json` as they come, a JSON object a line. `--have FILE` skips rows that an earlier run of the same card has. The last
 output is one Markdown table, with what the data sheet allows at most (roofline) beside each figure.
 
@@ -59,7 +59,7 @@ Row = dict[str, Any]
 
 
 def measure(name: str, options: argparse.Namespace, have: set[str], seconds: float, folder: Path) -> None:
-    """Measure the rows of a section that are not there yet, and append each to the file; runs in a process of its own."""
+    """Measure the rows of a section that are not there yet, and append each to the file; runs in a separate process."""
     import torch
     from gpu_sections.bench import Bench
 

@@ -1,4 +1,4 @@
-"""Runs of rows with several seeds, each in a process of its own: those that a file of results lacks."""
+"""Runs of rows with several seeds, each in a separate process: those that a file of results lacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def in_a_process(name: str, seed: int, shards: Path, steps: int | None, results: Path, program: str) -> dict[str, Any]:
-    """The run of one row in a process of its own: `program --one NAME SEED`."""
+    """The run of one row in a separate process: `program --one NAME SEED`."""
     command = [sys.executable, program, "--one", name, str(seed), "--shards", str(shards), "--results", str(results)]
     command += ["--steps", str(steps)] if steps else []
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -67,7 +67,7 @@ def raise_failures(failures: Sequence[str]) -> None:
 
 
 def read_arguments(about: str | None, rows: Sequence[str], results: str) -> argparse.Namespace:
-    """Arguments of a tool that runs rows with several seeds, each in a process of its own.
+    """Arguments of a tool that runs rows with several seeds, each in a separate process.
 
     Args:
         about: first line of the help.

@@ -109,7 +109,7 @@ def load(path: Path, count: int | None) -> tuple[Tensor, Tensor]:
 
 
 class TimedViews(DeviceViews):
-    """The stream, which asks the run to stop when it has been read for so many minutes; None: never."""
+    """The stream, which asks the run to stop when it has been read for a number of minutes; None: never."""
 
     def __init__(self, *settings: Any, minutes: float | None) -> None:
         super().__init__(*settings)

@@ -128,7 +128,7 @@ def compiled_graphs() -> tuple[int, Mapping[str, int]]:
 
 
 def allow_graphs(count: int) -> None:
-    """Let torch.compile make at least so many graphs of one function before it gives up and runs it as it is."""
+    """Let torch.compile make at least `count` graphs of one function before it gives up and runs it as it is."""
     from torch._dynamo import config
 
     config.recompile_limit = max(config.recompile_limit, count)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NUMBER = "[number]"
 """What stands in the locations of pydantic's errors for a value that is no schedule."""
-Curve = Literal["power", "cosine", "exponential"]
+CurveKind = Literal["power", "cosine", "exponential"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Schedule:
     begin: int = 0
     stop: int = 0
     warmup: int = 0
-    curve: Curve = "power"
+    curve: CurveKind = "power"
     power: float = 1.0
 
     @classmethod
@@ -145,7 +145,7 @@ class RampConfig(BaseScheduleConfig):
         over: point of the run, counted from its start, at which `final` is reached and kept; None: the end of the run.
     """
 
-    curve: ClassVar[Curve]
+    curve: ClassVar[CurveKind]
     final: float = 0.0
     over: PositiveDuration | None = None
 

@@ -17,7 +17,7 @@ from mmssl.core.sample import Fault, Origin
 from mmssl.curation.check_manifest import unfinished_faults
 from mmssl.curation.check_report import CheckReport, FieldReport
 from mmssl.curation.check_shard import SOURCE, Decoders, Findings, MemberDecoder, examine_shard
-from mmssl.curation.figures import Place, Spread, Tally
+from mmssl.curation.figures import MemberPlace, Spread, Tally
 from mmssl.data.modalities.usual import file_formats, own_extensions, usual_modalities
 from mmssl.data.modality import Modality
 from mmssl.data.samples import describe_lack
@@ -241,7 +241,7 @@ class _Total:
             if len(self.faults) < MAX_LISTED:
                 self.faults.append(fault)
 
-    def key(self, place: Place) -> str:
+    def key(self, place: MemberPlace) -> str:
         shard, number = place
         return self.findings[shard].samples[number][0]
 

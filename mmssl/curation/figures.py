@@ -14,7 +14,7 @@ from mmssl.data.inspection import Inspection
 MAX_EXAMPLES = 20
 MAX_VALUES = 8  # a table lists at most this number of values; of more it gives their number
 
-Place = tuple[int, int]
+MemberPlace = tuple[int, int]
 """Number of the shard, number of the sample in it."""
 
 
@@ -130,12 +130,12 @@ class Tally:
         self.counted: dict[str, Counter[Hashable]] = {}
         self.flags: Counter[str] = Counter()
         self.moments: list[np.ndarray] = []  # of each member, [2, C]: mean and mean square of each channel
-        self.first: dict[bytes, Place] = {}
+        self.first: dict[bytes, MemberPlace] = {}
         self.repeated: set[bytes] = set()
-        self.examples: list[tuple[str, Place, Place]] = []
+        self.examples: list[tuple[str, MemberPlace, MemberPlace]] = []
         self.extra = 0
 
-    def add(self, found: Inspection, place: Place | None = None) -> None:
+    def add(self, found: Inspection, place: MemberPlace | None = None) -> None:
         """Add the inspection of one member.
 
         Args:
@@ -153,7 +153,7 @@ class Tally:
             for shown, data in found.items:
                 self._look_for(bytes_digest(data), shown, place)
 
-    def report(self, key: Callable[[Place], str] | None = None) -> ModalityFigures:
+    def report(self, key: Callable[[MemberPlace], str] | None = None) -> ModalityFigures:
         """The statistics of all members added so far.
 
         Args:
@@ -177,7 +177,7 @@ class Tally:
             std=std,
         )
 
-    def _look_for(self, data: bytes, shown: str, place: Place) -> None:
+    def _look_for(self, data: bytes, shown: str, place: MemberPlace) -> None:
         first = self.first.setdefault(data, place)
         if first != place:
             self.extra += 1

@@ -15,8 +15,8 @@ Strength = float | tuple[float, ...]
 """What a severity means to a corruption; its table says which quantities."""
 Corrupt = Callable[..., "Tensor"]
 """(view as float, strength, generator) -> view; with the keyword `rate` if `Corruption.timed`. Pictures [..., 3, H, W] are in
-0 ... 1, sounds [C, samples] in -1 ... 1; arrays [C, H, W] and series [C, samples] in units of their own."""
-Rewrite = Callable[[str, float, "np.random.Generator"], str]
+0 ... 1, sounds [C, samples] in -1 ... 1; arrays [C, H, W] and series [C, samples] in any units."""
+RewriteText = Callable[[str, float, "np.random.Generator"], str]
 """(sentence, strength, generator) -> sentence."""
 
 
@@ -40,11 +40,11 @@ class TextCorruption:
     """A corruption of sentences.
 
     Attributes:
-        function: see `Rewrite`. With the same generator a larger strength changes what a smaller one does, and more.
+        function: see `RewriteText`. With the same generator a larger strength changes what a smaller one does, and more.
         strengths: its strength at each severity.
     """
 
-    function: Rewrite
+    function: RewriteText
     strengths: tuple[float, float, float, float, float]
 
 

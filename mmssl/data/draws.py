@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 Parameters = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Modality -> view name -> drawn parameters of that view."""
-Key = tuple[int | str, ...]
+DrawKey = tuple[int | str, ...]
 
 
 def draw_views(
-    sample: Sample, modalities: Mapping[str, Modality], needs: Needs, key: Key, partners: Partners = NO_PARTNERS
+    sample: Sample, modalities: Mapping[str, Modality], needs: Needs, key: DrawKey, partners: Partners = NO_PARTNERS
 ) -> Parameters:
     """Draw the parameters of all views in `needs`, for the modalities that the sample has.
 

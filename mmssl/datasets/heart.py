@@ -58,7 +58,7 @@ _LEADS = {
 
 
 @dataclass(frozen=True)
-class Record:
+class HeartRecord:
     """What one recording is made from.
 
     Attributes:
@@ -76,7 +76,7 @@ class Record:
     noise: int
 
 
-def sample_record(split: str, number: int, seed: int = 0) -> Record:
+def sample_record(split: str, number: int, seed: int = 0) -> HeartRecord:
     """Draw a record."""
     rng = generator(seed, "heart", split, number)
     label = int(rng.integers(len(CLASS_NAMES)))
@@ -84,16 +84,16 @@ def sample_record(split: str, number: int, seed: int = 0) -> Record:
     first = sum(count for name, count in PATIENTS.items() if list(PATIENTS).index(name) < list(PATIENTS).index(split))
     patient = first + int(rng.integers(PATIENTS[split]))
     rate, form = int(rng.integers(low, high + 1)), int(rng.integers(2 * len(TEMPLATES)))
-    return Record(label, rate, patient, form, int(rng.integers(2**31)))
+    return HeartRecord(label, rate, patient, form, int(rng.integers(2**31)))
 
 
-def captions(record: Record) -> tuple[str, ...]:
+def captions(record: HeartRecord) -> tuple[str, ...]:
     """Every true caption of a record: with and without its rate, rounded to tens."""
     plain = tuple(template.format(CLASS_NAMES[record.label]) for template in TEMPLATES)
     return (*plain, *(f"{text}, about {round(record.rate, -1)} beats a minute" for text in plain))
 
 
-def render(record: Record, seed: int = 0) -> np.ndarray:
+def render(record: HeartRecord, seed: int = 0) -> np.ndarray:
     """Make the recording: int16 [time, lead] in microvolts."""
     rng = generator(seed, "beats", record.noise)
     name = CLASS_NAMES[record.label]
@@ -156,7 +156,7 @@ def write(
     return write_splits(Path(out_dir), settings, counts, shards, encoded, progress)
 
 
-def encode_record(record: Record, key: str, seed: int = 0) -> dict[str, Any]:
+def encode_record(record: HeartRecord, key: str, seed: int = 0) -> dict[str, Any]:
     """Encode a record as a sample of a shard: {"__key__": key, extension: bytes}."""
     file = io.BytesIO()
     np.save(file, render(record, seed))

@@ -14,7 +14,7 @@ from mmssl.core.config import Entries
 from mmssl.core.encoder import Encoder, Features
 from mmssl.core.positions import sincos_positions
 from mmssl.encoders.adapters.imagebind_names import refuse_imagebind
-from mmssl.encoders.positions import Grid, fit_columns, resize_positions
+from mmssl.encoders.positions import TokenGrid, fit_columns, resize_positions
 from mmssl.encoders.sound_config import FrontEndEncoderConfig
 from mmssl.encoders.transformer import TransformerConfig
 from mmssl.encoders.weights import load_and_freeze
@@ -93,7 +93,7 @@ class AudioTransformer(Encoder):
             Encoder.PREPARED,
         }
     )
-    grid: Grid
+    grid: TokenGrid
 
     def __init__(self, config: AudioTransformerConfig) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class AudioTransformer(Encoder):
         first = [parameter for parameter in embeddings if parameter is not None]
         return [first, *(list(block.parameters()) for block in self.blocks), list(self.norm_post.parameters())]
 
-    def _grid(self, *size: int) -> Grid:
+    def _grid(self, *size: int) -> TokenGrid:
         rows, columns = (
             (extent - patch) // step + 1 for extent, patch, step in zip(size, self.patch_size, self.stride, strict=True)
         )

@@ -13,10 +13,10 @@ from mmssl.core.config import Entries
 
 Statistics = Annotated[tuple[float, ...], Field(min_length=1)]
 """A number for each channel of pictures with any number of channels."""
-Channels = Annotated[tuple[float, float, float], Entries(("red", "green", "blue"))]
+ColourValues = Annotated[tuple[float, float, float], Entries(("red", "green", "blue"))]
 
-OPENAI_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
+OPENAI_MEAN: ColourValues = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD: ColourValues = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Pixels(nn.Module):

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Grid = tuple[int, int]
+TokenGrid = tuple[int, int]
 
 
-def resize_positions(table: Tensor, old: Grid, new: Grid, prefix: int) -> Tensor:
+def resize_positions(table: Tensor, old: TokenGrid, new: TokenGrid, prefix: int) -> Tensor:
     """Interpolate position embeddings to another grid, bicubic and antialiased; prefix rows stay (as open_clip does).
 
     Args:
@@ -38,7 +38,7 @@ def _constant(size: int) -> int:
     return len([None] * size)
 
 
-def fit_positions(state: dict[str, Tensor], name: str, grid: Grid, prefix: int) -> None:
+def fit_positions(state: dict[str, Tensor], name: str, grid: TokenGrid, prefix: int) -> None:
     """Resample `state[name]`, in place, from another square grid to `grid`; leave anything else alone."""
     table = state.get(name)
     if table is None or len(table) == prefix + prod(grid):
@@ -48,7 +48,7 @@ def fit_positions(state: dict[str, Tensor], name: str, grid: Grid, prefix: int) 
         state[name] = resize_positions(table, (side, side), grid, prefix)
 
 
-def fit_columns(state: dict[str, Tensor], name: str, grid: Grid, prefix: int) -> None:
+def fit_columns(state: dict[str, Tensor], name: str, grid: TokenGrid, prefix: int) -> None:
     """Resample `state[name]`, in place, from another number of columns to `grid`; the number of rows must be equal."""
     table = state.get(name)
     cells = 0 if table is None else len(table) - prefix

@@ -17,7 +17,7 @@ from mmssl.core.input_spec import InputSpec
 from mmssl.encoders.adapters.adapter import refuse_masks
 from mmssl.encoders.adapters.timm import fit_channels
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Pixels, Statistics
-from mmssl.encoders.positions import Grid, fit_positions, resize_positions
+from mmssl.encoders.positions import TokenGrid, fit_positions, resize_positions
 from mmssl.encoders.weight_files import State
 from mmssl.encoders.weights import load_and_freeze
 
@@ -149,7 +149,7 @@ class AttentionPool(nn.Module):
     query attends to that cell alone, as dense features are read from such networks (MaskCLIP, arXiv:2112.01071).
     """
 
-    def __init__(self, width: int, heads: int, output_dim: int, grid: Grid) -> None:
+    def __init__(self, width: int, heads: int, output_dim: int, grid: TokenGrid) -> None:
         super().__init__()
         self.heads = heads
         self.grid = grid
@@ -188,9 +188,9 @@ class Stages(Encoder):
     """
 
     capabilities = frozenset({Encoder.TOKENS})
-    grid: Grid
+    grid: TokenGrid
 
-    def __init__(self, config: StagesConfig, inputs: int, grid: Grid) -> None:
+    def __init__(self, config: StagesConfig, inputs: int, grid: TokenGrid) -> None:
         super().__init__()
         self.grid = grid
         self.stride = config.stride

@@ -17,8 +17,8 @@ from mmssl.core.encoder import Encoder, Features
 from mmssl.encoders.checkpointing import run_block
 from mmssl.encoders.norms import Residual, as_stream, block_norm
 from mmssl.encoders.patches import embed_patches
-from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels, as_frames
-from mmssl.encoders.positions import Grid, fit_columns, fit_positions, resize_positions
+from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, ColourValues, Pixels, as_frames
+from mmssl.encoders.positions import TokenGrid, fit_columns, fit_positions, resize_positions
 from mmssl.encoders.transformer import Attention, Block, DropPath, TransformerConfig, initialise_attention
 from mmssl.encoders.weight_files import State
 from mmssl.encoders.weights import load_and_freeze
@@ -42,8 +42,8 @@ class SpaceTimeConfig(TransformerConfig):
     patch_size: int = Field(default=16, gt=0)
     tubelet: int = Field(default=2, gt=0)
     attention: Literal["divided", "joint"] = "divided"
-    mean: Channels = OPENAI_MEAN
-    std: Channels = OPENAI_STD
+    mean: ColourValues = OPENAI_MEAN
+    std: ColourValues = OPENAI_STD
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -204,7 +204,7 @@ class SpaceTime(Encoder):
 
     def _positions(self, grid: tuple[int, int, int]) -> Tensor:
         # [T', D]
-        area: Grid = grid[1:]
+        area: TokenGrid = grid[1:]
         space = resize_positions(self.space_embedding, self.grid[1:], area, prefix=0)
         time = resize_positions(self.time_embedding, (1, self.grid[0]), (1, grid[0]), prefix=0)
         return (time[:, None] + space).flatten(0, 1)

@@ -15,8 +15,8 @@ from mmssl.encoders.checkpointing import Checkpointing, run_block
 from mmssl.encoders.norms import Residual, as_stream, block_norm
 from mmssl.encoders.packing import Packing
 
-Activation = Literal["gelu", "quick_gelu"]
-Pick = int | Tensor
+BlockActivation = Literal["gelu", "quick_gelu"]
+PickedToken = int | Tensor
 """Token of each sample that the last block computes: one number for all samples, or [B] numbers. With packing: `last`."""
 
 
@@ -29,7 +29,7 @@ class QuickGELU(nn.Module):
         return F.silu(1.702 * x) / 1.702
 
 
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+ACTIVATIONS: dict[BlockActivation, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
 class DropPath(nn.Module):
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, *, packing: Packing | None = None, pick: Pick | None = None
+        self, x: Tensor, mask: Tensor | None = None, *, packing: Packing | None = None, pick: PickedToken | None = None
     ) -> Tensor:
         """[B, T, D] -> [B, T, D], or [B, 1, D] with `pick`; packed [N, D] -> [N, D], or [B, D].
 
@@ -94,7 +94,7 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """The MLP of a transformer block: two linear layers with an activation between them."""
 
-    def __init__(self, width: int, hidden: int, activation: Activation) -> None:
+    def __init__(self, width: int, hidden: int, activation: BlockActivation) -> None:
         super().__init__()
         self.up = nn.Linear(width, hidden)
         self.activation = ACTIVATIONS[activation]()
@@ -114,7 +114,7 @@ class Block(nn.Module):
         heads: int,
         *,
         mlp_ratio: float,
-        activation: Activation,
+        activation: BlockActivation,
         causal: bool,
         layer_scale: float | None,
         drop_path: float,
@@ -137,7 +137,7 @@ class Block(nn.Module):
         x: Tensor,
         mask: Tensor | None = None,
         packing: Packing | None = None,
-        pick: Pick | None = None,
+        pick: PickedToken | None = None,
         with_mlp: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Shapes as in `Attention.forward`; `with_mlp`: and the output of the mlp alone, of the same shape."""
@@ -188,7 +188,7 @@ class Transformer(nn.ModuleList):
         heads: int,
         *,
         mlp_ratio: float = 4.0,
-        activation: Activation = "gelu",
+        activation: BlockActivation = "gelu",
         causal: bool = False,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
@@ -223,7 +223,7 @@ class Transformer(nn.ModuleList):
         hidden: int = 0,
         mlps: bool = False,
         packing: Packing | None = None,
-        pick: Pick | None = None,
+        pick: PickedToken | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run all blocks.
 
@@ -293,7 +293,7 @@ class TransformerConfig(BlocksConfig):
     """
 
     width: int = Field(default=768, gt=0)
-    activation: Activation = "gelu"
+    activation: BlockActivation = "gelu"
     checkpointing: Checkpointing = False
     residual: Residual = "float32"
 
@@ -309,7 +309,7 @@ class TransformerConfig(BlocksConfig):
         return self.blocks(self.width, **own, **options)
 
 
-def pick_tokens(x: Tensor, pick: Pick) -> Tensor:
+def pick_tokens(x: Tensor, pick: PickedToken) -> Tensor:
     """Gather one token of each sample: [B, T, D] -> [B, 1, D]; packed [N, D] -> [B, D]."""
     if isinstance(pick, int):
         return x[:, pick : pick + 1]

@@ -192,7 +192,7 @@ def random_class_means(counts: Sequence[int], answerable: int) -> dict[str, floa
 
 
 def _mean_of_reciprocal(some: int, empty: int, bins: int, most: int) -> np.ndarray:
-    """Mean of 1 / (some + hit), where t balls fall into bins at random and hit so many of `empty` ones: for t = 0 ... most."""
+    """Mean of 1 / (some + hit), where t balls fall into bins at random and `hit` of the `empty` bins get some: t = 0 ... most."""
     hit = np.arange(empty + 1)
     found = np.full(most + 1, 1 / (some + empty))
     likely = (hit == 0).astype(float)

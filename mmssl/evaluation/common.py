@@ -67,7 +67,7 @@ class EvaluatorConfig(Config):
     allow_pipe: bool | None = None
 
     def workers_for(self, samples: int) -> int:
-        """Number of worker processes for so many samples of a process: `workers`, but fewer than there are batches."""
+        """Number of worker processes for this number of samples of a process: `workers`, but fewer than there are batches."""
         return min(self.workers or 0, max(0, -(-samples // self.batch_size) - 1))
 
     def remote(self) -> Remote:

@@ -69,7 +69,7 @@ class Estimate(NamedTuple):
         Args:
             value: within low and high, as the interval is.
             influence: [n] float64.
-            owner: [n], number of the sample of each row; None: each is of its own.
+            owner: [n], number of the sample of each row; None: each row is a sample.
         """
         if owner is not None:
             influence = torch.zeros_like(influence).index_add_(

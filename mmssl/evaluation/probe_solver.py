@@ -169,7 +169,7 @@ class ProbeSolver:
             by_weight.addmm_(rows.T, scores)
             by_bias += scores.sum(0)
         n = len(self.rows)
-        # Where the model is sure of all samples, rounding hides what is left of 1 - sum p^2.
+        # Where the model is sure of all samples, rounding hides the small difference 1 - sum p^2.
         return _Point(place, loss / n, slope.T.contiguous() / n, max(1 - square / n, 1e-6) / len(place))
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,7 +14,7 @@ from mmssl.core.seeding import generator
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 RESAMPLES, SEED = 2000, 0
-"""Bootstrap draws, and their seed, of intervals that have no settings of their own."""
+"""Bootstrap draws, and their seed, of intervals without settings."""
 _DRAWS_AT_ONCE = 64
 
 

@@ -20,11 +20,11 @@ MOST = 100
 UNKNOWN = "(none)"
 """Group of samples without the key."""
 
-Sample = tuple[str, int]
+SampleId = tuple[str, int]
 """Key of a sample, and its occurrence: keys may repeat between shards."""
 
 
-def sample_groups(shards: Sequence[str], key: str) -> dict[Sample, str]:
+def sample_groups(shards: Sequence[str], key: str) -> dict[SampleId, str]:
     """The group of every sample: the value of a key of its `.json`, as text.
 
     Args:
@@ -39,7 +39,7 @@ def sample_groups(shards: Sequence[str], key: str) -> dict[Sample, str]:
         raise DataError(f"--groups: got {key!r}, wanted a key of the samples' .json, as in json.country")
     index = ShardIndex.open(list(shards))
     seen: Counter[str] = Counter()
-    found: dict[Sample, str] = {}
+    found: dict[SampleId, str] = {}
     for number in range(len(index)):
         name = index.key(number)
         found[name, seen[name]] = _value(index, number, path)
@@ -54,7 +54,7 @@ def sample_groups(shards: Sequence[str], key: str) -> dict[Sample, str]:
     return found
 
 
-def group_table(tables: Mapping[str, Table], groups: Mapping[Sample, str]) -> Table:
+def group_table(tables: Mapping[str, Table], groups: Mapping[SampleId, str]) -> Table:
     """Mean of every outcome by group, with n and a 95 % interval (Wilson's, or by bootstrap over samples with several rows).
 
     Columns: outcome, group, n, value, ci95_low, ci95_high; of each outcome the worst group first.
@@ -87,11 +87,11 @@ def _value(index: ShardIndex, number: int, path: Sequence[str]) -> str:
     return UNKNOWN if value is None else str(value)
 
 
-def _by_group(table: Table, groups: Mapping[Sample, str]) -> dict[str, tuple[list[int], list[Sample]]]:
+def _by_group(table: Table, groups: Mapping[SampleId, str]) -> dict[str, tuple[list[int], list[SampleId]]]:
     """Group -> its rows, and their samples. A row that repeats key and item is of the next sample with that key."""
     items = table.columns.get("item", [0] * len(table.columns["key"]))
     seen: Counter[tuple[Score, Score]] = Counter()
-    found: dict[str, tuple[list[int], list[Sample]]] = {}
+    found: dict[str, tuple[list[int], list[SampleId]]] = {}
     for place, (key, item) in enumerate(zip(table.columns["key"], items, strict=True)):
         sample = (str(key), seen[key, item])
         seen[key, item] += 1
@@ -101,9 +101,9 @@ def _by_group(table: Table, groups: Mapping[Sample, str]) -> dict[str, tuple[lis
     return found
 
 
-def _mean(values: torch.Tensor, samples: Sequence[Sample]) -> tuple[int, float, float, float]:
+def _mean(values: torch.Tensor, samples: Sequence[SampleId]) -> tuple[int, float, float, float]:
     """n, mean, and interval."""
-    numbers: dict[Sample, int] = {}
+    numbers: dict[SampleId, int] = {}
     cluster = torch.tensor([numbers.setdefault(sample, len(numbers)) for sample in samples])
     if len(numbers) == len(samples) and bool(((values == 0) | (values == 1)).all()):
         return len(values), float(values.mean()), *wilson(int(values.sum()), len(values))

@@ -60,8 +60,8 @@ class IdentityProjectionConfig(Config):
 
 
 Norm = Literal["batch", "layer", "none"]
-Activation = Literal["relu", "gelu"]
-_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+HeadActivation = Literal["relu", "gelu"]
+_ACTIVATIONS: dict[HeadActivation, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class MLPProjection(nn.Module):
@@ -91,7 +91,7 @@ class MLPProjection(nn.Module):
         norm_last: bool = False,
         affine_last: bool = True,
         bias_last: bool = True,
-        activation: Activation = "relu",
+        activation: HeadActivation = "relu",
     ) -> None:
         super().__init__()
         sizes = [width, *[hidden] * (layers - 1), embedding]
@@ -134,7 +134,7 @@ class MLPProjectionConfig(Config):
     layers: int = Field(default=2, ge=2)
     norm: Norm = "batch"
     norm_last: bool = False
-    activation: Activation = "relu"
+    activation: HeadActivation = "relu"
 
     @model_validator(mode="after")
     def _norm_last_needs_norm(self) -> MLPProjectionConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmssl.core.errors import CheckpointError
 from mmssl.encoders.adapters.imagebind_names import EXTRA, TRUNKS, imagebind_to_open_clip
 from mmssl.encoders.weight_files import State
-from mmssl.interop.described import Described, Values, image_modality, pair_objective
+from mmssl.interop.described import Described, PlainValues, image_modality, pair_objective
 
 HEADS = 16
 """Attention heads of both towers of the published model, which no tensor says."""
@@ -46,7 +46,7 @@ def describe_imagebind(file: Path, state: State) -> Described:
         }
         for root, up in zip(("visual.", ""), ratios, strict=True)
     )
-    encoders: dict[str, Values] = {
+    encoders: dict[str, PlainValues] = {
         "image": {"kind": "vit", "size": size, "patch_size": patches.shape[-1], **image},
         "text": {"kind": "text_transformer", "vocab_size": len(words), "context_length": len(places), **text},
     }

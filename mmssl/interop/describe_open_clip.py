@@ -11,7 +11,7 @@ from mmssl.encoders.adapters.hubs import HUB, local_copy
 from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD
 from mmssl.interop.described import (
     Described,
-    Values,
+    PlainValues,
     has_tokenizer,
     hf_tokenizer,
     image_modality,
@@ -23,7 +23,7 @@ from mmssl.interop.open_clip import encoder_configs
 CONFIG = "open_clip_config.json"
 
 
-def named_model(name: str) -> Values:
+def named_model(name: str) -> PlainValues:
     """open_clip's settings of a model.
 
     Raises:
@@ -38,7 +38,7 @@ def named_model(name: str) -> Values:
     return dict(open_clip.get_model_config(known))
 
 
-def usual_preprocessing(name: str) -> Values:
+def usual_preprocessing(name: str) -> PlainValues:
     """Statistics and resizing of pictures on which all published weights of a model agree; empty if they do not."""
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
@@ -49,7 +49,7 @@ def usual_preprocessing(name: str) -> Values:
     return agreed[0] if agreed and all(settings == agreed[0] for settings in agreed) else {}
 
 
-def describe_open_clip(weights: Path, model: Values, preprocess: Values, tokenizer: Path | None) -> Described:
+def describe_open_clip(weights: Path, model: PlainValues, preprocess: PlainValues, tokenizer: Path | None) -> Described:
     """Describe a model.
 
     Args:
@@ -68,7 +68,7 @@ def describe_open_clip(weights: Path, model: Values, preprocess: Values, tokeniz
         image, text = encoder_configs(model, **statistics)
     except ValueError:  # settings that our towers lack
         both = {"kind": "open_clip", "model": model}
-        encoders: dict[str, Values] = {
+        encoders: dict[str, PlainValues] = {
             "image": both | {"tower": "image"} | {key: list(value) for key, value in statistics.items()},
             "text": both | {"tower": "text"} | _text_model(weights, model["text_cfg"], tokenizer),
         }
@@ -96,7 +96,7 @@ def describe_open_clip(weights: Path, model: Values, preprocess: Values, tokeniz
     )
 
 
-def _text_model(weights: Path, text: Values, tokenizer: Path | None) -> Values:
+def _text_model(weights: Path, text: PlainValues, tokenizer: Path | None) -> PlainValues:
     """Settings of a text model of transformers; empty: the text transformer is open_clip's own.
 
     Raises:
@@ -122,7 +122,7 @@ def _text_model(weights: Path, text: Values, tokenizer: Path | None) -> Values:
     )
 
 
-def _tokenizer(weights: Path, text: Values, given: Path | None) -> Values:
+def _tokenizer(weights: Path, text: PlainValues, given: Path | None) -> PlainValues:
     settings, length = dict(text.get("tokenizer_kwargs") or {}), text.get("context_length", 77)
     name = text.get("hf_tokenizer_name")
     clean = settings.pop("clean", "whitespace" if name or given else "lower")

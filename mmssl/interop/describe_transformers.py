@@ -17,7 +17,7 @@ from mmssl.interop.described import (
     BICUBIC,
     BILINEAR,
     Described,
-    Values,
+    PlainValues,
     has_tokenizer,
     hf_tokenizer,
     image_modality,
@@ -77,7 +77,7 @@ def describe_transformers(folder: Path, tokenizer: Path | None) -> Described:
             modalities["text"] = {"kind": "text", "tokenizer": {"kind": "clip", "context_length": length}}
         objective = pair_objective(folder, ("image", "text"), full.projection_dim, ())
         return Described(folder, modalities, own, objective, notes)
-    encoders: dict[str, Values] = {
+    encoders: dict[str, PlainValues] = {
         "image": {"kind": "hf_vision", "config": settings, "pool": "projection", **statistics},
         "text": {"kind": "hf_text", "config": settings, "pool": "projection", "pad_id": _pad_id(tokens)},
     }
@@ -105,7 +105,7 @@ def describe_laion_clap(file: Path, state: State, tokenizer: Path | None) -> Des
     fused = f"{audio}patch_embed.mel_conv2d.weight" in state
     words = state[f"{text}embeddings.word_embeddings.weight"]
     hidden, projection = width * 2 ** (len(depths) - 1), state["audio_projection.2.weight"].shape[0]
-    settings: Values = {
+    settings: PlainValues = {
         "model_type": "clap",
         "projection_dim": projection,
         "hidden_size": words.shape[1],
@@ -136,8 +136,13 @@ def describe_laion_clap(file: Path, state: State, tokenizer: Path | None) -> Des
     return _clap(file, settings, _complete(settings), front_end, tokenizer or _roberta(file))
 
 
-def _clap(weights: Path, settings: Values, full: Any, front_end: ClapFrontEndConfig, tokens: Path) -> Described:
-    sound: Values = {"kind": "audio", "rate": front_end.settings.rate, "seconds": front_end.seconds, "channels": "mono"}
+def _clap(weights: Path, settings: PlainValues, full: Any, front_end: ClapFrontEndConfig, tokens: Path) -> Described:
+    sound: PlainValues = {
+        "kind": "audio",
+        "rate": front_end.settings.rate,
+        "seconds": front_end.seconds,
+        "channels": "mono",
+    }
     return Described(
         weights,
         {
@@ -159,7 +164,7 @@ def _clap(weights: Path, settings: Values, full: Any, front_end: ClapFrontEndCon
     )
 
 
-def _public(settings: Values) -> Values:
+def _public(settings: PlainValues) -> PlainValues:
     """Settings of the model alone, at every depth: private ones may name code."""
     return {
         key: _public(value) if isinstance(value, dict) else value
@@ -168,14 +173,14 @@ def _public(settings: Values) -> Values:
     }
 
 
-def _complete(settings: Values) -> Any:
+def _complete(settings: PlainValues) -> Any:
     """transformers' config object, with its defaults."""
     from transformers import AutoConfig
 
     return AutoConfig.for_model(settings["model_type"], **{k: v for k, v in settings.items() if k != "model_type"})
 
 
-def _own_towers(full: Any, statistics: Values) -> dict[str, Values] | None:
+def _own_towers(full: Any, statistics: PlainValues) -> dict[str, PlainValues] | None:
     """A CLIPModel as our towers; None: it has what they lack."""
     vision, text = full.vision_config, full.text_config
     # transformers takes the largest id where the config has 2, as its first version did.
@@ -184,7 +189,7 @@ def _own_towers(full: Any, statistics: Values) -> dict[str, Values] | None:
     if not (ends_texts and plain and isinstance(vision.image_size, int) and vision.num_channels == 3):
         return None
 
-    def common(tower: Any) -> Values:
+    def common(tower: Any) -> PlainValues:
         return {
             "width": tower.hidden_size,
             "depth": tower.num_hidden_layers,
@@ -199,7 +204,7 @@ def _own_towers(full: Any, statistics: Values) -> dict[str, Values] | None:
     return {"image": image, "text": {"kind": "text_transformer", **sizes, **common(text)}}
 
 
-def _pictures(folder: Path) -> Values:
+def _pictures(folder: Path) -> PlainValues:
     """Settings of the image processor of a folder."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
@@ -213,7 +218,7 @@ def _pictures(folder: Path) -> Values:
     )
 
 
-def _image(values: Values, size: int, folder: Path) -> tuple[Values, tuple[str, ...]]:
+def _image(values: PlainValues, size: int, folder: Path) -> tuple[PlainValues, tuple[str, ...]]:
     filters = {BICUBIC: "bicubic", BILINEAR: "bilinear"}
     resample = values.get("resample", BICUBIC)
     if resample not in filters:

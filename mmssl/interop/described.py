@@ -12,7 +12,7 @@ from mmssl.core.errors import CheckpointError, os_words
 from mmssl.encoders.weight_files import read_state
 from mmssl.interop.shared_space import shared_space
 
-Values = dict[str, Any]
+PlainValues = dict[str, Any]
 """Part of a recipe, as in YAML."""
 MAX_SCALE = 100.0
 """Largest logit scale of CLIP's training."""
@@ -37,13 +37,13 @@ class Described:
     """
 
     weights: Path
-    modalities: dict[str, Values]
-    encoders: dict[str, Values]
-    objective: Values
+    modalities: dict[str, PlainValues]
+    encoders: dict[str, PlainValues]
+    objective: PlainValues
     notes: tuple[str, ...] = ()
 
 
-def pair_objective(weights: Path, pair: tuple[str, str], embedding: int, identity: tuple[str, ...]) -> Values:
+def pair_objective(weights: Path, pair: tuple[str, str], embedding: int, identity: tuple[str, ...]) -> PlainValues:
     """The objective of a checkpoint: CLIP's loss, or SigLIP's where there is a bias, at its temperature.
 
     Args:
@@ -60,7 +60,7 @@ def pair_objective(weights: Path, pair: tuple[str, str], embedding: int, identit
         raise CheckpointError(f"{str(weights)!r} has no logit_scale, wanted a model that compares two modalities")
     scale = math.exp(float(space["logit_scale"][0]))
     largest = MAX_SCALE if scale <= MAX_SCALE * 1.001 else float(10 ** math.ceil(math.log10(scale)))
-    values: Values = {
+    values: PlainValues = {
         "kind": "clip",
         "pairs": [list(pair)],
         "views": {pair[0]: "crop", pair[1]: "tokens"},
@@ -76,10 +76,10 @@ def pair_objective(weights: Path, pair: tuple[str, str], embedding: int, identit
     return values
 
 
-def image_modality(size: int, *, squash: bool, interpolation: str) -> Values:
+def image_modality(size: int, *, squash: bool, interpolation: str) -> PlainValues:
     """Settings of pictures that are prepared as for the model: training crops, and the view "eval"."""
-    crop: Values = {"kind": "resized_crop", "scale": [0.9, 1.0]}
-    values: Values = {"kind": "image", "size": size, "views": {"crop": crop}}
+    crop: PlainValues = {"kind": "resized_crop", "scale": [0.9, 1.0]}
+    values: PlainValues = {"kind": "image", "size": size, "views": {"crop": crop}}
     if squash:
         values["fit"] = "squash"
     if interpolation != "bicubic":
@@ -92,13 +92,13 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TOKENIZER_FILES if name != "special_tokens_map.json")
 
 
-def hf_tokenizer(folder: Path, context_length: int, clean: str | None = None) -> Values:
+def hf_tokenizer(folder: Path, context_length: int, clean: str | None = None) -> PlainValues:
     """Settings of a tokenizer of transformers in a folder."""
-    values: Values = {"kind": "hf", "path": str(folder.absolute()), "context_length": context_length}
+    values: PlainValues = {"kind": "hf", "path": str(folder.absolute()), "context_length": context_length}
     return values | ({"clean": clean} if clean is not None else {})
 
 
-def read_json(file: Path) -> Values:
+def read_json(file: Path) -> PlainValues:
     """The mapping in a JSON file.
 
     Raises:

@@ -18,10 +18,10 @@ from mmssl.core.encoder import EmbeddingModel, Encoder
 from mmssl.core.errors import CheckpointError
 from mmssl.encoders.adapters import open_clip_names
 from mmssl.encoders.norms import USUAL_EPS
-from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels
+from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, ColourValues
 from mmssl.encoders.resnet import ResNetConfig
 from mmssl.encoders.text_transformer import TextTransformerConfig
-from mmssl.encoders.transformer import Activation
+from mmssl.encoders.transformer import BlockActivation
 from mmssl.encoders.vit import VisionTransformerConfig
 
 State = dict[str, Tensor]
@@ -122,7 +122,7 @@ def visual_to_open_clip(image: Mapping[str, Tensor], head: Tensor) -> State:
 
 
 def encoder_configs(
-    model: Mapping[str, Any], *, mean: Channels = OPENAI_MEAN, std: Channels = OPENAI_STD
+    model: Mapping[str, Any], *, mean: ColourValues = OPENAI_MEAN, std: ColourValues = OPENAI_STD
 ) -> tuple[ImageEncoderConfig, TextTransformerConfig]:
     """Convert an open_clip model configuration ("embed_dim", "vision_cfg", "text_cfg", ...) to configs of our two encoders.
 
@@ -138,7 +138,7 @@ def encoder_configs(
     if text.pop("pool_type", "argmax") != "argmax" or text.pop("no_causal_mask", False):
         raise ValueError("text_cfg: wanted causal attention and pool_type argmax, which our text transformer has")
     _refuse("text_cfg", text, _TOWER | _TOKENIZER)
-    activation: Activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
+    activation: BlockActivation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
     pools: dict[str, Literal["cls", "mean"]] = {"tok": "cls", "avg": "mean"}
     size, width, layers = vision.get("image_size", 224), vision.get("width", 768), vision.get("layers", 12)
     head_width = vision.get("head_width", 64)
@@ -247,8 +247,8 @@ def load_open_clip(
     model: Mapping[str, Any],
     state: Mapping[str, Tensor],
     *,
-    mean: Channels = OPENAI_MEAN,
-    std: Channels = OPENAI_STD,
+    mean: ColourValues = OPENAI_MEAN,
+    std: ColourValues = OPENAI_STD,
 ) -> EmbeddingModel:
     """Load an open_clip model into our encoders: same features, ready for every evaluator.
 

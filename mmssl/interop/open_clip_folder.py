@@ -17,6 +17,7 @@ from torch import Tensor
 from mmssl.data.modalities.tokenizers import HfTokenizer
 from mmssl.encoders.adapters.open_clip import OpenClipConfig, model_settings
 from mmssl.interop.clip_parts import clip_parts
+from mmssl.interop.described import PlainValues
 from mmssl.interop.open_clip import (
     ImageEncoderConfig,
     State,
@@ -30,7 +31,6 @@ from mmssl.interop.transformers_processor import tokenizer_of, written_tokenizer
 
 CONFIG, WEIGHTS, TEXT_MODEL = "open_clip_config.json", "open_clip_model.safetensors", "text"
 _POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
-Values = dict[str, Any]
 
 
 def write_open_clip(towers: Towers, folder: Path, home: Path) -> dict[str, str]:
@@ -82,7 +82,7 @@ def write_open_clip(towers: Towers, folder: Path, home: Path) -> dict[str, str]:
     return {"place": moved} if "hf_model_name" in text else {}
 
 
-def _statistics(towers: Towers) -> Values:
+def _statistics(towers: Towers) -> PlainValues:
     config = towers.configs[towers.first]
     if isinstance(config, ImageEncoderConfig):
         return {"mean": list(config.mean), "std": list(config.std)}
@@ -90,7 +90,7 @@ def _statistics(towers: Towers) -> Values:
     return {name: [float(f"{x:.8g}") for x in getattr(pixels, name).flatten().tolist()] for name in ("mean", "std")}
 
 
-def _as_they_are(towers: Towers, folder: Path, home: Path) -> tuple[Values, State]:
+def _as_they_are(towers: Towers, folder: Path, home: Path) -> tuple[PlainValues, State]:
     """Settings and tensors of two towers of open_clip."""
     image, text = (towers.configs[name] for name in (towers.first, towers.text))
     assert isinstance(image, OpenClipConfig)
@@ -117,7 +117,7 @@ def _as_they_are(towers: Towers, folder: Path, home: Path) -> tuple[Values, Stat
     return settings, state | {f"text.{name}": x for name, x in model.state_dict().items()}
 
 
-def _with_text_model(towers: Towers, folder: Path, home: Path) -> tuple[Values, State]:
+def _with_text_model(towers: Towers, folder: Path, home: Path) -> tuple[PlainValues, State]:
     """Settings and tensors of a picture tower beside a text model of transformers with a linear head."""
     encoder, pool = towers.encoder(towers.text), towers.encoder(towers.text).pool
     config, kind = encoder.model.config, encoder.model.config.model_type
@@ -130,7 +130,7 @@ def _with_text_model(towers: Towers, folder: Path, home: Path) -> tuple[Values, 
     image = towers.configs[towers.first]
     if isinstance(image, ImageEncoderConfig):
         quick = getattr(image, "activation", "gelu") == "quick_gelu"
-        settings: Values = {"embed_dim": len(head), "quick_gelu": quick, "vision_cfg": vision_settings(image)}
+        settings: PlainValues = {"embed_dim": len(head), "quick_gelu": quick, "vision_cfg": vision_settings(image)}
         state = visual_to_open_clip(towers.encoder(towers.first).state_dict(), towers.projection(towers.first))
     elif isinstance(image, OpenClipConfig) and towers.ends_in_space(towers.first):
         settings = model_settings(image.model)

@@ -51,7 +51,7 @@ def written_tokenizer(tokenizer: Tokenizer, folder: Path, *, masked: bool) -> An
     if isinstance(tokenizer, ClipTokenizer):
         made = _clip_tokenizer(tokenizer.context_length, folder)
     elif isinstance(tokenizer, HfTokenizer):
-        # Kept in its files only if given here; classes have sides of their own.
+        # Kept in its files only if given here; classes have default sides.
         kept: dict[str, Any] = {"padding_side": "right", "truncation_side": "right"}
         kept |= {"model_max_length": tokenizer.context_length}
         kept |= {} if masked else {"model_input_names": ["input_ids"]}

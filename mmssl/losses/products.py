@@ -36,7 +36,7 @@ def inner_products(x: Tensor, y: Tensor, products: Products = "float32") -> Tens
 
 
 def split_tf32(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Split float32 numbers: high + low, both of TF32's 11 significant bits; what is left is at most 2^-22 of |x|."""
+    """Split float32 numbers: high + low, both of TF32's 11 significant bits; the rest is at most 2^-22 of |x|."""
     high = _rounded(x)
     return high, _rounded(x - high)
 

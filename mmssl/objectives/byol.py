@@ -62,7 +62,7 @@ class ByolObjective(Objective):
     """BYOL: squared distance between the prediction of one view and the teacher's projection of the other, both ways, summed.
 
     Grill et al. 2020 (arXiv:2006.07733), equation 2: 2 - 2 cos for each way, so the loss of orthogonal embeddings is 4. Each view
-    goes through the networks in a call of its own, and batch norm sees the batch, in the teacher too. Collapsed
+    goes through the networks in a separate call, and batch norm sees the batch, in the teacher too. Collapsed
     embeddings reach the lowest loss, 0, too: watch the spread. The encoder, not its teacher, is evaluated.
 
     Args:

@@ -20,7 +20,7 @@ from mmssl.core.objective import Headline, Latents, LossOutput, Objective, Reduc
 from mmssl.core.plan import Plan
 from mmssl.heads.projection import HeadConfig, LinearProjectionConfig, MLPProjectionConfig
 from mmssl.objectives.common import ObjectiveConfig, at_least_float32, encoder_of
-from mmssl.objectives.parts.contrast import Tiles, contrastive_loss
+from mmssl.objectives.parts.contrast import TileSetting, contrastive_loss
 from mmssl.objectives.parts.hard_negatives import (
     HARD,
     gather_negatives,
@@ -41,7 +41,7 @@ from mmssl.objectives.parts.pairs import (
 from mmssl.objectives.parts.prediction import RAW, PredictionConfig, PredictivePairs
 from mmssl.objectives.parts.presence import content_hash, gather_facts, identities, presence
 
-Duplicates = Literal["negatives", "ignore"]
+DuplicateRule = Literal["negatives", "ignore"]
 
 
 class ClipConfig(ObjectiveConfig):
@@ -77,10 +77,10 @@ class ClipConfig(ObjectiveConfig):
     bias: float | None = None
     max_scale: float = Field(default=100.0, gt=1)
     shared_temperature: bool = False
-    duplicates: Duplicates = "negatives"
+    duplicates: DuplicateRule = "negatives"
     negatives: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     heads: dict[str, HeadConfig] = Field(default_factory=dict)
-    tiles: Tiles = None
+    tiles: TileSetting = None
     prediction: PredictionConfig | None = None
 
     @model_validator(mode="after")
@@ -205,8 +205,8 @@ class ClipObjective(Objective):
         *,
         max_scale: float = 100.0,
         shared_temperature: bool = False,
-        duplicates: Duplicates = "negatives",
-        tiles: Tiles = None,
+        duplicates: DuplicateRule = "negatives",
+        tiles: TileSetting = None,
         prediction: PredictivePairs | None = None,
     ) -> None:
         super().__init__()

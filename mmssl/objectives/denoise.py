@@ -24,7 +24,7 @@ from mmssl.objectives.parts.noises import Noise, NoiseConfig, ZeroNoise
 from mmssl.objectives.parts.one_view import OneViewOfTokens
 from mmssl.objectives.parts.patches import check_token_values, prepared_patches
 
-Target = Literal["clean", "noise"]
+DenoiseTarget = Literal["clean", "noise"]
 
 
 class DenoiseConfig(ObjectiveConfig):
@@ -44,7 +44,7 @@ class DenoiseConfig(ObjectiveConfig):
     modality: Name
     view: str
     noise: NoiseConfig
-    target: Target = "clean"
+    target: DenoiseTarget = "clean"
     patch_values: int = Field(ge=1)
     predictor: TokenPredictorConfig
 
@@ -88,7 +88,9 @@ class DenoiseObjective(OneViewOfTokens):
         head: token [B, T, D] -> [B, T, P].
     """
 
-    def __init__(self, modality: str, view: str, noise: Noise, target: Target, values: int, head: nn.Module) -> None:
+    def __init__(
+        self, modality: str, view: str, noise: Noise, target: DenoiseTarget, values: int, head: nn.Module
+    ) -> None:
         super().__init__(modality, view)
         self.noise, self.target, self.values = noise, target, values
         self.head = head

@@ -34,7 +34,7 @@ from mmssl.objectives.parts.word_masks import WordMaskConfig, mask_words
 
 Targets = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 """Layers [K x [B, T, D]] and the mask of real tokens [B, T], or None -> targets [B, T, D]."""
-Errors = Callable[[Tensor, Tensor, Tensor], Tensor]
+MaskedErrors = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Predictions [B, T, D], targets [B, T, D] and the mask [B, T] -> mean error of each sample [B]."""
 
 
@@ -134,7 +134,7 @@ class LatentPredictionObjective(Objective):
         *,
         mlps: bool,
         targets: Targets,
-        errors: Errors,
+        errors: MaskedErrors,
         mean: Mean,
         words: WordMaskConfig | None,
         predictor: nn.Module,

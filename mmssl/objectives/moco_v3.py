@@ -70,7 +70,7 @@ class MocoV3Objective(Objective):
 
     Chen, Xie and He 2021 (arXiv:2104.02057), algorithm 1. Each way is multiplied by 2 T, so that the size of gradients depends less
     on the temperature T. There is no queue: negatives are the keys of all processes, without gradient, so batches are large. Each
-    view goes through the networks in a call of its own. The encoder, not its teacher, is evaluated.
+    view goes through the networks in a separate call. The encoder, not its teacher, is evaluated.
 
     Args:
         modality: modality of the encoder to train.

@@ -74,7 +74,7 @@ class NnClrObjective(Objective):
 
     Dwibedi et al. 2021 (arXiv:2104.14548), equations 3 and 4. The neighbour is the row of a queue of earlier projections with the
     highest cosine, without gradient; negatives are the predictions of the global batch. The queue gets the projections of the first
-    view, after its neighbours are found. Each view goes through the networks in a call of its own.
+    view, after its neighbours are found. Each view goes through the networks in a separate call.
 
     Args:
         modality: modality of the encoder to train.

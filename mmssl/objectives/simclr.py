@@ -140,5 +140,5 @@ class SimClrObjective(Objective):
 
 
 def _measures(accuracy: Tensor, candidates: int) -> dict[str, Tensor]:
-    """In-batch accuracy, and the loss of guessing among so many candidates."""
+    """In-batch accuracy, and the loss of guessing among all candidates."""
     return {"accuracy": accuracy, "chance_loss": torch.full_like(accuracy, math.log(max(candidates, 1)))}

@@ -62,7 +62,7 @@ def greedy_soup(states: Sequence[State], score: Callable[[State], float]) -> tup
         score: of a state on validation data; larger is better.
 
     Returns:
-        The average, the numbers of the models in it, in the order of their own scores, and its score.
+        The average, the numbers of the models in it, in the order of the scores of each alone, and its score.
     """
     own = [score(state) for state in states]
     order = sorted(range(len(states)), key=lambda i: -own[i])

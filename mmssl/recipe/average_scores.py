@@ -15,7 +15,7 @@ from mmssl.core.errors import CheckpointError, RecipeError
 from mmssl.core.evaluator import Evaluator
 from mmssl.core.objective import Learner
 from mmssl.recipe.average import State, average_states, greedy_soup, load_tensors, snapshot, write_model
-from mmssl.recipe.keep import Point, Scores, choose_point, points_table, refuse_less_is_better
+from mmssl.recipe.keep import Point, PointScores, choose_point, points_table, refuse_less_is_better
 from mmssl.recipe.load import load_learner, start_learner_of
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.suite import evaluation_modalities
@@ -46,7 +46,7 @@ class Scorer:
             evaluator.open()
         return cls(learner, built)
 
-    def __call__(self, state: State) -> Scores:
+    def __call__(self, state: State) -> PointScores:
         """Scores of a state, by "<evaluator>/<metric>"."""
         load_tensors(self.learner, state)
         model = self.learner.embedding_model().eval()

@@ -11,10 +11,10 @@ from mmssl.core.errors import CheckpointError, os_words
 from mmssl.evaluation.calibration import Calibration, from_json, to_json
 
 FILE = "calibration.json"
-Pair = tuple[str, str]
+PairNames = tuple[str, str]
 
 
-def read_calibrations(checkpoint: Path, digest: str) -> dict[Pair, Calibration]:
+def read_calibrations(checkpoint: Path, digest: str) -> dict[PairNames, Calibration]:
     """Pair of modalities -> calibration; empty: there is none of these weights.
 
     Args:
@@ -33,12 +33,12 @@ def other_models(checkpoint: Path | None, digest: str) -> str:
     return f", and {FILE} has some of other weights or settings, or by an earlier version" if others else ""
 
 
-def calibration_of(fitted: Mapping[Pair, Calibration], pair: Collection[str]) -> Calibration | None:
+def calibration_of(fitted: Mapping[PairNames, Calibration], pair: Collection[str]) -> Calibration | None:
     """The calibration of two modalities, named in any order; None: there is none."""
     return next((one for names, one in fitted.items() if set(names) == set(pair)), None)
 
 
-def write_calibration(checkpoint: Path, digest: str, pair: Pair, calibration: Calibration) -> Path:
+def write_calibration(checkpoint: Path, digest: str, pair: PairNames, calibration: Calibration) -> Path:
     """Add a calibration to those of a checkpoint; returns the file.
 
     Raises:

@@ -172,7 +172,7 @@ def _views(
 
 
 def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
-    """Run `check_views` of the objective on one blank sample, and encoders on views of a size of their own.
+    """Run `check_views` of the objective on one blank sample, and encoders on views whose size differs from the modality's.
 
     Misfits then show before the first step.
 

@@ -30,7 +30,7 @@ REQUIRED = "required"
 
 
 @dataclass(frozen=True)
-class Key:
+class DescribedKey:
     """Description of one key of a recipe.
 
     Attributes:
@@ -153,14 +153,14 @@ class Place:
         keys = [name for one in models for name in document_keys(one) if name != "kind"]
         return list(dict.fromkeys([*keys, *(kind for one in models for kind in kinds_of_config(one))]))
 
-    def key(self) -> Key:
+    def key(self) -> DescribedKey:
         """The description of this place."""
         name = self.path.rpartition(".")[2]
         models = configs_of(self.annotation)
         said = key_meaning(self.owner, name) if self.owner is not None else ""
         if not said and len(models) == 1:
             said = config_summary(models[0])
-        return Key(
+        return DescribedKey(
             self.path,
             self.kinds,
             type_in_words(self.annotation),
@@ -174,8 +174,8 @@ class Place:
         return f"{self.path}.{segment}" if self.path else segment
 
 
-def describe_path(root: type[BaseModel], path: str) -> list[Key]:
-    """Describe a key path: one `Key` for each distinct description.
+def describe_path(root: type[BaseModel], path: str) -> list[DescribedKey]:
+    """Describe a key path: one `DescribedKey` for each distinct description.
 
     Args:
         root: config in which the path starts.
@@ -195,7 +195,7 @@ def describe_path(root: type[BaseModel], path: str) -> list[Key]:
                 f"allowed here: {', '.join(known) or 'nothing'}"
             )
         places = following
-    merged: dict[Key, tuple[str, ...]] = {}
+    merged: dict[DescribedKey, tuple[str, ...]] = {}
     for key in (place.key() for place in places):
         alike = replace(key, kinds=())
         merged[alike] = (*merged.get(alike, ()), *key.kinds)

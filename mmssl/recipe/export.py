@@ -26,7 +26,7 @@ from mmssl.recipe.load import load, load_learner
 from mmssl.recipe.model import Model
 from mmssl.recipe.suite import evaluation_modalities
 
-Target = Literal["open_clip", "transformers", "onnx", "safetensors"]
+ExportTarget = Literal["open_clip", "transformers", "onnx", "safetensors"]
 SAMPLES = 8
 """Real inputs of each modality in the check."""
 TOLERANCE = 1e-5
@@ -55,7 +55,7 @@ class Check:
 def export_model(
     path: Path,
     out: Path,
-    target: Target,
+    target: ExportTarget,
     *,
     which: Literal["best", "last"],
     ema: bool,

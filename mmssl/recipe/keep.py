@@ -14,7 +14,7 @@ from mmssl.core.errors import RecipeError
 from mmssl.core.evaluator import Score
 from mmssl.recipe.unions import EvaluatorUnion
 
-Scores = Mapping[str, Score]
+PointScores = Mapping[str, Score]
 """Score by "<evaluator>/<metric>"."""
 
 
@@ -89,7 +89,7 @@ class Point:
     """
 
     share: float
-    scores: Scores
+    scores: PointScores
 
     def value(self, metric: str) -> float:
         """A score as a number.

@@ -23,7 +23,7 @@ from mmssl.recipe.calibrations import calibration_of, other_models, read_calibra
 from mmssl.recipe.digest import model_digest
 from mmssl.recipe.recipe import Recipe
 
-Encode = Callable[[str, Tensor], Tensor]
+EncodeViews = Callable[[str, Tensor], Tensor]
 """(modality, views [n, ...]) -> rows [n, ...]."""
 LONG = 1000
 """Inputs of one modality above which a terminal shows a progress bar."""
@@ -267,13 +267,13 @@ class Model:
         return modality, scales[modality]
 
     def _encode_all(
-        self, inputs: Mapping[str, Any], function: Encode, batch_size: int, progress: bool | None
+        self, inputs: Mapping[str, Any], function: EncodeViews, batch_size: int, progress: bool | None
     ) -> dict[str, Tensor]:
         if not inputs:
             raise ValueError(f"got no inputs, wanted modality=inputs, one of {', '.join(self.embedding.encoders)}")
         return {name: self._encode(name, values, function, batch_size, progress) for name, values in inputs.items()}
 
-    def _encode(self, name: str, values: Any, function: Encode, batch_size: int, progress: bool | None) -> Tensor:
+    def _encode(self, name: str, values: Any, function: EncodeViews, batch_size: int, progress: bool | None) -> Tensor:
         if name not in self.embedding.encoders:
             raise ValueError(f"no encoder for {name!r}; this model has {', '.join(self.embedding.encoders)}")
         if not isinstance(batch_size, int) or batch_size < 1:

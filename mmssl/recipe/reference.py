@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mmssl.recipe.annotations import configs_of, kinds_of_config, list_types, mapping_types
-from mmssl.recipe.describe import Key, Place, config_summary
+from mmssl.recipe.describe import DescribedKey, Place, config_summary
 
 COMMAND = "mmssl recipes key --markdown > configs/REFERENCE.md"
 HEAD = f"""# Every key of a recipe
@@ -34,7 +34,7 @@ class ReferencePart:
         kinds = ", ".join(f"`{kind}`" for kind in kinds_of_config(self.config))
         return f"`{self.path}`" + (f", kind {kinds}" if kinds else "")
 
-    def rows(self) -> list[Key]:
+    def rows(self) -> list[DescribedKey]:
         """Its keys, paths relative to the part."""
         return [place.key() for place in Place("", self.config).below("*")]
 

@@ -190,7 +190,7 @@ def start_lines(learner: Learner, seed: int) -> list[str]:
 
 
 def _rows(learner: Learner) -> Iterator[tuple[str, Start]]:
-    """Each encoder, and the objective, with its start; encoders inside that start from elsewhere have rows of their own."""
+    """Each encoder, and the objective, with its start; encoders inside that start from elsewhere have separate rows."""
     for name, module in [
         *((f"encoders.{name}", e) for name, e in learner.encoders.items()),
         ("objective", learner.objective),
@@ -209,7 +209,7 @@ def _rows(learner: Learner) -> Iterator[tuple[str, Start]]:
 
 
 def _started_inside(module: nn.Module) -> dict[str, Start]:
-    """Encoders inside a module that start from weights which their settings name, such as those that make targets."""
+    """Encoders inside a module that start from weights which their settings name, for example those that make targets."""
     parts = ((name, part) for name, part in module.named_modules() if part is not module and isinstance(part, Encoder))
     return {name: part.start for name, part in parts if part.start}
 

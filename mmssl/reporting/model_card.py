@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmssl.recipe.export import SAMPLES, TOLERANCE, Check, Target
+from mmssl.recipe.export import SAMPLES, TOLERANCE, Check, ExportTarget
 from mmssl.recipe.model import Model
 from mmssl.reporting.report import read_curves
 from mmssl.reporting.run_report import latest_scores
 from mmssl.training.checkpoints.read import read_numbers
 
-USE: Mapping[Target, str] = {
+USE: Mapping[ExportTarget, str] = {
     "open_clip": 'import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")\n'
     'tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")',
     "transformers": 'from transformers import AutoModel, AutoProcessor\n\nmodel = AutoModel.from_pretrained("FOLDER")\n'
@@ -23,7 +23,7 @@ USE: Mapping[Target, str] = {
     'rows = session.run(None, {"input": views})[0]  # of the views "eval" of the recipe; embeddings have unit norm, features not',
     "safetensors": 'import mmssl\n\nmodel = mmssl.load("FOLDER")',
 }
-LIBRARIES: Mapping[Target, str] = {
+LIBRARIES: Mapping[ExportTarget, str] = {
     "open_clip": "open_clip",
     "transformers": "transformers",
     "onnx": "onnx",
@@ -31,7 +31,7 @@ LIBRARIES: Mapping[Target, str] = {
 }
 
 
-def write_card(model: Model, check: Check, target: Target, path: Path, source: Path) -> None:
+def write_card(model: Model, check: Check, target: ExportTarget, path: Path, source: Path) -> None:
     """Write the card of an export as Markdown with the front matter of model hubs.
 
     Args:
@@ -42,7 +42,7 @@ def write_card(model: Model, check: Check, target: Target, path: Path, source: P
     path.write_text("\n".join(_lines(model, check, target, source)) + "\n", encoding="utf-8")
 
 
-def _lines(model: Model, check: Check, target: Target, source: Path) -> Iterator[str]:
+def _lines(model: Model, check: Check, target: ExportTarget, source: Path) -> Iterator[str]:
     recipe = model.recipe
     yield "\n".join(
         ["---", f"library_name: {LIBRARIES[target]}", "tags: [mmssl, contrastive]", "---", f"# {recipe.name}", ""]

@@ -155,7 +155,7 @@ def _plots(charts: Sequence[figures.Chart]) -> tuple[list[dict[str, str]], int]:
 def _headlines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for evaluator, values in scores.items():
         for metric, value in values.items():
-            on_card = f"{metric}_n" in values  # these have a table of their own, with all that is said here
+            on_card = f"{metric}_n" in values  # these have a separate table, with all that is said here
             if HEADLINES.fullmatch(metric) and isinstance(value, int | float) and not on_card:
                 around = metric_context(values, metric)
                 yield {

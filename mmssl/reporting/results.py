@@ -38,7 +38,7 @@ IN_JSON = (
     "reliability",
     "mteb",
 )
-"""Tables that stand in the JSON of their task; others are files of their own."""
+"""Tables that stand in the JSON of their task; others are separate files."""
 
 
 class TaskRecords:

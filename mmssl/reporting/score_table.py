@@ -17,7 +17,7 @@ _DIRECTION = re.compile(r"(\w+_to_\w+?)_((?:mAP|R@|recall@|MRR|mean_rank|median_
 def score_table(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of a metric table; both directions of a pair become columns, and interval and chance stand behind their metric.
 
-    Of metrics that each have an n of their own, as on a relation card, interval, chance and n become columns.
+    Where each metric has its n, as on a relation card, interval, chance and n become columns.
     """
     card = [metric for metric in values if f"{metric}_n" in values]
     if card:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-Run = Callable[[str, Sequence[Any]], Sequence[Any]]
+RunBatch = Callable[[str, Sequence[Any]], Sequence[Any]]
 """(kind, inputs) -> a result, or an exception, for each input."""
 
 
@@ -22,7 +22,7 @@ class Batcher:
         largest: number of inputs of a call.
     """
 
-    def __init__(self, run: Run, largest: int) -> None:
+    def __init__(self, run: RunBatch, largest: int) -> None:
         self._run, self._largest = run, largest
         self._waiting: deque[tuple[str, Any, Future[Any]]] = deque()
         self._changed = threading.Condition()

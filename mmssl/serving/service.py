@@ -22,7 +22,7 @@ from mmssl.serving.metrics import Metrics
 
 Search = Callable[[np.ndarray, int], list[Hit]]
 """(query [E], top) -> hits of one modality."""
-Show = Callable[[str, int, int], Mapping[str, str]]
+ShowFound = Callable[[str, int, int], Mapping[str, str]]
 """(modality, sample, number of its item) -> "text", and "picture" or "sound" as data URIs, of those that it has."""
 
 
@@ -47,7 +47,7 @@ class Service:
         model: Model,
         embedded: EmbeddedFolder,
         searches: Mapping[str, Search],
-        show: Show | None,
+        show: ShowFound | None,
         limits: Limits | None = None,
     ) -> None:
         self._model, self._embedded, self._searches, self._show = model, embedded, dict(searches), show

@@ -16,7 +16,7 @@ from mmssl.training.runtime.console import say
 from mmssl.training.runtime.jsonl import JsonLines
 from mmssl.training.runtime.signals import StopSignals
 from mmssl.training.steps.report import StepReport
-from mmssl.training.steps.state import Place, TrainState
+from mmssl.training.steps.state import PlaceInRun, TrainState
 
 
 class GivenSteps:
@@ -29,7 +29,7 @@ class GivenSteps:
 
     def __init__(self, state: TrainState, save: SaveBeat, bad_batches: JsonLines, most: int) -> None:
         self._state, self._save, self._bad_batches, self._most = state, save, bad_batches, most
-        self._steps: deque[tuple[int, Batch, StepReport, Place]] = deque()
+        self._steps: deque[tuple[int, Batch, StepReport, PlaceInRun]] = deque()
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -38,7 +38,7 @@ class GivenSteps:
         """Whether the device has done them all, and has nothing left to do."""
         return all(report.flags.arrived for _, _, report, _ in self._steps)
 
-    def add(self, batch: Batch, report: StepReport, place: Place) -> None:
+    def add(self, batch: Batch, report: StepReport, place: PlaceInRun) -> None:
         """Add a step, with the place in the run before it."""
         self._steps.append((self._state.step, batch, report, place))
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from mmssl.core.monitors import SPREAD
 
-Record = Mapping[str, Any]
+LogRecord = Mapping[str, Any]
 """One log line: metric -> value; None: not finite."""
-History = Sequence[Record]
+History = Sequence[LogRecord]
 """Log lines in the order of steps."""
 
 ALARM = "alarm"
@@ -75,18 +75,18 @@ class Finding:
 Rule = Callable[[History], Iterator[Finding]]
 
 
-def lines(records: Sequence[Record]) -> list[Record]:
+def lines(records: Sequence[LogRecord]) -> list[LogRecord]:
     """The log lines among the records of `metrics.jsonl`; the others are scores of evaluators."""
     return [record for record in records if "loss" in record and "progress" in record]
 
 
-def trailing(history: History, holds: Callable[[Record], bool], least: int = LINES) -> list[Record]:
+def trailing(history: History, holds: Callable[[LogRecord], bool], least: int = LINES) -> list[LogRecord]:
     """The last lines, without a gap, for which something holds, oldest first; empty if they are fewer than `least`."""
     found = list(takewhile(holds, reversed(history)))[::-1]
     return found if len(found) >= least else []
 
 
-def metric_trailing(history: History, name: str, holds: Callable[[float], bool]) -> list[Record]:
+def metric_trailing(history: History, name: str, holds: Callable[[float], bool]) -> list[LogRecord]:
     """`trailing` lines in which a metric is there, finite, and as `holds` wants it."""
     return trailing(history, lambda record: record.get(name) is not None and holds(record[name]))
 
@@ -205,7 +205,7 @@ def early_limits(history: History) -> Iterator[Finding]:
 def chance(history: History, least: float = WARM_UP, steps: int = AT_CHANCE) -> Iterator[Finding]:
     """A loss that is that of random guessing, or of collapsed features, through a share of the run and a number of steps."""
 
-    def guesses(record: Record) -> bool:
+    def guesses(record: LogRecord) -> bool:
         loss, chance = record["loss"], record.get("chance_loss")
         return loss is not None and chance is not None and abs(loss - chance) <= NEAR_CHANCE * chance
 
@@ -232,7 +232,7 @@ RULES: tuple[Rule, ...] = (skipped, still, gradients, collapse, floors, early_li
 """What `Watch` looks for: causes first, their consequences after them."""
 
 
-def _is_past(old: Record, now: Record) -> bool:
+def _is_past(old: LogRecord, now: LogRecord) -> bool:
     """Whether a line is so old that no rule needs it."""
     return bool(now["progress"] - old["progress"] > WARM_UP and now["step"] - old["step"] > AT_CHANCE)
 
@@ -244,10 +244,10 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._recent: deque[Record] = deque()
+        self._recent: deque[LogRecord] = deque()
         self._said: dict[str, float] = {}
 
-    def __call__(self, record: Record) -> Finding | None:
+    def __call__(self, record: LogRecord) -> Finding | None:
         """The finding to warn of after this line, the first of `RULES`, or None."""
         self._recent.append(record)
         progress = record["progress"]

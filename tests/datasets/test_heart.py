@@ -16,11 +16,11 @@ from mmssl.datasets.heart import CLASS_NAMES, PATIENTS, RATE, RATES, captions, e
 RECORDS = [sample_record("train", number) for number in range(240)]
 
 
-def of(name: str) -> list[heart.Record]:
+def of(name: str) -> list[heart.HeartRecord]:
     return [record for record in RECORDS if CLASS_NAMES[record.label] == name]
 
 
-def peaks(record: heart.Record, around: int = 11) -> np.ndarray:
+def peaks(record: heart.HeartRecord, around: int = 11) -> np.ndarray:
     """Seconds of the samples of lead II that stand highest above their surroundings, 0.25 s apart or more."""
     lead = render(record)[:, 1].astype(float)
     lead = lead - np.convolve(np.pad(lead, around // 2, "edge"), np.ones(around) / around, "valid")

@@ -1,6 +1,6 @@
 """One run of a loader: its processes, forked at the same time, what each delivers, and how each ends.
 
-A process appends a line of JSON for each batch to a file of its own, so that a kill loses nothing of the record.
+A process appends a line of JSON for each batch to a separate file, so that a kill loses nothing of the record.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ TO = {
 }
 """Layouts (ranks, workers of each) of the run that saves and of those that resume; (4, 1) has as many workers in all."""
 SAVE_AT = {False: 8, True: 12}
-"""Steps before the save, with one source and with two; what is left divides evenly on all of these layouts."""
+"""Steps before the save, with one source and with two; the remaining steps divide evenly on all of these layouts."""
 KILL_AT, SAVE_EVERY = 11, 4
 
 

@@ -1,6 +1,6 @@
 """Speed of one loader: pictures per second of CPU time, and seconds to the first batch after a resume.
 
-Every measurement is made in a process of its own, forked from one that has imported the library: imports are not counted. JPEGs of
+Every measurement is made in a separate process, forked from one that has imported the library: imports are not counted. JPEGs of
 500 x 375 pixels are decoded and cropped to 224, as each library's examples do it; one process with two workers; files in the page
 cache.
 """

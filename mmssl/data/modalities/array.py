@@ -34,8 +34,8 @@ ArrayViewConfig = Annotated[
     ArrayCropConfig | ImageOrderConfig | ImageBlocksConfig | ImageInverseBlocksConfig | ImageJepaConfig | ChoiceConfig,
     Field(discriminator="kind"),
 ]
-Axes = tuple[str, ...] | None
-Nan = Literal["refuse", "mean"]
+AxisNames = tuple[str, ...] | None
+NanPixels = Literal["refuse", "mean"]
 SPATIAL = ("height", "width")
 
 
@@ -64,10 +64,10 @@ class ArrayModality(Modality):
         name: str,
         extensions: tuple[str, ...],
         views: Mapping[str, View],
-        axes: Axes,
+        axes: AxisNames,
         channels: int | None,
         entry: str | None,
-        nan: Nan,
+        nan: NanPixels,
         max_values: int,
     ) -> None:
         super().__init__(name, extensions, views)
@@ -156,7 +156,7 @@ class ArrayConfig(ModalityConfig):
     size: int = Field(ge=8)
     views: dict[str, ArrayViewConfig] = Field(default={"crop": ArrayCropConfig()})
     entry: str | None = None
-    nan: Nan = "refuse"
+    nan: NanPixels = "refuse"
     max_values: int = Field(default=50_000_000, ge=1)
 
     files = FileFormats(
@@ -205,7 +205,7 @@ class ArrayConfig(ModalityConfig):
         return build_views(self.views, lambda view: view.build(*form), ArrayEval(*form))
 
 
-def arranged(array: np.ndarray, axes: Axes) -> np.ndarray:
+def arranged(array: np.ndarray, axes: AxisNames) -> np.ndarray:
     """Move the axes of an array to [H, W, C]; axes of other names than height and width become the channels, in reading order.
 
     Without names, an axis of at most a quarter of each other one is the channels; the first of the others is the height.
@@ -226,7 +226,7 @@ def arranged(array: np.ndarray, axes: Axes) -> np.ndarray:
     return array.transpose(order).reshape(height, width, math.prod(rest))
 
 
-def filled(value: np.ndarray, nan: Nan) -> np.ndarray:
+def filled(value: np.ndarray, nan: NanPixels) -> np.ndarray:
     """[H, W, C] with every NaN replaced by the mean of its channel, or 0 where a channel has no number.
 
     Raises:

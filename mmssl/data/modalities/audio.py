@@ -51,7 +51,7 @@ from mmssl.data.modalities.views.choice import ChoiceConfig
 from mmssl.data.modality import DecodeError, Modality, ModalityConfig, View, build_views
 from mmssl.data.timeline import Extent, Window
 
-Channels = Literal["keep", "mono", "stereo"]
+ChannelRule = Literal["keep", "mono", "stereo"]
 SoundViewConfig = Annotated[
     RandomWindowConfig
     | ByolAConfig
@@ -100,7 +100,7 @@ class AudioModality(Modality):
         extensions: tuple[str, ...],
         views: Mapping[str, View],
         rate: int,
-        channels: Channels,
+        channels: ChannelRule,
         max_samples: int,
     ) -> None:
         super().__init__(name, extensions, views)
@@ -245,7 +245,7 @@ class AudioConfig(ModalityConfig):
     kind: Literal["audio"] = "audio"
     rate: int = Field(ge=RATES[0], le=RATES[1])
     seconds: float = Field(gt=0)
-    channels: Channels = "keep"
+    channels: ChannelRule = "keep"
     views: dict[str, SoundViewConfig] = Field(default={"crop": RandomWindowConfig()})
     pad: Pad = "repeat"
     eval_windows: int = Field(default=1, ge=1)
@@ -313,7 +313,7 @@ def check_rate(rate: Any) -> int:
     return int(rate)
 
 
-def check_channels(got: int, wanted: Channels) -> None:
+def check_channels(got: int, wanted: ChannelRule) -> None:
     """Refuse more than two channels unless they are mixed to mono.
 
     Raises:

@@ -40,7 +40,7 @@ def check_picture(data: bytes) -> None:
 def _check_jpeg(data: bytes) -> None:
     """Walk over the segments to the first scan, behind which an end marker must be (ITU-T T.81, annex B).
 
-    A thumbnail inside a segment has an end marker of its own.
+    A thumbnail inside a segment has an end marker too.
     """
     try:
         simplejpeg.decode_jpeg_header(data, strict=True)

@@ -28,7 +28,7 @@ SeriesViewConfig = Annotated[
     RandomSeriesConfig | SoundOrderConfig | SpansConfig | ChoiceConfig, Field(discriminator="kind")
 ]
 SeriesAxis = Literal["time", "channel"]
-Nan = Literal["refuse", "interpolate"]
+NanSamples = Literal["refuse", "interpolate"]
 
 
 class SeriesModality(Modality):
@@ -60,7 +60,7 @@ class SeriesModality(Modality):
         rate: float,
         channels: int,
         entry: str | None,
-        nan: Nan,
+        nan: NanSamples,
         max_values: int,
     ) -> None:
         super().__init__(name, extensions, views)
@@ -205,7 +205,7 @@ class SeriesConfig(ModalityConfig):
     seconds: float = Field(gt=0)
     views: dict[str, SeriesViewConfig] = Field(default={"crop": RandomSeriesConfig()})
     entry: str | None = None
-    nan: Nan = "refuse"
+    nan: NanSamples = "refuse"
     max_values: int = Field(default=50_000_000, ge=1)
 
     files = FileFormats(

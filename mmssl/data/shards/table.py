@@ -58,7 +58,7 @@ def split_name(name: str) -> tuple[str, str] | None:
     dot, the rest the extension in lower case. None: no part of a sample, as the name has no extension.
 
     Hidden files (`._0.jpg`, `.DS_Store`) and those below `__MACOSX` are no part either, in every folder; WebDataset takes the
-    hidden files of a folder for a sample of their own.
+    hidden files of a folder for a separate sample.
     """
     match = None if _SYSTEM.match(name) else _NAME.fullmatch(name)
     return (match[1], match[2].lower()) if match else None

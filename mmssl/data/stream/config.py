@@ -25,7 +25,7 @@ from mmssl.data.stream.workers import StartMethod, Workers
 from mmssl.data.synchronized.chain import SynchronizedConfig
 
 Shuffle = Annotated[GlobalShuffleConfig | BlockShuffleConfig, Field(discriminator="kind")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Shards = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -69,7 +69,7 @@ class DataConfig(Config):
     """
 
     shards: Shards | None = None
-    sources: dict[Name, SourceConfig] | None = Field(default=None, min_length=1)
+    sources: dict[SourceName, SourceConfig] | None = Field(default=None, min_length=1)
     batches: Batches = "mixed"
     shuffle: Shuffle | None = None
     cache: CacheConfig = CacheConfig()

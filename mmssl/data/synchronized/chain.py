@@ -18,7 +18,7 @@ from pydantic import Field as Setting
 
 from mmssl.core.sample import Sample
 from mmssl.core.seeding import generator
-from mmssl.data.draws import Key
+from mmssl.data.draws import DrawKey
 from mmssl.data.kernel import Entry, window_of
 from mmssl.data.modality import Modality
 from mmssl.data.samples import BadSample, EncodedSample, Samples, read_sample
@@ -80,7 +80,7 @@ class Synchronized:
         if wrong := list(mistakes(self.operations, self.modalities)):
             raise ValueError("\n".join(wrong))
 
-    def load(self, samples: Samples, number: int, key: Key) -> Sample:
+    def load(self, samples: Samples, number: int, key: DrawKey) -> Sample:
         """Read, decode and augment a sample.
 
         Args:
@@ -100,7 +100,7 @@ class Synchronized:
         """First stage of `load`: read the bytes."""
         return read_sample(samples, number, self.modalities, self.optional)
 
-    def decode(self, encoded: EncodedSample, key: Key, record: Sequence[Entry] | None = None) -> Sample:
+    def decode(self, encoded: EncodedSample, key: DrawKey, record: Sequence[Entry] | None = None) -> Sample:
         """Second stage of `load`: decode values; only the drawn window if `time_crop` is the first operation.
 
         Args:
@@ -120,7 +120,7 @@ class Synchronized:
         self,
         sample: Sample,
         samples: Samples,
-        key: Key,
+        key: DrawKey,
         record: Sequence[Entry] | None = None,
         upto: int | None = None,
     ) -> Sample:
@@ -150,7 +150,7 @@ class Synchronized:
         """
         return self._load(samples, number, (), record, None)
 
-    def __call__(self, values: Values, key: Key) -> tuple[dict[str, Any], Record]:
+    def __call__(self, values: Values, key: DrawKey) -> tuple[dict[str, Any], Record]:
         """Augment values that were decoded whole. Mixing has no partner here.
 
         Returns:
@@ -177,7 +177,7 @@ class Synchronized:
         return dict(values)
 
     def _load(
-        self, samples: Samples, number: int, key: Key, record: Sequence[Entry] | None, upto: int | None
+        self, samples: Samples, number: int, key: DrawKey, record: Sequence[Entry] | None, upto: int | None
     ) -> Sample:
         if record is not None and [entry["op"] for entry in record] != [o.kind for o in self.operations[:upto]]:
             raise ValueError(
@@ -185,7 +185,7 @@ class Synchronized:
             )
         return self.augment(self.decode(self.read(samples, number), key, record), samples, key, record, upto)
 
-    def _draw(self, position: int, operation: Operation, values: Values, key: Key) -> Entry:
+    def _draw(self, position: int, operation: Operation, values: Values, key: DrawKey) -> Entry:
         rng = generator(*key, "synchronized", position, operation.kind)
         if float(rng.random()) >= operation.probability:
             return {"op": operation.kind, "applied": False}
@@ -197,7 +197,7 @@ class Synchronized:
         return {"op": operation.kind, "applied": False, "skipped": reason} if reason else entry
 
     def _draw_window(
-        self, operation: TimeCrop, extents: Mapping[str, Extent], snap: Callable[[float], float], key: Key
+        self, operation: TimeCrop, extents: Mapping[str, Extent], snap: Callable[[float], float], key: DrawKey
     ) -> Entry:
         # A faster speed needs a longer window for the same final length. Drawing a speed needs no values.
         drawn = (self._draw(i, o, {}, key) for i, o in enumerate(self.operations) if isinstance(o, Speed))
@@ -210,7 +210,7 @@ class Synchronized:
         return {"op": operation.kind, "applied": True, **entry}
 
     def _partner(
-        self, samples: Samples, number: int, key: Key, position: int, entry: Entry, values: Values
+        self, samples: Samples, number: int, key: DrawKey, position: int, entry: Entry, values: Values
     ) -> tuple[Entry, Values | None]:
         """The entry with the partner, and the partner's values; or an entry with the reason for no partner."""
         nobody = {"op": entry["op"], "applied": False}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from mmssl.core.batch import Needs, view_names
 from mmssl.core.sample import Partner, Partners, Sample
 from mmssl.core.seeding import generator
-from mmssl.data.draws import Key, Parameters
+from mmssl.data.draws import DrawKey, Parameters
 from mmssl.data.samples import BadSample, Samples
 from mmssl.data.synchronized.chain import Synchronized
 
 
-def draw_partners(synchronized: Synchronized, samples: Samples, sample: Sample, needs: Needs, key: Key) -> Partners:
+def draw_partners(synchronized: Synchronized, samples: Samples, sample: Sample, needs: Needs, key: DrawKey) -> Partners:
     """Draw and load the partners of all views in `needs` that mix in another sample, any other one equally likely.
 
     Operations that are synchronized act on partners too. A partner that is unusable or lacks the modality is left out.

@@ -13,7 +13,7 @@ from mmssl.core.errors import did_you_mean
 from mmssl.data.modality import Modality
 from mmssl.data.synchronized.operation import Operation, Skip, Values
 
-Axes = Literal["xy", "x", "y", "none"]
+CropAxes = Literal["xy", "x", "y", "none"]
 
 
 class Flip(Operation):
@@ -57,7 +57,7 @@ class Crop(Operation):
     probability: Probability = 1.0
     scale: Share = (0.5, 1.0)
     ratio: Range = (3 / 4, 4 / 3)
-    axes: dict[str, Axes] = Setting(default_factory=dict)
+    axes: dict[str, CropAxes] = Setting(default_factory=dict)
     pan: Literal["remap", "mono", "ignore"] = "remap"
 
     def draw(self, values: Values, modalities: Mapping[str, Modality], rng: np.random.Generator) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mmssl.core.sample import TokenIds
 from mmssl.encoders.adapters.adapter import Adapter, refuse_checkpointing, refuse_masks
 from mmssl.encoders.adapters.transformers import longest_text
 from mmssl.encoders.adapters.transformers_loading import FIXED, HfConfig, read_settings
-from mmssl.encoders.pixels import Channels, Pixels
+from mmssl.encoders.pixels import ColourValues, Pixels
 from mmssl.encoders.weights import load_and_freeze
 
 # The smallest towers that open_clip makes: its models always have two, and only one is used.
@@ -52,8 +52,8 @@ class OpenClipConfig(EncoderConfig):
     tower: Literal["image", "text"]
     text_config: dict[str, Any] | LocalPath | None = None
     checkpointing: bool = False
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: ColourValues | None = None
+    std: ColourValues | None = None
 
     def build(self) -> OpenClipEncoder:
         """Build the tower, load `weights`, freeze.

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmssl.core.encoder import Encoder, EncoderConfig, Features
 from mmssl.core.errors import did_you_mean
 from mmssl.encoders.adapters.adapter import Adapter, refuse_checkpointing, refuse_masks
-from mmssl.encoders.pixels import Channels, Pixels
+from mmssl.encoders.pixels import ColourValues, Pixels
 from mmssl.encoders.weight_files import State
 from mmssl.encoders.weights import load_and_freeze
 
@@ -38,8 +38,8 @@ class TimmConfig(EncoderConfig):
     pool: str | None = None
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     checkpointing: bool = False
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: ColourValues | None = None
+    std: ColourValues | None = None
 
     def build(self) -> TimmEncoder:
         """Build the model, load `weights` without the classifier (positions resampled to this size), freeze.

@@ -23,7 +23,7 @@ from mmssl.encoders.adapters.transformers_loading import (
     projected,
     require_complete,
 )
-from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, Channels, Pixels
+from mmssl.encoders.pixels import OPENAI_MEAN, OPENAI_STD, ColourValues, Pixels
 
 # SigLIP's texts fill their context with padding, which attention reads.
 _ATTEND_TO_PADDING = ("siglip_text_model", "siglip2_text_model")
@@ -73,8 +73,8 @@ class HfVisionConfig(HfConfig):
     kind: Literal["hf_vision"] = "hf_vision"
     pool: Literal["pooler", "cls", "mean", "projection"]
     size: int | None = Field(default=None, gt=0)
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: ColourValues | None = None
+    std: ColourValues | None = None
 
     def build(self) -> HfVisionEncoder:
         """Build the model from the folder, load our `weights` over the folder's, freeze.
@@ -299,7 +299,7 @@ def _size(model: Any, given: int | None) -> int:
     return int(own) if given is None else given
 
 
-def _statistics(config: HfVisionConfig) -> tuple[Channels, Channels]:
+def _statistics(config: HfVisionConfig) -> tuple[ColourValues, ColourValues]:
     if config.mean is not None and config.std is not None:
         return config.mean, config.std
     if config.path is None:

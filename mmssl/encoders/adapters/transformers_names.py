@@ -85,7 +85,7 @@ def laion_to_transformers(state: State) -> Translated:
     for name, tensor in state.items():
         if any(part in name for part in _LAION_UNUSED):
             continue
-        # RoBERTa has names of its own, which are transformers' already.
+        # RoBERTa's names are transformers' already.
         pairs = _LAION if not name.startswith("text_branch.") else _LAION[1:2]
         new = _replaced(name, pairs)
         if ".attention.self.qkv." in new:

@@ -211,7 +211,7 @@ def _own_draws(config: FewShotConfig) -> list[tuple[int, int]]:
 def _answers_of_draws(
     own: Mapping[tuple[int, int], Classify], test: Labelled, classes: Tensor, config: FewShotConfig
 ) -> dict[int, DrawnAnswers]:
-    """Shots -> the answers of all draws, of which each process asks the classifiers of its own."""
+    """Shots -> the answers of all draws, of which each process asks its share of the classifiers."""
     asked = {}
     for which, classify in own.items():
         asked[which] = classifier_answers(test, classes, classify).predictions.each(lambda x: x.cpu())

@@ -22,7 +22,7 @@ from mmssl.evaluation.statistics import RESAMPLES, SEED, mean_interval
 from mmssl.evaluation.tiles import exact_products
 
 CLIP_SCALE = 100.0
-"""The largest logit scale of CLIP's training; that of a model that has none of its own."""
+"""The largest logit scale of CLIP's training; that of a model without one."""
 LIMITS = (1e-3, 1e3)
 """Least and greatest temperature: the likelihood of samples that are all right grows without end as it falls to 0."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmssl.core.errors import DataError, os_words
 
-Entry = Mapping[str, Any]
+CaptionEntry = Mapping[str, Any]
 Box = tuple[int, int, int, int]
 ENDINGS = ("", ".png", ".jpg", ".jpeg")
 """Tried behind the name of a picture: Winoground's names have none."""
@@ -50,7 +50,7 @@ class Layout:
 
     pictures: tuple[str, ...]
     captions: tuple[str, str]
-    kind: Callable[[Entry], object] = lambda entry: None
+    kind: Callable[[CaptionEntry], object] = lambda entry: None
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -139,7 +139,7 @@ def read_examples(file: Path, folder: Path) -> list[Example]:
     return found
 
 
-def _entries(file: Path) -> list[tuple[str, Entry]]:
+def _entries(file: Path) -> list[tuple[str, CaptionEntry]]:
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".jsonl":
@@ -153,7 +153,9 @@ def _entries(file: Path) -> list[tuple[str, Entry]]:
         numbered = iter(whole.items())
     elif isinstance(whole, list):
         numbered = iter(enumerate(whole))
-    found: list[tuple[str, Entry]] = [(str(number), entry) for number, entry in numbered if isinstance(entry, dict)]
+    found: list[tuple[str, CaptionEntry]] = [
+        (str(number), entry) for number, entry in numbered if isinstance(entry, dict)
+    ]
     if not found or len(found) < len(whole):
         raise DataError(
             f"{file}: got something else than entries, wanted a list of objects, or an object of numbered ones"
@@ -161,7 +163,7 @@ def _entries(file: Path) -> list[tuple[str, Entry]]:
     return found
 
 
-def _example(name: str, entry: Entry, layout: Layout, stem: str, folder: Path) -> Example:
+def _example(name: str, entry: CaptionEntry, layout: Layout, stem: str, folder: Path) -> Example:
     captions = [entry.get(key) for key in layout.captions]
     names = [entry.get(key) for key in layout.pictures]
     for key, value in zip((*layout.pictures, *layout.captions), (*names, *captions), strict=True):

@@ -18,7 +18,7 @@ from mmssl.losses.tiled_info_nce import tiled_info_nce
 from mmssl.losses.tiled_sigmoid import tiled_sigmoid_loss
 from mmssl.objectives.common import log_sum_exp_over_processes
 
-Tiles = bool | Annotated[int, Field(ge=1)] | Literal["tf32x3"] | None
+TileSetting = bool | Annotated[int, Field(ge=1)] | Literal["tf32x3"] | None
 
 WHOLE_UP_TO = {"cpu": 2048, "cuda": 8192}
 """Largest global batch with the logits as one matrix (16 and 256 MB), by device, where the config has tiles: null.
@@ -35,7 +35,7 @@ def contrastive_loss(
     scale: Tensor,
     bias: Tensor | None,
     among: dict[str, Any],
-    tiles: Tiles,
+    tiles: TileSetting,
     hard: Mapping[str, HardNegatives] | None = None,
 ) -> Tensor:
     """Loss of one pair, this process' share: `sigmoid_loss` if it has a bias, else `info_nce`; the same numbers from tiles.

@@ -50,7 +50,7 @@ class PatchAssignmentsConfig(Config):
         return self
 
     def build(self, width: int, embedding: int, prototypes: int, momentum: Momentum) -> PatchAssignments:
-        """Build the part, for an encoder of this width, embeddings of this size, and so many prototypes of views."""
+        """Build the part, for an encoder of this width, embeddings of this size, and this number of prototypes of views."""
         own = None
         if self.head is not None and self.prototypes is not None:
             prototypes = self.prototypes

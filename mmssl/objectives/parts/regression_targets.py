@@ -32,7 +32,7 @@ from mmssl.losses.latent_prediction import (
 from mmssl.objectives.common import at_least_float32
 from mmssl.objectives.parts.latent_targets import LatentTargets, LatentTargetsBase, Predicted
 
-Errors = Callable[[Tensor, Tensor], Tensor]
+TokenErrors = Callable[[Tensor, Tensor], Tensor]
 """Predictions [N, n, D] and targets [N, n, D] -> mean error of each row [N]."""
 
 
@@ -53,7 +53,7 @@ class RegressionTargets(LatentTargets):
     def __init__(
         self,
         make: Callable[[Features], Tensor],
-        errors: Errors,
+        errors: TokenErrors,
         hidden: int = 0,
         mlps: bool = False,
         pooled: float = 0.0,
@@ -144,7 +144,7 @@ class LayerAverage(Config):
     over_features: OverFeatures
 
     def check_depth(self, encoder: Encoder, modality: str, key: str) -> None:
-        """Check that the encoder has so many layers.
+        """Check that the encoder has these layers.
 
         Raises:
             ValueError: it has fewer.

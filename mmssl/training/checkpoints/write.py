@@ -238,7 +238,7 @@ class Snapshot:
         optimizer: state dict of the optimizer.
         numbers: see `TrainState.numbers`.
         weights: names of the learner's parameters.
-        frozen: names of tensors that stand in a file of their own, see `frozen_tensors`.
+        frozen: names of tensors that stand in a separate file, see `frozen_tensors`.
     """
 
     learner: dict[str, Tensor]

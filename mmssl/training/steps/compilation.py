@@ -38,7 +38,7 @@ def compile_encoders(learner: Learner, mode: CompileMode, backend: str | Callabl
     for encoder in _compilable(learner):
         for part in repeated_blocks(encoder) or [encoder] if mode == "blocks" else [encoder]:
             part.compile(mode=None if mode == "blocks" else mode, backend=backend)
-    # Blocks of several encoders share their code, with graphs of their own, with and without gradient, for each kind of sizes.
+    # Blocks of several encoders share their code, with separate graphs, with and without gradient, for each kind of sizes.
     allow_graphs(16 * len(_compilable(learner)))
     graphs, breaks = compiled_graphs()
 

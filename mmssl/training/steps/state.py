@@ -20,7 +20,7 @@ from mmssl.core.sample import Drawn, Fault
 from mmssl.training.runtime.jsonl import JsonLines
 from mmssl.training.steps.ema import Ema
 
-Place = tuple[int, int, dict[str, Any] | None]
+PlaceInRun = tuple[int, int, dict[str, Any] | None]
 """Steps and samples of a run so far, and the position of its stream; None: as it began."""
 
 
@@ -103,11 +103,11 @@ class TrainState:
         """Progress of the run, for the log: "step  25/800"."""
         return f"step {self.step:>{len(str(self.total_steps))}}/{self.total_steps}"
 
-    def place_in_run(self) -> Place:
+    def place_in_run(self) -> PlaceInRun:
         """Steps, samples and position so far, for `return_to`."""
         return self.step, self.samples, self._position
 
-    def return_to(self, place: Place) -> None:
+    def return_to(self, place: PlaceInRun) -> None:
         """Forget the steps after a place, which updated nothing and were not judged."""
         self.step, self.samples, self._position = place
         self._new_faults = [fault for fault in self._new_faults if fault[0] <= self.step]

@@ -30,7 +30,7 @@ def _defocus_blur(x: Tensor, strength: float, generator: Generator) -> Tensor:
 
 
 def _glass_blur(x: Tensor, strength: tuple[float, float, int], generator: Generator) -> Tensor:
-    """Blur, pixels that take the colour of a random one within a distance, so many times, and blur again."""
+    """Blur, pixels that take the colour of a random one within a distance, a number of times, and blur again."""
     import torch
 
     sigma, distance, times = strength

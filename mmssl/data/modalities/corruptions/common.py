@@ -2,7 +2,7 @@
 
 Strengths are the published ones of each severity; lengths in pixels, which are those of pictures of 224, are in proportion for
 others. Noise, `gaussian_blur`, `brightness`, `contrast`, `pixelate` and `jpeg` are the published transforms. The others follow the
-published law by rules of their own: `defocus_blur` has a disc whose edge falls over one pixel; `glass_blur` copies colours of near
+published law by other rules: `defocus_blur` has a disc whose edge falls over one pixel; `glass_blur` copies colours of near
 pixels and swaps none; the trails of `motion_blur` and `snow` are bilinear; clouds of `fog` are sums of noise on finer and finer
 grids, not diamond-square; `frost` draws a texture of ice, since no photographs of frost are shipped; the waves of
 `elastic_transform` repeat beyond the edges; drops of water in `spatter` are flat; `saturate` leaves grey pixels grey. Scores are

@@ -1,4 +1,4 @@
-"""Corruptions of arrays and of series, whose values have units of their own: everything is relative to the channels themselves."""
+"""Corruptions of arrays and of series, whose values have any units: everything is relative to the channels themselves."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from mmssl.data.corruption import Rewrite, TextCorruption
+from mmssl.data.corruption import RewriteText, TextCorruption
 
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 """Letters of a US keyboard; each row stands half a key further to the right than the one above."""
@@ -27,7 +27,7 @@ NEIGHBOURS: Mapping[str, str] = _neighbours()
 """Letter -> those whose keys touch its key."""
 
 
-def _letters(change: Callable[[str, int, np.random.Generator], str]) -> Rewrite:
+def _letters(change: Callable[[str, int, np.random.Generator], str]) -> RewriteText:
     """Rewrite a share of the letters, at least one: `change` gives what stands in the place of the letter at a place of a text.
 
     The letters are the first of a random order, so that a larger share has those of a smaller one.

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from mmssl.core.config import Probability, Range, Share
-from mmssl.data.modalities.masks.law import MaskLaw, MaskRatio, Shape, check_masked_count, set_count
+from mmssl.data.modalities.masks.law import GridShape, MaskLaw, MaskRatio, check_masked_count, set_count
 
 TRIES = 10
 """Attempts to place a block; if all fail, the rest of the mask is random cells."""
@@ -35,7 +35,7 @@ class BlocksLaw(MaskLaw):
     smallest: int = Field(default=16, ge=1)
     aspect: Range = (0.3, 1 / 0.3)
 
-    def check(self, shape: Shape) -> None:
+    def check(self, shape: GridShape) -> None:
         """Refuse a grid of one row or column, and blocks above the count."""
         cells = shape[0] * shape[1]
         highest = self.ratio if isinstance(self.ratio, float) else self.ratio[1]
@@ -50,7 +50,7 @@ class BlocksLaw(MaskLaw):
                 f"got smallest {self.smallest}, wanted at most {most}, the masked tokens of {cells}: lower it, or raise ratio"
             )
 
-    def choose(self, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    def choose(self, shape: GridShape, rng: np.random.Generator) -> np.ndarray:
         """Draw blocks, then random cells up to the count."""
         mask = np.zeros(shape, dtype=bool)
         if rng.random() >= self.probability:
@@ -102,7 +102,7 @@ class InverseBlocksLaw(MaskLaw):
     side: int = Field(default=3, ge=1)
     adjust: float = Field(default=0.07, ge=0, lt=1)
 
-    def check(self, shape: Shape) -> None:
+    def check(self, shape: GridShape) -> None:
         """Refuse a grid on which no square or no cell would stay visible."""
         cells = shape[0] * shape[1]
         check_masked_count(cells - self._visible(cells), cells, f"ratio {self.ratio:g}")
@@ -112,7 +112,7 @@ class InverseBlocksLaw(MaskLaw):
                 "no such square fits; lower side"
             )
 
-    def choose(self, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    def choose(self, shape: GridShape, rng: np.random.Generator) -> np.ndarray:
         """Draw the centres of the squares, then random cells up to the count."""
         cells = shape[0] * shape[1]
         visible = squares(rng.integers(cells, size=self._squares(cells)), self.side, shape)
@@ -126,7 +126,7 @@ class InverseBlocksLaw(MaskLaw):
         return int(cells * (1 - self.ratio + self.adjust) / self.side**2)
 
 
-def squares(centres: np.ndarray, side: int, shape: Shape) -> np.ndarray:
+def squares(centres: np.ndarray, side: int, shape: GridShape) -> np.ndarray:
     """Squares around centres (flat places), bool [rows, columns]; cells beyond the border count as those at it."""
     mask = np.zeros(shape, dtype=bool)
     row, column = np.divmod(centres, shape[1])

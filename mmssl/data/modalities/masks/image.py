@@ -25,7 +25,7 @@ class PatchGrid(TokenLaw, ABC):
     size: int | None = Field(default=None, ge=8)
 
     def build(self, size: int, *form: object) -> View:
-        """Build the view for pictures of `size` pixels, unless it has a size of its own; it does not depend on their channels.
+        """Build the view for pictures of `size` pixels, unless its settings have a size; it does not depend on their channels.
 
         Raises:
             ValueError: the patch size does not divide the size, or the law does not fit the grid.

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mmssl.core.config import Range, Share
 from mmssl.data.modalities.arrays import to_tensor
-from mmssl.data.modalities.masks.law import MaskRatio, Shape, TokenLaw, set_count, to_mask
+from mmssl.data.modalities.masks.law import GridShape, MaskRatio, TokenLaw, set_count, to_mask
 from mmssl.data.modality import View
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class JepaLaw(TokenLaw):
     context: MaskRatio = 0.3
     context_scale: Share = (0.85, 1.0)
 
-    def view(self, shape: Shape, times: int = 1) -> JepaMask:
+    def view(self, shape: GridShape, times: int = 1) -> JepaMask:
         """Build the view."""
         cells = shape[0] * shape[1]
         visible, hidden = self.counts(cells)
@@ -65,7 +65,7 @@ class JepaLaw(TokenLaw):
         """Number of tokens of the context, and of each target."""
         return int(round(self.context * cells, 6)), max(1, round(sum(self.scale) / 2 * cells))
 
-    def choose(self, shape: Shape, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+    def choose(self, shape: GridShape, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
         """Draw the context and the targets, bool [rows, columns] each."""
         visible, _ = self.counts(shape[0] * shape[1])
         for _ in range(TRIES):
@@ -78,12 +78,12 @@ class JepaLaw(TokenLaw):
         set_count(context, visible, rng)
         return context, targets
 
-    def _draw(self, shape: Shape, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _draw(self, shape: GridShape, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
         targets = [self._target(shape, rng) for _ in range(self.targets)]
         side = math.sqrt(rng.uniform(*self.context_scale))
         return _block(shape, shape[0] * side, shape[1] * side, rng) & ~np.any(targets, axis=0), targets
 
-    def _target(self, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    def _target(self, shape: GridShape, rng: np.random.Generator) -> np.ndarray:
         _, cells = self.counts(shape[0] * shape[1])
         area, aspect = rng.uniform(*self.scale) * shape[0] * shape[1], rng.uniform(*self.aspect)
         block = _block(shape, math.sqrt(area * aspect), math.sqrt(area / aspect), rng)
@@ -105,7 +105,7 @@ class JepaMask(View):
         times: number of grids that are masked alike.
     """
 
-    def __init__(self, law: JepaLaw, shape: Shape, times: int = 1) -> None:
+    def __init__(self, law: JepaLaw, shape: GridShape, times: int = 1) -> None:
         self.law = law
         self.shape = shape
         self.times = times
@@ -128,7 +128,7 @@ class JepaMask(View):
         return self(None, self.draw(None, np.random.default_rng(0)))
 
 
-def _block(shape: Shape, height: float, width: float, rng: np.random.Generator) -> np.ndarray:
+def _block(shape: GridShape, height: float, width: float, rng: np.random.Generator) -> np.ndarray:
     """A block of about this size at a random place, every one equally likely, bool [rows, columns]."""
     h, w = (min(max(1, round(side)), limit) for side, limit in zip((height, width), shape, strict=True))
     top, left = int(rng.integers(shape[0] - h + 1)), int(rng.integers(shape[1] - w + 1))

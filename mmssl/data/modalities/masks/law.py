@@ -16,7 +16,7 @@ from mmssl.data.modality import View
 if TYPE_CHECKING:
     from torch import Tensor
 
-Shape = tuple[int, int]
+GridShape = tuple[int, int]
 """Rows and columns of a grid of tokens; a sequence of tokens has one row."""
 MaskRatio = Annotated[float, Field(gt=0, lt=1)]
 
@@ -25,7 +25,7 @@ class TokenLaw(Config, ABC):
     """Base of the configs that describe views of token places; a grid is added by another base."""
 
     @abstractmethod
-    def view(self, shape: Shape, times: int = 1) -> View:
+    def view(self, shape: GridShape, times: int = 1) -> View:
         """Build the view.
 
         Args:
@@ -41,14 +41,14 @@ class MaskLaw(TokenLaw, ABC):
     """Base of the laws that mask tokens."""
 
     @abstractmethod
-    def choose(self, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    def choose(self, shape: GridShape, rng: np.random.Generator) -> np.ndarray:
         """Draw a mask, bool [rows, columns], True = masked."""
 
     @abstractmethod
-    def check(self, shape: Shape) -> None:
+    def check(self, shape: GridShape) -> None:
         """Raise a ValueError if the law does not fit the grid."""
 
-    def view(self, shape: Shape, times: int = 1) -> Mask:
+    def view(self, shape: GridShape, times: int = 1) -> Mask:
         """Build the view; a place is masked at all times or at none."""
         self.check(shape)
         return Mask(self, shape, times)
@@ -65,7 +65,7 @@ class Mask(View):
         times: number of grids that are masked alike.
     """
 
-    def __init__(self, law: MaskLaw, shape: Shape, times: int = 1) -> None:
+    def __init__(self, law: MaskLaw, shape: GridShape, times: int = 1) -> None:
         self.law = law
         self.shape = shape
         self.times = times
@@ -83,7 +83,7 @@ class Mask(View):
         return self(None, self.draw(None, np.random.default_rng(0)))
 
 
-def to_mask(places: list[int], shape: Shape) -> np.ndarray:
+def to_mask(places: list[int], shape: GridShape) -> np.ndarray:
     """Mask of a grid, bool [rows x columns], True at these places."""
     mask = np.zeros(shape[0] * shape[1], dtype=bool)
     mask[places] = True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mmssl.data.modalities.arrays import to_tensor
-from mmssl.data.modalities.masks.law import Shape, TokenLaw
+from mmssl.data.modalities.masks.law import GridShape, TokenLaw
 from mmssl.data.modality import View
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class OrderLaw(TokenLaw):
 
     kind: Literal["order"] = "order"
 
-    def view(self, shape: Shape, times: int = 1) -> TokenOrder:
+    def view(self, shape: GridShape, times: int = 1) -> TokenOrder:
         """Build the view."""
         return TokenOrder(shape[0] * shape[1] * times)
 

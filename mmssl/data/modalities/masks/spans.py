@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from mmssl.data.modalities.masks.law import MaskLaw, MaskRatio, Shape, check_masked_count, set_count
+from mmssl.data.modalities.masks.law import GridShape, MaskLaw, MaskRatio, check_masked_count, set_count
 
 
 class SpansLaw(MaskLaw):
@@ -30,7 +30,7 @@ class SpansLaw(MaskLaw):
     length: int = Field(default=10, ge=1)
     least: int = Field(default=2, ge=1)
 
-    def check(self, shape: Shape) -> None:
+    def check(self, shape: GridShape) -> None:
         """Refuse a sequence that is too short."""
         tokens = shape[0] * shape[1]
         if self.least > tokens - self.length + 1:
@@ -40,7 +40,7 @@ class SpansLaw(MaskLaw):
             )
         check_masked_count(self._count(tokens), tokens, f"ratio {self.ratio:g} and {self.least} spans of {self.length}")
 
-    def choose(self, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    def choose(self, shape: GridShape, rng: np.random.Generator) -> np.ndarray:
         """Draw the starts of the spans, then random tokens up to the count."""
         tokens = shape[0] * shape[1]
         fewer, more, chance = self._numbers(tokens)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mmssl.data.modalities.masks.blocks import BlocksLaw, InverseBlocksLaw
 from mmssl.data.modalities.masks.jepa import JepaLaw
-from mmssl.data.modalities.masks.law import Shape, TokenLaw
+from mmssl.data.modalities.masks.law import GridShape, TokenLaw
 from mmssl.data.modalities.masks.order import OrderLaw, TokenOrder
 from mmssl.data.modalities.views.video import Span
 from mmssl.data.modality import View
@@ -29,7 +29,7 @@ class TubeletGrid(TokenLaw, ABC):
     tubelet: int | None = Field(default=None, ge=1)
 
     def build(self, span: Span) -> View:
-        """Build the view, for views of this span, unless it has a size of its own.
+        """Build the view, for views of this span, unless its settings have a size.
 
         Raises:
             ValueError: patches or tubelets that do not divide the views, or a law that does not fit the grid.
@@ -61,7 +61,7 @@ class VideoOrderConfig(OrderLaw, TubeletGrid):
             )
         return self
 
-    def view(self, shape: Shape, times: int = 1) -> TokenOrder:
+    def view(self, shape: GridShape, times: int = 1) -> TokenOrder:
         """Build the view."""
         return TokenOrder(shape[0] * shape[1], times) if self.tubes else super().view(shape, times)
 

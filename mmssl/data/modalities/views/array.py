@@ -34,7 +34,7 @@ class ArrayCropConfig(CropConfig):
     turns: bool = False
 
     def build(self, size: int, channels: int | None) -> ArrayCrop:
-        """The view, of `size` pixels unless it has a size of its own."""
+        """The view, of `size` pixels unless its settings have a size."""
         return ArrayCrop(self, self.size or size, channels)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Pad = Literal["repeat", "zero"]
-Shape = tuple[int, int]
+SoundShape = tuple[int, int]
 
 FULL_SCALE = 32768
 """int16 value of 1.0."""
@@ -60,7 +60,7 @@ class RandomWindowConfig(Config):
             )
         return self
 
-    def build(self, shape: Shape, pad: Pad) -> RandomWindowView:
+    def build(self, shape: SoundShape, pad: Pad) -> RandomWindowView:
         """Build the view of [channels, samples]."""
         return RandomWindowView(self, shape, pad)
 
@@ -79,7 +79,7 @@ class RandomWindowView(View):
 
     random_time = True
 
-    def __init__(self, config: RandomWindowConfig, shape: Shape, pad: Pad) -> None:
+    def __init__(self, config: RandomWindowConfig, shape: SoundShape, pad: Pad) -> None:
         self.config = config
         self.shape = shape
         self.pad = pad
@@ -117,7 +117,7 @@ class RandomWindowView(View):
 class CentreWindowView(View):
     """Centre crop in time, deterministic: int16 [channels, samples]."""
 
-    def __init__(self, shape: Shape, pad: Pad) -> None:
+    def __init__(self, shape: SoundShape, pad: Pad) -> None:
         self.shape = shape
         self.pad = pad
 
@@ -144,7 +144,7 @@ class SpreadWindowsView(View):
     They overlap if the sound is shorter than n windows, and leave gaps if it is longer. Encoders average their features.
     """
 
-    def __init__(self, shape: Shape, pad: Pad, windows: int) -> None:
+    def __init__(self, shape: SoundShape, pad: Pad, windows: int) -> None:
         self.shape = shape
         self.pad = pad
         self.windows = windows
@@ -164,12 +164,12 @@ class SpreadWindowsView(View):
         return to_tensor(np.zeros((self.windows, *self.shape), dtype=np.int16))
 
 
-def cut_window(value: np.ndarray, start: int, shape: Shape, pad: Pad) -> np.ndarray:
+def cut_window(value: np.ndarray, start: int, shape: SoundShape, pad: Pad) -> np.ndarray:
     """Crop the window at `start`, padded, as int16."""
     return quantise(window_at(value, start, shape, pad), shape[0])
 
 
-def window_at(value: np.ndarray, start: int, shape: Shape, pad: Pad) -> np.ndarray:
+def window_at(value: np.ndarray, start: int, shape: SoundShape, pad: Pad) -> np.ndarray:
     """Crop the window at `start`, padded, float32 [channels of the value, samples]."""
     return pad_to_length(value[:, start : start + shape[1]], shape[1], pad)
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Parameters = Sequence[Mapping[str, Any] | None]
+DrawnColours = Sequence[Mapping[str, Any] | None]
 Change = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
-def augment_batch(x: Tensor, parameters: Parameters, blur_kernel: float, threshold: int) -> Tensor:
+def augment_batch(x: Tensor, parameters: DrawnColours, blur_kernel: float, threshold: int) -> Tensor:
     """What follows crop and flip in the view kind `simclr`, uint8 [B, 3, H, W] -> uint8 [B, 3, H, W].
 
     Args:

@@ -14,7 +14,7 @@ from pydantic import Field
 from mmssl.core.config import Config, Entries, Range
 from mmssl.core.sample import Partner
 from mmssl.data.modalities.arrays import to_tensor
-from mmssl.data.modalities.views.audio import Pad, Shape, cut_window
+from mmssl.data.modalities.views.audio import Pad, SoundShape, cut_window
 from mmssl.data.modalities.views.batch_colours import host_to_device
 from mmssl.data.modality import View
 
@@ -44,7 +44,7 @@ class ByolAConfig(Config):
     frames: Range = (0.6, 1.5)
     canvas: Annotated[tuple[Multiple, Multiple], Entries(("filters", "frames"))] = (1.0, 1.5)
 
-    def build(self, shape: Shape, pad: Pad) -> ByolAView:
+    def build(self, shape: SoundShape, pad: Pad) -> ByolAView:
         """Build the view of [channels, samples].
 
         Raises:
@@ -73,7 +73,7 @@ class ByolAView(View):
     partner = True
     on_device = True
 
-    def __init__(self, config: ByolAConfig, shape: Shape, pad: Pad) -> None:
+    def __init__(self, config: ByolAConfig, shape: SoundShape, pad: Pad) -> None:
         self.config, self.shape, self.pad = config, shape, pad
 
     def draw(self, value: tuple[np.ndarray, Partner | None], rng: np.random.Generator) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class ResizedCropConfig(CropConfig):
     flip: Probability = 0.0
 
     def build(self, size: int) -> ResizedCrop:
-        """The view, of `size` pixels unless it has a size of its own."""
+        """The view, of `size` pixels unless its settings have a size."""
         return ResizedCrop(self, self.size or size)
 
 
@@ -106,7 +106,7 @@ class SimClrViewConfig(CropConfig, JitterConfig):
         return self
 
     def build(self, size: int) -> SimClrView:
-        """The view, of `size` pixels unless it has a size of its own."""
+        """The view, of `size` pixels unless its settings have a size."""
         return SimClrView(self, self.size or size)
 
 

@@ -17,11 +17,11 @@ from mmssl.data.modalities.views.image import CropConfig, CropView, random_box, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Operation = Literal[
+PictureOperation = Literal[
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",
     "sharpness", "posterize", "solarize", "auto_contrast", "equalize",
 ]  # fmt: skip
-OPERATIONS: tuple[Operation, ...] = Operation.__args__  # type: ignore[attr-defined]
+OPERATIONS: tuple[PictureOperation, ...] = PictureOperation.__args__  # type: ignore[attr-defined]
 STRONGEST = 30
 
 _SIGNED = {
@@ -52,11 +52,11 @@ class RandAugmentConfig(CropConfig):
     kind: Literal["rand_augment"] = "rand_augment"
     operations: int = Field(default=2, ge=1)
     magnitude: int = Field(default=9, ge=0, le=STRONGEST)
-    among: tuple[Operation, ...] = Field(default=OPERATIONS, min_length=1)
+    among: tuple[PictureOperation, ...] = Field(default=OPERATIONS, min_length=1)
     fill: int = Field(default=0, ge=0, le=255)
 
     def build(self, size: int) -> RandAugment:
-        """The view, of `size` pixels unless it has a size of its own."""
+        """The view, of `size` pixels unless its settings have a size."""
         return RandAugment(self, self.size or size)
 
 
@@ -85,14 +85,14 @@ class RandAugment(CropView):
             x = apply_operation(x, name, amount, self.config.fill)
         return x.contiguous()
 
-    def _draw(self, name: Operation, rng: np.random.Generator) -> list[Any]:
+    def _draw(self, name: PictureOperation, rng: np.random.Generator) -> list[Any]:
         strength = self.config.magnitude / STRONGEST
         if name in _SIGNED:
             return [name, _SIGNED[name] * strength * (1 if rng.random() < 0.5 else -1)]
         return [name, {"posterize": 8 - round(4 * strength), "solarize": 1 - strength}.get(name, 0)]
 
 
-def apply_operation(x: Tensor, name: Operation, amount: float, fill: int) -> Tensor:
+def apply_operation(x: Tensor, name: PictureOperation, amount: float, fill: int) -> Tensor:
     """Apply one operation to a picture uint8 [3, H, W].
 
     Args:

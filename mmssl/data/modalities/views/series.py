@@ -19,7 +19,7 @@ from mmssl.data.modality import View
 if TYPE_CHECKING:
     from torch import Tensor
 
-Shape = tuple[int, int]
+SeriesShape = tuple[int, int]
 Sigma = Field(default=0.0, ge=0, le=1)
 KNOTS = 6
 """Points of a random smooth curve: four within the window and its two ends, as in the code of Um et al."""
@@ -49,7 +49,7 @@ class RandomSeriesConfig(Config):
     jitter: float = Sigma
     channel_dropout: Probability = 0.0
 
-    def build(self, shape: Shape) -> RandomSeries:
+    def build(self, shape: SeriesShape) -> RandomSeries:
         """Build the view of [C, samples]."""
         return RandomSeries(self, shape)
 
@@ -63,7 +63,7 @@ class RandomSeries(View):
 
     random_time = True
 
-    def __init__(self, config: RandomSeriesConfig, shape: Shape) -> None:
+    def __init__(self, config: RandomSeriesConfig, shape: SeriesShape) -> None:
         self.config = config
         self.shape = shape
 
@@ -111,7 +111,7 @@ class RandomSeries(View):
 class CentreSeries(View):
     """Centre crop in time, deterministic: float32 [C, samples]."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: SeriesShape) -> None:
         self.shape = shape
 
     def draw(self, value: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:

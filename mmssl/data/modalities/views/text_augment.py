@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from mmssl.core.config import LOW_HIGH, Config
 
-Share = Annotated[float, Field(gt=0, le=1)]
+WordShare = Annotated[float, Field(gt=0, le=1)]
 SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
 """What the last word of a sentence ends with."""
 
@@ -49,7 +49,7 @@ class SwapConfig(WordsConfig):
     """
 
     kind: Literal["swap"] = "swap"
-    share: Share = 0.1
+    share: WordShare = 0.1
 
     def choose(self, words: list[int], text: Sequence[str], rng: np.random.Generator) -> list[int]:
         """See the base."""
@@ -68,7 +68,7 @@ class DeleteConfig(WordsConfig):
     """
 
     kind: Literal["delete"] = "delete"
-    share: Share = 0.1
+    share: WordShare = 0.1
 
     def choose(self, words: list[int], text: Sequence[str], rng: np.random.Generator) -> list[int]:
         """See the base."""
@@ -84,7 +84,7 @@ class RepeatConfig(WordsConfig):
     """
 
     kind: Literal["repeat"] = "repeat"
-    share: Share = 0.1
+    share: WordShare = 0.1
 
     def choose(self, words: list[int], text: Sequence[str], rng: np.random.Generator) -> list[int]:
         """See the base."""
@@ -102,7 +102,7 @@ class SpanConfig(WordsConfig):
     """
 
     kind: Literal["span"] = "span"
-    share: Annotated[tuple[Share, Share], LOW_HIGH] = (0.5, 1.0)
+    share: Annotated[tuple[WordShare, WordShare], LOW_HIGH] = (0.5, 1.0)
 
     @model_validator(mode="after")
     def _rising(self) -> Self:

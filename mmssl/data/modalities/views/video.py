@@ -91,7 +91,7 @@ class ClipViewConfig(_FramesConfig):
     kind: Literal["clip"] = "clip"
 
     def build(self, span: Span) -> ClipView:
-        """The view, of the span's size unless it has a size of its own."""
+        """The view, of the span's size unless its settings have a size."""
         return ClipView(self, span.resized(self.size))
 
 
@@ -108,7 +108,7 @@ class FrameViewConfig(_FramesConfig):
     at: Literal["random", "middle"] = "random"
 
     def build(self, span: Span) -> FrameView:
-        """The view, of the span's size unless it has a size of its own."""
+        """The view, of the span's size unless its settings have a size."""
         return FrameView(self, span.resized(self.size).size)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from mmssl.data.modalities.masks.image import ImageJepaConfig
 from mmssl.data.modalities.masks.jepa import JepaLaw, JepaMask
-from mmssl.data.modalities.masks.law import Shape
+from mmssl.data.modalities.masks.law import GridShape
 
 GRIDS = [
     ((14, 14), {}, 58, 34),
@@ -72,7 +72,7 @@ def test_random_cells_of_the_context_stay() -> None:
 def test_targets_stand_at_one_place_if_no_draw_leaves_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
     made, drawn = view((14, 14)), JepaLaw._draw
 
-    def nothing(law: JepaLaw, shape: Shape, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+    def nothing(law: JepaLaw, shape: GridShape, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
         return np.zeros(shape, dtype=bool), drawn(law, shape, rng)[1]
 
     monkeypatch.setattr(JepaLaw, "_draw", nothing)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from mmssl.data.modalities.audio import AudioConfig
 from mmssl.data.modalities.image import ImageConfig
-from mmssl.data.modalities.masks.law import Mask, MaskLaw, Shape, set_count
+from mmssl.data.modalities.masks.law import GridShape, Mask, MaskLaw, set_count
 from mmssl.data.modalities.video import VideoConfig
 from mmssl.data.modality import ModalityConfig, View
 
@@ -108,12 +108,12 @@ def test_masks_that_do_not_fit_are_refused(modality: str, settings: dict[str, An
 class Corner(MaskLaw):
     """Masks the first cell."""
 
-    def choose(self, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    def choose(self, shape: GridShape, rng: np.random.Generator) -> np.ndarray:
         mask = np.zeros(shape, dtype=bool)
         mask[0, 0] = True
         return mask
 
-    def check(self, shape: Shape) -> None:
+    def check(self, shape: GridShape) -> None:
         pass
 
 
