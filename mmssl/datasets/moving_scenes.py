@@ -87,7 +87,7 @@ def encode_scene(
     """Encode a clip as a sample of a shard: {"__key__": key, extension: bytes}.
 
     Args:
-        container: one of `media_encode.CONTAINERS`.
+        container: one of `media.encode.CONTAINERS`.
         size: H = W of the frames in pixels, even.
         fps: frames a second; 29.97 is 30000/1001.
         rate: samples a second, in Hz.
