@@ -96,16 +96,9 @@ class SharedForward:
             replace(self._widened(network, modality, request), lengths=counts.get(name))
             for name, request in zip(views, requests, strict=True)
         ]
-        groups = [
-            group
-            for groups in _by_shape(xs, requests).values()
-            for group in ([groups] if together else [[number] for number in groups])
-        ]
-        # How often each view was named before in this call: named twice, it is encoded twice, with other noise (SimCSE).
-        asked = [(id(x), request.inputs) for x, request in zip(xs, requests, strict=True)]
-        repeats = [asked[:i].count(one) for i, one in enumerate(asked)]
+        repeats = _repeats(xs, requests)
         found: dict[int, Features] = {}
-        for group in groups:
+        for group in _groups(xs, requests, together):
             # Batch norm in training sees what is encoded together, so only an equal group gives the same features.
             among = tuple(id(xs[i]) for i in group) if _couples_samples(encoder) else ()
             keys = {
@@ -147,14 +140,20 @@ class SharedForward:
         return replace(request, hidden=hidden, pooled_only=request.pooled_only and modality not in self.whole)
 
 
-def _by_shape(xs: Sequence[Tensor], requests: Sequence[Request]) -> dict[tuple[object, ...], list[int]]:
-    """Numbers of the views that fit into one call: of equal shape and with equal kinds of requests."""
+def _repeats(xs: Sequence[Tensor], requests: Sequence[Request]) -> list[int]:
+    """How often each view was named before in this call: named twice, it is encoded twice, with other noise (SimCSE)."""
+    asked = [(id(x), request.inputs) for x, request in zip(xs, requests, strict=True)]
+    return [asked[:i].count(one) for i, one in enumerate(asked)]
+
+
+def _groups(xs: Sequence[Tensor], requests: Sequence[Request], together: bool) -> list[list[int]]:
+    """Numbers of the views that are encoded in one call: of equal shape and with equal kinds of requests; or each view alone."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, (x, r) in enumerate(zip(xs, requests, strict=True)):
         kept = None if r.keep is None else r.keep.shape[1]
         key = (x.shape[1:], x.dtype, kept, r.mask is None, id(r.value), r.hidden, r.mlps, r.pooled_only)
         groups.setdefault(key, []).append(number)
-    return groups
+    return [*groups.values()] if together else [[number] for group in groups.values() for number in group]
 
 
 def _couples_samples(encoder: nn.Module) -> bool:
