@@ -15,6 +15,7 @@ from pipelines.progress import progress_bar
 
 if TYPE_CHECKING:
     from mmssl.curation.loose_source import LooseSource
+    from mmssl.recipe.model import Model
 
 SHARDS = Annotated[
     list[str] | None, typer.Option(help="Folder, path or brace pattern of shards; may be given several times.")
@@ -80,7 +81,6 @@ def embed(
     `torchrun --nproc-per-node 8 -m pipelines.embed runs/vit_b_32 --shards test --out embeddings`
     """
     from mmssl.core.distributed import world_size
-    from mmssl.core.errors import RecipeError
     from mmssl.evaluation.embeddings.write import write_embeddings
     from mmssl.recipe.load import load
     from mmssl.training.runtime.console import say
@@ -91,11 +91,7 @@ def embed(
     launch = Launch("fp32", one_of("--device", device, ("auto", "cpu", "cuda")), timeout=DAY)
     try:
         model = load(checkpoint, which=one_of("--which", which, ("best", "last")), device=launch.device, arch=arch)
-        allowed = tuple(model.recipe.encoders if features else model.embedding.heads)
-        if not allowed:
-            raise RecipeError(
-                "this model has no embeddings: its objective aligns no modalities; --features writes what its encoders give"
-            )
+        allowed = _modalities(model, features)
         with progress_bar("embedding" + (f", 1 of {world_size()} processes" if world_size() > 1 else "")) as progress:
             written = write_embeddings(
                 model.embedding,
@@ -118,6 +114,22 @@ def embed(
             say(f"{name}: " + (f"{rows} rows in {out / name}.npy" if rows else "no sample has it, so it has no file"))
     finally:
         launch.close()
+
+
+def _modalities(model: Model, features: bool) -> tuple[str, ...]:
+    """The modalities that a model embeds, or of which its encoders give features.
+
+    Raises:
+        RecipeError: it has no embeddings.
+    """
+    from mmssl.core.errors import RecipeError
+
+    allowed = tuple(model.recipe.encoders if features else model.embedding.heads)
+    if not allowed:
+        raise RecipeError(
+            "this model has no embeddings: its objective aligns no modalities; --features writes what its encoders give"
+        )
+    return allowed
 
 
 def _loose(

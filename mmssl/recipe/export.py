@@ -85,13 +85,8 @@ def export_model(
         )
     with _published(out) as folder:
         try:
-            writing = {
-                "open_clip": _open_clip,
-                "transformers": _transformers,
-                "onnx": _onnx,
-                "safetensors": _safetensors,
-            }
-            check = writing[target](ExportJob(model, folder, out, partial(real_inputs, model, samples), ema, int8))
+            write = {"open_clip": _open_clip, "transformers": _transformers, "onnx": _onnx, "safetensors": _safetensors}
+            check = write[target](ExportJob(model, folder, out, partial(real_inputs, model, samples), ema, int8))
         except ValueError as error:
             raise RecipeError(f"this model cannot be exported to {target}: {error}") from error
         refuse_differences(check, target)
