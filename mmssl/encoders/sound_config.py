@@ -40,7 +40,7 @@ class SpectrogramEncoderConfig(SoundEncoderConfig, ABC):
         """Settings of the spectrogram."""
 
     def columns(self, frames: int) -> int:
-        """Columns of the token grid of so many frames: those at the end that fill no patch have no place in it."""
+        """Columns of the token grid of a number of frames: those at the end that fill no patch have no place in it."""
         return frames
 
     @property

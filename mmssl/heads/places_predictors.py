@@ -18,7 +18,7 @@ from mmssl.heads.decoders import DecoderBlock, DecoderSize
 CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """By the number of axes of the grid, from one on."""
 Normal = Callable[[torch.Size], Tensor]
-"""Shape -> standard normal numbers [B, *shape], which each of B rows has of its own."""
+"""Shape -> standard normal numbers [B, *shape], drawn for each of B rows apart."""
 
 
 class TransformerPredictor(nn.Module):

@@ -1,4 +1,4 @@
-"""Base of pretext tasks, which change a view by a number that is to be told from what is left of it."""
+"""Base of pretext tasks, which change a view by a number that is to be told from the changed view."""
 
 from __future__ import annotations
 

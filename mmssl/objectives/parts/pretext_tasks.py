@@ -1,4 +1,4 @@
-"""Pretext tasks: each changes a view by a number, which is to be told from what is left of it."""
+"""Pretext tasks: each changes a view by a number, which is to be told from the changed view."""
 
 from __future__ import annotations
 

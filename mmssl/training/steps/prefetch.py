@@ -104,7 +104,7 @@ def finish_views(batch: Batch, unfinished: Unfinished, encoders: Mapping[str, nn
 def trim_texts(batch: Batch, encoders: Mapping[str, nn.Module]) -> Batch:
     """Cut padding off the token views of a batch, all of a modality to the length of its longest text; see `Encoder.trim`.
 
-    What is left of each text is noted in `Batch.token_counts`.
+    How many ids of each text have influence is noted in `Batch.token_counts`.
 
     What is cut is dense in memory: a view with gaps cannot be copied to a device while the host goes on.
     """
