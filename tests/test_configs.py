@@ -207,7 +207,7 @@ def tiny(value: Any, shards: Path, folder: Path, key: str = "") -> Any:
             kind: view | ({"size": 96} if "size" in view else {}) for kind, view in image["views"].items()
         }
     if "encoders" in small:
-        small |= {"batch_size": 4, "duration": "1 steps", "precision": "fp32", "device": "cpu", "output": str(folder)}
+        small |= {"batch_size": 4, "duration": "1 steps", "device": "cpu", "output": str(folder)}
         kept = {name: small["data"][name] for name in ("optional", "synchronized") if name in small["data"]}
         small |= {"log": {"trackers": []}, "data": {"shards": [str(shards / "train")], "workers": 0, **kept}}
     dropped = DROPPED | ({("resnet", "heads"), ("resnet", "output_dim")} if small.get("pool") == "mean" else set())
