@@ -60,7 +60,8 @@ def spherical_kmeans(x: Tensor, starts: Tensor, iterations: int) -> tuple[Tensor
                     if rows:
                         centroids[k] = unit([sum(column) for column in zip(*rows)])
 
-    Sums are matrix products, which repeat bit by bit on every device.
+    Sums are matrix products, which repeat bit by bit on every device, in float64, so that rounding does not depend on shares of
+    the rows.
 
     Args:
         x: [n, D] unit rows of this process; processes may have different numbers of them, also none.
@@ -72,12 +73,11 @@ def spherical_kmeans(x: Tensor, starts: Tensor, iterations: int) -> tuple[Tensor
     """
     centroids = F.normalize(starts, dim=1)
     for _ in range(iterations):
-        sums = torch.zeros_like(centroids)
+        sums = torch.zeros_like(centroids, dtype=torch.float64)
         for rows in _parts(x, centroids):
-            scores = rows @ centroids.T
-            sums += torch.zeros_like(scores).scatter_(1, scores.argmax(1, keepdim=True), 1).T @ rows
+            sums += _members((rows @ centroids.T).argmax(1), len(centroids)).T @ rows.double()
         sums = distributed.total_detached(sums)
-        centroids = torch.where(sums.any(1, keepdim=True), F.normalize(sums, dim=1), centroids)
+        centroids = torch.where(sums.any(1, keepdim=True), F.normalize(sums, dim=1).to(x.dtype), centroids)
     return centroids, torch.cat([(rows @ centroids.T).argmax(1) for rows in _parts(x, centroids)])
 
 
@@ -107,14 +107,13 @@ def kmeans(x: Tensor, starts: Tensor, iterations: int) -> Tensor:
     """
     centroids = starts.clone()
     for _ in range(iterations):
-        sums = centroids.new_zeros(len(centroids), x.shape[1] + 1)  # the last column counts
+        sums = centroids.new_zeros(len(centroids), x.shape[1] + 1, dtype=torch.float64)  # the last column counts
         for rows in _parts(x, centroids):
-            members = rows.new_zeros(len(rows), len(centroids)).scatter_(
-                1, nearest_centroid(rows, centroids)[:, None], 1
-            )
-            sums += members.T @ F.pad(rows, (0, 1), value=1.0)
+            members = _members(nearest_centroid(rows, centroids), len(centroids))
+            sums += members.T @ F.pad(rows.double(), (0, 1), value=1.0)
         sums = distributed.total_detached(sums)
-        moved = torch.where(sums[:, -1:] > 0, sums[:, :-1] / sums[:, -1:].clamp(min=1), centroids)
+        means = (sums[:, :-1] / sums[:, -1:].clamp(min=1)).to(x.dtype)
+        moved = torch.where(sums[:, -1:] > 0, means, centroids)
         if torch.equal(moved, centroids):
             break
         centroids = moved
@@ -128,6 +127,11 @@ def nearest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
     """
     with torch.autocast(x.device.type, enabled=False):
         return (x @ centroids.T - centroids.square().sum(1) / 2).argmax(-1)
+
+
+def _members(nearest: Tensor, count: int) -> Tensor:
+    """[n] numbers of clusters -> float64 [n, K], 1 in the column of the cluster and 0 in the others."""
+    return torch.zeros(len(nearest), count, dtype=torch.float64, device=nearest.device).scatter_(1, nearest[:, None], 1)
 
 
 def _parts(x: Tensor, centroids: Tensor) -> Iterator[Tensor]:
