@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -278,7 +279,7 @@ class Model:
             raise ValueError(f"no encoder for {name!r}; this model has {', '.join(self.embedding.encoders)}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size!r}, wanted a whole number from 1")
-        items = values if isinstance(values, list | tuple | Iterator) else [values]
+        items = values if isinstance(values, list | tuple | Iterator) and not _is_pair(values) else [values]
         total = None if isinstance(items, Iterator) else len(items)
         shown = sys.stderr.isatty() and (total is None or total > LONG) if progress is None else progress
         inputs = enumerate(_tracked(items, total, name) if shown else items)
@@ -309,6 +310,11 @@ class Model:
         with torch.no_grad():
             width: int = head(torch.zeros(1, encoder.width, device=self.embedding.device)).shape[1]
         return width
+
+
+def _is_pair(values: Any) -> bool:
+    """Whether it is one input with its rate, as of sounds and videos, not a list of inputs: no input is a number."""
+    return isinstance(values, tuple) and len(values) == 2 and isinstance(values[1], Real)
 
 
 def _tracked(items: Iterable[Any], total: int | None, name: str) -> Iterable[Any]:

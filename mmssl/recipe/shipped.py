@@ -45,7 +45,9 @@ def shipped_recipe(name: str) -> Path:
     if name not in shipped:
         what = "is a folder" if Path(name).is_dir() else "is a file" if Path(name).is_file() else "is no file"
         inside = [known for known in shipped if known.startswith(f"{name.strip('/')}/")]
+        run = Path(name) / "recipe.yaml"
         near = f": its recipes are {', '.join(inside)}" if inside else did_you_mean(name, shipped)
+        near = f": a run is resumed by its {str(run)!r}" if run.is_file() else near
         raise RecipeError(f"{name!r} {what} and no shipped recipe{near}; `mmssl recipes` lists those")
     return shipped[name]
 

@@ -71,7 +71,10 @@ def test_names_that_are_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[
         capsys.readouterr().err.split()
     )
     assert mmssl("show", str(tmp_path)) == 2
-    assert "is a folder and no shipped recipe" in capsys.readouterr().err
+    assert "is a folder and no shipped recipe; " in capsys.readouterr().err
+    (tmp_path / "recipe.yaml").write_text("")
+    assert mmssl("show", str(tmp_path)) == 2
+    assert f"a run is resumed by its '{tmp_path}/recipe.yaml'" in capsys.readouterr().err.replace("\n", "")
     assert mmssl("show", "image_text/vit_b_23") == 2
     assert "is no file and no shipped recipe, did you mean 'image_text/vit_b_32'?" in capsys.readouterr().err
 

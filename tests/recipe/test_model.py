@@ -62,6 +62,13 @@ def test_captions_are_encoded_as_they_are_however_files_hold_them(captions: Any,
     assert not torch.allclose(made[0], made[1], atol=1e-3)
 
 
+def test_a_pair_of_a_sound_and_its_rate_is_one_input(model: Model) -> None:
+    wave = np.random.default_rng(1).uniform(-0.5, 0.5, 3200).astype(np.float32)
+    both = model.encode(audio=((wave, 8000), wave))["audio"]
+    assert torch.equal(both[:1], both[1:])
+    torch.testing.assert_close(model.encode(audio=(wave, 8000))["audio"], both[:1])
+
+
 def test_inputs_of_all_kinds_are_encoded_alike(model: Model) -> None:
     pixels = PIXELS[0]
     kinds = [pixels, torch.from_numpy(pixels), pixels / 255, Image.fromarray(pixels)]
