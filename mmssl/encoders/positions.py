@@ -28,9 +28,20 @@ def resize_positions(table: Tensor, old: TokenGrid, new: TokenGrid, prefix: int)
     if torch.compiler.is_compiling():
         # torch has no backward pass of a compiled kernel with a variable grid; grids are few, so each gets a kernel.
         new = (_constant(new[0]), _constant(new[1]))
-    cells = table[prefix:].float().T.reshape(1, -1, *old)  # [1, D, rows, columns]
-    cells = F.interpolate(cells, size=new, mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([table[:prefix], cells[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)])
+    cells = table[prefix:].float().T.reshape(-1, *old)  # [D, rows, columns]
+    rows, columns = (_resampling(before, after, cells) for before, after in zip(old, new, strict=True))
+    with torch.autocast(table.device.type, enabled=False):
+        cells = rows @ cells @ columns.T
+    return torch.cat([table[:prefix], cells.permute(1, 2, 0).flatten(0, 1).to(table.dtype)])
+
+
+def _resampling(before: int, after: int, like: Tensor) -> Tensor:
+    """Interpolation of one axis as a matrix [after, before]: its columns are the resampled unit vectors.
+
+    Products with it repeat bit by bit; torch's kernel has no deterministic gradient on CUDA, and is wrong for one column on a CPU.
+    """
+    units = torch.eye(before, dtype=like.dtype, device=like.device)[None, :, None]  # [1, before, 1, before]
+    return F.interpolate(units, size=(1, after), mode="bicubic", antialias=True, align_corners=False)[0, :, 0].T
 
 
 def _constant(size: int) -> int:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.encoders.positions import fit_positions, resize_positions
+from tests.pretended.cuda import pretended_cuda
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def test_equal_grids_change_nothing() -> None:
@@ -36,6 +48,28 @@ def test_only_square_tables_of_another_size_are_fitted() -> None:
     assert state["b"] is before["b"]  # 7 cells are no square: left for the error message
     assert state["c"] is before["c"]
     assert set(state) == set(before)
+
+
+@pytest.mark.parametrize("new", [(3, 5), (9, 4), (2, 2)])
+def test_it_is_bicubic_and_has_deterministic_gradients_on_cuda(new: tuple[int, int], deterministic: None) -> None:
+    table = torch.randn(2 + 6 * 4, 3, generator=torch.Generator().manual_seed(0))
+    cells = F.interpolate(table[2:].T.reshape(1, 3, 6, 4), new, mode="bicubic", antialias=True)
+    expected = torch.cat([table[:2], cells[0].flatten(1).T])
+    with pretended_cuda():
+        weight = table.cuda().requires_grad_()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            found = resize_positions(weight, (6, 4), new, prefix=2)
+        found.sum().backward()
+        torch.testing.assert_close(found.detach().cpu(), expected)
+        assert weight.grad is not None
+        assert float(weight.grad.sum()) == pytest.approx(3 * len(expected))
+
+
+def test_one_column_is_resampled_as_one_row() -> None:
+    table = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    column = resize_positions(table, (6, 1), (3, 1), prefix=0)
+    torch.testing.assert_close(column, resize_positions(table, (1, 6), (1, 3), prefix=0))
+    assert not torch.allclose(column[0], column[2])
 
 
 def test_compiled_grids_of_several_sizes_have_gradients() -> None:

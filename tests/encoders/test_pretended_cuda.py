@@ -1,4 +1,4 @@
-"""Every encoder on a pretended CUDA device gives features and gradients of the CPU, augmented and checkpointed, and runs in bfloat16."""
+"""Every encoder on a pretended CUDA device: features and gradients of the CPU, augmented and checkpointed; bfloat16 runs."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ UNKNOWN_SIZES = {"nonzero", "masked_select", "_unique2", "unique_consecutive", "
 CHOSEN_BY_BACKEND = ("_for_cpu", "_for_cpu_backward", "_nnpack_spatial_convolution")
 """Ends of names of kernels that torch chose because the values lie on the host."""
 NOT_DETERMINISTIC = {
-    "adaptive_avg_pool2d_backward", "avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "bincount", "cumsum",
+    "adaptive_avg_pool2d_backward", "avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "bincount",
     "grid_sampler_2d_backward", "histc", "kthvalue", "max_pool3d_with_indices_backward", "median", "nll_loss2d_forward",
     "put_", "reflection_pad1d_backward", "reflection_pad2d_backward", "replication_pad1d_backward",
     "replication_pad2d_backward", "upsample_bicubic2d_backward", "upsample_bilinear2d_backward",
@@ -130,7 +130,7 @@ class Operations(TorchDispatchMode):
 
 
 def _check_deterministic(name: str, given: Iterable[Tensor]) -> None:
-    whole = {"cumsum", "histc", "bincount"}
+    whole = {"histc", "bincount"}
     if name in NOT_DETERMINISTIC and (name not in whole or any(x.is_floating_point() for x in given)):
         raise RuntimeError(f"{name} does not have a deterministic implementation")
 
