@@ -35,7 +35,7 @@ class DenoiseConfig(ObjectiveConfig):
         view: kind of view that noise is added to.
         noise: gaussian, zeros, or diffusion, whose level is drawn.
         target: "clean": patches of the prepared view without noise; "noise": the normal noise itself, of views that the encoder's
-            token grid tiles (pictures, arrays, series; no sounds).
+            token grid tiles (pictures, arrays, clips, series; no sounds).
         patch_values: P, numbers in one patch, e.g. 3 * 16 * 16 = 768.
         predictor: head of each token, not used after training: linear or bert.
     """
@@ -111,6 +111,9 @@ class DenoiseObjective(OneViewOfTokens):
         if self.target == "noise":
             assert noise is not None, "checked in the config"
             assert encoder.grid is not None, "checked at build"
+            noise = (
+                noise.transpose(1, 2) if noise.ndim == 5 else noise
+            )  # clips [B, T, C, H, W], as encoders prepare them
             latents["target"] = patchify(noise, patch_shape(noise.shape, encoder.grid))
             check_token_values("patch_values", self.values, latents["target"], noise, encoder)
         else:

@@ -14,6 +14,7 @@ from mmssl.core.batch import Batch
 from mmssl.core.objective import Learner, Reduction
 from mmssl.core.plan import Plan
 from mmssl.core.seeding import fold
+from mmssl.encoders.space_time import SpaceTimeConfig
 from mmssl.losses.mae import patchify
 from mmssl.objectives.denoise import DenoiseConfig, DenoiseObjective
 from mmssl.objectives.parts.gumbel import gumbel_noise
@@ -176,6 +177,22 @@ def test_sounds_of_16_bits_are_changed_as_numbers_between_minus_1_and_1() -> Non
     )
     assert all(torch.equal(stored[name], floats[name]) for name in ("prediction", "target", "noisy"))
     assert float((stored["noisy"] - stored["target"]).std()) == pytest.approx(0.01, rel=0.2)
+
+
+def test_noise_of_clips_is_cut_as_encoders_cut_clips() -> None:
+    torch.manual_seed(0)
+    shape = {"size": 8, "frames": 4, "patch_size": 4, "tubelet": 2, "width": 8, "depth": 1, "heads": 2}
+    encoders = {"clip": SpaceTimeConfig(**shape).build()}  # type: ignore[arg-type]
+    made = DenoiseConfig.model_validate_json(json.dumps(NOISE | {"modality": "clip", "patch_values": 96})).build(
+        encoders, Plan.unknown()
+    )
+    learner, x = Learner(encoders, made), torch.rand(2, 4, 3, 8, 8)  # type: ignore[arg-type]
+    ctx = learner.context(1, 9)
+    target = made.encode(Batch({"clip": {"crop0": x}}, torch.arange(2)), ctx)["target"]
+    _, added = made.noise.add(x, torch.arange(2), ctx.generator("denoise").initial_seed())
+    assert added is not None
+    first = torch.stack([added[0, t, :, i, j] for t in range(2) for i in range(4) for j in range(4)]).flatten()
+    assert torch.equal(target[0, 0], first), "two frames of the place above on the left"
 
 
 def test_views_that_do_not_fit() -> None:
