@@ -70,7 +70,7 @@ def test_two_steps_give_what_the_cpu_gives(name: str, kind: str) -> None:
         expected = trained(name, config, "cpu")
     except RecipeError as error:
         pytest.skip(f"this step is wrong for this objective: {error}")
-    with pretended_cuda():
+    with pretended_cuda(deterministic=True):
         found = trained(name, config, "cuda")
     assert found.keys() == expected.keys()
     for key, value in found.items():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,13 +9,6 @@ from torch import Tensor
 
 from mmssl.encoders.positions import fit_positions, resize_positions
 from tests.pretended.cuda import pretended_cuda
-
-
-@pytest.fixture
-def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def test_equal_grids_change_nothing() -> None:
@@ -51,11 +42,11 @@ def test_only_square_tables_of_another_size_are_fitted() -> None:
 
 
 @pytest.mark.parametrize("new", [(3, 5), (9, 4), (2, 2)])
-def test_it_is_bicubic_and_has_deterministic_gradients_on_cuda(new: tuple[int, int], deterministic: None) -> None:
+def test_it_is_bicubic_and_has_deterministic_gradients_on_cuda(new: tuple[int, int]) -> None:
     table = torch.randn(2 + 6 * 4, 3, generator=torch.Generator().manual_seed(0))
     cells = F.interpolate(table[2:].T.reshape(1, 3, 6, 4), new, mode="bicubic", antialias=True)
     expected = torch.cat([table[:2], cells[0].flatten(1).T])
-    with pretended_cuda():
+    with pretended_cuda(deterministic=True):
         weight = table.cuda().requires_grad_()
         with torch.autocast("cuda", dtype=torch.bfloat16):
             found = resize_positions(weight, (6, 4), new, prefix=2)

@@ -45,13 +45,19 @@ class _PretendedAutocast(_Autocast):
 
 
 @contextmanager
-def pretended_cuda() -> Iterator[Device]:
-    """Context in which torch has one CUDA device. Modules of it stay there: make them anew outside."""
+def pretended_cuda(*, deterministic: bool = False) -> Iterator[Device]:
+    """Context in which torch has one CUDA device. Modules of it stay there: make them anew outside.
+
+    Args:
+        deterministic: operations without a deterministic kernel raise an error, as after `torch.use_deterministic_algorithms`.
+    """
     device = Device()
     with ExitStack() as stack:
         for owner, values in _replaced(device):
             for name, value in values.items():
                 stack.enter_context(mock.patch.object(owner, name, value, create=True))
+        if deterministic:
+            stack.enter_context(mock.patch.object(torch, "are_deterministic_algorithms_enabled", return_value=True))
         for forget in (forget_accelerator, attend._names_causality.cache_clear):
             forget()
             stack.callback(forget)

@@ -133,11 +133,12 @@ def test_autocast_of_the_host_does_nothing_on_the_device(x: Tensor) -> None:
         assert (x @ x.T).dtype is torch.float32
 
 
-def test_without_a_deterministic_kernel_it_raises_if_told(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    with pytest.raises(RuntimeError, match="histc does not have a deterministic"):
-        torch.histc(x)
-    torch.bincount(x.long().flatten())
+def test_without_a_deterministic_kernel_it_raises_if_told() -> None:
+    with pretended_cuda(deterministic=True):
+        x = torch.ones(3, device="cuda")
+        with pytest.raises(RuntimeError, match="histc does not have a deterministic"):
+            torch.histc(x)
+        torch.bincount(x.long())
 
 
 def test_afterwards_there_is_no_device() -> None:
