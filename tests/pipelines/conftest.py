@@ -26,7 +26,7 @@ RECIPE = {
     },
     "encoders": {
         "image": {"kind": "vit", "size": 32, "patch_size": 8, "width": 32, "depth": 1, "heads": 2},
-        "text": {"kind": "text_transformer", "context_length": 16, "width": 32, "depth": 1, "heads": 2},
+        "text": {"kind": "text_transformer", "context_length": 16, "width": 16, "depth": 1, "heads": 2},
     },
     "objective": {
         "kind": "clip",
@@ -65,7 +65,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without curves, which take longer than a tiny run; `world`, other processes and tests/reporting draw them."""
+    """Reports without curves, which take longer than a tiny run; `world` and tests/reporting draw them, programs do not either."""
     monkeypatch.setattr(figures, "chart_uri", lambda chart: "data:image/svg+xml;base64,")
 
 
