@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,11 @@ from mmssl.datasets.digit_scenes import load_scans, split_scans
 from mmssl.datasets.moving_render import MovingScene, captions, render_frames, render_sound, side_captions
 from tests.data.estimators import beeps, caption_side, flashes, positions, seen_side
 
-SCENES = [moving_scenes.sample_scene("train", number) for number in range(60)]
+
+@cache
+def scenes() -> list[MovingScene]:
+    """The first of training."""
+    return [moving_scenes.sample_scene("train", number) for number in range(60)]
 
 
 def agree(scene: MovingScene, frames: np.ndarray, times: np.ndarray, sound: np.ndarray, rate: int) -> None:
@@ -40,7 +45,7 @@ def agree(scene: MovingScene, frames: np.ndarray, times: np.ndarray, sound: np.n
 
 def test_estimators_recover_the_latents_of_what_was_rendered() -> None:
     times = frame_times(2.0, 15)
-    for scene in SCENES:
+    for scene in scenes():
         agree(scene, render_frames(scene, load_scans()[0], times), times, render_sound(scene, 16_000).T, 16_000)
 
 
@@ -51,7 +56,7 @@ def test_estimators_recover_the_latents_of_what_was_rendered() -> None:
 def test_and_of_what_real_codecs_make_of_it(container: str, fps: float, rate: int) -> None:
     video = VideoConfig(size=32).build("video")
     audio = AudioConfig(rate=rate, seconds=1.0).build("audio")
-    for scene in SCENES[:4]:
+    for scene in scenes()[:4]:
         data = moving_scenes.encode_scene(scene, "k", container=container, fps=fps, rate=rate)[container]
         clip = video.decode(data, container)
         agree(scene, clip.frames, clip.times, audio.decode(data, container), rate)
@@ -62,7 +67,7 @@ def test_equal_times_are_equal_moments_whatever_the_streams_look_like(container:
     """Frames at uneven times, a sound that starts 0.1 s late, and windows: the relations of a clip hold all the same."""
     video, audio = VideoConfig(size=32).build("video"), AudioConfig(rate=16_000, seconds=1.0).build("audio")
     rng = np.random.default_rng(0)
-    for scene in SCENES[:4]:
+    for scene in scenes()[:4]:
         times = frame_times(2.0, 20) + np.append(0, rng.uniform(-0.02, 0.02, 39))
         frames = render_frames(scene, load_scans()[0], times)
         sound = render_sound(scene, 48_000)[4_800:]
@@ -82,7 +87,7 @@ def test_equal_times_are_equal_moments_whatever_the_streams_look_like(container:
 @pytest.mark.parametrize("broken", ["late", "swapped", "mirrored", "still"])
 def test_what_breaks_a_relation_is_noticed(broken: str) -> None:
     times = frame_times(2.0, 15)
-    for scene in SCENES[:10]:
+    for scene in scenes()[:10]:
         frames, sound = render_frames(scene, load_scans()[0], times), render_sound(scene, 16_000).T
         if broken == "late":
             sound = np.roll(sound, round(0.12 * 16_000), axis=1)
@@ -98,7 +103,7 @@ def test_what_breaks_a_relation_is_noticed(broken: str) -> None:
 
 def test_a_reversed_clip_has_mirrored_events() -> None:
     times = frame_times(2.0, 15)
-    for scene in SCENES[:10]:
+    for scene in scenes()[:10]:
         frames = render_frames(scene, load_scans()[0], times)[::-1]
         mirrored = [2.0 - beat for beat in scene.beats[::-1]]
         np.testing.assert_allclose(flashes(frames, times, 2.0), mirrored, atol=0.02)
@@ -107,9 +112,9 @@ def test_a_reversed_clip_has_mirrored_events() -> None:
 
 
 def test_captions_say_digit_and_side_and_are_true() -> None:
-    motions = Counter(scene.motion for scene in SCENES)
+    motions = Counter(scene.motion for scene in scenes())
     assert set(motions) == set(moving_scenes.MOTIONS)
-    for scene in SCENES:
+    for scene in scenes():
         assert {caption_side(caption) for caption in side_captions(scene)} == {scene.motion}
         assert all(CLASS_NAMES[scene.label] in caption for caption in captions(scene))
         assert captions(scene)[scene.form] in side_captions(scene)
