@@ -55,6 +55,7 @@ class View(ABC):
         random_time: whether `draw` chooses a random window of the value's time.
         trimmable: whether the view is a text of token ids [T] padded at its end, which `Encoder.trim` may cut off.
         pixels: height and width of a view that shows pictures; None: it shows none.
+        grid: rows and columns, after times if there are several, of the tokens that a view masks; None: it knows no grid.
         draws_as: kind of view whose parameters this one draws too, number by number; None: it draws by itself.
         partner: whether it mixes in another sample: its values are pairs of a value and a `Partner`, or None if there is none.
         on_device: whether the loader makes a part of the view, and `finish` the rest, on the training device.
@@ -65,6 +66,7 @@ class View(ABC):
     trimmable: ClassVar[bool] = False
     partner: ClassVar[bool] = False
     pixels: int | None = None
+    grid: tuple[int, ...] | None = None
     draws_as: str | None = None
     on_device: bool = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
@@ -185,7 +186,13 @@ def check_views(learner: Learner, modalities: Mapping[str, Modality]) -> None:
         raise RecipeError(f"objective: {error}") from error
     for name, kinds in learner.objective.needs().items():
         for kind in kinds:
-            view = modalities[name].view(kind)
+            view, tokens = modalities[name].view(kind), learner.context().encoders[name].grid or ()
+            sides = tuple(side for side in tokens if side > 1)
+            if view.grid is not None and math.prod(view.grid) == math.prod(sides) and view.grid != sides:
+                got, wanted = (" x ".join(map(str, grid)) for grid in (view.grid, tokens))
+                raise RecipeError(
+                    f"modalities.{name}.views.{kind}: got a grid of {got} tokens, wanted {wanted}, that of encoders.{name}"
+                )
             if view.pixels not in (None, modalities[name].view("eval").pixels):
                 _encode_blank(learner.context().encoders[name], view, f"modalities.{name}.views.{kind}.size")
 

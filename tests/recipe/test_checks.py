@@ -259,6 +259,24 @@ def test_views_of_a_size_that_the_encoder_does_not_take(shards: str, tmp_path: P
 
 
 ALONE = "encoders={image: {kind: vit, size: 64, patch_size: 16, width: 16, depth: 1, heads: 1}}"
+
+
+@pytest.mark.parametrize(("mask", "wanted"), [("[8, 64]", None), ("[64, 8]", "64 x 8"), ("[16, 32]", "16 x 32")])
+def test_masks_of_as_many_tokens_on_another_grid(mask: str, wanted: str | None, shards: str, tmp_path: Path) -> None:
+    """Blocks of another grid are no blocks of the encoder's."""
+    small = (
+        "encoders.audio.width=16", "encoders.audio.depth=1", "encoders.audio.heads=1", "objective.targets.layers=1",
+        "objective.predictor={kind: conv, width: 16, depth: 1, groups: 8}", "schedule.warmup=0 steps", "log.trackers=[]",
+        "objective.draws=1", "save.every=1 steps", f"modalities.audio.views.mask.grid={mask}", shards,
+    )  # fmt: skip
+    if wanted is None:
+        assemble(CONFIGS / "audio/eat_vit_b_16.yaml", tmp_path, *small)
+        return
+    said = f"modalities.audio.views.mask: got a grid of {wanted} tokens, wanted 8 x 64, that of encoders.audio"
+    with pytest.raises(RecipeError, match=said):
+        assemble(CONFIGS / "audio/eat_vit_b_16.yaml", tmp_path, *small)
+
+
 TWO_VIEWS = f"modality: image, view: crop, embedding: 16, head: {HEAD}"
 COMPARING = {
     "clip": [],

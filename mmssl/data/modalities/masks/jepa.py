@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mmssl.core.config import Range, Share
 from mmssl.data.modalities.arrays import to_tensor
-from mmssl.data.modalities.masks.law import GridShape, MaskRatio, TokenLaw, set_count, to_mask
+from mmssl.data.modalities.masks.law import GridShape, MaskRatio, TokenLaw, grid_of, set_count, to_mask
 from mmssl.data.modality import View
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class JepaMask(View):
         self.law = law
         self.shape = shape
         self.times = times
+        self.grid = grid_of(shape, times)
 
     def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
         """Draw the places."""

@@ -69,6 +69,7 @@ class Mask(View):
         self.law = law
         self.shape = shape
         self.times = times
+        self.grid = grid_of(shape, times)
 
     def draw(self, value: Any, rng: np.random.Generator) -> dict[str, Any]:
         """Draw the places."""
@@ -81,6 +82,12 @@ class Mask(View):
     def blank(self) -> Tensor:
         """A mask like any other, always the same."""
         return self(None, self.draw(None, np.random.default_rng(0)))
+
+
+def grid_of(shape: GridShape, times: int) -> tuple[int, ...] | None:
+    """Times, rows and columns, without sides of one token; None of a sequence."""
+    sides = tuple(side for side in (times, *shape) if side > 1)
+    return sides if len(sides) > 1 else None
 
 
 def to_mask(places: list[int], shape: GridShape) -> np.ndarray:
