@@ -28,6 +28,7 @@ from mmssl.recipe.shipped import find_recipe, shipped_recipes
 from mmssl.recipe.strict_yaml import parse_yaml
 from mmssl.recipe.validate import validate_text
 from mmssl.training.runtime.signals import StopSignals
+from tests.pretended.cuda import pretended_cuda
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FOLDERS = {
@@ -140,9 +141,20 @@ def test_windows_of_usual_videos_are_not_too_large() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_builds_and_steps(name: str, shards: Path, tmp_path: Path) -> None:
+    build_and_step(name, shards, tmp_path, "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_steps_on_a_pretended_gpu(name: str, shards: Path, tmp_path: Path) -> None:
+    with pretended_cuda(deterministic=True):
+        build_and_step(name, shards, tmp_path, "cuda")
+
+
+def build_and_step(name: str, shards: Path, tmp_path: Path, device: str) -> None:
     given = parse_yaml((CONFIGS / f"{name}.yaml").read_text(), name).value
     made = next((FOLDER[modality] for modality in given["modalities"] if modality in FOLDER), "scenes")
-    values = tiny(given, shards / made, tmp_path)
+    values = tiny(given, shards / made, tmp_path) | {"device": device}
     recipe = validate_text(Recipe, json.dumps(values), name)
     weights = provide_weights(values, tmp_path)
     launch = recipe.training.launch()
@@ -150,7 +162,7 @@ def test_it_builds_and_steps(name: str, shards: Path, tmp_path: Path) -> None:
     try:
         for part, tensors in weights.items():
             state = run.state.learner.encoders[part].state_dict()
-            assert all((state[key] == tensor).all() for key, tensor in tensors.items()), (
+            assert all((state[key].cpu() == tensor).all() for key, tensor in tensors.items()), (
                 f"{part} starts from its weights"
             )
         before = {key: value.clone() for key, value in run.state.learner.state_dict().items()}

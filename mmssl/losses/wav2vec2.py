@@ -41,7 +41,8 @@ def masked_contrast(context: Tensor, quantised: Tensor, codes: Tensor, temperatu
     same = (codes[:, :, None] == codes[:, None]) & ~own
     scores = scores.masked_fill(same, -torch.inf)
     right = torch.arange(scores.shape[1], device=scores.device).expand(len(scores), -1)
-    costs = F.cross_entropy(scores.mT, right, reduction="none")
+    rows = F.cross_entropy(scores.flatten(0, 1), right.flatten(), reduction="none")
+    costs = rows.view(right.shape)  # on CUDA the kernel of scores with three axes is not deterministic
     told = (scores.detach().argmax(-1) == right).to(costs.dtype)
     return costs.mean(1), torch.where((same | own).all(-1), 1 / scores.shape[1], told).mean(1)
 
