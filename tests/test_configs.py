@@ -147,7 +147,8 @@ def test_it_builds_and_steps(name: str, shards: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_steps_on_a_pretended_gpu(name: str, shards: Path, tmp_path: Path) -> None:
-    with pretended_cuda(deterministic=True):
+    timm = '"timm"' in find_recipe(name).model_dump_json()  # its test network resizes positions; the recipe's does not
+    with pretended_cuda(deterministic=not timm):
         build_and_step(name, shards, tmp_path, "cuda")
 
 
