@@ -109,7 +109,8 @@ class PretextObjective(Objective):
         """One loss term; metrics: accuracy, and the loss of a guess, ln K."""
         present = Present(latents)
         scores, label = present.rows(latents["prediction"]), present.rows(latents["target"])
-        loss = distributed.mean(F.cross_entropy(scores.mT, label, reduction="none").mean(1))
+        costs = F.cross_entropy(scores.flatten(0, 1), label.flatten(), reduction="none").view(label.shape)
+        loss = distributed.mean(costs.mean(1))
         right = (scores.detach().argmax(-1) == label).to(scores.dtype).mean(1)
 
         def measure() -> dict[str, Tensor]:
