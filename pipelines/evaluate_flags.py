@@ -49,6 +49,10 @@ def from_flags(
     classified = modality or next(iter(others), "")
     if modality is not None:
         one_of("--modality", modality, tuple(model.recipe.encoders))
+    space = [*model.embedding.heads]
+    for flag, given in {"--zero-shot": zero_shot, "--relations": relations}.items():
+        if given is not None and len(space) < 2:
+            raise _lacks_pair(flag, space)
     wanted: dict[str, dict[str, Any]] = {}
     if zero_shot is not None:
         wanted["zero_shot"] = {
@@ -74,17 +78,20 @@ def of_pairs(model: Model, shards: dict[str, str | None], pair: str | None) -> d
     both = pair.split(",") if pair else space[:2]
     wanted = {flag: where for flag, where in shards.items() if where is not None}
     if wanted and len(both) != 2:
-        has = ", ".join(space) or "none"
-        hint = f", and --pair is {pair!r}" if pair else "; features of one modality are measured by --linear-probe"
-        raise typer.BadParameter(
-            f"{next(iter(wanted))} needs two modalities of a shared space: this model has {has}{hint}"
-        )
+        raise _lacks_pair(next(iter(wanted)), space, pair)
     for name in both if pair and wanted else ():
         one_of("--pair", name, tuple(space))
     kinds = {"--retrieval": "retrieval", "--calibrate": "calibration"}
     return {
         kinds[flag]: {"kind": kinds[flag], "shards": [split_of(where)], "pair": both} for flag, where in wanted.items()
     }
+
+
+def _lacks_pair(flag: str, space: list[str], pair: str | None = None) -> typer.BadParameter:
+    """The error of an option that compares two modalities of a shared space, for a model or a `--pair` of others."""
+    has = ", ".join(space) or "none"
+    hint = f", and --pair is {pair!r}" if pair else "; features of one modality are measured by --linear-probe"
+    return typer.BadParameter(f"{flag} needs two modalities of a shared space: this model has {has}{hint}")
 
 
 def split_of(shards: str, split: str = "test") -> str:

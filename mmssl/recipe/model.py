@@ -198,6 +198,8 @@ class Model:
         """
         if prior is not None and not 0 < prior < 1:
             raise ValueError(f"prior: got {prior}, wanted a share between 0 and 1")
+        for name in inputs:
+            self.embedding.require(name, shared_space=True)
         fitted = read_calibrations(self.checkpoint, self.digest()) if self.checkpoint is not None else {}
         found = calibration_of(fitted, inputs)
         if found is None:

@@ -199,6 +199,12 @@ def test_a_model_without_a_shared_space_is_weights_or_features(
         assert f"no shared space, which {target} wants" in capfd.readouterr().err
     assert world.mmssl("embed", run, "--shards", world.shards / "test", "--out", tmp_path / "embedded") == 2
     assert "--features writes what its encoders give" in capfd.readouterr().err
+    for flag in ("--zero-shot", "--retrieval", "--relations", "--calibrate"):
+        assert world.mmssl("evaluate", run, flag, world.shards / "test") == 2
+        said = " ".join(capfd.readouterr().err.replace("│", " ").split())
+        assert f"{flag} needs two modalities of a shared space: this model has none; features of one" in said
+    with pytest.raises(ValueError, match="no shared space for 'image'"):
+        mmssl.load(run).match(image=pixels(), text=["a cat"])
     assert world.mmssl("export", run, "--to", "safetensors", "--out", tmp_path / "weights") == 0
     features = mmssl.load(run).features(image=pixels())["image"]
     assert torch.equal(mmssl.load(tmp_path / "weights").features(image=pixels())["image"], features)
