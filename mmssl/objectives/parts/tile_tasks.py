@@ -164,10 +164,15 @@ def distant_permutations(n: int, count: int) -> Tensor:
     identity.
     """
     if (n, count) not in _KNOWN:
-        every = np.array(list(itertools.permutations(range(n))), dtype=np.int8)
-        chosen, distance = [0], np.full(len(every), n)
+        every = np.array(
+            list(itertools.permutations(range(n))), dtype=np.int8
+        ).T.copy()  # [n, n!]: fast along the second axis
+        chosen, distance = [0], np.full(every.shape[1], n, dtype=np.int8)
         while len(chosen) < count:
-            distance = np.minimum(distance, (every != every[chosen[-1]]).sum(1))
+            differ = np.zeros_like(distance)
+            for things in every:
+                differ += things != things[chosen[-1]]
+            np.minimum(distance, differ, out=distance)
             chosen.append(int(distance.argmax()))
-        _KNOWN[n, count] = torch.from_numpy(every[chosen].astype(np.int64))
+        _KNOWN[n, count] = torch.from_numpy(every[:, chosen].T.astype(np.int64))
     return _KNOWN[n, count]
