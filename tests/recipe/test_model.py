@@ -212,7 +212,7 @@ def test_a_model_shows_what_it_is(model: Model) -> None:
     assert lines[0] == "Model of an untrained recipe on cpu"
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["image", "text", "audio"]
     count = sum(parameter.numel() for parameter in model.embedding.encoders["text"].parameters()) / 1e6
-    assert lines[2] == f"  text: TextTransformer, {count:.2f} M parameters, features [D = 32], embeddings [E = 16]"
+    assert lines[2] == f"  text: TextTransformer, {count:.2f} M parameters, features [D = 16], embeddings [E = 16]"
 
 
 def test_a_model_moves(model: Model) -> None:

@@ -100,8 +100,8 @@ class FrameViewConfig(_FramesConfig):
 
     Attributes:
         at: time of the frame: "random", or the "middle" of the decoded clip.
-        size, scale, ratio, interpolation, flip, jitter, brightness, contrast, saturation, hue, grayscale, blur, sigma, blur_kernel:
-            as in a clip.
+        size, scale, ratio, interpolation, flip, jitter, brightness, contrast, saturation, hue: as in a clip.
+        grayscale, blur, sigma, blur_kernel: as in a clip, too.
     """
 
     kind: Literal["frame"] = "frame"
