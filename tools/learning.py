@@ -1,11 +1,12 @@
 """Does each objective learn? Short runs on real data, beside the untrained encoder: `python tools/learning.py --data FOLDER`.
 
 Each objective trains a small encoder for about two minutes without labels, with three seeds: on CIFAR-10 photographs, on spoken
-digits, on sentences of the documentation of Python's standard library, or on series. kNN and a linear probe then classify test
-samples by the features of the network that the objective says is evaluated, and by those of the same encoder before training. The
-table gives the means over seeds, and a 95 % interval of the gain (Student's t over seeds). A row is a fault unless one of its two
-intervals lies above zero, and none below; and unless every seed holds the bars of the row, which are about what the objective
-itself says of test samples. Rows named "..., control" are those whose signal a setting destroys: their bars are of the other side.
+digits, on clips of moving digits, on sentences of the documentation of Python's standard library, or on series. kNN and a
+linear probe then classify test samples by the features of the network that the objective says is evaluated, and by those of the
+same encoder before training. The table gives the means over seeds, and a 95 % interval of the gain (Student's t over seeds). A
+row is a fault unless one of its two intervals lies above zero, and none below; and unless every seed holds the bars of the row,
+which are about what the objective itself says of test samples. Rows named "..., control" are those whose signal a setting
+destroys: their bars are of the other side.
 
 FOLDER holds `cifar10-train.npz` and `cifar10-test.npz`: JPEG bytes in a row (`jpeg`), where each begins (`offsets`), `labels`; and
 `fsdd-recordings.tar` for the rows on sounds and envelopes, and for digits that are written and said MNIST's test set, too
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import learning_rows
+import learning_rows_clips
 import learning_rows_pairs
 import learning_rows_series
 import learning_rows_speech
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 ROWS = {
     **learning_rows.ROWS, **learning_rows_speech.ROWS, **learning_rows_text.ROWS, **learning_rows_series.ROWS,
-    **learning_rows_pairs.ROWS,
+    **learning_rows_pairs.ROWS, **learning_rows_clips.ROWS,
 }  # fmt: skip
 CLASSES = ("knn/acc1", "probe/acc1")
 SPACE = ("space/uniformity", "space/rankme")

@@ -1,5 +1,5 @@
 """Data of `learning.py` as shards: photographs (CIFAR-10), spoken digits (FSDD), their envelopes, pairs of them and written digits
-(MNIST), sentences of the documentation of Python, synthetic electrocardiograms."""
+(MNIST), clips of moving digits, sentences of the documentation of Python, synthetic electrocardiograms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pack_spoken_digits import OWN_TEST, Row, plan, read_idx, read_speech, sampl
 
 from mmssl.core.seeding import generator
 from mmssl.data.shards.writer import write_shard
-from mmssl.datasets import heart
+from mmssl.datasets import heart, moving_scenes
 
 Samples = Iterator[dict[str, Any]]
 
@@ -30,6 +30,7 @@ MODALITIES: dict[str, tuple[str, dict[str, Any]]] = {
         "series", {"kind": "series", "axes": ["time", "channel"], "rate": 100, "channels": 3, "seconds": 5.0},
     ),
     "digits": ("audio", {"kind": "audio", "rate": 8000, "seconds": 0.49, "channels": "mono", "pad": "zero"}),
+    "clips": ("video", {"kind": "video", "size": 32, "frames": 8, "seconds": 1.6, "fps": 5.0}),
     "envelopes": (
         "series", {"kind": "series", "axes": ["time", "channel"], "rate": 100, "channels": 4, "seconds": 0.64},
     ),
@@ -47,6 +48,8 @@ NEW_RHYTHMS = ("atrial fibrillation", "atrial flutter", "first degree block", "b
 """Rhythms of `mmssl.datasets.heart` that pretraining does not see."""
 NEW_SPEAKERS = ("theo", "yweweler")
 """Speakers whose envelopes are the test."""
+FEW = 2000
+"""Pictures of `few`, for objectives that must see each many times."""
 BANDS = (0, 500, 1000, 2000, 4000)
 """Borders of the frequency bands of envelopes, in Hz."""
 OTHERS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages"}
@@ -70,6 +73,10 @@ def pack(data: str, source: Path, folder: Path, train: int, test: int) -> None:
         pack_envelopes(source / SPEECH, folder)
     elif data == "digits":
         pack_digits(source, folder)
+    elif data == "clips":
+        pack_clips(folder, 2000, 800)
+    elif data == "pictures":
+        pack_pictures(source / "cifar10-train.npz", folder / "few", min(train, FEW))
     for split, count in (("train", train), ("test", test)):
         if data == "pictures":
             pack_pictures(source / f"cifar10-{split}.npz", folder / split, count)
@@ -138,6 +145,19 @@ def pack_sentences(folder: Path) -> None:
     for split, kept in (("train", [one for i, one in enumerate(every) if i % 8]), ("test", every[::8])):
         samples = ({"__key__": f"{i:05d}", "txt": one.encode()} for i, one in enumerate(kept))
         write_shard(folder / split, "000000.tar", 0, len(kept), samples)
+
+
+def pack_clips(folder: Path, train: int, test: int) -> None:
+    """Write clips of moving digits; the class is one of the four `moving_scenes.MOTIONS`."""
+
+    def samples(split: str, count: int) -> Samples:
+        for i in range(count):
+            scene = moving_scenes.sample_scene(split, i)
+            clip = moving_scenes.encode_scene(scene, f"{i:05d}", size=48, fps=10.0)
+            yield {**clip, "cls": str(moving_scenes.MOTIONS.index(scene.motion)).encode()}
+
+    for split, count in (("train", train), ("test", test)):
+        write_shard(folder / split, "000000.tar", 0, count, samples(split, count))
 
 
 def pack_rhythms(folder: Path, records: int, tests: int) -> None:

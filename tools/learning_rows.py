@@ -12,6 +12,8 @@ HEAD = {"kind": "mlp", "hidden": 256, "norm": "batch"}
 COLOURS = {
     "kind": "simclr", "scale": [0.2, 1.0], "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "blur": 0.0,
 }  # fmt: skip
+GREY = {"kind": "simclr", "scale": [0.5, 1.0], "jitter": 0.0, "grayscale": 0.66, "blur": 0.0}
+"""For tiles: colours tell which are neighbours."""
 TWO = {"modality": "image", "view": "augmented"}
 VIEWS = {"augmented": COLOURS}
 SHORT = {"views": {"augmented": {**COLOURS, "hue": 0.0}}, "batch": 64, "steps": 900}
@@ -229,17 +231,18 @@ ROWS: dict[str, dict[str, Any]] = {
         batch=96,
         steps=300,
     ),
-    # As in the recipe, with a bank of all 10,000 pictures, and four tiles, as nine would have 10 pixels.
+    # As in the recipe, with four tiles, as nine would have 10 pixels; of 2,000 pictures, so that the bank is moved 40 times.
     "pirl": row(
         {
-            "kind": "pirl", "modality": "image", "view": "augmented", "tiles": "tiles", "negatives": 2048, "temperature": 0.1,
+            "kind": "pirl", "modality": "image", "view": "augmented", "tiles": "tiles", "negatives": 1024, "temperature": 0.1,
             "jigsaw": {"permutations": 24, "side": 2, "tile": 16}, "embedding": 64, "head": {**HEAD, "norm": "none"},
         },
+        train="few",
         views={
             **VIEWS, "tiles": {**COLOURS, "scale": [0.6, 1.0], "size": 40, "grayscale": 0.66},
             "choice": {"kind": "choice", "choices": 24},
         },
-        steps=260,
+        steps=640,
     ),
     # SeLA; strength is that of the paper for CIFAR-10, where there are 128 labels, too.
     "self_labels": row(
@@ -248,6 +251,32 @@ ROWS: dict[str, dict[str, Any]] = {
             "labelling": {"kind": "optimal_transport", "strength": 10.0},
         },
         steps=560,
+    ),
+    "self_labels, clusters": row(
+        {
+            "kind": "self_labels", "modality": "image", "view": "augmented", "labels": 128, "every": "1 epochs",
+            "labelling": {"kind": "clusters", "components": 32, "iterations": 20},
+        },
+        steps=560,
+    ),
+    # Tiles of 16 pixels in cells of 18 and 20: of the middle one and one of its eight neighbours, or of all four.
+    "pretext, context": row(
+        {
+            "kind": "pretext", "modality": "image", "view": "crop", "predictor": {"kind": "bert"},
+            "task": {"kind": "context", "tile": 16, "standardise": True, "channels": "one"},
+        },
+        bars=("accuracy > 0.2",),
+        views={"crop": {**GREY, "grayscale": 0.0, "size": 56}, "choice": {"kind": "choice", "choices": 8}},
+        steps=1500,
+    ),
+    "pretext, jigsaw": row(
+        {
+            "kind": "pretext", "modality": "image", "view": "crop", "predictor": {"kind": "bert"},
+            "task": {"kind": "jigsaw", "permutations": 24, "side": 2, "tile": 16, "standardise": True},
+        },
+        bars=("accuracy > 0.12",),
+        views={"crop": {**GREY, "size": 40}, "choice": {"kind": "choice", "choices": 24}},
+        steps=400,
     ),
 }  # fmt: skip
 ROWS |= {

@@ -42,6 +42,21 @@ ROWS: dict[str, dict[str, Any]] = {
         views={**WINDOW, "order": {"kind": "order", "tokens": 50}},
         bars=("loss < 0.98 * zero_loss", "knn/acc1 > before/knn/acc1"),
     ),
+    "pretext, arrow": row(
+        {
+            "kind": "pretext",
+            "modality": "series",
+            "view": "crop",
+            "task": {"kind": "arrow", "axis": 1},
+            "predictor": {"kind": "bert"},
+        },
+        {**TRANSFORMER, **HEART, "strides": [5, 2]},
+        **RHYTHMS,
+        batch=64,
+        steps=300,
+        views={**WINDOW, "choice": {"kind": "choice", "choices": 2}},
+        bars=("accuracy > 0.8",),
+    ),
     "ts2vec, envelopes": row(
         TS2VEC,
         {**CONV, **SPEECH, "stride": 1},

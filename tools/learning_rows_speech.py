@@ -115,7 +115,7 @@ ROWS: dict[str, dict[str, Any]] = {
             "evaluate": "student",
         },
         PATCHES,
-        **USUAL,
+        **{**USUAL, "steps": 1500},
         views={
             "crop": {"kind": "random_window"}, "mask": {"kind": "inverse_blocks", "grid": [4, 5], "side": 1, "ratio": 0.6},
         },
@@ -137,6 +137,32 @@ ROWS: dict[str, dict[str, Any]] = {
             "crop": {"kind": "random_window"}, "mask": {"kind": "inverse_blocks", "grid": [4, 5], "side": 2, "ratio": 0.7},
         },
         bars=("target_std > 0.1",),
+    ),
+    # AudioMAE.
+    "mae, sounds": row(
+        {
+            "kind": "mae", "modality": "audio", "view": "crop", "patch_values": 160, "mask_ratio": 0.75,
+            "decoder": {"width": 48, "depth": 2, "heads": 2},
+        },
+        PATCHES,
+        **USUAL,
+        views={"crop": {"kind": "random_window"}, "order": {"kind": "order", "tokens": 20}},
+        bars=("loss < 0.8 * zero_loss",),
+    ),
+    # BEATs: codes of a random projection of patches, which the encoder does not see.
+    "masked_prediction, BEATs": row(
+        {
+            "kind": "masked_prediction", **MASKED,
+            "targets": {
+                "kind": "codes", "rows": {"kind": "patches", "values": 160, "normalise": False},
+                "quantizer": {"kind": "random_projection", "codes": 256, "embedding": 32},
+            },
+            "places": {"kind": "transformer", "width": 48, "depth": 2, "heads": 2}, "predictor": {"kind": "linear"},
+        },
+        PATCHES,
+        **USUAL,
+        views={"crop": {"kind": "random_window"}, "mask": {"kind": "spans", "tokens": 20, "ratio": 0.6, "length": 1}},
+        bars=("accuracy > 1.5 * majority", "loss < 0.9 * chance_loss"),
     ),
     "latent_prediction, sounds": row(
         {

@@ -1,7 +1,7 @@
 """What does a step of each objective cost beside SimCLR? `python tools/objective_cost.py --data FOLDER`.
 
 Every row of `learning.py` on pictures gets the same small transformer and 64 of them; those on sounds have transformers of the same
-width and depth, and stand beside SimCLR on sounds. Sentences, series and pairs of modalities have no row of SimCLR: each of their
+width and depth, and stand beside SimCLR on sounds. Clips, sentences, series and pairs of modalities: each of their
 rows stands beside SimCLR with the row's own encoder and view, pairs beside that of their sounds. Measured is the processor time of
 a whole step (views are made before), as the median of some steps. FOLDER is that of `learning.py`. Labels, clusterings and fitted
 codes, made now and then, are not in it.
@@ -21,6 +21,7 @@ import learning
 from learning_data import (
     MODALITIES,
     SPEECH,
+    pack_clips,
     pack_digits,
     pack_envelopes,
     pack_pictures,
@@ -33,7 +34,7 @@ from learning_rows import HEAD, VIT
 BATCH = 64
 BASES = {"pictures": "simclr", "speech": "simclr, sounds"}
 """Data -> the row that others are set beside."""
-OWN_BASE = ("sentences", "rhythms", "envelopes", "digits")
+OWN_BASE = ("sentences", "rhythms", "envelopes", "digits", "clips")
 """Data whose rows are set beside SimCLR with their own encoder; pairs of modalities beside that of one of them."""
 ROWS = [
     name
@@ -99,7 +100,8 @@ def cost(document: dict[str, Any], steps: int) -> float:
 def pack(source: Path, shards: Path, needed: set[str]) -> None:
     """Write the training data of some rows, below a folder for each data."""
     if "pictures" in needed:
-        pack_pictures(source / "cifar10-train.npz", shards / "pictures" / "train", 256)
+        for folder in ("train", "few"):
+            pack_pictures(source / "cifar10-train.npz", shards / "pictures" / folder, 256)
     if "speech" in needed:
         pack_speech(source / SPEECH, shards / "speech" / "train", "train")
     if "sentences" in needed:
@@ -108,6 +110,8 @@ def pack(source: Path, shards: Path, needed: set[str]) -> None:
         pack_rhythms(shards / "rhythms", 4 * BATCH, 8)
     if "envelopes" in needed:
         pack_envelopes(source / SPEECH, shards / "envelopes")
+    if "clips" in needed:
+        pack_clips(shards / "clips", BATCH, 1)
     if "digits" in needed:
         pack_digits(source, shards / "digits")
 

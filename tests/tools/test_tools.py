@@ -47,6 +47,7 @@ def test_there_are_tools() -> None:
         "device_views",
         "learning_data",
         "learning_rows",
+        "learning_rows_clips",
         "learning_rows_pairs",
         "learning_rows_series",
         "learning_rows_speech",
