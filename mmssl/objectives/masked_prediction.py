@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ from mmssl.heads.token_predictors import TokenPredictorConfig
 from mmssl.losses.masked_tokens import Mean, class_shares, masked_cross_entropy, mean_of_errors, token_means
 from mmssl.objectives.common import Name, ObjectiveConfig, at_least_float32, encoder_of, equal_count
 from mmssl.objectives.parts.fixed_targets import FixedTargets, FixedTargetsConfig
+from mmssl.objectives.parts.noises import normal_noise
 from mmssl.objectives.parts.presence import mixed_bits, zero_absent
 
 
@@ -245,7 +247,8 @@ class MaskedPredictionObjective(Objective):
         order = (~mask).byte().argsort(dim=-1, stable=True)  # the hidden places first
         hidden, keep = (x.sort(1).values for x in order.tensor_split([equal_count(here[:, None], self.mask)], 1))
         (features,) = ctx.features(batch, self.modality, [f"{self.view}0"], keep=[keep])
-        found: Tensor = self.places(features.tokens, keep, hidden[:, None], ctx.generator("places", mask.device))
+        normal = partial(normal_noise, batch.index, ctx.generator("places").initial_seed())
+        found: Tensor = self.places(features.tokens, keep, hidden[:, None], normal)
         return found.flatten(0, 2), torch.zeros_like(mask).scatter(1, hidden, True)
 
     def _masked(self, batch: Batch, encoder: Encoder) -> tuple[Tensor, Tensor, Tensor, Tensor]:

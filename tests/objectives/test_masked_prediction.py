@@ -39,6 +39,7 @@ KMEANS = CONFIG | {
     "mean": "tokens",
 }
 LEFT_OUT = CONFIG | {"places": {"kind": "transformer", "width": 8, "depth": 1, "heads": 2}}
+CONVOLVED = CONFIG | {"places": {"kind": "conv", "width": 8, "depth": 1, "groups": 2}}
 HOG = CONFIG | {"targets": {"kind": "hog", "values": 27, "cell": 2}}
 BERT = CONFIG | {
     "modality": "sentence", "view": "tokens", "mask": "order", "targets": {"kind": "words", "ratio": 0.4},
@@ -52,6 +53,7 @@ CASES = {
     "masked_prediction, fitted codes, absent": Case(json.dumps(KMEANS), Reduction.STATISTIC, ALIKE, FIVE, plan=PLAN),
     "masked_prediction, left out": Case(json.dumps(LEFT_OUT), Reduction.LOCAL, ALIKE),
     "masked_prediction, left out, absent": Case(json.dumps(LEFT_OUT), Reduction.LOCAL, ALIKE, FIVE),
+    "masked_prediction, left out, convolved": Case(json.dumps(CONVOLVED), Reduction.LOCAL, ALIKE),
     "masked_prediction, histograms": Case(json.dumps(HOG), Reduction.LOCAL, ALIKE),
     "masked_prediction, words": Case(json.dumps(BERT), Reduction.STATISTIC, ALIKE),
 }
