@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from mmssl.datasets import digit_scenes, heart, land, moving_scenes
 from mmssl.recipe.recipe import Recipe
 from mmssl.recipe.validate import validate_text
 from mmssl.training.runtime.signals import StopSignals
+from tests.test_configs import shards as shards
 
 ROWS = (Path(__file__).parent.parent / "mmssl/objectives/README.md").read_text().split("## Published methods")[0]
 SMALL = {"width": 32, "depth": 2, "heads": 2}
@@ -99,17 +99,6 @@ def cases() -> list[tuple[str, str]]:
 def test_rows_name_modalities() -> None:
     kinds = {kind for kind, _ in cases()}
     assert kinds == {*TWO, "mae", "denoise", "masked_prediction", "latent_prediction", "jepa", "self_labels", "pretext"}
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Little data of each modality."""
-    folder = tmp_path_factory.mktemp("shards")
-    digit_scenes.write(folder / "scenes", train=32, validation=8, test=8, shards=1)
-    moving_scenes.write(folder / "clips", train=16, validation=8, test=8, shards=1, size=32, fps=8)
-    land.write(folder / "land", train=16, validation=8, test=8, shards=1, size=32)
-    heart.write(folder / "heart", train=16, validation=8, test=8, shards=1)
-    return folder
 
 
 @pytest.mark.slow
